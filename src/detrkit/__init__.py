@@ -1,0 +1,52 @@
+"""detrkit: DETR that anyone can train on their own photos, trust to the last digit, look inside, and ship.
+
+The names below are loaded on first use, so that ``import detrkit`` and ``detrkit --help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detrkit.checkpoints.official import load_official_state_dict, state_dict_as_official
+    from detrkit.errors import CheckpointError, ConfigError, DataError, DetrkitError, ExportError
+    from detrkit.inference.detector import Detector
+    from detrkit.losses.set_loss import SetLoss
+    from detrkit.models.config import ModelConfig
+    from detrkit.models.detr import DETR
+    from detrkit.models.presets import build_model
+    from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "load_official_state_dict": "detrkit.checkpoints.official",
+    "state_dict_as_official": "detrkit.checkpoints.official",
+    "CheckpointError": "detrkit.errors",
+    "ConfigError": "detrkit.errors",
+    "DataError": "detrkit.errors",
+    "DetrkitError": "detrkit.errors",
+    "ExportError": "detrkit.errors",
+    "Detector": "detrkit.inference.detector",
+    "SetLoss": "detrkit.losses.set_loss",
+    "DETR": "detrkit.models.detr",
+    "ModelConfig": "detrkit.models.config",
+    "build_model": "detrkit.models.presets",
+    "Annotations": "detrkit.structures",
+    "Batch": "detrkit.structures",
+    "Detections": "detrkit.structures",
+    "Predictions": "detrkit.structures",
+    "Sample": "detrkit.structures",
+    "Target": "detrkit.structures",
+}
+
+__all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604  (names are strings, from the table above)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,57 @@
+"""Copying weights into a model, and saying in one sentence why that cannot be done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from detrkit.errors import CheckpointError
+from detrkit.models.detr import DETR
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was copied: names of the model's entries."""
+
+    loaded: tuple[str, ...]
+
+
+def load_state(model: DETR, state: Mapping[str, Tensor]) -> LoadReport:
+    """Copy `state`, in our names, into the model; all or nothing.
+
+    Raises:
+        CheckpointError: entries are missing, unknown, or of another shape.
+    """
+    # ordinary batch norm counts its steps; nothing reads the count
+    own = {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    _check_head(own, given)
+    missing = [name for name in own if name not in given]
+    unknown = [name for name in given if name not in own]
+    if missing or unknown:
+        raise CheckpointError(
+            f"checkpoint does not fit the model: {len(missing)} entries missing{_first(missing)}, "
+            f"{len(unknown)} unknown{_first(unknown)}; build the model with the checkpoint's own settings"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            raise CheckpointError(
+                f"checkpoint entry {name!r} has shape {tuple(given[name].shape)}, the model expects "
+                f"{tuple(tensor.shape)}; build the model with the checkpoint's own settings"
+            )
+    model.load_state_dict(given, strict=False)
+    return LoadReport(tuple(own))
+
+
+def _check_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    name = "heads.class_head.weight"
+    if name in given and given[name].shape[0] != own[name].shape[0]:
+        found, expected = given[name].shape[0] - 1, own[name].shape[0] - 1
+        raise CheckpointError(
+            f"checkpoint has a class head for {found} classes, the model expects {expected}; "
+            f"build the model with num_classes={found}, or train a new head"
+        )
+
+
+def _first(names: list[str]) -> str:
+    return f" (first {names[0]!r})" if names else ""

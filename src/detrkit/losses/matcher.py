@@ -1,0 +1,96 @@
+"""Hungarian matching (paper, equation 1; costs from equation 2 and appendix A.2).
+
+Input: class logits and boxes of every decoder layer, targets of every photo. Output: which query answers for which object.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detrkit.errors import DetrkitError
+from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.structures import Target
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The matched pairs of all layers, layer after layer, photo after photo, in rising order of the query.
+
+    Every layer has the same number of pairs, P: the sum over the photos of min(queries, objects).
+    """
+
+    layers: Int64[Tensor, "TP"]
+    images: Int64[Tensor, "TP"]
+    queries: Int64[Tensor, "TP"]
+    objects: Int64[Tensor, "TP"]  # number of the object within its photo
+
+    def pairs(self, layer: int, image: int) -> tuple[Int64[Tensor, "n"], Int64[Tensor, "n"]]:
+        """The queries and objects matched in one photo after one layer (negative layers count from the last)."""
+        last = int(self.layers.max()) if len(self.layers) else 0
+        chosen = (self.layers == layer % (last + 1)) & (self.images == image)
+        return self.queries[chosen], self.objects[chosen]
+
+
+class HungarianMatcher:
+    """Finds the assignment of queries to objects with the least total cost."""
+
+    def __init__(self, class_cost: float = 1.0, box_cost: float = 5.0, giou_cost: float = 2.0) -> None:
+        """Weigh the terms.
+
+        Args:
+            class_cost: of the probability that the object's class does not get.
+            box_cost: of the L1 distance between boxes, relative cxcywh.
+            giou_cost: of 1 - generalised IoU.
+        """
+        self.class_cost = class_cost
+        self.box_cost = box_cost
+        self.giou_cost = giou_cost
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layer_class_logits: Float[Tensor, "T B Q K1"],
+        layer_boxes: Float[Tensor, "T B Q 4"],
+        targets: Sequence[Target],
+    ) -> Matches:
+        """Match all layers and photos: one cost computation, one copy from the device.
+
+        Raises:
+            DetrkitError: a cost is not finite, that is, the model's output or a box is not.
+        """
+        costs = self.costs(layer_class_logits.float(), layer_boxes.float(), targets).cpu()
+        if not costs.isfinite().all():
+            raise DetrkitError(
+                "matching: the model's output or a target box is not finite; lower the learning rate, "
+                "or look for boxes with NaN in the annotations"
+            )
+        rows: list[Int64[Tensor, "4 n"]] = []
+        for layer, layer_costs in enumerate(costs.numpy()):
+            for image, (image_costs, target) in enumerate(zip(layer_costs, targets, strict=True)):
+                queries, objects = linear_sum_assignment(image_costs[:, : len(target.labels)])
+                pairs = torch.as_tensor(queries), torch.as_tensor(objects)
+                rows.append(torch.stack([torch.full_like(pairs[0], layer), torch.full_like(pairs[0], image), *pairs]))
+        return Matches(*torch.cat(rows, dim=1).to(layer_boxes.device, non_blocking=True))
+
+    def costs(
+        self,
+        layer_class_logits: Float[Tensor, "T B Q K1"],
+        layer_boxes: Float[Tensor, "T B Q 4"],
+        targets: Sequence[Target],
+    ) -> Float[Tensor, "T B Q N"]:
+        """Cost of every query for every object of its own photo; N is the largest number of objects, the rest is zero."""
+        labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
+        boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
+
+        num_layers, _, num_queries, _ = layer_boxes.shape
+        wanted = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
+        probability = layer_class_logits.softmax(-1).gather(-1, wanted)
+        distance = torch.cdist(layer_boxes, boxes.expand(num_layers, -1, -1, -1), p=1)
+        giou = generalized_iou(
+            cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None]
+        )
+        return self.box_cost * distance - self.class_cost * probability - self.giou_cost * giou

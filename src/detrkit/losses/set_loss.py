@@ -1,0 +1,210 @@
+"""The loss of a set of predictions (paper, equation 2, appendix A.2), for all decoder layers at once.
+
+Input: `Predictions` and one `Target` per photo. Output: a `LossReport`, whose parts keep the published names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+from detrkit.losses.masks import dice_loss, sigmoid_focal_loss
+from detrkit.losses.matcher import HungarianMatcher, Matches
+from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.structures import Predictions, Target
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """The total to minimise, and what it consists of.
+
+    Attributes:
+        total: weighted sum of the losses of all layers.
+        parts: unweighted values under the published names. loss_ce, loss_bbox, loss_giou, cardinality_error for the
+            last layer and with _0, _1 ... for the others; class_error (percent of matched queries with a wrong class;
+            NaN when no photo holds an object), loss_mask and loss_dice for the last layer only.
+        matches: who answered for whom.
+    """
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
+    matches: Matches
+
+
+class SetLoss:
+    """Matches queries to objects in every layer, then adds up class, box and mask losses."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        class_weight: float = 1.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        mask_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        no_object_weight: float = 0.1,
+        matcher: HungarianMatcher | None = None,
+    ) -> None:
+        """Set the weights; the defaults are the published ones.
+
+        Args:
+            num_classes: K, without no-object.
+            class_weight: of the cross entropy.
+            box_weight: of the L1 distance of boxes.
+            giou_weight: of 1 - generalised IoU.
+            mask_weight: of the focal loss of masks.
+            dice_weight: of the dice loss of masks.
+            no_object_weight: of queries without an object in the cross entropy; there are many more of them.
+            matcher: how predictions are matched to objects.
+        """
+        self.num_classes = num_classes
+        self.weights = {
+            "loss_ce": class_weight,
+            "loss_bbox": box_weight,
+            "loss_giou": giou_weight,
+            "loss_mask": mask_weight,
+            "loss_dice": dice_weight,
+        }
+        self.no_object_weight = no_object_weight
+        self.matcher = matcher or HungarianMatcher()
+
+    def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> LossReport:
+        """Compute the loss in float32, under autocast too.
+
+        Args:
+            predictions: of a batch.
+            targets: one per photo, on the same device; photos without objects have boxes of shape (0, 4).
+        """
+        with torch.autocast(predictions.layer_boxes.device.type, enabled=False):
+            logits = predictions.layer_class_logits.float()
+            boxes = predictions.layer_boxes.float()
+            matches = self.matcher(logits, boxes, targets)
+            object_index = _index_of_objects(matches, targets)
+            num_boxes = _average_over_processes(sum(len(target.labels) for target in targets), boxes.device)
+
+            of_layers = {
+                **self._class_losses(logits, matches, object_index, targets),
+                **_box_losses(boxes, matches, object_index, targets, num_boxes),
+            }
+            parts = _name_by_layer(of_layers)
+            parts["class_error"] = _class_error(logits, matches, object_index, targets)
+            if predictions.masks is not None and all(target.masks is not None for target in targets):
+                parts.update(_mask_losses(predictions.masks.float(), matches, len(logits), targets, num_boxes))
+            total = torch.stack(
+                [self.weights[_published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
+            ).sum()
+        return LossReport(total, {name: part.detach() for name, part in parts.items()}, matches)
+
+    def _class_losses(
+        self,
+        logits: Float[Tensor, "T B Q K1"],
+        matches: Matches,
+        object_index: Int64[Tensor, "TP"],
+        targets: Sequence[Target],
+    ) -> dict[str, Float[Tensor, "T"]]:
+        """Cross entropy, weighted and averaged within each layer over this process's batch (as published)."""
+        labels = torch.cat([target.labels for target in targets])
+        wanted = torch.full(logits.shape[:-1], self.num_classes, dtype=torch.int64, device=logits.device)
+        wanted[matches.layers, matches.images, matches.queries] = labels[object_index]
+        is_object = wanted != self.num_classes
+        weight = torch.where(is_object, 1.0, self.no_object_weight)
+        entropy = F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none")
+        loss_ce = (weight * entropy).sum((1, 2)) / weight.sum((1, 2))
+
+        num_objects = torch.tensor([len(target.labels) for target in targets], device=logits.device)
+        num_found = (logits.argmax(-1) != self.num_classes).sum(-1)
+        cardinality_error = (num_found - num_objects).abs().float().mean(-1)
+        return {"loss_ce": loss_ce, "cardinality_error": cardinality_error}
+
+
+def _box_losses(
+    boxes: Float[Tensor, "T B Q 4"],
+    matches: Matches,
+    object_index: Int64[Tensor, "TP"],
+    targets: Sequence[Target],
+    num_boxes: Float[Tensor, ""] | float,
+) -> dict[str, Float[Tensor, "T"]]:
+    found = boxes[matches.layers, matches.images, matches.queries]
+    true = torch.cat([target.boxes.float() for target in targets])[object_index]
+    distance = (found - true).abs().sum(-1)
+    giou = generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(true))
+    return {
+        "loss_bbox": _per_layer(distance, len(boxes)).sum(1) / num_boxes,
+        "loss_giou": _per_layer(1 - giou, len(boxes)).sum(1) / num_boxes,
+    }
+
+
+def _mask_losses(
+    masks: Float[Tensor, "B Q h w"],
+    matches: Matches,
+    num_layers: int,
+    targets: Sequence[Target],
+    num_boxes: Float[Tensor, ""] | float,
+) -> dict[str, Float[Tensor, ""]]:
+    """Focal and dice loss of the last layer's pairs, at the size of the padded batch; padding counts as outside."""
+    is_last = matches.layers == num_layers - 1
+    found = masks[matches.images[is_last], matches.queries[is_last]]
+    true = _padded_masks(targets)[matches.images[is_last], matches.objects[is_last]]
+    found = F.interpolate(found[:, None], size=true.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return {
+        "loss_mask": sigmoid_focal_loss(found, true).sum() / num_boxes,
+        "loss_dice": dice_loss(found, true).sum() / num_boxes,
+    }
+
+
+def _padded_masks(targets: Sequence[Target]) -> Float[Tensor, "B N H W"]:
+    masks = [target.masks for target in targets if target.masks is not None]
+    count, height, width = (max(mask.shape[axis] for mask in masks) for axis in range(3))
+    padded = torch.zeros(len(masks), count, height, width, device=masks[0].device)
+    for index, mask in enumerate(masks):
+        padded[index, : mask.shape[0], : mask.shape[1], : mask.shape[2]] = mask
+    return padded
+
+
+@torch.no_grad()
+def _class_error(
+    logits: Float[Tensor, "T B Q K1"],
+    matches: Matches,
+    object_index: Int64[Tensor, "TP"],
+    targets: Sequence[Target],
+) -> Float[Tensor, ""]:
+    labels = torch.cat([target.labels for target in targets])[object_index]
+    guesses = logits[matches.layers, matches.images, matches.queries].argmax(-1)
+    is_wrong = _per_layer((guesses != labels).float(), len(logits))[-1]
+    return 100 * is_wrong.mean()  # the mean of nothing is NaN: the published code says 100, which means nothing
+
+
+def _per_layer(values: Float[Tensor, "TP"], num_layers: int) -> Float[Tensor, "T P"]:
+    return values.view(num_layers, len(values) // num_layers)
+
+
+def _index_of_objects(matches: Matches, targets: Sequence[Target]) -> Int64[Tensor, "TP"]:
+    """Number the objects through the whole batch."""
+    counts = [0, *(len(target.labels) for target in targets)]
+    first = torch.tensor(counts[:-1], device=matches.images.device).cumsum(0)
+    return first[matches.images] + matches.objects
+
+
+def _average_over_processes(num_boxes: int, device: torch.device) -> Float[Tensor, ""] | float:
+    """Number of objects per process, at least 1, so that every object weighs the same on every process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return float(max(num_boxes, 1))
+    total = torch.tensor(float(num_boxes), device=device)
+    distributed.all_reduce(total)
+    return (total / distributed.get_world_size()).clamp(min=1)
+
+
+def _name_by_layer(of_layers: dict[str, Float[Tensor, "T"]]) -> dict[str, Float[Tensor, ""]]:
+    parts = {name: values[-1] for name, values in of_layers.items()}
+    for name, values in of_layers.items():
+        parts.update({f"{name}_{layer}": value for layer, value in enumerate(values[:-1])})
+    return parts
+
+
+def _published_name(name: str) -> str:
+    """Drop the layer's number."""
+    return name.rstrip("0123456789").rstrip("_")

@@ -1,0 +1,65 @@
+"""Multi-head attention (paper, appendix A.1), computed without ever holding the attention matrix.
+
+Input: queries (B, N, D), keys and values (B, S, D), a padding mask over the S keys. Output: (B, N, D).
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention of several heads, each over its own share of the width."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_projection = nn.Linear(width, width)
+        self.key_projection = nn.Linear(width, width)
+        self.value_projection = nn.Linear(width, width)
+        self.output_projection = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as the published code does.
+
+        There the three input projections are one (3D, D) matrix, so Xavier's fan-out is 3D: sqrt(6 / 4D) where a
+        single (D, D) matrix would have sqrt(6 / 2D).
+        """
+        for projection in (self.query_projection, self.key_projection, self.value_projection):
+            nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+            nn.init.zeros_(projection.bias)
+        nn.init.xavier_uniform_(self.output_projection.weight)
+        nn.init.zeros_(self.output_projection.bias)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B N D"],
+        keys: Float[Tensor, "B S D"],
+        values: Float[Tensor, "B S D"],
+        key_padding_mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Mix the values, each query by its own weights.
+
+        Args:
+            queries: what asks, position included.
+            keys: what is asked, position included.
+            values: what is handed over, without position.
+            key_padding_mask: True on keys that are padding; they get weight zero.
+        """
+        # scaled_dot_product_attention calls True what may be attended to: the one place where the mask is inverted
+        attend = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            self.split_heads(self.query_projection(queries)),
+            self.split_heads(self.key_projection(keys)),
+            self.split_heads(self.value_projection(values)),
+            attn_mask=attend,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.output_projection(mixed.transpose(1, 2).flatten(2))
+
+    def split_heads(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M N d"]:
+        """Give each of the M heads its share of the width."""
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

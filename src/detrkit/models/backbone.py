@@ -1,0 +1,156 @@
+"""The backbone (paper, section 3.2): images -> feature maps of several strides.
+
+torchvision's ResNets, with frozen batch norm unless they are trained from scratch. Input (B, 3, H, W); output one feature
+map per stage, of strides 4, 8, 16, 32 (16 twice with `dilation`, the paper's DC5).
+"""
+
+from collections.abc import Iterator
+from typing import cast
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.ops import FrozenBatchNorm2d
+
+from detrkit.errors import ConfigError
+from detrkit.models.config import BackboneName, Normalization
+from detrkit.ops.padding import padding_mask_at
+
+_BLOCKS_OF_STAGES = {
+    "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
+}
+
+
+class TinyResNet(resnet.ResNet):
+    """A ResNet of one block a stage and three stages (stride 16), for small pictures and slow machines."""
+
+    def __init__(self, norm_layer: type[nn.Module], widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+        super().__init__(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+        self.conv1 = nn.Conv2d(3, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(widths[0])
+        self.inplanes = widths[0]
+        self.layer1 = self._make_layer(resnet.BasicBlock, widths[0], 1)
+        self.layer2 = self._make_layer(resnet.BasicBlock, widths[1], 1, stride=2)
+        self.layer3 = self._make_layer(resnet.BasicBlock, widths[2], 1, stride=2)
+        del self.layer4
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNetBackbone(nn.Module):
+    """A ResNet without its classifier, handing over the feature map of every stage.
+
+    Attributes:
+        channels: width of each stage's feature map.
+        strides: pixels per cell of each stage's feature map.
+    """
+
+    def __init__(
+        self,
+        name: BackboneName,
+        normalization: Normalization = "frozen",
+        dilation: bool = False,
+        frozen_stages: int = 2,
+    ) -> None:
+        """Build the backbone with random weights.
+
+        Args:
+            name: which ResNet.
+            normalization: "frozen" uses stored statistics and is never trained (right with pretrained weights and small
+                batches); "batch" is ordinary batch norm (needed from scratch).
+            dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
+            frozen_stages: how many parts, counted from the image, are not trained: the stem is the first, `layer1` the
+                second; 2 as published, 0 to train everything.
+
+        Raises:
+            ConfigError: dilation is asked of a ResNet that torchvision cannot dilate.
+        """
+        super().__init__()
+        self.body = _build_body(name, normalization, dilation)
+        del self.body.avgpool, self.body.fc
+        stages = self.stages
+        self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
+        strides = [4 * 2**index for index in range(len(stages))]
+        if dilation:
+            strides[-1] //= 2
+        self.strides = tuple(strides)
+        for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
+            part.requires_grad_(False)
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The stages after the stem, finest first."""
+        return [module for name, module in self.body.named_children() if name.startswith("layer")]  # type: ignore[misc]
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """Compute one feature map per stage.
+
+        Args:
+            images: normalised images, padded with zeros.
+            padding_mask: when given, padding is held at zero before every convolution that looks sideways, so that a
+                photo's features do not depend on how far it was padded. None, as published, lets what spills over a
+                photo's edge into its padding flow back.
+        """
+        body = self.body
+        features = body.relu(body.bn1(body.conv1(images)))
+        features = body.maxpool(_without_padding(features, padding_mask))
+        levels = []
+        for stage in self.stages:
+            for block in stage:
+                features = _run_block(block, features, padding_mask)
+            levels.append(features)
+        return levels
+
+
+def _build_body(name: BackboneName, normalization: Normalization, dilation: bool) -> resnet.ResNet:
+    norm_layer = cast(type[nn.Module], FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d)
+    if name not in ("resnet50", "resnet101") and dilation:
+        raise ConfigError(f"backbone {name!r} cannot be dilated; dilation works with resnet50 and resnet101")
+    if name == "resnet-tiny":
+        return TinyResNet(norm_layer)
+    block, blocks = _BLOCKS_OF_STAGES[name]
+    return resnet.ResNet(
+        block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation]
+    )
+
+
+def _stem(body: resnet.ResNet) -> Iterator[nn.Module]:
+    yield from (body.conv1, body.bn1)
+
+
+def _output_channels(block: nn.Module) -> int:
+    convolutions = [module for name, module in block.named_children() if name.startswith("conv")]
+    return cast(nn.Conv2d, convolutions[-1]).out_channels
+
+
+def _run_block(
+    block: nn.Module, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
+) -> Float[Tensor, "B _ _ _"]:
+    """Run a residual block, with padding held at zero before its 3 x 3 convolutions."""
+    if padding_mask is None:
+        return cast(Tensor, block(features))
+    if isinstance(block, resnet.Bottleneck):
+        change = block.relu(block.bn1(block.conv1(features)))
+        change = block.relu(block.bn2(block.conv2(_without_padding(change, padding_mask))))
+        change = block.bn3(block.conv3(change))
+    else:
+        assert isinstance(block, resnet.BasicBlock)
+        change = block.relu(block.bn1(block.conv1(_without_padding(features, padding_mask))))
+        change = block.bn2(block.conv2(_without_padding(change, padding_mask)))
+    kept = features if block.downsample is None else block.downsample(features)
+    return cast(Tensor, block.relu(change + kept))
+
+
+def _without_padding(
+    features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B H W"] | None
+) -> Float[Tensor, "B C h w"]:
+    if padding_mask is None:
+        return features
+    at_stride = padding_mask_at(padding_mask, (features.shape[-2], features.shape[-1]), exact=True)
+    return features.masked_fill(at_stride[:, None], 0.0)

@@ -1,0 +1,43 @@
+"""Everything that decides a model's shape, as one typed value. Light: reading it does not wait for torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
+Normalization = Literal["frozen", "batch"]
+
+
+class ModelConfig(BaseModel):
+    """Everything that decides a model's shape. The defaults are the published DETR with ResNet-50."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_classes: int = Field(91, ge=1, description="classes, without no-object (91: COCO's raw category ids)")
+    num_queries: int = Field(100, ge=1, description="objects that can be found in one photo, at most")
+    backbone: BackboneName = Field("resnet50", description="which ResNet reads the photo")
+    backbone_normalization: Normalization = Field(
+        "frozen", description="'frozen' for pretrained weights, 'batch' when trained from scratch"
+    )
+    frozen_backbone_stages: int = Field(
+        2, ge=0, le=5, description="parts of the backbone never trained: 1 is the stem, 2 adds layer1 (as published)"
+    )
+    dilation: bool = Field(False, description="stride 16 instead of 32 in the last stage (DC5)")
+    position_encoding: Literal["sine", "learned"] = Field("sine", description="how cells know where they are")
+    position_table_size: int = Field(50, ge=1, description="rows and columns that learned positions can tell apart")
+    hidden_dim: int = Field(256, ge=4, description="D, width of the transformer")
+    num_heads: int = Field(8, ge=1, description="attention heads")
+    encoder_layers: int = Field(6, ge=0, description="encoder layers")
+    decoder_layers: int = Field(6, ge=1, description="decoder layers")
+    feedforward_dim: int = Field(2048, ge=1, description="width inside the feed-forward networks")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the transformer, while training")
+    pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
+    panoptic: bool = Field(False, description="with the mask head")
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> "ModelConfig":
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim={self.hidden_dim} must be a multiple of 4 and of num_heads={self.num_heads}")
+        if self.dilation and self.backbone not in ("resnet50", "resnet101"):
+            raise ValueError(f"backbone {self.backbone!r} cannot be dilated, only resnet50 and resnet101 can")
+        return self

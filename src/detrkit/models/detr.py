@@ -1,0 +1,89 @@
+"""DETR (Carion et al. 2020, arXiv:2005.12872): images -> a set of objects, in one pass."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.models.backbone import ResNetBackbone
+from detrkit.models.config import ModelConfig
+from detrkit.models.heads import Heads
+from detrkit.models.panoptic import PanopticHead
+from detrkit.models.positions import LearnedPositions, SinePositions
+from detrkit.models.transformer import Decoder, Encoder
+from detrkit.ops.padding import padding_mask_at
+from detrkit.structures import Predictions
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a DETR is put together from; `presets.build_model` fills it in."""
+
+    backbone: ResNetBackbone
+    positions: SinePositions | LearnedPositions
+    encoder: Encoder
+    decoder: Decoder
+    heads: Heads
+    panoptic: PanopticHead | None = None
+
+
+class DETR(nn.Module):
+    """Backbone, encoder, decoder over object queries, heads (paper, figure 2)."""
+
+    def __init__(self, parts: Parts, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = parts.backbone
+        self.input_projection = nn.Conv2d(parts.backbone.channels[-1], config.hidden_dim, kernel_size=1)
+        self.positions = parts.positions
+        self.encoder = parts.encoder
+        self.queries = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.decoder = parts.decoder
+        self.heads = parts.heads
+        self.panoptic = parts.panoptic
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        padding_mask: Bool[Tensor, "B H W"] | None = None,
+        *,
+        exact_padding: bool = False,
+    ) -> Predictions:
+        """Predict one class and one box per query.
+
+        Args:
+            images: normalised with the ImageNet mean and deviation, padded with zeros at the bottom and on the right.
+            padding_mask: True on padding; None when there is none.
+            exact_padding: True makes the answer for a photo independent of how far it was padded, and so of the other
+                photos in its batch. False computes what the published code does, where padding leaks into the
+                backbone's features and the mask of the feature map is rounded.
+        """
+        levels = self.backbone(images, padding_mask if exact_padding else None)
+        feature_mask = _feature_mask(levels[-1], padding_mask, exact_padding)
+        projected = self.input_projection(levels[-1])
+
+        tokens = projected.flatten(2).transpose(1, 2)
+        token_mask = None if padding_mask is None else feature_mask.flatten(1)
+        positions = self.positions(feature_mask).flatten(1, 2).to(tokens.dtype)
+
+        memory = self.encoder(tokens, positions, token_mask)
+        queries = self.queries.weight.expand(len(images), -1, -1).to(tokens.dtype)
+        decoded = self.decoder(queries, memory, positions, token_mask)
+        layer_class_logits, layer_boxes = self.heads(decoded)
+
+        masks = None
+        if self.panoptic is not None:
+            memory_map = memory.transpose(1, 2).unflatten(2, projected.shape[-2:])
+            mask_of_map = None if padding_mask is None else feature_mask
+            masks = self.panoptic(decoded[-1], memory_map, projected, mask_of_map, levels[-2::-1])
+        return Predictions(layer_class_logits, layer_boxes, masks)
+
+
+def _feature_mask(
+    features: Float[Tensor, "B _ h w"], padding_mask: Bool[Tensor, "B H W"] | None, exact: bool
+) -> Bool[Tensor, "B h w"]:
+    size = (features.shape[-2], features.shape[-1])
+    if padding_mask is None:
+        return torch.zeros(features.shape[0], *size, dtype=torch.bool, device=features.device)
+    return padding_mask_at(padding_mask, size, exact=exact)

@@ -1,0 +1,71 @@
+"""Position encodings of a feature map (paper, section 3.2 and appendix A.4).
+
+Input: the padding mask of the feature map, (B, h, w). Output: one D-vector per cell, (B, h, w, D).
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.errors import ConfigError
+
+
+class SinePositions(nn.Module):
+    """Sines and cosines of the row in the first half of the channels, of the column in the second.
+
+    Rows and columns are counted over the photo without padding and scaled to 2 pi at its end, so that the encoding of
+    a cell does not depend on how far its photo was padded.
+    """
+
+    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        self.channels_per_axis = width // 2
+        self.temperature = temperature
+
+    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Encode every cell; in padding, the last cell of the photo is repeated."""
+        is_photo = ~padding_mask
+        encoded = [self.encode(is_photo.cumsum(axis, dtype=torch.float32), axis) for axis in (1, 2)]
+        return torch.cat(encoded, dim=-1)
+
+    def encode(self, count: Float[Tensor, "B h w"], axis: int) -> Float[Tensor, "B h w C"]:
+        """Encode the position along one axis, counted from 1."""
+        last = count.narrow(axis, count.shape[axis] - 1, 1)
+        angle = count / (last + 1e-6) * (2 * math.pi)  # 1e-6 as published: a column of nothing but padding has last = 0
+        channel = torch.arange(self.channels_per_axis, dtype=torch.float32, device=count.device)
+        period = self.temperature ** (2 * (channel // 2) / self.channels_per_axis)
+        phase = angle[..., None] / period
+        return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector per column in the first half of the channels, per row in the second.
+
+    The order is the opposite of the sine encoding's and padding is ignored, both as published.
+    """
+
+    def __init__(self, width: int, table_size: int = 50) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(table_size, width // 2)
+        self.columns = nn.Embedding(table_size, width // 2)
+        nn.init.uniform_(self.rows.weight)
+        nn.init.uniform_(self.columns.weight)
+
+    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Encode every cell by its row and column in the padded image.
+
+        Raises:
+            ConfigError: the feature map is larger than the tables.
+        """
+        batch_size, height, width = padding_mask.shape
+        table_size = self.rows.num_embeddings
+        if height > table_size or width > table_size:
+            raise ConfigError(
+                f"learned positions: the feature map is {height} x {width} cells and the tables hold {table_size}; "
+                f"make the photos smaller or build the model with position_table_size={max(height, width)}"
+            )
+        columns = self.columns.weight[:width].expand(height, -1, -1)
+        rows = self.rows.weight[:height, None].expand(-1, width, -1)
+        return torch.cat([columns, rows], dim=-1).expand(batch_size, -1, -1, -1)

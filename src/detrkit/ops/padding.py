@@ -1,0 +1,47 @@
+"""Padding: photos of different sizes in one batch, and the mask that says which pixels are not photo.
+
+Photos are padded with zeros (the mean colour, for normalised images) at the bottom and on the right only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pad_to_batch(images: Sequence[Float[Tensor, "3 _ _"]]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+    """Stack images of different sizes.
+
+    Returns:
+        The images, padded with zeros to the largest height and the largest width among them, and the padding mask,
+        True on padding.
+    """
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=batch.device)
+    for index, image in enumerate(images):
+        batch[index, :, : image.shape[1], : image.shape[2]] = image
+        padding_mask[index, : image.shape[1], : image.shape[2]] = False
+    return batch, padding_mask
+
+
+def padding_mask_at(
+    padding_mask: Bool[Tensor, "B H W"], size: tuple[int, int], *, exact: bool
+) -> Bool[Tensor, "B h w"]:
+    """Padding mask of a feature map.
+
+    Args:
+        padding_mask: mask of the images.
+        size: (h, w) of the feature map.
+        exact: False takes the nearest pixel after scaling the whole padded image to `size`, as published; where the
+            padded side is no multiple of the stride, that depends on the size of the batch. True takes every
+            stride-th pixel, which is what a strided convolution sees.
+    """
+    if exact:
+        step_y = -(-padding_mask.shape[1] // size[0])
+        step_x = -(-padding_mask.shape[2] // size[1])
+        return padding_mask[:, ::step_y, ::step_x]
+    return F.interpolate(padding_mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()

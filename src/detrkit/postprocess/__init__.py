@@ -1,0 +1,1 @@
+"""From the model's output to objects in the original photo."""

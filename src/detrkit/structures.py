@@ -1,0 +1,167 @@
+"""The nouns that travel between the rooms.
+
+Boxes are xyxy in pixels in `Annotations`, `Sample` and `Detections`, and cxcywh relative to the image without padding in
+`Target` and `Predictions`; `data.batching` and `postprocess.boxes` convert. Sizes are (height, width). A padding mask is
+True on padding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The objects of one photo."""
+
+    boxes: Float[Tensor, "N 4"]  # xyxy in pixels
+    labels: Int64[Tensor, "N"]  # 0 .. K-1
+    masks: Bool[Tensor, "N H W"] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photo with its objects, on the way through the transforms."""
+
+    image: UInt8[Tensor, "3 H W"]
+    annotations: Annotations
+    image_id: int
+    original_size: tuple[int, int]  # (height, width) of the photo on disk, EXIF orientation honoured
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the model should have said about one photo."""
+
+    boxes: Float[Tensor, "N 4"]  # cxcywh relative to the image without padding
+    labels: Int64[Tensor, "N"]
+    masks: Bool[Tensor, "N H W"] | None = None  # of the image without padding
+
+    def to(self, device: torch.device | str) -> Target:
+        """Copy to a device, without waiting for it."""
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Target(self.boxes.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), masks)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photos padded at the bottom and on the right to a common size, normalised, with their targets."""
+
+    images: Float[Tensor, "B 3 H W"]
+    padding_mask: Bool[Tensor, "B H W"]
+    targets: list[Target]
+    image_ids: list[int]
+    original_sizes: list[tuple[int, int]]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device, without waiting for it."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            padding_mask=self.padding_mask.to(device, non_blocking=True),
+            targets=[target.to(device) for target in self.targets],
+        )
+
+    def pin_memory(self) -> Batch:
+        """Move to page-locked memory (called by the data loader)."""
+        return replace(self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says about a batch: one class and one box per query, after every decoder layer.
+
+    The last class is "no object". Boxes are cxcywh in 0 .. 1, relative to each image without its padding.
+    """
+
+    layer_class_logits: Float[Tensor, "T B Q K1"]
+    layer_boxes: Float[Tensor, "T B Q 4"]
+    masks: Float[Tensor, "B Q h w"] | None = None  # logits, over the padded image
+
+    @property
+    def class_logits(self) -> Float[Tensor, "B Q K1"]:
+        """Class scores after the last decoder layer."""
+        return self.layer_class_logits[-1]
+
+    @property
+    def boxes(self) -> Float[Tensor, "B Q 4"]:
+        """Boxes after the last decoder layer."""
+        return self.layer_boxes[-1]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects found in one photo, best first."""
+
+    boxes: Float[Tensor, "N 4"]  # xyxy in pixels of the original photo
+    scores: Float[Tensor, "N"]  # 0 .. 1
+    labels: Int64[Tensor, "N"]  # the dataset's own category ids
+    names: tuple[str, ...]
+    image: Image | None = None  # the photo itself, when the caller may want to draw on it
+    path: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def keep(self, chosen: Bool[Tensor, "N"] | Sequence[int]) -> Detections:
+        """Select some of the objects, by a mask or by indices in the wanted order."""
+        index = torch.as_tensor(chosen)
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        index = index.to(torch.int64)
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            names=tuple(self.names[i] for i in index.tolist()),
+        )
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """List the objects as COCO results: xywh in pixels, category ids of the dataset."""
+        return [
+            {"image_id": image_id, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), label, score in zip(
+                self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True
+            )
+        ]
+
+    def to_json(self) -> str:
+        """Write the objects as one JSON document: name, category_id, score, box (xyxy in pixels)."""
+        objects = [
+            {"name": name, "category_id": label, "score": round(score, 6), "box": [round(x, 3) for x in box]}
+            for name, label, score, box in zip(
+                self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
+            )
+        ]
+        return json.dumps({"photo": self.path, "objects": objects}, ensure_ascii=False, indent=2)
+
+    def to_supervision(self) -> Any:
+        """Convert to `supervision.Detections` (the package must be installed)."""
+        import numpy
+        import supervision  # type: ignore[import-not-found, unused-ignore]
+
+        return supervision.Detections(
+            xyxy=self.boxes.cpu().numpy(),
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            data={"class_name": numpy.array(self.names)},
+        )
+
+    def draw(self) -> Image:
+        """Draw the objects on a copy of the photo."""
+        from detrkit.visualization.draw import draw_detections
+
+        if self.image is None:
+            raise ValueError("these detections hold no photo; use detrkit.visualization.draw.draw_detections(photo, detections)")
+        return draw_detections(self.image, self)

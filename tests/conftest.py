@@ -1,0 +1,27 @@
+"""Set up before detrkit is imported: shape checks on every call, and no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# every jaxtyping signature is checked while the tests run
+install_import_hook("detrkit", "beartype.beartype")
+
+import torch
+
+torch.set_num_threads(1)  # the tests run in two processes on two cores
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the golden numbers and photos, which is not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared, which is not part of the project")
+    return SHARED
