@@ -39,7 +39,7 @@ _HOME_OF = {
     "Target": "detrkit.structures",
 }
 
-__all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604  (names are strings, from the table above)
+__all__ = [*_HOME_OF, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

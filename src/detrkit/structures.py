@@ -163,5 +163,7 @@ class Detections:
         from detrkit.visualization.draw import draw_detections
 
         if self.image is None:
-            raise ValueError("these detections hold no photo; use detrkit.visualization.draw.draw_detections(photo, detections)")
+            raise ValueError(
+                "these detections hold no photo; use detrkit.visualization.draw.draw_detections(photo, detections)"
+            )
         return draw_detections(self.image, self)

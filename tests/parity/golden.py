@@ -54,8 +54,11 @@ def formula_model(name: str, **overrides: object) -> DETR:
     official = state_dict_as_official(model)
     load_official_state_dict(
         model,
-        {key: torch.from_numpy(np.asarray(weight(key, tuple(t.shape)))) for key, t in official.items()
-         if not key.endswith("num_batches_tracked")},
+        {
+            key: torch.from_numpy(np.asarray(weight(key, tuple(t.shape))))
+            for key, t in official.items()
+            if not key.endswith("num_batches_tracked")
+        },
     )
     return model.eval()
 

@@ -99,9 +99,7 @@ def test_four_training_steps_follow_the_golden_trajectory(shared: Path) -> None:
     model = formula_model("detr-r50", dropout=0.0).train()
     backbone = [p for name, p in model.named_parameters() if name.startswith("backbone") and p.requires_grad]
     others = [p for name, p in model.named_parameters() if not name.startswith("backbone")]
-    optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": 1e-4}, {"params": backbone, "lr": 1e-5}], weight_decay=1e-4
-    )
+    optimizer = torch.optim.AdamW([{"params": others, "lr": 1e-4}, {"params": backbone, "lr": 1e-5}], weight_decay=1e-4)
     losses, norms = [], []
     for _ in range(4):
         report = SetLoss(91)(model(*formula_batch()), formula_targets(91))

@@ -29,7 +29,10 @@ BOX_RULES: list[Rule] = [
     ("decoder.layers.{n}.self_attention.output_projection.", "transformer.decoder.layers.{n}.self_attn.out_proj."),
     ("decoder.layers.{n}.self_attention.", "transformer.decoder.layers.{n}.self_attn."),
     ("decoder.layers.{n}.self_attention_residual.norm.", "transformer.decoder.layers.{n}.norm1."),
-    ("decoder.layers.{n}.cross_attention.output_projection.", "transformer.decoder.layers.{n}.multihead_attn.out_proj."),
+    (
+        "decoder.layers.{n}.cross_attention.output_projection.",
+        "transformer.decoder.layers.{n}.multihead_attn.out_proj.",
+    ),
     ("decoder.layers.{n}.cross_attention.", "transformer.decoder.layers.{n}.multihead_attn."),
     ("decoder.layers.{n}.cross_attention_residual.norm.", "transformer.decoder.layers.{n}.norm2."),
     ("decoder.layers.{n}.feed_forward.expand.", "transformer.decoder.layers.{n}.linear1."),

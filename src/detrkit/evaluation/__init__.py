@@ -1,0 +1,1 @@
+"""Scores of a set of detections, and the report."""

@@ -90,7 +90,5 @@ class HungarianMatcher:
         wanted = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
         probability = layer_class_logits.softmax(-1).gather(-1, wanted)
         distance = torch.cdist(layer_boxes, boxes.expand(num_layers, -1, -1, -1), p=1)
-        giou = generalized_iou(
-            cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None]
-        )
+        giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
         return self.box_cost * distance - self.class_cost * probability - self.giou_cost * giou

@@ -3,7 +3,6 @@
 Input: queries (B, N, D), keys and values (B, S, D), a padding mask over the S keys. Output: (B, N, D).
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -84,7 +84,7 @@ class ResNetBackbone(nn.Module):
     @property
     def stages(self) -> list[nn.Sequential]:
         """The stages after the stem, finest first."""
-        return [module for name, module in self.body.named_children() if name.startswith("layer")]  # type: ignore[misc]
+        return [module for name, module in self.body.named_children() if name.startswith("layer")]
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
@@ -115,9 +115,7 @@ def _build_body(name: BackboneName, normalization: Normalization, dilation: bool
     if name == "resnet-tiny":
         return TinyResNet(norm_layer)
     block, blocks = _BLOCKS_OF_STAGES[name]
-    return resnet.ResNet(
-        block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation]
-    )
+    return resnet.ResNet(block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation])
 
 
 def _stem(body: resnet.ResNet) -> Iterator[nn.Module]:

@@ -29,8 +29,6 @@ class Heads(nn.Module):
         self.class_head = ClassHead(width, num_classes)
         self.box_head = BoxHead(width)
 
-    def forward(
-        self, decoded: Float[Tensor, "T B Q D"]
-    ) -> tuple[Float[Tensor, "T B Q K1"], Float[Tensor, "T B Q 4"]]:
+    def forward(self, decoded: Float[Tensor, "T B Q D"]) -> tuple[Float[Tensor, "T B Q K1"], Float[Tensor, "T B Q 4"]]:
         """Read class logits and boxes (cxcywh in 0 .. 1) off every query after every layer."""
         return self.class_head(decoded), self.box_head(decoded).sigmoid()

@@ -57,7 +57,9 @@ def preset_config(name: str, **overrides: Any) -> ModelConfig:
         raise ConfigError(f"model {name!r} is not a preset; {did_you_mean(name, PRESETS)}")
     for field in overrides:
         if field not in ModelConfig.model_fields:
-            raise ConfigError(f"model setting {field!r} does not exist; {did_you_mean(field, ModelConfig.model_fields)}")
+            raise ConfigError(
+                f"model setting {field!r} does not exist; {did_you_mean(field, ModelConfig.model_fields)}"
+            )
     try:
         return ModelConfig.model_validate({**PRESETS[name].model_dump(), **overrides})
     except ValidationError as error:

@@ -26,9 +26,7 @@ def box_area(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     return width * height
 
 
-def generalized_iou(
-    first: Float[Tensor, "*A 4"], second: Float[Tensor, "*B 4"]
-) -> Float[Tensor, "*C"]:
+def generalized_iou(first: Float[Tensor, "*A 4"], second: Float[Tensor, "*B 4"]) -> Float[Tensor, "*C"]:
     """Generalised IoU of xyxy boxes, elementwise with broadcasting.
 
     Args:

@@ -3,11 +3,14 @@
 No non-maximum suppression: matching taught the queries to speak up once per object.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy
+from detrkit.structures import Detections, Predictions
 
 
 def best_class_boxes(
@@ -28,3 +31,29 @@ def best_class_boxes(
     height, width = size
     scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device)
     return scores, labels, cxcywh_to_xyxy(boxes.float()) * scale
+
+
+def to_detections(
+    predictions: Predictions,
+    sizes: Sequence[tuple[int, int]],
+    category_ids: Sequence[int],
+    names: Sequence[str],
+    threshold: float = 0.0,
+) -> list[Detections]:
+    """Turn predictions into the objects of each photo, best first.
+
+    Args:
+        predictions: of a batch.
+        sizes: (height, width) of each original photo in pixels.
+        category_ids: the dataset's own id of each label.
+        names: name of each label.
+        threshold: least score to be kept; 0 keeps every query, as evaluation needs.
+    """
+    found = []
+    ids = torch.as_tensor(category_ids)
+    for class_logits, boxes, size in zip(predictions.class_logits, predictions.boxes, sizes, strict=True):
+        scores, labels, pixel_boxes = (x.cpu() for x in best_class_boxes(class_logits, boxes, size))
+        detections = Detections(pixel_boxes, scores, ids[labels], tuple(names[label] for label in labels.tolist()))
+        order = scores.argsort(descending=True, stable=True)
+        found.append(detections.keep(order[scores[order] >= threshold].tolist()))
+    return found

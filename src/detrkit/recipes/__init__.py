@@ -1,0 +1,1 @@
+"""A run as a typed config, put together here: the one place where strings become classes."""

@@ -1,0 +1,102 @@
+"""Our own file: one `.safetensors` with the weights and, in its header, a JSON document with all else.
+
+The document holds the model's configuration, its categories and its preprocessing, so that the file alone predicts.
+Reading it executes nothing.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from detrkit.checkpoints.loading import load_state
+from detrkit.data.categories import Categories
+from detrkit.errors import CheckpointError
+from detrkit.files import replacing
+from detrkit.models.config import ModelConfig
+from detrkit.models.detr import DETR
+from detrkit.models.presets import model_from_config
+
+FORMAT = "detrkit-1"
+
+
+class Preprocessing(BaseModel):
+    """How a photo is prepared for the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(default=800, ge=1, description="shorter side in pixels; the longer is at most 5/3 of it")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything needed to predict: weights under our names, and what they mean."""
+
+    state: Mapping[str, Tensor]
+    config: ModelConfig
+    categories: Categories
+    preprocessing: Preprocessing
+
+    def build(self) -> DETR:
+        """Build the model and copy the weights into it; it is in train mode."""
+        model = model_from_config(self.config)
+        load_state(model, self.state)
+        return model
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically."""
+    header = {
+        "format": FORMAT,
+        "model": checkpoint.config.model_dump(mode="json"),
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in zip(checkpoint.categories.ids, checkpoint.categories.names, strict=True)
+        ],
+        "preprocessing": checkpoint.preprocessing.model_dump(mode="json"),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"detrkit": json.dumps(header)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read a safetensors file: its tensors, and our JSON document if it has one.
+
+    Raises:
+        CheckpointError: the file is missing or malformed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: found nothing, expected a .safetensors file; check the path")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata.get("detrkit")  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not readable as safetensors ({error}); is the file complete?") from None
+
+
+def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path) -> Checkpoint:
+    """Understand the JSON document of one of our files.
+
+    Raises:
+        CheckpointError: it is malformed, or of another version.
+    """
+    try:
+        content = json.loads(header)
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
+        categories = Categories(
+            ids=tuple(int(entry["id"]) for entry in content["categories"]),
+            names=tuple(str(entry["name"]) for entry in content["categories"]),
+        )
+        config = ModelConfig.model_validate(content["model"])
+        return Checkpoint(state, config, categories, Preprocessing.model_validate(content["preprocessing"]))
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: its description is malformed ({reason}); write it again") from None

@@ -1,0 +1,254 @@
+"""Hugging Face's names of DETR, in all the forms they have had, and its folder: config.json + model.safetensors.
+
+The forms, told apart by their entries: names on disk (written by every version) or in memory since version 5, each with
+a timm backbone ("facebook/detr-resnet-50") or with Hugging Face's own ResNet (its revision "no_timm").
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.names import Rule, to_ours, to_theirs
+from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
+from detrkit.data.categories import Categories
+from detrkit.errors import CheckpointError
+from detrkit.files import make_folder, replacing, write_text
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which of the names are meant."""
+
+    in_memory: bool = False  # names of a live model since version 5, not those on disk
+    native_backbone: bool = False  # Hugging Face's own ResNet, not timm's
+    has_masks: bool = False
+
+
+def detect_form(state: Mapping[str, Tensor]) -> Form:
+    """Tell the form by its entries."""
+    return Form(
+        in_memory=any(".mlp.fc1." in name for name in state),
+        native_backbone=any("embedder.embedder.convolution" in name for name in state),
+        has_masks=any(name.startswith("mask_head.") for name in state),
+    )
+
+
+def ours_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename entries of any of the forms to ours.
+
+    Raises:
+        CheckpointError: an entry has no counterpart.
+    """
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    return to_ours(kept, _rules(detect_form(kept)))
+
+
+def huggingface_from_ours(state: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:
+    """Rename our entries to one of the forms."""
+    return to_theirs(state, _rules(form))
+
+
+def read_config(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], Categories | None]:
+    """Read from `config.json` what the weights do not show.
+
+    Returns:
+        Fields of `ModelConfig`, and the categories if the file names them.
+
+    Raises:
+        CheckpointError: the file is missing, malformed, or of another kind of model.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); a Hugging Face folder holds one") from None
+    if not isinstance(content, dict) or content.get("model_type") != "detr":
+        kind = content.get("model_type") if isinstance(content, dict) else None
+        raise CheckpointError(f"{path}: found model_type {kind!r}, expected 'detr'")
+    known: dict[str, Any] = {
+        "num_heads": content.get("encoder_attention_heads", 8),
+        "dropout": content.get("dropout", 0.1),
+        "dilation": bool(content.get("dilation", False)),
+    }
+    names = content.get("id2label")
+    num_classes = state["heads.class_head.weight"].shape[0] - 1
+    if not isinstance(names, dict) or set(names) != {str(label) for label in range(num_classes)}:
+        return known, None
+    return known, Categories(tuple(range(num_classes)), tuple(str(names[str(label)]) for label in range(num_classes)))
+
+
+def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = False) -> None:
+    """Write a folder that `transformers.DetrForObjectDetection.from_pretrained` reads.
+
+    Category ids of our own are kept in config.json under "detrkit_category_ids"; there labels are 0 .. K-1.
+
+    Raises:
+        CheckpointError: Hugging Face's DETR has no such variant.
+    """
+    config = checkpoint.config
+    unknown_there = {
+        "pre_norm": config.pre_norm,
+        f"backbone {config.backbone!r}": config.backbone == "resnet-tiny",
+        "backbone_normalization 'batch'": config.backbone_normalization == "batch",
+    }
+    for what, is_used in unknown_there.items():
+        if is_used:
+            raise CheckpointError(
+                f"the model uses {what}, which Hugging Face's DETR does not have; use --to detrkit or official"
+            )
+    make_folder(folder)
+    form = Form(native_backbone=native_backbone, has_masks=config.panoptic)
+    tensors = huggingface_from_ours(checkpoint.state, form)
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    write_text(folder / "config.json", json.dumps(_config_json(checkpoint, native_backbone), indent=2))
+    write_text(folder / "preprocessor_config.json", json.dumps(_preprocessor_json(checkpoint.preprocessing), indent=2))
+
+
+def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any]:
+    config = checkpoint.config
+    if native_backbone:
+        depths = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}.get(config.backbone, (3, 4, 6, 3))
+        is_basic = config.backbone in ("resnet18", "resnet34")
+        widths = [64, 128, 256, 512] if is_basic else [256, 512, 1024, 2048]
+        backbone: dict[str, Any] = {
+            "model_type": "resnet",
+            "depths": list(depths),
+            "hidden_sizes": widths,
+            "layer_type": "basic" if is_basic else "bottleneck",
+            "out_features": ["stage4"] if not config.panoptic else ["stage1", "stage2", "stage3", "stage4"],
+        }
+    else:
+        backbone = {
+            "model_type": "timm_backbone",
+            "backbone": config.backbone,
+            "features_only": True,
+            "out_indices": [1, 2, 3, 4],
+            "num_channels": 3,
+            "use_pretrained_backbone": False,
+            **({"output_stride": 16} if config.dilation else {}),
+        }
+    names = checkpoint.categories.names
+    return {
+        "model_type": "detr",
+        "architectures": ["DetrForSegmentation" if config.panoptic else "DetrForObjectDetection"],
+        "backbone_config": backbone,
+        "dilation": config.dilation,
+        "d_model": config.hidden_dim,
+        "num_queries": config.num_queries,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "encoder_attention_heads": config.num_heads,
+        "decoder_attention_heads": config.num_heads,
+        "encoder_ffn_dim": config.feedforward_dim,
+        "decoder_ffn_dim": config.feedforward_dim,
+        "dropout": config.dropout,
+        "position_embedding_type": config.position_encoding,
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+        "detrkit_category_ids": list(checkpoint.categories.ids),
+    }
+
+
+def _preprocessor_json(preprocessing: Preprocessing) -> dict[str, Any]:
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "do_resize": True,
+        "size": {
+            "shortest_edge": preprocessing.image_size,
+            "longest_edge": round(preprocessing.image_size * 1333 / 800),
+        },
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_DEVIATION),
+        "do_pad": True,
+        "format": "coco_detection",
+    }
+
+
+def _rules(form: Form) -> list[Rule]:
+    """Pair our names with those of a form; the first that fits wins."""
+    model = "detr." if form.has_masks else ""
+    output = "o_proj" if form.in_memory else "out_proj"
+    feed_forward = "mlp.fc" if form.in_memory else "fc"
+    backbone = "backbone.model." if form.in_memory else "backbone.conv_encoder.model."
+    box_rules: list[Rule] = [
+        *_backbone_rules(f"model.{backbone}", form.native_backbone),
+        ("positions.rows.", "model.position_embedding.row_embeddings."),
+        ("positions.columns.", "model.position_embedding.column_embeddings."),
+        ("positions.rows.", "model.backbone.position_embedding.row_embeddings."),  # before version 5
+        ("positions.columns.", "model.backbone.position_embedding.column_embeddings."),
+        ("input_projection.", "model.input_projection."),
+        ("queries.", "model.query_position_embeddings."),
+        ("decoder.norm.", "model.decoder.layernorm."),
+        ("heads.class_head.", "class_labels_classifier."),
+        *((f"heads.box_head.{2 * index}.", f"bbox_predictor.layers.{index}.") for index in range(3)),
+    ]
+    for stack in ("encoder", "decoder"):
+        ours, theirs = f"{stack}.layers.{{n}}.", f"model.{stack}.layers.{{n}}."
+        attentions = [("self_attention", "self_attn")]
+        if stack == "decoder":
+            attentions.append(("cross_attention", "encoder_attn"))
+        for attention, their_attention in attentions:
+            box_rules += [
+                (f"{ours}{attention}.query_projection.", f"{theirs}{their_attention}.q_proj."),
+                (f"{ours}{attention}.key_projection.", f"{theirs}{their_attention}.k_proj."),
+                (f"{ours}{attention}.value_projection.", f"{theirs}{their_attention}.v_proj."),
+                (f"{ours}{attention}.output_projection.", f"{theirs}{their_attention}.{output}."),
+                (f"{ours}{attention}_residual.norm.", f"{theirs}{their_attention}_layer_norm."),
+            ]
+        box_rules += [
+            (f"{ours}feed_forward.expand.", f"{theirs}{feed_forward}1."),
+            (f"{ours}feed_forward.contract.", f"{theirs}{feed_forward}2."),
+            (f"{ours}feed_forward_residual.norm.", f"{theirs}final_layer_norm."),
+        ]
+    rules = [(ours, model + theirs) for ours, theirs in box_rules]
+    return rules + _mask_rules(form.in_memory)
+
+
+def _backbone_rules(prefix: str, native: bool) -> list[Rule]:
+    if not native:
+        return [("backbone.body.", prefix)]
+    rules: list[Rule] = [
+        ("backbone.body.conv1.", f"{prefix}embedder.embedder.convolution."),
+        ("backbone.body.bn1.", f"{prefix}embedder.embedder.normalization."),
+    ]
+    for stage in range(4):
+        ours, theirs = f"backbone.body.layer{stage + 1}.{{n}}.", f"{prefix}encoder.stages.{stage}.layers.{{n}}."
+        rules += [
+            (f"{ours}downsample.0.", f"{theirs}shortcut.convolution."),
+            (f"{ours}downsample.1.", f"{theirs}shortcut.normalization."),
+        ]
+        for index in range(3):
+            rules += [
+                (f"{ours}conv{index + 1}.", f"{theirs}layer.{index}.convolution."),
+                (f"{ours}bn{index + 1}.", f"{theirs}layer.{index}.normalization."),
+            ]
+    return rules
+
+
+def _mask_rules(in_memory: bool) -> list[Rule]:
+    projection = "proj" if in_memory else "linear"
+    rules: list[Rule] = [
+        ("panoptic.attention_maps.query_projection.", f"bbox_attention.q_{projection}."),
+        ("panoptic.attention_maps.key_projection.", f"bbox_attention.k_{projection}."),
+        ("panoptic.exit.", "mask_head.output_conv." if in_memory else "mask_head.out_lay."),
+    ]
+    ours_of_stage = [f"panoptic.entrance.{index}." for index in range(2)] + [
+        f"panoptic.stages.{index}." for index in range(3)
+    ]
+    for index, ours in enumerate(ours_of_stage):
+        stage = f"mask_head.conv{index + 1}." if index < 2 else f"mask_head.fpn_stages.{index - 2}.refine."
+        rules += [
+            (f"{ours}convolution.", f"{stage}conv." if in_memory else f"mask_head.lay{index + 1}."),
+            (f"{ours}norm.", f"{stage}norm." if in_memory else f"mask_head.gn{index + 1}."),
+        ]
+    for index in range(3):
+        theirs = f"mask_head.fpn_stages.{index}.fpn_adapter." if in_memory else f"mask_head.adapter{index + 1}."
+        rules.append((f"panoptic.adapters.{index}.", theirs))
+    return rules

@@ -1,0 +1,76 @@
+"""The shape of a model, read off its weights.
+
+What weights do not show is assumed to be as published, unless the caller knows better: the number of heads, dropout,
+and dilation (a DC5 model has the very tensors of its undilated twin).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from detrkit.errors import CheckpointError
+from detrkit.models.config import BackboneName, ModelConfig
+
+_BACKBONE_OF_BLOCKS: dict[tuple[int, ...], dict[bool, BackboneName]] = {
+    (2, 2, 2, 2): {False: "resnet18"},
+    (3, 4, 6, 3): {False: "resnet34", True: "resnet50"},
+    (3, 4, 23, 3): {True: "resnet101"},
+    (1, 1, 1): {False: "resnet-tiny"},
+}
+
+
+def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
+    """Read the configuration off a state dict in our names.
+
+    Args:
+        state: the weights.
+        known: fields of `ModelConfig` that are known from elsewhere.
+
+    Raises:
+        CheckpointError: the weights are not a DETR's.
+    """
+    try:
+        num_classes = state["heads.class_head.weight"].shape[0] - 1
+        num_queries, width = state["queries.weight"].shape
+        feedforward_dim = state["decoder.layers.0.feed_forward.expand.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(
+            f"checkpoint: found no entry {error}, which every DETR has; is it another model's?"
+        ) from None
+    table = state.get("positions.rows.weight")
+    inferred: dict[str, Any] = {
+        "num_classes": num_classes,
+        "num_queries": num_queries,
+        "hidden_dim": width,
+        "feedforward_dim": feedforward_dim,
+        "encoder_layers": _count(state, "encoder.layers"),
+        "decoder_layers": _count(state, "decoder.layers"),
+        "pre_norm": "encoder.norm.weight" in state,
+        "panoptic": "panoptic.exit.weight" in state,
+        "position_encoding": "sine" if table is None else "learned",
+        "position_table_size": 50 if table is None else table.shape[0],
+        "backbone": _backbone(state),
+    }
+    try:
+        return ModelConfig.model_validate({**inferred, **known})
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint: its shape is not one that DETR can have ({error})") from None
+
+
+def _count(state: Mapping[str, Tensor], layers: str) -> int:
+    pattern = re.compile(re.escape(layers) + r"\.(\d+)\.")
+    return len({match[1] for name in state if (match := pattern.match(name))})
+
+
+def _backbone(state: Mapping[str, Tensor]) -> BackboneName:
+    stages = sum(f"backbone.body.layer{stage}.0.conv1.weight" in state for stage in range(1, 5))
+    blocks = tuple(_count(state, f"backbone.body.layer{stage}") for stage in range(1, stages + 1))
+    is_bottleneck = "backbone.body.layer1.0.conv3.weight" in state
+    name = _BACKBONE_OF_BLOCKS.get(blocks, {}).get(is_bottleneck)
+    if name is None:
+        raise CheckpointError(
+            f"checkpoint: its backbone has {blocks} blocks per stage, expected those of ResNet-18, 34, 50 or 101"
+        )
+    return name

@@ -1,0 +1,145 @@
+"""Weights from wherever they come: whatever a user calls a model, read into a `Checkpoint`.
+
+A source is a run folder, one of our `.safetensors`, a published or training `.pth`, a Hugging Face folder or file or hub
+id, or the name of a preset with published weights. What it is, is told by its content.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detrkit.checkpoints import huggingface, official
+from detrkit.checkpoints.download import imagenet_weights, published_weights
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
+from detrkit.checkpoints.shape import infer_config
+from detrkit.data.categories import numbered_categories
+from detrkit.errors import CheckpointError, did_you_mean
+from detrkit.models.detr import DETR
+from detrkit.models.presets import PRESETS
+
+WEIGHTS_FILE = "model.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read_checkpoint(source: Path | str) -> Checkpoint:
+    """Read a model from any source.
+
+    Raises:
+        CheckpointError: nothing is there, or it is not a DETR.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        return _read_file(path)
+    name = str(source)
+    if name in PRESETS:
+        return _read_file(published_weights(name))
+    if _HUB_ID.fullmatch(name) and not path.parent.exists():
+        return _read_folder(_hub_snapshot(name))
+    raise CheckpointError(
+        f"{name}: found nothing, expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, "
+        f"or a preset ({did_you_mean(name, PRESETS)})"
+    )
+
+
+def load_imagenet_backbone(model: DETR) -> None:
+    """Fetch ImageNet weights and copy them into the model's backbone.
+
+    Raises:
+        CheckpointError: there are none for it, or they cannot be fetched.
+    """
+    state = _read_pickle(imagenet_weights(model.config.backbone))
+    own = model.backbone.body.state_dict()
+    model.backbone.body.load_state_dict({name: t for name, t in state.items() if name in own}, strict=False)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    for part in ("best", "last"):
+        if (folder / part / WEIGHTS_FILE).is_file():
+            return _read_file(folder / part / WEIGHTS_FILE)
+    for name in (WEIGHTS_FILE, "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+    raise CheckpointError(
+        f"{folder}: found neither best/{WEIGHTS_FILE} nor {WEIGHTS_FILE} in it, expected a run folder of detrkit train "
+        "or a Hugging Face folder"
+    )
+
+
+def _read_file(path: Path) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        tensors, header = read_tensors(path)
+        if header is not None:
+            return checkpoint_from_header(tensors, header, path)
+        return _understand(tensors, {}, path)
+    content = _read_pickle(path)
+    settings = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    return _understand(tensors, _known_from_arguments(settings), path)
+
+
+def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path) -> Checkpoint:
+    """Tell whose names the tensors carry, and read the rest of the model off them."""
+    categories = None
+    if any(name.endswith("query_embed.weight") for name in tensors):
+        state = official.ours_from_official(tensors)
+        if "dc5" in path.name.lower():
+            known.setdefault("dilation", True)
+    elif any(name.endswith("query_position_embeddings.weight") for name in tensors):
+        state = huggingface.ours_from_huggingface(tensors)
+        if (config_file := path.parent / "config.json").is_file():
+            from_file, categories = huggingface.read_config(config_file, state)
+            known = {**known, **from_file}
+    else:
+        first = next(iter(tensors), "nothing")
+        raise CheckpointError(
+            f"{path}: found entries such as {first!r}, expected those of a DETR under our, the published or Hugging "
+            "Face's names"
+        )
+    config = infer_config(state, **known)
+    return Checkpoint(state, config, categories or numbered_categories(config.num_classes), Preprocessing())
+
+
+def _known_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a training checkpoint's arguments what its weights do not show."""
+    names = {"dilation": "dilation", "nheads": "num_heads", "dropout": "dropout"}
+    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    """Read a file of torch.save; only tensors, plain values and an argparse namespace are let through."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on malformed and on forbidden content
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not readable as weights ({reason}); expected a state dict saved by torch"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: found a {type(content).__name__}, expected a state dict saved by torch")
+    return content
+
+
+def _hub_snapshot(name: str) -> Path:
+    """Fetch a model from the Hugging Face hub, or find it in the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name}: cannot be fetched from the hub ({reason}); check the name and the network"
+        ) from None

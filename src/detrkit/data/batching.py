@@ -1,0 +1,43 @@
+"""Samples -> a batch: normalised, padded to a common size, boxes relative. The one place that converts boxes.
+
+Input: boxes xyxy in pixels of the transformed photo. Output: boxes cxcywh relative to that photo without padding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from detrkit.ops.boxes import xyxy_to_cxcywh
+from detrkit.ops.padding import pad_to_batch
+from detrkit.structures import Batch, Sample, Target
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def normalize(image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
+    """Scale pixels to 0 .. 1, then to ImageNet's mean and deviation, which the backbones were trained with."""
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    deviation = torch.tensor(IMAGENET_DEVIATION)[:, None, None]
+    return (image.float() / 255 - mean) / deviation
+
+
+def to_target(sample: Sample) -> Target:
+    """Convert boxes from xyxy in pixels to cxcywh relative to the photo."""
+    height, width = sample.image.shape[1:]
+    boxes = xyxy_to_cxcywh(sample.annotations.boxes) / torch.tensor([width, height, width, height])
+    return Target(boxes, sample.annotations.labels, sample.annotations.masks)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Make a batch of samples; a data loader's `collate_fn`."""
+    images, padding_mask = pad_to_batch([normalize(sample.image) for sample in samples])
+    return Batch(
+        images=images,
+        padding_mask=padding_mask,
+        targets=[to_target(sample) for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+        original_sizes=[sample.original_size for sample in samples],
+    )

@@ -1,0 +1,47 @@
+"""Records -> samples: opens the photo, takes its objects, applies the transforms."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from detrkit.data.photos import open_photo, photo_to_tensor
+from detrkit.data.records import Record, Split
+from detrkit.structures import Annotations, Sample
+
+Transform = Callable[[Sample], Sample]
+
+
+class PhotoDataset(Dataset[Sample]):
+    """The photos of a split, with their objects."""
+
+    def __init__(self, split: Split, transform: Transform | None = None) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.split.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.split.records[index]
+        image = photo_to_tensor(open_photo(record.path, record.size))
+        size = (image.shape[1], image.shape[2])
+        sample = Sample(image, usable_annotations(record, size), record.image_id, size)
+        return self.transform(sample) if self.transform else sample
+
+
+def usable_annotations(record: Record, size: tuple[int, int]) -> Annotations:
+    """Take the objects that a query can answer for (published code, datasets/coco.py).
+
+    Crowds are left out, boxes are cut at the photo's edges, and boxes that have no area after that are left out.
+
+    Args:
+        record: the annotations as they stand in the file.
+        size: (height, width) of the photo in pixels.
+    """
+    height, width = size
+    boxes = record.boxes[~record.is_crowd].clip(0, np.array([width, height, width, height], dtype=np.float32))
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    labels = record.labels[~record.is_crowd][has_area]
+    return Annotations(torch.from_numpy(boxes[has_area]), torch.from_numpy(labels))

@@ -1,0 +1,38 @@
+"""What is known about a photo before it is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detrkit.data.categories import Categories
+
+
+@dataclass(frozen=True)
+class Record:
+    """A photo on disk and its annotations, as the annotation file gives them.
+
+    Attributes:
+        image_id: the dataset's own id.
+        path: where the photo lies.
+        size: (height, width) that the annotation file claims.
+        boxes: (N, 4) float32, xyxy in pixels, degenerate and crowd boxes included.
+        labels: (N,) int64, 0 .. K-1.
+        is_crowd: (N,) bool; a crowd box surrounds many objects and belongs to no query.
+    """
+
+    image_id: int
+    path: Path
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a dataset: its photos, its categories, and the annotation file they came from."""
+
+    records: tuple[Record, ...]
+    categories: Categories
+    source: Path

@@ -1,0 +1,175 @@
+"""The paper's train and test pipelines (section A.4; published code, datasets/transforms.py), on uint8 tensors.
+
+A transform takes a `Sample` and gives a `Sample`; boxes are xyxy in pixels, and masks, where there are any, follow.
+The geometry is torchvision's; the sizes, the order of the random draws and the dropping of boxes are the paper's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as transforms
+
+from detrkit.structures import Annotations, Sample
+
+Transform = Callable[[Sample], Sample]
+
+TRAIN_SHORT_SIDES = tuple(range(480, 801, 32))
+CROP_SHORT_SIDES = (400, 500, 600)
+CROP_SIDES = (384, 600)
+TEST_SHORT_SIDE = 800
+LONG_SIDE_AT_MOST = 1333
+
+
+def resized_size(size: tuple[int, int], short_side: int, long_side_at_most: int | None) -> tuple[int, int]:
+    """Compute the size after resizing, to the pixel as the published code does.
+
+    Args:
+        size: (height, width) in pixels.
+        short_side: wanted length of the shorter side.
+        long_side_at_most: limit of the longer side, which wins.
+
+    Returns:
+        (height, width); the longer side is rounded down.
+    """
+    height, width = size
+    shorter, longer = min(size), max(size)
+    if long_side_at_most is not None and longer / shorter * short_side > long_side_at_most:
+        short_side = max(1, round(long_side_at_most * shorter / longer))
+    if shorter == short_side:
+        return size
+    if width < height:
+        return int(short_side * height / width), short_side
+    return short_side, int(short_side * width / height)
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Resize to (height, width), bilinear with antialiasing."""
+    return _apply(sample, lambda x: transforms.resize(x, list(size), antialias=True))
+
+
+def flip(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    return _apply(sample, transforms.horizontal_flip)
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Cut out a rectangle; objects without any area inside it are dropped."""
+    cropped = _apply(sample, lambda x: transforms.crop(x, top, left, height, width))
+    boxes = cropped.annotations.boxes
+    return replace(cropped, annotations=_keep(cropped.annotations, (boxes[:, 2:] > boxes[:, :2]).all(1)))
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror half of the samples."""
+
+    probability: float = 0.5
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        return flip(sample) if torch.rand(()) < self.probability else sample
+
+
+@dataclass(frozen=True)
+class RandomResize:
+    """Resize the shorter side to one of several lengths."""
+
+    short_sides: Sequence[int]
+    long_side_at_most: int | None = None
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+        return resize(sample, resized_size(_size(sample), short_side, self.long_side_at_most))
+
+
+@dataclass(frozen=True)
+class RandomSizeCrop:
+    """Cut out a rectangle of random size and place; sides shorter than `smallest` are kept whole."""
+
+    smallest: int
+    largest: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        height, width = (self._side(side) for side in _size(sample))
+        top, left = (
+            int(torch.randint(whole - part + 1, ())) for whole, part in zip(_size(sample), (height, width), strict=True)
+        )
+        return crop(sample, top, left, height, width)
+
+    def _side(self, whole: int) -> int:
+        most = min(whole, self.largest)
+        least = min(whole, self.smallest)
+        return int(torch.randint(least, most + 1, ()))
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Flip; then, every second time, first cut out a part; then one of the training sizes.
+
+    Attributes:
+        image_size: shortest side in tests, in pixels; all sizes of the paper scale with it (800 gives the paper's).
+        crop_probability: how often a part is cut out.
+    """
+
+    image_size: int = TEST_SHORT_SIDE
+    crop_probability: float = 0.5
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        sample = RandomFlip()(sample)
+        if torch.rand(()) < self.crop_probability:
+            # the published code sets no limit to the long side here, and a panorama eats the machine
+            sample = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * self._scale(LONG_SIDE_AT_MOST))(sample)
+            sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample)
+        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), self._scale(LONG_SIDE_AT_MOST))(sample)
+
+    def _scale(self, length: int) -> int:
+        return max(1, round(length * self.image_size / TEST_SHORT_SIDE))
+
+    def _scaled(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self._scale(length) for length in lengths)
+
+
+@dataclass(frozen=True)
+class TestTransform:
+    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most 5/3 of it (1333)."""
+
+    __test__ = False  # not a test case, whatever its name
+
+    image_size: int = TEST_SHORT_SIDE
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        limit = round(LONG_SIDE_AT_MOST * self.image_size / TEST_SHORT_SIDE)
+        return resize(sample, resized_size(_size(sample), self.image_size, limit))
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    return sample.image.shape[1], sample.image.shape[2]
+
+
+def _apply(sample: Sample, operation: Callable[[Tensor], Tensor]) -> Sample:
+    """Apply a torchvision operation to the image, the boxes and the masks alike."""
+    annotations = sample.annotations
+    boxes = tv_tensors.BoundingBoxes(annotations.boxes, format="XYXY", canvas_size=_size(sample))
+    masks = annotations.masks
+    return replace(
+        sample,
+        image=operation(tv_tensors.Image(sample.image)).as_subclass(Tensor),
+        annotations=Annotations(
+            boxes=operation(boxes).as_subclass(Tensor),
+            labels=annotations.labels,
+            masks=None if masks is None else operation(tv_tensors.Mask(masks)).as_subclass(Tensor),
+        ),
+    )
+
+
+def _keep(annotations: Annotations, chosen: Bool[Tensor, "N"]) -> Annotations:
+    masks = annotations.masks
+    return Annotations(annotations.boxes[chosen], annotations.labels[chosen], None if masks is None else masks[chosen])

@@ -1,0 +1,152 @@
+"""The detector: photos in, objects out, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.batching import collate
+from detrkit.data.categories import Categories, numbered_categories
+from detrkit.data.photos import open_photo, photo_to_tensor
+from detrkit.data.transforms import TestTransform
+from detrkit.errors import ConfigError, DataError
+from detrkit.models.detr import DETR
+from detrkit.postprocess.boxes import to_detections
+from detrkit.structures import Annotations, Detections, Sample
+
+Photo = Path | str | Image.Image | ndarray | Tensor
+
+
+class Detector:
+    """A model with its categories and its preprocessing, ready to predict.
+
+    Attributes:
+        model: the DETR, in eval mode.
+        categories: ids and names of its classes.
+        preprocessing: how photos are prepared for it.
+    """
+
+    def __init__(
+        self, model: DETR, categories: Categories, preprocessing: Preprocessing, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.categories = categories
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def from_model(
+        cls,
+        model: DETR,
+        categories: Categories | Sequence[str] | None = None,
+        image_size: int = 800,
+        device: torch.device | str = "cpu",
+    ) -> Detector:
+        """Wrap a model, which is put into eval mode.
+
+        Args:
+            model: built or trained elsewhere.
+            categories: of the model's classes, or their names in the order of the labels; None numbers them.
+            image_size: shorter side in pixels to which photos are resized.
+            device: where to predict.
+
+        Raises:
+            ConfigError: the number of categories is not the model's number of classes.
+        """
+        if categories is None:
+            categories = numbered_categories(model.config.num_classes)
+        elif not isinstance(categories, Categories):
+            categories = Categories(tuple(range(len(categories))), tuple(categories))
+        if len(categories) != model.config.num_classes:
+            raise ConfigError(
+                f"detector: found {len(categories)} categories and a model with {model.config.num_classes} classes; "
+                "give one category per class"
+            )
+        return cls(model, categories, Preprocessing(image_size=image_size), device)
+
+    @classmethod
+    def load(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
+        """Load a detector from a run folder, a weights file, a Hugging Face folder or id, or the name of a preset.
+
+        Raises:
+            CheckpointError: nothing is there, or it is not a DETR.
+        """
+        return cls.from_checkpoint(read_checkpoint(source), device)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Detector:
+        """Make a detector of a checkpoint."""
+        return cls(checkpoint.build(), checkpoint.categories, checkpoint.preprocessing, device)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, photos: Photo, threshold: float = ...
+    ) -> Detections: ...
+
+    @overload
+    def predict(self, photos: Sequence[Photo], threshold: float = ...) -> list[Detections]: ...
+
+    def predict(self, photos: Photo | Sequence[Photo], threshold: float = 0.5) -> Detections | list[Detections]:
+        """Find the objects in one photo, or in each of several.
+
+        Args:
+            photos: path, Pillow image, (H, W, 3) uint8 array in RGB or (3, H, W) uint8 tensor; or a list of them, which
+                is predicted as one batch. A photo's objects do not depend on the others in its batch.
+            threshold: least score of an object to be returned, 0 .. 1.
+
+        Raises:
+            DataError: a photo cannot be read.
+            ConfigError: the threshold is out of range.
+        """
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1")
+        if isinstance(photos, Path | str | Image.Image | ndarray | Tensor):
+            return self._predict_batch([photos], threshold)[0]
+        return self._predict_batch(list(photos), threshold) if photos else []
+
+    @torch.inference_mode()
+    def _predict_batch(self, photos: Sequence[Photo], threshold: float) -> list[Detections]:
+        opened = [_open(photo) for photo in photos]
+        transform = TestTransform(self.preprocessing.image_size)
+        batch = collate([transform(_to_sample(photo)) for photo in opened]).to(self.device)
+        padding_mask = batch.padding_mask if len(opened) > 1 else None
+        predictions = self.model(batch.images, padding_mask, exact_padding=True)
+        found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
+        return [
+            Detections(
+                boxes=one.boxes,
+                scores=one.scores,
+                labels=one.labels,
+                names=one.names,
+                image=image,
+                path=str(photo) if isinstance(photo, Path | str) else None,
+            )
+            for one, image, photo in zip(found, opened, photos, strict=True)
+        ]
+
+
+def _open(photo: Photo) -> Image.Image:
+    if isinstance(photo, Path | str):
+        return open_photo(photo)
+    if isinstance(photo, Image.Image):
+        return photo.convert("RGB")
+    pixels = photo.movedim(0, -1).cpu().numpy() if isinstance(photo, Tensor) else photo
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != "uint8":
+        raise DataError(
+            f"photo: found an array of shape {tuple(photo.shape)} and type {photo.dtype}, "
+            "expected uint8 RGB, (H, W, 3) as an array or (3, H, W) as a tensor"
+        )
+    return Image.fromarray(pixels)
+
+
+def _to_sample(photo: Image.Image) -> Sample:
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return Sample(photo_to_tensor(photo), nothing, 0, (photo.height, photo.width))

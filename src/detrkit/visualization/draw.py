@@ -1,0 +1,63 @@
+"""Boxes with names and scores on a photo."""
+
+import colorsys
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from detrkit.structures import Detections
+
+_GOLDEN_RATIO = 0.618034  # steps of it round the colour circle keep neighbours apart
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """A bright colour for a category, always the same."""
+    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1.0, 0.85, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(photo: Image.Image, detections: Detections) -> Image.Image:
+    """Draw detections on a copy of the photo they were found in, the best on top."""
+    captions = [f"{name} {score:.2f}" for name, score in zip(detections.names, detections.scores.tolist(), strict=True)]
+    return draw_boxes(photo, detections.boxes.tolist(), detections.labels.tolist(), captions)
+
+
+def draw_boxes(
+    photo: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
+) -> Image.Image:
+    """Draw boxes (xyxy in pixels) with captions on a copy of a photo; the first box ends on top."""
+    picture = photo.convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    thickness = max(1, round(max(picture.size) / 320))
+    font = ImageFont.load_default(size=max(9, max(picture.size) // 45))
+    for box, label, caption in reversed(list(zip(boxes, labels, captions, strict=True))):
+        left, top, right, bottom = _inside(box, picture.size)
+        colour = colour_of(label)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=thickness)
+        _write_caption(pen, (left, top), caption, colour, font, picture.size)
+    return picture
+
+
+def _inside(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    width, height = size
+    left, right = sorted(min(max(x, 0), width - 1) for x in box[0::2])
+    top, bottom = sorted(min(max(y, 0), height - 1) for y in box[1::2])
+    return left, top, right, bottom
+
+
+def _write_caption(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    caption: str,
+    colour: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+) -> None:
+    """Write above the box's corner, or inside where there is no room above."""
+    x0, y0, x1, y1 = pen.textbbox((0, 0), caption, font=font)
+    width, height = x1 - x0 + 4, y1 - y0 + 4
+    left = min(max(corner[0], 0), max(size[0] - width, 0))
+    top = corner[1] - height if corner[1] >= height else corner[1]
+    pen.rectangle((left, top, left + width, top + height), fill=colour)
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    pen.text((left + 2 - x0, top + 2 - y0), caption, fill="black" if brightness > 140 else "white", font=font)

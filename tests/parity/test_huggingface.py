@@ -1,0 +1,124 @@
+"""Against `transformers.DetrForObjectDetection`, randomly initialised, weights converted both ways."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.huggingface import (
+    Form,
+    detect_form,
+    huggingface_from_ours,
+    ours_from_huggingface,
+    write_folder,
+)
+from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.categories import numbered_categories
+from detrkit.models.detr import DETR
+from detrkit.ops.padding import pad_to_batch
+
+transformers = pytest.importorskip("transformers")
+
+SMALL = {"num_classes": 5, "num_queries": 7, "encoder_layers": 2, "decoder_layers": 3, "feedforward_dim": 64}
+
+
+def huggingface_config(backbone: str, **changes: object) -> object:
+    native = transformers.ResNetConfig(out_features=["stage4"]) if backbone == "native" else None
+    if backbone == "native" and changes.get("panoptic"):
+        native = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    changes.pop("panoptic", None)
+    return transformers.DetrConfig(
+        backbone_config=native,
+        num_queries=7,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        num_labels=5,
+        **changes,
+    )
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Statistics of norms too, which otherwise start at zero and one and would hide a swap."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.ndim == 1 and tensor.is_floating_point():
+                tensor.add_(0.05 * torch.randn_like(tensor))
+
+
+def photos() -> tuple[torch.Tensor, torch.Tensor]:
+    return pad_to_batch([torch.randn(3, 96, 128), torch.randn(3, 64, 96)])
+
+
+def compare(theirs: torch.nn.Module, ours: DETR) -> float:
+    images, padding_mask = photos()
+    with torch.inference_mode():
+        expected = theirs.eval()(pixel_values=images, pixel_mask=(~padding_mask).long())
+        actual = ours.eval()(images, padding_mask)
+    differences = [(expected.logits - actual.class_logits), (expected.pred_boxes - actual.boxes)]
+    if actual.masks is not None:
+        differences.append(expected.pred_masks - actual.masks)
+    return max(float(difference.abs().max()) for difference in differences)
+
+
+@pytest.mark.parametrize("backbone", ["timm", "native"])
+@pytest.mark.parametrize("changes", [{}, {"dilation": True}, {"position_embedding_type": "learned"}], ids=str)
+def test_their_weights_give_their_outputs_here(backbone: str, changes: dict[str, object]) -> None:
+    if backbone == "native" and "dilation" in changes:
+        pytest.skip("their native ResNet knows no dilation")
+    torch.manual_seed(0)
+    theirs = transformers.DetrForObjectDetection(huggingface_config(backbone, **changes))
+    randomize(theirs)
+    ours = build_model(
+        "detr-r50",
+        **SMALL,
+        dilation=bool(changes.get("dilation")),
+        position_encoding=changes.get("position_embedding_type", "sine"),
+    )
+    load_state(ours, ours_from_huggingface(theirs.state_dict()))
+    assert compare(theirs, ours) < 1e-4
+
+
+@pytest.mark.parametrize("preset", ["detr-r50", "detr-r50-panoptic"])
+@pytest.mark.parametrize("native", [False, True], ids=["timm", "native"])
+def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
+    torch.manual_seed(0)
+    ours = build_model(preset, **SMALL)
+    randomize(ours)
+    checkpoint = Checkpoint(ours.state_dict(), ours.config, numbered_categories(5), Preprocessing())
+    write_folder(tmp_path, checkpoint, native_backbone=native)
+    kind = transformers.DetrForSegmentation if ours.config.panoptic else transformers.DetrForObjectDetection
+    theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert compare(theirs, ours) < 1e-4
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("native_backbone", [False, True])
+@pytest.mark.parametrize("preset", ["detr-r18", "detr-r50-panoptic"])
+def test_every_form_is_told_by_its_entries_and_read_back(preset: str, native_backbone: bool, in_memory: bool) -> None:
+    ours = build_model(preset, **SMALL).state_dict()
+    form = Form(in_memory, native_backbone, has_masks="panoptic" in preset)
+    theirs = huggingface_from_ours(ours, form)
+    assert detect_form(theirs) == form
+    back = ours_from_huggingface(theirs)
+    assert list(back) == list(ours)
+    assert all(torch.equal(back[name], ours[name]) for name in ours)
+
+
+def test_a_folder_saved_by_transformers_loads_with_its_names(tmp_path: Path) -> None:
+    names = {index: f"thing {index}" for index in range(5)}
+    config = huggingface_config("timm")
+    config.id2label, config.label2id = names, {name: index for index, name in names.items()}
+    theirs = transformers.DetrForObjectDetection(config)
+    theirs.save_pretrained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.categories.names == tuple(names.values())
+    assert compare(theirs, checkpoint.build()) < 1e-4
