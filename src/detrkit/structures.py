@@ -61,7 +61,8 @@ class Batch:
     padding_mask: Bool[Tensor, "B H W"]
     targets: list[Target]
     image_ids: list[int]
-    original_sizes: list[tuple[int, int]]
+    sizes: list[tuple[int, int]]  # of the images, without padding
+    original_sizes: list[tuple[int, int]]  # of the photos on disk
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device, without waiting for it."""
@@ -71,6 +72,11 @@ class Batch:
             padding_mask=self.padding_mask.to(device, non_blocking=True),
             targets=[target.to(device) for target in self.targets],
         )
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any photo was padded: their sizes differ. Known without looking at the mask."""
+        return len(set(self.sizes)) > 1
 
     def pin_memory(self) -> Batch:
         """Move to page-locked memory (called by the data loader)."""
@@ -126,6 +132,10 @@ class Detections:
             labels=self.labels[index],
             names=tuple(self.names[i] for i in index.tolist()),
         )
+
+    def scaled(self, factor: float) -> Detections:
+        """Multiply the boxes, as if the photo had been enlarged."""
+        return replace(self, boxes=self.boxes * factor)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """List the objects as COCO results: xywh in pixels, category ids of the dataset."""

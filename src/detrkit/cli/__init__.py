@@ -1,1 +1,53 @@
-"""The command line: one small file a verb."""
+"""The command line: one small file a verb, loaded when it is used. A user's mistake is one sentence and exit code 2."""
+
+import sys
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from detrkit import __version__
+from detrkit.errors import DetrkitError
+
+VERBS = {
+    "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
+    "train": "Train a model on a dataset folder.",
+    "evaluate": "Score a model on a dataset: the 12 COCO numbers, and AP per class.",
+    "predict": "Find objects in photos; write annotated pictures and JSON.",
+    "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
+    "describe": "Show a model's parts, parameters, GFLOPs, and the shape at every stage.",
+}
+
+
+def build_app() -> App:
+    """Put the verbs together, without loading any."""
+    app = App(
+        name="detrkit",
+        help="DETR that anyone can train on their own photos, trust to the last digit, look inside, and ship.",
+        help_epilogue="Start with `detrkit demo`. Each verb has its own --help.",
+        version=__version__,
+        help_format="markdown",
+        suppress_keyboard_interrupt=False,
+    )
+    for verb, summary in VERBS.items():
+        app.command(f"detrkit.cli.{verb}:{verb}", name=verb, help=summary)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line and exit: 0 for success, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    try:
+        build_app()(arguments, print_error=False, exit_on_error=False)
+    except (DetrkitError, CycloptsError) as error:
+        _say(" ".join(str(error).split()))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output has gone (`detrkit describe ... | head`); keep Python from complaining at exit
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _say(sentence: str) -> None:
+    print(f"detrkit: {sentence}", file=sys.stderr)  # noqa: T201  (the command line's own voice)

@@ -39,5 +39,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         padding_mask=padding_mask,
         targets=[to_target(sample) for sample in samples],
         image_ids=[sample.image_id for sample in samples],
+        sizes=[(sample.image.shape[1], sample.image.shape[2]) for sample in samples],
         original_sizes=[sample.original_size for sample in samples],
     )

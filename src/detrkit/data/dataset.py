@@ -1,6 +1,6 @@
 """Records -> samples: opens the photo, takes its objects, applies the transforms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,21 @@ class PhotoDataset(Dataset[Sample]):
         image = photo_to_tensor(open_photo(record.path, record.size))
         size = (image.shape[1], image.shape[2])
         sample = Sample(image, usable_annotations(record, size), record.image_id, size)
+        return self.transform(sample) if self.transform else sample
+
+
+class SampleDataset(Dataset[Sample]):
+    """Samples held in memory."""
+
+    def __init__(self, samples: Sequence[Sample], transform: Transform | None = None) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
         return self.transform(sample) if self.transform else sample
 
 

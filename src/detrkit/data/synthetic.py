@@ -46,6 +46,10 @@ class DrawnShapes(Dataset[Sample]):
     def __len__(self) -> int:
         return self.count
 
+    def draw_all(self) -> list[Sample]:
+        """Draw every photo, to be kept in memory."""
+        return [self[index] for index in range(self.count)]
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(index)

@@ -117,7 +117,7 @@ class Detector:
         opened = [_open(photo) for photo in photos]
         transform = TestTransform(self.preprocessing.image_size)
         batch = collate([transform(_to_sample(photo)) for photo in opened]).to(self.device)
-        padding_mask = batch.padding_mask if len(opened) > 1 else None
+        padding_mask = batch.padding_mask if batch.is_padded else None
         predictions = self.model(batch.images, padding_mask, exact_padding=True)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
         return [

@@ -11,7 +11,9 @@ _GOLDEN_RATIO = 0.618034  # steps of it round the colour circle keep neighbours 
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """A bright colour for a category, always the same."""
+    """A bright colour for a category, always the same; white for -1."""
+    if label < 0:
+        return 255, 255, 255
     red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1.0, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -28,13 +30,14 @@ def draw_boxes(
     """Draw boxes (xyxy in pixels) with captions on a copy of a photo; the first box ends on top."""
     picture = photo.convert("RGB")
     pen = ImageDraw.Draw(picture)
-    thickness = max(1, round(max(picture.size) / 320))
+    thickness = max(1, round(max(picture.size) / 240))
     font = ImageFont.load_default(size=max(9, max(picture.size) // 45))
     for box, label, caption in reversed(list(zip(boxes, labels, captions, strict=True))):
         left, top, right, bottom = _inside(box, picture.size)
         colour = colour_of(label)
-        pen.rectangle((left, top, right, bottom), outline=colour, width=thickness)
-        _write_caption(pen, (left, top), caption, colour, font, picture.size)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=thickness if label >= 0 else 1)
+        if caption:
+            _write_caption(pen, (left, top), caption, colour, font, picture.size)
     return picture
 
 

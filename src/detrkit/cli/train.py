@@ -1,0 +1,60 @@
+"""`detrkit train`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cyclopts import Parameter
+
+from detrkit.errors import ConfigError
+from detrkit.recipes.config import load_run_config
+from detrkit.training.settings import TrainingSettings
+
+
+def train(
+    data: str | None = None,
+    /,
+    *,
+    model: str | None = None,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),
+    weights: str | None = None,
+    config: Path | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a model on a dataset folder.
+
+    The run folder holds config.yaml, categories.json, metrics.jsonl, tensorboard/, the checkpoints last/ and best/,
+    predictions/ and report.html. Ctrl-C stops and keeps what was learned.
+
+    Example: `detrkit train coco --model detr-r18 --weights imagenet --epochs 50 --output runs/first`
+
+    Parameters
+    ----------
+    data
+        Folder with annotations/instances_train*.json, instances_val*.json, and the photos.
+    model
+        Preset: detr-r50 (the default), detr-r50-dc5, detr-r101, detr-r101-dc5, detr-r18, detr-tiny.
+    output
+        Run folder to create.
+    weights
+        What to start from: `imagenet` (the backbone, fetched once), or a checkpoint with the same classes.
+    config
+        YAML file with the same settings; the command line wins over it.
+    set_
+        Field of the model to change, as NAME=VALUE, for example num_queries=50; may be repeated.
+    """
+    from detrkit.recipes.train import train as run
+
+    given: dict[str, Any] = {"data": data, "model": model, "weights": weights}
+    if set_:
+        given["model_settings"] = dict(_field(each) for each in set_)
+    chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
+    run(load_run_config(config, given, chosen), output)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set: found {text!r}, expected NAME=VALUE, for example num_queries=50")
+    return name.strip(), yaml.safe_load(value)

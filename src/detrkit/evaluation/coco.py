@@ -1,0 +1,114 @@
+"""COCO box metrics (cocodataset.org, "detection evaluation"), by hotcoco, whose numbers are pycocotools' to the last digit.
+
+Input: the annotations as a COCO document and the detections as COCO results. Output: the 12 numbers, and AP per class.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+
+from detrkit.data.categories import Categories
+from detrkit.structures import Sample
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Scores of one category; NaN where no photo holds one."""
+
+    name: str
+    num_objects: int
+    ap: float
+    ap50: float
+
+
+@dataclass(frozen=True)
+class BoxScores:
+    """Scores of a set of detections, 0 .. 1; -1 where there is nothing to score, as COCO has it."""
+
+    numbers: dict[str, float]
+    per_class: tuple[ClassScore, ...]
+    num_photos: int
+    num_objects: int
+
+    @property
+    def ap(self) -> float:
+        """AP averaged over IoU 0.50 to 0.95, the number models are compared by."""
+        return self.numbers["AP"]
+
+
+def evaluate_boxes(
+    annotations: Path | dict[str, Any], results: Sequence[dict[str, Any]], image_ids: Collection[int] | None = None
+) -> BoxScores:
+    """Score detections.
+
+    Args:
+        annotations: an instances JSON, or its content.
+        results: one dict per detection: image_id, category_id, bbox (xywh in pixels), score. No threshold should have
+            been applied: AP needs the weak ones, too.
+        image_ids: photos that count; None counts all.
+    """
+    truth = COCO(annotations if isinstance(annotations, dict) else str(annotations))
+    evaluation = COCOeval(truth, truth.load_res(list(results)), "bbox")
+    chosen = sorted(truth.get_img_ids() if image_ids is None else image_ids)
+    evaluation.params.img_ids = chosen
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summary_lines()  # fills in `stats` without printing
+    numbers = dict(zip(NAMES, (float(value) for value in evaluation.stats), strict=True))
+    per_class = _per_class(evaluation, truth, set(chosen))
+    return BoxScores(numbers, per_class, len(chosen), sum(score.num_objects for score in per_class))
+
+
+def _per_class(evaluation: COCOeval, truth: COCO, image_ids: set[int]) -> tuple[ClassScore, ...]:
+    precision = np.asarray(evaluation.eval["precision"])[
+        :, :, :, 0, -1
+    ]  # (IoU, recall, class): all areas, most detections
+    counts: dict[int, int] = {}
+    document = truth.dataset or {"annotations": [], "categories": []}
+    for entry in document["annotations"]:
+        if entry["image_id"] in image_ids and not entry.get("iscrowd", 0):
+            counts[entry["category_id"]] = counts.get(entry["category_id"], 0) + 1
+    names = {entry["id"]: entry["name"] for entry in document["categories"]}
+    scores = []
+    for index, category in enumerate(evaluation.params.cat_ids):
+        of_class = precision[:, :, index]
+        has_objects = bool((of_class > -1).any())
+        scores.append(
+            ClassScore(
+                name=names[category],
+                num_objects=counts.get(category, 0),
+                ap=float(of_class[of_class > -1].mean()) if has_objects else float("nan"),
+                ap50=float(of_class[0][of_class[0] > -1].mean()) if has_objects else float("nan"),
+            )
+        )
+    return tuple(scores)
+
+
+def annotations_of_samples(samples: Sequence[Sample], categories: Categories) -> dict[str, Any]:
+    """Write samples, transformed or not, as a COCO document in pixels of the samples."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for sample in samples:
+        height, width = sample.image.shape[1:]
+        name = f"{sample.image_id}.png"
+        images.append({"id": sample.image_id, "height": height, "width": width, "file_name": name})
+        objects = zip(sample.annotations.boxes.tolist(), sample.annotations.labels.tolist(), strict=True)
+        for (x1, y1, x2, y2), label in objects:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": sample.image_id,
+                    "category_id": categories.ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                }
+            )
+    named = [{"id": number, "name": name} for number, name in zip(categories.ids, categories.names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": named}

@@ -1,0 +1,81 @@
+"""Rewriting weights under other names, and proving that nothing was lost."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from detrkit.checkpoints import huggingface
+from detrkit.checkpoints.file import Checkpoint, save_checkpoint
+from detrkit.checkpoints.official import state_dict_as_official
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.batching import collate
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.files import replacing
+from detrkit.models.detr import DETR
+from detrkit.structures import Predictions
+
+Form = Literal["detrkit", "official", "huggingface", "huggingface-no-timm"]
+_SUFFIX: dict[Form, str] = {"detrkit": ".safetensors", "official": ".pth", "huggingface": "", "huggingface-no-timm": ""}
+
+
+def convert_weights(source: str, output: Path, form: Form, dilation: bool | None = None) -> float:
+    """Convert, read back, compare, and print the largest difference of the outputs.
+
+    Raises:
+        DetrkitError: the source cannot be read, the form cannot express it, or the output exists.
+    """
+    _check_output(output, form)
+    checkpoint = read_checkpoint(source)
+    if dilation is not None:
+        checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
+    model = checkpoint.build().eval()
+    _write(checkpoint, model, output, form)
+    written = read_checkpoint(output)
+    # what official files cannot say (heads, dilation) is not what is being proved here
+    written = replace(written, config=checkpoint.config)
+    difference = largest_difference(model, written.build().eval())
+    console = Console()
+    console.print(f"{output}: {form}, {sum(p.numel() for p in model.parameters()):,} parameters", highlight=False)
+    console.print(f"largest difference of logits and boxes, read back: {difference:.3g}", highlight=False)
+    return difference
+
+
+@torch.inference_mode()
+def largest_difference(first: DETR, second: DETR) -> float:
+    """Compare two models on a batch of two drawn photos of different sizes."""
+    drawn = [DrawnShapes(1, seed=0, style=DrawingStyle(size=size))[0] for size in (224, 160)]
+    batch = collate(drawn)
+    answers = [_tensors(model(batch.images, batch.padding_mask)) for model in (first, second)]
+    return max(float((a - b).abs().max()) for a, b in zip(*answers, strict=True))
+
+
+def _tensors(predictions: Predictions) -> list[Tensor]:
+    tensors = [predictions.layer_class_logits, predictions.layer_boxes]
+    return tensors if predictions.masks is None else [*tensors, predictions.masks]
+
+
+def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> None:
+    if form == "detrkit":
+        save_checkpoint(output, checkpoint)
+    elif form == "official":
+        if checkpoint.config.backbone == "resnet-tiny":
+            raise CheckpointError(
+                "the model uses backbone 'resnet-tiny', which the published code does not have; use --to detrkit"
+            )
+        with replacing(output) as temporary:
+            torch.save({"model": state_dict_as_official(model)}, temporary)
+    else:
+        huggingface.write_folder(output, checkpoint, native_backbone=form == "huggingface-no-timm")
+
+
+def _check_output(output: Path, form: Form) -> None:
+    suffix = _SUFFIX[form]
+    if suffix and output.suffix != suffix:
+        raise ConfigError(f"{output}: expected a file ending in {suffix} for --to {form}; rename it")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ConfigError(f"{output}: exists already; choose another place, or remove it")

@@ -1,0 +1,68 @@
+"""Scoring a model on a dataset folder."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import PhotoDataset
+from detrkit.data.formats.coco import SplitName, read_coco_split
+from detrkit.data.transforms import TestTransform
+from detrkit.errors import DataError
+from detrkit.evaluation.coco import BoxScores, evaluate_boxes
+from detrkit.evaluation.collect import collect_results
+from detrkit.evaluation.table import print_scores
+from detrkit.files import write_text
+from detrkit.recipes.loaders import choose_device, test_loader
+
+
+def evaluate_source(
+    source: str,
+    data: str,
+    split: SplitName = "val",
+    *,
+    batch_size: int = 1,
+    device: str = "auto",
+    workers: int = 2,
+    output: Path | None = None,
+) -> BoxScores:
+    """Score a model, print the scores, and write the detections if asked.
+
+    Raises:
+        DetrkitError: the model or the data cannot be read, or do not belong together.
+    """
+    console = Console()
+    chosen_device = choose_device(device)
+    records = read_coco_split(data, split)
+    checkpoint = read_checkpoint(source)
+    _check_categories(checkpoint.categories, records.categories, records.source)
+
+    model = checkpoint.build().to(chosen_device)
+    dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size))
+    batches = test_loader(dataset, batch_size, workers)
+    steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
+    results = collect_results(model, steps, checkpoint.categories, chosen_device)
+    if output is not None:
+        write_text(output, json.dumps(results))
+    scores = evaluate_boxes(records.source, results)
+    print_scores(scores, console)
+    return scores
+
+
+def _check_categories(of_model: Categories, of_data: Categories, source: Path) -> None:
+    """See that a category id means the same to the model and to the data."""
+    known = dict(zip(of_model.ids, of_model.names, strict=True))
+    for number, name in zip(of_data.ids, of_data.names, strict=True):
+        if number not in known:
+            raise DataError(
+                f"{source}: category {number} ({name}) is unknown to the model, which knows {len(known)} categories; "
+                "evaluate on data with the categories that it was trained on"
+            )
+        if known[number] != name and not known[number].startswith("class "):
+            raise DataError(
+                f"{source}: category {number} is {name!r} here and {known[number]!r} to the model; "
+                "evaluate on data with the categories that it was trained on"
+            )

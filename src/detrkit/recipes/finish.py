@@ -1,0 +1,65 @@
+"""The end of a run: what the best checkpoint finds in test photos, and the report."""
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from detrkit.data.photos import tensor_to_photo
+from detrkit.errors import DetrkitError
+from detrkit.evaluation.report import ReportPicture, write_report
+from detrkit.evaluation.table import print_scores
+from detrkit.files import replacing
+from detrkit.inference.detector import Detector
+from detrkit.structures import Sample
+from detrkit.training.run_log import read_metrics
+from detrkit.training.trainer import TrainingResult
+from detrkit.visualization.curves import draw_curves
+from detrkit.visualization.draw import draw_boxes, draw_detections
+
+NUM_PICTURES = 12
+THRESHOLD = 0.5
+SMALLEST_PICTURE = 384  # pixels a side; smaller photos are enlarged, or captions would cover the objects
+
+
+def finish_run(output: Path, model_name: str, test: Dataset[Sample], result: TrainingResult, console: Console) -> None:
+    """Predict some test photos with the best checkpoint, write them and the report, and print the scores."""
+    if result.interrupted:
+        console.print(f"stopped; {output} holds what was learned in {result.epochs} whole epochs", highlight=False)
+    if result.scores is None:
+        return
+    gallery = _draw_predictions(Detector.load(output), test, output / "predictions")
+    write_report(
+        output / "report.html",
+        title=f"{model_name}: AP {result.scores.numbers['AP']:.3f}, AP50 {result.scores.numbers['AP50']:.3f}",
+        subtitle=f"{output.name}, {result.epochs} epochs; boxes below have a score of at least {THRESHOLD}, "
+        "thin white boxes are the annotations",
+        scores=result.scores,
+        curves=draw_curves(read_metrics(output)),
+        gallery=gallery,
+    )
+    print_scores(result.scores, console)
+    console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _draw_predictions(detector: Detector, test: Dataset[Sample], folder: Path) -> list[ReportPicture]:
+    gallery = []
+    for index in range(min(NUM_PICTURES, len(test))):  # type: ignore[arg-type]  # every dataset of ours has a length
+        try:
+            sample = test[index]
+        except DetrkitError:
+            continue  # evaluation has told of it
+        photo = tensor_to_photo(sample.image)
+        scale = math.ceil(SMALLEST_PICTURE / min(photo.size))
+        detections = detector.predict(photo, THRESHOLD)
+        large = photo.resize((photo.width * scale, photo.height * scale))
+        boxes = (sample.annotations.boxes * scale).tolist()
+        with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))
+        picture = draw_detections(with_truth, detections.scaled(scale))
+        with replacing(folder / f"{sample.image_id}.png") as temporary:
+            picture.save(temporary)
+        gallery.append(
+            ReportPicture(picture, f"photo {sample.image_id}: {len(detections)} found, {len(boxes)} annotated")
+        )
+    return gallery

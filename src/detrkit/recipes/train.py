@@ -1,0 +1,140 @@
+"""A training run put together: config -> data, model, loss, loop -> run folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils.data import Dataset, Subset
+
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import PhotoDataset
+from detrkit.data.formats.coco import read_coco_split
+from detrkit.data.transforms import TestTransform, TrainTransform
+from detrkit.errors import ConfigError
+from detrkit.evaluation.coco import BoxScores, evaluate_boxes
+from detrkit.evaluation.collect import collect_results
+from detrkit.files import make_folder, write_text
+from detrkit.losses.set_loss import SetLoss
+from detrkit.models.detr import DETR
+from detrkit.models.presets import model_from_config, preset_config
+from detrkit.recipes.config import RunConfig, write_config
+from detrkit.recipes.finish import finish_run
+from detrkit.recipes.loaders import choose_device, test_loader, train_loader
+from detrkit.structures import Sample
+from detrkit.training.run_log import RunLog
+from detrkit.training.trainer import RunHooks, Trainer, TrainingResult
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from and is judged by."""
+
+    train: Dataset[Sample]
+    test: Dataset[Sample]
+    annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
+    test_ids: list[int]
+    categories: Categories
+
+
+def train(config: RunConfig, output: Path, console: Console | None = None) -> TrainingResult:
+    """Train as the config says, and leave a run folder.
+
+    Raises:
+        DetrkitError: of one kind or another, before anything is written.
+    """
+    return run_training(config, open_data(config), output, console)
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Read the annotations of a dataset folder.
+
+    Raises:
+        DataError: the folder is missing or malformed.
+        ConfigError: the two splits name different categories.
+    """
+    settings = config.training
+    train_split = read_coco_split(config.data, "train")
+    test_split = read_coco_split(config.data, "val")
+    if train_split.categories != test_split.categories:
+        raise ConfigError(
+            f"{test_split.source}: its categories differ from those of {train_split.source.name}; give both the same list"
+        )
+    test_transform = TestTransform(settings.image_size)
+    if settings.overfit:
+        chosen = train_split.records[: settings.overfit]
+        few: Dataset[Sample] = Subset(PhotoDataset(train_split, test_transform), range(len(chosen)))
+        ids = [record.image_id for record in chosen]
+        return RunData(few, few, train_split.source, ids, train_split.categories)
+    return RunData(
+        PhotoDataset(train_split, TrainTransform(settings.image_size) if settings.augment else test_transform),
+        PhotoDataset(test_split, test_transform),
+        test_split.source,
+        [record.image_id for record in test_split.records],
+        train_split.categories,
+    )
+
+
+def run_training(config: RunConfig, data: RunData, output: Path, console: Console | None = None) -> TrainingResult:
+    """Train on data that is already open, and leave a run folder."""
+    settings = config.training
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    model = build_for(config, data.categories)
+    _refuse_used_folder(output)
+
+    loader = train_loader(data.train, settings, device)
+    test_batches = test_loader(data.test, settings.batch_size, settings.workers)
+    preprocessing = Preprocessing(image_size=settings.image_size)
+
+    def evaluate(trained: DETR) -> BoxScores:
+        results = collect_results(trained, test_batches, data.categories, device)
+        return evaluate_boxes(data.annotations, results, data.test_ids)
+
+    def save(name: str) -> None:
+        checkpoint = Checkpoint(model.state_dict(), model.config, data.categories, preprocessing)
+        save_checkpoint(output / name / WEIGHTS_FILE, checkpoint)
+
+    make_folder(output)
+    write_config(output / "config.yaml", config, model.config.model_dump(mode="json"))
+    write_categories(output / "categories.json", data.categories)
+    loss = SetLoss(len(data.categories), no_object_weight=settings.no_object_weight)
+    with RunLog(output, settings.epochs * len(loader), console) as log:
+        result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
+    finish_run(output, config.model, data.test, result, console or Console())
+    return result
+
+
+def build_for(config: RunConfig, categories: Categories) -> DETR:
+    """Build the model of a run and give it its first weights.
+
+    Raises:
+        ConfigError: no such preset or setting.
+        CheckpointError: the weights do not fit.
+    """
+    settings = {**config.model_settings, "num_classes": len(categories)}
+    model = model_from_config(preset_config(config.model, **settings))
+    if config.weights == "imagenet":
+        load_imagenet_backbone(model)
+    elif config.weights is not None:
+        load_state(model, read_checkpoint(config.weights).state)
+    return model
+
+
+def write_categories(path: Path, categories: Categories) -> None:
+    """Write ids and names, in the order of the labels."""
+    entries: Sequence[dict[str, object]] = [
+        {"id": number, "name": name} for number, name in zip(categories.ids, categories.names, strict=True)
+    ]
+    write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
+
+
+def _refuse_used_folder(output: Path) -> None:
+    if (output / "config.yaml").exists():
+        raise ConfigError(f"{output}: holds a run already; choose another folder with --output, or remove this one")

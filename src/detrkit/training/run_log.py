@@ -1,0 +1,96 @@
+"""What a run says while it goes on: a progress bar, `metrics.jsonl`, TensorBoard."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from detrkit.files import make_folder
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes every reading to the run folder, and shows the last one."""
+
+    def __init__(self, folder: Path, num_steps: int, console: Console | None = None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+        make_folder(folder)
+        self.console = console or Console(stderr=True)
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]} AP {task.fields[ap]} {task.fields[rate]} photo/s"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+        )
+        self._task: TaskID = self._progress.add_task("", total=num_steps, epoch=1, loss="-", ap="-", rate="-")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._tensorboard.close()
+
+    def advance(self) -> None:
+        """Count one step."""
+        self._progress.advance(self._task)
+
+    def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """Record losses averaged since the last reading.
+
+        Args:
+            step: steps done.
+            epoch: counted from 1.
+            values: "loss" and its parts, under the published names.
+            rates: "photos_per_second" and learning rates.
+        """
+        self._write({"kind": "train", "step": step, "epoch": epoch, **values, **rates}, step)
+        photos_per_second = rates["photos_per_second"]
+        self._progress.update(self._task, epoch=epoch, loss=f"{values['loss']:.3f}", rate=f"{photos_per_second:.1f}")
+
+    def scores(self, step: int, epoch: int, numbers: Mapping[str, float], best: bool) -> None:
+        """Record an evaluation."""
+        self._write({"kind": "evaluation", "step": step, "epoch": epoch, **numbers}, step)
+        self._progress.update(self._task, ap=f"{numbers['AP']:.3f}")
+        if not self.console.is_terminal:  # a bar is lost in a log file
+            mark = " (best)" if best else ""
+            self.console.print(
+                f"epoch {epoch}: AP {numbers['AP']:.3f} AP50 {numbers['AP50']:.3f}{mark}", highlight=False
+            )
+
+    def _write(self, entry: Mapping[str, object], step: int) -> None:
+        entry = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in entry.items()}
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        for key, value in entry.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(f"{entry['kind']}/{key}", value, step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, object]]:
+    """Read what a run wrote; a last line that was cut off is left out."""
+    entries = []
+    for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries

@@ -1,0 +1,34 @@
+"""How a model is trained, as one typed value. Light: reading it does not wait for torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingSettings(BaseModel):
+    """Everything that decides a run, apart from the data and the model. The defaults are the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=300, ge=1, description="times that every photo is seen")
+    batch_size: int = Field(default=2, ge=1, description="photos per step")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of everything but the backbone")
+    backbone_learning_rate: float = Field(default=1e-5, ge=0, description="of the backbone; 0 freezes it")
+    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's")
+    clip_norm: float = Field(default=0.1, ge=0, description="largest norm of the gradient; 0 does not clip")
+    schedule: Literal["step", "cosine"] = Field(default="step", description="how the rates fall")
+    drop_at: float = Field(default=2 / 3, gt=0, le=1, description="share of the run after which 'step' divides by 10")
+    warmup_steps: int = Field(default=0, ge=0, description="steps in which the rates rise from 0")
+    image_size: int = Field(
+        default=800, ge=32, description="shorter side of photos in tests, pixels; training sizes follow"
+    )
+    augment: bool = Field(default=True, description="flip, crop and resize at random while training")
+    overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
+    no_object_weight: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
+    exact_padding: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the model; losses are float32")
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
+    log_every: int = Field(default=10, ge=1, description="steps between readings of the losses")
+    workers: int = Field(default=2, ge=0, description="processes that read photos; 0 reads in this one")
+    device: str = Field(default="auto", description="'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one")
+    seed: int = Field(default=42, ge=0, description="of weights, order and augmentation")
