@@ -68,7 +68,6 @@ def evaluate_boxes(
 def _per_class(evaluation: COCOeval, truth: COCO, image_ids: set[int]) -> tuple[ClassScore, ...]:
     # (IoU, recall, class), for objects of all sizes and the largest number of detections
     precision = np.asarray((evaluation.eval or {})["precision"])[:, :, :, 0, -1]
-    document = truth.dataset or {}
     counts: dict[int, int] = {}
     document = truth.dataset or {"annotations": [], "categories": []}
     for entry in document["annotations"]:

@@ -37,11 +37,12 @@ def padding_mask_at(
         padding_mask: mask of the images.
         size: (h, w) of the feature map.
         exact: False takes the nearest pixel after scaling the whole padded image to `size`, as published; where the
-            padded side is no multiple of the stride, that depends on the size of the batch. True takes every
-            stride-th pixel, which is what a strided convolution sees.
+            padded side is no multiple of the stride, that depends on the size of the batch. True takes every second
+            pixel again and again, as the backbone's strided convolutions do.
     """
     if exact:
-        step_y = -(-padding_mask.shape[1] // size[0])
-        step_x = -(-padding_mask.shape[2] // size[1])
-        return padding_mask[:, ::step_y, ::step_x]
+        while padding_mask.shape[1:] != size:
+            assert max(padding_mask.shape[1:]) > 1, "the feature map's size does not come from halving the images'"
+            padding_mask = padding_mask[:, ::2, ::2]
+        return padding_mask
     return F.interpolate(padding_mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()

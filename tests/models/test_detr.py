@@ -1,0 +1,143 @@
+"""The model: shapes, presets, what padding may change, what building may do."""
+
+import socket
+
+import pytest
+import torch
+
+from detrkit import ConfigError, ModelConfig, build_model
+from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.positions import LearnedPositions, SinePositions
+from detrkit.models.presets import PRESETS
+from detrkit.ops.padding import pad_to_batch
+
+SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "feedforward_dim": 64}
+
+
+def randomize(model: torch.nn.Module) -> torch.nn.Module:
+    """Give norms other statistics than zero and one, as trained models have."""
+    torch.manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    return model
+
+
+@pytest.mark.parametrize("name", ["detr-r18", "detr-tiny", "detr-r50-dc5", "detr-r50-panoptic"])
+def test_shapes(name: str) -> None:
+    model = build_model(name, **SMALL)
+    predictions = model(torch.randn(2, 3, 64, 96))
+    assert model.training
+    assert predictions.layer_class_logits.shape == (2, 2, 6, 4)
+    assert predictions.layer_boxes.shape == (2, 2, 6, 4)
+    assert torch.equal(predictions.boxes, predictions.layer_boxes[-1])
+    assert ((predictions.boxes > 0) & (predictions.boxes < 1)).all()
+    assert (predictions.masks is not None) == name.endswith("panoptic")
+    if predictions.masks is not None:
+        assert predictions.masks.shape == (2, 6, 16, 24)
+
+
+def test_the_contract_names_all_presets() -> None:
+    published = [f"detr-{depth}{kind}" for depth in ("r50", "r101") for kind in ("", "-dc5")]
+    assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), "detr-r18", "detr-tiny"}
+
+
+def test_building_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    build_model("detr-r18")
+
+
+@pytest.mark.parametrize("name", ["detr-r18", "detr-r50-dc5", "detr-tiny"])
+@pytest.mark.parametrize("positions", ["sine", "learned"])
+def test_a_photo_gives_the_same_alone_and_padded(name: str, positions: str) -> None:
+    model = randomize(build_model(name, position_encoding=positions, **SMALL)).eval()
+    small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
+    with torch.inference_mode():
+        alone = model(small[None], exact_padding=True)
+        together = model(*pad_to_batch([large, small]), exact_padding=True)
+        published = model(*pad_to_batch([large, small]))
+    torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
+    # the published rule does not have this property: the switch does something
+    assert (published.class_logits[1] - alone.class_logits[0]).abs().max() > 1e-3
+
+
+def test_exact_padding_changes_nothing_without_padding() -> None:
+    model = build_model("detr-r18", **SMALL).eval()
+    images, mask = pad_to_batch([torch.randn(3, 64, 64)] * 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images, mask, exact_padding=True).boxes, model(images).boxes)
+
+
+def test_attention_equals_the_formula_and_gives_padding_no_weight() -> None:
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(8, num_heads=2, dropout=0.0)
+    queries, keys, values = torch.randn(1, 3, 8), torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    padding = torch.tensor([[False, False, False, True]])
+    q, k, v = attention.query_projection(queries), attention.key_projection(keys), attention.value_projection(values)
+    mixed = []
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        logits = q[0, :, part] @ k[0, :3, part].T / 2  # the root of 4 channels a head
+        mixed.append(logits.softmax(-1) @ v[0, :3, part])
+    expected = attention.output_projection(torch.cat(mixed, dim=-1))
+    torch.testing.assert_close(attention(queries, keys, values, padding)[0], expected)
+
+
+def test_packed_xavier_bounds() -> None:
+    attention = MultiHeadAttention(64, num_heads=8, dropout=0.0)
+    assert attention.query_projection.weight.abs().max() <= (6 / (4 * 64)) ** 0.5
+    assert attention.query_projection.weight.abs().max() > 0.98 * (6 / (4 * 64)) ** 0.5
+    assert attention.output_projection.weight.abs().max() > 0.98 * (6 / (2 * 64)) ** 0.5
+
+
+def test_sine_positions_by_hand() -> None:
+    encoded = SinePositions(8)(torch.zeros(1, 2, 4, dtype=torch.bool))
+    angle_y, angle_x = torch.tensor(3.14159265), torch.tensor(2 * 3.14159265)  # row 1 of 2, column 4 of 4
+    expected = [angle_y.sin(), angle_y.cos(), (angle_y / 100).sin(), (angle_y / 100).cos()]
+    expected += [angle_x.sin(), angle_x.cos(), (angle_x / 100).sin(), (angle_x / 100).cos()]
+    torch.testing.assert_close(encoded[0, 0, 3], torch.stack(expected), rtol=0, atol=1e-5)
+
+
+def test_learned_positions_say_when_the_photo_is_too_large() -> None:
+    positions = LearnedPositions(8, table_size=5)
+    assert positions(torch.zeros(2, 5, 3, dtype=torch.bool)).shape == (2, 5, 3, 8)
+    with pytest.raises(ConfigError, match="6 x 3 cells and the tables hold 5.*position_table_size=6"):
+        positions(torch.zeros(1, 6, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("detr-r5", {}, "'detr-r5' is not a preset; did you mean 'detr-r50'"),
+        ("detr-r50", {"num_querys": 3}, "'num_querys' does not exist; did you mean 'num_queries'"),
+        ("detr-r50", {"num_queries": 0}, "'num_queries': found 0"),
+        ("detr-r50", {"hidden_dim": 100}, "hidden_dim=100 must be a multiple"),
+        ("detr-r18", {"dilation": True}, "'resnet18' cannot be dilated"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(name: str, overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(name, **overrides)
+
+
+def test_frozen_parts_are_the_published_ones() -> None:
+    model = build_model("detr-r18", **SMALL)
+    frozen = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}
+    assert all(p.requires_grad for p in build_model("detr-tiny").parameters())
+    assert build_model("detr-tiny").config == ModelConfig.model_validate(PRESETS["detr-tiny"].model_dump())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpus_numbers() -> None:
+    model = build_model("detr-r18", **SMALL).eval()
+    images, mask = pad_to_batch([torch.randn(3, 96, 64), torch.randn(3, 64, 96)])
+    with torch.inference_mode():
+        expected = model(images, mask)
+        actual = model.cuda()(images.cuda(), mask.cuda())
+    torch.testing.assert_close(actual.boxes.cpu(), expected.boxes, rtol=0, atol=1e-3)
