@@ -105,7 +105,7 @@ def test_sine_positions_by_hand() -> None:
 def test_learned_positions_say_when_the_photo_is_too_large() -> None:
     positions = LearnedPositions(8, table_size=5)
     assert positions(torch.zeros(2, 5, 3, dtype=torch.bool)).shape == (2, 5, 3, 8)
-    with pytest.raises(ConfigError, match="6 x 3 cells and the tables hold 5.*position_table_size=6"):
+    with pytest.raises(ConfigError, match=r"6 x 3 cells and the tables hold 5.*position_table_size=6"):
         positions(torch.zeros(1, 6, 3, dtype=torch.bool))
 
 
