@@ -9,8 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  the hook finds the checker as an attribute of the package
+
 # every jaxtyping signature is checked while the tests run
-install_import_hook("detrkit", "beartype.beartype")
+install_import_hook("detrkit", "tests.typecheck.check")
 
 import torch
 

@@ -1,0 +1,148 @@
+"""Reading COCO: any ids, crowds and odd boxes as published, and one sentence for what is malformed."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit import DataError
+from detrkit.data.dataset import PhotoDataset, usable_annotations
+from detrkit.data.formats.coco import read_coco_file, read_coco_split
+
+DOCUMENT: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "height": 20, "width": 30},
+        {"id": 3, "file_name": "b.png", "height": 10, "width": 10},
+    ],
+    "categories": [{"id": 90, "name": "zebra"}, {"id": 4, "name": "ant"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 90, "bbox": [-5, 2, 10, 30], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 4, "bbox": [1, 1, 5, 5], "iscrowd": 1},
+        {"id": 3, "image_id": 7, "category_id": 4, "bbox": [3, 3, 0, 5]},
+        {"id": 4, "image_id": 7, "category_id": 4, "bbox": [40, 3, 5, 5]},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, DOCUMENT)
+    return tmp_path
+
+
+def write(root: Path, document: Any) -> None:
+    for name in ("train2017", "val2017"):
+        (root / name).mkdir(exist_ok=True)
+        for entry in DOCUMENT["images"]:
+            Image.new("RGB", (entry["width"], entry["height"]), "green").save(root / name / entry["file_name"])
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(document))
+
+
+def test_ids_are_mapped_in_rising_order_and_kept(folder: Path) -> None:
+    split = read_coco_split(folder, "train")
+    assert split.categories.ids == (4, 90)
+    assert split.categories.names == ("ant", "zebra")
+    assert split.categories.label_of(90) == 1
+    assert [record.image_id for record in split.records] == [7, 3]
+    assert split.records[0].labels.tolist() == [1, 0, 0, 0]
+
+
+def test_crowds_and_boxes_without_area_are_left_out_and_the_rest_cut_at_the_edges(folder: Path) -> None:
+    record = read_coco_split(folder, "train").records[0]
+    usable = usable_annotations(record, (20, 30))
+    assert usable.boxes.tolist() == [[0, 2, 5, 20]]
+    assert usable.labels.tolist() == [1]
+
+
+def test_photos_without_objects_are_kept(folder: Path) -> None:
+    sample = PhotoDataset(read_coco_split(folder, "val"))[1]
+    assert sample.image_id == 3
+    assert sample.annotations.boxes.shape == (0, 4)
+    assert sample.image.shape == (3, 10, 10)
+    assert sample.image.dtype == torch.uint8
+
+
+def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    document = copy.deepcopy(DOCUMENT)
+    change(document)
+    return document
+
+
+MALFORMED = {
+    r"expected a COCO instances file": [],
+    r"found no list 'annotations'": changed(lambda d: d.pop("annotations")),
+    r"category id 90 stands twice": changed(lambda d: d["categories"].append({"id": 90, "name": "again"})),
+    r"annotations\[0\] \(id 1\): category_id 5 is not in 'categories'": changed(
+        lambda d: d["annotations"][0].update(category_id=5)
+    ),
+    r"annotations\[0\] \(id 1\)\.bbox: found \[1, 2, 3\]": changed(
+        lambda d: d["annotations"][0].update(bbox=[1, 2, 3])
+    ),
+    r"negative size": changed(lambda d: d["annotations"][0].update(bbox=[10, 10, -3, 5])),
+    r"expected \[x, y, width, height\]": changed(lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 3])),
+    r"image ids have annotations and no entry in 'images', first 8": changed(
+        lambda d: d["annotations"][0].update(image_id=8)
+    ),
+    r"image id 7 stands twice": changed(lambda d: d["images"][1].update(id=7)),
+    r"leads out of": changed(lambda d: d["images"][0].update(file_name="../../etc/passwd")),
+    r"images\[0\]\.height: found '20', expected an integer": changed(lambda d: d["images"][0].update(height="20")),
+    r"found no images": changed(lambda d: (d["images"].clear(), d["annotations"].clear())),
+}
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_malformed_files_are_told_in_one_sentence(tmp_path: Path, message: str) -> None:
+    write(tmp_path, MALFORMED[message])
+    with pytest.raises(DataError, match=message) as caught:
+        read_coco_split(tmp_path, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_layouts_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found nothing, expected a dataset folder"):
+        read_coco_split(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match=r"found no file annotations/instances_train"):
+        read_coco_split(tmp_path, "train")
+    write(tmp_path, DOCUMENT)
+    with pytest.raises(DataError, match="found no such folder, expected the photos"):
+        read_coco_file(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "elsewhere")
+    (tmp_path / "annotations" / "instances_train2017.json").write_text("{")
+    with pytest.raises(DataError, match="not readable as JSON"):
+        read_coco_split(tmp_path, "train")
+
+
+def test_all_of_coco_mini_is_read(shared: Path) -> None:
+    split = read_coco_split(shared / "data" / "coco-mini-dev", "val")
+    assert len(split.records) == 102
+    assert len(split.categories) == 80
+    assert sum(len(record.boxes) for record in split.records) == 877
+    assert sum(int(record.is_crowd.sum()) for record in split.records) == 11
+    empty = [record.path.name for record in split.records if not len(record.boxes)]
+    assert empty == ["000000058636.jpg"]
+    assert all(np.isfinite(record.boxes).all() for record in split.records)
+
+
+def test_no_malformed_coco_file_does_anything_but_load_or_raise_a_data_error(shared: Path) -> None:
+    root = shared / "data" / "nasty" / "coco"
+    files = sorted(root.glob("*.json"))
+    assert len(files) > 50
+    loaded = 0
+    for file in files:
+        try:
+            split = read_coco_file(file, root / "images")
+        except DataError as error:
+            assert "\n" not in str(error)
+            continue
+        loaded += 1
+        for record in split.records:
+            assert record.path.is_relative_to((root / "images").resolve())
+            usable_annotations(record, record.size)
+    assert loaded > 0
+    assert read_coco_file(root / "valid.json", root / "images").records

@@ -1,0 +1,93 @@
+"""Opening photos: upright, RGB, and one sentence for what is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrkit import DataError
+from detrkit.data.photos import open_photo, photo_to_tensor, tensor_to_photo
+
+
+def save_with_orientation(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (40, 20), "black")
+    picture.putpixel((0, 0), (255, 255, 255))
+    picture.save(path, exif=exif)
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    save_with_orientation(path, 6)  # turn right by 90 degrees to see it upright
+    photo = open_photo(path)
+    assert photo.size == (20, 40)
+    assert photo.getpixel((19, 0)) == (255, 255, 255)
+
+
+def test_annotations_made_on_stored_pixels_keep_the_photo_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    save_with_orientation(path, 6)
+    assert open_photo(path, annotated_size=(20, 40)).size == (40, 20)
+    assert open_photo(path, annotated_size=(40, 20)).size == (20, 40)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)).save(path)
+    assert open_photo(path).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
+    assert open_photo(path).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_tensors_and_photos_convert_both_ways() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    tensor = photo_to_tensor(Image.fromarray(pixels))
+    assert tensor.shape == (3, 5, 7)
+    assert np.array_equal(np.asarray(tensor_to_photo(tensor)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "cannot be read as a photo"), (b"not a photo", "cannot be read as a photo"), (None, "found nothing")],
+)
+def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "photo.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_photo(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_photo_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.jpg"
+    Image.effect_noise((200, 200), 50).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match="cannot be read"):
+        open_photo(path)
+
+
+def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(DataError, match="found a folder"):
+        open_photo(tmp_path / "folder.jpg")
+
+
+def test_hostile_photos_open_or_are_refused_within_memory(shared: Path) -> None:
+    opened = 0
+    for path in sorted((shared / "data" / "nasty" / "images").rglob("*")):
+        try:
+            photo = open_photo(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+            continue
+        assert photo.mode == "RGB"
+        opened += 1
+    assert opened > 20
