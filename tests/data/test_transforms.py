@@ -28,7 +28,7 @@ def check_in_step(sample: Sample) -> None:
     assert masks is not None
     assert len(boxes) == len(masks) == len(sample.annotations.labels)
     assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2:] <= torch.tensor([width, height])).all()
+    assert (boxes[:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert masks.shape[1:] == (height, width)
     for box, mask in zip(boxes, masks, strict=True):
