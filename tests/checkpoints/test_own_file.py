@@ -1,0 +1,111 @@
+"""Our own file: what is written is read back, to the bit, and what is damaged is refused in one sentence."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from detrkit import build_model
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.categories import Categories
+from detrkit.errors import CheckpointError
+from detrkit.models.detr import DETR
+
+CATEGORIES = Categories(ids=(7, 3), names=("blood cell", "plättchen"))
+
+
+def tiny() -> DETR:
+    torch.manual_seed(0)
+    return build_model("detr-tiny", num_classes=2, encoder_layers=1, decoder_layers=1)
+
+
+def checkpoint(model: DETR) -> Checkpoint:
+    return Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing(image_size=96))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model = tiny()
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint(model))
+    read = read_checkpoint(tmp_path / "a.safetensors")
+    assert read.config == model.config
+    assert read.categories == CATEGORIES
+    assert read.preprocessing.image_size == 96
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, actual = model.eval()(images), read.build().eval()(images)
+    assert torch.equal(expected.boxes, actual.boxes)
+    assert torch.equal(expected.class_logits, actual.class_logits)
+
+
+def test_a_run_folder_gives_its_best(tmp_path: Path) -> None:
+    best, last = tiny(), tiny()
+    with torch.no_grad():
+        best.queries.weight.fill_(0.5)
+    for part, model in (("best", best), ("last", last)):
+        (tmp_path / part).mkdir()
+        save_checkpoint(tmp_path / part / "model.safetensors", checkpoint(model))
+    assert (read_checkpoint(tmp_path).build().queries.weight == 0.5).all()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, checkpoint(tiny()))
+    before = path.read_bytes()
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("detrkit.checkpoints.file.save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, checkpoint(tiny()))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("{", "malformed"),
+        ("[]", "malformed"),
+        ('{"format": "detrkit-9"}', "detrkit-9"),
+        ('{"format": "detrkit-1", "model": {}, "categories": [{"id": 1}]}', "malformed"),
+        (
+            json.dumps(
+                {
+                    "format": "detrkit-1",
+                    "model": {"hidden_dim": -4},
+                    "categories": [{"id": 1, "name": "a"}],
+                    "preprocessing": {},
+                }
+            ),
+            "malformed",
+        ),
+    ],
+)
+def test_a_malformed_description_is_refused(tmp_path: Path, header: str, says: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"detrkit": header})
+    with pytest.raises(CheckpointError, match=says) as refused:
+        read_checkpoint(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, checkpoint(tiny()))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+        read_checkpoint(path)
+
+
+def test_weights_of_another_shape_name_the_first_difference(tmp_path: Path) -> None:
+    model = tiny()
+    wrong = replace(checkpoint(model), config=model.config.model_copy(update={"num_queries": 7}))
+    save_checkpoint(tmp_path / "a.safetensors", wrong)
+    with pytest.raises(CheckpointError, match=r"queries\.weight"):
+        read_checkpoint(tmp_path / "a.safetensors").build()

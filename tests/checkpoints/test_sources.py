@@ -1,0 +1,138 @@
+"""Weights in the published form and from the network: told by their keys, safely read, never guessed at."""
+
+import argparse
+import hashlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.checkpoints import download
+from detrkit.checkpoints.official import state_dict_as_official
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.categories import COCO_NAMES
+from detrkit.errors import CheckpointError
+from detrkit.models.detr import DETR
+
+SMALL = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 32}
+
+
+def small(**changes: object) -> DETR:
+    torch.manual_seed(0)
+    return build_model("detr-r50", **{"num_classes": 3, **SMALL, **changes})
+
+
+def outputs(model: DETR) -> torch.Tensor:
+    torch.manual_seed(1)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        predictions = model.eval()(images)
+    return torch.cat([predictions.class_logits, predictions.boxes], -1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"position_encoding": "learned"}, {"pre_norm": True}, {"panoptic": True}], ids=str
+)
+def test_published_form_round_trip(tmp_path: Path, changes: dict[str, object]) -> None:
+    model = small(**changes)
+    torch.save({"model": state_dict_as_official(model)}, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    for field in ("num_classes", "num_queries", "encoder_layers", "position_encoding", "pre_norm", "panoptic"):
+        assert getattr(read.config, field) == getattr(model.config, field), field
+    assert torch.equal(outputs(read.build()), outputs(model))
+
+
+def test_the_91_slots_keep_coco_names_and_ids(tmp_path: Path) -> None:
+    torch.save({"model": state_dict_as_official(small(num_classes=91))}, tmp_path / "a.pth")
+    categories = read_checkpoint(tmp_path / "a.pth").categories
+    assert dict(zip(categories.ids, categories.names, strict=True))[18] == "dog"
+    assert COCO_NAMES[18] == "dog"
+    assert categories.ids[90] == 90
+
+
+def test_a_training_checkpoint_says_what_weights_do_not_show(tmp_path: Path) -> None:
+    model = small(dilation=True)
+    arguments = argparse.Namespace(dilation=True, nheads=4, dropout=0.0, lr=1e-4, output_dir="/x")
+    content = {"model": state_dict_as_official(model), "optimizer": {"state": {}}, "epoch": 3, "args": arguments}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    config = read_checkpoint(tmp_path / "checkpoint.pth").config
+    assert (config.dilation, config.num_heads, config.dropout) == (True, 4, 0.0)
+
+
+def test_a_published_name_tells_dilation(tmp_path: Path) -> None:
+    torch.save({"model": state_dict_as_official(small(dilation=True))}, tmp_path / "detr-r50-dc5-f0fb7ef5.pth")
+    assert read_checkpoint(tmp_path / "detr-r50-dc5-f0fb7ef5.pth").config.dilation
+
+
+class Payload:
+    """What a malicious file holds: unpickling it would run a command."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.witness,))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, save: object) -> None:
+    witness = tmp_path / "witness"
+    assert callable(save)
+    save({"model": Payload(witness)}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="not readable as weights"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not witness.exists()
+
+
+def test_what_is_no_detr_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match=r"found entries such as 'conv1\.weight'"):
+        read_checkpoint(tmp_path / "resnet.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="found a list"):
+        read_checkpoint(tmp_path / "list.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not readable as weights"):
+        read_checkpoint(tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="expected a run folder"):
+        read_checkpoint(tmp_path)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="detr-r50"):
+        read_checkpoint("detr-r5O")
+    with pytest.raises(CheckpointError, match="found nothing"):
+        read_checkpoint(tmp_path / "missing.pth")
+
+
+def test_a_download_is_checked_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    good, bad = tmp_path / f"w-{digest}.pth", tmp_path / "w-00000000.pth"
+    good.write_bytes(content)
+    bad.write_bytes(content)
+    path = download.fetch(good.as_uri())
+    assert path.read_bytes() == content
+    good.unlink()
+    assert download.fetch(good.as_uri()) == path  # the second time nothing is fetched
+    with pytest.raises(CheckpointError, match="damaged"):
+        download.fetch(bad.as_uri())
+    with pytest.raises(CheckpointError, match="cannot be fetched"):
+        download.fetch((tmp_path / "w-11111111.pth").as_uri())
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_building_a_model_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    small()
+
+
+def test_no_weights_were_published_for_it() -> None:
+    with pytest.raises(CheckpointError, match="no weights were published"):
+        read_checkpoint("detr-tiny")
