@@ -60,7 +60,14 @@ class ReportPicture:
 
 
 def write_report(
-    path: Path, title: str, subtitle: str, scores: BoxScores, curves: bytes | None, gallery: Sequence[ReportPicture]
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    scores: BoxScores,
+    judged_by: str,
+    curves: bytes | None,
+    gallery: Sequence[ReportPicture],
 ) -> None:
     """Write the page.
 
@@ -69,13 +76,14 @@ def write_report(
         title: first line.
         subtitle: a sentence on what was trained on what.
         scores: of the best checkpoint on the test photos.
+        judged_by: what photos these are, as in "never seen in training".
         curves: PNG of the training curves.
         gallery: photos with what the model found in them.
     """
     body = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>",
         "<h2>Scores</h2>",
-        f"<p>{scores.num_photos} photos, {scores.num_objects} objects that no photo of the training shows.</p>",
+        f"<p>{scores.num_photos} photos, {scores.num_objects} objects, {judged_by}.</p>",
         _numbers(scores),
         "<h2>By class</h2>",
         _classes(scores),

@@ -12,6 +12,7 @@ from detrkit.evaluation.report import ReportPicture, write_report
 from detrkit.evaluation.table import print_scores
 from detrkit.files import replacing
 from detrkit.inference.detector import Detector
+from detrkit.recipes.config import RunConfig
 from detrkit.structures import Sample
 from detrkit.training.run_log import read_metrics
 from detrkit.training.trainer import TrainingResult
@@ -23,7 +24,9 @@ THRESHOLD = 0.5
 SMALLEST_PICTURE = 384  # pixels a side; smaller photos are enlarged, or captions would cover the objects
 
 
-def finish_run(output: Path, model_name: str, test: Dataset[Sample], result: TrainingResult, console: Console) -> None:
+def finish_run(
+    output: Path, config: RunConfig, test: Dataset[Sample], result: TrainingResult, console: Console
+) -> None:
     """Predict some test photos with the best checkpoint, write them and the report, and print the scores."""
     if result.interrupted:
         console.print(f"stopped; {output} holds what was learned in {result.epochs} whole epochs", highlight=False)
@@ -32,10 +35,11 @@ def finish_run(output: Path, model_name: str, test: Dataset[Sample], result: Tra
     gallery = _draw_predictions(Detector.load(output), test, output / "predictions")
     write_report(
         output / "report.html",
-        title=f"{model_name}: AP {result.scores.numbers['AP']:.3f}, AP50 {result.scores.numbers['AP50']:.3f}",
+        title=f"{config.model}: AP {result.scores.numbers['AP']:.3f}, AP50 {result.scores.numbers['AP50']:.3f}",
         subtitle=f"{output.name}, {result.epochs} epochs; boxes below have a score of at least {THRESHOLD}, "
         "thin white boxes are the annotations",
         scores=result.scores,
+        judged_by="the ones it was trained on" if config.training.overfit else "not seen in training",
         curves=draw_curves(read_metrics(output)),
         gallery=gallery,
     )

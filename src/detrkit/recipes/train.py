@@ -107,7 +107,7 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     loss = SetLoss(len(data.categories), no_object_weight=settings.no_object_weight)
     with RunLog(output, settings.epochs * len(loader), console) as log:
         result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
-    finish_run(output, config.model, data.test, result, console or Console())
+    finish_run(output, config, data.test, result, console or Console())
     return result
 
 

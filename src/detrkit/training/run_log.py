@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -38,7 +37,7 @@ class RunLog:
         )
         self._task: TaskID = self._progress.add_task("", total=num_steps, epoch=1, loss="-", ap="-", rate="-")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         self._progress.start()
         return self
 

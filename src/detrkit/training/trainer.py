@@ -38,8 +38,7 @@ class RunHooks:
 class TrainingResult:
     """How a run ended."""
 
-    scores: BoxScores | None  # of the last evaluation
-    best_ap: float
+    scores: BoxScores | None  # of the best checkpoint
     epochs: int  # finished
     interrupted: bool
 
@@ -71,23 +70,24 @@ class Trainer:
 
     def fit(self) -> TrainingResult:
         """Train to the end, or until interrupted; either way the last state is saved."""
-        scores, best_ap, epoch = None, -1.0, 0
+        best: BoxScores | None = None
+        epoch = 0
         try:
             for epoch in range(1, self.settings.epochs + 1):
                 self.train_epoch(epoch)
                 if epoch % self.settings.evaluate_every and epoch < self.settings.epochs:
                     continue
                 scores = self.hooks.evaluate(self.model)
-                is_best = scores.ap > best_ap
+                is_best = best is None or scores.ap > best.ap
                 self.log.scores(self.step, epoch, scores.numbers, is_best)
                 self.hooks.save("last")
                 if is_best:
-                    best_ap = scores.ap
+                    best = scores
                     self.hooks.save("best")
         except KeyboardInterrupt:
             self.hooks.save("last")
-            return TrainingResult(scores, best_ap, epoch - 1, interrupted=True)
-        return TrainingResult(scores, best_ap, epoch, interrupted=False)
+            return TrainingResult(best, epoch - 1, interrupted=True)
+        return TrainingResult(best, epoch, interrupted=False)
 
     def train_epoch(self, epoch: int) -> None:
         """See every photo once."""

@@ -1,0 +1,127 @@
+"""The 12 COCO numbers and AP per class: equal to pycocotools', and to what a hand can compute."""
+
+import contextlib
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detrkit.evaluation.coco import NAMES, evaluate_boxes
+from detrkit.evaluation.table import print_scores
+
+pycocotools_coco = pytest.importorskip("pycocotools.coco")
+pycocotools_eval = pytest.importorskip("pycocotools.cocoeval")
+
+
+def document(annotations: list[dict[str, Any]], num_images: int, categories: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "info": {},
+        "images": [{"id": i + 1, "width": 640, "height": 480, "file_name": f"{i + 1}.jpg"} for i in range(num_images)],
+        "annotations": [
+            {"id": number + 1, "iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **entry}
+            for number, entry in enumerate(annotations)
+        ],
+        "categories": [{"id": c, "name": f"class {c}"} for c in categories],
+    }
+
+
+def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Objects of all sizes, crowds, a class nobody has, and detections of which about half are right."""
+    random = np.random.default_rng(seed)
+    objects, results = [], []
+    for image_id in range(1, 26):
+        for _ in range(int(random.integers(0, 8))):
+            w, h = random.choice([12, 50, 150], 2) * random.uniform(0.5, 1.5, 2)
+            x, y = random.uniform(0, [640 - w, 480 - h])
+            category = int(random.choice([3, 7, 20]))
+            objects.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": [float(x), float(y), float(w), float(h)],
+                    "iscrowd": int(random.random() < 0.1),
+                }
+            )
+            for _ in range(int(random.integers(0, 4))):
+                shift = random.normal(0, 0.15, 4) * [w, h, w, h]
+                results.append(
+                    {
+                        "image_id": image_id,
+                        "category_id": category if random.random() < 0.8 else 20,
+                        "bbox": [float(v) for v in np.maximum(np.array([x, y, w, h]) + shift, 1)],
+                        "score": float(random.random()),
+                    }
+                )
+    return document(objects, 25, (3, 7, 20, 90)), results
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_to_pycocotools(seed: int) -> None:
+    truth, results = random_case(seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = pycocotools_coco.COCO()
+        reference.dataset = truth
+        reference.createIndex()
+        evaluation = pycocotools_eval.COCOeval(reference, reference.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    scores = evaluate_boxes(truth, results)
+    np.testing.assert_allclose([scores.numbers[name] for name in NAMES], evaluation.stats, rtol=0, atol=1e-9)
+    for index, score in enumerate(scores.per_class):
+        precision = evaluation.eval["precision"][:, :, index, 0, 2]
+        expected = precision[precision > -1].mean() if (precision > -1).any() else math.nan
+        np.testing.assert_allclose(score.ap, expected, rtol=0, atol=1e-9)
+    assert math.isnan(scores.per_class[-1].ap)
+    assert scores.num_objects == sum(not entry["iscrowd"] for entry in truth["annotations"])
+
+
+def test_by_hand() -> None:
+    """Class 1: one object, found with IoU 0.72: right at 0.50 .. 0.70, five of ten thresholds. Class 2: missed."""
+    truth = document(
+        [
+            {"image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 100]},
+            {"image_id": 1, "category_id": 2, "bbox": [200, 200, 50, 50]},
+        ],
+        1,
+        (1, 2),
+    )
+    scores = evaluate_boxes(truth, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 72], "score": 0.9}])
+    first, second = scores.per_class
+    assert (first.num_objects, second.num_objects) == (1, 1)
+    assert first.ap == pytest.approx(0.5)
+    assert first.ap50 == pytest.approx(1)
+    assert second.ap == 0
+    assert scores.ap == pytest.approx(0.25)
+
+
+def test_nothing_found_and_nothing_there() -> None:
+    truth = document([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}], 2, (1,))
+    assert evaluate_boxes(truth, []).ap == 0
+    empty = evaluate_boxes(document([], 1, (1,)), [])
+    assert empty.num_objects == 0
+    assert empty.ap == -1
+
+
+def test_only_the_chosen_photos_count() -> None:
+    objects = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 90, 90]} for i in (1, 2)]
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.5}]
+    assert evaluate_boxes(document(objects, 2, (1,)), found).numbers["AR100"] == pytest.approx(0.5)
+    assert evaluate_boxes(document(objects, 2, (1,)), found, image_ids=[1]).ap == pytest.approx(1)
+
+
+def test_the_table_fits_80_columns() -> None:
+    from rich.console import Console
+
+    truth, results = random_case(0)
+    truth["categories"][0]["name"] = (
+        "a category whose name is longer than anybody would want to read in a table of scores"
+    )
+    console = Console(file=io.StringIO(), width=80)
+    print_scores(evaluate_boxes(truth, results), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert any("AP50" in line for line in lines)
+    assert max(len(line) for line in lines) <= 80
