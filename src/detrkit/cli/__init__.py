@@ -18,8 +18,13 @@ VERBS = {
 }
 
 
-def build_app() -> App:
-    """Put the verbs together, without loading any."""
+def build_app(chosen: str | None = None) -> App:
+    """Put the verbs together, without loading any.
+
+    Args:
+        chosen: the verb about to run, whose own docstring is its help. The others show their line of `VERBS`, which
+            does not load them.
+    """
     app = App(
         name="detrkit",
         help="DETR that anyone can train on their own photos, trust to the last digit, look inside, and ship.",
@@ -29,14 +34,15 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     for verb, summary in VERBS.items():
-        app.command(f"detrkit.cli.{verb}:{verb}", name=verb, help=summary)
+        app.command(f"detrkit.cli.{verb}:{verb}", name=verb, help=None if verb == chosen else summary)
     return app
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit: 0 for success, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        build_app()(arguments, print_error=False, exit_on_error=False)
+        build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
     except (DetrkitError, CycloptsError) as error:
         _say(" ".join(str(error).split()))
         sys.exit(2)

@@ -17,7 +17,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.coco import read_coco_split
 from detrkit.data.transforms import TestTransform, TrainTransform
-from detrkit.errors import ConfigError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.coco import BoxScores, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.files import make_folder, write_text
@@ -123,7 +123,10 @@ def build_for(config: RunConfig, categories: Categories) -> DETR:
     if config.weights == "imagenet":
         load_imagenet_backbone(model)
     elif config.weights is not None:
-        load_state(model, read_checkpoint(config.weights).state)
+        try:
+            load_state(model, read_checkpoint(config.weights).state)
+        except CheckpointError as error:
+            raise CheckpointError(f"--weights {config.weights}: {error}") from None
     return model
 
 

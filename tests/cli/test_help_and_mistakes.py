@@ -1,0 +1,152 @@
+"""The command line as a beginner meets it: help that teaches, and one sentence for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.cli import VERBS, main
+from detrkit.data.synthetic import SHAPES
+from tests.datasets import write_coco
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, a model, and things that are neither."""
+    root = tmp_path_factory.mktemp("place")
+    write_coco(root / "shapes")
+    torch.manual_seed(0)
+    model = build_model("detr-tiny", num_classes=4)
+    save_checkpoint(
+        root / "model.safetensors", Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=64))
+    )
+    other = build_model("detr-tiny", num_classes=9)
+    torch.save({"conv1.weight": torch.zeros(3)}, root / "resnet.pth")
+    save_checkpoint(
+        root / "nine.safetensors",
+        Checkpoint(
+            other.state_dict(),
+            other.config,
+            type(SHAPES)(tuple(range(1, 10)), tuple(f"thing {i}" for i in range(9))),
+            Preprocessing(),
+        ),
+    )
+    (root / "no_image.jpg").write_text("hello")
+    (root / "empty").mkdir()
+    (root / "cut.yaml").write_text("epochs: [1,")
+    (root / "evil.yaml").write_text('data: !!python/object/apply:os.system ["touch witness"]')
+    (root / "misspelt.yaml").write_text("training:\n  epoch: 3\n")
+    (root / "broken" / "annotations").mkdir(parents=True)
+    (root / "broken" / "train2017").mkdir()
+    (root / "broken" / "annotations" / "instances_train2017.json").write_text('{"images": [')
+    return root
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    output = capsys.readouterr()
+    code = left.value.code
+    assert isinstance(code, int)
+    return code, output.out, output.err
+
+
+MISTAKES = {
+    "no such verb": (["tran"], "train"),
+    "no model": (["predict"], "SOURCE"),
+    "no photos": (["predict", "model.safetensors"], "found no photos"),
+    "missing photo": (["predict", "model.safetensors", "nowhere.jpg"], "nowhere.jpg: found nothing"),
+    "no image": (["predict", "model.safetensors", "no_image.jpg"], "no_image.jpg"),
+    "folder without photos": (["predict", "model.safetensors", "empty"], "found no photo in this folder"),
+    "threshold in percent": (["predict", "model.safetensors", "no_image.jpg", "--threshold", "50"], "between 0 and 1"),
+    "threshold is a word": (["predict", "model.safetensors", "no_image.jpg", "--threshold", "high"], "threshold"),
+    "missing model": (["predict", "nowhere.safetensors", "no_image.jpg"], "nowhere.safetensors: found nothing"),
+    "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "expected those of a DETR"),
+    "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
+    "no such device": (["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"], "device 'gpu9'"),
+    "missing dataset": (["train", "nowhere"], "nowhere: found nothing, expected a dataset folder"),
+    "wrong layout": (["train", "empty"], "found no file annotations/instances_train*.json"),
+    "cut annotations": (["train", "broken"], "not readable as JSON"),
+    "no dataset": (["train"], "data"),
+    "unknown preset": (["train", "shapes", "--model", "detr-r5O"], "detr-r50"),
+    "unknown model setting": (["train", "shapes", "--model", "detr-tiny", "--set", "num_querys=5"], "num_queries"),
+    "model setting without a value": (["train", "shapes", "--set", "num_queries"], "expected NAME=VALUE"),
+    "model setting out of range": (
+        ["train", "shapes", "--model", "detr-tiny", "--set", "num_queries=0"],
+        "num_queries",
+    ),
+    "misspelt option": (["train", "shapes", "--epoch", "3"], "--epochs"),
+    "option out of range": (["train", "shapes", "--epochs", "0"], "epochs"),
+    "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),
+    "cut settings": (["train", "shapes", "--config", "cut.yaml"], "not readable as YAML"),
+    "settings that would run a command": (["train", "shapes", "--config", "evil.yaml"], "not readable as YAML"),
+    "missing settings": (["train", "shapes", "--config", "nowhere.yaml"], "nowhere.yaml: found nothing"),
+    "weights of another head": (
+        ["train", "shapes", "--model", "detr-tiny", "--weights", "nine.safetensors"],
+        "nine.safetensors: checkpoint has a class head for 9 classes",
+    ),
+    "evaluated on other classes": (["evaluate", "nine.safetensors", "shapes"], "thing 0"),
+    "converted to nothing known": (["convert", "model.safetensors", "a.pth", "--to", "onnxx"], "onnxx"),
+    "converted to the wrong suffix": (["convert", "model.safetensors", "a.bin", "--to", "official"], ".pth"),
+    "converted over something": (
+        ["convert", "model.safetensors", "nine.safetensors", "--to", "detrkit"],
+        "exists already",
+    ),
+    "described at no size": (["describe", "detr-tiny", "--size", "big"], "big"),
+    "described nothing": (["describe", "detr-r51"], "detr-r50"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(
+    mistake: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    arguments, says = MISTAKES[mistake]
+    code, out, err = run(arguments, capsys)
+    assert code == 2
+    assert says in err
+    assert err.startswith("detrkit: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before, "something was written"
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_teaches_within_80_columns(
+    verb: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main([*([verb] if verb else []), "--help"])
+    out = capsys.readouterr().out
+    assert left.value.code in (0, None)
+    assert max(len(line) for line in out.splitlines()) <= 80
+    if verb is None:
+        assert all(each in out for each in VERBS)
+    elif verb != "demo":
+        assert f"detrkit {verb}" in " ".join(out.split())
+        assert "Example" in out
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_help_and_import_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys, json, detrkit, detrkit.cli\n"
+        "try: detrkit.cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(json.dumps([name for name in ('torch', 'torchvision', 'matplotlib', 'PIL') if name in sys.modules]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out.splitlines()[-1]) == []
