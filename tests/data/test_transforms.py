@@ -6,14 +6,12 @@ from hypothesis import strategies as st
 
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import (
-    RandomDihedral,
     RandomSizeCrop,
     TestTransform,
     TrainTransform,
     crop,
     flip,
     resized_size,
-    transpose,
 )
 from detrkit.structures import Sample
 
@@ -40,19 +38,18 @@ def check_in_step(sample: Sample) -> None:
 
 
 @given(drawn)
-def test_flip_and_transpose_undo_themselves(sample: Sample) -> None:
-    for operation in (flip, transpose):
-        twice = operation(operation(sample))
-        assert torch.equal(twice.image, sample.image)
-        torch.testing.assert_close(twice.annotations.boxes, sample.annotations.boxes)
-        check_in_step(operation(sample))
+def test_flip_undoes_itself(sample: Sample) -> None:
+    twice = flip(flip(sample))
+    assert torch.equal(twice.image, sample.image)
+    torch.testing.assert_close(twice.annotations.boxes, sample.annotations.boxes)
+    check_in_step(flip(sample))
 
 
 @settings(max_examples=30, deadline=None)
 @given(drawn, st.integers(0, 10_000), st.sampled_from([64, 120, 200]))
 def test_the_train_pipeline_keeps_boxes_in_step(sample: Sample, seed: int, size: int) -> None:
     torch.manual_seed(seed)
-    transformed = TrainTransform(size)(RandomDihedral()(sample))
+    transformed = TrainTransform(size)(sample)
     check_in_step(transformed)
     assert transformed.original_size == sample.original_size
     assert max(transformed.image.shape[1:]) <= round(1333 * size / 800) + 1

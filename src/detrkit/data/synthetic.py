@@ -4,6 +4,7 @@ Input: a seed and how many. Output: `Sample`s, each a function of (seed, index) 
 any order by any process.
 """
 
+import colorsys
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from detrkit.data.categories import Categories
 from detrkit.structures import Annotations, Sample
 
-SHAPES = Categories(ids=(1, 2, 3, 4), names=("circle", "square", "triangle", "star"))
+SHAPES = Categories(ids=(1, 2, 3), names=("circle", "square", "triangle"))
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class DrawingStyle:
 
     size: int = 128  # pixels a side
     most_objects: int = 6
-    smallest: float = 0.16  # diameter of the smallest shape, as a share of the side
+    smallest: float = 0.22  # diameter of the circle around the smallest shape, as a share of the side
     largest: float = 0.45
+    tilt: float = 20.0  # degrees that a shape may lean to either side
     clutter: int = 12  # strokes and specks that are no objects, at most
     least_visible: float = 0.6  # share of a shape that later shapes must leave uncovered
 
@@ -78,34 +80,42 @@ class DrawnShapes(Dataset[Sample]):
 
 
 def _draw_ground(random: Generator, style: DrawingStyle) -> np.ndarray:
-    """A smooth ground of changing colours, with strokes and specks on it."""
-    ground = _smooth_colours(random, style.size, cells=int(random.integers(2, 7)), contrast=90)
+    """A mottled ground of pale colours, with strokes and specks of any colour on it."""
+    pale = _random_colour(random, saturation=(0, 0.35))
+    ground = _mottle(random, pale, style.size, cells=int(random.integers(2, 7)), contrast=45)
     canvas = Image.fromarray(ground.astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     for _ in range(int(random.integers(0, style.clutter + 1))):
         colour = tuple(int(c) for c in random.integers(0, 256, 3))
-        x, y, dx, dy = random.uniform(-0.3, 1.3, 4) * style.size
+        x, y, to_x, to_y = random.uniform(-0.3, 1.3, 4) * style.size
         if random.random() < 0.5:
-            pen.line((x, y, dx, dy), fill=colour, width=1)
+            pen.line((x, y, to_x, to_y), fill=colour, width=max(1, round(style.size / 96)))
         else:
-            radius = random.uniform(0.005, 0.025) * style.size
+            radius = random.uniform(0.01, 0.03) * style.size
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return np.asarray(canvas).astype(np.float64)
 
 
 def _draw_surface(random: Generator, style: DrawingStyle) -> np.ndarray:
-    """What a shape is filled with: one colour, a little shaded, or striped."""
-    surface = _smooth_colours(random, style.size, cells=2, contrast=25)
+    """What a shape is filled with: a strong colour, a little shaded, or striped."""
+    surface = _mottle(random, _random_colour(random, saturation=(0.55, 1)), style.size, cells=2, contrast=25)
     if random.random() < 0.3:
-        period = int(random.integers(4, 9))
-        stripes = (np.indices((style.size, style.size)).sum(0) // period) % 2
+        period = random.uniform(0.06, 0.12) * style.size
+        stripes = (np.indices((style.size, style.size)).sum(0) / period).astype(int) % 2
         surface = surface + (stripes * random.uniform(-70, 70))[..., None]
     return surface
 
 
-def _smooth_colours(random: Generator, size: int, cells: int, contrast: float) -> np.ndarray:
-    colours = random.uniform(20, 235, 3) + random.uniform(-contrast, contrast, (cells, cells, 3))
-    small = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
+def _random_colour(random: Generator, saturation: tuple[float, float]) -> np.ndarray:
+    hue, value = random.random(), random.uniform(0.35, 1)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, random.uniform(*saturation), value))
+
+
+def _mottle(random: Generator, colour: np.ndarray, size: int, cells: int, contrast: float) -> np.ndarray:
+    """Let a colour vary smoothly over the picture, mostly in its brightness."""
+    brightness = random.uniform(-contrast, contrast, (cells, cells, 1))
+    tint = random.uniform(-contrast / 3, contrast / 3, (cells, cells, 3))
+    small = Image.fromarray(np.clip(colour + brightness + tint, 0, 255).astype(np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
 
 
@@ -113,12 +123,10 @@ def _draw_shape(random: Generator, style: DrawingStyle, label: int) -> np.ndarra
     """The pixels of one shape, whole and inside the picture."""
     radius = random.uniform(style.smallest, style.largest) / 2 * style.size
     centre = random.uniform(radius + 1, style.size - radius - 1, 2)
-    turn = random.uniform(0, 2 * np.pi)
-    name = SHAPES.names[label]
-    corners = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
+    corners, upright = {"circle": (48, 0.0), "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}[SHAPES.names[label]]
+    turn = upright + np.deg2rad(random.uniform(-style.tilt, style.tilt))
     angles = turn + 2 * np.pi * np.arange(corners) / corners
-    reach = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
-    points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None]
+    points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     canvas = Image.new("1", (style.size, style.size))
     ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in points], fill=1)
     return np.asarray(canvas)

@@ -56,21 +56,6 @@ def flip(sample: Sample) -> Sample:
     return _apply(sample, transforms.horizontal_flip)
 
 
-def transpose(sample: Sample) -> Sample:
-    """Exchange rows and columns."""
-    annotations = sample.annotations
-    masks = annotations.masks
-    return replace(
-        sample,
-        image=sample.image.transpose(1, 2).contiguous(),
-        annotations=Annotations(
-            boxes=annotations.boxes[:, [1, 0, 3, 2]],
-            labels=annotations.labels,
-            masks=None if masks is None else masks.transpose(1, 2),
-        ),
-    )
-
-
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Cut out a rectangle; objects without any area inside it are dropped."""
     cropped = _apply(sample, lambda x: transforms.crop(x, top, left, height, width))
@@ -87,19 +72,6 @@ class RandomFlip:
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
         return flip(sample) if torch.rand(()) < self.probability else sample
-
-
-@dataclass(frozen=True)
-class RandomDihedral:
-    """One of the eight ways to turn and mirror a square: for photos without an up and a down."""
-
-    def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample."""
-        if torch.rand(()) < 0.5:
-            sample = transpose(sample)
-        if torch.rand(()) < 0.5:
-            sample = _apply(sample, transforms.vertical_flip)
-        return RandomFlip()(sample)
 
 
 @dataclass(frozen=True)

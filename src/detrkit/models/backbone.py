@@ -25,16 +25,19 @@ _BLOCKS_OF_STAGES = {
 
 
 class TinyResNet(resnet.ResNet):
-    """A ResNet of one block a stage and three stages (stride 16), for small pictures and slow machines."""
+    """A ResNet of one block a stage and three stages (stride 16, or 8), for small pictures and slow machines."""
 
-    def __init__(self, norm_layer: type[nn.Module], widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+    def __init__(
+        self, norm_layer: type[nn.Module], dilation: bool = False, widths: tuple[int, int, int] = (32, 64, 128)
+    ) -> None:
         super().__init__(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
         self.conv1 = nn.Conv2d(3, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(widths[0])
         self.inplanes = widths[0]
         self.layer1 = self._make_layer(resnet.BasicBlock, widths[0], 1)
         self.layer2 = self._make_layer(resnet.BasicBlock, widths[1], 1, stride=2)
-        self.layer3 = self._make_layer(resnet.BasicBlock, widths[2], 1, stride=2)
+        # its only block would be the undilated one of a dilated stage: keeping the stride is all there is to do
+        self.layer3 = self._make_layer(resnet.BasicBlock, widths[2], 1, stride=1 if dilation else 2)
         del self.layer4
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -110,10 +113,10 @@ class ResNetBackbone(nn.Module):
 
 def _build_body(name: BackboneName, normalization: Normalization, dilation: bool) -> resnet.ResNet:
     norm_layer = cast(type[nn.Module], FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d)
+    if name == "resnet-tiny":
+        return TinyResNet(norm_layer, dilation)
     if name not in ("resnet50", "resnet101") and dilation:
         raise ConfigError(f"backbone {name!r} cannot be dilated; dilation works with resnet50 and resnet101")
-    if name == "resnet-tiny":
-        return TinyResNet(norm_layer)
     block, blocks = _BLOCKS_OF_STAGES[name]
     return resnet.ResNet(block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation])
 

@@ -22,7 +22,7 @@ class ModelConfig(BaseModel):
     frozen_backbone_stages: int = Field(
         2, ge=0, le=5, description="parts of the backbone never trained: 1 is the stem, 2 adds layer1 (as published)"
     )
-    dilation: bool = Field(False, description="stride 16 instead of 32 in the last stage (DC5)")
+    dilation: bool = Field(False, description="last stage keeps its input's stride: 16 instead of 32 (DC5); tiny: 8")
     position_encoding: Literal["sine", "learned"] = Field("sine", description="how cells know where they are")
     position_table_size: int = Field(50, ge=1, description="rows and columns that learned positions can tell apart")
     hidden_dim: int = Field(256, ge=4, description="D, width of the transformer")
@@ -38,6 +38,8 @@ class ModelConfig(BaseModel):
     def _widths_divide(self) -> "ModelConfig":
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
             raise ValueError(f"hidden_dim={self.hidden_dim} must be a multiple of 4 and of num_heads={self.num_heads}")
-        if self.dilation and self.backbone not in ("resnet50", "resnet101"):
-            raise ValueError(f"backbone {self.backbone!r} cannot be dilated, only resnet50 and resnet101 can")
+        if self.dilation and self.backbone in ("resnet18", "resnet34"):
+            raise ValueError(
+                f"backbone {self.backbone!r} cannot be dilated, only resnet50, resnet101 and resnet-tiny can"
+            )
         return self

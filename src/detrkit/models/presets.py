@@ -36,6 +36,7 @@ PRESETS: dict[str, ModelConfig] = {
         backbone="resnet-tiny",
         backbone_normalization="batch",
         frozen_backbone_stages=0,
+        dilation=True,
         num_queries=25,
         hidden_dim=128,
         encoder_layers=2,

@@ -65,7 +65,7 @@ def describe_model(name: str, size: str) -> list[Stage]:
     console.print(table)
     trainable = sum(p.numel() for p in _on_meta(config).parameters() if p.requires_grad)
     console.print(
-        f"{trainable:,} parameters are trained. Shapes: B T Q D K as in docs/notation.md, B = 1.\n"
+        f"{trainable:,} parameters are trained. One photo in the batch; docs/notation.md names the axes.\n"
         "One multiplication and one addition are two FLOPs; attention is counted.",
         highlight=False,
     )
@@ -75,7 +75,7 @@ def describe_model(name: str, size: str) -> list[Stage]:
 @torch.no_grad()
 def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
     """Run a model without numbers (on the meta device) and note shapes and FLOPs of its parts."""
-    model = _on_meta(config)
+    model = _on_meta(config).requires_grad_(False)  # the counter trips over views of trained parameters
     shapes: dict[str, str] = {"queries": str(tuple(model.queries.weight.shape))}
 
     def note(part: str) -> Any:

@@ -25,14 +25,14 @@ SMALLEST_PICTURE = 384  # pixels a side; smaller photos are enlarged, or caption
 
 
 def finish_run(
-    output: Path, config: RunConfig, test: Dataset[Sample], result: TrainingResult, console: Console
+    output: Path, config: RunConfig, pictures: Dataset[Sample], result: TrainingResult, console: Console
 ) -> None:
     """Predict some test photos with the best checkpoint, write them and the report, and print the scores."""
     if result.interrupted:
         console.print(f"stopped; {output} holds what was learned in {result.epochs} whole epochs", highlight=False)
     if result.scores is None:
         return
-    gallery = _draw_predictions(Detector.load(output), test, output / "predictions")
+    gallery = _draw_predictions(Detector.load(output), pictures, output / "predictions")
     write_report(
         output / "report.html",
         title=f"{config.model}: AP {result.scores.numbers['AP']:.3f}, AP50 {result.scores.numbers['AP50']:.3f}",
@@ -47,11 +47,11 @@ def finish_run(
     console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _draw_predictions(detector: Detector, test: Dataset[Sample], folder: Path) -> list[ReportPicture]:
+def _draw_predictions(detector: Detector, pictures: Dataset[Sample], folder: Path) -> list[ReportPicture]:
     gallery = []
-    for index in range(min(NUM_PICTURES, len(test))):  # type: ignore[arg-type]  # every dataset of ours has a length
+    for index in range(min(NUM_PICTURES, len(pictures))):  # type: ignore[arg-type]  # every dataset of ours has a length
         try:
-            sample = test[index]
+            sample = pictures[index]
         except DetrkitError:
             continue  # evaluation has told of it
         photo = tensor_to_photo(sample.image)

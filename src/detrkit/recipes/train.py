@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.loading import load_state
@@ -21,6 +21,7 @@ from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.coco import BoxScores, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.files import make_folder, write_text
+from detrkit.losses.matcher import HungarianMatcher
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
@@ -29,6 +30,7 @@ from detrkit.recipes.finish import finish_run
 from detrkit.recipes.loaders import choose_device, test_loader, train_loader
 from detrkit.structures import Sample
 from detrkit.training.run_log import RunLog
+from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import RunHooks, Trainer, TrainingResult
 
 
@@ -38,6 +40,7 @@ class RunData:
 
     train: Dataset[Sample]
     test: Dataset[Sample]
+    pictures: Dataset[Sample]  # the test photos as people see them
     annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
     test_ids: list[int]
     categories: Categories
@@ -69,12 +72,14 @@ def open_data(config: RunConfig) -> RunData:
     test_transform = TestTransform(settings.image_size)
     if settings.overfit:
         chosen = train_split.records[: settings.overfit]
-        few: Dataset[Sample] = Subset(PhotoDataset(train_split, test_transform), range(len(chosen)))
+        few = replace(train_split, records=chosen)
+        dataset = PhotoDataset(few, test_transform)
         ids = [record.image_id for record in chosen]
-        return RunData(few, few, train_split.source, ids, train_split.categories)
+        return RunData(dataset, dataset, PhotoDataset(few), few.source, ids, few.categories)
     return RunData(
         PhotoDataset(train_split, TrainTransform(settings.image_size) if settings.augment else test_transform),
         PhotoDataset(test_split, test_transform),
+        PhotoDataset(test_split),
         test_split.source,
         [record.image_id for record in test_split.records],
         train_split.categories,
@@ -104,10 +109,10 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     make_folder(output)
     write_config(output / "config.yaml", config, model.config.model_dump(mode="json"))
     write_categories(output / "categories.json", data.categories)
-    loss = SetLoss(len(data.categories), no_object_weight=settings.no_object_weight)
+    loss = loss_for(len(data.categories), settings)
     with RunLog(output, settings.epochs * len(loader), console) as log:
         result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
-    finish_run(output, config, data.test, result, console or Console())
+    finish_run(output, config, data.pictures, result, console or Console())
     return result
 
 
@@ -128,6 +133,19 @@ def build_for(config: RunConfig, categories: Categories) -> DETR:
         except CheckpointError as error:
             raise CheckpointError(f"--weights {config.weights}: {error}") from None
     return model
+
+
+def loss_for(num_classes: int, settings: TrainingSettings) -> SetLoss:
+    """Weigh the losses, and the costs of the matching alike."""
+    weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
+    return SetLoss(
+        num_classes,
+        class_weight=settings.class_weight,
+        box_weight=settings.box_weight,
+        giou_weight=settings.giou_weight,
+        no_object_weight=settings.no_object_weight,
+        matcher=HungarianMatcher(*weights),
+    )
 
 
 def write_categories(path: Path, categories: Categories) -> None:

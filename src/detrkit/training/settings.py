@@ -24,6 +24,11 @@ class TrainingSettings(BaseModel):
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
     overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
+    class_weight: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
+    box_weight: float = Field(
+        default=5.0, ge=0, description="of the L1 distance of boxes, in the loss and the matching"
+    )
+    giou_weight: float = Field(default=2.0, ge=0, description="of the generalised IoU, in the loss and the matching")
     no_object_weight: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
     exact_padding: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the model; losses are float32")

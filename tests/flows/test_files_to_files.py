@@ -1,0 +1,131 @@
+"""A user's whole way: a dataset folder is trained on, scored, predicted, described and converted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detrkit import Detector
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.cli import main
+from detrkit.recipes.convert import convert_weights
+from detrkit.training.run_log import read_metrics
+from tests.datasets import write_coco
+
+SHORT = ["--epochs", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"]
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, and a run on it."""
+    root = tmp_path_factory.mktemp("place")
+    write_coco(root / "shapes")
+    with pytest.raises(SystemExit) as left:
+        main(["train", str(root / "shapes"), "--model", "detr-tiny", "--output", str(root / "run"), *SHORT])
+    assert not left.value.code
+    return root
+
+
+def test_what_a_run_leaves(place: Path) -> None:
+    folder = place / "run"
+    for name in ("config.yaml", "categories.json", "metrics.jsonl", "report.html", "last", "best", "tensorboard"):
+        assert (folder / name).exists(), name
+    assert [entry["kind"] for entry in read_metrics(folder)] == ["train", "train", "evaluation"]
+    assert len(list((folder / "predictions").glob("*.png"))) == 3
+    assert json.loads((folder / "categories.json").read_text())[0] == {"id": 1, "name": "circle"}
+    page = (folder / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert "circle" in page
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.categories.names == ("circle", "square", "triangle", "star")[: len(checkpoint.categories)]
+    assert checkpoint.preprocessing.image_size == 64
+
+
+def test_a_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (place / "run" / "metrics.jsonl").read_bytes()
+    assert run(["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(place / "run"), *SHORT]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (place / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_repeats_from_its_own_config(place: Path, tmp_path: Path) -> None:
+    assert run(["train", "--config", str(place / "run" / "config.yaml"), "--output", str(tmp_path / "again")]) == 0
+    first, again = read_checkpoint(place / "run").state, read_checkpoint(tmp_path / "again").state
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_evaluate_repeats_the_score_of_training(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.json"
+    common = ["evaluate", str(place / "run"), str(place / "shapes"), "--workers", "0"]
+    assert run([*common, "--output", str(results), "--batch-size", "3"]) == 0
+    assert "AP50" in capsys.readouterr().out
+    entries = json.loads(results.read_text())
+    assert {entry["category_id"] for entry in entries} <= {1, 2, 3, 4}
+    scored = [entry for entry in read_metrics(place / "run") if entry["kind"] == "evaluation"][-1]
+    from detrkit.recipes.evaluate import evaluate_source
+
+    scores = evaluate_source(str(place / "run"), str(place / "shapes"), workers=0, device="cpu")
+    assert scores.ap == pytest.approx(scored["AP"], abs=1e-6)
+    assert scores.numbers["AR100"] == pytest.approx(scored["AR100"], abs=1e-6)
+
+
+def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = place / "shapes" / "val2017"
+    arguments = ["predict", str(place / "run"), str(photos), "--threshold", "0", "--output", str(tmp_path / "out")]
+    assert run(arguments) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{i}.{kind}" for i in (1, 2, 3) for kind in ("json", "png")
+    )
+    content = json.loads((tmp_path / "out" / "2.json").read_text())
+    objects = content["objects"] if isinstance(content, dict) else content
+    found = Detector.load(place / "run").predict(photos / "2.png", threshold=0)
+    assert len(objects) == len(found) == 25
+    assert objects[0]["name"] == found.names[0]
+    assert objects[0]["score"] == pytest.approx(float(found.scores[0]), abs=1e-4)
+    with Image.open(tmp_path / "out" / "2.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_a_bad_photo_does_not_cost_the_others(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = place / "shapes" / "val2017" / "1.png"
+    (tmp_path / "bad.png").write_text("no image")
+    out = tmp_path / "out"
+    assert run(["predict", str(place / "run"), str(tmp_path / "bad.png"), str(good), "--output", str(out)]) == 2
+    assert "bad.png" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["1.json", "1.png"]
+
+
+def test_describe_tells_the_published_size(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["describe", "detr-r50", "--size", "480x640"]) == 0
+    out = capsys.readouterr().out
+    assert "41.5" in out or "41,5" in out  # million parameters, 91 classes (paper, table 1: 41M)
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert run(["describe", str(place / "run"), "--size", "64x64"]) == 0
+    assert "(1, 128, 4, 4)" in capsys.readouterr().out  # stride 16
+
+
+@pytest.mark.parametrize("form", ["detrkit", "official", "huggingface", "huggingface-no-timm"])
+def test_convert_there_and_back(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from detrkit import build_model, state_dict_as_official
+
+    if form.startswith("huggingface"):
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = build_model("detr-r50", num_classes=3, num_queries=5, encoder_layers=1, decoder_layers=1)
+    torch.save({"model": state_dict_as_official(model)}, tmp_path / "a.pth")
+    name = {"detrkit": "b.safetensors", "official": "b.pth"}.get(form, "b")
+    assert run(["convert", str(tmp_path / "a.pth"), str(tmp_path / name), "--to", form]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    assert convert_weights(str(tmp_path / name), tmp_path / "c.safetensors", "detrkit") == 0
+    back = read_checkpoint(tmp_path / "c.safetensors").state
+    assert all(torch.equal(tensor, back[key]) for key, tensor in model.state_dict().items())
