@@ -17,7 +17,7 @@ from detrkit.training.trainer import TrainingResult
 
 NUM_TRAIN = 3000
 NUM_TEST = 200
-EPOCHS = 21
+EPOCHS = 16
 STYLE = DrawingStyle(size=128)  # pixels a side, as people look at them
 IMAGE_SIZE = 64  # pixels a side, as the model sees them
 
@@ -30,7 +30,7 @@ def demo_config(seed: int = 42) -> RunConfig:
         model_settings={"num_queries": 12},
         training=TrainingSettings(
             epochs=EPOCHS,
-            evaluate_every=3,
+            evaluate_every=4,
             batch_size=16,
             learning_rate=5e-4,
             backbone_learning_rate=1.5e-3,

@@ -56,7 +56,8 @@ class Trainer:
         hooks: RunHooks,
         log: RunLog,
     ) -> None:
-        self.model = model.to(device)
+        # convolutions are quicker this way, on CPU by a tenth; the numbers stay the same up to rounding
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss
         self.loader = loader
         self.settings = settings
@@ -104,7 +105,7 @@ class Trainer:
         """Learn from one batch; nothing but the matching's costs is copied from the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             predictions = self.model(
-                batch.images,
+                batch.images.contiguous(memory_format=torch.channels_last),
                 batch.padding_mask if batch.is_padded else None,
                 exact_padding=self.settings.exact_padding,
             )
