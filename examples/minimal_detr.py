@@ -21,7 +21,7 @@ class MinimalDETR(nn.Module):
         self.backbone = resnet50()
         del self.backbone.fc  # the published weights have none
         self.conv = nn.Conv2d(2048, width, 1)
-        self.transformer = nn.Transformer(width, nhead=8, num_encoder_layers=6, num_decoder_layers=6)
+        self.transformer = nn.Transformer(width, nhead=8, num_encoder_layers=6, num_decoder_layers=6, batch_first=True)
         self.query_pos = nn.Parameter(torch.rand(num_queries, width))
         self.row_embed = nn.Parameter(torch.rand(50, width // 2))  # 50 cells of 32 px: photos up to 1600 px
         self.col_embed = nn.Parameter(torch.rand(50, width // 2))
@@ -36,9 +36,9 @@ class MinimalDETR(nn.Module):
         height, width = features.shape[-2:]
         columns = self.col_embed[:width].expand(height, -1, -1)
         rows = self.row_embed[:height, None].expand(-1, width, -1)
-        positions = torch.cat([columns, rows], dim=-1).flatten(0, 1)[:, None]  # (h w, 1, D)
-        tokens = 0.1 * features.flatten(2).permute(2, 0, 1) + positions
-        decoded = self.transformer(tokens, self.query_pos[:, None])[:, 0]
+        positions = torch.cat([columns, rows], dim=-1).flatten(0, 1)  # (h w, D)
+        tokens = 0.1 * features[0].flatten(1).T + positions
+        decoded = self.transformer(tokens[None], self.query_pos[None])[0]
         return self.linear_class(decoded).softmax(-1)[:, :-1], self.linear_bbox(decoded).sigmoid()
 
 
