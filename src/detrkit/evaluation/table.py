@@ -11,7 +11,7 @@ _MOST_CLASSES = 20
 
 
 def print_scores(scores: BoxScores, console: Console) -> None:
-    """Print the 12 numbers and AP per class; of many classes, the best and the worst."""
+    """Print the 12 numbers and AP per class that occurs; of many, the best and the worst."""
     numbers = Table(title=f"{scores.num_photos} photos, {scores.num_objects} objects", title_justify="left")
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
@@ -25,14 +25,19 @@ def print_scores(scores: BoxScores, console: Console) -> None:
     classes = Table()
     for heading in ("class", "objects", "AP", "AP50"):
         classes.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
-    rows = sorted(scores.per_class, key=lambda score: -1 if math.isnan(score.ap) else score.ap, reverse=True)
-    hidden = len(rows) - _MOST_CLASSES
-    for index, score in enumerate(rows):
-        if hidden > 0 and index == _MOST_CLASSES // 2:
-            classes.add_row(f"... {hidden} more ...", "", "", "")
-        if hidden <= 0 or index < _MOST_CLASSES // 2 or index >= len(rows) - _MOST_CLASSES // 2:
-            classes.add_row(score.name, str(score.num_objects), _shown(score.ap), _shown(score.ap50))
+    present = [score for score in scores.per_class if not math.isnan(score.ap)]
+    rows = [
+        (score.name, str(score.num_objects), _shown(score.ap), _shown(score.ap50))
+        for score in sorted(present, key=lambda score: score.ap, reverse=True)
+    ]
+    if len(rows) > _MOST_CLASSES:
+        half = _MOST_CLASSES // 2
+        rows[half:-half] = [(f"... {len(rows) - 2 * half} between ...", "", "", "")]
+    for row in rows:
+        classes.add_row(*row)
     console.print(classes)
+    if absent := len(scores.per_class) - len(present):
+        console.print(f"{absent} classes have no object in these photos", highlight=False)
 
 
 def _shown(value: float) -> str:

@@ -10,7 +10,7 @@ from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.data.transforms import RandomFlip, TestTransform
 from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.recipes.config import RunConfig
-from detrkit.recipes.train import RunData, run_training
+from detrkit.recipes.train import RunData, refuse_used_folder, run_training
 from detrkit.structures import Sample
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import TrainingResult
@@ -36,6 +36,7 @@ def demo_config(seed: int = 42) -> RunConfig:
             backbone_learning_rate=1.5e-3,
             clip_norm=1.0,
             class_weight=2.0,
+            no_object_weight=0.3,
             schedule="cosine",
             warmup_steps=100,
             image_size=IMAGE_SIZE,
@@ -47,6 +48,7 @@ def demo_config(seed: int = 42) -> RunConfig:
 
 def run_demo(output: Path, seed: int = 42) -> TrainingResult:
     """Draw, train, evaluate on unseen drawings, and say what to try next."""
+    refuse_used_folder(output)
     console = Console()
     console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on", highlight=False)
     data = draw_data(NUM_TRAIN, NUM_TEST, seed)

@@ -52,6 +52,7 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
     Raises:
         DetrkitError: of one kind or another, before anything is written.
     """
+    refuse_used_folder(output)
     return run_training(config, open_data(config), output, console)
 
 
@@ -87,12 +88,15 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def run_training(config: RunConfig, data: RunData, output: Path, console: Console | None = None) -> TrainingResult:
-    """Train on data that is already open, and leave a run folder."""
+    """Train on data that is already open, and leave a run folder.
+
+    Raises:
+        DetrkitError: of one kind or another, before anything is written.
+    """
     settings = config.training
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     model = build_for(config, data.categories)
-    _refuse_used_folder(output)
 
     loader = train_loader(data.train, settings, device)
     test_batches = test_loader(data.test, settings.batch_size, settings.workers)
@@ -156,6 +160,11 @@ def write_categories(path: Path, categories: Categories) -> None:
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
 
 
-def _refuse_used_folder(output: Path) -> None:
+def refuse_used_folder(output: Path) -> None:
+    """See that no run is overwritten.
+
+    Raises:
+        ConfigError: the folder holds one.
+    """
     if (output / "config.yaml").exists():
         raise ConfigError(f"{output}: holds a run already; choose another folder with --output, or remove this one")
