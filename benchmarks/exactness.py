@@ -1,0 +1,54 @@
+"""How far are the model's numbers from those of the published code?
+
+    python -m benchmarks.exactness FOLDER_OF_GOLDEN_FILES
+
+Prints, per golden file, the largest difference of outputs (absolute), losses and gradient norms (relative).
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tests.parity.golden import formula_batch, formula_model, formula_targets
+from tests.parity.test_golden import VARIANTS, official_gradient_norms
+
+from detrkit import SetLoss
+
+
+def compare(file: Path) -> tuple[float, float, float]:
+    """Largest differences of outputs, losses and gradient norms."""
+    golden = np.load(file)
+    name, overrides = VARIANTS[file.stem]
+    model = formula_model(name, **overrides)
+    num_classes = model.config.num_classes
+    predictions = model(*formula_batch())
+    report = SetLoss(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
+    report.total.backward()
+    outputs = max(
+        float((torch.from_numpy(golden[key]) - tensor).abs().max())
+        for key, tensor in (("pred_logits", predictions.class_logits), ("pred_boxes", predictions.boxes))
+    )
+    losses = max(
+        abs(float(value) - float(golden[f"loss/{part}"])) / max(abs(float(golden[f"loss/{part}"])), 1e-12)
+        for part, value in report.parts.items()
+    )
+    norms = official_gradient_norms(model)
+    expected = {
+        key.removeprefix("gradnorm/"): float(golden[key]) for key in golden.files if key.startswith("gradnorm/")
+    }
+    floor = 1e-3 * max(expected.values())  # smaller norms are sums of rounding errors
+    gradients = max(abs(norms[key] - value) / value for key, value in expected.items() if value > floor)
+    return outputs, losses, gradients
+
+
+def main(folder: Path) -> None:
+    """Print a line per file."""
+    print(f"{'file':<32} outputs    losses     gradient norms")
+    for name in VARIANTS:
+        outputs, losses, gradients = compare(folder / f"{name}.npz")
+        print(f"{name:<32} {outputs:.1e}    {losses:.1e}    {gradients:.1e}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
