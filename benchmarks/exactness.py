@@ -26,7 +26,7 @@ def compare(file: Path) -> tuple[float, float, float]:
     report = SetLoss(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
     report.total.backward()
     outputs = max(
-        float((torch.from_numpy(golden[key]) - tensor).abs().max())
+        float((torch.from_numpy(golden[key]) - tensor.detach()).abs().max())
         for key, tensor in (("pred_logits", predictions.class_logits), ("pred_boxes", predictions.boxes))
     )
     losses = max(

@@ -29,7 +29,12 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be written ({error.strerror}); choose another place with --output"
+            ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

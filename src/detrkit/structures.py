@@ -52,6 +52,11 @@ class Target:
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return Target(self.boxes.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), masks)
 
+    def pin_memory(self) -> Target:
+        """Move to page-locked memory."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return Target(self.boxes.pin_memory(), self.labels.pin_memory(), masks)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -80,7 +85,12 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Move to page-locked memory (called by the data loader)."""
-        return replace(self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory())
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            padding_mask=self.padding_mask.pin_memory(),
+            targets=[target.pin_memory() for target in self.targets],
+        )
 
 
 @dataclass(frozen=True)

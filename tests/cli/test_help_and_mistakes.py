@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("place")
     write_coco(root / "shapes")
     torch.manual_seed(0)
-    model = build_model("detr-tiny", num_classes=4)
+    model = build_model("detr-tiny", num_classes=len(SHAPES))
     save_checkpoint(
         root / "model.safetensors", Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=64))
     )
@@ -81,7 +81,17 @@ MISTAKES = {
         "num_queries",
     ),
     "misspelt option": (["train", "shapes", "--epoch", "3"], "--epochs"),
-    "option out of range": (["train", "shapes", "--epochs", "0"], "epochs"),
+    "option out of range": (["train", "shapes", "--epochs", "0"], "--epochs: found 0"),
+    "model setting without an end": (["train", "shapes", "--set", "num_queries=["], "num_queries=["),
+    "negative seed": (["demo", "--seed", "-1"], "--seed"),
+    "no photo at a time": (["evaluate", "model.safetensors", "shapes", "--batch-size", "0"], "batch size 0"),
+    "results into a folder": (["evaluate", "model.safetensors", "shapes", "-o", "empty"], "is a folder"),
+    "pictures over photos": (
+        ["predict", "model.safetensors", "shapes/val2017", "-o", "shapes/val2017"],
+        "would be overwritten",
+    ),
+    "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: found nothing"),
+    "masks of a tiny model": (["train", "shapes", "--model", "detr-tiny", "--set", "panoptic=true"], "mask head"),
     "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),
     "cut settings": (["train", "shapes", "--config", "cut.yaml"], "not readable as YAML"),
     "settings that would run a command": (["train", "shapes", "--config", "evil.yaml"], "not readable as YAML"),

@@ -1,5 +1,6 @@
 """Weights from the network: only when asked for by name, with a progress bar, and checked by their hash."""
 
+import hashlib
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -76,4 +77,8 @@ def fetch(url: str) -> Path:
             ) from None
         except RuntimeError as error:  # the hash differs: nothing was kept
             raise CheckpointError(f"{url}: the download is damaged ({error}); try again") from None
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if not digest.startswith(found[1]):
+        raise CheckpointError(f"{path}: its SHA-256 begins with {digest[:8]}, expected {found[1]}; remove it")
     return path

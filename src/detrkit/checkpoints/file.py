@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.loading import check_state, load_state
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.files import replacing
@@ -30,7 +31,10 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(default=800, ge=1, description="shorter side in pixels; the longer is at most 5/3 of it")
+    image_size: int = Field(
+        default=800, ge=1, le=10_000, description="shorter side in pixels; the longer is at most 5/3 of it"
+    )
+    exact_padding: bool = Field(default=True, description="padding is kept out of the backbone; false: as published")
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,29 @@ class Checkpoint:
     categories: Categories
     preprocessing: Preprocessing
 
+    def __post_init__(self) -> None:
+        """See that every class has a name.
+
+        Raises:
+            CheckpointError: there are more or fewer categories than classes.
+        """
+        if len(self.categories) != self.config.num_classes:
+            raise CheckpointError(
+                f"checkpoint: found {len(self.categories)} categories for {self.config.num_classes} classes, expected "
+                "one per class; the file is damaged"
+            )
+
     def build(self) -> DETR:
-        """Build the model and copy the weights into it; it is in train mode."""
+        """Build the model and copy the weights into it; it is in train mode.
+
+        Raises:
+            CheckpointError: the weights are not of the model that the config describes.
+        """
+        try:
+            with torch.device("meta"):  # a file may promise more than it holds: compare before memory is taken
+                check_state(model_from_config(self.config), self.state)
+        except (RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"checkpoint: no model can have its shape ({str(error).splitlines()[0]})") from None
         model = model_from_config(self.config)
         load_state(model, self.state)
         return model
@@ -54,10 +79,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     header = {
         "format": FORMAT,
         "model": checkpoint.config.model_dump(mode="json"),
-        "categories": [
-            {"id": number, "name": name}
-            for number, name in zip(checkpoint.categories.ids, checkpoint.categories.names, strict=True)
-        ],
+        "categories": checkpoint.categories.to_json(),
         "preprocessing": checkpoint.preprocessing.model_dump(mode="json"),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}

@@ -79,7 +79,20 @@ def read_config(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Any]
     num_classes = state["heads.class_head.weight"].shape[0] - 1
     if not isinstance(names, dict) or set(names) != {str(label) for label in range(num_classes)}:
         return known, None
-    return known, Categories(tuple(range(num_classes)), tuple(str(names[str(label)]) for label in range(num_classes)))
+    ids = content.get("detrkit_category_ids")
+    if not isinstance(ids, list) or len(set(map(str, ids))) != num_classes or not all(type(i) is int for i in ids):
+        ids = list(range(num_classes))
+    return known, Categories(tuple(ids), tuple(str(names[str(label)]) for label in range(num_classes)))
+
+
+def read_preprocessing(path: Path) -> Preprocessing:
+    """Read the photo size from `preprocessor_config.json`; the published one where the file is missing or odd."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        size = content["size"]
+        return Preprocessing(image_size=size["shortest_edge"] if isinstance(size, dict) else size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return Preprocessing()
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = False) -> None:
@@ -95,11 +108,13 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
         "pre_norm": config.pre_norm,
         f"backbone {config.backbone!r}": config.backbone == "resnet-tiny",
         "backbone_normalization 'batch'": config.backbone_normalization == "batch",
+        "dilation (DC5)": config.dilation and native_backbone,
     }
     for what, is_used in unknown_there.items():
         if is_used:
             raise CheckpointError(
-                f"the model uses {what}, which Hugging Face's DETR does not have; use --to detrkit or official"
+                f"the model uses {what}, which {'this form of ' if native_backbone else ''}Hugging Face's DETR does not "
+                f"have; use --to {'huggingface' if what.startswith('dilation') else 'detrkit or official'}"
             )
     make_folder(folder)
     form = Form(native_backbone=native_backbone, has_masks=config.panoptic)

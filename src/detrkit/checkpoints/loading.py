@@ -22,9 +22,20 @@ def load_state(model: DETR, state: Mapping[str, Tensor]) -> LoadReport:
     Raises:
         CheckpointError: entries are missing, unknown, or of another shape.
     """
-    # ordinary batch norm counts its steps; nothing reads the count
-    own = {name: t for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    check_state(model, state)
+    given = _without_counts(state)
+    model.load_state_dict(given, strict=False)
+    return LoadReport(tuple(given))
+
+
+def check_state(model: DETR, state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes; the model may live on the meta device.
+
+    Raises:
+        CheckpointError: entries are missing, unknown, or of another shape.
+    """
+    own = _without_counts(model.state_dict())
+    given = _without_counts(state)
     _check_head(own, given)
     missing = [name for name in own if name not in given]
     unknown = [name for name in given if name not in own]
@@ -39,8 +50,11 @@ def load_state(model: DETR, state: Mapping[str, Tensor]) -> LoadReport:
                 f"checkpoint entry {name!r} has shape {tuple(given[name].shape)}, the model expects "
                 f"{tuple(tensor.shape)}; build the model with the checkpoint's own settings"
             )
-    model.load_state_dict(given, strict=False)
-    return LoadReport(tuple(own))
+
+
+def _without_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # ordinary batch norm counts its steps; nothing reads the count
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def _check_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -49,7 +63,7 @@ def _check_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
         found, expected = given[name].shape[0] - 1, own[name].shape[0] - 1
         raise CheckpointError(
             f"checkpoint has a class head for {found} classes, the model expects {expected}; "
-            f"build the model with num_classes={found}, or train a new head"
+            "use weights with the same classes, or build the model with as many"
         )
 
 

@@ -23,6 +23,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 
 WEIGHTS_FILE = "model.safetensors"
+_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -40,7 +41,7 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
     name = str(source)
     if name in PRESETS:
         return _read_file(published_weights(name))
-    if _HUB_ID.fullmatch(name) and not path.parent.exists():
+    if _HUB_ID.fullmatch(name) and not path.parent.exists() and path.suffix not in _FILE_SUFFIXES:
         return _read_folder(_hub_snapshot(name))
     raise CheckpointError(
         f"{name}: found nothing, expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, "
@@ -79,7 +80,9 @@ def _read_file(path: Path) -> Checkpoint:
             return checkpoint_from_header(tensors, header, path)
         return _understand(tensors, {}, path)
     content = _read_pickle(path)
-    settings = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+    arguments = content.get("args")
+    settings = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    settings = settings if isinstance(settings, dict) else {}
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -90,6 +93,7 @@ def _read_file(path: Path) -> Checkpoint:
 def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path) -> Checkpoint:
     """Tell whose names the tensors carry, and read the rest of the model off them."""
     categories = None
+    preprocessing = Preprocessing()
     if any(name.endswith("query_embed.weight") for name in tensors):
         state = official.ours_from_official(tensors)
         if "dc5" in path.name.lower():
@@ -99,6 +103,7 @@ def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path
         if (config_file := path.parent / "config.json").is_file():
             from_file, categories = huggingface.read_config(config_file, state)
             known = {**known, **from_file}
+        preprocessing = huggingface.read_preprocessing(path.parent / "preprocessor_config.json")
     else:
         first = next(iter(tensors), "nothing")
         raise CheckpointError(
@@ -106,7 +111,7 @@ def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path
             "Face's names"
         )
     config = infer_config(state, **known)
-    return Checkpoint(state, config, categories or numbered_categories(config.num_classes), Preprocessing())
+    return Checkpoint(state, config, categories or numbered_categories(config.num_classes), preprocessing)
 
 
 def _known_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,12 +138,12 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 def _hub_snapshot(name: str) -> Path:
     """Fetch a model from the Hugging Face hub, or find it in the local cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{name}: cannot be fetched from the hub ({reason}); check the name and the network"

@@ -4,6 +4,7 @@ import sys
 
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
+from pydantic import ValidationError
 
 from detrkit import __version__
 from detrkit.errors import DetrkitError
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
     except (DetrkitError, CycloptsError) as error:
-        _say(" ".join(str(error).split()))
+        _say(_sentence(error))
         sys.exit(2)
     except KeyboardInterrupt:
         _say("stopped")
@@ -53,6 +54,15 @@ def main(arguments: list[str] | None = None) -> None:
         # whoever read our output has gone (`detrkit describe ... | head`); keep Python from complaining at exit
         sys.stderr.close()
         sys.exit(0)
+
+
+def _sentence(error: Exception) -> str:
+    """One line; of a typed setting that is out of range, its option and what is wrong, not pydantic's paragraph."""
+    if isinstance(error.__cause__, ValidationError):
+        first = error.__cause__.errors()[0]
+        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        return f"{option}: found {first['input']}; {first['msg'].lower()}"
+    return " ".join(str(error).split())
 
 
 def _say(sentence: str) -> None:

@@ -18,7 +18,7 @@ def convert(
 
     Prints the largest difference between the outputs of the two on one drawn photo.
 
-    Example: `detrkit convert detr-r50-e632da11.pth detr-r50/ --to huggingface`
+    Example: `detrkit convert detr-r50-e632da11.pth converted --to huggingface`
 
     Parameters
     ----------

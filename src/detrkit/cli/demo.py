@@ -1,5 +1,6 @@
 """`detrkit demo`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,4 +25,5 @@ def demo(
     """
     from detrkit.recipes.demo import run_demo
 
-    run_demo(output, seed)
+    if run_demo(output, seed).interrupted:
+        sys.exit(130)

@@ -1,5 +1,6 @@
 """`detrkit train`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,9 @@ def train(
     config
         YAML file with the same settings; the command line wins over it.
     set_
-        Field of the model to change, as NAME=VALUE, for example num_queries=50; may be repeated.
+        Field of the model to change, as NAME=VALUE; may be repeated. Most useful: num_queries, encoder_layers,
+        decoder_layers, hidden_dim, num_heads, feedforward_dim, dropout, pre_norm, position_encoding, dilation,
+        backbone, backbone_normalization, frozen_backbone_stages.
     """
     from detrkit.recipes.train import train as run
 
@@ -50,11 +53,15 @@ def train(
     if set_:
         given["model_settings"] = dict(_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    run(load_run_config(config, given, chosen), output)
+    if run(load_run_config(config, given, chosen), output).interrupted:
+        sys.exit(130)
 
 
 def _field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set: found {text!r}, expected NAME=VALUE, for example num_queries=50")
-    return name.strip(), yaml.safe_load(value)
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set: found {text!r}, whose value is no number, word or list") from None

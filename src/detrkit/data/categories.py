@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from detrkit.errors import DataError
-
 
 @dataclass(frozen=True)
 class Categories:
@@ -15,16 +13,9 @@ class Categories:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def label_of(self, category_id: int) -> int:
-        """Find the label of a category id.
-
-        Raises:
-            DataError: no such category.
-        """
-        try:
-            return self.ids.index(category_id)
-        except ValueError:
-            raise DataError(f"category id {category_id} is not among the {len(self)} known ones") from None
+    def to_json(self) -> list[dict[str, object]]:
+        """List ids and names, in the order of the labels."""
+        return [{"id": number, "name": name} for number, name in zip(self.ids, self.names, strict=True)]
 
 
 def numbered_categories(num_classes: int) -> Categories:

@@ -1,6 +1,6 @@
 """Records -> samples: opens the photo, takes its objects, applies the transforms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ from torch.utils.data import Dataset
 
 from detrkit.data.photos import open_photo, photo_to_tensor
 from detrkit.data.records import Record, Split
+from detrkit.data.transforms import Transform
+from detrkit.errors import DataError
 from detrkit.structures import Annotations, Sample
-
-Transform = Callable[[Sample], Sample]
 
 
 class PhotoDataset(Dataset[Sample]):
@@ -27,6 +27,11 @@ class PhotoDataset(Dataset[Sample]):
         record = self.split.records[index]
         image = photo_to_tensor(open_photo(record.path, record.size))
         size = (image.shape[1], image.shape[2])
+        if size != record.size:
+            raise DataError(
+                f"{record.path}: the photo has {size[1]} x {size[0]} pixels, its annotations speak of "
+                f"{record.size[1]} x {record.size[0]}, so boxes would miss; export the two together"
+            )
         sample = Sample(image, usable_annotations(record, size), record.image_id, size)
         return self.transform(sample) if self.transform else sample
 

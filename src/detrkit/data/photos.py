@@ -42,7 +42,7 @@ def open_photo(path: Path | str, annotated_size: tuple[int, int] | None = None) 
                         f"{path}: the photo has {image.width} x {image.height} pixels, at most {MOST_PIXELS} are read; "
                         "make it smaller or cut it into tiles"
                     )
-                return _to_rgb(_upright(image, annotated_size))
+                return as_people_see_it(image, annotated_size)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -51,6 +51,11 @@ def open_photo(path: Path | str, annotated_size: tuple[int, int] | None = None) 
         raise DataError(
             f"{path}: cannot be read as a photo ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
         ) from None
+
+
+def as_people_see_it(image: Image.Image, annotated_size: tuple[int, int] | None = None) -> Image.Image:
+    """Turn an image upright, put white behind what is transparent, scale 16 bits to 8, and convert to RGB."""
+    return _to_rgb(_upright(image, annotated_size))
 
 
 def photo_to_tensor(photo: Image.Image) -> UInt8[Tensor, "3 H W"]:

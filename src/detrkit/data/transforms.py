@@ -38,7 +38,9 @@ def resized_size(size: tuple[int, int], short_side: int, long_side_at_most: int 
     height, width = size
     shorter, longer = min(size), max(size)
     if long_side_at_most is not None and longer / shorter * short_side > long_side_at_most:
-        short_side = max(1, round(long_side_at_most * shorter / longer))
+        short_side = round(long_side_at_most * shorter / longer)
+        if short_side == 0:  # a photo that is little more than a line
+            return (1, long_side_at_most) if height < width else (long_side_at_most, 1)
     if shorter == short_side:
         return size
     if width < height:

@@ -12,6 +12,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
+from detrkit.data.formats.coco import read_json
 from detrkit.structures import Sample
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -48,14 +49,24 @@ def evaluate_boxes(
     """Score detections.
 
     Args:
-        annotations: an instances JSON, or its content.
+        annotations: an instances JSON that `data.formats.coco` can read, or its content.
         results: one dict per detection: image_id, category_id, bbox (xywh in pixels), score. No threshold should have
             been applied: AP needs the weak ones, too.
         image_ids: photos that count; None counts all.
     """
-    truth = COCO(annotations if isinstance(annotations, dict) else str(annotations))
-    evaluation = COCOeval(truth, truth.load_res(list(results)), "bbox")
-    chosen = sorted(truth.get_img_ids() if image_ids is None else image_ids)
+    document = annotations if isinstance(annotations, dict) else read_json(annotations)
+    image_of = {
+        image_id: index + 1 for index, image_id in enumerate(sorted(entry["id"] for entry in document["images"]))
+    }
+    category_of = {number: index + 1 for index, number in enumerate(sorted(c["id"] for c in document["categories"]))}
+    truth = COCO(_plain_document(document, image_of, category_of))
+    plain_results = [
+        {**entry, "image_id": image_of[entry["image_id"]], "category_id": category_of[entry["category_id"]]}
+        for entry in results
+        if entry["category_id"] in category_of  # the published head has slots for ids that COCO does not use
+    ]
+    evaluation = COCOeval(truth, truth.load_res(plain_results), "bbox")
+    chosen = sorted(image_of.values() if image_ids is None else (image_of[image_id] for image_id in image_ids))
     evaluation.params.img_ids = chosen
     evaluation.evaluate()
     evaluation.accumulate()
@@ -63,6 +74,38 @@ def evaluate_boxes(
     numbers = dict(zip(NAMES, (float(value) for value in evaluation.stats), strict=True))
     per_class = _per_class(evaluation, truth, set(chosen))
     return BoxScores(numbers, per_class, len(chosen), sum(score.num_objects for score in per_class))
+
+
+def _plain_document(document: dict[str, Any], image_of: dict[int, int], category_of: dict[int, int]) -> dict[str, Any]:
+    """Reduce an instances document to what boxes are scored by, with ids 1, 2, 3 ...
+
+    hotcoco is strict about types that COCO files in the wild are loose about, and about negative ids.
+    """
+    return {
+        "images": [
+            {"id": image_of[entry["id"]], "width": entry["width"], "height": entry["height"], "file_name": ""}
+            for entry in document["images"]
+        ],
+        "annotations": [
+            {
+                "id": index + 1,
+                "image_id": image_of[entry["image_id"]],
+                "category_id": category_of[entry["category_id"]],
+                "bbox": [float(value) for value in entry["bbox"]],
+                "area": _area(entry),
+                "iscrowd": int(bool(entry.get("iscrowd"))),
+            }
+            for index, entry in enumerate(document["annotations"])
+        ],
+        "categories": [{"id": category_of[entry["id"]], "name": entry["name"]} for entry in document["categories"]],
+    }
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    """Area of the object's outline, which decides whether it counts as small; of its box where none is given."""
+    area = annotation.get("area")
+    _, _, width, height = annotation["bbox"]
+    return float(area) if isinstance(area, int | float) else float(width) * float(height)
 
 
 def _per_class(evaluation: COCOeval, truth: COCO, image_ids: set[int]) -> tuple[ClassScore, ...]:
@@ -109,5 +152,4 @@ def annotations_of_samples(samples: Sequence[Sample], categories: Categories) ->
                     "iscrowd": 0,
                 }
             )
-    named = [{"id": number, "name": name} for number, name in zip(categories.ids, categories.names, strict=True)]
-    return {"images": images, "annotations": annotations, "categories": named}
+    return {"images": images, "annotations": annotations, "categories": categories.to_json()}

@@ -1,6 +1,6 @@
 """Runs a model over a dataset and collects what it says as COCO results."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ def collect_results(
     batches: Iterable[Batch],
     categories: Categories,
     device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    exact_padding: bool = True,
 ) -> list[dict[str, Any]]:
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
@@ -26,7 +26,7 @@ def collect_results(
         batches: of the dataset, each photo once.
         categories: of the model's classes.
         device: where the model is.
-        progress: told the number of photos after each batch.
+        exact_padding: see `DETR.forward`.
 
     Returns:
         COCO results with the dataset's category ids and image ids. A photo's do not depend on its batch.
@@ -37,11 +37,9 @@ def collect_results(
     for batch in batches:
         on_device = batch.to(device)
         mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, mask, exact_padding=True)
+        predictions = model(on_device.images, mask, exact_padding=exact_padding)
         found = to_detections(predictions, batch.original_sizes, categories.ids, categories.names)
         for image_id, detections in zip(batch.image_ids, found, strict=True):
             results.extend(detections.to_coco(image_id))
-        if progress:
-            progress(len(batch.image_ids))
     model.train(was_training)
     return results

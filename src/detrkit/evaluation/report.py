@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.table import shown
 from detrkit.files import write_text
 
 _STYLE = """
@@ -107,7 +108,7 @@ def write_report(
 
 def _numbers(scores: BoxScores) -> str:
     cells = (
-        f'<div title="{_EXPLAINED[name]}"><dt>{name}</dt><dd>{_shown(value)}</dd><dt>{_EXPLAINED[name]}</dt></div>'
+        f'<div title="{_EXPLAINED[name]}"><dt>{name}</dt><dd>{shown(value)}</dd><dt>{_EXPLAINED[name]}</dt></div>'
         for name, value in scores.numbers.items()
     )
     return f"<dl>{''.join(cells)}</dl>"
@@ -115,17 +116,13 @@ def _numbers(scores: BoxScores) -> str:
 
 def _classes(scores: BoxScores) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(score.name)}</td><td>{score.num_objects}</td><td>{_shown(score.ap)}</td>"
-        f"<td>{_shown(score.ap50)}</td>"
+        f"<tr><td>{html.escape(score.name)}</td><td>{score.num_objects}</td><td>{shown(score.ap)}</td>"
+        f"<td>{shown(score.ap50)}</td>"
         f'<td class="bar"><span style="width:{0 if math.isnan(score.ap) else 100 * score.ap:.1f}%"></span></td></tr>'
         for score in scores.per_class
     )
     head = "<tr><th>class</th><th>objects</th><th>AP</th><th>AP50</th><th></th></tr>"
     return f'<div class="wide"><table>{head}{rows}</table></div>'
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) or value < 0 else f"{value:.3f}"
 
 
 def _png(content: bytes) -> str:

@@ -16,10 +16,10 @@ def print_scores(scores: BoxScores, console: Console) -> None:
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
     value = scores.numbers
-    numbers.add_row("precision", *(_shown(value[name]) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")))
+    numbers.add_row("precision", *(shown(value[name]) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")))
     numbers.add_section()
     numbers.add_row("", "AR1", "AR10", "AR100", "small", "medium", "large", style="bold")
-    numbers.add_row("recall", *(_shown(value[name]) for name in ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")))
+    numbers.add_row("recall", *(shown(value[name]) for name in ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")))
     console.print(numbers)
 
     classes = Table()
@@ -27,7 +27,7 @@ def print_scores(scores: BoxScores, console: Console) -> None:
         classes.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
     present = [score for score in scores.per_class if not math.isnan(score.ap)]
     rows = [
-        (score.name, str(score.num_objects), _shown(score.ap), _shown(score.ap50))
+        (score.name, str(score.num_objects), shown(score.ap), shown(score.ap50))
         for score in sorted(present, key=lambda score: score.ap, reverse=True)
     ]
     if len(rows) > _MOST_CLASSES:
@@ -37,8 +37,9 @@ def print_scores(scores: BoxScores, console: Console) -> None:
         classes.add_row(*row)
     console.print(classes)
     if absent := len(scores.per_class) - len(present):
-        console.print(f"{absent} classes have no object in these photos", highlight=False)
+        console.print(f"classes without an object in these photos: {absent}", highlight=False)
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """Write a score with three digits; a dash where there was nothing to score."""
     return "-" if math.isnan(value) or value < 0 else f"{value:.3f}"

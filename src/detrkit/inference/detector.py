@@ -15,7 +15,7 @@ from detrkit.checkpoints.file import Checkpoint, Preprocessing
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
-from detrkit.data.photos import open_photo, photo_to_tensor
+from detrkit.data.photos import as_people_see_it, open_photo, photo_to_tensor
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
 from detrkit.models.detr import DETR
@@ -118,7 +118,7 @@ class Detector:
         transform = TestTransform(self.preprocessing.image_size)
         batch = collate([transform(_to_sample(photo)) for photo in opened]).to(self.device)
         padding_mask = batch.padding_mask if batch.is_padded else None
-        predictions = self.model(batch.images, padding_mask, exact_padding=True)
+        predictions = self.model(batch.images, padding_mask, exact_padding=self.preprocessing.exact_padding)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
         return [
             Detections(
@@ -137,7 +137,7 @@ def _open(photo: Photo) -> Image.Image:
     if isinstance(photo, Path | str):
         return open_photo(photo)
     if isinstance(photo, Image.Image):
-        return photo.convert("RGB")
+        return as_people_see_it(photo)
     pixels = photo.movedim(0, -1).cpu().numpy() if isinstance(photo, Tensor) else photo
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != "uint8":
         raise DataError(

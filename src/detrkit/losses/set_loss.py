@@ -115,7 +115,7 @@ class SetLoss:
         entropy = F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none")
         loss_ce = (weight * entropy).sum((1, 2)) / weight.sum((1, 2))
 
-        num_objects = torch.tensor([len(target.labels) for target in targets], device=logits.device)
+        num_objects = _to_device([len(target.labels) for target in targets], logits.device)
         num_found = (logits.argmax(-1) != self.num_classes).sum(-1)
         cardinality_error = (num_found - num_objects).abs().float().mean(-1)
         return {"loss_ce": loss_ce, "cardinality_error": cardinality_error}
@@ -185,8 +185,14 @@ def _per_layer(values: Float[Tensor, "TP"], num_layers: int) -> Float[Tensor, "T
 def _index_of_objects(matches: Matches, targets: Sequence[Target]) -> Int64[Tensor, "TP"]:
     """Number the objects through the whole batch."""
     counts = [0, *(len(target.labels) for target in targets)]
-    first = torch.tensor(counts[:-1], device=matches.images.device).cumsum(0)
+    first = _to_device(counts[:-1], matches.images.device).cumsum(0)
     return first[matches.images] + matches.objects
+
+
+def _to_device(counts: Sequence[int], device: torch.device) -> Int64[Tensor, "B"]:
+    """Copy a few numbers without waiting for the device, which pageable memory would make us do."""
+    numbers = torch.tensor(counts)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def _average_over_processes(num_boxes: int, device: torch.device) -> Float[Tensor, ""] | float:

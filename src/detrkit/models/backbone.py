@@ -49,7 +49,6 @@ class ResNetBackbone(nn.Module):
 
     Attributes:
         channels: width of each stage's feature map.
-        strides: pixels per cell of each stage's feature map.
     """
 
     def __init__(
@@ -77,10 +76,6 @@ class ResNetBackbone(nn.Module):
         del self.body.avgpool, self.body.fc
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
-        strides = [4 * 2**index for index in range(len(stages))]
-        if dilation:
-            strides[-1] //= 2
-        self.strides = tuple(strides)
         for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
             part.requires_grad_(False)
 

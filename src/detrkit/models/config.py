@@ -13,8 +13,10 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_classes: int = Field(91, ge=1, description="classes, without no-object (91: COCO's raw category ids)")
-    num_queries: int = Field(100, ge=1, description="objects that can be found in one photo, at most")
+    num_classes: int = Field(
+        91, ge=1, le=100_000, description="classes, without no-object (91: COCO's raw category ids)"
+    )
+    num_queries: int = Field(100, ge=1, le=100_000, description="objects that can be found in one photo, at most")
     backbone: BackboneName = Field("resnet50", description="which ResNet reads the photo")
     backbone_normalization: Normalization = Field(
         "frozen", description="'frozen' for pretrained weights, 'batch' when trained from scratch"
@@ -24,12 +26,14 @@ class ModelConfig(BaseModel):
     )
     dilation: bool = Field(False, description="last stage keeps its input's stride: 16 instead of 32 (DC5); tiny: 8")
     position_encoding: Literal["sine", "learned"] = Field("sine", description="how cells know where they are")
-    position_table_size: int = Field(50, ge=1, description="rows and columns that learned positions can tell apart")
-    hidden_dim: int = Field(256, ge=4, description="D, width of the transformer")
+    position_table_size: int = Field(
+        50, ge=1, le=10_000, description="rows and columns that learned positions can tell apart"
+    )
+    hidden_dim: int = Field(256, ge=4, le=16_384, description="D, width of the transformer")
     num_heads: int = Field(8, ge=1, description="attention heads")
-    encoder_layers: int = Field(6, ge=0, description="encoder layers")
-    decoder_layers: int = Field(6, ge=1, description="decoder layers")
-    feedforward_dim: int = Field(2048, ge=1, description="width inside the feed-forward networks")
+    encoder_layers: int = Field(6, ge=0, le=100, description="encoder layers")
+    decoder_layers: int = Field(6, ge=1, le=100, description="decoder layers")
+    feedforward_dim: int = Field(2048, ge=1, le=100_000, description="width inside the feed-forward networks")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the transformer, while training")
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
     panoptic: bool = Field(False, description="with the mask head")
@@ -41,5 +45,9 @@ class ModelConfig(BaseModel):
         if self.dilation and self.backbone in ("resnet18", "resnet34"):
             raise ValueError(
                 f"backbone {self.backbone!r} cannot be dilated, only resnet50, resnet101 and resnet-tiny can"
+            )
+        if self.panoptic and (self.backbone == "resnet-tiny" or self.hidden_dim % 128 or self.num_heads % 8):
+            raise ValueError(
+                "the mask head needs a backbone of four stages, hidden_dim a multiple of 128 and num_heads of 8"
             )
         return self

@@ -55,9 +55,10 @@ class DETR(nn.Module):
         Args:
             images: normalised with the ImageNet mean and deviation, padded with zeros at the bottom and on the right.
             padding_mask: True on padding; None when there is none.
-            exact_padding: True makes the answer for a photo independent of how far it was padded, and so of the other
-                photos in its batch. False computes what the published code does, where padding leaks into the
-                backbone's features and the mask of the feature map is rounded.
+            exact_padding: True makes classes and boxes of a photo independent of how far it was padded, and so of the
+                other photos in its batch (not its masks: the mask head normalises over the padding, as published).
+                False computes what the published code does, where padding leaks into the backbone's features and the
+                mask of the feature map is rounded.
         """
         levels = self.backbone(images, padding_mask if exact_padding else None)
         feature_mask = _feature_mask(levels[-1], padding_mask, exact_padding)

@@ -30,5 +30,8 @@ class Heads(nn.Module):
         self.box_head = BoxHead(width)
 
     def forward(self, decoded: Float[Tensor, "T B Q D"]) -> tuple[Float[Tensor, "T B Q K1"], Float[Tensor, "T B Q 4"]]:
-        """Read class logits and boxes (cxcywh in 0 .. 1) off every query after every layer."""
-        return self.class_head(decoded), self.box_head(decoded).sigmoid()
+        """Read class logits and boxes (cxcywh in 0 .. 1) off every query after every layer, in float32.
+
+        Under autocast, a box rounded to bfloat16 would be off by several pixels.
+        """
+        return self.class_head(decoded).float(), self.box_head(decoded).float().sigmoid()

@@ -38,9 +38,16 @@ def load_run_config(file: Path | None, given: dict[str, Any], training: dict[str
     inner = content.get("training") or {}
     if not isinstance(inner, dict):
         raise ConfigError(f"{file}: training: found {inner!r}, expected settings")
+    given = {key: value for key, value in given.items() if value is not None}
+    model_settings = content.get("model_settings") or {}
+    if not isinstance(model_settings, dict):
+        raise ConfigError(f"{file}: model_settings: found {model_settings!r}, expected settings")
+    if given.get("model", content.get("model")) != content.get("model"):
+        model_settings = {}  # they belong to the file's model
     merged = {
         **content,
-        **{key: value for key, value in given.items() if value is not None},
+        **given,
+        "model_settings": {**model_settings, **given.get("model_settings", {})},
         "training": {**inner, **training},
     }
     return _validated(merged, str(file) if file else "settings")
@@ -75,6 +82,8 @@ def _validated(content: dict[str, Any], where: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("data",) and first["type"] == "missing":
+            raise ConfigError(f"{where}: found no dataset, expected a folder; detrkit train FOLDER") from None
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             fields = TrainingSettings.model_fields if first["loc"][0] == "training" else RunConfig.model_fields

@@ -16,6 +16,7 @@ from detrkit.data.batching import collate
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.files import replacing
+from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
 
@@ -36,12 +37,15 @@ def convert_weights(source: str, output: Path, form: Form, dilation: bool | None
     model = checkpoint.build().eval()
     _write(checkpoint, model, output, form)
     written = read_checkpoint(output)
-    # what official files cannot say (heads, dilation) is not what is being proved here
-    written = replace(written, config=checkpoint.config)
     difference = largest_difference(model, written.build().eval())
     console = Console()
     console.print(f"{output}: {form}, {sum(p.numel() for p in model.parameters()):,} parameters", highlight=False)
     console.print(f"largest difference of logits and boxes, read back: {difference:.3g}", highlight=False)
+    if written.categories != checkpoint.categories:
+        console.print("this form holds no category names and ids; keep the original for them", highlight=False)
+    if written.preprocessing != checkpoint.preprocessing:
+        size = checkpoint.preprocessing.image_size
+        console.print(f"this form does not say that photos are resized to {size} px; remember it", highlight=False)
     return difference
 
 
@@ -68,9 +72,14 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> Non
                 "the model uses backbone 'resnet-tiny', which the published code does not have; use --to detrkit"
             )
         with replacing(output) as temporary:
-            torch.save({"model": state_dict_as_official(model)}, temporary)
+            torch.save({"model": state_dict_as_official(model), "args": _arguments(checkpoint.config)}, temporary)
     else:
         huggingface.write_folder(output, checkpoint, native_backbone=form == "huggingface-no-timm")
+
+
+def _arguments(config: ModelConfig) -> dict[str, object]:
+    """What the weights do not show, under the names of the published training script; a plain dict loads anywhere."""
+    return {"dilation": config.dilation, "nheads": config.num_heads, "dropout": config.dropout}
 
 
 def _check_output(output: Path, form: Form) -> None:

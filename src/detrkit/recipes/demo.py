@@ -4,11 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from torch.utils.data import Dataset
 
 from detrkit.data.dataset import SampleDataset
+from detrkit.data.photos import tensor_to_photo
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.data.transforms import RandomFlip, TestTransform
+from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.files import replacing
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.train import RunData, refuse_used_folder, run_training
 from detrkit.structures import Sample
@@ -17,6 +21,7 @@ from detrkit.training.trainer import TrainingResult
 
 NUM_TRAIN = 3000
 NUM_TEST = 200
+NUM_DRAWINGS = 12  # left as files
 EPOCHS = 16
 STYLE = DrawingStyle(size=128)  # pixels a side, as people look at them
 IMAGE_SIZE = 64  # pixels a side, as the model sees them
@@ -48,12 +53,15 @@ def demo_config(seed: int = 42) -> RunConfig:
 
 def run_demo(output: Path, seed: int = 42) -> TrainingResult:
     """Draw, train, evaluate on unseen drawings, and say what to try next."""
+    if seed < 0:
+        raise ConfigError(f"--seed: found {seed}, expected 0 or more")
     refuse_used_folder(output)
     console = Console()
     console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on", highlight=False)
     data = draw_data(NUM_TRAIN, NUM_TEST, seed)
     result = run_training(demo_config(seed), data, output, console)
     if not result.interrupted:
+        _write_drawings(output / "drawings", data.pictures)
         _say_what_next(output, console)
     return result
 
@@ -78,12 +86,20 @@ def without_masks(sample: Sample) -> Sample:
     return replace(sample, annotations=replace(sample.annotations, masks=None))
 
 
+def _write_drawings(folder: Path, pictures: Dataset[Sample]) -> None:
+    """Leave some unseen drawings as files, to be predicted."""
+    for index in range(NUM_DRAWINGS):
+        sample = pictures[index]
+        with replacing(folder / f"{sample.image_id}.png") as temporary:
+            tensor_to_photo(sample.image).save(temporary)
+
+
 def _say_what_next(output: Path, console: Console) -> None:
     console.print(
         f"\nTry next:\n"
         f"  open {output / 'report.html'}\n"
-        f"  detrkit predict {output} {output / 'predictions'}\n"
-        f"  detrkit describe {output} --size {STYLE.size}x{STYLE.size}\n"
+        f"  detrkit predict {output} {output / 'drawings'}\n"
+        f"  detrkit describe {output} --size {IMAGE_SIZE}x{IMAGE_SIZE}\n"
         f"  detrkit train YOUR_COCO_FOLDER --model detr-r18 --weights imagenet",
         highlight=False,
         soft_wrap=True,

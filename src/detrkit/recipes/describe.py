@@ -18,17 +18,17 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
 
-_STAGES = {
-    "backbone": "backbone",
-    "input_projection": "projection to the transformer's width",
-    "positions": "position encoding",
-    "encoder": "encoder, gives memory",
-    "queries": "object queries",
-    "decoder": "decoder, gives decoded",
-    "heads.class_head": "class head, K + no object",
-    "heads.box_head": "box head, cx cy w h",
-    "panoptic": "mask head",
-}
+_PARTS = (
+    "backbone",
+    "input_projection",
+    "positions",
+    "encoder",
+    "queries",
+    "decoder",
+    "heads.class_head",
+    "heads.box_head",
+    "panoptic",
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Stage:
     """One row of the description."""
 
     part: str
-    meaning: str
     shapes: str
     parameters: int
     gigaflops: float
@@ -49,7 +48,8 @@ def describe_model(name: str, size: str) -> list[Stage]:
         ConfigError: the size is malformed.
         DetrkitError: no such model.
     """
-    config = preset_config(name) if name in PRESETS or not Path(name).exists() else read_checkpoint(name).config
+    is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
+    config = preset_config(name) if is_preset else read_checkpoint(name).config
     height, width = _parse_size(size)
     stages = describe_stages(config, (height, width))
     table = Table(title=f"{name}, a photo of {height} x {width} px", title_justify="left")
@@ -85,7 +85,7 @@ def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
 
         return hook
 
-    parts = {part: model.get_submodule(part) for part in _STAGES if part != "panoptic" or model.panoptic is not None}
+    parts = {part: model.get_submodule(part) for part in _PARTS if part != "panoptic" or model.panoptic is not None}
     for part, module in parts.items():
         module.register_forward_hook(note(part))
     # fused attention is not counted on the meta device; its plain form is, and does the same work
@@ -95,7 +95,6 @@ def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
     return [
         Stage(
             part=part,
-            meaning=_STAGES[part],
             shapes=shapes[part],
             parameters=sum(p.numel() for p in module.parameters()),
             gigaflops=counts.get(part, 0) / 1e9,

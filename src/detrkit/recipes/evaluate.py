@@ -11,7 +11,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.coco import SplitName, read_coco_split
 from detrkit.data.transforms import TestTransform
-from detrkit.errors import DataError
+from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.coco import BoxScores, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.evaluation.table import print_scores
@@ -35,6 +35,8 @@ def evaluate_source(
         DetrkitError: the model or the data cannot be read, or do not belong together.
     """
     console = Console()
+    if output is not None and output.is_dir():
+        raise ConfigError(f"{output}: is a folder, expected the name of a JSON file for the detections")
     chosen_device = choose_device(device)
     records = read_coco_split(data, split)
     checkpoint = read_checkpoint(source)
@@ -44,7 +46,8 @@ def evaluate_source(
     dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size))
     batches = test_loader(dataset, batch_size, workers)
     steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
-    results = collect_results(model, steps, checkpoint.categories, chosen_device)
+    exact_padding = checkpoint.preprocessing.exact_padding
+    results = collect_results(model, steps, checkpoint.categories, chosen_device, exact_padding)
     if output is not None:
         write_text(output, json.dumps(results))
     scores = evaluate_boxes(records.source, results)

@@ -22,6 +22,7 @@ from detrkit.visualization.draw import draw_boxes, draw_detections
 NUM_PICTURES = 12
 THRESHOLD = 0.5
 SMALLEST_PICTURE = 384  # pixels a side; smaller photos are enlarged, or captions would cover the objects
+LARGEST_PICTURE = 2048  # pixels a side, up to which they are enlarged
 
 
 def finish_run(
@@ -55,7 +56,7 @@ def _draw_predictions(detector: Detector, pictures: Dataset[Sample], folder: Pat
         except DetrkitError:
             continue  # evaluation has told of it
         photo = tensor_to_photo(sample.image)
-        scale = math.ceil(SMALLEST_PICTURE / min(photo.size))
+        scale = max(1, min(math.ceil(SMALLEST_PICTURE / min(photo.size)), LARGEST_PICTURE // max(photo.size)))
         detections = detector.predict(photo, THRESHOLD)
         large = photo.resize((photo.width * scale, photo.height * scale))
         boxes = (sample.annotations.boxes * scale).tolist()

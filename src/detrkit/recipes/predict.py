@@ -25,6 +25,7 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
     if not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold: found {threshold}, expected a score between 0 and 1")
     names = output_names(paths)
+    _spare_the_photos(paths, [output / f"{name}.png" for name in names])
     detector = Detector.load(source, choose_device(device))
     unreadable = []
     for path, name in zip(paths, names, strict=True):
@@ -32,6 +33,7 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
             detections = detector.predict(path, threshold)
         except DataError as error:
             unreadable.append(str(error))
+            console.print(f"{path.name}: not predicted", markup=False, highlight=False)
             continue
         make_folder(output)
         with replacing(output / f"{name}.png") as temporary:
@@ -44,6 +46,14 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(paths)} photos were not predicted; {unreadable[0]}")
     console.print(f"pictures and JSON are in {output}", markup=False, highlight=False)
+
+
+def _spare_the_photos(paths: Sequence[Path], pictures: Sequence[Path]) -> None:
+    """See that no picture takes the place of a photo."""
+    photos = {path.resolve() for path in paths}
+    for picture in pictures:
+        if picture.resolve() in photos:
+            raise ConfigError(f"{picture}: is one of the photos and would be overwritten; choose another --output")
 
 
 def list_photos(given: Sequence[Path]) -> list[Path]:

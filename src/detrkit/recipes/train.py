@@ -1,7 +1,6 @@
 """A training run put together: config -> data, model, loss, loop -> run folder."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,12 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
         DetrkitError: of one kind or another, before anything is written.
     """
     refuse_used_folder(output)
-    return run_training(config, open_data(config), output, console)
+    console = console or Console()
+    if config.weights is None:
+        console.print(
+            "no --weights: every part is learned from scratch, which takes many photos and epochs", highlight=False
+        )
+    return run_training(from_scratch(config), open_data(config), output, console)
 
 
 def open_data(config: RunConfig) -> RunData:
@@ -100,10 +104,10 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
 
     loader = train_loader(data.train, settings, device)
     test_batches = test_loader(data.test, settings.batch_size, settings.workers)
-    preprocessing = Preprocessing(image_size=settings.image_size)
+    preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
 
     def evaluate(trained: DETR) -> BoxScores:
-        results = collect_results(trained, test_batches, data.categories, device)
+        results = collect_results(trained, test_batches, data.categories, device, settings.exact_padding)
         return evaluate_boxes(data.annotations, results, data.test_ids)
 
     def save(name: str) -> None:
@@ -118,6 +122,21 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
         result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
     finish_run(output, config, data.pictures, result, console or Console())
     return result
+
+
+def from_scratch(config: RunConfig) -> RunConfig:
+    """Adapt a run without pretrained weights: a backbone that starts at random must be trained, all of it.
+
+    Frozen batch norm does nothing there, frozen stages would stay random, and the published rate of the backbone is
+    meant for one that can see already. What was given explicitly stays.
+    """
+    if config.weights is not None:
+        return config
+    model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **config.model_settings}
+    training = config.training
+    if "backbone_learning_rate" not in training.model_fields_set:
+        training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
+    return config.model_copy(update={"model_settings": model_settings, "training": training})
 
 
 def build_for(config: RunConfig, categories: Categories) -> DETR:
@@ -154,10 +173,7 @@ def loss_for(num_classes: int, settings: TrainingSettings) -> SetLoss:
 
 def write_categories(path: Path, categories: Categories) -> None:
     """Write ids and names, in the order of the labels."""
-    entries: Sequence[dict[str, object]] = [
-        {"id": number, "name": name} for number, name in zip(categories.ids, categories.names, strict=True)
-    ]
-    write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
+    write_text(path, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
 
 
 def refuse_used_folder(output: Path) -> None:
@@ -166,5 +182,5 @@ def refuse_used_folder(output: Path) -> None:
     Raises:
         ConfigError: the folder holds one.
     """
-    if (output / "config.yaml").exists():
+    if any((output / name / WEIGHTS_FILE).exists() for name in ("last", "best")):
         raise ConfigError(f"{output}: holds a run already; choose another folder with --output, or remove this one")

@@ -4,11 +4,11 @@ One process here; what belongs to several is `losses.set_loss`, which averages o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader
 
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.coco import BoxScores
@@ -19,6 +19,17 @@ from detrkit.training.optimizer import build_optimizer
 from detrkit.training.run_log import RunLog
 from detrkit.training.schedule import build_schedule
 from detrkit.training.settings import TrainingSettings
+
+_SECONDS_BETWEEN_SAVES = 60  # between evaluations, which save as well
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """One epoch of batches, any number of times."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Trainer:
         self,
         model: DETR,
         loss: SetLoss,
-        loader: DataLoader[Batch],
+        loader: Batches,
         settings: TrainingSettings,
         device: torch.device,
         hooks: RunHooks,
@@ -72,23 +83,33 @@ class Trainer:
     def fit(self) -> TrainingResult:
         """Train to the end, or until interrupted; either way the last state is saved."""
         best: BoxScores | None = None
-        epoch = 0
+        finished, saved_at = 0, time.monotonic()
         try:
             for epoch in range(1, self.settings.epochs + 1):
                 self.train_epoch(epoch)
-                if epoch % self.settings.evaluate_every and epoch < self.settings.epochs:
-                    continue
-                scores = self.hooks.evaluate(self.model)
-                is_best = best is None or scores.ap > best.ap
-                self.log.scores(self.step, epoch, scores.numbers, is_best)
-                self.hooks.save("last")
-                if is_best:
-                    best = scores
-                    self.hooks.save("best")
+                finished = epoch
+                is_due = epoch % self.settings.evaluate_every == 0 or epoch == self.settings.epochs
+                if is_due and self.meter.sums:
+                    self.read_meter(epoch)
+                if is_due or time.monotonic() - saved_at > _SECONDS_BETWEEN_SAVES:
+                    self.hooks.save("last")
+                    saved_at = time.monotonic()
+                if is_due:
+                    best = self.evaluate(epoch, best)
         except KeyboardInterrupt:
             self.hooks.save("last")
-            return TrainingResult(best, epoch - 1, interrupted=True)
-        return TrainingResult(best, epoch, interrupted=False)
+            return TrainingResult(best, finished, interrupted=True)
+        return TrainingResult(best, finished, interrupted=False)
+
+    def evaluate(self, epoch: int, best: BoxScores | None) -> BoxScores:
+        """Score the model, save it if it is the best so far, and return the best scores."""
+        scores = self.hooks.evaluate(self.model)
+        is_best = best is None or scores.ap > best.ap
+        if is_best:
+            self.hooks.save("best")
+        self.log.scores(self.step, epoch, scores.numbers, is_best)
+        self.meter = Meter()  # the time that this took is not the training's
+        return scores if best is None or is_best else best
 
     def train_epoch(self, epoch: int) -> None:
         """See every photo once."""
