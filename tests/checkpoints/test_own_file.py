@@ -109,3 +109,36 @@ def test_weights_of_another_shape_name_the_first_difference(tmp_path: Path) -> N
     save_checkpoint(tmp_path / "a.safetensors", wrong)
     with pytest.raises(CheckpointError, match=r"queries\.weight"):
         read_checkpoint(tmp_path / "a.safetensors").build()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_queries": 99_999}, r"queries\.weight"),
+        ({"num_queries": 10**13}, "malformed"),
+        ({"decoder_layers": 90}, "entries missing"),
+        ({"num_classes": 3}, "2 categories for 3 classes"),
+    ],
+)
+def test_a_file_that_promises_more_than_it_holds_takes_no_memory(
+    tmp_path: Path, change: dict[str, int], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detrkit.checkpoints import file
+
+    model = tiny()
+    header = {
+        "format": "detrkit-1",
+        "model": {**model.config.model_dump(mode="json"), **change},
+        "categories": CATEGORIES.to_json(),
+        "preprocessing": {},
+    }
+    save_file(dict(model.state_dict()), tmp_path / "a.safetensors", metadata={"detrkit": json.dumps(header)})
+
+    def build_on_meta_only(config: object) -> DETR:
+        assert torch.empty(0).device.type == "meta"
+        return original(config)  # type: ignore[arg-type]
+
+    original = file.model_from_config
+    monkeypatch.setattr(file, "model_from_config", build_on_meta_only)
+    with pytest.raises(CheckpointError, match=says):
+        read_checkpoint(tmp_path / "a.safetensors").build()

@@ -136,3 +136,53 @@ def test_building_a_model_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_weights_were_published_for_it() -> None:
     with pytest.raises(CheckpointError, match="no weights were published"):
         read_checkpoint("detr-tiny")
+
+
+def test_official_files_of_ours_keep_heads_and_dilation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+    from detrkit.data.categories import Categories
+    from detrkit.recipes.convert import convert_weights
+
+    model = small(num_heads=4, dilation=True)
+    categories = Categories((5, 6, 9), ("a", "b", "c"))
+    save_checkpoint(
+        tmp_path / "a.safetensors",
+        Checkpoint(model.state_dict(), model.config, categories, Preprocessing(image_size=300)),
+    )
+    assert convert_weights(str(tmp_path / "a.safetensors"), tmp_path / "plain.pth", "official") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no category names" in said
+    assert "300 px" in said
+    read = read_checkpoint(tmp_path / "plain.pth").config
+    assert (read.num_heads, read.dilation) == (4, True)
+    torch.load(tmp_path / "plain.pth", weights_only=True)  # the published code's own reading
+
+
+def test_hugging_face_folders_keep_ids_names_and_photo_size(tmp_path: Path) -> None:
+    from detrkit.checkpoints.file import Checkpoint, Preprocessing
+    from detrkit.checkpoints.huggingface import write_folder
+    from detrkit.data.categories import Categories
+
+    categories = Categories((7, 9, 40), ("cell", "platelet", "crystal"))
+    model = small()
+    checkpoint = Checkpoint(model.state_dict(), model.config, categories, Preprocessing(image_size=256))
+    write_folder(tmp_path / "folder", checkpoint)
+    read = read_checkpoint(tmp_path / "folder")
+    assert read.categories == categories
+    assert read.preprocessing.image_size == 256
+    dilated = small(dilation=True)
+    with pytest.raises(CheckpointError, match="dilation"):
+        write_folder(
+            tmp_path / "other",
+            Checkpoint(dilated.state_dict(), dilated.config, categories, Preprocessing()),
+            native_backbone=True,
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "w-00000000.pth").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        download.fetch("https://nowhere.invalid/w-00000000.pth")

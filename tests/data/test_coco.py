@@ -146,3 +146,17 @@ def test_no_malformed_coco_file_does_anything_but_load_or_raise_a_data_error(sha
             usable_annotations(record, record.size)
     assert loaded > 0
     assert read_coco_file(root / "valid.json", root / "images").records
+
+
+def test_photos_may_be_links_but_names_may_not_lead_out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = tmp_path_factory.mktemp("store")
+    photo = folder / "train2017" / "a.png"
+    photo.rename(store / "a.png")
+    photo.symlink_to(store / "a.png")
+    assert len(PhotoDataset(read_coco_split(folder, "train"))[0].annotations.labels) >= 0
+
+
+def test_a_photo_of_another_size_than_annotated_is_refused(folder: Path) -> None:
+    Image.new("RGB", (60, 40)).save(folder / "train2017" / "a.png")
+    with pytest.raises(DataError, match="60 x 40 pixels, its annotations speak of 30 x 20"):
+        PhotoDataset(read_coco_split(folder, "train"))[0]

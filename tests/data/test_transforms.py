@@ -84,3 +84,8 @@ def test_the_papers_sizes_scale_together() -> None:
     assert TestTransform().image_size == 800
     sample = DrawnShapes(1, 0, DrawingStyle(size=64))[0]
     assert tuple(TestTransform(200)(sample).image.shape[1:]) == (200, 200)
+
+
+def test_a_photo_that_is_little_more_than_a_line_stays_small() -> None:
+    assert resized_size((1, 170_000_000), 800, 1333) == (1, 1333)
+    assert resized_size((20_000, 2), 800, 1333) == (1333, 1)

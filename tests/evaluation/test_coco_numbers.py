@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,3 +127,41 @@ def test_the_table_fits_80_columns() -> None:
     lines = console.file.getvalue().splitlines()
     assert any("AP50" in line for line in lines)
     assert max(len(line) for line in lines) <= 80
+
+
+def test_files_in_the_wild_are_scored(tmp_path: Path) -> None:
+    """Negative ids, loose types and a byte order mark, which strict readers refuse, give the same numbers."""
+    truth, results = random_case(1)
+    expected = evaluate_boxes(truth, results).numbers
+    category = {entry["id"]: -entry["id"] for entry in truth["categories"]}
+    wild: dict[str, Any] = {
+        "info": [],
+        "images": [
+            {**entry, "id": entry["id"] - 1000, "license": "CC", "date_captured": 5} for entry in truth["images"]
+        ],
+        "categories": [{**entry, "id": category[entry["id"]]} for entry in truth["categories"]],
+        "annotations": [
+            {
+                **entry,
+                "id": f"a{entry['id']}",
+                "image_id": entry["image_id"] - 1000,
+                "category_id": category[entry["category_id"]],
+                "iscrowd": entry["iscrowd"] or None,
+            }
+            for entry in truth["annotations"]
+        ],
+    }
+    moved = [
+        {**entry, "image_id": entry["image_id"] - 1000, "category_id": category[entry["category_id"]]}
+        for entry in results
+    ]
+    path = tmp_path / "instances.json"
+    path.write_text("\ufeff" + json.dumps(wild), encoding="utf-8")
+    actual = evaluate_boxes(path, moved).numbers
+    assert actual == pytest.approx(expected, abs=1e-12)
+
+
+def test_detections_of_categories_that_the_data_does_not_have_do_not_count() -> None:
+    truth = document([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90]}], 1, (1,))
+    found = [{"image_id": 1, "category_id": c, "bbox": [0, 0, 90, 90], "score": 0.5} for c in (1, 12)]
+    assert evaluate_boxes(truth, found).ap == pytest.approx(1)

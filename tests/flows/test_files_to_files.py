@@ -129,3 +129,61 @@ def test_convert_there_and_back(form: str, tmp_path: Path, capsys: pytest.Captur
     assert convert_weights(str(tmp_path / name), tmp_path / "c.safetensors", "detrkit") == 0
     back = read_checkpoint(tmp_path / "c.safetensors").state
     assert all(torch.equal(tensor, back[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_photo_cut_short_is_one_sentence_from_any_process(
+    workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_coco(tmp_path / "shapes")
+    photo = data / "train2017" / "2.png"
+    photo.write_bytes(photo.read_bytes()[:300])
+    short = [*SHORT, "--output", str(tmp_path / "run")]
+    short[short.index("--workers") + 1] = workers
+    arguments = ["train", str(data), "--model", "detr-tiny", *short]
+    assert run(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"detrkit: {photo}: cannot be read as a photo")
+    assert "Traceback" not in error
+    # nothing was learned, so the corrected data can be trained on into the same folder
+    write_coco(tmp_path / "good")
+    (tmp_path / "good" / "train2017" / "2.png").replace(photo)
+    assert run(arguments) == 0
+
+
+def test_ctrl_c_ends_with_130_and_a_usable_folder(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detrkit.training.trainer import Trainer
+
+    original = Trainer.train_epoch
+
+    def stop_in_third(trainer: Trainer, epoch: int) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        original(trainer, epoch)
+
+    monkeypatch.setattr(Trainer, "train_epoch", stop_in_third)
+    output = tmp_path / "run"
+    longer = ["--epochs", "5", *SHORT[2:], "--output", str(output)]
+    assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *longer]) == 130
+    assert "2 whole epochs" in capsys.readouterr().out
+    assert (output / "last" / "model.safetensors").exists()
+    assert (output / "report.html").exists()
+    assert len(Detector.load(output).predict(place / "shapes" / "val2017" / "1.png", threshold=0)) == 25
+
+
+def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
+    from detrkit.recipes.config import RunConfig
+    from detrkit.recipes.train import build_for, from_scratch
+    from detrkit.training.settings import TrainingSettings
+
+    config = RunConfig(data="x", model="detr-r18", training=TrainingSettings(learning_rate=3e-4))
+    scratch = from_scratch(config)
+    assert scratch.training.backbone_learning_rate == 3e-4
+    model = build_for(scratch, read_checkpoint(place / "run").categories)
+    assert model.config.backbone_normalization == "batch"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert from_scratch(config.model_copy(update={"weights": "imagenet"})).training.backbone_learning_rate == 1e-5
+    given = config.model_copy(update={"training": TrainingSettings(backbone_learning_rate=1e-4)})
+    assert from_scratch(given).training.backbone_learning_rate == 1e-4

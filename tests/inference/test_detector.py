@@ -118,3 +118,13 @@ def test_on_a_gpu(detector: Detector) -> None:
     found = there.predict(picture, threshold=0)
     torch.testing.assert_close(found.scores.cpu(), expected.scores, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.boxes.cpu(), expected.boxes, rtol=0, atol=0.1)
+
+
+def test_a_transparent_photo_has_white_behind_it_by_path_and_in_memory(detector: Detector, tmp_path: Path) -> None:
+    picture = photo(7, 64, 64).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((64, 64)))
+    picture.save(tmp_path / "a.png")
+    by_path = detector.predict(tmp_path / "a.png", threshold=0)
+    assert torch.equal(by_path.boxes, detector.predict(picture, threshold=0).boxes)
+    assert by_path.image is not None
+    assert min(by_path.image.getpixel((5, 0))) > 250  # type: ignore[arg-type]
