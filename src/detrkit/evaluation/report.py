@@ -86,8 +86,6 @@ def write_report(
         "<h2>Scores</h2>",
         f"<p>{scores.num_photos} photos, {scores.num_objects} objects, {judged_by}.</p>",
         _numbers(scores),
-        "<h2>By class</h2>",
-        _classes(scores),
     ]
     if curves is not None:
         body += ["<h2>Training</h2>", f'<img class="curves" alt="loss and AP over the steps" src="{_png(curves)}">']
@@ -98,6 +96,7 @@ def write_report(
             for one in gallery
         )
         body += ["<h2>What it finds</h2>", f'<div class="photos">{figures}</div>']
+    body += ["<h2>By class</h2>", _classes(scores)]
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -53,9 +53,10 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
     """
     refuse_used_folder(output)
     console = console or Console()
-    if config.weights is None:
+    if config.weights is None and not config.training.overfit:
         console.print(
-            "no --weights: every part is learned from scratch, which takes many photos and epochs", highlight=False
+            "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer",
+            highlight=False,
         )
     return run_training(from_scratch(config), open_data(config), output, console)
 

@@ -67,7 +67,7 @@ class Trainer:
         hooks: RunHooks,
         log: RunLog,
     ) -> None:
-        # convolutions are quicker this way, on CPU by a tenth; the numbers stay the same up to rounding
+        # convolutions are quicker this way, on CPU by a twentieth; the numbers stay the same up to rounding
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = loss
         self.loader = loader

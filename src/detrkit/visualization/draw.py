@@ -31,7 +31,7 @@ def draw_boxes(
     picture = photo.convert("RGB")
     pen = ImageDraw.Draw(picture)
     thickness = max(1, round(max(picture.size) / 240))
-    font = ImageFont.load_default(size=max(11, max(picture.size) // 32))
+    font = ImageFont.load_default(size=max(11, max(picture.size) // 40))
     for box, label, caption in reversed(list(zip(boxes, labels, captions, strict=True))):
         left, top, right, bottom = _inside(box, picture.size)
         colour = colour_of(label)
