@@ -167,7 +167,7 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
     output = tmp_path / "run"
     longer = ["--epochs", "5", *SHORT[2:], "--output", str(output)]
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *longer]) == 130
-    assert "2 whole epochs" in capsys.readouterr().out
+    assert "stopped after 2 finished epochs" in capsys.readouterr().out
     assert (output / "last" / "model.safetensors").exists()
     assert (output / "report.html").exists()
     assert len(Detector.load(output).predict(place / "shapes" / "val2017" / "1.png", threshold=0)) == 25

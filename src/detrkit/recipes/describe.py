@@ -79,6 +79,8 @@ def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
     shapes: dict[str, str] = {"queries": str(tuple(model.queries.weight.shape))}
 
     def note(part: str) -> Any:
+        """Make a hook that notes the shape of what a part gives."""
+
         def hook(_module: nn.Module, _inputs: object, output: Tensor | list[Tensor]) -> None:
             levels = output if isinstance(output, list) else [output]
             shapes[part] = "\n".join(str(tuple(level.shape)) for level in levels)

@@ -30,7 +30,9 @@ def finish_run(
 ) -> None:
     """Predict some test photos with the best checkpoint, write them and the report, and print the scores."""
     if result.interrupted:
-        console.print(f"stopped; {output} holds what was learned in {result.epochs} whole epochs", highlight=False)
+        console.print(
+            f"stopped after {result.epochs} finished epochs; {output} holds what was learned", highlight=False
+        )
     if result.scores is None:
         return
     gallery = _draw_predictions(Detector.load(output), pictures, output / "predictions")
