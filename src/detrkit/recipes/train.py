@@ -52,13 +52,14 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
         DetrkitError: of one kind or another, before anything is written.
     """
     refuse_used_folder(output)
+    data = open_data(config)
     console = console or Console()
     if config.weights is None and not config.training.overfit:
         console.print(
             "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer",
             highlight=False,
         )
-    return run_training(from_scratch(config), open_data(config), output, console)
+    return run_training(from_scratch(config), data, output, console)
 
 
 def open_data(config: RunConfig) -> RunData:
