@@ -59,13 +59,15 @@ class DrawnShapes(Dataset[Sample]):
         style = self.style
         picture = _draw_ground(random, style)
         masks: list[np.ndarray] = []
+        areas: list[int] = []  # of the whole shapes
         labels: list[int] = []
         for _ in range(int(random.integers(1, style.most_objects + 1))):
             label = int(random.integers(len(SHAPES)))
             mask = _draw_shape(random, style, label)
-            if _hides_too_much(masks, mask, style.least_visible):
+            if _hides_too_much(masks, areas, mask, style.least_visible):
                 continue
             masks = [behind & ~mask for behind in masks] + [mask]
+            areas.append(int(mask.sum()))
             labels.append(label)
             picture[mask] = _draw_surface(random, style)[mask]
         noise = random.normal(0, random.uniform(0, 12), picture.shape)
@@ -132,9 +134,9 @@ def _draw_shape(random: Generator, style: DrawingStyle, label: int) -> np.ndarra
     return np.asarray(canvas)
 
 
-def _hides_too_much(masks: list[np.ndarray], new: np.ndarray, least_visible: float) -> bool:
+def _hides_too_much(masks: list[np.ndarray], areas: list[int], new: np.ndarray, least_visible: float) -> bool:
     """Whether a shape would leave another with too little to be recognised by."""
-    return any((behind & ~new).sum() < least_visible * behind.sum() for behind in masks)
+    return any((behind & ~new).sum() < least_visible * area for behind, area in zip(masks, areas, strict=True))
 
 
 def _boxes_of(masks: np.ndarray) -> torch.Tensor:

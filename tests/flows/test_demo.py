@@ -1,0 +1,40 @@
+"""The demo's way, in small: from nothing to a run folder with drawings, predictions and a report."""
+
+from pathlib import Path
+
+import pytest
+
+from detrkit import Detector
+from detrkit.checkpoints.source import read_checkpoint
+from detrkit.cli import main
+from detrkit.recipes import demo
+from detrkit.training.run_log import read_metrics
+
+
+def test_the_demo_leaves_a_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "NUM_TRAIN", 48)
+    monkeypatch.setattr(demo, "NUM_TEST", 12)
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--output", str(tmp_path / "run")])
+    assert not left.value.code
+    out = capsys.readouterr().out
+    assert "AP50" in out
+    assert "Try next" in out
+    run = tmp_path / "run"
+    assert read_checkpoint(run).categories.names == ("circle", "square", "triangle")
+    assert [entry["kind"] for entry in read_metrics(run)] == ["train", "evaluation"]
+    assert (run / "report.html").exists()
+    assert len(list((run / "predictions").glob("*.png"))) == 12
+    drawings = sorted((run / "drawings").glob("*.png"))
+    assert len(drawings) == 12
+    assert len(Detector.load(run).predict(drawings[0], threshold=0)) == 12
+
+
+def test_training_and_test_drawings_never_meet() -> None:
+    data = demo.draw_data(20, 20, seed=3)
+    train = {data.train[index].image.numpy().tobytes() for index in range(20)}  # type: ignore[attr-defined]
+    test = {data.test[index].image.numpy().tobytes() for index in range(20)}
+    assert not train & test
