@@ -11,7 +11,8 @@ def evaluate(
     data: str,
     /,
     *,
-    split: Literal["val", "train"] = "val",
+    split: Literal["val", "train", "test"] = "val",
+    format: Literal["coco", "yolo", "voc"] | None = None,  # noqa: A002
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,
@@ -26,9 +27,11 @@ def evaluate(
     source
         Run folder, weights file, Hugging Face folder or id, or preset.
     data
-        Folder with annotations/instances_val*.json, and the photos.
+        Dataset folder: COCO, YOLO or Pascal VOC.
     split
         Which part of the dataset.
+    format
+        How the dataset is written down; looked at when not given.
     batch_size
         Photos at a time; does not change the numbers.
     device
@@ -40,4 +43,6 @@ def evaluate(
     """
     from detrkit.recipes.evaluate import evaluate_source
 
-    evaluate_source(source, data, split, batch_size=batch_size, device=device, workers=workers, output=output)
+    evaluate_source(
+        source, data, split, form=format, batch_size=batch_size, device=device, workers=workers, output=output
+    )

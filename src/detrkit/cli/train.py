@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
@@ -16,6 +16,7 @@ def train(
     data: str | None = None,
     /,
     *,
+    format: Literal["coco", "yolo", "voc"] | None = None,  # noqa: A002
     model: str | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),
     weights: str | None = None,
@@ -33,7 +34,10 @@ def train(
     Parameters
     ----------
     data
-        Folder with annotations/instances_train*.json, instances_val*.json, and the photos.
+        Dataset folder: COCO (annotations/instances_train*.json, or a Roboflow export, or one JSON), YOLO (data.yaml) or
+        Pascal VOC (Annotations/*.xml). Without a validation split, a fifth of the photos is set aside.
+    format
+        How the dataset is written down; looked at when not given.
     model
         Preset: detr-r50 (the default), detr-r50-dc5, detr-r101, detr-r101-dc5, detr-r18, detr-tiny.
     output
@@ -49,7 +53,7 @@ def train(
     """
     from detrkit.recipes.train import train as run
 
-    given: dict[str, Any] = {"data": data, "model": model, "weights": weights}
+    given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights}
     if set_:
         given["model_settings"] = dict(_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)

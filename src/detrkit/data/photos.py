@@ -53,6 +53,21 @@ def open_photo(path: Path | str, annotated_size: tuple[int, int] | None = None) 
         ) from None
 
 
+def photo_size(path: Path) -> tuple[int, int]:
+    """Read (height, width) of a photo, upright, from its header, without decoding it.
+
+    Raises:
+        DataError: it is missing or no image.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            return (image.width, image.height) if lies_on_its_side else (image.height, image.width)
+    except Exception as error:  # Pillow's decoders raise what they like on malformed files
+        raise DataError(f"{path}: cannot be read as a photo ({_one_line(error)})") from None
+
+
 def as_people_see_it(image: Image.Image, annotated_size: tuple[int, int] | None = None) -> Image.Image:
     """Turn an image upright, put white behind what is transparent, scale 16 bits to 8, and convert to RGB."""
     return _to_rgb(_upright(image, annotated_size))

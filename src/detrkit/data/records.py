@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from detrkit.data.categories import Categories
+
+SplitName = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
+from detrkit.data.records import Split
 from detrkit.structures import Sample
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -130,6 +131,30 @@ def _per_class(evaluation: COCOeval, truth: COCO, image_ids: set[int]) -> tuple[
             )
         )
     return tuple(scores)
+
+
+def annotations_of_split(split: Split) -> Path | dict[str, Any]:
+    """What the detections of a split are judged by: its own COCO file, or a COCO document made of its records.
+
+    Boxes without an area, which YOLO and VOC files hold by mistake, are left out of the document.
+    """
+    if split.source.suffix == ".json":
+        return split.source
+    annotations: list[dict[str, Any]] = []
+    for record in split.records:
+        objects = zip(record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True)
+        for (x1, y1, x2, y2), label, is_crowd in objects:
+            if x2 > x1 and y2 > y1:
+                annotations.append(
+                    {
+                        "image_id": record.image_id,
+                        "category_id": split.categories.ids[label],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "iscrowd": is_crowd,
+                    }
+                )
+    images = [{"id": one.image_id, "height": one.size[0], "width": one.size[1]} for one in split.records]
+    return {"images": images, "annotations": annotations, "categories": split.categories.to_json()}
 
 
 def annotations_of_samples(samples: Sequence[Sample], categories: Categories) -> dict[str, Any]:

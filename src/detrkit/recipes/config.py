@@ -1,7 +1,7 @@
 """A run as a typed config, from a YAML file and the command line. Light: reading it does not wait for torch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(description="dataset folder")
+    format: Literal["coco", "yolo", "voc"] | None = Field(default=None, description="of the dataset; None looks")
     model: str = Field(default="detr-r50", description="preset")
     model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import track
@@ -9,10 +10,10 @@ from rich.progress import track
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
-from detrkit.data.formats.coco import SplitName, read_coco_split
+from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
-from detrkit.evaluation.coco import BoxScores, evaluate_boxes
+from detrkit.evaluation.coco import BoxScores, annotations_of_split, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.evaluation.table import print_scores
 from detrkit.files import write_text
@@ -22,8 +23,9 @@ from detrkit.recipes.loaders import choose_device, test_loader
 def evaluate_source(
     source: str,
     data: str,
-    split: SplitName = "val",
+    split: Literal["val", "train", "test"] = "val",
     *,
+    form: Form | None = None,
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,
@@ -38,7 +40,12 @@ def evaluate_source(
     if output is not None and output.is_dir():
         raise ConfigError(f"{output}: is a folder, expected the name of a JSON file for the detections")
     chosen_device = choose_device(device)
-    records = read_coco_split(data, split)
+    folder = read_dataset(data, form)
+    records = {"train": folder.train, "val": folder.val, "test": folder.test}[split]
+    if records is None:
+        raise DataError(f"{data}: found no test split, expected one; use --split val")
+    for note in folder.notes:
+        console.print(note, markup=False, highlight=False)
     checkpoint = read_checkpoint(source)
     _check_categories(checkpoint.categories, records.categories, records.source)
 
@@ -50,7 +57,8 @@ def evaluate_source(
     results = collect_results(model, steps, checkpoint.categories, chosen_device, exact_padding)
     if output is not None:
         write_text(output, json.dumps(results))
-    scores = evaluate_boxes(records.source, results)
+    image_ids = [record.image_id for record in records.records]
+    scores = evaluate_boxes(annotations_of_split(records), results, image_ids)
     print_scores(scores, console)
     return scores
 

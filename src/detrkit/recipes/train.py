@@ -14,10 +14,10 @@ from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
-from detrkit.data.formats.coco import read_coco_split
+from detrkit.data.formats.folder import read_dataset
 from detrkit.data.transforms import TestTransform, TrainTransform
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.evaluation.coco import BoxScores, evaluate_boxes
+from detrkit.evaluation.coco import BoxScores, annotations_of_split, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.files import make_folder, write_text
 from detrkit.losses.matcher import HungarianMatcher
@@ -43,6 +43,7 @@ class RunData:
     annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
     test_ids: list[int]
     categories: Categories
+    notes: tuple[str, ...] = ()  # what was decided while reading
 
 
 def train(config: RunConfig, output: Path, console: Console | None = None) -> TrainingResult:
@@ -54,6 +55,8 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
     refuse_used_folder(output)
     data = open_data(config)
     console = console or Console()
+    for note in data.notes:
+        console.print(note, markup=False, highlight=False)
     if config.weights is None and not config.training.overfit:
         console.print(
             "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer",
@@ -67,29 +70,25 @@ def open_data(config: RunConfig) -> RunData:
 
     Raises:
         DataError: the folder is missing or malformed.
-        ConfigError: the two splits name different categories.
     """
     settings = config.training
-    train_split = read_coco_split(config.data, "train")
-    test_split = read_coco_split(config.data, "val")
-    if train_split.categories != test_split.categories:
-        raise ConfigError(
-            f"{test_split.source}: its categories differ from those of {train_split.source.name}; give both the same list"
-        )
+    folder = read_dataset(config.data, config.format, settings.seed)
+    train_split, test_split = folder.train, folder.val
     test_transform = TestTransform(settings.image_size)
     if settings.overfit:
         chosen = train_split.records[: settings.overfit]
         few = replace(train_split, records=chosen)
         dataset = PhotoDataset(few, test_transform)
         ids = [record.image_id for record in chosen]
-        return RunData(dataset, dataset, PhotoDataset(few), few.source, ids, few.categories)
+        return RunData(dataset, dataset, PhotoDataset(few), annotations_of_split(few), ids, few.categories)
     return RunData(
         PhotoDataset(train_split, TrainTransform(settings.image_size) if settings.augment else test_transform),
         PhotoDataset(test_split, test_transform),
         PhotoDataset(test_split),
-        test_split.source,
+        annotations_of_split(test_split),
         [record.image_id for record in test_split.records],
         train_split.categories,
+        folder.notes,
     )
 
 

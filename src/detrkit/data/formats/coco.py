@@ -8,15 +8,14 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.records import Record, Split
+from detrkit.data.records import Record, Split, SplitName
 from detrkit.errors import DataError
 
-SplitName = Literal["train", "val"]
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 
 

@@ -1,0 +1,200 @@
+"""Whatever folder a person has -> its splits. The format is told by what lies in the folder."""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from detrkit.data.categories import Categories
+from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
+from detrkit.data.formats.voc import read_voc
+from detrkit.data.formats.yolo import read_yolo
+from detrkit.data.records import Split, SplitName
+from detrkit.errors import DataError
+
+Form = Literal["coco", "yolo", "voc"]
+VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
+_LAYOUTS = (
+    "COCO: annotations/instances_train*.json beside folders of photos, train/_annotations.coco.json, or one JSON beside "
+    "the photos; YOLO: data.yaml; Pascal VOC: Annotations/*.xml"
+)
+_FOLDERS: dict[SplitName, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """The splits of a dataset.
+
+    Attributes:
+        form: how it is written down.
+        train: what to learn from.
+        val: what to be judged by while learning.
+        test: kept for the end; None where there is none.
+        notes: what was decided on the way, a sentence each.
+    """
+
+    form: Form
+    train: Split
+    val: Split
+    test: Split | None
+    notes: tuple[str, ...]
+
+
+def read_dataset(path: Path | str, form: Form | None = None, seed: int = 42) -> DatasetFolder:
+    """Read a dataset.
+
+    Args:
+        path: its folder; or its data.yaml, or its COCO JSON.
+        form: how it is written down; None looks.
+        seed: of the photos that are set aside for validation, where no split exists.
+
+    Raises:
+        DataError: nothing is there, the format is not known, or a file is malformed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
+    form = form or detect_form(path)
+    splits = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc}[form](path)
+    train, val = splits.get("train"), splits.get("val")
+    if train is None:
+        raise DataError(f"{path}: found no training photos in this {form.upper()} dataset; expected {_LAYOUTS}")
+    notes: list[str] = []
+    if val is None:
+        train, val = _set_aside(train, seed)
+        notes.append(
+            f"no validation split: {len(val.records)} of {len(train.records) + len(val.records)} photos were set aside "
+            f"at random (seed {seed})"
+        )
+    for other in (val, splits.get("test")):
+        if other is not None and other.categories != train.categories:
+            raise DataError(
+                f"{other.source}: its categories differ from those of the training split; give all the same list"
+            )
+    return DatasetFolder(form, train, val, splits.get("test"), tuple(notes))
+
+
+def detect_form(path: Path) -> Form:
+    """Tell the format by what lies in the folder.
+
+    Raises:
+        DataError: nothing known lies there.
+    """
+    if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            return "yolo"
+        if path.suffix == ".json":
+            return "coco"
+        raise DataError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
+    if list(path.glob("annotations/instances_*.json")) or list(path.glob("*/_annotations.coco.json")):
+        return "coco"
+    if _yaml_of(path) is not None:
+        return "yolo"
+    if (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
+        return "voc"
+    if any(path.glob("VOC*/Annotations")):
+        return "voc"
+    if _single_json(path) is not None:
+        return "coco"
+    raise DataError(
+        f"{path}: found no file annotations/instances_train*.json, data.yaml or Annotations/*.xml, expected one of "
+        f"{_LAYOUTS}"
+    )
+
+
+def _read_coco(path: Path) -> dict[SplitName, Split]:
+    if path.is_file():
+        return {"train": read_coco_file(path, _photos_beside(path))}
+    official = {
+        split: read_coco_split(path, split)
+        for split in _FOLDERS
+        if any(path.glob(f"annotations/instances_{split}*.json"))
+    }
+    if official:
+        return official
+    exported = {
+        split: path / name / "_annotations.coco.json"
+        for split, names in _FOLDERS.items()
+        for name in names
+        if (path / name / "_annotations.coco.json").is_file()
+    }
+    if exported:
+        return _without_groups({split: read_coco_file(file, file.parent) for split, file in exported.items()})
+    single = _single_json(path)
+    if single is None:
+        raise DataError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
+    return {"train": read_coco_file(single, _photos_beside(single))}
+
+
+def _read_yolo(path: Path) -> dict[SplitName, Split]:
+    file = path if path.is_file() else _yaml_of(path)
+    if file is None:
+        raise DataError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
+    found = {split: read_yolo(file, split) for split in _FOLDERS}
+    return {split: records for split, records in found.items() if records is not None}
+
+
+def _read_voc(path: Path) -> dict[SplitName, Split]:
+    nested = sorted(path.glob("VOC*/Annotations"))
+    if not (path / "Annotations").is_dir() and len(nested) == 1:
+        path = nested[0].parent
+    return read_voc(path)
+
+
+def _yaml_of(folder: Path) -> Path | None:
+    found = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (folder / name).is_file()]
+    others = sorted(folder.glob("*.yaml"))
+    return found[0] if found else others[0] if len(others) == 1 else None
+
+
+def _single_json(folder: Path) -> Path | None:
+    found = [*sorted(folder.glob("*.json")), *sorted(folder.glob("annotations/*.json"))]
+    return found[0] if len(found) == 1 else None
+
+
+def _photos_beside(file: Path) -> Path:
+    """The folder that the file names of a single JSON are relative to: where its first photo lies."""
+    content = read_json(file)
+    images = content.get("images") if isinstance(content, dict) else None
+    name = images[0].get("file_name") if isinstance(images, list) and images and isinstance(images[0], dict) else None
+    folders = [
+        file.parent / "images",
+        file.parent / file.stem,
+        file.parent,
+        file.parent.parent / "images",
+        file.parent.parent,
+    ]
+    for folder in folders:
+        if isinstance(name, str) and folder.is_dir() and "\0" not in name and (folder / name).is_file():
+            return folder
+    return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+
+
+def _without_groups(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
+    """Drop the category that Roboflow adds as a group of the others: number 0, which no object has.
+
+    A model would otherwise have a class that it never sees.
+    """
+    first = next(iter(splits.values())).categories
+    used = {label for split in splits.values() for record in split.records for label in record.labels.tolist()}
+    if any(split.categories != first for split in splits.values()) or first.ids[0] != 0 or 0 in used or len(first) < 2:
+        return splits
+    categories = Categories(first.ids[1:], first.names[1:])
+    return {
+        name: Split(
+            tuple(replace(record, labels=record.labels - 1) for record in split.records), categories, split.source
+        )
+        for name, split in splits.items()
+    }
+
+
+def _set_aside(split: Split, seed: int) -> tuple[Split, Split]:
+    """Divide by photo, at random, the same way for the same seed."""
+    if len(split.records) < 2:
+        return split, split
+    order = list(range(len(split.records)))
+    random.Random(seed).shuffle(order)
+    chosen = set(order[: max(1, round(VALIDATION_SHARE * len(order)))])
+    val = tuple(record for index, record in enumerate(split.records) if index in chosen)
+    train = tuple(record for index, record in enumerate(split.records) if index not in chosen)
+    return replace(split, records=train), replace(split, records=val)

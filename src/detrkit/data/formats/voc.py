@@ -1,0 +1,152 @@
+"""Pascal VOC: one XML a photo -> records.
+
+hotcoco reads a folder of XML, but knows no lists of photos and trusts sizes and entities. Coordinates are taken as written,
+as edges in pixels: most VOC files of today come from tools that write them so, not from the 1-based original. Difficult
+objects are treated as crowds: never learned, never counted. Names are numbered from 1 in alphabetical order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
+
+import numpy as np
+
+from detrkit.data.categories import Categories
+from detrkit.data.photos import SUFFIXES, photo_size
+from detrkit.data.records import Record, Split, SplitName
+from detrkit.errors import DataError
+
+_MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What one XML says."""
+
+    path: Path
+    file_name: str | None
+    size: tuple[int, int] | None  # (height, width)
+    objects: tuple[tuple[str, tuple[float, float, float, float], bool], ...]  # name, xyxy, difficult
+
+
+def read_voc(root: Path) -> dict[SplitName, Split]:
+    """Read all splits of a folder.
+
+    Args:
+        root: holds `Annotations/*.xml` and `JPEGImages/`, with or without `ImageSets/Main/*.txt`; or `train/`, `valid/`,
+            `test/` with XML beside the photos.
+
+    Returns:
+        The splits; all photos are "train" where nothing says otherwise.
+
+    Raises:
+        DataError: a file is malformed or a photo is missing; the message names the first fault.
+    """
+    pages = {split: [_read_page(path) for path in paths] for split, paths in _files_of(root).items()}
+    names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
+    if not names:
+        raise DataError(f"{root}: found no objects in any XML file, expected at least one")
+    categories = Categories(tuple(range(1, len(names) + 1)), tuple(names))
+    return {
+        split: Split(
+            tuple(_to_record(page, number, categories, root) for number, page in enumerate(of_split, start=1)),
+            categories,
+            root,
+        )
+        for split, of_split in pages.items()
+    }
+
+
+def _files_of(root: Path) -> dict[SplitName, list[Path]]:
+    folders: dict[SplitName, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+    annotations = root / "Annotations"
+    if not annotations.is_dir():
+        found = {
+            split: sorted(path for name in names for path in (root / name).rglob("*.xml"))
+            for split, names in folders.items()
+        }
+        if not found["train"]:
+            found["train"] = sorted(root.glob("*.xml"))
+        return {split: paths for split, paths in found.items() if paths}
+    lists = root / "ImageSets" / "Main"
+    splits: dict[SplitName, list[Path]] = {}
+    for split in folders:
+        if (lists / f"{split}.txt").is_file():
+            stems = [line.split()[0] for line in (lists / f"{split}.txt").read_text().splitlines() if line.strip()]
+            splits[split] = [annotations / f"{PurePosixPath(stem).name}.xml" for stem in stems]
+    return splits if splits.get("train") else {"train": sorted(annotations.glob("*.xml"))}
+
+
+def _read_page(path: Path) -> _Page:
+    try:
+        content = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else None
+    except OSError:
+        raise DataError(f"{path}: found nothing, expected the annotations of a photo; check the lists") from None
+    # entities can read other files and expand without bounds; annotations need none (zeros: UTF-16)
+    if content is None or b"<!" in content.replace(b"\0", b"").replace(b"<!--", b""):
+        raise DataError(f"{path}: is too large, or declares entities, which annotations do not need; remove them")
+    try:
+        top = ElementTree.fromstring(content)  # noqa: S314  (declarations were refused above)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: not readable as XML ({error})") from None
+    if top.tag != "annotation":
+        raise DataError(f"{path}: found <{top.tag}>, expected <annotation> as in Pascal VOC")
+    objects = tuple(
+        _read_object(element, f"{path}: object {index}") for index, element in enumerate(top.findall("object"), start=1)
+    )
+    return _Page(path, (top.findtext("filename") or "").strip() or None, _read_size(top), objects)
+
+
+def _read_size(top: ElementTree.Element) -> tuple[int, int] | None:
+    """The size that the file claims; old tools left it at zero, which claims nothing."""
+    try:
+        size = int(float(top.findtext("size/height", "0"))), int(float(top.findtext("size/width", "0")))
+    except (ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[float, float, float, float], bool]:
+    name = " ".join((element.findtext("name") or "").split())
+    if not name:
+        raise DataError(f"{where}: found no <name>, expected the class")
+    where += f" ({name})"
+    corners = []
+    for side in ("xmin", "ymin", "xmax", "ymax"):
+        text = element.findtext(f"bndbox/{side}")
+        try:
+            corners.append(float(text or ""))
+        except ValueError:
+            raise DataError(f"{where}: <{side}>: found {text!r}, expected a number of pixels") from None
+    x1, y1, x2, y2 = corners
+    if not all(math.isfinite(value) and abs(value) < 1e9 for value in corners) or x2 < x1 or y2 < y1:
+        raise DataError(f"{where}: found the box {x1:g} {y1:g} {x2:g} {y2:g}, expected xmin <= xmax and ymin <= ymax")
+    return name, (x1, y1, x2, y2), (element.findtext("difficult") or "0").strip() not in ("0", "")
+
+
+def _to_record(page: _Page, number: int, categories: Categories, root: Path) -> Record:
+    photo = _find_photo(page, root)
+    label_of = {name: label for label, name in enumerate(categories.names)}
+    return Record(
+        image_id=number,
+        path=photo,
+        size=page.size or photo_size(photo),
+        boxes=np.array([box for _, box, _ in page.objects], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([label_of[name] for name, _, _ in page.objects], dtype=np.int64),
+        is_crowd=np.array([difficult for _, _, difficult in page.objects], dtype=bool),
+    )
+
+
+def _find_photo(page: _Page, root: Path) -> Path:
+    """By the XML's own name, then by the name it gives; folders that it names belong to another machine."""
+    folders: Sequence[Path] = (root / "JPEGImages", root / "images", page.path.parent)
+    names = [f"{page.path.stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png", *sorted(SUFFIXES))]
+    if page.file_name:
+        names.insert(0, PurePosixPath(page.file_name.replace("\\", "/")).name)
+    for name in names:
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+    raise DataError(f"{page.path}: found no photo {names[0]!r} in {root / 'JPEGImages'} or beside the file")
