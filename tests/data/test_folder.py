@@ -1,0 +1,79 @@
+"""Telling the format by the folder, and the ways in which COCO is handed round."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrkit.data.formats.folder import detect_form, read_dataset
+from detrkit.errors import DataError
+from tests.datasets import write_coco
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "shapes")
+
+
+def as_roboflow(coco: Path, target: Path) -> Path:
+    """The layout of a Roboflow export: photos and one JSON per split, with a group as category 0."""
+    for theirs, ours in (("train", "train2017"), ("valid", "val2017")):
+        shutil.copytree(coco / ours, target / theirs)
+        document = json.loads((coco / "annotations" / f"instances_{ours}.json").read_text())
+        document["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
+        (target / theirs / "_annotations.coco.json").write_text(json.dumps(document))
+    return target
+
+
+def test_coco_2017(coco: Path) -> None:
+    data = read_dataset(coco)
+    assert (data.form, len(data.train.records), len(data.val.records), data.test) == ("coco", 4, 3, None)
+
+
+def test_a_roboflow_export_loses_its_group(coco: Path, tmp_path: Path) -> None:
+    data = read_dataset(as_roboflow(coco, tmp_path / "export"))
+    original = read_dataset(coco)
+    assert data.train.categories == original.train.categories
+    for ours, theirs in zip(data.train.records, original.train.records, strict=True):
+        assert ours.labels.tolist() == theirs.labels.tolist()
+
+
+def test_a_used_category_0_is_kept(coco: Path, tmp_path: Path) -> None:
+    export = as_roboflow(coco, tmp_path / "export")
+    path = export / "valid" / "_annotations.coco.json"
+    document: dict[str, Any] = json.loads(path.read_text())
+    document["annotations"][0]["category_id"] = 0
+    path.write_text(json.dumps(document))
+    assert read_dataset(export).train.categories.ids == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_one_json_and_its_photos(coco: Path, tmp_path: Path, beside: bool) -> None:
+    folder = tmp_path / "one"
+    shutil.copytree(coco / "train2017", folder if beside else folder / "images")
+    shutil.copy(coco / "annotations" / "instances_train2017.json", folder / "labels.json")
+    for path in (folder, folder / "labels.json"):
+        data = read_dataset(path)
+        assert (len(data.train.records), len(data.val.records)) == (3, 1)
+        assert "1 of 4 photos were set aside" in data.notes[0]
+
+
+def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"expected one of COCO: .*YOLO: data\.yaml; Pascal VOC"):
+        detect_form(tmp_path)
+    with pytest.raises(DataError, match="found a file"):
+        detect_form(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="found nothing"):
+        read_dataset(tmp_path / "nowhere")
+
+
+def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
+    path = coco / "annotations" / "instances_val2017.json"
+    document = json.loads(path.read_text())
+    document["categories"][0]["name"] = "disc"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="its categories differ"):
+        read_dataset(coco)

@@ -1,0 +1,125 @@
+"""Reading Pascal VOC: lists or none, names and photos found whatever the file says, nothing executed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrkit.data.formats.folder import read_dataset
+from detrkit.errors import DataError
+
+OBJECT = (
+    "<object><name>{name}</name><difficult>{difficult}</difficult>"
+    "<bndbox><xmin>10</xmin><ymin>20.5</ymin><xmax>60</xmax><ymax>80</ymax></bndbox></object>"
+)
+
+
+def page(
+    objects: str, head: str = "<filename>a.jpg</filename><size><width>100</width><height>90</height></size>"
+) -> str:
+    return f"<annotation>{head}{objects}</annotation>"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir()
+    for stem in "abcde":
+        Image.new("RGB", (100, 90)).save(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        head = f"<filename>{stem}.jpg</filename><size><width>100</width><height>90</height></size>"
+        write(tmp_path, stem, page(OBJECT.format(name="dog", difficult=0), head))
+    return tmp_path
+
+
+def write(folder: Path, stem: str, text: str) -> None:
+    (folder / "Annotations" / f"{stem}.xml").write_text(text, encoding="utf-8")
+
+
+def lists(folder: Path, **stems: str) -> None:
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split, names in stems.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+
+
+def test_lists_names_and_boxes(folder: Path) -> None:
+    lists(folder, train="abc", val="d", test="e")
+    both = OBJECT.format(name="  wild\n cat ", difficult=1) + OBJECT.format(name="dog", difficult=0)
+    write(folder, "a", page(both))
+    data = read_dataset(folder)
+    assert data.test is not None
+    assert [len(split.records) for split in (data.train, data.val, data.test)] == [3, 1, 1]
+    assert data.train.categories.ids == (1, 2)
+    assert data.train.categories.names == ("dog", "wild cat")
+    record = data.train.records[0]
+    np.testing.assert_allclose(record.boxes, [[10, 20.5, 60, 80]] * 2)
+    assert record.labels.tolist() == [1, 0]
+    assert record.is_crowd.tolist() == [True, False]  # difficult: never learned, never counted
+
+
+def test_without_lists_a_fifth_is_set_aside(folder: Path) -> None:
+    data = read_dataset(folder)
+    assert (len(data.train.records), len(data.val.records)) == (4, 1)
+    assert "1 of 5 photos" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "<filename>elsewhere.jpg</filename>",
+        "<filename>C:\\photos\\a.jpg</filename><size><width>0</width><height>0</height></size>",
+        "<folder>RBC</folder><path>/home/pi/x.jpg</path><size><height>many</height></size>",
+    ],
+)
+def test_what_the_file_says_of_its_photo_is_not_trusted(folder: Path, head: str) -> None:
+    write(folder, "a", page(OBJECT.format(name="dog", difficult=0), head))
+    record = next(
+        one for one in read_dataset(folder).train.records + read_dataset(folder).val.records if one.path.stem == "a"
+    )
+    assert record.size == (90, 100)
+    assert record.path == folder / "JPEGImages" / "a.jpg"
+
+
+def test_parts_of_a_person_are_no_objects(folder: Path) -> None:
+    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+    write(folder, "a", page(OBJECT.format(name="person", difficult=0).replace("</object>", f"{part}</object>")))
+    assert read_dataset(folder).train.categories.names == ("dog", "person")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not readable as XML"),
+        ("<annotation>", "not readable as XML"),
+        ("<svg></svg>", "found <svg>"),
+        (page("<object><name> </name></object>"), "object 1: found no <name>"),
+        (page("<object><name>dog</name></object>"), "<xmin>: found None"),
+        (page(OBJECT.format(name="dog", difficult=0).replace("10", "left")), "<xmin>: found 'left'"),
+        (page(OBJECT.format(name="dog", difficult=0).replace("10", "99")), "expected xmin <= xmax"),
+        (page(OBJECT.format(name="dog", difficult=0).replace("10", "nan")), "expected xmin <= xmax"),
+        ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>', "declares entities"),
+        ('<!DOCTYPE a [<!ENTITY x "xx"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>', "declares entities"),
+    ],
+)
+def test_faulty_files_are_refused_by_name(folder: Path, text: str, says: str) -> None:
+    write(folder, "b", text)
+    with pytest.raises(DataError, match=says) as refused:
+        read_dataset(folder)
+    assert str(folder / "Annotations" / "b.xml") in str(refused.value)
+
+
+def test_a_missing_photo_is_named(folder: Path) -> None:
+    (folder / "JPEGImages" / "c.jpg").unlink()
+    with pytest.raises(DataError, match=r"c\.xml: found no photo 'c\.jpg'"):
+        read_dataset(folder)
+
+
+def test_the_blood_cells(shared: Path) -> None:
+    data = read_dataset(shared / "data" / "bccd-voc")
+    assert data.test is not None
+    splits = (data.train, data.val, data.test)
+    assert [len(split.records) for split in splits] == [205, 87, 72]
+    assert data.train.categories.names == ("Platelets", "RBC", "WBC")
+    labels = np.concatenate([record.labels for split in splits for record in split.records])
+    assert np.bincount(labels).tolist() == [361, 4155, 372]

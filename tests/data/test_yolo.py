@@ -1,0 +1,153 @@
+"""Reading YOLO: every legal kind of row and of data.yaml, and one sentence for the others."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.formats.yolo import read_yolo
+from detrkit.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "valid"):
+        (tmp_path / split / "images").mkdir(parents=True)
+        (tmp_path / split / "labels").mkdir()
+        Image.new("RGB", (200, 100)).save(tmp_path / split / "images" / "a.b.jpg")
+    write(tmp_path, "1 0.5 0.5 0.2 0.4\n")
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['cat', 'dog']\n")
+    return tmp_path
+
+
+def write(folder: Path, rows: str) -> None:
+    (folder / "train" / "labels" / "a.b.txt").write_text(rows, encoding="utf-8")
+
+
+def test_boxes_by_hand(folder: Path) -> None:
+    data = read_dataset(folder)
+    assert data.form == "yolo"
+    assert data.train.categories.ids == (0, 1)
+    record = data.train.records[0]
+    assert record.size == (100, 200)
+    np.testing.assert_allclose(record.boxes, [[80, 30, 120, 70]], atol=1e-4)
+    assert record.labels.tolist() == [1]
+    assert data.val.records[0].labels.tolist() == []  # no label file: no objects
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("", []),
+        ("\n\n1 0.5 0.5 0.2 0.4\n\n", [[80, 30, 120, 70]]),
+        ("\ufeff1 0.5 0.5 0.2 0.4", [[80, 30, 120, 70]]),
+        ("1\t0.5  0.5 2e-1 0.4\r\n", [[80, 30, 120, 70]]),
+        ("1.0 0.5 0.5 0.2 0.4", [[80, 30, 120, 70]]),
+        ("1 0.5 0.5 0.2 0.4\n" * 3, [[80, 30, 120, 70]]),
+        ("0 0.1 0.2 0.5 0.2 0.3 0.6", [[20, 20, 100, 60]]),  # a triangle
+    ],
+)
+def test_legal_rows(folder: Path, rows: str, expected: list[list[float]]) -> None:
+    write(folder, rows)
+    np.testing.assert_allclose(read_dataset(folder).train.records[0].boxes, np.reshape(expected, (-1, 4)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("5 0.5 0.5 0.2 0.4", "line 1: class 5 is not in data.yaml"),
+        ("-1 0.5 0.5 0.2 0.4", "class -1"),
+        ("0.5 0.5 0.5 0.2 0.4", "found class 0.5"),
+        ("cat 0.5 0.5 0.2 0.4", "expected numbers"),
+        ("1,0.5,0.5,0.2,0.4", "expected numbers"),
+        ("0.5 0.5 0.2 0.4", "found 4 columns"),
+        ("1 0.5 0.5 0.2 0.4 0.9", "found 6 columns"),
+        ("1 0.5 nan 0.2 0.4", "finite"),
+        ("1 0.5 0.5 -0.2 0.4", "no negative size"),
+        ("1 100 50 40 40", "are these pixels"),
+        ("1 0.5 0.5 0.2 0.4\n1 0.95 0.5 0.3 0.4", "line 2: the box reaches"),
+    ],
+)
+def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
+    write(folder, rows)
+    with pytest.raises(DataError, match=says) as refused:
+        read_dataset(folder)
+    assert str(folder / "train" / "labels" / "a.b.txt") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "found no settings"),
+        ("train: train/images\nnc: 2", "names: found None"),
+        ("train: train/images\nnc: 5\nnames: [a, b]", "nc is 5, but names has 2"),
+        ("train: nowhere\nnames: [a, b]", "found no folder 'nowhere'"),
+        ("train: 5\nnames: [a, b]", "found 5"),
+        ("names: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+        ("train:\ttrain\n\tval: x", "not readable as YAML"),
+    ],
+)
+def test_mistakes_in_data_yaml(folder: Path, content: str, says: str) -> None:
+    (folder / "data.yaml").write_text(content)
+    with pytest.raises(DataError, match=says):
+        read_dataset(folder)
+
+
+def test_names_as_a_dict_keep_their_numbers(folder: Path) -> None:
+    (folder / "data.yaml").write_text("train: train/images\nnames:\n  0: cat\n  7: dog\n")
+    write(folder, "7 0.5 0.5 0.2 0.4")
+    split = read_yolo(folder / "data.yaml", "train")
+    assert split is not None
+    assert split.categories.ids == (0, 7)
+    assert split.records[0].labels.tolist() == [1]
+
+
+def test_paths_of_another_machine_are_found_here(folder: Path) -> None:
+    (folder / "data.yaml").write_text(
+        "train: /content/pets-3/train/images\nval: C:\\pets\\valid\\images\nnames: [cat, dog]\n"
+    )
+    data = read_dataset(folder / "data.yaml")
+    assert data.train.records[0].path == folder / "train" / "images" / "a.b.jpg"
+    assert data.val.records[0].path.is_relative_to(folder / "valid")
+
+
+def test_a_list_of_photos_may_not_lead_out_of_the_folder(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "secret.jpg"
+    Image.new("RGB", (9, 9)).save(outside)
+    (folder / "list.txt").write_text(f"{outside}\n")
+    (folder / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
+    with pytest.raises(DataError, match="found no photo"):
+        read_dataset(folder)
+    (folder / "train" / "images" / "link.jpg").symlink_to(outside)
+    (folder / "list.txt").write_text("train/images/link.jpg\n")
+    with pytest.raises(DataError, match="found no photo"):
+        read_dataset(folder)
+
+
+def test_a_missing_validation_split_is_set_aside_and_said(folder: Path) -> None:
+    shutil.rmtree(folder / "valid")
+    for number in range(9):
+        Image.new("RGB", (20, 20)).save(folder / "train" / "images" / f"{number}.png")
+    (folder / "data.yaml").write_text("train: train/images\nnames: [cat, dog]\n")
+    data = read_dataset(folder, seed=1)
+    train, val = ({record.path for record in split.records} for split in (data.train, data.val))
+    assert (len(train), len(val)) == (8, 2)
+    assert not train & val
+    assert "2 of 10 photos were set aside" in data.notes[0]
+    again = read_dataset(folder, seed=1)
+    assert {record.path for record in again.val.records} == val
+
+
+def test_the_aquarium_set(shared: Path) -> None:
+    data = read_dataset(shared / "data" / "aquarium-yolo")
+    assert data.test is not None
+    splits = (data.train, data.val, data.test)
+    assert [len(split.records) for split in splits] == [74, 23, 17]
+    assert [sum(len(record.labels) for record in split.records) for split in splits] == [497, 209, 144]
+    assert len(data.train.categories) == 7
