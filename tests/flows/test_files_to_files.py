@@ -175,15 +175,18 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
 
 def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
     from detrkit.recipes.config import RunConfig
-    from detrkit.recipes.train import build_for, from_scratch
+    from detrkit.recipes.train import build_for, with_defaults
     from detrkit.training.settings import TrainingSettings
 
     config = RunConfig(data="x", model="detr-r18", training=TrainingSettings(learning_rate=3e-4))
-    scratch = from_scratch(config)
+    scratch = with_defaults(config)
     assert scratch.training.backbone_learning_rate == 3e-4
     model = build_for(scratch, read_checkpoint(place / "run").categories)
     assert model.config.backbone_normalization == "batch"
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert from_scratch(config.model_copy(update={"weights": "imagenet"})).training.backbone_learning_rate == 1e-5
+    assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.backbone_learning_rate == 1e-5
     given = config.model_copy(update={"training": TrainingSettings(backbone_learning_rate=1e-4)})
-    assert from_scratch(given).training.backbone_learning_rate == 1e-4
+    assert with_defaults(given).training.backbone_learning_rate == 1e-4
+    tiny = RunConfig(data="x", model="detr-tiny", training=TrainingSettings(batch_size=3))
+    assert with_defaults(tiny).training.batch_size == 3
+    assert with_defaults(tiny).training.image_size == 256

@@ -20,7 +20,9 @@ class TrainingSettings(BaseModel):
     drop_at: float = Field(default=2 / 3, gt=0, le=1, description="share of the run after which 'step' divides by 10")
     warmup_steps: int = Field(default=0, ge=0, description="steps in which the rates rise from 0")
     image_size: int = Field(
-        default=800, ge=32, description="shorter side of photos in tests, pixels; training sizes follow"
+        default=800,
+        ge=32,
+        description="shorter side of photos in tests, pixels; training sizes follow (detr-tiny: 256)",
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
     overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
