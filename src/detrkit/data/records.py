@@ -1,5 +1,6 @@
 """What is known about a photo before it is opened."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,16 @@ from typing import Literal
 import numpy as np
 
 from detrkit.data.categories import Categories
+from detrkit.errors import DataError
+
+# told of everything that is wrong; raises it, or goes on without what is at fault
+FaultHandler = Callable[[DataError], None]
+
+
+def raise_fault(fault: DataError) -> None:
+    """Stop at the first fault."""
+    raise fault
+
 
 SplitName = Literal["train", "val", "test"]
 

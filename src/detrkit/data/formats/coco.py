@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.records import FaultHandler, Record, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 
 
-def read_coco_split(root: Path | str, split: SplitName) -> Split:
+def read_coco_split(root: Path | str, split: SplitName, fault: FaultHandler = raise_fault) -> Split:
     """Read one split of a folder in the COCO 2017 layout.
 
     Args:
         root: a folder with `annotations/instances_<split>NAME.json` and photos in `<split>NAME/`.
         split: which one.
+        fault: told of every image and annotation that is malformed and left out; by default the first is raised.
 
     Raises:
         DataError: the folder or file is missing, ambiguous or malformed.
@@ -41,15 +42,16 @@ def read_coco_split(root: Path | str, split: SplitName) -> Split:
             f"{root}: found {what} annotations/instances_{split}*.json, expected one; a COCO dataset holds {LAYOUT}"
         )
     photos = root / found[0].stem.removeprefix("instances_")
-    return read_coco_file(found[0], photos)
+    return read_coco_file(found[0], photos, fault)
 
 
-def read_coco_file(path: Path | str, photos: Path | str) -> Split:
+def read_coco_file(path: Path | str, photos: Path | str, fault: FaultHandler = raise_fault) -> Split:
     """Read an instances JSON.
 
     Args:
         path: the JSON file.
         photos: the folder that its file names are relative to.
+        fault: told of every image and annotation that is malformed and left out; by default the first is raised.
 
     Raises:
         DataError: the file or the folder is missing, or the file is malformed; the message names the first fault.
@@ -65,13 +67,16 @@ def read_coco_file(path: Path | str, photos: Path | str) -> Split:
             f"{path}: found no list 'annotations'; to predict photos without annotations, use detrkit predict"
         )
     categories = _read_categories(content["categories"], path)
-    of_image = _read_annotations(content["annotations"], categories, path)
-    records = tuple(_read_images(content["images"], of_image, photos, path))
+    of_image = _read_annotations(content["annotations"], categories, path, fault)
+    records = tuple(_read_images(content["images"], of_image, photos, path, fault))
     if not records:
         raise DataError(f"{path}: found no images, expected at least one")
     if of_image:
-        raise DataError(
-            f"{path}: {len(of_image)} image ids have annotations and no entry in 'images', first {next(iter(of_image))!r}"
+        fault(
+            DataError(
+                f"{path}: {len(of_image)} image ids have annotations and no entry in 'images', first "
+                f"{next(iter(of_image))!r}; add the images or drop the annotations"
+            )
         )
     return Split(records, categories, path)
 
@@ -106,62 +111,80 @@ def _read_categories(entries: list[Any], path: Path) -> Categories:
     return Categories(ids, tuple(named[number] for number in ids))
 
 
-def _read_annotations(entries: list[Any], categories: Categories, path: Path) -> dict[int, list[tuple[Any, ...]]]:
+def _read_annotations(
+    entries: list[Any], categories: Categories, path: Path, fault: FaultHandler
+) -> dict[int, list[tuple[Any, ...]]]:
     """Collect (xyxy, label, is_crowd) by image id."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
     of_image: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for index, entry in enumerate(entries):
-        where = f"{path}: annotations[{index}]"
-        if not isinstance(entry, dict):
-            raise DataError(f"{where}: found {_short(entry)}, expected an object")
-        where += f" (id {_short(entry.get('id'))})"
-        category = _integer(entry.get("category_id"), f"{where}.category_id")
-        if category not in label_of:
-            raise DataError(
-                f"{where}: category_id {category} is not in 'categories'; add it there or drop the annotation"
-            )
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-            raise DataError(f"{where}.bbox: found {_short(box)}, expected [x, y, width, height] in pixels")
-        x, y, width, height = box
-        if width < 0 or height < 0:
-            raise DataError(f"{where}.bbox: found {box} with a negative size, expected [x, y, width, height] in pixels")
-        xyxy = (x, y, x + width, y + height)
-        is_crowd = entry.get("iscrowd", 0) not in (0, False, None)
-        of_image[_integer(entry.get("image_id"), f"{where}.image_id")].append((xyxy, label_of[category], is_crowd))
+        try:
+            image_id, annotation = _read_annotation(entry, label_of, f"{path}: annotations[{index}]")
+        except DataError as error:
+            fault(error)
+        else:
+            of_image[image_id].append(annotation)
     return of_image
 
 
+def _read_annotation(entry: Any, label_of: dict[int, int], where: str) -> tuple[int, tuple[Any, ...]]:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: found {_short(entry)}, expected an object")
+    where += f" (id {_short(entry.get('id'))})"
+    category = _integer(entry.get("category_id"), f"{where}.category_id")
+    if category not in label_of:
+        raise DataError(f"{where}: category_id {category} is not in 'categories'; add it there or drop the annotation")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        raise DataError(f"{where}.bbox: found {_short(box)}, expected [x, y, width, height] in pixels")
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        raise DataError(f"{where}.bbox: found {box} with a negative size, expected [x, y, width, height] in pixels")
+    is_crowd = entry.get("iscrowd", 0) not in (0, False, None)
+    image_id = _integer(entry.get("image_id"), f"{where}.image_id")
+    return image_id, ((x, y, x + width, y + height), label_of[category], is_crowd)
+
+
 def _read_images(
-    entries: list[Any], of_image: dict[int, list[tuple[Any, ...]]], photos: Path, path: Path
+    entries: list[Any], of_image: dict[int, list[tuple[Any, ...]]], photos: Path, path: Path, fault: FaultHandler
 ) -> Iterator[Record]:
+    """Read the images and take their annotations out of `of_image`."""
     seen: set[int] = set()
     root = Path(os.path.abspath(photos))  # noqa: PTH100  (resolve() would follow links)
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise DataError(
-                f"{where}: found {_short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'"
-            )
-        image_id = _integer(entry.get("id"), f"{where}.id")
-        if image_id in seen:
-            raise DataError(f"{where}: image id {image_id} stands twice; give every image its own id")
+        try:
+            image_id, photo, size = _read_image(entry, root, where)
+            if image_id in seen:
+                raise DataError(f"{where}: image id {image_id} stands twice; give every image its own id")
+        except DataError as error:
+            if isinstance(entry, dict) and isinstance(entry.get("id"), int) and entry["id"] not in seen:
+                of_image.pop(entry["id"], None)  # the image is left out, and they with it
+            fault(error)
+            continue
         seen.add(image_id)
-        photo = _inside(root, entry["file_name"], where)
-        if not photo.is_file():
-            raise DataError(f"{where}: found no photo {photo}; complete the folder, or drop the image from the file")
-        size = tuple(_integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
-        if min(size) < 1:
-            raise DataError(f"{where}: found height {size[0]} and width {size[1]}, expected at least 1 pixel each")
         annotations = of_image.pop(image_id, [])
         yield Record(
             image_id=image_id,
             path=photo,
-            size=(size[0], size[1]),
+            size=size,
             boxes=np.array([box for box, _, _ in annotations], dtype=np.float32).reshape(-1, 4),
             labels=np.array([label for _, label, _ in annotations], dtype=np.int64),
             is_crowd=np.array([crowd for _, _, crowd in annotations], dtype=bool),
         )
+
+
+def _read_image(entry: Any, root: Path, where: str) -> tuple[int, Path, tuple[int, int]]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise DataError(f"{where}: found {_short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'")
+    image_id = _integer(entry.get("id"), f"{where}.id")
+    photo = _inside(root, entry["file_name"], where)
+    if not photo.is_file():
+        raise DataError(f"{where}: found no photo {photo}; complete the folder, or drop the image from the file")
+    height, width = (_integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
+    if min(height, width) < 1:
+        raise DataError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
+    return image_id, photo, (height, width)
 
 
 def _inside(root: Path, file_name: str, where: str) -> Path:

@@ -9,7 +9,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.records import Split, SplitName
+from detrkit.data.records import FaultHandler, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 Form = Literal["coco", "yolo", "voc"]
@@ -40,13 +40,16 @@ class DatasetFolder:
     notes: tuple[str, ...]
 
 
-def read_dataset(path: Path | str, form: Form | None = None, seed: int = 42) -> DatasetFolder:
+def read_dataset(
+    path: Path | str, form: Form | None = None, seed: int = 42, fault: FaultHandler = raise_fault
+) -> DatasetFolder:
     """Read a dataset.
 
     Args:
         path: its folder; or its data.yaml, or its COCO JSON.
         form: how it is written down; None looks.
         seed: of the photos that are set aside for validation, where no split exists.
+        fault: told of everything that is malformed and left out; by default the first fault is raised.
 
     Raises:
         DataError: nothing is there, the format is not known, or a file is malformed.
@@ -55,7 +58,7 @@ def read_dataset(path: Path | str, form: Form | None = None, seed: int = 42) -> 
     if not path.exists():
         raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
     form = form or detect_form(path)
-    splits = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc}[form](path)
+    splits = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc}[form](path, fault)
     train, val = splits.get("train"), splits.get("val")
     if train is None:
         raise DataError(f"{path}: found no training photos in this {form.upper()} dataset; expected {_LAYOUTS}")
@@ -102,11 +105,11 @@ def detect_form(path: Path) -> Form:
     )
 
 
-def _read_coco(path: Path) -> dict[SplitName, Split]:
+def _read_coco(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     if path.is_file():
-        return {"train": read_coco_file(path, _photos_beside(path))}
+        return {"train": read_coco_file(path, _photos_beside(path), fault)}
     official = {
-        split: read_coco_split(path, split)
+        split: read_coco_split(path, split, fault)
         for split in _FOLDERS
         if any(path.glob(f"annotations/instances_{split}*.json"))
     }
@@ -119,26 +122,26 @@ def _read_coco(path: Path) -> dict[SplitName, Split]:
         if (path / name / "_annotations.coco.json").is_file()
     }
     if exported:
-        return _without_groups({split: read_coco_file(file, file.parent) for split, file in exported.items()})
+        return _without_groups({split: read_coco_file(file, file.parent, fault) for split, file in exported.items()})
     single = _single_json(path)
     if single is None:
         raise DataError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
-    return {"train": read_coco_file(single, _photos_beside(single))}
+    return {"train": read_coco_file(single, _photos_beside(single), fault)}
 
 
-def _read_yolo(path: Path) -> dict[SplitName, Split]:
+def _read_yolo(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     file = path if path.is_file() else _yaml_of(path)
     if file is None:
         raise DataError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
-    found = {split: read_yolo(file, split) for split in _FOLDERS}
+    found = {split: read_yolo(file, split, fault) for split in _FOLDERS}
     return {split: records for split, records in found.items() if records is not None}
 
 
-def _read_voc(path: Path) -> dict[SplitName, Split]:
+def _read_voc(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     nested = sorted(path.glob("VOC*/Annotations"))
     if not (path / "Annotations").is_dir() and len(nested) == 1:
         path = nested[0].parent
-    return read_voc(path)
+    return read_voc(path, fault)
 
 
 def _yaml_of(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ objects are treated as crowds: never learned, never counted. Names are numbered 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.records import FaultHandler, Record, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 _MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
@@ -31,12 +31,13 @@ class _Page:
     objects: tuple[tuple[str, tuple[float, float, float, float], bool], ...]  # name, xyxy, difficult
 
 
-def read_voc(root: Path) -> dict[SplitName, Split]:
+def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, Split]:
     """Read all splits of a folder.
 
     Args:
         root: holds `Annotations/*.xml` and `JPEGImages/`, with or without `ImageSets/Main/*.txt`; or `train/`, `valid/`,
             `test/` with XML beside the photos.
+        fault: told of every file and object that is malformed and left out; by default the first is raised.
 
     Returns:
         The splits; all photos are "train" where nothing says otherwise.
@@ -44,14 +45,14 @@ def read_voc(root: Path) -> dict[SplitName, Split]:
     Raises:
         DataError: a file is malformed or a photo is missing; the message names the first fault.
     """
-    pages = {split: [_read_page(path) for path in paths] for split, paths in _files_of(root).items()}
+    pages = {split: list(_read_pages(paths, fault)) for split, paths in _files_of(root).items()}
     names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
     if not names:
         raise DataError(f"{root}: found no objects in any XML file, expected at least one")
     categories = Categories(tuple(range(1, len(names) + 1)), tuple(names))
     return {
         split: Split(
-            tuple(_to_record(page, number, categories, root) for number, page in enumerate(of_split, start=1)),
+            tuple(_to_records(of_split, categories, root, fault)),
             categories,
             root,
         )
@@ -79,7 +80,15 @@ def _files_of(root: Path) -> dict[SplitName, list[Path]]:
     return splits if splits.get("train") else {"train": sorted(annotations.glob("*.xml"))}
 
 
-def _read_page(path: Path) -> _Page:
+def _read_pages(paths: Sequence[Path], fault: FaultHandler) -> Iterator[_Page]:
+    for path in paths:
+        try:
+            yield _read_page(path, fault)
+        except DataError as error:
+            fault(error)
+
+
+def _read_page(path: Path, fault: FaultHandler) -> _Page:
     try:
         content = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else None
     except OSError:
@@ -93,10 +102,13 @@ def _read_page(path: Path) -> _Page:
         raise DataError(f"{path}: not readable as XML ({error})") from None
     if top.tag != "annotation":
         raise DataError(f"{path}: found <{top.tag}>, expected <annotation> as in Pascal VOC")
-    objects = tuple(
-        _read_object(element, f"{path}: object {index}") for index, element in enumerate(top.findall("object"), start=1)
-    )
-    return _Page(path, (top.findtext("filename") or "").strip() or None, _read_size(top), objects)
+    objects = []
+    for index, element in enumerate(top.findall("object"), start=1):
+        try:
+            objects.append(_read_object(element, f"{path}: object {index}"))
+        except DataError as error:
+            fault(error)
+    return _Page(path, (top.findtext("filename") or "").strip() or None, _read_size(top), tuple(objects))
 
 
 def _read_size(top: ElementTree.Element) -> tuple[int, int] | None:
@@ -124,6 +136,14 @@ def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[f
     if not all(math.isfinite(value) and abs(value) < 1e9 for value in corners) or x2 < x1 or y2 < y1:
         raise DataError(f"{where}: found the box {x1:g} {y1:g} {x2:g} {y2:g}, expected xmin <= xmax and ymin <= ymax")
     return name, (x1, y1, x2, y2), (element.findtext("difficult") or "0").strip() not in ("0", "")
+
+
+def _to_records(pages: Sequence[_Page], categories: Categories, root: Path, fault: FaultHandler) -> Iterator[Record]:
+    for number, page in enumerate(pages, start=1):
+        try:
+            yield _to_record(page, number, categories, root)
+        except DataError as error:
+            fault(error)
 
 
 def _to_record(page: _Page, number: int, categories: Categories, root: Path) -> Record:

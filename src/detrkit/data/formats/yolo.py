@@ -14,7 +14,7 @@ import yaml
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.records import FaultHandler, Record, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 _KEYS: dict[SplitName, tuple[str, ...]] = {
@@ -26,12 +26,13 @@ _FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": 
 _MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
 
-def read_yolo(path: Path, split: SplitName) -> Split | None:
+def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
     """Read one split.
 
     Args:
         path: the `data.yaml`.
         split: which one.
+        fault: told of every photo and row that is malformed and left out; by default the first is raised.
 
     Returns:
         The split; None when the file names none and no folder has its name.
@@ -51,7 +52,7 @@ def read_yolo(path: Path, split: SplitName) -> Split | None:
     photos: list[Path] = []
     for place in places:
         photos += [photo for photo in _photos_of(root, place, f"{path}: {split}") if photo not in photos]
-    records = tuple(_read_records(photos, categories))
+    records = tuple(_read_records(photos, categories, fault))
     if not records:
         raise DataError(f"{path}: {split}: found no photos in {value}, expected at least one")
     return Split(records, categories, path)
@@ -125,10 +126,14 @@ def _find_below(root: Path, place: str) -> Path | None:
     return None
 
 
-def _read_records(photos: list[Path], categories: Categories) -> Iterator[Record]:
+def _read_records(photos: list[Path], categories: Categories, fault: FaultHandler) -> Iterator[Record]:
     for index, photo in enumerate(photos):
-        size = photo_size(photo)
-        boxes, labels = _read_labels(_label_file(photo), categories, size)
+        try:
+            size = photo_size(photo)
+        except DataError as error:
+            fault(error)
+            continue
+        boxes, labels = _read_labels(_label_file(photo), categories, size, fault)
         yield Record(index + 1, photo, size, boxes, labels, np.zeros(len(labels), dtype=bool))
 
 
@@ -144,28 +149,36 @@ def _label_file(photo: Path) -> Path:
     return photo.with_suffix(".txt")
 
 
-def _read_labels(path: Path, categories: Categories, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _read_labels(
+    path: Path, categories: Categories, size: tuple[int, int], fault: FaultHandler
+) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels and labels of one photo; a photo without a file has no objects."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
     height, width = size
     rows: dict[tuple[float, ...], None] = {}  # the same row twice is one object
-    if path.exists():
+    for number, line in enumerate(_lines_of(path, fault), start=1):
+        if not line.strip():
+            continue
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not readable as text ({error})") from None
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                category, box = _read_row(line, f"{path}: line {number}")
-                if category not in label_of:
-                    raise DataError(
-                        f"{path}: line {number}: class {category} is not in data.yaml, which names "
-                        f"{', '.join(map(str, categories.ids[:10]))}"
-                    )
-                rows[(label_of[category], *box)] = None
+            category, box = _read_row(line, f"{path}: line {number}")
+            if category not in label_of:
+                known = ", ".join(map(str, categories.ids[:10]))
+                raise DataError(f"{path}: line {number}: class {category} is not in data.yaml, which names {known}")
+        except DataError as error:
+            fault(error)
+        else:
+            rows[(label_of[category], *box)] = None
     table = np.array(list(rows), dtype=np.float64).reshape(-1, 5)
     boxes = table[:, 1:] * [width, height, width, height]
     return boxes.astype(np.float32), table[:, 0].astype(np.int64)
+
+
+def _lines_of(path: Path, fault: FaultHandler) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        fault(DataError(f"{path}: not readable as text ({error}); save it in UTF-8"))
+        return []
 
 
 def _read_row(line: str, where: str) -> tuple[int, tuple[float, float, float, float]]:
