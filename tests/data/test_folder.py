@@ -77,3 +77,18 @@ def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(DataError, match="its categories differ"):
         read_dataset(coco)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_setting_photos_aside_leaves_training_an_example_of_every_class(tmp_path: Path, seed: int) -> None:
+    folder = tmp_path / "rare"
+    write_coco(folder, num_train=12)
+    document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
+    rare = document["annotations"][0]
+    document["categories"].append({"id": 9, "name": "rare"})
+    rare["category_id"] = 9
+    (folder / "train2017" / "labels.json").write_text(json.dumps(document))
+    data = read_dataset(folder / "train2017", seed=seed)
+    label = data.train.categories.ids.index(9)
+    assert any(label in record.labels for record in data.train.records)
+    assert len(data.val.records) == 2

@@ -38,6 +38,11 @@ class ModelConfig(BaseModel):
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
     panoptic: bool = Field(False, description="with the mask head")
 
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the feature map that the transformer sees."""
+        return (16 if self.backbone == "resnet-tiny" else 32) // (2 if self.dilation else 1)
+
     @model_validator(mode="after")
     def _widths_divide(self) -> "ModelConfig":
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:

@@ -1,6 +1,7 @@
 """A training run put together: config -> data, model, loss, loop -> run folder."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
-from detrkit.data.formats.folder import read_dataset
+from detrkit.data.doctor import examine_annotations
+from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.transforms import TestTransform, TrainTransform
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.coco import BoxScores, annotations_of_split, evaluate_boxes
@@ -100,8 +102,18 @@ def open_data(config: RunConfig) -> RunData:
         annotations_of_split(test_split),
         [record.image_id for record in test_split.records],
         train_split.categories,
-        folder.notes,
+        (*folder.notes, *_warnings(folder, config)),
     )
+
+
+def _warnings(folder: DatasetFolder, config: RunConfig) -> Iterator[str]:
+    """What the doctor says without opening a photo, a line each."""
+    model = preset_config(config.model, **config.model_settings)
+    size = config.training.image_size
+    for finding in examine_annotations(folder, num_queries=model.num_queries, image_size=size, stride=model.stride):
+        if finding.severity != "note":
+            first = f"; first {finding.places[0]}" if finding.places else ""
+            yield f"{finding.severity}: {finding.what} ({len(finding.places)}): {finding.advice}{first}"
 
 
 def run_training(config: RunConfig, data: RunData, output: Path, console: Console | None = None) -> TrainingResult:

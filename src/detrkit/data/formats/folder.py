@@ -1,6 +1,7 @@
 """Whatever folder a person has -> its splits. The format is told by what lies in the folder."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -192,12 +193,20 @@ def _without_groups(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
 
 
 def _set_aside(split: Split, seed: int) -> tuple[Split, Split]:
-    """Divide by photo, at random, the same way for the same seed."""
+    """Divide by photo, at random, the same way for the same seed; training keeps an example of every class if it can."""
     if len(split.records) < 2:
         return split, split
     order = list(range(len(split.records)))
     random.Random(seed).shuffle(order)
-    chosen = set(order[: max(1, round(VALIDATION_SHARE * len(order)))])
+    classes = [set(record.labels[~record.is_crowd].tolist()) for record in split.records]
+    photos_left = Counter(label for labels in classes for label in labels)
+    wanted = max(1, round(VALIDATION_SHARE * len(order)))
+    chosen: set[int] = set()
+    for index in order:
+        if len(chosen) < wanted and all(photos_left[label] > 1 for label in classes[index]):
+            chosen.add(index)
+            photos_left.subtract(classes[index])
+    chosen = chosen or {order[0]}
     val = tuple(record for index, record in enumerate(split.records) if index in chosen)
     train = tuple(record for index, record in enumerate(split.records) if index not in chosen)
     return replace(split, records=train), replace(split, records=val)

@@ -1,0 +1,45 @@
+"""`detrkit doctor`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def doctor(
+    data: Path,
+    /,
+    *,
+    format: Literal["coco", "yolo", "voc"] | None = None,  # noqa: A002
+    model: str = "detr-r50",
+    image_size: int = 800,
+    workers: int = 2,
+    json: Annotated[Path | None, Parameter(name="--json")] = None,
+) -> None:
+    """Find what is wrong with a dataset, before anything is learned from it.
+
+    Reads every file and decodes every photo; prints the findings, worst first, the table of classes, and what training
+    would do. Exit code 1 when training would go wrong.
+
+    Example: `detrkit doctor photos --json findings.json`
+
+    Parameters
+    ----------
+    data
+        Dataset folder: COCO, YOLO or Pascal VOC.
+    format
+        How the dataset is written down; looked at when not given.
+    model
+        Preset that is to be trained: its queries and its stride are compared with the objects.
+    image_size
+        Shorter side to which photos will be resized, pixels.
+    workers
+        Processes that decode photos.
+    json
+        File for all findings.
+    """
+    from detrkit.recipes.doctor import diagnose
+
+    if not diagnose(data, format, model, image_size=image_size, workers=workers, json_file=json).is_fit:
+        sys.exit(1)

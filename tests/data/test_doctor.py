@@ -1,0 +1,180 @@
+"""The doctor: every fault is found and named, a healthy set has none, and the nasty ones never crash it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from detrkit.data.doctor import Diagnosis, examine
+from detrkit.errors import DataError
+from tests.datasets import write_coco
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "shapes", num_train=6, num_val=6)
+
+
+def change(folder: Path, edit: Callable[[Document], Any], name: str = "train2017") -> None:
+    path = folder / "annotations" / f"instances_{name}.json"
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def said(diagnosis: Diagnosis, what: str) -> tuple[str, tuple[str, ...]]:
+    """Severity and places of the finding whose text holds `what`."""
+    found = [finding for finding in diagnosis.findings if what in finding.what]
+    assert len(found) == 1, [finding.what for finding in diagnosis.findings]
+    return found[0].severity, found[0].places
+
+
+def test_a_healthy_set(folder: Path) -> None:
+    diagnosis = examine(folder, workers=1, image_size=64, stride=8)
+    assert diagnosis.is_fit
+    assert diagnosis.num_photos == {"train": 6, "val": 6}
+    assert {finding.severity for finding in diagnosis.findings} <= {"note", "warning"}
+    severity, places = said(diagnosis, "photos without objects")
+    assert (severity, len(places)) == ("note", 2)
+    total = sum(sum(one.objects.values()) for one in diagnosis.classes)
+    documents = [json.loads(path.read_text()) for path in (folder / "annotations").iterdir()]
+    assert total == sum(len(document["annotations"]) for document in documents)
+
+
+def set_box(box: list[Any]) -> Callable[[Document], Any]:
+    def edit(document: Document) -> None:
+        document["annotations"][0]["bbox"] = box
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "what", "severity"),
+    [
+        (set_box([1, 2, float("nan"), 5]), "entries that cannot be read", "error"),
+        (set_box([1, 2, 3]), "entries that cannot be read", "error"),
+        (lambda d: d["annotations"][0].update(category_id=99), "entries that cannot be read", "error"),
+        (lambda d: d["images"].append(d["images"][0]), "entries that cannot be read", "error"),
+        (lambda d: d["images"][0].update(file_name="../../etc/passwd"), "entries that cannot be read", "error"),
+        (lambda d: d["images"][1].update(height=9), "another size", "error"),
+        (set_box([5, 5, 0, 7]), "without an area", "warning"),
+        (set_box([5, 5, 1, 7]), "less than 2 px", "warning"),
+        (set_box([50, 50, 30, 30]), "leave their photo", "warning"),
+        (lambda d: d["annotations"].append(d["annotations"][0]), "annotated twice", "warning"),
+        (lambda d: d["annotations"].extend(d["annotations"][:1] * 9), "more objects than the 8 queries", "error"),
+    ],
+)
+def test_faults_of_annotations(folder: Path, edit: Callable[[Document], Any], what: str, severity: str) -> None:
+    change(folder, edit)
+    found, places = said(examine(folder, workers=1, num_queries=8), what)
+    assert found == severity
+    assert places
+
+
+def test_other_box_conventions_are_recognised(folder: Path) -> None:
+    def as_corners(document: Document) -> None:
+        for entry in document["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry["bbox"] = [x, y, x + w, y + h]
+
+    def as_shares(document: Document) -> None:
+        for entry in document["annotations"]:
+            entry["bbox"] = [value / 64 for value in entry["bbox"]]
+
+    for edit, what in ((as_corners, "two corners"), (as_shares, "shares of the photo")):
+        copy = folder.parent / what.replace(" ", "_")
+        shutil.copytree(folder, copy)
+        for name in ("train2017", "val2017"):
+            change(copy, edit, name)
+        assert said(examine(copy, workers=1), what)[0] == "error"
+
+
+def test_faults_of_photos(folder: Path) -> None:
+    photo = folder / "train2017" / "2.png"
+    photo.write_bytes(photo.read_bytes()[:200])
+    shutil.copy(folder / "train2017" / "3.png", folder / "val2017" / "3.png")
+    shutil.copy(folder / "train2017" / "5.png", folder / "train2017" / "6.png")
+    diagnosis = examine(folder, workers=1)
+    assert not diagnosis.is_fit
+    assert str(photo) in said(diagnosis, "cannot be read")[1][0]
+    assert said(diagnosis, "stand in two splits")[0] == "warning"
+    assert said(diagnosis, "stand twice in a split")[0] == "warning"
+    order = ["error", "warning", "note"]
+    severities = [order.index(finding.severity) for finding in diagnosis.findings]
+    assert severities == sorted(severities)
+
+
+def test_faults_of_classes(folder: Path) -> None:
+    def only_circles(document: Document) -> None:
+        document["annotations"] = [entry for entry in document["annotations"] if entry["category_id"] == 1]
+
+    for name in ("train2017", "val2017"):
+        change(folder, lambda document: document["categories"].append({"id": 9, "name": "blob"}), name)
+    assert said(examine(folder, workers=1), "without any object")[1] == ("blob",)
+    change(folder, only_circles)
+    diagnosis = examine(folder, workers=1)
+    assert said(diagnosis, "training split does not show") == ("warning", ("square", "triangle"))
+
+
+def test_a_training_split_without_objects(folder: Path) -> None:
+    change(folder, lambda document: [entry.update(iscrowd=1) for entry in document["annotations"]])
+    assert said(examine(folder, workers=1), "no object in the training split")[0] == "error"
+
+
+def test_the_terminal_the_file_and_the_exit_code(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detrkit.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["doctor", str(folder), "--workers", "1", "--json", str(tmp_path / "findings.json")]
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert not left.value.code
+    assert "training will learn 3 classes" in capsys.readouterr().out
+    change(folder, lambda document: document["images"][1].update(height=9))
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 1
+    assert "training would go wrong" in capsys.readouterr().out
+    content = json.loads((tmp_path / "findings.json").read_text())
+    assert content["is_fit"] is False
+    assert content["findings"][0]["severity"] == "error"
+
+
+def nasty_coco(shared: Path) -> list[Path]:
+    return sorted((shared / "data" / "nasty" / "coco").glob("*.json"))
+
+
+def test_the_nasty_files_load_or_are_named_and_never_crash(shared: Path) -> None:
+    manifest = json.loads((shared / "data" / "nasty" / "MANIFEST.json").read_text())["coco"]
+    outcomes: dict[str, int] = {"loaded": 0, "refused": 0, "told": 0}
+    refused_though_legal = []
+    for path in nasty_coco(shared):
+        try:
+            diagnosis = examine(path, workers=1)
+        except DataError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+            fits = False
+        else:
+            fits = diagnosis.is_fit
+            outcomes["loaded" if fits else "told"] += 1
+        if not fits and "(legal)" in manifest[path.name]["why"]:
+            refused_though_legal.append(path.name)
+    assert sum(outcomes.values()) == 107
+    assert refused_though_legal == []
+
+
+def test_a_grey_photo_is_fine(folder: Path) -> None:
+    path = folder / "train2017" / "2.png"
+    with Image.open(path) as photo:
+        grey = photo.convert("L")
+    grey.save(path)
+    assert examine(folder, workers=1).is_fit
