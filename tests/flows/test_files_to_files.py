@@ -151,6 +151,19 @@ def test_a_photo_cut_short_is_one_sentence_from_any_process(
     assert run(arguments) == 0
 
 
+def test_a_few_unreadable_photos_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_coco(tmp_path / "shapes", num_train=6)
+    bad = [data / "train2017" / "4.png", data / "val2017" / "2.png"]
+    for photo in bad:
+        photo.write_bytes(b"no photo")
+    arguments = ["train", str(data), "--model", "detr-tiny", *SHORT, "--output", str(tmp_path / "run")]
+    assert run([*arguments, "--most-unreadable", "0.4"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for photo in bad:
+        assert f"left out: {photo}: cannot be read" in out
+    assert out.count("left out") == 2
+
+
 def test_ctrl_c_ends_with_130_and_a_usable_folder(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

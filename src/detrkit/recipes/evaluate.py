@@ -17,7 +17,7 @@ from detrkit.evaluation.coco import BoxScores, annotations_of_split, evaluate_bo
 from detrkit.evaluation.collect import collect_results
 from detrkit.evaluation.table import print_scores
 from detrkit.files import write_text
-from detrkit.recipes.loaders import choose_device, test_loader
+from detrkit.recipes.loaders import choose_device, evaluation_loader
 
 
 def evaluate_source(
@@ -51,10 +51,12 @@ def evaluate_source(
 
     model = checkpoint.build().to(chosen_device)
     dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size))
-    batches = test_loader(dataset, batch_size, workers)
+    batches = evaluation_loader(dataset, batch_size, workers)
     steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
     exact_padding = checkpoint.preprocessing.exact_padding
     results = collect_results(model, steps, checkpoint.categories, chosen_device, exact_padding)
+    for fault in batches.skipped:
+        console.print(f"left out: {fault}", markup=False, highlight=False)
     if output is not None:
         write_text(output, json.dumps(results))
     image_ids = [record.image_id for record in records.records]

@@ -1,14 +1,15 @@
 """Datasets -> loaders of batches, and the device they go to."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detrkit.data.batching import collate
-from detrkit.errors import ConfigError, DetrkitError
+from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.structures import Batch, Sample
-from detrkit.training.settings import TrainingSettings
+from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
 
 
 class _ErrorsAsValues(Dataset[Sample | DetrkitError]):
@@ -27,20 +28,36 @@ class _ErrorsAsValues(Dataset[Sample | DetrkitError]):
             return error
 
 
-def _collate(items: Sequence[Sample | DetrkitError]) -> Batch | DetrkitError:
-    samples = []
-    for item in items:
-        if isinstance(item, DetrkitError):
-            return item
-        samples.append(item)
-    return collate(samples)
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker hands over: the samples that could be read, and what was wrong with the others."""
+
+    batch: Batch | None
+    faults: tuple[str, ...]
+
+    def pin_memory(self) -> "_Loaded":
+        """Move to page-locked memory (called by the data loader)."""
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
+
+
+def _collate(items: Sequence[Sample | DetrkitError]) -> _Loaded:
+    samples = [item for item in items if not isinstance(item, DetrkitError)]
+    faults = tuple(str(item) for item in items if isinstance(item, DetrkitError))
+    return _Loaded(collate(samples) if samples else None, faults)
 
 
 class Loader:
-    """Batches of a dataset, read by worker processes."""
+    """Batches of a dataset, read by worker processes; photos that cannot be read are left out, up to a share.
 
-    def __init__(self, loader: DataLoader[Sample | DetrkitError]) -> None:
+    Attributes:
+        skipped: what was wrong with the photos that were left out, each once.
+    """
+
+    def __init__(self, loader: DataLoader[Sample | DetrkitError], most_unreadable: float) -> None:
         self._loader = loader
+        self._num_photos = len(loader.dataset)  # type: ignore[arg-type]
+        self._most_unreadable = most_unreadable
+        self.skipped: list[str] = []
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -49,12 +66,15 @@ class Loader:
         """Iterate over one epoch.
 
         Raises:
-            DetrkitError: what a worker met, as it said it.
+            DataError: more photos than allowed could not be read.
         """
-        for batch in self._loader:
-            if isinstance(batch, DetrkitError):
-                raise batch
-            yield batch
+        for loaded in self._loader:
+            self.skipped += [fault for fault in loaded.faults if fault not in self.skipped]
+            if len(self.skipped) > self._most_unreadable * self._num_photos:
+                others = f" (and {len(self.skipped) - 1} more photos)" if len(self.skipped) > 1 else ""
+                raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
+            if loaded.batch is not None:
+                yield loaded.batch
 
 
 def train_loader(dataset: Dataset[Sample], settings: TrainingSettings, device: torch.device) -> Loader:
@@ -71,11 +91,14 @@ def train_loader(dataset: Dataset[Sample], settings: TrainingSettings, device: t
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(settings.seed),
-        )
+        ),
+        settings.most_unreadable,
     )
 
 
-def test_loader(dataset: Dataset[Sample], batch_size: int, workers: int) -> Loader:
+def evaluation_loader(
+    dataset: Dataset[Sample], batch_size: int, workers: int, most_unreadable: float = MOST_UNREADABLE
+) -> Loader:
     """Batches in the dataset's own order, every photo once.
 
     Raises:
@@ -90,7 +113,8 @@ def test_loader(dataset: Dataset[Sample], batch_size: int, workers: int) -> Load
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_collate,
-        )
+        ),
+        most_unreadable,
     )
 
 

@@ -28,7 +28,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
 from detrkit.recipes.config import RunConfig, write_config
 from detrkit.recipes.finish import finish_run
-from detrkit.recipes.loaders import choose_device, test_loader, train_loader
+from detrkit.recipes.loaders import choose_device, evaluation_loader, train_loader
 from detrkit.structures import Sample
 from detrkit.training.run_log import RunLog
 from detrkit.training.settings import TrainingSettings
@@ -122,13 +122,14 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     Raises:
         DetrkitError: of one kind or another, before anything is written.
     """
+    console = console or Console()
     settings = config.training
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     model = build_for(config, data.categories)
 
     loader = train_loader(data.train, settings, device)
-    test_batches = test_loader(data.test, settings.batch_size, settings.workers)
+    test_batches = evaluation_loader(data.test, settings.batch_size, settings.workers, settings.most_unreadable)
     preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
 
     def evaluate(trained: DETR) -> BoxScores:
@@ -145,7 +146,9 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     loss = loss_for(len(data.categories), settings)
     with RunLog(output, settings.epochs * len(loader), console) as log:
         result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
-    finish_run(output, config, data.pictures, result, console or Console())
+    for fault in sorted({*loader.skipped, *test_batches.skipped}):
+        console.print(f"left out: {fault}", markup=False, highlight=False)
+    finish_run(output, config, data.pictures, result, console)
     return result
 
 

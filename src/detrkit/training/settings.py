@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MOST_UNREADABLE = 0.01  # share of the photos
+
 
 class TrainingSettings(BaseModel):
     """Everything that decides a run, apart from the data and the model. The defaults are the published ones."""
@@ -36,6 +38,9 @@ class TrainingSettings(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the model; losses are float32")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
     log_every: int = Field(default=10, ge=1, description="steps between readings of the losses")
+    most_unreadable: float = Field(
+        default=MOST_UNREADABLE, ge=0, le=1, description="share of photos that may be unreadable; more stop the run"
+    )
     workers: int = Field(default=2, ge=0, description="processes that read photos; 0 reads in this one")
     device: str = Field(default="auto", description="'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one")
     seed: int = Field(default=42, ge=0, description="of weights, order and augmentation")
