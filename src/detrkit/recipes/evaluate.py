@@ -56,7 +56,7 @@ def evaluate_source(
     exact_padding = checkpoint.preprocessing.exact_padding
     results = collect_results(model, steps, checkpoint.categories, chosen_device, exact_padding)
     for fault in batches.skipped:
-        console.print(f"left out: {fault}", markup=False, highlight=False)
+        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         write_text(output, json.dumps(results))
     image_ids = [record.image_id for record in records.records]

@@ -147,7 +147,7 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     with RunLog(output, settings.epochs * len(loader), console) as log:
         result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
     for fault in sorted({*loader.skipped, *test_batches.skipped}):
-        console.print(f"left out: {fault}", markup=False, highlight=False)
+        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
     finish_run(output, config, data.pictures, result, console)
     return result
 
