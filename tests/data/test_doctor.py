@@ -148,6 +148,27 @@ def test_the_terminal_the_file_and_the_exit_code(
     assert content["findings"][0]["severity"] == "error"
 
 
+def test_the_mended_copy_is_healthy_and_the_original_untouched(folder: Path, tmp_path: Path) -> None:
+    from detrkit.cli import main
+
+    change(folder, set_box([50, 50, 30, 30]))
+    change(folder, lambda document: document["annotations"][1].update(bbox=[5, 5, 0, 7]))
+    change(folder, lambda document: document["annotations"].append(document["annotations"][2]))
+    change(folder, lambda document: document["annotations"].append({"id": "x"}))
+    photo = folder / "train2017" / "5.png"
+    photo.write_bytes(b"no photo")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as left:
+        main(["doctor", str(folder), "--workers", "1", "--fix", str(tmp_path / "mended")])
+    assert left.value.code == 1  # of the original
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    diagnosis = examine(tmp_path / "mended", workers=1)
+    assert diagnosis.is_fit
+    assert {finding.severity for finding in diagnosis.findings} == {"note"}
+    assert diagnosis.num_photos == {"train": 5, "val": 6}
+    assert diagnosis.folder.train.categories == examine(folder, workers=1).folder.train.categories
+
+
 def nasty_coco(shared: Path) -> list[Path]:
     return sorted((shared / "data" / "nasty" / "coco").glob("*.json"))
 

@@ -16,6 +16,7 @@ VERBS = {
     "predict": "Find objects in photos; write annotated pictures and JSON.",
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
+    "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",
     "describe": "Show a model's parts, parameters, GFLOPs, and the shape at every stage.",
 }
 
@@ -36,7 +37,8 @@ def build_app(chosen: str | None = None) -> App:
         suppress_keyboard_interrupt=False,
     )
     for verb, summary in VERBS.items():
-        app.command(f"detrkit.cli.{verb}:{verb}", name=verb, help=None if verb == chosen else summary)
+        function = verb.replace("-", "_")
+        app.command(f"detrkit.cli.{function}:{function}", name=verb, help=None if verb == chosen else summary)
     return app
 
 

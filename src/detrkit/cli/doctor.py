@@ -16,6 +16,7 @@ def doctor(
     image_size: int = 800,
     workers: int = 2,
     json: Annotated[Path | None, Parameter(name="--json")] = None,
+    fix: Path | None = None,
 ) -> None:
     """Find what is wrong with a dataset, before anything is learned from it.
 
@@ -38,8 +39,11 @@ def doctor(
         Processes that decode photos.
     json
         File for all findings.
+    fix
+        Folder for a copy without the faults: what cannot be used is left out, boxes are cut at the edge. The original is
+        never touched.
     """
     from detrkit.recipes.doctor import diagnose
 
-    if not diagnose(data, format, model, image_size=image_size, workers=workers, json_file=json).is_fit:
+    if not diagnose(data, format, model, image_size=image_size, workers=workers, json_file=json, fix=fix).is_fit:
         sys.exit(1)

@@ -58,6 +58,8 @@ class Diagnosis:
         classes: in the order of the labels.
         findings: worst first.
         notes: what reading it decided.
+        folder: the dataset, without what cannot be read.
+        unusable: photos that cannot be read, or are of another size than annotated.
     """
 
     form: Form
@@ -65,6 +67,8 @@ class Diagnosis:
     classes: tuple[ClassCount, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    folder: DatasetFolder
+    unusable: frozenset[Path]
 
     @property
     def is_fit(self) -> bool:
@@ -107,7 +111,7 @@ def examine(
     """
     faults: list[DataError] = []
     folder = read_dataset(path, form, fault=faults.append)
-    splits = _splits(folder)
+    splits = splits_of(folder)
     photos = _decode_all([record for split in splits.values() for record in split.records], workers, progress)
     findings = [
         *_of_reading(faults),
@@ -120,6 +124,13 @@ def examine(
         classes=tuple(_count_classes(splits)),
         findings=_worst_first(findings),
         notes=folder.notes,
+        folder=folder,
+        unusable=frozenset(
+            record.path
+            for split in splits.values()
+            for record in split.records
+            if photos[record.path].size != record.size
+        ),
     )
 
 
@@ -127,7 +138,7 @@ def examine_annotations(
     folder: DatasetFolder, *, num_queries: int, image_size: int, stride: int
 ) -> tuple[Finding, ...]:
     """The cheap part, which opens no photo: boxes and classes. Arguments as in `examine`."""
-    splits = _splits(folder)
+    splits = splits_of(folder)
     return _worst_first(
         [
             *_of_box_format(splits),
@@ -143,7 +154,8 @@ def _worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda one: (_ORDER[one.severity], -len(one.places))))
 
 
-def _splits(folder: DatasetFolder) -> dict[SplitName, Split]:
+def splits_of(folder: DatasetFolder) -> dict[SplitName, Split]:
+    """List the splits that there are, training first."""
     splits: dict[SplitName, Split] = {"train": folder.train, "val": folder.val}
     if folder.test is not None:
         splits["test"] = folder.test
@@ -248,7 +260,7 @@ def _of_single_boxes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
             flat += _places(record, split, ~has_area)
             tiny += _places(record, split, has_area & (sides < TINY).any(1))
             outside += _places(record, split, has_area & _leaves_photo(record))
-            copies += _places(record, split, _is_copy(record))
+            copies += _places(record, split, is_copy(record))
     if outside:
         yield Finding("warning", "boxes that leave their photo", "they are cut at the edge", tuple(outside))
     if flat:
@@ -321,7 +333,8 @@ def _leaves_photo(record: Record) -> np.ndarray:
     return beyond.max(1, initial=-np.inf) > EDGE
 
 
-def _is_copy(record: Record) -> np.ndarray:
+def is_copy(record: Record) -> np.ndarray:
+    """Which objects stand before in the same photo, box and class alike: (N,) bool."""
     rows = [(*box, label) for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)]
     return np.array([row in rows[:index] for index, row in enumerate(rows)], dtype=bool)
 

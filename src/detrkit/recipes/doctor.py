@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -11,9 +12,12 @@ from rich.text import Text
 
 from detrkit.data.doctor import Diagnosis, examine
 from detrkit.data.formats.folder import Form
+from detrkit.data.formats.write import check_is_free
+from detrkit.data.repair import repaired
 from detrkit.errors import ConfigError
 from detrkit.files import write_text
 from detrkit.models.presets import preset_config
+from detrkit.recipes.convert_data import write_copy
 
 _MOST_PLACES = 3  # of a finding on the terminal; the JSON has them all
 _MOST_CLASSES = 30
@@ -21,15 +25,24 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def diagnose(
-    data: Path, form: Form | None, model: str, *, image_size: int, workers: int, json_file: Path | None
+    data: Path,
+    form: Form | None,
+    model: str,
+    *,
+    image_size: int,
+    workers: int,
+    json_file: Path | None,
+    fix: Path | None,
 ) -> Diagnosis:
-    """Examine a dataset for a model, print the findings, and write them if asked.
+    """Examine a dataset for a model, print the findings, and write them, or a mended copy, if asked.
 
     Raises:
         DetrkitError: the folder cannot be understood at all, or no such model.
     """
     if image_size < 32 or workers < 1:
         raise ConfigError(f"found image size {image_size} and {workers} workers, expected at least 32 and at least 1")
+    if fix is not None:
+        check_is_free(fix)
     config = preset_config(model)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("decoding photos", total=None)
@@ -42,12 +55,30 @@ def diagnose(
             workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    print_diagnosis(diagnosis, data, Console())
+    console = Console()
+    print_diagnosis(diagnosis, data, console)
     if json_file is not None:
-        write_text(
-            json_file, json.dumps({**asdict(diagnosis), "is_fit": diagnosis.is_fit}, indent=1, ensure_ascii=False)
+        write_text(json_file, json.dumps(_as_json(diagnosis), indent=1, ensure_ascii=False))
+    if fix is not None:
+        mended, counts = repaired(diagnosis.folder, diagnosis.unusable)
+        write_copy(mended, fix, diagnosis.form, console)
+        console.print(
+            f"left out: {counts.photos} photos, {counts.flat} boxes without an area, {counts.copies} repeated objects; "
+            f"cut at the edge: {counts.cut} boxes; malformed entries are gone as well",
+            highlight=False,
         )
     return diagnosis
+
+
+def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "is_fit": diagnosis.is_fit,
+        "form": diagnosis.form,
+        "num_photos": diagnosis.num_photos,
+        "notes": diagnosis.notes,
+        "findings": [asdict(finding) for finding in diagnosis.findings],
+        "classes": [asdict(one) for one in diagnosis.classes],
+    }
 
 
 def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:

@@ -5,6 +5,7 @@ as edges in pixels: most VOC files of today come from tools that write them so, 
 objects are treated as crowds: never learned, never counted. Names are numbered from 1 in alphabetical order.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, S
     names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
     if not names:
         raise DataError(f"{root}: found no objects in any XML file, expected at least one")
-    categories = Categories(tuple(range(1, len(names) + 1)), tuple(names))
+    categories = _read_categories(root) or Categories(tuple(range(1, len(names) + 1)), tuple(names))
+    for name in names:
+        if name not in categories.names:
+            raise DataError(f"{root / 'categories.json'}: does not name the class {name!r} of the XML files; add it")
     return {
         split: Split(
             tuple(_to_records(of_split, categories, root, fault)),
@@ -58,6 +62,18 @@ def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, S
         )
         for split, of_split in pages.items()
     }
+
+
+def _read_categories(root: Path) -> Categories | None:
+    """The classes that `write.write_dataset` leaves beside the XML, which themselves know no ids."""
+    path = root / "categories.json"
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return Categories(tuple(int(one["id"]) for one in entries), tuple(str(one["name"]) for one in entries))
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it") from None
 
 
 def _files_of(root: Path) -> dict[SplitName, list[Path]]:

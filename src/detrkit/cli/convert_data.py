@@ -1,0 +1,35 @@
+"""`detrkit convert-data`."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def convert_data(
+    source: Path,
+    output: Path,
+    /,
+    *,
+    to: Literal["coco", "yolo", "voc"],
+    format: Literal["coco", "yolo", "voc"] | None = None,  # noqa: A002
+) -> None:
+    """Rewrite a dataset in another form, photos copied.
+
+    Category ids, names and boxes are kept; crowds are lost in YOLO, which cannot express them, and are difficult objects
+    in VOC.
+
+    Example: `detrkit convert-data blood-cells blood-cells-coco --to coco`
+
+    Parameters
+    ----------
+    source
+        Dataset folder: COCO, YOLO or Pascal VOC.
+    output
+        Folder to create.
+    to
+        The other form.
+    format
+        How the source is written down; looked at when not given.
+    """
+    from detrkit.recipes.convert_data import convert_dataset
+
+    convert_dataset(source, output, to, format)

@@ -1,0 +1,152 @@
+"""Splits -> a dataset folder in any of the forms, photos copied.
+
+hotcoco writes YOLO and VOC, too, but rounds VOC boxes to whole pixels and renumbers the classes. Here ids, names and boxes
+(to 0.001 px) survive: YOLO names its classes by id, and a VOC folder gets a `categories.json`, which `voc.read_voc` reads.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import yaml
+
+from detrkit.data.categories import Categories
+from detrkit.data.formats.folder import Form
+from detrkit.data.records import Record, Split, SplitName
+from detrkit.errors import DataError
+from detrkit.files import make_folder, write_text
+
+CATEGORIES_FILE = "categories.json"
+
+
+def write_dataset(
+    splits: dict[SplitName, Split], output: Path, form: Form, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Write a dataset folder.
+
+    Args:
+        splits: of one dataset.
+        output: folder to create.
+        form: how to write it down.
+        progress: told how many photos of how many are copied.
+
+    Returns:
+        How many crowds were left out, which YOLO cannot express.
+
+    Raises:
+        DataError: the folder holds something already.
+    """
+    check_is_free(output)
+    names = _names_of(splits)
+    writer = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[form]
+    place = {"coco": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[form]
+    for done, (path, (split, name)) in enumerate(names.items(), start=1):
+        folder = make_folder(output / place.format(split=split))
+        shutil.copyfile(path, folder / name)
+        if progress:
+            progress(done, len(names))
+    file_names = {path: name for path, (_, name) in names.items()}
+    for split, content in splits.items():
+        writer(split, content, output, file_names)
+    categories = splits["train"].categories
+    if form == "yolo":
+        _write_data_yaml(splits, categories, output)
+        return sum(int(record.is_crowd.sum()) for content in splits.values() for record in content.records)
+    if form == "voc":
+        write_text(output / CATEGORIES_FILE, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
+    return 0
+
+
+def check_is_free(output: Path) -> None:
+    """See that nothing would be overwritten.
+
+    Raises:
+        DataError: something lies there.
+    """
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")
+
+
+def _names_of(splits: dict[SplitName, Split]) -> dict[Path, tuple[SplitName, str]]:
+    """A file name for every photo, its own unless another has it: forms differ in what they keep apart."""
+    taken: set[str] = set()
+    names: dict[Path, tuple[SplitName, str]] = {}
+    for split, content in splits.items():
+        for record in content.records:
+            name, number = record.path.name, 1
+            while name.lower() in taken or Path(name).stem.lower() in taken:
+                number += 1
+                name = f"{record.path.stem}_{number}{record.path.suffix}"
+            taken |= {name.lower(), Path(name).stem.lower()}
+            names.setdefault(record.path, (split, name))
+    return names
+
+
+def _write_coco(split: SplitName, content: Split, output: Path, file_names: dict[Path, str]) -> None:
+    images = [
+        {"id": one.image_id, "file_name": file_names[one.path], "height": one.size[0], "width": one.size[1]}
+        for one in content.records
+    ]
+    annotations = [
+        {
+            "id": 0,
+            "image_id": record.image_id,
+            "category_id": content.categories.ids[label],
+            "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "area": round((x2 - x1) * (y2 - y1), 3),
+            "iscrowd": int(is_crowd),
+        }
+        for record in content.records
+        for (x1, y1, x2, y2), label, is_crowd in _objects(record)
+    ]
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    document = {"images": images, "annotations": annotations, "categories": content.categories.to_json()}
+    write_text(output / "annotations" / f"instances_{split}.json", json.dumps(document, ensure_ascii=False))
+
+
+def _write_yolo(split: SplitName, content: Split, output: Path, file_names: dict[Path, str]) -> None:
+    for record in content.records:
+        height, width = record.size
+        rows = [
+            f"{content.categories.ids[label]} {(x1 + x2) / 2 / width:.9f} {(y1 + y2) / 2 / height:.9f} "
+            f"{(x2 - x1) / width:.9f} {(y2 - y1) / height:.9f}\n"
+            for (x1, y1, x2, y2), label, is_crowd in _objects(record)
+            if not is_crowd
+        ]
+        label_file = Path(file_names[record.path]).with_suffix(".txt")
+        write_text(output / split / "labels" / label_file, "".join(rows))
+
+
+def _write_data_yaml(splits: dict[SplitName, Split], categories: Categories, output: Path) -> None:
+    content: dict[str, object] = {split: f"{split}/images" for split in splits}
+    content["nc"] = len(categories)
+    content["names"] = dict(zip(categories.ids, categories.names, strict=True))
+    write_text(output / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _write_voc(split: SplitName, content: Split, output: Path, file_names: dict[Path, str]) -> None:
+    for record in content.records:
+        top = ElementTree.Element("annotation")
+        ElementTree.SubElement(top, "filename").text = file_names[record.path]
+        size = ElementTree.SubElement(top, "size")
+        for name, value in (("width", record.size[1]), ("height", record.size[0]), ("depth", 3)):
+            ElementTree.SubElement(size, name).text = str(value)
+        for corners_xyxy, label, is_crowd in _objects(record):
+            element = ElementTree.SubElement(top, "object")
+            ElementTree.SubElement(element, "name").text = content.categories.names[label]
+            ElementTree.SubElement(element, "difficult").text = str(int(is_crowd))
+            corners = ElementTree.SubElement(element, "bndbox")
+            for side, pixels in zip(("xmin", "ymin", "xmax", "ymax"), corners_xyxy, strict=True):
+                ElementTree.SubElement(corners, side).text = f"{pixels:.3f}"
+        ElementTree.indent(top)
+        file = output / "Annotations" / Path(file_names[record.path]).with_suffix(".xml")
+        write_text(file, ElementTree.tostring(top, encoding="unicode") + "\n")
+    stems = "".join(f"{Path(file_names[record.path]).stem}\n" for record in content.records)
+    write_text(output / "ImageSets" / "Main" / f"{split}.txt", stems)
+
+
+def _objects(record: Record) -> list[tuple[list[float], int, bool]]:
+    return list(zip(record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True))

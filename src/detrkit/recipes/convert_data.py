@@ -1,0 +1,42 @@
+"""A dataset rewritten: in another form, or without its faults."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from detrkit.data.doctor import splits_of
+from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
+from detrkit.data.formats.write import check_is_free, write_dataset
+
+
+def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | None = None) -> DatasetFolder:
+    """Read a dataset and write it in another form.
+
+    Raises:
+        DataError: the source cannot be read, or the output exists.
+    """
+    check_is_free(output)
+    return write_copy(read_dataset(source, source_form), output, form, Console())
+
+
+def write_copy(folder: DatasetFolder, output: Path, form: Form, console: Console) -> DatasetFolder:
+    """Write a dataset, read it back, and say what was written."""
+    splits = splits_of(folder)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("copying photos", total=None)
+        left_out = write_dataset(
+            splits, output, form, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    for note in folder.notes:
+        console.print(note, markup=False, highlight=False)
+    if left_out:
+        console.print(f"{left_out} crowds were left out: {form.upper()} cannot express them", highlight=False)
+    written = read_dataset(output, form)
+    counts = ", ".join(f"{len(content.records)} {name}" for name, content in splits_of(written).items())
+    console.print(
+        f"{output}: {form.upper()}, {len(written.train.categories)} classes, photos: {counts}",
+        markup=False,
+        highlight=False,
+    )
+    return written

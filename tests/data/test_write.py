@@ -1,0 +1,115 @@
+"""Datasets rewritten: ids, names and boxes survive every form, and nothing is overwritten."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detrkit.cli import main
+from detrkit.data.categories import Categories
+from detrkit.data.formats.folder import Form, read_dataset
+from detrkit.data.formats.write import write_dataset
+from detrkit.data.records import Record, Split, SplitName
+from detrkit.errors import DataError
+from tests.datasets import write_coco
+
+CATEGORIES = Categories((3, 7, 90), ("blood cell", "plättchen & co", "<star>"))
+corner = st.floats(0, 60, width=32)
+side = st.floats(0.5, 37, width=32)
+
+
+@st.composite
+def records(draw: Any, photo: Path, image_id: int) -> Record:
+    objects = draw(st.lists(st.tuples(corner, corner, side, side, st.integers(0, 2)), max_size=5, unique=True))
+    return Record(
+        image_id=image_id,
+        path=photo,
+        size=(100, 97),
+        boxes=np.array([(x, y, x + w, y + h) for x, y, w, h, _ in objects], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([label for *_, label in objects], dtype=np.int64),
+        is_crowd=np.zeros(len(objects), dtype=bool),
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data(), st.sampled_from(["coco", "yolo", "voc"]))
+def test_round_trip(data: st.DataObject, form: Form) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        photo = Path(place) / "a.b.png"
+        Image.new("RGB", (97, 100)).save(photo)
+        always = Record(
+            1, photo, (100, 97), np.ones((1, 4), np.float32) * [[1, 2, 9, 9]], np.array([0]), np.zeros(1, bool)
+        )
+        drawn = data.draw(records(photo, 1))
+        content = drawn if len(drawn.labels) else always
+        other = Path(place) / "c.png"
+        Image.new("RGB", (97, 100)).save(other)
+        val = data.draw(records(other, 2))
+        splits: dict[SplitName, Split] = {
+            "train": Split((content,), CATEGORIES, Path(place)),
+            "val": Split((val,), CATEGORIES, Path(place)),
+        }
+        assert write_dataset(splits, Path(place) / "out", form) == 0
+        read = read_dataset(Path(place) / "out")
+        assert read.form == form
+        assert read.train.categories == CATEGORIES
+        for before, after in ((content, read.train.records[0]), (val, read.val.records[0])):
+            assert after.labels.tolist() == before.labels.tolist()
+            np.testing.assert_allclose(after.boxes, before.boxes, atol=0.01)
+            assert after.path.name == before.path.name
+
+
+def test_photos_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    data = read_dataset(write_coco(tmp_path / "shapes"))
+    for form in ("coco", "yolo", "voc"):
+        write_dataset({"train": data.train, "val": data.val}, tmp_path / form, form)  # both hold 1.png, 2.png, 3.png
+        again = read_dataset(tmp_path / form)
+        for before, after in ((data.train, again.train), (data.val, again.val)):
+            for ours, theirs in zip(before.records, after.records, strict=True):
+                assert theirs.path.read_bytes() == ours.path.read_bytes()
+                assert theirs.labels.tolist() == ours.labels.tolist()
+
+
+def test_crowds(tmp_path: Path) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (50, 50)).save(photo)
+    boxes = np.array([[1, 1, 20, 20], [5, 5, 30, 30]], np.float32)
+    record = Record(1, photo, (50, 50), boxes, np.array([0, 1]), np.array([True, False]))
+    splits: dict[SplitName, Split] = {"train": Split((record,), CATEGORIES, tmp_path)}
+    for form, left_out in (("coco", 0), ("voc", 0), ("yolo", 1)):
+        assert write_dataset(splits, tmp_path / form, form) == left_out  # type: ignore[arg-type]
+        read = read_dataset(tmp_path / form).train.records[0]
+        assert read.is_crowd.tolist() == ([False] if left_out else [True, False])
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = write_coco(tmp_path / "shapes")
+    for arguments in (
+        ["convert-data", str(shapes), str(shapes), "--to", "yolo"],
+        ["convert-data", str(shapes), str(tmp_path / "new"), "--to", "xml"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 2
+        assert capsys.readouterr().err.startswith("detrkit: ")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit) as left:
+        main(["convert-data", str(shapes), str(tmp_path / "new"), "--to", "voc"])
+    assert not left.value.code
+    assert "VOC, 3 classes, photos: 4 train, 3 val" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_faulty_list_of_categories_is_refused(tmp_path: Path) -> None:
+    data = read_dataset(write_coco(tmp_path / "shapes"))
+    write_dataset({"train": data.train, "val": data.val}, tmp_path / "voc", "voc")
+    (tmp_path / "voc" / "categories.json").write_text('[{"id": 1, "name": "circle"}]')
+    with pytest.raises(DataError, match="does not name the class"):
+        read_dataset(tmp_path / "voc")
+    (tmp_path / "voc" / "categories.json").write_text("[5]")
+    with pytest.raises(DataError, match="expected a list of objects"):
+        read_dataset(tmp_path / "voc")
