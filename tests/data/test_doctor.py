@@ -32,7 +32,7 @@ def said(diagnosis: Diagnosis, what: str) -> tuple[str, tuple[str, ...]]:
     """Severity and places of the finding whose text holds `what`."""
     found = [finding for finding in diagnosis.findings if what in finding.what]
     assert len(found) == 1, [finding.what for finding in diagnosis.findings]
-    return found[0].severity, found[0].places
+    return found[0].severity, tuple(str(place) for place in found[0].places)
 
 
 def test_a_healthy_set(folder: Path) -> None:
@@ -133,7 +133,17 @@ def test_the_terminal_the_file_and_the_exit_code(
     from detrkit.cli import main
 
     monkeypatch.setenv("COLUMNS", "80")
-    arguments = ["doctor", str(folder), "--workers", "1", "--json", str(tmp_path / "findings.json")]
+    page = tmp_path / "page.html"
+    arguments = [
+        "doctor",
+        str(folder),
+        "--workers",
+        "1",
+        "--json",
+        str(tmp_path / "findings.json"),
+        "--html",
+        str(page),
+    ]
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert not left.value.code
@@ -146,6 +156,9 @@ def test_the_terminal_the_file_and_the_exit_code(
     content = json.loads((tmp_path / "findings.json").read_text())
     assert content["is_fit"] is False
     assert content["findings"][0]["severity"] == "error"
+    assert content["findings"][0]["places"][0]["photo"].endswith("2.png")
+    assert "data:image/jpeg" in page.read_text()
+    assert "annotated as" in page.read_text()
 
 
 def test_the_mended_copy_is_healthy_and_the_original_untouched(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def doctor(
     image_size: int = 800,
     workers: int = 2,
     json: Annotated[Path | None, Parameter(name="--json")] = None,
+    html: Path | None = None,
     fix: Path | None = None,
 ) -> None:
     """Find what is wrong with a dataset, before anything is learned from it.
@@ -39,11 +40,16 @@ def doctor(
         Processes that decode photos.
     json
         File for all findings.
+    html
+        File for a page with all findings and pictures of the worst.
     fix
         Folder for a copy without the faults: what cannot be used is left out, boxes are cut at the edge. The original is
         never touched.
     """
     from detrkit.recipes.doctor import diagnose
 
-    if not diagnose(data, format, model, image_size=image_size, workers=workers, json_file=json, fix=fix).is_fit:
+    diagnosis = diagnose(
+        data, format, model, image_size=image_size, workers=workers, json_file=json, html_file=html, fix=fix
+    )
+    if not diagnosis.is_fit:
         sys.exit(1)

@@ -26,6 +26,18 @@ EDGE = 1.0  # pixels by which boxes may pass the photo's edge: rounding of the t
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a fault is: in words, and, as far as known, the photo and the box (xyxy in pixels)."""
+
+    text: str
+    photo: Path | None = None
+    box: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Finding:
     """One kind of fault: what, where first, how often, and what to do.
 
@@ -36,7 +48,7 @@ class Finding:
     severity: Severity
     what: str
     advice: str
-    places: tuple[str, ...]  # file and annotation, as far as known
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -192,16 +204,16 @@ def _of_reading(faults: Sequence[DataError]) -> Iterator[Finding]:
             "error",
             "entries that cannot be read",
             "correct them, or let --fix leave them out",
-            tuple(str(fault) for fault in faults),
+            tuple(Place(str(fault)) for fault in faults),
         )
 
 
 def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> Iterator[Finding]:
-    unreadable = tuple(photo.fault for photo in photos.values() if photo.fault)
+    unreadable = tuple(Place(photo.fault) for photo in photos.values() if photo.fault)
     if unreadable:
         yield Finding("error", "photos that cannot be read", "export them again, or drop them", unreadable)
     wrong_size = [
-        f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}"
+        Place(f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}", record.path)
         for split in splits.values()
         for record in split.records
         if (size := photos[record.path].size) is not None and size != record.size
@@ -217,7 +229,12 @@ def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> It
 
 
 def _of_empty_photos(splits: dict[SplitName, Split]) -> Iterator[Finding]:
-    empty = [str(record.path) for split in splits.values() for record in split.records if not len(record.labels)]
+    empty = [
+        Place(str(record.path), record.path)
+        for split in splits.values()
+        for record in split.records
+        if not len(record.labels)
+    ]
     if empty:
         advice = "right if nothing is there: they teach what is no object"
         yield Finding("note", "photos without objects", advice, tuple(empty))
@@ -230,11 +247,11 @@ def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> It
         for record in split.records:
             if digest := photos[record.path].digest:
                 by_content.setdefault(digest, []).append((name, record.path))
-    shared: list[str] = []
-    repeated: list[str] = []
+    shared: list[Place] = []
+    repeated: list[Place] = []
     for copies in by_content.values():
         if len(copies) > 1:
-            place = " = ".join(f"{name}: {path}" for name, path in copies)
+            place = Place(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
             (shared if len({name for name, _ in copies}) > 1 else repeated).append(place)
     if shared:
         yield Finding(
@@ -249,10 +266,10 @@ def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> It
 
 def _of_single_boxes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
     """Boxes that are wrong by themselves."""
-    flat: list[str] = []
-    tiny: list[str] = []
-    outside: list[str] = []
-    copies: list[str] = []
+    flat: list[Place] = []
+    tiny: list[Place] = []
+    outside: list[Place] = []
+    copies: list[Place] = []
     for split in splits.values():
         for record in split.records:
             sides = record.boxes[:, 2:] - record.boxes[:, :2]
@@ -301,13 +318,13 @@ def _of_box_format(splits: dict[SplitName, Split]) -> Iterator[Finding]:
 
 def _of_model(splits: dict[SplitName, Split], num_queries: int, image_size: int, stride: int) -> Iterator[Finding]:
     """Objects that the model is too small for."""
-    too_many: list[str] = []
+    too_many: list[Place] = []
     num_boxes = num_small = 0
     for split in splits.values():
         for record in split.records:
             num_objects = int((~record.is_crowd).sum())
             if num_objects > num_queries:
-                too_many.append(f"{record.path}: {num_objects} objects")
+                too_many.append(Place(f"{record.path}: {num_objects} objects", record.path))
             sides = (record.boxes[:, 2:] - record.boxes[:, :2]) * image_size / min(record.size)
             num_boxes += len(sides)
             num_small += int((sides.max(1, initial=0) < stride).sum())
@@ -339,19 +356,20 @@ def is_copy(record: Record) -> np.ndarray:
     return np.array([row in rows[:index] for index, row in enumerate(rows)], dtype=bool)
 
 
-def _places(record: Record, split: Split, chosen: np.ndarray) -> list[str]:
-    return [
-        f"{record.path}: {split.categories.names[record.labels[index]]} at "
-        + " ".join(f"{value:g}" for value in record.boxes[index])
-        for index in chosen.nonzero()[0]
-    ]
+def _places(record: Record, split: Split, chosen: np.ndarray) -> list[Place]:
+    places = []
+    for index in chosen.nonzero()[0]:
+        box = tuple(record.boxes[index].tolist())
+        name = split.categories.names[record.labels[index]]
+        places.append(Place(f"{record.path}: {name} at " + " ".join(f"{value:g}" for value in box), record.path, box))
+    return places
 
 
 def _of_classes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
     classes = list(_count_classes(splits))
-    unlearned = tuple(one.name for one in classes if not one.objects["train"] and any(one.objects.values()))
-    unused = tuple(one.name for one in classes if not any(one.objects.values()))
-    unjudged = tuple(one.name for one in classes if one.objects["train"] and not one.objects["val"])
+    unlearned = tuple(Place(one.name) for one in classes if not one.objects["train"] and any(one.objects.values()))
+    unused = tuple(Place(one.name) for one in classes if not any(one.objects.values()))
+    unjudged = tuple(Place(one.name) for one in classes if one.objects["train"] and not one.objects["val"])
     if not any(one.objects["train"] for one in classes):
         yield Finding("error", "no object in the training split", "annotate some; crowds do not count", ())
     elif unlearned:

@@ -1,26 +1,35 @@
 """A dataset examined: what was found on the terminal, and all of it as JSON."""
 
+import html
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from detrkit.data.doctor import Diagnosis, examine
+from detrkit.data.doctor import Diagnosis, Finding, examine
 from detrkit.data.formats.folder import Form
 from detrkit.data.formats.write import check_is_free
+from detrkit.data.photos import open_photo
 from detrkit.data.repair import repaired
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, DataError
 from detrkit.files import write_text
 from detrkit.models.presets import preset_config
 from detrkit.recipes.convert_data import write_copy
+from detrkit.visualization.draw import draw_boxes
+from detrkit.visualization.page import gallery_of, html_page
 
 _MOST_PLACES = 3  # of a finding on the terminal; the JSON has them all
 _MOST_CLASSES = 30
+_MOST_LISTED = 1000  # places of a finding on the page
+_MOST_PICTURES = 8
+_PICTURE_SIDE = 480  # pixels
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -32,6 +41,7 @@ def diagnose(
     image_size: int,
     workers: int,
     json_file: Path | None,
+    html_file: Path | None,
     fix: Path | None,
 ) -> Diagnosis:
     """Examine a dataset for a model, print the findings, and write them, or a mended copy, if asked.
@@ -59,6 +69,9 @@ def diagnose(
     print_diagnosis(diagnosis, data, console)
     if json_file is not None:
         write_text(json_file, json.dumps(_as_json(diagnosis), indent=1, ensure_ascii=False))
+    if html_file is not None:
+        write_page(html_file, diagnosis, data)
+        console.print(f"page: {html_file}", markup=False, highlight=False, soft_wrap=True)
     if fix is not None:
         mended, counts = repaired(diagnosis.folder, diagnosis.unusable)
         write_copy(mended, fix, diagnosis.form, console)
@@ -76,9 +89,61 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "form": diagnosis.form,
         "num_photos": diagnosis.num_photos,
         "notes": diagnosis.notes,
-        "findings": [asdict(finding) for finding in diagnosis.findings],
+        "findings": [
+            {
+                **asdict(finding),
+                "places": [
+                    {"text": one.text, "photo": str(one.photo) if one.photo else None, "box": one.box}
+                    for one in finding.places
+                ],
+            }
+            for finding in diagnosis.findings
+        ],
         "classes": [asdict(one) for one in diagnosis.classes],
     }
+
+
+def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
+    """Write all findings on one page, with pictures of the first places of each."""
+    photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_photos.items())
+    body = [
+        f"<h1>{html.escape(str(data))}</h1><p>{diagnosis.form.upper()} dataset, photos: {photos}</p>",
+        *(f"<p>{html.escape(note)}</p>" for note in diagnosis.notes),
+        f"<p>{html.escape(_what_training_will_do(diagnosis))}</p>",
+    ]
+    for finding in diagnosis.findings:
+        count = f" ({len(finding.places)})" if finding.places else ""
+        texts = [html.escape(place.text.replace(f"{data}/", "")) for place in finding.places[:_MOST_LISTED]]
+        body += [
+            f"<h2>{finding.severity}: {html.escape(finding.what)}{count}</h2><p>{html.escape(finding.advice)}</p>",
+            gallery_of(list(_pictures(finding))),
+            f"<details><summary>places</summary><p>{'<br>'.join(texts)}</p></details>" if texts else "",
+        ]
+    splits = list(diagnosis.num_photos)
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in ("class", "id", *splits))
+    rows = "".join(
+        f"<tr><td>{html.escape(one.name)}</td><td>{one.category_id}</td>"
+        + "".join(f"<td>{one.objects[split]}</td>" for split in splits)
+        + "</tr>"
+        for one in diagnosis.classes
+    )
+    body.append(f'<h2>Classes</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>')
+    write_text(path, html_page(f"doctor: {data.name}", body))
+
+
+def _pictures(finding: Finding) -> Iterator[tuple[Image.Image, str]]:
+    """The first photos of a finding, with the box at fault."""
+    for place in [place for place in finding.places if place.photo is not None][:_MOST_PICTURES]:
+        assert place.photo is not None
+        try:
+            photo = open_photo(place.photo)
+        except DataError:
+            continue
+        scale = min(1.0, _PICTURE_SIDE / max(photo.size))
+        photo = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))
+        if place.box is not None:
+            photo = draw_boxes(photo, [[value * scale for value in place.box]], [0], [""])
+        yield photo, place.photo.name
 
 
 def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
@@ -92,7 +157,7 @@ def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
         heading = Text.assemble("\n", (f"{finding.severity}: ", _COLOURS[finding.severity]))
         console.print(heading + f"{finding.what}{count}: {finding.advice}", highlight=False)
         for place in finding.places[:_MOST_PLACES]:
-            console.print("  " + place.replace(f"{data}/", ""), markup=False, highlight=False, soft_wrap=True)
+            console.print("  " + place.text.replace(f"{data}/", ""), markup=False, highlight=False, soft_wrap=True)
         if len(finding.places) > _MOST_PLACES:
             console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more", highlight=False)
     console.print()

@@ -1,0 +1,64 @@
+"""Pages in a single HTML file, which open from disk and fetch nothing."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6577; --ground: #fff; --line: #d9dee7; --bar: #3b6fd4 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ef; --soft: #9aa4b5; --ground: #14181f; --line: #2c3442; --bar: #6d9bf1 }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+h1 { font-size: 1.5rem; margin: 0 }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+p { color: var(--soft); margin: .3rem 0 }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .5rem; margin: 0 }
+dl div { border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .6rem }
+dt { color: var(--soft); font-size: .85rem } dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line) }
+td { font-variant-numeric: tabular-nums }
+th:first-child, td:first-child { text-align: left } td.bar { width: 35% }
+td.bar span { display: block; height: .6rem; background: var(--bar); border-radius: .2rem }
+img { max-width: 100%; border-radius: .3rem } .curves { background: #fff; padding: .3rem }
+.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem }
+figure { margin: 0 } figure img { width: 100% } figcaption { color: var(--soft); font-size: .85rem }
+"""
+
+
+def html_page(title: str, body: Sequence[str]) -> str:
+    """Put a page together; `body` is HTML, `title` is text."""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>{''.join(body)}</html>"
+    )
+
+
+def gallery_of(pictures: Sequence[tuple[Image.Image, str]]) -> str:
+    """Pictures in a grid, each with its caption."""
+    figures = "".join(
+        f'<figure><img alt="{html.escape(caption)}" src="{embedded_photo(picture)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for picture, caption in pictures
+    )
+    return f'<div class="photos">{figures}</div>'
+
+
+def embedded_png(content: bytes) -> str:
+    """A PNG as an address of itself."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def embedded_photo(picture: Image.Image) -> str:
+    """A photo, made small, as an address of itself."""
+    small = picture.copy()
+    small.thumbnail((480, 480))
+    buffer = io.BytesIO()
+    small.convert("RGB").save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
