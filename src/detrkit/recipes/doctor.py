@@ -142,8 +142,15 @@ def _pictures(finding: Finding) -> Iterator[tuple[Image.Image, str]]:
         scale = min(1.0, _PICTURE_SIDE / max(photo.size))
         photo = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))
         if place.box is not None:
-            photo = draw_boxes(photo, [[value * scale for value in place.box]], [0], [""])
+            photo = draw_boxes(photo, [_visible([value * scale for value in place.box])], [0], [""])
         yield photo, place.photo.name
+
+
+def _visible(box: list[float]) -> list[float]:
+    """A frame around a box that is too small to be seen."""
+    left, top, right, bottom = box
+    margin = 12.0 if min(right - left, bottom - top) < 8 else 0.0
+    return [left - margin, top - margin, right + margin, bottom + margin]
 
 
 def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
