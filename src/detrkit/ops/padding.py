@@ -18,14 +18,19 @@ def pad_to_batch(images: Sequence[Float[Tensor, "3 _ _"]]) -> tuple[Float[Tensor
         The images, padded with zeros to the largest height and the largest width among them, and the padding mask,
         True on padding.
     """
-    height = max(image.shape[1] for image in images)
-    width = max(image.shape[2] for image in images)
-    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=batch.device)
+    batch, padding_mask = empty_batch([(image.shape[1], image.shape[2]) for image in images])
     for index, image in enumerate(images):
         batch[index, :, : image.shape[1], : image.shape[2]] = image
-        padding_mask[index, : image.shape[1], : image.shape[2]] = False
     return batch, padding_mask
+
+
+def empty_batch(sizes: Sequence[tuple[int, int]]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+    """Make room for images of some sizes, (height, width): zeros, and the padding mask."""
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    padding_mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for index, size in enumerate(sizes):
+        padding_mask[index, : size[0], : size[1]] = False
+    return torch.zeros(len(sizes), 3, height, width), padding_mask
 
 
 def padding_mask_at(

@@ -27,7 +27,8 @@ th:first-child, td:first-child { text-align: left } td.bar { width: 35% }
 td.bar span { display: block; height: .6rem; background: var(--bar); border-radius: .2rem }
 img { max-width: 100%; border-radius: .3rem } .curves { background: #fff; padding: .3rem }
 .photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem }
-figure { margin: 0 } figure img { width: 100% } figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere }
+figure { margin: 0 } figure img { width: 100% }
+figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere }
 details { color: var(--soft); overflow-wrap: anywhere; margin-top: .5rem }
 """
 

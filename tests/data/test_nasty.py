@@ -1,0 +1,103 @@
+"""The malformed inputs of ../shared/data/nasty: legal ones load, the others are named, none crashes or hangs."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.formats.voc import read_voc
+from detrkit.data.formats.yolo import read_yolo
+from detrkit.data.photos import open_photo
+from detrkit.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def nasty(shared: Path) -> Path:
+    return shared / "data" / "nasty"
+
+
+@pytest.fixture(scope="module")
+def manifest(nasty: Path) -> dict[str, Any]:
+    return dict(json.loads((nasty / "MANIFEST.json").read_text()))
+
+
+def named_in(faults: list[DataError]) -> set[str]:
+    """File names that the messages begin with."""
+    return {Path(str(fault).split(": ", 1)[0]).name for fault in faults}
+
+
+def test_yolo_rows(nasty: Path, manifest: dict[str, Any]) -> None:
+    faults: list[DataError] = []
+    split = read_yolo(nasty / "yolo" / "yaml" / "ok.yaml", "train", faults.append)
+    assert split is not None
+    refused = {
+        "commas.txt", "six_columns.txt", "four_columns.txt", "class_out_of_range.txt", "class_negative.txt",
+        "class_name.txt", "pixels.txt", "over_one.txt", "negative_size.txt", "nan.txt", "text.txt",
+    }  # fmt: skip
+    assert named_in(faults) == refused
+    assert len(split.records) == len(list((nasty / "yolo" / "images").iterdir()))
+    loaded = {record.path.stem: len(record.labels) for record in split.records}
+    rows = {Path(name).stem for name in manifest["yolo"] if name.startswith("labels/")} - {"no_image"}
+    assert {stem for stem in rows if f"{stem}.txt" not in refused} <= set(loaded)
+    assert loaded["empty"] == loaded["no_label_file"] == 0
+    assert loaded["duplicates"] == 1
+    assert min(loaded[stem] for stem in ("ok", "bom", "crlf", "scientific", "tabs_and_spaces", "polygon", "mixed")) > 0
+
+
+def test_yolo_settings(nasty: Path) -> None:
+    outcomes = {}
+    for path in sorted((nasty / "yolo" / "yaml").iterdir()):
+        try:
+            read_dataset(path, fault=lambda _fault: None)
+            outcomes[path.stem] = "loaded"
+        except DataError as error:
+            assert "\n" not in str(error)
+            outcomes[path.stem] = "refused"
+    assert outcomes["ok"] == outcomes["names_dict"] == outcomes["list_of_dirs"] == "loaded"
+    for stem in ("empty", "missing_dir", "nc_mismatch", "no_names", "python_tag", "tabs"):
+        assert outcomes[stem] == "refused", stem
+
+
+def test_voc_files(nasty: Path) -> None:
+    faults: list[DataError] = []
+    split = read_voc(nasty / "voc", faults.append)["train"]
+    assert named_in(faults) == {
+        "no_bndbox.xml", "no_name.xml", "inverted.xml", "text_coords.xml", "malformed.xml", "empty.xml",
+        "wrong_root.xml", "external_entity.xml", "entity_expansion.xml",
+    }  # fmt: skip
+    loaded = {record.path.stem: record for record in split.records}
+    for stem in (
+        "ok",
+        "no_size",
+        "size_zero",
+        "floats",
+        "reordered",
+        "no_difficult",
+        "filename_missing",
+        "filename_path",
+    ):
+        assert len(loaded[stem].labels) > 0, stem
+    assert len(loaded["parts"].labels) == 1
+    assert loaded["difficult"].is_crowd.any()
+    assert "root:" not in " ".join(map(str, faults))  # nothing of /etc/passwd was read
+
+
+def test_photos(nasty: Path, manifest: dict[str, Any]) -> None:
+    outcomes: Counter[str] = Counter()
+    for name, facts in manifest["images"].items():
+        path = nasty / "images" / name
+        is_healthy = facts.get("pillow", {}).get("load") == "ok" and "bomb" not in name
+        try:
+            photo = open_photo(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+            assert not is_healthy, f"{name}: {error}"
+            outcomes["refused"] += 1
+        else:
+            assert photo.mode == "RGB"
+            outcomes["loaded"] += 1
+    assert sum(outcomes.values()) == len(manifest["images"])
+    assert outcomes["refused"] == 9
