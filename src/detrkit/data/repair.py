@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detrkit.data.doctor import is_copy
+from detrkit.data.annotation_checks import is_copy
 from detrkit.data.formats.folder import DatasetFolder
 from detrkit.data.records import Record, Split
 from detrkit.errors import DataError

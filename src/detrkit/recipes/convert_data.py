@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from detrkit.data.doctor import splits_of
+from detrkit.data.annotation_checks import splits_of
 from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
 from detrkit.data.formats.write import check_is_free, write_dataset
 

@@ -13,7 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from detrkit.data.doctor import Diagnosis, Finding, examine
+from detrkit.data.annotation_checks import Finding
+from detrkit.data.doctor import Diagnosis, examine
 from detrkit.data.formats.folder import Form
 from detrkit.data.formats.write import check_is_free
 from detrkit.data.photos import open_photo

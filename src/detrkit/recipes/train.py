@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
+from detrkit.data.annotation_checks import examine_annotations
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
-from detrkit.data.doctor import examine_annotations
 from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.transforms import TestTransform, TrainTransform
 from detrkit.errors import CheckpointError, ConfigError
