@@ -122,6 +122,19 @@ def test_faults_of_classes(folder: Path) -> None:
     assert said(diagnosis, "training split does not show") == ("warning", ("square", "triangle"))
 
 
+def test_places_are_shown_from_the_folder_on(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detrkit.cli import main
+
+    change(folder, set_box([5, 5, 0, 7]))
+    monkeypatch.chdir(folder.parent)
+    for data in (folder.name, str(folder)):
+        with pytest.raises(SystemExit):
+            main(["doctor", data, "--workers", "1"])
+        assert "\n  train2017/" in capsys.readouterr().out
+
+
 def test_a_training_split_without_objects(folder: Path) -> None:
     change(folder, lambda document: [entry.update(iscrowd=1) for entry in document["annotations"]])
     assert said(examine(folder, workers=1), "no object in the training split")[0] == "error"

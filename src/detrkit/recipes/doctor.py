@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from detrkit.data.annotation_checks import Finding
+from detrkit.data.annotation_checks import Finding, Place
 from detrkit.data.doctor import Diagnosis, examine
 from detrkit.data.formats.folder import Form
 from detrkit.data.formats.write import check_is_free
@@ -114,7 +114,7 @@ def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
     ]
     for finding in diagnosis.findings:
         count = f" ({len(finding.places)})" if finding.places else ""
-        texts = [html.escape(place.text.replace(f"{data}/", "")) for place in finding.places[:_MOST_LISTED]]
+        texts = [html.escape(_from_folder_on(place, data)) for place in finding.places[:_MOST_LISTED]]
         body += [
             f"<h2>{finding.severity}: {html.escape(finding.what)}{count}</h2><p>{html.escape(finding.advice)}</p>",
             gallery_of(list(_pictures(finding))),
@@ -147,6 +147,11 @@ def _pictures(finding: Finding) -> Iterator[tuple[Image.Image, str]]:
         yield photo, place.photo.name
 
 
+def _from_folder_on(place: Place, data: Path) -> str:
+    """Shorten paths below the dataset folder, which readers may have resolved."""
+    return place.text.replace(f"{data.resolve()}/", "").removeprefix(f"{data}/")
+
+
 def _visible(box: list[float]) -> list[float]:
     """A frame around a box that is too small to be seen."""
     left, top, right, bottom = box
@@ -165,7 +170,7 @@ def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
         heading = Text.assemble("\n", (f"{finding.severity}: ", _COLOURS[finding.severity]))
         console.print(heading + f"{finding.what}{count}: {finding.advice}", highlight=False)
         for place in finding.places[:_MOST_PLACES]:
-            console.print("  " + place.text.replace(f"{data}/", ""), markup=False, highlight=False, soft_wrap=True)
+            console.print("  " + _from_folder_on(place, data), markup=False, highlight=False, soft_wrap=True)
         if len(finding.places) > _MOST_PLACES:
             console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more", highlight=False)
     console.print()
