@@ -25,7 +25,7 @@ class RunLog:
 
         make_folder(folder)
         self.console = console or Console(stderr=True)
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._file = (folder / METRICS_FILE).open("w", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
