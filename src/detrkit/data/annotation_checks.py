@@ -163,9 +163,9 @@ def _of_model(splits: dict[SplitName, Split], num_queries: int, image_size: int,
             num_small += int((sides.max(1, initial=0) < stride).sum())
     if too_many:
         yield Finding(
-            "error",
+            "warning",
             f"photos with more objects than the {num_queries} queries",
-            "train with --set num_queries=NUMBER, twice the most objects of a photo or more",
+            "the rest cannot be found; train with --set num_queries=NUMBER, twice the most objects of a photo or more",
             tuple(too_many),
         )
     if num_small:
