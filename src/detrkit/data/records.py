@@ -20,6 +20,12 @@ def raise_fault(fault: DataError) -> None:
 
 
 SplitName = Literal["train", "val", "test"]
+# what people and exporters call the folder, or the setting, of a split
+SPLIT_FOLDERS: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.records import FaultHandler, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 Form = Literal["coco", "yolo", "voc"]
@@ -19,7 +19,6 @@ _LAYOUTS = (
     "COCO: annotations/instances_train*.json beside folders of photos, train/_annotations.coco.json, or one JSON beside "
     "the photos; YOLO: data.yaml; Pascal VOC: Annotations/*.xml"
 )
-_FOLDERS: dict[SplitName, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,14 @@ def _read_coco(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
         return {"train": read_coco_file(path, _photos_beside(path), fault)}
     official = {
         split: read_coco_split(path, split, fault)
-        for split in _FOLDERS
+        for split in SPLIT_FOLDERS
         if any(path.glob(f"annotations/instances_{split}*.json"))
     }
     if official:
         return official
     exported = {
         split: path / name / "_annotations.coco.json"
-        for split, names in _FOLDERS.items()
+        for split, names in SPLIT_FOLDERS.items()
         for name in names
         if (path / name / "_annotations.coco.json").is_file()
     }
@@ -134,7 +133,7 @@ def _read_yolo(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     file = path if path.is_file() else _yaml_of(path)
     if file is None:
         raise DataError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
-    found = {split: read_yolo(file, split, fault) for split in _FOLDERS}
+    found = {split: read_yolo(file, split, fault) for split in SPLIT_FOLDERS}
     return {split: records for split, records in found.items() if records is not None}
 
 

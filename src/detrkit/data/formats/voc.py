@@ -16,7 +16,7 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
-from detrkit.data.records import FaultHandler, Record, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 _MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
@@ -77,19 +77,18 @@ def _read_categories(root: Path) -> Categories | None:
 
 
 def _files_of(root: Path) -> dict[SplitName, list[Path]]:
-    folders: dict[SplitName, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
     annotations = root / "Annotations"
     if not annotations.is_dir():
         found = {
             split: sorted(path for name in names for path in (root / name).rglob("*.xml"))
-            for split, names in folders.items()
+            for split, names in SPLIT_FOLDERS.items()
         }
         if not found["train"]:
             found["train"] = sorted(root.glob("*.xml"))
         return {split: paths for split, paths in found.items() if paths}
     lists = root / "ImageSets" / "Main"
     splits: dict[SplitName, list[Path]] = {}
-    for split in folders:
+    for split in SPLIT_FOLDERS:
         if (lists / f"{split}.txt").is_file():
             stems = [line.split()[0] for line in (lists / f"{split}.txt").read_text().splitlines() if line.strip()]
             splits[split] = [annotations / f"{PurePosixPath(stem).name}.xml" for stem in stems]

@@ -14,15 +14,9 @@ import yaml
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
-from detrkit.data.records import FaultHandler, Record, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
-_KEYS: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
-_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
 
@@ -42,9 +36,11 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
     """
     content = _read_yaml(path)
     categories = _read_names(content, path)
-    value = next((content[key] for key in _KEYS[split] if content.get(key)), None)
+    value = next((content[key] for key in SPLIT_FOLDERS[split] if content.get(key)), None)
     if value is None:
-        value = next((f"{name}/images" for name in _FOLDERS[split] if (path.parent / name / "images").is_dir()), None)
+        value = next(
+            (f"{name}/images" for name in SPLIT_FOLDERS[split] if (path.parent / name / "images").is_dir()), None
+        )
     if value is None:
         return None
     root = _root(path, content)
