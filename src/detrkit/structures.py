@@ -33,7 +33,7 @@ class Annotations:
 class Sample:
     """One photo with its objects, on the way through the transforms."""
 
-    image: UInt8[Tensor, "3 H W"]
+    image: UInt8[Tensor, "C H W"]
     annotations: Annotations
     image_id: int
     original_size: tuple[int, int]  # (height, width) of the photo on disk, EXIF orientation honoured
@@ -62,7 +62,7 @@ class Target:
 class Batch:
     """Photos padded at the bottom and on the right to a common size, normalised, with their targets."""
 
-    images: Float[Tensor, "B 3 H W"]
+    images: Float[Tensor, "B C H W"]
     padding_mask: Bool[Tensor, "B H W"]
     targets: list[Target]
     image_ids: list[int]

@@ -75,7 +75,7 @@ def test_without_lists_a_fifth_is_set_aside(folder: Path) -> None:
 def test_what_the_file_says_of_its_photo_is_not_trusted(folder: Path, head: str) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), head))
     record = next(
-        one for one in read_dataset(folder).train.records + read_dataset(folder).val.records if one.path.stem == "a"
+        one for one in [*read_dataset(folder).train.records, *read_dataset(folder).val.records] if one.path.stem == "a"
     )
     assert record.size == (90, 100)
     assert record.path == folder / "JPEGImages" / "a.jpg"

@@ -14,7 +14,7 @@ from detrkit.cli import main
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.write import write_dataset
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.records import Record, Records, Split, SplitName
 from detrkit.errors import DataError
 from tests.datasets import write_coco
 
@@ -51,8 +51,8 @@ def test_round_trip(data: st.DataObject, form: Form) -> None:
         Image.new("RGB", (97, 100)).save(other)
         val = data.draw(records(other, 2))
         splits: dict[SplitName, Split] = {
-            "train": Split((content,), CATEGORIES, Path(place)),
-            "val": Split((val,), CATEGORIES, Path(place)),
+            "train": Split(Records.of([content]), CATEGORIES, Path(place)),
+            "val": Split(Records.of([val]), CATEGORIES, Path(place)),
         }
         assert write_dataset(splits, Path(place) / "out", form) == 0
         read = read_dataset(Path(place) / "out")
@@ -80,7 +80,7 @@ def test_crowds(tmp_path: Path) -> None:
     Image.new("RGB", (50, 50)).save(photo)
     boxes = np.array([[1, 1, 20, 20], [5, 5, 30, 30]], np.float32)
     record = Record(1, photo, (50, 50), boxes, np.array([0, 1]), np.array([True, False]))
-    splits: dict[SplitName, Split] = {"train": Split((record,), CATEGORIES, tmp_path)}
+    splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
     for form, left_out in (("coco", 0), ("voc", 0), ("yolo", 1)):
         assert write_dataset(splits, tmp_path / form, form) == left_out  # type: ignore[arg-type]
         read = read_dataset(tmp_path / form).train.records[0]

@@ -35,6 +35,6 @@ def test_the_demo_leaves_a_run_folder(
 
 def test_training_and_test_drawings_never_meet() -> None:
     data = demo.draw_data(20, 20, seed=3)
-    train = {data.train[index].image.numpy().tobytes() for index in range(20)}  # type: ignore[attr-defined]
+    train = {data.train.photos[index].image.numpy().tobytes() for index in range(20)}
     test = {data.test[index].image.numpy().tobytes() for index in range(20)}
     assert not train & test

@@ -100,7 +100,7 @@ def test_refusals(detector: Detector, tmp_path: Path) -> None:
         detector.predict(tmp_path / "missing.jpg")
     with pytest.raises(ConfigError, match="between 0 and 1"):
         detector.predict(photo(0, 64, 64), threshold=50)
-    with pytest.raises(DataError, match="expected uint8 RGB"):
+    with pytest.raises(DataError, match=r"expected uint8, \(H, W, 3\)"):
         detector.predict(np.zeros((8, 8), np.float32))
     with pytest.raises(ConfigError, match="2 categories and a model with 3 classes"):
         Detector.from_model(detector.model, ["a", "b"])

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from detrkit import build_model
+from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.dataset import SampleDataset
+from detrkit.data.sampling import Arrangement
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.transforms import TestTransform
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.coco import BoxScores
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
-from detrkit.recipes.loaders import train_loader
+from detrkit.recipes.loaders import Loader, train_loader
 from detrkit.structures import Batch
 from detrkit.training.optimizer import build_optimizer
 from detrkit.training.run_log import RunLog, read_metrics
@@ -33,9 +35,10 @@ def tiny() -> DETR:
     return build_model("detr-tiny", num_classes=4, encoder_layers=1, decoder_layers=2, num_queries=8)
 
 
-def drawn(settings: TrainingSettings, count: int = 6) -> DataLoader[Batch]:
+def drawn(settings: TrainingSettings, count: int = 6) -> Loader:
     samples = DrawnShapes(count, seed=0, style=DrawingStyle(size=64)).draw_all()
-    return train_loader(SampleDataset(samples), settings, torch.device("cpu"))
+    photos = TrainingPhotos(SampleDataset(samples), TestTransform(64), seed=settings.seed)
+    return train_loader(photos, Arrangement.anything(count), settings, torch.device("cpu"))
 
 
 @dataclass

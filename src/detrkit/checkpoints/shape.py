@@ -35,6 +35,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         num_classes = state["heads.class_head.weight"].shape[0] - 1
         num_queries, width = state["queries.weight"].shape
         feedforward_dim = state["decoder.layers.0.feed_forward.expand.weight"].shape[0]
+        in_channels = state["backbone.body.conv1.weight"].shape[1]
     except KeyError as error:
         raise CheckpointError(
             f"checkpoint: found no entry {error}, which every DETR has; is it another model's?"
@@ -52,6 +53,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         "position_encoding": "sine" if table is None else "learned",
         "position_table_size": 50 if table is None else table.shape[0],
         "backbone": _backbone(state),
+        "in_channels": in_channels,
     }
     try:
         return ModelConfig.model_validate({**inferred, **known})

@@ -17,6 +17,7 @@ from detrkit.checkpoints import huggingface, official
 from detrkit.checkpoints.download import imagenet_weights, published_weights
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
 from detrkit.checkpoints.shape import infer_config
+from detrkit.checkpoints.surgery import with_channels
 from detrkit.data.categories import numbered_categories
 from detrkit.errors import CheckpointError, did_you_mean
 from detrkit.models.detr import DETR
@@ -55,7 +56,9 @@ def load_imagenet_backbone(model: DETR) -> None:
     Raises:
         CheckpointError: there are none for it, or they cannot be fetched.
     """
-    state = _read_pickle(imagenet_weights(model.config.backbone))
+    state = with_channels(
+        _read_pickle(imagenet_weights(model.config.backbone)), model.config.in_channels, "conv1.weight"
+    )
     own = model.backbone.body.state_dict()
     model.backbone.body.load_state_dict({name: t for name, t in state.items() if name in own}, strict=False)
 

@@ -15,9 +15,18 @@ from detrkit.structures import Batch, Sample, Target
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+_MEAN_OF_OTHERS, _DEVIATION_OF_OTHERS = 0.449, 0.226  # grey, infrared, ...: the means of the above
 
 
-def normalize(image: UInt8[Tensor, "3 H W"], out: Float[Tensor, "3 H W"] | None = None) -> Float[Tensor, "3 H W"]:
+def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every channel: ImageNet's for the first three, and their means for any others or for grey."""
+    if channels < len(IMAGENET_MEAN):
+        return (_MEAN_OF_OTHERS,) * channels, (_DEVIATION_OF_OTHERS,) * channels
+    others = channels - len(IMAGENET_MEAN)
+    return IMAGENET_MEAN + (_MEAN_OF_OTHERS,) * others, IMAGENET_DEVIATION + (_DEVIATION_OF_OTHERS,) * others
+
+
+def normalize(image: UInt8[Tensor, "C H W"], out: Float[Tensor, "C H W"] | None = None) -> Float[Tensor, "C H W"]:
     """Scale pixels to 0 .. 1, then to ImageNet's mean and deviation, which the backbones were trained with.
 
     Args:
@@ -26,7 +35,7 @@ def normalize(image: UInt8[Tensor, "3 H W"], out: Float[Tensor, "3 H W"] | None 
     """
     if out is None:
         out = torch.empty(image.shape)
-    for pixels, target, mean, deviation in zip(image, out, IMAGENET_MEAN, IMAGENET_DEVIATION, strict=True):
+    for pixels, target, mean, deviation in zip(image, out, *statistics(len(image)), strict=True):
         torch.mul(pixels, 1 / (255 * deviation), out=target).sub_(mean / deviation)
     return out
 
@@ -41,7 +50,7 @@ def to_target(sample: Sample) -> Target:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Make a batch of samples; a data loader's `collate_fn`."""
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-    images, padding_mask = empty_batch(sizes)
+    images, padding_mask = empty_batch(sizes, channels=samples[0].image.shape[0])
     for image, sample, (height, width) in zip(images, samples, sizes, strict=True):
         normalize(sample.image, out=image[:, :height, :width])
     return Batch(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from detrkit.data.photos import open_photo, photo_to_tensor
+from detrkit.data.photos import RGB, read_pixels
 from detrkit.data.records import Record, Split
 from detrkit.data.transforms import Transform
 from detrkit.errors import DataError
@@ -16,16 +16,24 @@ from detrkit.structures import Annotations, Sample
 class PhotoDataset(Dataset[Sample]):
     """The photos of a split, with their objects."""
 
-    def __init__(self, split: Split, transform: Transform | None = None) -> None:
+    def __init__(self, split: Split, transform: Transform | None = None, channels: int = RGB) -> None:
+        """Make samples of records.
+
+        Args:
+            split: the records.
+            transform: applied to every sample.
+            channels: of the pixels.
+        """
         self.split = split
         self.transform = transform
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.split.records)
 
     def __getitem__(self, index: int) -> Sample:
         record = self.split.records[index]
-        image = photo_to_tensor(open_photo(record.path, record.size))
+        image = read_pixels(record.path, record.size, record.span, self.channels)
         size = (image.shape[1], image.shape[2])
         if size != record.size:
             raise DataError(

@@ -1,48 +1,119 @@
-"""Photos: from a file or an array to a uint8 tensor, upright, in RGB.
+"""Photos: from a file or an array to a uint8 tensor, upright, with as many channels as the model reads.
 
-Untrusted input: a file is decoded by Pillow only after its size has been read from its header.
+Untrusted input: a file is decoded only after its size has been read from its header. Usual photos become RGB; `.npy` arrays
+(H, W, C) and TIFF files of several pages carry any number of channels.
 """
 
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
 from detrkit.errors import DataError
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
+RGB = 3
 _EXIF_ORIENTATION = 0x0112
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow can convert to, by number of channels
 
 
-def open_photo(path: Path | str, annotated_size: tuple[int, int] | None = None) -> Image.Image:
-    """Read a photo, turned upright as its EXIF orientation says.
+def open_photo(
+    path: Path | str, annotated_size: tuple[int, int] | None = None, span: tuple[int, int] | None = None
+) -> Image.Image:
+    """Read a photo in RGB, turned upright as its EXIF orientation says.
 
     Args:
         path: the file.
         annotated_size: (height, width) that the annotations speak of. When only the stored pixels have that size and
             the upright photo has not, the annotations were made on the stored pixels, and the photo is left as it is.
+        span: (offset, length) in bytes of a photo inside a shard, which is the folder of `path`.
 
     Raises:
         DataError: the file is missing, no image, truncated, or unreasonably large.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.suffix.lower() == ".npy":
+        return tensor_to_photo(_read_array(path, span))
+    with _opened(path, span) as image:
+        return as_people_see_it(image, annotated_size)
+
+
+def read_pixels(
+    path: Path | str,
+    annotated_size: tuple[int, int] | None = None,
+    span: tuple[int, int] | None = None,
+    channels: int = RGB,
+) -> UInt8[Tensor, "C H W"]:
+    """Read a photo's pixels with a number of channels.
+
+    Usual photos are converted where Pillow can: to grey (1), RGB (3), RGB with alpha (4). Other numbers must be there: in a
+    `.npy` array, or as pages of a TIFF. Arguments else as in `open_photo`.
+
+    Raises:
+        DataError: as in `open_photo`, or it has another number of channels.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npy":
+        pixels = _read_array(path, span)
+        if len(pixels) != channels:
+            raise DataError(f"{path}: has {len(pixels)} channels, expected {channels}; set in_channels of the model")
+        return pixels
+    with _opened(path, span) as image:
+        return image_to_pixels(image, channels, annotated_size, str(path))
+
+
+def image_to_pixels(
+    image: Image.Image, channels: int = RGB, annotated_size: tuple[int, int] | None = None, where: str = "photo"
+) -> UInt8[Tensor, "C H W"]:
+    """Copy an opened image's pixels, as `read_pixels` does.
+
+    Raises:
+        DataError: it cannot have that many channels.
+    """
+    if channels == RGB:
+        return photo_to_tensor(as_people_see_it(image, annotated_size))
+    return _with_channels(image, channels, annotated_size, where)
+
+
+def photo_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
+    """Read a photo's file, or its part of a shard, as it stands.
+
+    Raises:
+        DataError: it is not there, or the shard ends before it.
+    """
+    try:
+        if span is None:
+            return path.read_bytes()
+        with path.parent.open("rb") as shard:
+            shard.seek(span[0])
+            content = shard.read(span[1])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(content) != span[1]:
+        raise DataError(f"{path}: its shard ends before the photo does; copy the shard again")
+    return content
+
+
+@contextmanager
+def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
+    """Open a photo and see that it is of a reasonable size; whatever its decoding raises becomes a `DataError`."""
+    if span is None and not path.is_file():
         raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path")
+    source = path if span is None else io.BytesIO(photo_bytes(path, span))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to bother anyone
-            with Image.open(path) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise DataError(
-                        f"{path}: the photo has {image.width} x {image.height} pixels, at most {MOST_PIXELS} are read; "
-                        "make it smaller or cut it into tiles"
-                    )
-                return as_people_see_it(image, annotated_size)
+            with Image.open(source) as image:
+                _check_size(image.height, image.width, path)
+                yield image
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -53,12 +124,23 @@ def open_photo(path: Path | str, annotated_size: tuple[int, int] | None = None) 
         ) from None
 
 
+def _check_size(height: int, width: int, where: Path | str) -> None:
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{where}: the photo has {width} x {height} pixels, at most {MOST_PIXELS} are read; "
+            "make it smaller or cut it into tiles"
+        )
+
+
 def photo_size(path: Path) -> tuple[int, int]:
     """Read (height, width) of a photo, upright, from its header, without decoding it.
 
     Raises:
         DataError: it is missing or no image.
     """
+    if path.suffix.lower() == ".npy":
+        pixels = _map_array(path)
+        return pixels.shape[0], pixels.shape[1]
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
@@ -78,9 +160,55 @@ def photo_to_tensor(photo: Image.Image) -> UInt8[Tensor, "3 H W"]:
     return torch.from_numpy(np.array(_to_rgb(photo))).permute(2, 0, 1)
 
 
-def tensor_to_photo(image: UInt8[Tensor, "3 H W"]) -> Image.Image:
-    """Copy a tensor's pixels into a photo."""
-    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+def tensor_to_photo(image: UInt8[Tensor, "C H W"]) -> Image.Image:
+    """Copy a tensor's pixels into a photo that people can look at: its first three channels, or its first as grey."""
+    colours = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
+    return Image.fromarray(colours.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def _with_channels(
+    image: Image.Image, channels: int, annotated_size: tuple[int, int] | None, where: str
+) -> UInt8[Tensor, "C H W"]:
+    pages = getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and pages == channels > 1:
+        _check_size(image.height * channels, image.width, where)
+        layers = [_upright(page, annotated_size) for page in ImageSequence.Iterator(image)]
+        if len({layer.size for layer in layers}) > 1:
+            raise DataError(f"{where}: its {pages} pages differ in size, expected one page per channel")
+        return torch.from_numpy(np.stack([np.array(_to_eight_bits(layer).convert("L")) for layer in layers]))
+    if channels not in _MODES:
+        raise DataError(
+            f"{where}: a photo of mode {image.mode} and {pages} pages has no {channels} channels; expected a .npy array "
+            "(height, width, channels) or a TIFF of as many pages"
+        )
+    upright = _upright(image, annotated_size)
+    converted = (_to_rgb(upright) if channels == 1 else _to_eight_bits(upright)).convert(_MODES[channels])
+    return torch.from_numpy(np.array(converted).reshape(*converted.size[::-1], channels)).permute(2, 0, 1)
+
+
+def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H W"]:
+    """Read (H, W, C) or (H, W) of 8 or 16 bits."""
+    pixels = _map_array(path, span)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    eight_bits = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else np.array(pixels)
+    return torch.from_numpy(eight_bits).permute(2, 0, 1)
+
+
+def _map_array(path: Path, span: tuple[int, int] | None = None) -> np.ndarray:
+    """Open a .npy file without reading its pixels, and see what it holds; objects, which could run code, are refused."""
+    try:
+        if span is None:
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            pixels = np.load(io.BytesIO(photo_bytes(path, span)), allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as an array ({_one_line(error)})") from None
+    if not isinstance(pixels, np.ndarray) or pixels.ndim not in (2, 3) or pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
+    if not pixels.size or (pixels.ndim == 3 and pixels.shape[2] > pixels.shape[0] * pixels.shape[1]):
+        raise DataError(f"{path}: found the shape {pixels.shape}, expected (height, width, channels)")
+    _check_size(pixels.size // RGB, 1, path)
+    return pixels
 
 
 def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Image.Image:
@@ -91,11 +219,16 @@ def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Imag
     return ImageOps.exif_transpose(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I", "F"):  # 16-bit and floating-point grey: convert() would clip instead of scaling
         grey = np.asarray(image, dtype=np.float64)
         top = 65535.0 if image.mode != "F" or grey.max() > 1 else 1.0
-        image = Image.fromarray(np.clip(np.nan_to_num(grey) / top * 255, 0, 255).astype(np.uint8))
+        return Image.fromarray(np.clip(np.nan_to_num(grey) / top * 255, 0, 255).astype(np.uint8))
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = _to_eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

@@ -1,11 +1,14 @@
-"""What is known about a photo before it is opened."""
+"""What is known about a photo before it is opened; of a million objects, in a few flat arrays."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from detrkit.data.categories import Categories
 from detrkit.errors import DataError
@@ -34,11 +37,12 @@ class Record:
 
     Attributes:
         image_id: the dataset's own id.
-        path: where the photo lies.
+        path: where the photo lies; `shard.tar/name.jpg` for one inside a shard.
         size: (height, width) that the annotation file claims.
         boxes: (N, 4) float32, xyxy in pixels, degenerate and crowd boxes included.
         labels: (N,) int64, 0 .. K-1.
         is_crowd: (N,) bool; a crowd box surrounds many objects and belongs to no query.
+        span: (offset, length) in bytes of the photo inside its shard; None for a file of its own.
     """
 
     image_id: int
@@ -47,12 +51,120 @@ class Record:
     boxes: np.ndarray
     labels: np.ndarray
     is_crowd: np.ndarray
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The annotations of P photos with N objects, flat.
+
+    Tensors, although nothing is computed with them: processes that read photos share their memory, whether they are
+    forked (nobody writes to these pages) or started anew (torch passes a tensor by its place in shared memory).
+    """
+
+    image_ids: Tensor  # (P,) int64
+    sizes: Tensor  # (P, 2) int64, (height, width)
+    spans: Tensor  # (P, 2) int64, -1 for files of their own
+    path_bytes: Tensor  # uint8, all paths one after the other
+    path_ends: Tensor  # (P + 1,) int64: path i lies from path_ends[i] to path_ends[i + 1]
+    object_ends: Tensor  # (P + 1,) int64, alike for the objects
+    boxes: Tensor  # (N, 4) float32
+    labels: Tensor  # (N,) int32
+    is_crowd: Tensor  # (N,) bool
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory they take."""
+        return sum(column.numel() * column.element_size() for column in vars(self).values())
+
+
+class Records(Sequence[Record]):
+    """The photos of a split, in order; a `Record` is put together when it is asked for.
+
+    A million objects take about 25 MB, where as many small arrays would take a gigabyte, once for every worker.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Records":
+        """Lay records out flat."""
+        kept = list(records)
+        paths = [os.fsencode(record.path) for record in kept]
+        return cls(
+            Columns(
+                image_ids=torch.tensor([record.image_id for record in kept], dtype=torch.int64),
+                sizes=torch.tensor([record.size for record in kept], dtype=torch.int64).reshape(-1, 2),
+                spans=torch.tensor([record.span or (-1, -1) for record in kept], dtype=torch.int64).reshape(-1, 2),
+                path_bytes=torch.frombuffer(bytearray(b"".join(paths) or b"\0"), dtype=torch.uint8),
+                path_ends=_ends([len(path) for path in paths]),
+                object_ends=_ends([len(record.labels) for record in kept]),
+                boxes=torch.from_numpy(_joined([r.boxes for r in kept], np.float32).reshape(-1, 4)),
+                labels=torch.from_numpy(_joined([r.labels for r in kept], np.int32)),
+                is_crowd=torch.from_numpy(_joined([r.is_crowd for r in kept], np.bool_)),
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns.image_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+
+    def __getitem__(self, index: int | slice) -> "Record | Records":
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        columns = self.columns
+        first, end = columns.object_ends[index : index + 2].tolist()
+        height, width = columns.sizes[index].tolist()
+        offset, length = columns.spans[index].tolist()
+        return Record(
+            image_id=int(columns.image_ids[index]),
+            path=self.path(index),
+            size=(height, width),
+            boxes=columns.boxes[first:end].numpy(),
+            labels=columns.labels[first:end].numpy().astype(np.int64),
+            is_crowd=columns.is_crowd[first:end].numpy(),
+            span=None if offset < 0 else (offset, length),
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def path(self, index: int) -> Path:
+        """Where a photo lies."""
+        first, end = self.columns.path_ends[index : index + 2].tolist()
+        return Path(os.fsdecode(self.columns.path_bytes[first:end].numpy().tobytes()))
+
+    def select(self, indices: Iterable[int]) -> "Records":
+        """Keep some photos, in the order of `indices`."""
+        return Records.of(self[index] for index in indices)
+
+    @property
+    def image_ids(self) -> list[int]:
+        """The dataset's own ids."""
+        return self.columns.image_ids.tolist()
 
 
 @dataclass(frozen=True)
 class Split:
     """One part of a dataset: its photos, its categories, and the annotation file they came from."""
 
-    records: tuple[Record, ...]
+    records: Records
     categories: Categories
     source: Path
+
+
+def _ends(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+
+
+def _joined(parts: Sequence[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate(parts).astype(kind) if parts else np.zeros(0, kind)

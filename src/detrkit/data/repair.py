@@ -7,7 +7,7 @@ import numpy as np
 
 from detrkit.data.annotation_checks import is_copy
 from detrkit.data.formats.folder import DatasetFolder
-from detrkit.data.records import Record, Split
+from detrkit.data.records import Record, Records, Split
 from detrkit.errors import DataError
 
 
@@ -48,7 +48,7 @@ def _repaired_split(split: Split, unusable: frozenset[Path], counts: RepairCount
     counts.photos += len(split.records) - len(usable)
     if not usable:
         raise DataError(f"{split.source}: none of {len(split.records)} photos can be used, so nothing can be mended")
-    return replace(split, records=tuple(_repaired_record(record, counts) for record in usable))
+    return replace(split, records=Records.of(_repaired_record(record, counts) for record in usable))
 
 
 def _repaired_record(record: Record, counts: RepairCounts) -> Record:

@@ -62,7 +62,7 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     """Cut out a rectangle; objects without any area inside it are dropped."""
     cropped = _apply(sample, lambda x: transforms.crop(x, top, left, height, width))
     boxes = cropped.annotations.boxes
-    return replace(cropped, annotations=_keep(cropped.annotations, (boxes[:, 2:] > boxes[:, :2]).all(1)))
+    return replace(cropped, annotations=keep(cropped.annotations, (boxes[:, 2:] > boxes[:, :2]).all(1)))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RandomResize:
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
         short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
-        return resize(sample, resized_size(_size(sample), short_side, self.long_side_at_most))
+        return resize(sample, resized_size(size_of(sample), short_side, self.long_side_at_most))
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ class RandomSizeCrop:
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        height, width = (self._side(side) for side in _size(sample))
+        height, width = (self._side(side) for side in size_of(sample))
         top, left = (
-            int(torch.randint(whole - part + 1, ())) for whole, part in zip(_size(sample), (height, width), strict=True)
+            int(torch.randint(whole - part + 1, ()))
+            for whole, part in zip(size_of(sample), (height, width), strict=True)
         )
         return crop(sample, top, left, height, width)
 
@@ -149,17 +150,18 @@ class TestTransform:
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
         limit = round(LONG_SIDE_AT_MOST * self.image_size / TEST_SHORT_SIDE)
-        return resize(sample, resized_size(_size(sample), self.image_size, limit))
+        return resize(sample, resized_size(size_of(sample), self.image_size, limit))
 
 
-def _size(sample: Sample) -> tuple[int, int]:
+def size_of(sample: Sample) -> tuple[int, int]:
+    """(height, width) of a sample as it is now."""
     return sample.image.shape[1], sample.image.shape[2]
 
 
 def _apply(sample: Sample, operation: Callable[[Tensor], Tensor]) -> Sample:
     """Apply a torchvision operation to the image, the boxes and the masks alike."""
     annotations = sample.annotations
-    boxes = tv_tensors.BoundingBoxes(annotations.boxes, format="XYXY", canvas_size=_size(sample))
+    boxes = tv_tensors.BoundingBoxes(annotations.boxes, format="XYXY", canvas_size=size_of(sample))
     masks = annotations.masks
     return replace(
         sample,
@@ -172,6 +174,7 @@ def _apply(sample: Sample, operation: Callable[[Tensor], Tensor]) -> Sample:
     )
 
 
-def _keep(annotations: Annotations, chosen: Bool[Tensor, "N"]) -> Annotations:
+def keep(annotations: Annotations, chosen: Bool[Tensor, "N"]) -> Annotations:
+    """Leave out the objects that are not chosen."""
     masks = annotations.masks
     return Annotations(annotations.boxes[chosen], annotations.labels[chosen], None if masks is None else masks[chosen])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import overload
 
 import torch
+from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,7 @@ from detrkit.checkpoints.file import Checkpoint, Preprocessing
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
-from detrkit.data.photos import as_people_see_it, open_photo, photo_to_tensor
+from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
 from detrkit.models.detr import DETR
@@ -98,8 +99,9 @@ class Detector:
         """Find the objects in one photo, or in each of several.
 
         Args:
-            photos: path, Pillow image, (H, W, 3) uint8 array in RGB or (3, H, W) uint8 tensor; or a list of them, which
-                is predicted as one batch. A photo's objects do not depend on the others in its batch.
+            photos: path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor, with the model's number of
+                channels (RGB); or a list of them, which is predicted as one batch. A photo's objects do not depend on
+                the others in its batch.
             threshold: least score of an object to be returned, 0 .. 1.
 
         Raises:
@@ -114,9 +116,9 @@ class Detector:
 
     @torch.inference_mode()
     def _predict_batch(self, photos: Sequence[Photo], threshold: float) -> list[Detections]:
-        opened = [_open(photo) for photo in photos]
+        opened = [_open(photo, self.model.config.in_channels) for photo in photos]
         transform = TestTransform(self.preprocessing.image_size)
-        batch = collate([transform(_to_sample(photo)) for photo in opened]).to(self.device)
+        batch = collate([transform(_to_sample(pixels)) for pixels in opened]).to(self.device)
         padding_mask = batch.padding_mask if batch.is_padded else None
         predictions = self.model(batch.images, padding_mask, exact_padding=self.preprocessing.exact_padding)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
@@ -126,27 +128,27 @@ class Detector:
                 scores=one.scores,
                 labels=one.labels,
                 names=one.names,
-                image=image,
+                image=tensor_to_photo(pixels),
                 path=str(photo) if isinstance(photo, Path | str) else None,
             )
-            for one, image, photo in zip(found, opened, photos, strict=True)
+            for one, pixels, photo in zip(found, opened, photos, strict=True)
         ]
 
 
-def _open(photo: Photo) -> Image.Image:
+def _open(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
     if isinstance(photo, Path | str):
-        return open_photo(photo)
+        return read_pixels(photo, channels=channels)
     if isinstance(photo, Image.Image):
-        return as_people_see_it(photo)
-    pixels = photo.movedim(0, -1).cpu().numpy() if isinstance(photo, Tensor) else photo
-    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != "uint8":
+        return image_to_pixels(photo, channels)
+    shape = photo.shape if isinstance(photo, Tensor) else photo.shape[-1:] + photo.shape[:-1]
+    if len(shape) != 3 or shape[0] != channels or str(photo.dtype).removeprefix("torch.") != "uint8":
         raise DataError(
             f"photo: found an array of shape {tuple(photo.shape)} and type {photo.dtype}, "
-            "expected uint8 RGB, (H, W, 3) as an array or (3, H, W) as a tensor"
+            f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
         )
-    return Image.fromarray(pixels)
+    return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
 
 
-def _to_sample(photo: Image.Image) -> Sample:
+def _to_sample(pixels: UInt8[Tensor, "C H W"]) -> Sample:
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(photo_to_tensor(photo), nothing, 0, (photo.height, photo.width))
+    return Sample(pixels, nothing, 0, (pixels.shape[1], pixels.shape[2]))

@@ -1,6 +1,6 @@
 """The backbone (paper, section 3.2): images -> feature maps of several strides.
 
-torchvision's ResNets, with frozen batch norm unless they are trained from scratch. Input (B, 3, H, W); output one feature
+torchvision's ResNets, with frozen batch norm unless they are trained from scratch. Input (B, C, H, W); output one feature
 map per stage, of strides 4, 8, 16, 32 (16 twice with `dilation`, the paper's DC5).
 """
 
@@ -31,7 +31,7 @@ class TinyResNet(resnet.ResNet):
         self, norm_layer: type[nn.Module], dilation: bool = False, widths: tuple[int, int, int] = (32, 64, 128)
     ) -> None:
         super().__init__(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
-        self.conv1 = nn.Conv2d(3, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
+        self.conv1 = _first_convolution(3, widths[0])
         self.bn1 = norm_layer(widths[0])
         self.inplanes = widths[0]
         self.layer1 = self._make_layer(resnet.BasicBlock, widths[0], 1)
@@ -57,6 +57,7 @@ class ResNetBackbone(nn.Module):
         normalization: Normalization = "frozen",
         dilation: bool = False,
         frozen_stages: int = 2,
+        in_channels: int = 3,
     ) -> None:
         """Build the backbone with random weights.
 
@@ -67,6 +68,7 @@ class ResNetBackbone(nn.Module):
             dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
             frozen_stages: how many parts, counted from the image, are not trained: the stem is the first, `layer1` the
                 second; 2 as published, 0 to train everything.
+            in_channels: of the images.
 
         Raises:
             ConfigError: dilation is asked of a ResNet that torchvision cannot dilate.
@@ -74,6 +76,8 @@ class ResNetBackbone(nn.Module):
         super().__init__()
         self.body = _build_body(name, normalization, dilation)
         del self.body.avgpool, self.body.fc
+        if in_channels != self.body.conv1.in_channels:
+            self.body.conv1 = _first_convolution(in_channels, self.body.conv1.out_channels)
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
         for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
@@ -85,7 +89,7 @@ class ResNetBackbone(nn.Module):
         return [module for name, module in self.body.named_children() if name.startswith("layer")]
 
     def forward(
-        self, images: Float[Tensor, "B 3 H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
+        self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
     ) -> list[Float[Tensor, "B _ _ _"]]:
         """Compute one feature map per stage.
 
@@ -114,6 +118,12 @@ def _build_body(name: BackboneName, normalization: Normalization, dilation: bool
         raise ConfigError(f"backbone {name!r} cannot be dilated; dilation works with resnet50 and resnet101")
     block, blocks = _BLOCKS_OF_STAGES[name]
     return resnet.ResNet(block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation])
+
+
+def _first_convolution(in_channels: int, width: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
 
 
 def _stem(body: resnet.ResNet) -> Iterator[nn.Module]:

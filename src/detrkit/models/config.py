@@ -18,6 +18,7 @@ class ModelConfig(BaseModel):
     )
     num_queries: int = Field(100, ge=1, le=100_000, description="objects that can be found in one photo, at most")
     backbone: BackboneName = Field("resnet50", description="which ResNet reads the photo")
+    in_channels: int = Field(3, ge=1, le=1000, description="of the photos: 3 for RGB, 1 for grey")
     backbone_normalization: Normalization = Field(
         "frozen", description="'frozen' for pretrained weights, 'batch' when trained from scratch"
     )

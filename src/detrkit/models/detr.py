@@ -45,7 +45,7 @@ class DETR(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B C H W"],
         padding_mask: Bool[Tensor, "B H W"] | None = None,
         *,
         exact_padding: bool = False,

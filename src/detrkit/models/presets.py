@@ -94,7 +94,11 @@ def model_from_config(config: ModelConfig) -> DETR:
     width = config.hidden_dim
     layer = (width, config.num_heads, config.feedforward_dim, config.dropout, config.pre_norm)
     backbone = ResNetBackbone(
-        config.backbone, config.backbone_normalization, config.dilation, config.frozen_backbone_stages
+        config.backbone,
+        config.backbone_normalization,
+        config.dilation,
+        config.frozen_backbone_stages,
+        config.in_channels,
     )
     parts = Parts(
         backbone=backbone,

@@ -11,26 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def pad_to_batch(images: Sequence[Float[Tensor, "3 _ _"]]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+def pad_to_batch(images: Sequence[Float[Tensor, "C _ _"]]) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"]]:
     """Stack images of different sizes.
 
     Returns:
         The images, padded with zeros to the largest height and the largest width among them, and the padding mask,
         True on padding.
     """
-    batch, padding_mask = empty_batch([(image.shape[1], image.shape[2]) for image in images])
+    batch, padding_mask = empty_batch([(image.shape[1], image.shape[2]) for image in images], channels=len(images[0]))
     for index, image in enumerate(images):
         batch[index, :, : image.shape[1], : image.shape[2]] = image
     return batch, padding_mask
 
 
-def empty_batch(sizes: Sequence[tuple[int, int]]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+def empty_batch(
+    sizes: Sequence[tuple[int, int]], channels: int = 3
+) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"]]:
     """Make room for images of some sizes, (height, width): zeros, and the padding mask."""
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     padding_mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
     for index, size in enumerate(sizes):
         padding_mask[index, : size[0], : size[1]] = False
-    return torch.zeros(len(sizes), 3, height, width), padding_mask
+    return torch.zeros(len(sizes), channels, height, width), padding_mask
 
 
 def padding_mask_at(

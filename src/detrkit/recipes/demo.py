@@ -6,15 +6,18 @@ from pathlib import Path
 from rich.console import Console
 from torch.utils.data import Dataset
 
+from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.photos import tensor_to_photo
+from detrkit.data.sampling import Arrangement
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.data.transforms import RandomFlip, TestTransform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.files import replacing
 from detrkit.recipes.config import RunConfig
-from detrkit.recipes.train import RunData, refuse_used_folder, run_training
+from detrkit.recipes.data import RunData
+from detrkit.recipes.train import refuse_used_folder, run_training
 from detrkit.structures import Sample
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import TrainingResult
@@ -72,7 +75,8 @@ def draw_data(num_train: int, num_test: int, seed: int) -> RunData:
     train = [to_model(without_masks(one)) for one in DrawnShapes(num_train, 2 * seed, STYLE).draw_all()]
     test = [without_masks(one) for one in DrawnShapes(num_test, 2 * seed + 1, STYLE).draw_all()]
     return RunData(
-        train=SampleDataset(train, RandomFlip()),
+        train=TrainingPhotos(SampleDataset(train), RandomFlip(), seed=seed),
+        arrangement=Arrangement.anything(num_train),
         test=SampleDataset(test, to_model),
         pictures=SampleDataset(test),
         annotations=annotations_of_samples(test, SHAPES),

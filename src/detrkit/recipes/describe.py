@@ -92,7 +92,7 @@ def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
         module.register_forward_hook(note(part))
     # fused attention is not counted on the meta device; its plain form is, and does the same work
     with FlopCounterMode(display=False, depth=8) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(torch.empty(1, 3, *size, device="meta"))
+        model(torch.empty(1, config.in_channels, *size, device="meta"))
     counts = {re.sub(r"^DETR\.", "", name): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return [
         Stage(

@@ -50,7 +50,7 @@ def evaluate_source(
     _check_categories(checkpoint.categories, records.categories, records.source)
 
     model = checkpoint.build().to(chosen_device)
-    dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size))
+    dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels)
     batches = evaluation_loader(dataset, batch_size, workers)
     steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
     exact_padding = checkpoint.preprocessing.exact_padding
@@ -59,7 +59,7 @@ def evaluate_source(
         console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
     if output is not None:
         write_text(output, json.dumps(results))
-    image_ids = [record.image_id for record in records.records]
+    image_ids = records.records.image_ids
     scores = evaluate_boxes(annotations_of_split(records), results, image_ids)
     print_scores(scores, console)
     return scores

@@ -59,7 +59,7 @@ def _draw_predictions(detector: Detector, pictures: Dataset[Sample], folder: Pat
             continue  # evaluation has told of it
         photo = tensor_to_photo(sample.image)
         scale = max(1, min(math.ceil(SMALLEST_PICTURE / min(photo.size)), LARGEST_PICTURE // max(photo.size)))
-        detections = detector.predict(photo, THRESHOLD)
+        detections = detector.predict(sample.image, THRESHOLD)
         large = photo.resize((photo.width * scale, photo.height * scale))
         boxes = (sample.annotations.boxes * scale).tolist()
         with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
+from detrkit.data.sampling import Arrangement, Readers, TrainBatches
 from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.structures import Batch, Sample
 from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
@@ -21,9 +24,9 @@ class _ErrorsAsValues(Dataset[Sample | DetrkitError]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
 
-    def __getitem__(self, index: int) -> Sample | DetrkitError:
+    def __getitem__(self, key: Any) -> Sample | DetrkitError:
         try:
-            return self.dataset[index]
+            return self.dataset[key]
         except DetrkitError as error:
             return error
 
@@ -53,8 +56,21 @@ class Loader:
         skipped: what was wrong with the photos that were left out, each once.
     """
 
-    def __init__(self, loader: DataLoader[Sample | DetrkitError], most_unreadable: float) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Sample | DetrkitError],
+        most_unreadable: float,
+        order: TrainBatches | None = None,
+    ) -> None:
+        """Read from a loader.
+
+        Args:
+            loader: hands over errors as values.
+            most_unreadable: share of the photos.
+            order: of training batches; every iteration is its next epoch.
+        """
         self._loader = loader
+        self._order = order
         self._num_photos = len(loader.dataset)  # type: ignore[arg-type]
         self._most_unreadable = most_unreadable
         self.skipped: list[str] = []
@@ -62,8 +78,13 @@ class Loader:
     def __len__(self) -> int:
         return len(self._loader)
 
+    def start_at(self, epoch: int, first: int) -> None:
+        """Go on with an epoch (from 1) after some of its batches."""
+        assert self._order is not None, "only training goes on where it stopped"
+        self._order.epoch, self._order.first = epoch, first
+
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over one epoch.
+        """Iterate over one epoch, or what is left of it.
 
         Raises:
             DataError: more photos than allowed could not be read.
@@ -75,25 +96,25 @@ class Loader:
                 raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
             if loaded.batch is not None:
                 yield loaded.batch
+        if self._order is not None:
+            self.start_at(self._order.epoch + 1, 0)
 
 
-def train_loader(dataset: Dataset[Sample], settings: TrainingSettings, device: torch.device) -> Loader:
-    """Batches in a new random order every epoch; the last, smaller one is left out unless it is the only one."""
-    guarded = _ErrorsAsValues(dataset)
-    return Loader(
-        DataLoader(
-            guarded,
-            batch_size=settings.batch_size,
-            shuffle=True,
-            drop_last=len(guarded) > settings.batch_size,
-            num_workers=settings.workers,
-            persistent_workers=settings.workers > 0,
-            collate_fn=_collate,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator().manual_seed(settings.seed),
-        ),
-        settings.most_unreadable,
+def train_loader(
+    photos: TrainingPhotos, arrangement: Arrangement, settings: TrainingSettings, device: torch.device
+) -> Loader:
+    """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one."""
+    order = TrainBatches(arrangement, settings.batch_size, settings.seed, Readers(workers=settings.workers))
+    loader = DataLoader(
+        _ErrorsAsValues(photos),
+        batch_sampler=order,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's randomness
     )
+    return Loader(loader, settings.most_unreadable, order)
 
 
 def evaluation_loader(
@@ -113,6 +134,7 @@ def evaluation_loader(
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_collate,
+            generator=torch.Generator(),
         ),
         most_unreadable,
     )

@@ -1,25 +1,19 @@
 """A training run put together: config -> data, model, loss, loop -> run folder."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.data import Dataset
 
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
-from detrkit.data.annotation_checks import examine_annotations
+from detrkit.checkpoints.surgery import with_channels
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import PhotoDataset
-from detrkit.data.formats.folder import DatasetFolder, read_dataset
-from detrkit.data.transforms import TestTransform, TrainTransform
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.evaluation.coco import BoxScores, annotations_of_split, evaluate_boxes
+from detrkit.evaluation.coco import BoxScores, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.files import make_folder, write_text
 from detrkit.losses.matcher import HungarianMatcher
@@ -27,9 +21,9 @@ from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
 from detrkit.recipes.config import RunConfig, write_config
+from detrkit.recipes.data import RunData, open_data
 from detrkit.recipes.finish import finish_run
 from detrkit.recipes.loaders import choose_device, evaluation_loader, train_loader
-from detrkit.structures import Sample
 from detrkit.training.run_log import RunLog
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import RunHooks, Trainer, TrainingResult
@@ -44,19 +38,6 @@ TINY_DEFAULTS = {
     "warmup_steps": 50,
     "class_weight": 2.0,
 }
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run learns from and is judged by."""
-
-    train: Dataset[Sample]
-    test: Dataset[Sample]
-    pictures: Dataset[Sample]  # the test photos as people see them
-    annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
-    test_ids: list[int]
-    categories: Categories
-    notes: tuple[str, ...] = ()  # what was decided while reading
 
 
 def train(config: RunConfig, output: Path, console: Console | None = None) -> TrainingResult:
@@ -79,43 +60,6 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
     return run_training(config, data, output, console)
 
 
-def open_data(config: RunConfig) -> RunData:
-    """Read the annotations of a dataset folder.
-
-    Raises:
-        DataError: the folder is missing or malformed.
-    """
-    settings = config.training
-    folder = read_dataset(config.data, config.format, settings.seed)
-    train_split, test_split = folder.train, folder.val
-    test_transform = TestTransform(settings.image_size)
-    if settings.overfit:
-        chosen = train_split.records[: settings.overfit]
-        few = replace(train_split, records=chosen)
-        dataset = PhotoDataset(few, test_transform)
-        ids = [record.image_id for record in chosen]
-        return RunData(dataset, dataset, PhotoDataset(few), annotations_of_split(few), ids, few.categories)
-    return RunData(
-        PhotoDataset(train_split, TrainTransform(settings.image_size) if settings.augment else test_transform),
-        PhotoDataset(test_split, test_transform),
-        PhotoDataset(test_split),
-        annotations_of_split(test_split),
-        [record.image_id for record in test_split.records],
-        train_split.categories,
-        (*folder.notes, *_warnings(folder, config)),
-    )
-
-
-def _warnings(folder: DatasetFolder, config: RunConfig) -> Iterator[str]:
-    """What the doctor says without opening a photo, a line each."""
-    model = preset_config(config.model, **config.model_settings)
-    size = config.training.image_size
-    for finding in examine_annotations(folder, num_queries=model.num_queries, image_size=size, stride=model.stride):
-        if finding.severity != "note":
-            first = f"; first {finding.places[0]}" if finding.places else ""
-            yield f"{finding.severity}: {finding.what} ({len(finding.places)}): {finding.advice}{first}"
-
-
 def run_training(config: RunConfig, data: RunData, output: Path, console: Console | None = None) -> TrainingResult:
     """Train on data that is already open, and leave a run folder.
 
@@ -128,7 +72,7 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     torch.manual_seed(settings.seed)
     model = build_for(config, data.categories)
 
-    loader = train_loader(data.train, settings, device)
+    loader = train_loader(data.train, data.arrangement, settings, device)
     test_batches = evaluation_loader(data.test, settings.batch_size, settings.workers, settings.most_unreadable)
     preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
 
@@ -183,7 +127,7 @@ def build_for(config: RunConfig, categories: Categories) -> DETR:
         load_imagenet_backbone(model)
     elif config.weights is not None:
         try:
-            load_state(model, read_checkpoint(config.weights).state)
+            load_state(model, with_channels(read_checkpoint(config.weights).state, model.config.in_channels))
         except CheckpointError as error:
             raise CheckpointError(f"--weights {config.weights}: {error}") from None
     return model

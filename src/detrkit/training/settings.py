@@ -27,6 +27,18 @@ class TrainingSettings(BaseModel):
         description="shorter side of photos in tests, pixels; training sizes follow (detr-tiny: 256)",
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
+    photometric: float = Field(default=0.0, ge=0, le=1, description="share of photos with other colours and brightness")
+    scale_jitter: float = Field(
+        default=0.0, ge=0, le=1, description="share of photos resized by 0.1 to 2, in place of the paper's resizing"
+    )
+    mosaic: float = Field(default=0.0, ge=0, le=1, description="share of samples put together from four photos")
+    mixup: float = Field(default=0.0, ge=0, le=1, description="share of samples blended with another photo")
+    strong_until: float = Field(
+        default=0.9, ge=0, le=1, description="share of the run after which the last four are off"
+    )
+    group_by_shape: bool = Field(
+        default=True, description="batches of tall or of wide photos, which need less padding; false: as published"
+    )
     overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
     class_weight: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
     box_weight: float = Field(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.records import FaultHandler, Record, Split, SplitName, raise_fault
+from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
@@ -68,7 +68,7 @@ def read_coco_file(path: Path | str, photos: Path | str, fault: FaultHandler = r
         )
     categories = _read_categories(content["categories"], path)
     of_image = _read_annotations(content["annotations"], categories, path, fault)
-    records = tuple(_read_images(content["images"], of_image, photos, path, fault))
+    records = Records.of(_read_images(content["images"], of_image, photos, path, fault))
     if not records:
         raise DataError(f"{path}: found no images, expected at least one")
     if of_image:
@@ -200,6 +200,8 @@ def _inside(root: Path, file_name: str, where: str) -> Path:
 def _integer(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise DataError(f"{where}: found {_short(value)}, expected an integer")
+    if not -(2**63) <= value < 2**63:
+        raise DataError(f"{where}: found {_short(value)}, expected an integer of at most 64 bits")
     return value
 
 

@@ -10,7 +10,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 Form = Literal["coco", "yolo", "voc"]
@@ -185,7 +185,7 @@ def _without_groups(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
     categories = Categories(first.ids[1:], first.names[1:])
     return {
         name: Split(
-            tuple(replace(record, labels=record.labels - 1) for record in split.records), categories, split.source
+            Records.of(replace(record, labels=record.labels - 1) for record in split.records), categories, split.source
         )
         for name, split in splits.items()
     }
@@ -206,6 +206,6 @@ def _set_aside(split: Split, seed: int) -> tuple[Split, Split]:
             chosen.add(index)
             photos_left.subtract(classes[index])
     chosen = chosen or {order[0]}
-    val = tuple(record for index, record in enumerate(split.records) if index in chosen)
-    train = tuple(record for index, record in enumerate(split.records) if index not in chosen)
+    val = split.records.select(sorted(chosen))
+    train = split.records.select(index for index in range(len(order)) if index not in chosen)
     return replace(split, records=train), replace(split, records=val)

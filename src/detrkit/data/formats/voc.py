@@ -16,7 +16,7 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 _MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
@@ -56,7 +56,7 @@ def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, S
             raise DataError(f"{root / 'categories.json'}: does not name the class {name!r} of the XML files; add it")
     return {
         split: Split(
-            tuple(_to_records(of_split, categories, root, fault)),
+            Records.of(_to_records(of_split, categories, root, fault)),
             categories,
             root,
         )

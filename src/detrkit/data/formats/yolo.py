@@ -14,7 +14,7 @@ import yaml
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 _MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
@@ -48,7 +48,7 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
     photos: list[Path] = []
     for place in places:
         photos += [photo for photo in _photos_of(root, place, f"{path}: {split}") if photo not in photos]
-    records = tuple(_read_records(photos, categories, fault))
+    records = Records.of(_read_records(photos, categories, fault))
     if not records:
         raise DataError(f"{path}: {split}: found no photos in {value}, expected at least one")
     return Split(records, categories, path)

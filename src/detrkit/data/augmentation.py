@@ -1,0 +1,244 @@
+"""Strong augmentation, beyond the paper's: other colours, other scales, several photos in one.
+
+Each takes samples and gives a sample, boxes xyxy in pixels, masks following. `TrainingPhotos` puts them before the paper's
+pipeline and switches them off for the last epochs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from detrkit.data.sampling import Draw
+from detrkit.data.transforms import (
+    LONG_SIDE_AT_MOST,
+    TEST_SHORT_SIDE,
+    Transform,
+    crop,
+    keep,
+    resize,
+    resized_size,
+    size_of,
+)
+from detrkit.structures import Annotations, Sample
+
+_LEAST_VISIBLE = 0.1  # share of its box that must be left of an object in a mosaic
+_BLEND = 32.0  # Beta(32, 32): about half of either photo, as in YOLOX (arXiv:2107.08430)
+
+
+@dataclass(frozen=True)
+class PhotometricDistortion:
+    """Change brightness, contrast, saturation, hue and the order of colours (SSD, arXiv:1512.02325, section 2.2).
+
+    torchvision's ranges, each change for half of the samples. For photos in RGB or grey.
+    """
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        image = v2.RandomPhotometricDistort()(tv_tensors.Image(sample.image))
+        return replace(sample, image=image.as_subclass(Tensor))
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """Large-scale jitter (arXiv:2012.07177): resize by 0.1 to 2, and cut out at most the size that tests use.
+
+    Attributes:
+        image_size: shorter side in tests, pixels.
+        smallest: least factor.
+        largest: greatest factor.
+    """
+
+    image_size: int = TEST_SHORT_SIDE
+    smallest: float = 0.1
+    largest: float = 2.0
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        limit = round(LONG_SIDE_AT_MOST * self.image_size / TEST_SHORT_SIDE)
+        in_tests = resized_size(size_of(sample), self.image_size, limit)
+        factor = float(torch.empty(()).uniform_(self.smallest, self.largest))
+        height, width = (max(1, round(side * factor)) for side in in_tests)
+        resized = resize(sample, (height, width))
+        return _random_crop(resized, (min(height, in_tests[0]), min(width, in_tests[1])))
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Four photos in one (YOLOv4, arXiv:2004.10934), meeting at a random point; each is scaled to fill its quarter.
+
+    Attributes:
+        image_size: shorter side in tests, pixels: the mosaic's sides.
+    """
+
+    image_size: int = TEST_SHORT_SIDE
+
+    def __call__(self, samples: Sequence[Sample]) -> Sample:
+        """Put four samples together; the first lends its id."""
+        side = self.image_size
+        middle_y, middle_x = (int(torch.empty(()).uniform_(0.3, 0.7) * side) for _ in range(2))
+        corners = [(0, 0), (0, middle_x), (middle_y, 0), (middle_y, middle_x)]
+        sizes = [(height, width) for height in (middle_y, side - middle_y) for width in (middle_x, side - middle_x)]
+        quarters = [_fill(sample, size) for sample, size in zip(samples, sizes, strict=True)]
+        return _on_canvas(quarters, corners, (side, side))
+
+
+@dataclass(frozen=True)
+class MixUp:
+    """Two photos seen through each other, with the objects of both (arXiv:1710.09412; for detection, arXiv:1902.04103)."""
+
+    def __call__(self, sample: Sample, other: Sample) -> Sample:
+        """Blend two samples over the larger height and width; the first lends its id."""
+        share = float(torch.distributions.Beta(_BLEND, _BLEND).sample())
+        sizes = [size_of(sample), size_of(other)]
+        canvas = (max(size[0] for size in sizes), max(size[1] for size in sizes))
+        first, second = (_on_canvas([one], [(0, 0)], canvas) for one in (sample, other))
+        blended = first.image * share + second.image * (1 - share)
+        return replace(
+            first,
+            image=blended.round().to(torch.uint8),
+            annotations=_joined([first.annotations, second.annotations]),
+        )
+
+
+@dataclass(frozen=True)
+class StrongAugmentation:
+    """How many of the samples are changed how.
+
+    Attributes:
+        image_size: shorter side in tests, pixels.
+        photometric: share of the samples with other colours.
+        scale_jitter: share resized by large-scale jitter, in place of the paper's resizing and cropping.
+        mosaic: share put together from four photos.
+        mixup: share blended with another photo.
+    """
+
+    image_size: int
+    photometric: float = 0.0
+    scale_jitter: float = 0.0
+    mosaic: float = 0.0
+    mixup: float = 0.0
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether any of them is on."""
+        return max(self.photometric, self.scale_jitter, self.mosaic, self.mixup) > 0
+
+
+class TrainingPhotos(Dataset[Sample]):
+    """Photos as they are learned from: changed at random, alike for the same seed, epoch and photo in any process."""
+
+    def __init__(
+        self,
+        photos: Dataset[Sample],
+        transform: Transform,
+        *,
+        seed: int,
+        strong: StrongAugmentation | None = None,
+        strong_epochs: int = 0,
+    ) -> None:
+        """Put augmentation before photos.
+
+        Args:
+            photos: untransformed.
+            transform: the last change of every sample, in every epoch.
+            seed: of all randomness.
+            strong: changes before it.
+            strong_epochs: epochs, from the first on, that see them.
+        """
+        self.photos = photos
+        self.transform = transform
+        self.seed = seed
+        self.strong = strong if strong is not None and strong.changes_anything else None
+        self.strong_epochs = strong_epochs
+
+    def __len__(self) -> int:
+        return len(self.photos)  # type: ignore[arg-type]  # every dataset of ours has a length
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        # the caller's own randomness, dropout for one, must not depend on who prepares samples
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mixed(self.seed, draw.epoch, draw.index))
+            if self.strong is None or draw.epoch > self.strong_epochs:
+                return self.transform(self.photos[draw.index])
+            return self._changed(draw.index, self.strong)
+
+    def _changed(self, index: int, strong: StrongAugmentation) -> Sample:
+        sample = self.photos[index]
+        if _happens(strong.mosaic):
+            sample = Mosaic(strong.image_size)([sample, *(self._another() for _ in range(3))])
+        if _happens(strong.photometric):
+            sample = PhotometricDistortion()(sample)
+        sample = (ScaleJitter(strong.image_size) if _happens(strong.scale_jitter) else self.transform)(sample)
+        if _happens(strong.mixup):
+            sample = MixUp()(sample, self.transform(self._another()))
+        return sample
+
+    def _another(self) -> Sample:
+        return self.photos[int(torch.randint(len(self), ()))]
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several, in which each of them counts."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _happens(share: float) -> bool:
+    return share > 0 and float(torch.rand(())) < share
+
+
+def _random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
+    height, width = size_of(sample)
+    top = int(torch.randint(height - size[0] + 1, ()))
+    left = int(torch.randint(width - size[1] + 1, ()))
+    return crop(sample, top, left, *size)
+
+
+def _fill(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Resize so that the photo just covers a rectangle, and cut that out; drop objects of which too little is left."""
+    height, width = size_of(sample)
+    scale = max(size[0] / height, size[1] / width)
+    whole = resize(sample, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
+    top = int(torch.randint(size_of(whole)[0] - size[0] + 1, ()))
+    left = int(torch.randint(size_of(whole)[1] - size[1] + 1, ()))
+    before = whole.annotations.boxes
+    shift = torch.tensor([left, top, left, top])
+    bounds = torch.tensor([size[1], size[0], size[1], size[0]])
+    visible = torch.minimum((before - shift).clamp(min=0), bounds)
+    is_left = _area(visible) >= _LEAST_VISIBLE * _area(before)
+    return crop(replace(whole, annotations=keep(whole.annotations, is_left)), top, left, *size)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _on_canvas(samples: Sequence[Sample], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Sample:
+    """Lay samples on black, each with its top left corner at (top, left)."""
+    canvas = torch.zeros(samples[0].image.shape[0], *size, dtype=torch.uint8)
+    placed = []
+    for sample, (top, left) in zip(samples, corners, strict=True):
+        height, width = size_of(sample)
+        canvas[:, top : top + height, left : left + width] = sample.image
+        shift = torch.tensor([left, top, left, top])
+        masks = sample.annotations.masks
+        if masks is not None:
+            wide = torch.zeros(len(masks), *size, dtype=torch.bool)
+            wide[:, top : top + height, left : left + width] = masks
+            masks = wide
+        placed.append(Annotations(sample.annotations.boxes + shift, sample.annotations.labels, masks))
+    return replace(samples[0], image=canvas, annotations=_joined(placed))
+
+
+def _joined(parts: Sequence[Annotations]) -> Annotations:
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Annotations(
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat(masks) if len(masks) == len(parts) else None,
+    )

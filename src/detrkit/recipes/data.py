@@ -1,0 +1,109 @@
+"""A dataset folder -> what a run learns from and is judged by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from detrkit.data.annotation_checks import examine_annotations
+from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import PhotoDataset
+from detrkit.data.formats.folder import DatasetFolder, read_dataset
+from detrkit.data.records import Records
+from detrkit.data.sampling import Arrangement
+from detrkit.data.transforms import TestTransform, TrainTransform, Transform
+from detrkit.errors import ConfigError
+from detrkit.evaluation.coco import annotations_of_split
+from detrkit.models.config import ModelConfig
+from detrkit.models.presets import preset_config
+from detrkit.recipes.config import RunConfig
+from detrkit.structures import Sample
+from detrkit.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from and is judged by."""
+
+    train: TrainingPhotos
+    arrangement: Arrangement  # of the training photos
+    test: Dataset[Sample]
+    pictures: Dataset[Sample]  # the test photos as people see them
+    annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
+    test_ids: list[int]
+    categories: Categories
+    notes: tuple[str, ...] = ()  # what was decided while reading
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Read the annotations of a dataset folder.
+
+    Raises:
+        DataError: the folder is missing or malformed.
+        ConfigError: the settings ask for what cannot be.
+    """
+    settings = config.training
+    model = preset_config(config.model, **config.model_settings)
+    check_augmentation(settings, model.in_channels)
+    folder = read_dataset(config.data, config.format, settings.seed)
+    train_split, test_split = folder.train, folder.val
+    notes = (*folder.notes, *_warnings(folder, model, settings.image_size))
+    if settings.overfit:
+        train_split = test_split = replace(folder.train, records=folder.train.records[: settings.overfit])
+        notes = ()
+    to_model = TestTransform(settings.image_size)
+    photos = PhotoDataset(train_split, channels=model.in_channels)
+    return RunData(
+        train=training_photos(photos, settings),
+        arrangement=arrangement_of(train_split.records, settings),
+        test=PhotoDataset(test_split, to_model, model.in_channels),
+        pictures=PhotoDataset(test_split, channels=model.in_channels),
+        annotations=annotations_of_split(test_split),
+        test_ids=test_split.records.image_ids,
+        categories=train_split.categories,
+        notes=notes,
+    )
+
+
+def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> TrainingPhotos:
+    """Change photos as the settings say."""
+    changes = settings.augment and not settings.overfit
+    transform: Transform = TrainTransform(settings.image_size) if changes else TestTransform(settings.image_size)
+    strong = StrongAugmentation(
+        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup
+    )
+    return TrainingPhotos(
+        photos,
+        transform,
+        seed=settings.seed,
+        strong=strong if changes else None,
+        strong_epochs=round(settings.strong_until * settings.epochs),
+    )
+
+
+def arrangement_of(records: Records, settings: TrainingSettings) -> Arrangement:
+    """What the order of training photos respects."""
+    return Arrangement.of(records, by_shape=settings.group_by_shape)
+
+
+def check_augmentation(settings: TrainingSettings, channels: int) -> None:
+    """See that photos of that many channels can be changed as the settings say.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if settings.photometric and channels not in (1, 3):
+        raise ConfigError(
+            f"--photometric: changes colours of RGB or grey photos, found {channels} channels; set it to 0"
+        )
+
+
+def _warnings(folder: DatasetFolder, model: ModelConfig, size: int) -> Iterator[str]:
+    """What the doctor says without opening a photo, a line each."""
+    for finding in examine_annotations(folder, num_queries=model.num_queries, image_size=size, stride=model.stride):
+        if finding.severity != "note":
+            first = f"; first {finding.places[0]}" if finding.places else ""
+            yield f"{finding.severity}: {finding.what} ({len(finding.places)}): {finding.advice}{first}"

@@ -1,0 +1,158 @@
+"""Any sequence of transforms keeps boxes inside and in step with masks; strong ones by hand and by switch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detrkit.data.augmentation import (
+    MixUp,
+    Mosaic,
+    PhotometricDistortion,
+    ScaleJitter,
+    StrongAugmentation,
+    TrainingPhotos,
+)
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.sampling import Arrangement, Draw
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.transforms import RandomFlip, RandomResize, RandomSizeCrop, TestTransform, TrainTransform, flip
+from detrkit.errors import ConfigError
+from detrkit.recipes.data import check_augmentation
+from detrkit.recipes.loaders import train_loader
+from detrkit.structures import Annotations, Sample
+from detrkit.training.settings import TrainingSettings
+from tests.data.test_transforms import DRAWN, check_in_step
+
+
+def mosaic(sample: Sample) -> Sample:
+    return Mosaic(96)([sample, *DRAWN[:3]])
+
+
+def mixup(sample: Sample) -> Sample:
+    return MixUp()(sample, DRAWN[4])
+
+
+TRANSFORMS: list[Callable[[Sample], Sample]] = [
+    flip,
+    RandomFlip(),
+    RandomResize((40, 64, 90), 120),
+    RandomSizeCrop(24, 60),
+    TestTransform(72),
+    TrainTransform(80),
+    PhotometricDistortion(),
+    ScaleJitter(64, 0.3, 2.0),
+    mosaic,
+    mixup,
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(DRAWN), st.lists(st.sampled_from(TRANSFORMS), max_size=5), st.integers(0, 10_000))
+def test_any_sequence_keeps_boxes_inside_and_in_step(
+    sample: Sample, sequence: list[Callable[[Sample], Sample]], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    before = sample.image.clone(), sample.annotations.boxes.clone()
+    changed = sample
+    for transform in sequence:
+        changed = transform(changed)
+    assert changed.annotations.masks is not None
+    assert len(changed.annotations.boxes) == len(changed.annotations.labels) == len(changed.annotations.masks)
+    check_in_step(changed, slack=3 * max(1, len(sequence)))
+    assert torch.equal(sample.image, before[0])
+    assert torch.equal(sample.annotations.boxes, before[1])
+    assert (changed.image_id, changed.original_size) == (sample.image_id, sample.original_size)
+
+
+def plain(value: int, box: list[float], size: tuple[int, int] = (10, 10)) -> Sample:
+    image = torch.full((3, *size), value, dtype=torch.uint8)
+    return Sample(image, Annotations(torch.tensor([box]), torch.tensor([value])), value, size)
+
+
+def test_mixup_by_hand() -> None:
+    torch.manual_seed(0)
+    mixed = MixUp()(plain(100, [1.0, 1, 4, 4]), plain(200, [0.0, 0, 19, 5], (5, 20)))
+    assert mixed.image.shape == (3, 10, 20)
+    share = (200 - mixed.image[0, 0, 0].item()) / 100
+    assert 0.25 < share < 0.75
+    assert mixed.image[0, 9, 0].item() == pytest.approx(100 * share, abs=1)
+    assert mixed.image[0, 9, 19].item() == 0
+    assert mixed.annotations.boxes.tolist() == [[1, 1, 4, 4], [0, 0, 19, 5]]
+    assert mixed.annotations.labels.tolist() == [100, 200]
+
+
+def test_a_mosaic_shows_four_photos_in_their_quarters() -> None:
+    torch.manual_seed(1)
+    samples = [plain(value, [0.0, 0, 10, 10]) for value in (10, 20, 30, 40)]
+    made = Mosaic(100)(samples)
+    assert made.image.shape == (3, 100, 100)
+    assert [int(made.image[0, y, x]) for y, x in ((0, 0), (0, 99), (99, 0), (99, 99))] == [10, 20, 30, 40]
+    boxes = made.annotations.boxes
+    middle = boxes[0, 2:]
+    assert ((middle >= 30) & (middle <= 70)).all()
+    assert boxes[3].tolist() == [*middle.tolist(), 100, 100]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    assert float(areas.sum()) == pytest.approx(100 * 100)
+    assert made.annotations.labels.tolist() == [10, 20, 30, 40]
+
+
+def test_photometric_distortion_changes_colours_only() -> None:
+    torch.manual_seed(2)
+    sample = DRAWN[0]
+    changed = [PhotometricDistortion()(sample) for _ in range(8)]
+    assert any(not torch.equal(one.image, sample.image) for one in changed)
+    assert all(one.annotations is sample.annotations and one.image.dtype == torch.uint8 for one in changed)
+
+
+def test_scale_jitter_never_exceeds_the_size_of_tests() -> None:
+    torch.manual_seed(3)
+    shapes = [tuple(ScaleJitter(64)(DRAWN[3]).image.shape[1:]) for _ in range(40)]
+    assert max(max(shape) for shape in shapes) == 64
+    assert min(min(shape) for shape in shapes) < 30
+
+
+@pytest.mark.parametrize("name", ["photometric", "scale_jitter", "mosaic", "mixup"])
+def test_each_is_switched_off_for_the_last_epochs(name: str) -> None:
+    photos = TrainingPhotos(
+        SampleDataset(DRAWN[:6]),
+        TestTransform(48),
+        seed=0,
+        strong=StrongAugmentation(48, **{name: 1.0}),
+        strong_epochs=3,
+    )
+    for index in range(6):
+        untouched = TestTransform(48)(DRAWN[index])
+        assert torch.equal(photos[Draw(index, 4)].image, untouched.image)
+    assert any(
+        photos[Draw(index, 3)].image.shape != TestTransform(48)(DRAWN[index]).image.shape
+        or not torch.equal(photos[Draw(index, 3)].image, TestTransform(48)(DRAWN[index]).image)
+        for index in range(6)
+    )
+
+
+def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
+    drawn = DrawnShapes(8, 0, DrawingStyle(size=64)).draw_all()
+    images = []
+    for workers in (0, 2):
+        chosen = TrainingSettings(batch_size=2, workers=workers, image_size=48)
+        photos = TrainingPhotos(SampleDataset(drawn), TrainTransform(48), seed=1)
+        loader = train_loader(photos, Arrangement.anything(8), chosen, torch.device("cpu"))
+        torch.manual_seed(workers)
+        state = torch.get_rng_state()
+        images.append([batch.images for _ in range(2) for batch in loader])
+        if not workers:
+            assert torch.equal(torch.get_rng_state(), state), "the model's own randomness is left alone"
+    assert len(images[0]) == 8
+    for one, other in zip(*images, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(images[0][0], images[0][4])
+
+
+def test_colours_of_many_channels_are_refused() -> None:
+    check_augmentation(TrainingSettings(photometric=1), 1)
+    check_augmentation(TrainingSettings(mosaic=1), 5)
+    with pytest.raises(ConfigError, match="found 5 channels"):
+        check_augmentation(TrainingSettings(photometric=0.1), 5)

@@ -1,0 +1,105 @@
+"""Photos of one channel, or of many: read, learned from, predicted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detrkit
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.surgery import adapt_first_convolution, with_channels
+from detrkit.data.batching import collate, statistics
+from detrkit.data.categories import numbered_categories
+from detrkit.data.photos import open_photo, photo_size, read_pixels
+from detrkit.errors import DataError
+from detrkit.structures import Annotations, Sample
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 5), dtype=np.uint8)
+
+
+def test_arrays_keep_every_channel(tmp_path: Path) -> None:
+    np.save(tmp_path / "five.npy", PIXELS)
+    np.save(tmp_path / "deep.npy", PIXELS.astype(np.uint16) * 257)
+    np.save(tmp_path / "flat.npy", PIXELS[:, :, 0])
+    assert photo_size(tmp_path / "five.npy") == (20, 30)
+    assert np.array_equal(read_pixels(tmp_path / "five.npy", channels=5).permute(1, 2, 0), PIXELS)
+    assert np.array_equal(read_pixels(tmp_path / "deep.npy", channels=5).permute(1, 2, 0), PIXELS)
+    assert np.array_equal(read_pixels(tmp_path / "flat.npy", channels=1)[0], PIXELS[:, :, 0])
+    assert np.array_equal(np.asarray(open_photo(tmp_path / "five.npy")), PIXELS[:, :, :3])
+    with pytest.raises(DataError, match=r"five\.npy: has 5 channels, expected 3"):
+        read_pixels(tmp_path / "five.npy")
+
+
+def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
+    pages = [Image.fromarray(PIXELS[:, :, channel]) for channel in range(5)]
+    pages[0].save(tmp_path / "five.tif", save_all=True, append_images=pages[1:])
+    assert np.array_equal(read_pixels(tmp_path / "five.tif", channels=5).permute(1, 2, 0), PIXELS)
+    with pytest.raises(DataError, match="no 6 channels"):
+        read_pixels(tmp_path / "five.tif", channels=6)
+
+
+def test_grey_and_alpha_are_what_pillow_converts_to(tmp_path: Path) -> None:
+    rgba = Image.fromarray(PIXELS[:, :, :4], "RGBA")
+    rgba.save(tmp_path / "a.png")
+    assert np.array_equal(read_pixels(tmp_path / "a.png", channels=4).permute(1, 2, 0), PIXELS[:, :, :4])
+    Image.fromarray(PIXELS[:, :, 0]).save(tmp_path / "grey.png")
+    assert np.array_equal(read_pixels(tmp_path / "grey.png", channels=1)[0], PIXELS[:, :, 0])
+    Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(read_pixels(tmp_path / "deep.png", channels=1)[0], PIXELS[:, :, 0])
+
+
+def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([print, len], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "floats.npy", np.zeros((4, 4, 3)))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 4, 3), np.uint8))
+    np.save(tmp_path / "first.npy", np.zeros((400, 2, 2), np.uint8))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "floats.npy").read_bytes()[:90])
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (900000, 900000, 3), }".ljust(117) + b"\n"
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    for path in sorted(tmp_path.glob("*.npy")):
+        if path.name != "first.npy":
+            with pytest.raises(DataError, match=path.name):
+                read_pixels(path)
+    with pytest.raises(DataError, match="has 2 channels, expected 3"):
+        read_pixels(tmp_path / "first.npy")
+
+
+def test_statistics_of_other_channels() -> None:
+    assert statistics(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert statistics(1) == ((0.449,), (0.226,))
+    assert statistics(5)[0] == (0.485, 0.456, 0.406, 0.449, 0.449)
+
+
+def test_a_grey_photo_gives_what_it_gave_in_rgb() -> None:
+    """By hand: filters 1, 2, 3 on one grey value g give 6 g; the one filter of the grey model is their sum."""
+    weight = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
+    assert adapt_first_convolution(weight, 1).flatten().tolist() == [6.0]
+    torch.testing.assert_close(adapt_first_convolution(weight, 5).flatten(), torch.tensor([0.6, 1.2, 1.8, 1.2, 1.2]))
+    torch.testing.assert_close(adapt_first_convolution(weight, 2).flatten(), torch.tensor([3.0, 3.0]))
+    state = {"backbone.body.conv1.weight": weight, "else": torch.zeros(2)}
+    assert set(with_channels(state, 1)) == set(state)
+    assert with_channels(state, 3)["backbone.body.conv1.weight"] is weight
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("name", ["detr-tiny", "detr-r18"])
+def test_a_model_of_other_channels(name: str, channels: int, tmp_path: Path) -> None:
+    model = detrkit.build_model(
+        name, num_classes=2, in_channels=channels, hidden_dim=32, encoder_layers=1, num_queries=4
+    )
+    pixels = torch.randint(0, 256, (channels, 64, 64), dtype=torch.uint8)
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    batch = collate([Sample(pixels, nothing, 1, (64, 64))])
+    assert model(batch.images).boxes.shape == (1, 4, 4)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(
+        path, Checkpoint(model.state_dict(), model.config, numbered_categories(2), Preprocessing(image_size=64))
+    )
+    detector = detrkit.Detector.load(path)
+    found = detector.predict(pixels, threshold=0)
+    assert found.image is not None
+    assert found.image.mode == "RGB"
+    with pytest.raises(DataError, match=rf"\({channels}, H, W\)"):
+        detector.predict(torch.zeros(3, 8, 8, dtype=torch.uint8))
