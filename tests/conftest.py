@@ -1,11 +1,13 @@
 """Set up before detrkit is imported: shape checks on every call, and no network."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # tests remember nothing from run to run
 
 from jaxtyping import install_import_hook
 

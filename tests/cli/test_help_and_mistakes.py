@@ -109,6 +109,21 @@ MISTAKES = {
     ),
     "described at no size": (["describe", "detr-tiny", "--size", "big"], "big"),
     "described nothing": (["describe", "detr-r51"], "detr-r50"),
+    "described no data": (["describe", "data", "nowhere", "-o", "x.png"], "nowhere: found nothing"),
+    "described no samples": (["describe", "data", "shapes", "--count", "0"], "--count: found 0"),
+    "described after the end": (["describe", "data", "shapes", "--epochs", "3", "--epoch", "4"], "expected 1 to 3"),
+    "described over a folder": (["describe", "data", "shapes", "-o", "empty"], "empty: cannot be written"),
+    "packed nothing": (["shard", "nowhere", "packed"], "nowhere: found nothing"),
+    "packed into something": (["shard", "shapes", "shapes"], "nothing is overwritten"),
+    "packed in shards of none": (["shard", "shapes", "packed", "--photos", "0"], "--photos 0"),
+    "colours of many channels": (
+        ["train", "shapes", "--model", "detr-tiny", "--set", "in_channels=5", "--photometric", "1"],
+        "found 5 channels",
+    ),
+    "more channels than there are": (
+        ["train", "shapes", "--model", "detr-tiny", "--set", "in_channels=5", "--workers", "0", "-o", "five"],
+        "has no 5 channels",
+    ),
 }
 
 

@@ -225,3 +225,47 @@ def test_a_grey_photo_is_fine(folder: Path) -> None:
         grey = photo.convert("L")
     grey.save(path)
     assert examine(folder, workers=1).is_fit
+
+
+def test_a_second_examination_decodes_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detrkit.data import decoded
+
+    folder, memory = write_coco(tmp_path / "coco"), tmp_path / "memory" / "photos.jsonl"
+    first = examine(folder, workers=1, memory=memory)
+    lines = memory.read_text().splitlines()
+    assert len(lines) == 7
+    # stopped after three photos, in the middle of a line
+    memory.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    counts: list[int] = []
+    again = examine(folder, workers=1, memory=memory, progress=lambda done, _: counts.append(done))
+    assert counts == [3, 4, 5, 6, 7]
+    assert again.findings == first.findings
+    monkeypatch.setattr(decoded, "ProcessPoolExecutor", _NoPool)
+    assert examine(folder, workers=1, memory=memory).findings == first.findings
+    monkeypatch.undo()
+    photo = next((folder / "train2017").iterdir())
+    photo.write_bytes(b"broken")
+    assert any("cannot be read" in finding.what for finding in examine(folder, workers=1, memory=memory).findings)
+
+
+class _NoPool:
+    """A pool that nobody may give work to."""
+
+    def __init__(self, _workers: int) -> None:
+        pass
+
+    def __enter__(self) -> "_NoPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, _function: object, jobs: list[object], **_settings: object) -> list[object]:
+        assert not jobs
+        return []
+
+
+def test_a_memory_that_cannot_be_written_is_no_fault(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "coco")
+    (tmp_path / "file").write_text("")
+    assert examine(folder, workers=1, memory=tmp_path / "file" / "photos.jsonl").num_photos == {"train": 4, "val": 3}

@@ -203,3 +203,30 @@ def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
     tiny = RunConfig(data="x", model="detr-tiny", training=TrainingSettings(batch_size=3))
     assert with_defaults(tiny).training.batch_size == 3
     assert with_defaults(tiny).training.image_size == 256
+
+
+def test_grey_photos_in_shards_with_everything_on(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, folder = tmp_path / "shards", tmp_path / "grey"
+    assert run(["shard", str(place / "shapes"), str(shards), "--photos", "2"]) == 0
+    assert "4 train, 3 val" in capsys.readouterr().out
+    strong = ["--scale-jitter", "0.5", "--mosaic", "0.5", "--mixup", "0.5", "--photometric", "0.5"]
+    sheet = tmp_path / "sheet.png"
+    assert run(["describe", "data", str(shards), "--model", "detr-tiny", *SHORT, *strong, "-o", str(sheet)]) == 0
+    printed = capsys.readouterr().out
+    assert "circle" in printed
+    assert "4 samples of epoch 1" in printed
+    with Image.open(sheet) as picture:
+        assert picture.size[0] == 640
+    grey = ["--set", "in_channels=1", "--output", str(folder)]
+    assert run(["train", str(shards), "--model", "detr-tiny", *SHORT, *strong, *grey]) == 0
+    assert run(["evaluate", str(folder), str(shards)]) == 0
+    photo = next((place / "shapes" / "val2017").glob("*.png"))
+    assert run(["predict", str(folder), str(photo), "--output", str(tmp_path / "found")]) == 0
+    with Image.open(next((tmp_path / "found").glob("*.png"))) as picture:
+        assert picture.mode == "RGB"
+    assert read_checkpoint(folder).config.in_channels == 1
+    # weights of a grey model are a start for one in colour
+    again = [*SHORT, "--weights", str(folder), "--output", str(tmp_path / "colour")]
+    assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *again]) == 0

@@ -17,7 +17,8 @@ VERBS = {
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
     "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",
-    "describe": "Show a model's parts, parameters, GFLOPs, and the shape at every stage.",
+    "shard": "Pack a dataset into tar files with an index, for sets beyond one disk.",
+    "describe": "Show a model's parts and shapes; `describe data`: photos as training sees them.",
 }
 
 

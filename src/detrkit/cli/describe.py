@@ -1,17 +1,24 @@
-"""`detrkit describe`."""
+"""`detrkit describe MODEL` and `detrkit describe data FOLDER`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
+
+from detrkit.recipes.config import load_run_config
+from detrkit.training.settings import TrainingSettings
+
+describe = App(name="describe", help_format="markdown")
 
 
-def describe(
+@describe.default
+def model(
     model: str,
     /,
     *,
     size: Annotated[str, Parameter(help="Photo size, HEIGHTxWIDTH in pixels, as the model sees it.")] = "800x1066",
 ) -> None:
-    """Show a model's parts, parameters, GFLOPs, and the shape at every stage.
+    """Show a model's parts, parameters, GFLOPs, and the shape at every stage; `describe data` shows a dataset.
 
     Example: `detrkit describe detr-r50 --size 480x640`
 
@@ -23,3 +30,46 @@ def describe(
     from detrkit.recipes.describe import describe_model
 
     describe_model(model, size)
+
+
+@describe.command
+def data(
+    data: str,
+    /,
+    *,
+    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    model: str | None = None,
+    count: int = 12,
+    epoch: int = 1,
+    config: Path | None = None,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("samples.png"),
+    training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
+) -> None:
+    """Show photos as training sees them: after augmentation, with their boxes; and the table of classes.
+
+    Takes the settings of `detrkit train`, so that what they do to photos can be looked at first.
+
+    Example: `detrkit describe data photos --mosaic 0.5 --photometric 1`
+
+    Parameters
+    ----------
+    data
+        Dataset folder.
+    format
+        How the dataset is written down; looked at when not given.
+    model
+        Preset to be trained, which decides the channels, and the defaults of detr-tiny.
+    count
+        Samples to show.
+    epoch
+        Whose randomness to show, from 1; the last ones are without mosaic and the like.
+    config
+        YAML file of `detrkit train`; the command line wins over it.
+    output
+        Picture to write.
+    """
+    from detrkit.recipes.describe_data import describe_data
+
+    given: dict[str, Any] = {"data": data, "format": format, "model": model}
+    chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
+    describe_data(load_run_config(config, given, chosen), count=count, epoch=epoch, output=output)

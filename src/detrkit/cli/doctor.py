@@ -11,13 +11,14 @@ def doctor(
     data: Path,
     /,
     *,
-    format: Literal["coco", "yolo", "voc"] | None = None,  # noqa: A002
+    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     model: str = "detr-r50",
     image_size: int = 800,
     workers: int = 2,
     json: Annotated[Path | None, Parameter(name="--json")] = None,
     html: Path | None = None,
     fix: Path | None = None,
+    fresh: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Find what is wrong with a dataset, before anything is learned from it.
 
@@ -42,6 +43,9 @@ def doctor(
         File for all findings.
     html
         File for a page with all findings and pictures of the worst.
+    fresh
+        Decode every photo again. Otherwise photos that were decoded before, and have not changed since, are not; so a large
+        set can be examined in several goes.
     fix
         Folder for a copy without the faults: what cannot be used is left out, boxes are cut at the edge. The original is
         never touched.
@@ -49,7 +53,15 @@ def doctor(
     from detrkit.recipes.doctor import diagnose
 
     diagnosis = diagnose(
-        data, format, model, image_size=image_size, workers=workers, json_file=json, html_file=html, fix=fix
+        data,
+        format,
+        model,
+        image_size=image_size,
+        workers=workers,
+        json_file=json,
+        html_file=html,
+        fix=fix,
+        fresh=fresh,
     )
     if not diagnosis.is_fit:
         sys.exit(1)

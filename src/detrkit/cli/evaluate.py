@@ -12,7 +12,7 @@ def evaluate(
     /,
     *,
     split: Literal["val", "train", "test"] = "val",
-    format: Literal["coco", "yolo", "voc"] | None = None,  # noqa: A002
+    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,

@@ -3,9 +3,7 @@
 Input: a dataset folder. Output: a `Diagnosis`: findings with place and advice, and the table of classes.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from detrkit.data.annotation_checks import (
     splits_of,
     worst_first,
 )
+from detrkit.data.decoded import DecodedPhoto, decode_all
 from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
-from detrkit.data.photos import open_photo
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.records import Split, SplitName
 from detrkit.errors import DataError
 
 
@@ -52,15 +50,6 @@ class Diagnosis:
         return all(finding.severity != "error" for finding in self.findings)
 
 
-@dataclass(frozen=True)
-class _Photo:
-    """A photo as it is on disk."""
-
-    digest: str
-    size: tuple[int, int] | None
-    fault: str | None
-
-
 def examine(
     path: Path,
     form: Form | None = None,
@@ -70,6 +59,7 @@ def examine(
     stride: int = 32,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    memory: Path | None = None,
 ) -> Diagnosis:
     """Read every file, decode every photo, and say what is wrong.
 
@@ -81,6 +71,7 @@ def examine(
         stride: pixels per cell of the model's feature map.
         workers: processes that decode photos.
         progress: told how many photos of how many are done.
+        memory: file of what was decoded before, and where to add to it; None decodes all.
 
     Raises:
         DataError: the folder cannot be understood at all.
@@ -88,7 +79,8 @@ def examine(
     faults: list[DataError] = []
     folder = read_dataset(path, form, fault=faults.append)
     splits = splits_of(folder)
-    photos = _decode_all([record for split in splits.values() for record in split.records], workers, progress)
+    records = [record for split in splits.values() for record in split.records]
+    photos = decode_all(records, workers, progress, memory)
     findings = [
         *_of_reading(faults),
         *_of_photos(splits, photos),
@@ -110,30 +102,6 @@ def examine(
     )
 
 
-def _decode_all(
-    records: Sequence[Record], workers: int, progress: Callable[[int, int], None] | None
-) -> dict[Path, _Photo]:
-    paths = sorted({record.path for record in records})
-    sizes = {record.path: record.size for record in records}
-    found: dict[Path, _Photo] = {}
-    with ProcessPoolExecutor(max(1, workers)) as pool:
-        for path, photo in zip(paths, pool.map(_decode, paths, [sizes[p] for p in paths], chunksize=8), strict=True):
-            found[path] = photo
-            if progress:
-                progress(len(found), len(paths))
-    return found
-
-
-def _decode(path: Path, annotated_size: tuple[int, int]) -> _Photo:
-    try:
-        with path.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        photo = open_photo(path, annotated_size)
-    except (DataError, OSError) as error:
-        return _Photo("", None, str(error))
-    return _Photo(digest, (photo.height, photo.width), None)
-
-
 def _of_reading(faults: Sequence[DataError]) -> Iterator[Finding]:
     if faults:
         yield Finding(
@@ -144,7 +112,7 @@ def _of_reading(faults: Sequence[DataError]) -> Iterator[Finding]:
         )
 
 
-def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> Iterator[Finding]:
+def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
     unreadable = tuple(Place(photo.fault) for photo in photos.values() if photo.fault)
     if unreadable:
         yield Finding("error", "photos that cannot be read", "export them again, or drop them", unreadable)
@@ -164,7 +132,7 @@ def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> It
     yield from _of_copies(splits, photos)
 
 
-def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, _Photo]) -> Iterator[Finding]:
+def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
     """Photos with the same content, in two splits or in one."""
     by_content: dict[str, list[tuple[SplitName, Path]]] = {}
     for name, split in splits.items():

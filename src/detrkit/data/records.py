@@ -81,11 +81,19 @@ class Columns:
 class Records(Sequence[Record]):
     """The photos of a split, in order; a `Record` is put together when it is asked for.
 
-    A million objects take about 25 MB, where as many small arrays would take a gigabyte, once for every worker.
+    A million objects take 21 MB, once for all workers; as dictionaries they would take hundreds, for each of them
+    (`benchmarks/data.py`).
     """
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, root: Path | None = None) -> None:
+        """Wrap columns.
+
+        Args:
+            columns: that belong together.
+            root: folder that their paths are relative to; None where they are whole.
+        """
         self.columns = columns
+        self.root = root
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":
@@ -141,11 +149,29 @@ class Records(Sequence[Record]):
     def path(self, index: int) -> Path:
         """Where a photo lies."""
         first, end = self.columns.path_ends[index : index + 2].tolist()
-        return Path(os.fsdecode(self.columns.path_bytes[first:end].numpy().tobytes()))
+        path = Path(os.fsdecode(self.columns.path_bytes[first:end].numpy().tobytes()))
+        return path if self.root is None else self.root / path
 
     def select(self, indices: Iterable[int]) -> "Records":
         """Keep some photos, in the order of `indices`."""
-        return Records.of(self[index] for index in indices)
+        columns = self.columns
+        chosen = torch.tensor(list(indices), dtype=torch.int64)
+        path_ends, path_places = _gathered(columns.path_ends, chosen)
+        object_ends, objects = _gathered(columns.object_ends, chosen)
+        return Records(
+            Columns(
+                image_ids=columns.image_ids[chosen],
+                sizes=columns.sizes[chosen],
+                spans=columns.spans[chosen],
+                path_bytes=columns.path_bytes[path_places],
+                path_ends=path_ends,
+                object_ends=object_ends,
+                boxes=columns.boxes[objects],
+                labels=columns.labels[objects],
+                is_crowd=columns.is_crowd[objects],
+            ),
+            self.root,
+        )
 
     @property
     def image_ids(self) -> list[int]:
@@ -164,6 +190,14 @@ class Split:
 
 def _ends(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+
+
+def _gathered(ends: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the parts of chosen entries end once they are laid side by side, and from which places they come."""
+    lengths = ends.diff()[chosen]
+    new_ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    shift = ends[chosen] - new_ends[:-1]
+    return new_ends, torch.arange(int(new_ends[-1])) + shift.repeat_interleave(lengths)
 
 
 def _joined(parts: Sequence[np.ndarray], kind: type) -> np.ndarray:

@@ -17,7 +17,9 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(description="dataset folder")
-    format: Literal["coco", "yolo", "voc"] | None = Field(default=None, description="of the dataset; None looks")
+    format: Literal["coco", "yolo", "voc", "shards"] | None = Field(
+        default=None, description="of the dataset; None looks"
+    )
     model: str = Field(default="detr-r50", description="preset")
     model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")

@@ -1,18 +1,19 @@
 """A dataset folder -> what a run learns from and is judged by."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from detrkit.data.annotation_checks import examine_annotations
+from detrkit.data.annotation_checks import examine_annotations, splits_of
 from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import DatasetFolder, read_dataset
-from detrkit.data.records import Records
+from detrkit.data.photos import RGB
+from detrkit.data.records import Records, Split, SplitName
 from detrkit.data.sampling import Arrangement
 from detrkit.data.transforms import TestTransform, TrainTransform, Transform
 from detrkit.errors import ConfigError
@@ -35,6 +36,7 @@ class RunData:
     annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
     test_ids: list[int]
     categories: Categories
+    splits: dict[SplitName, Split] = field(default_factory=dict)  # where the data is a folder
     notes: tuple[str, ...] = ()  # what was decided while reading
 
 
@@ -56,6 +58,8 @@ def open_data(config: RunConfig) -> RunData:
         notes = ()
     to_model = TestTransform(settings.image_size)
     photos = PhotoDataset(train_split, channels=model.in_channels)
+    if model.in_channels != RGB:
+        photos[0]  # says now, not after the first step, whether photos have these channels
     return RunData(
         train=training_photos(photos, settings),
         arrangement=arrangement_of(train_split.records, settings),
@@ -64,6 +68,7 @@ def open_data(config: RunConfig) -> RunData:
         annotations=annotations_of_split(test_split),
         test_ids=test_split.records.image_ids,
         categories=train_split.categories,
+        splits=splits_of(folder),
         notes=notes,
     )
 

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from detrkit.data.annotation_checks import Finding, Place
+from detrkit.data.annotation_checks import ClassCount, Finding, Place, splits_of
+from detrkit.data.decoded import memory_of
 from detrkit.data.doctor import Diagnosis, examine
-from detrkit.data.formats.folder import Form
+from detrkit.data.formats.folder import DatasetFolder, Form
 from detrkit.data.formats.write import check_is_free
 from detrkit.data.photos import open_photo
+from detrkit.data.records import SplitName
 from detrkit.data.repair import repaired
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import write_text
@@ -44,6 +46,7 @@ def diagnose(
     json_file: Path | None,
     html_file: Path | None,
     fix: Path | None,
+    fresh: bool = False,
 ) -> Diagnosis:
     """Examine a dataset for a model, print the findings, and write them, or a mended copy, if asked.
 
@@ -65,6 +68,7 @@ def diagnose(
             stride=config.stride,
             workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            memory=None if fresh else memory_of(data),
         )
     console = Console()
     print_diagnosis(diagnosis, data, console)
@@ -117,7 +121,7 @@ def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
         texts = [html.escape(_from_folder_on(place, data)) for place in finding.places[:_MOST_LISTED]]
         body += [
             f"<h2>{finding.severity}: {html.escape(finding.what)}{count}</h2><p>{html.escape(finding.advice)}</p>",
-            gallery_of(list(_pictures(finding))),
+            gallery_of(list(_pictures(finding, diagnosis.folder))),
             f"<details><summary>places</summary><p>{'<br>'.join(texts)}</p></details>" if texts else "",
         ]
     splits = list(diagnosis.num_photos)
@@ -132,12 +136,15 @@ def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
     write_text(path, html_page(f"doctor: {data.name}", body))
 
 
-def _pictures(finding: Finding) -> Iterator[tuple[Image.Image, str]]:
+def _pictures(finding: Finding, folder: DatasetFolder) -> Iterator[tuple[Image.Image, str]]:
     """The first photos of a finding, with the box at fault."""
-    for place in [place for place in finding.places if place.photo is not None][:_MOST_PICTURES]:
+    places = [place for place in finding.places if place.photo is not None][:_MOST_PICTURES]
+    wanted = {place.photo for place in places}
+    spans = {one.path: one.span for split in splits_of(folder).values() for one in split.records if one.path in wanted}
+    for place in places:
         assert place.photo is not None
         try:
-            photo = open_photo(place.photo)
+            photo = open_photo(place.photo, span=spans.get(place.photo))
         except DataError:
             continue
         scale = min(1.0, _PICTURE_SIDE / max(photo.size))
@@ -174,19 +181,21 @@ def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
         if len(finding.places) > _MOST_PLACES:
             console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more", highlight=False)
     console.print()
-    console.print(_class_table(diagnosis))
+    console.print(class_table(diagnosis.classes, diagnosis.num_photos))
     console.print(_what_training_will_do(diagnosis), markup=False, highlight=False)
 
 
-def _class_table(diagnosis: Diagnosis) -> Table:
+def class_table(classes: Iterable[ClassCount], splits: Collection[SplitName]) -> Table:
+    """Lay out how many objects of each class the splits hold."""
+    classes = list(classes)
     table = Table()
     table.add_column("class", overflow="fold")
-    for heading in ("id", *diagnosis.num_photos):
+    for heading in ("id", *splits):
         table.add_column(heading, justify="right")
-    for one in diagnosis.classes[:_MOST_CLASSES]:
+    for one in classes[:_MOST_CLASSES]:
         table.add_row(one.name, str(one.category_id), *(str(count) for count in one.objects.values()))
-    if len(diagnosis.classes) > _MOST_CLASSES:
-        table.add_row(f"... {len(diagnosis.classes) - _MOST_CLASSES} more", *[""] * (1 + len(diagnosis.num_photos)))
+    if len(classes) > _MOST_CLASSES:
+        table.add_row(f"... {len(classes) - _MOST_CLASSES} more", *[""] * (1 + len(splits)))
     return table
 
 

@@ -104,7 +104,7 @@ def train_loader(
     photos: TrainingPhotos, arrangement: Arrangement, settings: TrainingSettings, device: torch.device
 ) -> Loader:
     """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one."""
-    order = TrainBatches(arrangement, settings.batch_size, settings.seed, Readers(workers=settings.workers))
+    order = train_order(arrangement, settings)
     loader = DataLoader(
         _ErrorsAsValues(photos),
         batch_sampler=order,
@@ -115,6 +115,11 @@ def train_loader(
         generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's randomness
     )
     return Loader(loader, settings.most_unreadable, order)
+
+
+def train_order(arrangement: Arrangement, settings: TrainingSettings) -> TrainBatches:
+    """Which photos stand in which batch."""
+    return TrainBatches(arrangement, settings.batch_size, settings.seed, Readers(workers=settings.workers))
 
 
 def evaluation_loader(

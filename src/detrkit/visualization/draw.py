@@ -1,12 +1,15 @@
-"""Boxes with names and scores on a photo."""
+"""Boxes with names and scores on a photo; several photos on a sheet."""
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import Detections
 
+_CELL = 320  # pixels a side of a photo on a contact sheet
+_LINE = 22  # pixels for its caption
 _GOLDEN_RATIO = 0.618034  # steps of it round the colour circle keep neighbours apart
 
 
@@ -64,3 +67,23 @@ def _write_caption(
     pen.rectangle((left, top, left + width, top + height), fill=colour)
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     pen.text((left + 2 - x0, top + 2 - y0), caption, fill="black" if brightness > 140 else "white", font=font)
+
+
+def contact_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Lay photos out in a grid, each `fitted` and with its caption below."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * _CELL, rows * (_CELL + _LINE)), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for number, (picture, caption) in enumerate(pictures):
+        left, top = number % columns * _CELL, number // columns * (_CELL + _LINE)
+        sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
+        pen.text((left + 6, top + _CELL), caption, fill="black", font=font)
+    return sheet
+
+
+def fitted(photo: Image.Image) -> tuple[Image.Image, float]:
+    """Make a photo as large as its place on a contact sheet; tell by which factor."""
+    scale = (_CELL - 6) / max(photo.size)
+    return photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))), scale

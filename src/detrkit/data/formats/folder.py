@@ -8,16 +8,17 @@ from typing import Literal
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
+from detrkit.data.formats.shards import PLAN_FILE, read_shards
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
-Form = Literal["coco", "yolo", "voc"]
+Form = Literal["coco", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
 _LAYOUTS = (
     "COCO: annotations/instances_train*.json beside folders of photos, train/_annotations.coco.json, or one JSON beside "
-    "the photos; YOLO: data.yaml; Pascal VOC: Annotations/*.xml"
+    "the photos; YOLO: data.yaml; Pascal VOC: Annotations/*.xml; shards: train-*.tar"
 )
 
 
@@ -58,7 +59,7 @@ def read_dataset(
     if not path.exists():
         raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
     form = form or detect_form(path)
-    splits = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc}[form](path, fault)
+    splits = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[form](path, fault)
     train, val = splits.get("train"), splits.get("val")
     if train is None:
         raise DataError(f"{path}: found no training photos in this {form.upper()} dataset; expected {_LAYOUTS}")
@@ -89,6 +90,8 @@ def detect_form(path: Path) -> Form:
         if path.suffix == ".json":
             return "coco"
         raise DataError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
+    if (path / PLAN_FILE).is_file():
+        return "shards"
     if list(path.glob("annotations/instances_*.json")) or list(path.glob("*/_annotations.coco.json")):
         return "coco"
     if _yaml_of(path) is not None:
@@ -142,6 +145,11 @@ def _read_voc(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     if not (path / "Annotations").is_dir() and len(nested) == 1:
         path = nested[0].parent
     return read_voc(path, fault)
+
+
+def _read_shards(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
+    found = {split: read_shards(path, split, fault) for split in SPLIT_FOLDERS}
+    return {split: records for split, records in found.items() if records is not None}
 
 
 def _yaml_of(folder: Path) -> Path | None:

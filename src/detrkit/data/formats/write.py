@@ -14,6 +14,8 @@ import yaml
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import Form
+from detrkit.data.formats.shards import write_shards
+from detrkit.data.photos import photo_bytes
 from detrkit.data.records import Record, Split, SplitName
 from detrkit.errors import DataError
 from detrkit.files import make_folder, write_text
@@ -39,12 +41,19 @@ def write_dataset(
         DataError: the folder holds something already.
     """
     check_is_free(output)
+    if form == "shards":
+        write_shards(splits, output, progress=progress)
+        return 0
     names = _names_of(splits)
     writer = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[form]
     place = {"coco": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[form]
+    spans = {record.path: record.span for split in splits.values() for record in split.records}
     for done, (path, (split, name)) in enumerate(names.items(), start=1):
         folder = make_folder(output / place.format(split=split))
-        shutil.copyfile(path, folder / name)
+        if spans[path] is None:
+            shutil.copyfile(path, folder / name)
+        else:
+            (folder / name).write_bytes(photo_bytes(path, spans[path]))
         if progress:
             progress(done, len(names))
     file_names = {path: name for path, (_, name) in names.items()}

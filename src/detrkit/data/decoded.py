@@ -1,0 +1,128 @@
+"""What decoding every photo gave, remembered, so that examining a large set goes on where it stopped.
+
+A photo is decoded again when its file has another size or date, or its annotations speak of another size.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from detrkit.data.photos import open_photo, photo_bytes
+from detrkit.data.records import Record
+from detrkit.errors import ConfigError, DataError
+from detrkit.files import make_folder, write_text
+
+
+@dataclass(frozen=True)
+class DecodedPhoto:
+    """A photo as it is on disk.
+
+    Attributes:
+        digest: of its content; empty where it cannot be read.
+        size: (height, width), or None.
+        fault: why it cannot be read, or None.
+    """
+
+    digest: str
+    size: tuple[int, int] | None
+    fault: str | None
+
+
+def decode_all(
+    records: Sequence[Record],
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    memory: Path | None = None,
+) -> dict[Path, DecodedPhoto]:
+    """Decode every photo once.
+
+    Args:
+        records: whose photos.
+        workers: processes.
+        progress: told how many photos of how many are done.
+        memory: file of what was decoded before; None starts anew and keeps nothing.
+    """
+    jobs = {record.path: record for record in records}
+    keys = {path: _key(record) for path, record in jobs.items()}
+    known = _recall(memory)
+    found = {path: known[key] for path, key in keys.items() if key in known}
+    missing = [record for path, record in jobs.items() if path not in found]
+    if progress:
+        progress(len(found), len(jobs))
+    log = _open_log(memory) if missing else None
+    try:
+        with ProcessPoolExecutor(max(1, workers)) as pool:
+            for record, photo in zip(missing, pool.map(_decode, missing, chunksize=8), strict=True):
+                found[record.path] = photo
+                if log is not None:
+                    log.write(_line(keys[record.path], photo))
+                    log.flush()
+                if progress:
+                    progress(len(found), len(jobs))
+    finally:
+        if log is not None:
+            log.close()
+    if log is not None and memory is not None:  # without what is out of date
+        write_text(memory, "".join(_line(keys[path], photo) for path, photo in found.items()))
+    return {path: found[path] for path in sorted(jobs)}
+
+
+def memory_of(dataset: Path) -> Path:
+    """Where the results of a dataset are remembered: in the user's cache, never in the dataset."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(dataset.resolve())).hexdigest()[:24]
+    return cache / "detrkit" / "doctor" / f"{name}.jsonl"
+
+
+def _decode(record: Record) -> DecodedPhoto:
+    try:
+        digest = hashlib.sha256(photo_bytes(record.path, record.span)).hexdigest()
+        photo = open_photo(record.path, record.size, record.span)
+    except DataError as error:
+        return DecodedPhoto("", None, str(error))
+    return DecodedPhoto(digest, (photo.height, photo.width), None)
+
+
+def _key(record: Record) -> str:
+    file = record.path if record.span is None else record.path.parent
+    try:
+        status = file.stat()
+    except OSError:
+        return f"{record.path} is missing"
+    return json.dumps([str(record.path), status.st_size, status.st_mtime_ns, record.size, record.span])
+
+
+def _line(key: str, photo: DecodedPhoto) -> str:
+    return json.dumps({"key": key, **asdict(photo)}) + "\n"
+
+
+def _recall(memory: Path | None) -> dict[str, DecodedPhoto]:
+    """Read what is remembered; a line that was cut off is one photo more to decode."""
+    known: dict[str, DecodedPhoto] = {}
+    try:
+        lines = memory.read_text(encoding="utf-8").splitlines() if memory else []
+    except (OSError, ValueError):
+        return known
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            size = None if entry["size"] is None else (int(entry["size"][0]), int(entry["size"][1]))
+            known[str(entry["key"])] = DecodedPhoto(str(entry["digest"]), size, entry["fault"])
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue
+    return known
+
+
+def _open_log(memory: Path | None) -> TextIO | None:
+    if memory is None:
+        return None
+    try:
+        make_folder(memory.parent)
+        return memory.open("a", encoding="utf-8")
+    except (OSError, ConfigError):  # remembering is a convenience: a home that cannot be written to is no fault
+        return None

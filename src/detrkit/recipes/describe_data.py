@@ -1,0 +1,84 @@
+"""A dataset described: samples as training sees them, on one picture, and the table of classes."""
+
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from detrkit.data.annotation_checks import count_classes
+from detrkit.data.batching import collate
+from detrkit.data.photos import tensor_to_photo
+from detrkit.data.sampling import Draw
+from detrkit.errors import ConfigError, DataError
+from detrkit.files import replacing
+from detrkit.recipes.config import RunConfig
+from detrkit.recipes.data import RunData, open_data
+from detrkit.recipes.doctor import class_table
+from detrkit.recipes.loaders import train_order
+from detrkit.recipes.train import with_defaults
+from detrkit.structures import Sample
+from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
+
+_MOST_SAMPLES = 100
+
+
+def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) -> None:
+    """Write a contact sheet of the first samples of an epoch, and print the classes.
+
+    Raises:
+        DetrkitError: the dataset cannot be read, or the settings do not fit.
+    """
+    config = with_defaults(config)
+    settings = config.training
+    if not 1 <= count <= _MOST_SAMPLES:
+        raise ConfigError(f"--count: found {count}, expected 1 to {_MOST_SAMPLES} samples")
+    if not 1 <= epoch <= settings.epochs:
+        raise ConfigError(f"--epoch: found {epoch}, expected 1 to {settings.epochs}, the epochs of the run")
+    console = Console()
+    data = open_data(config)
+    for note in data.notes:
+        console.print(note, markup=False, highlight=False)
+    console.print(class_table(count_classes(data.splits), data.splits))
+    samples, faults = _first_samples(config, data, count, epoch)
+    for fault in faults:
+        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
+    if not samples:
+        raise DataError(f"{config.data}: none of the first {count} samples can be read; run detrkit doctor")
+    with replacing(output) as temporary:
+        contact_sheet([_picture(sample, data) for sample in samples]).save(temporary, "PNG")
+    sides = [side for sample in samples for side in sample.image.shape[1:]]
+    objects = sum(len(sample.annotations.labels) for sample in samples)
+    console.print(
+        f"{len(samples)} samples of epoch {epoch}: sides of {min(sides)} to {max(sides)} px, {objects} objects; "
+        f"a batch of {settings.batch_size} is {_padding(samples[: settings.batch_size]):.0%} padding",
+        highlight=False,
+    )
+    console.print(f"picture: {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> tuple[list[Sample], list[str]]:
+    """The samples that training would see first in an epoch, and what is wrong with those that it cannot read."""
+    order = train_order(data.arrangement, config.training)
+    order.epoch = epoch
+    draws = [draw for batch in order for draw in batch]
+    samples: list[Sample] = []
+    faults: list[str] = []
+    for draw in draws[:count]:
+        try:
+            samples.append(data.train[Draw(draw.index, epoch)])
+        except DataError as error:
+            faults.append(str(error))
+    return samples, faults
+
+
+def _picture(sample: Sample, data: RunData) -> tuple[Image.Image, str]:
+    labels = sample.annotations.labels.tolist()
+    names = [data.categories.names[label] for label in labels]
+    height, width = sample.image.shape[1:]
+    photo, scale = fitted(tensor_to_photo(sample.image))
+    drawn = draw_boxes(photo, (sample.annotations.boxes * scale).tolist(), labels, names)
+    return drawn, f"photo {sample.image_id}, {width} x {height} px"
+
+
+def _padding(samples: list[Sample]) -> float:
+    return float(collate(samples).padding_mask.float().mean())

@@ -1,0 +1,188 @@
+"""Shards: what goes in comes out, writing goes on where it stopped, and damage is said in one sentence."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detrkit.data.annotation_checks import splits_of
+from detrkit.data.dataset import PhotoDataset
+from detrkit.data.doctor import examine
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.formats.shards import write_shards
+from detrkit.data.formats.write import write_dataset
+from detrkit.data.sampling import Arrangement
+from detrkit.errors import DataError
+from tests.datasets import write_coco
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "coco", num_train=7, num_val=3)
+
+
+@pytest.fixture
+def shards(folder: Path, tmp_path: Path) -> Path:
+    write_shards(splits_of(read_dataset(folder)), tmp_path / "shards", shard_photos=3)
+    return tmp_path / "shards"
+
+
+def check_same(shards: Path, folder: Path) -> None:
+    ours, theirs = read_dataset(shards), read_dataset(folder)
+    assert ours.form == "shards"
+    for name in ("train", "val"):
+        here, there = splits_of(ours)[name], splits_of(theirs)[name]
+        assert here.categories == there.categories
+        of_id = {record.image_id: record for record in there.records}
+        assert sorted(here.records.image_ids) == sorted(of_id)
+        photos, originals = PhotoDataset(here), PhotoDataset(there)
+        for index, record in enumerate(here.records):
+            original = of_id[record.image_id]
+            for column in ("boxes", "labels", "is_crowd", "size"):
+                assert np.array_equal(getattr(record, column), getattr(original, column))
+            place = there.records.image_ids.index(record.image_id)
+            assert torch.equal(photos[index].image, originals[place].image)
+
+
+def test_what_goes_in_comes_out(shards: Path, folder: Path) -> None:
+    assert sorted(path.name for path in shards.glob("*.tar")) == [
+        *(f"train-0000{number}.tar" for number in range(3)),
+        "val-00000.tar",
+    ]
+    check_same(shards, folder)
+    train = read_dataset(shards).train.records
+    assert train.image_ids != sorted(train.image_ids), "photos are packed in random order"
+    arrangement = Arrangement.of(train, by_shape=False)
+    assert arrangement.shard is not None
+    assert arrangement.shard.tolist() == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_without_an_index_it_is_made_anew(shards: Path, folder: Path) -> None:
+    for index in shards.glob("*.index"):
+        index.unlink()
+    check_same(shards, folder)
+
+
+def test_a_shard_is_what_other_tools_read(shards: Path) -> None:
+    with tarfile.open(shards / "val-00000.tar") as opened:
+        names = opened.getnames()
+        assert [Path(name).suffix for name in names] == [".png", ".json"] * 3
+        content = json.load(opened.extractfile(names[1]))  # type: ignore[arg-type]
+    assert set(content) == {"image_id", "file_name", "height", "width", "boxes_xyxy", "category_ids", "is_crowd"}
+
+
+def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    (shards / "train-00001.tar").unlink()
+    (shards / "val.index").unlink()
+    kept = (shards / "train-00000.tar").stat().st_mtime_ns
+    assert write_shards(splits_of(read_dataset(folder)), shards, shard_photos=3) == 3
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
+    assert (shards / "train-00000.tar").stat().st_mtime_ns == kept
+
+
+def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
+    splits = splits_of(read_dataset(folder))
+    with pytest.raises(DataError, match="other settings"):
+        write_shards(splits, shards, shard_photos=4)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(DataError, match="nothing is overwritten"):
+        write_shards(splits, tmp_path / "full")
+
+
+def test_damage_is_named(shards: Path) -> None:
+    shard = shards / "train-00001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"train-00001\.tar: ends at"):
+        read_dataset(shards)
+    (shards / "train.index").unlink()
+    with pytest.raises(DataError, match=r"train-00001\.tar: not readable as a tar file"):
+        read_dataset(shards)
+    shard.unlink()
+    assert len(read_dataset(shards).train.records) == 4, "without an index, what is there is the dataset"
+
+
+def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
+    (shards / "train-00002.tar").unlink()
+    with pytest.raises(DataError, match=r"names the shard train-00002\.tar"):
+        read_dataset(shards)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("spans", torch.full((7, 2), -1)),
+        ("object_ends", torch.full((8,), 10**9)),
+        ("path_ends", torch.arange(8).flip(0)),
+        ("labels", torch.full((100,), 7, dtype=torch.int32)),
+        ("boxes", torch.zeros(3, 4)),
+        ("sizes", torch.zeros(7, 2, dtype=torch.int64)),
+        ("image_ids", torch.zeros(7)),
+    ],
+)
+def test_a_malformed_index_never_leads_astray(shards: Path, column: str, value: torch.Tensor) -> None:
+    path = shards / "train.index"
+    columns = load_file(path)
+    header = {"detrkit": json.dumps({"format": "detrkit-shards-1", "categories": [{"id": 1, "name": "a"}]})}
+    save_file({**columns, column: value}, path, metadata=header)
+    with pytest.raises(DataError, match=r"train\.index: not readable as an index"):
+        read_dataset(shards)
+    path.write_bytes(b"not an index")
+    with pytest.raises(DataError, match="is made anew"):
+        read_dataset(shards)
+
+
+def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
+    (shards / "val.index").unlink()
+    photo = io.BytesIO()
+    from PIL import Image
+
+    Image.new("RGB", (8, 6)).save(photo, "PNG")
+    description = {"image_id": 1, "height": 6, "width": 8, "boxes_xyxy": [], "category_ids": [], "is_crowd": []}
+    with tarfile.open(shards / "val-00000.tar", "w") as opened:
+        for name, content in (("../../x.png", photo.getvalue()), ("../../x.json", json.dumps(description).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("y.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        opened.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    split = read_dataset(shards).val
+    assert split.records[0].path == shards / "val-00000.tar" / "x.png"
+    assert PhotoDataset(split)[0].image.shape == (3, 6, 8)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
+    (shards / "val.index").unlink()
+    bad: list[bytes] = [b"{", b"[]", b'{"image_id": 1}', b'{"image_id":1,"height":6,"width":8,"boxes_xyxy":[[1,2,NaN,4]],'
+                        b'"category_ids":[0],"is_crowd":[0]}']  # fmt: skip
+    with tarfile.open(shards / "val-00000.tar", "w") as opened:
+        for number, content in enumerate(bad):
+            for name, text in ((f"{number}.png", b"x"), (f"{number}.json", content)):
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                opened.addfile(member, io.BytesIO(text))
+    faults: list[DataError] = []
+    read_dataset(shards, fault=faults.append)
+    assert len(faults) == len(bad)
+    assert all("val-00000.tar: " in str(fault) for fault in faults)
+
+
+def test_a_doctor_examines_shards_and_other_forms_are_written_from_them(shards: Path, tmp_path: Path) -> None:
+    diagnosis = examine(shards, workers=1)
+    assert (diagnosis.form, diagnosis.is_fit, diagnosis.unusable) == ("shards", True, frozenset())
+    write_dataset(splits_of(diagnosis.folder), tmp_path / "yolo", "yolo")
+    again = read_dataset(tmp_path / "yolo")
+    assert len(again.train.records) == 7
+    assert sum(len(one.labels) for one in again.train.records) == sum(
+        len(one.labels) for one in diagnosis.folder.train.records
+    )
