@@ -38,6 +38,11 @@ def build_app(chosen: str | None = None) -> App:
         suppress_keyboard_interrupt=False,
     )
     for verb, summary in VERBS.items():
+        if verb == chosen == "describe":
+            from detrkit.cli.describe import build_describe
+
+            app.command(build_describe())
+            continue
         function = verb.replace("-", "_")
         app.command(f"detrkit.cli.{function}:{function}", name=verb, help=None if verb == chosen else summary)
     return app

@@ -8,11 +8,16 @@ from cyclopts import App, Parameter
 from detrkit.recipes.config import load_run_config
 from detrkit.training.settings import TrainingSettings
 
-describe = App(name="describe", help_format="markdown")
+
+def build_describe() -> App:
+    """Put the verb and its own verb together."""
+    app = App(name="describe", help_format="markdown")
+    app.default(describe)
+    app.command(data)
+    return app
 
 
-@describe.default
-def model(
+def describe(
     model: str,
     /,
     *,
@@ -32,7 +37,6 @@ def model(
     describe_model(model, size)
 
 
-@describe.command
 def data(
     data: str,
     /,
