@@ -101,3 +101,9 @@ def test_photos(nasty: Path, manifest: dict[str, Any]) -> None:
             outcomes["loaded"] += 1
     assert sum(outcomes.values()) == len(manifest["images"])
     assert outcomes["refused"] == 9
+
+
+def test_panoptic_files_are_told_from_instances(nasty: Path, manifest: dict[str, Any]) -> None:
+    for name in manifest["panoptic"]:
+        with pytest.raises(DataError, match=rf"{name}: is a panoptic file"):
+            read_dataset(nasty / "panoptic" / name)
