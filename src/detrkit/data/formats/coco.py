@@ -67,7 +67,9 @@ def read_coco_file(path: Path | str, photos: Path | str, fault: FaultHandler = r
             f"{path}: found no list 'annotations'; to predict photos without annotations, use detrkit predict"
         )
     if any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"][:1]):
-        raise DataError(f"{path}: is a panoptic file, whose objects are segments; expected an instances file with boxes")
+        raise DataError(
+            f"{path}: is a panoptic file, whose objects are segments; expected an instances file with boxes"
+        )
     categories = _read_categories(content["categories"], path)
     of_image = _read_annotations(content["annotations"], categories, path, fault)
     records = Records.of(_read_images(content["images"], of_image, photos, path, fault))
