@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detrkit import DetrkitError, Predictions, SetLoss, Target
+from detrkit import Predictions, SetLoss, Target
 from detrkit.losses.masks import dice_loss, sigmoid_focal_loss
 from detrkit.losses.matcher import HungarianMatcher
 
@@ -100,11 +100,28 @@ def test_bfloat16_predictions_are_compared_in_float32() -> None:
     torch.testing.assert_close(report.total, SetLoss(3)(as_float, targets).total)
 
 
-def test_predictions_that_are_not_finite_are_named() -> None:
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_predictions_that_are_not_finite_give_a_loss_that_is_not(broken: float) -> None:
     found = predictions(1, 1, 3, 2)
-    broken = Predictions(found.layer_class_logits * torch.nan, found.layer_boxes)
-    with pytest.raises(DetrkitError, match="not finite; lower the learning rate"):
-        SetLoss(2)(broken, [target([[0.5, 0.5, 0.1, 0.1]], [0])])
+    report = SetLoss(2)(
+        Predictions(found.layer_class_logits * broken, found.layer_boxes), [target([[0.5, 0.5, 0.1, 0.1]], [0])]
+    )
+    assert not report.total.isfinite()
+    assert report.parts["loss_bbox"].isfinite()
+
+
+def test_batches_of_one_step_add_up_to_the_loss_of_all() -> None:
+    found = predictions(2, 4, 5, 3)
+    targets = [target([[0.5, 0.5, 0.2, 0.1]] * count, [1] * count) for count in (0, 7, 1, 2)]
+    loss = SetLoss(3)
+    norms = loss.normalizers(targets, num_queries=5)
+    assert norms.num_boxes == 10
+    assert norms.class_weight == pytest.approx(8 + 0.1 * 12)  # 5 of the 7 find a query
+    halves = [
+        loss(Predictions(found.layer_class_logits[:, part], found.layer_boxes[:, part]), targets[part], norms).total
+        for part in (slice(0, 3), slice(3, 4))
+    ]
+    torch.testing.assert_close(sum(halves), loss(found, targets).total)
 
 
 def test_mask_losses_by_hand() -> None:

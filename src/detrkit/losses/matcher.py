@@ -11,7 +11,6 @@ from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detrkit.errors import DetrkitError
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures import Target
 
@@ -59,15 +58,12 @@ class HungarianMatcher:
     ) -> Matches:
         """Match all layers and photos: one cost computation, one copy from the device.
 
-        Raises:
-            DetrkitError: a cost is not finite, that is, the model's output or a box is not.
+        Where the model's output is not finite, any matching will do: the loss will not be finite either, which is for the
+        caller to see, on all processes alike.
         """
         costs = self.costs(layer_class_logits.float(), layer_boxes.float(), targets).cpu()
         if not costs.isfinite().all():
-            raise DetrkitError(
-                "matching: the model's output or a target box is not finite; lower the learning rate, "
-                "or look for boxes with NaN in the annotations"
-            )
+            costs = costs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         rows: list[Int64[Tensor, "4 n"]] = []
         for layer, layer_costs in enumerate(costs.numpy()):
             for image, (image_costs, target) in enumerate(zip(layer_costs, targets, strict=True)):

@@ -34,6 +34,22 @@ class LossReport:
     matches: Matches
 
 
+@dataclass(frozen=True)
+class Normalizers:
+    """What losses are divided by: sums over a whole step, that is, over its batches and the processes, per process.
+
+    So every object and every query weighs the same wherever it was, and the average of the processes' gradients is the
+    gradient of one process with all of the photos.
+
+    Attributes:
+        num_boxes: objects, at least 1 in all.
+        class_weight: weights of all queries in the cross entropy.
+    """
+
+    num_boxes: Float[Tensor, ""] | float
+    class_weight: Float[Tensor, ""] | float
+
+
 class SetLoss:
     """Matches queries to objects in every layer, then adds up class, box and mask losses."""
 
@@ -72,22 +88,47 @@ class SetLoss:
         self.no_object_weight = no_object_weight
         self.matcher = matcher or HungarianMatcher()
 
-    def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> LossReport:
-        """Compute the loss in float32, under autocast too.
+    def normalizers(self, targets: Sequence[Target], num_queries: int) -> Normalizers:
+        """Count what losses are divided by; with several processes, all of them must call this together.
+
+        The published code counts objects over all processes, but averages the cross entropy within each.
+
+        Args:
+            targets: of all photos that this process sees before the next update.
+            num_queries: Q.
+        """
+        num_boxes = sum(len(target.labels) for target in targets)
+        num_matched = sum(min(len(target.labels), num_queries) for target in targets)
+        num_others = len(targets) * num_queries - num_matched
+        class_weight = num_matched + self.no_object_weight * num_others
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return Normalizers(float(max(num_boxes, 1)), class_weight)
+        device = targets[0].labels.device
+        sums = _to_device([num_boxes, class_weight], device, torch.float64)
+        distributed.all_reduce(sums)
+        means = sums.clamp(min=torch.finfo(torch.float32).tiny).float() / distributed.get_world_size()
+        return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1])
+
+    def __call__(
+        self, predictions: Predictions, targets: Sequence[Target], normalizers: Normalizers | None = None
+    ) -> LossReport:
+        """Compute the loss in float32, under autocast too. What is not finite in the predictions makes it not finite.
 
         Args:
             predictions: of a batch.
             targets: one per photo, on the same device; photos without objects have boxes of shape (0, 4).
+            normalizers: of the whole step; None when this batch is all of it.
         """
         with torch.autocast(predictions.layer_boxes.device.type, enabled=False):
             logits = predictions.layer_class_logits.float()
             boxes = predictions.layer_boxes.float()
             matches = self.matcher(logits, boxes, targets)
             object_index = _index_of_objects(matches, targets)
-            num_boxes = _average_over_processes(sum(len(target.labels) for target in targets), boxes.device)
+            norms = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
+            num_boxes = norms.num_boxes
 
             of_layers = {
-                **self._class_losses(logits, matches, object_index, targets),
+                **self._class_losses(logits, matches, object_index, targets, norms.class_weight),
                 **_box_losses(boxes, matches, object_index, targets, num_boxes),
             }
             parts = _name_by_layer(of_layers)
@@ -105,15 +146,16 @@ class SetLoss:
         matches: Matches,
         object_index: Int64[Tensor, "TP"],
         targets: Sequence[Target],
+        class_weight: Float[Tensor, ""] | float,
     ) -> dict[str, Float[Tensor, "T"]]:
-        """Cross entropy, weighted and averaged within each layer over this process's batch (as published)."""
+        """Cross entropy, weighted and averaged within each layer."""
         labels = torch.cat([target.labels for target in targets])
         wanted = torch.full(logits.shape[:-1], self.num_classes, dtype=torch.int64, device=logits.device)
         wanted[matches.layers, matches.images, matches.queries] = labels[object_index]
         is_object = wanted != self.num_classes
         weight = torch.where(is_object, 1.0, self.no_object_weight)
         entropy = F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none")
-        loss_ce = (weight * entropy).sum((1, 2)) / weight.sum((1, 2))
+        loss_ce = (weight * entropy).sum((1, 2)) / class_weight
 
         num_objects = _to_device([len(target.labels) for target in targets], logits.device)
         num_found = (logits.argmax(-1) != self.num_classes).sum(-1)
@@ -189,19 +231,10 @@ def _index_of_objects(matches: Matches, targets: Sequence[Target]) -> Int64[Tens
     return first[matches.images] + matches.objects
 
 
-def _to_device(counts: Sequence[int], device: torch.device) -> Int64[Tensor, "B"]:
+def _to_device(numbers_here: Sequence[float], device: torch.device, kind: torch.dtype = torch.int64) -> Tensor:
     """Copy a few numbers without waiting for the device, which pageable memory would make us do."""
-    numbers = torch.tensor(counts)
+    numbers = torch.tensor(numbers_here, dtype=kind)
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
-
-
-def _average_over_processes(num_boxes: int, device: torch.device) -> Float[Tensor, ""] | float:
-    """Number of objects per process, at least 1, so that every object weighs the same on every process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return float(max(num_boxes, 1))
-    total = torch.tensor(float(num_boxes), device=device)
-    distributed.all_reduce(total)
-    return (total / distributed.get_world_size()).clamp(min=1)
 
 
 def _name_by_layer(of_layers: dict[str, Float[Tensor, "T"]]) -> dict[str, Float[Tensor, ""]]:

@@ -1,11 +1,16 @@
-"""Multi-head attention (paper, appendix A.1), computed without ever holding the attention matrix.
+"""Multi-head attention (paper, appendix A.1), computed without ever holding the attention matrix, as a rule.
+
+With dropout on a CPU, torch's fused attention holds it as well, and is slower than the plain formula here.
 
 Input: queries (B, N, D), keys and values (B, S, D), a padding mask over the S keys. Output: (B, N, D).
 """
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from detrkit.models.dropout import drop
 
 
 class MultiHeadAttention(nn.Module):
@@ -50,14 +55,31 @@ class MultiHeadAttention(nn.Module):
         """
         # scaled_dot_product_attention calls True what may be attended to: the one place where the mask is inverted
         attend = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(
+        heads = (
             self.split_heads(self.query_projection(queries)),
             self.split_heads(self.key_projection(keys)),
             self.split_heads(self.value_projection(values)),
-            attn_mask=attend,
-            dropout_p=self.dropout if self.training else 0.0,
         )
+        drops = self.dropout > 0 and self.training
+        if drops and queries.device.type == "cpu":
+            mixed = self.mix_with_dropout(*heads, attend)
+        else:
+            share = self.dropout if drops else 0.0
+            mixed = F.scaled_dot_product_attention(*heads, attn_mask=attend, dropout_p=share)
         return self.output_projection(mixed.transpose(1, 2).flatten(2))
+
+    def mix_with_dropout(
+        self,
+        queries: Float[Tensor, "B M N d"],
+        keys: Float[Tensor, "B M S d"],
+        values: Float[Tensor, "B M S d"],
+        attend: Bool[Tensor, "B 1 1 S"] | None,
+    ) -> Float[Tensor, "B M N d"]:
+        """Mix the values by the plain formula, dropping some of the weights."""
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        if attend is not None:
+            scores = scores.masked_fill(~attend, -torch.inf)
+        return drop(scores.softmax(-1), self.dropout).to(values.dtype) @ values
 
     def split_heads(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M N d"]:
         """Give each of the M heads its share of the width."""

@@ -5,15 +5,18 @@ map per stage, of strides 4, 8, 16, 32 (16 twice with `dilation`, the paper's DC
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.errors import ConfigError
 from detrkit.models.config import BackboneName, Normalization
+from detrkit.models.recompute import run
 from detrkit.ops.padding import padding_mask_at
 
 _BLOCKS_OF_STAGES = {
@@ -78,6 +81,7 @@ class ResNetBackbone(nn.Module):
         del self.body.avgpool, self.body.fc
         if in_channels != self.body.conv1.in_channels:
             self.body.conv1 = _first_convolution(in_channels, self.body.conv1.out_channels)
+        self.recompute = False
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
         for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
@@ -100,12 +104,11 @@ class ResNetBackbone(nn.Module):
                 photo's edge into its padding flow back.
         """
         body = self.body
-        features = body.relu(body.bn1(body.conv1(images)))
+        features = body.relu(_convolve(body.conv1, body.bn1, images))
         features = body.maxpool(_without_padding(features, padding_mask))
         levels = []
         for stage in self.stages:
-            for block in stage:
-                features = _run_block(block, features, padding_mask)
+            features = run(partial(_run_stage, stage), self.recompute, features, padding_mask)
             levels.append(features)
         return levels
 
@@ -135,22 +138,44 @@ def _output_channels(block: nn.Module) -> int:
     return cast(nn.Conv2d, convolutions[-1]).out_channels
 
 
+def _run_stage(
+    stage: nn.Sequential, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
+) -> Float[Tensor, "B _ _ _"]:
+    for block in stage:
+        features = _run_block(block, features, padding_mask)
+    return features
+
+
 def _run_block(
     block: nn.Module, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
 ) -> Float[Tensor, "B _ _ _"]:
     """Run a residual block, with padding held at zero before its 3 x 3 convolutions."""
-    if padding_mask is None:
-        return cast(Tensor, block(features))
     if isinstance(block, resnet.Bottleneck):
-        change = block.relu(block.bn1(block.conv1(features)))
-        change = block.relu(block.bn2(block.conv2(_without_padding(change, padding_mask))))
-        change = block.bn3(block.conv3(change))
+        change = block.relu(_convolve(block.conv1, block.bn1, features))
+        change = block.relu(_convolve(block.conv2, block.bn2, _without_padding(change, padding_mask)))
+        change = _convolve(block.conv3, block.bn3, change)
     else:
         assert isinstance(block, resnet.BasicBlock)
-        change = block.relu(block.bn1(block.conv1(_without_padding(features, padding_mask))))
-        change = block.bn2(block.conv2(_without_padding(change, padding_mask)))
-    kept = features if block.downsample is None else block.downsample(features)
-    return cast(Tensor, block.relu(change + kept))
+        change = block.relu(_convolve(block.conv1, block.bn1, _without_padding(features, padding_mask)))
+        change = _convolve(block.conv2, block.bn2, _without_padding(change, padding_mask))
+    kept = features if block.downsample is None else _convolve(block.downsample[0], block.downsample[1], features)
+    return cast(Tensor, block.relu(change.add_(kept)))  # nobody needs the change by itself
+
+
+def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+    """Convolve and normalise; frozen batch norm is multiplied into the filters, which are few, not into their output."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return cast(Tensor, norm(convolution(features)))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return functional.conv2d(
+        features,
+        convolution.weight * scale[:, None, None, None],
+        shift,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+    )
 
 
 def _without_padding(

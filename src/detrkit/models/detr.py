@@ -43,6 +43,10 @@ class DETR(nn.Module):
         self.heads = parts.heads
         self.panoptic = parts.panoptic
 
+    def recompute(self, on: bool) -> None:
+        """Keep fewer activations while training, and compute them again (see `models.recompute`)."""
+        self.backbone.recompute = self.encoder.recompute = self.decoder.recompute = on
+
     def forward(
         self,
         images: Float[Tensor, "B C H W"],

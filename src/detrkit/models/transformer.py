@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.dropout import Dropout
+from detrkit.models.recompute import run
 
 
 class Residual(nn.Module):
@@ -18,7 +20,7 @@ class Residual(nn.Module):
     def __init__(self, width: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def before(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
@@ -38,7 +40,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(width, hidden_width)
         self.contract = nn.Linear(hidden_width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.expand.weight)
         nn.init.xavier_uniform_(self.contract.weight)
 
@@ -83,6 +85,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(width, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)
         )
+        self.recompute = False
         # post-norm layers end with a norm of their own
         self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
 
@@ -94,7 +97,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """Turn backbone tokens into the memory that the decoder reads."""
         for layer in self.layers:
-            tokens = layer(tokens, positions, padding_mask)
+            tokens = run(layer, self.recompute, tokens, positions, padding_mask)
         return self.norm(tokens)
 
 
@@ -149,6 +152,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(width, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)
         )
+        self.recompute = False
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -163,6 +167,6 @@ class Decoder(nn.Module):
         decoded = torch.zeros_like(queries)
         after_layer = []
         for layer in self.layers:
-            decoded = layer(decoded, queries, memory, located_memory, padding_mask)
+            decoded = run(layer, self.recompute, decoded, queries, memory, located_memory, padding_mask)
             after_layer.append(self.norm(decoded))
         return torch.stack(after_layer)

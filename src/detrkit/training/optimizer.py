@@ -1,23 +1,87 @@
-"""AdamW with a lower rate for the backbone (paper, section A.4; published code, main.py)."""
+"""AdamW with rates per part (paper, section A.4; published code, main.py), and parts that are not trained at all."""
+
+from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
 
+from detrkit.errors import ConfigError, did_you_mean
+from detrkit.models.detr import DETR
 from detrkit.training.settings import TrainingSettings
 
+PARTS = ("backbone", "input_projection", "positions", "encoder", "queries", "decoder", "heads", "panoptic")
 
-def build_optimizer(model: nn.Module, settings: TrainingSettings) -> AdamW:
-    """Group the trainable parameters by their rate.
 
-    Weight decay goes to all of them, biases and norms too, as published. A learned position encoding belongs to the
-    transformer here; the published code trains it at the backbone's rate, because of its name.
+def build_optimizer(model: DETR, settings: TrainingSettings) -> AdamW:
+    """Group the trainable parameters by rate and decay, and freeze what the settings say.
+
+    Weight decay goes to all parameters, biases and norms too, as published, unless `decay_norms` is off. A learned position
+    encoding belongs to the transformer here; the published code trains it at the backbone's rate, because of its name.
+
+    Raises:
+        ConfigError: there is no such part, or nothing is left to train.
     """
-    backbone = [p for name, p in model.named_parameters() if name.startswith("backbone.") and p.requires_grad]
-    others = [p for name, p in model.named_parameters() if not name.startswith("backbone.") and p.requires_grad]
-    groups = [{"params": others, "lr": settings.learning_rate}]
-    if settings.backbone_learning_rate > 0 and backbone:
-        groups.append({"params": backbone, "lr": settings.backbone_learning_rate})
-    else:
-        for parameter in backbone:
+    rates = part_rates(settings)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for part, name, parameter in _parameters_by_part(model):
+        rate = rates[part]
+        if rate == 0:
             parameter.requires_grad_(False)
-    return AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+        if parameter.requires_grad:
+            decays = settings.decay_norms or not (parameter.ndim == 1 or name == "queries.weight")
+            groups.setdefault((rate, decays), []).append(parameter)
+    if not groups:
+        raise ConfigError("training: nothing is left to train; name fewer parts in --freeze")
+    options: list[dict[str, Any]] = [
+        {"params": parameters, "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
+    ]
+    # the log shows the first group's rate: the transformer's
+    options.sort(key=lambda group: group["lr"] != settings.learning_rate)
+    return AdamW(options, fused=True)
+
+
+def part_rates(settings: TrainingSettings) -> dict[str, float]:
+    """Learning rate of every part; 0 for a frozen one.
+
+    Raises:
+        ConfigError: a part does not exist, or a rate is no number.
+    """
+    rates = dict.fromkeys(PARTS, settings.learning_rate)
+    rates["backbone"] = settings.backbone_learning_rate
+    for entry in _entries(settings.part_rates):
+        part, equals, value = entry.partition("=")
+        try:
+            rates[_known_part(part, "--part-rates")] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not 0 <= rates[part.strip()] < float("inf"):
+            raise ConfigError(f"--part-rates: found {entry!r}, expected PART=RATE, for example heads=1e-3")
+    for entry in _entries(settings.freeze):
+        rates[_known_part(entry, "--freeze")] = 0.0
+    return rates
+
+
+def keep_frozen_parts_still(model: DETR) -> None:
+    """Put parts of which nothing is trained into eval mode: no dropout, no new statistics."""
+    for part in PARTS:
+        module = getattr(model, part)
+        if isinstance(module, nn.Module) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
+def _parameters_by_part(model: DETR) -> Iterator[tuple[str, str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        yield name.partition(".")[0], name, parameter
+
+
+def _entries(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def _known_part(name: str, option: str) -> str:
+    name = name.strip()
+    if name not in PARTS:
+        raise ConfigError(f"{option}: {name!r} is no part of a model; {did_you_mean(name, PARTS)}")
+    return name

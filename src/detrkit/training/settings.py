@@ -13,10 +13,25 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=300, ge=1, description="times that every photo is seen")
-    batch_size: int = Field(default=2, ge=1, description="photos per step")
+    steps: int | None = Field(default=None, ge=1, description="updates after which the run ends, in place of epochs")
+    batch_size: int = Field(default=2, ge=1, description="photos per batch, of each process")
+    accumulate: int = Field(default=1, ge=1, description="batches per update")
     learning_rate: float = Field(default=1e-4, gt=0, description="of everything but the backbone")
     backbone_learning_rate: float = Field(default=1e-5, ge=0, description="of the backbone; 0 freezes it")
+    part_rates: str = Field(default="", description="other learning rates, PART=RATE,PART=RATE; parts as in --freeze")
+    freeze: str = Field(
+        default="",
+        description="parts that are not trained, with commas: backbone, input_projection, positions, encoder, queries, "
+        "decoder, heads, panoptic",
+    )
     weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's")
+    decay_norms: bool = Field(default=True, description="weight decay of norms, biases and queries too, as published")
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of a running average of the weights, which is evaluated and saved; 0: none",
+    )
     clip_norm: float = Field(default=0.1, ge=0, description="largest norm of the gradient; 0 does not clip")
     schedule: Literal["step", "cosine"] = Field(default="step", description="how the rates fall")
     drop_at: float = Field(default=2 / 3, gt=0, le=1, description="share of the run after which 'step' divides by 10")
@@ -47,12 +62,23 @@ class TrainingSettings(BaseModel):
     giou_weight: float = Field(default=2.0, ge=0, description="of the generalised IoU, in the loss and the matching")
     no_object_weight: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
     exact_padding: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the model; losses are float32")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of the model; matching and losses are float32"
+    )
+    compile: bool = Field(default=False, description="compile the model: minutes at the start, quicker steps after")
+    recompute: bool = Field(
+        default=False, description="compute activations again for the gradient: less memory, a third slower"
+    )
+    most_bad_steps: int = Field(
+        default=10, ge=1, description="steps in a row that may not be finite; more stop the run"
+    )
+    patience: int = Field(default=0, ge=0, description="evaluations without a better AP before the run ends; 0: never")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
     log_every: int = Field(default=10, ge=1, description="steps between readings of the losses")
     most_unreadable: float = Field(
         default=MOST_UNREADABLE, ge=0, le=1, description="share of photos that may be unreadable; more stop the run"
     )
     workers: int = Field(default=2, ge=0, description="processes that read photos; 0 reads in this one")
+    devices: int = Field(default=1, ge=1, description="processes that train together, one per GPU or on the CPU")
     device: str = Field(default="auto", description="'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one")
     seed: int = Field(default=42, ge=0, description="of weights, order and augmentation")
