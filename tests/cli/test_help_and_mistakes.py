@@ -112,7 +112,7 @@ MISTAKES = {
     "described no data": (["describe", "data", "nowhere", "-o", "x.png"], "nowhere: found nothing"),
     "described no samples": (["describe", "data", "shapes", "--count", "0"], "--count: found 0"),
     "described after the end": (["describe", "data", "shapes", "--epochs", "3", "--epoch", "4"], "expected 1 to 3"),
-    "described over a folder": (["describe", "data", "shapes", "-o", "empty"], "empty: cannot be written"),
+    "described over a folder": (["describe", "data", "shapes", "-o", "empty"], "expected the name of a PNG file"),
     "packed nothing": (["shard", "nowhere", "packed"], "nowhere: found nothing"),
     "packed into something": (["shard", "shapes", "shapes"], "nothing is overwritten"),
     "packed in shards of none": (["shard", "shapes", "packed", "--photos", "0"], "--photos 0"),

@@ -156,3 +156,35 @@ def test_colours_of_many_channels_are_refused() -> None:
     check_augmentation(TrainingSettings(mosaic=1), 5)
     with pytest.raises(ConfigError, match="found 5 channels"):
         check_augmentation(TrainingSettings(photometric=0.1), 5)
+
+
+def test_scale_jitter_keeps_the_flip() -> None:
+    strong = StrongAugmentation(48, scale_jitter=1.0)
+    plain_photos = SampleDataset([plain(1, [0.0, 0, 4, 10])])
+    photos = TrainingPhotos(plain_photos, TestTransform(48), seed=0, strong=strong, strong_epochs=200)
+    whole = [photos[Draw(0, epoch)] for epoch in range(1, 100)]
+    at_left = [one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48]
+    assert any(at_left)
+    assert not all(at_left)
+
+
+def test_a_panorama_in_a_mosaic_is_cut_before_it_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detrkit.data import augmentation
+
+    sizes: list[tuple[int, ...]] = []
+    original = augmentation.resize
+    monkeypatch.setattr(
+        augmentation, "resize", lambda s, size: sizes.append(tuple(s.image.shape[1:])) or original(s, size)
+    )
+    thin = plain(1, [0.0, 0, 1000, 4], (4, 1000))
+    made = Mosaic(200)([thin] * 4)
+    assert made.image.shape == (3, 200, 200)
+    assert max(max(size) for size in sizes) < 20
+
+
+def test_preparing_samples_leaves_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model's randomness on the GPU was touched")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    TrainingPhotos(SampleDataset(DRAWN[:1]), TrainTransform(48), seed=0)[Draw(0, 1)]

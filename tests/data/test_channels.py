@@ -40,6 +40,35 @@ def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
         read_pixels(tmp_path / "five.tif", channels=6)
 
 
+def test_an_oriented_tiff_has_one_size_and_its_own_pixels(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.ascontiguousarray(PIXELS[:, :, channel])) for channel in range(3)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pages[0].save(tmp_path / "one.tif", exif=exif)
+    pages[0].save(tmp_path / "three.tif", save_all=True, append_images=pages[1:])
+    upright = np.rot90(PIXELS[:, :, 0], -1)
+    assert photo_size(tmp_path / "one.tif") == (30, 20)
+    for claimed in (None, (30, 20)):
+        assert np.array_equal(read_pixels(tmp_path / "one.tif", claimed, channels=1)[0], upright)
+    assert np.array_equal(read_pixels(tmp_path / "three.tif").permute(1, 2, 0), PIXELS[:, :, :3])
+
+
+def test_deep_and_floating_grey_keep_their_range(tmp_path: Path) -> None:
+    grey = PIXELS[:, :, 0]
+    for name, image in {
+        "big.tif": Image.frombytes("I;16B", (30, 20), (grey.astype(">u2") * 257).tobytes()),
+        "shares.tif": Image.fromarray((grey / 255).astype(np.float32)),
+        "levels.tif": Image.fromarray(grey.astype(np.float32)),
+    }.items():
+        image.save(tmp_path / name)
+        assert np.abs(read_pixels(tmp_path / name, channels=1)[0].numpy().astype(int) - grey).max() <= 1, name
+    holes = (grey / 255).astype(np.float32)
+    holes[0, 0] = np.nan
+    Image.fromarray(holes).save(tmp_path / "holes.tif")
+    read = read_pixels(tmp_path / "holes.tif", channels=1)[0].numpy().astype(int)
+    assert np.abs(read - grey).reshape(-1)[1:].max() <= 1
+
+
 def test_grey_and_alpha_are_what_pillow_converts_to(tmp_path: Path) -> None:
     rgba = Image.fromarray(PIXELS[:, :, :4], "RGBA")
     rgba.save(tmp_path / "a.png")
@@ -58,6 +87,8 @@ def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
     (tmp_path / "cut.npy").write_bytes((tmp_path / "floats.npy").read_bytes()[:90])
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (900000, 900000, 3), }".ljust(117) + b"\n"
     (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04" + bytes(50))
+    (tmp_path / "words.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"{'descr': (((((\n")
     for path in sorted(tmp_path.glob("*.npy")):
         if path.name != "first.npy":
             with pytest.raises(DataError, match=path.name):

@@ -1,6 +1,7 @@
 """The doctor: every fault is found and named, a healthy set has none, and the nasty ones never crash it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -244,8 +245,13 @@ def test_a_second_examination_decodes_only_what_changed(tmp_path: Path, monkeypa
     assert examine(folder, workers=1, memory=memory).findings == first.findings
     monkeypatch.undo()
     photo = next((folder / "train2017").iterdir())
+    whole = photo.read_bytes()
     photo.write_bytes(b"broken")
     assert any("cannot be read" in finding.what for finding in examine(folder, workers=1, memory=memory).findings)
+    status = photo.stat()
+    photo.write_bytes(whole)
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert examine(folder, workers=1, memory=memory).findings == first.findings, "faults are never remembered"
 
 
 class _NoPool:

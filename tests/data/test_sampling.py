@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detrkit.data.records import Record, Records
-from detrkit.data.sampling import Arrangement, Draw, Readers, TrainBatches
+from detrkit.data.sampling import Arrangement, Draw, Share, TrainBatches
 
 counts = st.integers(1, 60)
 sizes = st.integers(1, 7)
@@ -52,30 +53,30 @@ def test_an_epoch_goes_on_where_it_stopped(count: int, size: int, first: int) ->
     assert all(isinstance(draw, Draw) for batch in whole for draw in batch)
 
 
-@given(st.integers(12, 80), st.integers(1, 4), st.integers(2, 3), st.integers(0, 2), st.booleans())
-def test_processes_share_the_photos_out(count: int, size: int, world: int, workers: int, in_shards: bool) -> None:
+@given(st.integers(1, 400), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_processes_share_the_photos_out(count: int, size: int, world: int, in_shards: bool) -> None:
     shard = torch.arange(count) // 7 if in_shards else None
     arrangement = Arrangement(torch.arange(count) % 3 == 0, shard)
-    per_rank = [TrainBatches(arrangement, size, 3, Readers(rank, world, workers)) for rank in range(world)]
+    per_rank = [TrainBatches(arrangement, size, 3, Share(rank, world)) for rank in range(world)]
     drawn = [indices(batches) for batches in per_rank]
-    assert len({len(of_rank) for of_rank in drawn}) == 1
+    assert [len(of_rank) for of_rank in drawn] == [max(1, count // size) // world] * world
     assert [len(of_rank) for of_rank in drawn] == [len(batches) for batches in per_rank]
     seen = [index for of_rank in drawn for batch in of_rank for index in batch]
     assert len(set(seen)) == len(seen)
 
 
-def test_a_reader_opens_only_its_own_shards() -> None:
-    """16 shards of 12 photos, two processes of two workers: each worker sees 4 shards, one after the other."""
-    arrangement = Arrangement(torch.zeros(192, dtype=torch.bool), torch.arange(192) // 12)
-    shards_of: dict[tuple[int, int], list[int]] = {}
+@pytest.mark.parametrize("by_shape", [False, True])
+def test_a_reader_goes_through_shards_of_its_own(by_shape: bool) -> None:
+    """96 shards of 12 photos: each of four readers, two processes of two workers, opens a quarter, and a few at borders."""
+    is_tall = (torch.arange(96 * 12) % 3 == 0) & by_shape
+    arrangement = Arrangement(is_tall, torch.arange(96 * 12) // 12)
+    shards_of: dict[tuple[int, int], set[int]] = {}
     for rank in range(2):
-        batches = TrainBatches(arrangement, 4, 0, Readers(rank, 2, 2))
+        batches = TrainBatches(arrangement, 4, 0, Share(rank, 2))
         for number, batch in enumerate(indices(batches)):
-            shards_of.setdefault((rank, number % 2), []).extend(index // 12 for index in batch)
-    for visits in shards_of.values():
-        changes = [one for at, one in enumerate(visits) if at == 0 or visits[at - 1] != one]
-        assert len(changes) == len(set(visits)) == 4
-    assert len({one for visits in shards_of.values() for one in visits}) == 16
+            shards_of.setdefault((rank, number % 2), set()).update(index // 12 for index in batch)
+    assert len(set.union(*shards_of.values())) == 96
+    assert all(len(shards) <= 24 + 24 * by_shape for shards in shards_of.values())
 
 
 def record(number: int, objects: int, span: tuple[int, int] | None = None) -> Record:

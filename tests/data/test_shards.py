@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detrkit.data.annotation_checks import splits_of
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.doctor import examine
 from detrkit.data.formats.folder import read_dataset
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(folder: Path, tmp_path: Path) -> Path:
-    write_shards(splits_of(read_dataset(folder)), tmp_path / "shards", shard_photos=3)
+    write_shards(read_dataset(folder).splits, tmp_path / "shards", shard_photos=3)
     return tmp_path / "shards"
 
 
@@ -36,7 +36,7 @@ def check_same(shards: Path, folder: Path) -> None:
     ours, theirs = read_dataset(shards), read_dataset(folder)
     assert ours.form == "shards"
     for name in ("train", "val"):
-        here, there = splits_of(ours)[name], splits_of(theirs)[name]
+        here, there = ours.splits[name], theirs.splits[name]
         assert here.categories == there.categories
         of_id = {record.image_id: record for record in there.records}
         assert sorted(here.records.image_ids) == sorted(of_id)
@@ -81,13 +81,29 @@ def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
     (shards / "train-00001.tar").unlink()
     (shards / "val.index").unlink()
     kept = (shards / "train-00000.tar").stat().st_mtime_ns
-    assert write_shards(splits_of(read_dataset(folder)), shards, shard_photos=3) == 3
+    assert write_shards(read_dataset(folder).splits, shards, shard_photos=3) == 3
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
     assert (shards / "train-00000.tar").stat().st_mtime_ns == kept
 
 
+def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> None:
+    splits = read_dataset(folder).splits
+    splits["train"].records.columns.boxes[0] += 1
+    with pytest.raises(DataError, match="another dataset"):
+        write_shards(splits, shards, shard_photos=3)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": "detrkit-shards-2"}', '{"format": "detrkit-shards-1"}', "\ud800"]
+)
+def test_a_malformed_plan_is_one_sentence(shards: Path, content: str) -> None:
+    (shards / "shards.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DataError, match=r"shards\.json"):
+        read_dataset(shards)
+
+
 def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
-    splits = splits_of(read_dataset(folder))
+    splits = read_dataset(folder).splits
     with pytest.raises(DataError, match="other settings"):
         write_shards(splits, shards, shard_photos=4)
     (tmp_path / "full").mkdir()
@@ -106,7 +122,12 @@ def test_damage_is_named(shards: Path) -> None:
     with pytest.raises(DataError, match=r"train-00001\.tar: not readable as a tar file"):
         read_dataset(shards)
     shard.unlink()
-    assert len(read_dataset(shards).train.records) == 4, "without an index, what is there is the dataset"
+    with pytest.raises(DataError, match="found 4 train photos, expected 7"):
+        read_dataset(shards)
+    for path in shards.glob("val*"):
+        path.unlink()
+    with pytest.raises(DataError, match="incomplete"):
+        read_dataset(shards)
 
 
 def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
@@ -119,6 +140,7 @@ def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
     ("column", "value"),
     [
         ("spans", torch.full((7, 2), -1)),
+        ("spans", torch.tensor([[1, 2**63 - 1]] * 7)),
         ("object_ends", torch.full((8,), 10**9)),
         ("path_ends", torch.arange(8).flip(0)),
         ("labels", torch.full((100,), 7, dtype=torch.int32)),
@@ -135,7 +157,7 @@ def test_a_malformed_index_never_leads_astray(shards: Path, column: str, value: 
     with pytest.raises(DataError, match=r"train\.index: not readable as an index"):
         read_dataset(shards)
     path.write_bytes(b"not an index")
-    with pytest.raises(DataError, match="is made anew"):
+    with pytest.raises(DataError, match="remove it"):
         read_dataset(shards)
 
 
@@ -154,6 +176,9 @@ def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
         link = tarfile.TarInfo("y.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         opened.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    plan = json.loads((shards / "shards.json").read_text())
+    (shards / "shards.json").write_text(json.dumps({**plan, "photos": {"train": 7, "val": 1}}))
     before = sorted(tmp_path.rglob("*"))
     split = read_dataset(shards).val
     assert split.records[0].path == shards / "val-00000.tar" / "x.png"
@@ -180,9 +205,24 @@ def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
 def test_a_doctor_examines_shards_and_other_forms_are_written_from_them(shards: Path, tmp_path: Path) -> None:
     diagnosis = examine(shards, workers=1)
     assert (diagnosis.form, diagnosis.is_fit, diagnosis.unusable) == ("shards", True, frozenset())
-    write_dataset(splits_of(diagnosis.folder), tmp_path / "yolo", "yolo")
+    write_dataset(diagnosis.folder.splits, tmp_path / "yolo", "yolo")
     again = read_dataset(tmp_path / "yolo")
     assert len(again.train.records) == 7
     assert sum(len(one.labels) for one in again.train.records) == sum(
         len(one.labels) for one in diagnosis.folder.train.records
     )
+
+
+def test_any_damage_to_a_shard_is_a_sentence_or_nothing(shards: Path) -> None:
+    (shards / "val.index").unlink()
+    path = shards / "val-00000.tar"
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        content = bytearray(whole)
+        header = int(random.integers(len(content) // 512)) * 512
+        for place in random.integers(header, min(header + 512, len(content)), 6):
+            content[place] = random.integers(256)
+        path.write_bytes(content)
+        with suppress(DataError):
+            read_dataset(shards)

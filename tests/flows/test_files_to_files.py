@@ -230,3 +230,23 @@ def test_grey_photos_in_shards_with_everything_on(
     # weights of a grey model are a start for one in colour
     again = [*SHORT, "--weights", str(folder), "--output", str(tmp_path / "colour")]
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *again]) == 0
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets would be markup to the terminal."""
+    folder = write_coco(tmp_path / "a[/b]")
+    for path in folder.glob("annotations/*.json"):
+        document = json.loads(path.read_text())
+        for category in document["categories"]:
+            category["name"] += " [/] [bold"
+        path.write_text(json.dumps(document))
+    trained = tmp_path / "run[/x]"
+    assert run(["doctor", str(folder), "--html", str(tmp_path / "page.html")]) == 0
+    assert run(["describe", "data", str(folder), "--image-size", "64", "-o", str(tmp_path / "a.png")]) == 0
+    assert run(["train", str(folder), "--model", "detr-tiny", "--output", str(trained), *SHORT]) == 0
+    assert run(["shard", str(folder), str(tmp_path / "shards[/c]")]) == 0
+    assert run(["evaluate", str(trained), str(folder)]) == 0
+    photo = next((folder / "val2017").iterdir())
+    assert run(["predict", str(trained), str(photo), "--threshold", "0", "--output", str(tmp_path / "out[/y]")]) == 0
+    assert run(["convert", str(trained), str(tmp_path / "weights[/z].safetensors"), "--to", "detrkit"]) == 0
+    assert "circle [/] [bold" in capsys.readouterr().out

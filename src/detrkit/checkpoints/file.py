@@ -113,10 +113,7 @@ def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path)
         content = json.loads(header)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
-        categories = Categories(
-            ids=tuple(int(entry["id"]) for entry in content["categories"]),
-            names=tuple(str(entry["name"]) for entry in content["categories"]),
-        )
+        categories = Categories.from_json(content["categories"])
         config = ModelConfig.model_validate(content["model"])
         return Checkpoint(state, config, categories, Preprocessing.model_validate(content["preprocessing"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:

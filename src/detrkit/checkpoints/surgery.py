@@ -24,11 +24,11 @@ def with_channels(state: Mapping[str, Tensor], in_channels: int, name: str = FIR
 
 
 def adapt_first_convolution(weight: Float[Tensor, "D C h w"], in_channels: int) -> Float[Tensor, "D _ h w"]:
-    """Spread filters over another number of channels, so that what they add up to keeps its size.
+    """Spread filters over another number of channels, so that what they add up to keeps about its size.
 
-    Channels that both have keep their filters (unless only one is left, or was there: grey is all colours at once), new
-    ones get the mean filter, and all are scaled by C / in_channels. A grey photo then gives what the same photo gave in
-    RGB, apart from the colours' different normalisation.
+    Channels that both have keep their filters, new ones get the mean filter, and all are scaled by C / in_channels; where
+    either has fewer than three (grey is all colours at once), all get the mean filter. A grey photo then gives what the
+    same photo gave in RGB, apart from the colours' different normalisation.
     """
     known = weight.shape[1]
     mean = weight.mean(1, keepdim=True)

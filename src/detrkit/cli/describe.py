@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from detrkit.cli.train import model_field
 from detrkit.recipes.config import load_run_config
 from detrkit.training.settings import TrainingSettings
 
@@ -47,6 +48,7 @@ def data(
     epoch: int = 1,
     config: Path | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("samples.png"),
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Show photos as training sees them: after augmentation, with their boxes; and the table of classes.
@@ -62,7 +64,7 @@ def data(
     format
         How the dataset is written down; looked at when not given.
     model
-        Preset to be trained, which decides the channels, and the defaults of detr-tiny.
+        Preset to be trained; detr-tiny has defaults of its own.
     count
         Samples to show.
     epoch
@@ -70,10 +72,14 @@ def data(
     config
         YAML file of `detrkit train`; the command line wins over it.
     output
-        Picture to write.
+        Picture to write, as PNG.
+    set_
+        Field of the model, as NAME=VALUE: in_channels decides how photos are read.
     """
     from detrkit.recipes.describe_data import describe_data
 
     given: dict[str, Any] = {"data": data, "format": format, "model": model}
+    if set_:
+        given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
     describe_data(load_run_config(config, given, chosen), count=count, epoch=epoch, output=output)

@@ -17,8 +17,8 @@ def shard(
 ) -> None:
     """Pack a dataset into tar files with an index, for sets too large for a folder of single files.
 
-    The folder is a dataset like any other: `detrkit train OUTPUT`. Each process then reads shards of its own from end to
-    end, which network disks like. The photos' files are packed as they are. Stopped, the same command goes on.
+    The folder is a dataset like any other: `detrkit train OUTPUT`. Each process then goes through shards of its own, one
+    after the other, which network disks like. The photos' files are packed as they are. Stopped, the same command goes on.
 
     Example: `detrkit shard coco coco-shards`
 

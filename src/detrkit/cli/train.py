@@ -34,8 +34,8 @@ def train(
     Parameters
     ----------
     data
-        Dataset folder: COCO (annotations/instances_train*.json, or a Roboflow export, or one JSON), YOLO (data.yaml) or
-        Pascal VOC (Annotations/*.xml). Without a validation split, a fifth of the photos is set aside.
+        Dataset folder: COCO (annotations/instances_train*.json, or a Roboflow export, or one JSON), YOLO (data.yaml),
+        Pascal VOC (Annotations/*.xml) or shards. Without a validation split, a fifth of the photos is set aside.
     format
         How the dataset is written down; looked at when not given.
     model
@@ -57,13 +57,18 @@ def train(
 
     given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights}
     if set_:
-        given["model_settings"] = dict(_field(each) for each in set_)
+        given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
     if run(load_run_config(config, given, chosen), output).interrupted:
         sys.exit(130)
 
 
-def _field(text: str) -> tuple[str, Any]:
+def model_field(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set: found {text!r}, expected NAME=VALUE, for example num_queries=50")

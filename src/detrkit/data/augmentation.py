@@ -7,17 +7,17 @@ pipeline and switches them off for the last epochs.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detrkit.data.sampling import Draw
+from detrkit.data.sampling import Draw, mixed
 from detrkit.data.transforms import (
     LONG_SIDE_AT_MOST,
     TEST_SHORT_SIDE,
+    RandomFlip,
     Transform,
     crop,
     keep,
@@ -163,7 +163,7 @@ class TrainingPhotos(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         # the caller's own randomness, dropout for one, must not depend on who prepares samples
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed(self.seed, draw.epoch, draw.index))
+            torch.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.index))
             if self.strong is None or draw.epoch > self.strong_epochs:
                 return self.transform(self.photos[draw.index])
             return self._changed(draw.index, self.strong)
@@ -174,18 +174,16 @@ class TrainingPhotos(Dataset[Sample]):
             sample = Mosaic(strong.image_size)([sample, *(self._another() for _ in range(3))])
         if _happens(strong.photometric):
             sample = PhotometricDistortion()(sample)
-        sample = (ScaleJitter(strong.image_size) if _happens(strong.scale_jitter) else self.transform)(sample)
+        if _happens(strong.scale_jitter):
+            sample = ScaleJitter(strong.image_size)(RandomFlip()(sample))
+        else:
+            sample = self.transform(sample)
         if _happens(strong.mixup):
             sample = MixUp()(sample, self.transform(self._another()))
         return sample
 
     def _another(self) -> Sample:
         return self.photos[int(torch.randint(len(self), ()))]
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of several, in which each of them counts."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _happens(share: float) -> bool:
@@ -200,18 +198,21 @@ def _random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def _fill(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize so that the photo just covers a rectangle, and cut that out; drop objects of which too little is left."""
+    """Cut out the largest part with a rectangle's proportions, somewhere, and resize it to the rectangle.
+
+    Objects of which too little is left are dropped. Cutting first keeps a panorama from being enlarged as a whole.
+    """
     height, width = size_of(sample)
-    scale = max(size[0] / height, size[1] / width)
-    whole = resize(sample, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
-    top = int(torch.randint(size_of(whole)[0] - size[0] + 1, ()))
-    left = int(torch.randint(size_of(whole)[1] - size[1] + 1, ()))
-    before = whole.annotations.boxes
-    shift = torch.tensor([left, top, left, top])
-    bounds = torch.tensor([size[1], size[0], size[1], size[0]])
-    visible = torch.minimum((before - shift).clamp(min=0), bounds)
-    is_left = _area(visible) >= _LEAST_VISIBLE * _area(before)
-    return crop(replace(whole, annotations=keep(whole.annotations, is_left)), top, left, *size)
+    scale = min(height / size[0], width / size[1])
+    part = (min(height, max(1, round(size[0] * scale))), min(width, max(1, round(size[1] * scale))))
+    top = int(torch.randint(height - part[0] + 1, ()))
+    left = int(torch.randint(width - part[1] + 1, ()))
+    boxes = sample.annotations.boxes
+    visible = torch.minimum(
+        (boxes - torch.tensor([left, top, left, top])).clamp(min=0), torch.tensor([part[1], part[0], part[1], part[0]])
+    )
+    is_left = _area(visible) >= _LEAST_VISIBLE * _area(boxes)
+    return resize(crop(replace(sample, annotations=keep(sample.annotations, is_left)), top, left, *part), size)
 
 
 def _area(boxes: Tensor) -> Tensor:

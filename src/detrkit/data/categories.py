@@ -1,6 +1,7 @@
 """Categories: the dataset's own ids and names, mapped once to labels 0 .. K-1 and restored in every output."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,22 @@ class Categories:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def from_json(cls, entries: Any) -> "Categories":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is no list of objects with an id and a name each, or an id stands twice.
+        """
+        try:
+            ids = tuple(int(entry["id"]) for entry in entries)
+            names = tuple(str(entry["name"]) for entry in entries)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"expected categories with 'id' and 'name' ({type(error).__name__})") from None
+        if len(set(ids)) < len(ids):
+            raise ValueError("an id of a category stands twice")
+        return cls(ids, names)
 
     def to_json(self) -> list[dict[str, object]]:
         """List ids and names, in the order of the labels."""

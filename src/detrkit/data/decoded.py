@@ -8,11 +8,15 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from detrkit.data.photos import open_photo, photo_bytes
+import PIL
+
+from detrkit.data.photos import RGB, array_shape, open_photo, photo_bytes
 from detrkit.data.records import Record
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import make_folder, write_text
@@ -25,11 +29,13 @@ class DecodedPhoto:
     Attributes:
         digest: of its content; empty where it cannot be read.
         size: (height, width), or None.
+        channels: of an array; 3 for a usual photo, whatever it holds.
         fault: why it cannot be read, or None.
     """
 
     digest: str
     size: tuple[int, int] | None
+    channels: int
     fault: str | None
 
 
@@ -54,21 +60,22 @@ def decode_all(
     missing = [record for path, record in jobs.items() if path not in found]
     if progress:
         progress(len(found), len(jobs))
-    log = _open_log(memory) if missing else None
+    log = _Log(memory if missing else None)
     try:
         with ProcessPoolExecutor(max(1, workers)) as pool:
             for record, photo in zip(missing, pool.map(_decode, missing, chunksize=8), strict=True):
                 found[record.path] = photo
-                if log is not None:
-                    log.write(_line(keys[record.path], photo))
-                    log.flush()
+                log.add(_line(keys[record.path], photo))
                 if progress:
                     progress(len(found), len(jobs))
+    except BrokenProcessPool:
+        raise DataError(
+            f"photos: a process that decoded them was killed after {len(found)} of {len(jobs)}, most likely for want of "
+            "memory; run again with --workers 1"
+        ) from None
     finally:
-        if log is not None:
-            log.close()
-    if log is not None and memory is not None:  # without what is out of date
-        write_text(memory, "".join(_line(keys[path], photo) for path, photo in found.items()))
+        log.close()
+    log.rewrite("".join(_line(keys[path], photo) for path, photo in found.items()))  # without what is out of date
     return {path: found[path] for path in sorted(jobs)}
 
 
@@ -83,9 +90,12 @@ def _decode(record: Record) -> DecodedPhoto:
     try:
         digest = hashlib.sha256(photo_bytes(record.path, record.span)).hexdigest()
         photo = open_photo(record.path, record.size, record.span)
+        channels = array_shape(record.path, record.span)[2] if record.path.suffix.lower() == ".npy" else RGB
     except DataError as error:
-        return DecodedPhoto("", None, str(error))
-    return DecodedPhoto(digest, (photo.height, photo.width), None)
+        return DecodedPhoto("", None, 0, str(error))
+    except MemoryError:
+        return DecodedPhoto("", None, 0, f"{record.path}: does not fit into memory; make it smaller")
+    return DecodedPhoto(digest, (photo.height, photo.width), channels, None)
 
 
 def _key(record: Record) -> str:
@@ -94,7 +104,7 @@ def _key(record: Record) -> str:
         status = file.stat()
     except OSError:
         return f"{record.path} is missing"
-    return json.dumps([str(record.path), status.st_size, status.st_mtime_ns, record.size, record.span])
+    return json.dumps([PIL.__version__, str(record.path), status.st_size, status.st_mtime_ns, record.size, record.span])
 
 
 def _line(key: str, photo: DecodedPhoto) -> str:
@@ -112,17 +122,42 @@ def _recall(memory: Path | None) -> dict[str, DecodedPhoto]:
         try:
             entry = json.loads(line)
             size = None if entry["size"] is None else (int(entry["size"][0]), int(entry["size"][1]))
-            known[str(entry["key"])] = DecodedPhoto(str(entry["digest"]), size, entry["fault"])
+            if entry["fault"] is None:  # a fault may have been the disk's, which is mended
+                known[str(entry["key"])] = DecodedPhoto(str(entry["digest"]), size, int(entry["channels"]), None)
         except (ValueError, KeyError, TypeError, IndexError):
             continue
     return known
 
 
-def _open_log(memory: Path | None) -> TextIO | None:
-    if memory is None:
-        return None
-    try:
-        make_folder(memory.parent)
-        return memory.open("a", encoding="utf-8")
-    except (OSError, ConfigError):  # remembering is a convenience: a home that cannot be written to is no fault
-        return None
+class _Log:
+    """Lines added to a file, as long as that works.
+
+    Remembering is a convenience: a full disk, or a home that cannot be written to, is no fault of the dataset's.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        if path is not None:
+            with suppress(OSError, ConfigError):
+                make_folder(path.parent)
+                self._file = path.open("a", encoding="utf-8")
+
+    def add(self, line: str) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(line)
+                self._file.flush()
+            except OSError:
+                self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def rewrite(self, text: str) -> None:
+        if self._path is not None:
+            with suppress(OSError, ConfigError):
+                write_text(self._path, text)

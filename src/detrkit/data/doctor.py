@@ -3,6 +3,7 @@
 Input: a dataset folder. Output: a `Diagnosis`: findings with place and advice, and the table of classes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from detrkit.data.annotation_checks import (
     Place,
     count_classes,
     examine_annotations,
-    splits_of,
     worst_first,
 )
 from detrkit.data.decoded import DecodedPhoto, decode_all
@@ -78,7 +78,7 @@ def examine(
     """
     faults: list[DataError] = []
     folder = read_dataset(path, form, fault=faults.append)
-    splits = splits_of(folder)
+    splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
     photos = decode_all(records, workers, progress, memory)
     findings = [
@@ -128,6 +128,17 @@ def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto])
             "photos of another size than their annotations say",
             "boxes would miss; export photos and annotations together",
             tuple(wrong_size),
+        )
+    kinds = Counter(photo.channels for photo in photos.values() if photo.fault is None)
+    if len(kinds) > 1:
+        usual = kinds.most_common(1)[0][0]
+        others = [
+            Place(f"{path}: {one.channels} channels", path)
+            for path, one in photos.items()
+            if one.channels not in (0, usual)
+        ]
+        yield Finding(
+            "error", f"photos with another number of channels than {usual}", "export them alike", tuple(others)
         )
     yield from _of_copies(splits, photos)
 

@@ -5,10 +5,12 @@ Untrusted input: a file is decoded only after its size has been read from its he
 """
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -78,6 +80,9 @@ def image_to_pixels(
     Raises:
         DataError: it cannot have that many channels.
     """
+    pages = getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and pages == channels > 1 and image.mode not in ("RGB", "RGBA", "CMYK", "YCbCr"):
+        return _pages_as_channels(image, annotated_size, where)
     if channels == RGB:
         return photo_to_tensor(as_people_see_it(image, annotated_size))
     return _with_channels(image, channels, annotated_size, where)
@@ -107,7 +112,9 @@ def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
     """Open a photo and see that it is of a reasonable size; whatever its decoding raises becomes a `DataError`."""
     if span is None and not path.is_file():
         raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path")
-    source = path if span is None else io.BytesIO(photo_bytes(path, span))
+    # from memory, for Pillow maps uncompressed TIFF files from disk and turns them wrongly
+    in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
+    source = io.BytesIO(photo_bytes(path, span)) if in_memory else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to bother anyone
@@ -139,15 +146,31 @@ def photo_size(path: Path) -> tuple[int, int]:
         DataError: it is missing or no image.
     """
     if path.suffix.lower() == ".npy":
-        pixels = _map_array(path)
-        return pixels.shape[0], pixels.shape[1]
+        return array_shape(path)[:2]
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")
             lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            if lies_on_its_side and image.format == "TIFF":  # of which Pillow's versions differ in what they turn
+                upright = open_photo(path)
+                return upright.height, upright.width
             return (image.width, image.height) if lies_on_its_side else (image.height, image.width)
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
         raise DataError(f"{path}: cannot be read as a photo ({_one_line(error)})") from None
+
+
+def array_shape(path: Path, span: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """Read (height, width, channels) of a .npy file from its header.
+
+    Raises:
+        DataError: it is no such array.
+    """
+    try:
+        with path.open("rb") if span is None else io.BytesIO(photo_bytes(path, span)) as file:
+            shape, _, _ = _read_array_header(file, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
 def as_people_see_it(image: Image.Image, annotated_size: tuple[int, int] | None = None) -> Image.Image:
@@ -166,19 +189,25 @@ def tensor_to_photo(image: UInt8[Tensor, "C H W"]) -> Image.Image:
     return Image.fromarray(colours.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def _pages_as_channels(
+    image: Image.Image, annotated_size: tuple[int, int] | None, where: str
+) -> UInt8[Tensor, "C H W"]:
+    _check_size(image.height * image.n_frames // RGB, image.width, where)  # type: ignore[attr-defined]
+    # the iterator hands over one object again and again: its pixels are copied at once
+    layers = [
+        np.array(_to_eight_bits(_upright(page, annotated_size)).convert("L")) for page in ImageSequence.Iterator(image)
+    ]
+    if len({layer.shape for layer in layers}) > 1:
+        raise DataError(f"{where}: its {len(layers)} pages differ in size, expected one page per channel")
+    return torch.from_numpy(np.stack(layers))
+
+
 def _with_channels(
     image: Image.Image, channels: int, annotated_size: tuple[int, int] | None, where: str
 ) -> UInt8[Tensor, "C H W"]:
-    pages = getattr(image, "n_frames", 1)
-    if image.format == "TIFF" and pages == channels > 1:
-        _check_size(image.height * channels, image.width, where)
-        layers = [_upright(page, annotated_size) for page in ImageSequence.Iterator(image)]
-        if len({layer.size for layer in layers}) > 1:
-            raise DataError(f"{where}: its {pages} pages differ in size, expected one page per channel")
-        return torch.from_numpy(np.stack([np.array(_to_eight_bits(layer).convert("L")) for layer in layers]))
     if channels not in _MODES:
         raise DataError(
-            f"{where}: a photo of mode {image.mode} and {pages} pages has no {channels} channels; expected a .npy array "
+            f"{where}: a photo of mode {image.mode} has no {channels} channels; expected a .npy array "
             "(height, width, channels) or a TIFF of as many pages"
         )
     upright = _upright(image, annotated_size)
@@ -188,27 +217,38 @@ def _with_channels(
 
 def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H W"]:
     """Read (H, W, C) or (H, W) of 8 or 16 bits."""
-    pixels = _map_array(path, span)
+    try:
+        with path.open("rb") if span is None else io.BytesIO(photo_bytes(path, span)) as file:
+            shape, in_columns, kind = _read_array_header(file, path)
+            content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
+        pixels = content.reshape(shape, order="F" if in_columns else "C")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError:
+        raise DataError(f"{path}: ends before its pixels do; copy it again") from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    eight_bits = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else np.array(pixels)
+    eight_bits = (pixels >> 8).astype(np.uint8) if kind.itemsize == 2 else np.array(pixels)
     return torch.from_numpy(eight_bits).permute(2, 0, 1)
 
 
-def _map_array(path: Path, span: tuple[int, int] | None = None) -> np.ndarray:
-    """Open a .npy file without reading its pixels, and see what it holds; objects, which could run code, are refused."""
+def _read_array_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read what a .npy file says of itself: shape, order, type; objects, which could run code, are refused.
+
+    Raises:
+        DataError: it is none, or holds no photo of a reasonable size.
+    """
     try:
-        if span is None:
-            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            pixels = np.load(io.BytesIO(photo_bytes(path, span)), allow_pickle=False)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, in_columns, kind = read(file)
+    except Exception as error:  # the header is parsed as Python: it can be wrong in any way
         raise DataError(f"{path}: cannot be read as an array ({_one_line(error)})") from None
-    if not isinstance(pixels, np.ndarray) or pixels.ndim not in (2, 3) or pixels.dtype not in (np.uint8, np.uint16):
+    if len(shape) not in (2, 3) or kind not in (np.uint8, np.uint16, np.dtype(">u2")):
         raise DataError(f"{path}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
-    if not pixels.size or (pixels.ndim == 3 and pixels.shape[2] > pixels.shape[0] * pixels.shape[1]):
-        raise DataError(f"{path}: found the shape {pixels.shape}, expected (height, width, channels)")
-    _check_size(pixels.size // RGB, 1, path)
-    return pixels
+    if min(shape) < 1 or (len(shape) == 3 and shape[2] > shape[0] * shape[1]):
+        raise DataError(f"{path}: found the shape {shape}, expected (height, width, channels)")
+    _check_size(math.prod(shape) // RGB, 1, path)
+    return shape, in_columns, kind
 
 
 def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Image.Image:
@@ -220,10 +260,12 @@ def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Imag
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I", "F"):  # 16-bit and floating-point grey: convert() would clip instead of scaling
-        grey = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" or grey.max() > 1 else 1.0
-        return Image.fromarray(np.clip(np.nan_to_num(grey) / top * 255, 0, 255).astype(np.uint8))
+    """Scale 16-bit and floating-point grey, which convert() would clip; of the latter, by the range its values lie in."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        largest = grey.max(initial=0)
+        top = 65535 if image.mode != "F" or largest > 255 else 255 if largest > 1 else 1
+        return Image.fromarray(np.clip(grey / top * 255, 0, 255).astype(np.uint8))
     return image
 
 

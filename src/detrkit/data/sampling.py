@@ -4,16 +4,19 @@ So a run can go on where it stopped, in the middle of an epoch too, and any numb
 batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from detrkit.data.records import Records
+
+_STREAMS = 48  # many processes and workers divide it
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,16 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Readers:
-    """The processes that read photos together.
+class Share:
+    """Which part of the batches a training process takes.
 
     Attributes:
-        rank: this training process, 0 .. world - 1.
+        rank: of this process, 0 .. world - 1.
         world: training processes.
-        workers: reading processes of each.
     """
 
     rank: int = 0
     world: int = 1
-    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,48 +73,47 @@ class Arrangement:
 class TrainBatches(Sampler[list[Draw]]):
     """The batches of one epoch; a data loader's `batch_sampler`.
 
-    The photos are laid out in random order and dealt to streams: one, or one per reader when photos lie in shards, whose
-    order is then random as well. Each stream is cut into batches of photos of one shape; what is left over is mixed, and
-    a rest smaller than a batch waits for another epoch. A data loader's worker w of W takes every batch i with i % W = w.
+    The photos are laid out in random order: in one stream, or in 48 when they lie in shards, whose order is then random
+    as well. Each stream is cut into batches of photos of one shape; what is left over is mixed, and a rest smaller than a
+    batch waits for another epoch. Streams take turns. Process r of R takes every batch i with i % R = r, and its worker w
+    of W every one of those with i % W = w: so each reads streams, and shards, of its own when R W divides 48.
 
     Attributes:
         epoch: counted from 1; set it before iterating.
         first: batches of the epoch that are passed over, because a run goes on after them.
     """
 
-    def __init__(self, arrangement: Arrangement, batch_size: int, seed: int, readers: Readers | None = None) -> None:
+    def __init__(self, arrangement: Arrangement, batch_size: int, seed: int, share: Share | None = None) -> None:
         self.arrangement = arrangement
         self.batch_size = batch_size
         self.seed = seed
-        self.readers = readers or Readers()
+        self.share = share or Share()
         self.epoch = 1
         self.first = 0
-        self._num_streams = self._count_streams()
-        self._num_batches = self._count_batches()
+        count = len(arrangement.is_tall)
+        self._num_streams = _STREAMS if arrangement.shard is not None and count >= _STREAMS * batch_size else 1
+        self._num_batches = max(1, count // batch_size) // self.share.world
 
     def __len__(self) -> int:
         """Batches of a whole epoch for this training process."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         order = self._order(generator)
         bounds = [len(order) * part // self._num_streams for part in range(self._num_streams + 1)]
-        streams = [self._batches(order[first:end], generator) for first, end in pairwise(bounds)]
-        of_all = [batch for together in zip(*streams, strict=False) for batch in together]
-        of_this = of_all[self.readers.rank :: self.readers.world][: self._num_batches]
+        streams, rests = [], []
+        for first, end in pairwise(bounds):
+            batches, rest = self._cut(order[first:end], generator)
+            streams.append(batches)
+            rests += rest
+        of_all = [batch for turn in zip_longest(*streams) for batch in turn if batch is not None]
+        size = self.batch_size
+        of_all += [rests[at : at + size] for at in range(0, len(rests) - size + 1, size)]
+        of_all = of_all or [rests]  # fewer photos than a batch: all of them
+        of_this = of_all[self.share.rank :: self.share.world][: self._num_batches]
         for batch in of_this[self.first :]:
             yield [Draw(index, self.epoch) for index in batch]
-
-    def _count_streams(self) -> int:
-        readers = self.readers.world * max(1, self.readers.workers)
-        count = len(self.arrangement.is_tall)
-        return readers if self.arrangement.shard is not None and count >= readers * self.batch_size else 1
-
-    def _count_batches(self) -> int:
-        count = len(self.arrangement.is_tall)
-        whole = count // self._num_streams // self.batch_size * self._num_streams // self.readers.world
-        return whole or min(1, count)
 
     def _order(self, generator: torch.Generator) -> Int64[Tensor, "P"]:
         order = torch.randperm(len(self.arrangement.is_tall), generator=generator)
@@ -122,19 +122,20 @@ class TrainBatches(Sampler[list[Draw]]):
         place = torch.randperm(int(self.arrangement.shard.max()) + 1, generator=generator)
         return order[place[self.arrangement.shard[order]].argsort(stable=True)]
 
-    def _batches(self, order: Int64[Tensor, "_"], generator: torch.Generator) -> Sequence[list[int]]:
-        """Cut a stream into batches of one shape, and mix what is left of either."""
+    def _cut(self, order: Int64[Tensor, "_"], generator: torch.Generator) -> tuple[list[list[int]], list[int]]:
+        """Cut a stream into batches of one shape; what is left of either is less than two batches, and is mixed."""
         size = self.batch_size
         is_tall = self.arrangement.is_tall[order]
         shapes = [order[is_tall].tolist(), order[~is_tall].tolist()]
         batches = [shape[at : at + size] for shape in shapes for at in range(0, len(shape) - size + 1, size)]
         rest = [index for shape in shapes for index in shape[len(shape) // size * size :]]
-        batches += [rest[at : at + size] for at in range(0, len(rest) - size + 1, size)]
-        if not batches:  # fewer photos than a batch: all of them
-            return [rest]
-        # in the order of the stream, so that a shard is read once: by each batch's first photo
+        if self.arrangement.shard is None:
+            return [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()], rest
+        # in the order of the stream, so that it goes through its shards one after the other
         position = {index: at for at, index in enumerate(order.tolist())}
-        by_place = sorted(batches, key=lambda batch: position[batch[0]])
-        if self.arrangement.shard is not None:
-            return by_place
-        return [by_place[at] for at in torch.randperm(len(by_place), generator=generator).tolist()]
+        return sorted(batches, key=lambda batch: position[batch[0]]), rest
+
+
+def mixed(*numbers: int) -> int:
+    """One seed of several numbers, in which each of them counts."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

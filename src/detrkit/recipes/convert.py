@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from detrkit.checkpoints import huggingface
@@ -19,6 +18,7 @@ from detrkit.files import replacing
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
+from detrkit.terminal import plain_console
 
 Form = Literal["detrkit", "official", "huggingface", "huggingface-no-timm"]
 _SUFFIX: dict[Form, str] = {"detrkit": ".safetensors", "official": ".pth", "huggingface": "", "huggingface-no-timm": ""}
@@ -38,14 +38,14 @@ def convert_weights(source: str, output: Path, form: Form, dilation: bool | None
     _write(checkpoint, model, output, form)
     written = read_checkpoint(output)
     difference = largest_difference(model, written.build().eval())
-    console = Console()
-    console.print(f"{output}: {form}, {sum(p.numel() for p in model.parameters()):,} parameters", highlight=False)
-    console.print(f"largest difference of logits and boxes, read back: {difference:.3g}", highlight=False)
+    console = plain_console()
+    console.print(f"{output}: {form}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    console.print(f"largest difference of logits and boxes, read back: {difference:.3g}")
     if written.categories != checkpoint.categories:
-        console.print("this form holds no category names and ids; keep the original for them", highlight=False)
+        console.print("this form holds no category names and ids; keep the original for them")
     if written.preprocessing != checkpoint.preprocessing:
         size = checkpoint.preprocessing.image_size
-        console.print(f"this form does not say that photos are resized to {size} px; remember it", highlight=False)
+        console.print(f"this form does not say that photos are resized to {size} px; remember it")
     return difference
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from detrkit.data.annotation_checks import splits_of
 from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
 from detrkit.data.formats.write import check_is_free, write_dataset
+from detrkit.terminal import plain_console
 
 
 def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | None = None) -> DatasetFolder:
@@ -17,26 +17,24 @@ def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | 
         DataError: the source cannot be read, or the output exists.
     """
     check_is_free(output)
-    return write_copy(read_dataset(source, source_form), output, form, Console())
+    return write_copy(read_dataset(source, source_form), output, form, plain_console())
 
 
 def write_copy(folder: DatasetFolder, output: Path, form: Form, console: Console) -> DatasetFolder:
     """Write a dataset, read it back, and say what was written."""
-    splits = splits_of(folder)
+    splits = folder.splits
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("copying photos", total=None)
         left_out = write_dataset(
             splits, output, form, lambda done, total: bar.update(task, completed=done, total=total)
         )
     for note in folder.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     if left_out:
-        console.print(f"{left_out} crowds were left out: {form.upper()} cannot express them", highlight=False)
+        console.print(f"{left_out} crowds were left out: {form.upper()} cannot express them")
     written = read_dataset(output, form)
-    counts = ", ".join(f"{len(content.records)} {name}" for name, content in splits_of(written).items())
+    counts = ", ".join(f"{len(content.records)} {name}" for name, content in written.splits.items())
     console.print(
         f"{output}: {form.upper()}, {len(written.train.categories)} classes, photos: {counts}",
-        markup=False,
-        highlight=False,
     )
     return written

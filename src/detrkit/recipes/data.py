@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from detrkit.data.annotation_checks import examine_annotations, splits_of
+from detrkit.data.annotation_checks import examine_annotations
 from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
@@ -68,7 +68,7 @@ def open_data(config: RunConfig) -> RunData:
         annotations=annotations_of_split(test_split),
         test_ids=test_split.records.image_ids,
         categories=train_split.categories,
-        splits=splits_of(folder),
+        splits=folder.splits,
         notes=notes,
     )
 

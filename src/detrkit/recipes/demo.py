@@ -19,6 +19,7 @@ from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData
 from detrkit.recipes.train import refuse_used_folder, run_training
 from detrkit.structures import Sample
+from detrkit.terminal import plain_console
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import TrainingResult
 
@@ -59,8 +60,8 @@ def run_demo(output: Path, seed: int = 42) -> TrainingResult:
     if seed < 0:
         raise ConfigError(f"--seed: found {seed}, expected 0 or more")
     refuse_used_folder(output)
-    console = Console()
-    console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on", highlight=False)
+    console = plain_console()
+    console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")
     data = draw_data(NUM_TRAIN, NUM_TEST, seed)
     result = run_training(demo_config(seed), data, output, console)
     if not result.interrupted:
@@ -105,6 +106,5 @@ def _say_what_next(output: Path, console: Console) -> None:
         f"  detrkit predict {output} {output / 'drawings'}\n"
         f"  detrkit describe {output} --size {IMAGE_SIZE}x{IMAGE_SIZE}\n"
         f"  detrkit train YOUR_COCO_FOLDER --model detr-r18 --weights imagenet",
-        highlight=False,
         soft_wrap=True,
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +16,7 @@ from detrkit.errors import ConfigError
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
+from detrkit.terminal import plain_console
 
 _PARTS = (
     "backbone",
@@ -61,13 +61,12 @@ def describe_model(name: str, size: str) -> list[Stage]:
     table.add_row(
         "all", "", f"{sum(s.parameters for s in stages):,}", f"{sum(s.gigaflops for s in stages):.2f}", style="bold"
     )
-    console = Console()
+    console = plain_console()
     console.print(table)
     trainable = sum(p.numel() for p in _on_meta(config).parameters() if p.requires_grad)
     console.print(
         f"{trainable:,} parameters are trained. One photo in the batch; docs/notation.md names the axes.\n"
         "One multiplication and one addition are two FLOPs; attention is counted.",
-        highlight=False,
     )
     return stages
 

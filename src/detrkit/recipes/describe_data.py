@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
 
 from detrkit.data.annotation_checks import count_classes
 from detrkit.data.batching import collate
@@ -17,6 +16,7 @@ from detrkit.recipes.doctor import class_table
 from detrkit.recipes.loaders import train_order
 from detrkit.recipes.train import with_defaults
 from detrkit.structures import Sample
+from detrkit.terminal import plain_console
 from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
 
 _MOST_SAMPLES = 100
@@ -34,14 +34,16 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
         raise ConfigError(f"--count: found {count}, expected 1 to {_MOST_SAMPLES} samples")
     if not 1 <= epoch <= settings.epochs:
         raise ConfigError(f"--epoch: found {epoch}, expected 1 to {settings.epochs}, the epochs of the run")
-    console = Console()
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"--output: found {output.name!r}, expected the name of a PNG file, for example samples.png")
+    console = plain_console()
     data = open_data(config)
     for note in data.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     console.print(class_table(count_classes(data.splits), data.splits))
     samples, faults = _first_samples(config, data, count, epoch)
     for fault in faults:
-        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"left out: {fault}", soft_wrap=True)
     if not samples:
         raise DataError(f"{config.data}: none of the first {count} samples can be read; run detrkit doctor")
     with replacing(output) as temporary:
@@ -50,10 +52,10 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     objects = sum(len(sample.annotations.labels) for sample in samples)
     console.print(
         f"{len(samples)} samples of epoch {epoch}: sides of {min(sides)} to {max(sides)} px, {objects} objects; "
-        f"a batch of {settings.batch_size} is {_padding(samples[: settings.batch_size]):.0%} padding",
-        highlight=False,
+        f"as a batch, the first {min(settings.batch_size, len(samples))} are "
+        f"{_padding(samples[: settings.batch_size]):.0%} padding",
     )
-    console.print(f"picture: {output}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"picture: {output}", soft_wrap=True)
 
 
 def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> tuple[list[Sample], list[str]]:

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,19 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from detrkit.data.annotation_checks import ClassCount, Finding, Place, splits_of
+from detrkit.data.annotation_checks import ClassCount, Finding, Place
 from detrkit.data.decoded import memory_of
 from detrkit.data.doctor import Diagnosis, examine
-from detrkit.data.formats.folder import DatasetFolder, Form
+from detrkit.data.formats.folder import Form
 from detrkit.data.formats.write import check_is_free
 from detrkit.data.photos import open_photo
-from detrkit.data.records import SplitName
+from detrkit.data.records import Record, SplitName
 from detrkit.data.repair import repaired
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import write_text
 from detrkit.models.presets import preset_config
 from detrkit.recipes.convert_data import write_copy
+from detrkit.terminal import plain_console
 from detrkit.visualization.draw import draw_boxes
 from detrkit.visualization.page import gallery_of, html_page
 
@@ -70,20 +71,19 @@ def diagnose(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             memory=None if fresh else memory_of(data),
         )
-    console = Console()
+    console = plain_console()
     print_diagnosis(diagnosis, data, console)
     if json_file is not None:
         write_text(json_file, json.dumps(_as_json(diagnosis), indent=1, ensure_ascii=False))
     if html_file is not None:
         write_page(html_file, diagnosis, data)
-        console.print(f"page: {html_file}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"page: {html_file}", soft_wrap=True)
     if fix is not None:
         mended, counts = repaired(diagnosis.folder, diagnosis.unusable)
         write_copy(mended, fix, diagnosis.form, console)
         console.print(
             f"left out: {counts.photos} photos, {counts.flat} boxes without an area, {counts.copies} repeated objects; "
             f"cut at the edge: {counts.cut} boxes; malformed entries are gone as well",
-            highlight=False,
         )
     return diagnosis
 
@@ -116,12 +116,15 @@ def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
         *(f"<p>{html.escape(note)}</p>" for note in diagnosis.notes),
         f"<p>{html.escape(_what_training_will_do(diagnosis))}</p>",
     ]
+    shown = {place.photo for finding in diagnosis.findings for place in finding.places[:_MOST_PICTURES]}
+    splits_of_folder = diagnosis.folder.splits.values()
+    records = {record.path: record for split in splits_of_folder for record in split.records if record.path in shown}
     for finding in diagnosis.findings:
         count = f" ({len(finding.places)})" if finding.places else ""
         texts = [html.escape(_from_folder_on(place, data)) for place in finding.places[:_MOST_LISTED]]
         body += [
             f"<h2>{finding.severity}: {html.escape(finding.what)}{count}</h2><p>{html.escape(finding.advice)}</p>",
-            gallery_of(list(_pictures(finding, diagnosis.folder))),
+            gallery_of(list(_pictures(finding, records))),
             f"<details><summary>places</summary><p>{'<br>'.join(texts)}</p></details>" if texts else "",
         ]
     splits = list(diagnosis.num_photos)
@@ -136,15 +139,14 @@ def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
     write_text(path, html_page(f"doctor: {data.name}", body))
 
 
-def _pictures(finding: Finding, folder: DatasetFolder) -> Iterator[tuple[Image.Image, str]]:
+def _pictures(finding: Finding, records: Mapping[Path, Record]) -> Iterator[tuple[Image.Image, str]]:
     """The first photos of a finding, with the box at fault."""
-    places = [place for place in finding.places if place.photo is not None][:_MOST_PICTURES]
-    wanted = {place.photo for place in places}
-    spans = {one.path: one.span for split in splits_of(folder).values() for one in split.records if one.path in wanted}
-    for place in places:
-        assert place.photo is not None
+    for place in finding.places[:_MOST_PICTURES]:
+        if place.photo is None or place.photo not in records:
+            continue
+        record = records[place.photo]
         try:
-            photo = open_photo(place.photo, span=spans.get(place.photo))
+            photo = open_photo(record.path, record.size, record.span)
         except DataError:
             continue
         scale = min(1.0, _PICTURE_SIDE / max(photo.size))
@@ -169,20 +171,20 @@ def _visible(box: list[float]) -> list[float]:
 def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
     """Print findings, worst first, the classes, and what training would do; places are shown from the folder on."""
     photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_photos.items())
-    console.print(f"{diagnosis.form.upper()} dataset, photos: {photos}", highlight=False)
+    console.print(f"{diagnosis.form.upper()} dataset, photos: {photos}")
     for note in diagnosis.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     for finding in diagnosis.findings:
         count = f" ({len(finding.places)})" if finding.places else ""
         heading = Text.assemble("\n", (f"{finding.severity}: ", _COLOURS[finding.severity]))
-        console.print(heading + f"{finding.what}{count}: {finding.advice}", highlight=False)
+        console.print(heading + f"{finding.what}{count}: {finding.advice}")
         for place in finding.places[:_MOST_PLACES]:
-            console.print("  " + _from_folder_on(place, data), markup=False, highlight=False, soft_wrap=True)
+            console.print("  " + _from_folder_on(place, data), soft_wrap=True)
         if len(finding.places) > _MOST_PLACES:
-            console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more", highlight=False)
+            console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more")
     console.print()
     console.print(class_table(diagnosis.classes, diagnosis.num_photos))
-    console.print(_what_training_will_do(diagnosis), markup=False, highlight=False)
+    console.print(_what_training_will_do(diagnosis))
 
 
 def class_table(classes: Iterable[ClassCount], splits: Collection[SplitName]) -> Table:
@@ -193,7 +195,7 @@ def class_table(classes: Iterable[ClassCount], splits: Collection[SplitName]) ->
     for heading in ("id", *splits):
         table.add_column(heading, justify="right")
     for one in classes[:_MOST_CLASSES]:
-        table.add_row(one.name, str(one.category_id), *(str(count) for count in one.objects.values()))
+        table.add_row(Text(one.name), str(one.category_id), *(str(count) for count in one.objects.values()))
     if len(classes) > _MOST_CLASSES:
         table.add_row(f"... {len(classes) - _MOST_CLASSES} more", *[""] * (1 + len(splits)))
     return table

@@ -18,6 +18,7 @@ from detrkit.evaluation.collect import collect_results
 from detrkit.evaluation.table import print_scores
 from detrkit.files import write_text
 from detrkit.recipes.loaders import choose_device, evaluation_loader
+from detrkit.terminal import plain_console
 
 
 def evaluate_source(
@@ -36,7 +37,7 @@ def evaluate_source(
     Raises:
         DetrkitError: the model or the data cannot be read, or do not belong together.
     """
-    console = Console()
+    console = plain_console()
     if output is not None and output.is_dir():
         raise ConfigError(f"{output}: is a folder, expected the name of a JSON file for the detections")
     chosen_device = choose_device(device)
@@ -45,7 +46,7 @@ def evaluate_source(
     if records is None:
         raise DataError(f"{data}: found no test split, expected one; use --split val")
     for note in folder.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     checkpoint = read_checkpoint(source)
     _check_categories(checkpoint.categories, records.categories, records.source)
 
@@ -56,7 +57,7 @@ def evaluate_source(
     exact_padding = checkpoint.preprocessing.exact_padding
     results = collect_results(model, steps, checkpoint.categories, chosen_device, exact_padding)
     for fault in batches.skipped:
-        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"left out: {fault}", soft_wrap=True)
     if output is not None:
         write_text(output, json.dumps(results))
     image_ids = records.records.image_ids

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
-from detrkit.data.sampling import Arrangement, Readers, TrainBatches
+from detrkit.data.sampling import Arrangement, Share, TrainBatches
 from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.structures import Batch, Sample
 from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
@@ -117,9 +117,9 @@ def train_loader(
     return Loader(loader, settings.most_unreadable, order)
 
 
-def train_order(arrangement: Arrangement, settings: TrainingSettings) -> TrainBatches:
+def train_order(arrangement: Arrangement, settings: TrainingSettings, share: Share | None = None) -> TrainBatches:
     """Which photos stand in which batch."""
-    return TrainBatches(arrangement, settings.batch_size, settings.seed, Readers(workers=settings.workers))
+    return TrainBatches(arrangement, settings.batch_size, settings.seed, share)
 
 
 def evaluation_loader(

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from detrkit.data.photos import SUFFIXES
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import make_folder, replacing, write_text
 from detrkit.inference.detector import Detector
 from detrkit.recipes.loaders import choose_device
+from detrkit.terminal import plain_console
 
 
 def predict_files(source: str, photos: Sequence[Path], *, threshold: float, device: str, output: Path) -> None:
@@ -20,7 +19,7 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
     Raises:
         DetrkitError: the model cannot be read, or none of the photos.
     """
-    console = Console()
+    console = plain_console()
     paths = list_photos(photos)
     if not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold: found {threshold}, expected a score between 0 and 1")
@@ -33,7 +32,7 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
             detections = detector.predict(path, threshold)
         except DataError as error:
             unreadable.append(str(error))
-            console.print(f"{path.name}: not predicted", markup=False, highlight=False)
+            console.print(f"{path.name}: not predicted")
             continue
         make_folder(output)
         with replacing(output / f"{name}.png") as temporary:
@@ -42,10 +41,10 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
         found = ", ".join(
             f"{name} {score:.2f}" for name, score in zip(detections.names, detections.scores.tolist(), strict=True)
         )
-        console.print(f"{path.name}: {found or 'nothing above the threshold'}", markup=False, highlight=False)
+        console.print(f"{path.name}: {found or 'nothing above the threshold'}")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(paths)} photos were not predicted; {unreadable[0]}")
-    console.print(f"pictures and JSON are in {output}", markup=False, highlight=False)
+    console.print(f"pictures and JSON are in {output}")
 
 
 def _spare_the_photos(paths: Sequence[Path], pictures: Sequence[Path]) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from detrkit.data.annotation_checks import splits_of
 from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.shards import check_place, write_shards
 from detrkit.errors import ConfigError
+from detrkit.terminal import plain_console
 
 
 def shard_dataset(data: Path, output: Path, form: Form | None, *, shard_photos: int, seed: int) -> None:
@@ -19,11 +19,11 @@ def shard_dataset(data: Path, output: Path, form: Form | None, *, shard_photos: 
     """
     if shard_photos < 1 or seed < 0:
         raise ConfigError(f"found --photos {shard_photos} and --seed {seed}, expected at least 1 and at least 0")
-    console = Console()
+    console = plain_console()
     folder = read_dataset(data, form, seed)
     for note in folder.notes:
-        console.print(note, markup=False, highlight=False)
-    splits = splits_of(folder)
+        console.print(note)
+    splits = folder.splits
     check_place(splits, output, shard_photos=shard_photos, seed=seed)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("packing photos", total=None)
@@ -36,4 +36,4 @@ def shard_dataset(data: Path, output: Path, form: Form | None, *, shard_photos: 
         )
     counts = ", ".join(f"{len(split.records)} {name}" for name, split in splits.items())
     already = f"; {found} shards were there already" if found else ""
-    console.print(f"{output}: shards of {shard_photos} photos, {counts}{already}", highlight=False, soft_wrap=True)
+    console.print(f"{output}: shards of {shard_photos} photos, {counts}{already}", soft_wrap=True)

@@ -24,6 +24,7 @@ from detrkit.recipes.config import RunConfig, write_config
 from detrkit.recipes.data import RunData, open_data
 from detrkit.recipes.finish import finish_run
 from detrkit.recipes.loaders import choose_device, evaluation_loader, train_loader
+from detrkit.terminal import plain_console
 from detrkit.training.run_log import RunLog
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import RunHooks, Trainer, TrainingResult
@@ -49,13 +50,12 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
     refuse_used_folder(output)
     config = with_defaults(config)
     data = open_data(config)
-    console = console or Console()
+    console = console or plain_console()
     for note in data.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     if config.weights is None and not config.training.overfit:
         console.print(
             "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer",
-            highlight=False,
         )
     return run_training(config, data, output, console)
 
@@ -66,7 +66,7 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     Raises:
         DetrkitError: of one kind or another, before anything is written.
     """
-    console = console or Console()
+    console = console or plain_console()
     settings = config.training
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
@@ -91,7 +91,7 @@ def run_training(config: RunConfig, data: RunData, output: Path, console: Consol
     with RunLog(output, settings.epochs * len(loader), console) as log:
         result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
     for fault in sorted({*loader.skipped, *test_batches.skipped}):
-        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"left out: {fault}", soft_wrap=True)
     finish_run(output, config, data.pictures, result, console)
     return result
 

@@ -81,4 +81,4 @@ class TrainingSettings(BaseModel):
     workers: int = Field(default=2, ge=0, description="processes that read photos; 0 reads in this one")
     devices: int = Field(default=1, ge=1, description="processes that train together, one per GPU or on the CPU")
     device: str = Field(default="auto", description="'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one")
-    seed: int = Field(default=42, ge=0, description="of weights, order and augmentation")
+    seed: int = Field(default=42, ge=0, le=2**63 - 1, description="of weights, order and augmentation")

@@ -40,6 +40,14 @@ class DatasetFolder:
     test: Split | None
     notes: tuple[str, ...]
 
+    @property
+    def splits(self) -> dict[SplitName, Split]:
+        """The splits that there are, training first."""
+        splits: dict[SplitName, Split] = {"train": self.train, "val": self.val}
+        if self.test is not None:
+            splits["test"] = self.test
+        return splits
+
 
 def read_dataset(
     path: Path | str, form: Form | None = None, seed: int = 42, fault: FaultHandler = raise_fault

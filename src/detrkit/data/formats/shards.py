@@ -5,8 +5,10 @@ WebDataset. `train.index` (safetensors) holds every annotation in flat columns a
 photo is read by one seek, and nothing else is read before training. Without an index, it is made anew from the shards.
 """
 
+import hashlib
 import io
 import json
+import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -42,14 +44,22 @@ def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_faul
     Raises:
         DataError: the index or a shard is malformed or missing.
     """
+    plan = _read_plan(folder)
+    expected = plan.photos.get(split, 0)
     shards = sorted(folder.glob(f"{split}-*.tar"))
-    index = folder / f"{split}.index"
-    if not shards:
+    if not expected and not shards:
         return None
-    if not index.is_file():
-        categories = _read_plan(folder).categories
-        return Split(Records.of(_walk(shards, categories, fault)), categories, folder)
-    return _read_index(index, {shard.name: shard for shard in shards})
+    index = folder / f"{split}.index"
+    if index.is_file():
+        read = _read_index(index, {shard.name: shard for shard in shards})
+    else:
+        read = Split(Records.of(_walk(shards, plan.categories, fault)), plan.categories, folder)
+    if len(read.records) != expected and fault is raise_fault:
+        raise DataError(
+            f"{folder}: found {len(read.records)} {split} photos, expected {expected}; the shards are incomplete: run "
+            "detrkit shard again, or copy what is missing"
+        )
+    return read
 
 
 def write_shards(
@@ -100,28 +110,26 @@ def write_shards(
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What a folder of shards is to hold: enough to tell whether it can be completed."""
+    """What a folder of shards is to hold, so that it can be told whether all of it is there.
+
+    Attributes:
+        categories: of the dataset.
+        shard_photos: photos of a shard.
+        seed: of the order.
+        photos: of every split.
+        digests: of every split's annotations and names of photos.
+    """
 
     categories: Categories
     shard_photos: int
     seed: int
     photos: dict[str, int]
-    first_photos: dict[str, str]
+    digests: dict[str, str]
 
     def to_json(self) -> str:
         """Write the plan as it stands in the folder."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "categories": self.categories.to_json(),
-                "shard_photos": self.shard_photos,
-                "seed": self.seed,
-                "photos": self.photos,
-                "first_photos": self.first_photos,
-            },
-            ensure_ascii=False,
-            indent=1,
-        )
+        content = {"format": FORMAT, **vars(self), "categories": self.categories.to_json()}
+        return json.dumps(content, ensure_ascii=False, indent=1)
 
 
 def check_place(splits: dict[SplitName, Split], output: Path, *, shard_photos: int, seed: int) -> ShardPlan:
@@ -135,16 +143,34 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, shard_photos: i
         shard_photos,
         seed,
         {name: len(split.records) for name, split in splits.items()},
-        {name: str(split.records.path(0)) for name, split in splits.items()},
+        {name: _digest(split) for name, split in splits.items()},
     )
     if output.exists() and (output.is_file() or any(output.iterdir())):
         if not (output / PLAN_FILE).is_file():
             raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")
-        if (output / PLAN_FILE).read_text(encoding="utf-8") != plan.to_json():
+        if _read_plan(output) != plan:
             raise DataError(
                 f"{output}: holds shards of another dataset, or made with other settings; choose another place"
             )
     return plan
+
+
+def _digest(split: Split) -> str:
+    """A number of everything that shards hold but the pixels."""
+    digest = hashlib.sha256()
+    columns = split.records.columns
+    for column in (
+        columns.image_ids,
+        columns.sizes,
+        columns.object_ends,
+        columns.boxes,
+        columns.labels,
+        columns.is_crowd,
+    ):
+        digest.update(column.numpy().tobytes())
+    for index in range(len(split.records)):
+        digest.update(os.fsencode(split.records.path(index).name) + b"/")
+    return digest.hexdigest()
 
 
 def _read_plan(folder: Path) -> ShardPlan:
@@ -154,18 +180,15 @@ def _read_plan(folder: Path) -> ShardPlan:
         if content["format"] != FORMAT:
             raise DataError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         return ShardPlan(
-            _categories(content["categories"]),
+            Categories.from_json(content["categories"]),
             int(content["shard_photos"]),
             int(content["seed"]),
-            dict(content["photos"]),
-            dict(content["first_photos"]),
+            {str(name): int(count) for name, count in content["photos"].items()},
+            {str(name): str(digest) for name, digest in content["digests"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not readable ({type(error).__name__}: {error}); write the shards again") from None
-
-
-def _categories(entries: Any) -> Categories:
-    return Categories(tuple(int(one["id"]) for one in entries), tuple(str(one["name"]) for one in entries))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        raise DataError(f"{path}: not readable ({reason}); write the shards again") from None
 
 
 def _write_shard(path: Path, records: Sequence[Record], categories: Categories) -> None:
@@ -214,7 +237,7 @@ def _walk(shards: Sequence[Path], categories: Categories, fault: FaultHandler) -
                         yield _to_record(shard, spans.pop(name.stem, None), text, label_of, f"{shard}: {name}")
                     except DataError as error:
                         fault(error)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
             raise DataError(f"{shard}: not readable as a tar file ({error}); copy it again") from None
 
 
@@ -238,7 +261,8 @@ def _to_record(
         raise DataError(
             f"{where}: is malformed ({type(error).__name__}: {str(error)[:80]}); write the shard again"
         ) from None
-    if not len(boxes) == len(labels) == len(is_crowd) or not np.isfinite(boxes).all() or min(size) < 1:
+    fits = abs(record.image_id) < 2**63 and min(size) >= 1 and max(size) < 2**31
+    if not fits or not len(boxes) == len(labels) == len(is_crowd) or not np.isfinite(boxes).all():
         raise DataError(f"{where}: boxes, classes and size do not agree; write the shard again")
     return record
 
@@ -246,7 +270,7 @@ def _to_record(
 def _write_index(path: Path, split: Split) -> None:
     header = json.dumps({"format": FORMAT, "categories": split.categories.to_json()})
     columns = dict(vars(split.records.columns))
-    names = [f"{record.path.parent.name}/{record.path.name}".encode() for record in split.records]
+    names = [os.fsencode(Path(record.path.parent.name) / record.path.name) for record in split.records]
     columns["path_bytes"] = torch.frombuffer(bytearray(b"".join(names) or b"\0"), dtype=torch.uint8)
     columns["path_ends"] = torch.tensor([0, *(len(name) for name in names)]).cumsum(0)
     with replacing(path) as temporary:
@@ -260,14 +284,14 @@ def _read_index(path: Path, shards: dict[str, Path]) -> Split:
             columns = {name: opened.get_tensor(name) for name in Columns.__dataclass_fields__}
         if header["format"] != FORMAT:
             raise DataError(f"{path}: found format {header['format']!r}, expected {FORMAT!r}; update detrkit")
-        categories = _categories(header["categories"])
+        categories = Categories.from_json(header["categories"])
         _check_columns(columns, len(categories))
         records = Records(Columns(**columns), path.parent)
         _check_places(records, shards, path)
         return Split(records, categories, path.parent)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error).splitlines()[0][:100]
-        raise DataError(f"{path}: not readable as an index ({reason}); remove it, and it is made anew") from None
+        raise DataError(f"{path}: not readable as an index ({reason}); remove it, and the shards are read") from None
 
 
 def _check_places(records: Records, shards: dict[str, Path], index: Path) -> None:
@@ -314,7 +338,8 @@ def _check_columns(columns: dict[str, Tensor], num_classes: int) -> None:
     labels = columns["labels"]
     if objects and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(f"labels are not all in 0 .. {num_classes - 1}")
-    if photos and (int(columns["spans"].min()) < 0 or int(columns["sizes"].min()) < 1):
+    spans = columns["spans"]
+    if photos and (int(spans.min()) < 0 or int(spans.max()) >= 2**62 or int(columns["sizes"].min()) < 1):
         raise ValueError("a photo has no place or no size")
     if not bool(columns["boxes"].isfinite().all()):
         raise ValueError("a box is not finite")

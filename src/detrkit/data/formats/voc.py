@@ -70,9 +70,8 @@ def _read_categories(root: Path) -> Categories | None:
     if not path.is_file():
         return None
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return Categories(tuple(int(one["id"]) for one in entries), tuple(str(one["name"]) for one in entries))
-    except (ValueError, TypeError, KeyError):
+        return Categories.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         raise DataError(f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it") from None
 
 

@@ -47,18 +47,15 @@ def write_dataset(
     names = _names_of(splits)
     writer = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[form]
     place = {"coco": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[form]
-    spans = {record.path: record.span for split in splits.values() for record in split.records}
-    for done, (path, (split, name)) in enumerate(names.items(), start=1):
-        folder = make_folder(output / place.format(split=split))
-        if spans[path] is None:
-            shutil.copyfile(path, folder / name)
-        else:
-            (folder / name).write_bytes(photo_bytes(path, spans[path]))
-        if progress:
-            progress(done, len(names))
-    file_names = {path: name for path, (_, name) in names.items()}
+    total, done = sum(len(content.records) for content in splits.values()), 0
     for split, content in splits.items():
-        writer(split, content, output, file_names)
+        folder = make_folder(output / place.format(split=split))
+        for record, name in zip(content.records, names[split], strict=True):
+            _copy(record, folder / name)
+            done += 1
+            if progress:
+                progress(done, total)
+        writer(split, content, output, names[split])
     categories = splits["train"].categories
     if form == "yolo":
         _write_data_yaml(splits, categories, output)
@@ -78,25 +75,33 @@ def check_is_free(output: Path) -> None:
         raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")
 
 
-def _names_of(splits: dict[SplitName, Split]) -> dict[Path, tuple[SplitName, str]]:
-    """A file name for every photo, its own unless another has it: forms differ in what they keep apart."""
+def _copy(record: Record, target: Path) -> None:
+    if record.span is None:
+        shutil.copyfile(record.path, target)
+    else:
+        target.write_bytes(photo_bytes(record.path, record.span))
+
+
+def _names_of(splits: dict[SplitName, Split]) -> dict[SplitName, list[str]]:
+    """A file name for every record, its photo's own unless another has it: forms differ in what they keep apart."""
     taken: set[str] = set()
-    names: dict[Path, tuple[SplitName, str]] = {}
+    names: dict[SplitName, list[str]] = {}
     for split, content in splits.items():
+        names[split] = []
         for record in content.records:
             name, number = record.path.name, 1
             while name.lower() in taken or Path(name).stem.lower() in taken:
                 number += 1
                 name = f"{record.path.stem}_{number}{record.path.suffix}"
             taken |= {name.lower(), Path(name).stem.lower()}
-            names.setdefault(record.path, (split, name))
+            names[split].append(name)
     return names
 
 
-def _write_coco(split: SplitName, content: Split, output: Path, file_names: dict[Path, str]) -> None:
+def _write_coco(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:
     images = [
-        {"id": one.image_id, "file_name": file_names[one.path], "height": one.size[0], "width": one.size[1]}
-        for one in content.records
+        {"id": one.image_id, "file_name": name, "height": one.size[0], "width": one.size[1]}
+        for one, name in zip(content.records, file_names, strict=True)
     ]
     annotations = [
         {
@@ -116,8 +121,8 @@ def _write_coco(split: SplitName, content: Split, output: Path, file_names: dict
     write_text(output / "annotations" / f"instances_{split}.json", json.dumps(document, ensure_ascii=False))
 
 
-def _write_yolo(split: SplitName, content: Split, output: Path, file_names: dict[Path, str]) -> None:
-    for record in content.records:
+def _write_yolo(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:
+    for record, name in zip(content.records, file_names, strict=True):
         height, width = record.size
         rows = [
             f"{content.categories.ids[label]} {(x1 + x2) / 2 / width:.9f} {(y1 + y2) / 2 / height:.9f} "
@@ -125,8 +130,7 @@ def _write_yolo(split: SplitName, content: Split, output: Path, file_names: dict
             for (x1, y1, x2, y2), label, is_crowd in _objects(record)
             if not is_crowd
         ]
-        label_file = Path(file_names[record.path]).with_suffix(".txt")
-        write_text(output / split / "labels" / label_file, "".join(rows))
+        write_text(output / split / "labels" / Path(name).with_suffix(".txt"), "".join(rows))
 
 
 def _write_data_yaml(splits: dict[SplitName, Split], categories: Categories, output: Path) -> None:
@@ -136,10 +140,10 @@ def _write_data_yaml(splits: dict[SplitName, Split], categories: Categories, out
     write_text(output / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def _write_voc(split: SplitName, content: Split, output: Path, file_names: dict[Path, str]) -> None:
-    for record in content.records:
+def _write_voc(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:
+    for record, file_name in zip(content.records, file_names, strict=True):
         top = ElementTree.Element("annotation")
-        ElementTree.SubElement(top, "filename").text = file_names[record.path]
+        ElementTree.SubElement(top, "filename").text = file_name
         size = ElementTree.SubElement(top, "size")
         for name, value in (("width", record.size[1]), ("height", record.size[0]), ("depth", 3)):
             ElementTree.SubElement(size, name).text = str(value)
@@ -151,9 +155,9 @@ def _write_voc(split: SplitName, content: Split, output: Path, file_names: dict[
             for side, pixels in zip(("xmin", "ymin", "xmax", "ymax"), corners_xyxy, strict=True):
                 ElementTree.SubElement(corners, side).text = f"{pixels:.3f}"
         ElementTree.indent(top)
-        file = output / "Annotations" / Path(file_names[record.path]).with_suffix(".xml")
+        file = output / "Annotations" / Path(file_name).with_suffix(".xml")
         write_text(file, ElementTree.tostring(top, encoding="unicode") + "\n")
-    stems = "".join(f"{Path(file_names[record.path]).stem}\n" for record in content.records)
+    stems = "".join(f"{Path(name).stem}\n" for name in file_names)
     write_text(output / "ImageSets" / "Main" / f"{split}.txt", stems)
 
 
