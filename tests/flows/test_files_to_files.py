@@ -1,6 +1,7 @@
 """A user's whole way: a dataset folder is trained on, scored, predicted, described and converted."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from detrkit.checkpoints.source import read_checkpoint
 from detrkit.cli import main
 from detrkit.recipes.convert import convert_weights
 from detrkit.training.run_log import read_metrics
+from detrkit.training.stopping import StopSignal
 from tests.datasets import write_coco
 
 SHORT = ["--epochs", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"]
@@ -171,10 +173,10 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
 
     original = Trainer.train_epoch
 
-    def stop_in_third(trainer: Trainer, epoch: int) -> None:
-        if epoch == 3:
-            raise KeyboardInterrupt
-        original(trainer, epoch)
+    def stop_in_third(trainer: Trainer, stop: StopSignal) -> bool:
+        if trainer.position.epoch == 3:
+            stop.received = signal.SIGINT
+        return original(trainer, stop)
 
     monkeypatch.setattr(Trainer, "train_epoch", stop_in_third)
     output = tmp_path / "run"
@@ -184,17 +186,26 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
     assert (output / "last" / "model.safetensors").exists()
     assert (output / "report.html").exists()
     assert len(Detector.load(output).predict(place / "shapes" / "val2017" / "1.png", threshold=0)) == 25
+    monkeypatch.undo()
+    assert run(["train", "--resume", str(output)]) == 0
+    epochs = [entry["epoch"] for entry in read_metrics(output) if entry["kind"] == "evaluation"]
+    assert epochs == [1, 2, 3, 4, 5]
+    capsys.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2
+    assert "the run has ended, after 5 epochs" in capsys.readouterr().err
+    assert run(["train", str(place / "shapes"), "--resume", str(output)]) == 2
 
 
 def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
     from detrkit.recipes.config import RunConfig
-    from detrkit.recipes.train import build_for, with_defaults
+    from detrkit.recipes.run import build_for
+    from detrkit.recipes.train import with_defaults
     from detrkit.training.settings import TrainingSettings
 
     config = RunConfig(data="x", model="detr-r18", training=TrainingSettings(learning_rate=3e-4))
     scratch = with_defaults(config)
     assert scratch.training.backbone_learning_rate == 3e-4
-    model = build_for(scratch, read_checkpoint(place / "run").categories)
+    model, _ = build_for(scratch, read_checkpoint(place / "run").categories)
     assert model.config.backbone_normalization == "batch"
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.backbone_learning_rate == 1e-5

@@ -2,8 +2,12 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,24 +19,27 @@ from detrkit.data.dataset import SampleDataset
 from detrkit.data.sampling import Arrangement
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import TestTransform
-from detrkit.errors import DetrkitError
+from detrkit.errors import ConfigError, DetrkitError
 from detrkit.evaluation.coco import BoxScores
-from detrkit.losses.set_loss import SetLoss
+from detrkit.losses.set_loss import LossReport, SetLoss
 from detrkit.models.detr import DETR
 from detrkit.recipes.loaders import Loader, train_loader
 from detrkit.structures import Batch
-from detrkit.training.optimizer import build_optimizer
-from detrkit.training.run_log import RunLog, read_metrics
+from detrkit.training.optimizer import PARTS, build_optimizer
+from detrkit.training.run_log import NoLog, RunLog, read_metrics
 from detrkit.training.schedule import rate_factor
 from detrkit.training.settings import TrainingSettings
+from detrkit.training.step import Stepper
+from detrkit.training.stopping import StopSignal
 from detrkit.training.trainer import RunHooks, Trainer
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=2, image_size=64, workers=0, log_every=1, learning_rate=1e-3)
 
 
-def tiny() -> DETR:
+def tiny(**changes: Any) -> DETR:
     torch.manual_seed(0)
-    return build_model("detr-tiny", num_classes=4, encoder_layers=1, decoder_layers=2, num_queries=8)
+    small = {"num_classes": 4, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 8, "dropout": 0.1}
+    return build_model("detr-tiny", **{**small, **changes})
 
 
 def drawn(settings: TrainingSettings, count: int = 6) -> Loader:
@@ -47,19 +54,31 @@ class Script:
 
     scores: list[float]
     saved: list[str] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
 
     def evaluate(self, _model: DETR) -> BoxScores:
         ap = self.scores.pop(0)
         return BoxScores({"AP": ap, "AP50": ap}, (), 1, 1)
 
+    def save_state(self, state: dict[str, Any]) -> None:
+        """As a file would: a copy, of what may be read safely."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        self.states.append(torch.load(buffer, weights_only=True))
+
     def hooks(self) -> RunHooks:
-        return RunHooks(self.evaluate, self.saved.append)
+        return RunHooks(self.evaluate, lambda name, _model: self.saved.append(name), self.save_state)
+
+
+def stepper(settings: TrainingSettings = SETTINGS, num_steps: int = 6, **model: Any) -> Stepper:
+    return Stepper(tiny(**model), SetLoss(4), settings, torch.device("cpu"), num_steps)
 
 
 def trainer(folder: Path, script: Script, settings: TrainingSettings = SETTINGS) -> tuple[Trainer, RunLog]:
     loader = drawn(settings)
     log = RunLog(folder, settings.epochs * len(loader), Console(file=io.StringIO()))
-    return Trainer(tiny(), SetLoss(4), loader, settings, torch.device("cpu"), script.hooks(), log), log
+    return Trainer(stepper(settings), loader, settings, script.hooks(), log), log
 
 
 def test_groups_of_the_optimizer() -> None:
@@ -95,7 +114,7 @@ def test_best_and_last_are_saved_and_metrics_written(tmp_path: Path) -> None:
     loop, log = trainer(tmp_path, script)
     with log:
         result = loop.fit()
-    assert script.saved == ["last", "best", "last"]
+    assert script.saved == ["best", "last", "last"]
     assert result.scores is not None
     assert result.scores.ap == 0.2
     assert (result.epochs, result.interrupted) == (2, False)
@@ -114,33 +133,60 @@ def test_a_worse_start_than_nothing_is_still_saved(tmp_path: Path) -> None:
     loop, log = trainer(tmp_path, script)
     with log:
         loop.fit()
-    assert script.saved == ["last", "best", "last"]
+    assert script.saved == ["best", "last", "last"]
 
 
-def test_ctrl_c_saves_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_saves(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = Script([0.5, 0.6])
     loop, log = trainer(tmp_path, script)
-    original = loop.train_step
+    original = loop.stepper.step
 
-    def stop_at_fifth(batch: Batch) -> object:
-        if loop.step == 4:
-            raise KeyboardInterrupt
-        return original(batch)
+    def stop_at_fifth(batches: Sequence[Batch]) -> LossReport:
+        if loop.stepper.step_number == 4:
+            os.kill(os.getpid(), number)
+        return original(batches)
 
-    monkeypatch.setattr(loop, "train_step", stop_at_fifth)
-    with log:
-        result = loop.fit()
-    assert result.interrupted
-    assert result.epochs == 1
-    assert script.saved == ["last", "best", "last"]
+    monkeypatch.setattr(loop.stepper, "step", stop_at_fifth)
+    before = signal.getsignal(number)
+    with log, StopSignal() as stop:
+        result = loop.fit(stop)
+    assert signal.getsignal(number) is before
+    assert result.stopped_by == number
+    assert (result.epochs, loop.stepper.step_number) == (1, 5)
+    assert script.saved == ["best", "last", "last"]
+    assert script.states[-1]["position"]["batch"] == 2
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path: Path) -> None:
-    loop, log = trainer(tmp_path, Script([]))
+def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"most_bad_steps": 3})
+    loop, log = trainer(tmp_path, Script([0.0, 0.0]), settings)
     with torch.no_grad():
-        loop.model.heads.class_head.weight.fill_(float("inf"))
-    with log, pytest.raises(DetrkitError, match="not finite"):
+        loop.stepper.model.heads.class_head.weight.fill_(float("inf"))
+    before = {name: tensor.clone() for name, tensor in loop.stepper.model.state_dict().items()}
+    with log, pytest.raises(DetrkitError, match=r"last 3 steps were not finite \(step 3 left out: loss_ce"):
         loop.fit()
+    for name, parameter in loop.stepper.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_single_bad_batch_is_passed_over() -> None:
+    loop = stepper()
+    batches = list(drawn(SETTINGS))
+    broken = replace(batches[1], images=batches[1].images * float("nan"))
+    loop.train()
+    loop.step([batches[0]])
+    before = [p.clone() for p in loop.model.parameters()]
+    loop.step([broken])
+    assert all(torch.equal(p, q) for p, q in zip(loop.model.parameters(), before, strict=True))
+    assert all(buffer.isfinite().all() for buffer in loop.model.buffers())
+    assert not loop.left_out
+    report = loop.step([batches[2]])
+    assert report.total.isfinite()
+    assert len(loop.left_out) == 1
+    assert f"photos {broken.image_ids[0]}" in loop.left_out[0]
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
@@ -153,21 +199,143 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_clipping_bounds_the_update(tmp_path: Path) -> None:
-    loop, log = trainer(tmp_path, Script([]), SETTINGS.model_copy(update={"clip_norm": 1e-3}))
-    with log:
-        loop.train_step(next(iter(loop.loader)))
+def test_clipping_bounds_the_update() -> None:
+    settings = SETTINGS.model_copy(update={"clip_norm": 1e-3})
+    loop = stepper(settings)
+    loop.step([next(iter(drawn(settings)))])
     gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
     norm = torch.stack([g.norm() for g in gradients]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_bfloat16_keeps_weights_and_losses_in_float32(tmp_path: Path) -> None:
-    loop, log = trainer(tmp_path, Script([]), SETTINGS.model_copy(update={"precision": "bfloat16"}))
-    with log:
-        report = loop.train_step(next(iter(loop.loader)))
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_keeps_weights_and_losses_in_float32(precision: str) -> None:
+    loop = stepper(SETTINGS.model_copy(update={"precision": precision}))
+    before = [p.clone() for p in loop.model.parameters()]
+    for batch in drawn(SETTINGS):
+        report = loop.step([batch])
     assert report.total.dtype == torch.float32
     assert {p.dtype for p in loop.model.parameters()} == {torch.float32}
+    assert any(not torch.equal(p, q) for p, q in zip(loop.model.parameters(), before, strict=True))
+
+
+def test_accumulated_batches_are_one_large_batch() -> None:
+    """Exact padding, no dropout and frozen norms: a photo's gradient does not depend on its batch."""
+    changes = {"dropout": 0.0, "backbone_normalization": "frozen"}
+    settings = SETTINGS.model_copy(update={"batch_size": 6})
+    apart, together = stepper(**changes), stepper(**changes)
+    for epoch in (1, 2):
+        loaders = drawn(SETTINGS), drawn(settings)
+        for loader in loaders:
+            loader.start_at(epoch, 0)
+        batches, (whole,) = list(loaders[0]), list(loaders[1])
+        assert sorted(i for batch in batches for i in batch.image_ids) == sorted(whole.image_ids)
+        reports = apart.step(batches), together.step([whole])
+        torch.testing.assert_close(reports[0].total, reports[1].total)
+        for name in ("loss_ce", "loss_bbox_0", "loss_giou", "cardinality_error"):
+            torch.testing.assert_close(reports[0].parts[name], reports[1].parts[name])
+    for one, other in zip(apart.model.parameters(), together.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_running_average_by_hand() -> None:
+    loop = stepper(SETTINGS.model_copy(update={"ema_decay": 0.5}))
+    weight = "heads.class_head.bias"
+    seen = []
+    for batch in drawn(SETTINGS):
+        loop.step([batch])
+        seen.append(loop.model.state_dict()[weight].clone())
+    # the first update copies; the next weigh the average by min(0.5, (1 + n) / (10 + n)) = 2/11, 3/12
+    expected = seen[0]
+    for count, current in enumerate(seen[1:], start=1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * current
+    torch.testing.assert_close(loop.best_model.state_dict()[weight], expected)
+    assert loop.best_model is not loop.model
+    assert not any(p.requires_grad for p in loop.best_model.parameters())
+
+
+def test_recomputing_gives_the_same_gradients() -> None:
+    gradients = []
+    for recompute in (False, True):
+        loop = stepper(SETTINGS.model_copy(update={"recompute": recompute}), backbone_normalization="frozen")
+        torch.manual_seed(5)
+        loop.step([next(iter(drawn(SETTINGS)))])
+        gradients.append([p.grad for p in loop.model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other)
+
+
+def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
+    settings = TrainingSettings(freeze="backbone, encoder", part_rates="heads=1e-3,queries=0", decay_norms=False)
+    loop = stepper(settings)
+    loop.train()
+    trained = {name.partition(".")[0] for name, p in loop.model.named_parameters() if p.requires_grad}
+    assert trained == {"input_projection", "decoder", "heads"}
+    assert not loop.model.backbone.training
+    assert not any(module.training for module in loop.model.encoder.modules())
+    assert loop.model.decoder.training
+    rates = {(group["lr"], group["weight_decay"]) for group in loop.optimizer.param_groups}
+    assert rates == {(1e-4, 1e-4), (1e-4, 0.0), (1e-3, 1e-4), (1e-3, 0.0)}
+    for bad in ("--freeze nose", "--part-rates heads", "--part-rates nose=1", "--part-rates heads=-1"):
+        option, _, value = bad.partition(" ")
+        with pytest.raises(ConfigError, match=option):
+            stepper(TrainingSettings(**{option[2:].replace("-", "_"): value}))
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        stepper(TrainingSettings(freeze=",".join(PARTS)))
+
+
+def test_a_run_ends_after_its_steps_or_when_nothing_gets_better(tmp_path: Path) -> None:
+    loop, log = trainer(tmp_path / "a", Script([0.1, 0.2]), SETTINGS.model_copy(update={"steps": 4}))
+    with log:
+        assert loop.fit().epochs == 2
+    assert loop.stepper.step_number == 4
+    patient = SETTINGS.model_copy(update={"epochs": 9, "patience": 2})
+    loop, log = trainer(tmp_path / "b", Script([0.1, 0.3, 0.3, 0.2]), patient)
+    with log:
+        result = loop.fit()
+    assert result.epochs == 4
+    assert loop.has_ended
+
+
+SHAKEN = {"epochs": 3, "ema_decay": 0.9, "accumulate": 2, "schedule": "cosine", "warmup_steps": 3, "workers": 0}
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(stop_at: int, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update=SHAKEN)
+    whole, log = trainer(tmp_path / "whole", Script([0.1, 0.3, 0.2]), settings)
+    with log:
+        whole.fit()
+
+    script = Script([0.1, 0.3, 0.2])
+    first, log = trainer(tmp_path / "parts", script, settings)
+    stop = StopSignal()
+
+    class AtStep(NoLog):
+        def advance(self) -> None:
+            if first.stepper.step_number == stop_at:
+                stop.received = signal.SIGTERM
+
+    first.log = AtStep()
+    with log:
+        assert first.fit(stop).stopped_by == signal.SIGTERM
+    torch.manual_seed(123)  # another process starts with another state
+    second, log = trainer(tmp_path / "rest", script, settings)
+    torch.manual_seed(321)
+    second.load_state_dict(script.states[-1])
+    with log:
+        result = second.fit()
+    assert result.scores is not None
+    assert result.scores.ap == 0.3
+    assert second.stepper.step_number == whole.stepper.step_number
+    for ours, theirs in (
+        (second.stepper.model, whole.stepper.model),
+        (second.stepper.best_model, whole.stepper.best_model),
+    ):
+        for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert torch.equal(one, other), name
 
 
 def test_metrics_survive_a_cut_line(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """Weights made to fit a model of another shape."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from detrkit.data.categories import Categories
+from detrkit.errors import CheckpointError
+from detrkit.models.detr import DETR
 
 FIRST_CONVOLUTION = "backbone.body.conv1.weight"
 
@@ -38,3 +43,103 @@ def adapt_first_convolution(weight: Float[Tensor, "D C h w"], in_channels: int) 
         kept = min(known, in_channels)
         spread = torch.cat([weight[:, :kept], mean.expand(-1, in_channels - kept, -1, -1)], 1)
     return spread * (known / in_channels)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What became of every entry of a model, and of a checkpoint.
+
+    Attributes:
+        loaded: copied as they are.
+        adapted: copied in part: rows of known classes, the first queries, filters spread over other channels.
+        new: not in the checkpoint, or of a shape that nothing can be taken from; they keep their random start.
+        unused: entries of the checkpoint that the model has no place for.
+        known_classes: names of the classes whose rows were copied.
+    """
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    known_classes: tuple[str, ...]
+
+
+def load_adapted(model: DETR, categories: Categories, state: Mapping[str, Tensor], of_state: Categories) -> Adaptation:
+    """Copy what a model can use of another's weights.
+
+    Args:
+        model: to be trained.
+        categories: of its classes.
+        state: weights under our names.
+        of_state: categories of the classes that they know.
+
+    Raises:
+        CheckpointError: they are of another architecture: less than half of the model could be taken from them.
+    """
+    given = {name: t for name, t in with_channels(state, model.config.in_channels).items() if not _is_count(name)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not _is_count(name)}
+    same_name = _labels_by_name(categories, of_state)
+    loaded: list[str] = []
+    adapted: list[str] = []
+    new: list[str] = []
+    result: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name not in given:
+            new.append(name)
+        elif name.startswith("heads.class_head."):
+            result[name] = _class_rows(tensor, given[name], same_name)
+            is_same = same_name == {label: label for label in range(len(categories))} and len(given[name]) == len(
+                tensor
+            )
+            (loaded if is_same else adapted).append(name)
+        elif given[name].shape == tensor.shape:
+            result[name] = given[name]
+            (adapted if name == FIRST_CONVOLUTION and state[name].shape != tensor.shape else loaded).append(name)
+        elif name in _TABLES and given[name].shape[1:] == tensor.shape[1:]:
+            result[name] = _first_rows(tensor, given[name])
+            adapted.append(name)
+        else:
+            new.append(name)
+    if len(loaded) < len(own) / 2:
+        misfit = next((name for name in new if name in given), next(iter(new), ""))
+        found = tuple(given[misfit].shape) if misfit in given else "nothing"
+        raise CheckpointError(
+            f"only {len(loaded)} of the model's {len(own)} entries fit ({misfit}: found {found}, expected "
+            f"{tuple(own[misfit].shape)}); use weights of the same kind of model, or build it like them with --set"
+        )
+    model.load_state_dict(result, strict=False)
+    known = tuple(categories.names[label] for label in same_name)
+    return Adaptation(tuple(loaded), tuple(adapted), tuple(new), tuple(n for n in given if n not in own), known)
+
+
+_TABLES = ("queries.weight", "positions.rows.weight", "positions.columns.weight")
+
+
+def _is_count(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _labels_by_name(categories: Categories, of_state: Categories) -> dict[int, int]:
+    """Our label -> theirs, for classes that have the same name but for case and blanks."""
+    theirs = {" ".join(name.casefold().split()): label for label, name in reversed(list(enumerate(of_state.names)))}
+    ours = {label: " ".join(name.casefold().split()) for label, name in enumerate(categories.names)}
+    return {label: theirs[name] for label, name in ours.items() if name in theirs}
+
+
+def _class_rows(own: Float[Tensor, "K1 ..."], given: Float[Tensor, "L1 ..."], same: Mapping[int, int]) -> Tensor:
+    """Rows of the classes that both know, and the last one, no-object."""
+    if own.shape[1:] != given.shape[1:]:
+        return own
+    rows = own.clone()
+    rows[-1] = given[-1]
+    for label, theirs in same.items():
+        if theirs < len(given) - 1:
+            rows[label] = given[theirs]
+    return rows
+
+
+def _first_rows(own: Float[Tensor, "N ..."], given: Float[Tensor, "M ..."]) -> Tensor:
+    rows = own.clone()
+    count = min(len(own), len(given))
+    rows[:count] = given[:count]
+    return rows

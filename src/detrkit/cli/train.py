@@ -21,13 +21,14 @@ def train(
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),
     weights: str | None = None,
     config: Path | None = None,
+    resume: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model on a dataset folder.
 
     The run folder holds config.yaml, categories.json, metrics.jsonl, tensorboard/, the checkpoints last/ and best/,
-    predictions/ and report.html. Ctrl-C stops and keeps what was learned.
+    predictions/ and report.html. Ctrl-C stops and keeps what was learned; `detrkit train --resume RUN` goes on.
 
     Example: `detrkit train coco --model detr-r18 --weights imagenet --epochs 50 --output runs/first`
 
@@ -48,19 +49,33 @@ def train(
         What to start from: `imagenet` (the backbone, fetched once), or a checkpoint with the same classes.
     config
         YAML file with the same settings; the command line wins over it.
+    resume
+        Run folder to go on with, where it was saved last; takes nothing else.
     set_
         Field of the model to change, as NAME=VALUE; may be repeated. Most useful: num_queries, encoder_layers,
         decoder_layers, hidden_dim, num_heads, feedforward_dim, dropout, pre_norm, position_encoding, dilation,
         backbone, backbone_normalization, frozen_backbone_stages.
     """
-    from detrkit.recipes.train import train as run
+    from detrkit.recipes import train as recipe
 
+    if resume is not None:
+        if given_here := [
+            name for name, value in (("data", data), ("--model", model), ("--weights", weights)) if value
+        ]:
+            raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
+        _leave(recipe.resume(resume).stopped_by)
+        return
     given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights}
     if set_:
         given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    if run(load_run_config(config, given, chosen), output).interrupted:
-        sys.exit(130)
+    _leave(recipe.train(load_run_config(config, given, chosen), output).stopped_by)
+
+
+def _leave(stopped_by: int | None) -> None:
+    """Exit as shells expect of a process that a signal ended."""
+    if stopped_by is not None:
+        sys.exit(128 + stopped_by)
 
 
 def model_field(text: str) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ Input: the annotations as a COCO document and the detections as COCO results. Ou
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ class BoxScores:
     per_class: tuple[ClassScore, ...]
     num_photos: int
     num_objects: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "BoxScores":
+        """Read what `to_json` gave."""
+        return cls(**{**content, "per_class": tuple(ClassScore(**score) for score in content["per_class"])})
 
     @property
     def ap(self) -> float:

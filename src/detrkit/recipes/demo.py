@@ -17,7 +17,8 @@ from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.files import replacing
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData
-from detrkit.recipes.train import refuse_used_folder, run_training
+from detrkit.recipes.run import run_training
+from detrkit.recipes.train import refuse_used_folder
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
 from detrkit.training.settings import TrainingSettings

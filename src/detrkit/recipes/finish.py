@@ -35,7 +35,7 @@ def finish_run(
         )
     if result.scores is None:
         return
-    gallery = _draw_predictions(Detector.load(output), pictures, output / "predictions")
+    gallery = draw_predictions(Detector.load(output), pictures, NUM_PICTURES, output / "predictions")
     write_report(
         output / "report.html",
         title=f"{config.model}: AP {result.scores.numbers['AP']:.3f}, AP50 {result.scores.numbers['AP50']:.3f}",
@@ -50,9 +50,12 @@ def finish_run(
     console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _draw_predictions(detector: Detector, pictures: Dataset[Sample], folder: Path) -> list[ReportPicture]:
+def draw_predictions(
+    detector: Detector, pictures: Dataset[Sample], count: int, folder: Path | None = None
+) -> list[ReportPicture]:
+    """Predict the first photos and draw what was found, over the annotations; write them to a folder if there is one."""
     gallery = []
-    for index in range(min(NUM_PICTURES, len(pictures))):  # type: ignore[arg-type]  # every dataset of ours has a length
+    for index in range(min(count, len(pictures))):  # type: ignore[arg-type]  # every dataset of ours has a length
         try:
             sample = pictures[index]
         except DetrkitError:
@@ -64,8 +67,9 @@ def _draw_predictions(detector: Detector, pictures: Dataset[Sample], folder: Pat
         boxes = (sample.annotations.boxes * scale).tolist()
         with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))
         picture = draw_detections(with_truth, detections.scaled(scale))
-        with replacing(folder / f"{sample.image_id}.png") as temporary:
-            picture.save(temporary)
+        if folder is not None:
+            with replacing(folder / f"{sample.image_id}.png") as temporary:
+                picture.save(temporary)
         gallery.append(
             ReportPicture(picture, f"photo {sample.image_id}: {len(detections)} found, {len(boxes)} annotated")
         )

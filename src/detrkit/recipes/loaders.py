@@ -12,6 +12,7 @@ from detrkit.data.batching import collate
 from detrkit.data.sampling import Arrangement, Share, TrainBatches
 from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.structures import Batch, Sample
+from detrkit.training.processes import Process
 from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
 
 
@@ -101,10 +102,23 @@ class Loader:
 
 
 def train_loader(
-    photos: TrainingPhotos, arrangement: Arrangement, settings: TrainingSettings, device: torch.device
+    photos: TrainingPhotos,
+    arrangement: Arrangement,
+    settings: TrainingSettings,
+    device: torch.device,
+    share: Share | None = None,
 ) -> Loader:
-    """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one."""
-    order = train_order(arrangement, settings)
+    """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one.
+
+    Raises:
+        ConfigError: there are fewer batches than processes.
+    """
+    order = train_order(arrangement, settings, share)
+    if not len(order):
+        raise ConfigError(
+            f"training: found {len(photos)} photos, expected at least {settings.batch_size} for each of "
+            f"{order.share.world} processes; lower --batch-size or --devices"
+        )
     loader = DataLoader(
         _ErrorsAsValues(photos),
         batch_sampler=order,
@@ -123,19 +137,26 @@ def train_order(arrangement: Arrangement, settings: TrainingSettings, share: Sha
 
 
 def evaluation_loader(
-    dataset: Dataset[Sample], batch_size: int, workers: int, most_unreadable: float = MOST_UNREADABLE
+    dataset: Dataset[Sample],
+    batch_size: int,
+    workers: int,
+    most_unreadable: float = MOST_UNREADABLE,
+    share: Share | None = None,
 ) -> Loader:
-    """Batches in the dataset's own order, every photo once.
+    """Batches in the dataset's own order, every photo once; processes share the same batches out.
 
     Raises:
         ConfigError: no photo at a time, or fewer than no workers.
     """
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"found batch size {batch_size} and {workers} workers, expected at least 1 and at least 0")
+    share = share or Share()
+    count = len(dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
+    batches = [list(range(first, min(first + batch_size, count))) for first in range(0, count, batch_size)]
     return Loader(
         DataLoader(
             _ErrorsAsValues(dataset),
-            batch_size=batch_size,
+            batch_sampler=batches[share.rank :: share.world],
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_collate,
@@ -143,6 +164,19 @@ def evaluation_loader(
         ),
         most_unreadable,
     )
+
+
+def device_of(name: str, process: Process) -> torch.device:
+    """The device of one process: each has a GPU of its own.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    device = choose_device(name)
+    if device.type == "cuda" and process.world > 1:
+        device = choose_device(f"cuda:{process.local_rank}")
+        torch.cuda.set_device(device)
+    return device
 
 
 def choose_device(name: str) -> torch.device:

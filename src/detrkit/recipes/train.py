@@ -1,33 +1,19 @@
-"""A training run put together: config -> data, model, loss, loop -> run folder."""
+"""Training from a config: begun, or gone on with; in this process, or in several."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.checkpoints.loading import load_state
-from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
-from detrkit.checkpoints.surgery import with_channels
-from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError, ConfigError
-from detrkit.evaluation.coco import BoxScores, evaluate_boxes
-from detrkit.evaluation.collect import collect_results
-from detrkit.files import make_folder, write_text
-from detrkit.losses.matcher import HungarianMatcher
-from detrkit.losses.set_loss import SetLoss
-from detrkit.models.detr import DETR
-from detrkit.models.presets import model_from_config, preset_config
-from detrkit.recipes.config import RunConfig, write_config
-from detrkit.recipes.data import RunData, open_data
-from detrkit.recipes.finish import finish_run
-from detrkit.recipes.loaders import choose_device, evaluation_loader, train_loader
+from detrkit.checkpoints.source import WEIGHTS_FILE
+from detrkit.errors import ConfigError
+from detrkit.recipes.config import RunConfig, load_run_config
+from detrkit.recipes.data import open_data
+from detrkit.recipes.launch import launch
+from detrkit.recipes.run import STATE_FILE, run_training
 from detrkit.terminal import plain_console
-from detrkit.training.run_log import RunLog
-from detrkit.training.settings import TrainingSettings
-from detrkit.training.trainer import RunHooks, Trainer, TrainingResult
+from detrkit.training.processes import process_from_environment
+from detrkit.training.trainer import TrainingResult
 
 # for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
 TINY_DEFAULTS = {
@@ -48,52 +34,50 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Tr
         DetrkitError: of one kind or another, before anything is written.
     """
     refuse_used_folder(output)
-    config = with_defaults(config)
-    data = open_data(config)
-    console = console or plain_console()
-    for note in data.notes:
-        console.print(note)
-    if config.weights is None and not config.training.overfit:
-        console.print(
-            "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer",
-        )
-    return run_training(config, data, output, console)
+    config = config.model_copy(update={"data": str(Path(config.data).absolute())})  # so that it can be gone on with
+    return _start(with_defaults(config), output, resume=False, console=console)
 
 
-def run_training(config: RunConfig, data: RunData, output: Path, console: Console | None = None) -> TrainingResult:
-    """Train on data that is already open, and leave a run folder.
+def resume(folder: Path, console: Console | None = None) -> TrainingResult:
+    """Go on with a run where it was saved last; everything is read from its folder.
+
+    Raises:
+        DetrkitError: it holds no run, or its dataset is not what it was.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"--resume {folder}: found no config.yaml, expected the folder of a run")
+    if not (folder / STATE_FILE).is_file():
+        raise ConfigError(f"--resume {folder}: found no {STATE_FILE}; the run was not saved yet, start it again")
+    config = load_run_config(folder / "config.yaml", {}, {})
+    # what it started from is in its state, and may be gone by now
+    return _start(config.model_copy(update={"weights": None}), folder, resume=True, console=console)
+
+
+def _start(config: RunConfig, output: Path, *, resume: bool, console: Console | None) -> TrainingResult:
+    """Train in this process, or in several that are started for it."""
+    if config.training.devices > 1 and process_from_environment().world == 1:
+        return TrainingResult(None, 0, launch(config, output, resume))
+    return run_config(config, output, resume=resume, console=console)
+
+
+def run_config(
+    config: RunConfig, output: Path, *, resume: bool = False, console: Console | None = None
+) -> TrainingResult:
+    """Train with a resolved config as one process, of one or of several.
 
     Raises:
         DetrkitError: of one kind or another, before anything is written.
     """
+    data = open_data(config)
     console = console or plain_console()
-    settings = config.training
-    device = choose_device(settings.device)
-    torch.manual_seed(settings.seed)
-    model = build_for(config, data.categories)
-
-    loader = train_loader(data.train, data.arrangement, settings, device)
-    test_batches = evaluation_loader(data.test, settings.batch_size, settings.workers, settings.most_unreadable)
-    preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
-
-    def evaluate(trained: DETR) -> BoxScores:
-        results = collect_results(trained, test_batches, data.categories, device, settings.exact_padding)
-        return evaluate_boxes(data.annotations, results, data.test_ids)
-
-    def save(name: str) -> None:
-        checkpoint = Checkpoint(model.state_dict(), model.config, data.categories, preprocessing)
-        save_checkpoint(output / name / WEIGHTS_FILE, checkpoint)
-
-    make_folder(output)
-    write_config(output / "config.yaml", config, model.config.model_dump(mode="json"))
-    write_categories(output / "categories.json", data.categories)
-    loss = loss_for(len(data.categories), settings)
-    with RunLog(output, settings.epochs * len(loader), console) as log:
-        result = Trainer(model, loss, loader, settings, device, RunHooks(evaluate, save), log).fit()
-    for fault in sorted({*loader.skipped, *test_batches.skipped}):
-        console.print(f"left out: {fault}", soft_wrap=True)
-    finish_run(output, config, data.pictures, result, console)
-    return result
+    if process_from_environment().is_first and not resume:
+        for note in data.notes:
+            console.print(note)
+        if config.weights is None and not config.training.overfit:
+            console.print(
+                "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer"
+            )
+    return run_training(config, data, output, console, resume=resume)
 
 
 def with_defaults(config: RunConfig) -> RunConfig:
@@ -112,43 +96,6 @@ def with_defaults(config: RunConfig) -> RunConfig:
         if "backbone_learning_rate" not in given:
             training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
     return config.model_copy(update={"model_settings": model_settings, "training": training})
-
-
-def build_for(config: RunConfig, categories: Categories) -> DETR:
-    """Build the model of a run and give it its first weights.
-
-    Raises:
-        ConfigError: no such preset or setting.
-        CheckpointError: the weights do not fit.
-    """
-    settings = {**config.model_settings, "num_classes": len(categories)}
-    model = model_from_config(preset_config(config.model, **settings))
-    if config.weights == "imagenet":
-        load_imagenet_backbone(model)
-    elif config.weights is not None:
-        try:
-            load_state(model, with_channels(read_checkpoint(config.weights).state, model.config.in_channels))
-        except CheckpointError as error:
-            raise CheckpointError(f"--weights {config.weights}: {error}") from None
-    return model
-
-
-def loss_for(num_classes: int, settings: TrainingSettings) -> SetLoss:
-    """Weigh the losses, and the costs of the matching alike."""
-    weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
-    return SetLoss(
-        num_classes,
-        class_weight=settings.class_weight,
-        box_weight=settings.box_weight,
-        giou_weight=settings.giou_weight,
-        no_object_weight=settings.no_object_weight,
-        matcher=HungarianMatcher(*weights),
-    )
-
-
-def write_categories(path: Path, categories: Categories) -> None:
-    """Write ids and names, in the order of the labels."""
-    write_text(path, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
 
 
 def refuse_used_folder(output: Path) -> None:

@@ -3,30 +3,91 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from detrkit.files import make_folder
+from detrkit.files import make_folder, write_text
 
 METRICS_FILE = "metrics.jsonl"
+
+
+@runtime_checkable
+class Log(Protocol):
+    """What the loop tells; see `RunLog`."""
+
+    def advance(self) -> None:
+        """Count one step."""
+
+    def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """Record losses."""
+
+    def scores(self, step: int, epoch: int, numbers: Mapping[str, float], best: bool) -> None:
+        """Record an evaluation."""
+
+
+class NoLog:
+    """Says nothing: one process speaks for all."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def advance(self) -> None:
+        """Count nothing."""
+
+    def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """Record nothing."""
+
+    def scores(self, step: int, epoch: int, numbers: Mapping[str, float], best: bool) -> None:
+        """Record nothing."""
+
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Show nothing."""
 
 
 class RunLog:
     """Writes every reading to the run folder, and shows the last one."""
 
-    def __init__(self, folder: Path, num_steps: int, console: Console | None = None) -> None:
+    def __init__(
+        self, folder: Path, num_steps: int, console: Console | None = None, *, done: int = 0, num_layers: int = 0
+    ) -> None:
+        """Open the log.
+
+        Args:
+            folder: of the run.
+            num_steps: of the whole run.
+            console: where to show progress.
+            done: steps taken already; what was written of later ones is dropped.
+            num_layers: decoder layers, whose losses TensorBoard shows in one graph.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
             from torch.utils.tensorboard.writer import SummaryWriter
 
         make_folder(folder)
         self.console = console or Console(stderr=True)
-        self._file = (folder / METRICS_FILE).open("w", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+        kept = [entry for entry in read_metrics(folder) if int(str(entry["step"])) <= done] if done else []
+        write_text(folder / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+        if num_layers > 1:
+            names = ("loss_ce", "loss_bbox", "loss_giou")
+            layers = {
+                name: ["Multiline", [f"train/{name}_{layer}$" for layer in range(num_layers - 1)] + [f"train/{name}$"]]
+                for name in names
+            }
+            self._tensorboard.add_custom_scalars({"losses by decoder layer": layers})
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=16),
@@ -35,7 +96,9 @@ class RunLog:
             TimeRemainingColumn(compact=True),
             console=self.console,
         )
-        self._task: TaskID = self._progress.add_task("", total=num_steps, epoch=1, loss="-", ap="-", rate="-")
+        self._task: TaskID = self._progress.add_task(
+            "", total=num_steps, completed=done, epoch=1, loss="-", ap="-", rate="-"
+        )
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
@@ -75,6 +138,11 @@ class RunLog:
                 f"epoch {epoch}: AP {numbers['AP']:.3f} AP50 {numbers['AP50']:.3f}{mark}", highlight=False
             )
 
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Show in TensorBoard what is found now."""
+        for number, picture in enumerate(pictures):
+            self._tensorboard.add_image(f"photos/{number}", np.asarray(picture), step, dataformats="HWC")
+
     def _write(self, entry: Mapping[str, object], step: int) -> None:
         entry = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in entry.items()}
         self._file.write(json.dumps(entry) + "\n")
@@ -86,8 +154,9 @@ class RunLog:
 
 def read_metrics(folder: Path) -> list[dict[str, object]]:
     """Read what a run wrote; a last line that was cut off is left out."""
-    entries = []
-    for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+    entries: list[dict[str, object]] = []
+    path = folder / METRICS_FILE
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             entries.append(json.loads(line))
         except ValueError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -61,6 +62,12 @@ class Stepper:
         self.step_number = 0
         self.left_out: list[str] = []
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        # of ordinary batch norm, which one bad batch would spoil for good
+        self._statistics = (
+            [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+            if model.config.backbone_normalization == "batch"
+            else []
+        )
         self._streak = 0
         self._last: _Taken | None = None
         self._wrapped = self._wrap()
@@ -87,13 +94,18 @@ class Stepper:
         targets = [target for batch in batches for target in batch.targets]
         normalizers = self.loss.normalizers(targets, self.model.config.num_queries)
         self.optimizer.zero_grad()
+        statistics = [buffer.clone() for buffer in self._statistics]
         reports = []
         for number, batch in enumerate(batches):
             with self._synchronised(is_last=number == len(batches) - 1):
                 reports.append(self._learn_from(batch, normalizers))
         report = _added(reports)
         self._look_back()
-        self._update(report, [image_id for batch in batches for image_id in batch.image_ids])
+        is_finite = self._update(report)
+        for buffer, before in zip(self._statistics, statistics, strict=True):
+            buffer.copy_(torch.where(is_finite, buffer, before))
+        image_ids = [image_id for batch in batches for image_id in batch.image_ids]
+        self._last = _Taken(self.step_number, is_finite.to("cpu", non_blocking=True), image_ids, report)
         return report
 
     def finish(self) -> None:
@@ -157,7 +169,8 @@ class Stepper:
         self.scaler.scale(report.total).backward()
         return report
 
-    def _update(self, report: LossReport, image_ids: list[int]) -> None:
+    def _update(self, report: LossReport) -> Bool[Tensor, ""]:
+        """Change the weights, unless the gradient is not finite; tell whether all was well."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self.settings.clip_norm or float("inf"))
@@ -174,7 +187,7 @@ class Stepper:
         self.step_number += 1
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self._last = _Taken(self.step_number, is_finite.to("cpu", non_blocking=True), image_ids, report)
+        return is_finite
 
     def _look_back(self) -> None:
         """See how the last step went; its flag has arrived since, or is waited for."""

@@ -1,26 +1,28 @@
-"""The training loop (published code, engine.py): batches -> predictions -> set loss -> AdamW.
+"""The training loop (published code, engine.py): epochs of steps, evaluations, checkpoints, and where to stop.
 
-One process here; what belongs to several is `losses.set_loss`, which averages over them, and the loader's sampler.
+A run is saved with everything that its next step depends on; gone on with, it takes the very steps that it would have
+taken, in the middle of an epoch as well.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from detrkit.errors import DetrkitError
 from detrkit.evaluation.coco import BoxScores
-from detrkit.losses.set_loss import LossReport, SetLoss
+from detrkit.losses.set_loss import LossReport
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
-from detrkit.training.optimizer import build_optimizer
-from detrkit.training.run_log import RunLog
-from detrkit.training.schedule import build_schedule
+from detrkit.training.processes import agree_to_stop, average_over_processes
+from detrkit.training.run_log import Log
 from detrkit.training.settings import TrainingSettings
+from detrkit.training.step import Stepper
+from detrkit.training.stopping import StopSignal
 
-_SECONDS_BETWEEN_SAVES = 60  # between evaluations, which save as well
+_SECONDS_BETWEEN_SAVES = 300  # between evaluations, which save as well
 
 
 @runtime_checkable
@@ -31,126 +33,201 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
+    def start_at(self, epoch: int, first: int) -> None:
+        """Choose the epoch, from 1, and pass over the first of its batches."""
+
 
 @dataclass(frozen=True)
 class RunHooks:
-    """What the loop asks of those who set it up.
+    """What the loop asks of those who set it up. With several processes, all call all of them.
 
     Attributes:
         evaluate: score the model.
-        save: write a checkpoint under a name, "last" or "best".
+        save_weights: write what is to be shipped under a name, "last" or "best".
+        save_state: write what `Trainer.load_state_dict` takes.
     """
 
     evaluate: Callable[[DETR], BoxScores]
-    save: Callable[[str], None]
+    save_weights: Callable[[str, DETR], None]
+    save_state: Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is.
+
+    Attributes:
+        epoch: the one that is under way, from 1; one more than there are when the run has ended.
+        batch: of the epoch, passed already.
+        best: scores of the best checkpoint.
+        waited: evaluations since then.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    best: BoxScores | None = None
+    waited: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended."""
+    """How a run ended.
 
-    scores: BoxScores | None  # of the best checkpoint
-    epochs: int  # finished
-    interrupted: bool
+    Attributes:
+        scores: of the best checkpoint.
+        epochs: finished.
+        stopped_by: the signal that interrupted it, or None.
+        notes: what happened on the way, a sentence each.
+    """
+
+    scores: BoxScores | None
+    epochs: int
+    stopped_by: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it."""
+        return self.stopped_by is not None
+
+
+def steps_per_epoch(num_batches: int, settings: TrainingSettings) -> int:
+    """Updates of one epoch; the last may see fewer batches."""
+    return -(-num_batches // settings.accumulate)
+
+
+def planned_steps(num_batches: int, settings: TrainingSettings) -> int:
+    """Updates of a whole run."""
+    return settings.steps or settings.epochs * steps_per_epoch(num_batches, settings)
 
 
 class Trainer:
-    """Trains one model once."""
+    """Trains one model once.
+
+    Attributes:
+        position: how far it is.
+    """
 
     def __init__(
-        self,
-        model: DETR,
-        loss: SetLoss,
-        loader: Batches,
-        settings: TrainingSettings,
-        device: torch.device,
-        hooks: RunHooks,
-        log: RunLog,
+        self, stepper: Stepper, loader: Batches, settings: TrainingSettings, hooks: RunHooks, log: Log
     ) -> None:
-        # convolutions are quicker this way, on CPU by a twentieth; the numbers stay the same up to rounding
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = loss
+        self.stepper = stepper
         self.loader = loader
         self.settings = settings
-        self.device = device
         self.hooks = hooks
         self.log = log
-        self.optimizer = build_optimizer(model, settings)
-        self.schedule = build_schedule(self.optimizer, settings.epochs * len(loader), settings)
-        self.step = 0
+        self.num_steps = planned_steps(len(loader), settings)
+        self.num_epochs = -(-self.num_steps // steps_per_epoch(len(loader), settings))
+        self.position = Position()
         self.meter = Meter()
+        self._saved_at = time.monotonic()
 
-    def fit(self) -> TrainingResult:
-        """Train to the end, or until interrupted; either way the last state is saved."""
-        best: BoxScores | None = None
-        finished, saved_at = 0, time.monotonic()
-        try:
-            for epoch in range(1, self.settings.epochs + 1):
-                self.train_epoch(epoch)
-                finished = epoch
-                is_due = epoch % self.settings.evaluate_every == 0 or epoch == self.settings.epochs
-                if is_due and self.meter.sums:
-                    self.read_meter(epoch)
-                if is_due or time.monotonic() - saved_at > _SECONDS_BETWEEN_SAVES:
-                    self.hooks.save("last")
-                    saved_at = time.monotonic()
-                if is_due:
-                    best = self.evaluate(epoch, best)
-        except KeyboardInterrupt:
-            self.hooks.save("last")
-            return TrainingResult(best, finished, interrupted=True)
-        return TrainingResult(best, finished, interrupted=False)
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to do."""
+        waits_for_nothing = 0 < self.settings.patience <= self.position.waited
+        return self.position.epoch > self.num_epochs or waits_for_nothing
 
-    def evaluate(self, epoch: int, best: BoxScores | None) -> BoxScores:
-        """Score the model, save it if it is the best so far, and return the best scores."""
-        scores = self.hooks.evaluate(self.model)
-        is_best = best is None or scores.ap > best.ap
-        if is_best:
-            self.hooks.save("best")
-        self.log.scores(self.step, epoch, scores.numbers, is_best)
-        self.meter = Meter()  # the time that this took is not the training's
-        return scores if best is None or is_best else best
-
-    def train_epoch(self, epoch: int) -> None:
-        """See every photo once."""
-        self.model.train()
-        for batch in self.loader:
-            report = self.train_step(batch.to(self.device))
-            self.step += 1
-            self.meter.add(report, len(batch.image_ids))
-            self.log.advance()
-            if self.step % self.settings.log_every == 0:
-                self.read_meter(epoch)
-
-    def train_step(self, batch: Batch) -> LossReport:
-        """Learn from one batch; nothing but the matching's costs is copied from the device."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            predictions = self.model(
-                batch.images.contiguous(memory_format=torch.channels_last),
-                batch.padding_mask if batch.is_padded else None,
-                exact_padding=self.settings.exact_padding,
-            )
-        report = self.loss(predictions, batch.targets)
-        self.optimizer.zero_grad()
-        report.total.backward()
-        if self.settings.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        return report
-
-    def read_meter(self, epoch: int) -> None:
-        """Copy the averages from the device and record them.
+    def fit(self, stop: StopSignal | None = None) -> TrainingResult:
+        """Train to the end, or until a signal; either way the last state is saved.
 
         Raises:
-            DetrkitError: the loss is not finite.
+            DetrkitError: too many steps were not finite, or photos unreadable.
         """
+        stop = stop or StopSignal()
+        while not self.has_ended:
+            if not self.train_epoch(stop):
+                self.save()
+                break
+            self.end_epoch()
+        self.stepper.finish()
+        return TrainingResult(self.position.best, self.position.epoch - 1, stop.received, tuple(self.stepper.left_out))
+
+    def train_epoch(self, stop: StopSignal) -> bool:
+        """See every photo once, or what is left of the epoch; tell whether it was finished."""
+        self.stepper.train()
+        self.loader.start_at(self.position.epoch, self.position.batch)
+        for batches in _in_groups(self.loader, self.settings.accumulate):
+            report = self.stepper.step([batch.to(self.stepper.device) for batch in batches])
+            self.position = replace(self.position, batch=self.position.batch + len(batches))
+            self.meter.add(report, sum(len(batch.image_ids) for batch in batches))
+            self.log.advance()
+            step = self.stepper.step_number
+            if step % self.settings.log_every == 0:
+                self.read_meter()
+            if step >= self.num_steps:
+                break
+            if agree_to_stop(stop, step):
+                return False
+            if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
+                self.save()
+        return True
+
+    def end_epoch(self) -> None:
+        """Evaluate if it is time to, and save."""
+        epoch = self.position.epoch
+        self.position = replace(self.position, epoch=epoch + 1, batch=0)
+        is_last = epoch == self.num_epochs
+        if self.meter.sums and (is_last or epoch % self.settings.evaluate_every == 0):
+            self.read_meter()
+        if is_last or epoch % self.settings.evaluate_every == 0:
+            self.evaluate(epoch)
+            self.save()
+        elif time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def evaluate(self, epoch: int) -> None:
+        """Score the model, and save it if it is the best so far."""
+        scores = self.hooks.evaluate(self.stepper.best_model)
+        best = self.position.best
+        if best is None or scores.ap > best.ap:
+            self.position = replace(self.position, best=scores, waited=0)
+            self.hooks.save_weights("best", self.stepper.best_model)
+        else:
+            self.position = replace(self.position, waited=self.position.waited + 1)
+        self.log.scores(self.stepper.step_number, epoch, scores.numbers, best=self.position.waited == 0)
+        self.meter = Meter()  # the time that this took is not the training's
+
+    def save(self) -> None:
+        """Write the weights and the state."""
+        self.hooks.save_weights("last", self.stepper.best_model)
+        self.hooks.save_state(self.state_dict())
+        self._saved_at = time.monotonic()
+
+    def read_meter(self) -> None:
+        """Copy the averages from the device and record them."""
         values, photos_per_second = self.meter.read()
         self.meter = Meter()
-        if not abs(values["loss"]) < float("inf"):
-            raise DetrkitError(f"training: the loss at step {self.step} is not finite; lower --learning-rate")
-        rates = {"photos_per_second": photos_per_second, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-        self.log.losses(self.step, epoch, values, rates)
+        rates = {"photos_per_second": photos_per_second, "learning_rate": self.stepper.optimizer.param_groups[0]["lr"]}
+        self.log.losses(self.stepper.step_number, self.position.epoch, values, rates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: plain values and tensors only."""
+        best = self.position.best
+        return {
+            "stepper": self.stepper.state_dict(),
+            "position": {**vars(self.position), "best": None if best is None else best.to_json()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "num_steps": self.num_steps,
+            "num_batches": len(self.loader),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+        self.stepper.load_state_dict(state["stepper"])
+        position = dict(state["position"])
+        best = position.pop("best")
+        self.position = Position(**position, best=None if best is None else BoxScores.from_json(best))
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def _in_groups(batches: Iterator[Batch] | Batches, size: int) -> Iterator[Sequence[Batch]]:
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
 
 
 class Meter:
@@ -169,12 +246,11 @@ class Meter:
         self.num_photos += num_photos
 
     def read(self) -> tuple[dict[str, float], float]:
-        """Averages and photos per second; waits for the device.
+        """Averages over steps and processes, and photos per second of all; waits for the device.
 
-        class_error is averaged over the batches that hold objects; a loss that was not finite once stays so.
+        Steps whose loss was not finite do not count, and class_error is averaged over the batches that hold objects.
         """
         steps = torch.stack(self.sums)
-        means = steps.nanmean(0)
-        means[0] = steps[:, 0].mean()
-        rate = self.num_photos / (time.perf_counter() - self.since)
+        means, num_photos = average_over_processes(steps.where(steps.isfinite(), torch.nan).nanmean(0), self.num_photos)
+        rate = num_photos / (time.perf_counter() - self.since)
         return dict(zip(self.names, means.tolist(), strict=True)), rate

@@ -1,0 +1,231 @@
+"""A run put together: config and data -> model, loss, loaders, loop -> run folder. One process of one or of several."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
+from detrkit.checkpoints.state import read_state, write_state
+from detrkit.checkpoints.surgery import Adaptation, load_adapted
+from detrkit.data.categories import Categories
+from detrkit.data.sampling import Share, mixed
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.evaluation.coco import BoxScores, evaluate_boxes
+from detrkit.evaluation.collect import collect_results
+from detrkit.files import make_folder, write_text
+from detrkit.inference.detector import Detector
+from detrkit.losses.matcher import HungarianMatcher
+from detrkit.losses.set_loss import SetLoss
+from detrkit.models.detr import DETR
+from detrkit.models.presets import model_from_config, preset_config
+from detrkit.recipes.config import RunConfig, write_config
+from detrkit.recipes.data import RunData
+from detrkit.recipes.finish import draw_predictions, finish_run
+from detrkit.recipes.loaders import device_of, evaluation_loader, train_loader
+from detrkit.terminal import plain_console
+from detrkit.training.processes import Process, from_first, gather, process_from_environment, process_group
+from detrkit.training.run_log import NoLog, RunLog
+from detrkit.training.settings import TrainingSettings
+from detrkit.training.step import Stepper
+from detrkit.training.stopping import StopSignal
+from detrkit.training.trainer import RunHooks, Trainer, TrainingResult, planned_steps
+
+STATE_FILE = "last/state.pt"
+NUM_EXAMPLES = 4  # photos shown in TensorBoard after every evaluation
+
+
+def run_training(
+    config: RunConfig, data: RunData, output: Path, console: Console | None = None, *, resume: bool = False
+) -> TrainingResult:
+    """Train on data that is already open, and leave a run folder.
+
+    Raises:
+        DetrkitError: of one kind or another, before anything is written.
+    """
+    process = process_from_environment()
+    device = device_of(config.training.device, process)
+    with process_group(process, device):
+        run = Run(config, data, output, console or plain_console(), process, device)
+        return run.go_on() if resume else run.begin()
+
+
+class Run:
+    """A training run put together, in one process of one or several."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: RunData,
+        output: Path,
+        console: Console,
+        process: Process,
+        device: torch.device,
+    ) -> None:
+        """Build everything that is needed; nothing is written yet.
+
+        Raises:
+            DetrkitError: something does not fit.
+        """
+        self.config = config
+        self.data = data
+        self.output = output
+        self.console = console
+        self.process = process
+        self.device = device
+        settings = config.training
+        torch.manual_seed(settings.seed)
+        self.model, self.adaptation = build_for(config, data.categories)
+        share = Share(process.rank, process.world)
+        self.loader = train_loader(data.train, data.arrangement, settings, device, share)
+        self.test_batches = evaluation_loader(
+            data.test, settings.batch_size, settings.workers, settings.most_unreadable, share
+        )
+        self.preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
+        self.num_steps = planned_steps(len(self.loader), settings)
+        loss = loss_for(len(data.categories), settings)
+        self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)
+        if process.world > 1:  # weights are alike, dropout is not
+            torch.manual_seed(mixed(settings.seed, process.rank))
+
+    def begin(self) -> TrainingResult:
+        """Train from the start."""
+        if self.process.is_first:
+            make_folder(self.output)
+            write_config(self.output / "config.yaml", self.config, self.model.config.model_dump(mode="json"))
+            write_categories(self.output / "categories.json", self.data.categories)
+            if self.adaptation is not None:
+                print_adaptation(self.adaptation, self.config.weights or "", self.console)
+        return self._train(None)
+
+    def go_on(self) -> TrainingResult:
+        """Train from where the run was saved last.
+
+        Raises:
+            ConfigError: it has ended already, or its dataset is not what it was.
+            CheckpointError: the state cannot be read.
+        """
+        state = read_state(self.output / STATE_FILE)
+        if state["num_batches"] != len(self.loader) or state["num_steps"] != self.num_steps:
+            raise ConfigError(
+                f"--resume {self.output}: found {len(self.loader)} batches an epoch, the run had {state['num_batches']}; "
+                "its dataset, or the number of processes, is not what it was"
+            )
+        return self._train(state)
+
+    def _train(self, state: dict[str, Any] | None) -> TrainingResult:
+        settings = self.config.training
+        done = 0 if state is None else int(state["stepper"]["step_number"])
+        with self._open_log(done) as log, StopSignal() as stop:
+            hooks = RunHooks(lambda model: self.evaluate(model, log), self.save_weights, self.save_state)
+            trainer = Trainer(self.stepper, self.loader, settings, hooks, log)
+            if state is not None:
+                trainer.load_state_dict(state)
+                if self.process.rank:
+                    torch.manual_seed(mixed(settings.seed, self.process.rank, done))
+                if trainer.has_ended:
+                    raise ConfigError(
+                        f"--resume {self.output}: the run has ended, after {trainer.position.epoch - 1} epochs; predict "
+                        "with it, or train on with --weights and another --output"
+                    )
+            result = trainer.fit(stop)
+        if self.process.is_first:
+            for fault in sorted({*self.loader.skipped, *self.test_batches.skipped}):
+                self.console.print(f"left out: {fault}", soft_wrap=True)
+            for note in result.notes:
+                self.console.print(note, soft_wrap=True)
+            finish_run(self.output, self.config, self.data.pictures, result, self.console)
+        return result
+
+    def _open_log(self, done: int) -> RunLog | NoLog:
+        if not self.process.is_first:
+            return NoLog()
+        layers = self.model.config.decoder_layers
+        return RunLog(self.output, self.num_steps, self.console, done=done, num_layers=layers)
+
+    def evaluate(self, model: DETR, log: RunLog | NoLog) -> BoxScores:
+        """Score a model on the test photos, which the processes share out."""
+        exact_padding = self.config.training.exact_padding
+        results = gather(collect_results(model, self.test_batches, self.data.categories, self.device, exact_padding))
+        if not self.process.is_first:
+            return from_first(None)
+        log.pictures(self.stepper.step_number, self._pictures(model))
+        return from_first(evaluate_boxes(self.data.annotations, results, self.data.test_ids))
+
+    def _pictures(self, model: DETR) -> list[Image.Image]:
+        detector = Detector(model, self.data.categories, self.preprocessing, self.device)
+        return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
+
+    def save_weights(self, name: str, model: DETR) -> None:
+        """Write a checkpoint to predict with."""
+        if self.process.is_first:
+            checkpoint = Checkpoint(model.state_dict(), model.config, self.data.categories, self.preprocessing)
+            save_checkpoint(self.output / name / WEIGHTS_FILE, checkpoint)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write what the rest of the run depends on."""
+        if self.process.is_first:
+            write_state(self.output / STATE_FILE, state)
+
+
+def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptation | None]:
+    """Build the model of a run and give it its first weights, adapted where it differs.
+
+    Raises:
+        ConfigError: no such preset or setting.
+        CheckpointError: the weights do not fit.
+    """
+    settings = {**config.model_settings, "num_classes": len(categories)}
+    model = model_from_config(preset_config(config.model, **settings))
+    if config.weights is None:
+        return model, None
+    if config.weights == "imagenet":
+        load_imagenet_backbone(model)
+        return model, None
+    try:
+        checkpoint = read_checkpoint(config.weights)
+        return model, load_adapted(model, categories, checkpoint.state, checkpoint.categories)
+    except CheckpointError as error:
+        raise CheckpointError(f"--weights {config.weights}: {error}") from None
+
+
+def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> None:
+    """Print what was taken from a checkpoint, part by part."""
+    table = Table(title=f"weights from {source}", title_justify="left")
+    for heading in ("part", "loaded", "adapted", "new", "unused"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    lists = (adaptation.loaded, adaptation.adapted, adaptation.new, adaptation.unused)
+    for part in dict.fromkeys(name.partition(".")[0] for names in lists for name in names):
+        counts = [sum(name.partition(".")[0] == part for name in names) for names in lists]
+        table.add_row(part, *(str(count) if count else "-" for count in counts))
+    console.print(table)
+    for what, names in (("adapted", adaptation.adapted), ("new", adaptation.new), ("unused", adaptation.unused)):
+        if names:
+            others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            console.print(f"{what}: {', '.join(names[:3])}{others}")
+    if any(name.startswith("heads.class_head") for name in adaptation.adapted):
+        known = ", ".join(adaptation.known_classes[:8]) or "none"
+        console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
+
+
+def loss_for(num_classes: int, settings: TrainingSettings) -> SetLoss:
+    """Weigh the losses, and the costs of the matching alike."""
+    weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
+    return SetLoss(
+        num_classes,
+        class_weight=settings.class_weight,
+        box_weight=settings.box_weight,
+        giou_weight=settings.giou_weight,
+        no_object_weight=settings.no_object_weight,
+        matcher=HungarianMatcher(*weights),
+    )
+
+
+def write_categories(path: Path, categories: Categories) -> None:
+    """Write ids and names, in the order of the labels."""
+    write_text(path, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
