@@ -106,7 +106,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
     config = checkpoint.config
     unknown_there = {
         "pre_norm": config.pre_norm,
-        f"backbone {config.backbone!r}": config.backbone == "resnet-tiny",
+        f"backbone {config.backbone!r}": not config.has_published_backbone,
         "backbone_normalization 'batch'": config.backbone_normalization == "batch",
         "dilation (DC5)": config.dilation and native_backbone,
     }

@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detrkit.checkpoints import huggingface, official
-from detrkit.checkpoints.download import imagenet_weights, published_weights
+from detrkit.checkpoints.download import published_weights
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
+from detrkit.checkpoints.pickles import read_pickle
 from detrkit.checkpoints.shape import infer_config
-from detrkit.checkpoints.surgery import with_channels
 from detrkit.data.categories import numbered_categories
 from detrkit.errors import CheckpointError, did_you_mean
-from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 
 WEIGHTS_FILE = "model.safetensors"
@@ -50,19 +48,6 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
     )
 
 
-def load_imagenet_backbone(model: DETR) -> None:
-    """Fetch ImageNet weights and copy them into the model's backbone.
-
-    Raises:
-        CheckpointError: there are none for it, or they cannot be fetched.
-    """
-    state = with_channels(
-        _read_pickle(imagenet_weights(model.config.backbone)), model.config.in_channels, "conv1.weight"
-    )
-    own = model.backbone.body.state_dict()
-    model.backbone.body.load_state_dict({name: t for name, t in state.items() if name in own}, strict=False)
-
-
 def _read_folder(folder: Path) -> Checkpoint:
     for part in ("best", "last"):
         if (folder / part / WEIGHTS_FILE).is_file():
@@ -82,7 +67,7 @@ def _read_file(path: Path) -> Checkpoint:
         if header is not None:
             return checkpoint_from_header(tensors, header, path)
         return _understand(tensors, {}, path)
-    content = _read_pickle(path)
+    content = read_pickle(path)
     arguments = content.get("args")
     settings = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     settings = settings if isinstance(settings, dict) else {}
@@ -121,21 +106,6 @@ def _known_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Take from a training checkpoint's arguments what its weights do not show."""
     names = {"dilation": "dilation", "nheads": "num_heads", "dropout": "dropout"}
     return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    """Read a file of torch.save; only tensors, plain values and an argparse namespace are let through."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on malformed and on forbidden content
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not readable as weights ({reason}); expected a state dict saved by torch"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: found a {type(content).__name__}, expected a state dict saved by torch")
-    return content
 
 
 def _hub_snapshot(name: str) -> Path:

@@ -20,6 +20,7 @@ def train(
     model: str | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),
     weights: str | None = None,
+    backbone_weights: Path | None = None,
     config: Path | None = None,
     resume: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
@@ -47,6 +48,8 @@ def train(
         Run folder to create.
     weights
         What to start from: `imagenet` (the backbone, fetched once), or a checkpoint with the same classes.
+    backbone_weights
+        File with weights of the backbone alone, of torchvision or timm, found by names or else by their order.
     config
         YAML file with the same settings; the command line wins over it.
     resume
@@ -66,6 +69,8 @@ def train(
         _leave(recipe.resume(resume).stopped_by)
         return
     given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights}
+    if backbone_weights is not None:
+        given["backbone_weights"] = str(backbone_weights)
     if set_:
         given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)

@@ -52,7 +52,10 @@ class ResNetBackbone(nn.Module):
 
     Attributes:
         channels: width of each stage's feature map.
+        keeps_padding_out: whether its features can be made independent of padding.
     """
+
+    keeps_padding_out = True
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
 """Everything that decides a model's shape, as one typed value. Light: reading it does not wait for torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
+TIMM = "timm:"  # before the name of a backbone of the timm library
 Normalization = Literal["frozen", "batch"]
 
 
@@ -17,7 +18,9 @@ class ModelConfig(BaseModel):
         91, ge=1, le=100_000, description="classes, without no-object (91: COCO's raw category ids)"
     )
     num_queries: int = Field(100, ge=1, le=100_000, description="objects that can be found in one photo, at most")
-    backbone: BackboneName = Field("resnet50", description="which ResNet reads the photo")
+    backbone: BackboneName | Annotated[str, StringConstraints(pattern=r"^timm:[\w.-]+$", max_length=100)] = Field(
+        "resnet50", description="which ResNet reads the photo; or timm:NAME for one of the timm library"
+    )
     in_channels: int = Field(3, ge=1, le=1000, description="of the photos: 3 for RGB, 1 for grey")
     backbone_normalization: Normalization = Field(
         "frozen", description="'frozen' for pretrained weights, 'batch' when trained from scratch"
@@ -38,6 +41,11 @@ class ModelConfig(BaseModel):
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the transformer, while training")
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
     panoptic: bool = Field(False, description="with the mask head")
+
+    @property
+    def has_published_backbone(self) -> bool:
+        """Whether its backbone is one that the published code and Hugging Face's have."""
+        return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
     def stride(self) -> int:

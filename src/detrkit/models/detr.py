@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.models.backbone import ResNetBackbone
+from detrkit.models.backbone_timm import TimmBackbone
 from detrkit.models.config import ModelConfig
 from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
@@ -20,7 +21,7 @@ from detrkit.structures import Predictions
 class Parts:
     """What a DETR is put together from; `presets.build_model` fills it in."""
 
-    backbone: ResNetBackbone
+    backbone: ResNetBackbone | TimmBackbone
     positions: SinePositions | LearnedPositions
     encoder: Encoder
     decoder: Decoder
@@ -64,6 +65,7 @@ class DETR(nn.Module):
                 False computes what the published code does, where padding leaks into the backbone's features and the
                 mask of the feature map is rounded.
         """
+        exact_padding = exact_padding and self.backbone.keeps_padding_out
         levels = self.backbone(images, padding_mask if exact_padding else None)
         feature_mask = _feature_mask(levels[-1], padding_mask, exact_padding)
         projected = self.input_projection(levels[-1])

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.backbone import ResNetBackbone
-from detrkit.models.config import ModelConfig
+from detrkit.models.backbone_timm import TimmBackbone
+from detrkit.models.config import TIMM, ModelConfig
 from detrkit.models.detr import DETR, Parts
 from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
@@ -93,8 +94,9 @@ def model_from_config(config: ModelConfig) -> DETR:
     """Put the parts together."""
     width = config.hidden_dim
     layer = (width, config.num_heads, config.feedforward_dim, config.dropout, config.pre_norm)
-    backbone = ResNetBackbone(
-        config.backbone,
+    build = TimmBackbone if config.backbone.startswith(TIMM) else ResNetBackbone
+    backbone = build(
+        config.backbone,  # type: ignore[arg-type]  # each gets a name of its own kind
         config.backbone_normalization,
         config.dilation,
         config.frozen_backbone_stages,

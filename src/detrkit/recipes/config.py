@@ -23,6 +23,7 @@ class RunConfig(BaseModel):
     model: str = Field(default="detr-r50", description="preset")
     model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")
+    backbone_weights: str | None = Field(default=None, description="file with ImageNet weights of the backbone alone")
     training: TrainingSettings = Field(default_factory=TrainingSettings)
 
 

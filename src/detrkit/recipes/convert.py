@@ -67,9 +67,10 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> Non
     if form == "detrkit":
         save_checkpoint(output, checkpoint)
     elif form == "official":
-        if checkpoint.config.backbone == "resnet-tiny":
+        if not checkpoint.config.has_published_backbone:
             raise CheckpointError(
-                "the model uses backbone 'resnet-tiny', which the published code does not have; use --to detrkit"
+                f"the model uses backbone {checkpoint.config.backbone!r}, which the published code does not have; use "
+                "--to detrkit"
             )
         with replacing(output) as temporary:
             torch.save({"model": state_dict_as_official(model), "args": _arguments(checkpoint.config)}, temporary)

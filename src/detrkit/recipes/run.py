@@ -9,8 +9,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from detrkit.checkpoints.backbones import load_backbone_file, load_imagenet_backbone
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.checkpoints.source import WEIGHTS_FILE, load_imagenet_backbone, read_checkpoint
+from detrkit.checkpoints.source import WEIGHTS_FILE, read_checkpoint
 from detrkit.checkpoints.state import read_state, write_state
 from detrkit.checkpoints.surgery import Adaptation, load_adapted
 from detrkit.data.categories import Categories
@@ -182,6 +183,8 @@ def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptati
     """
     settings = {**config.model_settings, "num_classes": len(categories)}
     model = model_from_config(preset_config(config.model, **settings))
+    if config.backbone_weights is not None:
+        load_backbone_file(model, Path(config.backbone_weights))
     if config.weights is None:
         return model, None
     if config.weights == "imagenet":

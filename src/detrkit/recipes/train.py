@@ -50,7 +50,9 @@ def resume(folder: Path, console: Console | None = None) -> TrainingResult:
         raise ConfigError(f"--resume {folder}: found no {STATE_FILE}; the run was not saved yet, start it again")
     config = load_run_config(folder / "config.yaml", {}, {})
     # what it started from is in its state, and may be gone by now
-    return _start(config.model_copy(update={"weights": None}), folder, resume=True, console=console)
+    return _start(
+        config.model_copy(update={"weights": None, "backbone_weights": None}), folder, resume=True, console=console
+    )
 
 
 def _start(config: RunConfig, output: Path, *, resume: bool, console: Console | None) -> TrainingResult:
@@ -73,7 +75,7 @@ def run_config(
     if process_from_environment().is_first and not resume:
         for note in data.notes:
             console.print(note)
-        if config.weights is None and not config.training.overfit:
+        if config.weights is None and config.backbone_weights is None and not config.training.overfit:
             console.print(
                 "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer"
             )
@@ -91,7 +93,7 @@ def with_defaults(config: RunConfig) -> RunConfig:
     chosen: dict[str, Any] = TINY_DEFAULTS if config.model == "detr-tiny" else {}
     training = config.training.model_copy(update={name: v for name, v in chosen.items() if name not in given})
     model_settings = config.model_settings
-    if config.weights is None:
+    if config.weights is None and config.backbone_weights is None:
         model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
         if "backbone_learning_rate" not in given:
             training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})

@@ -1,0 +1,95 @@
+"""Backbones of the timm library (extra `timm`): images -> feature maps, through the same door as the ResNets.
+
+Any model of timm that hands over feature maps will do; channels and strides are found by asking it. Unlike a ResNet's, its
+features near a photo's padded edge depend on the padding, which it sees as the mean colour.
+"""
+
+from typing import Any, cast
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.errors import ConfigError, did_you_mean
+from detrkit.models.config import TIMM, Normalization
+
+_FINEST_STRIDE = 4  # of the feature maps that are handed over, as with the ResNets
+
+
+class TimmBackbone(nn.Module):
+    """A timm model without its classifier.
+
+    Attributes:
+        channels: width of each feature map, finest first.
+        strides: pixels per cell of each.
+        keeps_padding_out: False; see above.
+    """
+
+    keeps_padding_out = False
+
+    def __init__(
+        self,
+        name: str,
+        normalization: Normalization = "frozen",
+        dilation: bool = False,
+        frozen_stages: int = 2,
+        in_channels: int = 3,
+    ) -> None:
+        """Build the backbone with random weights. Arguments as for `ResNetBackbone`.
+
+        Args:
+            name: "timm:" and timm's name.
+            normalization: "frozen" turns every batch norm into a fixed one.
+            dilation: stride 16 instead of 32, where the model can.
+            frozen_stages: parts that are not trained: all up to the second feature map for 2.
+            in_channels: of the images.
+
+        Raises:
+            ConfigError: timm is not installed, or has no such model with feature maps.
+        """
+        super().__init__()
+        self.recompute = False
+        self.body: Any = _build(name.removeprefix(TIMM), in_channels, 16 if dilation else 32)
+        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
+        if normalization == "frozen":
+            import timm.layers
+
+            self.body = cast(Any, timm.layers).freeze_batch_norm_2d(self.body)
+        self._freeze(frozen_stages)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """Compute the feature maps of strides 4 and more; `padding_mask` is not looked at."""
+        return cast(list[Tensor], self.body(images))
+
+    def _freeze(self, frozen_stages: int) -> None:
+        """Freeze everything up to the end of a feature map's module; 1 is what comes before the first of them."""
+        modules = [entry["module"] for entry in self.body.feature_info.info]
+        names = [name for name, _ in self.body.named_parameters()]
+        if not frozen_stages:
+            return
+        last = modules[min(frozen_stages, len(modules)) - 1].replace(".", "_")
+        ends = [index for index, name in enumerate(names) if name.replace(".", "_").startswith(f"{last}_")]
+        for _, parameter in list(self.body.named_parameters())[: max(ends, default=-1) + 1]:
+            parameter.requires_grad_(False)
+
+
+def _build(name: str, in_channels: int, stride: int) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"backbone {TIMM}{name}: needs the timm library; pip install 'detrkit[timm]'") from None
+    if name.partition(".")[0] not in timm.list_models():
+        raise ConfigError(f"backbone {TIMM}{name}: timm has no such model; {did_you_mean(name, timm.list_models())}")
+    changes: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
+    try:
+        probe: Any = timm.create_model(name, features_only=True, **changes)
+        strides = probe.feature_info.reduction()
+        wanted = tuple(index for index, reduction in enumerate(strides) if reduction >= _FINEST_STRIDE)
+        return timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=wanted, **changes)
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"backbone {TIMM}{name}: hands over no feature maps as asked ({reason}); choose a convolutional one"
+        ) from None

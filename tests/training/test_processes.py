@@ -1,0 +1,121 @@
+"""Several processes learn what one would; what they say, and how they end."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from detrkit import build_model
+from detrkit.data.batching import collate
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.sampling import Share
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.transforms import crop, resize
+from detrkit.errors import ConfigError
+from detrkit.losses.set_loss import SetLoss
+from detrkit.recipes.loaders import evaluation_loader
+from detrkit.structures import Sample
+from detrkit.training.processes import (
+    Process,
+    average_over_processes,
+    free_port,
+    from_first,
+    gather,
+    process_from_environment,
+    process_group,
+)
+from detrkit.training.settings import TrainingSettings
+from detrkit.training.step import Stepper
+
+BATCH = 4
+STEPS = 5
+
+
+def uneven_photos() -> list[Sample]:
+    """Photos of several sizes; the first of each half of a batch has no object, or many."""
+    samples = DrawnShapes(BATCH * STEPS, 0, DrawingStyle(size=64, most_objects=5)).draw_all()
+    changed = []
+    for number, sample in enumerate(samples):
+        if number % BATCH == 0:
+            sample = crop(sample, 0, 0, 1, 64)
+            sample = resize(sample, (64, 48))
+        elif number % 3 == 0:
+            sample = resize(sample, (40, 72))
+        changed.append(sample)
+    return changed
+
+
+def take_steps(process: Process, file: Path) -> None:
+    torch.manual_seed(0)
+    changes = {"num_classes": 3, "num_queries": 6, "encoder_layers": 1, "decoder_layers": 2}
+    model = build_model("detr-tiny", backbone_normalization="frozen", **changes)
+    settings = TrainingSettings(ema_decay=0.9)
+    samples, share = uneven_photos(), BATCH // process.world
+    with process_group(process, torch.device("cpu")):
+        stepper = Stepper(model, SetLoss(3), settings, torch.device("cpu"), STEPS)
+        totals = []
+        for step in range(STEPS):
+            first = step * BATCH + process.rank * share
+            batch = collate(samples[first : first + share])
+            report = stepper.step([batch])
+            # the first process has no object at all in some steps: its NaN class error must not spoil the average
+            values = torch.stack([report.total.detach(), report.parts["loss_ce"], report.parts["class_error"]])
+            means, photos = average_over_processes(values, len(batch.image_ids))
+            assert photos == BATCH
+            totals.append(means)
+        assert gather([process.rank]) == list(range(process.world))
+        assert from_first("here" if process.is_first else None) == "here"
+        if process.is_first:
+            torch.save({"model": model.state_dict(), "totals": torch.stack(totals)}, file)
+
+
+def work(rank: int, port: int, file: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    take_steps(Process(rank, 2, rank), file)
+
+
+def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path) -> None:
+    take_steps(Process(), tmp_path / "one.pt")
+    multiprocessing.start_processes(work, (free_port(), tmp_path / "two.pt"), 2, start_method="spawn")
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
+    torch.testing.assert_close(two["totals"][:, :2], one["totals"][:, :2], rtol=1e-5, atol=1e-5)
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_evaluation_is_shared_out_in_the_same_batches() -> None:
+    samples = SampleDataset(DrawnShapes(7, 0, DrawingStyle(size=48)).draw_all())
+    alone = [batch.image_ids for batch in evaluation_loader(samples, 2, 0)]
+    shared = [[b.image_ids for b in evaluation_loader(samples, 2, 0, share=Share(rank, 3))] for rank in range(3)]
+    assert shared == [[alone[0], alone[3]], [alone[1]], [alone[2]]]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Process()),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(3, 8, 1)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Process(2, 4, 0)),
+        ({"SLURM_NTASKS": "4"}, Process()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Process()),
+    ],
+)
+def test_who_this_process_is(environment: dict[str, str], expected: Process) -> None:
+    assert process_from_environment(environment) == expected
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_an_odd_environment_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="environment"):
+        process_from_environment(environment)
+
+
+def test_the_first_node_of_a_slurm_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detrkit.training import processes
+
+    monkeypatch.setenv("PATH", "")
+    for nodes, first in {"node7": "node7", "a[03-05,9]": "a03", "x1,x2": "x1", "n[4]": "n4"}.items():
+        assert processes._first_node(nodes) == first
