@@ -16,7 +16,7 @@ LAYER = {
     "checkpoints": 3, "visualization": 3,
     "training": 4, "evaluation": 4, "inference": 4,
     "recipes": 5,
-    "cli": 6,
+    "cli": 6, "__main__": 6,
 }  # fmt: skip
 # Detections.draw() is part of the public contract; it reaches up, when called
 ALLOWED = {("structures", "visualization")}

@@ -96,10 +96,15 @@ MISTAKES = {
     "cut settings": (["train", "shapes", "--config", "cut.yaml"], "not readable as YAML"),
     "settings that would run a command": (["train", "shapes", "--config", "evil.yaml"], "not readable as YAML"),
     "missing settings": (["train", "shapes", "--config", "nowhere.yaml"], "nowhere.yaml: found nothing"),
-    "weights of another head": (
-        ["train", "shapes", "--model", "detr-tiny", "--weights", "nine.safetensors"],
-        "nine.safetensors: checkpoint has a class head for 9 classes",
+    "weights of another model": (
+        ["train", "shapes", "--model", "detr-tiny", "--set", "hidden_dim=64", "--weights", "nine.safetensors"],
+        "--weights nine.safetensors: only",
     ),
+    "gone on with nothing": (["train", "--resume", "empty"], "empty: found no config.yaml"),
+    "gone on with another model": (["train", "--resume", "empty", "--model", "detr-tiny"], "leave out --model"),
+    "frozen nose": (["train", "shapes", "--model", "detr-tiny", "--freeze", "nose"], "'nose' is no part"),
+    "more processes than photos": (["train", "shapes", "--batch-size", "4", "--devices", "2"], "or --devices"),
+    "a backbone that timm lacks": (["train", "shapes", "--set", "backbone=timm:resnet5"], "timm has no such model"),
     "evaluated on other classes": (["evaluate", "nine.safetensors", "shapes"], "thing 0"),
     "converted to nothing known": (["convert", "model.safetensors", "a.pth", "--to", "onnxx"], "onnxx"),
     "converted to the wrong suffix": (["convert", "model.safetensors", "a.bin", "--to", "official"], ".pth"),
