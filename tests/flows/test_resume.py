@@ -63,7 +63,17 @@ def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, capfd
 def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL, which nothing can catch, while importing, training, evaluating, saving."""
     folder = write_coco(tmp_path / "shapes", num_train=6, num_val=2)
-    settings = [*SHORT, "--epochs", str(2 + KILLS), "--evaluate-every", "4", "--ema-decay", "0.9", "--set", "dropout=0.1"]
+    settings = [
+        *SHORT,
+        "--epochs",
+        str(2 + KILLS),
+        "--evaluate-every",
+        "4",
+        "--ema-decay",
+        "0.9",
+        "--set",
+        "dropout=0.1",
+    ]
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from detrkit.training import trainer; trainer._SECONDS_BETWEEN_SAVES = 0\n"

@@ -18,11 +18,13 @@ def train(
     *,
     format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     model: str | None = None,
+    recipe: Literal["auto", "reference"] | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),
     weights: str | None = None,
     backbone_weights: Path | None = None,
     config: Path | None = None,
     resume: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
 ) -> None:
@@ -44,6 +46,9 @@ def train(
         Preset: detr-r50 (the default), detr-r50-dc5, detr-r101, detr-r101-dc5, detr-r18, detr-tiny. The last is for
         small pictures and slow machines, with defaults of its own: photos of 256 px, 8 at a time, rate 5e-4, clipped at
         1, cosine.
+    recipe
+        How settings that are not given are chosen: `auto` (the default) from the size of the set and the weights, saying
+        why; `reference` as in the paper: 300 epochs, 64 photos per update, rates divided by ten after 200.
     output
         Run folder to create.
     weights
@@ -54,27 +59,29 @@ def train(
         YAML file with the same settings; the command line wins over it.
     resume
         Run folder to go on with, where it was saved last; takes nothing else.
+    dry_run
+        Say what would be done and how long it would take, after a few steps; write nothing.
     set_
         Field of the model to change, as NAME=VALUE; may be repeated. Most useful: num_queries, encoder_layers,
         decoder_layers, hidden_dim, num_heads, feedforward_dim, dropout, pre_norm, position_encoding, dilation,
         backbone, backbone_normalization, frozen_backbone_stages.
     """
-    from detrkit.recipes import train as recipe
+    from detrkit.recipes import train as recipes
 
     if resume is not None:
         if given_here := [
             name for name, value in (("data", data), ("--model", model), ("--weights", weights)) if value
         ]:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
-        _leave(recipe.resume(resume).stopped_by)
+        _leave(recipes.resume(resume).stopped_by)
         return
-    given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights}
+    given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights, "recipe": recipe}
     if backbone_weights is not None:
         given["backbone_weights"] = str(backbone_weights)
     if set_:
         given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    _leave(recipe.train(load_run_config(config, given, chosen), output).stopped_by)
+    _leave(recipes.train(load_run_config(config, given, chosen), output, dry_run=dry_run).stopped_by)
 
 
 def _leave(stopped_by: int | None) -> None:

@@ -20,6 +20,9 @@ class RunConfig(BaseModel):
     format: Literal["coco", "yolo", "voc", "shards"] | None = Field(
         default=None, description="of the dataset; None looks"
     )
+    recipe: Literal["auto", "reference"] = Field(
+        default="auto", description="how gaps are filled: from the data, or as in the paper"
+    )
     model: str = Field(default="detr-r50", description="preset")
     model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")

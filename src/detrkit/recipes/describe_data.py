@@ -11,10 +11,10 @@ from detrkit.data.sampling import Draw
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import replacing
 from detrkit.recipes.config import RunConfig
-from detrkit.recipes.data import RunData, open_data
+from detrkit.recipes.data import RunData
 from detrkit.recipes.doctor import class_table
 from detrkit.recipes.loaders import train_order
-from detrkit.recipes.train import with_defaults
+from detrkit.recipes.train import opened
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
 from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
@@ -28,18 +28,15 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     Raises:
         DetrkitError: the dataset cannot be read, or the settings do not fit.
     """
-    config = with_defaults(config)
-    settings = config.training
     if not 1 <= count <= _MOST_SAMPLES:
         raise ConfigError(f"--count: found {count}, expected 1 to {_MOST_SAMPLES} samples")
-    if not 1 <= epoch <= settings.epochs:
-        raise ConfigError(f"--epoch: found {epoch}, expected 1 to {settings.epochs}, the epochs of the run")
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output: found {output.name!r}, expected the name of a PNG file, for example samples.png")
     console = plain_console()
-    data = open_data(config)
-    for note in data.notes:
-        console.print(note)
+    config, data = opened(config, console)
+    settings = config.training
+    if not 1 <= epoch <= settings.epochs:
+        raise ConfigError(f"--epoch: found {epoch}, expected 1 to {settings.epochs}, the epochs of the run")
     console.print(class_table(count_classes(data.splits), data.splits))
     samples, faults = _first_samples(config, data, count, epoch)
     for fault in faults:

@@ -54,7 +54,8 @@ def launch(config: RunConfig, output: Path, resume: bool) -> int | None:
 
 def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, resume: bool, messages: Path) -> None:
     """Be one of the processes."""
-    from detrkit.recipes.train import run_config
+    from detrkit.recipes.data import open_data
+    from detrkit.recipes.run import run_training
 
     os.environ.update(
         {
@@ -67,7 +68,7 @@ def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, res
     )
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
     try:
-        result = run_config(config, output, resume=resume)
+        result = run_training(config, open_data(config), output, resume=resume)
     except DetrkitError as error:
         (messages / f"0-{rank}").write_text(str(error), encoding="utf-8")
         sys.exit(2)

@@ -1,6 +1,8 @@
 """A run put together: config and data -> model, loss, loaders, loop -> run folder. One process of one or of several."""
 
 import json
+import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from detrkit.losses.matcher import HungarianMatcher
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
+from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig, write_config
 from detrkit.recipes.data import RunData
 from detrkit.recipes.finish import draw_predictions, finish_run
@@ -38,6 +41,7 @@ from detrkit.training.stopping import StopSignal
 from detrkit.training.trainer import RunHooks, Trainer, TrainingResult, planned_steps
 
 STATE_FILE = "last/state.pt"
+_TIMED_STEPS = 4  # of a dry run
 NUM_EXAMPLES = 4  # photos shown in TensorBoard after every evaluation
 
 
@@ -119,6 +123,23 @@ class Run:
             )
         return self._train(state)
 
+    def expected_seconds(self) -> tuple[float, float]:
+        """Take a few steps and one evaluation batch; tell how long the run will take, and a step."""
+        self.stepper.train()
+        settings = self.config.training
+        times = []
+        for batch in islice(self.loader, _TIMED_STEPS + 1):
+            start = time.perf_counter()
+            self.stepper.step([batch.to(self.device)] * settings.accumulate)
+            self.stepper.finish()
+            times.append(time.perf_counter() - start)
+        step = min(times)
+        start = time.perf_counter()
+        collect_results(self.model, islice(self.test_batches, 1), self.data.categories, self.device)
+        evaluation = (time.perf_counter() - start) * len(self.test_batches)
+        evaluations = settings.epochs // settings.evaluate_every
+        return self.num_steps * step + evaluations * evaluation, step
+
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:
         settings = self.config.training
         done = 0 if state is None else int(state["stepper"]["step_number"])
@@ -141,6 +162,9 @@ class Run:
             for note in result.notes:
                 self.console.print(note, soft_wrap=True)
             finish_run(self.output, self.config, self.data.pictures, result, self.console)
+            if settings.overfit and result.scores is not None:
+                for line in judge_learning_by_heart(result.scores, self.data, self.model.config, settings.image_size):
+                    self.console.print(line)
         return result
 
     def _open_log(self, done: int) -> RunLog | NoLog:

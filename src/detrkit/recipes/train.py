@@ -1,41 +1,79 @@
 """Training from a config: begun, or gone on with; in this process, or in several."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from detrkit.checkpoints.source import WEIGHTS_FILE
 from detrkit.errors import ConfigError
 from detrkit.recipes.config import RunConfig, load_run_config
-from detrkit.recipes.data import open_data
+from detrkit.recipes.data import RunData, open_data, training_photos
 from detrkit.recipes.launch import launch
-from detrkit.recipes.run import STATE_FILE, run_training
+from detrkit.recipes.loaders import device_of
+from detrkit.recipes.plan import origin_of, plan_model, plan_training
+from detrkit.recipes.run import STATE_FILE, Run, run_training
 from detrkit.terminal import plain_console
 from detrkit.training.processes import process_from_environment
 from detrkit.training.trainer import TrainingResult
 
-# for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
-TINY_DEFAULTS = {
-    "image_size": 256,
-    "batch_size": 8,
-    "learning_rate": 5e-4,
-    "clip_norm": 1.0,
-    "schedule": "cosine",
-    "warmup_steps": 50,
-    "class_weight": 2.0,
-}
 
-
-def train(config: RunConfig, output: Path, console: Console | None = None) -> TrainingResult:
+def train(config: RunConfig, output: Path, console: Console | None = None, *, dry_run: bool = False) -> TrainingResult:
     """Train as the config says, and leave a run folder.
+
+    Args:
+        config: what was given; the rest is planned.
+        output: folder to create.
+        console: where to speak.
+        dry_run: only say what would be done and how long it would take, and write nothing.
 
     Raises:
         DetrkitError: of one kind or another, before anything is written.
     """
-    refuse_used_folder(output)
-    config = config.model_copy(update={"data": str(Path(config.data).absolute())})  # so that it can be gone on with
-    return _start(with_defaults(config), output, resume=False, console=console)
+    if not dry_run:
+        refuse_used_folder(output)
+    config = config.model_copy(update={"data": str(Path(config.data).resolve())})  # so that it can be gone on with
+    config, data = opened(config, console or plain_console())
+    if dry_run:
+        say_how_long(config, data, console or plain_console())
+        return TrainingResult(None, 0)
+    return _start(config, output, resume=False, data=data, console=console)
+
+
+def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
+    """Open the data, plan what nobody gave, and say what was noted and chosen.
+
+    Raises:
+        DetrkitError: the data or the settings do not fit.
+    """
+    given = set(config.training.model_fields_set)
+    planned = plan_model(config)
+    data = open_data(planned)
+    plan = plan_training(planned, given, len(data.train))
+    if process_from_environment().is_first:
+        for note in data.notes:
+            console.print(note)
+        if origin_of(config) == "scratch" and not config.training.overfit:
+            console.print(
+                "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer"
+            )
+        for choice in plan.choices:
+            console.print(f"  {choice}", soft_wrap=True)
+    if plan.config != planned:  # the last epochs are counted from the new end
+        data = replace(data, train=training_photos(data.train.photos, plan.config.training))
+    return plan.config, data
+
+
+def say_how_long(config: RunConfig, data: RunData, console: Console) -> None:
+    """Take a few steps, and tell how long all of them would take."""
+    process = process_from_environment()
+    run = Run(config, data, Path(), console, process, device_of(config.training.device, process))
+    seconds, step = run.expected_seconds()
+    hours, minutes = divmod(round(seconds / 60), 60)
+    console.print(
+        f"{run.num_steps} updates of {step:.2f} s each, and evaluations: about {hours} h {minutes} min on this machine; "
+        "nothing was written"
+    )
 
 
 def resume(folder: Path, console: Console | None = None) -> TrainingResult:
@@ -50,54 +88,17 @@ def resume(folder: Path, console: Console | None = None) -> TrainingResult:
         raise ConfigError(f"--resume {folder}: found no {STATE_FILE}; the run was not saved yet, start it again")
     config = load_run_config(folder / "config.yaml", {}, {})
     # what it started from is in its state, and may be gone by now
-    return _start(
-        config.model_copy(update={"weights": None, "backbone_weights": None}), folder, resume=True, console=console
-    )
+    config = config.model_copy(update={"weights": None, "backbone_weights": None})
+    return _start(config, folder, resume=True, data=None, console=console)
 
 
-def _start(config: RunConfig, output: Path, *, resume: bool, console: Console | None) -> TrainingResult:
+def _start(
+    config: RunConfig, output: Path, *, resume: bool, data: RunData | None, console: Console | None
+) -> TrainingResult:
     """Train in this process, or in several that are started for it."""
     if config.training.devices > 1 and process_from_environment().world == 1:
         return TrainingResult(None, 0, launch(config, output, resume))
-    return run_config(config, output, resume=resume, console=console)
-
-
-def run_config(
-    config: RunConfig, output: Path, *, resume: bool = False, console: Console | None = None
-) -> TrainingResult:
-    """Train with a resolved config as one process, of one or of several.
-
-    Raises:
-        DetrkitError: of one kind or another, before anything is written.
-    """
-    data = open_data(config)
-    console = console or plain_console()
-    if process_from_environment().is_first and not resume:
-        for note in data.notes:
-            console.print(note)
-        if config.weights is None and config.backbone_weights is None and not config.training.overfit:
-            console.print(
-                "no --weights: all is learned from scratch, from thousands of photos; --weights imagenet needs fewer"
-            )
-    return run_training(config, data, output, console, resume=resume)
-
-
-def with_defaults(config: RunConfig) -> RunConfig:
-    """Fill in what suits the model and its start; what was given stays.
-
-    The defaults of `TrainingSettings` are the published ones, for a pretrained backbone and photos of 800 px. A backbone
-    that starts at random must be trained, all of it, and with ordinary batch norm: frozen norm does nothing there, frozen
-    stages would stay random, and the published rate is meant for one that can see already.
-    """
-    given = config.training.model_fields_set
-    chosen: dict[str, Any] = TINY_DEFAULTS if config.model == "detr-tiny" else {}
-    training = config.training.model_copy(update={name: v for name, v in chosen.items() if name not in given})
-    model_settings = config.model_settings
-    if config.weights is None and config.backbone_weights is None:
-        model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
-        if "backbone_learning_rate" not in given:
-            training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
-    return config.model_copy(update={"model_settings": model_settings, "training": training})
+    return run_training(config, data or open_data(config), output, console, resume=resume)
 
 
 def refuse_used_folder(output: Path) -> None:

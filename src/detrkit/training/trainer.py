@@ -22,6 +22,7 @@ from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
 from detrkit.training.stopping import StopSignal
 
+LEARNED_BY_HEART = 0.99  # AP at which a run with `overfit` has shown what it should
 _SECONDS_BETWEEN_SAVES = 300  # between evaluations, which save as well
 
 
@@ -125,8 +126,10 @@ class Trainer:
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to do."""
+        best = self.position.best
         waits_for_nothing = 0 < self.settings.patience <= self.position.waited
-        return self.position.epoch > self.num_epochs or waits_for_nothing
+        knows_all = self.settings.overfit > 0 and best is not None and best.ap >= LEARNED_BY_HEART
+        return self.position.epoch > self.num_epochs or waits_for_nothing or knows_all
 
     def fit(self, stop: StopSignal | None = None) -> TrainingResult:
         """Train to the end, or until a signal; either way the last state is saved.
@@ -166,11 +169,11 @@ class Trainer:
     def end_epoch(self) -> None:
         """Evaluate if it is time to, and save."""
         epoch = self.position.epoch
-        self.position = replace(self.position, epoch=epoch + 1, batch=0)
-        is_last = epoch == self.num_epochs
-        if self.meter.sums and (is_last or epoch % self.settings.evaluate_every == 0):
+        is_due = epoch == self.num_epochs or epoch % self.settings.evaluate_every == 0
+        if is_due and self.meter.sums:
             self.read_meter()
-        if is_last or epoch % self.settings.evaluate_every == 0:
+        self.position = replace(self.position, epoch=epoch + 1, batch=0)
+        if is_due:
             self.evaluate(epoch)
             self.save()
         elif time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:

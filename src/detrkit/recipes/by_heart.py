@@ -1,0 +1,64 @@
+"""After `--overfit N`: whether the photos were learned by heart, and if not, what is most likely wrong with them."""
+
+from collections.abc import Iterator
+
+import torch
+
+from detrkit.evaluation.coco import BoxScores
+from detrkit.models.config import ModelConfig
+from detrkit.recipes.data import RunData
+from detrkit.structures import Annotations
+
+ENOUGH = 0.95  # AP
+_CLOSE = 0.9  # IoU of two boxes of one photo that nothing but their class tells apart
+
+
+def judge_learning_by_heart(scores: BoxScores, data: RunData, model: ModelConfig, image_size: int) -> Iterator[str]:
+    """Say what a run on a few photos has shown, a line each.
+
+    Args:
+        scores: of the best checkpoint, on the photos that it learned from.
+        data: those photos.
+        model: what learned.
+        image_size: shorter side of the photos as the model saw them, pixels.
+    """
+    if scores.ap >= ENOUGH:
+        yield f"learned by heart (AP {scores.ap:.3f}): boxes, classes and loss fit together"
+        return
+    yield f"not learned by heart (AP {scores.ap:.3f}, expected {ENOUGH} or more). What may be wrong:"
+    photos = [data.pictures[index] for index in range(len(data.test_ids))]
+    objects = [(photo.image.shape[1:], photo.annotations) for photo in photos]
+    reasons = list(_reasons(objects, model, image_size))
+    worst = [score for score in sorted(scores.per_class, key=lambda score: score.ap) if score.ap < ENOUGH][:3]
+    if worst and len(worst) < sum(score.num_objects > 0 for score in scores.per_class):
+        found = ", ".join(f"{score.name} {score.ap:.2f}" for score in worst)
+        reasons.append(f"some classes lag behind ({found}): look at their boxes with detrkit doctor")
+    yield from (f"  {reason}" for reason in reasons)
+    yield "  if the loss was still falling: more --epochs, or a higher --learning-rate"
+
+
+def _reasons(objects: list[tuple[torch.Size, Annotations]], model: ModelConfig, image_size: int) -> Iterator[str]:
+    most = max((len(annotations.labels) for _, annotations in objects), default=0)
+    if most > model.num_queries:
+        yield f"a photo has {most} objects, the model {model.num_queries} queries: --set num_queries={2 * most}"
+    small = sum(
+        int(((_sides(annotations).amax(1) * image_size / min(size)) < model.stride / 2).sum())
+        for size, annotations in objects
+    )
+    if small:
+        yield f"{small} objects are smaller than half a cell of {model.stride} px: a larger --image-size, or a DC5 model"
+    twins = sum(_num_twins(annotations) for _, annotations in objects)
+    if twins:
+        yield f"{twins} pairs of boxes lie upon each other: the same object annotated twice, or with two classes"
+
+
+def _sides(annotations: Annotations) -> torch.Tensor:
+    return annotations.boxes[:, 2:] - annotations.boxes[:, :2]
+
+
+def _num_twins(annotations: Annotations) -> int:
+    from torchvision.ops import box_iou
+
+    if len(annotations.labels) < 2:
+        return 0
+    return int((box_iou(annotations.boxes, annotations.boxes).triu(1) > _CLOSE).sum())

@@ -1,0 +1,121 @@
+"""What suits a model, a dataset and a start: the settings that nobody gave, and why.
+
+`auto` chooses from the size of the set and the origin of the weights, by rules of thumb: its figures are ours, from small
+sets on small machines, and not the paper's. `reference` is the paper's training (section A.4) to the letter.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from detrkit.recipes.config import RunConfig
+from detrkit.training.settings import TrainingSettings
+
+Origin = Literal["detector", "imagenet", "scratch"]
+# for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
+TINY = {"image_size": 256, "batch_size": 8, "learning_rate": 5e-4, "clip_norm": 1.0, "class_weight": 2.0}
+_STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
+_EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
+_PUBLISHED_BATCH = 64
+_FEW_PHOTOS = 300  # below which a detector's backbone is left alone
+_LONG_RUN = 5_000  # steps
+_MOST_EVALUATIONS = 20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen."""
+
+    name: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config without gaps, and how they were filled."""
+
+    config: RunConfig
+    choices: tuple[Choice, ...]
+
+
+def origin_of(config: RunConfig) -> Origin:
+    """Where the first weights come from."""
+    if config.weights not in (None, "imagenet"):
+        return "detector"
+    return "imagenet" if config.weights == "imagenet" or config.backbone_weights else "scratch"
+
+
+def plan_model(config: RunConfig) -> RunConfig:
+    """Fill in what must be known before the data is opened; what was given stays.
+
+    A backbone that starts at random must be trained, all of it, and with ordinary batch norm: frozen norm does nothing
+    there, frozen stages would stay random, and the published rate is meant for one that can see already.
+    """
+    given = config.training.model_fields_set
+    chosen: dict[str, Any] = dict(TINY) if config.model == "detr-tiny" and config.recipe == "auto" else {}
+    if config.recipe == "reference":
+        chosen = {"exact_padding": False, "group_by_shape": False}
+    training = _filled(config.training, chosen)
+    model_settings = config.model_settings
+    if origin_of(config) == "scratch":
+        model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
+        if "backbone_learning_rate" not in given:
+            training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
+    return config.model_copy(update={"model_settings": model_settings, "training": training})
+
+
+def plan_training(config: RunConfig, given: set[str], num_photos: int) -> Plan:
+    """Fill in the rest, from the size of the set.
+
+    Args:
+        config: of `plan_model`.
+        given: fields of `TrainingSettings` that somebody gave.
+        num_photos: to learn from.
+    """
+    settings = config.training
+    choices = _reference(settings) if config.recipe == "reference" else _auto(config, given, num_photos)
+    if settings.overfit and config.recipe == "auto":
+        choices = []  # learning by heart is a test: what is given, and nothing else
+    choices = [choice for choice in choices if choice.name not in given]
+    training = settings.model_copy(update={choice.name: choice.value for choice in choices})
+    return Plan(config.model_copy(update={"training": training}), tuple(choices))
+
+
+def _reference(settings: TrainingSettings) -> list[Choice]:
+    together = settings.batch_size * settings.devices
+    return [
+        Choice(
+            "accumulate", max(1, _PUBLISHED_BATCH // together), f"{_PUBLISHED_BATCH} photos per update, as published"
+        ),
+    ]
+
+
+def _auto(config: RunConfig, given: set[str], num_photos: int) -> list[Choice]:
+    settings, origin = config.training, origin_of(config)
+    steps_an_epoch = max(1, num_photos // (settings.batch_size * settings.devices * settings.accumulate))
+    start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
+    choices: list[Choice] = []
+    epochs = settings.epochs
+    if not given & {"epochs", "steps"}:
+        epochs = -(-_STEPS[origin] // steps_an_epoch) + _EPOCHS[origin]
+        why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {num_photos} photos"
+        choices.append(Choice("epochs", epochs, why))
+    steps = settings.steps or epochs * steps_an_epoch
+    choices += [
+        Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
+        Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
+        Choice("ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better than the last ones"),
+        Choice("decay_norms", False, "weight decay is meant for matrices"),
+        Choice("evaluate_every", max(1, epochs // _MOST_EVALUATIONS), f"at most {_MOST_EVALUATIONS} evaluations"),
+    ]
+    if origin == "detector" and num_photos < _FEW_PHOTOS:
+        choices.append(Choice("freeze", "backbone", f"{num_photos} photos are too few to change a trained backbone"))
+    return choices
+
+
+def _filled(settings: TrainingSettings, chosen: dict[str, Any]) -> TrainingSettings:
+    missing = {name: value for name, value in chosen.items() if name not in settings.model_fields_set}
+    return settings.model_copy(update=missing)

@@ -1,0 +1,110 @@
+"""What is chosen for a set and a start, and that nobody's word is overruled."""
+
+import pytest
+import torch
+
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.sampling import Arrangement
+from detrkit.evaluation.coco import BoxScores, ClassScore
+from detrkit.models.config import ModelConfig
+from detrkit.recipes.by_heart import judge_learning_by_heart
+from detrkit.recipes.config import RunConfig
+from detrkit.recipes.data import RunData, training_photos
+from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training
+from detrkit.structures import Annotations, Sample
+from detrkit.training.settings import TrainingSettings
+
+
+def planned(num_photos: int, **given: object) -> Plan:
+    settings = TrainingSettings.model_validate(given.pop("training", {}))
+    config = RunConfig.model_validate({"data": "x", "training": settings, **given})
+    return plan_training(plan_model(config), set(settings.model_fields_set), num_photos)
+
+
+def test_origins() -> None:
+    assert origin_of(RunConfig(data="x")) == "scratch"
+    assert origin_of(RunConfig(data="x", weights="imagenet")) == "imagenet"
+    assert origin_of(RunConfig(data="x", backbone_weights="a.pth")) == "imagenet"
+    assert origin_of(RunConfig(data="x", weights="runs/first")) == "detector"
+
+
+def test_better_starts_and_larger_sets_need_fewer_rounds() -> None:
+    epochs = {
+        (start, count): planned(count, weights=start).config.training.epochs
+        for start in (None, "imagenet", "runs/first")
+        for count in (100, 10_000)
+    }
+    for start in (None, "imagenet", "runs/first"):
+        assert epochs[start, 100] > epochs[start, 10_000]
+    for count in (100, 10_000):
+        assert epochs[None, count] > epochs["imagenet", count] > epochs["runs/first", count]
+
+
+def test_every_choice_is_explained_and_within_range() -> None:
+    plan = planned(205, weights="imagenet")
+    assert {choice.name for choice in plan.choices} == {
+        "epochs", "schedule", "warmup_steps", "ema_decay", "decay_norms", "evaluate_every",
+    }  # fmt: skip
+    for choice in plan.choices:
+        assert getattr(plan.config.training, choice.name) == choice.value
+        assert str(choice).startswith(f"{choice.name} {choice.value}: ")
+    TrainingSettings.model_validate(plan.config.training.model_dump())
+    assert planned(100, weights="runs/first").config.training.freeze == "backbone"
+    assert planned(1000, weights="runs/first").config.training.freeze == ""
+
+
+def test_what_was_given_stays() -> None:
+    given = {"epochs": 7, "schedule": "step", "ema_decay": 0.0, "evaluate_every": 1, "warmup_steps": 0, "freeze": ""}
+    plan = planned(100, weights="runs/first", training=given)
+    assert {name: getattr(plan.config.training, name) for name in given} == given
+    assert {choice.name for choice in plan.choices} == {"decay_norms"}
+    assert planned(100, training={"steps": 50}).config.training.epochs == 300
+
+
+def test_the_reference_is_the_papers() -> None:
+    training = planned(
+        5000, recipe="reference", weights="imagenet", training={"batch_size": 4, "devices": 2}
+    ).config.training
+    assert training.accumulate == 8
+    expected = TrainingSettings(batch_size=4, devices=2, accumulate=8, exact_padding=False, group_by_shape=False)
+    assert training == expected
+    assert (training.epochs, training.schedule, training.drop_at) == (300, "step", 2 / 3)
+    assert (training.learning_rate, training.backbone_learning_rate, training.weight_decay) == (1e-4, 1e-5, 1e-4)
+
+
+def test_learning_by_heart_is_a_test_of_what_is_given() -> None:
+    assert not planned(8, training={"overfit": 8}).choices
+
+
+def run_data(annotations: Annotations) -> RunData:
+    sample = Sample(torch.zeros(3, 100, 200, dtype=torch.uint8), annotations, 1, (100, 200))
+    photos = SampleDataset([sample])
+    train = training_photos(photos, TrainingSettings(overfit=1))
+    return RunData(train, Arrangement.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
+
+
+def scores(ap: float) -> BoxScores:
+    return BoxScores({"AP": ap}, (ClassScore("cat", 2, ap, ap), ClassScore("dog", 1, 1.0, 1.0)), 1, 3)
+
+
+def test_what_keeps_photos_from_being_learned_is_said() -> None:
+    boxes = torch.tensor([[10.0, 10, 90, 90], [10, 10, 90, 91], [5, 5, 8, 9]])
+    data = run_data(Annotations(boxes, torch.tensor([0, 1, 0])))
+    model = ModelConfig(num_queries=2)
+    said = "\n".join(judge_learning_by_heart(scores(0.4), data, model, image_size=100))
+    assert "not learned by heart (AP 0.400" in said
+    assert "3 objects, the model 2 queries: --set num_queries=6" in said
+    assert "1 objects are smaller than half a cell of 32 px" in said
+    assert "1 pairs of boxes lie upon each other" in said
+    assert "lag behind (cat 0.40)" in said
+    assert list(judge_learning_by_heart(scores(0.97), data, model, 100)) == [
+        "learned by heart (AP 0.970): boxes, classes and loss fit together"
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["auto", "reference"])
+def test_plans_are_possible_for_any_size(recipe: str) -> None:
+    for count in (1, 2, 7, 118_287):
+        plan = planned(count, recipe=recipe)
+        TrainingSettings.model_validate(plan.config.training.model_dump())
