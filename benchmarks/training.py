@@ -4,9 +4,9 @@
 
 Seconds per training step (forward, losses of all layers, backward, clipping, AdamW) of DETR R50 with 91 classes and 100
 queries on a batch of 2 photos of 512 x 640 with 7 objects each: detrkit in float32 and bfloat16, and `transformers`
-DetrForObjectDetection with auxiliary losses and the same weights in float32. They take turns, step by step; the middle
-step counts. Then the losses alone, and the peak memory of each in a process of its own. With `--device cuda` also photos of
-800 x 1066 at several batch sizes.
+DetrForObjectDetection with auxiliary losses and the same weights in float32. Each has a process of its own, for memory is
+kept and fetched per process; they take turns, step by step, and the middle step counts. Also the losses alone. With
+`--device cuda` also photos of 800 x 1066 at several batch sizes.
 
 transformers freezes its native ResNet by names that do not exist, so that all of it is frozen; here the published parts
 are trained in both (41,302,368 parameters).
@@ -103,49 +103,78 @@ def our_step(model: DETR, batch: Batch, precision: str, compile_model: bool = Fa
     return lambda: float(stepper.step([batch]).total.detach())
 
 
-def check_equal(theirs: Any, ours: DETR, batch: Batch) -> None:
+def check_equal(device: str) -> None:
     """See that both learn the same thing: losses without dropout, and trainable parameters."""
+    batch = make_batch(2, 512, 640, device)
+    theirs = build_transformers()
+    ours = build_ours(theirs).to(device)
+    theirs.to(device)
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (theirs, ours)]
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
     with torch.no_grad():
         expected = float(theirs.eval()(batch.images, (~batch.padding_mask).long(), labels=labels).loss)
         actual = float(SetLoss(NUM_CLASSES)(ours.eval()(batch.images), batch.targets).total)
-    theirs.train(), ours.train()
     print(f"trainable parameters {counts}, losses {expected:.5f} and {actual:.5f}")
     assert counts[0] == counts[1] == 41_302_368
     assert abs(expected - actual) < 1e-3 * expected
 
 
-def seconds_per_step(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
-    """Middle time of a step; all take turns."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if round_number:  # the first allocates
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(of_step) for name, of_step in times.items()}
-
-
 def report_steps(device: str, rounds: int) -> None:
-    """Print seconds per step side by side."""
+    """Print seconds per step side by side: three processes take turns, so that each has its own memory."""
+    check_equal(device)
+    variants = (("transformers", "float32"), ("detrkit", "float32"), ("detrkit", "bfloat16"))
+    workers = {" ".join(variant): start_worker(*variant, device) for variant in variants}
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for round_number in range(rounds + 2):
+        for name, worker in workers.items():
+            seconds = float(ask(worker, "step"))
+            if round_number > 1:  # the first ones allocate
+                times[name].append(seconds)
+    memory = {name: ask(worker, "memory") for name, worker in workers.items()}
+    middle = {name: statistics.median(of_step) for name, of_step in times.items()}
+    slowest = middle["transformers float32"]
+    for name, seconds in middle.items():
+        print(f"{name:<22} {seconds:7.3f} s per step, {slowest / seconds:5.2f} times, peak memory {memory[name]} GiB")
+
+
+def start_worker(which: str, precision: str, device: str) -> "subprocess.Popen[str]":
+    """A process that takes a step whenever it is asked to."""
+    command = [sys.executable, "-m", "benchmarks.training", "--work", which, precision, "--device", device]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(worker: "subprocess.Popen[str]", what: str) -> str:
+    """Send one line to a worker, and read its answer."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(what + "\n")
+    worker.stdin.flush()
+    return worker.stdout.readline().strip()
+
+
+def work(which: str, precision: str, device: str) -> None:
+    """Be a worker."""
     batch = make_batch(2, 512, 640, device)
-    theirs = build_transformers().to(device)
-    ours = build_ours(theirs.to("cpu")).to(device)
-    theirs.to(device)
-    check_equal(theirs, ours, batch)
-    steps = {
-        "transformers float32": their_step(theirs, batch, "float32"),
-        "detrkit float32": our_step(ours, batch, "float32"),
-        "detrkit bfloat16": our_step(build_ours(build_transformers()), batch, "bfloat16"),
-    }
-    times = seconds_per_step(steps, rounds, device)
-    slowest = times["transformers float32"]
-    for name, seconds in times.items():
-        print(f"{name:<22} {seconds:7.3f} s per step, {slowest / seconds:5.2f} times")
+    theirs = build_transformers()
+    if which == "transformers":
+        step = their_step(theirs.to(device), batch, precision)
+    else:
+        step = our_step(build_ours(theirs), batch, precision)
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else largest_memory()
+            print(f"{peak:.2f}", flush=True)
+            continue
+        print(seconds_of(step, device), flush=True)
+
+
+def seconds_of(step: Step, device: str) -> float:
+    """Time of one step."""
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def report_criterion(device: str) -> None:
@@ -159,8 +188,8 @@ def report_criterion(device: str) -> None:
     def step() -> float:
         return float(loss(Predictions(logits, boxes), batch.targets).total.detach())
 
-    times = seconds_per_step({"criterion": step}, 20, device)
-    print(f"criterion alone        {1000 * times['criterion']:7.1f} ms (forward)")
+    times = [seconds_of(step, device) for _ in range(20)]
+    print(f"criterion alone        {1000 * statistics.median(times):7.1f} ms (forward)")
 
 
 def report_sizes(device: str) -> None:
@@ -171,16 +200,10 @@ def report_sizes(device: str) -> None:
             model = detrkit.build_model("detr-r50")
             torch.cuda.reset_peak_memory_stats()
             step = our_step(model, batch, precision, compile_model)
-            times = seconds_per_step(
-                {
-                    "": step,
-                },
-                10,
-                device,
-            )
+            seconds = statistics.median(seconds_of(step, device) for _ in range(10))
             memory = torch.cuda.max_memory_allocated() / 2**30
             name = precision + (", compiled" if compile_model else "")
-            print(f"batch {batch_size:>2} {name:<20} {batch_size / times['']:7.1f} photos/s, {memory:5.1f} GiB")
+            print(f"batch {batch_size:>2} {name:<20} {batch_size / seconds:7.1f} photos/s, {memory:5.1f} GiB")
 
 
 def report_synchronisations() -> None:
@@ -208,38 +231,21 @@ def largest_memory() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
-def peak_memory(which: str, precision: str) -> None:
-    """Take two steps in this process alone, and print its largest memory."""
-    batch = make_batch(2, 512, 640, "cpu")
-    theirs = build_transformers()
-    step = (
-        their_step(theirs, batch, precision)
-        if which == "transformers"
-        else our_step(build_ours(theirs), batch, precision)
-    )
-    for _ in range(2):
-        step()
-    print(f"peak memory {which} {precision}: {largest_memory():.2f} GiB")
-
-
 def main() -> None:
     """Run what fits the device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--memory-of", nargs=2, metavar=("WHICH", "PRECISION"))
+    parser.add_argument("--work", nargs=2, metavar=("WHICH", "PRECISION"))
     given = parser.parse_args()
-    if given.memory_of:
-        peak_memory(*given.memory_of)
+    if given.work:
+        work(*given.work, given.device)
         return
     report_criterion(given.device)
     report_steps(given.device, given.steps)
     if given.device == "cuda":
         report_synchronisations()
         report_sizes(given.device)
-        return
-    for pair in (("transformers", "float32"), ("detrkit", "float32"), ("detrkit", "bfloat16")):
-        subprocess.run([sys.executable, "-m", "benchmarks.training", "--memory-of", *pair], check=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.models.dropout import drop
+from detrkit.models.dropout import kept_mask
 
 
 class MultiHeadAttention(nn.Module):
@@ -79,7 +79,8 @@ class MultiHeadAttention(nn.Module):
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         if attend is not None:
             scores = scores.masked_fill(~attend, -torch.inf)
-        return drop(scores.softmax(-1), self.dropout).to(values.dtype) @ values
+        kept, scale = kept_mask(scores, self.dropout)
+        return (scores.softmax(-1) * kept).to(values.dtype) @ (values * scale)  # values are fewer than weights
 
     def split_heads(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M N d"]:
         """Give each of the M heads its share of the width."""

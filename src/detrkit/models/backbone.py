@@ -6,8 +6,9 @@ map per stage, of strides 4, 8, 16, 32 (16 twice with `dilation`, the paper's DC
 
 from collections.abc import Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -173,12 +174,31 @@ def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "
     shift = norm.bias - norm.running_mean * scale
     return functional.conv2d(
         features,
-        convolution.weight * scale[:, None, None, None],
+        _scaled(convolution.weight, scale[:, None, None, None]),
         shift,
         convolution.stride,
         convolution.padding,
         convolution.dilation,
     )
+
+
+class _Scale(torch.autograd.Function):
+    """weight * scale for a constant scale; the gradient, which is nobody else's, is scaled in place."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return weight * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].mul_(ctx.saved_tensors[0]), None
+
+
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
+        return weight * scale
+    return cast(Tensor, _Scale.apply(weight, scale))
 
 
 def _without_padding(

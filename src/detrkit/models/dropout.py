@@ -4,7 +4,7 @@ torch's own spends a tenth of a training step on drawing floats there. The share
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,9 +21,14 @@ def drop(values: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape
     """
     if share == 0 or values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(values, share)
+    kept, scale = kept_mask(values, share)
+    return (values * kept).mul_(scale)
+
+
+def kept_mask(values: Float[Tensor, "*shape"], share: float) -> tuple[Bool[Tensor, "*shape"], float]:
+    """Draw which values of a tensor on the CPU are kept; tell by what to multiply those."""
     num_dropped = round(share * _LEVELS)
-    kept = _random_levels(values) >= num_dropped - _LEVELS // 2
-    return (values * kept).mul_(_LEVELS / (_LEVELS - num_dropped))
+    return _random_levels(values) >= num_dropped - _LEVELS // 2, _LEVELS / (_LEVELS - num_dropped)
 
 
 class Dropout(nn.Module):
