@@ -107,4 +107,4 @@ def test_what_keeps_photos_from_being_learned_is_said() -> None:
 def test_plans_are_possible_for_any_size(recipe: str) -> None:
     for count in (1, 2, 7, 118_287):
         plan = planned(count, recipe=recipe)
-        TrainingSettings.model_validate(plan.config.training.model_dump())
+        assert TrainingSettings.model_validate(plan.config.training.model_dump()) == plan.config.training

@@ -99,6 +99,7 @@ class _Objects:
 
     @classmethod
     def of(cls, split: Split) -> "_Objects":
+        """Read them off a split's columns."""
         columns = split.records.columns
         photo = np.repeat(np.arange(len(split.records)), columns.object_ends.diff().numpy())
         boxes, labels, is_crowd = columns.boxes.numpy(), columns.labels.numpy(), columns.is_crowd.numpy()

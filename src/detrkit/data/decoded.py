@@ -144,6 +144,7 @@ class _Log:
                 self._file = path.open("a", encoding="utf-8")
 
     def add(self, line: str) -> None:
+        """Write a line, or give up."""
         if self._file is not None:
             try:
                 self._file.write(line)
@@ -152,12 +153,14 @@ class _Log:
                 self.close()
 
     def close(self) -> None:
+        """Write no more."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
             self._file = None
 
     def rewrite(self, text: str) -> None:
+        """Put the whole content anew, in one go."""
         if self._path is not None:
             with suppress(OSError, ConfigError):
                 write_text(self._path, text)
