@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, DataError
 
 
 @contextmanager
@@ -58,3 +58,13 @@ def make_folder(path: Path) -> Path:
             f"{path}: cannot be a folder ({error.strerror}); choose another place with --output"
         ) from None
     return path
+
+
+def check_is_free(output: Path) -> None:
+    """See that nothing would be overwritten.
+
+    Raises:
+        DataError: something lies there.
+    """
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")

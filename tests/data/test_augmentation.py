@@ -142,7 +142,10 @@ def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
         loader = train_loader(photos, Arrangement.anything(8), chosen, torch.device("cpu"))
         torch.manual_seed(workers)
         state = torch.get_rng_state()
-        images.append([batch.images for _ in range(2) for batch in loader])
+        images.append([])
+        for epoch in (1, 2):
+            loader.start_at(epoch, 0)
+            images[-1] += [batch.images for batch in loader]
         if not workers:
             assert torch.equal(torch.get_rng_state(), state), "the model's own randomness is left alone"
     assert len(images[0]) == 8

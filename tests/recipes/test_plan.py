@@ -73,6 +73,11 @@ def test_the_reference_is_the_papers() -> None:
     assert (training.learning_rate, training.backbone_learning_rate, training.weight_decay) == (1e-4, 1e-5, 1e-4)
 
 
+def test_processes_that_others_started_count() -> None:
+    config = plan_model(RunConfig(data="x", recipe="reference", training=TrainingSettings(batch_size=4)))
+    assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.accumulate == 2
+
+
 def test_learning_by_heart_is_a_test_of_what_is_given() -> None:
     assert not planned(8, training={"overfit": 8}).choices
 

@@ -107,7 +107,10 @@ def test_who_this_process_is(environment: dict[str, str], expected: Process) -> 
     assert process_from_environment(environment) == expected
 
 
-@pytest.mark.parametrize("environment", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "x"}],
+)
 def test_an_odd_environment_is_refused(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="environment"):
         process_from_environment(environment)

@@ -267,6 +267,16 @@ def test_recomputing_gives_the_same_gradients() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_recomputing_does_not_count_photos_twice() -> None:
+    statistics = []
+    for recompute in (False, True):
+        loop = stepper(SETTINGS.model_copy(update={"recompute": recompute}))
+        loop.step([next(iter(drawn(SETTINGS)))])
+        statistics.append([b.clone() for n, b in loop.model.named_buffers() if n.endswith("running_mean")])
+    for one, other in zip(*statistics, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
     settings = TrainingSettings(freeze="backbone, encoder", part_rates="heads=1e-3,queries=0", decay_norms=False)
     loop = stepper(settings)

@@ -11,7 +11,7 @@ from detrkit.checkpoints.download import imagenet_weights
 from detrkit.checkpoints.file import read_tensors
 from detrkit.checkpoints.pickles import read_pickle
 from detrkit.checkpoints.surgery import with_channels
-from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
+from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN, for_channels
 from detrkit.errors import CheckpointError
 from detrkit.models.config import TIMM
 from detrkit.models.detr import DETR
@@ -73,13 +73,15 @@ def fold_normalization(body: nn.Module, mean: tuple[float, ...], deviation: tupl
     """
     convolution = next(module for module in body.modules() if isinstance(module, nn.Conv2d))
     norm = next(module for module in body.modules() if hasattr(module, "running_mean"))
-    columns = (3, 1, 1)
-    ours_mean, ours_deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
-    theirs_mean, theirs_deviation = torch.tensor(mean), torch.tensor(deviation)
+    channels = convolution.in_channels
+    ours_mean, ours_deviation, theirs_mean, theirs_deviation = (
+        torch.tensor(for_channels(values, channels)).view(-1, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_DEVIATION, mean, deviation)
+    )
     with torch.no_grad():
-        constant = ((ours_mean - theirs_mean) / theirs_deviation).view(columns)
+        constant = (ours_mean - theirs_mean) / theirs_deviation
         norm.running_mean -= (convolution.weight * constant).sum((1, 2, 3))  # type: ignore[operator]
-        convolution.weight *= (ours_deviation / theirs_deviation).view(columns)
+        convolution.weight *= ours_deviation / theirs_deviation
 
 
 def _load_from_timm(model: DETR, name: str) -> None:

@@ -1,10 +1,11 @@
 """`detrkit demo`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from detrkit.cli.leaving import leave
 
 
 def demo(
@@ -25,5 +26,4 @@ def demo(
     """
     from detrkit.recipes.demo import run_demo
 
-    if run_demo(output, seed).interrupted:
-        sys.exit(130)
+    leave(run_demo(output, seed).stopped_by)

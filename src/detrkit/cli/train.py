@@ -1,12 +1,12 @@
 """`detrkit train`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
 
+from detrkit.cli.leaving import leave
 from detrkit.errors import ConfigError
 from detrkit.recipes.config import load_run_config
 from detrkit.training.settings import TrainingSettings
@@ -73,7 +73,7 @@ def train(
             name for name, value in (("data", data), ("--model", model), ("--weights", weights)) if value
         ]:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
-        _leave(recipes.resume(resume).stopped_by)
+        leave(recipes.resume(resume).stopped_by)
         return
     given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights, "recipe": recipe}
     if backbone_weights is not None:
@@ -81,13 +81,7 @@ def train(
     if set_:
         given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    _leave(recipes.train(load_run_config(config, given, chosen), output, dry_run=dry_run).stopped_by)
-
-
-def _leave(stopped_by: int | None) -> None:
-    """Exit as shells expect of a process that a signal ended."""
-    if stopped_by is not None:
-        sys.exit(128 + stopped_by)
+    leave(recipes.train(load_run_config(config, given, chosen), output, dry_run=dry_run).stopped_by)
 
 
 def model_field(text: str) -> tuple[str, Any]:

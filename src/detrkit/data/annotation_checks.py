@@ -119,10 +119,7 @@ class _Objects:
     @property
     def are_copies(self) -> np.ndarray:
         """(N,) whether an object stands before in the same photo, box and class alike."""
-        copies = np.ones(len(self.labels), dtype=bool)
-        rows = np.column_stack([self.photo, self.boxes, self.labels])
-        copies[np.unique(rows, axis=0, return_index=True)[1]] = False
-        return copies
+        return _repeated(np.column_stack([self.photo, self.boxes, self.labels]))
 
     def places(self, chosen: np.ndarray) -> list[Place]:
         """Where chosen objects are."""
@@ -225,12 +222,14 @@ def _of_model(objects: Sequence[_Objects], num_queries: int, image_size: int, st
 
 def is_copy(record: Record) -> np.ndarray:
     """Which objects stand before in the same photo, box and class alike: (N,) bool."""
-    if len(record.labels) < 2:
-        return np.zeros(len(record.labels), dtype=bool)
-    _, first = np.unique(np.column_stack([record.boxes, record.labels]), axis=0, return_index=True)
-    copies = np.ones(len(record.labels), dtype=bool)
-    copies[first] = False
-    return copies
+    return _repeated(np.column_stack([record.boxes, record.labels]))
+
+
+def _repeated(rows: np.ndarray) -> np.ndarray:
+    """Which rows of a table stand before in it: (N,) bool."""
+    repeated = np.ones(len(rows), dtype=bool)
+    repeated[np.unique(rows, axis=0, return_index=True)[1]] = False
+    return repeated
 
 
 def _of_classes(splits: dict[SplitName, Split]) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from detrkit.data.transforms import (
     resized_size,
     size_of,
 )
+from detrkit.ops.boxes import box_area
 from detrkit.structures import Annotations, Sample
 
 _LEAST_VISIBLE = 0.1  # share of its box that must be left of an object in a mosaic
@@ -211,12 +212,8 @@ def _fill(sample: Sample, size: tuple[int, int]) -> Sample:
     visible = torch.minimum(
         (boxes - torch.tensor([left, top, left, top])).clamp(min=0), torch.tensor([part[1], part[0], part[1], part[0]])
     )
-    is_left = _area(visible) >= _LEAST_VISIBLE * _area(boxes)
+    is_left = box_area(visible) >= _LEAST_VISIBLE * box_area(boxes)
     return resize(crop(replace(sample, annotations=keep(sample.annotations, is_left)), top, left, *part), size)
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _on_canvas(samples: Sequence[Sample], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Sample:

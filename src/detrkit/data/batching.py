@@ -15,15 +15,18 @@ from detrkit.structures import Batch, Sample, Target
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-_MEAN_OF_OTHERS, _DEVIATION_OF_OTHERS = 0.449, 0.226  # grey, infrared, ...: the means of the above
 
 
 def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of every channel: ImageNet's for the first three, and their means for any others or for grey."""
-    if channels < len(IMAGENET_MEAN):
-        return (_MEAN_OF_OTHERS,) * channels, (_DEVIATION_OF_OTHERS,) * channels
-    others = channels - len(IMAGENET_MEAN)
-    return IMAGENET_MEAN + (_MEAN_OF_OTHERS,) * others, IMAGENET_DEVIATION + (_DEVIATION_OF_OTHERS,) * others
+    return for_channels(IMAGENET_MEAN, channels), for_channels(IMAGENET_DEVIATION, channels)
+
+
+def for_channels(of_colours: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Values of red, green and blue for another number of channels: grey and what comes after blue get their mean."""
+    mean = round(sum(of_colours) / len(of_colours), 6)
+    known = of_colours if channels >= len(of_colours) else ()
+    return known + (mean,) * (channels - len(known))
 
 
 def normalize(image: UInt8[Tensor, "C H W"], out: Float[Tensor, "C H W"] | None = None) -> Float[Tensor, "C H W"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.config import TIMM, Normalization
+from detrkit.models.recompute import run
 
 _FINEST_STRIDE = 4  # of the feature maps that are handed over, as with the ResNets
 
@@ -61,7 +62,7 @@ class TimmBackbone(nn.Module):
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
     ) -> list[Float[Tensor, "B _ _ _"]]:
         """Compute the feature maps of strides 4 and more; `padding_mask` is not looked at."""
-        return cast(list[Tensor], self.body(images))
+        return cast(list[Tensor], run(self.body, self.recompute, images))
 
     def _freeze(self, frozen_stages: int) -> None:
         """Freeze everything up to the end of a feature map's module; 1 is what comes before the first of them."""

@@ -46,7 +46,9 @@ class DETR(nn.Module):
 
     def recompute(self, on: bool) -> None:
         """Keep fewer activations while training, and compute them again (see `models.recompute`)."""
-        self.backbone.recompute = self.encoder.recompute = self.decoder.recompute = on
+        self.encoder.recompute = self.decoder.recompute = on
+        # ordinary batch norm would count every photo twice
+        self.backbone.recompute = on and self.config.backbone_normalization == "frozen"
 
     def forward(
         self,

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
-from detrkit.data.formats.write import check_is_free, write_dataset
+from detrkit.data.formats.write import write_dataset
+from detrkit.files import check_is_free
 from detrkit.terminal import plain_console
 
 

@@ -13,7 +13,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.photos import RGB
-from detrkit.data.records import Records, Split, SplitName
+from detrkit.data.records import Split, SplitName
 from detrkit.data.sampling import Arrangement
 from detrkit.data.transforms import TestTransform, TrainTransform, Transform
 from detrkit.errors import ConfigError
@@ -62,7 +62,7 @@ def open_data(config: RunConfig) -> RunData:
         photos[0]  # says now, not after the first step, whether photos have these channels
     return RunData(
         train=training_photos(photos, settings),
-        arrangement=arrangement_of(train_split.records, settings),
+        arrangement=Arrangement.of(train_split.records, by_shape=settings.group_by_shape),
         test=PhotoDataset(test_split, to_model, model.in_channels),
         pictures=PhotoDataset(test_split, channels=model.in_channels),
         annotations=annotations_of_split(test_split),
@@ -87,11 +87,6 @@ def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> Trai
         strong=strong if changes else None,
         strong_epochs=round(settings.strong_until * settings.epochs),
     )
-
-
-def arrangement_of(records: Records, settings: TrainingSettings) -> Arrangement:
-    """What the order of training photos respects."""
-    return Arrangement.of(records, by_shape=settings.group_by_shape)
 
 
 def check_augmentation(settings: TrainingSettings, channels: int) -> None:

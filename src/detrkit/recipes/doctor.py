@@ -17,12 +17,11 @@ from detrkit.data.annotation_checks import ClassCount, Finding, Place
 from detrkit.data.decoded import memory_of
 from detrkit.data.doctor import Diagnosis, examine
 from detrkit.data.formats.folder import Form
-from detrkit.data.formats.write import check_is_free
 from detrkit.data.photos import open_photo
 from detrkit.data.records import Record, SplitName
 from detrkit.data.repair import repaired
 from detrkit.errors import ConfigError, DataError
-from detrkit.files import write_text
+from detrkit.files import check_is_free, write_text
 from detrkit.models.presets import preset_config
 from detrkit.recipes.convert_data import write_copy
 from detrkit.terminal import plain_console

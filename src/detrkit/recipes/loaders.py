@@ -68,7 +68,7 @@ class Loader:
         Args:
             loader: hands over errors as values.
             most_unreadable: share of the photos.
-            order: of training batches; every iteration is its next epoch.
+            order: of training batches.
         """
         self._loader = loader
         self._order = order
@@ -80,7 +80,7 @@ class Loader:
         return len(self._loader)
 
     def start_at(self, epoch: int, first: int) -> None:
-        """Go on with an epoch (from 1) after some of its batches."""
+        """Choose the epoch (from 1) that is iterated over, and pass over the first of its batches."""
         assert self._order is not None, "only training goes on where it stopped"
         self._order.epoch, self._order.first = epoch, first
 
@@ -97,8 +97,6 @@ class Loader:
                 raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
             if loaded.batch is not None:
                 yield loaded.batch
-        if self._order is not None:
-            self.start_at(self._order.epoch + 1, 0)
 
 
 def train_loader(

@@ -67,16 +67,18 @@ def plan_model(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model_settings": model_settings, "training": training})
 
 
-def plan_training(config: RunConfig, given: set[str], num_photos: int) -> Plan:
+def plan_training(config: RunConfig, given: set[str], num_photos: int, num_processes: int = 1) -> Plan:
     """Fill in the rest, from the size of the set.
 
     Args:
         config: of `plan_model`.
         given: fields of `TrainingSettings` that somebody gave.
         num_photos: to learn from.
+        num_processes: that torchrun or srun started; those of `devices` are known.
     """
     settings = config.training
-    choices = _reference(settings) if config.recipe == "reference" else _auto(config, given, num_photos)
+    together = settings.batch_size * max(settings.devices, num_processes)
+    choices = _reference(together) if config.recipe == "reference" else _auto(config, given, num_photos, together)
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given, and nothing else
     choices = [choice for choice in choices if choice.name not in given]
@@ -84,8 +86,7 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int) -> Plan:
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
 
 
-def _reference(settings: TrainingSettings) -> list[Choice]:
-    together = settings.batch_size * settings.devices
+def _reference(together: int) -> list[Choice]:
     return [
         Choice(
             "accumulate", max(1, _PUBLISHED_BATCH // together), f"{_PUBLISHED_BATCH} photos per update, as published"
@@ -93,9 +94,9 @@ def _reference(settings: TrainingSettings) -> list[Choice]:
     ]
 
 
-def _auto(config: RunConfig, given: set[str], num_photos: int) -> list[Choice]:
+def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) -> list[Choice]:
     settings, origin = config.training, origin_of(config)
-    steps_an_epoch = max(1, num_photos // (settings.batch_size * settings.devices * settings.accumulate))
+    steps_an_epoch = max(1, num_photos // (together * settings.accumulate))
     start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
     choices: list[Choice] = []
     epochs = settings.epochs

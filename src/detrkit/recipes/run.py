@@ -135,7 +135,9 @@ class Run:
             times.append(time.perf_counter() - start)
         step = min(times)
         start = time.perf_counter()
-        collect_results(self.model, islice(self.test_batches, 1), self.data.categories, self.device)
+        collect_results(
+            self.model, islice(self.test_batches, 1), self.data.categories, self.device, settings.exact_padding
+        )
         evaluation = (time.perf_counter() - start) * len(self.test_batches)
         evaluations = settings.epochs // settings.evaluate_every
         return self.num_steps * step + evaluations * evaluation, step

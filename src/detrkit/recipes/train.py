@@ -49,7 +49,7 @@ def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
     given = set(config.training.model_fields_set)
     planned = plan_model(config)
     data = open_data(planned)
-    plan = plan_training(planned, given, len(data.train))
+    plan = plan_training(planned, given, len(data.train), process_from_environment().world)
     if process_from_environment().is_first:
         for note in data.notes:
             console.print(note)

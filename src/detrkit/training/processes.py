@@ -51,10 +51,9 @@ def process_from_environment(environment: Mapping[str, str] | None = None) -> Pr
     """
     environment = os.environ if environment is None else environment
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "WORLD_SIZE" not in environment and int(environment.get("SLURM_NTASKS", "1") or 1) > 1:
+    # sbatch's own shell, before any srun, has tasks but is none of them
+    if "WORLD_SIZE" not in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        if "SLURM_PROCID" not in environment:
-            return Process()  # sbatch's own shell, before any srun
     try:
         rank, world, local_rank = (
             int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)

@@ -26,13 +26,12 @@ from detrkit.data.categories import Categories
 from detrkit.data.photos import photo_bytes
 from detrkit.data.records import Columns, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.files import make_folder, replacing, write_text
+from detrkit.files import check_is_free, make_folder, replacing, write_text
 
 FORMAT = "detrkit-shards-1"
 PLAN_FILE = "shards.json"
 DEFAULT_SHARD_PHOTOS = 1000
 _MOST_JSON = 64 * 2**20  # bytes of one photo's annotations
-_SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
@@ -54,10 +53,12 @@ def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_faul
         read = _read_index(index, {shard.name: shard for shard in shards})
     else:
         read = Split(Records.of(_walk(shards, plan.categories, fault)), plan.categories, folder)
-    if len(read.records) != expected and fault is raise_fault:
-        raise DataError(
-            f"{folder}: found {len(read.records)} {split} photos, expected {expected}; the shards are incomplete: run "
-            "detrkit shard again, or copy what is missing"
+    if len(read.records) != expected:
+        fault(
+            DataError(
+                f"{folder}: found {len(read.records)} {split} photos, expected {expected}; the shards are incomplete: run "
+                "detrkit shard again, or copy what is missing"
+            )
         )
     return read
 
@@ -145,13 +146,10 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, shard_photos: i
         {name: len(split.records) for name, split in splits.items()},
         {name: _digest(split) for name, split in splits.items()},
     )
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        if not (output / PLAN_FILE).is_file():
-            raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")
-        if _read_plan(output) != plan:
-            raise DataError(
-                f"{output}: holds shards of another dataset, or made with other settings; choose another place"
-            )
+    if not (output / PLAN_FILE).is_file():
+        check_is_free(output)
+    elif _read_plan(output) != plan:
+        raise DataError(f"{output}: holds shards of another dataset, or made with other settings; choose another place")
     return plan
 
 

@@ -17,8 +17,7 @@ from detrkit.data.formats.folder import Form
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.photos import photo_bytes
 from detrkit.data.records import Record, Split, SplitName
-from detrkit.errors import DataError
-from detrkit.files import make_folder, write_text
+from detrkit.files import check_is_free, make_folder, write_text
 
 CATEGORIES_FILE = "categories.json"
 
@@ -63,16 +62,6 @@ def write_dataset(
     if form == "voc":
         write_text(output / CATEGORIES_FILE, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
     return 0
-
-
-def check_is_free(output: Path) -> None:
-    """See that nothing would be overwritten.
-
-    Raises:
-        DataError: something lies there.
-    """
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")
 
 
 def _copy(record: Record, target: Path) -> None:
