@@ -4,7 +4,7 @@ torch's own spends a tenth of a training step on drawing floats there. The share
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,10 +25,13 @@ def drop(values: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape
     return (values * kept).mul_(scale)
 
 
-def kept_mask(values: Float[Tensor, "*shape"], share: float) -> tuple[Bool[Tensor, "*shape"], float]:
-    """Draw which values of a tensor on the CPU are kept; tell by what to multiply those."""
+def kept_mask(values: Float[Tensor, "*shape"], share: float) -> tuple[Float[Tensor, "*shape"], float]:
+    """Draw which values of a tensor on the CPU are kept, 1 or 0; tell by what to multiply those."""
     num_dropped = round(share * _LEVELS)
-    return _random_levels(values) >= num_dropped - _LEVELS // 2, _LEVELS / (_LEVELS - num_dropped)
+    # compared into numbers of the same type: a product with booleans takes many times as long
+    kept = torch.empty(values.shape, dtype=values.dtype)
+    torch.ge(_random_levels(values), num_dropped - _LEVELS // 2, out=kept)
+    return kept, _LEVELS / (_LEVELS - num_dropped)
 
 
 class Dropout(nn.Module):
