@@ -19,6 +19,7 @@ from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
+from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Annotations, Detections, Sample
@@ -30,18 +31,26 @@ class Detector:
     """A model with its categories and its preprocessing, ready to predict.
 
     Attributes:
-        model: the DETR, in eval mode.
+        runtime: what computes: PyTorch, or another engine.
         categories: ids and names of its classes.
         preprocessing: how photos are prepared for it.
     """
 
-    def __init__(
-        self, model: DETR, categories: Categories, preprocessing: Preprocessing, device: torch.device | str = "cpu"
-    ) -> None:
-        self.device = torch.device(device)
-        self.model = model.eval().to(self.device)
+    def __init__(self, runtime: Runtime, categories: Categories, preprocessing: Preprocessing) -> None:
+        self.runtime = runtime
         self.categories = categories
         self.preprocessing = preprocessing
+
+    @property
+    def model(self) -> DETR:
+        """The DETR, in eval mode.
+
+        Raises:
+            ConfigError: the detector runs on another engine than PyTorch.
+        """
+        if not isinstance(self.runtime, TorchRuntime):
+            raise ConfigError("detector: an exported file holds no PyTorch model; load the checkpoint it was made of")
+        return self.runtime.model
 
     @classmethod
     def from_model(
@@ -71,7 +80,9 @@ class Detector:
                 f"detector: found {len(categories)} categories and a model with {model.config.num_classes} classes; "
                 "give one category per class"
             )
-        return cls(model, categories, Preprocessing(image_size=image_size), device)
+        preprocessing = Preprocessing(image_size=image_size)
+        runtime = TorchRuntime(model, torch.device(device), preprocessing.exact_padding)
+        return cls(runtime, categories, preprocessing)
 
     @classmethod
     def load(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
@@ -85,7 +96,8 @@ class Detector:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Detector:
         """Make a detector of a checkpoint."""
-        return cls(checkpoint.build(), checkpoint.categories, checkpoint.preprocessing, device)
+        runtime = TorchRuntime(checkpoint.build(), torch.device(device), checkpoint.preprocessing.exact_padding)
+        return cls(runtime, checkpoint.categories, checkpoint.preprocessing)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
@@ -114,13 +126,11 @@ class Detector:
             return self._predict_batch([photos], threshold)[0]
         return self._predict_batch(list(photos), threshold) if photos else []
 
-    @torch.inference_mode()
     def _predict_batch(self, photos: Sequence[Photo], threshold: float) -> list[Detections]:
-        opened = [_open(photo, self.model.config.in_channels) for photo in photos]
+        opened = [_open(photo, self.runtime.config.in_channels) for photo in photos]
         transform = TestTransform(self.preprocessing.image_size)
-        batch = collate([transform(_to_sample(pixels)) for pixels in opened]).to(self.device)
-        padding_mask = batch.padding_mask if batch.is_padded else None
-        predictions = self.model(batch.images, padding_mask, exact_padding=self.preprocessing.exact_padding)
+        batch = collate([transform(_to_sample(pixels)) for pixels in opened])
+        predictions = self.runtime.predict(batch)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
         return [
             Detections(

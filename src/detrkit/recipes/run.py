@@ -23,6 +23,7 @@ from detrkit.evaluation.coco import BoxScores, evaluate_boxes
 from detrkit.evaluation.collect import collect_results
 from detrkit.files import make_folder, write_text
 from detrkit.inference.detector import Detector
+from detrkit.inference.runtime import TorchRuntime
 from detrkit.losses.matcher import HungarianMatcher
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
@@ -185,7 +186,8 @@ class Run:
         return from_first(evaluate_boxes(self.data.annotations, results, self.data.test_ids))
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
-        detector = Detector(model, self.data.categories, self.preprocessing, self.device)
+        runtime = TorchRuntime(model, self.device, self.preprocessing.exact_padding)
+        detector = Detector(runtime, self.data.categories, self.preprocessing)
         return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
 
     def save_weights(self, name: str, model: DETR) -> None:
