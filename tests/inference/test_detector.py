@@ -111,7 +111,7 @@ def test_on_a_gpu(detector: Detector) -> None:
     picture = photo(6, 96, 64)
     expected = detector.predict(picture, threshold=0)
     torch.manual_seed(0)
-    there = Detector.from_model(build_model("detr-tiny", num_classes=3), detector.categories, 96, device="cuda")
+    there = Detector.from_model(build_model("detr-tiny", num_classes=3), detector.categories, 64, device="cuda")
     there.model.load_state_dict(detector.model.state_dict())
     found = there.predict(picture, threshold=0)
     torch.testing.assert_close(found.scores.cpu(), expected.scores, rtol=0, atol=1e-3)
