@@ -102,6 +102,17 @@ def test_sine_positions_by_hand() -> None:
     torch.testing.assert_close(encoded[0, 0, 3], torch.stack(expected), rtol=0, atol=1e-5)
 
 
+def test_positions_of_unpadded_photos_are_remembered_and_the_same() -> None:
+    positions = SinePositions(8)
+    with torch.inference_mode():
+        first = positions(torch.zeros(3, 2, 4, dtype=torch.bool), is_padded=False)
+    torch.testing.assert_close(first, positions(torch.zeros(3, 2, 4, dtype=torch.bool)), rtol=0, atol=0)
+    again = positions(torch.zeros(2, 2, 4, dtype=torch.bool), is_padded=False)
+    assert again.data_ptr() == first.data_ptr()
+    assert not again.is_inference()  # or training could not use what a prediction left behind
+    assert positions(torch.zeros(2, 4, 2, dtype=torch.bool), is_padded=False).shape == (2, 4, 2, 8)
+
+
 def test_learned_positions_say_when_the_photo_is_too_large() -> None:
     positions = LearnedPositions(8, table_size=5)
     assert positions(torch.zeros(2, 5, 3, dtype=torch.bool)).shape == (2, 5, 3, 8)

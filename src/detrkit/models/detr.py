@@ -74,7 +74,7 @@ class DETR(nn.Module):
 
         tokens = projected.flatten(2).transpose(1, 2)
         token_mask = None if padding_mask is None else feature_mask.flatten(1)
-        positions = self.positions(feature_mask).flatten(1, 2).to(tokens.dtype)
+        positions = self.positions(feature_mask, is_padded=padding_mask is not None).flatten(1, 2).to(tokens.dtype)
 
         memory = self.encoder(tokens, positions, token_mask)
         queries = self.queries.weight.expand(len(images), -1, -1).to(tokens.dtype)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from detrkit.errors import ConfigError
 
+_MOST_SIZES = 32  # of feature maps whose encoding is remembered; a megabyte each for the largest photos
+
 
 class SinePositions(nn.Module):
     """Sines and cosines of the row in the first half of the channels, of the column in the second.
@@ -23,9 +25,27 @@ class SinePositions(nn.Module):
         super().__init__()
         self.channels_per_axis = width // 2
         self.temperature = temperature
+        self._of_size: dict[tuple[int, int, torch.device], Tensor] = {}
 
-    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
-        """Encode every cell; in padding, the last cell of the photo is repeated."""
+    def forward(self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True) -> Float[Tensor, "B h w D"]:
+        """Encode every cell; in padding, the last cell of the photo is repeated.
+
+        Args:
+            padding_mask: True on padding.
+            is_padded: False when the mask is known to hold no True: the encoding of such a map is then remembered.
+        """
+        if is_padded or torch.compiler.is_compiling():
+            return self._encode(padding_mask)
+        batch_size, height, width = padding_mask.shape
+        size = (height, width, padding_mask.device)
+        if size not in self._of_size:
+            if len(self._of_size) >= _MOST_SIZES:
+                self._of_size.clear()
+            with torch.inference_mode(False):  # training may use it later
+                self._of_size[size] = self._encode(torch.zeros(1, height, width, dtype=torch.bool, device=size[2]))
+        return self._of_size[size].expand(batch_size, -1, -1, -1)
+
+    def _encode(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
         is_photo = ~padding_mask
         encoded = [self.encode(is_photo.cumsum(axis, dtype=torch.float32), axis) for axis in (1, 2)]
         return torch.cat(encoded, dim=-1)
@@ -53,8 +73,12 @@ class LearnedPositions(nn.Module):
         nn.init.uniform_(self.rows.weight)
         nn.init.uniform_(self.columns.weight)
 
-    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+    def forward(self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True) -> Float[Tensor, "B h w D"]:
         """Encode every cell by its row and column in the padded image.
+
+        Args:
+            padding_mask: looked at for its shape alone.
+            is_padded: not looked at.
 
         Raises:
             ConfigError: the feature map is larger than the tables.
