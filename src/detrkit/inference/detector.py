@@ -19,7 +19,7 @@ from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
-from detrkit.inference.runtime import Runtime, TorchRuntime
+from detrkit.inference.runtime import Precision, Runtime, TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Annotations, Detections, Sample
@@ -59,6 +59,9 @@ class Detector:
         categories: Categories | Sequence[str] | None = None,
         image_size: int = 800,
         device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "float32",
+        compile_model: bool = False,
     ) -> Detector:
         """Wrap a model, which is put into eval mode.
 
@@ -67,6 +70,8 @@ class Detector:
             categories: of the model's classes, or their names in the order of the labels; None numbers them.
             image_size: shorter side in pixels to which photos are resized.
             device: where to predict.
+            precision: see `TorchRuntime`.
+            compile_model: compile it: slow at first, quicker after.
 
         Raises:
             ConfigError: the number of categories is not the model's number of classes.
@@ -81,22 +86,43 @@ class Detector:
                 "give one category per class"
             )
         preprocessing = Preprocessing(image_size=image_size)
-        runtime = TorchRuntime(model, torch.device(device), preprocessing.exact_padding)
+        runtime = TorchRuntime(model, torch.device(device), preprocessing.exact_padding, precision, compile_model)
         return cls(runtime, categories, preprocessing)
 
     @classmethod
-    def load(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
+    def load(
+        cls,
+        source: Path | str,
+        device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "float32",
+        compile_model: bool = False,
+    ) -> Detector:
         """Load a detector from a run folder, a weights file, a Hugging Face folder or id, or the name of a preset.
+
+        Args:
+            source: of the weights.
+            device: where to predict.
+            precision: see `TorchRuntime`.
+            compile_model: compile it: slow at first, quicker after.
 
         Raises:
             CheckpointError: nothing is there, or it is not a DETR.
         """
-        return cls.from_checkpoint(read_checkpoint(source), device)
+        return cls.from_checkpoint(read_checkpoint(source), device, precision=precision, compile_model=compile_model)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Detector:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "float32",
+        compile_model: bool = False,
+    ) -> Detector:
         """Make a detector of a checkpoint."""
-        runtime = TorchRuntime(checkpoint.build(), torch.device(device), checkpoint.preprocessing.exact_padding)
+        exact_padding = checkpoint.preprocessing.exact_padding
+        runtime = TorchRuntime(checkpoint.build(), torch.device(device), exact_padding, precision, compile_model)
         return cls(runtime, checkpoint.categories, checkpoint.preprocessing)
 
     @overload

@@ -56,6 +56,7 @@ class DETR(nn.Module):
         padding_mask: Bool[Tensor, "B H W"] | None = None,
         *,
         exact_padding: bool = False,
+        last_layer_only: bool = False,
     ) -> Predictions:
         """Predict one class and one box per query.
 
@@ -66,6 +67,7 @@ class DETR(nn.Module):
                 other photos in its batch (not its masks: the mask head normalises over the padding, as published).
                 False computes what the published code does, where padding leaks into the backbone's features and the
                 mask of the feature map is rounded.
+            last_layer_only: leave out what the decoder layers before the last say, which only training asks for.
         """
         exact_padding = exact_padding and self.backbone.keeps_padding_out
         levels = self.backbone(images, padding_mask if exact_padding else None)
@@ -79,7 +81,7 @@ class DETR(nn.Module):
         memory = self.encoder(tokens, positions, token_mask)
         queries = self.queries.weight.expand(len(images), -1, -1).to(tokens.dtype)
         decoded = self.decoder(queries, memory, positions, token_mask)
-        layer_class_logits, layer_boxes = self.heads(decoded)
+        layer_class_logits, layer_boxes = self.heads(decoded[-1:] if last_layer_only else decoded)
 
         masks = None
         if self.panoptic is not None:

@@ -19,8 +19,8 @@ from detrkit.errors import DetrkitError
 from detrkit.losses.set_loss import LossReport, Normalizers, SetLoss
 from detrkit.models.detr import DETR
 from detrkit.ops.allocator import keep_freed_memory
+from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch
-from detrkit.training.compiling import compiled
 from detrkit.training.optimizer import build_optimizer, keep_frozen_parts_still
 from detrkit.training.schedule import build_schedule
 from detrkit.training.settings import TrainingSettings
