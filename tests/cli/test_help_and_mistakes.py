@@ -100,6 +100,10 @@ MISTAKES = {
         ["train", "shapes", "--model", "detr-tiny", "--set", "hidden_dim=64", "--weights", "nine.safetensors"],
         "--weights nine.safetensors: only",
     ),
+    "a Slurm job without Slurm": (
+        ["train", "shapes", "--slurm", "nodes=2"],
+        "--slurm: found no sbatch on this machine",
+    ),
     "gone on with nothing": (["train", "--resume", "empty"], "empty: found no config.yaml"),
     "gone on with another model": (["train", "--resume", "empty", "--model", "detr-tiny"], "leave out --model"),
     "frozen nose": (["train", "shapes", "--model", "detr-tiny", "--freeze", "nose"], "'nose' is no part"),

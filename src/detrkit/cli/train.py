@@ -25,6 +25,7 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    slurm: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
 ) -> None:
@@ -61,6 +62,9 @@ def train(
         Run folder to go on with, where it was saved last; takes nothing else.
     dry_run
         Say what would be done and how long it would take, after a few steps; write nothing.
+    slurm
+        Queue the run on a Slurm cluster instead, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,
+        timeout_min=600. A job that is preempted or out of time is queued again and goes on.
     set_
         Field of the model to change, as NAME=VALUE; may be repeated. Most useful: num_queries, encoder_layers,
         decoder_layers, hidden_dim, num_heads, feedforward_dim, dropout, pre_norm, position_encoding, dilation,
@@ -81,7 +85,13 @@ def train(
     if set_:
         given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    leave(recipes.train(load_run_config(config, given, chosen), output, dry_run=dry_run).stopped_by)
+    loaded = load_run_config(config, given, chosen)
+    if slurm is not None:
+        from detrkit.recipes.slurm import submit
+
+        submit(loaded, output, slurm)
+        return
+    leave(recipes.train(loaded, output, dry_run=dry_run).stopped_by)
 
 
 def model_field(text: str) -> tuple[str, Any]:
