@@ -18,6 +18,7 @@ VERBS = {
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
     "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",
     "shard": "Pack a dataset into tar files with an index, for sets beyond one disk.",
+    "benchmark": "Measure models on this machine: speed, memory, GFLOPs, beside others.",
     "describe": "Show a model's parts and shapes; `describe data`: photos as training sees them.",
 }
 

@@ -3,8 +3,7 @@
 Input: a `Batch` of prepared photos. Output: `Predictions` of the last decoder layer.
 """
 
-from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -71,7 +70,7 @@ class TorchRuntime:
         self.precision = precision if precision != "auto" or has_bfloat16(device) else "float32"
         self._num_compared = 0
         self._compile = compile_model
-        self._quick: Callable[..., Predictions] = model
+        self._quick = model
         self._state: tuple[int, ...] | None = None
 
     @torch.inference_mode()
@@ -94,16 +93,22 @@ class TorchRuntime:
             self.precision = "bfloat16"
         return rough
 
+    @property
+    def quick(self) -> DETR:
+        """The model that computes, folded and perhaps compiled; it follows the weights of `model`."""
+        state = _state_of(self.model)
+        if state != self._state:
+            self._quick = folded(self.model)
+            if self._compile:
+                self._quick = cast(DETR, compiled(self._quick, self.device))
+            self._state = state
+        return self._quick
+
     def _run(
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, in_bfloat16: bool
     ) -> Predictions:
-        state = _state_of(self.model)
-        if state != self._state:
-            quick = folded(self.model)
-            self._quick = compiled(quick, self.device) if self._compile else quick
-            self._state = state
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            return self._quick(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
+            return self.quick(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
 
 
 def has_bfloat16(device: torch.device) -> bool:

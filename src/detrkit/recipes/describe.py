@@ -50,7 +50,7 @@ def describe_model(name: str, size: str) -> list[Stage]:
     """
     is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
     config = preset_config(name) if is_preset else read_checkpoint(name).config
-    height, width = _parse_size(size)
+    height, width = parse_size(size)
     stages = describe_stages(config, (height, width))
     table = Table(title=f"{name}, a photo of {height} x {width} px", title_justify="left")
     for heading in ("part", "gives", "parameters", "GFLOPs"):
@@ -109,7 +109,12 @@ def _on_meta(config: ModelConfig) -> DETR:
         return model_from_config(config).eval()
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Read HEIGHTxWIDTH.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text.strip().lower())
     if not match:
         raise ConfigError(f"--size: found {text!r}, expected HEIGHTxWIDTH in pixels, for example 800x1066")
