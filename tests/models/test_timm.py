@@ -1,5 +1,6 @@
 """Backbones of timm behind the same door, and a real ImageNet one, proven by what it sees."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,34 @@ def test_channels_and_strides_are_found(name: str) -> None:
     assert backbone.strides == (4, 8, 16, 32)
     assert tuple(level.shape[1] for level in levels) == backbone.channels
     assert [tuple(level.shape[2:]) for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet10t"])
+def test_frozen_norms_are_folded_without_changing_features_gradients_or_names(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(TIMM + name, frozen_stages=0).double()
+    for buffer_name, buffer in backbone.named_buffers():
+        buffer.uniform_(0.5, 1.5) if buffer_name.endswith(("weight", "var")) else buffer.uniform_(-0.2, 0.2)
+    plain = timm.layers.freeze_batch_norm_2d(
+        timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
+    ).double()
+    plain.load_state_dict(backbone.body.state_dict())
+    copied = copy.deepcopy(backbone)  # as the running average does; it must not look at the other's weights
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    folded = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d) and "forward" in vars(m)]
+    assert len(folded) >= 10
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    ours, theirs = backbone(images), plain(images)
+    for level, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(level, expected, rtol=1e-8, atol=1e-9 * float(expected.detach().abs().max()))
+    sum(level.square().mean() for level in ours).backward()
+    sum(level.square().mean() for level in theirs).backward()
+    of_plain = dict(plain.named_parameters())
+    for parameter_name, parameter in backbone.body.named_parameters():
+        expected = of_plain[parameter_name].grad
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
 
 
 def test_norms_are_frozen_and_so_are_the_first_stages() -> None:

@@ -167,9 +167,19 @@ def _run_block(
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-    """Convolve and normalise; frozen batch norm is multiplied into the filters, which are few, not into their output."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return cast(Tensor, norm(convolution(features)))
+    return convolve_scaled(convolution, norm, features)
+
+
+def convolve_scaled(convolution: nn.Conv2d, norm: Any, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+    """Convolve and normalise; frozen batch norm is multiplied into the filters, which are few, not into their output.
+
+    Args:
+        convolution: without a bias.
+        norm: frozen, with weight, bias, running_mean, running_var and eps.
+        features: its input.
+    """
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     return functional.conv2d(
@@ -179,6 +189,7 @@ def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "
         convolution.stride,
         convolution.padding,
         convolution.dilation,
+        convolution.groups,
     )
 
 

@@ -4,15 +4,19 @@ Any model of timm that hands over feature maps will do; channels and strides are
 features near a photo's padded edge depend on the padding, which it sees as the mean colour.
 """
 
+from functools import partial
 from typing import Any, cast
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.errors import ConfigError, did_you_mean
+from detrkit.models.backbone import convolve_scaled
 from detrkit.models.config import TIMM, Normalization
 from detrkit.models.recompute import run
 
+_PROBE_SIZE = 64  # pixels a side
 _FINEST_STRIDE = 4  # of the feature maps that are handed over, as with the ResNets
 
 
@@ -56,6 +60,7 @@ class TimmBackbone(nn.Module):
             import timm.layers
 
             self.body = cast(Any, timm.layers).freeze_batch_norm_2d(self.body)
+            _fold_norms(self.body, in_channels)
         self._freeze(frozen_stages)
 
     def forward(
@@ -74,6 +79,44 @@ class TimmBackbone(nn.Module):
         ends = [index for index, name in enumerate(names) if name.replace(".", "_").startswith(f"{last}_")]
         for _, parameter in list(self.body.named_parameters())[: max(ends, default=-1) + 1]:
             parameter.requires_grad_(False)
+
+
+def _fold_norms(body: nn.Module, in_channels: int) -> None:
+    """Let frozen norms be multiplied into the filters before them, whenever those are used; names and weights stay.
+
+    Which norm follows which convolution is seen by running a small picture.
+    """
+    made_by: dict[int, nn.Conv2d] = {}
+    seen: list[Tensor] = []  # kept, so that no other tensor gets the same id
+    pairs: dict[nn.Conv2d, list[nn.Module]] = {}
+
+    def note(convolution: Any, _inputs: Any, output: Tensor) -> None:
+        made_by[id(output)] = convolution
+        seen.append(output)
+
+    def follow(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        if id(inputs[0]) in made_by:
+            pairs.setdefault(made_by[id(inputs[0])], []).append(norm)
+
+    hooks = []
+    for module in body.modules():
+        if type(module) is nn.Conv2d and module.bias is None:
+            hooks.append(module.register_forward_hook(note))
+        elif type(module).__name__.startswith("FrozenBatchNorm"):
+            hooks.append(module.register_forward_pre_hook(follow))
+    with torch.no_grad():
+        body(torch.zeros(1, in_channels, _PROBE_SIZE, _PROBE_SIZE))
+    for hook in hooks:
+        hook.remove()
+    for convolution, norms in pairs.items():
+        if len(norms) == 1:
+            convolution.forward = partial(convolve_scaled, convolution, norms[0])  # type: ignore[method-assign]
+            norms[0].forward = partial(_activate, norms[0])
+
+
+def _activate(norm: Any, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+    """What is left of a norm: the activation that timm has put into it, if any."""
+    return norm.act(norm.drop(features)) if hasattr(norm, "act") else features
 
 
 def _build(name: str, in_channels: int, stride: int) -> Any:
