@@ -255,6 +255,11 @@ def test_the_running_average_by_hand() -> None:
     assert not any(p.requires_grad for p in loop.best_model.parameters())
 
 
+def test_compiling_is_refused_where_it_does_not_pay_off() -> None:
+    with pytest.raises(ConfigError, match="--compile: on a CPU, compiled steps were no quicker"):
+        stepper(TrainingSettings(compile=True))
+
+
 def test_recomputing_gives_the_same_gradients() -> None:
     gradients = []
     for recompute in (False, True):

@@ -65,7 +65,9 @@ class TrainingSettings(BaseModel):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the model; matching and losses are float32"
     )
-    compile: bool = Field(default=False, description="compile the model: minutes at the start, quicker steps after")
+    compile: bool = Field(
+        default=False, description="compile the model, on a GPU: minutes at the start, quicker steps after"
+    )
     recompute: bool = Field(
         default=False, description="compute activations again for the gradient: less memory, a third slower"
     )
