@@ -5,9 +5,10 @@ Reading it executes nothing.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,6 +38,21 @@ class Preprocessing(BaseModel):
     exact_padding: bool = Field(default=True, description="padding is kept out of the backbone; false: as published")
 
 
+class Thresholds(BaseModel):
+    """From which score on a detection is worth showing: best F1 on the photos that the model was evaluated on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overall: float = Field(ge=0, le=1, description="of classes without one of their own")
+    per_class: dict[int, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="by category id"
+    )
+
+    def of(self, category_ids: Sequence[int]) -> tuple[float, ...]:
+        """The threshold of each category."""
+        return tuple(self.per_class.get(number, self.overall) for number in category_ids)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything needed to predict: weights under our names, and what they mean."""
@@ -45,6 +61,7 @@ class Checkpoint:
     config: ModelConfig
     categories: Categories
     preprocessing: Preprocessing
+    thresholds: Thresholds | None = None  # None until the model has been evaluated
 
     def __post_init__(self) -> None:
         """See that every class has a name.
@@ -76,15 +93,38 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically."""
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "model": checkpoint.config.model_dump(mode="json"),
         "categories": checkpoint.categories.to_json(),
         "preprocessing": checkpoint.preprocessing.model_dump(mode="json"),
     }
+    if checkpoint.thresholds is not None:
+        header["thresholds"] = checkpoint.thresholds.model_dump(mode="json")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"detrkit": json.dumps(header)})
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a file is one of ours; nothing but its header is read."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return "detrkit" in (opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def store_thresholds(path: Path, thresholds: Thresholds) -> None:
+    """Write thresholds into one of our files, atomically; all else stays.
+
+    Raises:
+        CheckpointError: it is missing, malformed, or none of ours.
+    """
+    state, header = read_tensors(path)
+    if header is None:
+        raise CheckpointError(f"{path}: is no file of detrkit, and has no place for thresholds; convert it first")
+    save_checkpoint(path, replace(checkpoint_from_header(state, header, path), thresholds=thresholds))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -115,7 +155,10 @@ def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path)
             raise CheckpointError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         categories = Categories.from_json(content["categories"])
         config = ModelConfig.model_validate(content["model"])
-        return Checkpoint(state, config, categories, Preprocessing.model_validate(content["preprocessing"]))
+        preprocessing = Preprocessing.model_validate(content["preprocessing"])
+        given = content.get("thresholds")
+        thresholds = None if given is None else Thresholds.model_validate(given)
+        return Checkpoint(state, config, categories, preprocessing, thresholds)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: its description is malformed ({reason}); write it again") from None

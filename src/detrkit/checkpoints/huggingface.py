@@ -20,6 +20,8 @@ from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.files import make_folder, replacing, write_text
 
+_POSITIONS = "positions elsewhere than at every attention"
+
 
 @dataclass(frozen=True)
 class Form:
@@ -106,15 +108,17 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
     config = checkpoint.config
     unknown_there = {
         "pre_norm": config.pre_norm,
+        _POSITIONS: not config.has_published_positions,
         f"backbone {config.backbone!r}": not config.has_published_backbone,
         "backbone_normalization 'batch'": config.backbone_normalization == "batch",
         "dilation (DC5)": config.dilation and native_backbone,
     }
     for what, is_used in unknown_there.items():
         if is_used:
+            other = {"dilation (DC5)": "huggingface", _POSITIONS: "detrkit"}.get(what, "detrkit or official")
             raise CheckpointError(
                 f"the model uses {what}, which {'this form of ' if native_backbone else ''}Hugging Face's DETR does not "
-                f"have; use --to {'huggingface' if what.startswith('dilation') else 'detrkit or official'}"
+                f"have; use --to {other}"
             )
     make_folder(folder)
     form = Form(native_backbone=native_backbone, has_masks=config.panoptic)

@@ -48,13 +48,20 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
     )
 
 
+def local_file(source: Path | str) -> Path | None:
+    """The file on this machine that a source is read from; None for presets and hub ids, which must not be changed."""
+    path = Path(source)
+    if not path.is_dir():
+        return path if path.is_file() else None
+    parts = [path / part / WEIGHTS_FILE for part in ("best", "last")]
+    places = [*parts, path / WEIGHTS_FILE, path / "pytorch_model.bin"]
+    return next((place for place in places if place.is_file()), None)
+
+
 def _read_folder(folder: Path) -> Checkpoint:
-    for part in ("best", "last"):
-        if (folder / part / WEIGHTS_FILE).is_file():
-            return _read_file(folder / part / WEIGHTS_FILE)
-    for name in (WEIGHTS_FILE, "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return _read_file(folder / name)
+    found = local_file(folder)
+    if found is not None:
+        return _read_file(found)
     raise CheckpointError(
         f"{folder}: found neither best/{WEIGHTS_FILE} nor {WEIGHTS_FILE} in it, expected a run folder of detrkit train "
         "or a Hugging Face folder"

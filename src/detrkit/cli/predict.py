@@ -1,7 +1,7 @@
 """`detrkit predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -10,7 +10,7 @@ def predict(
     source: str,
     /,
     *photos: Path,
-    threshold: float = 0.5,
+    threshold: float | Literal["auto"] = 0.5,
     device: str = "auto",
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("predictions"),
 ) -> None:
@@ -28,7 +28,7 @@ def predict(
     photos
         Photos, or folders of photos.
     threshold
-        Least score of an object, 0 to 1.
+        Least score of an object, 0 to 1; `auto` takes what `detrkit evaluate` found best for each class and stored.
     device
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
     output

@@ -81,6 +81,34 @@ class DrawnShapes(Dataset[Sample]):
         )
 
 
+def draw_equal(label: int, count: int, grid: int, random: Generator, style: DrawingStyle, image_id: int) -> Sample:
+    """Draw a photo with so many whole shapes of one class, each in a cell of its own (paper, appendix A.5).
+
+    Args:
+        label: of all shapes.
+        count: at most `grid` squared.
+        grid: cells a side; which of them hold a shape is drawn at random.
+        random: source of all randomness.
+        style: of the drawing; its sizes of shapes do not count, the cell's does.
+        image_id: to be given to the sample.
+    """
+    picture = _draw_ground(random, style)
+    cell = style.size / grid
+    masks = []
+    for place in random.choice(grid * grid, count, replace=False).tolist():
+        centre = (np.array([place % grid, place // grid]) + 0.5) * cell
+        mask = _fill_shape(random, style, label, centre, radius=0.45 * cell)
+        picture[mask] = _draw_surface(random, style)[mask]
+        masks.append(mask)
+    pixels = np.clip(picture, 0, 255).astype(np.uint8)
+    return Sample(
+        image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+        annotations=Annotations(_boxes_of(np.stack(masks)), torch.full((count,), label)),
+        image_id=image_id,
+        original_size=(style.size, style.size),
+    )
+
+
 def _draw_ground(random: Generator, style: DrawingStyle) -> np.ndarray:
     """A mottled ground of pale colours, with strokes and specks of any colour on it."""
     pale = _random_colour(random, saturation=(0, 0.35))
@@ -125,6 +153,11 @@ def _draw_shape(random: Generator, style: DrawingStyle, label: int) -> np.ndarra
     """The pixels of one shape, whole and inside the picture."""
     radius = random.uniform(style.smallest, style.largest) / 2 * style.size
     centre = random.uniform(radius + 1, style.size - radius - 1, 2)
+    return _fill_shape(random, style, label, centre, radius)
+
+
+def _fill_shape(random: Generator, style: DrawingStyle, label: int, centre: np.ndarray, radius: float) -> np.ndarray:
+    """The pixels of a shape inside a circle."""
     corners, upright = {"circle": (48, 0.0), "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}[SHAPES.names[label]]
     turn = upright + np.deg2rad(random.uniform(-style.tilt, style.tilt))
     angles = turn + 2 * np.pi * np.arange(corners) / corners

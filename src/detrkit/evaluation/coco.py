@@ -1,6 +1,6 @@
 """COCO box metrics (cocodataset.org, "detection evaluation"), by hotcoco, whose numbers are pycocotools' to the last digit.
 
-Input: the annotations as a COCO document and the detections as COCO results. Output: the 12 numbers, and AP per class.
+Input: annotated objects and detections. Output: the 12 numbers, scores per class and size, and the curves behind them.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,21 +12,47 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
-from detrkit.data.formats.coco import read_json
 from detrkit.data.records import Split
+from detrkit.evaluation.columns import Case, Found, Truth
 from detrkit.structures import Sample
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+PUBLISHED_MAX_DETECTIONS = 100  # per photo and class, in pycocotools and in published tables
+
+
+def names_of(max_detections: int) -> tuple[str, ...]:
+    """The 12 numbers, in COCO's order."""
+    recalls = ("AR1", "AR10", f"AR{max_detections}", "ARs", "ARm", "ARl")
+    return ("AP", "AP50", "AP75", "APs", "APm", "APl", *recalls)
+
+
+NAMES = names_of(PUBLISHED_MAX_DETECTIONS)
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one category; NaN where no photo holds one."""
+    """Scores of one category, averaged over IoU 0.50 to 0.95 unless said otherwise; NaN where there is nothing to score.
+
+    Attributes:
+        name: of the category.
+        num_objects: in the photos, without crowds.
+        ap: average precision.
+        ap50: at IoU 0.50.
+        ap75: at IoU 0.75.
+        ap_small: of objects below 32² px.
+        ap_medium: of those between.
+        ap_large: of objects above 96² px.
+        recall: share of objects found at all.
+    """
 
     name: str
     num_objects: int
     ap: float
     ap50: float
+    ap75: float = float("nan")
+    ap_small: float = float("nan")
+    ap_medium: float = float("nan")
+    ap_large: float = float("nan")
+    recall: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,7 @@ class BoxScores:
     per_class: tuple[ClassScore, ...]
     num_photos: int
     num_objects: int
+    max_detections: int = PUBLISHED_MAX_DETECTIONS  # of one class on one photo, that count
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -53,93 +80,111 @@ class BoxScores:
         return self.numbers["AP"]
 
 
+@dataclass(frozen=True)
+class BoxEvaluation:
+    """What COCO's evaluation gives.
+
+    Attributes:
+        scores: the numbers.
+        precision: (10, 101, K), at IoU 0.50 to 0.95 and recall 0 to 1, for objects of all sizes; -1 for classes without
+            objects.
+        gains: AP50 that would be added if errors of a kind were mended (TIDE, Bolya et al. 2020), under its names.
+    """
+
+    scores: BoxScores
+    precision: np.ndarray
+    gains: dict[str, float]
+
+
+def counted_detections(num_queries: int) -> int:
+    """How many detections of one class on one photo count: 100 as published, and all of a model that can say more."""
+    return max(PUBLISHED_MAX_DETECTIONS, num_queries)
+
+
 def evaluate_boxes(
-    annotations: Path | dict[str, Any], results: Sequence[dict[str, Any]], image_ids: Collection[int] | None = None
+    annotations: Truth | Path | dict[str, Any],
+    results: Found | Sequence[dict[str, Any]],
+    image_ids: Collection[int] | None = None,
+    max_detections: int = PUBLISHED_MAX_DETECTIONS,
 ) -> BoxScores:
     """Score detections.
 
     Args:
         annotations: an instances JSON that `data.formats.coco` can read, or its content.
-        results: one dict per detection: image_id, category_id, bbox (xywh in pixels), score. No threshold should have
-            been applied: AP needs the weak ones, too.
+        results: detections; or one dict each: image_id, category_id, bbox (xywh in pixels), score. No threshold should
+            have been applied: AP needs the weak ones, too.
         image_ids: photos that count; None counts all.
+        max_detections: of one class on one photo, that count.
     """
-    document = annotations if isinstance(annotations, dict) else read_json(annotations)
-    image_of = {
-        image_id: index + 1 for index, image_id in enumerate(sorted(entry["id"] for entry in document["images"]))
-    }
-    category_of = {number: index + 1 for index, number in enumerate(sorted(c["id"] for c in document["categories"]))}
-    truth = COCO(_plain_document(document, image_of, category_of))
-    plain_results = [
-        {**entry, "image_id": image_of[entry["image_id"]], "category_id": category_of[entry["category_id"]]}
-        for entry in results
-        if entry["category_id"] in category_of  # the published head has slots for ids that COCO does not use
-    ]
-    evaluation = COCOeval(truth, truth.load_res(plain_results), "bbox")
-    chosen = sorted(image_of.values() if image_ids is None else (image_of[image_id] for image_id in image_ids))
-    evaluation.params.img_ids = chosen
+    truth = annotations if isinstance(annotations, Truth) else Truth.read(annotations, image_ids)
+    found = results if isinstance(results, Found) else Found.from_coco(results)
+    return evaluate_case(Case.of(truth, found), max_detections, with_gains=False).scores
+
+
+def evaluate_case(case: Case, max_detections: int, *, with_gains: bool = True) -> BoxEvaluation:
+    """Score detections, and keep what the scores are made of."""
+    truth = case.truth
+    evaluation = _run(case, max_detections)
+    content = evaluation.eval or {}
+    precision, recall = np.asarray(content["precision"]), np.asarray(content["recall"])
+    scores = BoxScores(
+        numbers=dict(zip(names_of(max_detections), (float(value) for value in evaluation.stats), strict=True)),
+        per_class=_per_class(truth, precision, recall),
+        num_photos=len(truth.image_ids),
+        num_objects=truth.num_objects,
+        max_detections=max_detections,
+    )
+    can_gain = with_gains and truth.num_objects > 0 and len(case.found) > 0
+    gains = dict(evaluation.tide_errors()["delta_ap"]) if can_gain else {}
+    return BoxEvaluation(scores, precision[:, :, :, 0, -1], gains)
+
+
+def _run(case: Case, max_detections: int) -> COCOeval:
+    """Let hotcoco count, on ids 1, 2, 3 ...: it is strict about what COCO files in the wild are loose about."""
+    truth, found = case.truth, case.found
+    judge = COCO.from_arrays(
+        [
+            {"id": index + 1, "width": width, "height": height, "file_name": ""}
+            for index, (height, width) in enumerate(truth.sizes.tolist())
+        ],
+        [{"id": label + 1, "name": name} for label, name in enumerate(truth.categories.names)],
+        truth.photos + 1,
+        truth.labels + 1,
+        truth.boxes,
+        area=truth.areas,
+        iscrowd=truth.is_crowd.astype(np.int64),
+    )
+    rows = np.column_stack([case.photos + 1.0, found.boxes, found.scores, case.labels + 1.0])
+    evaluation = COCOeval(judge, judge.load_res(rows), "bbox")
+    evaluation.params.max_dets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # fills in `stats` without printing
-    numbers = dict(zip(NAMES, (float(value) for value in evaluation.stats), strict=True))
-    per_class = _per_class(evaluation, truth, set(chosen))
-    return BoxScores(numbers, per_class, len(chosen), sum(score.num_objects for score in per_class))
+    return evaluation
 
 
-def _plain_document(document: dict[str, Any], image_of: dict[int, int], category_of: dict[int, int]) -> dict[str, Any]:
-    """Reduce an instances document to what boxes are scored by, with ids 1, 2, 3 ...
-
-    hotcoco is strict about types that COCO files in the wild are loose about, and about negative ids.
-    """
-    return {
-        "images": [
-            {"id": image_of[entry["id"]], "width": entry["width"], "height": entry["height"], "file_name": ""}
-            for entry in document["images"]
-        ],
-        "annotations": [
-            {
-                "id": index + 1,
-                "image_id": image_of[entry["image_id"]],
-                "category_id": category_of[entry["category_id"]],
-                "bbox": [float(value) for value in entry["bbox"]],
-                "area": _area(entry),
-                "iscrowd": int(bool(entry.get("iscrowd"))),
-            }
-            for index, entry in enumerate(document["annotations"])
-        ],
-        "categories": [{"id": category_of[entry["id"]], "name": entry["name"]} for entry in document["categories"]],
-    }
-
-
-def _area(annotation: dict[str, Any]) -> float:
-    """Area of the object's outline, which decides whether it counts as small; of its box where none is given."""
-    area = annotation.get("area")
-    _, _, width, height = annotation["bbox"]
-    return float(area) if isinstance(area, int | float) else float(width) * float(height)
-
-
-def _per_class(evaluation: COCOeval, truth: COCO, image_ids: set[int]) -> tuple[ClassScore, ...]:
-    # (IoU, recall, class), for objects of all sizes and the largest number of detections
-    precision = np.asarray((evaluation.eval or {})["precision"])[:, :, :, 0, -1]
-    counts: dict[int, int] = {}
-    document = truth.dataset or {"annotations": [], "categories": []}
-    for entry in document["annotations"]:
-        if entry["image_id"] in image_ids and not entry.get("iscrowd", 0):
-            counts[entry["category_id"]] = counts.get(entry["category_id"], 0) + 1
-    names = {entry["id"]: entry["name"] for entry in document["categories"]}
-    scores = []
-    for index, category in enumerate(evaluation.params.cat_ids):
-        of_class = precision[:, :, index]
-        has_objects = bool((of_class > -1).any())
-        scores.append(
-            ClassScore(
-                name=names[category],
-                num_objects=counts.get(category, 0),
-                ap=float(of_class[of_class > -1].mean()) if has_objects else float("nan"),
-                ap50=float(of_class[0][of_class[0] > -1].mean()) if has_objects else float("nan"),
-            )
+def _per_class(truth: Truth, precision: np.ndarray, recall: np.ndarray) -> tuple[ClassScore, ...]:
+    """Average (IoU, recall, class, size, detections) and (IoU, class, size, detections), class by class."""
+    counts = truth.objects_per_class().tolist()
+    return tuple(
+        ClassScore(
+            name=name,
+            num_objects=counts[label],
+            ap=_mean(precision[:, :, label, 0, -1]),
+            ap50=_mean(precision[0, :, label, 0, -1]),
+            ap75=_mean(precision[5, :, label, 0, -1]),
+            ap_small=_mean(precision[:, :, label, 1, -1]),
+            ap_medium=_mean(precision[:, :, label, 2, -1]),
+            ap_large=_mean(precision[:, :, label, 3, -1]),
+            recall=_mean(recall[:, label, 0, -1]),
         )
-    return tuple(scores)
+        for label, name in enumerate(truth.categories.names)
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def annotations_of_split(split: Split) -> Path | dict[str, Any]:

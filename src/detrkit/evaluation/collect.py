@@ -1,24 +1,27 @@
-"""Runs a model over a dataset and collects what it says as COCO results."""
+"""Runs a model over a dataset and collects what it says."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from detrkit.data.categories import Categories
+from detrkit.evaluation.columns import Found
 from detrkit.models.detr import DETR
-from detrkit.postprocess.boxes import to_detections
+from detrkit.postprocess.boxes import best_class_boxes
 from detrkit.structures import Batch
+
+LAST = -1
 
 
 @torch.inference_mode()
-def collect_results(
+def collect(
     model: DETR,
     batches: Iterable[Batch],
     categories: Categories,
     device: torch.device,
     exact_padding: bool = True,
-) -> list[dict[str, Any]]:
+    layers: Sequence[int] = (LAST,),
+) -> list[Found]:
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
     Args:
@@ -27,19 +30,36 @@ def collect_results(
         categories: of the model's classes.
         device: where the model is.
         exact_padding: see `DETR.forward`.
+        layers: decoder layers whose answers are wanted.
 
     Returns:
-        COCO results with the dataset's category ids and image ids. A photo's do not depend on its batch.
+        The detections of each of the layers, those of a photo best first. A photo's do not depend on its batch.
     """
     was_training = model.training
     model.eval()
-    results: list[dict[str, Any]] = []
+    ids = torch.as_tensor(categories.ids)
+    parts: list[list[Found]] = [[] for _ in layers]
     for batch in batches:
         on_device = batch.to(device)
         mask = on_device.padding_mask if batch.is_padded else None
         predictions = model(on_device.images, mask, exact_padding=exact_padding)
-        found = to_detections(predictions, batch.original_sizes, categories.ids, categories.names)
-        for image_id, detections in zip(batch.image_ids, found, strict=True):
-            results.extend(detections.to_coco(image_id))
+        for of_layer, layer in zip(parts, layers, strict=True):
+            logits, boxes = predictions.layer_class_logits[layer].cpu(), predictions.layer_boxes[layer].cpu()
+            of_photos = zip(logits, boxes, batch.original_sizes, batch.image_ids, strict=True)
+            of_layer.extend(_found(*one, ids) for one in of_photos)
     model.train(was_training)
-    return results
+    return [Found.joined(of_layer) for of_layer in parts]
+
+
+def _found(logits: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], image_id: int, ids: torch.Tensor) -> Found:
+    scores, labels, corners = best_class_boxes(logits, boxes, size)
+    order = scores.argsort(descending=True, stable=True)
+    pixels = corners[order].double().numpy()
+    pixels[:, 2:] -= pixels[:, :2]
+    return Found(
+        image_ids=torch.full_like(order, image_id).numpy(),
+        category_ids=ids[labels[order]].numpy(),
+        boxes=pixels,
+        scores=scores[order].double().numpy(),
+        queries=order.numpy(),
+    )

@@ -1,4 +1,4 @@
-"""A run on one page: scores, curves and pictures, in a single HTML file that opens from disk and fetches nothing."""
+"""An evaluation on one page: scores, curves, pictures, in a single HTML file that opens from disk and fetches nothing."""
 
 import html
 import math
@@ -8,10 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.analysis import Analysis
+from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, BoxScores
+from detrkit.evaluation.report_mistakes import confusions_section, errors_section, worst_section
 from detrkit.evaluation.table import shown
+from detrkit.evaluation.thresholds import FEWEST_OBJECTS
 from detrkit.files import write_text
-from detrkit.visualization.page import embedded_png, gallery_of, html_page
+from detrkit.visualization.charts import as_svg, draw_precision_recall, draw_reliability, draw_threshold_curves
+from detrkit.visualization.page import charts_of, embedded_png, gallery_of, html_page, table_of
 
 _EXPLAINED = {
     "AP": "IoU 0.50 to 0.95",
@@ -22,7 +26,6 @@ _EXPLAINED = {
     "APl": "large objects, area > 96² px",
     "AR1": "recall, 1 detection",
     "AR10": "recall, 10 detections",
-    "AR100": "recall, 100 detections",
     "ARs": "recall, small",
     "ARm": "recall, medium",
     "ARl": "recall, large",
@@ -37,31 +40,46 @@ class ReportPicture:
     caption: str
 
 
+@dataclass(frozen=True)
+class ReportChart:
+    """One of the paper's analyses: a heading, a PNG, and what it shows."""
+
+    heading: str
+    png: bytes
+    text: str
+
+
 def write_report(
     path: Path,
     *,
     title: str,
     subtitle: str,
-    scores: BoxScores,
+    analysis: Analysis,
     judged_by: str,
-    curves: bytes | None,
-    gallery: Sequence[ReportPicture],
+    curves: bytes | None = None,
+    gallery: Sequence[ReportPicture] = (),
+    worst: Sequence[ReportPicture] = (),
+    charts: Sequence[ReportChart] = (),
 ) -> None:
     """Write the page.
 
     Args:
         path: HTML file.
         title: first line.
-        subtitle: a sentence on what was trained on what.
-        scores: of the best checkpoint on the test photos.
+        subtitle: a sentence on what was judged on what.
+        analysis: of the detections of the test photos.
         judged_by: what photos these are, as in "never seen in training".
         curves: PNG of the training curves.
         gallery: photos with what the model found in them.
+        worst: photos with most mistakes, drawn.
+        charts: further analyses.
     """
+    scores = analysis.scores
     body = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>",
         "<h2>Scores</h2>",
-        f"<p>{scores.num_photos} photos, {scores.num_objects} objects, {judged_by}.</p>",
+        f"<p>{scores.num_photos} photos, {scores.num_objects} objects, {html.escape(judged_by)}. "
+        f"{html.escape(counted(scores))}</p>",
         _numbers(scores),
     ]
     if curves is not None:
@@ -71,24 +89,87 @@ def write_report(
         ]
     if gallery:
         body += ["<h2>What it finds</h2>", gallery_of([(one.picture, one.caption) for one in gallery])]
-    body += ["<h2>By class</h2>", _classes(scores)]
+    body += ["<h2>By class</h2>", _classes(analysis)]
+    body += _thresholds_section(analysis)
+    body += errors_section(analysis) + confusions_section(analysis.confusion)
+    body += worst_section([(one.picture, one.caption) for one in worst])
+    for chart in charts:
+        body += [
+            f"<h2>{html.escape(chart.heading)}</h2><p>{html.escape(chart.text)}</p>",
+            f'<img class="curves" alt="{html.escape(chart.heading)}" src="{embedded_png(chart.png)}">',
+        ]
     write_text(path, html_page(title, body))
 
 
+def counted(scores: BoxScores) -> str:
+    """Say how many detections counted, and whether the numbers compare with published ones."""
+    most = scores.max_detections
+    if most == PUBLISHED_MAX_DETECTIONS:
+        return f"At most {most} detections of a class count on a photo, as in published numbers."
+    return (
+        f"At most {most} detections of a class count on a photo, as many as the model has queries; published numbers "
+        f"count {PUBLISHED_MAX_DETECTIONS}."
+    )
+
+
 def _numbers(scores: BoxScores) -> str:
+    def explained(name: str) -> str:
+        return _EXPLAINED.get(name, f"recall, {scores.max_detections} detections")
+
     cells = (
-        f'<div title="{_EXPLAINED[name]}"><dt>{name}</dt><dd>{shown(value)}</dd><dt>{_EXPLAINED[name]}</dt></div>'
+        f'<div title="{explained(name)}"><dt>{name}</dt><dd>{shown(value)}</dd><dt>{explained(name)}</dt></div>'
         for name, value in scores.numbers.items()
     )
     return f"<dl>{''.join(cells)}</dl>"
 
 
-def _classes(scores: BoxScores) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(score.name)}</td><td>{score.num_objects}</td><td>{shown(score.ap)}</td>"
-        f"<td>{shown(score.ap50)}</td>"
-        f'<td class="bar"><span style="width:{0 if math.isnan(score.ap) else 100 * score.ap:.1f}%"></span></td></tr>'
-        for score in scores.per_class
-    )
-    head = "<tr><th>class</th><th>objects</th><th>AP</th><th>AP50</th><th></th></tr>"
-    return f'<div class="wide"><table>{head}{rows}</table></div>'
+def _classes(analysis: Analysis) -> str:
+    rows = []
+    for score, best in zip(analysis.scores.per_class, analysis.best.per_class, strict=True):
+        numbers = (score.ap, score.ap50, score.ap75, score.ap_small, score.ap_medium, score.ap_large, score.recall)
+        own = ("-", "-") if best is None else (f"{best.threshold:.2f}", f"{best.f1:.2f}")
+        width = 0 if math.isnan(score.ap) else 100 * score.ap
+        bar = f'<span class="bar"><span style="width:{width:.1f}%"></span></span>'
+        rows.append([html.escape(score.name), str(score.num_objects), bar, *(shown(one) for one in numbers), *own])
+    headings = ("class", "objects", "", "AP", "AP50", "AP75", "small", "medium", "large", "recall", "threshold", "F1")
+    return table_of(headings, rows)
+
+
+def _thresholds_section(analysis: Analysis) -> list[str]:
+    best, curves, bins = analysis.best.overall, analysis.curves, analysis.calibration.bins
+    if best is None:
+        said = "Nothing right was found at any threshold; below, 0.5 is used."
+    else:
+        said = (
+            f"F1 is best at a score of {best.threshold:.2f}: {best.precision:.0%} of what is shown is right, and "
+            f"{best.recall:.0%} of the objects are found. <code>--threshold auto</code> of detrkit predict uses it, and "
+            f"for classes with at least {FEWEST_OBJECTS} objects their own. Thresholds change what is shown, never AP."
+        )
+    calibration = analysis.calibration
+    charts = [
+        (
+            as_svg(draw_precision_recall(analysis.evaluation.precision)),
+            "Precision against recall: the area below the curve is AP, the mean over classes; thin lines: each class at "
+            "IoU 0.50.",
+        ),
+        (
+            as_svg(
+                draw_threshold_curves(
+                    curves.thresholds,
+                    {"precision": curves.precision, "recall": curves.recall, "F1": curves.f1},
+                    None if best is None else (best.threshold, best.f1),
+                )
+            ),
+            "Precision, recall and F1 at every threshold, all classes together, IoU 0.50.",
+        ),
+        (
+            as_svg(
+                draw_reliability(
+                    [one.mean_score for one in bins], [one.share_right for one in bins], [one.count for one in bins]
+                )
+            ),
+            "Calibration: below the dashed line, scores promise too much. Expected calibration error "
+            f"{shown(calibration.error)}, of shown detections {shown(calibration.error_shown)}; numbers: detections.",
+        ),
+    ]
+    return ["<h2>Thresholds and curves</h2>", f"<p>{said}</p>", charts_of(charts)]

@@ -12,14 +12,15 @@ _MOST_CLASSES = 20
 
 def print_scores(scores: BoxScores, console: Console) -> None:
     """Print the 12 numbers and AP per class that occurs; of many, the best and the worst."""
+    most = f"AR{scores.max_detections}"
     numbers = Table(title=f"{scores.num_photos} photos, {scores.num_objects} objects", title_justify="left")
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
     value = scores.numbers
     numbers.add_row("precision", *(shown(value[name]) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")))
     numbers.add_section()
-    numbers.add_row("", "AR1", "AR10", "AR100", "small", "medium", "large", style="bold")
-    numbers.add_row("recall", *(shown(value[name]) for name in ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")))
+    numbers.add_row("", "AR1", "AR10", most, "small", "medium", "large", style="bold")
+    numbers.add_row("recall", *(shown(value[name]) for name in ("AR1", "AR10", most, "ARs", "ARm", "ARl")))
     console.print(numbers)
 
     classes = Table()

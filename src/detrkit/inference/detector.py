@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from jaxtyping import UInt8
@@ -12,7 +12,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
-from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
@@ -25,6 +25,7 @@ from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Annotations, Detections, Sample
 
 Photo = Path | str | Image.Image | ndarray | Tensor
+Threshold = float | Literal["auto"]
 
 
 class Detector:
@@ -34,12 +35,20 @@ class Detector:
         runtime: what computes: PyTorch, or another engine.
         categories: ids and names of its classes.
         preprocessing: how photos are prepared for it.
+        thresholds: what "auto" means; None until the model has been evaluated.
     """
 
-    def __init__(self, runtime: Runtime, categories: Categories, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        categories: Categories,
+        preprocessing: Preprocessing,
+        thresholds: Thresholds | None = None,
+    ) -> None:
         self.runtime = runtime
         self.categories = categories
         self.preprocessing = preprocessing
+        self.thresholds = thresholds
 
     @property
     def model(self) -> DETR:
@@ -123,36 +132,53 @@ class Detector:
         """Make a detector of a checkpoint."""
         exact_padding = checkpoint.preprocessing.exact_padding
         runtime = TorchRuntime(checkpoint.build(), torch.device(device), exact_padding, precision, compile_model)
-        return cls(runtime, checkpoint.categories, checkpoint.preprocessing)
+        return cls(runtime, checkpoint.categories, checkpoint.preprocessing, checkpoint.thresholds)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, photos: Photo, threshold: float = ...
+        self, photos: Photo, threshold: Threshold = ...
     ) -> Detections: ...
 
     @overload
-    def predict(self, photos: Sequence[Photo], threshold: float = ...) -> list[Detections]: ...
+    def predict(self, photos: Sequence[Photo], threshold: Threshold = ...) -> list[Detections]: ...
 
-    def predict(self, photos: Photo | Sequence[Photo], threshold: float = 0.5) -> Detections | list[Detections]:
+    def predict(self, photos: Photo | Sequence[Photo], threshold: Threshold = 0.5) -> Detections | list[Detections]:
         """Find the objects in one photo, or in each of several.
 
         Args:
             photos: path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor, with the model's number of
                 channels (RGB); or a list of them, which is predicted as one batch. A photo's objects do not depend on
                 the others in its batch.
-            threshold: least score of an object to be returned, 0 .. 1.
+            threshold: least score of an object to be returned, 0 .. 1; "auto" takes the best ones of the model's own
+                evaluation, of each class.
 
         Raises:
             DataError: a photo cannot be read.
-            ConfigError: the threshold is out of range.
+            ConfigError: the threshold is out of range, or "auto" and the model has not been evaluated.
         """
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1")
+        least = self.least_scores(threshold)
         if isinstance(photos, Path | str | Image.Image | ndarray | Tensor):
-            return self._predict_batch([photos], threshold)[0]
-        return self._predict_batch(list(photos), threshold) if photos else []
+            return self._predict_batch([photos], least)[0]
+        return self._predict_batch(list(photos), least) if photos else []
 
-    def _predict_batch(self, photos: Sequence[Photo], threshold: float) -> list[Detections]:
+    def least_scores(self, threshold: Threshold) -> float | tuple[float, ...]:
+        """Understand a threshold: of all labels, or of each.
+
+        Raises:
+            ConfigError: it is out of range, or "auto" and the model has not been evaluated.
+        """
+        if threshold == "auto":
+            if self.thresholds is None:
+                raise ConfigError(
+                    "threshold auto: this model holds no thresholds of its own; detrkit evaluate SOURCE DATA "
+                    "--store-thresholds finds them and keeps them in it, or give a score between 0 and 1"
+                )
+            return self.thresholds.of(self.categories.ids)
+        if isinstance(threshold, str) or not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
+        return threshold
+
+    def _predict_batch(self, photos: Sequence[Photo], threshold: float | tuple[float, ...]) -> list[Detections]:
         opened = [_open(photo, self.runtime.config.in_channels) for photo in photos]
         transform = TestTransform(self.preprocessing.image_size)
         batch = collate([transform(_to_sample(pixels)) for pixels in opened])

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
 TIMM = "timm:"  # before the name of a backbone of the timm library
 Normalization = Literal["frozen", "batch"]
+Place = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
 
 
 class ModelConfig(BaseModel):
@@ -29,7 +30,14 @@ class ModelConfig(BaseModel):
         2, ge=0, le=5, description="parts of the backbone never trained: 1 is the stem, 2 adds layer1 (as published)"
     )
     dilation: bool = Field(False, description="last stage keeps its input's stride: 16 instead of 32 (DC5); tiny: 8")
-    position_encoding: Literal["sine", "learned"] = Field("sine", description="how cells know where they are")
+    position_encoding: Literal["sine", "learned", "none"] = Field("sine", description="how cells know where they are")
+    encoder_positions: Place = Field(
+        "attention", description="where cells' positions are added: at every attention, once at the input, or nowhere"
+    )
+    decoder_positions: Place = Field("attention", description="alike, for the memory that the decoder reads")
+    query_positions: Literal["attention", "input"] = Field(
+        "attention", description="where learned queries are added: at every attention, or once as the decoder's input"
+    )
     position_table_size: int = Field(
         50, ge=1, le=10_000, description="rows and columns that learned positions can tell apart"
     )
@@ -48,6 +56,12 @@ class ModelConfig(BaseModel):
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
+    def has_published_positions(self) -> bool:
+        """Whether positions are added where the published code and Hugging Face's add them."""
+        places = (self.encoder_positions, self.decoder_positions, self.query_positions)
+        return self.position_encoding != "none" and set(places) == {"attention"}
+
+    @property
     def stride(self) -> int:
         """Pixels per cell of the feature map that the transformer sees."""
         return (16 if self.backbone == "resnet-tiny" else 32) // (2 if self.dilation else 1)
@@ -60,6 +74,8 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"backbone {self.backbone!r} cannot be dilated, only resnet50, resnet101 and resnet-tiny can"
             )
+        if self.position_encoding == "learned" and self.encoder_positions == self.decoder_positions == "none":
+            raise ValueError("learned positions that are added nowhere cannot be learned; set position_encoding=none")
         if self.panoptic and (self.backbone == "resnet-tiny" or self.hidden_dim % 128 or self.num_heads % 8):
             raise ValueError(
                 "the mask head needs a backbone of four stages, hidden_dim a multiple of 128 and num_heads of 8"

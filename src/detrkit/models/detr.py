@@ -11,7 +11,7 @@ from detrkit.models.backbone_timm import TimmBackbone
 from detrkit.models.config import ModelConfig
 from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
-from detrkit.models.positions import LearnedPositions, SinePositions
+from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.transformer import Decoder, Encoder
 from detrkit.ops.padding import padding_mask_at
 from detrkit.structures import Predictions
@@ -22,7 +22,7 @@ class Parts:
     """What a DETR is put together from; `presets.build_model` fills it in."""
 
     backbone: ResNetBackbone | TimmBackbone
-    positions: SinePositions | LearnedPositions
+    positions: SinePositions | LearnedPositions | NoPositions
     encoder: Encoder
     decoder: Decoder
     heads: Heads

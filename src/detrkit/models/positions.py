@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.errors import ConfigError
+from detrkit.models.config import Place
 
 _MOST_SIZES = 32  # of feature maps whose encoding is remembered; a megabyte each for the largest photos
 
@@ -93,3 +94,31 @@ class LearnedPositions(nn.Module):
         columns = self.columns.weight[:width].expand(height, -1, -1)
         rows = self.rows.weight[:height, None].expand(-1, width, -1)
         return torch.cat([columns, rows], dim=-1).expand(batch_size, -1, -1, -1)
+
+
+class NoPositions(nn.Module):
+    """Zeros: cells do not know where they are (paper, table 3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Encode nothing."""
+        return torch.zeros(*padding_mask.shape, self.width, device=padding_mask.device)
+
+
+def placed(
+    tokens: Float[Tensor, "B N D"], positions: Float[Tensor, "B N D"], place: Place
+) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"]]:
+    """Tell tokens and what every attention adds to them (paper, table 3).
+
+    Args:
+        tokens: that are read.
+        positions: of the tokens.
+        place: "attention" leaves both as they are, as published; "input" adds positions now, and "none" never does, so that
+            attentions add zeros.
+    """
+    if place == "attention":
+        return tokens, positions
+    return tokens + positions if place == "input" else tokens, torch.zeros_like(positions)

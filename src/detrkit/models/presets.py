@@ -14,7 +14,7 @@ from detrkit.models.config import TIMM, ModelConfig
 from detrkit.models.detr import DETR, Parts
 from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
-from detrkit.models.positions import LearnedPositions, SinePositions
+from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.transformer import Decoder, Encoder
 
 
@@ -104,12 +104,16 @@ def model_from_config(config: ModelConfig) -> DETR:
     )
     parts = Parts(
         backbone=backbone,
-        positions=SinePositions(width)
-        if config.position_encoding == "sine"
-        else LearnedPositions(width, config.position_table_size),
-        encoder=Encoder(config.encoder_layers, *layer),
-        decoder=Decoder(config.decoder_layers, *layer),
+        positions=_positions(config),
+        encoder=Encoder(config.encoder_layers, *layer, config.encoder_positions),
+        decoder=Decoder(config.decoder_layers, *layer, config.decoder_positions, config.query_positions),
         heads=Heads(width, config.num_classes),
         panoptic=PanopticHead(width, config.num_heads, backbone.channels[-2::-1]) if config.panoptic else None,
     )
     return DETR(parts, config)
+
+
+def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
+    if config.position_encoding == "learned":
+        return LearnedPositions(config.hidden_dim, config.position_table_size)
+    return SinePositions(config.hidden_dim) if config.position_encoding == "sine" else NoPositions(config.hidden_dim)

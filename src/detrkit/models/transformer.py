@@ -1,7 +1,8 @@
 """The transformer (paper, section 3.2, appendix A.3 and figure 10).
 
-Positions are added to queries and keys at every attention and never to values. The decoder reads all object queries in
-parallel; its first input is zero, for what tells the queries apart is their learned position.
+Positions are added to queries and keys at every attention and never to values, unless a `Place` says
+otherwise. The decoder reads all object queries in parallel; its first input is zero, for what tells the queries apart is
+their learned position.
 """
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.config import Place
 from detrkit.models.dropout import Dropout
+from detrkit.models.positions import placed
 from detrkit.models.recompute import run
 
 
@@ -79,12 +82,20 @@ class Encoder(nn.Module):
     """A stack of encoder layers: tokens -> memory."""
 
     def __init__(
-        self, num_layers: int, width: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
+        self,
+        num_layers: int,
+        width: int,
+        num_heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        pre_norm: bool,
+        positions_at: Place = "attention",
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             EncoderLayer(width, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)
         )
+        self.positions_at = positions_at
         self.recompute = False
         # post-norm layers end with a norm of their own
         self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
@@ -96,6 +107,7 @@ class Encoder(nn.Module):
         padding_mask: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "B S D"]:
         """Turn backbone tokens into the memory that the decoder reads."""
+        tokens, positions = placed(tokens, positions, self.positions_at)
         for layer in self.layers:
             tokens = run(layer, self.recompute, tokens, positions, padding_mask)
         return self.norm(tokens)
@@ -146,12 +158,22 @@ class Decoder(nn.Module):
     """A stack of decoder layers, each of which is asked for its answer (auxiliary losses, paper section 3.2)."""
 
     def __init__(
-        self, num_layers: int, width: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool
+        self,
+        num_layers: int,
+        width: int,
+        num_heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        pre_norm: bool,
+        positions_at: Place = "attention",
+        queries_at: Place = "attention",
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             DecoderLayer(width, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)
         )
+        self.positions_at = positions_at
+        self.queries_at = queries_at
         self.recompute = False
         self.norm = nn.LayerNorm(width)
 
@@ -163,8 +185,9 @@ class Decoder(nn.Module):
         padding_mask: Bool[Tensor, "B S"] | None,
     ) -> Float[Tensor, "T B Q D"]:
         """Decode all queries in parallel; returns the normalised state after every layer."""
+        memory, positions = placed(memory, positions, self.positions_at)
         located_memory = memory + positions
-        decoded = torch.zeros_like(queries)
+        decoded, queries = placed(torch.zeros_like(queries), queries, self.queries_at)
         after_layer = []
         for layer in self.layers:
             decoded = run(layer, self.recompute, decoded, queries, memory, located_memory, padding_mask)

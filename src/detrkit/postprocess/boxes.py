@@ -38,7 +38,7 @@ def to_detections(
     sizes: Sequence[tuple[int, int]],
     category_ids: Sequence[int],
     names: Sequence[str],
-    threshold: float = 0.0,
+    threshold: float | Sequence[float] = 0.0,
 ) -> list[Detections]:
     """Turn predictions into the objects of each photo, best first.
 
@@ -47,13 +47,14 @@ def to_detections(
         sizes: (height, width) of each original photo in pixels.
         category_ids: the dataset's own id of each label.
         names: name of each label.
-        threshold: least score to be kept; 0 keeps every query, as evaluation needs.
+        threshold: least score to be kept, of all labels or of each; 0 keeps every query, as evaluation needs.
     """
     found = []
     ids = torch.as_tensor(category_ids)
+    least = torch.as_tensor(threshold, dtype=torch.float32).expand(len(ids))
     for class_logits, boxes, size in zip(predictions.class_logits, predictions.boxes, sizes, strict=True):
         scores, labels, pixel_boxes = (x.cpu() for x in best_class_boxes(class_logits, boxes, size))
         detections = Detections(pixel_boxes, scores, ids[labels], tuple(names[label] for label in labels.tolist()))
         order = scores.argsort(descending=True, stable=True)
-        found.append(detections.keep(order[scores[order] >= threshold].tolist()))
+        found.append(detections.keep(order[scores[order] >= least[labels[order]]].tolist()))
     return found

@@ -72,6 +72,11 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> Non
                 f"the model uses backbone {checkpoint.config.backbone!r}, which the published code does not have; use "
                 "--to detrkit"
             )
+        if not checkpoint.config.has_published_positions:
+            raise CheckpointError(
+                "the model adds positions elsewhere than at every attention, which the published code does not; use --to "
+                "detrkit"
+            )
         with replacing(output) as temporary:
             torch.save({"model": state_dict_as_official(model), "args": _arguments(checkpoint.config)}, temporary)
     else:

@@ -6,12 +6,12 @@ from pathlib import Path
 from detrkit.data.photos import SUFFIXES
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import make_folder, replacing, write_text
-from detrkit.inference.detector import Detector
+from detrkit.inference.detector import Detector, Threshold
 from detrkit.recipes.loaders import choose_device
 from detrkit.terminal import plain_console
 
 
-def predict_files(source: str, photos: Sequence[Path], *, threshold: float, device: str, output: Path) -> None:
+def predict_files(source: str, photos: Sequence[Path], *, threshold: Threshold, device: str, output: Path) -> None:
     """Predict photos one by one; write NAME.png and NAME.json for each.
 
     A photo that cannot be read is named and passed over; the others are predicted.
@@ -21,11 +21,12 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
     """
     console = plain_console()
     paths = list_photos(photos)
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold: found {threshold}, expected a score between 0 and 1")
+    if threshold != "auto" and not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold: found {threshold}, expected a score between 0 and 1, or auto")
     names = output_names(paths)
     _spare_the_photos(paths, [output / f"{name}.png" for name in names])
     detector = Detector.load(source, choose_device(device))
+    detector.least_scores(threshold)  # says now if there is none
     unreadable = []
     for path, name in zip(paths, names, strict=True):
         try:

@@ -19,8 +19,11 @@ from detrkit.checkpoints.surgery import Adaptation, load_adapted
 from detrkit.data.categories import Categories
 from detrkit.data.sampling import Share, mixed
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.evaluation.coco import BoxScores, evaluate_boxes
-from detrkit.evaluation.collect import collect_results
+from detrkit.evaluation.analysis import Analysis, analyse
+from detrkit.evaluation.coco import BoxScores, counted_detections, evaluate_boxes
+from detrkit.evaluation.collect import collect
+from detrkit.evaluation.columns import Case, Found, Truth
+from detrkit.evaluation.thresholds import best_thresholds
 from detrkit.files import make_folder, write_text
 from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import TorchRuntime
@@ -31,8 +34,9 @@ from detrkit.models.presets import model_from_config, preset_config
 from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig, write_config
 from detrkit.recipes.data import RunData
-from detrkit.recipes.finish import draw_predictions, finish_run
+from detrkit.recipes.finish import finish_run
 from detrkit.recipes.loaders import device_of, evaluation_loader, train_loader
+from detrkit.recipes.pictures import draw_predictions
 from detrkit.terminal import plain_console
 from detrkit.training.processes import Process, from_first, gather, process_from_environment, process_group
 from detrkit.training.run_log import NoLog, RunLog
@@ -96,6 +100,10 @@ class Run:
         self.num_steps = planned_steps(len(self.loader), settings)
         loss = loss_for(len(data.categories), settings)
         self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)
+        self.max_detections = counted_detections(self.model.config.num_queries)
+        self.truth = Truth.read(data.annotations, data.test_ids)
+        self.latest: Found | None = None  # what the model found when it was evaluated last,
+        self.best: Found | None = None  # and the best checkpoint
         if process.world > 1:  # weights are alike, dropout is not
             torch.manual_seed(mixed(settings.seed, process.rank))
 
@@ -136,9 +144,7 @@ class Run:
             times.append(time.perf_counter() - start)
         step = min(times)
         start = time.perf_counter()
-        collect_results(
-            self.model, islice(self.test_batches, 1), self.data.categories, self.device, settings.exact_padding
-        )
+        collect(self.model, islice(self.test_batches, 1), self.data.categories, self.device, settings.exact_padding)
         evaluation = (time.perf_counter() - start) * len(self.test_batches)
         evaluations = settings.epochs // settings.evaluate_every
         return self.num_steps * step + evaluations * evaluation, step
@@ -164,7 +170,8 @@ class Run:
                 self.console.print(f"left out: {fault}", soft_wrap=True)
             for note in result.notes:
                 self.console.print(note, soft_wrap=True)
-            finish_run(self.output, self.config, self.data.pictures, result, self.console)
+            analysis = None if result.scores is None else self.analyse_best()
+            finish_run(self.output, self.config, self.data, result, analysis, self.console)
             if settings.overfit and result.scores is not None:
                 for line in judge_learning_by_heart(result.scores, self.data, self.model.config, settings.image_size):
                     self.console.print(line)
@@ -179,11 +186,23 @@ class Run:
     def evaluate(self, model: DETR, log: RunLog | NoLog) -> BoxScores:
         """Score a model on the test photos, which the processes share out."""
         exact_padding = self.config.training.exact_padding
-        results = gather(collect_results(model, self.test_batches, self.data.categories, self.device, exact_padding))
+        found = gather(collect(model, self.test_batches, self.data.categories, self.device, exact_padding))
         if not self.process.is_first:
             return from_first(None)
+        self.latest = Found.joined(found)
         log.pictures(self.stepper.step_number, self._pictures(model))
-        return from_first(evaluate_boxes(self.data.annotations, results, self.data.test_ids))
+        return from_first(evaluate_boxes(self.truth, self.latest, max_detections=self.max_detections))
+
+    def analyse_best(self) -> Analysis:
+        """Look closer at what the best checkpoint found; one of before the run was gone on with is asked once more."""
+        if self.best is None:
+            model = read_checkpoint(self.output).build().to(self.device)
+            everything = evaluation_loader(
+                self.data.test, self.config.training.batch_size, workers=0, most_unreadable=1
+            )
+            exact_padding = self.config.training.exact_padding
+            self.best = Found.joined(collect(model, everything, self.data.categories, self.device, exact_padding))
+        return analyse(self.truth, self.best, self.max_detections)
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
         runtime = TorchRuntime(model, self.device, self.preprocessing.exact_padding)
@@ -191,9 +210,15 @@ class Run:
         return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
 
     def save_weights(self, name: str, model: DETR) -> None:
-        """Write a checkpoint to predict with."""
+        """Write a checkpoint to predict with; the best knows its thresholds."""
         if self.process.is_first:
-            checkpoint = Checkpoint(model.state_dict(), model.config, self.data.categories, self.preprocessing)
+            thresholds = None
+            if name == "best" and self.latest is not None:
+                self.best = self.latest
+                thresholds = best_thresholds(Case.of(self.truth, self.best)).to_store
+            checkpoint = Checkpoint(
+                model.state_dict(), model.config, self.data.categories, self.preprocessing, thresholds
+            )
             save_checkpoint(self.output / name / WEIGHTS_FILE, checkpoint)
 
     def save_state(self, state: dict[str, Any]) -> None:

@@ -28,16 +28,20 @@ def draw_detections(photo: Image.Image, detections: Detections) -> Image.Image:
 
 
 def draw_boxes(
-    photo: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
+    photo: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    captions: Sequence[str],
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
-    """Draw boxes (xyxy in pixels) with captions on a copy of a photo; the first box ends on top."""
+    """Draw boxes (xyxy in pixels) with captions on a copy of a photo, the first on top; labels choose missing colours."""
     picture = photo.convert("RGB")
     pen = ImageDraw.Draw(picture)
     thickness = max(1, round(max(picture.size) / 240))
     font = ImageFont.load_default(size=max(11, max(picture.size) // 40))
-    for box, label, caption in reversed(list(zip(boxes, labels, captions, strict=True))):
+    colours = colours or [colour_of(label) for label in labels]
+    for box, label, caption, colour in reversed(list(zip(boxes, labels, captions, colours, strict=True))):
         left, top, right, bottom = _inside(box, picture.size)
-        colour = colour_of(label)
         pen.rectangle((left, top, right, bottom), outline=colour, width=thickness if label >= 0 else 1)
         if caption:
             _write_caption(pen, (left, top), caption, colour, font, picture.size)

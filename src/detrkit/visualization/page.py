@@ -23,12 +23,22 @@ dt { color: var(--soft); font-size: .85rem } dd { margin: 0; font-size: 1.25rem;
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line) }
 td { font-variant-numeric: tabular-nums }
-th:first-child, td:first-child { text-align: left } td.bar { width: 35% }
-td.bar span { display: block; height: .6rem; background: var(--bar); border-radius: .2rem }
+th:first-child, td:first-child { text-align: left }
+.bar { display: inline-block; width: 5rem }
+.bar span { display: block; height: .6rem; background: var(--bar); border-radius: .2rem }
 img { max-width: 100%; border-radius: .3rem } .curves { background: #fff; padding: .3rem }
 .photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem }
 figure { margin: 0 } figure img { width: 100% }
 figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
+.charts svg { width: 100%; height: auto; max-width: 30rem; display: block } .charts figcaption { margin-top: .2rem }
+.matrix { width: auto; font-size: .8rem } .matrix td, .matrix th { text-align: center; padding: .15rem .3rem; border: 0 }
+.matrix th:first-child { text-align: right } .matrix thead th { vertical-align: bottom }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem; overflow: hidden }
+.matrix td { position: relative; min-width: 1.6rem } .kinds :is(td, th):last-child { text-align: left; min-width: 14rem }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem } .legend i { display: inline-block; width: .8rem; height: .8rem;
+  border-radius: .2rem; margin-right: .3rem; vertical-align: -.05rem }
+code { overflow-wrap: anywhere }
 details { color: var(--soft); overflow-wrap: anywhere; margin-top: .5rem }
 """
 
@@ -50,6 +60,32 @@ def gallery_of(pictures: Sequence[tuple[Image.Image, str]]) -> str:
         for picture, caption in pictures
     )
     return f'<div class="photos">{figures}</div>'
+
+
+def charts_of(charts: Sequence[tuple[str, str]]) -> str:
+    """Charts side by side where there is room: SVG, and what it shows in words."""
+    figures = "".join(
+        f'<figure role="img" aria-label="{html.escape(caption)}">{svg}'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for svg, caption in charts
+    )
+    return f'<div class="charts">{figures}</div>'
+
+
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table that can be moved sideways on a narrow screen; cells are HTML, headings are text."""
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    opening = f'<table class="{kind}">' if kind else "<table>"
+    return f'<div class="wide">{opening}<tr>{head}</tr>{body}</table></div>'
+
+
+def legend_of(entries: Sequence[tuple[tuple[int, int, int], str]]) -> str:
+    """Colours and what they mean."""
+    items = "".join(
+        f'<span><i style="background:rgb{colour}"></i>{html.escape(text)}</span>' for colour, text in entries
+    )
+    return f'<p class="legend">{items}</p>'
 
 
 def embedded_png(content: bytes) -> str:

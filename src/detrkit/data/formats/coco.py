@@ -72,7 +72,7 @@ def read_coco_file(path: Path | str, photos: Path | str, fault: FaultHandler = r
         )
     categories = _read_categories(content["categories"], path)
     of_image = _read_annotations(content["annotations"], categories, path, fault)
-    records = Records.of(_read_images(content["images"], of_image, photos, path, fault))
+    records = Records.of(read_images(content["images"], of_image, photos, path, fault))
     if not records:
         raise DataError(f"{path}: found no images, expected at least one")
     if of_image:
@@ -149,7 +149,7 @@ def _read_annotation(entry: Any, label_of: dict[int, int], where: str) -> tuple[
     return image_id, ((x, y, x + width, y + height), label_of[category], is_crowd)
 
 
-def _read_images(
+def read_images(
     entries: list[Any], of_image: dict[int, list[tuple[Any, ...]]], photos: Path, path: Path, fault: FaultHandler
 ) -> Iterator[Record]:
     """Read the images and take their annotations out of `of_image`."""

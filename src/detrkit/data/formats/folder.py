@@ -118,7 +118,7 @@ def detect_form(path: Path) -> Form:
 
 def _read_coco(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     if path.is_file():
-        return {"train": read_coco_file(path, _photos_beside(path), fault)}
+        return {"train": read_coco_file(path, photos_beside(path), fault)}
     official = {
         split: read_coco_split(path, split, fault)
         for split in SPLIT_FOLDERS
@@ -137,7 +137,7 @@ def _read_coco(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     single = _single_json(path)
     if single is None:
         raise DataError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
-    return {"train": read_coco_file(single, _photos_beside(single), fault)}
+    return {"train": read_coco_file(single, photos_beside(single), fault)}
 
 
 def _read_yolo(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
@@ -171,7 +171,7 @@ def _single_json(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _photos_beside(file: Path) -> Path:
+def photos_beside(file: Path) -> Path:
     """The folder that the file names of a single JSON are relative to: where its first photo lies."""
     content = read_json(file)
     images = content.get("images") if isinstance(content, dict) else None

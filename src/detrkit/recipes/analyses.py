@@ -1,0 +1,110 @@
+"""The paper's analyses as pictures for the report: decoder layers, queries, ever more equal objects."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from detrkit.evaluation.columns import Found, Truth
+from detrkit.evaluation.counting import Count
+from detrkit.evaluation.layers import NMS_IOU, LayerScore, score_layers
+from detrkit.evaluation.queries import SMALL_SIDE, QueryMap, map_queries
+from detrkit.evaluation.report import ReportChart
+from detrkit.visualization.charts import as_png, draw_counts, draw_layers, draw_query_map
+
+_MOST_PANELS = 20  # as in the paper
+
+
+@dataclass(frozen=True)
+class PaperAnalysis:
+    """One analysis.
+
+    Attributes:
+        name: of its PNG file, and of its entry in scores.json.
+        chart: for the report.
+        content: plain values.
+    """
+
+    name: str
+    chart: ReportChart
+    content: Any
+
+
+def analyse_layers(truth: Truth, layers: Sequence[Found], max_detections: int) -> PaperAnalysis:
+    """AP after every decoder layer (figure 4)."""
+    scores = score_layers(truth, layers, max_detections)
+    figure = draw_layers(
+        [one.layer for one in scores],
+        {"AP": [one.ap for one in scores], "AP50": [one.ap50 for one in scores]},
+        {"AP": [one.ap_nms for one in scores], "AP50": [one.ap50_nms for one in scores]},
+    )
+    text = (
+        f"Scores after every decoder layer, dashed after non-maximum suppression at IoU {NMS_IOU}. It helps after the "
+        "first layer, whose queries cannot know of each other yet; where it still helps after the last, train longer."
+    )
+    return PaperAnalysis(
+        "by_layer",
+        ReportChart("Decoder layers", as_png(figure), text),
+        [asdict(one) for one in scores],
+    )
+
+
+def layers_as_text(analysis: PaperAnalysis) -> str:
+    """One line a layer."""
+    rows = (LayerScore(**entry) for entry in analysis.content)
+    return "\n".join(
+        f"decoder layer {one.layer}: AP {one.ap:.3f}, after NMS {one.ap_nms:.3f}; AP50 {one.ap50:.3f}, after NMS "
+        f"{one.ap50_nms:.3f}"
+        for one in rows
+    )
+
+
+def analyse_queries(truth: Truth, found: Found, num_queries: int) -> PaperAnalysis:
+    """Where each query predicts (figure 7)."""
+    chart = map_queries(truth, found, num_queries)
+    chosen = chart.most_used(_MOST_PANELS).tolist()
+    small, wide, tall = chart.is_small, chart.is_wide, chart.is_tall
+    figure = draw_query_map(
+        [f"query {query}" for query in chosen],
+        [chart.centres[query] for query in chosen],
+        [{"small": small[query], "wide": wide[query], "tall": tall[query]} for query in chosen],
+    )
+    text = (
+        f"Every point is the centre of a box that a query predicted on a photo, whatever its score; of {num_queries} "
+        f"queries, the {len(chosen)} with the highest mean score. Small: below {SMALL_SIDE:.0%} of the photo in both directions. "
+        "Trained queries specialise in places and sizes; queries that all look alike have not yet."
+    )
+    heading = "Where queries look"
+    return PaperAnalysis("query_map", ReportChart(heading, as_png(figure), text), _queries_as_json(chart))
+
+
+def _queries_as_json(chart: QueryMap) -> list[dict[str, Any]]:
+    centres, spread, sizes = chart.centres.mean(1), chart.centres.std(1), chart.sizes.mean(1)
+    shares = [mask.mean(1) for mask in (chart.is_small, chart.is_wide, chart.is_tall)]
+    return [
+        {
+            "query": query,
+            "mean_score": float(chart.scores[query].mean()),
+            "mean_centre": centres[query].tolist(),
+            "spread": spread[query].tolist(),
+            "mean_size": sizes[query].tolist(),
+            **{name: float(share[query]) for name, share in zip(("small", "wide", "tall"), shares, strict=True)},
+        }
+        for query in range(len(centres))
+    ]
+
+
+def analyse_counts(counts: Sequence[Count], num_queries: int) -> PaperAnalysis:
+    """Objects found against objects present (figure 12)."""
+    figure = draw_counts(
+        [one.present for one in counts],
+        [one.found_mean for one in counts],
+        [one.found_least for one in counts],
+        [one.found_most for one in counts],
+    )
+    text = (
+        f"Equal objects on a grid, ever more of them, and how many are found. {num_queries} queries can find no more than "
+        "that many; where the curve bends before, photos with many objects were rare in training."
+    )
+    return PaperAnalysis(
+        "counting", ReportChart("Many equal objects", as_png(figure), text), [asdict(one) for one in counts]
+    )

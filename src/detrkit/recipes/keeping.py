@@ -1,0 +1,75 @@
+"""What an evaluation has to do with where the model comes from: its run, its categories, its thresholds."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from detrkit.checkpoints.file import Thresholds, is_own_file, store_thresholds
+from detrkit.checkpoints.source import local_file
+from detrkit.data.categories import Categories
+from detrkit.data.records import SplitName
+from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.recipes.config import RunConfig, load_run_config
+
+
+def run_of(source: str, data: str) -> RunConfig | None:
+    """The run that a source is, if it learned from this dataset."""
+    file = Path(source) / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        config = load_run_config(file, {}, {})
+    except DetrkitError:
+        return None  # a config of something else
+    return config if Path(config.data).resolve() == Path(data).resolve() else None
+
+
+def place_for_thresholds(source: str, data: str, split: SplitName, wanted: bool | None) -> Path | None:
+    """Where the best thresholds are to be stored: if asked to, or if these are the run's own validation photos.
+
+    Raises:
+        ConfigError: it was asked for, and the source has no place for them.
+    """
+    is_own = split == "val" and run_of(source, data) is not None
+    if not (is_own if wanted is None else wanted):
+        return None
+    path = local_file(source)
+    if path is None or not is_own_file(path):
+        raise ConfigError(
+            f"--store-thresholds: {source} has no place for thresholds; detrkit convert {source} OUT.safetensors --to "
+            "detrkit makes a file that has"
+        )
+    return path
+
+
+def keep_thresholds(path: Path, thresholds: Thresholds | None, console: Console) -> None:
+    """Store the best thresholds in a checkpoint of ours."""
+    if thresholds is None:
+        console.print("nothing right was found, so no threshold was stored")
+        return
+    store_thresholds(path, thresholds)
+    console.print(
+        f"thresholds stored in {path}, {len(thresholds.per_class)} classes with their own; detrkit predict --threshold "
+        "auto uses them",
+        soft_wrap=True,
+    )
+
+
+def check_categories(of_model: Categories, of_data: Categories, source: Path) -> None:
+    """See that a category id means the same to the model and to the data.
+
+    Raises:
+        DataError: it does not.
+    """
+    known = dict(zip(of_model.ids, of_model.names, strict=True))
+    for number, name in zip(of_data.ids, of_data.names, strict=True):
+        if number not in known:
+            raise DataError(
+                f"{source}: category {number} ({name}) is unknown to the model, which knows {len(known)} categories; "
+                "evaluate on data with the categories that it was trained on"
+            )
+        if known[number] != name and not known[number].startswith("class "):
+            raise DataError(
+                f"{source}: category {number} is {name!r} here and {known[number]!r} to the model; "
+                "evaluate on data with the categories that it was trained on"
+            )
