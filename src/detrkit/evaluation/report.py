@@ -42,11 +42,12 @@ class ReportPicture:
 
 @dataclass(frozen=True)
 class ReportChart:
-    """One of the paper's analyses: a heading, a PNG, and what it shows."""
+    """One of the paper's analyses: a heading, what it shows, and a picture: PNG, and SVG unless it has too many points."""
 
     heading: str
-    png: bytes
     text: str
+    png: bytes
+    svg: str | None = None
 
 
 def write_report(
@@ -94,10 +95,12 @@ def write_report(
     body += errors_section(analysis) + confusions_section(analysis.confusion)
     body += worst_section([(one.picture, one.caption) for one in worst])
     for chart in charts:
-        body += [
-            f"<h2>{html.escape(chart.heading)}</h2><p>{html.escape(chart.text)}</p>",
-            f'<img class="curves" alt="{html.escape(chart.heading)}" src="{embedded_png(chart.png)}">',
-        ]
+        body.append(f"<h2>{html.escape(chart.heading)}</h2>")
+        if chart.svg is not None:
+            body.append(charts_of([(chart.svg, chart.text)]))
+        else:
+            picture = f'<img class="curves" alt="{html.escape(chart.heading)}" src="{embedded_png(chart.png)}">'
+            body += [f"<p>{html.escape(chart.text)}</p>", picture]
     write_text(path, html_page(title, body))
 
 

@@ -86,5 +86,7 @@ def worst_section(pictures: Sequence[tuple[Image.Image, str]]) -> list[str]:
     """Photos with most mistakes, and what the colours on them mean."""
     if not pictures:
         return []
-    legend = legend_of([(COLOURS[kind], f"{word}: {kind}" if word else kind) for kind, word in WORDS.items()])
-    return ["<h2>Photos with most mistakes</h2>", legend, gallery_of(pictures)]
+    legend = legend_of(
+        [(COLOURS[kind], f"{word}: {kind}" if word not in ("", kind) else kind) for kind, word in WORDS.items()]
+    )
+    return ["<h2>Photos with most mistakes</h2>", legend, gallery_of(pictures, "photos large")]

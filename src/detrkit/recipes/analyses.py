@@ -9,7 +9,7 @@ from detrkit.evaluation.counting import Count
 from detrkit.evaluation.layers import NMS_IOU, LayerScore, score_layers
 from detrkit.evaluation.queries import SMALL_SIDE, QueryMap, map_queries
 from detrkit.evaluation.report import ReportChart
-from detrkit.visualization.charts import as_png, draw_counts, draw_layers, draw_query_map
+from detrkit.visualization.charts import as_png, as_svg, draw_counts, draw_layers, draw_query_map
 
 _MOST_PANELS = 20  # as in the paper
 
@@ -43,7 +43,7 @@ def analyse_layers(truth: Truth, layers: Sequence[Found], max_detections: int) -
     )
     return PaperAnalysis(
         "by_layer",
-        ReportChart("Decoder layers", as_png(figure), text),
+        ReportChart("Decoder layers", text, as_png(figure), as_svg(figure)),
         [asdict(one) for one in scores],
     )
 
@@ -70,11 +70,11 @@ def analyse_queries(truth: Truth, found: Found, num_queries: int) -> PaperAnalys
     )
     text = (
         f"Every point is the centre of a box that a query predicted on a photo, whatever its score; of {num_queries} "
-        f"queries, the {len(chosen)} with the highest mean score. Small: below {SMALL_SIDE:.0%} of the photo in both directions. "
+        f"queries, the {len(chosen)} with the highest mean score. Small: below {SMALL_SIDE:.0%} of the photo both ways. "
         "Trained queries specialise in places and sizes; queries that all look alike have not yet."
     )
     heading = "Where queries look"
-    return PaperAnalysis("query_map", ReportChart(heading, as_png(figure), text), _queries_as_json(chart))
+    return PaperAnalysis("query_map", ReportChart(heading, text, as_png(figure)), _queries_as_json(chart))
 
 
 def _queries_as_json(chart: QueryMap) -> list[dict[str, Any]]:
@@ -105,6 +105,5 @@ def analyse_counts(counts: Sequence[Count], num_queries: int) -> PaperAnalysis:
         f"Equal objects on a grid, ever more of them, and how many are found. {num_queries} queries can find no more than "
         "that many; where the curve bends before, photos with many objects were rare in training."
     )
-    return PaperAnalysis(
-        "counting", ReportChart("Many equal objects", as_png(figure), text), [asdict(one) for one in counts]
-    )
+    chart = ReportChart("Many equal objects", text, as_png(figure), as_svg(figure))
+    return PaperAnalysis("counting", chart, [asdict(one) for one in counts])

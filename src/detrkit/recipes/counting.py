@@ -30,7 +30,7 @@ from detrkit.structures import Annotations, Sample
 
 MOST_CELLS = 10  # a side: 100 objects, as in the paper
 _COUNTS = 20  # numbers of objects that are tried, at most
-_PHOTOS = 6  # of each number
+_PHOTOS = 4  # of each number
 _MODELS = 6  # objects that are repeated, of as many classes as there are
 _SEED = 12
 

@@ -28,6 +28,7 @@ th:first-child, td:first-child { text-align: left }
 .bar span { display: block; height: .6rem; background: var(--bar); border-radius: .2rem }
 img { max-width: 100%; border-radius: .3rem } .curves { background: #fff; padding: .3rem }
 .photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)) }
 figure { margin: 0 } figure img { width: 100% }
 figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
@@ -36,6 +37,10 @@ figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere }
 .matrix th:first-child { text-align: right } .matrix thead th { vertical-align: bottom }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem; overflow: hidden }
 .matrix td { position: relative; min-width: 1.6rem } .kinds :is(td, th):last-child { text-align: left; min-width: 14rem }
+@media (max-width: 40rem) {
+  .kinds tr { display: grid; grid-template-columns: 1fr 5rem 5rem; border-bottom: 1px solid var(--line) }
+  .kinds :is(td, th) { border: 0 } .kinds :is(td, th):last-child { grid-column: 1 / -1; color: var(--soft) }
+}
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem } .legend i { display: inline-block; width: .8rem; height: .8rem;
   border-radius: .2rem; margin-right: .3rem; vertical-align: -.05rem }
 code { overflow-wrap: anywhere }
@@ -52,14 +57,14 @@ def html_page(title: str, body: Sequence[str]) -> str:
     )
 
 
-def gallery_of(pictures: Sequence[tuple[Image.Image, str]]) -> str:
+def gallery_of(pictures: Sequence[tuple[Image.Image, str]], kind: str = "photos") -> str:
     """Pictures in a grid, each with its caption."""
     figures = "".join(
         f'<figure><img alt="{html.escape(caption)}" src="{embedded_photo(picture)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for picture, caption in pictures
     )
-    return f'<div class="photos">{figures}</div>'
+    return f'<div class="{kind}">{figures}</div>'
 
 
 def charts_of(charts: Sequence[tuple[str, str]]) -> str:

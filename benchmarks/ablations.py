@@ -1,0 +1,163 @@
+"""The paper's ablations as trainings of your own (tables 2, 3 and 4): what is each part worth on this dataset?
+
+    python -m benchmarks.ablations encoder DATA [--set NAME=VALUE ...] [--output FOLDER] [training settings ...]
+    python -m benchmarks.ablations positions coco --weights imagenet --epochs 150 --device cuda --devices 8
+
+`encoder` changes the number of encoder layers (table 2), `positions` how and where positions are added (table 3), `losses`
+which losses boxes and classes learn from, and are matched by (table 4). Every row is an ordinary run in a folder of its own
+below FOLDER, with the settings of `detrkit train`, the same for all rows but for what the row changes. Rows that have ended
+are not trained again, and a row that was stopped goes on: give the same command. The table is printed and written beside
+the runs. The last row is the paper's own model, and the differences are from it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detrkit.cli.train import model_field
+from detrkit.files import write_text
+from detrkit.models.presets import preset_config
+from detrkit.recipes.config import RunConfig, load_run_config
+from detrkit.recipes.run import STATE_FILE
+from detrkit.recipes.train import resume, train
+from detrkit.training.run_log import read_metrics
+
+COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one training changes.
+
+    Attributes:
+        name: of its folder.
+        cells: of the table, on the left.
+        model: fields of `ModelConfig`.
+        training: fields of `TrainingSettings`.
+        published: AP in the paper.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    published: float
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def positions(encoding: str, encoder: str, decoder: str, queries: str, published: float) -> Row:
+    """A row of table 3."""
+    places = {"encoder_positions": encoder, "decoder_positions": decoder, "query_positions": queries}
+    named = {place: "none" if place == "none" else f"{encoding} at {place}" for place in (encoder, decoder)}
+    cells = (named[encoder], named[decoder], f"learned at {queries}")
+    model = {"position_encoding": encoding if {encoder, decoder} != {"none"} else "none", **places}
+    return Row(f"{encoding}-{encoder}-{decoder}-{queries}", cells, published, model)
+
+
+HEADINGS = {
+    "encoder": ("encoder layers",),
+    "positions": ("positions, encoder", "positions, decoder", "queries"),
+    "losses": ("class", "L1", "GIoU"),
+}
+TABLES: dict[str, tuple[Row, ...]] = {
+    "encoder": tuple(
+        Row(f"encoder-{count}", (str(count),), published, {"encoder_layers": count})
+        for count, published in ((0, 36.7), (3, 40.1), (12, 41.6), (6, 40.6))
+    ),
+    "positions": (
+        positions("sine", "none", "none", "input", 32.8),
+        positions("sine", "input", "input", "input", 39.2),
+        positions("learned", "attention", "attention", "attention", 39.6),
+        positions("sine", "none", "attention", "attention", 39.3),
+        positions("sine", "attention", "attention", "attention", 40.6),
+    ),
+    "losses": (
+        Row("class-l1", ("yes", "yes", ""), 35.8, training={"giou_weight": 0.0}),
+        Row("class-giou", ("yes", "", "yes"), 39.9, training={"box_weight": 0.0}),
+        Row("class-l1-giou", ("yes", "yes", "yes"), 40.6),
+    ),
+}
+
+
+def run_table(table: str, config: RunConfig, output: Path) -> str:
+    """Train the rows, or read what they gave; tell the table, as Markdown."""
+    scores = [row_scores(row, config, output / row.name) for row in TABLES[table]]
+    base = scores[-1]["AP"]
+    heads = [*HEADINGS[table], "parameters", *COLUMNS, "difference", "paper's AP"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row, one in zip(TABLES[table], scores, strict=True):
+        numbers = ["-" if one[name] < 0 else f"{100 * one[name]:.1f}" for name in COLUMNS]
+        difference = f"{100 * (one['AP'] - base):+.1f}"
+        cells = [*row.cells, f"{one['parameters'] / 1e6:.1f} M", *numbers, difference, str(row.published)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
+    """Train one row, go on with it, or read it; tell the scores of its best checkpoint, and its size."""
+    own = config.model_copy(
+        update={
+            "model_settings": {**config.model_settings, **row.model},
+            "training": type(config.training)(**{**config.training.model_dump(exclude_unset=True), **row.training}),
+        }
+    )
+    preset_config(own.model, **own.model_settings)  # says now what is wrong with it
+    if not (folder / "report.html").is_file():
+        print(f"{row.name}: {'going on' if (folder / STATE_FILE).is_file() else 'training'}")
+        result = resume(folder) if (folder / STATE_FILE).is_file() else train(own, folder)
+        if result.interrupted:
+            raise SystemExit(f"{row.name}: stopped; the same command goes on")
+    evaluations = [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
+    best = max(evaluations, key=lambda entry: float(str(entry["AP"])))
+    scores = {name: float(str(best[name])) for name in COLUMNS}
+    return {**scores, "parameters": float(count_parameters(folder))}
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters of the trained model."""
+    from detrkit.checkpoints.source import read_checkpoint
+
+    return sum(parameter.numel() for parameter in read_checkpoint(folder).build().parameters())
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:
+    """Read the command line: options that are not known here are training settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("data", help="dataset folder")
+    parser.add_argument("--model", default="detr-r50", help="preset")
+    parser.add_argument("--weights", help="what every row starts from, as in detrkit train")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="field of the model, in all rows"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
+    known, others = parser.parse_known_args(arguments)
+    training = dict(
+        model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in _pairs(others)
+    )
+    given = {
+        "data": known.data,
+        "model": known.model,
+        "weights": known.weights,
+        "model_settings": dict(model_field(each) for each in known.set),
+    }
+    return known.table, load_run_config(None, given, training), known.output / known.table
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
+        raise SystemExit(f"found {' '.join(words)}, expected training settings as --name value")
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and print a table."""
+    table, config, output = parsed(arguments)
+    text = run_table(table, config, output)
+    write_text(output / f"{table}.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The ablations' tables: complete, and trained row by row on drawn shapes with the smallest budget."""
+
+from pathlib import Path
+
+import pytest
+from benchmarks.ablations import TABLES, main, parsed
+
+from detrkit.models.config import ModelConfig
+from detrkit.training.settings import TrainingSettings
+from tests.datasets import write_coco
+
+SMALLEST = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64"]
+
+
+def test_every_row_changes_fields_that_exist_and_the_last_is_the_paper_s_model() -> None:
+    for rows in TABLES.values():
+        for row in rows:
+            ModelConfig.model_validate(row.model)
+            TrainingSettings.model_validate(row.training)
+        assert ModelConfig.model_validate(rows[-1].model) == ModelConfig()
+        assert rows[-1].published == 40.6
+        assert len({row.name for row in rows}) == len(rows)
+    assert [len(TABLES[name]) for name in ("encoder", "positions", "losses")] == [4, 5, 3]
+
+
+@pytest.mark.parametrize("table", ["losses", "positions"])
+def test_a_table_is_trained_once_and_then_read(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = write_coco(tmp_path / "shapes", 2, 2)
+    command = [table, str(shapes), "--model", "detr-tiny", "--output", str(tmp_path / "runs"), *SMALLEST]
+    main(command)
+    first = capsys.readouterr().out
+    rows = TABLES[table]
+    assert first.count(": training") == len(rows)
+    lines = first.splitlines()[-len(rows) :]
+    for row, line in zip(rows, lines, strict=True):
+        assert [cell.strip() for cell in line.split("|")[1 : len(row.cells) + 1]] == list(row.cells)
+        assert line.endswith(f"| {row.published} |")
+    assert (tmp_path / "runs" / table / f"{table}.md").read_text().splitlines()[-len(rows) :] == lines
+    dates = [(tmp_path / "runs" / table / row.name / "report.html").stat().st_mtime_ns for row in rows]
+    main(command)
+    again = capsys.readouterr().out
+    assert "training" not in again
+    assert again.splitlines()[-len(rows) :] == lines
+    assert dates == [(tmp_path / "runs" / table / row.name / "report.html").stat().st_mtime_ns for row in rows]
+
+
+def test_options_are_those_of_training() -> None:
+    table, config, output = parsed(["encoder", "coco", "--epochs", "150", "--set", "dropout=0", "--device", "cuda"])
+    assert (table, config.data, output) == ("encoder", "coco", Path("runs/ablations/encoder"))
+    assert (config.training.epochs, config.training.device) == (150, "cuda")
+    assert config.model_settings == {"dropout": 0}
+    with pytest.raises(SystemExit, match="expected training settings"):
+        parsed(["encoder", "coco", "--epochs"])

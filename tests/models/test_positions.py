@@ -1,0 +1,85 @@
+"""Where positions are added (paper, table 3): what each place means, and that the default is as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.data.synthetic import SHAPES
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.models.positions import placed
+from detrkit.models.transformer import Decoder, Encoder
+from detrkit.recipes.convert import convert_weights
+
+
+def test_places_by_hand() -> None:
+    tokens, positions = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[10.0, 20.0]]])
+    expected = {
+        "attention": ([1.0, 2.0], [10.0, 20.0]),
+        "input": ([11.0, 22.0], [0.0, 0.0]),
+        "none": ([1.0, 2.0], [0.0, 0.0]),
+    }
+    for place, (read, added) in expected.items():
+        result = placed(tokens, positions, place)  # type: ignore[arg-type]
+        assert (result[0][0, 0].tolist(), result[1][0, 0].tolist()) == (read, added)
+
+
+def test_at_the_input_is_what_adding_by_hand_gives() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(2, 16, 2, 32, 0.0, False, "input")
+    tokens, positions = torch.randn(2, 1, 5, 16)
+    zeros = torch.zeros_like(positions)
+    expected = encoder(tokens + positions, zeros, None)
+    torch.testing.assert_close(encoder(tokens, positions, None), expected)
+
+    decoder = Decoder(2, 16, 2, 32, 0.0, True, "input", "input")
+    queries = torch.randn(1, 3, 16)
+    result = decoder(queries, tokens, positions, None)
+    torch.testing.assert_close(decoder(queries, tokens + positions, zeros, None), result)
+    assert not torch.allclose(decoder(queries, tokens, zeros, None), result)
+
+
+def answers(**settings: object) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = build_model("detr-tiny", num_classes=3, **settings).eval()
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        return model(torch.randn(1, 3, 64, 64)).class_logits
+
+
+def test_every_place_computes_something_else() -> None:
+    places = [{}, {"encoder_positions": "input"}, {"decoder_positions": "none"}, {"query_positions": "input"}]
+    places += [{"position_encoding": "none"}]
+    outputs = [answers(**settings) for settings in places]
+    for first in range(len(outputs)):
+        for second in range(first):
+            assert not torch.allclose(outputs[first], outputs[second]), (places[first], places[second])
+    nowhere = answers(encoder_positions="none", decoder_positions="none")
+    torch.testing.assert_close(nowhere, answers(position_encoding="none"))
+
+
+def test_without_positions_cells_can_be_exchanged() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(1, 16, 2, 32, 0.0, False, "none")
+    tokens, positions = torch.randn(2, 1, 5, 16)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    moved = encoder(tokens[:, order], positions, None)
+    torch.testing.assert_close(moved, encoder(tokens, positions, None)[:, order])
+
+
+def test_learned_positions_that_nothing_uses_are_refused() -> None:
+    with pytest.raises(ConfigError, match="position_encoding=none"):
+        build_model("detr-tiny", position_encoding="learned", encoder_positions="none", decoder_positions="none")
+
+
+@pytest.mark.parametrize("form", ["official", "huggingface"])
+def test_forms_that_cannot_say_where_positions_are_added_refuse(form: str, tmp_path: Path) -> None:
+    model = build_model("detr-r18", num_classes=3, query_positions="input", encoder_layers=1, decoder_layers=1)
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing()))
+    output = tmp_path / ("out.pth" if form == "official" else "out")
+    with pytest.raises(CheckpointError, match="positions elsewhere"):
+        convert_weights(str(path), output, form)  # type: ignore[arg-type]
+    assert convert_weights(str(path), tmp_path / "b.safetensors", "detrkit") == 0
