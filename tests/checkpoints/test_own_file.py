@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.file import (
+    Checkpoint,
+    Preprocessing,
+    Thresholds,
+    read_tensors,
+    save_checkpoint,
+    store_thresholds,
+)
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
@@ -142,3 +149,35 @@ def test_a_file_that_promises_more_than_it_holds_takes_no_memory(
     monkeypatch.setattr(file, "model_from_config", build_on_meta_only)
     with pytest.raises(CheckpointError, match=says):
         read_checkpoint(tmp_path / "a.safetensors").build()
+
+
+def test_thresholds_are_kept_and_files_without_them_still_load(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    before = checkpoint(tiny())
+    save_checkpoint(path, before)
+    _, header = read_tensors(path)
+    assert header is not None
+    assert "thresholds" not in header  # as all files were before
+    assert read_checkpoint(path).thresholds is None
+    thresholds = Thresholds(overall=0.25, per_class={CATEGORIES.ids[0]: 0.75})
+    store_thresholds(path, thresholds)
+    after = read_checkpoint(path)
+    assert after.thresholds == thresholds
+    assert thresholds.of(CATEGORIES.ids) == (0.75, *[0.25] * (len(CATEGORIES) - 1))
+    assert (after.config, after.categories, after.preprocessing) == (
+        before.config,
+        before.categories,
+        before.preprocessing,
+    )
+    assert all(torch.equal(after.state[name], tensor) for name, tensor in before.state.items())
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("given", [7, {"overall": 2.0}, {"overall": 0.5, "per_class": {"1": -1}}, {"per_class": {}}])
+def test_malformed_thresholds_are_refused(tmp_path: Path, given: object) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, checkpoint(tiny()))
+    state, header = read_tensors(path)
+    save_file(state, path, metadata={"detrkit": json.dumps({**json.loads(header or ""), "thresholds": given})})
+    with pytest.raises(CheckpointError, match="malformed"):
+        read_checkpoint(path)

@@ -38,6 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "no_image.jpg").write_text("hello")
     (root / "empty").mkdir()
+    (root / "folder.json").mkdir()
     (root / "cut.yaml").write_text("epochs: [1,")
     (root / "evil.yaml").write_text('data: !!python/object/apply:os.system ["touch witness"]')
     (root / "misspelt.yaml").write_text("training:\n  epoch: 3\n")
@@ -85,7 +86,24 @@ MISTAKES = {
     "model setting without an end": (["train", "shapes", "--set", "num_queries=["], "num_queries=["),
     "negative seed": (["demo", "--seed", "-1"], "--seed"),
     "no photo at a time": (["evaluate", "model.safetensors", "shapes", "--batch-size", "0"], "batch size 0"),
-    "results into a folder": (["evaluate", "model.safetensors", "shapes", "-o", "empty"], "is a folder"),
+    "results into a folder": (["evaluate", "model.safetensors", "shapes", "-o", "folder.json"], "is a folder"),
+    "a report into a file": (["evaluate", "model.safetensors", "shapes", "-o", "no_image.jpg"], "is a file"),
+    "evaluated nothing": (["evaluate", "model.safetensors"], "expected a model and a dataset"),
+    "results and a model": (
+        ["evaluate", "model.safetensors", "shapes", "--predictions", "r.json"],
+        "leave out the model",
+    ),
+    "layers of results": (["evaluate", "shapes", "--predictions", "r.json", "--by-layer"], "leave out --by-layer"),
+    "missing results": (["evaluate", "shapes", "--predictions", "nowhere.json"], "nowhere.json: found nothing"),
+    "results without a folder": (["evaluate", "shapes", "--predictions", "r.json", "-o", "s.json"], "name a folder"),
+    "thresholds of a model without": (
+        ["predict", "model.safetensors", "no_image.jpg", "--threshold", "auto"],
+        "evaluate",
+    ),
+    "thresholds into a model without room": (
+        ["evaluate", "resnet.pth", "shapes", "--store-thresholds"],
+        "has no place for thresholds",
+    ),
     "pictures over photos": (
         ["predict", "model.safetensors", "shapes/val2017", "-o", "shapes/val2017"],
         "would be overwritten",
