@@ -11,8 +11,8 @@ from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
 from detrkit.data.sampling import Arrangement, Share, TrainBatches
 from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.process import Process
 from detrkit.structures import Batch, Sample
-from detrkit.training.processes import Process
 from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
 
 
