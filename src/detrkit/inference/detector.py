@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
@@ -16,15 +17,16 @@ from detrkit.checkpoints.file import Checkpoint, Preprocessing
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
-from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
+from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import TestTransform
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DataError, did_you_mean
+from detrkit.inference.images import Photo, open_pixels, to_sample
 from detrkit.inference.runtime import Runtime, TorchRuntime
+from detrkit.inference.stream import StreamSettings, stream_photos
 from detrkit.models.detr import DETR
+from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
-from detrkit.structures import Annotations, Detections, Sample
-
-Photo = Path | str | Image.Image | ndarray | Tensor
+from detrkit.structures import Detections, Sample
 
 
 class Detector:
@@ -120,45 +122,75 @@ class Detector:
             DataError: a photo cannot be read.
             ConfigError: the threshold is out of range.
         """
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1")
+        _check_threshold(threshold)
         if isinstance(photos, Path | str | Image.Image | ndarray | Tensor):
             return self._predict_batch([photos], threshold)[0]
         return self._predict_batch(list(photos), threshold) if photos else []
 
+    def stream(
+        self,
+        photos: Iterable[Photo],
+        threshold: float = 0.5,
+        *,
+        batch_size: int = 1,
+        workers: int = 2,
+        classes: Collection[str] | None = None,
+        tiling: Tiling | None = None,
+        with_images: bool = True,
+        fault: Callable[[Photo, DataError], None] | None = None,
+    ) -> Iterator[Detections]:
+        """Find the objects in any number of photos, one after the other, in memory that does not grow.
+
+        Photos are opened ahead by threads. Those of like shapes are predicted together, among the next few; what was
+        found still comes in the photos' own order.
+
+        Args:
+            photos: any iterable, read as far ahead as needed; else as in `predict`.
+            threshold: least score of an object to be returned, 0 .. 1.
+            batch_size: photos, or tiles of one photo, at a time.
+            workers: threads that open photos; 0 opens them in the caller's.
+            classes: names of the categories to be returned; None returns all.
+            tiling: large photos are also looked at tile by tile (`postprocess.merge`).
+            with_images: the detections hold their photos; without, less memory is used, and nothing can be drawn.
+            fault: told of a photo that cannot be read, which is then passed over; by default its error is raised.
+
+        Raises:
+            DataError: a photo cannot be read, and nobody listens to faults.
+            ConfigError: a setting is out of range, or there is no such class.
+        """
+        _check_threshold(threshold)
+        settings = StreamSettings(threshold, batch_size, workers, self._labels_of(classes), tiling, with_images)
+        return stream_photos(self, photos, settings, fault)
+
+    def _labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
+        if classes is None:
+            return None
+        for name in classes:
+            if name not in self.categories.names:
+                raise ConfigError(f"class {name!r}: the model has none; {did_you_mean(name, self.categories.names)}")
+        return frozenset(
+            number for number, name in zip(self.categories.ids, self.categories.names, strict=True) if name in classes
+        )
+
     def _predict_batch(self, photos: Sequence[Photo], threshold: float) -> list[Detections]:
-        opened = [_open(photo, self.runtime.config.in_channels) for photo in photos]
-        transform = TestTransform(self.preprocessing.image_size)
-        batch = collate([transform(_to_sample(pixels)) for pixels in opened])
-        predictions = self.runtime.predict(batch)
-        found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
+        opened = [open_pixels(photo, self.runtime.config.in_channels) for photo in photos]
+        found = self.find([self.prepare(pixels) for pixels in opened], threshold)
         return [
-            Detections(
-                boxes=one.boxes,
-                scores=one.scores,
-                labels=one.labels,
-                names=one.names,
-                image=tensor_to_photo(pixels),
-                path=str(photo) if isinstance(photo, Path | str) else None,
-            )
+            replace(one, image=tensor_to_photo(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
             for one, pixels, photo in zip(found, opened, photos, strict=True)
         ]
 
+    def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
+        """Resize a photo as the model wants it; any thread may."""
+        return TestTransform(self.preprocessing.image_size)(to_sample(pixels))
 
-def _open(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
-    if isinstance(photo, Path | str):
-        return read_pixels(photo, channels=channels)
-    if isinstance(photo, Image.Image):
-        return image_to_pixels(photo, channels)
-    shape = photo.shape if isinstance(photo, Tensor) else photo.shape[-1:] + photo.shape[:-1]
-    if len(shape) != 3 or shape[0] != channels or str(photo.dtype).removeprefix("torch.") != "uint8":
-        raise DataError(
-            f"photo: found an array of shape {tuple(photo.shape)} and type {photo.dtype}, "
-            f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
-        )
-    return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
+    def find(self, samples: Sequence[Sample], threshold: float) -> list[Detections]:
+        """Predict one batch of prepared photos; boxes are in pixels of the photos as they were."""
+        batch = collate(samples)
+        predictions = self.runtime.predict(batch)
+        return to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
 
 
-def _to_sample(pixels: UInt8[Tensor, "C H W"]) -> Sample:
-    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(pixels, nothing, 0, (pixels.shape[1], pixels.shape[2]))
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1")
