@@ -104,7 +104,7 @@ def test_photos_are_read_only_as_far_ahead_as_needed(
     for number in range(60):
         next(stream)
         assert taken - number <= (8 * batch_size if batch_size > 1 else 1) + 2 * workers + 1
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert threading.active_count() == before, "the threads have ended"
 
 

@@ -48,13 +48,17 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
     )
 
 
+def weights_of(source: Path | str) -> Path | None:
+    """Tell which file of a folder is read, or name the file itself; None of what lies elsewhere."""
+    path = Path(source)
+    names = (f"best/{WEIGHTS_FILE}", f"last/{WEIGHTS_FILE}", WEIGHTS_FILE, "pytorch_model.bin")
+    return next((file for file in (path, *(path / name for name in names)) if file.is_file()), None)
+
+
 def _read_folder(folder: Path) -> Checkpoint:
-    for part in ("best", "last"):
-        if (folder / part / WEIGHTS_FILE).is_file():
-            return _read_file(folder / part / WEIGHTS_FILE)
-    for name in (WEIGHTS_FILE, "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return _read_file(folder / name)
+    weights = weights_of(folder)
+    if weights is not None:
+        return _read_file(weights)
     raise CheckpointError(
         f"{folder}: found neither best/{WEIGHTS_FILE} nor {WEIGHTS_FILE} in it, expected a run folder of detrkit train "
         "or a Hugging Face folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -138,11 +138,11 @@ class Detector:
         tiling: Tiling | None = None,
         with_images: bool = True,
         fault: Callable[[Photo, DataError], None] | None = None,
-    ) -> Iterator[Detections]:
+    ) -> Generator[Detections, None, None]:
         """Find the objects in any number of photos, one after the other, in memory that does not grow.
 
         Photos are opened ahead by threads. Those of like shapes are predicted together, among the next few; what was
-        found still comes in the photos' own order.
+        found still comes in the photos' own order. Closing the generator ends the threads.
 
         Args:
             photos: any iterable, read as far ahead as needed; else as in `predict`.
@@ -159,10 +159,15 @@ class Detector:
             ConfigError: a setting is out of range, or there is no such class.
         """
         _check_threshold(threshold)
-        settings = StreamSettings(threshold, batch_size, workers, self._labels_of(classes), tiling, with_images)
+        settings = StreamSettings(threshold, batch_size, workers, self.labels_of(classes), tiling, with_images)
         return stream_photos(self, photos, settings, fault)
 
-    def _labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
+    def labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
+        """Tell the category ids of classes by their names; None, for all of them, stays None.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
         if classes is None:
             return None
         for name in classes:

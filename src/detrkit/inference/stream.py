@@ -5,7 +5,7 @@ little padding; the one that has waited longest is always part of the next batch
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +81,7 @@ class _Opened:
 
 def stream_photos(
     finder: Finder, photos: Iterable[Photo], settings: StreamSettings, fault: Callable[[Photo, DataError], None] | None
-) -> Iterator[Detections]:
+) -> Generator[Detections, None, None]:
     """Open, group, predict; see `Detector.stream`.
 
     Raises:
