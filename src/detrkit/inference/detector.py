@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.hub import FolderForm, push_checkpoint, write_model_folder
+from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
@@ -100,6 +102,73 @@ class Detector:
         """Make a detector of a checkpoint."""
         runtime = TorchRuntime(checkpoint.build(), torch.device(device), checkpoint.preprocessing.exact_padding)
         return cls(runtime, checkpoint.categories, checkpoint.preprocessing)
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
+        """Load a detector from a folder or a hub id, as `save_pretrained` and `push_to_hub` leave it; the same as `load`.
+
+        Raises:
+            CheckpointError: nothing is there, or it is not a DETR.
+        """
+        return cls.load(source, device)
+
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        *,
+        form: FolderForm = "detrkit",
+        scores: Mapping[str, float] | None = None,
+        licence: str | None = None,
+    ) -> None:
+        """Write a folder with the weights and a model card; a card that lies there already stays.
+
+        Args:
+            folder: where to.
+            form: "detrkit", or what `transformers` reads: "huggingface" (timm's backbone) or "huggingface-no-timm".
+            scores: for the card, such as AP, 0 .. 1.
+            licence: for the card, in the hub's words, such as "apache-2.0"; None leaves it to you.
+
+        Raises:
+            CheckpointError: Hugging Face's DETR has no such variant.
+            ConfigError: the folder cannot be written to, or the detector runs on another engine than PyTorch.
+        """
+        folder = Path(folder)
+        write_model_folder(folder, self.to_checkpoint(), form, CardFacts(folder.resolve().name, scores, licence))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        form: FolderForm = "detrkit",
+        scores: Mapping[str, float] | None = None,
+        licence: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, and tell the address.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is not there.
+            form: see `save_pretrained`.
+            scores: see `save_pretrained`.
+            licence: see `save_pretrained`.
+            private: whether a new repository can be seen by its owner alone.
+            token: the right to write; by default, the one that was logged in with.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or refuses.
+            ConfigError: the id is none, nobody has logged in, or the detector runs on another engine than PyTorch.
+        """
+        facts = CardFacts(repo_id, scores, licence)
+        return push_checkpoint(self.to_checkpoint(), form, facts, private=private, token=token)
+
+    def to_checkpoint(self) -> Checkpoint:
+        """Everything that `from_checkpoint` needs.
+
+        Raises:
+            ConfigError: the detector runs on another engine than PyTorch.
+        """
+        return Checkpoint(self.model.state_dict(), self.model.config, self.categories, self.preprocessing)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too

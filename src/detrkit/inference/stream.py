@@ -58,10 +58,17 @@ class StreamSettings:
         Raises:
             ConfigError: they do not.
         """
-        if self.batch_size < 1 or self.workers < 0:
-            raise ConfigError(
-                f"found batch size {self.batch_size} and {self.workers} workers, expected at least 1 and at least 0"
-            )
+        check_counts(self.batch_size, self.workers)
+
+
+def check_counts(batch_size: int, workers: int) -> None:
+    """See that there is something to predict at a time.
+
+    Raises:
+        ConfigError: no photo at a time, or fewer than no workers.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ConfigError(f"found batch size {batch_size} and {workers} workers, expected at least 1 and at least 0")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None
             job.console.print(f"{what} in {job.options.output}", soft_wrap=True)
         return
     if lines.num_errors:
-        job.console.print(f"{lines.num_errors} photos could not be read; their lines say why")
+        job.console.print(f"photos that could not be read before: {lines.num_errors}; their lines say why")
     if job.stop.received is not None:
         done = len(lines.done) + tally.photos + tally.faults
         job.console.print(f"stopped after {done} of {count} photos; the same command goes on")

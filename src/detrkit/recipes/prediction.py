@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from detrkit.errors import ConfigError, DataError, did_you_mean
 from detrkit.inference.detector import Detector
 from detrkit.inference.images import Photo
+from detrkit.inference.stream import check_counts
 from detrkit.ops.tiles import Tiling
 from detrkit.recipes.parquet import check_parquet
 from detrkit.structures import Detections
@@ -45,6 +46,7 @@ class PredictOptions:
             raise ConfigError(f"--threshold: found {self.threshold}, expected a score between 0 and 1")
         if self.frames is not None and self.frames < 1:
             raise ConfigError(f"--frames: found {self.frames}, expected at least 1")
+        check_counts(self.batch_size, self.workers)
         if "parquet" in self.kinds(""):
             check_parquet()
         _ = self.tiling
