@@ -58,7 +58,8 @@ def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None
         done = len(lines.done) + tally.photos + tally.faults
         job.console.print(f"stopped after {done} of {count} photos; the same command goes on")
         return
-    job.console.print(f"{tally.photos} photos predicted, {tally.objects} objects found")
+    if tally.photos:
+        job.console.print(f"{tally.photos} photos predicted, {tally.objects} objects found")
     if "parquet" in kinds:
         write_parquet(lines.path, lines.path.with_suffix(".parquet"))
         job.console.print(f"table: {lines.path.with_suffix('.parquet')}", soft_wrap=True)
