@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+
+from detrkit.errors import import_optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,6 +128,7 @@ class Detections:
     names: tuple[str, ...]
     image: Image | None = None  # the photo itself, when the caller may want to draw on it
     path: str | None = None
+    size: tuple[int, int] | None = None  # (height, width) of the photo
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -145,7 +149,11 @@ class Detections:
 
     def scaled(self, factor: float) -> Detections:
         """Multiply the boxes, as if the photo had been enlarged."""
-        return replace(self, boxes=self.boxes * factor)
+        return replace(self, boxes=self.boxes * factor, size=None)
+
+    def moved(self, by: tuple[float, float]) -> Detections:
+        """Add (x, y) in pixels to the boxes, as if the photo were a part of a larger one."""
+        return replace(self, boxes=self.boxes + torch.tensor([*by, *by], dtype=self.boxes.dtype), size=None)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """List the objects as COCO results: xywh in pixels, category ids of the dataset."""
@@ -156,27 +164,85 @@ class Detections:
             )
         ]
 
-    def to_json(self) -> str:
-        """Write the objects as one JSON document: name, category_id, score, box (xyxy in pixels)."""
-        objects = [
+    def to_objects(self) -> list[dict[str, Any]]:
+        """List the objects as JSON has them: name, category_id, score, box (xyxy in pixels)."""
+        return [
             {"name": name, "category_id": label, "score": round(score, 6), "box": [round(x, 3) for x in box]}
             for name, label, score, box in zip(
                 self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
             )
         ]
-        return json.dumps({"photo": self.path, "objects": objects}, ensure_ascii=False, indent=2)
+
+    def to_json(self) -> str:
+        """Write the photo's path and `to_objects` as one JSON document."""
+        return json.dumps({"photo": self.path, "objects": self.to_objects()}, ensure_ascii=False, indent=2)
 
     def to_supervision(self) -> Any:
-        """Convert to `supervision.Detections` (the package must be installed)."""
-        import numpy
-        import supervision  # type: ignore[import-not-found, unused-ignore]
+        """Convert to `supervision.Detections`.
 
+        Raises:
+            ConfigError: the package is not installed.
+        """
+        supervision = import_optional("supervision", "to_supervision", "supervision")
         return supervision.Detections(
             xyxy=self.boxes.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
-            data={"class_name": numpy.array(self.names)},
+            data={"class_name": np.array(self.names, dtype=str)},
         )
+
+    def to_pandas(self) -> Any:
+        """Convert to a `pandas.DataFrame`: a row per object, its box in columns x1, y1, x2, y2 in pixels of the photo.
+
+        Raises:
+            ConfigError: the package is not installed.
+        """
+        pandas = import_optional("pandas", "to_pandas", "pandas")
+        x1, y1, x2, y2 = self.boxes.cpu().numpy().T
+        return pandas.DataFrame(
+            {
+                "photo": [self.path] * len(self),
+                "name": list(self.names),
+                "category_id": self.labels.cpu().numpy(),
+                "score": self.scores.cpu().numpy(),
+                **{"x1": x1, "y1": y1, "x2": x2, "y2": y2},
+            }
+        )
+
+    def to_yolo(
+        self,
+        category_ids: Sequence[int] | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        with_scores: bool = False,
+    ) -> str:
+        """Write the objects as YOLO rows: CLASS CX CY WIDTH HEIGHT, relative to the photo, to which boxes are cut.
+
+        Args:
+            category_ids: of all classes in their order (`detector.categories.ids`), for classes 0 .. K-1; without them,
+                a row's class is the category id, which for a dataset that came from YOLO is its class number.
+            size: (height, width) of the photo in pixels, where these detections do not know it.
+            with_scores: add the score as a sixth column.
+
+        Raises:
+            ValueError: the size is not known, or an id is not among the given ones.
+        """
+        size = size or self.size
+        if size is None:
+            raise ValueError("to_yolo: these detections do not know how large the photo is; give its (height, width)")
+        height, width = size
+        limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+        corners = self.boxes.cpu().clamp(min=0).minimum(limits) / limits
+        centres, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        rows = []
+        for label, score, centre, side in zip(
+            self.labels.tolist(), self.scores.tolist(), centres.tolist(), sides.tolist(), strict=True
+        ):
+            if min(side) > 0:
+                number = label if category_ids is None else list(category_ids).index(label)
+                values = [*centre, *side, score] if with_scores else [*centre, *side]
+                rows.append(" ".join([str(number), *(f"{value:.6f}" for value in values)]) + "\n")
+        return "".join(rows)
 
     def draw(self) -> Image:
         """Draw the objects on a copy of the photo."""

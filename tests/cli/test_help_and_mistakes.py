@@ -108,6 +108,27 @@ MISTAKES = {
         ["predict", "model.safetensors", "shapes/val2017", "-o", "shapes/val2017"],
         "would be overwritten",
     ),
+    "an unknown class": (
+        ["predict", "model.safetensors", "shapes/val2017", "--classes", "sqare"],
+        "did you mean 'square'",
+    ),
+    "a share beyond the last": (["predict", "model.safetensors", "shapes/val2017", "--shard", "2/2"], "expected I/N"),
+    "an unknown output": (
+        ["predict", "model.safetensors", "shapes/val2017", "--write", "jsnl"],
+        "did you mean 'jsonl'",
+    ),
+    "tiles of nothing": (["predict", "model.safetensors", "shapes/val2017", "--tile", "2"], "--tile: found 2"),
+    "tiles that overlap too much": (
+        ["predict", "model.safetensors", "shapes/val2017", "--tile", "64", "--overlap", "0.9"],
+        "--overlap: found 0.9",
+    ),
+    "no frames": (["predict", "model.safetensors", "shapes/val2017", "--frames", "0"], "--frames: found 0"),
+    "no such pattern": (["predict", "model.safetensors", "shapes/*.tiff"], "fits this pattern"),
+    "JSON of a camera": (
+        ["predict", "model.safetensors", "camera:0", "--write", "json"],
+        "--write json: is for photos",
+    ),
+    "no photo opened": (["predict", "model.safetensors", "shapes/val2017", "--workers", "-1"], "-1 workers"),
     "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: found nothing"),
     "masks of a tiny model": (["train", "shapes", "--model", "detr-tiny", "--set", "panoptic=true"], "mask head"),
     "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),

@@ -14,15 +14,6 @@ from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.errors import ConfigError, DataError
 
 
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    torch.manual_seed(0)
-    model = build_model("detr-tiny", num_classes=3)
-    with torch.no_grad():
-        model.heads.class_head.weight.mul_(20)  # scores that differ
-    return Detector.from_model(model, ["circle", "square", "star"], image_size=64)
-
-
 def photo(seed: int, width: int, height: int) -> Image.Image:
     pixels = DrawnShapes(1, seed, DrawingStyle(size=96))[0].image.permute(1, 2, 0).numpy()
     return Image.fromarray(pixels).resize((width, height))

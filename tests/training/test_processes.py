@@ -15,15 +15,14 @@ from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import crop, resize
 from detrkit.errors import ConfigError
 from detrkit.losses.set_loss import SetLoss
+from detrkit.process import Process, process_from_environment
 from detrkit.recipes.loaders import evaluation_loader
 from detrkit.structures import Sample
 from detrkit.training.processes import (
-    Process,
     average_over_processes,
     free_port,
     from_first,
     gather,
-    process_from_environment,
     process_group,
 )
 from detrkit.training.settings import TrainingSettings

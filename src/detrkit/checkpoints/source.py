@@ -23,7 +23,7 @@ from detrkit.models.presets import PRESETS
 
 WEIGHTS_FILE = "model.safetensors"
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_checkpoint(source: Path | str) -> Checkpoint:
@@ -40,7 +40,7 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
     name = str(source)
     if name in PRESETS:
         return _read_file(published_weights(name))
-    if _HUB_ID.fullmatch(name) and not path.parent.exists() and path.suffix not in _FILE_SUFFIXES:
+    if HUB_ID.fullmatch(name) and not path.parent.exists() and path.suffix not in _FILE_SUFFIXES:
         return _read_folder(_hub_snapshot(name))
     raise CheckpointError(
         f"{name}: found nothing, expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, "

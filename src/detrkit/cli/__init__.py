@@ -13,7 +13,7 @@ VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
     "train": "Train a model on a dataset folder.",
     "evaluate": "Score a model on a dataset: the 12 COCO numbers, and AP per class.",
-    "predict": "Find objects in photos; write annotated pictures and JSON.",
+    "predict": "Find objects in photos and videos; write pictures, JSON, tables.",
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
     "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",

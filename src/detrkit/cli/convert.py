@@ -13,6 +13,7 @@ def convert(
     *,
     to: Literal["detrkit", "official", "huggingface", "huggingface-no-timm"],
     dilation: Annotated[bool | None, Parameter(negative="")] = None,
+    push: str | None = None,
 ) -> None:
     """Rewrite weights under other names, then read them back and compare.
 
@@ -30,7 +31,9 @@ def convert(
         Whose names: ours, the published code's, or Hugging Face's (with a timm backbone, or with its own ResNet).
     dilation
         Say that this is a DC5 model, whose weights look like those of its undilated twin.
+    push
+        OWNER/NAME on the Hugging Face hub: also upload the result there, with a model card.
     """
     from detrkit.recipes.convert import convert_weights
 
-    convert_weights(source, output, to, dilation=dilation)
+    convert_weights(source, output, to, dilation=dilation, push=push)

@@ -6,7 +6,6 @@ Untrusted input: a file is decoded only after its size has been read from its he
 
 import io
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +17,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
+from detrkit.data.quiet import Quiet
 from detrkit.errors import DataError
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 RGB = 3
 _EXIF_ORIENTATION = 0x0112
+_QUIET = Quiet()
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow can convert to, by number of channels
 
 
@@ -116,11 +117,9 @@ def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
     in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
     source = io.BytesIO(photo_bytes(path, span)) if in_memory else path
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to bother anyone
-            with Image.open(source) as image:
-                _check_size(image.height, image.width, path)
-                yield image
+        with _QUIET, Image.open(source) as image:
+            _check_size(image.height, image.width, path)
+            yield image
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -148,8 +147,7 @@ def photo_size(path: Path) -> tuple[int, int]:
     if path.suffix.lower() == ".npy":
         return array_shape(path)[:2]
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
+        with _QUIET, Image.open(path) as image:
             lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
             if lies_on_its_side and image.format == "TIFF":  # of which Pillow's versions differ in what they turn
                 upright = open_photo(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -13,18 +14,22 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds
+from detrkit.checkpoints.hub import FolderForm, push_checkpoint, write_model_folder
+from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
-from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
+from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import TestTransform
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DataError, did_you_mean
+from detrkit.inference.images import Photo, open_pixels, to_sample
 from detrkit.inference.runtime import Precision, Runtime, TorchRuntime
+from detrkit.inference.stream import StreamSettings, stream_photos
 from detrkit.models.detr import DETR
+from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
-from detrkit.structures import Annotations, Detections, Sample
+from detrkit.structures import Detections, Sample
 
-Photo = Path | str | Image.Image | ndarray | Tensor
 Threshold = float | Literal["auto"]
 
 
@@ -134,6 +139,74 @@ class Detector:
         runtime = TorchRuntime(checkpoint.build(), torch.device(device), exact_padding, precision, compile_model)
         return cls(runtime, checkpoint.categories, checkpoint.preprocessing, checkpoint.thresholds)
 
+    @classmethod
+    def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
+        """Load a detector from a folder or a hub id, as `save_pretrained` and `push_to_hub` leave it; the same as `load`.
+
+        Raises:
+            CheckpointError: nothing is there, or it is not a DETR.
+        """
+        return cls.load(source, device)
+
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        *,
+        form: FolderForm = "detrkit",
+        scores: Mapping[str, float] | None = None,
+        licence: str | None = None,
+    ) -> None:
+        """Write a folder with the weights and a model card; a card that lies there already stays.
+
+        Args:
+            folder: where to.
+            form: "detrkit", or what `transformers` reads: "huggingface" (timm's backbone) or "huggingface-no-timm".
+            scores: for the card, such as AP, 0 .. 1.
+            licence: for the card, in the hub's words, such as "apache-2.0"; None leaves it to you.
+
+        Raises:
+            CheckpointError: Hugging Face's DETR has no such variant.
+            ConfigError: the folder cannot be written to, or the detector runs on another engine than PyTorch.
+        """
+        folder = Path(folder)
+        write_model_folder(folder, self.to_checkpoint(), form, CardFacts(folder.resolve().name, scores, licence))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        form: FolderForm = "detrkit",
+        scores: Mapping[str, float] | None = None,
+        licence: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, and tell the address.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is not there.
+            form: see `save_pretrained`.
+            scores: see `save_pretrained`.
+            licence: see `save_pretrained`.
+            private: whether a new repository can be seen by its owner alone.
+            token: the right to write; by default, the one that was logged in with.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or refuses.
+            ConfigError: the id is none, nobody has logged in, or the detector runs on another engine than PyTorch.
+        """
+        facts = CardFacts(repo_id, scores, licence)
+        return push_checkpoint(self.to_checkpoint(), form, facts, private=private, token=token)
+
+    def to_checkpoint(self) -> Checkpoint:
+        """Everything that `from_checkpoint` needs.
+
+        Raises:
+            ConfigError: the detector runs on another engine than PyTorch.
+        """
+        state = self.model.state_dict()
+        return Checkpoint(state, self.model.config, self.categories, self.preprocessing, self.thresholds)
+
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
         self, photos: Photo, threshold: Threshold = ...
@@ -149,8 +222,7 @@ class Detector:
             photos: path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor, with the model's number of
                 channels (RGB); or a list of them, which is predicted as one batch. A photo's objects do not depend on
                 the others in its batch.
-            threshold: least score of an object to be returned, 0 .. 1; "auto" takes the best ones of the model's own
-                evaluation, of each class.
+            threshold: least score of an object to be returned, 0 .. 1; "auto" takes what evaluation found best.
 
         Raises:
             DataError: a photo cannot be read.
@@ -160,6 +232,41 @@ class Detector:
         if isinstance(photos, Path | str | Image.Image | ndarray | Tensor):
             return self._predict_batch([photos], least)[0]
         return self._predict_batch(list(photos), least) if photos else []
+
+    def stream(
+        self,
+        photos: Iterable[Photo],
+        threshold: Threshold = 0.5,
+        *,
+        batch_size: int = 1,
+        workers: int = 2,
+        classes: Collection[str] | None = None,
+        tiling: Tiling | None = None,
+        with_images: bool = True,
+        fault: Callable[[Photo, DataError], None] | None = None,
+    ) -> Generator[Detections, None, None]:
+        """Find the objects in any number of photos, one after the other, in memory that does not grow.
+
+        Photos are opened ahead by threads. Those of like shapes are predicted together, among the next few; what was
+        found still comes in the photos' own order. Closing the generator ends the threads.
+
+        Args:
+            photos: any iterable, read as far ahead as needed; else as in `predict`.
+            threshold: as in `predict`.
+            batch_size: photos, or tiles of one photo, at a time.
+            workers: threads that open photos; 0 opens them in the caller's.
+            classes: names of the categories to be returned; None returns all.
+            tiling: large photos are also looked at tile by tile (`postprocess.merge`).
+            with_images: the detections hold their photos; without, less memory is used, and nothing can be drawn.
+            fault: told of a photo that cannot be read, which is then passed over; by default its error is raised.
+
+        Raises:
+            DataError: a photo cannot be read, and nobody listens to faults.
+            ConfigError: a setting is out of range, or there is no such class.
+        """
+        least = self.least_scores(threshold)
+        settings = StreamSettings(least, batch_size, workers, self.labels_of(classes), tiling, with_images)
+        return stream_photos(self, photos, settings, fault)
 
     def least_scores(self, threshold: Threshold) -> float | tuple[float, ...]:
         """Understand a threshold: of all labels, or of each.
@@ -178,39 +285,35 @@ class Detector:
             raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
         return threshold
 
+    def labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
+        """Tell the category ids of classes by their names; None, for all of them, stays None.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        if classes is None:
+            return None
+        for name in classes:
+            if name not in self.categories.names:
+                raise ConfigError(f"class {name!r}: the model has none; {did_you_mean(name, self.categories.names)}")
+        return frozenset(
+            number for number, name in zip(self.categories.ids, self.categories.names, strict=True) if name in classes
+        )
+
     def _predict_batch(self, photos: Sequence[Photo], threshold: float | tuple[float, ...]) -> list[Detections]:
-        opened = [_open(photo, self.runtime.config.in_channels) for photo in photos]
-        transform = TestTransform(self.preprocessing.image_size)
-        batch = collate([transform(_to_sample(pixels)) for pixels in opened])
-        predictions = self.runtime.predict(batch)
-        found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
+        opened = [open_pixels(photo, self.runtime.config.in_channels) for photo in photos]
+        found = self.find([self.prepare(pixels) for pixels in opened], threshold)
         return [
-            Detections(
-                boxes=one.boxes,
-                scores=one.scores,
-                labels=one.labels,
-                names=one.names,
-                image=tensor_to_photo(pixels),
-                path=str(photo) if isinstance(photo, Path | str) else None,
-            )
+            replace(one, image=tensor_to_photo(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
             for one, pixels, photo in zip(found, opened, photos, strict=True)
         ]
 
+    def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
+        """Resize a photo as the model wants it; any thread may."""
+        return TestTransform(self.preprocessing.image_size)(to_sample(pixels))
 
-def _open(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
-    if isinstance(photo, Path | str):
-        return read_pixels(photo, channels=channels)
-    if isinstance(photo, Image.Image):
-        return image_to_pixels(photo, channels)
-    shape = photo.shape if isinstance(photo, Tensor) else photo.shape[-1:] + photo.shape[:-1]
-    if len(shape) != 3 or shape[0] != channels or str(photo.dtype).removeprefix("torch.") != "uint8":
-        raise DataError(
-            f"photo: found an array of shape {tuple(photo.shape)} and type {photo.dtype}, "
-            f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
-        )
-    return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
-
-
-def _to_sample(pixels: UInt8[Tensor, "C H W"]) -> Sample:
-    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(pixels, nothing, 0, (pixels.shape[1], pixels.shape[2]))
+    def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
+        """Predict one batch of prepared photos; boxes are in pixels of the photos as they were."""
+        batch = collate(samples)
+        predictions = self.runtime.predict(batch)
+        return to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)

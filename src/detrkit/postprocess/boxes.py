@@ -54,7 +54,8 @@ def to_detections(
     least = torch.as_tensor(threshold, dtype=torch.float32).expand(len(ids))
     for class_logits, boxes, size in zip(predictions.class_logits, predictions.boxes, sizes, strict=True):
         scores, labels, pixel_boxes = (x.cpu() for x in best_class_boxes(class_logits, boxes, size))
-        detections = Detections(pixel_boxes, scores, ids[labels], tuple(names[label] for label in labels.tolist()))
+        found_names = tuple(names[label] for label in labels.tolist())
+        detections = Detections(pixel_boxes, scores, ids[labels], found_names, size=size)
         order = scores.argsort(descending=True, stable=True)
         found.append(detections.keep(order[scores[order] >= least[labels[order]]].tolist()))
     return found

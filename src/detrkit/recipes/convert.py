@@ -9,6 +9,8 @@ from torch import Tensor
 
 from detrkit.checkpoints import huggingface
 from detrkit.checkpoints.file import Checkpoint, save_checkpoint
+from detrkit.checkpoints.hub import hub_token, push_checkpoint
+from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.official import state_dict_as_official
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
@@ -19,18 +21,32 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
 from detrkit.terminal import plain_console
+from detrkit.training.run_log import read_metrics
 
 Form = Literal["detrkit", "official", "huggingface", "huggingface-no-timm"]
 _SUFFIX: dict[Form, str] = {"detrkit": ".safetensors", "official": ".pth", "huggingface": "", "huggingface-no-timm": ""}
 
 
-def convert_weights(source: str, output: Path, form: Form, dilation: bool | None = None) -> float:
+def convert_weights(
+    source: str, output: Path, form: Form, dilation: bool | None = None, push: str | None = None
+) -> float:
     """Convert, read back, compare, and print the largest difference of the outputs.
 
+    Args:
+        source: of the weights.
+        output: file or folder, as the form wants.
+        form: whose names.
+        dilation: see `cli/convert.py`.
+        push: hub id to which the weights are then uploaded, in the same form, with a card.
+
     Raises:
-        DetrkitError: the source cannot be read, the form cannot express it, or the output exists.
+        DetrkitError: the source cannot be read, the form cannot express it, the output exists, or the hub refuses.
     """
     _check_output(output, form)
+    if push is not None:
+        if form == "official":
+            raise ConfigError("--push: readers of the hub know no .pth of the published code; use --to detrkit")
+        hub_token(push)
     checkpoint = read_checkpoint(source)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
@@ -46,7 +62,19 @@ def convert_weights(source: str, output: Path, form: Form, dilation: bool | None
     if written.preprocessing != checkpoint.preprocessing:
         size = checkpoint.preprocessing.image_size
         console.print(f"this form does not say that photos are resized to {size} px; remember it")
+    if push is not None and form != "official":
+        address = push_checkpoint(checkpoint, form, CardFacts(push, _scores_of(source)))
+        console.print(f"pushed to {address}", soft_wrap=True)
     return difference
+
+
+def _scores_of(source: str) -> dict[str, float] | None:
+    """The best scores of a run folder, which its weights in best/ have."""
+    scored = [entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation"]
+    if not scored:
+        return None
+    best = max(scored, key=lambda entry: float(str(entry["AP"])))
+    return {name: float(str(best[name])) for name in ("AP", "AP50", "AP75") if best.get(name) is not None}
 
 
 @torch.inference_mode()

@@ -11,8 +11,9 @@ from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
 from detrkit.data.sampling import Arrangement, Share, TrainBatches
 from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.inference.stream import check_counts
+from detrkit.process import Process
 from detrkit.structures import Batch, Sample
-from detrkit.training.processes import Process
 from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
 
 
@@ -146,8 +147,7 @@ def evaluation_loader(
     Raises:
         ConfigError: no photo at a time, or fewer than no workers.
     """
-    if batch_size < 1 or workers < 0:
-        raise ConfigError(f"found batch size {batch_size} and {workers} workers, expected at least 1 and at least 0")
+    check_counts(batch_size, workers)
     share = share or Share()
     count = len(dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
     batches = [list(range(first, min(first + batch_size, count))) for first in range(0, count, batch_size)]

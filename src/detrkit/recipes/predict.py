@@ -1,91 +1,78 @@
-"""Predicting photo files: pictures and JSON."""
+"""Predicting whatever a user names: photos, videos and cameras, or one process's share of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from detrkit.data.photos import SUFFIXES
 from detrkit.errors import ConfigError, DataError
-from detrkit.files import make_folder, replacing, write_text
-from detrkit.inference.detector import Detector, Threshold
-from detrkit.recipes.loaders import choose_device
+from detrkit.inference.detector import Detector
+from detrkit.process import Process
+from detrkit.recipes.lines import lines_name
+from detrkit.recipes.loaders import choose_device, device_of
+from detrkit.recipes.predict_photos import predict_photos
+from detrkit.recipes.predict_videos import DEFAULT_KINDS, predict_camera, predict_video
+from detrkit.recipes.prediction import PredictionJob, PredictOptions
+from detrkit.recipes.sources import Sources, choose_shard, list_sources, output_names
 from detrkit.terminal import plain_console
+from detrkit.training.stopping import StopSignal
 
 
-def predict_files(source: str, photos: Sequence[Path], *, threshold: Threshold, device: str, output: Path) -> None:
-    """Predict photos one by one; write NAME.png and NAME.json for each.
+def predict_files(source: str, given: Sequence[str], options: PredictOptions) -> int | None:
+    """Predict everything that was named, or this process's share of it.
 
     A photo that cannot be read is named and passed over; the others are predicted.
 
+    Returns:
+        The signal that stopped it, or None.
+
     Raises:
-        DetrkitError: the model cannot be read, or none of the photos.
+        DetrkitError: the model cannot be read, or some of the photos and videos.
     """
+    process, is_from_environment = choose_shard(options.shard)
+    sources = list_sources(given, recursive=options.recursive, leave_out=options.output)
+    _check_kinds(sources, options)
+    files = [*sources.photos, *sources.videos]
+    names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
+    _spare_the_sources(names, options.output)
+    device = device_of(options.device, process) if is_from_environment else choose_device(options.device)
+    detector = Detector.load(source, device, precision=options.precision)
+    detector.least_scores(options.threshold)  # says now if there is none
+    detector.labels_of(options.class_names(detector))
     console = plain_console()
-    paths = list_photos(photos)
-    if threshold != "auto" and not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold: found {threshold}, expected a score between 0 and 1, or auto")
-    names = output_names(paths)
-    _spare_the_photos(paths, [output / f"{name}.png" for name in names])
-    detector = Detector.load(source, choose_device(device))
-    detector.least_scores(threshold)  # says now if there is none
-    unreadable = []
-    for path, name in zip(paths, names, strict=True):
-        try:
-            detections = detector.predict(path, threshold)
-        except DataError as error:
-            unreadable.append(str(error))
-            console.print(f"{path.name}: not predicted")
-            continue
-        make_folder(output)
-        with replacing(output / f"{name}.png") as temporary:
-            detections.draw().save(temporary)
-        write_text(output / f"{name}.json", detections.to_json())
-        found = ", ".join(
-            f"{name} {score:.2f}" for name, score in zip(detections.names, detections.scores.tolist(), strict=True)
-        )
-        console.print(f"{path.name}: {found or 'nothing above the threshold'}")
-    if unreadable:
-        raise DataError(f"{len(unreadable)} of {len(paths)} photos were not predicted; {unreadable[0]}")
-    console.print(f"pictures and JSON are in {output}")
+    if process.world > 1:
+        console.print(f"share {process.rank}/{process.world} of {len(files)} photos and videos")
+    mine = sources.share(process)
+    with StopSignal() as stop:
+        job = PredictionJob(detector, options, names, stop, console)
+        _predict_all(job, source, mine, process)
+    count = len(mine.photos) + len(mine.videos) + len(mine.cameras)
+    if job.tally.faults:
+        raise DataError(f"{job.tally.faults} of {count} photos were not predicted; {job.tally.first_fault}")
+    return stop.received
 
 
-def _spare_the_photos(paths: Sequence[Path], pictures: Sequence[Path]) -> None:
-    """See that no picture takes the place of a photo."""
-    photos = {path.resolve() for path in paths}
-    for picture in pictures:
-        if picture.resolve() in photos:
-            raise ConfigError(f"{picture}: is one of the photos and would be overwritten; choose another --output")
+def _predict_all(job: PredictionJob, source: str, sources: Sources, process: Process) -> None:
+    if sources.photos:
+        predict_photos(job, source, sources.photos, process)
+    for video in sources.videos:
+        if job.stop.received is None:
+            predict_video(job, video)
+    for camera in sources.cameras:
+        if job.stop.received is None:
+            predict_camera(job, camera)
 
 
-def list_photos(given: Sequence[Path]) -> list[Path]:
-    """List photo files; of a folder, all photos right inside it.
-
-    Raises:
-        ConfigError: nothing was given.
-        DataError: a path does not exist, or a folder holds no photo.
-    """
-    if not given:
-        raise ConfigError("predict: found no photos, expected at least one; name files or a folder after the model")
-    paths: list[Path] = []
-    for path in given:
-        if not path.exists():
-            raise DataError(f"{path}: found nothing, expected a photo or a folder of photos; check the path")
-        if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file())
-            if not inside:
-                raise DataError(f"{path}: found no photo in this folder, expected {', '.join(sorted(SUFFIXES))}")
-            paths += inside
-        else:
-            paths.append(path)
-    return paths
+def _check_kinds(sources: Sources, options: PredictOptions) -> None:
+    """See that everything that was asked for can be written."""
+    if (sources.videos or sources.cameras) and "json" in options.kinds(DEFAULT_KINDS):
+        raise ConfigError("--write json: is for photos; --write jsonl has a line for each frame of a video")
 
 
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """Name the output of each photo: its own name, without suffix where that is still its own alone."""
-    stems = [path.stem for path in paths]
-    names: list[str] = []
-    for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else path.name
-        while name in names:
-            name += "_"
-        names.append(name)
-    return names
+def _spare_the_sources(names: dict[str, str], output: Path) -> None:
+    """See that no picture takes the place of a photo or a video."""
+    folders = {folder for folder in {Path(path).parent for path in names} if folder.resolve() == output.resolve()}
+    if not folders:
+        return
+    there = {output.resolve() / f"{name}{suffix}" for name in names.values() for suffix in (".png", ".mp4")}
+    for path in names:
+        if Path(path).resolve() in there:
+            raise ConfigError(f"{path}: would be overwritten by what is found in it; choose another --output")

@@ -31,6 +31,7 @@ from detrkit.losses.matcher import HungarianMatcher
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
+from detrkit.process import Process, process_from_environment
 from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig, write_config
 from detrkit.recipes.data import RunData
@@ -38,7 +39,7 @@ from detrkit.recipes.finish import finish_run
 from detrkit.recipes.loaders import device_of, evaluation_loader, train_loader
 from detrkit.recipes.pictures import draw_predictions
 from detrkit.terminal import plain_console
-from detrkit.training.processes import Process, from_first, gather, process_from_environment, process_group
+from detrkit.training.processes import from_first, gather, process_group
 from detrkit.training.run_log import NoLog, RunLog
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from detrkit.checkpoints.source import WEIGHTS_FILE
 from detrkit.errors import ConfigError
+from detrkit.process import process_from_environment
 from detrkit.recipes.config import RunConfig, load_run_config
 from detrkit.recipes.data import RunData, open_data, training_photos
 from detrkit.recipes.launch import launch
@@ -14,7 +15,6 @@ from detrkit.recipes.loaders import device_of
 from detrkit.recipes.plan import origin_of, plan_model, plan_training
 from detrkit.recipes.run import STATE_FILE, Run, run_training
 from detrkit.terminal import plain_console
-from detrkit.training.processes import process_from_environment
 from detrkit.training.trainer import TrainingResult
 
 

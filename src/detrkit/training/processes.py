@@ -7,63 +7,19 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from detrkit.errors import ConfigError
+from detrkit.process import Process
 from detrkit.training.stopping import StopSignal
 
 _STEPS_BETWEEN_QUESTIONS = 10  # after which processes ask each other whether a signal came
 _SECONDS_TO_SETTLE = 0.3  # gloo sometimes aborts when a process ends right after the group
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among those that train together.
-
-    Attributes:
-        rank: 0 .. world - 1; the first one writes and speaks.
-        world: how many there are.
-        local_rank: among those of this machine.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it writes and speaks."""
-        return self.rank == 0
-
-
-def process_from_environment(environment: Mapping[str, str] | None = None) -> Process:
-    """Read what torchrun or srun say of this process.
-
-    Raises:
-        ConfigError: what they say makes no sense.
-    """
-    environment = os.environ if environment is None else environment
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    # sbatch's own shell, before any srun, has tasks but is none of them
-    if "WORLD_SIZE" not in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    try:
-        rank, world, local_rank = (
-            int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)
-        )
-    except ValueError:
-        found = {name: environment.get(name) for name in names}
-        raise ConfigError(f"environment: found {found}, expected numbers, as torchrun and srun set them") from None
-    if not 0 <= rank < world:
-        raise ConfigError(f"environment: found process {rank} of {world}; unset RANK and WORLD_SIZE, or use torchrun")
-    return Process(rank, world, local_rank)
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""Every kind of photo that a caller may hand over -> uint8 pixels, and a sample ready for the transforms."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+from detrkit.data.photos import image_to_pixels, read_pixels
+from detrkit.errors import DataError
+from detrkit.structures import Annotations, Sample
+
+Photo = Path | str | Image.Image | ndarray | Tensor
+
+
+def open_pixels(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
+    """Read a photo's pixels.
+
+    Raises:
+        DataError: it cannot be read, or has another number of channels.
+    """
+    if isinstance(photo, Path | str):
+        return read_pixels(photo, channels=channels)
+    if isinstance(photo, Image.Image):
+        return image_to_pixels(photo, channels)
+    shape = photo.shape if isinstance(photo, Tensor) else photo.shape[-1:] + photo.shape[:-1]
+    if len(shape) != 3 or shape[0] != channels or str(photo.dtype).removeprefix("torch.") != "uint8":
+        raise DataError(
+            f"photo: found an array of shape {tuple(photo.shape)} and type {photo.dtype}, "
+            f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
+        )
+    return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
+
+
+def to_sample(pixels: UInt8[Tensor, "C H W"]) -> Sample:
+    """Make a sample of which nothing is known."""
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return Sample(pixels, nothing, 0, (pixels.shape[1], pixels.shape[2]))

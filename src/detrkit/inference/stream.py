@@ -1,0 +1,215 @@
+"""Photos without end -> detections in the photos' own order, in memory that does not grow.
+
+Threads open and resize photos ahead. A few photos wait, so that those of like shapes can be predicted together with
+little padding; the one that has waited longest is always part of the next batch.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from detrkit.data.photos import tensor_to_photo
+from detrkit.data.transforms import crop, size_of
+from detrkit.errors import ConfigError, DataError
+from detrkit.inference.images import Photo, open_pixels, to_sample
+from detrkit.inference.runtime import Runtime
+from detrkit.ops.tiles import Tiling
+from detrkit.postprocess.merge import merge_views
+from detrkit.structures import Detections, Sample
+
+_BATCHES_WAITING = 8  # among whose photos like shapes are looked for
+_MOST_BYTES = 2**28  # of the pixels that wait: a dozen photos of a telephone, a hundred resized ones
+_MOST_PADDING = 0.25  # share of a batch: beyond it, a smaller batch is sooner done
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """What prepares and predicts: a `Detector`."""
+
+    runtime: Runtime
+
+    def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
+        """Resize a photo; called by threads."""
+
+    def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
+        """Predict one batch."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How photos are streamed; see `Detector.stream`."""
+
+    threshold: float | tuple[float, ...]  # of all labels, or of each
+    batch_size: int
+    workers: int
+    labels: frozenset[int] | None
+    tiling: Tiling | None
+    with_images: bool
+
+    def __post_init__(self) -> None:
+        """See that the numbers make sense.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        check_counts(self.batch_size, self.workers)
+
+
+def check_counts(batch_size: int, workers: int) -> None:
+    """See that there is something to predict at a time.
+
+    Raises:
+        ConfigError: no photo at a time, or fewer than no workers.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ConfigError(f"found batch size {batch_size} and {workers} workers, expected at least 1 and at least 0")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A photo that waits to be predicted."""
+
+    photo: Photo
+    pixels: UInt8[Tensor, "C H W"] | None  # as it was, where it will be drawn on or cut into tiles
+    sample: Sample | None  # resized, unless it is cut into tiles
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        tensors = (self.pixels, None if self.sample is None else self.sample.image)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def stream_photos(
+    finder: Finder, photos: Iterable[Photo], settings: StreamSettings, fault: Callable[[Photo, DataError], None] | None
+) -> Generator[Detections, None, None]:
+    """Open, group, predict; see `Detector.stream`.
+
+    Raises:
+        DataError: a photo cannot be read, and nobody listens to faults.
+    """
+
+    def open_one(photo: Photo) -> _Opened:
+        pixels = open_pixels(photo, finder.runtime.config.in_channels)
+        views = [] if settings.tiling is None else settings.tiling.views((pixels.shape[1], pixels.shape[2]))
+        is_cut = len(views) > 1
+        keeps_pixels = settings.with_images or is_cut
+        return _Opened(photo, pixels if keeps_pixels else None, None if is_cut else finder.prepare(pixels))
+
+    opened = _opened_ahead(photos, open_one, settings.workers, fault)
+    for one, found in _in_order(finder, opened, settings):
+        image = tensor_to_photo(one.pixels) if settings.with_images and one.pixels is not None else None
+        path = str(one.photo) if isinstance(one.photo, Path | str) else None
+        if settings.labels is not None:
+            found = found.keep([i for i, label in enumerate(found.labels.tolist()) if label in settings.labels])
+        yield replace(found, image=image, path=path)
+
+
+def _opened_ahead(
+    photos: Iterable[Photo],
+    open_one: Callable[[Photo], _Opened],
+    workers: int,
+    fault: Callable[[Photo, DataError], None] | None,
+) -> Iterator[_Opened]:
+    """Open photos in threads, at most two ahead for each; hand them over in their order."""
+    pool = ThreadPoolExecutor(workers) if workers else None
+    ahead: deque[tuple[Photo, Future[_Opened] | None]] = deque()
+
+    def next_one() -> Iterator[_Opened]:
+        photo, future = ahead.popleft()
+        try:
+            yield future.result() if future is not None else open_one(photo)
+        except DataError as error:
+            if fault is None:
+                raise
+            fault(photo, error)
+
+    try:
+        for photo in photos:
+            ahead.append((photo, None if pool is None else pool.submit(open_one, photo)))
+            if len(ahead) > 2 * workers:
+                yield from next_one()
+        while ahead:
+            yield from next_one()
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    finder: Finder, opened: Iterator[_Opened], settings: StreamSettings
+) -> Iterator[tuple[_Opened, Detections]]:
+    """Let photos wait for others of their shape, and hand over what was found in the order in which they came."""
+    most = settings.batch_size * _BATCHES_WAITING if settings.batch_size > 1 else 1
+    held: dict[int, _Opened] = {}  # what waits to be predicted or to be handed over
+    found: dict[int, Detections] = {}
+    came = handed = num_bytes = 0
+    is_over = False
+    while held or not is_over:
+        while not is_over and (not held or (len(held) < most and num_bytes < _MOST_BYTES)):
+            one = next(opened, None)
+            is_over = one is None
+            if one is not None:
+                held[came] = one
+                num_bytes += one.num_bytes
+                came += 1
+        waiting = [number for number in held if number not in found]
+        if waiting:
+            chosen = _batch_of(held, waiting, settings.batch_size)
+            found.update(zip(chosen, _predict(finder, [held[number] for number in chosen], settings), strict=True))
+        while handed in found:
+            one = held.pop(handed)
+            num_bytes -= one.num_bytes
+            yield one, found.pop(handed)
+            handed += 1
+
+
+def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int) -> list[int]:
+    """Choose the photo that has waited longest, and those that need the least padding beside it."""
+    first = held[waiting[0]].sample
+    if first is None:  # a photo in tiles is a batch of its own
+        return [waiting[0]]
+    others = []
+    for number in waiting[1:]:
+        sample = held[number].sample
+        if sample is not None and (padding := share_of_padding(size_of(first), size_of(sample))) <= _MOST_PADDING:
+            others.append((padding, number))
+    return [waiting[0], *(number for _, number in sorted(others)[: batch_size - 1])]
+
+
+def share_of_padding(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """How much of a batch of two photos is padding; sizes are (height, width)."""
+    height, width = max(first[0], second[0]), max(first[1], second[1])
+    return 1 - (first[0] * first[1] + second[0] * second[1]) / (2 * height * width)
+
+
+def _predict(finder: Finder, chosen: Sequence[_Opened], settings: StreamSettings) -> list[Detections]:
+    samples = [one.sample for one in chosen if one.sample is not None]
+    if len(samples) == len(chosen):
+        return finder.find(samples, settings.threshold)
+    (one,) = chosen
+    assert one.pixels is not None
+    assert settings.tiling is not None
+    return [_predict_tiles(finder, one.pixels, settings.tiling, settings)]
+
+
+def _predict_tiles(
+    finder: Finder, pixels: UInt8[Tensor, "C H W"], tiling: Tiling, settings: StreamSettings
+) -> Detections:
+    """Look at the whole photo and at each tile, and merge what was found."""
+    size = (pixels.shape[1], pixels.shape[2])
+    whole = to_sample(pixels)
+    views = tiling.views(size)
+    found: list[Detections] = []
+    # the first view is the whole photo, of another shape than the tiles
+    starts = [0, *range(1, len(views), settings.batch_size)]
+    for start, end in zip(starts, [*starts[1:], len(views)], strict=True):
+        cuts = [crop(whole, top, left, bottom - top, right - left) for left, top, right, bottom in views[start:end]]
+        found += finder.find([finder.prepare(cut.image) for cut in cuts], settings.threshold)
+    return merge_views([one.moved(view[:2]) for one, view in zip(found, views, strict=True)], views, size)

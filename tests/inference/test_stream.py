@@ -1,0 +1,187 @@
+"""Photos without end: the objects of `predict`, in order, with little padding, in memory that does not grow."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit import Detections, Detector
+from detrkit.errors import ConfigError, DataError
+from detrkit.inference.stream import share_of_padding
+from detrkit.ops.tiles import Tiling
+from detrkit.structures import Batch, Predictions
+from tests.inference.test_detector import photo
+
+SIZES = [(96, 64), (64, 96), (96, 66), (200, 50), (60, 96), (96, 64), (64, 90), (64, 64), (96, 64)]
+
+
+def same(one: Detections, other: Detections) -> None:
+    torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=0.02)
+    assert torch.equal(one.labels, other.labels)
+    assert one.names == other.names
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    for number, (width, height) in enumerate(SIZES):
+        photo(number, width, height).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+class Watched:
+    """An engine that notes the shapes of its batches."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.config = detector.runtime.config
+        self._inner = detector.runtime
+        self.sizes: list[list[tuple[int, int]]] = []
+
+    def predict(self, batch: Batch) -> Predictions:
+        self.sizes.append(batch.sizes)
+        return self._inner.predict(batch)
+
+
+def watched(detector: Detector) -> tuple[Detector, Watched]:
+    runtime = Watched(detector)
+    return Detector(runtime, detector.categories, detector.preprocessing), runtime
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_stream_finds_what_predict_finds_in_the_same_order(
+    detector: Detector,
+    paths: list[Path],
+    workers: int,
+    batch_size: int,
+) -> None:
+    streamed = list(detector.stream(paths, 0, batch_size=batch_size, workers=workers))
+    assert [one.path for one in streamed] == [str(path) for path in paths]
+    for path, one, size in zip(paths, streamed, SIZES, strict=True):
+        same(one, detector.predict(path, 0))
+        assert one.image is not None
+        assert one.image.size == size
+        assert one.size == size[::-1]
+
+
+def test_photos_of_like_shape_are_predicted_together(detector: Detector, paths: list[Path]) -> None:
+    there, runtime = watched(detector)
+    list(there.stream(paths * 4, 0, batch_size=3, workers=0))
+    assert sum(len(sizes) for sizes in runtime.sizes) == 36
+    for sizes in runtime.sizes:
+        assert all(share_of_padding(sizes[0], size) <= 0.25 for size in sizes)
+    assert sum(len(sizes) == 3 for sizes in runtime.sizes) >= 9, "batches are filled"
+
+
+def test_share_of_padding_by_hand() -> None:
+    assert share_of_padding((2, 4), (2, 4)) == 0
+    assert share_of_padding((2, 4), (4, 2)) == 0.5
+    assert share_of_padding((4, 4), (4, 2)) == 0.25
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (2, 1), (2, 4)])
+def test_photos_are_read_only_as_far_ahead_as_needed(
+    detector: Detector,
+    workers: int,
+    batch_size: int,
+) -> None:
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.full((64, 64 + taken % 7, 3), taken % 256, np.uint8)
+
+    before = threading.active_count()
+    stream = detector.stream(endless(), 0, workers=workers, batch_size=batch_size)
+    for number in range(60):
+        next(stream)
+        assert taken - number <= (8 * batch_size if batch_size > 1 else 1) + 2 * workers + 1
+    stream.close()
+    assert threading.active_count() == before, "the threads have ended"
+
+
+def test_a_photo_that_cannot_be_read_is_told_of_and_passed_over(
+    detector: Detector,
+    paths: list[Path],
+    tmp_path: Path,
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no photo")
+    mixed = [paths[0], bad, paths[1], bad]
+    faults: list[tuple[str, str]] = []
+    found = list(
+        detector.stream(mixed, 0, batch_size=2, fault=lambda photo, error: faults.append((str(photo), str(error))))
+    )
+    assert [one.path for one in found] == [str(paths[0]), str(paths[1])]
+    assert [where for where, _ in faults] == [str(bad)] * 2
+    assert all("cannot be read as a photo" in says for _, says in faults)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        list(detector.stream(mixed, 0))
+
+
+def test_classes_are_chosen_by_name(detector: Detector, paths: list[Path]) -> None:
+    everything = list(detector.stream(paths, 0))
+    names = {name for one in everything for name in one.names}
+    wanted = sorted(names)[0]
+    assert len(names) > 1
+    for all_of_them, some in zip(everything, detector.stream(paths, 0, classes=[wanted]), strict=True):
+        same(some, all_of_them.keep([i for i, name in enumerate(all_of_them.names) if name == wanted]))
+    with pytest.raises(ConfigError, match="did you mean 'square'"):
+        detector.stream(paths, classes=["sqare"])
+
+
+def test_settings_out_of_range_are_refused_before_anything_is_read(detector: Detector) -> None:
+    for settings in ({"threshold": 7}, {"batch_size": 0}, {"workers": -1}):
+        with pytest.raises(ConfigError):
+            detector.stream(iter([1]), **settings)  # type: ignore[arg-type]
+
+
+def test_without_images_nothing_can_be_drawn_but_the_size_is_known(
+    detector: Detector,
+    paths: list[Path],
+) -> None:
+    for one, (width, height) in zip(detector.stream(paths, 0, with_images=False), SIZES, strict=True):
+        assert one.image is None
+        assert one.size == (height, width)
+
+
+def test_tiles_are_looked_at_and_merged(detector: Detector) -> None:
+    there, runtime = watched(detector)
+    large, small = photo(0, 150, 100), photo(1, 64, 64)
+    tiling = Tiling(100, 0.2)
+    found = list(there.stream([large, small], 0.5, tiling=tiling, batch_size=2, workers=1))
+    # the whole photo, its two tiles in one batch, and the small one
+    assert [len(sizes) for sizes in runtime.sizes] == [1, 2, 1]
+    same(found[1], detector.predict(small, 0.5))
+    assert found[0].size == (100, 150)
+    assert found[0].image is not None
+    views = tiling.views((100, 150))
+    alone = [detector.predict(large.crop(view), 0.5).moved(view[:2]) for view in views]
+    for box, label in zip(found[0].boxes, found[0].labels.tolist(), strict=True):
+        # each box is one of a view's, or put together of some
+        assert any(label in one.labels.tolist() for one in alone)
+        assert float(box[0]) >= min(float(one.boxes[:, 0].min()) for one in alone if len(one)) - 0.01
+    assert len(found[0]) <= sum(len(one) for one in alone)
+
+
+def test_a_photo_of_one_tile_is_predicted_as_it_is(detector: Detector, paths: list[Path]) -> None:
+    for path, one in zip(paths, detector.stream(paths, 0, tiling=Tiling(200), batch_size=3), strict=True):
+        same(one, detector.predict(path, 0))
+
+
+def test_threads_leave_the_warning_filters_as_they_were(detector: Detector, tmp_path: Path) -> None:
+    palette = Image.new("P", (64, 64))
+    palette.info["transparency"] = b"\x00\xff"
+    for number in range(12):
+        palette.save(tmp_path / f"{number}.png")
+    before = list(warnings.filters)
+    assert len(list(detector.stream(sorted(tmp_path.iterdir()), workers=4))) == 12
+    assert list(warnings.filters) == before
