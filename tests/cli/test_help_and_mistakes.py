@@ -93,6 +93,10 @@ MISTAKES = {
         ["evaluate", "model.safetensors", "shapes", "--predictions", "r.json"],
         "leave out the model",
     ),
+    "layers of photos without annotations": (
+        ["evaluate", "model.safetensors", "shapes/val2017", "--by-layer"],
+        "found no annotations",
+    ),
     "layers of results": (["evaluate", "shapes", "--predictions", "r.json", "--by-layer"], "leave out --by-layer"),
     "missing results": (["evaluate", "shapes", "--predictions", "nowhere.json"], "nowhere.json: found nothing"),
     "results without a folder": (["evaluate", "shapes", "--predictions", "r.json", "-o", "s.json"], "name a folder"),

@@ -12,7 +12,7 @@ from detrkit.errors import DetrkitError
 VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
     "train": "Train a model on a dataset folder.",
-    "evaluate": "Score a model on a dataset: the 12 COCO numbers, and AP per class.",
+    "evaluate": "Score a model on a dataset: COCO numbers, thresholds, kinds of mistakes, a report.",
     "predict": "Find objects in photos and videos; write pictures, JSON, tables.",
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",

@@ -145,8 +145,9 @@ def _thresholds_section(analysis: Analysis) -> list[str]:
     else:
         said = (
             f"F1 is best at a score of {best.threshold:.2f}: {best.precision:.0%} of what is shown is right, and "
-            f"{best.recall:.0%} of the objects are found. <code>detrkit predict --threshold auto</code> uses it "
-            f"once it is stored in the checkpoint, and for classes with at least {FEWEST_OBJECTS} objects their own. Thresholds change what is shown, never AP."
+            f"{best.recall:.0%} of the objects are found. <code>detrkit predict --threshold auto</code> uses it once it is "
+            f"stored in the checkpoint, and for classes with at least {FEWEST_OBJECTS} objects their own. "
+            "Thresholds change what is shown, never AP."
         )
     calibration = analysis.calibration
     charts = [

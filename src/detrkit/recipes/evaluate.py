@@ -14,6 +14,7 @@ from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.unannotated import find_unannotated
+from detrkit.data.photos import RGB
 from detrkit.data.records import Split, SplitName
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
@@ -105,10 +106,7 @@ def evaluate_source(
     checkpoint = read_checkpoint(source)
     records = _open(data, split, form, checkpoint, source, console)
     is_scored = any(len(record.labels) for record in records.records)
-    if not is_scored and output is None:
-        raise ConfigError(
-            f"{data}: found no annotations, so there is nothing to score; give --output results.json to keep the detections"
-        )
+    _check_extras(extras, data, is_scored, output, checkpoint.config.in_channels)
     model = checkpoint.build().to(chosen_device)
     dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels)
     batches = evaluation_loader(dataset, batch_size, workers)
@@ -185,6 +183,21 @@ def _chosen(data: str, split: SplitName, form: Form | None, seed: int, console: 
     for note in folder.notes:
         console.print(note)
     return records
+
+
+def _check_extras(extras: Extras, data: str, is_scored: bool, output: Path | None, channels: int) -> None:
+    """See that what was asked for can be had."""
+    if not is_scored and output is None:
+        raise ConfigError(
+            f"{data}: found no annotations, so there is nothing to score; give --output results.json to keep the detections"
+        )
+    if not is_scored and (extras.by_layer or extras.query_map or extras.counting or extras.store_thresholds):
+        raise ConfigError(
+            f"{data}: found no annotations, so there is nothing to analyse; leave out --by-layer, --query-map, --counting "
+            "and --store-thresholds"
+        )
+    if extras.counting and channels != RGB:
+        raise ConfigError(f"--counting: shows RGB photos, and the model reads {channels} channels; leave it out")
 
 
 def _check_output(output: Path | None) -> None:
