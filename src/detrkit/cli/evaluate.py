@@ -25,7 +25,7 @@ def evaluate(
     Parameters
     ----------
     source
-        Run folder, weights file, Hugging Face folder or id, or preset.
+        Run folder, weights file, exported file, Hugging Face folder or id, or preset.
     data
         Dataset folder: COCO, YOLO or Pascal VOC.
     split

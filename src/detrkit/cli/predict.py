@@ -24,7 +24,7 @@ def predict(
     Parameters
     ----------
     source
-        Run folder, weights file, Hugging Face folder or id, or preset.
+        Run folder, weights file, exported file, Hugging Face folder or id, or preset.
     photos
         Photos, or folders of photos.
     threshold

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from detrkit.data.categories import Categories
+from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Batch
@@ -13,7 +14,7 @@ from detrkit.structures import Batch
 
 @torch.inference_mode()
 def collect_results(
-    model: DETR,
+    model: DETR | Runtime,
     batches: Iterable[Batch],
     categories: Categories,
     device: torch.device,
@@ -22,24 +23,23 @@ def collect_results(
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
     Args:
-        model: put into eval mode, and back into the mode it was in.
+        model: put into eval mode, and back into the mode it was in; or an engine, which knows where and how to compute.
         batches: of the dataset, each photo once.
         categories: of the model's classes.
-        device: where the model is.
+        device: where the model is; not asked of an engine, and nor is `exact_padding`.
         exact_padding: see `DETR.forward`.
 
     Returns:
         COCO results with the dataset's category ids and image ids. A photo's do not depend on its batch.
     """
-    was_training = model.training
-    model.eval()
+    was_training = isinstance(model, DETR) and model.training
+    runtime = TorchRuntime(model, device, exact_padding) if isinstance(model, DETR) else model
     results: list[dict[str, Any]] = []
     for batch in batches:
-        on_device = batch.to(device)
-        mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, mask, exact_padding=exact_padding)
+        predictions = runtime.predict(batch)
         found = to_detections(predictions, batch.original_sizes, categories.ids, categories.names)
         for image_id, detections in zip(batch.image_ids, found, strict=True):
             results.extend(detections.to_coco(image_id))
-    model.train(was_training)
+    if isinstance(model, DETR):
+        model.train(was_training)
     return results

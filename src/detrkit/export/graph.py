@@ -1,7 +1,7 @@
 """The graph that is exported: the model's own forward, with its outputs by name, for batches and photos of any size.
 
-Input: a model in eval mode. Output: a `torch.export` program with the inputs images (B, C, H, W), padding_mask (B, H, W) and,
-with post-processing, sizes (B, 2), and the outputs that `Description.output_names` lists.
+Input: a model in eval mode. Output: a `torch.export` program with the inputs images (B, C, H, W), padding_mask (B, H, W)
+and, with post-processing, sizes (B, 2), and the outputs that `Description.output_names` lists.
 """
 
 import copy
@@ -108,9 +108,7 @@ def _fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> n
     return folded
 
 
-def _examples(
-    config: ModelConfig, postprocess: bool
-) -> tuple[tuple[Tensor, ...], dict[str, dict[int, Dim]]]:
+def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...], dict[str, dict[int, Dim]]]:
     """Inputs to trace with, and which of their axes may have any length."""
     longest = LONGEST_SIDE
     if config.position_encoding == "learned":

@@ -76,7 +76,10 @@ def metadata(description: Description) -> dict[str, str]:
     names = {index: one.name for index, one in enumerate(description.categories)}
     ids = {index: one.id for index, one in enumerate(description.categories)}
     readable = {"names": names, "category_ids": ids, "preprocessing": preprocessing}
-    return {KEY: description.to_text(), **{key: json.dumps(value, ensure_ascii=False) for key, value in readable.items()}}
+    return {
+        KEY: description.to_text(),
+        **{key: json.dumps(value, ensure_ascii=False) for key, value in readable.items()},
+    }
 
 
 def _drop_checks_for_nan(graph: Any) -> None:
@@ -119,7 +122,9 @@ def _scope(node: Any) -> str:
 
 def _name_axes(graph: Any) -> None:
     """Call the axes of any length batch, height and width, instead of s34."""
-    names = {str(axis): name for axis, name in zip(_free_axes(graph.inputs[0]), ("batch", "height", "width"), strict=True)}
+    names = {
+        str(axis): name for axis, name in zip(_free_axes(graph.inputs[0]), ("batch", "height", "width"), strict=True)
+    }
     values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
     for value in values:
         if value.shape is not None:

@@ -19,6 +19,7 @@ from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
+from detrkit.inference.load_exported import is_exported, load_exported
 from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import to_detections
@@ -88,9 +89,20 @@ class Detector:
     def load(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
         """Load a detector from a run folder, a weights file, a Hugging Face folder or id, or the name of a preset.
 
+        What `detrkit export` wrote is loaded, too, and computed by its own engine, on the CPU.
+
         Raises:
             CheckpointError: nothing is there, or it is not a DETR.
+            ConfigError: an exported file is asked to run on another device, or its engine is not installed.
         """
+        if is_exported(source):
+            if torch.device(device).type != "cpu":
+                raise ConfigError(
+                    f"{source}: exported files predict on the CPU, found device {str(device)!r}; use 'cpu'"
+                )
+            exported = load_exported(Path(source))
+            description = exported.description
+            return cls(exported, description.named_categories, description.preprocessing)
         return cls.from_checkpoint(read_checkpoint(source), device)
 
     @classmethod

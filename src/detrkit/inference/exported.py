@@ -86,14 +86,20 @@ class Description(BaseModel):
         if text is None:
             raise CheckpointError(f"{source}: holds no description by detrkit; export it with detrkit export")
         if len(text) > _LONGEST_TEXT:
-            raise CheckpointError(f"{source}: its description is longer than {_LONGEST_TEXT} characters; export it again")
+            raise CheckpointError(
+                f"{source}: its description is longer than {_LONGEST_TEXT} characters; export it again"
+            )
         try:
             content = json.loads(text)
             if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-                raise CheckpointError(f"{source}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
+                raise CheckpointError(
+                    f"{source}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit"
+                )
             description = cls.model_validate(content)
         except (ValidationError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{source}: its description is malformed ({_reason(error)}); export it again") from None
+            raise CheckpointError(
+                f"{source}: its description is malformed ({_reason(error)}); export it again"
+            ) from None
         if len(description.categories) != description.model.num_classes:
             raise CheckpointError(
                 f"{source}: found {len(description.categories)} categories for {description.model.num_classes} classes; "

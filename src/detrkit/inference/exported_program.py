@@ -33,7 +33,9 @@ _ARITHMETIC = re.compile(
     r"(?:Symbol\('s\d+'(?:, (?:positive|integer|nonnegative)=True)*\)|Integer\(-?\d+\)"
     r"|(?:Add|Mul|FloorDiv|CleanDiv|Mod|Max|Min)(?=\()|[(), ])*"
 )
-_STRUCTURE = re.compile(r'(?:"(?:type|context|children_spec|builtins\.(?:tuple|dict|list)|null|\[\])"|null|1|[][{}:, ])*')
+_STRUCTURE = re.compile(
+    r'(?:"(?:type|context|children_spec|builtins\.(?:tuple|dict|list)|null|\[\])"|null|1|[][{}:, ])*'
+)
 _PYTHON_OPERATOR = re.compile(r"_operator\.(?:add|sub|mul|floordiv|mod|neg|getitem|eq|ne|lt|le|gt|ge)")
 _ATEN_OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
 _HARMLESS_TEXTS = {"approximate", "rounding_mode", "padding_mode"}  # arguments; others name files
@@ -83,7 +85,9 @@ def _read_members(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             name = entry.filename.partition("/")[2]
-            known = name in (_GRAPH, *_LISTS, *_MARKS, _EXAMPLES, f"extra/{DESCRIPTION_FILE}") or _TENSOR.fullmatch(name)
+            known = name in (_GRAPH, *_LISTS, *_MARKS, _EXAMPLES, f"extra/{DESCRIPTION_FILE}") or _TENSOR.fullmatch(
+                name
+            )
             if not known or name in members or entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"it holds {entry.filename!r}, which no network needs")
             if name.endswith(".json") and entry.file_size > _MOST_BYTES_OF_JSON:

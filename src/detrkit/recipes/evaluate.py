@@ -7,7 +7,6 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
-from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import Form, read_dataset
@@ -17,7 +16,8 @@ from detrkit.evaluation.coco import BoxScores, annotations_of_split, evaluate_bo
 from detrkit.evaluation.collect import collect_results
 from detrkit.evaluation.table import print_scores
 from detrkit.files import write_text
-from detrkit.recipes.loaders import choose_device, evaluation_loader
+from detrkit.inference.detector import Detector
+from detrkit.recipes.loaders import device_for, evaluation_loader
 from detrkit.terminal import plain_console
 
 
@@ -40,22 +40,21 @@ def evaluate_source(
     console = plain_console()
     if output is not None and output.is_dir():
         raise ConfigError(f"{output}: is a folder, expected the name of a JSON file for the detections")
-    chosen_device = choose_device(device)
+    chosen_device = device_for(source, device)
     folder = read_dataset(data, form)
     records = {"train": folder.train, "val": folder.val, "test": folder.test}[split]
     if records is None:
         raise DataError(f"{data}: found no test split, expected one; use --split val")
     for note in folder.notes:
         console.print(note)
-    checkpoint = read_checkpoint(source)
-    _check_categories(checkpoint.categories, records.categories, records.source)
+    detector = Detector.load(source, chosen_device)
+    check_categories(detector.categories, records.categories, records.source)
 
-    model = checkpoint.build().to(chosen_device)
-    dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels)
+    transform = TestTransform(detector.preprocessing.image_size)
+    dataset = PhotoDataset(records, transform, detector.runtime.config.in_channels)
     batches = evaluation_loader(dataset, batch_size, workers)
     steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
-    exact_padding = checkpoint.preprocessing.exact_padding
-    results = collect_results(model, steps, checkpoint.categories, chosen_device, exact_padding)
+    results = collect_results(detector.runtime, steps, detector.categories, chosen_device)
     for fault in batches.skipped:
         console.print(f"left out: {fault}", soft_wrap=True)
     if output is not None:
@@ -66,8 +65,12 @@ def evaluate_source(
     return scores
 
 
-def _check_categories(of_model: Categories, of_data: Categories, source: Path) -> None:
-    """See that a category id means the same to the model and to the data."""
+def check_categories(of_model: Categories, of_data: Categories, source: Path) -> None:
+    """See that a category id means the same to the model and to the data.
+
+    Raises:
+        DataError: it does not.
+    """
     known = dict(zip(of_model.ids, of_model.names, strict=True))
     for number, name in zip(of_data.ids, of_data.names, strict=True):
         if number not in known:

@@ -7,7 +7,7 @@ from detrkit.data.photos import SUFFIXES
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import make_folder, replacing, write_text
 from detrkit.inference.detector import Detector
-from detrkit.recipes.loaders import choose_device
+from detrkit.recipes.loaders import device_for
 from detrkit.terminal import plain_console
 
 
@@ -25,7 +25,7 @@ def predict_files(source: str, photos: Sequence[Path], *, threshold: float, devi
         raise ConfigError(f"--threshold: found {threshold}, expected a score between 0 and 1")
     names = output_names(paths)
     _spare_the_photos(paths, [output / f"{name}.png" for name in names])
-    detector = Detector.load(source, choose_device(device))
+    detector = Detector.load(source, device_for(source, device))
     unreadable = []
     for path, name in zip(paths, names, strict=True):
         try:
