@@ -16,10 +16,10 @@ def test_images_lie_at_the_top_left_and_the_rest_is_zero() -> None:
 def test_rounded_mask_depends_on_the_batch_and_exact_mask_does_not() -> None:
     # a photo of 800 rows has 25 cells of 32; in a batch of 810 rows the published rounding gives it 26
     mask = torch.arange(810)[None, :, None].expand(1, 810, 810) >= 800
-    assert (~padding_mask_at(mask, (26, 26), exact=False))[:, :, 0].sum() == 26
-    assert (~padding_mask_at(mask, (26, 26), exact=True))[:, :, 0].sum() == 25
+    assert (~padding_mask_at(mask, (26, 26), stride=None))[:, :, 0].sum() == 26
+    assert (~padding_mask_at(mask, (26, 26), stride=32))[:, :, 0].sum() == 25
 
 
 def test_both_agree_where_the_padded_side_is_a_multiple_of_the_stride() -> None:
     mask = torch.rand(2, 64, 96) > 0.5
-    assert torch.equal(padding_mask_at(mask, (2, 3), exact=True), padding_mask_at(mask, (2, 3), exact=False))
+    assert torch.equal(padding_mask_at(mask, (2, 3), stride=32), padding_mask_at(mask, (2, 3), stride=None))

@@ -76,10 +76,8 @@ def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
     expect("parameters", sum(p.numel() for p in model.parameters()), rtol=0, atol=0)
     expect("parameters_trainable", sum(p.numel() for p in model.parameters() if p.requires_grad), rtol=0, atol=0)
 
-    for photo, (height, width) in enumerate([(480, 640), (427, 640)]):
-        scores, labels, boxes = best_class_boxes(
-            predictions.class_logits[photo], predictions.boxes[photo], (height, width)
-        )
+    best = best_class_boxes(predictions.class_logits, predictions.boxes, torch.tensor([[480, 640], [427, 640]]))
+    for photo, (scores, labels, boxes) in enumerate(zip(*best, strict=True)):
         expect(f"post{photo}_scores", scores, rtol=0, atol=2e-4)
         expect(f"post{photo}_labels", labels, rtol=0, atol=0)
         expect(f"post{photo}_boxes", boxes, rtol=0, atol=2e-4 * 640)

@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "Score a model on a dataset: COCO numbers, thresholds, kinds of mistakes, a report.",
     "predict": "Find objects in photos and videos; write pictures, JSON, tables.",
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
+    "export": "Write a model for ONNX Runtime, torch.export or OpenVINO, and compare it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
     "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",
     "shard": "Pack a dataset into tar files with an index, for sets beyond one disk.",

@@ -35,7 +35,7 @@ def evaluate(
     Parameters
     ----------
     source
-        Run folder, weights file, Hugging Face folder or id, or preset. With --predictions, the dataset.
+        Run folder, weights file, exported file, Hugging Face folder or id, or preset. With --predictions, the dataset.
     data
         Dataset folder: COCO, YOLO or Pascal VOC, or shards; left out with --predictions.
     split

@@ -35,7 +35,7 @@ def predict(
     Parameters
     ----------
     source
-        Run folder, weights file, Hugging Face folder or id, or preset.
+        Run folder, weights file, exported file, Hugging Face folder or id, or preset.
     photos
         Photos, videos, folders of photos, patterns such as `'a/**/*.jpg'`, .txt lists of paths; `camera:0`.
     threshold

@@ -6,6 +6,7 @@ import torch
 
 from detrkit.data.categories import Categories
 from detrkit.evaluation.columns import Found
+from detrkit.inference.runtime import Runtime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import best_class_boxes
 from detrkit.structures import Batch
@@ -15,44 +16,51 @@ LAST = -1
 
 @torch.inference_mode()
 def collect(
-    model: DETR,
+    model: DETR | Runtime,
     batches: Iterable[Batch],
     categories: Categories,
-    device: torch.device,
+    device: torch.device | None = None,
     exact_padding: bool = True,
     layers: Sequence[int] = (LAST,),
 ) -> list[Found]:
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
     Args:
-        model: put into eval mode, and back into the mode it was in.
+        model: put into eval mode, and back into the mode it was in; or an engine, which knows its last layer alone.
         batches: of the dataset, each photo once.
         categories: of the model's classes.
-        device: where the model is.
-        exact_padding: see `DETR.forward`.
+        device: where the model is; an engine is not asked.
+        exact_padding: see `DETR.forward`; an engine is not asked.
         layers: decoder layers whose answers are wanted.
 
     Returns:
         The detections of each of the layers, those of a photo best first. A photo's do not depend on its batch.
     """
-    was_training = model.training
-    model.eval()
+    was_training = isinstance(model, DETR) and model.training
+    if isinstance(model, DETR):
+        model.eval()
     ids = torch.as_tensor(categories.ids)
     parts: list[list[Found]] = [[] for _ in layers]
     for batch in batches:
-        on_device = batch.to(device)
-        mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, mask, exact_padding=exact_padding)
+        if isinstance(model, DETR):
+            on_device = batch.to(device or "cpu")
+            mask = on_device.padding_mask if batch.is_padded else None
+            predictions = model(on_device.images, mask, exact_padding=exact_padding)
+        else:
+            predictions = model.predict(batch)
+        sizes = torch.tensor(batch.original_sizes, dtype=torch.int64)
         for of_layer, layer in zip(parts, layers, strict=True):
             logits, boxes = predictions.layer_class_logits[layer].cpu(), predictions.layer_boxes[layer].cpu()
-            of_photos = zip(logits, boxes, batch.original_sizes, batch.image_ids, strict=True)
-            of_layer.extend(_found(*one, ids) for one in of_photos)
-    model.train(was_training)
+            best = best_class_boxes(logits, boxes, sizes)
+            of_layer.extend(_found(*one, ids) for one in zip(*best, batch.image_ids, strict=True))
+    if isinstance(model, DETR):
+        model.train(was_training)
     return [Found.joined(of_layer) for of_layer in parts]
 
 
-def _found(logits: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], image_id: int, ids: torch.Tensor) -> Found:
-    scores, labels, corners = best_class_boxes(logits, boxes, size)
+def _found(
+    scores: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor, image_id: int, ids: torch.Tensor
+) -> Found:
     order = scores.argsort(descending=True, stable=True)
     pixels = corners[order].double().numpy()
     pixels[:, 2:] -= pixels[:, :2]

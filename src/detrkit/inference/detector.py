@@ -23,6 +23,7 @@ from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError, did_you_mean
 from detrkit.inference.images import Photo, open_pixels, to_sample
+from detrkit.inference.load_exported import is_exported, load_exported
 from detrkit.inference.runtime import Precision, Runtime, TorchRuntime
 from detrkit.inference.stream import StreamSettings, stream_photos
 from detrkit.models.detr import DETR
@@ -115,14 +116,23 @@ class Detector:
         """Load a detector from a run folder, a weights file, a Hugging Face folder or id, or the name of a preset.
 
         Args:
-            source: of the weights.
+            source: of the weights; or what `detrkit export` wrote, which its own engine computes, on the CPU.
             device: where to predict.
             precision: see `TorchRuntime`.
             compile_model: compile it: slow at first, quicker after.
 
         Raises:
             CheckpointError: nothing is there, or it is not a DETR.
+            ConfigError: an exported file is asked to run on another device, or its engine is not installed.
         """
+        if is_exported(source):
+            if torch.device(device).type != "cpu":
+                raise ConfigError(
+                    f"{source}: exported files predict on the CPU, found device {str(device)!r}; use 'cpu'"
+                )
+            exported = load_exported(Path(source))
+            description = exported.description
+            return cls(exported, description.named_categories, description.preprocessing, description.thresholds)
         return cls.from_checkpoint(read_checkpoint(source), device, precision=precision, compile_model=compile_model)
 
     @classmethod

@@ -109,11 +109,13 @@ class ResNetBackbone(nn.Module):
         """
         body = self.body
         features = body.relu(_convolve(body.conv1, body.bn1, images))
-        features = body.maxpool(_without_padding(features, padding_mask))
+        features = body.maxpool(_without_padding(features, padding_mask, stride=2))
+        stride = 4
         levels = []
         for stage in self.stages:
-            features = run(partial(_run_stage, stage), self.recompute, features, padding_mask)
+            features = run(partial(_run_stage, stage, stride), self.recompute, features, padding_mask)
             levels.append(features)
+            stride *= _stride(stage[0])
         return levels
 
 
@@ -142,26 +144,33 @@ def _output_channels(block: nn.Module) -> int:
     return cast(nn.Conv2d, convolutions[-1]).out_channels
 
 
+def _stride(block: nn.Module) -> int:
+    assert isinstance(block, resnet.Bottleneck | resnet.BasicBlock)
+    return cast(int, block.stride)
+
+
 def _run_stage(
-    stage: nn.Sequential, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
+    stage: nn.Sequential, stride: int, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
 ) -> Float[Tensor, "B _ _ _"]:
+    """Run the blocks of a stage, whose input has that stride."""
     for block in stage:
-        features = _run_block(block, features, padding_mask)
+        features = _run_block(block, stride, features, padding_mask)
+        stride *= _stride(block)
     return features
 
 
 def _run_block(
-    block: nn.Module, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
+    block: nn.Module, stride: int, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
 ) -> Float[Tensor, "B _ _ _"]:
     """Run a residual block, with padding held at zero before its 3 x 3 convolutions."""
     if isinstance(block, resnet.Bottleneck):
         change = block.relu(_convolve(block.conv1, block.bn1, features))
-        change = block.relu(_convolve(block.conv2, block.bn2, _without_padding(change, padding_mask)))
+        change = block.relu(_convolve(block.conv2, block.bn2, _without_padding(change, padding_mask, stride)))
         change = _convolve(block.conv3, block.bn3, change)
     else:
         assert isinstance(block, resnet.BasicBlock)
-        change = block.relu(_convolve(block.conv1, block.bn1, _without_padding(features, padding_mask)))
-        change = _convolve(block.conv2, block.bn2, _without_padding(change, padding_mask))
+        change = block.relu(_convolve(block.conv1, block.bn1, _without_padding(features, padding_mask, stride)))
+        change = _convolve(block.conv2, block.bn2, _without_padding(change, padding_mask, stride * block.stride))
     kept = features if block.downsample is None else _convolve(block.downsample[0], block.downsample[1], features)
     return cast(Tensor, block.relu(change.add_(kept)))  # nobody needs the change by itself
 
@@ -213,9 +222,9 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _without_padding(
-    features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B H W"] | None
+    features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B H W"] | None, stride: int
 ) -> Float[Tensor, "B C h w"]:
     if padding_mask is None:
         return features
-    at_stride = padding_mask_at(padding_mask, (features.shape[-2], features.shape[-1]), exact=True)
+    at_stride = padding_mask_at(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
     return features.masked_fill(at_stride[:, None], 0.0)

@@ -71,7 +71,7 @@ class DETR(nn.Module):
         """
         exact_padding = exact_padding and self.backbone.keeps_padding_out
         levels = self.backbone(images, padding_mask if exact_padding else None)
-        feature_mask = _feature_mask(levels[-1], padding_mask, exact_padding)
+        feature_mask = _feature_mask(levels[-1], padding_mask, self.config.stride if exact_padding else None)
         projected = self.input_projection(levels[-1])
 
         tokens = projected.flatten(2).transpose(1, 2)
@@ -79,7 +79,7 @@ class DETR(nn.Module):
         positions = self.positions(feature_mask, is_padded=padding_mask is not None).flatten(1, 2).to(tokens.dtype)
 
         memory = self.encoder(tokens, positions, token_mask)
-        queries = self.queries.weight.expand(len(images), -1, -1).to(tokens.dtype)
+        queries = self.queries.weight.expand(images.shape[0], -1, -1).to(tokens.dtype)
         decoded = self.decoder(queries, memory, positions, token_mask)
         layer_class_logits, layer_boxes = self.heads(decoded[-1:] if last_layer_only else decoded)
 
@@ -92,9 +92,9 @@ class DETR(nn.Module):
 
 
 def _feature_mask(
-    features: Float[Tensor, "B _ h w"], padding_mask: Bool[Tensor, "B H W"] | None, exact: bool
+    features: Float[Tensor, "B _ h w"], padding_mask: Bool[Tensor, "B H W"] | None, stride: int | None
 ) -> Bool[Tensor, "B h w"]:
     size = (features.shape[-2], features.shape[-1])
     if padding_mask is None:
         return torch.zeros(features.shape[0], *size, dtype=torch.bool, device=features.device)
-    return padding_mask_at(padding_mask, size, exact=exact)
+    return padding_mask_at(padding_mask, size, stride=stride)

@@ -36,20 +36,20 @@ def empty_batch(
 
 
 def padding_mask_at(
-    padding_mask: Bool[Tensor, "B H W"], size: tuple[int, int], *, exact: bool
+    padding_mask: Bool[Tensor, "B H W"], size: tuple[int, int], *, stride: int | None
 ) -> Bool[Tensor, "B h w"]:
     """Padding mask of a feature map.
 
     Args:
         padding_mask: mask of the images.
         size: (h, w) of the feature map.
-        exact: False takes the nearest pixel after scaling the whole padded image to `size`, as published; where the
-            padded side is no multiple of the stride, that depends on the size of the batch. True takes every second
-            pixel again and again, as the backbone's strided convolutions do.
+        stride: pixels per cell: takes the first pixel of every so many, which is what halving the images again and again,
+            as the backbone's strided convolutions do, leaves. None takes the nearest pixel after scaling the whole padded
+            image to `size`, as published; where the padded side is no multiple of the stride, that depends on the size
+            of the batch.
     """
-    if exact:
-        while padding_mask.shape[1:] != size:
-            assert max(padding_mask.shape[1:]) > 1, "the feature map's size does not come from halving the images'"
-            padding_mask = padding_mask[:, ::2, ::2]
-        return padding_mask
-    return F.interpolate(padding_mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
+    if stride is None:
+        return F.interpolate(padding_mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
+    # picked by index rather than by [::stride], so that an exported graph knows that the size is the feature map's
+    rows, columns = (torch.arange(side, device=padding_mask.device) * stride for side in size)
+    return padding_mask.index_select(1, rows).index_select(2, columns)

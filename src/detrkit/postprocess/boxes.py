@@ -14,23 +14,22 @@ from detrkit.structures import Detections, Predictions
 
 
 def best_class_boxes(
-    class_logits: Float[Tensor, "Q K1"], boxes: Float[Tensor, "Q 4"], size: tuple[int, int]
-) -> tuple[Float[Tensor, "Q"], Int64[Tensor, "Q"], Float[Tensor, "Q 4"]]:
+    class_logits: Float[Tensor, "B Q K1"], boxes: Float[Tensor, "B Q 4"], sizes: Int64[Tensor, "B 2"]
+) -> tuple[Float[Tensor, "B Q"], Int64[Tensor, "B Q"], Float[Tensor, "B Q 4"]]:
     """Take each query's best class, no-object left out even where it is the likeliest (paper, section 4).
 
     Args:
-        class_logits: of one photo, last class no-object.
+        class_logits: last class no-object.
         boxes: cxcywh, relative.
-        size: (height, width) of the original photo in pixels.
+        sizes: (height, width) of the original photos in pixels.
 
     Returns:
         Scores in 0 .. 1, labels in 0 .. K-1, and boxes xyxy in pixels. All queries, in their own order, without
         threshold, as published.
     """
-    scores, labels = class_logits.float().softmax(-1)[:, :-1].max(-1)
-    height, width = size
-    scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=boxes.device)
-    return scores, labels, cxcywh_to_xyxy(boxes.float()) * scale
+    scores, labels = class_logits.float().softmax(-1)[..., :-1].max(-1)
+    scale = sizes.flip(-1).repeat(1, 2).to(torch.float32)  # width, height, width, height
+    return scores, labels, cxcywh_to_xyxy(boxes.float()) * scale[:, None]
 
 
 def to_detections(
@@ -52,8 +51,9 @@ def to_detections(
     found = []
     ids = torch.as_tensor(category_ids)
     least = torch.as_tensor(threshold, dtype=torch.float32).expand(len(ids))
-    for class_logits, boxes, size in zip(predictions.class_logits, predictions.boxes, sizes, strict=True):
-        scores, labels, pixel_boxes = (x.cpu() for x in best_class_boxes(class_logits, boxes, size))
+    in_pixels = torch.tensor(sizes, dtype=torch.int64, device=predictions.boxes.device).view(-1, 2)
+    best = (x.cpu() for x in best_class_boxes(predictions.class_logits, predictions.boxes, in_pixels))
+    for scores, labels, pixel_boxes, size in zip(*best, sizes, strict=True):
         found_names = tuple(names[label] for label in labels.tolist())
         detections = Detections(pixel_boxes, scores, ids[labels], found_names, size=size)
         order = scores.argsort(descending=True, stable=True)

@@ -12,7 +12,6 @@ from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
-from detrkit.checkpoints.file import Checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.photos import photo_to_tensor, tensor_to_photo
@@ -24,7 +23,7 @@ from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.evaluation.collect import collect
 from detrkit.evaluation.columns import Case, Truth
 from detrkit.evaluation.counting import Count, count_found
-from detrkit.models.detr import DETR
+from detrkit.inference.detector import Detector
 from detrkit.recipes.loaders import evaluation_loader
 from detrkit.structures import Annotations, Sample
 
@@ -36,9 +35,7 @@ _SEED = 12
 
 
 def count_equal_objects(
-    checkpoint: Checkpoint,
-    model: DETR,
-    device: torch.device,
+    detector: Detector,
     analysis: Analysis,
     pictures: Dataset[Sample],
     image_ids: Sequence[int],
@@ -46,9 +43,7 @@ def count_equal_objects(
     """Show photos with ever more equal objects to a model, and count what it finds at the best threshold.
 
     Args:
-        checkpoint: what the model was built of.
-        model: on its device.
-        device: where it is.
+        detector: of the model.
         analysis: of the model on the dataset.
         pictures: photos of the dataset, whose objects are repeated.
         image_ids: of the pictures, in their order.
@@ -56,11 +51,11 @@ def count_equal_objects(
     Returns:
         Nothing where the model found no object of the dataset that could be repeated.
     """
-    cells = min(max(math.ceil(checkpoint.config.num_queries**0.5), 2), MOST_CELLS)
+    cells = min(max(math.ceil(detector.runtime.config.num_queries**0.5), 2), MOST_CELLS)
     counts = np.unique(np.linspace(1, cells * cells, _COUNTS).round().astype(int)).tolist()
-    size = checkpoint.preprocessing.image_size
+    size = detector.preprocessing.image_size
     random = np.random.default_rng(_SEED)
-    ids_by_name = dict(zip(checkpoint.categories.names, checkpoint.categories.ids, strict=True))
+    ids_by_name = dict(zip(detector.categories.names, detector.categories.ids, strict=True))
     plan = [(count, number) for count in counts for number in range(_PHOTOS)]
     if set(SHAPES.names) <= set(ids_by_name):
         categories = Categories(tuple(ids_by_name[name] for name in SHAPES.names), SHAPES.names)
@@ -79,7 +74,7 @@ def count_equal_objects(
             for image_id, (count, number) in enumerate(plan, start=1)
         ]
     batches = evaluation_loader(SampleDataset(samples, TestTransform(size)), 1, workers=0)
-    found = collect(model, batches, checkpoint.categories, device, checkpoint.preprocessing.exact_padding)
+    found = collect(detector.runtime, batches, detector.categories)
     truth = Truth.read(annotations_of_samples(samples, categories))
     return count_found(Case.of(truth, found[0]), analysis.threshold)
 

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from detrkit.checkpoints.file import Checkpoint
-from detrkit.checkpoints.source import read_checkpoint
+from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.unannotated import find_unannotated
@@ -26,11 +25,12 @@ from detrkit.evaluation.report import counted, write_report
 from detrkit.evaluation.saved import read_results
 from detrkit.evaluation.table import print_scores
 from detrkit.files import make_folder, replacing, write_text
-from detrkit.models.detr import DETR
+from detrkit.inference.detector import Detector
+from detrkit.inference.runtime import TorchRuntime
 from detrkit.recipes.analyses import PaperAnalysis, analyse_counts, analyse_layers, analyse_queries, layers_as_text
 from detrkit.recipes.counting import count_equal_objects
 from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of
-from detrkit.recipes.loaders import choose_device, evaluation_loader
+from detrkit.recipes.loaders import device_for, evaluation_loader
 from detrkit.recipes.pictures import draw_worst
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
@@ -51,21 +51,6 @@ class Extras:
     query_map: bool = False
     counting: bool = False
     store_thresholds: bool | None = None
-
-
-@dataclass(frozen=True)
-class _Predicted:
-    """A model's answers.
-
-    Attributes:
-        found: after the last layer.
-        layers: after every layer, if asked for.
-    """
-
-    checkpoint: Checkpoint
-    model: DETR
-    found: Found
-    layers: list[Found]
 
 
 def evaluate_source(
@@ -101,35 +86,36 @@ def evaluate_source(
     """
     console, extras = plain_console(), extras or Extras()
     _check_output(output)
-    chosen_device = choose_device(device)
+    chosen_device = device_for(source, device)
     kept_in = place_for_thresholds(source, data, split, extras.store_thresholds)
-    checkpoint = read_checkpoint(source)
-    records = _open(data, split, form, checkpoint, source, console)
+    detector = Detector.load(source, chosen_device)
+    config = detector.runtime.config
+    records = _open(data, split, form, detector.categories, source, console)
     is_scored = any(len(record.labels) for record in records.records)
-    _check_extras(extras, data, is_scored, output, checkpoint.config.in_channels)
-    model = checkpoint.build().to(chosen_device)
-    dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels)
+    _check_extras(extras, data, is_scored, output, config.in_channels)
+    is_torch = isinstance(detector.runtime, TorchRuntime) or extras.by_layer  # which exported files cannot tell
+    model = detector.model if is_torch else detector.runtime  # unfolded: the very digits that training saw
+    dataset = PhotoDataset(records, TestTransform(detector.preprocessing.image_size), config.in_channels)
     batches = evaluation_loader(dataset, batch_size, workers)
     steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
-    layers = range(checkpoint.config.decoder_layers) if extras.by_layer else (LAST,)
-    exact_padding = checkpoint.preprocessing.exact_padding
-    answers = collect(model, steps, checkpoint.categories, chosen_device, exact_padding, tuple(layers))
+    layers = range(config.decoder_layers) if extras.by_layer else (LAST,)
+    exact_padding = detector.preprocessing.exact_padding
+    answers = collect(model, steps, detector.categories, chosen_device, exact_padding, tuple(layers))
     for fault in batches.skipped:
         console.print(f"left out: {fault}", soft_wrap=True)
-    predicted = _Predicted(checkpoint, model, answers[-1], answers)
-    _write_detections(output, predicted.found)  # before anything else can go wrong
+    _write_detections(output, answers[-1])  # before anything else can go wrong
     if not is_scored:
         _say_unscored(records, output, console)
         return None
 
     truth = Truth.read(annotations_of_split(records), records.records.image_ids)
-    analysis = analyse(truth, predicted.found, counted_detections(checkpoint.config.num_queries))
-    pictures = PhotoDataset(records, channels=checkpoint.config.in_channels)
+    analysis = analyse(truth, answers[-1], counted_detections(config.num_queries))
+    pictures = PhotoDataset(records, channels=config.in_channels)
     print_scores(analysis.scores, console)
     _say_more(analysis, console)
     if kept_in is not None:
         keep_thresholds(kept_in, analysis.best.to_store, console)
-    papers = _paper_analyses(predicted, analysis, pictures, records.records.image_ids, extras, console)
+    papers = _paper_analyses(detector, answers, analysis, pictures, records.records.image_ids, extras, console)
     _write_folder(output, analysis, papers, pictures, records, f"{source} on {data} ({split})", console)
     return analysis.scores
 
@@ -162,16 +148,16 @@ def evaluate_saved(
 
 
 def _open(
-    data: str, split: SplitName, form: Form | None, checkpoint: Checkpoint, source: str, console: Console
+    data: str, split: SplitName, form: Form | None, categories: Categories, source: str, console: Console
 ) -> Split:
     """Read the photos that are asked for, annotated or not."""
     if form is None:
-        unannotated = find_unannotated(Path(data), split, checkpoint.categories)
+        unannotated = find_unannotated(Path(data), split, categories)
         if unannotated is not None:
             return unannotated
     run = run_of(source, data)
     records = _chosen(data, split, form or (run.format if run else None), run.training.seed if run else 42, console)
-    check_categories(checkpoint.categories, records.categories, records.source)
+    check_categories(categories, records.categories, records.source)
     return records
 
 
@@ -228,23 +214,23 @@ def _say_unscored(records: Split, output: Path | None, console: Console) -> None
 
 
 def _paper_analyses(
-    predicted: _Predicted,
+    detector: Detector,
+    answers: Sequence[Found],
     analysis: Analysis,
     pictures: Dataset[Sample],
     image_ids: Sequence[int],
     extras: Extras,
     console: Console,
 ) -> list[PaperAnalysis]:
-    truth, queries = analysis.case.truth, predicted.checkpoint.config.num_queries
+    truth, queries = analysis.case.truth, detector.runtime.config.num_queries
     papers = []
     if extras.by_layer:
-        papers.append(analyse_layers(truth, predicted.layers, analysis.scores.max_detections))
+        papers.append(analyse_layers(truth, answers, analysis.scores.max_detections))
         console.print(layers_as_text(papers[-1]))
     if extras.query_map:
-        papers.append(analyse_queries(truth, predicted.found, queries))
+        papers.append(analyse_queries(truth, answers[-1], queries))
     if extras.counting:
-        device = next(predicted.model.parameters()).device
-        counts = count_equal_objects(predicted.checkpoint, predicted.model, device, analysis, pictures, image_ids)
+        counts = count_equal_objects(detector, analysis, pictures, image_ids)
         if counts:
             papers.append(analyse_counts(counts, queries))
         else:

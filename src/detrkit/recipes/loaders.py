@@ -11,6 +11,7 @@ from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
 from detrkit.data.sampling import Arrangement, Share, TrainBatches
 from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.inference.load_exported import is_exported
 from detrkit.inference.stream import check_counts
 from detrkit.process import Process
 from detrkit.structures import Batch, Sample
@@ -175,6 +176,15 @@ def device_of(name: str, process: Process) -> torch.device:
         device = choose_device(f"cuda:{process.local_rank}")
         torch.cuda.set_device(device)
     return device
+
+
+def device_for(source: str, name: str) -> torch.device:
+    """Understand a device's name for a model to predict on: "auto" is the CPU for exported files.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    return choose_device("cpu" if name == "auto" and is_exported(source) else name)
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ from detrkit.errors import ConfigError, DataError
 from detrkit.inference.detector import Detector
 from detrkit.process import Process
 from detrkit.recipes.lines import lines_name
-from detrkit.recipes.loaders import choose_device, device_of
+from detrkit.recipes.loaders import device_for, device_of
 from detrkit.recipes.predict_photos import predict_photos
 from detrkit.recipes.predict_videos import DEFAULT_KINDS, predict_camera, predict_video
 from detrkit.recipes.prediction import PredictionJob, PredictOptions
@@ -33,7 +33,7 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
     _spare_the_sources(names, options.output)
-    device = device_of(options.device, process) if is_from_environment else choose_device(options.device)
+    device = device_of(options.device, process) if is_from_environment else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
     detector.least_scores(options.threshold)  # says now if there is none
     detector.labels_of(options.class_names(detector))

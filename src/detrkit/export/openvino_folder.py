@@ -1,0 +1,126 @@
+"""A program -> a folder with an OpenVINO network: float32, bfloat16 or int8.
+
+bfloat16 is the processor's: the folder says so, and the weights take half the room. int8 is post-training quantization by
+nncf: ranges are measured on photos of the user's, and what would lose by it stays in float.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from detrkit.data.batching import collate
+from detrkit.errors import ConfigError, ExportError
+from detrkit.files import write_text
+from detrkit.inference.exported import SMALLEST_SIDE, Description, at_least
+from detrkit.inference.exported_openvino import DESCRIPTION_FILE, NETWORK_FILE, load_openvino
+from detrkit.structures import Sample
+
+# between the last hidden layers and the outputs: the heads, post-processing included
+_HEAD_OPERATIONS = {
+    "Add", "Broadcast", "Concat", "Convert", "Divide", "Gather", "MatMul", "Multiply", "ReduceMax", "Relu", "Reshape",
+    "Sigmoid", "Slice", "Softmax", "Squeeze", "StridedSlice", "Subtract", "TopK", "Transpose", "Unsqueeze", "VariadicSplit",
+}  # fmt: skip
+
+
+def write_openvino(
+    program: ExportedProgram, description: Description, folder: Path, calibration: Sequence[Sample] = ()
+) -> None:
+    """Write the network's two files and its description.
+
+    Args:
+        program: what to write.
+        description: its precision decides the form.
+        folder: exists.
+        calibration: photos to measure ranges on, for int8.
+
+    Raises:
+        ConfigError: openvino or nncf is not installed.
+        ExportError: OpenVINO cannot express the program.
+    """
+    openvino = load_openvino()
+    try:
+        with _quiet():
+            network = openvino.convert_model(program)
+    except Exception as error:  # its frontends raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"export: OpenVINO cannot express the model ({reason[:150]})") from None
+    for port, name in zip(network.inputs, description.input_names, strict=True):
+        _call(port, name)
+    for port, name in zip(network.outputs, description.output_names, strict=True):
+        _call(port, name)
+    if description.precision == "int8":
+        network = _quantize(network, calibration)
+    openvino.save_model(network, folder / NETWORK_FILE, compress_to_fp16=description.precision == "bfloat16")
+    write_text(folder / DESCRIPTION_FILE, description.to_text())
+
+
+def _call(port: Any, name: str) -> None:
+    port.get_tensor().set_names({name})
+    port.get_node().set_friendly_name(name)
+
+
+def _quantize(network: Any, calibration: Sequence[Sample]) -> Any:
+    """Quantize convolutions, linear layers and the sums between them.
+
+    Attention and norms stay in float, and so do the heads: a box is a sigmoid of a number whose last digits count. The
+    quantizer's own mode for transformers would leave the sums in float, too, and is slower for no more AP.
+    """
+    try:
+        with _quiet():
+            import nncf
+    except ImportError:
+        raise ConfigError("--precision int8: needs nncf; pip install 'detrkit[openvino]'") from None
+    names = [node.get_friendly_name() for node in _heads(network)]
+    with _quiet():
+        return nncf.quantize(
+            network,
+            nncf.Dataset(list(calibration), _inputs_of(network)),
+            subset_size=len(calibration),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(names=names, types=["ScaledDotProductAttention"], validate=False),
+        )
+
+
+def _inputs_of(network: Any) -> Callable[[Sample], dict[str, Any]]:
+    """What a network is given for a photo alone."""
+    names = [port.get_any_name() for port in network.inputs]
+
+    def inputs(sample: Sample) -> dict[str, Any]:
+        batch = collate([sample])
+        images, padding_mask = at_least(batch.images, batch.padding_mask, SMALLEST_SIDE)
+        values = {"images": images, "padding_mask": padding_mask, "sizes": torch.tensor(batch.original_sizes)}
+        return {name: values[name].numpy() for name in names}
+
+    return inputs
+
+
+def _heads(network: Any) -> list[Any]:
+    """The operations between the decoder's last norm and the outputs."""
+    found: dict[str, Any] = {}
+    waiting = [result.input_value(0).get_node() for result in network.get_results()]
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() in _HEAD_OPERATIONS and node.get_friendly_name() not in found:
+            found[node.get_friendly_name()] = node
+            waiting += [port.get_source_output().get_node() for port in node.inputs()]
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep logs and progress bars of libraries from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

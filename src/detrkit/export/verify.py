@@ -1,0 +1,185 @@
+"""Does an exported file say what PyTorch says? Both predict the same photos, and what differs is measured.
+
+float32 must agree in every logit and box. Lower precisions cannot; there it counts whether the same objects are found, and
+what AP is lost where annotations are known.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from detrkit.data.categories import Categories
+from detrkit.errors import ExportError
+from detrkit.evaluation.coco import evaluate_boxes
+from detrkit.inference.exported import Precision
+from detrkit.inference.runtime import Runtime
+from detrkit.ops.boxes import generalized_iou
+from detrkit.postprocess.boxes import to_detections
+from detrkit.structures import Batch, Detections, Predictions
+
+LARGEST_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
+LARGEST_MEAN_BOX_DIFFERENCE = 0.05  # of the photo's sides, over all queries, in lower precision
+SMALLEST_SHARE_FOUND = 0.9  # of PyTorch's detections, in lower precision, where no AP can be told
+LARGEST_AP_LOSS = 0.02
+THRESHOLD = 0.5  # of a detection that an export should find again
+_SAME_PLACE = 0.7  # IoU
+_SLACK = 0.2  # of the score: a detection may fall below the threshold that far
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between PyTorch and an exported file.
+
+    Attributes:
+        num_photos: that both predicted.
+        logits: largest difference; None where the file gives scores only.
+        scores: largest difference of the best class's score, over all queries.
+        boxes: largest difference of a relative box.
+        mean_boxes: mean difference of a relative box.
+        num_detections: of PyTorch, from `THRESHOLD` on.
+        num_found: of these, with the same class, about the same score and place in the export.
+        ap: of PyTorch and of the export, where annotations are known.
+    """
+
+    num_photos: int
+    logits: float | None
+    scores: float
+    boxes: float
+    mean_boxes: float
+    num_detections: int
+    num_found: int
+    ap: tuple[float, float] | None
+
+    def lines(self) -> list[str]:
+        """Say it to people."""
+        logits = "" if self.logits is None else f"logits {self.logits:.2g}, "
+        said = [
+            f"against PyTorch on {self.num_photos} photos, largest difference: {logits}scores {self.scores:.2g}, "
+            f"boxes {self.boxes:.2g} of the photo's side",
+            f"of PyTorch's {self.num_detections} detections above {THRESHOLD}, found again: {self.num_found}"
+            if self.num_detections
+            else f"PyTorch has no detection above {THRESHOLD} on these photos",
+        ]
+        if self.ap is not None:
+            said.append(f"AP {self.ap[1]:.4f}, PyTorch's {self.ap[0]:.4f}, difference {self.ap[1] - self.ap[0]:+.4f}")
+        return said
+
+    def check(self, precision: Precision) -> None:
+        """See that the export may be used.
+
+        Raises:
+            ExportError: it differs too much for its precision.
+        """
+        if precision == "float32":
+            largest = max(self.scores if self.logits is None else self.logits, self.boxes)
+            wrong = None if largest <= LARGEST_DIFFERENCE else f"differs from PyTorch by {largest:.3g}"
+            allowed = f"at most {LARGEST_DIFFERENCE}"
+        else:
+            wrong, allowed = self._fault_of_low_precision()
+        if wrong:
+            raise ExportError(f"export: the {precision} network {wrong}, expected {allowed}; nothing was written")
+
+    def _fault_of_low_precision(self) -> tuple[str | None, str]:
+        if not self.mean_boxes <= LARGEST_MEAN_BOX_DIFFERENCE:
+            found = f"has boxes {self.mean_boxes:.3f} of the photo's side off"
+            return found, f"at most {LARGEST_MEAN_BOX_DIFFERENCE} on average"
+        if self.ap is not None:
+            loss = self.ap[0] - self.ap[1]
+            return None if loss <= LARGEST_AP_LOSS else f"loses {loss:.4f} AP", f"at most {LARGEST_AP_LOSS}"
+        share = self.num_found / max(self.num_detections, 1)
+        fault = self.num_detections > 0 and share < SMALLEST_SHARE_FOUND
+        return f"finds {share:.0%} of PyTorch's detections" if fault else None, f"at least {SMALLEST_SHARE_FOUND:.0%}"
+
+
+def compare(
+    reference: Runtime,
+    exported: Runtime,
+    batches: Iterable[Batch],
+    categories: Categories,
+    annotations: Path | Mapping[str, Any] | None = None,
+    *,
+    has_logits: bool = True,
+) -> Comparison:
+    """Let both predict, and measure.
+
+    Args:
+        reference: PyTorch.
+        exported: the file, read back.
+        batches: of photos, some of them padded.
+        categories: of both.
+        annotations: of the photos, as COCO has them; None where there are none.
+        has_logits: whether the export gives more than scores.
+
+    Raises:
+        CheckpointError: the file cannot be computed.
+    """
+    counts = _Counts()
+    for batch in batches:
+        counts.add(batch, reference.predict(batch), exported.predict(batch), categories)
+    ap = None
+    if annotations is not None:
+        document = dict(annotations) if isinstance(annotations, Mapping) else annotations
+        first, second = (evaluate_boxes(document, results, counts.image_ids).ap for results in counts.results)
+        ap = (first, second) if first >= 0 else None
+    return Comparison(
+        num_photos=len(counts.image_ids),
+        logits=counts.logits if has_logits else None,
+        scores=counts.scores,
+        boxes=counts.boxes,
+        mean_boxes=counts.sum_of_boxes / max(len(counts.image_ids), 1),
+        num_detections=counts.num_detections,
+        num_found=counts.num_found,
+        ap=ap,
+    )
+
+
+class _Counts:
+    """What a comparison gathers, batch by batch."""
+
+    def __init__(self) -> None:
+        self.image_ids: list[int] = []
+        self.results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+        self.logits = self.scores = self.boxes = self.sum_of_boxes = 0.0
+        self.num_detections = self.num_found = 0
+
+    def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> None:
+        self.image_ids += batch.image_ids
+        self.logits = _larger(self.logits, first.class_logits, second.class_logits)
+        self.scores = _larger(self.scores, _scores(first), _scores(second))
+        self.boxes = _larger(self.boxes, first.boxes, second.boxes)
+        self.sum_of_boxes += float((first.boxes - second.boxes).abs().mean()) * len(batch.image_ids)
+        detections = [
+            to_detections(one, batch.original_sizes, categories.ids, categories.names) for one in (first, second)
+        ]
+        for results, of_photos in zip(self.results, detections, strict=True):
+            for image_id, found in zip(batch.image_ids, of_photos, strict=True):
+                results.extend(found.to_coco(image_id))
+        for wanted, found in zip(*detections, strict=True):
+            confident = wanted.keep(wanted.scores >= THRESHOLD)
+            self.num_detections += len(confident)
+            self.num_found += num_found_again(confident, found)
+
+
+def num_found_again(wanted: Detections, found: Detections) -> int:
+    """Count the detections that another list holds, too: the same class, about the same place and score."""
+    if not len(wanted) or not len(found):
+        return 0
+    same_class = wanted.labels[:, None] == found.labels[None]
+    same_place = generalized_iou(wanted.boxes[:, None], found.boxes[None]) >= _SAME_PLACE
+    same_score = (wanted.scores[:, None] - found.scores[None]).abs() <= _SLACK
+    return int((same_class & same_place & same_score).any(1).sum())
+
+
+def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
+    return predictions.class_logits.softmax(-1)[..., :-1].amax(-1)
+
+
+def _larger(before: float, first: Tensor, second: Tensor) -> float:
+    """The largest difference so far; anything that is not a number counts as endless."""
+    difference = float((first - second).abs().nan_to_num(torch.inf, torch.inf).max())
+    return max(before, difference)

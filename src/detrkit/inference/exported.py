@@ -1,0 +1,206 @@
+"""Exported files as engines of a `Detector`: what lies beside the network, what goes in, and what comes out.
+
+Input: a `Batch`. Output: `Predictions`, whichever of the two kinds of outputs the file has. The description is a JSON
+document in the file's metadata (or beside it), which may come from anyone: every value is checked.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from detrkit.checkpoints.file import Preprocessing, Thresholds
+from detrkit.data.categories import Categories
+from detrkit.errors import CheckpointError
+from detrkit.models.config import ModelConfig
+from detrkit.ops.boxes import xyxy_to_cxcywh
+from detrkit.structures import Batch, Predictions
+
+FORMAT = "detrkit-export-1"
+KEY = "detrkit"  # of the description, in metadata that hold several texts
+SMALLEST_SIDE = 64  # pixels: below, feature maps of a single cell would need a graph of their own
+_LONGEST_TEXT = 10_000_000  # characters: a hundred thousand classes fit
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+class CategoryEntry(BaseModel):
+    """One class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: int
+    name: str
+
+
+class Description(BaseModel):
+    """What an exported network means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["detrkit-export-1"]
+    model: ModelConfig
+    categories: tuple[CategoryEntry, ...] = Field(description="id and name, in the order of the labels")
+    preprocessing: Preprocessing
+    thresholds: Thresholds | None = Field(None, description="what was found best when the model was evaluated")
+    precision: Precision = Field("float32", description="in which it was meant to be computed")
+    postprocess: bool = Field(False, description="whether it gives scores, labels and boxes in pixels")
+
+    @field_validator("categories")
+    @classmethod
+    def _ids_differ(cls, categories: tuple[CategoryEntry, ...]) -> tuple[CategoryEntry, ...]:
+        Categories.from_json([entry.model_dump() for entry in categories])
+        return categories
+
+    @property
+    def named_categories(self) -> Categories:
+        """The classes as the rest of the house has them."""
+        return Categories(tuple(one.id for one in self.categories), tuple(one.name for one in self.categories))
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Inputs of the network, in order."""
+        return ("images", "padding_mask", "sizes") if self.postprocess else ("images", "padding_mask")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Outputs of the network, in order."""
+        named = ("scores", "labels", "boxes") if self.postprocess else ("class_logits", "boxes")
+        return (*named, "masks") if self.model.panoptic else named
+
+    def to_text(self) -> str:
+        """Write as JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_text(cls, text: str | None, source: object) -> "Description":
+        """Read what `to_text` wrote.
+
+        Raises:
+            CheckpointError: it is missing, malformed, or of another version.
+        """
+        if text is None:
+            raise CheckpointError(f"{source}: holds no description by detrkit; export it with detrkit export")
+        if len(text) > _LONGEST_TEXT:
+            raise CheckpointError(
+                f"{source}: its description is longer than {_LONGEST_TEXT} characters; export it again"
+            )
+        try:
+            content = json.loads(text)
+            if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+                raise CheckpointError(
+                    f"{source}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit"
+                )
+            description = cls.model_validate(content)
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{source}: its description is malformed ({_reason(error)}); export it again"
+            ) from None
+        if len(description.categories) != description.model.num_classes:
+            raise CheckpointError(
+                f"{source}: found {len(description.categories)} categories for {description.model.num_classes} classes; "
+                "export it again"
+            )
+        return description
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Computes a network: tensors by name in, tensors by name out."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Compute once.
+
+        Raises:
+            CheckpointError: the network cannot be computed, so that the file is damaged.
+        """
+
+
+class ExportedRuntime:
+    """An exported network with its engine (a `Runtime`)."""
+
+    def __init__(self, engine: Engine, description: Description, source: object) -> None:
+        self.engine = engine
+        self.description = description
+        self.config = description.model
+        self.source = source
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch) -> Predictions:
+        """Predict a batch.
+
+        Raises:
+            CheckpointError: the network does not give what its description says.
+        """
+        images, padding_mask = at_least(batch.images, batch.padding_mask, SMALLEST_SIDE)
+        inputs = {"images": images, "padding_mask": padding_mask}
+        if self.description.postprocess:
+            inputs["sizes"] = torch.ones(len(images), 2, dtype=torch.int64)  # boxes stay relative to each photo
+        outputs = self.engine.run(inputs)
+        self._check(outputs, len(images))
+        return self._to_predictions(outputs)
+
+    def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
+        queries, classes = self.config.num_queries, self.config.num_classes
+        last_axis = {"class_logits": (classes + 1,), "boxes": (4,), "scores": (), "labels": ()}
+        for name in self.description.output_names:
+            found = tuple(outputs[name].shape) if name in outputs else None
+            expected = (batch_size, queries, *last_axis.get(name, ()))
+            if found is None or (found[:2] if name == "masks" else found) != expected:
+                raise CheckpointError(
+                    f"{self.source}: its output {name!r} has shape {found}, expected {expected}; export it again"
+                )
+        labels = outputs.get("labels")
+        if labels is not None and ((labels < 0) | (labels >= classes)).any():
+            raise CheckpointError(f"{self.source}: it gives labels that are not in 0 .. {classes - 1}; export it again")
+
+    def _to_predictions(self, outputs: Mapping[str, Tensor]) -> Predictions:
+        masks = outputs.get("masks")
+        if not self.description.postprocess:
+            return Predictions(outputs["class_logits"][None].float(), outputs["boxes"][None].float(), masks)
+        logits = logits_of(outputs["scores"].float(), outputs["labels"].long(), self.config.num_classes)
+        return Predictions(logits[None], xyxy_to_cxcywh(outputs["boxes"].float())[None], masks)
+
+
+def at_least(
+    images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], side: int
+) -> tuple[Float[Tensor, "B C _ _"], Bool[Tensor, "B _ _"]]:
+    """Pad a batch so that both sides are at least so long."""
+    right, bottom = (max(0, side - length) for length in (images.shape[-1], images.shape[-2]))
+    if not right and not bottom:
+        return images, padding_mask
+    return F.pad(images, (0, right, 0, bottom)), F.pad(padding_mask, (0, right, 0, bottom), value=True)
+
+
+def logits_of(scores: Float[Tensor, "B Q"], labels: Tensor, num_classes: int) -> Float[Tensor, "B Q K1"]:
+    """Class logits whose softmax gives each query's best class its score, and no-object the rest."""
+    logits = torch.full((*scores.shape, num_classes + 1), -torch.inf)
+    logits[..., -1] = torch.log1p(-scores)
+    return logits.scatter(-1, labels[..., None], scores.log()[..., None])
+
+
+def to_description(
+    config: ModelConfig, categories: Categories, preprocessing: Preprocessing, precision: Precision, postprocess: bool
+) -> Description:
+    """Describe a network that is about to be exported."""
+    entries: list[Any] = categories.to_json()
+    return Description(
+        format="detrkit-export-1",
+        model=config,
+        categories=tuple(CategoryEntry.model_validate(entry) for entry in entries),
+        preprocessing=preprocessing,
+        precision=precision,
+        postprocess=postprocess,
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"[:150]
+    return (str(error).splitlines() or [type(error).__name__])[0][:150]
