@@ -16,13 +16,15 @@ from detrkit.checkpoints.file import Checkpoint, Preprocessing
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
+from detrkit.data.dataset import unannotated
 from detrkit.data.photos import image_to_pixels, read_pixels, tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
+from detrkit.explain.attention import Attention, observe
 from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import to_detections
-from detrkit.structures import Annotations, Detections, Sample
+from detrkit.structures import Detections
 
 Photo = Path | str | Image.Image | ndarray | Tensor
 
@@ -126,10 +128,23 @@ class Detector:
             return self._predict_batch([photos], threshold)[0]
         return self._predict_batch(list(photos), threshold) if photos else []
 
+    def attention(self, photo: Photo) -> Attention:
+        """Look at one photo and keep what is needed to see who attended to what; matrices are computed when asked for.
+
+        `detector.attention(photo).maps("decoder_cross", layer=-1, rows=[7])` is where query 7 looked, per head.
+
+        Raises:
+            DataError: the photo cannot be read.
+            ConfigError: the detector runs on another engine than PyTorch.
+        """
+        sample = unannotated(_open(photo, self.runtime.config.in_channels))
+        batch = collate([TestTransform(self.preprocessing.image_size)(sample)])
+        return observe(self.model, batch, exact_padding=self.preprocessing.exact_padding)[0]
+
     def _predict_batch(self, photos: Sequence[Photo], threshold: float) -> list[Detections]:
         opened = [_open(photo, self.runtime.config.in_channels) for photo in photos]
         transform = TestTransform(self.preprocessing.image_size)
-        batch = collate([transform(_to_sample(pixels)) for pixels in opened])
+        batch = collate([transform(unannotated(pixels)) for pixels in opened])
         predictions = self.runtime.predict(batch)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
         return [
@@ -157,8 +172,3 @@ def _open(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
             f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
         )
     return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
-
-
-def _to_sample(pixels: UInt8[Tensor, "C H W"]) -> Sample:
-    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(pixels, nothing, 0, (pixels.shape[1], pixels.shape[2]))
