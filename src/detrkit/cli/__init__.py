@@ -14,6 +14,7 @@ VERBS = {
     "train": "Train a model on a dataset folder.",
     "evaluate": "Score a model on a dataset: the 12 COCO numbers, and AP per class.",
     "predict": "Find objects in photos; write annotated pictures and JSON.",
+    "explain": "Show what a model saw in a photo, and why it missed what it missed.",
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
     "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",

@@ -48,7 +48,7 @@ def evaluate_source(
     for note in folder.notes:
         console.print(note)
     checkpoint = read_checkpoint(source)
-    _check_categories(checkpoint.categories, records.categories, records.source)
+    check_categories(checkpoint.categories, records.categories, records.source)
 
     model = checkpoint.build().to(chosen_device)
     dataset = PhotoDataset(records, TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels)
@@ -66,17 +66,21 @@ def evaluate_source(
     return scores
 
 
-def _check_categories(of_model: Categories, of_data: Categories, source: Path) -> None:
-    """See that a category id means the same to the model and to the data."""
+def check_categories(of_model: Categories, of_data: Categories, source: Path, verb: str = "evaluate") -> None:
+    """See that a category id means the same to the model and to the data.
+
+    Raises:
+        DataError: it does not.
+    """
     known = dict(zip(of_model.ids, of_model.names, strict=True))
     for number, name in zip(of_data.ids, of_data.names, strict=True):
         if number not in known:
             raise DataError(
                 f"{source}: category {number} ({name}) is unknown to the model, which knows {len(known)} categories; "
-                "evaluate on data with the categories that it was trained on"
+                f"{verb} on data with the categories that it was trained on"
             )
         if known[number] != name and not known[number].startswith("class "):
             raise DataError(
                 f"{source}: category {number} is {name!r} here and {known[number]!r} to the model; "
-                "evaluate on data with the categories that it was trained on"
+                f"{verb} on data with the categories that it was trained on"
             )
