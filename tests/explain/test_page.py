@@ -144,10 +144,11 @@ def test_sliders_choose_layer_head_and_threshold(opened: Opened, explanation: Ex
             weights = attention.weights("decoder_cross", layer, heads=[head], rows=[best])
             assert opened.hottest() == place_of(weights, 8), (layer, head)
     opened.page.check('input[value="cell"]')
-    opened.slide("layer", 1)
-    opened.click_photo(0.3, 0.7)
-    token = attention.grid.token_at(0.3 * 96, 0.7 * 96)
-    assert opened.hottest() == place_of(attention.weights("encoder", 0, heads=[7], rows=[token]), 8)
+    for layer, x in ((0, 0.3), (1, 0.3), (1, 0.8), (0, 0.8)):
+        opened.slide("layer", layer + 1)
+        opened.click_photo(x, 0.7)
+        token = attention.grid.token_at(x * 96, 0.7 * 96)
+        assert opened.hottest() == place_of(attention.weights("encoder", layer, heads=[7], rows=[token]), 8)
     opened.slide("threshold", 0.5)
     assert opened.page.locator("#detections button").count() == int((scores >= 0.5).sum()) < len(scores)
     opened.slide("threshold", 1)
@@ -220,6 +221,7 @@ def test_a_photo_without_annotations_and_a_model_without_encoder(browser: Any, s
     page = Opened(browser, path, 800)
     assert not page.page.is_visible("#matchingSection")
     assert not page.page.is_visible("#objects")
+    assert not page.page.is_visible("#truth")
     before = page.hottest()
     page.click_photo(0.2, 0.2)
     assert page.hottest() == before

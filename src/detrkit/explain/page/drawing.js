@@ -59,6 +59,7 @@ function drawLabel(pen, label, x, y, colour) {
   const size = 13 * ratio;
   pen.font = `600 ${size}px system-ui, sans-serif`;
   const width = pen.measureText(label).width + size * 0.6, height = size * 1.45;
+  if (height > pen.canvas.height / 2) return; // a photo that is little more than a line
   const left = clamp(x, 0, Math.max(0, pen.canvas.width - width)), top = y >= height ? y - height : Math.max(y, 0);
   pen.fillStyle = colour;
   pen.fillRect(left, top, width, height);
