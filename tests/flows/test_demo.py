@@ -1,5 +1,6 @@
 """The demo's way, in small: from nothing to a run folder with drawings, predictions and a report."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from detrkit import Detector
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.cli import main
+from detrkit.data.formats.lookup import find_record
 from detrkit.recipes import demo
 from detrkit.training.run_log import read_metrics
 
@@ -30,6 +32,11 @@ def test_the_demo_leaves_a_run_folder(
     assert len(list((run / "predictions").glob("*.png"))) == 12
     drawings = sorted((run / "drawings").glob("*.png"))
     assert len(drawings) == 12
+    document = json.loads((run / "drawings" / "annotations.json").read_text())
+    found = find_record(drawings[0], run / "drawings").records[0]
+    assert found.labels.tolist() == [
+        one["category_id"] - 1 for one in document["annotations"] if one["image_id"] == found.image_id
+    ]
     assert len(Detector.load(run).predict(drawings[0], threshold=0)) == 12
 
 

@@ -23,6 +23,7 @@ def describe(
     /,
     *,
     size: Annotated[str, Parameter(help="Photo size, HEIGHTxWIDTH in pixels, as the model sees it.")] = "800x1066",
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
     """Show a model's parts, parameters, GFLOPs, and the shape at every stage; `describe data` shows a dataset.
 
@@ -32,10 +33,12 @@ def describe(
     ----------
     model
         Preset, or a run folder or weights file.
+    output
+        Picture of the shapes to write as well: .svg, .png or .pdf.
     """
     from detrkit.recipes.describe import describe_model
 
-    describe_model(model, size)
+    describe_model(model, size, output)
 
 
 def data(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.photos import RGB, read_pixels
@@ -57,6 +59,12 @@ class SampleDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
         return self.transform(sample) if self.transform else sample
+
+
+def unannotated(image: UInt8[Tensor, "C H W"]) -> Sample:
+    """A photo of which nothing is known."""
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return Sample(image, nothing, 0, (image.shape[1], image.shape[2]))
 
 
 def usable_annotations(record: Record, size: tuple[int, int]) -> Annotations:

@@ -19,10 +19,12 @@ from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
+from detrkit.data.dataset import unannotated
 from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError, did_you_mean
-from detrkit.inference.images import Photo, open_pixels, to_sample
+from detrkit.explain.attention import Attention, observe
+from detrkit.inference.images import Photo, open_pixels
 from detrkit.inference.load_exported import is_exported, load_exported
 from detrkit.inference.runtime import Precision, Runtime, TorchRuntime
 from detrkit.inference.stream import StreamSettings, stream_photos
@@ -243,6 +245,18 @@ class Detector:
             return self._predict_batch([photos], least)[0]
         return self._predict_batch(list(photos), least) if photos else []
 
+    def attention(self, photo: Photo) -> Attention:
+        """Look at one photo and keep what is needed to see who attended to what; matrices are computed when asked for.
+
+        `detector.attention(photo).maps("decoder_cross", layer=-1, rows=[7])` is where query 7 looked, per head.
+
+        Raises:
+            DataError: the photo cannot be read.
+            ConfigError: the detector runs on another engine than PyTorch.
+        """
+        batch = collate([self.prepare(open_pixels(photo, self.runtime.config.in_channels))])
+        return observe(self.model, batch, exact_padding=self.preprocessing.exact_padding)[0]
+
     def stream(
         self,
         photos: Iterable[Photo],
@@ -320,7 +334,7 @@ class Detector:
 
     def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
         """Resize a photo as the model wants it; any thread may."""
-        return TestTransform(self.preprocessing.image_size)(to_sample(pixels))
+        return TestTransform(self.preprocessing.image_size)(unannotated(pixels))
 
     def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
         """Predict one batch of prepared photos; boxes are in pixels of the photos as they were."""

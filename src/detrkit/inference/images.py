@@ -1,4 +1,4 @@
-"""Every kind of photo that a caller may hand over -> uint8 pixels, and a sample ready for the transforms."""
+"""Every kind of photo that a caller may hand over -> uint8 pixels."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from detrkit.data.photos import image_to_pixels, read_pixels
 from detrkit.errors import DataError
-from detrkit.structures import Annotations, Sample
 
 Photo = Path | str | Image.Image | ndarray | Tensor
 
@@ -32,9 +31,3 @@ def open_pixels(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
             f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
         )
     return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
-
-
-def to_sample(pixels: UInt8[Tensor, "C H W"]) -> Sample:
-    """Make a sample of which nothing is known."""
-    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(pixels, nothing, 0, (pixels.shape[1], pixels.shape[2]))

@@ -14,10 +14,11 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import UInt8
 from torch import Tensor
 
+from detrkit.data.dataset import unannotated
 from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import crop, size_of
 from detrkit.errors import ConfigError, DataError
-from detrkit.inference.images import Photo, open_pixels, to_sample
+from detrkit.inference.images import Photo, open_pixels
 from detrkit.inference.runtime import Runtime
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
@@ -204,7 +205,7 @@ def _predict_tiles(
 ) -> Detections:
     """Look at the whole photo and at each tile, and merge what was found."""
     size = (pixels.shape[1], pixels.shape[2])
-    whole = to_sample(pixels)
+    whole = unannotated(pixels)
     views = tiling.views(size)
     found: list[Detections] = []
     # the first view is the whole photo, of another shape than the tiles

@@ -34,6 +34,15 @@ class Matches:
         return self.queries[chosen], self.objects[chosen]
 
 
+@dataclass(frozen=True)
+class CostTerms:
+    """What the cost of a query for an object consists of, before weights; what belongs to no object has any value."""
+
+    probability: Float[Tensor, "T B Q N"]  # of the object's class
+    distance: Float[Tensor, "T B Q N"]  # L1, between relative cxcywh boxes
+    giou: Float[Tensor, "T B Q N"]
+
+
 class HungarianMatcher:
     """Finds the assignment of queries to objects with the least total cost."""
 
@@ -79,6 +88,16 @@ class HungarianMatcher:
         targets: Sequence[Target],
     ) -> Float[Tensor, "T B Q N"]:
         """Cost of every query for every object of its own photo; N is the largest number of objects, the rest is zero."""
+        terms = self.terms(layer_class_logits, layer_boxes, targets)
+        return self.box_cost * terms.distance - self.class_cost * terms.probability - self.giou_cost * terms.giou
+
+    def terms(
+        self,
+        layer_class_logits: Float[Tensor, "T B Q K1"],
+        layer_boxes: Float[Tensor, "T B Q 4"],
+        targets: Sequence[Target],
+    ) -> CostTerms:
+        """Compare every query with every object of its own photo."""
         labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
         boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
 
@@ -87,4 +106,4 @@ class HungarianMatcher:
         probability = layer_class_logits.softmax(-1).gather(-1, wanted)
         distance = torch.cdist(layer_boxes, boxes.expand(num_layers, -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
-        return self.box_cost * distance - self.class_cost * probability - self.giou_cost * giou
+        return CostTerms(probability, distance, giou)

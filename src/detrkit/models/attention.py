@@ -1,9 +1,12 @@
 """Multi-head attention (paper, appendix A.1), computed without ever holding the attention matrix, as a rule.
 
-With dropout on a CPU, torch's fused attention holds it as well, and is slower than the plain formula here.
+With dropout on a CPU, torch's fused attention holds it as well, and is slower than the plain formula here. Who wants to see
+the matrix asks for its `weights`.
 
 Input: queries (B, N, D), keys and values (B, S, D), a padding mask over the S keys. Output: (B, N, D).
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,8 +56,7 @@ class MultiHeadAttention(nn.Module):
             values: what is handed over, without position.
             key_padding_mask: True on keys that are padding; they get weight zero.
         """
-        # scaled_dot_product_attention calls True what may be attended to: the one place where the mask is inverted
-        attend = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+        attend = _attend(key_padding_mask)
         heads = (
             self.split_heads(self.query_projection(queries)),
             self.split_heads(self.key_projection(keys)),
@@ -76,12 +78,45 @@ class MultiHeadAttention(nn.Module):
         attend: Bool[Tensor, "B 1 1 S"] | None,
     ) -> Float[Tensor, "B M N d"]:
         """Mix the values by the plain formula, dropping some of the weights."""
-        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-        if attend is not None:
-            scores = scores.masked_fill(~attend, -torch.inf)
-        kept, scale = kept_mask(scores, self.dropout)
-        return (scores.softmax(-1) * kept).to(values.dtype) @ (values * scale)  # values are fewer than weights
+        weights = _weights(queries, keys, attend)
+        kept, scale = kept_mask(weights, self.dropout)
+        return (weights * kept).to(values.dtype) @ (values * scale)  # values are fewer than weights
+
+    def weights(
+        self,
+        queries: Float[Tensor, "B N D"],
+        keys: Float[Tensor, "B S D"],
+        key_padding_mask: Bool[Tensor, "B S"] | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B M N S"]:
+        """Compute the weights by which `forward` mixes the values, without dropout; each row sums to 1.
+
+        Args:
+            queries: as in `forward`; fewer rows give the same weights of those rows.
+            keys: as in `forward`.
+            key_padding_mask: as in `forward`; padding gets exactly 0.
+            heads: whose weights; None takes all.
+        """
+        chosen = slice(None) if heads is None else list(heads)
+        asking = self.split_heads(self.query_projection(queries))[:, chosen]
+        asked = self.split_heads(self.key_projection(keys))[:, chosen]
+        return _weights(asking, asked, _attend(key_padding_mask))
 
     def split_heads(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B M N d"]:
         """Give each of the M heads its share of the width."""
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _weights(
+    queries: Float[Tensor, "B M N d"], keys: Float[Tensor, "B M S d"], attend: Bool[Tensor, "B 1 1 S"] | None
+) -> Float[Tensor, "B M N S"]:
+    """The plain formula: softmax of the scaled products."""
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    if attend is not None:
+        scores = scores.masked_fill(~attend, -torch.inf)
+    return scores.softmax(-1)
+
+
+def _attend(key_padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 1 S"] | None:
+    """What may be attended to is True to scaled_dot_product_attention: the one place where the mask is inverted."""
+    return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]

@@ -1,5 +1,6 @@
 """The demo: a small DETR trained on drawn shapes from scratch, in minutes, on any machine."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.data.transforms import RandomFlip, TestTransform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_samples
-from detrkit.files import replacing
+from detrkit.files import replacing, write_text
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData
 from detrkit.recipes.run import run_training
@@ -93,9 +94,10 @@ def without_masks(sample: Sample) -> Sample:
 
 
 def _write_drawings(folder: Path, pictures: Dataset[Sample]) -> None:
-    """Leave some unseen drawings as files, to be predicted."""
-    for index in range(NUM_DRAWINGS):
-        sample = pictures[index]
+    """Leave some unseen drawings as files with their annotations, to be predicted and explained."""
+    samples = [pictures[index] for index in range(NUM_DRAWINGS)]
+    write_text(folder / "annotations.json", json.dumps(annotations_of_samples(samples, SHAPES)))
+    for sample in samples:
         with replacing(folder / f"{sample.image_id}.png") as temporary:
             tensor_to_photo(sample.image).save(temporary)
 
@@ -105,6 +107,7 @@ def _say_what_next(output: Path, console: Console) -> None:
         f"\nTry next:\n"
         f"  open {output / 'report.html'}\n"
         f"  detrkit predict {output} {output / 'drawings'}\n"
+        f"  detrkit explain {output / 'drawings' / '6.png'} --weights {output} --annotations {output / 'drawings'}\n"
         f"  detrkit describe {output} --size {IMAGE_SIZE}x{IMAGE_SIZE}\n"
         f"  detrkit train YOUR_COCO_FOLDER --model detr-r18 --weights imagenet",
         soft_wrap=True,

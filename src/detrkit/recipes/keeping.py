@@ -55,7 +55,7 @@ def keep_thresholds(path: Path, thresholds: Thresholds | None, console: Console)
     )
 
 
-def check_categories(of_model: Categories, of_data: Categories, source: Path) -> None:
+def check_categories(of_model: Categories, of_data: Categories, source: Path, verb: str = "evaluate") -> None:
     """See that a category id means the same to the model and to the data.
 
     Raises:
@@ -66,10 +66,10 @@ def check_categories(of_model: Categories, of_data: Categories, source: Path) ->
         if number not in known:
             raise DataError(
                 f"{source}: category {number} ({name}) is unknown to the model, which knows {len(known)} categories; "
-                "evaluate on data with the categories that it was trained on"
+                f"{verb} on data with the categories that it was trained on"
             )
         if known[number] != name and not known[number].startswith("class "):
             raise DataError(
                 f"{source}: category {number} is {name!r} here and {known[number]!r} to the model; "
-                "evaluate on data with the categories that it was trained on"
+                f"{verb} on data with the categories that it was trained on"
             )

@@ -1,0 +1,218 @@
+"""Attention on demand: which cells or queries every layer looked at, exactly as the model did.
+
+The model keeps no attention matrix. While it is observed, the inputs of every attention are kept (tokens, not matrices: 18
+times 850 x 256 numbers at most for DETR with ResNet-50), and a matrix is computed when somebody asks for it.
+
+Input: a model and a batch. Output: one `Attention` per photo.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.errors import ConfigError
+from detrkit.explain.grid import Grid, stride_of
+from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.detr import DETR
+from detrkit.structures import Batch, Predictions
+
+Kind = Literal["encoder", "decoder_self", "decoder_cross"]
+KINDS: tuple[Kind, ...] = ("encoder", "decoder_self", "decoder_cross")
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one attention layer was given for one photo; enough to compute its weights again, row by row."""
+
+    module: MultiHeadAttention
+    queries: Float[Tensor, "1 N D"]
+    keys: Float[Tensor, "1 S D"]
+    values: Float[Tensor, "1 S D"]
+    padding_mask: Bool[Tensor, "1 S"] | None
+    output: Float[Tensor, "1 N D"]
+
+    @torch.no_grad()
+    def weights(self, heads: Sequence[int] | None, rows: Sequence[int] | None) -> Float[Tensor, "M N S"]:
+        """Compute the weights of some heads and rows; None takes all."""
+        queries = self.queries if rows is None else self.queries[:, list(rows)]
+        return self.module.weights(queries, self.keys, self.padding_mask, heads)[0].float().cpu()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """All attention of one forward pass over one photo.
+
+    Attributes:
+        grid: where the tokens lie in the photo.
+        predictions: what the model said, of this photo alone (B = 1).
+        layers: what each attention layer was given, by kind, first layer first.
+    """
+
+    grid: Grid
+    predictions: Predictions
+    layers: dict[Kind, tuple[AttentionInputs, ...]]
+
+    def weights(
+        self,
+        kind: Kind,
+        layer: int = -1,
+        *,
+        heads: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Float[Tensor, "M N S"]:
+        """Compute attention weights: for every head and row, who is looked at how much; every row sums to 1.
+
+        Args:
+            kind: "encoder" (tokens look at tokens), "decoder_self" (queries at queries), "decoder_cross" (queries at
+                tokens).
+            layer: from 0; negative ones count from the last.
+            heads: which heads; None takes all.
+            rows: which tokens or queries look; None takes all of them (in a large encoder, choose).
+
+        Raises:
+            ConfigError: there is no such layer, head or row.
+        """
+        inputs = self.inputs(kind, layer)
+        _check(heads, inputs.module.num_heads, "head")
+        _check(rows, inputs.queries.shape[1], "token" if kind == "encoder" else "query")
+        return inputs.weights(heads, rows)
+
+    def maps(
+        self,
+        kind: Literal["encoder", "decoder_cross"],
+        layer: int = -1,
+        *,
+        heads: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Float[Tensor, "M N h w"]:
+        """The weights over tokens, laid out as the feature map; `grid.boxes()` has each cell's place in the photo."""
+        return self.weights(kind, layer, heads=heads, rows=rows).unflatten(-1, self.grid.cells)
+
+    def inputs(self, kind: Kind, layer: int) -> AttentionInputs:
+        """What a layer was given.
+
+        Raises:
+            ConfigError: there is no such layer.
+        """
+        layers = self.layers[kind]
+        if not -len(layers) <= layer < len(layers):
+            raise ConfigError(f"attention: found layer {layer} of {kind}, which has {len(layers)} layers, from 0")
+        return layers[layer]
+
+    def mean_weights(self, kind: Kind, layer: int = -1, rows: Sequence[int] | None = None) -> Float[Tensor, "N S"]:
+        """The weights averaged over the heads, one head in memory at a time."""
+        num_heads = self.inputs(kind, layer).module.num_heads
+        total = sum(self.weights(kind, layer, heads=[head], rows=rows)[0] for head in range(num_heads))
+        assert isinstance(total, Tensor), "a layer has at least one head"
+        return total / num_heads
+
+
+def _check(chosen: Sequence[int] | None, count: int, what: str) -> None:
+    wrong = [number for number in chosen or () if not 0 <= number < count]
+    if wrong:
+        raise ConfigError(f"attention: found {what} {wrong[0]}, expected 0 to {count - 1}")
+
+
+def attention_modules(model: DETR) -> dict[Kind, list[MultiHeadAttention]]:
+    """The attention layers of a model, by kind, first layer first."""
+    encoder, decoder = list(model.encoder.layers), list(model.decoder.layers)
+    return {
+        "encoder": [_attention_of(layer, "self_attention") for layer in encoder],
+        "decoder_self": [_attention_of(layer, "self_attention") for layer in decoder],
+        "decoder_cross": [_attention_of(layer, "cross_attention") for layer in decoder],
+    }
+
+
+def _attention_of(layer: nn.Module, name: str) -> MultiHeadAttention:
+    module = layer.get_submodule(name)
+    assert isinstance(module, MultiHeadAttention), f"{name} of a transformer layer is its attention"
+    return module
+
+
+@contextmanager
+def calls_noted(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[dict[str, Any], Any]]]:
+    """Note what modules are given, by the names in their signature, and what they give, until the block ends.
+
+    Nothing stays behind: the hooks are taken off again, and a model that is not observed does nothing more than before.
+    """
+    calls: dict[nn.Module, tuple[dict[str, Any], Any]] = {}
+
+    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        bound = inspect.signature(module.forward).bind(*given, **named)
+        bound.apply_defaults()
+        calls[module] = (dict(bound.arguments), output)
+
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[Attention]:
+    """Run a model over a batch and keep what is needed to compute its attention.
+
+    Args:
+        model: in eval mode; on any device.
+        batch: of prepared photos.
+        exact_padding: as in `DETR.forward`.
+    """
+    device = next(model.parameters()).device
+    on_device = batch.to(device)
+    modules = attention_modules(model)
+    observed = [model.input_projection, *(module for kind in modules.values() for module in kind)]
+    with calls_noted(observed) as calls:
+        padding_mask = on_device.padding_mask if batch.is_padded else None
+        predictions = model(on_device.images, padding_mask, exact_padding=exact_padding)
+    _, projected = calls[model.input_projection]
+    cells = (projected.shape[-2], projected.shape[-1])
+    return [
+        Attention(
+            grid=_grid_of(batch, index, cells, model.config.stride),
+            predictions=_of_photo(predictions, index),
+            layers={kind: tuple(_inputs_of(calls[m], m, index) for m in found) for kind, found in modules.items()},
+        )
+        for index in range(len(batch.sizes))
+    ]
+
+
+def _grid_of(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid:
+    padded = (batch.images.shape[2], batch.images.shape[3])
+    return Grid(
+        cells=cells,
+        stride=stride_of(padded, cells, stride),
+        resized=batch.sizes[index],
+        padded=padded,
+        original=batch.original_sizes[index],
+    )
+
+
+def _of_photo(predictions: Predictions, index: int) -> Predictions:
+    one = slice(index, index + 1)
+    return Predictions(
+        predictions.layer_class_logits[:, one].cpu(),
+        predictions.layer_boxes[:, one].cpu(),
+        None if predictions.masks is None else predictions.masks[one].cpu(),
+    )
+
+
+def _inputs_of(call: tuple[dict[str, Any], Any], module: MultiHeadAttention, index: int) -> AttentionInputs:
+    given, output = call
+    one = slice(index, index + 1)
+    mask = given["key_padding_mask"]
+    return AttentionInputs(
+        module=module,
+        queries=given["queries"][one],
+        keys=given["keys"][one],
+        values=given["values"][one],
+        padding_mask=None if mask is None else mask[one],
+        output=output[one],
+    )

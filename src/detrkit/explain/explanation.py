@@ -1,0 +1,105 @@
+"""All that can be said about one prediction, collected: attention, shapes, boxes layer by layer, matching.
+
+Input: a model and a sample, with objects or without. Output: an `Explanation`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from PIL.Image import Image
+from torch import Tensor
+
+from detrkit.checkpoints.file import Preprocessing
+from detrkit.data.batching import collate
+from detrkit.data.categories import Categories
+from detrkit.data.photos import tensor_to_photo
+from detrkit.data.transforms import TestTransform
+from detrkit.errors import CheckpointError
+from detrkit.explain.attention import Attention, observe
+from detrkit.explain.matching import Matching, explain_matching
+from detrkit.explain.stages import Passage, passages_noted
+from detrkit.losses.set_loss import SetLoss
+from detrkit.models.detr import DETR
+from detrkit.ops.boxes import cxcywh_to_xyxy
+from detrkit.structures import Annotations, Sample
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One photo and what the model made of it.
+
+    Attributes:
+        photo: as it lies on disk, upright.
+        categories: of the model.
+        attention: who looked at what, computed when asked for.
+        passages: shapes in and out of every stage.
+        annotations: the true objects, xyxy in pixels of the photo; None where nothing is known.
+        matching: predictions and objects; None where nothing is known.
+    """
+
+    photo: Image
+    categories: Categories
+    attention: Attention
+    passages: tuple[Passage, ...]
+    annotations: Annotations | None
+    matching: Matching | None
+
+    @property
+    def layer_boxes(self) -> Float[Tensor, "T Q 4"]:
+        """Every query's box after every decoder layer, xyxy in pixels of the photo."""
+        height, width = self.attention.grid.original
+        boxes = cxcywh_to_xyxy(self.attention.predictions.layer_boxes[:, 0].float())
+        return boxes * torch.tensor([width, height, width, height])
+
+    @property
+    def layer_probabilities(self) -> Float[Tensor, "T Q K1"]:
+        """Every query's class probabilities after every decoder layer; no-object is the last."""
+        return self.attention.predictions.layer_class_logits[:, 0].float().softmax(-1)
+
+    @property
+    def scores_and_labels(self) -> tuple[Float[Tensor, "Q"], Int64[Tensor, "Q"]]:
+        """Each query's best class after the last layer, no-object left out."""
+        best = self.layer_probabilities[-1, :, :-1].max(-1)
+        return best.values, best.indices
+
+
+def explain(
+    model: DETR,
+    preprocessing: Preprocessing,
+    categories: Categories,
+    sample: Sample,
+    *,
+    loss: SetLoss | None = None,
+) -> Explanation:
+    """Run a model over one photo and collect what can be said about it.
+
+    Args:
+        model: it is put into eval mode.
+        preprocessing: of the model.
+        categories: of the model.
+        sample: the photo as it lies on disk, with its objects.
+        loss: explains the matching with the sample's objects; None when they are not known.
+
+    Raises:
+        CheckpointError: the model's output is not finite.
+    """
+    resized = TestTransform(preprocessing.image_size)(sample)
+    batch = collate([resized])
+    with passages_noted(model.eval()) as passages:
+        attention = observe(model, batch, exact_padding=preprocessing.exact_padding)[0]
+    predictions = attention.predictions
+    if not (predictions.layer_boxes.isfinite().all() and predictions.layer_class_logits.isfinite().all()):
+        raise CheckpointError(
+            "model: its output for this photo is not finite (NaN or infinity), expected numbers; "
+            "the weights are damaged or their training diverged"
+        )
+    known = loss is not None
+    return Explanation(
+        photo=tensor_to_photo(sample.image),
+        categories=categories,
+        attention=attention,
+        passages=tuple(passages),
+        annotations=sample.annotations if known else None,
+        matching=explain_matching(predictions, batch.targets[0], loss, categories.names) if loss else None,
+    )

@@ -1,0 +1,89 @@
+"""Pictures for papers: legible, whole, the same every time."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from detrkit import ConfigError, Detector, Sample
+from detrkit.explain.explanation import Explanation, explain
+from detrkit.explain.figures import FIGURES, FigureName, FigureWish, draw_figure, write_figure, write_stages_figure
+from detrkit.visualization.figures import COLUMN, PAGE
+
+
+def texts(figure: Figure) -> list[Text]:
+    figure.draw_without_rendering()
+    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("points", [((10.0, 20.0),), tuple((8.0 * i, 5.0 * i) for i in range(9))])
+def test_pictures_are_legible_and_whole(
+    name: FigureName, points: tuple[tuple[float, float], ...], explanation: Explanation
+) -> None:
+    wish = FigureWish(points=points, queries=(0,) if len(points) == 1 else (0, 1, 2, 3, 4))
+    figure = draw_figure(name, explanation, wish)
+    width, height = figure.get_size_inches() * figure.dpi
+    assert figure.get_figwidth() in (COLUMN, PAGE)
+    for text in texts(figure):
+        assert text.get_fontsize() >= 7
+        place = text.get_window_extent()
+        assert place.x0 >= -1, text
+        assert place.x1 <= width + 1, text
+        assert place.y0 >= -1, text
+        assert place.y1 <= height + 1, text
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_the_same_picture_gives_the_same_file(suffix: str, explanation: Explanation, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}{suffix}" for number in range(2)]
+    for path in paths:
+        write_figure("decoder", explanation, path, FigureWish(queries=(3, 1)))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    if suffix == ".png":
+        with Image.open(paths[0]) as picture:
+            assert picture.width == round(300 * PAGE)
+    if suffix == ".svg":
+        assert "<svg" in paths[0].read_text()
+
+
+def test_layers_heads_and_points_change_the_picture(explanation: Explanation, tmp_path: Path) -> None:
+    wishes = [
+        FigureWish(points=((10, 20),)),
+        FigureWish(points=((80, 20),)),
+        FigureWish(points=((10, 20),), layer=0),
+        FigureWish(points=((10, 20),), head=3),
+    ]
+    for number, wish in enumerate(wishes):
+        write_figure("encoder", explanation, tmp_path / f"{number}.png", wish)
+    assert len({(tmp_path / f"{number}.png").read_bytes() for number in range(4)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "wish", "threshold", "message"),
+    [
+        ("decoder", FigureWish(), 1.0, "nothing is detected at 1"),
+        ("encoder", FigureWish(), 1.0, "choose --points"),
+        ("encoder", FigureWish(points=((96, 0),)), 0.5, "point 96,0: lies outside"),
+        ("decoder", FigureWish(queries=(9,)), 0.5, "found query 9, expected 0 to 8"),
+        ("decoder", FigureWish(head=8), 0.5, "found head 8"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(
+    name: FigureName, wish: FigureWish, threshold: float, message: str, explanation: Explanation
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        draw_figure(name, explanation, wish, threshold)
+
+
+def test_a_matching_needs_objects(detector: Detector, sample: Sample) -> None:
+    plain = explain(detector.model, detector.preprocessing, detector.categories, sample)
+    with pytest.raises(ConfigError, match="add --annotations"):
+        draw_figure("matching", plain)
+
+
+def test_the_shapes_are_in_the_picture_of_the_stages(explanation: Explanation, tmp_path: Path) -> None:
+    write_stages_figure(explanation.passages, (1, 3, 64, 64), "tiny", tmp_path / "stages.svg")
+    assert (tmp_path / "stages.svg").stat().st_size > 5_000
