@@ -232,7 +232,7 @@ def test_grey_photos_in_shards_with_everything_on(
         assert picture.size[0] == 640
     grey = ["--set", "in_channels=1", "--output", str(folder)]
     assert run(["train", str(shards), "--model", "detr-tiny", *SHORT, *strong, *grey]) == 0
-    assert run(["evaluate", str(folder), str(shards)]) == 0
+    assert run(["evaluate", str(folder), str(shards), "-o", str(tmp_path / "scores")]) == 0
     photo = next((place / "shapes" / "val2017").glob("*.png"))
     assert run(["predict", str(folder), str(photo), "--output", str(tmp_path / "found")]) == 0
     with Image.open(next((tmp_path / "found").glob("*.png"))) as picture:
@@ -256,7 +256,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["describe", "data", str(folder), "--image-size", "64", "-o", str(tmp_path / "a.png")]) == 0
     assert run(["train", str(folder), "--model", "detr-tiny", "--output", str(trained), *SHORT]) == 0
     assert run(["shard", str(folder), str(tmp_path / "shards[/c]")]) == 0
-    assert run(["evaluate", str(trained), str(folder)]) == 0
+    assert run(["evaluate", str(trained), str(folder), "-o", str(tmp_path / "scores")]) == 0
     photo = next((folder / "val2017").iterdir())
     assert run(["predict", str(trained), str(photo), "--threshold", "0", "--output", str(tmp_path / "out[/y]")]) == 0
     assert run(["convert", str(trained), str(tmp_path / "weights[/z].safetensors"), "--to", "detrkit"]) == 0
