@@ -103,7 +103,7 @@ class NoPositions(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+    def forward(self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True) -> Float[Tensor, "B h w D"]:
         """Encode nothing."""
         return torch.zeros(*padding_mask.shape, self.width, device=padding_mask.device)
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.files import replacing, write_text
+from detrkit.inference.load_exported import is_exported
 from detrkit.inference.runtime import Precision, has_bfloat16
 from detrkit.recipes.contenders import Contender, Measured, Work, be_contender
 from detrkit.terminal import plain_console
@@ -25,7 +26,6 @@ from detrkit.visualization.page import html_page
 from detrkit.visualization.speeds import draw_speeds
 
 NUM_WARM_UPS = 2
-_NOT_TORCH = (".onnx", ".pt2")
 EXPORTED: tuple[Precision, ...] = ("float32",)  # what an exported file is asked for; its own precision stays
 
 
@@ -68,7 +68,7 @@ def list_contenders(
     """Every source at every precision that the device has; exported files, whose precision is their own, once."""
     contenders: list[Contender] = []
     for source in sources:
-        is_torch = not source.endswith(_NOT_TORCH) and not any(Path(source).glob("*.xml"))
+        is_torch = not is_exported(source)
         wanted = [one for one in precisions if one == "float32" or has_bfloat16(device)]
         contenders += [Contender("detrkit", source, precision) for precision in (wanted if is_torch else EXPORTED)]
         if is_torch and rivals:
