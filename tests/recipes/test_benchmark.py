@@ -22,8 +22,8 @@ def test_figures_by_hand() -> None:
         ("quick", "100", "5.00", "20.00", "-", "-", "-"),
     ]
     page = page_of([slow, quick, broken], WORK)
-    assert "width:20.0%" in page
-    assert "width:100.0%" in page
+    assert 'title="encoder 100 ms" style="width:100.0%"' in page  # the slowest fills the line
+    assert 'title="all 100 ms" style="width:20.0%"' in page
     assert "broken &lt;b&gt;: not run: no such file" in page
 
 

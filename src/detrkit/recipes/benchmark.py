@@ -183,29 +183,46 @@ def bars_of(measured: Sequence[Measured], work: Work) -> list[tuple[str, float, 
 
 
 def page_of(measured: Sequence[Measured], work: Work) -> str:
-    """The same on one page, with bars."""
-    bars = bars_of(measured, work)
-    most = max(speed for _, speed, _ in bars)
-    headings = ("model", "ms", "times", "photos/s", "", "M parameters", "GFLOPs", "MiB")
-    head = f"<tr>{''.join(f'<th>{heading}</th>' for heading in headings)}</tr>"
-    rows = ""
-    for cells, (_, speed, _) in zip(rows_of(measured, work), bars, strict=True):
-        shown = [f"<td>{html.escape(cell)}</td>" for cell in cells]
-        shown.insert(4, f'<td class="bar"><span style="width:{100 * speed / most:.1f}%"></span></td>')
-        rows += f"<tr>{''.join(shown)}</tr>"
-    stages = "".join(
-        f"<tr><td>{html.escape(one.name)}</td><td>{html.escape(name)}</td><td>{1000 * seconds:.0f}</td></tr>"
-        for one in measured
-        for name, seconds in one.stages.items()
-    )
+    """The same on one page, with bars that show the stages."""
+    ran = [one for one in measured if one.seconds]
+    slowest = max(statistics.median(one.seconds) for one in ran)
+    headings = ("model", "ms", "times as fast", "photos/s", "M parameters", "GFLOPs", "MiB")
+    with_stages = [one for one in ran if one.stages]
+    stages = [
+        (name, *(f"{1000 * one.stages[name]:.0f}" for one in with_stages))
+        for name in (with_stages[0].stages if with_stages else ())
+    ]
     body = [
         f"<h1>Speed</h1><p>{html.escape(_title(work))}. The middle of the rounds; memory is the process's largest.</p>",
-        f'<div class="wide"><table>{head}{rows}</table></div>',
-        "<h2>By stage</h2>",
-        f'<div class="wide"><table><tr><th>model</th><th>stage</th><th>ms</th></tr>{stages}</table></div>',
+        *(_bar(one, slowest) for one in ran),
+        "<h2>Figures</h2>",
+        _table(headings, rows_of(measured, work)),
+        *(
+            ("<h2>Milliseconds by stage</h2>", _table(("", *(one.name for one in with_stages)), stages))
+            if stages
+            else ()
+        ),
         *(f"<p>{html.escape(one.name)}: not run: {html.escape(one.not_run)}</p>" for one in measured if one.not_run),
     ]
     return html_page("Speed", body)
+
+
+def _bar(one: Measured, slowest: float) -> str:
+    """A bar as long as a batch takes, cut into its stages where they are known."""
+    total = statistics.median(one.seconds)
+    stages = one.stages or {"all": total}
+    parts = "".join(
+        f'<span title="{html.escape(name)} {1000 * seconds:.0f} ms" '
+        f'style="width:{100 * total / slowest * seconds / sum(stages.values()):.1f}%"></span>'
+        for name, seconds in stages.items()
+    )
+    return f'<div class="speed">{html.escape(one.name)}: {1000 * total:.0f} ms<div>{parts}</div></div>'
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{cells}</table></div>'
 
 
 def _title(work: Work) -> str:

@@ -136,6 +136,9 @@ def _load(contender: Contender, device: str) -> Detector:
 
 def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Running:
     from transformers import DetrForObjectDetection
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     detector = _load(contender, "cpu")
     model, categories = detector.model, detector.categories

@@ -25,6 +25,8 @@ th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(
 td { font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left }
 .bar { display: inline-block; width: 5rem }
+.speed { margin: .6rem 0 } .speed div { display: flex; height: 1.1rem; margin-top: .15rem }
+.speed span { background: var(--bar); border-right: 1px solid var(--ground) }
 .bar span { display: block; height: .6rem; background: var(--bar); border-radius: .2rem }
 img { max-width: 100%; border-radius: .3rem } .curves { background: #fff; padding: .3rem }
 .photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem }

@@ -18,12 +18,12 @@ def draw_speeds(bars: Sequence[tuple[str, float, float | None]]) -> bytes:
     figure = Figure(figsize=(9, 1.2 + 0.4 * len(bars)), layout="constrained")
     speeds, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     names = [name for name, _, _ in bars]
-    for axes, values, title in (
-        (speeds, [speed for _, speed, _ in bars], "photos per second"),
-        (memory, [mebibytes or 0 for _, _, mebibytes in bars], "peak memory, MiB"),
+    for axes, values, title, digits in (
+        (speeds, [speed for _, speed, _ in bars], "photos per second", "%.3g"),
+        (memory, [mebibytes or 0 for _, _, mebibytes in bars], "peak memory, MiB", "%.0f"),
     ):
         drawn = axes.barh(names, values, color="#3b6fd4", height=0.65)
-        axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+        axes.bar_label(drawn, fmt=digits, padding=3, fontsize=8)
         axes.set(title=title)
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
