@@ -37,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )
     (root / "no_image.jpg").write_text("hello")
+    (root / "broken.onnx").write_text("hello")
     (root / "empty").mkdir()
     (root / "folder.json").mkdir()
     (root / "cut.yaml").write_text("epochs: [1,")
@@ -153,6 +154,43 @@ MISTAKES = {
     "more processes than photos": (["train", "shapes", "--batch-size", "4", "--devices", "2"], "or --devices"),
     "a backbone that timm lacks": (["train", "shapes", "--set", "backbone=timm:resnet5"], "timm has no such model"),
     "evaluated on other classes": (["evaluate", "nine.safetensors", "shapes"], "thing 0"),
+    "exported to no form": (["export", "model.safetensors"], "--format"),
+    "exported to an unknown form": (["export", "model.safetensors", "--format", "tflite"], "tflite"),
+    "exported to ONNX in int8": (
+        ["export", "model.safetensors", "--format", "onnx", "--precision", "int8", "--data", "shapes"],
+        "use --format openvino",
+    ),
+    "int8 without photos": (
+        ["export", "model.safetensors", "--format", "openvino", "--precision", "int8"],
+        "give --data",
+    ),
+    "exported over something": (
+        ["export", "nine.safetensors", "--format", "openvino", "-o", "shapes"],
+        "exists already",
+    ),
+    "exported to the wrong suffix": (["export", "model.safetensors", "--format", "torch", "-o", "a.onnx"], ".pt2"),
+    "exported to a folder that is a file": (
+        ["export", "model.safetensors", "--format", "openvino", "-o", "a.onnx"],
+        "expected a folder",
+    ),
+    "exported for photos of no size": (
+        ["export", "model.safetensors", "--format", "onnx", "--image-size", "0"],
+        "--image-size: found 0",
+    ),
+    "exported and compared on nothing": (
+        ["export", "model.safetensors", "--format", "onnx", "--photos", "0"],
+        "--photos 0",
+    ),
+    "exported and compared on no data": (
+        ["export", "model.safetensors", "--format", "onnx", "--data", "nowhere"],
+        "nowhere: found nothing",
+    ),
+    "exported and compared on other classes": (
+        ["export", "nine.safetensors", "--format", "onnx", "--data", "shapes"],
+        "thing 0",
+    ),
+    "exported nothing": (["export", "nowhere.pth", "--format", "onnx"], "nowhere.pth: found nothing"),
+    "predicted by a broken export": (["predict", "broken.onnx", "no_image.jpg"], "broken.onnx: not readable as ONNX"),
     "converted to nothing known": (["convert", "model.safetensors", "a.pth", "--to", "onnxx"], "onnxx"),
     "converted to the wrong suffix": (["convert", "model.safetensors", "a.bin", "--to", "official"], ".pth"),
     "converted over something": (

@@ -6,7 +6,10 @@ and, with post-processing, sizes (B, 2), and the outputs that `Description.outpu
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import jaxtyping
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -66,7 +69,7 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
     network = (PixelOutputs if postprocess else RelativeOutputs)(folded, exact_padding).eval()
     examples, shapes = _examples(model.config, postprocess)
     try:
-        with warnings.catch_warnings():
+        with _without_shape_checks(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's own inner workings
             return torch.export.export(network, examples, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many kinds
@@ -133,6 +136,17 @@ def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...
     if not postprocess:
         return examples, shapes
     return (*examples, torch.ones(2, 2, dtype=torch.int64)), {**shapes, "sizes": {0: batch}}
+
+
+@contextmanager
+def _without_shape_checks() -> Iterator[None]:
+    """Leave signatures alone, if something checks them at run time: while tracing, sizes are symbols and no integers."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def _masks(predictions: Predictions) -> tuple[Tensor, ...]:

@@ -67,17 +67,18 @@ def _call(port: Any, name: str) -> None:
 
 
 def _quantize(network: Any, calibration: Sequence[Sample]) -> Any:
-    """Quantize convolutions, linear layers and the sums between them.
+    """Quantize the backbone with its sums, and the transformer's linear layers.
 
-    Attention and norms stay in float, and so do the heads: a box is a sigmoid of a number whose last digits count. The
-    quantizer's own mode for transformers would leave the sums in float, too, and is slower for no more AP.
+    The transformer's attention, norms and sums stay in float, and so do the heads: a box is a sigmoid of a number whose
+    last digits count. The quantizer's own mode for transformers leaves the backbone's sums in float, too, which is slower.
     """
     try:
         with _quiet():
             import nncf
     except ImportError:
         raise ConfigError("--precision int8: needs nncf; pip install 'detrkit[openvino]'") from None
-    names = [node.get_friendly_name() for node in _heads(network)]
+    in_float = [*_heads(network), *_sums_of_tokens(network)]
+    names = [node.get_friendly_name() for node in in_float]
     with _quiet():
         return nncf.quantize(
             network,
@@ -111,6 +112,12 @@ def _heads(network: Any) -> list[Any]:
             found[node.get_friendly_name()] = node
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
     return list(found.values())
+
+
+def _sums_of_tokens(network: Any) -> list[Any]:
+    """The transformer's sums, (B, S, D); those of the backbone are of maps, (B, C, h, w)."""
+    sums = [node for node in network.get_ops() if node.get_type_name() == "Add"]
+    return [node for node in sums if node.get_output_partial_shape(0).rank.get_length() == 3]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,57 @@
+"""Small models to export, and batches to compare them on."""
+
+import torch
+
+from detrkit import build_model
+from detrkit.checkpoints.file import Preprocessing
+from detrkit.data.batching import collate
+from detrkit.data.categories import Categories
+from detrkit.export.graph import export_program
+from detrkit.inference.exported import Description, Precision, to_description
+from detrkit.inference.runtime import TorchRuntime
+from detrkit.models.detr import DETR
+from detrkit.structures import Annotations, Batch, Sample
+
+CATEGORIES = Categories(ids=(3, 18, 44), names=("circle", "dog <br>", "Flasche"))
+PREPROCESSING = Preprocessing(image_size=64)
+SIZES = [[(96, 128)], [(64, 64), (100, 70)], [(130, 97), (64, 200), (88, 88), (97, 64)], [(30, 75)], [(96, 128)]]
+
+
+def small_model(name: str = "detr-tiny", **overrides: object) -> DETR:
+    """A model with few layers, whose scores differ from query to query and whose norms do something."""
+    torch.manual_seed(0)
+    few = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, **overrides}
+    model = build_model(name, num_classes=len(CATEGORIES), **few)
+    with torch.no_grad():
+        model.heads.class_head.weight.mul_(20)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def described(
+    model: DETR,
+    preprocessing: Preprocessing = PREPROCESSING,
+    precision: Precision = "float32",
+    postprocess: bool = False,
+) -> Description:
+    return to_description(model.config, CATEGORIES, preprocessing, precision, postprocess)
+
+
+def traced(model: DETR, postprocess: bool = False, exact_padding: bool = True) -> torch.export.ExportedProgram:
+    return export_program(model, exact_padding=exact_padding, postprocess=postprocess)
+
+
+def batch_of(sizes: list[tuple[int, int]], channels: int = 3) -> Batch:
+    """Noise in photos of these sizes, padded to one batch."""
+    generator = torch.Generator().manual_seed(len(sizes) + sizes[0][0])
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    pixels = [torch.randint(0, 256, (channels, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    return collate(
+        [Sample(one, nothing, index, size) for index, (one, size) in enumerate(zip(pixels, sizes, strict=True))]
+    )
+
+
+def eager(model: DETR, exact_padding: bool = True) -> TorchRuntime:
+    return TorchRuntime(model, torch.device("cpu"), exact_padding)

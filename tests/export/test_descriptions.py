@@ -1,0 +1,111 @@
+"""What lies beside an exported network may come from anyone: it is read in full or refused in one sentence."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from detrkit import Detector
+from detrkit.checkpoints.file import Preprocessing
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.inference.exported import Description, ExportedRuntime, logits_of
+from detrkit.inference.load_exported import is_exported
+from tests.export.models import batch_of, described, small_model
+
+GOOD = described(small_model(), Preprocessing(image_size=123, exact_padding=False), "int8", postprocess=True)
+
+
+def test_a_description_comes_back_as_it_was_written() -> None:
+    assert Description.from_text(GOOD.to_text(), "here") == GOOD
+
+
+def changed(**changes: object) -> str:
+    return json.dumps({**json.loads(GOOD.to_text()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "no description by detrkit"),
+        ("", "malformed"),
+        ("[]", "malformed"),
+        ("{", "malformed"),
+        ("[" * 100_000, "malformed"),
+        (changed(format="detrkit-export-9"), "update detrkit"),
+        (changed(surprise=1), "surprise"),
+        (changed(precision="int1"), "precision"),
+        (changed(categories=[{"id": 1, "name": "a"}]), "1 categories for 3 classes"),
+        (changed(categories=[{"id": 1, "name": "a"}] * 3), "stands twice"),
+        (changed(categories=[{"id": "one", "name": "a"}] * 3), "categories.0.id"),
+        (changed(preprocessing={"image_size": 10**9}), "image_size"),
+        (changed(model={"num_queries": 10**9}), "num_queries"),
+        (" " * 10_000_001, "longer than"),
+    ],
+    ids=str,
+)
+def test_a_malformed_description_is_one_sentence(text: str | None, says: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^here: ") as error:
+        Description.from_text(text, "here")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class FixedEngine:
+    def __init__(self, outputs: Mapping[str, Tensor]) -> None:
+        self.outputs = outputs
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.outputs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        ({}, "'scores' has shape None"),
+        ({"scores": torch.zeros(1, 9), "labels": torch.zeros(1, 10), "boxes": torch.zeros(1, 10, 4)}, "(1, 9)"),
+        ({"scores": torch.zeros(1, 10), "labels": torch.full((1, 10), 7), "boxes": torch.zeros(1, 10, 4)}, "0 .. 2"),
+    ],
+    ids=["nothing", "too few queries", "unknown labels"],
+)
+def test_a_network_that_gives_something_else_is_refused(outputs: dict[str, Tensor], says: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        ExportedRuntime(FixedEngine(outputs), GOOD, "here").predict(batch_of([(64, 64)]))
+    assert says in str(error.value)
+
+
+def test_scores_and_labels_become_logits_that_say_the_same() -> None:
+    scores, labels = torch.tensor([[0.25, 0.0, 1.0]]), torch.tensor([[1, 0, 2]])
+    probabilities = logits_of(scores, labels, 3).softmax(-1)
+    torch.testing.assert_close(probabilities, torch.tensor([[[0, 0.25, 0, 0.75], [0, 0, 0, 1], [0, 0, 1, 0.0]]]))
+
+
+@pytest.mark.parametrize("name", ["cut.onnx", "text.onnx", "cut.pt2", "text.pt2"])
+def test_a_broken_file_is_one_sentence(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"hello" if name.startswith("text") else b"PK\x03\x04\x08\x01")
+    with pytest.raises(CheckpointError, match=f"{name}: not readable as") as error:
+        Detector.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_folders_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_text("<net")
+    assert is_exported(tmp_path)
+    with pytest.raises(CheckpointError, match=r"detrkit\.json: not readable"):
+        Detector.load(tmp_path)
+    (tmp_path / "detrkit.json").write_text(GOOD.to_text())
+    with pytest.raises(CheckpointError, match=r"model\.bin: found nothing"):
+        Detector.load(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not readable as OpenVINO") as error:
+        Detector.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_exported_file_on_a_gpu_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ConfigError, match="predict on the CPU"):
+        Detector.load(tmp_path / "model.onnx", device="cuda")

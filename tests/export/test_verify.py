@@ -1,0 +1,82 @@
+"""The comparison with PyTorch finds what is wrong with an export, and lets pass what is right."""
+
+import pytest
+import torch
+
+from detrkit.errors import ExportError
+from detrkit.export.verify import Comparison, compare, num_found_again
+from detrkit.models.config import ModelConfig
+from detrkit.structures import Batch, Detections, Predictions
+from tests.export.models import CATEGORIES, batch_of, small_model
+
+GOOD = Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None)
+
+
+class Changed:
+    """PyTorch with a number added to its logits and its boxes."""
+
+    def __init__(self, logits: float = 0.0, boxes: float = 0.0) -> None:
+        self.model = small_model()
+        self.config: ModelConfig = self.model.config
+        self.change = logits, boxes
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch) -> Predictions:
+        found = self.model(batch.images, batch.padding_mask, exact_padding=True)
+        logits, boxes = found.layer_class_logits.clone(), found.layer_boxes.clone()
+        logits[-1, 0, 0, 0] += self.change[0]
+        boxes[-1, 0, 0, 0] += self.change[1]
+        return Predictions(logits, boxes)
+
+
+def compared(logits: float = 0.0, boxes: float = 0.0) -> Comparison:
+    return compare(Changed(), Changed(logits, boxes), [batch_of([(64, 64), (64, 96)])], CATEGORIES)
+
+
+def test_nothing_differs_from_itself() -> None:
+    same = compared()
+    assert (same.logits, same.scores, same.boxes, same.num_photos) == (0, 0, 0, 2)
+    assert same.num_found == same.num_detections > 0
+    same.check("float32")
+
+
+def test_one_logit_or_one_box_that_differs_is_found() -> None:
+    assert compared(logits=0.5).logits == pytest.approx(0.5, abs=1e-5)
+    assert compared(boxes=0.25).boxes == pytest.approx(0.25)
+    assert compared(boxes=0.25).mean_boxes == pytest.approx(0.25 / (2 * 10 * 4))
+    for wrong in (compared(logits=0.002), compared(boxes=0.002), compared(logits=float("nan"))):
+        with pytest.raises(ExportError, match=r"float32 network differs from PyTorch by .*; nothing was written"):
+            wrong.check("float32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_found": 8}, "finds 80% of PyTorch's detections, expected at least 90%"),
+        ({"mean_boxes": 0.06}, "0.060 of the photo's side off"),
+        ({"mean_boxes": float("nan")}, "of the photo's side off"),
+        ({"ap": (0.5, 0.47)}, "loses 0.0300 AP, expected at most 0.02"),
+    ],
+)
+def test_what_is_too_much_for_int8(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ExportError) as error:
+        Comparison(**{**vars(GOOD), **changes}).check("int8")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_found": 9}, {"ap": (0.5, 0.485), "num_found": 5}, {"num_detections": 0, "num_found": 0}]
+)
+def test_what_int8_may_lose(changes: dict[str, object]) -> None:
+    Comparison(**{**vars(GOOD), "logits": 2.0, **changes}).check("int8")
+
+
+def test_a_detection_is_found_again_by_class_place_and_score() -> None:
+    def detections(box: list[float], label: int, score: float) -> Detections:
+        return Detections(torch.tensor([box]), torch.tensor([score]), torch.tensor([label]), ("a",))
+
+    wanted = detections([0.0, 0.0, 10.0, 10.0], 1, 0.9)
+    assert num_found_again(wanted, detections([0.0, 0.0, 10.0, 9.0], 1, 0.8)) == 1
+    assert num_found_again(wanted, detections([0.0, 0.0, 10.0, 5.0], 1, 0.9)) == 0
+    assert num_found_again(wanted, detections([0.0, 0.0, 10.0, 10.0], 2, 0.9)) == 0
+    assert num_found_again(wanted, detections([0.0, 0.0, 10.0, 10.0], 1, 0.6)) == 0
