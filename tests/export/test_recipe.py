@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detrkit import Detector
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
 from detrkit.recipes import export as recipe
@@ -22,7 +22,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("place")
     write_coco(root / "shapes", num_train=4, num_val=3, size=96)
     model = small_model(decoder_layers=1)
-    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=80))
+    thresholds = Thresholds(overall=0.25, per_class={2: 0.4})
+    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=80), thresholds)
     save_checkpoint(root / "model.safetensors", checkpoint)
     return root
 
@@ -63,6 +64,7 @@ def test_exported_files_predict_and_are_scored_like_the_model(
 
     detector, exported = Detector.load("model.safetensors"), Detector.load(output)
     assert exported.categories == detector.categories
+    assert exported.thresholds == detector.thresholds
     assert exported.preprocessing.image_size == (64 if "--image-size" in options else 80)
     photo = next(iter(sorted(Path("bare").iterdir())))
     assert len(exported.predict([photo, photo], threshold=0.0)[1]) == exported.runtime.config.num_queries

@@ -61,10 +61,10 @@ class SampleDataset(Dataset[Sample]):
         return self.transform(sample) if self.transform else sample
 
 
-def unannotated(image: UInt8[Tensor, "C H W"]) -> Sample:
+def unannotated(image: UInt8[Tensor, "C H W"], image_id: int = 0) -> Sample:
     """A photo of which nothing is known."""
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(image, nothing, 0, (image.shape[1], image.shape[2]))
+    return Sample(image, nothing, image_id, (image.shape[1], image.shape[2]))
 
 
 def usable_annotations(record: Record, size: tuple[int, int]) -> Annotations:

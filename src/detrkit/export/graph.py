@@ -14,14 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.errors import ExportError
 from detrkit.inference.exported import SMALLEST_SIDE
-from detrkit.models.backbone import ResNetBackbone
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
+from detrkit.models.folding import folded
 from detrkit.postprocess.boxes import best_class_boxes
 from detrkit.structures import Predictions
 
@@ -39,7 +37,7 @@ class RelativeOutputs(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"]) -> tuple[Tensor, ...]:
         """Predict."""
-        predictions = self.model(images, padding_mask, exact_padding=self.exact_padding)
+        predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
         return (predictions.class_logits, predictions.boxes, *_masks(predictions))
 
 
@@ -50,7 +48,7 @@ class PixelOutputs(RelativeOutputs):
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], sizes: Int64[Tensor, "B 2"]
     ) -> tuple[Tensor, ...]:
         """Predict and post-process."""
-        predictions = self.model(images, padding_mask, exact_padding=self.exact_padding)
+        predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
         return (*best_class_boxes(predictions.class_logits, predictions.boxes, sizes), *_masks(predictions))
 
 
@@ -65,8 +63,9 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
     Raises:
         ExportError: its backbone does something that a graph for photos of any size cannot hold.
     """
-    folded = fold_norms(model)
-    network = (PixelOutputs if postprocess else RelativeOutputs)(folded, exact_padding).eval()
+    # without gradients, and with filters in the order that other engines expect
+    quick = folded(copy.deepcopy(model).cpu()).requires_grad_(False).to(memory_format=torch.contiguous_format)
+    network = (PixelOutputs if postprocess else RelativeOutputs)(quick, exact_padding).eval()
     examples, shapes = _examples(model.config, postprocess)
     try:
         with _without_shape_checks(), warnings.catch_warnings():
@@ -78,37 +77,6 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
             f"export: the model with backbone {model.config.backbone!r} cannot be a graph for photos of any size "
             f"({reason[:150]}); choose another backbone"
         ) from None
-
-
-def fold_norms(model: DETR) -> DETR:
-    """Copy a model, with every batch norm of a ResNet multiplied into the convolution before it."""
-    folded = copy.deepcopy(model).eval().cpu().requires_grad_(False)
-    if isinstance(folded.backbone, ResNetBackbone):
-        for block in [folded.backbone.body, *(block for stage in folded.backbone.stages for block in stage)]:
-            for name, norm_name in _convolutions(block):
-                convolution, norm = block.get_submodule(name), block.get_submodule(norm_name)
-                assert isinstance(convolution, nn.Conv2d)
-                assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
-                block.set_submodule(name, _fold(convolution, norm))
-                block.set_submodule(norm_name, nn.Identity())
-    return folded
-
-
-def _convolutions(block: nn.Module) -> list[tuple[str, str]]:
-    """Names of the convolutions of a part of torchvision's ResNets, with the names of their norms."""
-    pairs = [(f"conv{n}", f"bn{n}") for n in (1, 2, 3) if hasattr(block, f"conv{n}")]
-    return [*pairs, ("downsample.0", "downsample.1")] if getattr(block, "downsample", None) is not None else pairs
-
-
-def _fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> nn.Conv2d:
-    folded = copy.deepcopy(convolution)
-    assert isinstance(norm.running_mean, Tensor)
-    assert isinstance(norm.running_var, Tensor)
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    folded.weight, folded.bias = (nn.Parameter(tensor.detach(), requires_grad=False) for tensor in (weight, bias))
-    return folded
 
 
 def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...], dict[str, dict[int, Dim]]]:

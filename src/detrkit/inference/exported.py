@@ -185,7 +185,12 @@ def logits_of(scores: Float[Tensor, "B Q"], labels: Tensor, num_classes: int) ->
 
 
 def to_description(
-    config: ModelConfig, categories: Categories, preprocessing: Preprocessing, precision: Precision, postprocess: bool
+    config: ModelConfig,
+    categories: Categories,
+    preprocessing: Preprocessing,
+    precision: Precision,
+    postprocess: bool,
+    thresholds: Thresholds | None = None,
 ) -> Description:
     """Describe a network that is about to be exported."""
     entries: list[Any] = categories.to_json()
@@ -194,6 +199,7 @@ def to_description(
         model=config,
         categories=tuple(CategoryEntry.model_validate(entry) for entry in entries),
         preprocessing=preprocessing,
+        thresholds=thresholds,
         precision=precision,
         postprocess=postprocess,
     )

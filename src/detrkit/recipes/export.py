@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from detrkit.checkpoints.file import Checkpoint, Preprocessing
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
-from detrkit.data.dataset import PhotoDataset
+from detrkit.data.dataset import PhotoDataset, unannotated
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.photos import SUFFIXES, read_pixels
 from detrkit.data.records import Split
@@ -34,7 +34,7 @@ from detrkit.inference.exported import Description, Precision, to_description
 from detrkit.inference.load_exported import load_exported
 from detrkit.inference.runtime import TorchRuntime
 from detrkit.recipes.keeping import check_categories
-from detrkit.structures import Annotations, Batch, Sample
+from detrkit.structures import Batch, Sample
 from detrkit.terminal import plain_console
 
 Form = Literal["onnx", "torch", "openvino"]
@@ -81,7 +81,12 @@ def export_model(
     console, model = plain_console(), checkpoint.build().eval()
     console.print(f"checked on {photos.origin}", soft_wrap=True)
     description = to_description(
-        checkpoint.config, checkpoint.categories, checkpoint.preprocessing, precision, postprocess
+        checkpoint.config,
+        checkpoint.categories,
+        checkpoint.preprocessing,
+        precision,
+        postprocess,
+        checkpoint.thresholds,
     )
     program = export_program(model, exact_padding=checkpoint.preprocessing.exact_padding, postprocess=postprocess)
     with _aside(output) as place:
@@ -187,18 +192,13 @@ def _bare_photos(data: Path) -> list[Path]:
 
 
 def _bare(path: Path, index: int, channels: int) -> Sample:
-    return _without_objects(read_pixels(path, channels=channels), index)
+    return unannotated(read_pixels(path, channels=channels), index)
 
 
 def _drawn(index: int, channels: int) -> Sample:
     height, width = _DRAWN_SIZES[index]
     pixels = DrawnShapes(len(_DRAWN_SIZES), seed=0, style=DrawingStyle(size=256))[index].image[:, :height, :width]
-    return _without_objects(torch.stack([pixels[channel % 3] for channel in range(channels)]), index)
-
-
-def _without_objects(pixels: torch.Tensor, index: int) -> Sample:
-    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return Sample(pixels, nothing, index, (pixels.shape[1], pixels.shape[2]))
+    return unannotated(torch.stack([pixels[channel % 3] for channel in range(channels)]), index)
 
 
 @contextmanager
