@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from detrkit.errors import ExportError
 from detrkit.inference.exported import SMALLEST_SIDE
+from detrkit.inference.exported_onnx import first_line
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.folding import folded
@@ -72,10 +73,9 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
             warnings.simplefilter("ignore")  # about torch's own inner workings
             return torch.export.export(network, examples, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"export: the model with backbone {model.config.backbone!r} cannot be a graph for photos of any size "
-            f"({reason[:150]}); choose another backbone"
+            f"({first_line(error)}); choose another backbone"
         ) from None
 
 

@@ -7,11 +7,8 @@ metadata hold the description that `Detector.load` reads, and the same for peopl
 import ast
 import importlib
 import json
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,9 @@ from torch.export import ExportedProgram
 from detrkit import __version__
 from detrkit.data.batching import statistics
 from detrkit.errors import ConfigError, ExportError
+from detrkit.export.quiet import quiet
 from detrkit.inference.exported import KEY, Description
+from detrkit.inference.exported_onnx import first_line
 
 OPSET = 18  # attention as an operator of its own, from 23 on, fails in ONNX Runtime
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules that a node comes from
@@ -37,7 +36,7 @@ def write_onnx(program: ExportedProgram, description: Description, path: Path) -
     import torch
 
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -47,8 +46,7 @@ def write_onnx(program: ExportedProgram, description: Description, path: Path) -
                 output_names=list(description.output_names),
             )
     except Exception as error:  # the exporter raises many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"export: ONNX cannot express the model ({reason[:150]})") from None
+        raise ExportError(f"export: ONNX cannot express the model ({first_line(error)})") from None
     assert exported is not None
     model = exported.model
     _drop_checks_for_nan(model.graph)
@@ -145,16 +143,3 @@ def _require(*packages: str) -> None:
             importlib.import_module(package)
         except ImportError:
             raise ConfigError(f"--format onnx: needs {package}; pip install 'detrkit[export]'") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's own log from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

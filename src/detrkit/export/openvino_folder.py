@@ -4,11 +4,7 @@ bfloat16 is the processor's: the folder says so, and the weights take half the r
 nncf: ranges are measured on photos of the user's, and what would lose by it stays in float.
 """
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,10 @@ from torch.export import ExportedProgram
 
 from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError
+from detrkit.export.quiet import quiet
 from detrkit.files import write_text
 from detrkit.inference.exported import SMALLEST_SIDE, Description, at_least
+from detrkit.inference.exported_onnx import first_line
 from detrkit.inference.exported_openvino import DESCRIPTION_FILE, NETWORK_FILE, load_openvino
 from detrkit.structures import Sample
 
@@ -46,11 +44,10 @@ def write_openvino(
     """
     openvino = load_openvino()
     try:
-        with _quiet():
+        with quiet():
             network = openvino.convert_model(program)
     except Exception as error:  # its frontends raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"export: OpenVINO cannot express the model ({reason[:150]})") from None
+        raise ExportError(f"export: OpenVINO cannot express the model ({first_line(error)})") from None
     for port, name in zip(network.inputs, description.input_names, strict=True):
         _call(port, name)
     for port, name in zip(network.outputs, description.output_names, strict=True):
@@ -73,13 +70,13 @@ def _quantize(network: Any, calibration: Sequence[Sample]) -> Any:
     last digits count. The quantizer's own mode for transformers leaves the backbone's sums in float, too, which is slower.
     """
     try:
-        with _quiet():
+        with quiet():
             import nncf
     except ImportError:
         raise ConfigError("--precision int8: needs nncf; pip install 'detrkit[openvino]'") from None
     in_float = [*_heads(network), *_sums_of_tokens(network)]
     names = [node.get_friendly_name() for node in in_float]
-    with _quiet():
+    with quiet():
         return nncf.quantize(
             network,
             nncf.Dataset(list(calibration), _inputs_of(network)),
@@ -118,16 +115,3 @@ def _sums_of_tokens(network: Any) -> list[Any]:
     """The transformer's sums, (B, S, D); those of the backbone are of maps, (B, C, h, w)."""
     sums = [node for node in network.get_ops() if node.get_type_name() == "Add"]
     return [node for node in sums if node.get_output_partial_shape(0).rank.get_length() == 3]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep logs and progress bars of libraries from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
