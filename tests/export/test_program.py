@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, ExportError
+from detrkit.export.graph import export_program
 from detrkit.export.program_file import write_program
 from detrkit.inference.exported_program import read_program
 from detrkit.models.detr import DETR
@@ -150,3 +151,9 @@ def test_pickles_are_never_opened(path: Path, tmp_path: Path, monkeypatch: pytes
 def test_an_unchanged_copy_is_read(path: Path, tmp_path: Path) -> None:
     """So that the refusals above are for what was changed."""
     read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None))
+
+
+def test_a_backbone_that_pads_by_the_photos_size_is_refused_at_once() -> None:
+    model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen")
+    with pytest.raises(ExportError, match="pads by each photo's size"):
+        export_program(model.eval(), exact_padding=False, postprocess=False)
