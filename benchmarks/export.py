@@ -36,7 +36,7 @@ from detrkit.inference.exported import Precision, to_description
 from detrkit.inference.load_exported import load_exported
 from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
-from detrkit.recipes.predict import list_photos
+from detrkit.recipes.sources import list_sources
 from detrkit.structures import Batch, Sample
 
 Answer = tuple[Tensor, Tensor]
@@ -65,7 +65,7 @@ def prepared_photos(folder: Path | None) -> list[Sample]:
     if folder is not None:
         from detrkit.data.photos import read_pixels
 
-        paths = list_photos([folder])[:NUM_CALIBRATION]
+        paths = list_sources([str(folder)]).photos[:NUM_CALIBRATION]
         drawn = DrawnShapes(1, 0)[0]
         blank = type(drawn.annotations)(drawn.annotations.boxes[:0], drawn.annotations.labels[:0])
         photos = [Sample(read_pixels(path), blank, index, (1, 1)) for index, path in enumerate(paths)]
