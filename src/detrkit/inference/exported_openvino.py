@@ -6,6 +6,7 @@ folds away, which makes an int8 network a seventh faster.
 
 import importlib
 import sys
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,24 +41,27 @@ class OpenVinoEngine:
         }
         self.output_names = [output.get_any_name() for output in network.outputs]
         self._any_size = core.compile_model(network, "CPU", self.settings).create_infer_request()
+        self._one_at_a_time = threading.Lock()
         self._of_size: dict[tuple[int, ...], Any] = {}
         self._seen: Counter[tuple[int, ...]] = Counter()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute once."""
-        given = {name: tensor.numpy() for name, tensor in inputs.items()}
         try:
-            request = self._any_size
-            if not inputs["padding_mask"].any():
-                request = self._request_for(tuple(inputs["images"].shape)) or request
-                if request is not self._any_size:
-                    del given["padding_mask"]
-            results = request.infer(given, share_inputs=True)
+            with self._one_at_a_time:
+                return self._infer({name: tensor.numpy() for name, tensor in inputs.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{self.source}: OpenVINO cannot compute it ({first_line(error)})") from None
-        return {
-            name: torch.from_numpy(np.array(results[index])) for index, name in enumerate(self.output_names)
-        }  # copies: the next photo overwrites the results
+
+    def _infer(self, given: dict[str, Any]) -> dict[str, Tensor]:
+        request = self._any_size
+        if not given["padding_mask"].any():
+            request = self._request_for(given["images"].shape) or request
+            if request is not self._any_size:
+                del given["padding_mask"]
+        results = request.infer(given, share_inputs=True)
+        # copies: the next photo overwrites the results
+        return {name: torch.from_numpy(np.array(results[index])) for index, name in enumerate(self.output_names)}
 
     def _request_for(self, shape: tuple[int, ...]) -> Any | None:
         """The network compiled for a size, once that size has come before."""
