@@ -148,9 +148,9 @@ def test_pickles_are_never_opened(path: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "witness").exists()
 
 
-def test_an_unchanged_copy_is_read(path: Path, tmp_path: Path) -> None:
+def test_an_unchanged_copy_is_read(model: DETR, path: Path, tmp_path: Path) -> None:
     """So that the refusals above are for what was changed."""
-    read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None))
+    assert read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None)).config == model.config
 
 
 def test_a_backbone_that_pads_by_the_photos_size_is_refused_at_once() -> None:
