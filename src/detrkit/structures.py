@@ -97,6 +97,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class MaskInputs:
+    """What the mask head draws from, kept until it is known for which queries."""
+
+    decoded: Float[Tensor, "B Q D"]  # after the last decoder layer
+    memory: Float[Tensor, "B D h w"]  # the encoder's output
+    projected: Float[Tensor, "B D h w"]  # the backbone's last feature map at width D, before the encoder
+    padding_mask: Bool[Tensor, "B h w"] | None  # of that feature map
+    levels: tuple[Float[Tensor, "B _ _ _"], ...]  # the backbone's finer feature maps, coarsest first
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What the model says about a batch: one class and one box per query, after every decoder layer.
 
@@ -106,6 +117,7 @@ class Predictions:
     layer_class_logits: Float[Tensor, "T B Q K1"]
     layer_boxes: Float[Tensor, "T B Q 4"]
     masks: Float[Tensor, "B Q h w"] | None = None  # logits, over the padded image
+    mask_inputs: MaskInputs | None = None  # in place of masks, where only some queries' masks will be asked for
 
     @property
     def class_logits(self) -> Float[Tensor, "B Q K1"]:
@@ -116,6 +128,49 @@ class Predictions:
     def boxes(self) -> Float[Tensor, "B Q 4"]:
         """Boxes after the last decoder layer."""
         return self.layer_boxes[-1]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One region of a photo."""
+
+    id: int  # in the map, from 1
+    label: int  # the dataset's own category id
+    name: str
+    is_thing: bool  # countable; otherwise stuff, of which a photo has one segment a class
+    score: float  # 0 .. 1
+    area: int  # in pixels
+
+
+@dataclass(frozen=True)
+class PanopticSegments:
+    """What every pixel of a photo belongs to."""
+
+    ids: Int64[Tensor, "H W"]  # segment of each pixel of the original photo; 0 for none
+    segments: tuple[Segment, ...]
+    image: Image | None = None  # the photo itself, when the caller may want to draw on it
+    path: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def mask(self, segment: Segment) -> Bool[Tensor, "H W"]:
+        """The pixels of a segment."""
+        return self.ids == segment.id
+
+    def to_json(self) -> dict[str, Any]:
+        """List the segments, without the map, as JSON has them."""
+        return {"photo": self.path, "segments": [{**vars(one), "score": round(one.score, 6)} for one in self.segments]}
+
+    def draw(self) -> Image:
+        """Draw the segments on a copy of the photo."""
+        from detrkit.visualization.segments import draw_segments
+
+        if self.image is None:
+            raise ValueError(
+                "these segments hold no photo; use detrkit.visualization.segments.draw_segments(photo, segments)"
+            )
+        return draw_segments(self.image, self)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def collect(
         if isinstance(model, DETR):
             on_device = batch.to(device or "cpu")
             mask = on_device.padding_mask if batch.is_padded else None
-            predictions = model(on_device.images, mask, exact_padding=exact_padding)
+            predictions = model(on_device.images, mask, exact_padding=exact_padding, all_masks=False)
         else:
             predictions = model.predict(batch)
         sizes = torch.tensor(batch.original_sizes, dtype=torch.int64)

@@ -1,11 +1,21 @@
 """Mask losses (paper, section 4.4): focal loss (arXiv:1708.02002) and dice loss (arXiv:1606.04797).
 
-Input: mask logits and true masks of the matched pairs, at the same size. Output: one value per pair.
+Input: mask logits of the matched pairs over the padded images, and true masks. Output: one value per pair.
 """
 
-from jaxtyping import Float
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from detrkit.structures import Target
+
+MOST_PIXELS = (
+    2**22
+)  # enlarged at a time: what a chunk needs for its gradient is computed again, so chunks add up to nothing
 
 
 def sigmoid_focal_loss(
@@ -32,3 +42,50 @@ def dice_loss(logits: Float[Tensor, "P H W"], truth: Float[Tensor, "P H W"]) -> 
     truth = truth.flatten(1)
     overlap = 2 * (probability * truth).sum(1)
     return 1 - (overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
+
+
+def mask_losses(
+    logits: Float[Tensor, "P h w"], objects: Int64[Tensor, "P"], targets: Sequence[Target], *, exact_padding: bool
+) -> Float[Tensor, "2 P"]:
+    """Focal and dice loss of every pair, at the size of its photo.
+
+    Args:
+        logits: of the pairs of all photos, one photo after the other.
+        objects: number of the object within its photo, of each pair.
+        targets: one per photo, with masks; the batch was padded to the largest height and width among them.
+        exact_padding: look at the photo alone. False counts its padding as outside, as published, where a photo weighs
+            less the more it was padded.
+    """
+    masks = [target.masks for target in targets if target.masks is not None]
+    padded = max(mask.shape[1] for mask in masks), max(mask.shape[2] for mask in masks)
+    num_pairs = _pairs_of(len(objects), masks)
+    losses = []
+    for mask, of_photo, objects_of_photo in zip(masks, logits.split(num_pairs), objects.split(num_pairs), strict=True):
+        at_once = max(1, MOST_PIXELS // (padded[0] * padded[1]))
+        for some, their_objects in zip(of_photo.split(at_once), objects_of_photo.split(at_once), strict=True):
+            losses.append(checkpoint(_losses, some, mask, their_objects, padded, exact_padding, use_reentrant=False))
+    return torch.cat(losses, dim=1)
+
+
+def _pairs_of(num_pairs: int, masks: Sequence[Bool[Tensor, "_ _ _"]]) -> list[int]:
+    """How many pairs each photo has: one per object, unless there were fewer queries; known without asking the device."""
+    counts = [len(mask) for mask in masks]
+    num_queries = next(most for most in range(max(counts), -1, -1) if sum(min(c, most) for c in counts) <= num_pairs)
+    return [min(count, num_queries) for count in counts]
+
+
+def _losses(
+    logits: Float[Tensor, "n h w"],
+    masks: Bool[Tensor, "N H W"],
+    objects: Int64[Tensor, "n"],
+    padded: tuple[int, int],
+    exact_padding: bool,
+) -> Float[Tensor, "2 n"]:
+    height, width = masks.shape[1:]
+    truth = masks[objects].to(logits.dtype)
+    enlarged = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]
+    if exact_padding:
+        enlarged = enlarged[:, :height, :width]
+    else:
+        truth = F.pad(truth, (0, padded[1] - width, 0, padded[0] - height))
+    return torch.stack([sigmoid_focal_loss(enlarged, truth), dice_loss(enlarged, truth)])

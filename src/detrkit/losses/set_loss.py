@@ -3,7 +3,7 @@
 Input: `Predictions` and one `Target` per photo. Output: a `LossReport`, whose parts keep the published names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from detrkit.losses.masks import dice_loss, sigmoid_focal_loss
+from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher, Matches
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
-from detrkit.structures import Predictions, Target
+from detrkit.structures import MaskInputs, Predictions, Target
+
+DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Int64[Tensor, "P"]], Float[Tensor, "P h w"]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class SetLoss:
         dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
         matcher: HungarianMatcher | None = None,
+        exact_padding: bool = False,
+        masks_only: bool = False,
     ) -> None:
         """Set the weights; the defaults are the published ones.
 
@@ -76,6 +80,8 @@ class SetLoss:
             dice_weight: of the dice loss of masks.
             no_object_weight: of queries without an object in the cross entropy; there are many more of them.
             matcher: how predictions are matched to objects.
+            exact_padding: masks are compared within each photo; False counts padding as outside, as published.
+            masks_only: leave out the losses of classes and boxes, which are frozen when only the mask head learns.
         """
         self.num_classes = num_classes
         self.weights = {
@@ -87,6 +93,8 @@ class SetLoss:
         }
         self.no_object_weight = no_object_weight
         self.matcher = matcher or HungarianMatcher()
+        self.exact_padding = exact_padding
+        self.masks_only = masks_only
 
     def normalizers(self, targets: Sequence[Target], num_queries: int) -> Normalizers:
         """Count what losses are divided by; with several processes, all of them must call this together.
@@ -110,7 +118,11 @@ class SetLoss:
         return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1])
 
     def __call__(
-        self, predictions: Predictions, targets: Sequence[Target], normalizers: Normalizers | None = None
+        self,
+        predictions: Predictions,
+        targets: Sequence[Target],
+        normalizers: Normalizers | None = None,
+        draw_masks: DrawMasks | None = None,
     ) -> LossReport:
         """Compute the loss in float32, under autocast too. What is not finite in the predictions makes it not finite.
 
@@ -118,27 +130,42 @@ class SetLoss:
             predictions: of a batch.
             targets: one per photo, on the same device; photos without objects have boxes of shape (0, 4).
             normalizers: of the whole step; None when this batch is all of it.
+            draw_masks: the mask head, for predictions that hold `mask_inputs`: it draws the matched queries alone.
         """
-        with torch.autocast(predictions.layer_boxes.device.type, enabled=False):
-            logits = predictions.layer_class_logits.float()
-            boxes = predictions.layer_boxes.float()
+        device = predictions.layer_boxes.device.type
+        logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
+        with torch.autocast(device, enabled=False):
             matches = self.matcher(logits, boxes, targets)
-            object_index = _index_of_objects(matches, targets)
+        masks = None
+        if all(target.masks is not None for target in targets):
+            masks = _matched_masks(predictions, matches, draw_masks)  # in the precision of the model
+        with torch.autocast(device, enabled=False):
             norms = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
-            num_boxes = norms.num_boxes
-
-            of_layers = {
-                **self._class_losses(logits, matches, object_index, targets, norms.class_weight),
-                **_box_losses(boxes, matches, object_index, targets, num_boxes),
-            }
-            parts = _name_by_layer(of_layers)
-            parts["class_error"] = _class_error(logits, matches, object_index, targets)
-            if predictions.masks is not None and all(target.masks is not None for target in targets):
-                parts.update(_mask_losses(predictions.masks.float(), matches, len(logits), targets, num_boxes))
+            parts = {} if self.masks_only else self._layer_losses(logits, boxes, matches, targets, norms)
+            if masks is not None:
+                parts.update(_mask_losses(masks.float(), matches, targets, norms.num_boxes, self.exact_padding))
             total = torch.stack(
                 [self.weights[_published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
             ).sum()
         return LossReport(total, {name: part.detach() for name, part in parts.items()}, matches)
+
+    def _layer_losses(
+        self,
+        logits: Float[Tensor, "T B Q K1"],
+        boxes: Float[Tensor, "T B Q 4"],
+        matches: Matches,
+        targets: Sequence[Target],
+        norms: Normalizers,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Class and box losses of all layers at once."""
+        object_index = _index_of_objects(matches, targets)
+        of_layers = {
+            **self._class_losses(logits, matches, object_index, targets, norms.class_weight),
+            **_box_losses(boxes, matches, object_index, targets, norms.num_boxes),
+        }
+        parts = _name_by_layer(of_layers)
+        parts["class_error"] = _class_error(logits, matches, object_index, targets)
+        return parts
 
     def _class_losses(
         self,
@@ -180,31 +207,29 @@ def _box_losses(
     }
 
 
+def _matched_masks(
+    predictions: Predictions, matches: Matches, draw_masks: DrawMasks | None
+) -> Float[Tensor, "P h w"] | None:
+    """Logits of the queries that the last layer's pairs hold."""
+    num_pairs = len(matches.images) // len(predictions.layer_boxes)
+    first = len(matches.images) - num_pairs
+    images, queries = matches.images[first:], matches.queries[first:]
+    if predictions.mask_inputs is not None and draw_masks is not None:
+        return draw_masks(predictions.mask_inputs, images, queries)
+    return None if predictions.masks is None else predictions.masks[images, queries]
+
+
 def _mask_losses(
-    masks: Float[Tensor, "B Q h w"],
+    masks: Float[Tensor, "P h w"],
     matches: Matches,
-    num_layers: int,
     targets: Sequence[Target],
     num_boxes: Float[Tensor, ""] | float,
+    exact_padding: bool,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Focal and dice loss of the last layer's pairs, at the size of the padded batch; padding counts as outside."""
-    is_last = matches.layers == num_layers - 1
-    found = masks[matches.images[is_last], matches.queries[is_last]]
-    true = _padded_masks(targets)[matches.images[is_last], matches.objects[is_last]]
-    found = F.interpolate(found[:, None], size=true.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    return {
-        "loss_mask": sigmoid_focal_loss(found, true).sum() / num_boxes,
-        "loss_dice": dice_loss(found, true).sum() / num_boxes,
-    }
-
-
-def _padded_masks(targets: Sequence[Target]) -> Float[Tensor, "B N H W"]:
-    masks = [target.masks for target in targets if target.masks is not None]
-    count, height, width = (max(mask.shape[axis] for mask in masks) for axis in range(3))
-    padded = torch.zeros(len(masks), count, height, width, device=masks[0].device)
-    for index, mask in enumerate(masks):
-        padded[index, : mask.shape[0], : mask.shape[1], : mask.shape[2]] = mask
-    return padded
+    """Focal and dice loss of the last layer's pairs."""
+    objects = matches.objects[len(matches.objects) - len(masks) :]
+    focal, dice = mask_losses(masks, objects, targets, exact_padding=exact_padding).sum(1) / num_boxes
+    return {"loss_mask": focal, "loss_dice": dice}
 
 
 @torch.no_grad()

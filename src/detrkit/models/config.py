@@ -76,8 +76,9 @@ class ModelConfig(BaseModel):
             )
         if self.position_encoding == "learned" and self.encoder_positions == self.decoder_positions == "none":
             raise ValueError("learned positions that are added nowhere cannot be learned; set position_encoding=none")
-        if self.panoptic and (self.backbone == "resnet-tiny" or self.hidden_dim % 128 or self.num_heads % 8):
+        least_width = 64 if self.backbone == "resnet-tiny" else 128  # halved at every stage, down to groups of norms
+        if self.panoptic and (self.hidden_dim % least_width or self.num_heads % 8):
             raise ValueError(
-                "the mask head needs a backbone of four stages, hidden_dim a multiple of 128 and num_heads of 8"
+                f"the mask head of this backbone needs hidden_dim a multiple of {least_width} and num_heads of 8"
             )
         return self

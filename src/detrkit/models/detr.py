@@ -14,7 +14,7 @@ from detrkit.models.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.transformer import Decoder, Encoder
 from detrkit.ops.padding import padding_mask_at
-from detrkit.structures import Predictions
+from detrkit.structures import MaskInputs, Predictions
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class DETR(nn.Module):
     def recompute(self, on: bool) -> None:
         """Keep fewer activations while training, and compute them again (see `models.recompute`)."""
         self.encoder.recompute = self.decoder.recompute = on
+        if self.panoptic is not None:
+            self.panoptic.recompute = on
         # ordinary batch norm would count every photo twice
         self.backbone.recompute = on and self.config.backbone_normalization == "frozen"
 
@@ -57,6 +59,7 @@ class DETR(nn.Module):
         *,
         exact_padding: bool = False,
         last_layer_only: bool = False,
+        all_masks: bool = True,
     ) -> Predictions:
         """Predict one class and one box per query.
 
@@ -68,6 +71,8 @@ class DETR(nn.Module):
                 False computes what the published code does, where padding leaks into the backbone's features and the
                 mask of the feature map is rounded.
             last_layer_only: leave out what the decoder layers before the last say, which only training asks for.
+            all_masks: draw the mask of every query, where there is a mask head. False hands over what `self.panoptic`
+                draws from, for those queries that are matched or kept: the same masks for a fraction of the work.
         """
         exact_padding = exact_padding and self.backbone.keeps_padding_out
         levels = self.backbone(images, padding_mask if exact_padding else None)
@@ -83,12 +88,14 @@ class DETR(nn.Module):
         decoded = self.decoder(queries, memory, positions, token_mask)
         layer_class_logits, layer_boxes = self.heads(decoded[-1:] if last_layer_only else decoded)
 
-        masks = None
-        if self.panoptic is not None:
-            memory_map = memory.transpose(1, 2).unflatten(2, projected.shape[-2:])
-            mask_of_map = None if padding_mask is None else feature_mask
-            masks = self.panoptic(decoded[-1], memory_map, projected, mask_of_map, levels[-2::-1])
-        return Predictions(layer_class_logits, layer_boxes, masks)
+        if self.panoptic is None:
+            return Predictions(layer_class_logits, layer_boxes)
+        memory_map = memory.transpose(1, 2).unflatten(2, projected.shape[-2:])
+        mask_of_map = None if padding_mask is None else feature_mask
+        inputs = MaskInputs(decoded[-1], memory_map, projected, mask_of_map, tuple(levels[-2::-1]))
+        if not all_masks:
+            return Predictions(layer_class_logits, layer_boxes, mask_inputs=inputs)
+        return Predictions(layer_class_logits, layer_boxes, self.panoptic.draw_all(inputs))
 
 
 def _feature_mask(

@@ -1,15 +1,23 @@
 """The mask head (paper, section 4.4, figure 8): one mask per query, from attention maps and backbone features.
 
-Input: the decoded queries (B, Q, D), the encoder's memory (B, D, h, w), the projected features (B, D, h, w) and the
-backbone's finer feature maps. Output: mask logits (B, Q, H/4, W/4) over the padded image.
+Input: `MaskInputs`, which the model hands over, and which queries of which photos to draw: those matched to objects while
+training, those kept when predicting. Output: mask logits (P, H/4, W/4) over the padded image, P pairs of photo and query.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from detrkit.models.recompute import run
+from detrkit.structures import MaskInputs
+
+GROUPS = 8  # of the group norms
+MOST_PAIRS = 16  # drawn at a time where no gradient is kept: what is in use at once stays small
 
 
 class AttentionMaps(nn.Module):
@@ -49,11 +57,15 @@ class RefineStage(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm = nn.GroupNorm(8, out_channels)
+        self.norm = nn.GroupNorm(GROUPS, out_channels)
 
-    def forward(self, features: Float[Tensor, "N _ h w"]) -> Float[Tensor, "N _ h w"]:
+    def forward(self, features: Float[Tensor, "P _ h w"]) -> Float[Tensor, "P _ h w"]:
         """Refine a map."""
-        return F.relu(self.norm(self.convolution(features)))
+        return self.finish(self.convolution(features))
+
+    def finish(self, convolved: Float[Tensor, "P _ h w"]) -> Float[Tensor, "P _ h w"]:
+        """Normalise what the convolution gave, and cut it at zero."""
+        return F.relu(self.norm(convolved))
 
 
 class PanopticHead(nn.Module):
@@ -65,46 +77,65 @@ class PanopticHead(nn.Module):
         Args:
             width: D.
             num_heads: M, the number of attention maps per query.
-            channels: widths of the backbone's feature maps to merge, coarsest first.
+            channels: widths of the backbone's feature maps to merge, coarsest first: three of an ordinary ResNet.
         """
         super().__init__()
+        self.width = width
+        self.recompute = False
         self.attention_maps = AttentionMaps(width, num_heads)
-        widths = [width + num_heads, *(width // 2**index for index in range(1, 5))]
-        self.entrance = nn.ModuleList([RefineStage(widths[0], widths[0]), RefineStage(widths[0], widths[1])])
-        self.adapters = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(channels, widths[1:4], strict=True))
-        self.stages = nn.ModuleList(
-            RefineStage(before, after)
-            for before, after in ((widths[1], widths[2]), (widths[2], widths[3]), (widths[3], widths[4]))
+        widths = [width // 2 ** (index + 1) for index in range(len(channels) + 1)]
+        self.entrance = nn.ModuleList(
+            [RefineStage(width + num_heads, width + num_heads), RefineStage(width + num_heads, widths[0])]
         )
-        self.exit = nn.Conv2d(widths[4], 1, 3, padding=1)
+        self.adapters = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(channels, widths[:-1], strict=True))
+        self.stages = nn.ModuleList(RefineStage(before, after) for before, after in pairwise(widths))
+        self.exit = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has a bias
 
     def forward(
-        self,
-        decoded: Float[Tensor, "B Q D"],
-        memory: Float[Tensor, "B D h w"],
-        projected: Float[Tensor, "B D h w"],
-        padding_mask: Bool[Tensor, "B h w"] | None,
-        levels: Sequence[Float[Tensor, "B _ _ _"]],
-    ) -> Float[Tensor, "B Q _ _"]:
-        """Draw one mask per query.
+        self, inputs: MaskInputs, images: Int64[Tensor, "P"], queries: Int64[Tensor, "P"]
+    ) -> Float[Tensor, "P _ _"]:
+        """Draw the masks of some queries; each is what it would be if all had been drawn.
 
         Args:
-            decoded: state of the queries after the last decoder layer.
-            memory: the encoder's output.
-            projected: the backbone's last feature map at width D, before the encoder.
-            padding_mask: of the feature map.
-            levels: the backbone's finer feature maps, coarsest first.
+            inputs: of a batch.
+            images: number of the photo in the batch, of each pair.
+            queries: number of the query.
         """
-        num_queries = decoded.shape[1]
-        maps = self.attention_maps(decoded, memory, padding_mask).flatten(0, 1)
-        features = torch.cat([projected.repeat_interleave(num_queries, dim=0), maps], dim=1)
-        for stage in self.entrance:
-            features = stage(features)
-        for adapter, level, stage in zip(self.adapters, levels, self.stages, strict=True):
-            finer = adapter(level).repeat_interleave(num_queries, dim=0)
-            features = stage(finer + F.interpolate(features, size=finer.shape[-2:], mode="nearest"))
-        return self.exit(features)[:, 0].unflatten(0, (-1, num_queries))
+        maps = self.attention_maps(inputs.decoded, inputs.memory, inputs.padding_mask)[images, queries]
+        shared = self._shared(inputs)
+        if torch.is_grad_enabled():
+            return cast(Tensor, run(self._refine, self.recompute, maps, images, *shared))
+        parts = zip(maps.split(MOST_PAIRS), images.split(MOST_PAIRS), strict=True)
+        return torch.cat([self._refine(some, of_images, *shared) for some, of_images in parts])
+
+    def draw_all(self, inputs: MaskInputs) -> Float[Tensor, "B Q _ _"]:
+        """Draw the mask of every query, as published."""
+        num_images, num_queries = inputs.decoded.shape[:2]
+        maps = self.attention_maps(inputs.decoded, inputs.memory, inputs.padding_mask).flatten(0, 1)
+        images = torch.arange(num_images, device=maps.device).repeat_interleave(num_queries)
+        return self._refine(maps, images, *self._shared(inputs)).unflatten(0, (num_images, num_queries))
+
+    def _shared(self, inputs: MaskInputs) -> list[Float[Tensor, "B _ _ _"]]:
+        """Compute once per photo what all of its queries share: the first convolution is linear, so it can be parted."""
+        first = cast(RefineStage, self.entrance[0]).convolution
+        of_photo = F.conv2d(inputs.projected, first.weight[:, : self.width], first.bias, padding=1)
+        return [of_photo, *(adapter(level) for adapter, level in zip(self.adapters, inputs.levels, strict=True))]
+
+    def _refine(
+        self,
+        maps: Float[Tensor, "P M h w"],
+        images: Int64[Tensor, "P"],
+        of_photo: Float[Tensor, "B _ h w"],
+        *finer: Float[Tensor, "B _ _ _"],
+    ) -> Float[Tensor, "P _ _"]:
+        first = cast(RefineStage, self.entrance[0])
+        of_query = F.conv2d(maps, first.convolution.weight[:, self.width :], padding=1)
+        features = self.entrance[1](first.finish(of_query + of_photo[images]))
+        for level, stage in zip(finer, self.stages, strict=True):
+            enlarged = F.interpolate(features, size=level.shape[-2:], mode="nearest")
+            features = stage(level[images] + enlarged)
+        return cast(Tensor, self.exit(features))[:, 0]

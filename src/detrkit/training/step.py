@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -20,7 +20,7 @@ from detrkit.losses.set_loss import LossReport, Normalizers, SetLoss
 from detrkit.models.detr import DETR
 from detrkit.ops.allocator import keep_freed_memory
 from detrkit.ops.compiling import compiled
-from detrkit.structures import Batch
+from detrkit.structures import Batch, MaskInputs
 from detrkit.training.optimizer import build_optimizer, keep_frozen_parts_still
 from detrkit.training.schedule import build_schedule
 from detrkit.training.settings import TrainingSettings
@@ -172,10 +172,20 @@ class Stepper:
                 batch.images.contiguous(memory_format=torch.channels_last),
                 batch.padding_mask if batch.is_padded else None,
                 exact_padding=self.settings.exact_padding,
+                last_layer_only=self.loss.masks_only,
+                all_masks=False,
             )
-        report = self.loss(predictions, batch.targets, normalizers)
+        report = self.loss(predictions, batch.targets, normalizers, self._draw_masks)
         self.scaler.scale(report.total).backward()
         return report
+
+    def _draw_masks(
+        self, inputs: MaskInputs, images: Int64[Tensor, "P"], queries: Int64[Tensor, "P"]
+    ) -> Float[Tensor, "P h w"]:
+        assert self.model.panoptic is not None, "only a model with a mask head hands over mask inputs"
+        precision = self.settings.precision
+        with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
+            return cast(Tensor, self.model.panoptic(inputs, images, queries))
 
     def _update(self, report: LossReport) -> Bool[Tensor, ""]:
         """Change the weights, unless the gradient is not finite; tell whether all was well."""

@@ -44,7 +44,7 @@ def draw_boxes(
         left, top, right, bottom = _inside(box, picture.size)
         pen.rectangle((left, top, right, bottom), outline=colour, width=thickness if label >= 0 else 1)
         if caption:
-            _write_caption(pen, (left, top), caption, colour, font, picture.size)
+            write_caption(pen, (left, top), caption, colour, font, picture.size)
     return picture
 
 
@@ -55,7 +55,7 @@ def _inside(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, 
     return left, top, right, bottom
 
 
-def _write_caption(
+def write_caption(
     pen: ImageDraw.ImageDraw,
     corner: tuple[float, float],
     caption: str,

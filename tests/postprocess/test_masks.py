@@ -1,0 +1,72 @@
+"""Masks of kept queries, enlarged and cut, by hand and against the published code's numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from detrkit.postprocess.masks import enlarge, instance_masks, nearest, reference_instance_masks
+
+
+def test_published_instance_masks_are_reproduced_bit_for_bit(shared: Path) -> None:
+    golden = np.load(shared / "golden" / "postprocess_masks.npz")
+    sizes = [tuple(size) for size in golden["processed_sizes"].tolist()]
+    padded = (max(height for height, _ in sizes), max(width for _, width in sizes))
+    for image, (processed, original) in enumerate(zip(sizes, golden["original_sizes"].tolist(), strict=True)):
+        logits = torch.from_numpy(golden["pred_masks"][image])
+        masks = reference_instance_masks(logits, padded, processed, tuple(original))
+        packed = golden[f"instance_masks_image{image}_packed"]
+        assert golden[f"instance_masks_image{image}_shape"].tolist() == [12, 1, *original]
+        np.testing.assert_array_equal(np.packbits(masks.numpy()), packed)
+
+
+def test_corrected_masks_agree_with_the_published_ones_but_at_edges(shared: Path) -> None:
+    golden = np.load(shared / "golden" / "postprocess_masks.npz")
+    logits = torch.from_numpy(golden["pred_masks"][0])
+    corrected = instance_masks(logits, (160, 208), (160, 208), (321, 417))
+    published = reference_instance_masks(logits, (160, 208), (160, 208), (321, 417))
+    overlap = (corrected & published).sum((1, 2)) / (corrected | published).sum((1, 2)).clamp(min=1)
+    assert (overlap[published.sum((1, 2)) > 2000] > 0.9).all()
+
+
+def test_without_padding_and_resizing_masks_are_enlarged_as_torch_does() -> None:
+    logits = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(logits[None], (32, 48), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(enlarge(logits, (32, 48), (32, 48), (32, 48)), expected)
+
+
+def test_padding_does_not_move_a_mask() -> None:
+    """A ramp stays where it is, whatever the batch was padded to, and whatever lies beyond the photo."""
+    ramp = torch.arange(12.0).expand(1, 8, 12) * 4 + 2  # the x of each cell's middle, in pixels of the padded image
+    ramp = ramp.clone()
+    ramp[:, :, 8:] = torch.arange(8.0, 12.0) * 4 + 2
+    alone = enlarge(ramp[:, :6, :8], (24, 32), (24, 32), (48, 64))
+    padded = enlarge(ramp, (32, 48), (24, 32), (48, 64))
+    # pixel 5 of 64 lies at (5 + 0.5) / 2 pixels of the image
+    assert padded[0, 20, 5] == pytest.approx(5.5 / 2, abs=1e-5)
+    torch.testing.assert_close(padded[..., 4:-4, 4:-4], alone[..., 4:-4, 4:-4])
+
+
+def test_the_threshold_is_a_probability() -> None:
+    logits = torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1).expand(3, 4, 4)
+    cut = [instance_masks(logits, (4, 4), (4, 4), (4, 4), threshold)[:, 0, 0].tolist() for threshold in (0.1, 0.5, 0.9)]
+    assert cut == [[True, True, True], [False, False, True], [False, False, False]]
+
+
+def test_masks_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(1))
+    whole = instance_masks(logits, (32, 32), (30, 28), (60, 57))
+    monkeypatch.setattr("detrkit.postprocess.masks.AT_ONCE", 1)
+    assert torch.equal(instance_masks(logits, (32, 32), (30, 28), (60, 57)), whole)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((7, 5), (21, 4)), ((160, 208), (321, 417)), ((97, 3), (50, 1)), ((1, 1), (3, 2))]
+)
+def test_ids_are_resized_as_pillow_does(before: tuple[int, int], after: tuple[int, int]) -> None:
+    ids = torch.arange(before[0] * before[1], dtype=torch.int32).view(before)
+    expected = Image.fromarray(ids.numpy()).resize((after[1], after[0]), Image.Resampling.NEAREST)
+    assert np.array_equal(nearest(ids, after).numpy(), np.asarray(expected))
