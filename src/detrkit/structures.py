@@ -8,13 +8,14 @@ True on padding.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from detrkit.errors import import_optional
@@ -105,6 +106,32 @@ class MaskInputs:
     projected: Float[Tensor, "B D h w"]  # the backbone's last feature map at width D, before the encoder
     padding_mask: Bool[Tensor, "B h w"] | None  # of that feature map
     levels: tuple[Float[Tensor, "B _ _ _"], ...]  # the backbone's finer feature maps, coarsest first
+    padded: tuple[int, int]  # (height, width) of the padded images
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of the masks: of the finest feature map."""
+        return self.levels[-1].shape[-2], self.levels[-1].shape[-1]
+
+    def of_photo(self, index: int, size: tuple[int, int]) -> MaskInputs:
+        """One photo of the batch, cut to the cells that its (height, width) covers."""
+
+        def cut(cells: Tensor) -> Tensor:
+            # divided by the map's stride, a power of two, and rounded up, as convolutions do
+            height, width = (
+                -(-length // 2 ** math.ceil(math.log2(whole / count)))
+                for length, whole, count in zip(size, self.padded, cells.shape[-2:], strict=True)
+            )
+            return cells[index : index + 1, ..., :height, :width]
+
+        return MaskInputs(
+            self.decoded[index : index + 1],
+            cut(self.memory),
+            cut(self.projected),
+            None,
+            tuple(cut(level) for level in self.levels),
+            size,
+        )
 
 
 @dataclass(frozen=True)
@@ -131,30 +158,30 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One region of a photo."""
+class PanopticSegment:
+    """One segment of a photo: a thing, or all of one kind of stuff."""
 
-    id: int  # in the map, from 1
-    label: int  # the dataset's own category id
-    name: str
-    is_thing: bool  # countable; otherwise stuff, of which a photo has one segment a class
+    id: int  # in the picture of ids, 1 or more
+    label: int  # the dataset's own category id, as in Detections
+    is_thing: bool
     score: float  # 0 .. 1
-    area: int  # in pixels
+    area: int  # pixels
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class PanopticSegments:
-    """What every pixel of a photo belongs to."""
+    """What every pixel of one photo belongs to."""
 
-    ids: Int64[Tensor, "H W"]  # segment of each pixel of the original photo; 0 for none
-    segments: tuple[Segment, ...]
+    ids: Int32[Tensor, "H W"]  # of the original photo's pixels; 0 where no segment is
+    segments: tuple[PanopticSegment, ...]
     image: Image | None = None  # the photo itself, when the caller may want to draw on it
     path: str | None = None
 
     def __len__(self) -> int:
         return len(self.segments)
 
-    def mask(self, segment: Segment) -> Bool[Tensor, "H W"]:
+    def mask(self, segment: PanopticSegment) -> Bool[Tensor, "H W"]:
         """The pixels of a segment."""
         return self.ids == segment.id
 
@@ -174,6 +201,29 @@ class PanopticSegments:
 
 
 @dataclass(frozen=True)
+class DrawnMasks:
+    """Masks of the objects of one photo, as small as the model draws them; enlarged when they are asked for.
+
+    Sizes are (height, width).
+    """
+
+    logits: Float[Tensor, "N h w"]  # over the padded image
+    padded: tuple[int, int]  # size of the padded image
+    processed: tuple[int, int]  # size of the image within it, top left
+    original: tuple[int, int]  # size of the photo that was resized to it
+
+    def keep(self, index: Int64[Tensor, "n"]) -> DrawnMasks:
+        """Choose some of them, in the wanted order."""
+        return replace(self, logits=self.logits[index])
+
+    def cut(self, threshold: float = 0.5) -> Bool[Tensor, "N H W"]:
+        """The pixels of the photo whose probability is above a threshold."""
+        from detrkit.ops.masks import cut_masks
+
+        return cut_masks(self.logits, self.padded, self.processed, self.original, threshold)
+
+
+@dataclass(frozen=True)
 class Detections:
     """The objects found in one photo, best first."""
 
@@ -184,6 +234,13 @@ class Detections:
     image: Image | None = None  # the photo itself, when the caller may want to draw on it
     path: str | None = None
     size: tuple[int, int] | None = None  # (height, width) of the photo
+    queries: Int64[Tensor, "N"] | None = None  # which query says so; None where several views were merged
+    drawn: DrawnMasks | None = None  # of models with a mask head
+
+    @property
+    def masks(self) -> Bool[Tensor, "N H W"] | None:
+        """Pixels of each object in the photo, of models with a mask head; enlarged anew at every call."""
+        return None if self.drawn is None else self.drawn.cut()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -200,15 +257,18 @@ class Detections:
             scores=self.scores[index],
             labels=self.labels[index],
             names=tuple(self.names[i] for i in index.tolist()),
+            queries=None if self.queries is None else self.queries[index],
+            drawn=None if self.drawn is None else self.drawn.keep(index),
         )
 
     def scaled(self, factor: float) -> Detections:
-        """Multiply the boxes, as if the photo had been enlarged."""
-        return replace(self, boxes=self.boxes * factor, size=None)
+        """Multiply the boxes, as if the photo had been enlarged; masks are left behind."""
+        return replace(self, boxes=self.boxes * factor, size=None, drawn=None)
 
     def moved(self, by: tuple[float, float]) -> Detections:
-        """Add (x, y) in pixels to the boxes, as if the photo were a part of a larger one."""
-        return replace(self, boxes=self.boxes + torch.tensor([*by, *by], dtype=self.boxes.dtype), size=None)
+        """Add (x, y) in pixels to the boxes, as if the photo were a part of a larger one; masks are left behind."""
+        boxes = self.boxes + torch.tensor([*by, *by], dtype=self.boxes.dtype)
+        return replace(self, boxes=boxes, size=None, queries=None, drawn=None)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """List the objects as COCO results: xywh in pixels, category ids of the dataset."""

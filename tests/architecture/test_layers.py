@@ -18,8 +18,8 @@ LAYER = {
     "recipes": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
-# Detections.draw() is part of the public contract; it reaches up, when called
-ALLOWED = {("structures", "visualization")}
+# Detections.draw() and .masks are part of the public contract; they reach up, when called
+ALLOWED = {("structures", "visualization"), ("structures", "ops")}
 
 
 def room(module: str) -> str:

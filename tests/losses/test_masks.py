@@ -26,7 +26,7 @@ def square(size: tuple[int, int], *corners: tuple[int, int, int, int]) -> Target
 def test_losses_of_a_flat_mask_by_hand() -> None:
     """Logit 0 everywhere, a quarter of the pixels inside."""
     focal, dice = mask_losses(
-        torch.zeros(1, 2, 2), torch.tensor([0]), [square((8, 8), (0, 0, 4, 4))], exact_padding=True
+        torch.zeros(1, 2, 2), [torch.tensor([0])], [square((8, 8), (0, 0, 4, 4))], exact_padding=True
     )
     entropy = 0.25 * math.log(2)  # (1 - 0.5)^2 log 2
     assert focal.item() == pytest.approx(0.25 * 0.25 * entropy + 0.75 * 0.75 * entropy)
@@ -38,8 +38,8 @@ def test_a_photo_weighs_the_same_however_far_it_was_padded() -> None:
     small, large = square((16, 16), (2, 2, 9, 12)), square((16, 32), (4, 0, 20, 8))
     logits = torch.randn(1, 4, 4)
     padded = torch.cat([logits, torch.randn(1, 4, 4)], dim=2)
-    alone = mask_losses(logits, torch.tensor([0]), [small], exact_padding=True)
-    objects, both = torch.tensor([0, 0]), torch.cat([padded, torch.randn(1, 4, 8)])
+    alone = mask_losses(logits, [torch.tensor([0])], [small], exact_padding=True)
+    objects, both = [torch.tensor([0])] * 2, torch.cat([padded, torch.randn(1, 4, 8)])
     together = mask_losses(both, objects, [small, large], exact_padding=True)
     published = mask_losses(both, objects, [small, large], exact_padding=False)
     # but for the columns at its edge, which look at a cell of the padding
@@ -55,7 +55,7 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPa
     for most in (2**22, 1):
         monkeypatch.setattr("detrkit.losses.masks.MOST_PIXELS", most)
         logits = torch.linspace(-3, 3, 3 * 6 * 10).view(3, 6, 10).requires_grad_()
-        losses = mask_losses(logits, torch.tensor([2, 0, 1]), [target], exact_padding=True)
+        losses = mask_losses(logits, [torch.tensor([2, 0, 1])], [target], exact_padding=True)
         losses.sum().backward()
         results.append((losses, logits.grad))
     torch.testing.assert_close(results[0], results[1])
@@ -82,13 +82,14 @@ def test_the_mask_head_is_asked_for_no_more_than_the_matched_pairs() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
     asked = []
 
-    def draw(inputs: MaskInputs, images: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        asked.append((images.tolist(), queries.tolist()))
-        return model.panoptic(inputs, images, queries)
+    def draw(inputs: MaskInputs, queries: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        asked.append((queries.tolist(), counts))
+        return model.panoptic(inputs, queries, counts)
 
     targets = [square((64, 64), (0, 0, 50, 30), (40, 20, 60, 60)), square((64, 64), (9, 9, 40, 50))]
     report = SetLoss(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
-    assert asked == [([0, 0, 1], [*report.matches.pairs(-1, 0)[0].tolist(), *report.matches.pairs(-1, 1)[0].tolist()])]
+    queries = [report.matches.pairs(-1, photo)[0].tolist() for photo in (0, 1)]
+    assert asked == [([*queries[0], *queries[1]], [2, 1])]
 
 
 def test_without_objects_the_head_still_takes_part_with_gradients_of_zero() -> None:

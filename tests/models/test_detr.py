@@ -152,3 +152,40 @@ def test_cuda_gives_the_cpus_numbers() -> None:
         expected = model(images, mask)
         actual = model.cuda()(images.cuda(), mask.cuda())
     torch.testing.assert_close(actual.boxes.cpu(), expected.boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["detr-r18", "detr-r50-dc5", "detr-tiny"])
+def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
+    changes = {} if name == "detr-tiny" else {"hidden_dim": 128}
+    model = randomize(build_model(name, panoptic=True, **{**SMALL, **changes})).eval()
+    small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
+    queries, sizes = torch.tensor([4, 1, 0, 5]), [(130, 101), (75, 90)]
+    assert model.panoptic is not None
+    with torch.inference_mode():
+        alone = model(small[None], exact_padding=True)
+        padded = model(*pad_to_batch([large, small]), exact_padding=True, all_masks=False)
+        masks = model.panoptic(padded.mask_inputs, queries, [2, 2], sizes)
+        published = model.panoptic(padded.mask_inputs, queries, [2, 2])
+    height, width = alone.masks.shape[-2:]
+    torch.testing.assert_close(masks[2:, :height, :width], alone.masks[0, [0, 5]], rtol=0, atol=1e-4)
+    assert (published[2:, :height, :width] - alone.masks[0, [0, 5]]).abs().max() > 1e-3
+    # beyond the photo its edge goes on, so that enlarging finds there what it finds alone
+    assert torch.equal(
+        masks[2:, height:, :width], masks[2:, height - 1 : height, :width].expand_as(masks[2:, height:, :width])
+    )
+
+
+@pytest.mark.parametrize("name", ["detr-r18", "detr-tiny", "detr-r50-panoptic"])
+def test_masks_of_some_queries_are_those_of_all(name: str) -> None:
+    model = randomize(build_model(name, **{**SMALL, "panoptic": True, "num_queries": 40})).eval()
+    images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 80, 64)])
+    assert model.panoptic is not None
+    with torch.inference_mode():
+        everything = model(images, padding_mask).masks
+        inputs = model(images, padding_mask, all_masks=False).mask_inputs
+        queries = torch.cat([torch.arange(40), torch.tensor([39, 3])])
+        some = model.panoptic(inputs, queries, [40, 2])
+        none = model.panoptic(inputs, queries[:0], [0, 0])
+    torch.testing.assert_close(some[:40], everything[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(some[40:], everything[1, [39, 3]], rtol=0, atol=1e-5)
+    assert none.shape == (0, 20, 24)

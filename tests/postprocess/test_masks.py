@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from detrkit.postprocess.masks import enlarge, instance_masks, nearest, reference_instance_masks
+from detrkit.ops.masks import cut_masks, enlarge, nearest
+from detrkit.postprocess.masks import reference_instance_masks
 
 
 def test_published_instance_masks_are_reproduced_bit_for_bit(shared: Path) -> None:
@@ -26,7 +27,7 @@ def test_published_instance_masks_are_reproduced_bit_for_bit(shared: Path) -> No
 def test_corrected_masks_agree_with_the_published_ones_but_at_edges(shared: Path) -> None:
     golden = np.load(shared / "golden" / "postprocess_masks.npz")
     logits = torch.from_numpy(golden["pred_masks"][0])
-    corrected = instance_masks(logits, (160, 208), (160, 208), (321, 417))
+    corrected = cut_masks(logits, (160, 208), (160, 208), (321, 417))
     published = reference_instance_masks(logits, (160, 208), (160, 208), (321, 417))
     overlap = (corrected & published).sum((1, 2)) / (corrected | published).sum((1, 2)).clamp(min=1)
     assert (overlap[published.sum((1, 2)) > 2000] > 0.9).all()
@@ -52,15 +53,15 @@ def test_padding_does_not_move_a_mask() -> None:
 
 def test_the_threshold_is_a_probability() -> None:
     logits = torch.tensor([-2.0, 0.0, 2.0]).view(3, 1, 1).expand(3, 4, 4)
-    cut = [instance_masks(logits, (4, 4), (4, 4), (4, 4), threshold)[:, 0, 0].tolist() for threshold in (0.1, 0.5, 0.9)]
+    cut = [cut_masks(logits, (4, 4), (4, 4), (4, 4), threshold)[:, 0, 0].tolist() for threshold in (0.1, 0.5, 0.9)]
     assert cut == [[True, True, True], [False, False, True], [False, False, False]]
 
 
 def test_masks_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(1))
-    whole = instance_masks(logits, (32, 32), (30, 28), (60, 57))
-    monkeypatch.setattr("detrkit.postprocess.masks.AT_ONCE", 1)
-    assert torch.equal(instance_masks(logits, (32, 32), (30, 28), (60, 57)), whole)
+    whole = cut_masks(logits, (32, 32), (30, 28), (60, 57))
+    monkeypatch.setattr("detrkit.ops.masks.AT_ONCE", 1)
+    assert torch.equal(cut_masks(logits, (32, 32), (30, 28), (60, 57)), whole)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,11 @@ class Categories:
     ids: tuple[int, ...]
     names: tuple[str, ...]
 
+    @property
+    def things(self) -> tuple[bool, ...]:
+        """Which are countable things; all of them where nobody said."""
+        return getattr(self, "is_thing", None) or (True,) * len(self.ids)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, overload
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int64, UInt8
 from numpy import ndarray
 from PIL import Image
 from torch import Tensor
@@ -26,12 +27,14 @@ from detrkit.errors import ConfigError, DataError, did_you_mean
 from detrkit.explain.attention import Attention, observe
 from detrkit.inference.images import Photo, open_pixels
 from detrkit.inference.load_exported import is_exported, load_exported
-from detrkit.inference.runtime import Precision, Runtime, TorchRuntime
+from detrkit.inference.runtime import MaskRuntime, Precision, Runtime, TorchRuntime
 from detrkit.inference.stream import StreamSettings, stream_photos
 from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
-from detrkit.structures import Detections, Sample
+from detrkit.postprocess.masks import with_masks
+from detrkit.postprocess.panoptic import LEAST_SCORE, Style, merge_batch, to_segments
+from detrkit.structures import Batch, Detections, PanopticSegments, Predictions, Sample
 
 Threshold = float | Literal["auto"]
 
@@ -340,4 +343,56 @@ class Detector:
         """Predict one batch of prepared photos; boxes are in pixels of the photos as they were."""
         batch = collate(samples)
         predictions = self.runtime.predict(batch)
-        return to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
+        found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
+        if not self.runtime.config.panoptic:
+            return found
+        return with_masks(found, partial(self._draw_masks, predictions, batch), batch, self.preprocessing.exact_padding)
+
+    def segments(
+        self, photos: Photo | Sequence[Photo], threshold: float = LEAST_SCORE, style: Style = "corrected"
+    ) -> PanopticSegments | list[PanopticSegments]:
+        """Tell what every pixel belongs to, in one photo or in each of several, predicted as one batch.
+
+        Args:
+            photos: as in `predict`.
+            threshold: least score of a query to take part.
+            style: "corrected", "reference" (the published code with its defects) or "huggingface"; see
+                `postprocess.panoptic`.
+
+        Raises:
+            DataError: a photo cannot be read.
+            ConfigError: the model has no mask head, or the threshold is out of range.
+        """
+        if not self.runtime.config.panoptic:
+            raise ConfigError("segments: this model has no mask head; train one of a preset that ends in -panoptic")
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1")
+        is_one = isinstance(photos, Path | str | Image.Image | ndarray | Tensor)
+        chosen: list[Photo] = [photos] if is_one else list(photos)  # type: ignore[arg-type,list-item]
+        opened = [open_pixels(photo, self.runtime.config.in_channels) for photo in chosen]
+        if not opened:
+            return []
+        batch = collate([self.prepare(pixels) for pixels in opened])
+        found = [
+            replace(one, image=tensor_to_photo(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
+            for one, pixels, photo in zip(self.find_segments(batch, threshold, style), opened, chosen, strict=True)
+        ]
+        return found[0] if is_one else found
+
+    def _draw_masks(
+        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
+    ) -> Float[Tensor, "P _ _"]:
+        assert isinstance(self.runtime, MaskRuntime)
+        return self.runtime.draw_masks(predictions, batch, queries, counts)
+
+    def find_segments(
+        self, batch: Batch, threshold: float = LEAST_SCORE, style: Style = "corrected"
+    ) -> list[PanopticSegments]:
+        """Predict and merge one batch of prepared photos; see `segments`."""
+        predictions = self.runtime.predict(batch)
+        draw = partial(self._draw_masks, predictions, batch)
+        categories = self.categories
+        merged = merge_batch(
+            predictions, draw, batch, categories.things, threshold, style, self.preprocessing.exact_padding
+        )
+        return [to_segments(one, categories.ids, categories.names, categories.things) for one in merged]

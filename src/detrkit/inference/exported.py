@@ -5,11 +5,11 @@ document in the file's metadata (or beside it), which may come from anyone: ever
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -144,6 +144,13 @@ class ExportedRuntime:
         outputs = self.engine.run(inputs)
         self._check(outputs, len(images))
         return self._to_predictions(outputs)
+
+    def draw_masks(
+        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
+    ) -> Float[Tensor, "P _ _"]:
+        """Choose from the masks of all queries, which is what exported networks give."""
+        assert predictions.masks is not None, "only a model with a mask head is asked for masks"
+        return predictions.masks[torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), queries]
 
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
         queries, classes = self.config.num_queries, self.config.num_classes

@@ -3,10 +3,11 @@
 Input: a `Batch` of prepared photos. Output: `Predictions` of the last decoder layer.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -35,6 +36,16 @@ class Runtime(Protocol):
 
     def predict(self, batch: Batch) -> Predictions:
         """Predict a batch that lies on the host; the answer may lie on the engine's device."""
+
+
+@runtime_checkable
+class MaskRuntime(Runtime, Protocol):
+    """An engine whose model has a mask head."""
+
+    def draw_masks(
+        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
+    ) -> Float[Tensor, "P _ _"]:
+        """Draw mask logits of some queries of what was predicted; arguments as those of `PanopticHead`, on the host."""
 
 
 class TorchRuntime:
@@ -93,6 +104,19 @@ class TorchRuntime:
             self.precision = "bfloat16"
         return rough
 
+    @torch.inference_mode()
+    def draw_masks(
+        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
+    ) -> Float[Tensor, "P _ _"]:
+        """Draw mask logits of some queries, in the precision in which they were predicted."""
+        inputs, head = predictions.mask_inputs, self.model.panoptic
+        assert head is not None, "only a model with a mask head is asked for masks"
+        assert inputs is not None
+        in_bfloat16 = inputs.decoded.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
+            sizes = batch.sizes if self.exact_padding and batch.is_padded else None
+            return cast(Tensor, head(inputs, queries.to(self.device), counts, sizes))
+
     @property
     def quick(self) -> DETR:
         """The model that computes, folded and perhaps compiled; it follows the weights of `model`."""
@@ -108,7 +132,9 @@ class TorchRuntime:
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, in_bfloat16: bool
     ) -> Predictions:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            return self.quick(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
+            return self.quick(
+                images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True, all_masks=False
+            )
 
 
 def has_bfloat16(device: torch.device) -> bool:

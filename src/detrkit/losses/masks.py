@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from detrkit.ops.masks import covered, enlarge
 from detrkit.structures import Target
 
 MOST_PIXELS = (
@@ -45,33 +46,29 @@ def dice_loss(logits: Float[Tensor, "P H W"], truth: Float[Tensor, "P H W"]) -> 
 
 
 def mask_losses(
-    logits: Float[Tensor, "P h w"], objects: Int64[Tensor, "P"], targets: Sequence[Target], *, exact_padding: bool
+    logits: Float[Tensor, "P h w"],
+    objects: Sequence[Int64[Tensor, "_"]],
+    targets: Sequence[Target],
+    *,
+    exact_padding: bool,
 ) -> Float[Tensor, "2 P"]:
     """Focal and dice loss of every pair, at the size of its photo.
 
     Args:
         logits: of the pairs of all photos, one photo after the other.
-        objects: number of the object within its photo, of each pair.
+        objects: numbers of the objects of each photo's pairs.
         targets: one per photo, with masks; the batch was padded to the largest height and width among them.
         exact_padding: look at the photo alone. False counts its padding as outside, as published, where a photo weighs
             less the more it was padded.
     """
     masks = [target.masks for target in targets if target.masks is not None]
     padded = max(mask.shape[1] for mask in masks), max(mask.shape[2] for mask in masks)
-    num_pairs = _pairs_of(len(objects), masks)
+    at_once = max(1, MOST_PIXELS // (padded[0] * padded[1]))
     losses = []
-    for mask, of_photo, objects_of_photo in zip(masks, logits.split(num_pairs), objects.split(num_pairs), strict=True):
-        at_once = max(1, MOST_PIXELS // (padded[0] * padded[1]))
-        for some, their_objects in zip(of_photo.split(at_once), objects_of_photo.split(at_once), strict=True):
-            losses.append(checkpoint(_losses, some, mask, their_objects, padded, exact_padding, use_reentrant=False))
+    for mask, of_photo, numbers in zip(masks, logits.split([len(one) for one in objects]), objects, strict=True):
+        for some, their_numbers in zip(of_photo.split(at_once), numbers.split(at_once), strict=True):
+            losses.append(checkpoint(_losses, some, mask, their_numbers, padded, exact_padding, use_reentrant=False))
     return torch.cat(losses, dim=1)
-
-
-def _pairs_of(num_pairs: int, masks: Sequence[Bool[Tensor, "_ _ _"]]) -> list[int]:
-    """How many pairs each photo has: one per object, unless there were fewer queries; known without asking the device."""
-    counts = [len(mask) for mask in masks]
-    num_queries = next(most for most in range(max(counts), -1, -1) if sum(min(c, most) for c in counts) <= num_pairs)
-    return [min(count, num_queries) for count in counts]
 
 
 def _losses(
@@ -81,11 +78,11 @@ def _losses(
     padded: tuple[int, int],
     exact_padding: bool,
 ) -> Float[Tensor, "2 n"]:
-    height, width = masks.shape[1:]
+    size = (masks.shape[1], masks.shape[2])
     truth = masks[objects].to(logits.dtype)
-    enlarged = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]
     if exact_padding:
-        enlarged = enlarged[:, :height, :width]
+        enlarged = enlarge(logits, covered(logits, padded), size, size)
     else:
-        truth = F.pad(truth, (0, padded[1] - width, 0, padded[0] - height))
+        enlarged = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]
+        truth = F.pad(truth, (0, padded[1] - size[1], 0, padded[0] - size[0]))
     return torch.stack([sigmoid_focal_loss(enlarged, truth), dice_loss(enlarged, truth)])

@@ -16,7 +16,8 @@ from detrkit.losses.matcher import HungarianMatcher, Matches
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures import MaskInputs, Predictions, Target
 
-DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Int64[Tensor, "P"]], Float[Tensor, "P h w"]]
+# the queries of all photos, and how many belong to each
+DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P h w"]]
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,14 @@ class SetLoss:
             matches = self.matcher(logits, boxes, targets)
         masks = None
         if all(target.masks is not None for target in targets):
-            masks = _matched_masks(predictions, matches, draw_masks)  # in the precision of the model
+            masks = _matched_masks(predictions, matches, targets, draw_masks)  # in the precision of the model
         with torch.autocast(device, enabled=False):
             norms = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
             parts = {} if self.masks_only else self._layer_losses(logits, boxes, matches, targets, norms)
             if masks is not None:
-                parts.update(_mask_losses(masks.float(), matches, targets, norms.num_boxes, self.exact_padding))
+                objects = matches.objects[len(matches.objects) - len(masks) :].split(_counts(predictions, targets))
+                losses = mask_losses(masks.float(), objects, targets, exact_padding=self.exact_padding)
+                parts["loss_mask"], parts["loss_dice"] = losses.sum(1) / norms.num_boxes
             total = torch.stack(
                 [self.weights[_published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
             ).sum()
@@ -208,28 +211,20 @@ def _box_losses(
 
 
 def _matched_masks(
-    predictions: Predictions, matches: Matches, draw_masks: DrawMasks | None
+    predictions: Predictions, matches: Matches, targets: Sequence[Target], draw_masks: DrawMasks | None
 ) -> Float[Tensor, "P h w"] | None:
     """Logits of the queries that the last layer's pairs hold."""
-    num_pairs = len(matches.images) // len(predictions.layer_boxes)
-    first = len(matches.images) - num_pairs
+    counts = _counts(predictions, targets)
+    first = len(matches.images) - sum(counts)
     images, queries = matches.images[first:], matches.queries[first:]
     if predictions.mask_inputs is not None and draw_masks is not None:
-        return draw_masks(predictions.mask_inputs, images, queries)
+        return draw_masks(predictions.mask_inputs, queries, counts)
     return None if predictions.masks is None else predictions.masks[images, queries]
 
 
-def _mask_losses(
-    masks: Float[Tensor, "P h w"],
-    matches: Matches,
-    targets: Sequence[Target],
-    num_boxes: Float[Tensor, ""] | float,
-    exact_padding: bool,
-) -> dict[str, Float[Tensor, ""]]:
-    """Focal and dice loss of the last layer's pairs."""
-    objects = matches.objects[len(matches.objects) - len(masks) :]
-    focal, dice = mask_losses(masks, objects, targets, exact_padding=exact_padding).sum(1) / num_boxes
-    return {"loss_mask": focal, "loss_dice": dice}
+def _counts(predictions: Predictions, targets: Sequence[Target]) -> list[int]:
+    """How many pairs each photo has in a layer."""
+    return [min(len(target.labels), predictions.boxes.shape[1]) for target in targets]
 
 
 @torch.no_grad()

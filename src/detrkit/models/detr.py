@@ -92,10 +92,14 @@ class DETR(nn.Module):
             return Predictions(layer_class_logits, layer_boxes)
         memory_map = memory.transpose(1, 2).unflatten(2, projected.shape[-2:])
         mask_of_map = None if padding_mask is None else feature_mask
-        inputs = MaskInputs(decoded[-1], memory_map, projected, mask_of_map, tuple(levels[-2::-1]))
+        inputs = MaskInputs(decoded[-1], memory_map, projected, mask_of_map, tuple(levels[-2::-1]), _size_of(images))
         if not all_masks:
             return Predictions(layer_class_logits, layer_boxes, mask_inputs=inputs)
         return Predictions(layer_class_logits, layer_boxes, self.panoptic.draw_all(inputs))
+
+
+def _size_of(images: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
 
 
 def _feature_mask(

@@ -96,15 +96,34 @@ class PanopticHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has a bias
 
     def forward(
-        self, inputs: MaskInputs, images: Int64[Tensor, "P"], queries: Int64[Tensor, "P"]
+        self,
+        inputs: MaskInputs,
+        queries: Int64[Tensor, "P"],
+        counts: Sequence[int],
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Float[Tensor, "P _ _"]:
         """Draw the masks of some queries; each is what it would be if all had been drawn.
 
         Args:
             inputs: of a batch.
-            images: number of the photo in the batch, of each pair.
-            queries: number of the query.
+            queries: number of each, those of the first photo first.
+            counts: how many of them belong to each photo.
+            sizes: (height, width) of the images without padding; then masks do not depend on it, if the model's features
+                do not. None, as published, lets padding into the convolutions and into the norms' statistics.
         """
+        if sizes is None or not any(counts):
+            return self._draw(inputs, queries, counts)
+        drawn = []
+        for image, (some, size) in enumerate(zip(queries.split(list(counts)), sizes, strict=True)):
+            if len(some):
+                alone = inputs.of_photo(image, size)
+                mask = self._draw(alone, some, [len(some)])
+                missing = [whole - part for whole, part in zip(inputs.mask_size, mask.shape[1:], strict=True)]
+                drawn.append(F.pad(mask[:, None], (0, missing[1], 0, missing[0]), mode="replicate")[:, 0])
+        return torch.cat(drawn)
+
+    def _draw(self, inputs: MaskInputs, queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P _ _"]:
+        images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(queries.device, non_blocking=True)
         maps = self.attention_maps(inputs.decoded, inputs.memory, inputs.padding_mask)[images, queries]
         shared = self._shared(inputs)
         if torch.is_grad_enabled():

@@ -55,7 +55,8 @@ def to_detections(
     best = (x.cpu() for x in best_class_boxes(predictions.class_logits, predictions.boxes, in_pixels))
     for scores, labels, pixel_boxes, size in zip(*best, sizes, strict=True):
         found_names = tuple(names[label] for label in labels.tolist())
-        detections = Detections(pixel_boxes, scores, ids[labels], found_names, size=size)
+        queries = torch.arange(len(scores))
+        detections = Detections(pixel_boxes, scores, ids[labels], found_names, size=size, queries=queries)
         order = scores.argsort(descending=True, stable=True)
         found.append(detections.keep(order[scores[order] >= least[labels[order]]].tolist()))
     return found

@@ -1,54 +1,44 @@
-"""Mask logits of kept queries -> masks in pixels of the original photo.
+"""Which masks belong to what was found, and how the published code cuts them."""
 
-`enlarge` goes there in one step and leaves the padding behind. `reference_instance_masks` does what the published code
-does (segmentation.py, PostProcessSegm): to the padded size, cut at 0.5, crop, then to the photo's size without smoothing.
-"""
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-Size = tuple[int, int]  # (height, width)
-AT_ONCE = 2**25  # pixels enlarged at a time
+from detrkit.ops.masks import Size, covered
+from detrkit.structures import Batch, Detections, DrawnMasks
+
+# mask logits of some queries, those of the first photo first, and how many belong to each photo
+Draw = Callable[[Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
 
 
-def enlarge(logits: Float[Tensor, "P _ _"], padded: Size, processed: Size, original: Size) -> Float[Tensor, "P H W"]:
-    """Enlarge mask logits to the size of the photo, bilinearly.
+def with_masks(found: Sequence[Detections], draw: Draw, batch: Batch, exact_padding: bool = False) -> list[Detections]:
+    """Give detections their masks, drawn for their queries alone.
 
     Args:
-        logits: over the padded image, a quarter of its size.
-        padded: size of the padded image.
-        processed: size of the image within it, top left.
-        original: size of the photo that the image was resized from, and of what comes out.
+        found: in each photo of the batch; each knows its queries.
+        draw: gives mask logits.
+        batch: tells the sizes.
+        exact_padding: masks lie where they would without padding; False puts them where the published code does.
     """
-    # pixels of the photo per cell; said outright, because the photo covers no whole number of cells
-    scales = [
-        whole * length / (part * cells)
-        for whole, length, part, cells in zip(original, padded, processed, logits.shape[1:], strict=True)
+    queries = [torch.empty(0, dtype=torch.int64) if one.queries is None else one.queries for one in found]
+    counts = [len(of_photo) for of_photo in queries]
+    logits = draw(torch.cat(queries), counts).float().cpu()
+    covers = covered_by(logits, batch, exact_padding)
+    sizes = zip(batch.sizes, batch.original_sizes, strict=True)
+    return [
+        replace(one, drawn=DrawnMasks(of_photo, covers, *of_one))
+        for one, of_photo, of_one in zip(found, logits.split(counts), sizes, strict=True)
     ]
-    return torch.ops.aten.upsample_bilinear2d(logits.float()[:, None], list(original), False, *scales)[:, 0]
 
 
-def instance_masks(
-    logits: Float[Tensor, "P _ _"], padded: Size, processed: Size, original: Size, threshold: float = 0.5
-) -> Bool[Tensor, "P H W"]:
-    """Cut enlarged masks at a probability, a few at a time.
-
-    Args:
-        logits: see `enlarge`, as are the sizes.
-        padded: of the padded image.
-        processed: of the image within it.
-        original: of the photo.
-        threshold: probability above which a pixel belongs to the object.
-    """
-    least = float(torch.tensor(threshold, dtype=torch.float64).logit())
-    masks = torch.empty(len(logits), *original, dtype=torch.bool, device=logits.device)
-    at_once = max(1, AT_ONCE // (original[0] * original[1]))
-    for first in range(0, len(logits), at_once):
-        masks[first : first + at_once] = enlarge(logits[first : first + at_once], padded, processed, original) > least
-    return masks
+def covered_by(logits: Float[Tensor, "P _ _"], batch: Batch, exact_padding: bool) -> Size:
+    """Pixels of the padded batch that mask logits cover."""
+    padded = (batch.images.shape[-2], batch.images.shape[-1])
+    return covered(logits, padded) if exact_padding else padded
 
 
 def reference_instance_masks(
@@ -58,20 +48,3 @@ def reference_instance_masks(
     enlarged = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)
     masks = (enlarged.sigmoid() > 0.5)[:, :, : processed[0], : processed[1]]
     return F.interpolate(masks.float(), size=original, mode="nearest")[:, 0] > 0.5
-
-
-def nearest(ids: Int[Tensor, "h w"], size: Size) -> Int[Tensor, "H W"]:
-    """Resize a map of ids as Pillow's `resize(..., NEAREST)` does, without leaving the device."""
-    rows, columns = (
-        torch.from_numpy(_nearest_places(before, after)).to(ids.device)
-        for before, after in zip(ids.shape, size, strict=True)
-    )
-    return ids[rows[:, None], columns]
-
-
-def _nearest_places(before: int, after: int) -> np.ndarray:
-    """Where Pillow looks: it adds up its steps, and the rounding of the sum decides ties."""
-    step = before / after
-    steps = np.full(after, step)
-    steps[0] = step * 0.5
-    return np.cumsum(steps).astype(np.int64).clip(max=before - 1)

@@ -7,6 +7,7 @@ the device itself; that it was is known one step later, when the next matching h
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -175,17 +176,22 @@ class Stepper:
                 last_layer_only=self.loss.masks_only,
                 all_masks=False,
             )
-        report = self.loss(predictions, batch.targets, normalizers, self._draw_masks)
+        sizes = batch.sizes if self.settings.exact_padding and batch.is_padded else None
+        report = self.loss(predictions, batch.targets, normalizers, partial(self._draw_masks, sizes))
         self.scaler.scale(report.total).backward()
         return report
 
     def _draw_masks(
-        self, inputs: MaskInputs, images: Int64[Tensor, "P"], queries: Int64[Tensor, "P"]
+        self,
+        sizes: list[tuple[int, int]] | None,
+        inputs: MaskInputs,
+        queries: Int64[Tensor, "P"],
+        counts: Sequence[int],
     ) -> Float[Tensor, "P h w"]:
         assert self.model.panoptic is not None, "only a model with a mask head hands over mask inputs"
         precision = self.settings.precision
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
-            return cast(Tensor, self.model.panoptic(inputs, images, queries))
+            return cast(Tensor, self.model.panoptic(inputs, queries, counts, sizes))
 
     def _update(self, report: LossReport) -> Bool[Tensor, ""]:
         """Change the weights, unless the gradient is not finite; tell whether all was well."""
