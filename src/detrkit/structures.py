@@ -49,7 +49,9 @@ class Target:
 
     boxes: Float[Tensor, "N 4"]  # cxcywh relative to the image without padding
     labels: Int64[Tensor, "N"]
-    masks: Bool[Tensor, "N H W"] | None = None  # of the image without padding
+    masks: Bool[Tensor, "N H W"] | None = (
+        None  # of this image without padding, which batches add on the right and below
+    )
 
     def to(self, device: torch.device | str) -> Target:
         """Copy to a device, without waiting for it."""

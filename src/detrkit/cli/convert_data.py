@@ -10,7 +10,7 @@ def convert_data(
     /,
     *,
     to: Literal["coco", "yolo", "voc"],
-    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
 ) -> None:
     """Rewrite a dataset in another form, photos copied.
 

@@ -45,7 +45,7 @@ def data(
     data: str,
     /,
     *,
-    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     model: str | None = None,
     count: int = 12,
     epoch: int = 1,

@@ -11,7 +11,7 @@ def doctor(
     data: Path,
     /,
     *,
-    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     model: str = "detr-r50",
     image_size: int = 800,
     workers: int = 2,

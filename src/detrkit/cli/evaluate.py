@@ -14,7 +14,7 @@ def evaluate(
     /,
     *,
     split: Literal["val", "train", "test"] = "val",
-    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     predictions: Path | None = None,
     by_layer: Annotated[bool, Parameter(negative="")] = False,
     query_map: Annotated[bool, Parameter(negative="")] = False,

@@ -11,7 +11,7 @@ def shard(
     output: Path,
     /,
     *,
-    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     photos: Annotated[int, Parameter(help="Photos of one shard.")] = 1000,
     seed: Annotated[int, Parameter(help="Of their order, and of the photos set aside where no split exists.")] = 42,
 ) -> None:

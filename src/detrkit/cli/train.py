@@ -16,7 +16,7 @@ def train(
     data: str | None = None,
     /,
     *,
-    format: Literal["coco", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     model: str | None = None,
     recipe: Literal["auto", "reference"] | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),

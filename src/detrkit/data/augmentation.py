@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -86,7 +87,11 @@ class Mosaic:
         corners = [(0, 0), (0, middle_x), (middle_y, 0), (middle_y, middle_x)]
         sizes = [(height, width) for height in (middle_y, side - middle_y) for width in (middle_x, side - middle_x)]
         quarters = [_fill(sample, size) for sample, size in zip(samples, sizes, strict=True)]
-        return _on_canvas(quarters, corners, (side, side))
+        return replace(
+            quarters[0],
+            image=_lay_images(quarters, corners, (side, side)),
+            annotations=_lay_objects(quarters, corners, (side, side)),
+        )
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,12 @@ class MixUp:
         share = float(torch.distributions.Beta(_BLEND, _BLEND).sample())
         sizes = [size_of(sample), size_of(other)]
         canvas = (max(size[0] for size in sizes), max(size[1] for size in sizes))
-        first, second = (_on_canvas([one], [(0, 0)], canvas) for one in (sample, other))
-        blended = first.image * share + second.image * (1 - share)
+        first, second = (_lay_images([one], [(0, 0)], canvas) for one in (sample, other))
+        blended = first * share + second * (1 - share)
         return replace(
-            first,
+            sample,
             image=blended.round().to(torch.uint8),
-            annotations=_joined([first.annotations, second.annotations]),
+            annotations=_lay_objects([sample, other], [(0, 0), (0, 0)], canvas),
         )
 
 
@@ -216,27 +221,30 @@ def _fill(sample: Sample, size: tuple[int, int]) -> Sample:
     return resize(crop(replace(sample, annotations=keep(sample.annotations, is_left)), top, left, *part), size)
 
 
-def _on_canvas(samples: Sequence[Sample], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Sample:
-    """Lay samples on black, each with its top left corner at (top, left)."""
+def _lay_images(
+    samples: Sequence[Sample], corners: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> UInt8[Tensor, "C H W"]:
+    """Lay photos on black, each with its top left corner at (top, left)."""
     canvas = torch.zeros(samples[0].image.shape[0], *size, dtype=torch.uint8)
-    placed = []
     for sample, (top, left) in zip(samples, corners, strict=True):
         height, width = size_of(sample)
         canvas[:, top : top + height, left : left + width] = sample.image
-        shift = torch.tensor([left, top, left, top])
-        masks = sample.annotations.masks
-        if masks is not None:
-            wide = torch.zeros(len(masks), *size, dtype=torch.bool)
-            wide[:, top : top + height, left : left + width] = masks
-            masks = wide
-        placed.append(Annotations(sample.annotations.boxes + shift, sample.annotations.labels, masks))
-    return replace(samples[0], image=canvas, annotations=_joined(placed))
+    return canvas
 
 
-def _joined(parts: Sequence[Annotations]) -> Annotations:
-    masks = [part.masks for part in parts if part.masks is not None]
-    return Annotations(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat(masks) if len(masks) == len(parts) else None,
-    )
+def _lay_objects(samples: Sequence[Sample], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Annotations:
+    """Move the objects of photos to where these are laid; masks only if all photos have them."""
+    parts = [sample.annotations for sample in samples]
+    shifts = [torch.tensor([left, top, left, top]) for top, left in corners]
+    boxes = torch.cat([part.boxes + shift for part, shift in zip(parts, shifts, strict=True)])
+    labels = torch.cat([part.labels for part in parts])
+    if any(part.masks is None for part in parts):
+        return Annotations(boxes, labels)
+    masks = torch.zeros(len(labels), *size, dtype=torch.bool)
+    for part, of_part, (top, left) in zip(
+        parts, masks.split([len(part.labels) for part in parts]), corners, strict=True
+    ):
+        assert part.masks is not None
+        height, width = part.masks.shape[1:]
+        of_part[:, top : top + height, left : left + width] = part.masks
+    return Annotations(boxes, labels, masks)

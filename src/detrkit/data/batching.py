@@ -44,10 +44,15 @@ def normalize(image: UInt8[Tensor, "C H W"], out: Float[Tensor, "C H W"] | None 
 
 
 def to_target(sample: Sample) -> Target:
-    """Convert boxes from xyxy in pixels to cxcywh relative to the photo."""
+    """Convert boxes from xyxy in pixels to cxcywh relative to the photo; masks stay of the photo's own size.
+
+    They are not padded here: padding would be copied between processes and to the device, only to be left out of losses.
+    """
     height, width = sample.image.shape[1:]
     boxes = xyxy_to_cxcywh(sample.annotations.boxes) / torch.tensor([width, height, width, height])
-    return Target(boxes, sample.annotations.labels, sample.annotations.masks)
+    masks = sample.annotations.masks
+    # what a crop left is a view, and a worker would hand over all that it was cut from
+    return Target(boxes, sample.annotations.labels, None if masks is None else masks.contiguous())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

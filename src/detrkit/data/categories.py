@@ -6,10 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a dataset or model; a label is a position in these tuples."""
+    """The classes of a dataset or model; a label is a position in these tuples.
+
+    `is_thing` tells countable things from stuff such as sky, in COCO's panoptic categories; None where nobody said.
+    """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
+    is_thing: tuple[bool, ...] | None = None
 
     @property
     def things(self) -> tuple[bool, ...]:
@@ -29,15 +33,19 @@ class Categories:
         try:
             ids = tuple(int(entry["id"]) for entry in entries)
             names = tuple(str(entry["name"]) for entry in entries)
-        except (KeyError, TypeError, OverflowError) as error:
+            things = [entry.get("isthing") for entry in entries]
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"expected categories with 'id' and 'name' ({type(error).__name__})") from None
         if len(set(ids)) < len(ids):
             raise ValueError("an id of a category stands twice")
-        return cls(ids, names)
+        return cls(ids, names, None if None in things or not ids else tuple(bool(thing) for thing in things))
 
     def to_json(self) -> list[dict[str, object]]:
-        """List ids and names, in the order of the labels."""
-        return [{"id": number, "name": name} for number, name in zip(self.ids, self.names, strict=True)]
+        """List ids and names, in the order of the labels, and with `isthing` where it is known, as COCO has it."""
+        named = [{"id": number, "name": name} for number, name in zip(self.ids, self.names, strict=True)]
+        if self.is_thing is None:
+            return named
+        return [{**entry, "isthing": int(thing)} for entry, thing in zip(named, self.is_thing, strict=True)]
 
 
 def numbered_categories(num_classes: int) -> Categories:

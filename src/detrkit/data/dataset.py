@@ -1,6 +1,7 @@
 """Records -> samples: opens the photo, takes its objects, applies the transforms."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,27 +9,41 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detrkit.data.outlines import read_masks
 from detrkit.data.photos import RGB, read_pixels
 from detrkit.data.records import Record, Split
-from detrkit.data.transforms import Transform
+from detrkit.data.transforms import Transform, keep
 from detrkit.errors import DataError
+from detrkit.ops.segments import masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 
 class PhotoDataset(Dataset[Sample]):
     """The photos of a split, with their objects."""
 
-    def __init__(self, split: Split, transform: Transform | None = None, channels: int = RGB) -> None:
+    def __init__(
+        self, split: Split, transform: Transform | None = None, channels: int = RGB, *, masks: bool = False
+    ) -> None:
         """Make samples of records.
 
         Args:
             split: the records.
             transform: applied to every sample.
             channels: of the pixels.
+            masks: make the objects' masks, too; without, nothing of them is decoded.
+
+        Raises:
+            DataError: masks are asked for, and the records were read without outlines.
         """
+        if masks and not split.records.have_outlines:
+            raise DataError(
+                f"{split.source}: holds boxes without outlines, from which no masks can be made; give COCO instances or "
+                "panoptic annotations, or train a model without masks"
+            )
         self.split = split
         self.transform = transform
         self.channels = channels
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.split.records)
@@ -42,7 +57,8 @@ class PhotoDataset(Dataset[Sample]):
                 f"{record.path}: the photo has {size[1]} x {size[0]} pixels, its annotations speak of "
                 f"{record.size[1]} x {record.size[0]}, so boxes would miss; export the two together"
             )
-        sample = Sample(image, usable_annotations(record, size), record.image_id, size)
+        annotations = annotations_with_masks(record) if self.masks else usable_annotations(record, size)
+        sample = Sample(image, annotations, record.image_id, size)
         return self.transform(sample) if self.transform else sample
 
 
@@ -76,8 +92,32 @@ def usable_annotations(record: Record, size: tuple[int, int]) -> Annotations:
         record: the annotations as they stand in the file.
         size: (height, width) of the photo in pixels.
     """
+    boxes = _cut(record.boxes, size)
+    is_usable = ~record.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Annotations(torch.from_numpy(boxes[is_usable]), torch.from_numpy(record.labels[is_usable]))
+
+
+def annotations_with_masks(record: Record) -> Annotations:
+    """Take the objects that a query can answer for, with their masks.
+
+    Crowds are left out, and objects of which the mask holds no pixel. The boxes of panoptic segments are those of their
+    masks, whatever the JSON says; those of instances are the annotated ones, cut at the photo's edges.
+
+    Raises:
+        DataError: an outline does not fit the photo, or its PNG cannot be read.
+    """
+    boxes = _cut(record.boxes, record.size)
+    is_usable = ~record.is_crowd
+    if record.mask_file is None:
+        is_usable &= (boxes[:, 2:] > boxes[:, :2]).all(1)
+    chosen = is_usable.nonzero()[0]
+    masks = read_masks(record, chosen)
+    found = Annotations(torch.from_numpy(boxes[chosen]), torch.from_numpy(record.labels[chosen]), masks)
+    if record.mask_file is not None:
+        found = replace(found, boxes=masks_to_boxes(masks))
+    return keep(found, masks.flatten(1).any(1))
+
+
+def _cut(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
-    boxes = record.boxes[~record.is_crowd].clip(0, np.array([width, height, width, height], dtype=np.float32))
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    labels = record.labels[~record.is_crowd][has_area]
-    return Annotations(torch.from_numpy(boxes[has_area]), torch.from_numpy(labels))
+    return boxes.clip(0, np.array([width, height, width, height], dtype=np.float32))

@@ -19,6 +19,7 @@ from detrkit.data.annotation_checks import (
 from detrkit.data.decoded import DecodedPhoto, decode_all
 from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
 from detrkit.data.records import Split, SplitName
+from detrkit.data.segment_checks import compare_segments, segment_findings
 from detrkit.errors import DataError
 
 
@@ -33,7 +34,7 @@ class Diagnosis:
         findings: worst first.
         notes: what reading it decided.
         folder: the dataset, without what cannot be read.
-        unusable: photos that cannot be read, or are of another size than annotated.
+        unusable: photos that cannot be read, or are of another size than annotated; alike for their PNGs of segments.
     """
 
     form: Form
@@ -81,9 +82,11 @@ def examine(
     splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
     photos = decode_all(records, workers, progress, memory)
+    segments = compare_segments(records, workers, progress)
     findings = [
         *_of_reading(faults),
         *_of_photos(splits, photos),
+        *segment_findings(segments),
         *examine_annotations(folder, num_queries=num_queries, image_size=image_size, stride=stride),
     ]
     return Diagnosis(
@@ -97,7 +100,7 @@ def examine(
             record.path
             for split in splits.values()
             for record in split.records
-            if photos[record.path].size != record.size
+            if photos[record.path].size != record.size or (record.path in segments and segments[record.path].fault)
         ),
     )
 

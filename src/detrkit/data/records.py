@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Literal, overload
 
@@ -43,6 +44,9 @@ class Record:
         labels: (N,) int64, 0 .. K-1.
         is_crowd: (N,) bool; a crowd box surrounds many objects and belongs to no query.
         span: (offset, length) in bytes of the photo inside its shard; None for a file of its own.
+        outlines: of each object, undecoded: JSON of a COCO segmentation; or, beside a `mask_file`, its id there. None where
+            masks were not asked for, or there are none.
+        mask_file: PNG of segment ids.
     """
 
     image_id: int
@@ -52,6 +56,43 @@ class Record:
     labels: np.ndarray
     is_crowd: np.ndarray
     span: tuple[int, int] | None = None
+    outlines: tuple[bytes, ...] | None = None
+    mask_file: Path | None = None
+
+    def keep(self, chosen: np.ndarray) -> "Record":
+        """Leave out the objects that are not chosen: (N,) bool."""
+        return replace(
+            self,
+            boxes=self.boxes[chosen],
+            labels=self.labels[chosen],
+            is_crowd=self.is_crowd[chosen],
+            outlines=None if self.outlines is None else tuple(compress(self.outlines, chosen.tolist())),
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Many byte strings, one after the other."""
+
+    content: Tensor  # uint8
+    ends: Tensor  # (count + 1,) int64: text i lies from ends[i] to ends[i + 1]
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> "Texts":
+        """Lay texts out flat."""
+        flat = torch.frombuffer(bytearray(b"".join(texts) or b"\0"), dtype=torch.uint8)
+        return cls(flat, _ends([len(text) for text in texts]))
+
+    def between(self, first: int, end: int) -> tuple[bytes, ...]:
+        """Texts number first .. end - 1."""
+        ends = self.ends[first : end + 1].tolist()
+        joined = self.content[ends[0] : ends[-1]].numpy().tobytes()
+        return tuple(joined[start - ends[0] : stop - ends[0]] for start, stop in pairwise(ends))
+
+    def select(self, chosen: Tensor) -> "Texts":
+        """Keep some, in the order of `chosen`."""
+        ends, places = _gathered(self.ends, chosen)
+        return Texts(self.content[places], ends)
 
 
 @dataclass(frozen=True)
@@ -71,11 +112,19 @@ class Columns:
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int32
     is_crowd: Tensor  # (N,) bool
+    outlines: Texts | None = None  # of N objects
+    mask_files: Texts | None = None  # of P photos: paths, whole
+
+    @property
+    def flat(self) -> dict[str, Tensor]:
+        """All of them by name, but outlines and mask files."""
+        return {name: column for name, column in vars(self).items() if isinstance(column, Tensor)}
 
     @property
     def num_bytes(self) -> int:
         """How much memory they take."""
-        return sum(column.numel() * column.element_size() for column in vars(self).values())
+        texts = [one for text in (self.outlines, self.mask_files) if text for one in (text.content, text.ends)]
+        return sum(column.numel() * column.element_size() for column in (*self.flat.values(), *texts))
 
 
 class Records(Sequence[Record]):
@@ -111,6 +160,8 @@ class Records(Sequence[Record]):
                 boxes=torch.from_numpy(_joined([r.boxes for r in kept], np.float32).reshape(-1, 4)),
                 labels=torch.from_numpy(_joined([r.labels for r in kept], np.int32)),
                 is_crowd=torch.from_numpy(_joined([r.is_crowd for r in kept], np.bool_)),
+                outlines=_texts_of([r.outlines for r in kept]),
+                mask_files=_texts_of([None if r.mask_file is None else (os.fsencode(r.mask_file),) for r in kept]),
             )
         )
 
@@ -141,6 +192,10 @@ class Records(Sequence[Record]):
             labels=columns.labels[first:end].numpy().astype(np.int64),
             is_crowd=columns.is_crowd[first:end].numpy(),
             span=None if offset < 0 else (offset, length),
+            outlines=None if columns.outlines is None else columns.outlines.between(first, end),
+            mask_file=None
+            if columns.mask_files is None
+            else Path(os.fsdecode(columns.mask_files.between(index, index + 1)[0])),
         )
 
     def __iter__(self) -> Iterator[Record]:
@@ -169,9 +224,16 @@ class Records(Sequence[Record]):
                 boxes=columns.boxes[objects],
                 labels=columns.labels[objects],
                 is_crowd=columns.is_crowd[objects],
+                outlines=None if columns.outlines is None else columns.outlines.select(objects),
+                mask_files=None if columns.mask_files is None else columns.mask_files.select(chosen),
             ),
             self.root,
         )
+
+    @property
+    def have_outlines(self) -> bool:
+        """Whether masks can be made of them."""
+        return self.columns.outlines is not None
 
     @property
     def image_ids(self) -> list[int]:
@@ -186,6 +248,12 @@ class Split:
     records: Records
     categories: Categories
     source: Path
+
+
+def _texts_of(parts: Sequence[Sequence[bytes] | None]) -> Texts | None:
+    """Lay texts of all records out flat, if all records have them."""
+    known = [part for part in parts if part is not None]
+    return Texts.of([text for part in known for text in part]) if known and len(known) == len(parts) else None
 
 
 def _ends(lengths: Sequence[int]) -> Tensor:

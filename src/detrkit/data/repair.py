@@ -60,4 +60,4 @@ def _repaired_record(record: Record, counts: RepairCounts) -> Record:
     counts.flat += int((~has_area).sum())
     counts.copies += int((repeated & has_area).sum())
     counts.cut += int((boxes != record.boxes).any(1)[kept].sum())
-    return replace(record, boxes=boxes[kept], labels=record.labels[kept], is_crowd=record.is_crowd[kept])
+    return replace(record, boxes=boxes).keep(kept)

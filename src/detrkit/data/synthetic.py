@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
 from detrkit.data.categories import Categories
+from detrkit.ops.segments import masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 SHAPES = Categories(ids=(1, 2, 3), names=("circle", "square", "triangle"))
@@ -72,10 +73,10 @@ class DrawnShapes(Dataset[Sample]):
             picture[mask] = _draw_surface(random, style)[mask]
         noise = random.normal(0, random.uniform(0, 12), picture.shape)
         pixels = np.clip(picture + noise, 0, 255).astype(np.uint8)
-        stacked = np.stack(masks)
+        stacked = torch.from_numpy(np.stack(masks))
         return Sample(
             image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
-            annotations=Annotations(_boxes_of(stacked), torch.tensor(labels), torch.from_numpy(stacked)),
+            annotations=Annotations(masks_to_boxes(stacked), torch.tensor(labels), stacked),
             image_id=index + 1,
             original_size=(style.size, style.size),
         )
@@ -103,7 +104,7 @@ def draw_equal(label: int, count: int, grid: int, random: Generator, style: Draw
     pixels = np.clip(picture, 0, 255).astype(np.uint8)
     return Sample(
         image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
-        annotations=Annotations(_boxes_of(np.stack(masks)), torch.full((count,), label)),
+        annotations=Annotations(masks_to_boxes(torch.from_numpy(np.stack(masks))), torch.full((count,), label)),
         image_id=image_id,
         original_size=(style.size, style.size),
     )
@@ -170,12 +171,3 @@ def _fill_shape(random: Generator, style: DrawingStyle, label: int, centre: np.n
 def _hides_too_much(masks: list[np.ndarray], areas: list[int], new: np.ndarray, least_visible: float) -> bool:
     """Whether a shape would leave another with too little to be recognised by."""
     return any((behind & ~new).sum() < least_visible * area for behind, area in zip(masks, areas, strict=True))
-
-
-def _boxes_of(masks: np.ndarray) -> torch.Tensor:
-    """Boxes around the visible pixels, xyxy, right and bottom edges included."""
-    boxes = []
-    for mask in masks:
-        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-        boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return torch.tensor(boxes, dtype=torch.float32)

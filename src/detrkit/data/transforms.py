@@ -1,7 +1,8 @@
 """The paper's train and test pipelines (section A.4; published code, datasets/transforms.py), on uint8 tensors.
 
 A transform takes a `Sample` and gives a `Sample`; boxes are xyxy in pixels, and masks, where there are any, follow.
-The geometry is torchvision's; the sizes, the order of the random draws and the dropping of boxes are the paper's.
+The geometry is torchvision's; the sizes, the order of the random draws and the dropping of boxes are the paper's. Where
+there are masks, an object that a crop cuts gets the box of what is left of its mask; the published code cuts its box.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
+from detrkit.ops.segments import masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 Transform = Callable[[Sample], Sample]
@@ -49,8 +52,29 @@ def resized_size(size: tuple[int, int], short_side: int, long_side_at_most: int 
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize to (height, width), bilinear with antialiasing."""
-    return _apply(sample, lambda x: transforms.resize(x, list(size), antialias=True))
+    """Resize to (height, width), the photo bilinear with antialiasing, masks by their nearest pixels."""
+    masks = sample.annotations.masks
+    boxes_alone = replace(sample, annotations=replace(sample.annotations, masks=None))
+    resized = _apply(boxes_alone, lambda x: transforms.resize(x, list(size), antialias=True))
+    if masks is None:
+        return resized
+    return replace(resized, annotations=replace(resized.annotations, masks=resize_masks(masks, size)))
+
+
+def resize_masks(masks: Bool[Tensor, "N H W"], size: tuple[int, int]) -> Bool[Tensor, "N h w"]:
+    """Resize masks to (height, width) by their nearest pixels, in one byte a pixel.
+
+    A mask that is so thin that no pixel of it is nearest to any keeps those that it falls on instead: nothing is lost.
+    """
+    if tuple(masks.shape[1:]) == size:
+        return masks
+    if not len(masks):
+        return masks.new_zeros(0, *size)
+    resized = F.interpolate(masks.view(torch.uint8)[None], size, mode="nearest")[0].view(torch.bool)
+    is_lost = ~resized.flatten(1).any(1) & masks.flatten(1).any(1)
+    if is_lost.any():
+        resized[is_lost] = F.adaptive_max_pool2d(masks[is_lost].float(), size) > 0
+    return resized
 
 
 def flip(sample: Sample) -> Sample:
@@ -59,10 +83,22 @@ def flip(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Cut out a rectangle; objects without any area inside it are dropped."""
+    """Cut out a rectangle; objects without any area inside it are dropped.
+
+    Objects that the rectangle cuts get the box of what is left of their masks, where there are any, and are dropped if
+    nothing is.
+    """
     cropped = _apply(sample, lambda x: transforms.crop(x, top, left, height, width))
-    boxes = cropped.annotations.boxes
-    return replace(cropped, annotations=keep(cropped.annotations, (boxes[:, 2:] > boxes[:, :2]).all(1)))
+    annotations = cropped.annotations
+    if annotations.masks is not None:
+        shifted = sample.annotations.boxes - torch.tensor([left, top, left, top])
+        is_cut = (annotations.boxes != shifted).any(1)
+        left_of_them = masks_to_boxes(annotations.masks[is_cut])
+        boxes = annotations.boxes.clone()
+        boxes[is_cut] = left_of_them.to(boxes.dtype)
+        annotations = replace(annotations, boxes=boxes)
+    boxes = annotations.boxes
+    return replace(cropped, annotations=keep(annotations, (boxes[:, 2:] > boxes[:, :2]).all(1)))
 
 
 @dataclass(frozen=True)
@@ -176,5 +212,7 @@ def _apply(sample: Sample, operation: Callable[[Tensor], Tensor]) -> Sample:
 
 def keep(annotations: Annotations, chosen: Bool[Tensor, "N"]) -> Annotations:
     """Leave out the objects that are not chosen."""
+    if chosen.all():  # masks are large: none is copied without need
+        return annotations
     masks = annotations.masks
     return Annotations(annotations.boxes[chosen], annotations.labels[chosen], None if masks is None else masks[chosen])

@@ -192,7 +192,8 @@ def annotations_of_split(split: Split) -> Path | dict[str, Any]:
 
     Boxes without an area, which YOLO and VOC files hold by mistake, are left out of the document.
     """
-    if split.source.suffix == ".json":
+    is_instances = split.source.suffix == ".json" and split.records.columns.mask_files is None
+    if is_instances:
         return split.source
     annotations: list[dict[str, Any]] = []
     for record in split.records:

@@ -17,7 +17,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(description="dataset folder")
-    format: Literal["coco", "yolo", "voc", "shards"] | None = Field(
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = Field(
         default=None, description="of the dataset; None looks"
     )
     recipe: Literal["auto", "reference"] = Field(

@@ -50,14 +50,14 @@ def open_data(config: RunConfig) -> RunData:
     settings = config.training
     model = preset_config(config.model, **config.model_settings)
     check_augmentation(settings, model.in_channels)
-    folder = read_dataset(config.data, config.format, settings.seed)
+    folder = read_dataset(config.data, config.format, settings.seed, masks=model.panoptic)
     train_split, test_split = folder.train, folder.val
     notes = (*folder.notes, *_warnings(folder, model, settings.image_size))
     if settings.overfit:
         train_split = test_split = replace(folder.train, records=folder.train.records[: settings.overfit])
         notes = ()
     to_model = TestTransform(settings.image_size)
-    photos = PhotoDataset(train_split, channels=model.in_channels)
+    photos = PhotoDataset(train_split, channels=model.in_channels, masks=model.panoptic)
     if model.in_channels != RGB:
         photos[0]  # says now, not after the first step, whether photos have these channels
     return RunData(

@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
+from detrkit.data.outlines import check_segmentation
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 
 
-def read_coco_split(root: Path | str, split: SplitName, fault: FaultHandler = raise_fault) -> Split:
+def read_coco_split(
+    root: Path | str, split: SplitName, fault: FaultHandler = raise_fault, *, masks: bool = False
+) -> Split:
     """Read one split of a folder in the COCO 2017 layout.
 
     Args:
         root: a folder with `annotations/instances_<split>NAME.json` and photos in `<split>NAME/`.
         split: which one.
         fault: told of every image and annotation that is malformed and left out; by default the first is raised.
+        masks: keep the outlines of the objects, too.
 
     Raises:
         DataError: the folder or file is missing, ambiguous or malformed.
@@ -42,16 +46,19 @@ def read_coco_split(root: Path | str, split: SplitName, fault: FaultHandler = ra
             f"{root}: found {what} annotations/instances_{split}*.json, expected one; a COCO dataset holds {LAYOUT}"
         )
     photos = root / found[0].stem.removeprefix("instances_")
-    return read_coco_file(found[0], photos, fault)
+    return read_coco_file(found[0], photos, fault, masks=masks)
 
 
-def read_coco_file(path: Path | str, photos: Path | str, fault: FaultHandler = raise_fault) -> Split:
+def read_coco_file(
+    path: Path | str, photos: Path | str, fault: FaultHandler = raise_fault, *, masks: bool = False
+) -> Split:
     """Read an instances JSON.
 
     Args:
         path: the JSON file.
         photos: the folder that its file names are relative to.
         fault: told of every image and annotation that is malformed and left out; by default the first is raised.
+        masks: keep the outlines of the objects, too; objects without any are faults.
 
     Raises:
         DataError: the file or the folder is missing, or the file is malformed; the message names the first fault.
@@ -68,11 +75,12 @@ def read_coco_file(path: Path | str, photos: Path | str, fault: FaultHandler = r
         )
     if any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"][:1]):
         raise DataError(
-            f"{path}: is a panoptic file, whose objects are segments; expected an instances file with boxes"
+            f"{path}: is a panoptic file, whose objects are segments; expected an instances file with boxes, or --format "
+            "panoptic"
         )
-    categories = _read_categories(content["categories"], path)
-    of_image = _read_annotations(content["annotations"], categories, path, fault)
-    records = Records.of(read_images(content["images"], of_image, photos, path, fault))
+    categories = read_categories(content["categories"], path)
+    of_image = _read_annotations(content["annotations"], categories, path, fault, masks)
+    records = Records.of(read_images(content["images"], of_image, photos, path, fault, masks=masks))
     if not records:
         raise DataError(f"{path}: found no images, expected at least one")
     if of_image:
@@ -99,13 +107,18 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not readable as JSON ({str(error).splitlines()[0][:100]})") from None
 
 
-def _read_categories(entries: list[Any], path: Path) -> Categories:
+def read_categories(entries: list[Any], path: Path) -> Categories:
+    """Read ids and names, in rising order of the ids.
+
+    Raises:
+        DataError: there are none, or one is malformed.
+    """
     named: dict[int, str] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: categories[{index}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise DataError(f"{where}: found {_short(entry)}, expected an object with 'id' and 'name'")
-        number = _integer(entry.get("id"), f"{where}.id")
+            raise DataError(f"{where}: found {short(entry)}, expected an object with 'id' and 'name'")
+        number = integer(entry.get("id"), f"{where}.id")
         if number in named:
             raise DataError(f"{where}: category id {number} stands twice; give every category its own id")
         named[number] = entry["name"]
@@ -116,14 +129,14 @@ def _read_categories(entries: list[Any], path: Path) -> Categories:
 
 
 def _read_annotations(
-    entries: list[Any], categories: Categories, path: Path, fault: FaultHandler
+    entries: list[Any], categories: Categories, path: Path, fault: FaultHandler, masks: bool
 ) -> dict[int, list[tuple[Any, ...]]]:
-    """Collect (xyxy, label, is_crowd) by image id."""
+    """Collect (xyxy, label, is_crowd, outline or None) by image id."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
     of_image: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for index, entry in enumerate(entries):
         try:
-            image_id, annotation = _read_annotation(entry, label_of, f"{path}: annotations[{index}]")
+            image_id, annotation = _read_annotation(entry, label_of, f"{path}: annotations[{index}]", masks)
         except DataError as error:
             fault(error)
         else:
@@ -131,34 +144,63 @@ def _read_annotations(
     return of_image
 
 
-def _read_annotation(entry: Any, label_of: dict[int, int], where: str) -> tuple[int, tuple[Any, ...]]:
+def _read_annotation(entry: Any, label_of: dict[int, int], where: str, masks: bool) -> tuple[int, tuple[Any, ...]]:
     if not isinstance(entry, dict):
-        raise DataError(f"{where}: found {_short(entry)}, expected an object")
-    where += f" (id {_short(entry.get('id'))})"
-    category = _integer(entry.get("category_id"), f"{where}.category_id")
+        raise DataError(f"{where}: found {short(entry)}, expected an object")
+    where += f" (id {short(entry.get('id'))})"
+    label = read_label(entry, label_of, where)
+    box = read_box(entry.get("bbox"), where)
+    image_id = integer(entry.get("image_id"), f"{where}.image_id")
+    outline = check_segmentation(entry.get("segmentation"), where) if masks else None
+    return image_id, (box, label, is_crowd(entry), outline)
+
+
+def read_label(entry: dict[str, Any], label_of: dict[int, int], where: str) -> int:
+    """Read which of the categories an object has.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    category = integer(entry.get("category_id"), f"{where}.category_id")
     if category not in label_of:
         raise DataError(f"{where}: category_id {category} is not in 'categories'; add it there or drop the annotation")
-    box = entry.get("bbox")
+    return label_of[category]
+
+
+def read_box(box: Any, where: str) -> tuple[float, float, float, float]:
+    """Read x, y, width, height as xyxy.
+
+    Raises:
+        DataError: it is none.
+    """
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise DataError(f"{where}.bbox: found {_short(box)}, expected [x, y, width, height] in pixels")
+        raise DataError(f"{where}.bbox: found {short(box)}, expected [x, y, width, height] in pixels")
     x, y, width, height = box
     if width < 0 or height < 0:
         raise DataError(f"{where}.bbox: found {box} with a negative size, expected [x, y, width, height] in pixels")
-    is_crowd = entry.get("iscrowd", 0) not in (0, False, None)
-    image_id = _integer(entry.get("image_id"), f"{where}.image_id")
-    return image_id, ((x, y, x + width, y + height), label_of[category], is_crowd)
+    return x, y, x + width, y + height
+
+
+def is_crowd(entry: dict[str, Any]) -> bool:
+    """Whether an annotation is of many objects that nobody told apart."""
+    return entry.get("iscrowd", 0) not in (0, False, None)
 
 
 def read_images(
-    entries: list[Any], of_image: dict[int, list[tuple[Any, ...]]], photos: Path, path: Path, fault: FaultHandler
+    entries: list[Any],
+    of_image: dict[int, list[tuple[Any, ...]]],
+    photos: Path,
+    path: Path,
+    fault: FaultHandler,
+    *,
+    masks: bool = False,
 ) -> Iterator[Record]:
     """Read the images and take their annotations out of `of_image`."""
     seen: set[int] = set()
-    root = Path(os.path.abspath(photos))  # noqa: PTH100  (resolve() would follow links)
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
         try:
-            image_id, photo, size = _read_image(entry, root, where)
+            image_id, photo, size = _read_image(entry, photos, where)
             if image_id in seen:
                 raise DataError(f"{where}: image id {image_id} stands twice; give every image its own id")
         except DataError as error:
@@ -172,40 +214,51 @@ def read_images(
             image_id=image_id,
             path=photo,
             size=size,
-            boxes=np.array([box for box, _, _ in annotations], dtype=np.float32).reshape(-1, 4),
-            labels=np.array([label for _, label, _ in annotations], dtype=np.int64),
-            is_crowd=np.array([crowd for _, _, crowd in annotations], dtype=bool),
+            boxes=np.array([one[0] for one in annotations], dtype=np.float32).reshape(-1, 4),
+            labels=np.array([one[1] for one in annotations], dtype=np.int64),
+            is_crowd=np.array([one[2] for one in annotations], dtype=bool),
+            outlines=tuple(one[3] for one in annotations) if masks else None,
         )
 
 
-def _read_image(entry: Any, root: Path, where: str) -> tuple[int, Path, tuple[int, int]]:
+def _read_image(entry: Any, photos: Path, where: str) -> tuple[int, Path, tuple[int, int]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise DataError(f"{where}: found {_short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'")
-    image_id = _integer(entry.get("id"), f"{where}.id")
-    photo = _inside(root, entry["file_name"], where)
+        raise DataError(f"{where}: found {short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'")
+    image_id = integer(entry.get("id"), f"{where}.id")
+    photo = inside(photos, entry["file_name"], where)
     if not photo.is_file():
         raise DataError(f"{where}: found no photo {photo}; complete the folder, or drop the image from the file")
-    height, width = (_integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
+    height, width = (integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
     if min(height, width) < 1:
         raise DataError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
     return image_id, photo, (height, width)
 
 
-def _inside(root: Path, file_name: str, where: str) -> Path:
-    """Find a photo below its folder and nowhere else; links that lie there may point where their owner wants."""
+def inside(root: Path, file_name: str, where: str) -> Path:
+    """Find a file below its folder and nowhere else; links that lie there may point where their owner wants.
+
+    Raises:
+        DataError: its name is no path, or leads out.
+    """
+    root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links)
     if "\0" in file_name:
-        raise DataError(f"{where}: file_name {_short(file_name)} is no path")
+        raise DataError(f"{where}: file_name {short(file_name)} is no path")
     photo = Path(os.path.abspath(root / file_name))  # noqa: PTH100
     if not photo.is_relative_to(root):
-        raise DataError(f"{where}: file_name {_short(file_name)} leads out of {root}; only photos below it are read")
+        raise DataError(f"{where}: file_name {short(file_name)} leads out of {root}; only files below it are read")
     return photo
 
 
-def _integer(value: Any, where: str) -> int:
+def integer(value: Any, where: str) -> int:
+    """Take a number that has to be whole.
+
+    Raises:
+        DataError: it is not, or is too large to be an id.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(f"{where}: found {_short(value)}, expected an integer")
+        raise DataError(f"{where}: found {short(value)}, expected an integer")
     if not -(2**63) <= value < 2**63:
-        raise DataError(f"{where}: found {_short(value)}, expected an integer of at most 64 bits")
+        raise DataError(f"{where}: found {short(value)}, expected an integer of at most 64 bits")
     return value
 
 
@@ -214,6 +267,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Show a wrong value in a message."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

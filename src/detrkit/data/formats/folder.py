@@ -8,17 +8,19 @@ from typing import Literal
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
+from detrkit.data.formats.panoptic import is_panoptic_file, panoptic_files, read_panoptic_file, read_panoptic_split
 from detrkit.data.formats.shards import PLAN_FILE, read_shards
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 
-Form = Literal["coco", "yolo", "voc", "shards"]
+Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
 _LAYOUTS = (
     "COCO: annotations/instances_train*.json beside folders of photos, train/_annotations.coco.json, or one JSON beside "
-    "the photos; YOLO: data.yaml; Pascal VOC: Annotations/*.xml; shards: train-*.tar"
+    "the photos; COCO panoptic: annotations/panoptic_train*.json and folders of PNGs; YOLO: data.yaml; Pascal VOC: "
+    "Annotations/*.xml; shards: train-*.tar"
 )
 
 
@@ -50,7 +52,12 @@ class DatasetFolder:
 
 
 def read_dataset(
-    path: Path | str, form: Form | None = None, seed: int = 42, fault: FaultHandler = raise_fault
+    path: Path | str,
+    form: Form | None = None,
+    seed: int = 42,
+    fault: FaultHandler = raise_fault,
+    *,
+    masks: bool = False,
 ) -> DatasetFolder:
     """Read a dataset.
 
@@ -59,15 +66,26 @@ def read_dataset(
         form: how it is written down; None looks.
         seed: of the photos that are set aside for validation, where no split exists.
         fault: told of everything that is malformed and left out; by default the first fault is raised.
+        masks: keep what masks are made of; objects without it are faults.
 
     Raises:
-        DataError: nothing is there, the format is not known, or a file is malformed.
+        DataError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
     form = form or detect_form(path)
-    splits = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[form](path, fault)
+    if form == "coco":
+        splits = _read_coco(path, fault, masks)
+    elif form == "panoptic":
+        splits = _read_panoptic(path, fault)
+    elif masks:
+        raise DataError(
+            f"{path}: detrkit reads no masks from {form.upper()} data, expected a COCO instances or panoptic dataset; "
+            "train a model without masks, or give the annotations in one of these forms"
+        )
+    else:
+        splits = {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[form](path, fault)
     train, val = splits.get("train"), splits.get("val")
     if train is None:
         raise DataError(f"{path}: found no training photos in this {form.upper()} dataset; expected {_LAYOUTS}")
@@ -93,34 +111,41 @@ def detect_form(path: Path) -> Form:
         DataError: nothing known lies there.
     """
     if path.is_file():
-        if path.suffix in (".yaml", ".yml"):
-            return "yolo"
-        if path.suffix == ".json":
-            return "coco"
-        raise DataError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
+        return _form_of_file(path)
     if (path / PLAN_FILE).is_file():
         return "shards"
     if list(path.glob("annotations/instances_*.json")) or list(path.glob("*/_annotations.coco.json")):
         return "coco"
+    if panoptic_files(path):
+        return "panoptic"
     if _yaml_of(path) is not None:
         return "yolo"
     if (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
         return "voc"
     if any(path.glob("VOC*/Annotations")):
         return "voc"
-    if _single_json(path) is not None:
-        return "coco"
+    single = _single_json(path)
+    if single is not None:
+        return _form_of_file(single)
     raise DataError(
         f"{path}: found no file annotations/instances_train*.json, data.yaml or Annotations/*.xml, expected one of "
         f"{_LAYOUTS}"
     )
 
 
-def _read_coco(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
+def _form_of_file(path: Path) -> Form:
+    if path.suffix in (".yaml", ".yml"):
+        return "yolo"
+    if path.suffix == ".json":
+        return "panoptic" if is_panoptic_file(path) else "coco"
+    raise DataError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
+
+
+def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, Split]:
     if path.is_file():
-        return {"train": read_coco_file(path, photos_beside(path), fault)}
+        return {"train": read_coco_file(path, photos_beside(path), fault, masks=masks)}
     official = {
-        split: read_coco_split(path, split, fault)
+        split: read_coco_split(path, split, fault, masks=masks)
         for split in SPLIT_FOLDERS
         if any(path.glob(f"annotations/instances_{split}*.json"))
     }
@@ -133,11 +158,23 @@ def _read_coco(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
         if (path / name / "_annotations.coco.json").is_file()
     }
     if exported:
-        return _without_groups({split: read_coco_file(file, file.parent, fault) for split, file in exported.items()})
+        return _without_groups(
+            {split: read_coco_file(file, file.parent, fault, masks=masks) for split, file in exported.items()}
+        )
     single = _single_json(path)
     if single is None:
         raise DataError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
-    return {"train": read_coco_file(single, photos_beside(single), fault)}
+    return {"train": read_coco_file(single, photos_beside(single), fault, masks=masks)}
+
+
+def _read_panoptic(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
+    if path.is_file():
+        return {"train": read_panoptic_file(path, fault)}
+    found = {split: read_panoptic_split(path, split, fault) for split in SPLIT_FOLDERS}
+    single = _single_json(path)
+    if not any(found.values()) and single is not None:
+        return {"train": read_panoptic_file(single, fault)}
+    return {split: records for split, records in found.items() if records is not None}
 
 
 def _read_yolo(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
@@ -198,7 +235,8 @@ def _without_groups(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
     used = {label for split in splits.values() for record in split.records for label in record.labels.tolist()}
     if any(split.categories != first for split in splits.values()) or first.ids[0] != 0 or 0 in used or len(first) < 2:
         return splits
-    categories = Categories(first.ids[1:], first.names[1:])
+    is_thing = None if first.is_thing is None else first.is_thing[1:]
+    categories = Categories(first.ids[1:], first.names[1:], is_thing)
     return {
         name: Split(
             Records.of(replace(record, labels=record.labels - 1) for record in split.records), categories, split.source

@@ -12,7 +12,7 @@ import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +31,7 @@ from detrkit.files import check_is_free, make_folder, replacing, write_text
 FORMAT = "detrkit-shards-1"
 PLAN_FILE = "shards.json"
 DEFAULT_SHARD_PHOTOS = 1000
+_COLUMNS = tuple(field.name for field in fields(Columns) if field.default is MISSING)  # outlines stay outside
 _MOST_JSON = 64 * 2**20  # bytes of one photo's annotations
 
 
@@ -267,7 +268,7 @@ def _to_record(
 
 def _write_index(path: Path, split: Split) -> None:
     header = json.dumps({"format": FORMAT, "categories": split.categories.to_json()})
-    columns = dict(vars(split.records.columns))
+    columns = split.records.columns.flat
     names = [os.fsencode(Path(record.path.parent.name) / record.path.name) for record in split.records]
     columns["path_bytes"] = torch.frombuffer(bytearray(b"".join(names) or b"\0"), dtype=torch.uint8)
     columns["path_ends"] = torch.tensor([0, *(len(name) for name in names)]).cumsum(0)
@@ -279,7 +280,7 @@ def _read_index(path: Path, shards: dict[str, Path]) -> Split:
     try:
         with safe_open(path, framework="pt") as opened:
             header = json.loads((opened.metadata() or {})["detrkit"])
-            columns = {name: opened.get_tensor(name) for name in Columns.__dataclass_fields__}
+            columns = {name: opened.get_tensor(name) for name in _COLUMNS}
         if header["format"] != FORMAT:
             raise DataError(f"{path}: found format {header['format']!r}, expected {FORMAT!r}; update detrkit")
         categories = Categories.from_json(header["categories"])
