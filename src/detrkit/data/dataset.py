@@ -14,7 +14,7 @@ from detrkit.data.photos import RGB, read_pixels
 from detrkit.data.records import Record, Split
 from detrkit.data.transforms import Transform, keep
 from detrkit.errors import DataError
-from detrkit.ops.segments import masks_to_boxes
+from detrkit.ops.segments import have_pixels, masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 
@@ -115,7 +115,7 @@ def annotations_with_masks(record: Record) -> Annotations:
     found = Annotations(torch.from_numpy(boxes[chosen]), torch.from_numpy(record.labels[chosen]), masks)
     if record.mask_file is not None:
         found = replace(found, boxes=masks_to_boxes(masks))
-    return keep(found, masks.flatten(1).any(1))
+    return keep(found, have_pixels(masks))
 
 
 def _cut(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from detrkit.data.outlines import segment_ids
 from detrkit.data.records import Record
 from detrkit.data.segment_files import read_ids
 from detrkit.errors import DataError
-from detrkit.ops.segments import VOID, ids_to_masks, masks_to_boxes
+from detrkit.ops.segments import VOID, have_pixels, ids_to_masks, masks_to_boxes
 
 _SLACK = 1.0  # pixels by which a box may differ from its mask's: tools count the last pixel or do not
 _FIRST = 3  # ids that a message names
@@ -102,7 +102,7 @@ def _compare(record: Record) -> Comparison:
         return Comparison(record.mask_file, str(error))
     wanted = segment_ids(record.outlines)
     masks = ids_to_masks(ids, wanted)
-    is_empty = ~masks.flatten(1).any(1)
+    is_empty = ~have_pixels(masks)
     is_moved = ((masks_to_boxes(masks) - torch.from_numpy(record.boxes)).abs() > _SLACK).any(1) & ~is_empty
     unnamed = set(ids.unique().tolist()) - {VOID, *wanted.tolist()}
     return Comparison(

@@ -8,6 +8,7 @@ there are masks, an object that a crop cuts gets the box of what is left of its 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from detrkit.ops.segments import masks_to_boxes
+from detrkit.ops.segments import have_pixels, masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 Transform = Callable[[Sample], Sample]
@@ -70,8 +71,16 @@ def resize_masks(masks: Bool[Tensor, "N H W"], size: tuple[int, int]) -> Bool[Te
         return masks
     if not len(masks):
         return masks.new_zeros(0, *size)
-    resized = F.interpolate(masks.view(torch.uint8)[None], size, mode="nearest")[0].view(torch.bool)
-    is_lost = ~resized.flatten(1).any(1) & masks.flatten(1).any(1)
+    resized = masks.new_empty(len(masks), *size)
+    for some, their in zip(masks.split(8), resized.split(8), strict=True):
+        # eight masks are the bits of one picture, which is resized in an eighth of the time
+        together = np.zeros(masks.shape[1:], np.uint8)
+        for bit, mask in enumerate(some.numpy()):
+            together |= mask.view(np.uint8) << np.uint8(bit)
+        wide = F.interpolate(torch.from_numpy(together)[None, None], size, mode="nearest")[0, 0].numpy()
+        for bit, mask in enumerate(their.numpy()):
+            np.not_equal(wide & np.uint8(1 << bit), 0, out=mask)
+    is_lost = ~have_pixels(resized) & have_pixels(masks)
     if is_lost.any():
         resized[is_lost] = F.adaptive_max_pool2d(masks[is_lost].float(), size) > 0
     return resized
