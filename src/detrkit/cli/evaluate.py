@@ -37,13 +37,14 @@ def evaluate(
     source
         Run folder, weights file, exported file, Hugging Face folder or id, or preset. With --predictions, the dataset.
     data
-        Dataset folder: COCO, YOLO or Pascal VOC, or shards; left out with --predictions.
+        Dataset folder: COCO, COCO panoptic, YOLO or Pascal VOC, or shards; left out with --predictions.
     split
         Which part of the dataset.
     format
         How the dataset is written down; looked at when not given.
     predictions
-        COCO results JSON of any model, to be scored in place of a model of ours.
+        COCO results JSON of any model, to be scored in place of a model of ours: boxes, masks, or panoptic (a JSON, and its
+        PNGs in a folder of the same name).
     by_layer
         AP after every decoder layer, with and without NMS (figure 4 of the paper).
     query_map

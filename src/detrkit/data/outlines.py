@@ -111,6 +111,24 @@ def encode_masks(masks: Bool[Tensor, "N H W"]) -> list[dict[str, Any]]:
     return [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in encoded]
 
 
+def box_of_runs(mask: dict[str, Any]) -> list[float]:
+    """Find the box around run lengths, xywh in pixels as COCO results have it.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    return list(runs.to_bbox(mask).tolist())
+
+
+def area_of_runs(mask: dict[str, Any]) -> int:
+    """Count the pixels of run lengths.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    return int(runs.area(mask))
+
+
 def _compact(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 

@@ -165,7 +165,7 @@ def _fill_shape(random: Generator, style: DrawingStyle, label: int, centre: np.n
     points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     canvas = Image.new("1", (style.size, style.size))
     ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in points], fill=1)
-    return np.asarray(canvas)
+    return np.asarray(canvas).view(np.uint8) != 0  # Pillow's own array holds 255 where it is true
 
 
 def _hides_too_much(masks: list[np.ndarray], areas: list[int], new: np.ndarray, least_visible: float) -> bool:

@@ -95,7 +95,7 @@ class Analysis:
             "calibration": asdict(self.calibration),
             "worst_photos": [{"image_id": one, "mistakes": count} for one, count in self.worst_photos(100)],
         }
-        return dict(_without_nan(content))
+        return dict(without_nan(content))
 
 
 def analyse(truth: Truth, found: Found, max_detections: int) -> Analysis:
@@ -122,9 +122,10 @@ def analyse(truth: Truth, found: Found, max_detections: int) -> Analysis:
     )
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Put None in place of NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return {key: without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,17 +1,19 @@
-"""COCO box metrics (cocodataset.org, "detection evaluation"), by hotcoco, whose numbers are pycocotools' to the last digit.
+"""COCO metrics (cocodataset.org, "detection evaluation"), by hotcoco, whose numbers are pycocotools' to the last digit.
 
-Input: annotated objects and detections. Output: the 12 numbers, scores per class and size, and the curves behind them.
+Input: annotated objects and detections. Output: the 12 numbers, scores per class and size, and the curves behind them; of
+boxes, or of masks where truth and detections have them.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
+from detrkit.data.outlines import area_of_runs, encode_masks, read_masks
 from detrkit.data.records import Split
 from detrkit.evaluation.columns import Case, Found, Truth
 from detrkit.structures import Sample
@@ -121,10 +123,23 @@ def evaluate_boxes(
     return evaluate_case(Case.of(truth, found), max_detections, with_gains=False).scores
 
 
-def evaluate_case(case: Case, max_detections: int, *, with_gains: bool = True) -> BoxEvaluation:
-    """Score detections, and keep what the scores are made of."""
+def evaluate_masks(truth: Truth, found: Found, max_detections: int = PUBLISHED_MAX_DETECTIONS) -> BoxScores:
+    """Score the masks of detections: the same 12 numbers, by intersection over union of masks.
+
+    Args:
+        truth: annotated objects with masks.
+        found: detections with masks; none at all may come without.
+        max_detections: of one class on one photo, that count.
+    """
+    return evaluate_case(Case.of(truth, found), max_detections, with_gains=False, kind="segm").scores
+
+
+def evaluate_case(
+    case: Case, max_detections: int, *, with_gains: bool = True, kind: Literal["bbox", "segm"] = "bbox"
+) -> BoxEvaluation:
+    """Score boxes or masks of detections, and keep what the scores are made of."""
     truth = case.truth
-    evaluation = _run(case, max_detections)
+    evaluation = _run(case, max_detections, kind)
     content = evaluation.eval or {}
     precision, recall = np.asarray(content["precision"]), np.asarray(content["recall"])
     scores = BoxScores(
@@ -139,9 +154,10 @@ def evaluate_case(case: Case, max_detections: int, *, with_gains: bool = True) -
     return BoxEvaluation(scores, precision[:, :, :, 0, -1], gains)
 
 
-def _run(case: Case, max_detections: int) -> COCOeval:
+def _run(case: Case, max_detections: int, kind: Literal["bbox", "segm"] = "bbox") -> COCOeval:
     """Let hotcoco count, on ids 1, 2, 3 ...: it is strict about what COCO files in the wild are loose about."""
     truth, found = case.truth, case.found
+    true_masks, masks = _masks_of(case) if kind == "segm" else (None, None)
     judge = COCO.from_arrays(
         [
             {"id": index + 1, "width": width, "height": height, "file_name": ""}
@@ -153,14 +169,27 @@ def _run(case: Case, max_detections: int) -> COCOeval:
         truth.boxes,
         area=truth.areas,
         iscrowd=truth.is_crowd.astype(np.int64),
+        segmentation=true_masks,
     )
     rows = np.column_stack([case.photos + 1.0, found.boxes, found.scores, case.labels + 1.0])
-    evaluation = COCOeval(judge, judge.load_res(rows), "bbox")
+    answers = judge.load_res(rows, segmentation=masks)
+    if masks is not None:
+        # small, medium and large by the mask, as pycocotools has it for results without boxes
+        answers.update_anns(
+            ids=np.arange(len(masks)) + 1, area=np.array([area_of_runs(mask) for mask in masks], np.float64)
+        )
+    evaluation = COCOeval(judge, answers, kind)
     evaluation.params.max_dets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # fills in `stats` without printing
     return evaluation
+
+
+def _masks_of(case: Case) -> tuple[list[Any], list[Any]]:
+    assert case.truth.masks is not None, "masks are scored against a truth that was read with masks=True"
+    assert case.found.masks is not None or not len(case.found), "detections without masks cannot be scored by masks"
+    return list(case.truth.masks), [] if case.found.masks is None else list(case.found.masks)
 
 
 def _per_class(truth: Truth, precision: np.ndarray, recall: np.ndarray) -> tuple[ClassScore, ...]:
@@ -187,29 +216,42 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def annotations_of_split(split: Split) -> Path | dict[str, Any]:
+def annotations_of_split(split: Split, *, masks: bool = False) -> Path | dict[str, Any]:
     """What the detections of a split are judged by: its own COCO file, or a COCO document made of its records.
 
-    Boxes without an area, which YOLO and VOC files hold by mistake, are left out of the document.
+    Boxes without an area, which YOLO and VOC files hold by mistake, are left out of the document. Of panoptic data, things
+    are judged, as in published numbers: detections of stuff neither help nor harm.
+
+    Args:
+        split: of any form.
+        masks: with the masks of panoptic segments, whose PNGs are read; a COCO file has its own.
+
+    Raises:
+        DataError: a PNG cannot be read.
     """
-    is_instances = split.source.suffix == ".json" and split.records.columns.mask_files is None
-    if is_instances:
+    is_panoptic = split.records.columns.mask_files is not None
+    if split.source.suffix == ".json" and not is_panoptic:
         return split.source
+    things = split.categories.is_thing if is_panoptic else None
+    is_judged = things if things and any(things) else (True,) * len(split.categories)
     annotations: list[dict[str, Any]] = []
     for record in split.records:
-        objects = zip(record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True)
-        for (x1, y1, x2, y2), label, is_crowd in objects:
-            if x2 > x1 and y2 > y1:
-                annotations.append(
-                    {
-                        "image_id": record.image_id,
-                        "category_id": split.categories.ids[label],
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "iscrowd": is_crowd,
-                    }
-                )
+        sides = record.boxes[:, 2:] - record.boxes[:, :2]
+        chosen = ((sides > 0).all(1) & np.array(is_judged)[record.labels]).nonzero()[0]
+        outlines = encode_masks(read_masks(record, chosen)) if masks else [None] * len(chosen)
+        for index, outline in zip(chosen.tolist(), outlines, strict=True):
+            x1, y1, x2, y2 = record.boxes[index].tolist()
+            entry = {
+                "image_id": record.image_id,
+                "category_id": split.categories.ids[record.labels[index]],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "iscrowd": bool(record.is_crowd[index]),
+            }
+            shape = {} if outline is None else {"segmentation": outline, "area": area_of_runs(outline)}
+            annotations.append({**entry, **shape})
     images = [{"id": one.image_id, "height": one.size[0], "width": one.size[1]} for one in split.records]
-    return {"images": images, "annotations": annotations, "categories": split.categories.to_json()}
+    categories = [entry for entry, judged in zip(split.categories.to_json(), is_judged, strict=True) if judged]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def annotations_of_samples(samples: Sequence[Sample], categories: Categories) -> dict[str, Any]:

@@ -1,17 +1,23 @@
 """Runs a model over a dataset and collects what it says."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from detrkit.data.categories import Categories
-from detrkit.evaluation.columns import Found
+from detrkit.data.outlines import encode_masks
+from detrkit.evaluation.columns import Found, objects_column
 from detrkit.inference.runtime import Runtime
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import best_class_boxes
-from detrkit.structures import Batch
+from detrkit.structures import Batch, Predictions
 
 LAST = -1
+# masks of all queries, photo after photo, of the original photos' sizes; made one photo at a time, for they are large
+MaskMaker = Callable[[Predictions, Batch], Iterable[Bool[Tensor, "Q H W"]]]
 
 
 @torch.inference_mode()
@@ -22,6 +28,7 @@ def collect(
     device: torch.device | None = None,
     exact_padding: bool = True,
     layers: Sequence[int] = (LAST,),
+    masks: MaskMaker | None = None,
 ) -> list[Found]:
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
@@ -32,6 +39,8 @@ def collect(
         device: where the model is; an engine is not asked.
         exact_padding: see `DETR.forward`; an engine is not asked.
         layers: decoder layers whose answers are wanted.
+        masks: makes masks of predictions; those of a photo are encoded as run lengths before the next photo's are made.
+            The last of the layers gets them.
 
     Returns:
         The detections of each of the layers, those of a photo best first. A photo's do not depend on its batch.
@@ -52,7 +61,10 @@ def collect(
         for of_layer, layer in zip(parts, layers, strict=True):
             logits, boxes = predictions.layer_class_logits[layer].cpu(), predictions.layer_boxes[layer].cpu()
             best = best_class_boxes(logits, boxes, sizes)
-            of_layer.extend(_found(*one, ids) for one in zip(*best, batch.image_ids, strict=True))
+            found = [_found(*one, ids) for one in zip(*best, batch.image_ids, strict=True)]
+            if masks is not None and of_layer is parts[-1]:
+                found = [_with_masks(*one) for one in zip(found, masks(predictions, batch), strict=True)]
+            of_layer.extend(found)
     if isinstance(model, DETR):
         model.train(was_training)
     return [Found.joined(of_layer) for of_layer in parts]
@@ -71,3 +83,9 @@ def _found(
         scores=scores[order].double().numpy(),
         queries=order.numpy(),
     )
+
+
+def _with_masks(found: Found, masks: Bool[Tensor, "Q H W"]) -> Found:
+    """Give every detection its query's mask."""
+    encoded = objects_column(encode_masks(masks))
+    return replace(found, masks=encoded[found.queries])

@@ -4,7 +4,7 @@ Input: a COCO document, COCO results, or what a model said. Boxes are xywh in pi
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
+from detrkit.data.outlines import box_of_runs, to_run_lengths
+from detrkit.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Truth:
         boxes: (N, 4) float64.
         areas: (N,) of the objects' outlines, which decide what counts as small; of the boxes where none is given.
         is_crowd: (N,) boxes around many objects, in which detections are neither right nor wrong.
+        masks: (N,) run lengths as COCO has them; None where they were not asked for.
     """
 
     image_ids: np.ndarray
@@ -37,9 +40,12 @@ class Truth:
     boxes: np.ndarray
     areas: np.ndarray
     is_crowd: np.ndarray
+    masks: np.ndarray | None = None
 
     @classmethod
-    def read(cls, annotations: Path | dict[str, Any], image_ids: Collection[int] | None = None) -> "Truth":
+    def read(
+        cls, annotations: Path | dict[str, Any], image_ids: Collection[int] | None = None, *, masks: bool = False
+    ) -> "Truth":
         """Read a COCO document, or the file it is in.
 
         Files in the wild are loose about types and ids; of each entry only what boxes are scored by is looked at.
@@ -47,6 +53,10 @@ class Truth:
         Args:
             annotations: the document, or its path.
             image_ids: photos that count; None counts all.
+            masks: read the objects' outlines, too.
+
+        Raises:
+            DataError: masks are asked for, and an object has none.
         """
         document = annotations if isinstance(annotations, dict) else read_json(annotations)
         chosen = None if image_ids is None else set(image_ids)
@@ -56,16 +66,19 @@ class Truth:
         label_of = {number: label for label, (number, _) in enumerate(named)}
         objects = [entry for entry in document["annotations"] if entry["image_id"] in photo_of]
         boxes = np.array([entry["bbox"] for entry in objects], np.float64).reshape(-1, 4)
+        sizes = [(entry["height"], entry["width"]) for entry in photos]
+        photo_numbers = [photo_of[entry["image_id"]] for entry in objects]
         given = np.array([_number(entry.get("area")) for entry in objects], np.float64)
         return cls(
             image_ids=np.array([entry["id"] for entry in photos], np.int64),
-            sizes=np.array([(e["height"], e["width"]) for e in photos], np.int64).reshape(-1, 2),
+            sizes=np.array(sizes, np.int64).reshape(-1, 2),
             categories=Categories(tuple(number for number, _ in named), tuple(name for _, name in named)),
-            photos=np.array([photo_of[entry["image_id"]] for entry in objects], np.int64),
+            photos=np.array(photo_numbers, np.int64),
             labels=np.array([label_of[entry["category_id"]] for entry in objects], np.int64),
             boxes=boxes,
             areas=np.where(np.isnan(given), boxes[:, 2] * boxes[:, 3], given),
             is_crowd=np.array([bool(entry.get("iscrowd")) for entry in objects], bool),
+            masks=_masks_of(objects, [sizes[photo] for photo in photo_numbers]) if masks else None,
         )
 
     @property
@@ -88,6 +101,7 @@ class Found:
         boxes: (D, 4) float64.
         scores: (D,) 0 .. 1.
         queries: (D,) the query that spoke; -1 where nobody knows.
+        masks: (D,) run lengths as COCO has them, `counts` a str; None where there are no masks.
     """
 
     image_ids: np.ndarray
@@ -95,19 +109,26 @@ class Found:
     boxes: np.ndarray
     scores: np.ndarray
     queries: np.ndarray
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @classmethod
     def from_coco(cls, results: Sequence[dict[str, Any]]) -> "Found":
-        """Read COCO results."""
+        """Read COCO results; those without a box get their mask's."""
+        masks = [entry.get("segmentation") for entry in results]
+        has_masks = len(results) > 0 and None not in masks
         return cls(
             image_ids=np.array([entry["image_id"] for entry in results], np.int64),
             category_ids=np.array([entry["category_id"] for entry in results], np.int64),
-            boxes=np.array([entry["bbox"] for entry in results], np.float64).reshape(-1, 4),
+            boxes=np.array(
+                [entry["bbox"] if "bbox" in entry else box_of_runs(entry["segmentation"]) for entry in results],
+                np.float64,
+            ).reshape(-1, 4),
             scores=np.array([entry["score"] for entry in results], np.float64),
             queries=np.full(len(results), -1, np.int64),
+            masks=objects_column(masks) if has_masks else None,
         )
 
     @classmethod
@@ -115,19 +136,29 @@ class Found:
         """Lay several one after the other."""
         if not parts:
             return cls.from_coco([])
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        flat = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ALWAYS}
+        masks = [part.masks for part in parts if len(part)]
+        known = [column for column in masks if column is not None]
+        return cls(**flat, masks=np.concatenate(known) if known and len(known) == len(masks) else None)
 
     def select(self, chosen: np.ndarray) -> "Found":
         """Keep some, by a mask or by indices in the wanted order."""
-        return Found(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        masks = None if self.masks is None else self.masks[chosen]
+        return Found(**{name: getattr(self, name)[chosen] for name in _ALWAYS}, masks=masks)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """List them as COCO results."""
         columns = (self.image_ids, self.category_ids, self.boxes, self.scores)
-        return [
+        results = [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for image_id, category_id, box, score in zip(*(column.tolist() for column in columns), strict=True)
         ]
+        if self.masks is None:
+            return results
+        return [{**result, "segmentation": mask} for result, mask in zip(results, self.masks, strict=True)]
+
+
+_ALWAYS = tuple(field.name for field in fields(Found) if field.default is MISSING)  # columns that every `Found` has
 
 
 @dataclass(frozen=True)
@@ -166,6 +197,26 @@ def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return np.full(len(wanted), -1)
     places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     return np.where(known[places] == wanted, places, -1)
+
+
+def objects_column(values: Sequence[Any]) -> np.ndarray:
+    """Make a column of anything, one value a row."""
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def _masks_of(entries: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    found: list[dict[str, Any]] = []
+    for entry, size in zip(entries, sizes, strict=True):
+        try:
+            found.append(to_run_lengths(entry["segmentation"], size))
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
+            raise DataError(
+                f"annotation {entry.get('id')} of image {entry['image_id']}: has no outline that can be read "
+                f"({type(error).__name__}), expected a segmentation; run detrkit doctor, or score boxes alone"
+            ) from None
+    return objects_column(found)
 
 
 def _number(value: Any) -> float:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, BoxScores
+from detrkit.evaluation.panoptic import PanopticScores
+from detrkit.evaluation.report_masks import masks_section, panoptic_section
 from detrkit.evaluation.report_mistakes import confusions_section, errors_section, worst_section
 from detrkit.evaluation.table import shown
 from detrkit.evaluation.thresholds import FEWEST_OBJECTS
@@ -61,6 +63,8 @@ def write_report(
     gallery: Sequence[ReportPicture] = (),
     worst: Sequence[ReportPicture] = (),
     charts: Sequence[ReportChart] = (),
+    masks: BoxScores | None = None,
+    panoptic: PanopticScores | None = None,
 ) -> None:
     """Write the page.
 
@@ -74,6 +78,8 @@ def write_report(
         gallery: photos with what the model found in them.
         worst: photos with most mistakes, drawn.
         charts: further analyses.
+        masks: scores of the masks, where there are any.
+        panoptic: scores of the segments, where there are any.
     """
     scores = analysis.scores
     body = [
@@ -90,7 +96,11 @@ def write_report(
         ]
     if gallery:
         body += ["<h2>What it finds</h2>", gallery_of([(one.picture, one.caption) for one in gallery])]
+    if panoptic is not None:
+        body += panoptic_section(panoptic)
     body += ["<h2>By class</h2>", _classes(analysis)]
+    if masks is not None:
+        body += masks_section(masks, scores)
     body += _thresholds_section(analysis)
     body += errors_section(analysis) + confusions_section(analysis.confusion)
     body += worst_section([(one.picture, one.caption) for one in worst])

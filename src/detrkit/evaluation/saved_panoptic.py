@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from detrkit.data.formats.coco import inside, integer, read_json, short
 from detrkit.data.records import Split
 from detrkit.data.segment_files import read_ids, write_ids
@@ -103,7 +101,7 @@ def read_panoptic_results(path: Path, split: Split) -> SavedSegments:
     if not isinstance(annotations, list):
         raise DataError(f"{path}: found {short(content)}, {_EXPECTED}")
     folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
-    sizes = {image_id: tuple(size) for image_id, size in zip(split.records.image_ids, _sizes(split), strict=True)}
+    sizes = dict(zip(split.records.image_ids, split.records.columns.sizes.tolist(), strict=True))
     things = split.categories.is_thing or (True,) * len(split.categories)
     is_thing = dict(zip(split.categories.ids, things, strict=True))
     entries: dict[int, tuple[int, Path, tuple[int, int], tuple[PanopticSegment, ...]]] = {}
@@ -129,10 +127,6 @@ def read_panoptic_results(path: Path, split: Split) -> SavedSegments:
             "them, with an empty PNG where nothing is found"
         )
     return SavedSegments(tuple(entries.values()))
-
-
-def _sizes(split: Split) -> list[list[int]]:
-    return torch.as_tensor(split.records.columns.sizes).tolist()
 
 
 def _segments(content: Any, is_thing: dict[int, bool], where: str) -> tuple[PanopticSegment, ...]:

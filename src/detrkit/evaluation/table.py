@@ -1,19 +1,29 @@
 """Scores as a table on the terminal."""
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.panoptic import PanopticScores
 
 _MOST_CLASSES = 20
 
 
-def print_scores(scores: BoxScores, console: Console) -> None:
-    """Print the 12 numbers and AP per class that occurs; of many, the best and the worst."""
+def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
+    """Print the 12 numbers and AP per class that occurs; of many, the best and the worst.
+
+    Args:
+        scores: of boxes or masks.
+        console: where to.
+        what: has these scores, where it is not boxes alone.
+    """
     most = f"AR{scores.max_detections}"
-    numbers = Table(title=f"{scores.num_photos} photos, {scores.num_objects} objects", title_justify="left")
+    title = f"{what + ': ' if what else ''}{scores.num_photos} photos, {scores.num_objects} objects"
+    numbers = Table(title=title, title_justify="left")
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
     value = scores.numbers
@@ -23,22 +33,50 @@ def print_scores(scores: BoxScores, console: Console) -> None:
     numbers.add_row("recall", *(shown(value[name]) for name in ("AR1", "AR10", most, "ARs", "ARm", "ARl")))
     console.print(numbers)
 
-    classes = Table()
-    for heading in ("class", "objects", "AP", "AP50"):
-        classes.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
     present = [score for score in scores.per_class if not math.isnan(score.ap)]
     rows = [
         (score.name, str(score.num_objects), shown(score.ap), shown(score.ap50))
         for score in sorted(present, key=lambda score: score.ap, reverse=True)
     ]
-    if len(rows) > _MOST_CLASSES:
-        half = _MOST_CLASSES // 2
-        rows[half:-half] = [(f"... {len(rows) - 2 * half} between ...", "", "", "")]
-    for row in rows:
-        classes.add_row(*row)
-    console.print(classes)
+    console.print(_class_table(("class", "objects", "AP", "AP50"), rows))
     if absent := len(scores.per_class) - len(present):
         console.print(f"classes without an object in these photos: {absent}", highlight=False)
+
+
+def print_panoptic(scores: PanopticScores, console: Console) -> None:
+    """Print PQ, SQ and RQ of all, things and stuff, and per class that occurs; of many, the best and the worst."""
+    title = f"panoptic quality: {scores.num_photos} photos, {scores.num_segments} segments"
+    groups = Table(title=title, title_justify="left")
+    for heading in ("", "PQ", "SQ", "RQ", "classes"):
+        groups.add_column(heading, justify="right" if heading else "left")
+    for name, quality in scores.groups.items():
+        numbers = (quality.pq, quality.sq, quality.rq)
+        groups.add_row(name, *(shown(number) for number in numbers), str(quality.num_classes))
+    console.print(groups)
+    present = [one for one in scores.per_class if not math.isnan(one.pq)]
+    rows = [
+        (one.name, str(one.num_segments), shown(one.pq), shown(one.sq), shown(one.rq))
+        for one in sorted(present, key=lambda one: one.pq, reverse=True)
+    ]
+    console.print(_class_table(("class", "segments", "PQ", "SQ", "RQ"), rows))
+    if absent := len(scores.per_class) - len(present):
+        console.print(f"classes that neither occur nor are predicted: {absent}", highlight=False)
+
+
+def _class_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Lay out a row per class, best first; of many, the first and the last."""
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
+    half = _MOST_CLASSES // 2
+    is_long = len(rows) > _MOST_CLASSES
+    for row in rows[:half] if is_long else rows:
+        table.add_row(*(Text(cell) for cell in row))
+    if is_long:
+        table.add_row(f"... {len(rows) - 2 * half} between ...", *[""] * (len(headings) - 1))
+        for row in rows[-half:]:
+            table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 def shown(value: float) -> str:

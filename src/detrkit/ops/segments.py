@@ -37,7 +37,7 @@ def masks_to_boxes(masks: Bool[Tensor, "N H W"]) -> Float32[Tensor, "N 4"]:
         xyxy in pixels; zeros for empty masks.
     """
     # as numbers: torch finds their largest thirty times as fast as whether any is true
-    by_column, by_row = masks.view(torch.uint8).amax(1), masks.view(torch.uint8).amax(2)
+    by_column, by_row = (masks.view(torch.uint8).amax(axis).bool().byte() for axis in (1, 2))
     sides = [by_column.argmax(1), by_row.argmax(1), _end(by_column), _end(by_row)]
     return torch.stack(sides, 1).float() * by_row.amax(1, keepdim=True)
 

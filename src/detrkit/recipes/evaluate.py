@@ -12,15 +12,23 @@ from torch.utils.data import Dataset
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import Form, read_dataset
+from detrkit.data.formats.panoptic import is_panoptic_file
 from detrkit.data.formats.unannotated import find_unannotated
 from detrkit.data.photos import RGB
 from detrkit.data.records import Split, SplitName
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError
-from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, BoxScores, annotations_of_split, counted_detections
+from detrkit.evaluation.analysis import Analysis, analyse, without_nan
+from detrkit.evaluation.coco import (
+    PUBLISHED_MAX_DETECTIONS,
+    BoxScores,
+    annotations_of_split,
+    counted_detections,
+    evaluate_masks,
+)
 from detrkit.evaluation.collect import LAST, collect
 from detrkit.evaluation.columns import Found, Truth
+from detrkit.evaluation.panoptic import PanopticScores
 from detrkit.evaluation.report import counted, write_report
 from detrkit.evaluation.saved import read_results
 from detrkit.evaluation.table import print_scores
@@ -29,6 +37,7 @@ from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import TorchRuntime
 from detrkit.recipes.analyses import PaperAnalysis, analyse_counts, analyse_layers, analyse_queries, layers_as_text
 from detrkit.recipes.counting import count_equal_objects
+from detrkit.recipes.evaluate_panoptic import evaluate_panoptic_results
 from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of
 from detrkit.recipes.loaders import device_for, evaluation_loader
 from detrkit.recipes.pictures import draw_worst
@@ -127,8 +136,10 @@ def evaluate_saved(
     *,
     form: Form | None = None,
     output: Path | None = None,
-) -> BoxScores:
+) -> BoxScores | PanopticScores:
     """Score saved COCO results of any model; print the scores, and write the report if asked.
+
+    Results with masks are scored by boxes and by masks; panoptic results (a JSON and its PNGs) by panoptic quality.
 
     Raises:
         DetrkitError: results or data cannot be read, or do not belong together.
@@ -138,12 +149,20 @@ def evaluate_saved(
     if output is not None and output.suffix == ".json":
         raise ConfigError(f"--output {output}: the detections are in a file already; name a folder for the report")
     records = _chosen(data, split, form, 42, console)
+    title = f"{predictions} on {data} ({split})"
+    if is_panoptic_file(predictions):
+        return evaluate_panoptic_results(predictions, records, output, title, console)
     truth = Truth.read(annotations_of_split(records), records.records.image_ids)
-    found = read_results(predictions, truth)
+    found = read_results(predictions, truth, records.categories)
     analysis = analyse(truth, found, PUBLISHED_MAX_DETECTIONS)
     print_scores(analysis.scores, console)
+    masks = None
+    if found.masks is not None:
+        truth = Truth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
+        masks = evaluate_masks(truth, found)
+        print_scores(masks, console, "masks")
     _say_more(analysis, console)
-    _write_folder(output, analysis, [], PhotoDataset(records), records, f"{predictions} on {data} ({split})", console)
+    _write_folder(output, analysis, [], PhotoDataset(records), records, title, console, masks)
     return analysis.scores
 
 
@@ -259,12 +278,15 @@ def _write_folder(
     records: Split,
     title: str,
     console: Console,
+    masks: BoxScores | None = None,
 ) -> None:
     """Write scores, report and pictures into a folder, if one was named."""
     if output is None or output.suffix == ".json":
         return
     make_folder(output)
     content = {"title": title, **analysis.to_json(), **{paper.name: paper.content for paper in papers}}
+    if masks is not None:
+        content["masks"] = without_nan(masks.to_json())
     write_text(output / "scores.json", json.dumps(content, indent=1, ensure_ascii=False))
     for paper in papers:
         with replacing(output / f"{paper.name}.png") as temporary:
@@ -278,5 +300,6 @@ def _write_folder(
         judged_by=f"from {records.source.name}",
         worst=draw_worst(analysis, pictures, records.records.image_ids),
         charts=[paper.chart for paper in papers],
+        masks=masks,
     )
     console.print(f"report: {output / 'report.html'}", soft_wrap=True)

@@ -1,0 +1,109 @@
+"""The parts of the report that speak of masks: their AP beside that of boxes, and panoptic quality. Output: HTML."""
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.panoptic import ClassQuality, PanopticScores
+from detrkit.evaluation.table import shown
+from detrkit.files import write_text
+from detrkit.visualization.page import gallery_of, html_page, table_of
+
+_GROUPS = {
+    "all": "mean over the classes that occur",
+    "things": "objects that can be counted",
+    "stuff": "regions such as sky or grass",
+}
+
+
+def masks_section(masks: BoxScores, boxes: BoxScores | None = None) -> list[str]:
+    """The 12 numbers of masks, and AP class by class beside that of boxes."""
+    cells = [(name, shown(value), "of masks") for name, value in masks.numbers.items()]
+    of_boxes = {} if boxes is None else {one.name: one.ap for one in boxes.per_class}
+    headings = ("class", "objects", "", "mask AP", "AP50", "AP75", "small", "medium", "large", "recall", "box AP")
+    rows = []
+    for one in masks.per_class:
+        if math.isnan(one.ap):
+            continue
+        numbers = (one.ap, one.ap50, one.ap75, one.ap_small, one.ap_medium, one.ap_large, one.recall)
+        box_ap = shown(of_boxes.get(one.name, float("nan")))
+        rows.append([html.escape(one.name), str(one.num_objects), _bar(one.ap), *(shown(n) for n in numbers), box_ap])
+    said = (
+        "The same numbers as of boxes, by intersection over union of masks: outlines have to fit, not only their frames. "
+        "Small, medium and large are told by a mask's area."
+    )
+    return ["<h2>Masks</h2>", f"<p>{said}</p>", _cells(cells), table_of(headings, rows)]
+
+
+def panoptic_section(scores: PanopticScores) -> list[str]:
+    """Panoptic quality of all, things and stuff, and class by class, best first."""
+    cells = []
+    for name, quality in scores.groups.items():
+        suffix = "" if name == "all" else f" {name}"
+        cells.append((f"PQ{suffix}", shown(quality.pq), f"{_GROUPS[name]} ({quality.num_classes})"))
+        cells.append((f"SQ{suffix}", shown(quality.sq), "how well matching segments fit"))
+        cells.append((f"RQ{suffix}", shown(quality.rq), "F1 of finding segments"))
+    known = [one for one in scores.per_class if not math.isnan(one.pq)]
+    rows = [
+        [
+            html.escape(one.name),
+            _kind(one),
+            str(one.num_segments),
+            _bar(one.pq),
+            *(shown(number) for number in (one.pq, one.sq, one.rq)),
+            *(str(count) for count in (one.num_right, one.num_false, one.num_segments - one.num_right)),
+        ]
+        for one in sorted(known, key=lambda one: one.pq, reverse=True)
+    ]
+    absent = len(scores.per_class) - len(known)
+    said = (
+        f"{scores.num_photos} photos, {scores.num_segments} segments. PQ = SQ x RQ of each class: a segment is found when "
+        "one of its class overlaps it by more than half; void pixels and crowds are neither right nor false."
+    )
+    if absent:
+        said += f" {absent} classes neither occur nor are predicted, and do not count."
+    headings = ("class", "kind", "segments", "", "PQ", "SQ", "RQ", "found", "false", "missed")
+    return ["<h2>Panoptic quality</h2>", f"<p>{said}</p>", _cells(cells), table_of(headings, rows)]
+
+
+def write_panoptic_report(
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    scores: PanopticScores,
+    gallery: Sequence[tuple[Image.Image, str]] = (),
+) -> None:
+    """Write a page of panoptic quality alone, where there are no detections to be looked at closer.
+
+    Args:
+        path: HTML file.
+        title: first line.
+        subtitle: a sentence on what was judged on what.
+        scores: of the test photos.
+        gallery: pictures and captions.
+    """
+    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>", *panoptic_section(scores)]
+    if gallery:
+        body += ["<h2>What it finds</h2>", gallery_of(gallery)]
+    write_text(path, html_page(title, body))
+
+
+def _kind(one: ClassQuality) -> str:
+    return "-" if one.is_thing is None else "thing" if one.is_thing else "stuff"
+
+
+def _cells(cells: Sequence[tuple[str, str, str]]) -> str:
+    boxes = (
+        f"<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dt>{html.escape(explained)}</dt></div>"
+        for name, value, explained in cells
+    )
+    return f"<dl>{''.join(boxes)}</dl>"
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar"><span style="width:{100 * share:.1f}%"></span></span>'
