@@ -183,6 +183,10 @@ class PanopticSegments:
     def __len__(self) -> int:
         return len(self.segments)
 
+    def enlarged(self, factor: int) -> PanopticSegments:
+        """Segments of the photo enlarged by a whole number; areas stay those of the original."""
+        return replace(self, ids=self.ids.repeat_interleave(factor, 0).repeat_interleave(factor, 1))
+
     def mask(self, segment: PanopticSegment) -> Bool[Tensor, "H W"]:
         """The pixels of a segment."""
         return self.ids == segment.id
@@ -217,6 +221,11 @@ class DrawnMasks:
     def keep(self, index: Int64[Tensor, "n"]) -> DrawnMasks:
         """Choose some of them, in the wanted order."""
         return replace(self, logits=self.logits[index])
+
+    def scaled(self, factor: float) -> DrawnMasks:
+        """Masks of the photo enlarged."""
+        height, width = (round(side * factor) for side in self.original)
+        return replace(self, original=(height, width))
 
     def cut(self, threshold: float = 0.5) -> Bool[Tensor, "N H W"]:
         """The pixels of the photo whose probability is above a threshold."""
@@ -264,8 +273,9 @@ class Detections:
         )
 
     def scaled(self, factor: float) -> Detections:
-        """Multiply the boxes, as if the photo had been enlarged; masks are left behind."""
-        return replace(self, boxes=self.boxes * factor, size=None, drawn=None)
+        """Multiply boxes and masks, as if the photo had been enlarged."""
+        drawn = None if self.drawn is None else self.drawn.scaled(factor)
+        return replace(self, boxes=self.boxes * factor, size=None, drawn=drawn)
 
     def moved(self, by: tuple[float, float]) -> Detections:
         """Add (x, y) in pixels to the boxes, as if the photo were a part of a larger one; masks are left behind."""

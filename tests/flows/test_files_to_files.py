@@ -197,9 +197,9 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
 
 
 def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
+    from detrkit.recipes.building import build_for
     from detrkit.recipes.config import RunConfig
     from detrkit.recipes.plan import plan_model as with_defaults
-    from detrkit.recipes.run import build_for
     from detrkit.training.settings import TrainingSettings
 
     config = RunConfig(data="x", model="detr-r18", training=TrainingSettings(learning_rate=3e-4))

@@ -21,6 +21,7 @@ from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.scores import Scores
 from detrkit.losses.set_loss import LossReport, SetLoss
 from detrkit.models.detr import DETR
 from detrkit.recipes.loaders import Loader, train_loader
@@ -56,9 +57,9 @@ class Script:
     saved: list[str] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
 
-    def evaluate(self, _model: DETR) -> BoxScores:
+    def evaluate(self, _model: DETR) -> Scores:
         ap = self.scores.pop(0)
-        return BoxScores({"AP": ap, "AP50": ap}, (), 1, 1)
+        return Scores(BoxScores({"AP": ap, "AP50": ap}, (), 1, 1))
 
     def save_state(self, state: dict[str, Any]) -> None:
         """As a file would: a copy, of what may be read safely."""

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from detrkit.structures import PanopticSegment, PanopticSegments
-from detrkit.visualization.segments import draw_masks, draw_segments
+from detrkit.visualization.segments import draw_segments
+from detrkit.visualization.surfaces import draw_masks
 
 
 def test_segments_are_coloured_and_the_rest_is_left_alone() -> None:
@@ -24,7 +25,7 @@ def test_segments_are_coloured_and_the_rest_is_left_alone() -> None:
 def test_the_first_mask_lies_on_top() -> None:
     masks = np.zeros((2, 10, 10), dtype=bool)
     masks[0, 2:5, 2:5] = masks[1] = True
-    picture = np.asarray(draw_masks(Image.new("RGB", (10, 10)), masks, [1, 2]))
-    alone = np.asarray(draw_masks(Image.new("RGB", (10, 10)), masks[:1], [1]))
+    picture = np.asarray(draw_masks(Image.new("RGB", (10, 10)), masks, [(255, 0, 0), (0, 255, 0)]))
+    alone = np.asarray(draw_masks(Image.new("RGB", (10, 10)), masks[:1], [(255, 0, 0)]))
     assert (picture[3, 3] == alone[3, 3]).all()
     assert (picture[8, 8] != picture[3, 3]).any()

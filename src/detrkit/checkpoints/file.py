@@ -47,6 +47,9 @@ class Thresholds(BaseModel):
     per_class: dict[int, Annotated[float, Field(ge=0, le=1)]] = Field(
         default_factory=dict, description="by category id"
     )
+    segments: float | None = Field(
+        default=None, ge=0, le=1, description="of a query to take part in a map of segments, by panoptic quality"
+    )
 
     def of(self, category_ids: Sequence[int]) -> tuple[float, ...]:
         """The threshold of each category."""

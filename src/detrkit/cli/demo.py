@@ -1,7 +1,7 @@
 """`detrkit demo`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -12,10 +12,13 @@ def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/demo"),
     seed: int = 42,
+    task: Literal["boxes", "panoptic"] = "boxes",
 ) -> None:
     """Train a small DETR on drawn shapes, in minutes, and show what it found.
 
     Needs no data and no network. Leaves a run folder with predictions on unseen drawings and report.html.
+
+    Example: `detrkit demo --task panoptic --output runs/scenes`
 
     Parameters
     ----------
@@ -23,7 +26,9 @@ def demo(
         Run folder to create.
     seed
         Of the drawings, the weights and the order.
+    task
+        `boxes` around shapes; `panoptic`: the shapes' masks as well, and sky, water and grass behind them.
     """
     from detrkit.recipes.demo import run_demo
 
-    leave(run_demo(output, seed).stopped_by)
+    leave(run_demo(output, seed, task).stopped_by)

@@ -5,6 +5,7 @@ any order by any process.
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,13 @@ from detrkit.ops.segments import masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 SHAPES = Categories(ids=(1, 2, 3), names=("circle", "square", "triangle"))
+SCENES = Categories(
+    ids=(1, 2, 3, 4, 5, 6),
+    names=(*SHAPES.names, "sky", "water", "grass"),
+    is_thing=(True, True, True, False, False, False),
+)
+_STUFF_COLOURS = {"sky": (205, 222, 240), "water": (70, 105, 160), "grass": (105, 140, 70)}  # about
+_SMALLEST_REGION = 0.01  # share of the photo that must be visible
 
 
 @dataclass(frozen=True)
@@ -31,20 +39,21 @@ class DrawingStyle:
     tilt: float = 20.0  # degrees that a shape may lean to either side
     clutter: int = 12  # strokes and specks that are no objects, at most
     least_visible: float = 0.6  # share of a shape that later shapes must leave uncovered
+    stuff: bool = False  # the ground is sky, water and grass, which are annotated too
 
 
 class DrawnShapes(Dataset[Sample]):
     """Photos of one to six shapes on cluttered grounds, some hidden behind others.
 
-    A box is the box of what is visible, as annotators of photos draw it.
+    A box is the box of what is visible, as annotators of photos draw it. With `stuff`, every pixel belongs to a shape or to
+    one of two or three regions behind them, which stand last among the annotations.
     """
-
-    categories = SHAPES
 
     def __init__(self, count: int, seed: int, style: DrawingStyle | None = None) -> None:
         self.count = count
         self.seed = seed
         self.style = style or DrawingStyle()
+        self.categories = SCENES if self.style.stuff else SHAPES
 
     def __len__(self) -> int:
         return self.count
@@ -58,7 +67,8 @@ class DrawnShapes(Dataset[Sample]):
             raise IndexError(index)
         random = np.random.default_rng([self.seed, index])
         style = self.style
-        picture = _draw_ground(random, style)
+        regions = _draw_regions(random, style) if style.stuff else []
+        picture = _draw_ground(random, style, regions)
         masks: list[np.ndarray] = []
         areas: list[int] = []  # of the whole shapes
         labels: list[int] = []
@@ -73,6 +83,11 @@ class DrawnShapes(Dataset[Sample]):
             picture[mask] = _draw_surface(random, style)[mask]
         noise = random.normal(0, random.uniform(0, 12), picture.shape)
         pixels = np.clip(picture + noise, 0, 255).astype(np.uint8)
+        shapes = np.any(masks, axis=0)
+        for region in regions:
+            if (visible := region.mask & ~shapes).sum() >= _SMALLEST_REGION * visible.size:
+                masks.append(visible)
+                labels.append(region.label)
         stacked = torch.from_numpy(np.stack(masks))
         return Sample(
             image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
@@ -110,10 +125,44 @@ def draw_equal(label: int, count: int, grid: int, random: Generator, style: Draw
     )
 
 
-def _draw_ground(random: Generator, style: DrawingStyle) -> np.ndarray:
-    """A mottled ground of pale colours, with strokes and specks of any colour on it."""
-    pale = _random_colour(random, saturation=(0, 0.35))
-    ground = _mottle(random, pale, style.size, cells=int(random.integers(2, 7)), contrast=45)
+@dataclass(frozen=True)
+class _Region:
+    """A part of the ground of one kind."""
+
+    label: int
+    mask: np.ndarray  # (H, W) bool
+
+
+def _draw_regions(random: Generator, style: DrawingStyle) -> list[_Region]:
+    """Part the ground from top to bottom, along waves, into sky, perhaps water, and grass."""
+    has_water = random.random() < 0.6
+    names = ["sky", "water", "grass"] if has_water else ["sky", "grass"]
+    heights = np.sort(random.uniform(0.2, 0.8, len(names) - 1))
+    if has_water:
+        heights = np.array([heights[0], max(heights[1], heights[0] + 0.15)])
+    columns = np.arange(style.size) / style.size
+    rows = np.indices((style.size, style.size))[0]
+    above = np.zeros((style.size, style.size), dtype=bool)
+    regions = []
+    for name, height in zip(names, [*heights, 2.0], strict=True):
+        waves, phase, depth = random.uniform(0.5, 3), random.uniform(0, 2 * np.pi), random.uniform(0, 0.06)
+        edge = (height + depth * np.sin(2 * np.pi * waves * columns + phase)) * style.size
+        inside = (rows < edge) & ~above
+        above |= inside
+        regions.append(_Region(SCENES.names.index(name), inside))
+    return regions
+
+
+def _draw_ground(random: Generator, style: DrawingStyle, regions: Sequence[_Region] = ()) -> np.ndarray:
+    """A mottled ground of pale colours, or of its regions', with strokes and specks of any colour on it."""
+    if regions:
+        ground = np.zeros((style.size, style.size, 3))
+        for region in regions:
+            about = np.array(_STUFF_COLOURS[SCENES.names[region.label]]) + random.uniform(-30, 30, 3)
+            ground[region.mask] = _mottle(random, about, style.size, cells=5, contrast=35)[region.mask]
+    else:
+        pale = _random_colour(random, saturation=(0, 0.35))
+        ground = _mottle(random, pale, style.size, cells=int(random.integers(2, 7)), contrast=45)
     canvas = Image.fromarray(ground.astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     for _ in range(int(random.integers(0, style.clutter + 1))):

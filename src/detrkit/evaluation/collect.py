@@ -29,6 +29,7 @@ def collect(
     exact_padding: bool = True,
     layers: Sequence[int] = (LAST,),
     masks: MaskMaker | None = None,
+    watch: Callable[[Predictions, Batch], None] | None = None,
 ) -> list[Found]:
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
@@ -41,6 +42,7 @@ def collect(
         layers: decoder layers whose answers are wanted.
         masks: makes masks of predictions; those of a photo are encoded as run lengths before the next photo's are made.
             The last of the layers gets them.
+        watch: is shown every batch with its predictions.
 
     Returns:
         The detections of each of the layers, those of a photo best first. A photo's do not depend on its batch.
@@ -57,6 +59,8 @@ def collect(
             predictions = model(on_device.images, mask, exact_padding=exact_padding, all_masks=False)
         else:
             predictions = model.predict(batch)
+        if watch is not None:
+            watch(predictions, batch)
         sizes = torch.tensor(batch.original_sizes, dtype=torch.int64)
         for of_layer, layer in zip(parts, layers, strict=True):
             logits, boxes = predictions.layer_class_logits[layer].cpu(), predictions.layer_boxes[layer].cpu()

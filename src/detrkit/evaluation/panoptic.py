@@ -18,7 +18,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.outlines import segment_ids
 from detrkit.data.records import Record, Split
 from detrkit.data.segment_files import read_ids
-from detrkit.structures import PanopticSegments
+from detrkit.structures import Annotations, PanopticSegments
 
 _MATCHES_ABOVE = 0.5  # intersection over union
 _IGNORED_ABOVE = 0.5  # share on void pixels and crowds
@@ -157,6 +157,14 @@ class TrueSegments:
         assert record.outlines is not None
         ids = read_ids(record.mask_file, record.size).numpy()
         return cls(ids, segment_ids(record.outlines).numpy(), record.labels, record.is_crowd)
+
+    @classmethod
+    def of_annotations(cls, annotations: Annotations) -> "TrueSegments":
+        """Take masks that do not overlap; the rest is void."""
+        assert annotations.masks is not None
+        numbers = np.arange(1, len(annotations.labels) + 1)
+        ids = (annotations.masks.numpy() * numbers[:, None, None]).sum(0)
+        return cls(ids, numbers, annotations.labels.numpy(), np.zeros(len(numbers), bool))
 
 
 def evaluate_panoptic(split: Split, predicted: Iterable[tuple[int, PanopticSegments]]) -> PanopticScores:

@@ -33,7 +33,7 @@ from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
 from detrkit.postprocess.masks import with_masks
-from detrkit.postprocess.panoptic import LEAST_SCORE, Style, merge_batch, to_segments
+from detrkit.postprocess.panoptic import LEAST_SCORE, Style, candidates_of, merge_segments, to_segments
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions, Sample
 
 Threshold = float | Literal["auto"]
@@ -312,6 +312,21 @@ class Detector:
             raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
         return threshold
 
+    def least_segment_score(self, threshold: Threshold) -> float:
+        """Understand a threshold of `segments`.
+
+        Raises:
+            ConfigError: the model has no mask head, or the threshold is out of range.
+        """
+        if not self.runtime.config.panoptic:
+            raise ConfigError("segments: this model has no mask head; train one of a preset that ends in -panoptic")
+        if threshold == "auto":
+            found = None if self.thresholds is None else self.thresholds.segments
+            return LEAST_SCORE if found is None else found
+        if isinstance(threshold, str) or not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
+        return threshold
+
     def labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
         """Tell the category ids of classes by their names; None, for all of them, stays None.
 
@@ -349,13 +364,13 @@ class Detector:
         return with_masks(found, partial(self._draw_masks, predictions, batch), batch, self.preprocessing.exact_padding)
 
     def segments(
-        self, photos: Photo | Sequence[Photo], threshold: float = LEAST_SCORE, style: Style = "corrected"
+        self, photos: Photo | Sequence[Photo], threshold: Threshold = "auto", style: Style = "corrected"
     ) -> PanopticSegments | list[PanopticSegments]:
         """Tell what every pixel belongs to, in one photo or in each of several, predicted as one batch.
 
         Args:
             photos: as in `predict`.
-            threshold: least score of a query to take part.
+            threshold: least score of a query to take part; "auto" takes what evaluation found best, or the published 0.85.
             style: "corrected", "reference" (the published code with its defects) or "huggingface"; see
                 `postprocess.panoptic`.
 
@@ -363,10 +378,7 @@ class Detector:
             DataError: a photo cannot be read.
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
-        if not self.runtime.config.panoptic:
-            raise ConfigError("segments: this model has no mask head; train one of a preset that ends in -panoptic")
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1")
+        least = self.least_segment_score(threshold)
         is_one = isinstance(photos, Path | str | Image.Image | ndarray | Tensor)
         chosen: list[Photo] = [photos] if is_one else list(photos)  # type: ignore[arg-type,list-item]
         opened = [open_pixels(photo, self.runtime.config.in_channels) for photo in chosen]
@@ -375,7 +387,7 @@ class Detector:
         batch = collate([self.prepare(pixels) for pixels in opened])
         found = [
             replace(one, image=tensor_to_photo(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
-            for one, pixels, photo in zip(self.find_segments(batch, threshold, style), opened, chosen, strict=True)
+            for one, pixels, photo in zip(self.find_segments(batch, least, style), opened, chosen, strict=True)
         ]
         return found[0] if is_one else found
 
@@ -389,10 +401,15 @@ class Detector:
         self, batch: Batch, threshold: float = LEAST_SCORE, style: Style = "corrected"
     ) -> list[PanopticSegments]:
         """Predict and merge one batch of prepared photos; see `segments`."""
-        predictions = self.runtime.predict(batch)
+        predictions, categories = self.runtime.predict(batch), self.categories
         draw = partial(self._draw_masks, predictions, batch)
-        categories = self.categories
-        merged = merge_batch(
-            predictions, draw, batch, categories.things, threshold, style, self.preprocessing.exact_padding
-        )
-        return [to_segments(one, categories.ids, categories.names, categories.things) for one in merged]
+        is_exact = self.preprocessing.exact_padding and style == "corrected"
+        return [
+            to_segments(
+                merge_segments(candidates, categories.things, style),
+                categories.ids,
+                categories.names,
+                categories.things,
+            )
+            for candidates in candidates_of(predictions, draw, batch, threshold, is_exact)
+        ]

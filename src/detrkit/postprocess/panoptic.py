@@ -87,36 +87,28 @@ def merge_segments(candidates: Candidates, is_thing: Sequence[bool], style: Styl
     return {"corrected": _corrected, "reference": _reference, "huggingface": _huggingface}[style](candidates, is_thing)
 
 
-def merge_batch(
-    predictions: Predictions,
-    draw: Draw,
-    batch: Batch,
-    is_thing: Sequence[bool],
-    threshold: float = LEAST_SCORE,
-    style: Style = "corrected",
-    exact_padding: bool = False,
-) -> list[Merged]:
-    """Merge the kept queries of every photo of a batch; only their masks are drawn.
+def candidates_of(
+    predictions: Predictions, draw: Draw, batch: Batch, threshold: float = LEAST_SCORE, exact_padding: bool = False
+) -> list[Candidates]:
+    """Keep the queries of every photo of a batch that take part; only their masks are drawn.
 
     Args:
         predictions: of the batch.
         draw: gives mask logits.
         batch: tells the sizes.
-        is_thing: of each label.
         threshold: least score of a query to be kept.
-        style: see the module.
-        exact_padding: as in `with_masks`.
+        exact_padding: as in `with_masks`; not for the styles that follow others.
     """
     kept = [(logits, kept_queries(logits, threshold)) for logits in predictions.class_logits.float().cpu()]
     counts = [int(keep.sum()) for _, keep in kept]
     masks = draw(torch.cat([keep.nonzero()[:, 0] for _, keep in kept]), counts)
-    covers = covered_by(masks, batch, exact_padding and style == "corrected")
-    merged = []
+    covers = covered_by(masks, batch, exact_padding)
+    found = []
     for image, (of_photo, (logits, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):
         scores, labels = (best.to(masks.device) for best in logits[keep].softmax(-1)[:, :-1].max(-1))
         sizes = batch.sizes[image], batch.original_sizes[image]
-        merged.append(merge_segments(Candidates(of_photo, labels, scores, covers, *sizes), is_thing, style))
-    return merged
+        found.append(Candidates(of_photo, labels, scores, covers, *sizes))
+    return found
 
 
 def to_segments(

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 import torch
 
-from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.scores import Scores
 from detrkit.models.config import ModelConfig
 from detrkit.recipes.data import RunData
 from detrkit.structures import Annotations
 
-ENOUGH = 0.95  # AP
+ENOUGH = {"AP": 0.95, "mask AP": 0.8, "PQ": 0.8}  # masks are drawn on a grid of a quarter of the pixels
 _CLOSE = 0.9  # IoU of two boxes of one photo that nothing but their class tells apart
 
 
-def judge_learning_by_heart(scores: BoxScores, data: RunData, model: ModelConfig, image_size: int) -> Iterator[str]:
+def judge_learning_by_heart(scores: Scores, data: RunData, model: ModelConfig, image_size: int) -> Iterator[str]:
     """Say what a run on a few photos has shown, a line each.
 
     Args:
@@ -22,15 +22,17 @@ def judge_learning_by_heart(scores: BoxScores, data: RunData, model: ModelConfig
         model: what learned.
         image_size: shorter side of the photos as the model saw them, pixels.
     """
-    if scores.ap >= ENOUGH:
-        yield f"learned by heart (AP {scores.ap:.3f}): boxes, classes and loss fit together"
+    enough, said = ENOUGH[scores.name], f"{scores.name} {scores.value:.3f}"
+    if scores.value >= enough:
+        yield f"learned by heart ({said}): {'boxes' if scores.name == 'AP' else 'masks'}, classes and loss fit together"
         return
-    yield f"not learned by heart (AP {scores.ap:.3f}, expected {ENOUGH} or more). What may be wrong:"
+    yield f"not learned by heart ({said}, expected {enough} or more). What may be wrong:"
     photos = [data.pictures[index] for index in range(len(data.test_ids))]
     objects = [(photo.image.shape[1:], photo.annotations) for photo in photos]
     reasons = list(_reasons(objects, model, image_size))
-    worst = [score for score in sorted(scores.per_class, key=lambda score: score.ap) if score.ap < ENOUGH][:3]
-    if worst and len(worst) < sum(score.num_objects > 0 for score in scores.per_class):
+    per_class = scores.boxes.per_class
+    worst = [score for score in sorted(per_class, key=lambda score: score.ap) if score.ap < ENOUGH["AP"]][:3]
+    if worst and len(worst) < sum(score.num_objects > 0 for score in per_class):
         found = ", ".join(f"{score.name} {score.ap:.2f}" for score in worst)
         reasons.append(f"some classes lag behind ({found}): look at their boxes with detrkit doctor")
     yield from (f"  {reason}" for reason in reasons)

@@ -1,6 +1,6 @@
 """A dataset folder -> what a run learns from and is judged by."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from detrkit.data.sampling import Arrangement
 from detrkit.data.transforms import TestTransform, TrainTransform, Transform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_split
+from detrkit.evaluation.panoptic import TrueSegments
 from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
@@ -36,6 +37,8 @@ class RunData:
     annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
     test_ids: list[int]
     categories: Categories
+    outlines: Path | dict[str, Any] | None = None  # annotations with masks, where masks are judged by AP
+    segments: Callable[[int], TrueSegments] | None = None  # of a test photo by its id, where panoptic quality is judged
     splits: dict[SplitName, Split] = field(default_factory=dict)  # where the data is a folder
     notes: tuple[str, ...] = ()  # what was decided while reading
 
@@ -60,6 +63,7 @@ def open_data(config: RunConfig) -> RunData:
     photos = PhotoDataset(train_split, channels=model.in_channels, masks=model.panoptic)
     if model.in_channels != RGB:
         photos[0]  # says now, not after the first step, whether photos have these channels
+    has_segments = test_split.records.columns.mask_files is not None
     return RunData(
         train=training_photos(photos, settings),
         arrangement=Arrangement.of(train_split.records, by_shape=settings.group_by_shape),
@@ -68,9 +72,17 @@ def open_data(config: RunConfig) -> RunData:
         annotations=annotations_of_split(test_split),
         test_ids=test_split.records.image_ids,
         categories=train_split.categories,
+        outlines=annotations_of_split(test_split, masks=True) if model.panoptic and not has_segments else None,
+        segments=true_segments_of(test_split) if model.panoptic and has_segments else None,
         splits=folder.splits,
         notes=notes,
     )
+
+
+def true_segments_of(split: Split) -> Callable[[int], TrueSegments]:
+    """What tells the segments of a panoptic split's photo by its id; its PNG is read when it is asked for."""
+    place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
+    return lambda image_id: TrueSegments.of(split.records[place_of[image_id]])
 
 
 def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> TrainingPhotos:

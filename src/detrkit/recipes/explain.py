@@ -20,10 +20,10 @@ from detrkit.explain.figures import SUFFIXES, FigureName, FigureWish, write_figu
 from detrkit.explain.page import build_page
 from detrkit.files import write_text
 from detrkit.losses.set_loss import SetLoss
+from detrkit.recipes.building import loss_for
 from detrkit.recipes.config import load_run_config
 from detrkit.recipes.keeping import check_categories
 from detrkit.recipes.loaders import choose_device
-from detrkit.recipes.run import loss_for
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
 

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from detrkit.evaluation.analysis import Analysis
+from detrkit.evaluation.analysis import Analysis, without_nan
 from detrkit.evaluation.report import write_report
-from detrkit.evaluation.table import print_scores
+from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.table import print_panoptic, print_scores
 from detrkit.files import write_text
 from detrkit.inference.detector import Detector
 from detrkit.recipes.config import RunConfig
@@ -31,7 +33,7 @@ def finish_run(
     gallery = draw_predictions(Detector.load(output), data.pictures, NUM_PICTURES, output / "predictions")
     write_report(
         output / "report.html",
-        title=f"{config.model}: AP {result.scores.numbers['AP']:.3f}, AP50 {result.scores.numbers['AP50']:.3f}",
+        title=f"{config.model}: {headline(result.scores)}",
         subtitle=f"{output.name}, {result.epochs} epochs; what it finds is drawn from a score of {THRESHOLD} on, "
         "thin white boxes are the annotations",
         analysis=analysis,
@@ -39,7 +41,34 @@ def finish_run(
         curves=draw_curves(read_metrics(output)),
         gallery=gallery,
         worst=draw_worst(analysis, data.pictures, data.test_ids),
+        masks=result.scores.masks,
+        panoptic=result.scores.panoptic,
     )
-    write_text(output / "scores.json", json.dumps(analysis.to_json(), indent=1, ensure_ascii=False))
-    print_scores(result.scores, console)
+    write_scores(output / "scores.json", analysis, result.scores)
+    print_all(result.scores, console)
     console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def headline(scores: Scores) -> str:
+    """The numbers to look at first."""
+    first = "" if scores.name == "AP" else f"{scores.name} {scores.value:.3f}, boxes "
+    return f"{first}AP {scores.numbers['AP']:.3f}, AP50 {scores.numbers['AP50']:.3f}"
+
+
+def write_scores(path: Path, analysis: Analysis, scores: Scores, **others: Any) -> None:
+    """Write everything that was measured as JSON."""
+    content = {**analysis.to_json(), **others}
+    if scores.masks is not None:
+        content["masks"] = without_nan(scores.masks.to_json())
+    if scores.panoptic is not None:
+        content["panoptic"] = without_nan(scores.panoptic.to_json())
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def print_all(scores: Scores, console: Console) -> None:
+    """Print the scores of boxes, masks and segments, whichever there are."""
+    print_scores(scores.boxes, console, "boxes" if scores.name != "AP" else "")
+    if scores.masks is not None:
+        print_scores(scores.masks, console, "masks")
+    if scores.panoptic is not None:
+        print_panoptic(scores.panoptic, console)

@@ -15,9 +15,10 @@ from detrkit.evaluation.errors import KINDS, MISSED
 from detrkit.evaluation.report import ReportPicture
 from detrkit.files import replacing
 from detrkit.inference.detector import Detector
-from detrkit.structures import Sample
+from detrkit.structures import PanopticSegments, Sample
 from detrkit.visualization.draw import draw_boxes, draw_detections
 from detrkit.visualization.judged import RIGHT, draw_judged
+from detrkit.visualization.segments import draw_segments
 
 NUM_PICTURES = 12
 THRESHOLD = 0.5
@@ -28,25 +29,41 @@ LARGEST_PICTURE = 2048  # pixels a side, up to which they are enlarged
 def draw_predictions(
     detector: Detector, pictures: Dataset[Sample], count: int, folder: Path | None = None
 ) -> list[ReportPicture]:
-    """Predict the first photos and draw what was found, over the annotations; write them to a folder if there is one."""
+    """Predict the first photos and draw what was found, over the annotations; write them to a folder if there is one.
+
+    Of a panoptic model, the segments are drawn; of others, boxes, with masks if there are any.
+    """
+    has_segments = detector.runtime.config.panoptic and detector.categories.is_thing is not None
     gallery = []
     for index in range(min(count, len(pictures))):  # type: ignore[arg-type]  # every dataset of ours has a length
         try:
             sample = pictures[index]
         except DetrkitError:
             continue  # evaluation has told of it
-        large, scale = enlarged(tensor_to_photo(sample.image))
-        detections = detector.predict(sample.image, THRESHOLD)
-        boxes = (sample.annotations.boxes * scale).tolist()
-        with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))
-        picture = draw_detections(with_truth, detections.scaled(scale))
+        picture = _draw_segments(detector, sample) if has_segments else _draw_boxes(detector, sample)
         if folder is not None:
             with replacing(folder / f"{sample.image_id}.png") as temporary:
-                picture.save(temporary)
-        gallery.append(
-            ReportPicture(picture, f"photo {sample.image_id}: {len(detections)} found, {len(boxes)} annotated")
-        )
+                picture.picture.save(temporary)
+        gallery.append(picture)
     return gallery
+
+
+def _draw_boxes(detector: Detector, sample: Sample) -> ReportPicture:
+    large, scale = enlarged(tensor_to_photo(sample.image))
+    detections = detector.predict(sample.image, THRESHOLD)
+    boxes = (sample.annotations.boxes * scale).tolist()
+    with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))
+    picture = draw_detections(with_truth, detections.scaled(scale))
+    return ReportPicture(picture, f"photo {sample.image_id}: {len(detections)} found, {len(boxes)} annotated")
+
+
+def _draw_segments(detector: Detector, sample: Sample) -> ReportPicture:
+    large, scale = enlarged(tensor_to_photo(sample.image))
+    found = detector.segments(sample.image)
+    assert isinstance(found, PanopticSegments)
+    picture = draw_segments(large, found.enlarged(scale))
+    annotated = len(sample.annotations.labels)
+    return ReportPicture(picture, f"photo {sample.image_id}: {len(found)} segments found, {annotated} annotated")
 
 
 def draw_worst(

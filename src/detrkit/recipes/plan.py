@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from detrkit.recipes.config import RunConfig
+from detrkit.training.optimizer import BOXES
 from detrkit.training.settings import TrainingSettings
 
 Origin = Literal["detector", "imagenet", "scratch"]
@@ -78,7 +79,10 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     """
     settings = config.training
     together = settings.batch_size * max(settings.devices, num_processes)
-    choices = _reference(together) if config.recipe == "reference" else _auto(config, given, num_photos, together)
+    masks_only = BOXES in settings.freeze
+    choices = (
+        _reference(together, masks_only) if config.recipe == "reference" else _auto(config, given, num_photos, together)
+    )
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given, and nothing else
     choices = [choice for choice in choices if choice.name not in given]
@@ -86,12 +90,15 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
 
 
-def _reference(together: int) -> list[Choice]:
-    return [
-        Choice(
-            "accumulate", max(1, _PUBLISHED_BATCH // together), f"{_PUBLISHED_BATCH} photos per update, as published"
-        ),
-    ]
+def _reference(together: int, masks_only: bool) -> list[Choice]:
+    accumulate = Choice(
+        "accumulate", max(1, _PUBLISHED_BATCH // together), f"{_PUBLISHED_BATCH} photos per update, as published"
+    )
+    if not masks_only:
+        return [accumulate]
+    # section 4.4 and the published log: 25 epochs, dropped after 15
+    epochs = Choice("epochs", 25, "the mask head's second stage, as published")
+    return [accumulate, epochs, Choice("drop_at", 15 / 25, "the rate falls after 15 of them")]
 
 
 def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) -> list[Choice]:

@@ -9,39 +9,34 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from detrkit.checkpoints.backbones import load_backbone_file, load_imagenet_backbone
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.source import WEIGHTS_FILE, read_checkpoint
 from detrkit.checkpoints.state import read_state, write_state
-from detrkit.checkpoints.surgery import Adaptation, load_adapted
 from detrkit.data.categories import Categories
 from detrkit.data.sampling import Share, mixed
-from detrkit.errors import CheckpointError, ConfigError
-from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.coco import BoxScores, counted_detections, evaluate_boxes
+from detrkit.errors import ConfigError
+from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.collect import collect
-from detrkit.evaluation.columns import Case, Found, Truth
-from detrkit.evaluation.thresholds import best_thresholds
+from detrkit.evaluation.columns import Found
+from detrkit.evaluation.scores import Scores
 from detrkit.files import make_folder, write_text
 from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import TorchRuntime
-from detrkit.losses.matcher import HungarianMatcher
-from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
-from detrkit.models.presets import model_from_config, preset_config
 from detrkit.process import Process, process_from_environment
+from detrkit.recipes.building import build_for, loss_for, print_adaptation
 from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig, write_config
 from detrkit.recipes.data import RunData
 from detrkit.recipes.finish import finish_run
+from detrkit.recipes.judging import Judge
 from detrkit.recipes.loaders import device_of, evaluation_loader, train_loader
 from detrkit.recipes.pictures import draw_predictions
 from detrkit.terminal import plain_console
-from detrkit.training.processes import from_first, gather, process_group
+from detrkit.training.optimizer import learns_masks_only
+from detrkit.training.processes import process_group
 from detrkit.training.run_log import NoLog, RunLog
-from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
 from detrkit.training.stopping import StopSignal
 from detrkit.training.trainer import RunHooks, Trainer, TrainingResult, planned_steps
@@ -99,12 +94,10 @@ class Run:
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
         self.num_steps = planned_steps(len(self.loader), settings)
-        loss = loss_for(len(data.categories), settings)
+        loss = loss_for(len(data.categories), settings, masks_only=learns_masks_only(self.model.config, settings))
         self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)
-        self.max_detections = counted_detections(self.model.config.num_queries)
-        self.truth = Truth.read(data.annotations, data.test_ids)
-        self.latest: Found | None = None  # what the model found when it was evaluated last,
-        self.best: Found | None = None  # and the best checkpoint
+        self.judge = Judge(data, self.model.config.num_queries, self.test_batches, device, settings.exact_padding)
+        self.best: Found | None = None  # what the best checkpoint found
         if process.world > 1:  # weights are alike, dropout is not
             torch.manual_seed(mixed(settings.seed, process.rank))
 
@@ -184,15 +177,12 @@ class Run:
         layers = self.model.config.decoder_layers
         return RunLog(self.output, self.num_steps, self.console, done=done, num_layers=layers)
 
-    def evaluate(self, model: DETR, log: RunLog | NoLog) -> BoxScores:
+    def evaluate(self, model: DETR, log: RunLog | NoLog) -> Scores:
         """Score a model on the test photos, which the processes share out."""
-        exact_padding = self.config.training.exact_padding
-        found = gather(collect(model, self.test_batches, self.data.categories, self.device, exact_padding))
-        if not self.process.is_first:
-            return from_first(None)
-        self.latest = Found.joined(found)
-        log.pictures(self.stepper.step_number, self._pictures(model))
-        return from_first(evaluate_boxes(self.truth, self.latest, max_detections=self.max_detections))
+        scores = self.judge.score(model, self.process.is_first)
+        if self.process.is_first:
+            log.pictures(self.stepper.step_number, self._pictures(model))
+        return scores
 
     def analyse_best(self) -> Analysis:
         """Look closer at what the best checkpoint found; one of before the run was gone on with is asked once more."""
@@ -203,7 +193,7 @@ class Run:
             )
             exact_padding = self.config.training.exact_padding
             self.best = Found.joined(collect(model, everything, self.data.categories, self.device, exact_padding))
-        return analyse(self.truth, self.best, self.max_detections)
+        return self.judge.look_closer(self.best)
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
         runtime = TorchRuntime(model, self.device, self.preprocessing.exact_padding)
@@ -214,9 +204,9 @@ class Run:
         """Write a checkpoint to predict with; the best knows its thresholds."""
         if self.process.is_first:
             thresholds = None
-            if name == "best" and self.latest is not None:
-                self.best = self.latest
-                thresholds = best_thresholds(Case.of(self.truth, self.best)).to_store
+            if name == "best" and self.judge.found is not None:
+                self.best = self.judge.found
+                thresholds = self.judge.thresholds
             checkpoint = Checkpoint(
                 model.state_dict(), model.config, self.data.categories, self.preprocessing, thresholds
             )
@@ -226,61 +216,6 @@ class Run:
         """Write what the rest of the run depends on."""
         if self.process.is_first:
             write_state(self.output / STATE_FILE, state)
-
-
-def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptation | None]:
-    """Build the model of a run and give it its first weights, adapted where it differs.
-
-    Raises:
-        ConfigError: no such preset or setting.
-        CheckpointError: the weights do not fit.
-    """
-    settings = {**config.model_settings, "num_classes": len(categories)}
-    model = model_from_config(preset_config(config.model, **settings))
-    if config.backbone_weights is not None:
-        load_backbone_file(model, Path(config.backbone_weights))
-    if config.weights is None:
-        return model, None
-    if config.weights == "imagenet":
-        load_imagenet_backbone(model)
-        return model, None
-    try:
-        checkpoint = read_checkpoint(config.weights)
-        return model, load_adapted(model, categories, checkpoint.state, checkpoint.categories)
-    except CheckpointError as error:
-        raise CheckpointError(f"--weights {config.weights}: {error}") from None
-
-
-def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> None:
-    """Print what was taken from a checkpoint, part by part."""
-    table = Table(title=f"weights from {source}", title_justify="left")
-    for heading in ("part", "loaded", "adapted", "new", "unused"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    lists = (adaptation.loaded, adaptation.adapted, adaptation.new, adaptation.unused)
-    for part in dict.fromkeys(name.partition(".")[0] for names in lists for name in names):
-        counts = [sum(name.partition(".")[0] == part for name in names) for names in lists]
-        table.add_row(part, *(str(count) if count else "-" for count in counts))
-    console.print(table)
-    for what, names in (("adapted", adaptation.adapted), ("new", adaptation.new), ("unused", adaptation.unused)):
-        if names:
-            others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            console.print(f"{what}: {', '.join(names[:3])}{others}")
-    if any(name.startswith("heads.class_head") for name in adaptation.adapted):
-        known = ", ".join(adaptation.known_classes[:8]) or "none"
-        console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
-
-
-def loss_for(num_classes: int, settings: TrainingSettings) -> SetLoss:
-    """Weigh the losses, and the costs of the matching alike."""
-    weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
-    return SetLoss(
-        num_classes,
-        class_weight=settings.class_weight,
-        box_weight=settings.box_weight,
-        giou_weight=settings.giou_weight,
-        no_object_weight=settings.no_object_weight,
-        matcher=HungarianMatcher(*weights),
-    )
 
 
 def write_categories(path: Path, categories: Categories) -> None:

@@ -7,9 +7,11 @@ from torch import nn
 from torch.optim import AdamW
 
 from detrkit.errors import ConfigError, did_you_mean
+from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.training.settings import TrainingSettings
 
+BOXES = "boxes"  # in --freeze: all parts but the mask head
 PARTS = ("backbone", "input_projection", "positions", "encoder", "queries", "decoder", "heads", "panoptic")
 
 
@@ -59,8 +61,15 @@ def part_rates(settings: TrainingSettings) -> dict[str, float]:
         if not equals or not 0 <= rates[part.strip()] < float("inf"):
             raise ConfigError(f"--part-rates: found {entry!r}, expected PART=RATE, for example heads=1e-3")
     for entry in _entries(settings.freeze):
-        rates[_known_part(entry, "--freeze")] = 0.0
+        for part in [part for part in PARTS if part != "panoptic"] if entry == BOXES else [entry]:
+            rates[_known_part(part, "--freeze")] = 0.0
     return rates
+
+
+def learns_masks_only(config: ModelConfig, settings: TrainingSettings) -> bool:
+    """Whether all but the mask head is frozen, as in the second of the paper's two stages (section 4.4)."""
+    rates = part_rates(settings)
+    return config.panoptic and rates["panoptic"] > 0 and not any(rates[part] for part in PARTS if part != "panoptic")
 
 
 def keep_frozen_parts_still(model: DETR) -> None:

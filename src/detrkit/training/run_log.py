@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from detrkit.evaluation.scores import Scores
 from detrkit.files import make_folder, write_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,7 +29,7 @@ class Log(Protocol):
     def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Record losses."""
 
-    def scores(self, step: int, epoch: int, numbers: Mapping[str, float], best: bool) -> None:
+    def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
         """Record an evaluation."""
 
 
@@ -49,7 +50,7 @@ class NoLog:
     def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Record nothing."""
 
-    def scores(self, step: int, epoch: int, numbers: Mapping[str, float], best: bool) -> None:
+    def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
         """Record nothing."""
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
@@ -92,12 +93,12 @@ class RunLog:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} AP {task.fields[ap]} {task.fields[rate]} photo/s"),
+            TextColumn("loss {task.fields[loss]} {task.fields[ap]} {task.fields[rate]} photo/s"),
             TimeRemainingColumn(compact=True),
             console=self.console,
         )
         self._task: TaskID = self._progress.add_task(
-            "", total=num_steps, completed=done, epoch=1, loss="-", ap="-", rate="-"
+            "", total=num_steps, completed=done, epoch=1, loss="-", ap="AP -", rate="-"
         )
 
     def __enter__(self) -> "RunLog":
@@ -128,14 +129,16 @@ class RunLog:
         photos_per_second = rates["photos_per_second"]
         self._progress.update(self._task, epoch=epoch, loss=f"{values['loss']:.3f}", rate=f"{photos_per_second:.1f}")
 
-    def scores(self, step: int, epoch: int, numbers: Mapping[str, float], best: bool) -> None:
+    def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
         """Record an evaluation."""
+        numbers = scores.numbers
         self._write({"kind": "evaluation", "step": step, "epoch": epoch, **numbers}, step)
-        self._progress.update(self._task, ap=f"{numbers['AP']:.3f}")
+        self._progress.update(self._task, ap=f"{scores.name} {scores.value:.3f}")
         if not self.console.is_terminal:  # a bar is lost in a log file
             mark = " (best)" if best else ""
+            what = "" if scores.name == "AP" else f"{scores.name} {scores.value:.3f}, boxes "
             self.console.print(
-                f"epoch {epoch}: AP {numbers['AP']:.3f} AP50 {numbers['AP50']:.3f}{mark}", highlight=False
+                f"epoch {epoch}: {what}AP {numbers['AP']:.3f} AP50 {numbers['AP50']:.3f}{mark}", highlight=False
             )
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:

@@ -22,7 +22,7 @@ class TrainingSettings(BaseModel):
     freeze: str = Field(
         default="",
         description="parts that are not trained, with commas: backbone, input_projection, positions, encoder, queries, "
-        "decoder, heads, panoptic",
+        "decoder, heads, panoptic; or 'boxes': all but the mask head, panoptic",
     )
     weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's")
     decay_norms: bool = Field(default=True, description="weight decay of norms, biases and queries too, as published")
@@ -60,6 +60,8 @@ class TrainingSettings(BaseModel):
         default=5.0, ge=0, description="of the L1 distance of boxes, in the loss and the matching"
     )
     giou_weight: float = Field(default=2.0, ge=0, description="of the generalised IoU, in the loss and the matching")
+    mask_weight: float = Field(default=1.0, ge=0, description="of the focal loss of masks")
+    dice_weight: float = Field(default=1.0, ge=0, description="of the dice loss of masks")
     no_object_weight: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
     exact_padding: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
     precision: Literal["float32", "bfloat16", "float16"] = Field(

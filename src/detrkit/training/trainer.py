@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.scores import Scores
 from detrkit.losses.set_loss import LossReport
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
@@ -22,7 +22,7 @@ from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
 from detrkit.training.stopping import StopSignal
 
-LEARNED_BY_HEART = 0.99  # AP at which a run with `overfit` has shown what it should
+LEARNED_BY_HEART = 0.99  # AP, or PQ, at which a run with `overfit` has shown what it should
 _SECONDS_BETWEEN_SAVES = 300  # between evaluations, which save as well
 
 
@@ -48,7 +48,7 @@ class RunHooks:
         save_state: write what `Trainer.load_state_dict` takes.
     """
 
-    evaluate: Callable[[DETR], BoxScores]
+    evaluate: Callable[[DETR], Scores]
     save_weights: Callable[[str, DETR], None]
     save_state: Callable[[dict[str, Any]], None]
 
@@ -66,7 +66,7 @@ class Position:
 
     epoch: int = 1
     batch: int = 0
-    best: BoxScores | None = None
+    best: Scores | None = None
     waited: int = 0
 
 
@@ -81,7 +81,7 @@ class TrainingResult:
         notes: what happened on the way, a sentence each.
     """
 
-    scores: BoxScores | None
+    scores: Scores | None
     epochs: int
     stopped_by: int | None = None
     notes: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ class Trainer:
         """Whether nothing is left to do."""
         best = self.position.best
         waits_for_nothing = 0 < self.settings.patience <= self.position.waited
-        knows_all = self.settings.overfit > 0 and best is not None and best.ap >= LEARNED_BY_HEART
+        knows_all = self.settings.overfit > 0 and best is not None and best.value >= LEARNED_BY_HEART
         return self.position.epoch > self.num_epochs or waits_for_nothing or knows_all
 
     def fit(self, stop: StopSignal | None = None) -> TrainingResult:
@@ -183,12 +183,12 @@ class Trainer:
         """Score the model, and save it if it is the best so far."""
         scores = self.hooks.evaluate(self.stepper.best_model)
         best = self.position.best
-        if best is None or scores.ap > best.ap:
+        if best is None or scores.value > best.value:
             self.position = replace(self.position, best=scores, waited=0)
             self.hooks.save_weights("best", self.stepper.best_model)
         else:
             self.position = replace(self.position, waited=self.position.waited + 1)
-        self.log.scores(self.stepper.step_number, epoch, scores.numbers, best=self.position.waited == 0)
+        self.log.scores(self.stepper.step_number, epoch, scores, best=self.position.waited == 0)
         self.meter = Meter()  # the time that this took is not the training's
 
     def save(self) -> None:
@@ -221,7 +221,7 @@ class Trainer:
         self.stepper.load_state_dict(state["stepper"])
         position = dict(state["position"])
         best = position.pop("best")
-        self.position = Position(**position, best=None if best is None else BoxScores.from_json(best))
+        self.position = Position(**position, best=None if best is None else Scores.from_json(best))
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -22,11 +22,17 @@ def draw_curves(metrics: Sequence[Mapping[str, object]]) -> bytes:
         ("loss_ce", "class"),
         ("loss_bbox", "box (L1)"),
         ("loss_giou", "box (GIoU)"),
+        ("loss_mask", "mask (focal)"),
+        ("loss_dice", "mask (dice)"),
     ):
-        losses.plot(*_series(metrics, "train", name), label=label, linewidth=1.2)
+        steps, values = _series(metrics, "train", name)
+        if steps:
+            losses.plot(steps, values, label=label, linewidth=1.2)
     losses.set(xlabel="step", ylabel="training loss", yscale="log")
-    for name, label in (("AP", "AP"), ("AP50", "AP at IoU 0.50")):
-        scores.plot(*_series(metrics, "evaluation", name), label=label, marker=".", linewidth=1.2)
+    for name, label in (("AP", "AP"), ("AP50", "AP at IoU 0.50"), ("mask AP", "mask AP"), ("PQ", "panoptic quality")):
+        steps, values = _series(metrics, "evaluation", name)
+        if steps:
+            scores.plot(steps, values, label=label, marker=".", linewidth=1.2)
     scores.set(xlabel="step", ylabel="score on test photos", ylim=(0, 1))
     for axes in (losses, scores):
         axes.grid(alpha=0.3)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import Detections
+from detrkit.visualization.surfaces import draw_masks
 
 _CELL = 320  # pixels a side of a photo on a contact sheet
 _LINE = 22  # pixels for its caption
@@ -22,7 +23,10 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 
 def draw_detections(photo: Image.Image, detections: Detections) -> Image.Image:
-    """Draw detections on a copy of the photo they were found in, the best on top."""
+    """Draw detections, with their masks if they have any, on a copy of the photo they were found in, the best on top."""
+    masks = detections.masks
+    if masks is not None:
+        photo = draw_masks(photo, masks.numpy(), [colour_of(one) for one in detections.labels.tolist()])
     captions = [f"{name} {score:.2f}" for name, score in zip(detections.names, detections.scores.tolist(), strict=True)]
     return draw_boxes(photo, detections.boxes.tolist(), detections.labels.tolist(), captions)
 

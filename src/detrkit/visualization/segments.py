@@ -1,4 +1,4 @@
-"""Masks and panoptic segments on a photo: coloured surfaces with outlines and names."""
+"""Panoptic segments on a photo: coloured surfaces with outlines and names."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import PanopticSegments
 from detrkit.visualization.draw import colour_of, write_caption
+from detrkit.visualization.surfaces import blend, outline
 
-_OPACITY = 0.45
 _LARGE = 0.004  # share of the photo: smaller segments get no name, which would hide them
 
 
@@ -20,8 +20,8 @@ def draw_segments(photo: Image.Image, found: PanopticSegments) -> Image.Image:
     for segment in found.segments:
         number = seen[segment.label] = seen.get(segment.label, -1) + 1
         colours[segment.id] = _shade(colour_of(segment.label), number)
-    picture = _blend(photo, colours[ids], ids > 0)
-    _outline(picture, ids)
+    picture = blend(photo, colours[ids], ids > 0)
+    outline(picture, ids)
     captions: list[tuple[str, np.ndarray, tuple[int, int, int]]] = [
         (f"{one.name} {one.score:.2f}", ids == one.id, tuple(colours[one.id].tolist()))
         for one in found.segments
@@ -30,37 +30,11 @@ def draw_segments(photo: Image.Image, found: PanopticSegments) -> Image.Image:
     return _write_names(picture, captions)
 
 
-def draw_masks(photo: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
-    """Colour the masks (N, H, W) of single objects, the first on top."""
-    ids = np.zeros(masks.shape[1:], dtype=np.int64)
-    colours = np.zeros((len(masks) + 1, 3), dtype=np.uint8)
-    for index in reversed(range(len(masks))):
-        ids[masks[index]] = index + 1
-        colours[index + 1] = colour_of(labels[index])
-    picture = _blend(photo, colours[ids], ids > 0)
-    _outline(picture, ids)
-    return picture
-
-
 def _shade(colour: tuple[int, int, int], number: int) -> tuple[int, int, int]:
     """Make the second, third ... of a class darker and lighter, for neighbours to differ."""
     factor = (1.0, 0.62, 0.8, 0.45)[number % 4]
     red, green, blue = (round(value * factor) for value in colour)
     return red, green, blue
-
-
-def _blend(photo: Image.Image, surface: np.ndarray, where: np.ndarray) -> Image.Image:
-    pixels = np.asarray(photo.convert("RGB"))
-    mixed = pixels * (1 - _OPACITY) + surface * _OPACITY
-    return Image.fromarray(np.where(where[..., None], mixed, pixels).astype(np.uint8))
-
-
-def _outline(picture: Image.Image, ids: np.ndarray) -> None:
-    """Draw a white line where two segments meet."""
-    edge = np.zeros(ids.shape, dtype=bool)
-    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    edge[1:] |= ids[1:] != ids[:-1]
-    picture.paste((255, 255, 255), mask=Image.fromarray(edge.astype(np.uint8) * 200))
 
 
 def _write_names(picture: Image.Image, captions: Sequence[tuple[str, np.ndarray, tuple[int, int, int]]]) -> Image.Image:
