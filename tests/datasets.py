@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import torch
 from PIL import Image
 
+from detrkit.data.segment_files import write_ids
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.evaluation.coco import annotations_of_samples
 
@@ -20,4 +24,58 @@ def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64)
         for sample, entry in zip(samples, document["images"], strict=True):
             Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(root / name / entry["file_name"])
         (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(document))
+    return root
+
+
+PANOPTIC_CATEGORIES = [
+    {"id": 90, "name": "zebra", "isthing": 1},
+    {"id": 4, "name": "grass", "isthing": 0},
+    {"id": 7, "name": "ant", "isthing": 1},
+]
+# id, category, crowd, (top, left, bottom, right): a later rectangle lies on those before it
+PANOPTIC_SEGMENTS = [
+    (70_000, 4, 0, (10, 0, 20, 30)),
+    (300, 90, 0, (2, 5, 12, 15)),
+    (5, 7, 0, (0, 29, 9, 30)),
+    (6, 7, 1, (0, 0, 2, 10)),
+]
+
+
+def panoptic_document(num_photos: int = 2) -> tuple[dict[str, Any], np.ndarray]:
+    """A panoptic document of photos of 20 x 30 pixels that are all alike, and the ids of their pixels."""
+    ids = np.zeros((20, 30), np.int32)
+    for number, _, _, (top, left, bottom, right) in PANOPTIC_SEGMENTS:
+        ids[top:bottom, left:right] = number
+    segments = []
+    for number, category, crowd, _ in PANOPTIC_SEGMENTS:
+        rows, columns = (ids == number).any(1).nonzero()[0], (ids == number).any(0).nonzero()[0]
+        x, y = int(columns[0]), int(rows[0])
+        box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+        area = int((ids == number).sum())
+        segments.append({"id": number, "category_id": category, "iscrowd": crowd, "bbox": box, "area": area})
+    numbers = range(1, num_photos + 1)
+    return {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 20, "width": 30} for n in numbers],
+        "annotations": [
+            {"image_id": n, "file_name": f"{n}.png", "segments_info": json.loads(json.dumps(segments))} for n in numbers
+        ],
+        "categories": PANOPTIC_CATEGORIES,
+    }, ids
+
+
+def write_panoptic(root: Path, layout: Literal["official", "flat", "single"] = "official", num_photos: int = 2) -> Path:
+    """Write `panoptic_document` as a folder: COCO's own layout, PNG folders beside the photos', or one JSON alone."""
+    document, ids = panoptic_document(num_photos)
+    for split in ("train2017",) if layout == "single" else ("train2017", "val2017"):
+        file = root / "annotations" / f"panoptic_{split}.json"
+        photos, pngs = root / split, (file.with_suffix("") if layout == "official" else root / f"panoptic_{split}")
+        if layout == "single":
+            file, photos, pngs = root / "segments.json", root / "images", root / "masks"
+        for folder in (file.parent, photos, pngs):
+            folder.mkdir(parents=True, exist_ok=True)
+        for entry in document["images"]:
+            shade = 50 * entry["id"] + (split == "val2017")
+            Image.new("RGB", (30, 20), (shade % 256, 90, 30)).save(photos / entry["file_name"])
+            write_ids(pngs / f"{entry['id']}.png", torch.from_numpy(ids))
+        file.write_text(json.dumps(document))
     return root

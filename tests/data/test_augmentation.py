@@ -1,6 +1,7 @@
 """Any sequence of transforms keeps boxes inside and in step with masks; strong ones by hand and by switch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,53 @@ def test_a_mosaic_shows_four_photos_in_their_quarters() -> None:
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     assert float(areas.sum()) == pytest.approx(100 * 100)
     assert made.annotations.labels.tolist() == [10, 20, 30, 40]
+
+
+def filled(value: int, size: tuple[int, int] = (10, 10)) -> Sample:
+    """A photo with one object, whose mask is all of it."""
+    sample = plain(value, [0.0, 0, size[1], size[0]], size)
+    return replace(sample, annotations=replace(sample.annotations, masks=torch.ones(1, *size, dtype=torch.bool)))
+
+
+def test_masks_of_a_mosaic_are_its_quarters() -> None:
+    torch.manual_seed(1)
+    made = Mosaic(100)([filled(value) for value in (10, 20, 30, 40)])
+    masks = made.annotations.masks
+    assert masks is not None
+    assert masks.dtype == torch.bool
+    assert masks.int().sum(0).unique().tolist() == [1], "every pixel is in one of them"
+    for mask, value in zip(masks, (10, 20, 30, 40), strict=True):
+        assert torch.equal(mask, made.image[0] == value)
+    without = [filled(10), filled(20), plain(30, [0.0, 0, 10, 10]), filled(40)]
+    assert Mosaic(100)(without).annotations.masks is None, "a photo without masks would have objects without"
+
+
+def test_masks_of_mixup_lie_where_their_photos_do() -> None:
+    mixed = MixUp()(filled(100), filled(200, (5, 20)))
+    masks = mixed.annotations.masks
+    assert masks is not None
+    assert masks.shape == (2, 10, 20)
+    assert masks[0, :, :10].all()
+    assert masks[1, :5].all()
+    assert masks.flatten(1).sum(1).tolist() == [100, 100]
+
+
+def test_scale_jitter_and_flips_move_masks_with_their_pixels() -> None:
+    torch.manual_seed(4)
+    sample = filled(250, (40, 40))
+    half = replace(
+        sample,
+        image=torch.where(torch.arange(40) < 20, sample.image, 0),
+        annotations=Annotations(
+            torch.tensor([[0.0, 0, 20, 40]]), torch.tensor([0]), (torch.arange(40) < 20).expand(1, 40, 40)
+        ),
+    )
+    for _ in range(20):
+        changed = RandomFlip()(ScaleJitter(64, 0.5, 2.0)(half))
+        if len(changed.annotations.labels):
+            assert changed.annotations.masks is not None
+            bright = changed.image[0] > 125
+            assert (changed.annotations.masks[0] != bright).float().mean() < 0.04
 
 
 def test_photometric_distortion_changes_colours_only() -> None:

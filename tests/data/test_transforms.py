@@ -1,9 +1,13 @@
 """Properties of the transforms: boxes stay inside and in step with masks; flips undo themselves."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
+from detrkit.data.batching import collate
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import (
     RandomSizeCrop,
@@ -11,9 +15,10 @@ from detrkit.data.transforms import (
     TrainTransform,
     crop,
     flip,
+    resize_masks,
     resized_size,
 )
-from detrkit.structures import Sample
+from detrkit.structures import Annotations, Sample
 
 DRAWN = [DrawnShapes(1, seed, DrawingStyle(size=48 + seed))[0] for seed in range(20)]
 drawn = st.sampled_from(DRAWN)
@@ -89,3 +94,52 @@ def test_the_papers_sizes_scale_together() -> None:
 def test_a_photo_that_is_little_more_than_a_line_stays_small() -> None:
     assert resized_size((1, 170_000_000), 800, 1333) == (1, 1333)
     assert resized_size((20_000, 2), 800, 1333) == (1333, 1)
+
+
+def test_masks_are_resized_by_their_nearest_pixels() -> None:
+    torch.manual_seed(0)
+    for count, size in ((1, (31, 40)), (8, (9, 80)), (19, (50, 13)), (3, (20, 30))):
+        masks = torch.rand(count, 20, 30) > 0.4
+        expected = F.interpolate(masks[None].float(), size, mode="nearest")[0] > 0
+        assert torch.equal(resize_masks(masks, size), expected)
+    assert resize_masks(masks[:0], (5, 6)).shape == (0, 5, 6)
+    part = masks[:, 3:17, 5:]  # a view, as crops are
+    assert torch.equal(resize_masks(part, (28, 50)), F.interpolate(part[None].float(), (28, 50))[0] > 0)
+
+
+def test_a_mask_too_thin_for_the_nearest_pixels_is_not_lost() -> None:
+    masks = torch.zeros(2, 60, 60, dtype=torch.bool)
+    masks[0, 5:50, 7] = True  # column 7 is nearest to none of 12
+    assert not F.interpolate(masks[None].float(), (12, 12)).any()
+    small = resize_masks(masks, (12, 12))
+    assert small[0].nonzero().unique(dim=0).tolist() == [[row, 1] for row in range(1, 10)]
+    assert not small[1].any(), "an empty mask stays empty"
+
+
+def test_what_a_crop_cuts_gets_the_box_of_what_is_left_of_its_mask() -> None:
+    """An L, a frame and a whole square, by hand."""
+    masks = torch.zeros(3, 20, 20, dtype=torch.bool)
+    masks[0, 2:18, 2:4] = masks[0, 16:18, 2:18] = True
+    masks[1, 0:20, 19] = masks[1, 0, :] = True
+    masks[2, 11:14, 6:9] = True
+    boxes = torch.tensor([[2.0, 2, 18, 18], [0, 0, 20, 20], [6.25, 11, 9, 14]])
+    sample = Sample(torch.zeros(3, 20, 20, dtype=torch.uint8), Annotations(boxes, torch.arange(3), masks), 1, (20, 20))
+    cropped = crop(sample, 10, 5, 10, 10)
+    # of the L, only its foot is inside; of the frame, nothing; what is not cut keeps its own box
+    assert cropped.annotations.labels.tolist() == [0, 2]
+    assert cropped.annotations.boxes.tolist() == [[0, 6, 10, 8], [1.25, 1, 4, 4]]
+    assert cropped.annotations.masks is not None
+    assert torch.equal(cropped.annotations.masks, masks[[0, 2], 10:20, 5:15])
+    without = replace(sample, annotations=replace(sample.annotations, masks=None))
+    assert crop(without, 10, 5, 10, 10).annotations.boxes[:2].tolist() == [[0, 0, 10, 8], [0, 0, 10, 10]]
+
+
+def test_targets_hold_masks_of_their_own_size_and_nothing_they_were_cut_from() -> None:
+    large, small = (DrawnShapes(1, 0, DrawingStyle(size=size))[0] for size in (64, 48))
+    batch = collate([crop(large, 0, 0, 40, 60), small])
+    first, second = (target.masks for target in batch.targets)
+    assert first is not None
+    assert second is not None
+    assert first.dtype == torch.bool
+    assert (first.shape[1:], second.shape[1:]) == ((40, 60), (48, 48))
+    assert first.untyped_storage().nbytes() == first.numel()

@@ -9,20 +9,20 @@ def convert_data(
     output: Path,
     /,
     *,
-    to: Literal["coco", "yolo", "voc"],
+    to: Literal["coco", "panoptic", "yolo", "voc"],
     format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
 ) -> None:
     """Rewrite a dataset in another form, photos copied.
 
     Category ids, names and boxes are kept; crowds are lost in YOLO, which cannot express them, and are difficult objects
-    in VOC.
+    in VOC. Panoptic data are made of panoptic data only; in other forms their segments become boxes.
 
     Example: `detrkit convert-data blood-cells blood-cells-coco --to coco`
 
     Parameters
     ----------
     source
-        Dataset folder: COCO, YOLO or Pascal VOC.
+        Dataset folder: COCO, COCO panoptic, YOLO or Pascal VOC.
     output
         Folder to create.
     to

@@ -30,7 +30,7 @@ def doctor(
     Parameters
     ----------
     data
-        Dataset folder: COCO, YOLO, Pascal VOC or shards.
+        Dataset folder: COCO, COCO panoptic, YOLO, Pascal VOC or shards.
     format
         How the dataset is written down; looked at when not given.
     model

@@ -25,7 +25,7 @@ def shard(
     Parameters
     ----------
     data
-        Dataset folder: COCO, YOLO, Pascal VOC or shards.
+        Dataset folder: COCO, COCO panoptic, YOLO, Pascal VOC or shards.
     output
         Folder to create.
     format

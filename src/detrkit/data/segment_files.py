@@ -61,7 +61,8 @@ def _check_header(path: Path, size: tuple[int, int]) -> None:
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     bits, kind = header[24], header[25]
     if bits != 8 or kind not in (2, 6):
-        raise DataError(f"{path}: is a PNG in {_KINDS.get(kind, 'an unknown kind')} of {bits} bits, {_EXPECTED}")
+        found = f"{_KINDS.get(kind, 'strange')} PNG of {bits} bits a channel"
+        raise DataError(f"{path}: is a {found}; {_EXPECTED}")
     if (height, width) != size:
         raise DataError(
             f"{path}: has {width} x {height} pixels, its photo {size[1]} x {size[0]}; export the two together"

@@ -11,27 +11,13 @@ from PIL import Image
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, BoxScores
 from detrkit.evaluation.panoptic import PanopticScores
-from detrkit.evaluation.report_masks import masks_section, panoptic_section
+from detrkit.evaluation.report_masks import masks_section, number_cells, panoptic_section
 from detrkit.evaluation.report_mistakes import confusions_section, errors_section, worst_section
 from detrkit.evaluation.table import shown
 from detrkit.evaluation.thresholds import FEWEST_OBJECTS
 from detrkit.files import write_text
 from detrkit.visualization.charts import as_svg, draw_precision_recall, draw_reliability, draw_threshold_curves
 from detrkit.visualization.page import charts_of, embedded_png, gallery_of, html_page, table_of
-
-_EXPLAINED = {
-    "AP": "IoU 0.50 to 0.95",
-    "AP50": "IoU 0.50",
-    "AP75": "IoU 0.75",
-    "APs": "small objects, area < 32² px",
-    "APm": "medium objects",
-    "APl": "large objects, area > 96² px",
-    "AR1": "recall, 1 detection",
-    "AR10": "recall, 10 detections",
-    "ARs": "recall, small",
-    "ARm": "recall, medium",
-    "ARl": "recall, large",
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,7 @@ def write_report(
         "<h2>Scores</h2>",
         f"<p>{scores.num_photos} photos, {scores.num_objects} objects, {html.escape(judged_by)}. "
         f"{html.escape(counted(scores))}</p>",
-        _numbers(scores),
+        number_cells(scores),
     ]
     if curves is not None:
         body += [
@@ -123,17 +109,6 @@ def counted(scores: BoxScores) -> str:
         f"At most {most} detections of a class count on a photo, as many as the model has queries; published numbers "
         f"count {PUBLISHED_MAX_DETECTIONS}."
     )
-
-
-def _numbers(scores: BoxScores) -> str:
-    def explained(name: str) -> str:
-        return _EXPLAINED.get(name, f"recall, {scores.max_detections} detections")
-
-    cells = (
-        f'<div title="{explained(name)}"><dt>{name}</dt><dd>{shown(value)}</dd><dt>{explained(name)}</dt></div>'
-        for name, value in scores.numbers.items()
-    )
-    return f"<dl>{''.join(cells)}</dl>"
 
 
 def _classes(analysis: Analysis) -> str:

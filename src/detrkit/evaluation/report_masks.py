@@ -13,16 +13,36 @@ from detrkit.evaluation.table import shown
 from detrkit.files import write_text
 from detrkit.visualization.page import gallery_of, html_page, table_of
 
-_GROUPS = {
-    "all": "mean over the classes that occur",
-    "things": "objects that can be counted",
-    "stuff": "regions such as sky or grass",
+_EXPLAINED = {
+    "AP": "IoU 0.50 to 0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "APs": "small objects, area < 32² px",
+    "APm": "medium objects",
+    "APl": "large objects, area > 96² px",
+    "AR1": "recall, 1 detection",
+    "AR10": "recall, 10 detections",
+    "ARs": "recall, small",
+    "ARm": "recall, medium",
+    "ARl": "recall, large",
 }
+
+
+def number_cells(scores: BoxScores) -> str:
+    """The 12 numbers, each with what it is."""
+
+    def explained(name: str) -> str:
+        return _EXPLAINED.get(name, f"recall, {scores.max_detections} detections")
+
+    cells = (
+        f'<div title="{explained(name)}"><dt>{name}</dt><dd>{shown(value)}</dd><dt>{explained(name)}</dt></div>'
+        for name, value in scores.numbers.items()
+    )
+    return f"<dl>{''.join(cells)}</dl>"
 
 
 def masks_section(masks: BoxScores, boxes: BoxScores | None = None) -> list[str]:
     """The 12 numbers of masks, and AP class by class beside that of boxes."""
-    cells = [(name, shown(value), "of masks") for name, value in masks.numbers.items()]
     of_boxes = {} if boxes is None else {one.name: one.ap for one in boxes.per_class}
     headings = ("class", "objects", "", "mask AP", "AP50", "AP75", "small", "medium", "large", "recall", "box AP")
     rows = []
@@ -36,17 +56,15 @@ def masks_section(masks: BoxScores, boxes: BoxScores | None = None) -> list[str]
         "The same numbers as of boxes, by intersection over union of masks: outlines have to fit, not only their frames. "
         "Small, medium and large are told by a mask's area."
     )
-    return ["<h2>Masks</h2>", f"<p>{said}</p>", _cells(cells), table_of(headings, rows)]
+    return ["<h2>Masks</h2>", f"<p>{said}</p>", number_cells(masks), table_of(headings, rows)]
 
 
 def panoptic_section(scores: PanopticScores) -> list[str]:
     """Panoptic quality of all, things and stuff, and class by class, best first."""
-    cells = []
-    for name, quality in scores.groups.items():
-        suffix = "" if name == "all" else f" {name}"
-        cells.append((f"PQ{suffix}", shown(quality.pq), f"{_GROUPS[name]} ({quality.num_classes})"))
-        cells.append((f"SQ{suffix}", shown(quality.sq), "how well matching segments fit"))
-        cells.append((f"RQ{suffix}", shown(quality.rq), "F1 of finding segments"))
+    groups = [
+        [name, str(quality.num_classes), *(shown(value) for value in (quality.pq, quality.sq, quality.rq))]
+        for name, quality in scores.groups.items()
+    ]
     known = [one for one in scores.per_class if not math.isnan(one.pq)]
     rows = [
         [
@@ -62,12 +80,20 @@ def panoptic_section(scores: PanopticScores) -> list[str]:
     absent = len(scores.per_class) - len(known)
     said = (
         f"{scores.num_photos} photos, {scores.num_segments} segments. PQ = SQ x RQ of each class: a segment is found when "
-        "one of its class overlaps it by more than half; void pixels and crowds are neither right nor false."
+        "one of its class overlaps it by more than half; void pixels and crowds are neither right nor false. SQ: "
+        "how well found segments fit; RQ: F1 of finding."
     )
     if absent:
         said += f" {absent} classes neither occur nor are predicted, and do not count."
+    overview = table_of(("mean over", "classes", "PQ", "SQ", "RQ"), groups)
     headings = ("class", "kind", "segments", "", "PQ", "SQ", "RQ", "found", "false", "missed")
-    return ["<h2>Panoptic quality</h2>", f"<p>{said}</p>", _cells(cells), table_of(headings, rows)]
+    return [
+        "<h2>Panoptic quality</h2>",
+        f"<p>{said}</p>",
+        overview,
+        "<h2>Segments by class</h2>",
+        table_of(headings, rows),
+    ]
 
 
 def write_panoptic_report(
@@ -95,14 +121,6 @@ def write_panoptic_report(
 
 def _kind(one: ClassQuality) -> str:
     return "-" if one.is_thing is None else "thing" if one.is_thing else "stuff"
-
-
-def _cells(cells: Sequence[tuple[str, str, str]]) -> str:
-    boxes = (
-        f"<div><dt>{html.escape(name)}</dt><dd>{value}</dd><dt>{html.escape(explained)}</dt></div>"
-        for name, value, explained in cells
-    )
-    return f"<dl>{''.join(boxes)}</dl>"
 
 
 def _bar(share: float) -> str:

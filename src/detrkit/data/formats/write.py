@@ -17,6 +17,7 @@ from detrkit.data.formats.folder import Form
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.photos import photo_bytes
 from detrkit.data.records import Record, Split, SplitName
+from detrkit.errors import DataError
 from detrkit.files import check_is_free, make_folder, write_text
 
 CATEGORIES_FILE = "categories.json"
@@ -37,15 +38,19 @@ def write_dataset(
         How many crowds were left out, which YOLO cannot express.
 
     Raises:
-        DataError: the folder holds something already.
+        DataError: the folder holds something already, or the dataset has nothing that the form is made of.
     """
     check_is_free(output)
+    if form == "panoptic" and any(content.records.columns.mask_files is None for content in splits.values()):
+        raise DataError(
+            f"{splits['train'].source}: holds no segments, which panoptic data are made of; choose another form"
+        )
     if form == "shards":
         write_shards(splits, output, progress=progress)
         return 0
     names = _names_of(splits)
-    writer = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[form]
-    place = {"coco": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[form]
+    writer = {"coco": _write_coco, "panoptic": _write_panoptic, "yolo": _write_yolo, "voc": _write_voc}[form]
+    place = {"coco": "{split}", "panoptic": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[form]
     total, done = sum(len(content.records) for content in splits.values()), 0
     for split, content in splits.items():
         folder = make_folder(output / place.format(split=split))
@@ -108,6 +113,31 @@ def _write_coco(split: SplitName, content: Split, output: Path, file_names: list
         annotation["id"] = number
     document = {"images": images, "annotations": annotations, "categories": content.categories.to_json()}
     write_text(output / "annotations" / f"instances_{split}.json", json.dumps(document, ensure_ascii=False))
+
+
+def _write_panoptic(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:
+    name = f"panoptic_{split}"
+    folder = make_folder(output / "annotations" / name)
+    images, annotations = [], []
+    for record, file_name in zip(content.records, file_names, strict=True):
+        assert record.mask_file is not None
+        assert record.outlines is not None
+        height, width = record.size
+        png = Path(file_name).with_suffix(".png").name
+        shutil.copyfile(record.mask_file, folder / png)
+        images.append({"id": record.image_id, "file_name": file_name, "height": height, "width": width})
+        segments = [
+            {
+                "id": int(outline),
+                "category_id": content.categories.ids[label],
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "iscrowd": int(is_crowd),
+            }
+            for outline, ((x1, y1, x2, y2), label, is_crowd) in zip(record.outlines, _objects(record), strict=True)
+        ]
+        annotations.append({"image_id": record.image_id, "file_name": png, "segments_info": segments})
+    document = {"images": images, "annotations": annotations, "categories": content.categories.to_json()}
+    write_text(output / "annotations" / f"{name}.json", json.dumps(document, ensure_ascii=False))
 
 
 def _write_yolo(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:

@@ -1,0 +1,255 @@
+"""Reading COCO panoptic data: any layout, exact boxes, crowds kept apart, and one sentence for what is malformed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import PhotoDataset, usable_annotations
+from detrkit.data.doctor import examine
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.formats.write import write_dataset
+from detrkit.data.repair import repaired
+from detrkit.data.transforms import TrainTransform
+from detrkit.errors import DataError
+from tests.datasets import panoptic_document, write_coco, write_panoptic
+
+JSON = Path("annotations", "panoptic_train2017.json")
+PNG = Path("annotations", "panoptic_train2017", "1.png")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_panoptic(tmp_path / "segments")
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    document = json.loads((folder / JSON).read_text())
+    edit(document)
+    (folder / JSON).write_text(json.dumps(document))
+
+
+def segments(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return document["annotations"][0]["segments_info"]
+
+
+@pytest.mark.parametrize("layout", ["official", "flat", "single"])
+def test_every_layout_gives_the_same_records(tmp_path: Path, layout: Any) -> None:
+    read = read_dataset(write_panoptic(tmp_path / layout, layout))
+    assert read.form == "panoptic"
+    record = read.train.records[0]
+    assert record.path.name == "1.jpg"
+    assert record.mask_file is not None
+    assert record.mask_file.name == "1.png"
+    assert record.boxes.tolist() == [[0, 10, 30, 20], [5, 2, 15, 12], [29, 0, 30, 9], [0, 0, 10, 2]]
+    assert record.labels.tolist() == [0, 2, 1, 1]
+    assert record.is_crowd.tolist() == [False, False, False, True]
+
+
+def test_a_json_alone_is_told_from_instances_by_its_content(folder: Path) -> None:
+    assert read_dataset(folder / JSON).form == "panoptic"
+    renamed = folder / "annotations" / "anything.json"
+    renamed.write_text((folder / JSON).read_text())
+    (folder / "annotations" / "anything").symlink_to(folder / JSON.with_suffix(""))
+    (folder / "images").symlink_to(folder / "train2017")
+    assert read_dataset(renamed).form == "panoptic"
+
+
+def test_instances_win_where_both_lie_and_a_format_chooses(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "both")
+    write_panoptic(root)
+    assert read_dataset(root).form == "coco"
+    assert read_dataset(root, "panoptic").train.records.have_outlines
+
+
+def test_categories_know_things_from_stuff_and_keep_it_in_json(folder: Path) -> None:
+    categories = read_dataset(folder).train.categories
+    assert categories == Categories((4, 7, 90), ("grass", "ant", "zebra"), (False, True, True))
+    assert Categories.from_json(json.loads(json.dumps(categories.to_json()))) == categories
+    older = [{"id": 1, "name": "cat"}]
+    assert Categories.from_json(older).is_thing is None
+    assert Categories.from_json(older).to_json() == older
+
+
+def test_masks_are_those_of_the_png_without_crowds(folder: Path) -> None:
+    sample = PhotoDataset(read_dataset(folder).train, masks=True)[0]
+    _, ids = panoptic_document()
+    found = sample.annotations
+    assert found.labels.tolist() == [0, 2, 1]
+    assert found.masks is not None
+    assert found.masks.dtype == torch.bool
+    for mask, number in zip(found.masks.numpy(), (70_000, 300, 5), strict=True):
+        np.testing.assert_array_equal(mask, ids == number)
+    assert found.boxes.tolist() == [[0, 10, 30, 20], [5, 2, 15, 12], [29, 0, 30, 9]]
+
+
+def test_a_segment_of_one_pixel_s_width_goes_through_training_s_transforms(folder: Path) -> None:
+    photos = PhotoDataset(read_dataset(folder).train, TrainTransform(64, crop_probability=0), masks=True)
+    torch.manual_seed(0)
+    annotations = photos[0].annotations
+    assert annotations.labels.tolist() == [0, 2, 1]
+    assert annotations.masks is not None
+    assert annotations.masks.any(2).any(1).all()
+
+
+def test_training_on_boxes_opens_no_png(folder: Path) -> None:
+    for file in folder.glob("annotations/*/*.png"):
+        file.write_bytes(b"not looked at")
+    train = read_dataset(folder).train
+    assert PhotoDataset(train)[0].annotations.masks is None
+    with pytest.raises(DataError, match=r"1\.png: is no PNG"):
+        PhotoDataset(train, masks=True)[0]
+
+
+def test_boxes_that_the_json_does_not_have_come_from_the_png(folder: Path) -> None:
+    expected = read_dataset(folder).train.records[0].boxes
+    change(folder, lambda d: [segments(d)[0].pop("bbox"), segments(d)[2].update(bbox=[1, 2])])
+    np.testing.assert_array_equal(read_dataset(folder).train.records[0].boxes, expected)
+
+
+def test_masks_decide_where_boxes_are_wrong(folder: Path) -> None:
+    change(folder, lambda d: segments(d)[1].update(bbox=[0, 0, 30, 20]))
+    train = read_dataset(folder).train
+    assert usable_annotations(train.records[0], (20, 30)).boxes[1].tolist() == [0, 0, 30, 20]
+    assert PhotoDataset(train, masks=True)[0].annotations.boxes[1].tolist() == [5, 2, 15, 12]
+
+
+MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    r"segment id 300 stands twice": lambda d: segments(d).append(segments(d)[1]),
+    r"category_id 5 is not in 'categories'": lambda d: segments(d)[0].update(category_id=5),
+    r"segments_info\[0\]\.id: found 0, expected 1 to 16777215": lambda d: segments(d)[0].update(id=0),
+    r"segments_info\[0\]\.id: found 16777216": lambda d: segments(d)[0].update(id=2**24),
+    r"segments_info\[0\]\.id: found '1', expected an integer": lambda d: segments(d)[0].update(id="1"),
+    r"segments_info\[0\]: found 3, expected an object": lambda d: segments(d).insert(0, 3),
+    r"expected 'image_id', 'file_name' and 'segments_info'": lambda d: d["annotations"][0].pop("segments_info"),
+    r"file_name '\.\./\.\./x\.png' leads out of": lambda d: d["annotations"][0].update(file_name="../../x.png"),
+    r"found no PNG": lambda d: d["annotations"][0].update(file_name="other.png"),
+    r"image id 1 is annotated twice": lambda d: d["annotations"].append(d["annotations"][0]),
+    r"image id 2 has no PNG of segments": lambda d: d["annotations"].pop(),
+    r"image ids have annotations and no entry in 'images', first 9": lambda d: d["annotations"].append(
+        {**d["annotations"][0], "image_id": 9}
+    ),
+    r"category 4 has isthing 'no', expected 1": lambda d: d["categories"][1].update(isthing="no"),
+    r"category 4 has isthing nothing": lambda d: d["categories"][1].pop("isthing"),
+    r"lists 'images', 'annotations' and 'categories'": lambda d: d.pop("categories"),
+}
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_malformed_files_are_told_in_one_sentence(folder: Path, message: str) -> None:
+    change(folder, MALFORMED[message])
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(folder)
+    assert "\n" not in str(caught.value)
+
+
+def write_png(path: Path, kind: str) -> None:
+    if kind == "16":
+        import struct
+        import zlib
+
+        def chunk(name: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+        header = struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)
+        rows = zlib.compress((b"\0" + b"\0" * 180) * 20)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    elif kind == "jpeg":
+        Image.new("RGB", (30, 20)).save(path, "JPEG")
+    elif kind == "cut off":
+        path.write_bytes(path.read_bytes()[:60])
+    elif kind == "small":
+        Image.new("RGB", (15, 10)).save(path)
+    else:
+        Image.new(kind, (30, 20)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("L", "is a grey PNG of 8 bits a channel; expected an RGB PNG of 8 bits"),
+        ("P", "is a palette PNG"),
+        ("I;16", "grey PNG of 16 bits a channel"),
+        ("16", "colour PNG of 16 bits a channel"),
+        ("jpeg", "is no PNG"),
+        ("cut off", "cannot be read as a PNG"),
+        ("small", "has 15 x 10 pixels, its photo 30 x 20"),
+    ],
+)
+def test_pngs_that_hold_no_ids_are_refused_when_masks_are_made(folder: Path, kind: str, message: str) -> None:
+    write_png(folder / PNG, kind)
+    photos = PhotoDataset(read_dataset(folder).train, masks=True)
+    with pytest.raises(DataError, match=message) as caught:
+        photos[0]
+    assert "\n" not in str(caught.value)
+    unreadable = [one for one in examine(folder, workers=1).findings if "PNGs of segments" in one.what]
+    assert [one.severity for one in unreadable] == ["error"]
+    assert message in str(unreadable[0].places[0])
+
+
+def test_alpha_is_passed_over(folder: Path) -> None:
+    Image.open(folder / PNG).convert("RGBA").save(folder / PNG)
+    assert len(PhotoDataset(read_dataset(folder).train, masks=True)[0].annotations.labels) == 3
+
+
+def test_the_doctor_names_what_json_and_png_do_not_share(folder: Path) -> None:
+    assert examine(folder, workers=1).is_fit
+    change(
+        folder,
+        lambda d: [
+            segments(d).pop(0),
+            segments(d).append({**segments(d)[0], "id": 12, "bbox": [1, 1, 3, 3]}),
+            segments(d)[0].update(bbox=[0, 0, 5, 5]),
+        ],
+    )
+    found = {one.what: [str(place) for place in one.places] for one in examine(folder, workers=1).findings}
+    assert found["PNGs with ids that segments_info does not name"] == [f"{folder / PNG}: id 70000"]
+    assert found["segments that no pixel of the PNG has"] == [f"{folder / PNG}: id 12"]
+    assert found["segments whose box is not that of their pixels"] == [f"{folder / PNG}: id 300"]
+    # the segment without a pixel is left out of what masks are learned from, and unnamed pixels belong to nothing
+    assert PhotoDataset(read_dataset(folder).train, masks=True)[0].annotations.labels.tolist() == [2, 1]
+
+
+def test_segments_survive_being_selected_mended_and_written(folder: Path, tmp_path: Path) -> None:
+    write_png(folder / PNG, "L")
+    diagnosis = examine(folder, workers=1)
+    mended, counts = repaired(diagnosis.folder, diagnosis.unusable)
+    assert counts.photos == 1
+    write_dataset(mended.splits, tmp_path / "mended", "panoptic")
+    again = read_dataset(tmp_path / "mended")
+    assert [len(split.records) for split in (again.train, again.val)] == [1, 2]
+    assert again.train.categories == mended.train.categories
+    expected = PhotoDataset(mended.train, masks=True)[0].annotations
+    actual = PhotoDataset(again.train, masks=True)[0].annotations
+    assert torch.equal(actual.labels, expected.labels)
+    assert actual.masks is not None
+    assert expected.masks is not None
+    assert torch.equal(actual.masks, expected.masks)
+    assert again.train.records[0].is_crowd.tolist() == [False, False, False, True]
+
+
+def test_panoptic_data_are_not_made_of_boxes(tmp_path: Path) -> None:
+    splits = read_dataset(write_coco(tmp_path / "boxes")).splits
+    with pytest.raises(DataError, match="holds no segments, which panoptic data are made of"):
+        write_dataset(splits, tmp_path / "out", "panoptic")
+
+
+def test_all_of_coco_panoptic_mini_is_read(shared: Path) -> None:
+    read = read_dataset(shared / "data" / "coco-panoptic-mini")
+    assert read.form == "panoptic"
+    for split, num_photos, num_segments, num_crowds in ((read.train, 50, 562, 2), (read.val, 52, 648, 6)):
+        assert len(split.records) == num_photos
+        assert sum(len(record.labels) for record in split.records) == num_segments
+        assert sum(int(record.is_crowd.sum()) for record in split.records) == num_crowds
+        assert split.categories.is_thing is not None
+        assert (len(split.categories), sum(split.categories.is_thing)) == (133, 80)
+    record = read.val.records[3]
+    annotations = PhotoDataset(read.val, masks=True)[3].annotations
+    kept = ~record.is_crowd
+    np.testing.assert_array_equal(annotations.boxes.numpy(), record.boxes[kept])  # the JSON's are exact here

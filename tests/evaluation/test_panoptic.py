@@ -1,0 +1,319 @@
+"""Panoptic quality: by hand, by an oracle that follows the published rules pair by pair, and by hotcoco from files."""
+
+import contextlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detrkit.data.categories import Categories
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.records import Split
+from detrkit.errors import DataError
+from detrkit.evaluation.panoptic import (
+    PanopticCounts,
+    PanopticScores,
+    TrueSegments,
+    count_panoptic,
+    count_photo,
+    evaluate_panoptic,
+    score_panoptic,
+)
+from detrkit.evaluation.saved_panoptic import read_panoptic_results, write_panoptic_results, write_segments
+from detrkit.structures import PanopticSegment, PanopticSegments
+from tests.datasets import write_panoptic
+
+CLASSES = Categories((3, 7, 20), ("cat", "sky", "dog"), (True, False, True))
+Pairs = list[tuple[int, PanopticSegments]]
+
+
+def truth(rows: list[list[int]], labels: dict[int, int], crowds: tuple[int, ...] = ()) -> TrueSegments:
+    numbers = np.array(list(labels), np.int64)
+    return TrueSegments(
+        np.array(rows, np.int32), numbers, np.array(list(labels.values()), np.int64), np.isin(numbers, crowds)
+    )
+
+
+def said(rows: list[list[int]], labels: dict[int, int]) -> PanopticSegments:
+    """Segments by id and category id."""
+    ids = torch.tensor(rows, dtype=torch.int32)
+    return PanopticSegments(
+        ids, tuple(PanopticSegment(n, label, True, 1.0, int((ids == n).sum())) for n, label in labels.items())
+    )
+
+
+def counts_of(true: TrueSegments, found: PanopticSegments) -> list[tuple[float, int, int, int]]:
+    counts = count_photo(true, found, CLASSES)
+    return list(
+        zip(
+            *(column.tolist() for column in (counts.overlap, counts.num_right, counts.num_false, counts.num_missed)),
+            strict=True,
+        )
+    )
+
+
+NOTHING = (0.0, 0, 0, 0)
+
+
+def test_by_hand() -> None:
+    true = truth([[1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]], {1: 0, 2: 1, 3: 2})
+    cat, sky, dog = counts_of(true, said([[1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]], {1: 3, 2: 7, 3: 20}))
+    assert cat == (pytest.approx(4 / 5), 1, 0, 0)
+    assert sky == (pytest.approx(3 / 5), 1, 0, 0)
+    assert dog == (pytest.approx(3 / 4), 1, 0, 0)
+
+
+def test_half_is_not_enough() -> None:
+    true = truth([[1, 1, 1, 1, 2, 2, 2, 2]], {1: 0, 2: 1})
+    found = said([[5, 5, 0, 0, 6, 6, 6, 7]], {5: 3, 6: 20, 7: 7})
+    assert counts_of(true, found) == [(0.0, 0, 1, 1), (0.0, 0, 1, 1), (0.0, 0, 1, 0)]
+
+
+def test_void_is_left_out_of_the_union() -> None:
+    true = truth([[1, 1, 0, 0, 0, 0]], {1: 0})
+    assert counts_of(true, said([[5, 5, 5, 5, 5, 5]], {5: 3}))[0] == (1.0, 1, 0, 0)
+
+
+def test_a_segment_mostly_on_void_is_not_false_and_one_half_on_it_is() -> None:
+    true = truth([[1, 1, 1, 1, 0, 0, 0]], {1: 1})
+    assert counts_of(true, said([[0, 0, 0, 5, 5, 5, 0]], {5: 3})) == [NOTHING, (0.0, 0, 0, 1), NOTHING]
+    assert counts_of(true, said([[0, 0, 5, 5, 5, 5, 0]], {5: 3})) == [(0.0, 0, 1, 0), (0.0, 0, 0, 1), NOTHING]
+
+
+def test_crowds_are_never_missed_and_excuse_their_own_class_alone() -> None:
+    true = truth([[9, 9, 9, 1, 1]], {9: 0, 1: 1}, crowds=(9,))
+    assert counts_of(true, said([[5, 5, 0, 0, 0]], {5: 3})) == [NOTHING, (0.0, 0, 0, 1), NOTHING]
+    assert counts_of(true, said([[5, 5, 0, 0, 0]], {5: 20})) == [NOTHING, (0.0, 0, 0, 1), (0.0, 0, 1, 0)]
+    # a crowd is no partner, even of the very same pixels
+    assert counts_of(true, said([[5, 5, 5, 0, 0]], {5: 3}))[0] == NOTHING
+
+
+def test_ids_that_nobody_names_are_void_and_segments_without_pixels_count_nowhere() -> None:
+    true = truth([[1, 1, 4, 4]], {1: 0, 8: 2})  # 4 has no entry, 8 no pixel
+    assert counts_of(true, said([[5, 5, 6, 6]], {5: 3, 7: 20})) == [(1.0, 1, 0, 0), NOTHING, NOTHING]
+    assert counts_of(true, said([[5, 5, 5, 5]], {5: 3}))[0] == (1.0, 1, 0, 0)
+
+
+def test_segments_of_categories_that_the_data_does_not_have_do_not_count() -> None:
+    assert counts_of(truth([[1, 1]], {1: 0}), said([[5, 6]], {5: 99, 6: 3})) == [(0.0, 0, 1, 1), NOTHING, NOTHING]
+
+
+def test_means_are_over_classes_that_occur() -> None:
+    true = truth([[1, 1, 1, 1, 2, 2, 2, 2]], {1: 0, 2: 1})
+    scores = score_panoptic(count_photo(true, said([[1, 1, 1, 0, 2, 2, 2, 2]], {1: 3, 2: 7}), CLASSES), CLASSES)
+    cat, sky, dog = scores.per_class
+    assert (cat.pq, cat.sq, cat.rq) == (0.75, 0.75, 1.0)
+    assert np.isnan([dog.pq, dog.sq, dog.rq]).all()
+    assert (scores.overall.pq, scores.overall.num_classes) == (0.875, 2)
+    assert scores.things is not None
+    assert scores.stuff is not None
+    assert (scores.things.pq, scores.things.num_classes, scores.stuff.pq) == (0.75, 1, 1.0)
+    assert (sky.is_thing, sky.num_segments, scores.num_photos, scores.num_segments) == (False, 1, 1, 2)
+    again = PanopticScores.from_json(json.loads(json.dumps(scores.to_json())))
+    assert str(again) == str(scores)
+    unsorted = score_panoptic(PanopticCounts.none(3), replace(CLASSES, is_thing=None))
+    assert list(unsorted.groups) == ["all"]
+    assert np.isnan(unsorted.pq)
+
+
+def test_segments_of_another_size_than_the_photo_are_told() -> None:
+    with pytest.raises(ValueError, match="the photo has"):
+        count_photo(truth([[1, 1]], {1: 0}), said([[1], [1]], {1: 3}), CLASSES)
+
+
+def shown_to_self(split: Split) -> Pairs:
+    """The truth as if somebody had predicted it."""
+    pairs = []
+    for record in split.records:
+        true = TrueSegments.of(record)
+        numbers = dict(zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True))
+        pairs.append(
+            (record.image_id, said(true.ids.tolist(), {n: split.categories.ids[k] for n, k in numbers.items()}))
+        )
+    return pairs
+
+
+def perturbed(split: Split, seed: int) -> Pairs:
+    """The truth with segments moved, cut, misnamed and lost, and others laid on void pixels and on crowds."""
+    random = np.random.default_rng(seed)
+    pairs = []
+    for record in split.records:
+        true = TrueSegments.of(record)
+        height, width = true.ids.shape
+        ids, labels = np.zeros_like(true.ids), {}
+
+        def add(mask: np.ndarray, label: int, ids: np.ndarray = ids, labels: dict[int, int] = labels) -> None:
+            number = len(labels) + 1
+            ids[mask] = number
+            labels[number] = split.categories.ids[label]
+
+        for place in random.permutation(len(true.labels)).tolist():
+            mask = np.roll(true.ids == true.segment_ids[place], random.integers(-12, 13, 2), (0, 1))
+            if random.random() < 0.15:
+                mask[:, : width // 2] = False
+            if random.random() < 0.9:
+                add(mask, int(true.labels[place] if random.random() < 0.85 else random.choice(true.labels)))
+        for _ in range(3):
+            y, x = (int(random.integers(0, side)) for side in (height, width))
+            mask = np.zeros_like(ids, bool)
+            mask[y : y + 60, x : x + 60] = True
+            add(mask & (ids == 0), int(random.integers(len(split.categories))))
+        add(true.ids == 0, 0)
+        for place in np.flatnonzero(true.is_crowd).tolist():
+            mask = true.ids == true.segment_ids[place]
+            left = np.arange(width) < mask.any(0).nonzero()[0].mean()
+            add(mask & left, int(true.labels[place]))
+            add(mask & ~left, int(true.labels[place]))
+        present = set(np.unique(ids).tolist())
+        pairs.append((record.image_id, said(ids.tolist(), {n: k for n, k in labels.items() if n in present})))
+    return pairs
+
+
+def partners_of(mask: np.ndarray, category: int, void: np.ndarray, predicted: PanopticSegments) -> dict[int, float]:
+    """Predicted segments of a class that overlap a true one by more than half."""
+    others = {one.id: predicted.ids.numpy() == one.id for one in predicted.segments if one.label == category}
+    overlaps = {n: float((mask & other).sum() / (mask | (other & ~void)).sum()) for n, other in others.items()}
+    return {number: overlap for number, overlap in overlaps.items() if overlap > 0.5}
+
+
+def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, float, float]]:
+    """PQ, SQ and RQ of every class that counts, by name: every pair of segments compared, mask with mask."""
+    overlaps: dict[int, list[float]] = defaultdict(list)
+    num_wrong: dict[int, int] = defaultdict(int)  # missed and false
+    place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
+    for image_id, predicted in pairs:
+        true, ids = TrueSegments.of(split.records[place_of[image_id]]), predicted.ids.numpy()
+        masks = [(k, true.ids == n) for n, k in zip(true.segment_ids, true.labels.tolist(), strict=True)]
+        crowds = {k: mask for (k, mask), is_crowd in zip(masks, true.is_crowd, strict=True) if is_crowd}
+        void, matched = true.ids == 0, set()
+        for (label, mask), is_crowd in zip(masks, true.is_crowd, strict=True):
+            partners = {} if is_crowd else partners_of(mask, split.categories.ids[label], void, predicted)
+            assert len(partners) <= 1
+            overlaps[label] += partners.values()
+            matched |= partners.keys()
+            num_wrong[label] += not is_crowd and not partners
+        for one in predicted.segments:
+            label, mask = split.categories.ids.index(one.label), ids == one.id
+            excused = (mask & (void | crowds.get(label, np.zeros_like(void)))).sum() / mask.sum()
+            num_wrong[label] += one.id not in matched and excused <= 0.5
+    qualities = {}
+    for label, name in enumerate(split.categories.names):
+        right, total = len(overlaps[label]), len(overlaps[label]) + num_wrong[label] / 2
+        if total:
+            mean = sum(overlaps[label]) / right if right else 0.0
+            qualities[name] = (sum(overlaps[label]) / total, mean, right / total)
+    return qualities
+
+
+@pytest.fixture(scope="module")
+def mini(shared: Path) -> Split:
+    return read_dataset(shared / "data" / "coco-panoptic-mini").val
+
+
+def test_truth_against_itself_is_perfect(mini: Split) -> None:
+    scores = evaluate_panoptic(mini, shown_to_self(mini))
+    for quality in scores.groups.values():
+        assert (quality.pq, quality.sq, quality.rq) == (1, 1, 1)
+    assert (scores.num_photos, scores.num_segments) == (52, 642)  # 648 with its crowds
+
+
+def test_perturbed_truth_is_scored_by_the_published_rules(mini: Split, tmp_path: Path) -> None:
+    """By an oracle without any trick, and by hotcoco's reading of the files that we write."""
+    half = replace(mini, records=mini.records[10:36])
+    assert sum(int(record.is_crowd.sum()) for record in half.records) > 1
+    pairs = perturbed(half, 0)
+    scores = evaluate_panoptic(half, pairs)
+    expected = quality_by_the_rules(half, pairs)
+    known = {one.name: (one.pq, one.sq, one.rq) for one in scores.per_class if not np.isnan(one.pq)}
+    assert known.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert known[name] == pytest.approx(numbers, abs=1e-9), name
+    assert scores.pq == pytest.approx(np.mean([one[0] for one in expected.values()]), abs=1e-9)
+    assert 0.1 < scores.pq < 0.6
+    assert sum(one.num_false for one in scores.per_class) > 20
+
+
+def test_files_are_read_back_and_scored_alike_by_another_implementation(mini: Split, tmp_path: Path) -> None:
+    from hotcoco.panoptic import pq_compute
+
+    pairs = perturbed(mini, 1)
+    scores = evaluate_panoptic(mini, pairs)
+    results = tmp_path / "panoptic_predictions.json"
+    write_panoptic_results(results, [write_segments(results, *pair) for pair in pairs])
+    assert len(list((tmp_path / "panoptic_predictions").glob("*.png"))) == len(pairs)
+    again = evaluate_panoptic(mini, read_panoptic_results(results, mini))
+    assert str(again) == str(scores)
+    folder = mini.source.parent.parent / "panoptic_val2017"
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = pq_compute(str(mini.source), str(results), str(folder), str(tmp_path / "panoptic_predictions"))
+    for name, quality in zip(("All", "Things", "Stuff"), scores.groups.values(), strict=True):
+        assert theirs[name]["n"] == quality.num_classes
+        for number in ("pq", "sq", "rq"):
+            assert theirs[name][number] == pytest.approx(getattr(quality, number), abs=1e-9)
+
+
+def test_processes_share_photos_and_add_what_they_counted(tmp_path: Path) -> None:
+    split = read_dataset(write_panoptic(tmp_path / "a", num_photos=5)).val
+    pairs = perturbed(split, 2)
+    whole = count_panoptic(split, pairs)
+    parts = [count_panoptic(split, pairs[rank::2]) for rank in range(2)]
+    joined = PanopticCounts.joined(parts, len(split.categories))
+    assert joined.num_photos == 5
+    for name in ("num_right", "num_false", "num_missed"):
+        assert getattr(joined, name).tolist() == getattr(whole, name).tolist()
+    np.testing.assert_allclose(joined.overlap, whole.overlap, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Split, Path]:
+    split = read_dataset(write_panoptic(tmp_path / "data")).val
+    results = tmp_path / "run" / "panoptic_predictions.json"
+    write_panoptic_results(results, [write_segments(results, *pair) for pair in shown_to_self(split)])
+    return split, results
+
+
+def test_results_may_lie_beside_their_json(saved: tuple[Split, Path]) -> None:
+    split, results = saved
+    for file in results.with_suffix("").iterdir():
+        file.rename(results.parent / file.name)
+    results.with_suffix("").rmdir()
+    assert evaluate_panoptic(split, read_panoptic_results(results, split)).pq == 1
+
+
+Document = dict[str, Any]
+MALFORMED: dict[str, Callable[[Document], Any]] = {
+    "has image_id 77, which these photos do not have": lambda d: d["annotations"][0].update(image_id=77),
+    "image_id 1 stands twice": lambda d: d["annotations"].append(d["annotations"][0]),
+    "has no entry for 1 of 2 photos, first 2": lambda d: d["annotations"].pop(),
+    "expected COCO panoptic results": lambda d: d.pop("annotations"),
+    r"annotations\[0\]: found 3, expected COCO panoptic": lambda d: d["annotations"].insert(0, 3),
+    "leads out of": lambda d: d["annotations"][0].update(file_name="../x.png"),
+    "cannot be read": lambda d: d["annotations"][0].update(file_name="x.png"),
+    r"segments_info: found nothing": lambda d: d["annotations"][0].pop("segments_info"),
+    r"segments_info\[0\]: found 1": lambda d: d["annotations"][0]["segments_info"].insert(0, 1),
+    r"id: found 300, expected 1 to": lambda d: d["annotations"][0]["segments_info"].append(
+        d["annotations"][0]["segments_info"][1]
+    ),
+    r"category_id 5, which the dataset": lambda d: d["annotations"][0]["segments_info"][0].update(category_id=5),
+    r"1 ids of its pixels are not in the JSON's segments_info, first 70000": lambda d: d["annotations"][0][
+        "segments_info"
+    ].pop(0),
+}
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_malformed_results_are_told_in_one_sentence(saved: tuple[Split, Path], message: str) -> None:
+    split, results = saved
+    document = json.loads(results.read_text())
+    MALFORMED[message](document)
+    results.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_panoptic_results(results, split))
+    assert "\n" not in str(caught.value)
