@@ -71,7 +71,7 @@ def evaluate(
                 f"--predictions: takes the dataset alone, detrkit evaluate DATA --predictions {predictions}; leave out "
                 f"{', '.join(extra) if extra != ['DATA'] else 'the model'}"
             )
-        from detrkit.recipes.evaluate import evaluate_saved
+        from detrkit.recipes.evaluate_saved import evaluate_saved
 
         evaluate_saved(predictions, source, split, form=format, output=output)
         return

@@ -1,19 +1,29 @@
 """How a run is judged: boxes by COCO's numbers, masks by the same, segments by panoptic quality; whatever the data has."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
 from detrkit.checkpoints.file import Thresholds
+from detrkit.data.records import Split
 from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.coco import BoxScores, counted_detections, evaluate_boxes, evaluate_masks
-from detrkit.evaluation.collect import collect
+from detrkit.evaluation.coco import (
+    BoxScores,
+    annotations_of_split,
+    counted_detections,
+    evaluate_boxes,
+    evaluate_masks,
+)
+from detrkit.evaluation.collect import MaskMaker, collect
 from detrkit.evaluation.columns import Case, Found, Truth
 from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.segments import SegmentJudge, drawer_of, masks_of_all
+from detrkit.evaluation.segments import THRESHOLDS, SegmentJudge, drawer_of, masks_of_all
 from detrkit.evaluation.thresholds import best_thresholds
+from detrkit.inference.detector import Detector
+from detrkit.inference.runtime import Runtime
 from detrkit.models.detr import DETR
-from detrkit.recipes.data import RunData
+from detrkit.recipes.data import RunData, true_segments_of
 from detrkit.structures import Batch
 from detrkit.training.processes import from_first, gather
 
@@ -82,10 +92,52 @@ class Judge:
         if self.found is None:
             return None
         boxes = best_thresholds(Case.of(self.truth, self.found)).to_store
-        if self.segment_threshold is None:
-            return boxes
-        return (boxes or Thresholds(overall=0.5)).model_copy(update={"segments": self.segment_threshold})
+        return with_segments(boxes, self.segment_threshold)
 
     def look_closer(self, found: Found) -> Analysis:
         """Analyse detections of all the photos."""
         return analyse(self.truth, found, self.max_detections)
+
+
+@dataclass(frozen=True)
+class MaskJudges:
+    """What judges the masks of a model with a mask head, as far as the data can; nothing of other models.
+
+    Attributes:
+        masks: makes the masks that mask AP is measured by.
+        segments: counts what panoptic quality is made of.
+    """
+
+    masks: MaskMaker | None = None
+    segments: SegmentJudge | None = None
+
+    @classmethod
+    def of(cls, detector: Detector, model: DETR | Runtime, records: Split, *, learns_threshold: bool) -> "MaskJudges":
+        """Choose them."""
+        if not detector.runtime.config.panoptic or not records.records.have_outlines:
+            return cls()
+        exact_padding = detector.preprocessing.exact_padding
+        draw = drawer_of(model, exact_padding)
+        segments = None
+        if records.records.columns.mask_files is not None:
+            thresholds = THRESHOLDS if learns_threshold else (detector.least_segment_score("auto"),)
+            truth_of = true_segments_of(records)
+            segments = SegmentJudge(draw, detector.categories, truth_of, exact_padding, thresholds)
+        return cls(masks_of_all(draw, exact_padding), segments)
+
+    def scores(self, analysis: Analysis, records: Split, found: Found) -> tuple[Scores, float | None]:
+        """All scores, and the least score of segments."""
+        masks, panoptic, threshold = None, None, None
+        if self.masks is not None:
+            truth = Truth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
+            masks = evaluate_masks(truth, found, analysis.scores.max_detections)
+        if self.segments is not None:
+            threshold, panoptic = self.segments.best()
+        return Scores(analysis.scores, masks, panoptic), threshold
+
+
+def with_segments(boxes: Thresholds | None, segments: float | None) -> Thresholds | None:
+    """Thresholds of boxes, and that of segments where there are any."""
+    if segments is None:
+        return boxes
+    return (boxes or Thresholds(overall=0.5)).model_copy(update={"segments": segments})

@@ -1,0 +1,98 @@
+"""What an evaluation reads and leaves: one part of a dataset; scores, report and pictures in a folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from detrkit.data.formats.folder import Form, read_dataset
+from detrkit.data.records import Split, SplitName
+from detrkit.errors import ConfigError, DataError
+from detrkit.evaluation.analysis import Analysis
+from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
+from detrkit.evaluation.report import counted, write_report
+from detrkit.evaluation.scores import Scores
+from detrkit.files import make_folder, replacing
+from detrkit.recipes.analyses import PaperAnalysis
+from detrkit.recipes.finish import headline, write_scores
+from detrkit.recipes.pictures import draw_worst
+from detrkit.structures import Sample
+
+
+def chosen_split(
+    data: str, split: SplitName, form: Form | None, seed: int, console: Console, *, masks: bool = False
+) -> Split:
+    """Read one part of a dataset, and say what was noted.
+
+    Raises:
+        DataError: there is no such part, or it is malformed.
+    """
+    folder = read_dataset(data, form, seed, masks=masks)
+    records = folder.splits.get(split)
+    if records is None:
+        raise DataError(f"{data}: found no test split, expected one; use --split val")
+    for note in folder.notes:
+        console.print(note)
+    return records
+
+
+def check_output(output: Path | None) -> None:
+    """See that what is to be written can have its name.
+
+    Raises:
+        ConfigError: something else has it.
+    """
+    if output is None:
+        return
+    if output.suffix == ".json" and output.is_dir():
+        raise ConfigError(f"{output}: is a folder, expected the name of a JSON file for the detections")
+    if output.suffix != ".json" and output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: is a file, expected a folder for the report, or a name that ends in .json")
+
+
+def say_more(analysis: Analysis, console: Console) -> None:
+    """Print what the scores of boxes do not say: what counts, the best threshold, kinds of mistakes."""
+    if analysis.scores.max_detections != PUBLISHED_MAX_DETECTIONS:
+        console.print(counted(analysis.scores))
+    if analysis.best.overall is not None:
+        best = analysis.best.overall
+        console.print(
+            f"best threshold {best.threshold:.3f}: precision {best.precision:.3f}, recall {best.recall:.3f}, F1 "
+            f"{best.f1:.3f}"
+        )
+    mistakes = ", ".join(f"{count} {kind}" for kind, count in analysis.errors.counts.items())
+    console.print(f"right {analysis.errors.num_right}; mistakes: {mistakes}")
+
+
+def write_evaluation(
+    output: Path | None,
+    analysis: Analysis,
+    scores: Scores,
+    papers: Sequence[PaperAnalysis],
+    pictures: Dataset[Sample],
+    records: Split,
+    title: str,
+    console: Console,
+) -> None:
+    """Write scores, report and pictures into a folder, if one was named."""
+    if output is None or output.suffix == ".json":
+        return
+    make_folder(output)
+    others = {paper.name: paper.content for paper in papers}
+    write_scores(output / "scores.json", analysis, scores, title=title, **others)
+    for paper in papers:
+        with replacing(output / f"{paper.name}.png") as temporary:
+            temporary.write_bytes(paper.chart.png)
+    write_report(
+        output / "report.html",
+        title=headline(scores),
+        subtitle=title,
+        analysis=analysis,
+        judged_by=f"from {records.source.name}",
+        worst=draw_worst(analysis, pictures, records.records.image_ids),
+        charts=[paper.chart for paper in papers],
+        masks=scores.masks,
+        panoptic=scores.panoptic,
+    )
+    console.print(f"report: {output / 'report.html'}", soft_wrap=True)
