@@ -17,7 +17,7 @@ from detrkit.cli import main
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.synthetic import SHAPES
 from detrkit.evaluation.columns import Found, Truth
-from detrkit.recipes import evaluate
+from detrkit.recipes import evaluate, judging
 from detrkit.recipes import run as run_recipe
 from detrkit.recipes.config import RunConfig, write_config
 from tests.datasets import write_coco
@@ -62,7 +62,8 @@ def knows_all(monkeypatch: pytest.MonkeyPatch, shapes: Path) -> None:
     def answer(*_: Any, layers: Sequence[int] = (-1,), **__: Any) -> list[Found]:
         return [all_found(truth_of(shapes))] * len(layers)
 
-    monkeypatch.setattr(evaluate, "collect", lambda *a: answer(*a[:5], layers=a[5]))
+    monkeypatch.setattr(evaluate, "collect", lambda *a, **_: answer(*a[:5], layers=a[5]))
+    monkeypatch.setattr(judging, "collect", answer)
     monkeypatch.setattr(run_recipe, "collect", answer)
 
 

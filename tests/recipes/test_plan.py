@@ -7,6 +7,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.sampling import Arrangement
 from detrkit.evaluation.coco import BoxScores, ClassScore
+from detrkit.evaluation.scores import Scores
 from detrkit.models.config import ModelConfig
 from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig
@@ -89,8 +90,8 @@ def run_data(annotations: Annotations) -> RunData:
     return RunData(train, Arrangement.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
 
 
-def scores(ap: float) -> BoxScores:
-    return BoxScores({"AP": ap}, (ClassScore("cat", 2, ap, ap), ClassScore("dog", 1, 1.0, 1.0)), 1, 3)
+def scores(ap: float) -> Scores:
+    return Scores(BoxScores({"AP": ap}, (ClassScore("cat", 2, ap, ap), ClassScore("dog", 1, 1.0, 1.0)), 1, 3))
 
 
 def test_what_keeps_photos_from_being_learned_is_said() -> None:
