@@ -1,16 +1,21 @@
 """The page: complete, closed in itself, and safe to open whatever classes are called."""
 
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
 from detrkit.data.categories import Categories
 from detrkit.evaluation.analysis import Analysis, analyse
 from detrkit.evaluation.errors import KINDS, MISSED
+from detrkit.evaluation.panoptic import PanopticCounts, PanopticScores, score_panoptic
 from detrkit.evaluation.report import ReportPicture, write_report
+from detrkit.evaluation.report_masks import write_panoptic_report
+from detrkit.evaluation.table import print_panoptic
 from detrkit.visualization.charts import as_png, as_svg, draw_query_map, draw_reliability
 from detrkit.visualization.judged import COLOURS, WORDS, draw_judged
 from tests.evaluation.cases import case, random_case
@@ -81,3 +86,53 @@ def test_a_mistake_is_drawn_in_the_colour_of_its_kind() -> None:
     )  # fmt: skip
     assert drawn.getpixel((20, 150)) == COLOURS["duplicate"]
     assert drawn.getpixel((100, 150)) == COLOURS["right"]
+
+
+def panoptic_scores(things: tuple[bool, ...] | None) -> PanopticScores:
+    counts = PanopticCounts(np.array([1.6, 0, 0]), np.array([2, 0, 0]), np.array([1, 2, 0]), np.array([0, 1, 0]), 4)
+    return score_panoptic(counts, Categories((1, 2, 3), ("<b>cat</b>", "sky", "absent"), things))
+
+
+def test_the_page_shows_masks_and_segments_where_there_are_any(tmp_path: Path) -> None:
+    one = random_case(1)
+    analysis = analyse(one.truth, one.found, 100)
+    masks = replace(analysis.scores, numbers={**analysis.scores.numbers, "AP": 0.123})
+    path = tmp_path / "report.html"
+    scores = panoptic_scores((True, False, True))
+    write_report(path, title="t", subtitle="s", analysis=analysis, judged_by="unseen", masks=masks, panoptic=scores)
+    page = path.read_text()
+    assert "<h2>Masks</h2>" in page
+    assert "0.123" in page
+    assert "<h2>Panoptic quality</h2>" in page
+    assert "&lt;b&gt;cat" in page
+    assert "<b>" not in page
+    assert "Masks" not in page_of(tmp_path, analysis)
+
+
+def test_a_page_of_segments_alone(tmp_path: Path) -> None:
+    scores = panoptic_scores((True, False, True))
+    picture = (Image.new("RGB", (40, 30)), "photo 1")
+    write_panoptic_report(tmp_path / "a.html", title="PQ", subtitle="on <data>", scores=scores, gallery=[picture])
+    page = (tmp_path / "a.html").read_text()
+    # the cat: overlap 1.6 of two found, one false: 1.6 / 2.5, 1.6 / 2, 2 / 2.5
+    assert "<td>thing</td><td>2</td>" in page
+    assert "<td>0.640</td><td>0.800</td><td>0.800</td><td>2</td><td>1</td><td>0</td>" in page
+    assert "<td>all</td><td>2</td><td>0.320</td>" in page
+    assert "<td>stuff</td><td>1</td><td>0.000</td>" in page
+    assert "absent" not in page
+    assert "1 classes neither occur nor are predicted" in page
+    assert "nan" not in page
+    write_panoptic_report(tmp_path / "b.html", title="PQ", subtitle="s", scores=panoptic_scores(None))
+    assert "<td>things</td>" not in (tmp_path / "b.html").read_text()
+
+
+def test_the_table_of_segments_fits_80_columns() -> None:
+    names = ("a class whose name is longer than anybody would want to read in a table [red]", *map(str, range(40)))
+    counts = PanopticCounts(np.ones(41), np.full(41, 2), np.ones(41, np.int64), np.zeros(41, np.int64), 3)
+    console = Console(file=io.StringIO(), width=80)
+    print_panoptic(score_panoptic(counts, Categories(tuple(range(41)), names, (True,) * 41)), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert any("... 21 between ..." in line for line in lines)
+    assert "[red]" in "".join(lines)

@@ -16,11 +16,15 @@ from detrkit.checkpoints.source import read_checkpoint
 from detrkit.cli import main
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.synthetic import SHAPES
+from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.columns import Found, Truth
+from detrkit.evaluation.panoptic import TrueSegments
+from detrkit.evaluation.saved_panoptic import write_panoptic_results, write_segments
 from detrkit.recipes import evaluate, judging
 from detrkit.recipes import run as run_recipe
 from detrkit.recipes.config import RunConfig, write_config
-from tests.datasets import write_coco
+from detrkit.structures import PanopticSegment, PanopticSegments
+from tests.datasets import write_coco, write_panoptic
 
 QUERIES = 25
 
@@ -244,6 +248,41 @@ def test_malformed_results_are_refused_in_one_sentence(
     assert says in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_saved_panoptic_results_are_scored(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_panoptic(tmp_path / "data")
+    split = read_dataset(data).val
+    results = tmp_path / "theirs" / "panoptic_predictions.json"
+    entries = []
+    for record in split.records:
+        true = TrueSegments.of(record)
+        numbers = zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True)
+        segments = tuple(PanopticSegment(n, split.categories.ids[k], True, 1.0, 1) for n, k in numbers)
+        found = PanopticSegments(torch.from_numpy(true.ids), segments)
+        entries.append(write_segments(results, record.image_id, found))
+    write_panoptic_results(results, entries)
+    assert go("evaluate", data, "--predictions", results, "-o", tmp_path / "out") == 0
+    assert listed(tmp_path / "out") == ["report.html", "scores.json"]
+    assert strict(tmp_path / "out" / "scores.json")["panoptic"]["overall"]["pq"] == 1
+    assert "panoptic quality: 2 photos, 6 segments" in capsys.readouterr().out
+    assert go("evaluate", shapes, "--predictions", results, "-o", tmp_path / "other") == 2
+    error = capsys.readouterr().err
+    assert "has no PNGs of segments, by which panoptic results are judged" in error
+    assert error.count("\n") == 1
+
+
+def test_saved_masks_are_scored_beside_their_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_panoptic(tmp_path / "data")
+    split = read_dataset(data).val
+    document = annotations_of_split(split, masks=True)
+    assert isinstance(document, dict)
+    results = [{**entry, "score": 0.9} for entry in document["annotations"] if not entry["iscrowd"]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert go("evaluate", data, "--predictions", tmp_path / "results.json", "-o", tmp_path / "out") == 0
+    assert strict(tmp_path / "out" / "scores.json")["masks"]["numbers"]["AP"] == pytest.approx(1)
+    assert "masks: 2 photos, 4 objects" in capsys.readouterr().out
+    assert "<h2>Masks</h2>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_empty_list_of_results_scores_nothing(shapes: Path, tmp_path: Path) -> None:

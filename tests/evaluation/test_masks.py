@@ -1,0 +1,181 @@
+"""AP of masks: equal to pycocotools', to what a hand can compute, and made of run lengths from the first photo on."""
+
+import contextlib
+import copy
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.data.batching import collate
+from detrkit.data.categories import Categories
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.outlines import encode_masks, read_masks
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.errors import DataError
+from detrkit.evaluation.coco import annotations_of_split, evaluate_boxes, evaluate_masks
+from detrkit.evaluation.collect import collect
+from detrkit.evaluation.columns import Found, Truth
+from detrkit.evaluation.saved import read_results
+from detrkit.structures import Batch, Predictions
+from tests.datasets import panoptic_document, write_panoptic
+
+SIZE = (20, 30)
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> dict[str, Any]:
+    mask = torch.zeros(1, *SIZE, dtype=torch.bool)
+    mask[0, top:bottom, left:right] = True
+    return encode_masks(mask)[0]
+
+
+def document(*segmentations: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": 1, "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 10], "segmentation": one}
+            for i, one in enumerate(segmentations)
+        ],
+    }
+
+
+def result(mask: dict[str, Any], score: float = 0.9, **more: Any) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 3, "score": score, "segmentation": mask, **more}
+
+
+def test_by_hand() -> None:
+    """72 of 100 pixels: right at IoU 0.50 to 0.70, five of ten thresholds, whatever the box says."""
+    truth = Truth.read(document([[0, 0, 10, 0, 10, 10, 0, 10]]), masks=True)
+    found = Found.from_coco([result(rectangle(0, 0, 9, 8), bbox=[0, 0, 10, 10])])
+    assert evaluate_masks(truth, found).ap == pytest.approx(0.5)
+    assert evaluate_boxes(truth, found).ap == pytest.approx(1)
+
+
+def test_results_without_boxes_get_their_masks_and_come_back_as_they_were() -> None:
+    found = Found.from_coco([result(rectangle(2, 3, 9, 8))])
+    assert found.boxes.tolist() == [[3, 2, 5, 7]]
+    again = json.loads(json.dumps(found.to_coco()))
+    assert again == [result(rectangle(2, 3, 9, 8), bbox=[3, 2, 5, 7])]
+    both = Found.joined([found, Found.from_coco([]), found])
+    assert both.masks is not None
+    assert len(both.masks) == 2
+    assert both.select(np.array([1])).to_coco() == again
+    boxes_alone = Found.from_coco([{"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 2, 3, 4]}])
+    assert Found.joined([found, boxes_alone]).masks is None
+
+
+def test_nothing_found_scores_nothing() -> None:
+    truth = Truth.read(document([[0, 0, 10, 0, 10, 10, 0, 10]]), masks=True)
+    assert evaluate_masks(truth, Found.from_coco([])).ap == 0
+
+
+def test_annotations_without_outlines_are_told() -> None:
+    with pytest.raises(DataError, match="annotation 1 of image 1: has no outline that can be read"):
+        Truth.read(document(None), masks=True)
+    assert Truth.read(document(None)).masks is None
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own
+def test_perturbed_masks_of_coco_mini_score_as_with_pycocotools(shared: Path) -> None:
+    pycocotools_coco = pytest.importorskip("pycocotools.coco")
+    pycocotools_eval = pytest.importorskip("pycocotools.cocoeval")
+    split = read_dataset(shared / "data" / "coco-mini-dev", masks=True).val
+    random = np.random.default_rng(0)
+    results = []
+    for record in split.records:
+        masks = read_masks(record, np.arange(len(record.labels))).numpy()
+        for mask, label in zip(masks, record.labels.tolist(), strict=True):
+            for _ in range(int(random.integers(0, 3))):
+                moved = np.roll(mask, random.integers(-8, 9, 2), (0, 1))
+                said = label if random.random() < 0.9 else 0
+                entry = {"image_id": record.image_id, "category_id": split.categories.ids[said]}
+                encoded = encode_masks(torch.from_numpy(moved[None]))[0]
+                results.append({**entry, "segmentation": encoded, "score": float(random.random())})
+    scores = evaluate_masks(Truth.read(split.source, masks=True), Found.from_coco(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = pycocotools_coco.COCO(str(split.source))
+        expected = pycocotools_eval.COCOeval(judge, judge.loadRes(copy.deepcopy(results)), "segm")
+        expected.evaluate()
+        expected.accumulate()
+        expected.summarize()
+    np.testing.assert_allclose(list(scores.numbers.values()), expected.stats, rtol=0, atol=1e-12)
+    assert 0.1 < scores.ap < 0.5
+
+
+def test_of_panoptic_data_things_are_judged(tmp_path: Path) -> None:
+    split = read_dataset(write_panoptic(tmp_path)).val
+    boxes = annotations_of_split(split)
+    assert isinstance(boxes, dict)
+    assert [one["name"] for one in boxes["categories"]] == ["ant", "zebra"]
+    truth = Truth.read(annotations_of_split(split, masks=True), masks=True)
+    assert truth.objects_per_class().tolist() == [2, 2]
+    assert int(truth.is_crowd.sum()) == 2
+    _, ids = panoptic_document()
+    zebra = encode_masks(torch.from_numpy(ids == 300)[None])[0]
+    ground = encode_masks(torch.from_numpy(ids == 70_000)[None])[0]
+    results = [result(zebra) | {"category_id": 90}, result(ground) | {"category_id": 4}]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    found = read_results(tmp_path / "results.json", truth, split.categories)
+    scores = evaluate_masks(truth, found)
+    assert scores.per_class[1].ap == pytest.approx(
+        0.5, abs=0.01
+    )  # found on one photo of two, and the ground is no false one
+    assert truth.areas[truth.labels == 1].tolist() == [int((ids == 300).sum())] * 2
+
+
+MALFORMED = [
+    result({"size": [20], "counts": "abc"}),
+    result({"size": [20, 30], "counts": [1, 2]}),
+    result({"size": [20, 30], "counts": "abc"}),
+    result({"size": [20, 30]}),
+    {"image_id": 1, "category_id": 3, "score": 0.5},
+    result(rectangle(0, 0, 5, 5), bbox=[1, 2, 3]),
+    result(rectangle(0, 0, 5, 5), bbox=None),
+]
+
+
+@pytest.mark.parametrize("index", range(len(MALFORMED)))
+def test_malformed_masks_are_refused(tmp_path: Path, index: int) -> None:
+    (tmp_path / "results.json").write_text(json.dumps([MALFORMED[index]]))
+    with pytest.raises(DataError, match=r"entry 0 is .*expected COCO results") as caught:
+        read_results(tmp_path / "results.json", Truth.read(document([[0, 0, 10, 0, 10, 10]])))
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_of_another_size_than_their_photo_are_refused(tmp_path: Path) -> None:
+    other = encode_masks(torch.ones(1, 30, 20, dtype=torch.bool))[0]
+    (tmp_path / "results.json").write_text(json.dumps([result(other)]))
+    with pytest.raises(DataError, match=r"entry 0 has a mask of \[30, 20\] .*image 1 has \[20, 30\]"):
+        read_results(tmp_path / "results.json", Truth.read(document([[0, 0, 10, 0, 10, 10]])))
+
+
+def test_a_model_s_masks_are_encoded_photo_after_photo_and_stay_with_their_queries() -> None:
+    samples = [DrawnShapes(2, 0, DrawingStyle(size=32))[index] for index in range(2)]
+    model = build_model("detr-tiny", num_classes=3, num_queries=4)
+    alive: list[int] = []
+
+    def of_queries(predictions: Predictions, batch: Batch) -> Iterator[torch.Tensor]:
+        for _ in batch.image_ids:
+            alive.append(len(alive))
+            masks = torch.zeros(predictions.boxes.shape[1], 32, 32, dtype=torch.bool)
+            for query, mask in enumerate(masks):
+                mask[: query + 1] = True
+            yield masks
+
+    found = collect(model, [collate(samples)], Categories((1, 2, 3), ("a", "b", "c")), masks=of_queries)[-1]
+    assert len(alive) == 2
+    assert found.masks is not None
+    areas = [entry["segmentation"]["counts"] for entry in found.to_coco()]
+    by_query = {int(query): area for query, area in zip(found.queries, areas, strict=True)}
+    assert len(set(by_query.values())) == 4
+    assert areas == [by_query[int(query)] for query in found.queries]
+    expected = torch.zeros(1, 32, 32, dtype=torch.bool)
+    expected[0, :3] = True
+    assert by_query[2] == encode_masks(expected)[0]["counts"]
