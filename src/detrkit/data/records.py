@@ -56,7 +56,7 @@ class Record:
     labels: np.ndarray
     is_crowd: np.ndarray
     span: tuple[int, int] | None = None
-    outlines: tuple[bytes, ...] | None = None
+    outlines: tuple | None = None  # of bytes
     mask_file: Path | None = None
 
     def keep(self, chosen: np.ndarray) -> "Record":
