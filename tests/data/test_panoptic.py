@@ -14,6 +14,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset, usable_annotations
 from detrkit.data.doctor import examine
 from detrkit.data.formats.folder import read_dataset
+from detrkit.data.formats.lookup import find_record
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.repair import repaired
 from detrkit.data.transforms import TrainTransform
@@ -66,6 +67,13 @@ def test_instances_win_where_both_lie_and_a_format_chooses(tmp_path: Path) -> No
     write_panoptic(root)
     assert read_dataset(root).form == "coco"
     assert read_dataset(root, "panoptic").train.records.have_outlines
+
+
+@pytest.mark.parametrize("named", [JSON, Path()])
+def test_a_photo_s_segments_are_found_in_its_json_or_folder(folder: Path, named: Path) -> None:
+    found = find_record(folder / "train2017" / "2.jpg", folder / named)
+    assert found.records[0].image_id == 2
+    assert len(PhotoDataset(found, masks=True)[0].annotations.labels) == 3
 
 
 def test_categories_know_things_from_stuff_and_keep_it_in_json(folder: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detrkit.ops.segments import LARGEST_ID, have_pixels, ids_to_masks, ids_to_rgb, masks_to_boxes, rgb_to_ids
+from detrkit.ops.segments import LARGEST_ID, have_pixels, ids_in, ids_to_masks, ids_to_rgb, masks_to_boxes, rgb_to_ids
 
 
 def test_ids_are_red_plus_256_green_plus_65536_blue() -> None:
@@ -26,6 +26,7 @@ def test_masks_of_ids() -> None:
     masks = ids_to_masks(ids, torch.tensor([9, 5, 1]))
     assert masks.int().tolist() == [[[0, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
     assert have_pixels(masks).tolist() == [True, True, False]
+    assert ids_in(ids) == {0, 5, 9}
 
 
 def test_a_box_holds_its_mask_s_last_pixel() -> None:

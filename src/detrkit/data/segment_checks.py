@@ -16,7 +16,7 @@ from detrkit.data.outlines import segment_ids
 from detrkit.data.records import Record
 from detrkit.data.segment_files import read_ids
 from detrkit.errors import DataError
-from detrkit.ops.segments import VOID, have_pixels, ids_to_masks, masks_to_boxes
+from detrkit.ops.segments import VOID, have_pixels, ids_in, ids_to_masks, masks_to_boxes
 
 _SLACK = 1.0  # pixels by which a box may differ from its mask's: tools count the last pixel or do not
 _FIRST = 3  # ids that a message names
@@ -104,7 +104,7 @@ def _compare(record: Record) -> Comparison:
     masks = ids_to_masks(ids, wanted)
     is_empty = ~have_pixels(masks)
     is_moved = ((masks_to_boxes(masks) - torch.from_numpy(record.boxes)).abs() > _SLACK).any(1) & ~is_empty
-    unnamed = set(ids.unique().tolist()) - {VOID, *wanted.tolist()}
+    unnamed = ids_in(ids) - {VOID, *wanted.tolist()}
     return Comparison(
         record.mask_file,
         empty=tuple(wanted[is_empty].tolist()),

@@ -16,7 +16,7 @@ from detrkit.data.records import Split
 from detrkit.data.segment_files import read_ids, write_ids
 from detrkit.errors import DataError
 from detrkit.files import write_text
-from detrkit.ops.segments import LARGEST_ID, VOID
+from detrkit.ops.segments import LARGEST_ID, VOID, ids_in
 from detrkit.structures import PanopticSegment, PanopticSegments
 
 RESULTS_FILE = "panoptic_predictions.json"
@@ -76,7 +76,7 @@ class SavedSegments:
         """
         for image_id, file, size, segments in self.entries:
             ids = read_ids(file, size)
-            unnamed = set(ids.unique().tolist()) - {VOID, *(one.id for one in segments)}
+            unnamed = ids_in(ids) - {VOID, *(one.id for one in segments)}
             if unnamed:
                 raise DataError(
                     f"{file}: {len(unnamed)} ids of its pixels are not in the JSON's segments_info, first {min(unnamed)}; "

@@ -27,6 +27,11 @@ def ids_to_masks(ids: Int32[Tensor, "H W"], wanted: Int64[Tensor, "N"]) -> Bool[
     return ids == wanted.to(torch.int32)[:, None, None]
 
 
+def ids_in(ids: Int32[Tensor, "H W"]) -> set[int]:
+    """List the ids that pixels have."""
+    return set(ids.flatten().unique_consecutive().tolist())  # runs are a tenth as many as pixels, and need no sorting
+
+
 def masks_to_boxes(masks: Bool[Tensor, "N H W"]) -> Float32[Tensor, "N 4"]:
     """Find the boxes around masks.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detrkit.data.formats.coco import read_coco_file, read_json
 from detrkit.data.formats.folder import read_dataset
+from detrkit.data.formats.panoptic import is_panoptic_file, read_panoptic_file
 from detrkit.data.records import Records, Split
 from detrkit.errors import DataError
 
@@ -23,7 +24,8 @@ def find_record(photo: Path, annotations: Path) -> Split:
     if not photo.is_file():
         raise DataError(f"{photo}: found nothing, expected a photo; check the path")
     if annotations.suffix.lower() == ".json":
-        splits = [_read_beside(photo, annotations)]
+        is_panoptic = is_panoptic_file(annotations)
+        splits = [read_panoptic_file(annotations, _pass_over) if is_panoptic else _read_beside(photo, annotations)]
     else:
         splits = list(read_dataset(annotations, fault=_pass_over).splits.values())
     named = [
