@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -99,6 +99,17 @@ class Batch:
         )
 
 
+ClassScores = Literal["softmax", "sigmoid"]  # one of K classes or no object; or a yes or no for every class
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the encoder says about every cell, where queries start from its best boxes (two-stage Deformable DETR)."""
+
+    class_logits: Float[Tensor, "B S K"]
+    boxes: Float[Tensor, "B S 4"]  # as in `Predictions`
+
+
 @dataclass(frozen=True)
 class MaskInputs:
     """What the mask head draws from, kept until it is known for which queries."""
@@ -138,15 +149,43 @@ class MaskInputs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says about a batch: one class and one box per query, after every decoder layer.
+    """What the model says about a batch: class logits and one box per query, after every decoder layer.
 
-    The last class is "no object". Boxes are cxcywh in 0 .. 1, relative to each image without its padding.
+    With softmax scores, K1 is K + 1 and the last class is "no object"; with sigmoid scores it is K. Boxes are cxcywh in
+    0 .. 1, relative to each image without its padding.
     """
 
     layer_class_logits: Float[Tensor, "T B Q K1"]
     layer_boxes: Float[Tensor, "T B Q 4"]
     masks: Float[Tensor, "B Q h w"] | None = None  # logits, over the padded image
     mask_inputs: MaskInputs | None = None  # in place of masks, where only some queries' masks will be asked for
+    class_scores: ClassScores = "softmax"
+    most_detections: int | None = None  # pairs of query and class that are answered; None: as many as queries
+    proposals: Proposals | None = None
+
+    @property
+    def layer_probabilities(self) -> Float[Tensor, "T B Q K"]:
+        """Score of every class, 0 .. 1, without no-object: the one place that knows how logits become scores."""
+        logits = self.layer_class_logits.float()
+        return logits.sigmoid() if self.class_scores == "sigmoid" else logits.softmax(-1)[..., :-1]
+
+    @property
+    def probabilities(self) -> Float[Tensor, "B Q K"]:
+        """Score of every class after the last decoder layer."""
+        return self.after_layer(-1).layer_probabilities[0]
+
+    @property
+    def layer_no_object(self) -> Float[Tensor, "T B Q"]:
+        """How sure a query is of having found nothing: its probability, or, for sigmoids, what the best score leaves."""
+        if self.class_scores == "sigmoid":
+            return 1 - self.layer_probabilities.amax(-1)
+        return self.layer_class_logits.float().softmax(-1)[..., -1]
+
+    def after_layer(self, layer: int) -> Predictions:
+        """What was said after one decoder layer alone; negative ones count from the last."""
+        number = layer % len(self.layer_boxes)
+        chosen = slice(number, number + 1)
+        return replace(self, layer_class_logits=self.layer_class_logits[chosen], layer_boxes=self.layer_boxes[chosen])
 
     @property
     def class_logits(self) -> Float[Tensor, "B Q K1"]:
@@ -191,9 +230,19 @@ class PanopticSegments:
         """The pixels of a segment."""
         return self.ids == segment.id
 
-    def to_json(self) -> dict[str, Any]:
+    def to_list(self) -> list[dict[str, Any]]:
         """List the segments, without the map, as JSON has them."""
-        return {"photo": self.path, "segments": [{**vars(one), "score": round(one.score, 6)} for one in self.segments]}
+        return [
+            {
+                "id": one.id,
+                "name": one.name,
+                "category_id": one.label,
+                "is_thing": one.is_thing,
+                "score": round(one.score, 6),
+                "area": one.area,
+            }
+            for one in self.segments
+        ]
 
     def draw(self) -> Image:
         """Draw the segments on a copy of the photo."""
@@ -247,6 +296,7 @@ class Detections:
     size: tuple[int, int] | None = None  # (height, width) of the photo
     queries: Int64[Tensor, "N"] | None = None  # which query says so; None where several views were merged
     drawn: DrawnMasks | None = None  # of models with a mask head
+    segments: PanopticSegments | None = None  # of models that know stuff, too; whichever objects are kept
 
     @property
     def masks(self) -> Bool[Tensor, "N H W"] | None:
@@ -275,34 +325,49 @@ class Detections:
     def scaled(self, factor: float) -> Detections:
         """Multiply boxes and masks, as if the photo had been enlarged."""
         drawn = None if self.drawn is None else self.drawn.scaled(factor)
-        return replace(self, boxes=self.boxes * factor, size=None, drawn=drawn)
+        return replace(self, boxes=self.boxes * factor, size=None, drawn=drawn, segments=None)
 
     def moved(self, by: tuple[float, float]) -> Detections:
         """Add (x, y) in pixels to the boxes, as if the photo were a part of a larger one; masks are left behind."""
         boxes = self.boxes + torch.tensor([*by, *by], dtype=self.boxes.dtype)
-        return replace(self, boxes=boxes, size=None, queries=None, drawn=None)
+        return replace(self, boxes=boxes, size=None, queries=None, drawn=None, segments=None)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """List the objects as COCO results: xywh in pixels, category ids of the dataset."""
-        return [
+        """List the objects as COCO results: xywh in pixels, category ids of the dataset; masks as run lengths."""
+        results = [
             {"image_id": image_id, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
             for (x1, y1, x2, y2), label, score in zip(
                 self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True
             )
         ]
+        return [{**one, **mask} for one, mask in zip(results, self._masks_as("segmentation"), strict=True)]
 
     def to_objects(self) -> list[dict[str, Any]]:
-        """List the objects as JSON has them: name, category_id, score, box (xyxy in pixels)."""
-        return [
+        """List the objects as JSON has them: name, category_id, score, box (xyxy in pixels), mask (COCO run lengths)."""
+        objects = [
             {"name": name, "category_id": label, "score": round(score, 6), "box": [round(x, 3) for x in box]}
             for name, label, score, box in zip(
                 self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
             )
         ]
+        return [{**one, **mask} for one, mask in zip(objects, self._masks_as("mask"), strict=True)]
+
+    def to_content(self) -> dict[str, Any]:
+        """What was found in the photo, as JSON has it: objects, and segments where the model knows them."""
+        content: dict[str, Any] = {"objects": self.to_objects()}
+        return content if self.segments is None else {**content, "segments": self.segments.to_list()}
 
     def to_json(self) -> str:
-        """Write the photo's path and `to_objects` as one JSON document."""
-        return json.dumps({"photo": self.path, "objects": self.to_objects()}, ensure_ascii=False, indent=2)
+        """Write the photo's path and `to_content` as one JSON document."""
+        return json.dumps({"photo": self.path, **self.to_content()}, ensure_ascii=False, indent=2)
+
+    def _masks_as(self, key: str) -> list[dict[str, Any]]:
+        masks = self.masks
+        if masks is None:
+            return [{}] * len(self)
+        from detrkit.ops.masks import encode_masks
+
+        return [{key: encoded} for encoded in encode_masks(masks)]
 
     def to_supervision(self) -> Any:
         """Convert to `supervision.Detections`.
@@ -372,11 +437,12 @@ class Detections:
         return "".join(rows)
 
     def draw(self) -> Image:
-        """Draw the objects on a copy of the photo."""
+        """Draw what was found on a copy of the photo: segments where the model knows them, or else the objects."""
         from detrkit.visualization.draw import draw_detections
+        from detrkit.visualization.segments import draw_segments
 
         if self.image is None:
             raise ValueError(
                 "these detections hold no photo; use detrkit.visualization.draw.draw_detections(photo, detections)"
             )
-        return draw_detections(self.image, self)
+        return draw_detections(self.image, self) if self.segments is None else draw_segments(self.image, self.segments)

@@ -12,9 +12,10 @@ from PIL import Image
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.coco import read_coco_file
 from detrkit.data.formats.folder import read_dataset
-from detrkit.data.outlines import encode_masks, read_masks, to_run_lengths
+from detrkit.data.outlines import read_masks, to_run_lengths
 from detrkit.data.records import Records, Split
 from detrkit.errors import ConfigError, DataError
+from detrkit.ops.masks import encode_masks
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import open_data
 from tests.datasets import write_coco

@@ -136,3 +136,32 @@ def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> N
     things = dict(zip(SCENES.names, SCENES.things, strict=True))
     assert all(one.is_thing == things[one.name] for one in found.segments)
     assert np.asarray(found.draw()).shape == (64, 64, 3)
+
+
+def test_prediction_writes_masks_and_segments(run: Path, scenes: Path, tmp_path: Path) -> None:
+    from detrkit.data.segment_files import read_ids
+
+    kinds = ("--write", "pictures,json,segments", "--threshold", "0.05", "--device", "cpu")
+    assert go("predict", run, scenes / "val2017", *kinds, "-o", tmp_path) == 0
+    documents = sorted(tmp_path.glob("*.json"))
+    assert len(documents) == 3
+    for document in documents:
+        content = json.loads(document.read_text())
+        assert content["objects"]
+        assert all(one["mask"]["size"] == [64, 64] for one in content["objects"])
+        ids = read_ids(document.with_suffix(".segments.png"), (64, 64))
+        assert set(ids.unique().tolist()) - {0} == {one["id"] for one in content["segments"]}
+    assert go("predict", run, scenes / "val2017", "--tile", 32, "--device", "cpu", "-o", tmp_path) == 2
+
+
+def test_segments_are_asked_of_models_that_have_them(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detrkit import build_model
+    from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+    from detrkit.data.synthetic import SHAPES
+
+    boxes, file = build_model("detr-tiny", num_classes=3), tmp_path / "w.safetensors"
+    save_checkpoint(file, Checkpoint(boxes.state_dict(), boxes.config, SHAPES, Preprocessing()))
+    assert go("predict", file, scenes / "val2017", "--write", "segments", "-o", tmp_path / "out") == 2
+    assert "tells no things from stuff" in " ".join(capsys.readouterr().err.split())

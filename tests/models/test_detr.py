@@ -39,7 +39,12 @@ def test_shapes(name: str) -> None:
 
 def test_the_contract_names_all_presets() -> None:
     published = [f"detr-{depth}{kind}" for depth in ("r50", "r101") for kind in ("", "-dc5")]
-    assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), "detr-r18", "detr-tiny"}
+    successors = {f"{kind}-{name}" for kind in ("conditional", "dab") for name in published}
+    deformable = {
+        f"deformable-detr-r50{kind}" for kind in ("", "-single-scale", "-single-scale-dc5", "-refine", "-two-stage")
+    }
+    own = {"detr-r18", "detr-tiny"}
+    assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), *successors, *deformable, *own}
 
 
 def test_building_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

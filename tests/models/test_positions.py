@@ -1,5 +1,6 @@
 """Where positions are added (paper, table 3): what each place means, and that the default is as it was."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,18 @@ from detrkit import build_model
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES
 from detrkit.errors import CheckpointError, ConfigError
+from detrkit.models.heads import BoxHead, ClassHead, Heads
 from detrkit.models.positions import placed
-from detrkit.models.transformer import Decoder, Encoder
+from detrkit.models.pyramid import Scene
+from detrkit.models.queries import Guide, Queries
+from detrkit.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, LayerShape
 from detrkit.recipes.convert import convert_weights
+
+SHAPE = LayerShape(width=16, num_heads=2, feedforward_dim=32, dropout=0.0, pre_norm=False)
+
+
+def scene_of(tokens: torch.Tensor, positions: torch.Tensor) -> Scene:
+    return Scene(tokens, positions, None, ((1, tokens.shape[1]),))
 
 
 def test_places_by_hand() -> None:
@@ -28,17 +38,21 @@ def test_places_by_hand() -> None:
 
 def test_at_the_input_is_what_adding_by_hand_gives() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(2, 16, 2, 32, 0.0, False, "input")
+    encoder = Encoder([EncoderLayer(SHAPE), EncoderLayer(SHAPE)], SHAPE, "input")
     tokens, positions = torch.randn(2, 1, 5, 16)
     zeros = torch.zeros_like(positions)
-    expected = encoder(tokens + positions, zeros, None)
-    torch.testing.assert_close(encoder(tokens, positions, None), expected)
+    expected = encoder(scene_of(tokens + positions, zeros))
+    torch.testing.assert_close(encoder(scene_of(tokens, positions)), expected)
 
-    decoder = Decoder(2, 16, 2, 32, 0.0, True, "input", "input")
-    queries = torch.randn(1, 3, 16)
-    result = decoder(queries, tokens, positions, None)
-    torch.testing.assert_close(decoder(queries, tokens + positions, zeros, None), result)
-    assert not torch.allclose(decoder(queries, tokens, zeros, None), result)
+    layers = [DecoderLayer(replace(SHAPE, pre_norm=True)) for _ in range(2)]
+    guide = Guide(16, has_anchors=False, is_conditional=False)
+    decoder = Decoder(layers, torch.nn.LayerNorm(16), guide, positions_at="input", queries_at="input")
+    heads = Heads([ClassHead(16, 3)], [BoxHead(16)])
+    queries = Queries(torch.zeros(1, 3, 16), torch.randn(1, 3, 16))
+    result, references = decoder(queries, scene_of(tokens, positions), heads)
+    assert references is None
+    torch.testing.assert_close(decoder(queries, scene_of(tokens + positions, zeros), heads)[0], result)
+    assert not torch.allclose(decoder(queries, scene_of(tokens, zeros), heads)[0], result)
 
 
 def answers(**settings: object) -> torch.Tensor:
@@ -62,11 +76,11 @@ def test_every_place_computes_something_else() -> None:
 
 def test_without_positions_cells_can_be_exchanged() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(1, 16, 2, 32, 0.0, False, "none")
+    encoder = Encoder([EncoderLayer(SHAPE)], SHAPE, "none")
     tokens, positions = torch.randn(2, 1, 5, 16)
     order = torch.tensor([3, 0, 4, 1, 2])
-    moved = encoder(tokens[:, order], positions, None)
-    torch.testing.assert_close(moved, encoder(tokens, positions, None)[:, order])
+    moved = encoder(scene_of(tokens[:, order], positions))
+    torch.testing.assert_close(moved, encoder(scene_of(tokens, positions))[:, order])
 
 
 def test_learned_positions_that_nothing_uses_are_refused() -> None:

@@ -29,14 +29,19 @@ def regions(rows: list[str]) -> Tensor:
     return torch.stack([torch.where(digits == query, 5.0, -5.0) for query in range(int(digits.max()) + 1)])
 
 
+def kept(class_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    probabilities = class_logits.softmax(-1)
+    keep = kept_queries(probabilities[:, :-1], probabilities[:, -1], threshold)
+    return keep, *probabilities[keep, :-1].max(-1)
+
+
 @pytest.mark.parametrize("threshold", [0.85, 0.5])
 @pytest.mark.parametrize("image", [0, 1])
 def test_published_segments_are_reproduced_bit_for_bit(shared: Path, threshold: float, image: int) -> None:
     golden = np.load(shared / "golden" / "postprocess_masks.npz")
     is_thing = [label <= 90 for label in range(250)]
     class_logits = torch.from_numpy(golden["pred_logits"][image])
-    keep = kept_queries(class_logits, threshold)
-    scores, labels = class_logits.softmax(-1)[keep].max(-1)
+    keep, scores, labels = kept(class_logits, threshold)
     processed, original = (tuple(golden[f"{name}_sizes"][image].tolist()) for name in ("processed", "original"))
     logits = torch.from_numpy(golden["pred_masks"][image])[keep]
     merged = merge_segments(Candidates(logits, labels, scores, (160, 208), processed, original), is_thing, "reference")
@@ -144,8 +149,7 @@ def test_segments_in_the_style_of_transformers_are_its_own(seed: int) -> None:
     theirs = transformers.DetrImageProcessor().post_process_panoptic_segmentation(
         outputs, threshold=0.5, label_ids_to_fuse={5, 6, 7}, target_sizes=[(60, 90)]
     )[0]
-    keep = kept_queries(class_logits[0], 0.5)
-    scores, labels = class_logits[0].softmax(-1)[keep].max(-1)
+    keep, scores, labels = kept(class_logits[0], 0.5)
     candidates = Candidates(masks[0][keep], labels, scores, (96, 128), (96, 128), (60, 90))
     merged = merge_segments(candidates, is_thing, "huggingface")
     assert torch.equal(merged.ids + 1, theirs["segmentation"].long())

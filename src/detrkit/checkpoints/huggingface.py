@@ -1,4 +1,4 @@
-"""Hugging Face's names of DETR, in all the forms they have had, and its folder: config.json + model.safetensors.
+"""Hugging Face's names of DETR and its successors, in all forms they have had, and their folders.
 
 The forms, told apart by their entries: names on disk (written by every version) or in memory since version 5, each with
 a timm backbone ("facebook/detr-resnet-50") or with Hugging Face's own ResNet (its revision "no_timm").
@@ -13,12 +13,17 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from detrkit.checkpoints.family import Family, family_of, family_of_state
 from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.huggingface_successors import DECODER, MODEL_TYPES, family_of_names, successor_rules
+from detrkit.checkpoints.layer_heads import listed_by_layer, listed_once
 from detrkit.checkpoints.names import Rule, to_ours, to_theirs
+from detrkit.checkpoints.shape import infer_config
 from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.files import make_folder, replacing, write_text
+from detrkit.models.config import ModelConfig
 
 _POSITIONS = "positions elsewhere than at every attention"
 
@@ -30,14 +35,17 @@ class Form:
     in_memory: bool = False  # names of a live model since version 5, not those on disk
     native_backbone: bool = False  # Hugging Face's own ResNet, not timm's
     has_masks: bool = False
+    family: Family = "detr"
 
 
 def detect_form(state: Mapping[str, Tensor]) -> Form:
     """Tell the form by its entries."""
+    family = family_of_names(state)
     return Form(
-        in_memory=any(".mlp.fc1." in name for name in state),
+        in_memory=family != "dab" and any(".mlp.fc1." in name for name in state),
         native_backbone=any("embedder.embedder.convolution" in name for name in state),
         has_masks=any(name.startswith("mask_head.") for name in state),
+        family=family,
     )
 
 
@@ -48,12 +56,25 @@ def ours_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: an entry has no counterpart.
     """
     kept = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    return to_ours(kept, _rules(detect_form(kept)))
+    form = detect_form(kept)
+    if form.family == "dab":
+        kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{DECODER}bbox_embed.")}
+    if form.family == "deformable":
+        kept = listed_once(kept, DECODER)
+    return to_ours(kept, _rules(form))
 
 
 def huggingface_from_ours(state: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:
     """Rename our entries to one of the forms."""
-    return to_theirs(state, _rules(form))
+    named = to_theirs(state, _rules(form))
+    if form.family == "dab":
+        heads = {name: tensor for name, tensor in named.items() if name.startswith("bbox_predictor.")}
+        named |= {name.replace("bbox_predictor.", f"{DECODER}bbox_embed."): tensor for name, tensor in heads.items()}
+    if form.family == "deformable":
+        named = listed_by_layer(
+            named, DECODER, len({n.split(".")[2] for n in state if n.startswith("decoder.layers.")})
+        )
+    return named
 
 
 def read_config(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], Categories | None]:
@@ -69,16 +90,21 @@ def read_config(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Any]
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); a Hugging Face folder holds one") from None
-    if not isinstance(content, dict) or content.get("model_type") != "detr":
+    expected = MODEL_TYPES[family_of_state(state)][0]
+    if not isinstance(content, dict) or content.get("model_type") != expected:
         kind = content.get("model_type") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path}: found model_type {kind!r}, expected 'detr'")
+        raise CheckpointError(f"{path}: found model_type {kind!r}, expected {expected!r}")
     known: dict[str, Any] = {
         "num_heads": content.get("encoder_attention_heads", 8),
         "dropout": content.get("dropout", 0.1),
         "dilation": bool(content.get("dilation", False)),
     }
+    if expected == "deformable_detr" and content.get("two_stage"):
+        known["num_queries"] = content.get("two_stage_num_proposals", 300)
+    if expected == "dab-detr":
+        known["position_temperature"] = float(content.get("temperature_height", 20))
     names = content.get("id2label")
-    num_classes = state["heads.class_head.weight"].shape[0] - 1
+    num_classes = infer_config(state, **known).num_classes
     if not isinstance(names, dict) or set(names) != {str(label) for label in range(num_classes)}:
         return known, None
     ids = content.get("detrkit_category_ids")
@@ -98,14 +124,18 @@ def read_preprocessing(path: Path) -> Preprocessing:
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = False) -> None:
-    """Write a folder that `transformers.DetrForObjectDetection.from_pretrained` reads.
+    """Write a folder that `from_pretrained` of `transformers` reads, by the class that its config names.
 
     Category ids of our own are kept in config.json under "detrkit_category_ids"; there labels are 0 .. K-1.
 
     Raises:
-        CheckpointError: Hugging Face's DETR has no such variant.
+        CheckpointError: Hugging Face has no such variant.
     """
     config = checkpoint.config
+    family = family_of(config)
+    if family is None or (config.panoptic and family != "detr"):
+        what = "its combination of attention, queries and heads" if family is None else "the mask head on top of it"
+        raise CheckpointError(f"the model is of no architecture that Hugging Face has, for {what}; use --to detrkit")
     unknown_there = {
         "pre_norm": config.pre_norm,
         _POSITIONS: not config.has_published_positions,
@@ -121,16 +151,18 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
                 f"have; use --to {other}"
             )
     make_folder(folder)
-    form = Form(native_backbone=native_backbone, has_masks=config.panoptic)
+    form = Form(native_backbone=native_backbone, has_masks=config.panoptic, family=family)
     tensors = huggingface_from_ours(checkpoint.state, form)
     with replacing(folder / "model.safetensors") as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
-    write_text(folder / "config.json", json.dumps(_config_json(checkpoint, native_backbone), indent=2))
-    write_text(folder / "preprocessor_config.json", json.dumps(_preprocessor_json(checkpoint.preprocessing), indent=2))
+    write_text(folder / "config.json", json.dumps(_config_json(checkpoint, family, native_backbone), indent=2))
+    preprocessor = _preprocessor_json(checkpoint.preprocessing, family)
+    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2))
 
 
-def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any]:
+def _config_json(checkpoint: Checkpoint, family: Family, native_backbone: bool) -> dict[str, Any]:
     config = checkpoint.config
+    first_level = 4 - config.num_backbone_levels if family == "deformable" else 0
     if native_backbone:
         depths = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}.get(config.backbone, (3, 4, 6, 3))
         is_basic = config.backbone in ("resnet18", "resnet34")
@@ -140,25 +172,27 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
             "depths": list(depths),
             "hidden_sizes": widths,
             "layer_type": "basic" if is_basic else "bottleneck",
-            "out_features": ["stage4"] if not config.panoptic else ["stage1", "stage2", "stage3", "stage4"],
+            "out_features": [f"stage{number + 1}" for number in range(0 if config.panoptic else first_level or 3, 4)],
         }
     else:
         backbone = {
             "model_type": "timm_backbone",
             "backbone": config.backbone,
             "features_only": True,
-            "out_indices": [1, 2, 3, 4],
+            "out_indices": [1, 2, 3, 4][first_level:],
             "num_channels": 3,
             "use_pretrained_backbone": False,
             **({"output_stride": 16} if config.dilation else {}),
         }
     names = checkpoint.categories.names
+    model_type, architecture = MODEL_TYPES[family]
     return {
-        "model_type": "detr",
-        "architectures": ["DetrForSegmentation" if config.panoptic else "DetrForObjectDetection"],
+        "model_type": model_type,
+        "architectures": ["DetrForSegmentation" if config.panoptic else architecture],
+        **_of_family(config, family),
         "backbone_config": backbone,
         "dilation": config.dilation,
-        "d_model": config.hidden_dim,
+        "hidden_size" if family == "dab" else "d_model": config.hidden_dim,
         "num_queries": config.num_queries,
         "encoder_layers": config.encoder_layers,
         "decoder_layers": config.decoder_layers,
@@ -174,9 +208,32 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
     }
 
 
-def _preprocessor_json(preprocessing: Preprocessing) -> dict[str, Any]:
+def _of_family(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """What only one kind of config has a word for."""
+    if family == "dab":
+        temperature = int(config.position_temperature)
+        return {
+            "temperature_height": temperature,
+            "temperature_width": temperature,
+            "activation_function": config.activation,
+        }
+    if family == "deformable":
+        is_two_stage = config.queries == "proposals"
+        return {
+            "num_feature_levels": config.num_levels,
+            "encoder_n_points": config.sampling_points,
+            "decoder_n_points": config.sampling_points,
+            "with_box_refine": config.refine_boxes,
+            "two_stage": is_two_stage,
+            "two_stage_num_proposals": config.num_queries,
+        }
+    return {}
+
+
+def _preprocessor_json(preprocessing: Preprocessing, family: Family) -> dict[str, Any]:
+    names = {"conditional": "ConditionalDetr", "deformable": "DeformableDetr"}
     return {
-        "image_processor_type": "DetrImageProcessor",
+        "image_processor_type": f"{names.get(family, 'Detr')}ImageProcessor",
         "do_resize": True,
         "size": {
             "shortest_edge": preprocessing.image_size,
@@ -196,7 +253,10 @@ def _rules(form: Form) -> list[Rule]:
     output = "o_proj" if form.in_memory else "out_proj"
     feed_forward = "mlp.fc" if form.in_memory else "fc"
     backbone = "backbone.model." if form.in_memory else "backbone.conv_encoder.model."
+    if form.family == "dab" and not form.native_backbone:
+        backbone += "_backbone."
     box_rules: list[Rule] = [
+        *successor_rules(form.family, form.in_memory),
         *_backbone_rules(f"model.{backbone}", form.native_backbone),
         ("positions.rows.", "model.position_embedding.row_embeddings."),
         ("positions.columns.", "model.position_embedding.column_embeddings."),

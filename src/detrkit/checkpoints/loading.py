@@ -36,7 +36,7 @@ def check_state(model: DETR, state: Mapping[str, Tensor]) -> None:
     """
     own = _without_counts(model.state_dict())
     given = _without_counts(state)
-    _check_head(own, given)
+    _check_head(own, given, no_object=int(model.config.class_scores == "softmax"))
     missing = [name for name in own if name not in given]
     unknown = [name for name in given if name not in own]
     if missing or unknown:
@@ -57,10 +57,10 @@ def _without_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def _check_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    name = "heads.class_head.weight"
+def _check_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor], no_object: int) -> None:
+    name = next(one for one in own if one.startswith("heads.class_head."))
     if name in given and given[name].shape[0] != own[name].shape[0]:
-        found, expected = given[name].shape[0] - 1, own[name].shape[0] - 1
+        found, expected = given[name].shape[0] - no_object, own[name].shape[0] - no_object
         raise CheckpointError(
             f"checkpoint has a class head for {found} classes, the model expects {expected}; "
             "use weights with the same classes, or build the model with as many"

@@ -1,4 +1,4 @@
-"""The names of the published checkpoints (facebookresearch/detr), read and written.
+"""The names of the published checkpoints (facebookresearch/detr, and its successors' code), read and written.
 
 There the query, key and value projections of an attention are one matrix, and models with a mask head hold the box
 model under `detr.`.
@@ -9,8 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from detrkit.checkpoints.family import Family, family_of_state
+from detrkit.checkpoints.layer_heads import listed_by_layer, listed_once
 from detrkit.checkpoints.loading import LoadReport, load_state
 from detrkit.checkpoints.names import Rule, to_ours, to_theirs
+from detrkit.checkpoints.official_successors import successor_rules
 from detrkit.models.detr import DETR
 
 BOX_RULES: list[Rule] = [
@@ -83,18 +86,46 @@ def load_official_state_dict(model: DETR, state_dict: Mapping[str, Tensor]) -> L
 def state_dict_as_official(model: DETR) -> dict[str, Tensor]:
     """Copy a model's weights under the published names; the inverse of `load_official_state_dict`."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    return _pack(to_theirs(state, _rules(has_masks=model.panoptic is not None)))
+    return official_from_ours(state)
+
+
+def official_from_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our entries to the published ones."""
+    family = family_of_state(state)
+    named = _pack(to_theirs(state, _rules(family, has_masks="panoptic.exit.weight" in state)))
+    if family == "dab":
+        named |= {f"{_DECODER}{name}": tensor for name, tensor in named.items() if name.startswith("bbox_embed.")}
+    if family == "deformable":
+        num_layers = len({name.split(".")[2] for name in state if name.startswith("decoder.layers.")})
+        named = listed_by_layer(named, _DECODER, num_layers)
+    return named
 
 
 def ours_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename published entries to ours."""
-    return to_ours(_unpack(state), _rules(has_masks=any(name.startswith("detr.") for name in state)))
+    family = _family_of_official(state)
+    has_masks = any(name.startswith("detr.") for name in state)
+    if family == "dab":
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{_DECODER}bbox_embed.")}
+    if family == "deformable":
+        state = listed_once(state, _DECODER)
+    return to_ours(_unpack(state), _rules(family, has_masks))
 
 
-def _rules(has_masks: bool) -> list[Rule]:
-    if not has_masks:
-        return BOX_RULES
-    return [(ours, f"detr.{theirs}") for ours, theirs in BOX_RULES] + MASK_RULES
+_DECODER = "transformer.decoder."
+
+
+def _family_of_official(state: Mapping[str, Tensor]) -> Family:
+    if any(".sampling_offsets." in name for name in state):
+        return "deformable"
+    if any(name.endswith("refpoint_embed.weight") for name in state):
+        return "dab"
+    return "conditional" if any(".ca_qcontent_proj." in name for name in state) else "detr"
+
+
+def _rules(family: Family, has_masks: bool) -> list[Rule]:
+    rules = [*successor_rules(family), *BOX_RULES]
+    return rules if not has_masks else [(ours, f"detr.{theirs}") for ours, theirs in rules] + MASK_RULES
 
 
 def _unpack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

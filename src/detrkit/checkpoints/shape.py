@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detrkit.checkpoints.family import KNOWN, Family, family_of_state
 from detrkit.errors import CheckpointError
 from detrkit.models.config import BackboneName, ModelConfig
 
@@ -31,19 +32,20 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     Raises:
         CheckpointError: the weights are not a DETR's.
     """
+    family = family_of_state(state)
     try:
-        num_classes = state["heads.class_head.weight"].shape[0] - 1
-        num_queries, width = state["queries.weight"].shape
+        class_rows, width = _class_head(state).shape
         feedforward_dim = state["decoder.layers.0.feed_forward.expand.weight"].shape[0]
         in_channels = state["backbone.body.conv1.weight"].shape[1]
+        shown = {**KNOWN[family], **_of_family(state, family, known.get("num_heads", 8))}
     except KeyError as error:
         raise CheckpointError(
             f"checkpoint: found no entry {error}, which every DETR has; is it another model's?"
         ) from None
     table = state.get("positions.rows.weight")
     inferred: dict[str, Any] = {
-        "num_classes": num_classes,
-        "num_queries": num_queries,
+        **shown,
+        "num_classes": class_rows - (family == "detr"),  # one row is no-object's
         "hidden_dim": width,
         "feedforward_dim": feedforward_dim,
         "encoder_layers": _count(state, "encoder.layers"),
@@ -59,6 +61,33 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         return ModelConfig.model_validate({**inferred, **known})
     except ValueError as error:
         raise CheckpointError(f"checkpoint: its shape is not one that DETR can have ({error})") from None
+
+
+def _class_head(state: Mapping[str, Tensor]) -> Tensor:
+    name = "heads.class_head.0.weight"
+    return state[name if name in state else "heads.class_head.weight"]
+
+
+def _of_family(state: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Any]:
+    """Fields that the weights of one architecture show."""
+    if family == "deformable":
+        levels = state["positions.levels"].shape[0]
+        offsets = state["decoder.layers.0.cross_attention.offset_projection.weight"].shape[0]
+        is_per_layer = "heads.class_head.0.weight" in state
+        is_two_stage = "queries.memory_projection.weight" in state
+        return {
+            "num_levels": levels,
+            "sampling_points": offsets // (2 * num_heads * levels),
+            "queries": "proposals" if is_two_stage else "points",
+            "num_queries": 300 if is_two_stage else state["queries.weight"].shape[0],
+            "refine_boxes": is_per_layer,
+            "heads_per_layer": is_per_layer,
+        }
+    shown: dict[str, Any] = {"num_queries": state["queries.weight"].shape[0]}
+    if family == "dab":
+        shown["activation"] = "prelu" if "decoder.layers.0.feed_forward.activation.weight" in state else "relu"
+        shown["scaled_positions"] = "encoder.position_scale.0.weight" in state
+    return shown
 
 
 def _count(state: Mapping[str, Tensor], layers: str) -> int:

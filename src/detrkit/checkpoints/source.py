@@ -89,11 +89,11 @@ def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path
     """Tell whose names the tensors carry, and read the rest of the model off them."""
     categories = None
     preprocessing = Preprocessing()
-    if any(name.endswith("query_embed.weight") for name in tensors):
+    if any("transformer.decoder.layers.0." in name for name in tensors):
         state = official.ours_from_official(tensors)
         if "dc5" in path.name.lower():
             known.setdefault("dilation", True)
-    elif any(name.endswith("query_position_embeddings.weight") for name in tensors):
+    elif any("model.decoder.layers.0." in name for name in tensors):
         state = huggingface.ours_from_huggingface(tensors)
         if (config_file := path.parent / "config.json").is_file():
             from_file, categories = huggingface.read_config(config_file, state)
@@ -112,7 +112,14 @@ def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path
 def _known_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Take from a training checkpoint's arguments what its weights do not show."""
     names = {"dilation": "dilation", "nheads": "num_heads", "dropout": "dropout"}
-    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+    known = {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+    if arguments.get("two_stage"):  # other models' weights show it, in their queries
+        known["num_queries"] = arguments.get("num_queries", 300)
+    if "pe_temperatureH" in arguments:
+        known["position_temperature"] = float(arguments["pe_temperatureH"])
+    if "num_select" in arguments:
+        known["num_detections"] = arguments["num_select"]
+    return known
 
 
 def _hub_snapshot(name: str) -> Path:

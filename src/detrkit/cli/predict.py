@@ -27,8 +27,9 @@ def predict(
     """Find objects in photos and videos; write annotated pictures, JSON, tables.
 
     For each photo, NAME.png shows the objects, and NAME.json lists them: name, category_id, score, box (left, top,
-    right, bottom in pixels of the photo). For each video, NAME.mp4 and NAME.jsonl, a line per frame. With `--write
-    jsonl`, all photos share a file predictions.jsonl, which the same command goes on with if it was stopped.
+    right, bottom in pixels of the photo), and mask (COCO run lengths) where the model draws masks. For each video,
+    NAME.mp4 and NAME.jsonl, a line per frame. With `--write jsonl`, all photos share a file predictions.jsonl, which the
+    same command goes on with if it was stopped.
 
     Example: `detrkit predict runs/first holiday/*.jpg --threshold 0.7`
 
@@ -61,7 +62,8 @@ def predict(
     shard
         I/N: only the I-th of N shares, counted from 0; torchrun and srun say it themselves.
     write
-        Of `pictures`, `json`, `jsonl`, `parquet`, with commas between them. [default: pictures,json; for videos
+        Of `pictures`, `json`, `jsonl`, `parquet`, `segments` (NAME.segments.png, COCO's panoptic form, of models that know
+        stuff), with commas between them. [default: pictures,json; for videos
         pictures,jsonl]
     output
         Folder for all that is written.

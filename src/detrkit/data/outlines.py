@@ -105,12 +105,6 @@ def to_run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": segmentation["counts"]}
 
 
-def encode_masks(masks: Bool[Tensor, "N H W"]) -> list[dict[str, Any]]:
-    """Write masks as compressed run lengths, as COCO results have them: `counts` is a str, fit for JSON."""
-    encoded = [runs.encode(mask) for mask in masks.cpu().numpy()]
-    return [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in encoded]
-
-
 def box_of_runs(mask: dict[str, Any]) -> list[float]:
     """Find the box around run lengths, xywh in pixels as COCO results have it.
 

@@ -13,9 +13,10 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
-from detrkit.data.outlines import area_of_runs, encode_masks, read_masks
+from detrkit.data.outlines import area_of_runs, read_masks
 from detrkit.data.records import Split
 from detrkit.evaluation.columns import Case, Found, Truth
+from detrkit.ops.masks import encode_masks
 from detrkit.structures import Sample
 
 PUBLISHED_MAX_DETECTIONS = 100  # per photo and class, in pycocotools and in published tables
@@ -98,9 +99,9 @@ class BoxEvaluation:
     gains: dict[str, float]
 
 
-def counted_detections(num_queries: int) -> int:
+def counted_detections(most_detections: int) -> int:
     """How many detections of one class on one photo count: 100 as published, and all of a model that can say more."""
-    return max(PUBLISHED_MAX_DETECTIONS, num_queries)
+    return max(PUBLISHED_MAX_DETECTIONS, most_detections)
 
 
 def evaluate_boxes(

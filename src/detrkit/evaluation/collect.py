@@ -8,11 +8,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from detrkit.data.categories import Categories
-from detrkit.data.outlines import encode_masks
 from detrkit.evaluation.columns import Found, objects_column
 from detrkit.inference.runtime import Runtime
 from detrkit.models.detr import DETR
-from detrkit.postprocess.boxes import best_class_boxes
+from detrkit.ops.masks import encode_masks
+from detrkit.postprocess.boxes import Best, best_of
 from detrkit.structures import Batch, Predictions
 
 LAST = -1
@@ -63,9 +63,8 @@ def collect(
             watch(predictions, batch)
         sizes = torch.tensor(batch.original_sizes, dtype=torch.int64)
         for of_layer, layer in zip(parts, layers, strict=True):
-            logits, boxes = predictions.layer_class_logits[layer].cpu(), predictions.layer_boxes[layer].cpu()
-            best = best_class_boxes(logits, boxes, sizes)
-            found = [_found(*one, ids) for one in zip(*best, batch.image_ids, strict=True)]
+            best = best_of(predictions.after_layer(layer), sizes.to(predictions.boxes.device))
+            found = [_found(best, number, image_id, ids) for number, image_id in enumerate(batch.image_ids)]
             if masks is not None and of_layer is parts[-1]:
                 found = [_with_masks(*one) for one in zip(found, masks(predictions, batch), strict=True)]
             of_layer.extend(found)
@@ -74,9 +73,10 @@ def collect(
     return [Found.joined(of_layer) for of_layer in parts]
 
 
-def _found(
-    scores: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor, image_id: int, ids: torch.Tensor
-) -> Found:
+def _found(best: Best, number: int, image_id: int, ids: torch.Tensor) -> Found:
+    scores, labels, corners, queries = (
+        one[number].cpu() for one in (best.scores, best.labels, best.boxes, best.queries)
+    )
     order = scores.argsort(descending=True, stable=True)
     pixels = corners[order].double().numpy()
     pixels[:, 2:] -= pixels[:, :2]
@@ -85,7 +85,7 @@ def _found(
         category_ids=ids[labels[order]].numpy(),
         boxes=pixels,
         scores=scores[order].double().numpy(),
-        queries=order.numpy(),
+        queries=queries[order].numpy(),
     )
 
 

@@ -14,7 +14,7 @@ SMALL_SIDE = 0.25  # of the photo's sides: boxes below in both are called small;
 
 @dataclass(frozen=True)
 class QueryMap:
-    """Boxes of Q queries on P photos.
+    """Boxes of Q queries on P photos. Where a query is not part of the answer (sigmoid scores), centre and size are NaN.
 
     Attributes:
         centres: (Q, P, 2) x and y, 0 .. 1 of the photo.
@@ -25,6 +25,11 @@ class QueryMap:
     centres: np.ndarray
     sizes: np.ndarray
     scores: np.ndarray
+
+    @property
+    def is_known(self) -> np.ndarray:
+        """(Q, P) where queries are part of the answer."""
+        return ~np.isnan(self.centres[..., 0])
 
     @property
     def is_small(self) -> np.ndarray:
@@ -39,7 +44,7 @@ class QueryMap:
     @property
     def is_tall(self) -> np.ndarray:
         """(Q, P) the rest."""
-        return ~self.is_small & ~self.is_wide
+        return self.is_known & ~self.is_small & ~self.is_wide
 
     def most_used(self, limit: int) -> np.ndarray:
         """The queries with the highest mean score, in their own order."""
@@ -51,15 +56,19 @@ def map_queries(truth: Truth, found: Found, num_queries: int) -> QueryMap:
 
     Args:
         truth: knows the sizes of the photos.
-        found: all queries of every photo, as `collect` gives them.
+        found: the answers of every photo, best first, as `collect` gives them.
         num_queries: Q.
     """
     photos = np.searchsorted(truth.image_ids, found.image_ids)
-    order = np.lexsort((photos, found.queries))
+    seen, columns = np.unique(photos, return_inverse=True)
     sides = truth.sizes[photos][:, ::-1]  # width, height
-    centres = (found.boxes[:, :2] + found.boxes[:, 2:] / 2) / sides
-    return QueryMap(
-        centres[order].reshape(num_queries, -1, 2),
-        (found.boxes[:, 2:] / sides)[order].reshape(num_queries, -1, 2),
-        found.scores[order].reshape(num_queries, -1),
-    )
+    centres = np.full((num_queries, len(seen), 2), np.nan)
+    sizes, scores = centres.copy(), np.zeros(centres.shape[:2])
+    for values, of_found in (
+        (centres, (found.boxes[:, :2] + found.boxes[:, 2:] / 2) / sides),
+        (sizes, found.boxes[:, 2:] / sides),
+        (scores, found.scores),
+    ):
+        # the best answer of a query comes first, and is written last
+        values[found.queries[::-1], columns[::-1]] = of_found[::-1]
+    return QueryMap(centres, sizes, scores)

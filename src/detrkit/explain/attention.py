@@ -9,7 +9,7 @@ Input: a model and a batch. Output: one `Attention` per photo.
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from detrkit.errors import ConfigError
 from detrkit.explain.grid import Grid, stride_of
-from detrkit.models.attention import MultiHeadAttention
+from detrkit.explain.sampling import SamplingInputs
+from detrkit.models.attention import ProjectedAttention
+from detrkit.models.deformable import DeformableAttention
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch, Predictions
 
@@ -30,12 +32,17 @@ KINDS: tuple[Kind, ...] = ("encoder", "decoder_self", "decoder_cross")
 class AttentionInputs:
     """What one attention layer was given for one photo; enough to compute its weights again, row by row."""
 
-    module: MultiHeadAttention
-    queries: Float[Tensor, "1 N D"]
-    keys: Float[Tensor, "1 S D"]
+    module: ProjectedAttention
+    queries: Float[Tensor, "1 N E"]
+    keys: Float[Tensor, "1 S E"]
     values: Float[Tensor, "1 S D"]
     padding_mask: Bool[Tensor, "1 S"] | None
     output: Float[Tensor, "1 N D"]
+
+    @property
+    def num_rows(self) -> int:
+        """How many queries can be asked for."""
+        return self.queries.shape[1]
 
     @torch.no_grad()
     def weights(self, heads: Sequence[int] | None, rows: Sequence[int] | None) -> Float[Tensor, "M N S"]:
@@ -56,7 +63,7 @@ class Attention:
 
     grid: Grid
     predictions: Predictions
-    layers: dict[Kind, tuple[AttentionInputs, ...]]
+    layers: dict[Kind, tuple[AttentionInputs | SamplingInputs, ...]]
 
     def weights(
         self,
@@ -67,6 +74,8 @@ class Attention:
         rows: Sequence[int] | None = None,
     ) -> Float[Tensor, "M N S"]:
         """Compute attention weights: for every head and row, who is looked at how much; every row sums to 1.
+
+        Of deformable attention, tokens are the grid's cells, and a row sums to what lies within them.
 
         Args:
             kind: "encoder" (tokens look at tokens), "decoder_self" (queries at queries), "decoder_cross" (queries at
@@ -80,7 +89,7 @@ class Attention:
         """
         inputs = self.inputs(kind, layer)
         _check(heads, inputs.module.num_heads, "head")
-        _check(rows, inputs.queries.shape[1], "token" if kind == "encoder" else "query")
+        _check(rows, inputs.num_rows, "token" if kind == "encoder" else "query")
         return inputs.weights(heads, rows)
 
     def maps(
@@ -94,7 +103,7 @@ class Attention:
         """The weights over tokens, laid out as the feature map; `grid.boxes()` has each cell's place in the photo."""
         return self.weights(kind, layer, heads=heads, rows=rows).unflatten(-1, self.grid.cells)
 
-    def inputs(self, kind: Kind, layer: int) -> AttentionInputs:
+    def inputs(self, kind: Kind, layer: int) -> AttentionInputs | SamplingInputs:
         """What a layer was given.
 
         Raises:
@@ -119,7 +128,7 @@ def _check(chosen: Sequence[int] | None, count: int, what: str) -> None:
         raise ConfigError(f"attention: found {what} {wrong[0]}, expected 0 to {count - 1}")
 
 
-def attention_modules(model: DETR) -> dict[Kind, list[MultiHeadAttention]]:
+def attention_modules(model: DETR) -> dict[Kind, list[ProjectedAttention | DeformableAttention]]:
     """The attention layers of a model, by kind, first layer first."""
     encoder, decoder = list(model.encoder.layers), list(model.decoder.layers)
     return {
@@ -129,9 +138,11 @@ def attention_modules(model: DETR) -> dict[Kind, list[MultiHeadAttention]]:
     }
 
 
-def _attention_of(layer: nn.Module, name: str) -> MultiHeadAttention:
+def _attention_of(layer: nn.Module, name: str) -> ProjectedAttention | DeformableAttention:
     module = layer.get_submodule(name)
-    assert isinstance(module, MultiHeadAttention), f"{name} of a transformer layer is its attention"
+    assert isinstance(module, ProjectedAttention | DeformableAttention), (
+        f"{name} of a transformer layer is its attention"
+    )
     return module
 
 
@@ -164,7 +175,15 @@ def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[At
         model: in eval mode; on any device.
         batch: of prepared photos.
         exact_padding: as in `DETR.forward`.
+
+    Raises:
+        ConfigError: all cells of several feature maps look at each other, for which there is no map to draw.
     """
+    if model.config.num_levels > 1 and "dense" in (model.config.encoder_attention, model.config.cross_attention):
+        raise ConfigError(
+            f"attention: the model looks at all cells of {model.config.num_levels} feature maps at once, expected one map "
+            "or deformable attention"
+        )
     device = next(model.parameters()).device
     on_device = batch.to(device)
     modules = attention_modules(model)
@@ -172,16 +191,26 @@ def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[At
     with calls_noted(observed) as calls:
         padding_mask = on_device.padding_mask if batch.is_padded else None
         predictions = model(on_device.images, padding_mask, exact_padding=exact_padding)
-    _, projected = calls[model.input_projection]
-    cells = (projected.shape[-2], projected.shape[-1])
-    return [
-        Attention(
-            grid=_grid_of(batch, index, cells, model.config.stride),
-            predictions=_of_photo(predictions, index),
-            layers={kind: tuple(_inputs_of(calls[m], m, index) for m in found) for kind, found in modules.items()},
-        )
-        for index in range(len(batch.sizes))
-    ]
+    _, maps = calls[model.input_projection]
+    level = model.config.num_backbone_levels - 1
+    cells = (maps[level].shape[-2], maps[level].shape[-1])
+    first = sum(one.shape[-2] * one.shape[-1] for one in maps[:level])
+    seen = []
+    for index in range(len(batch.sizes)):
+        grid = _grid_of(batch, index, cells, model.config.strides[level])
+        layers = {
+            kind: tuple(
+                _inputs_of(calls[one], one, index)
+                if isinstance(one, ProjectedAttention)
+                else _sampling_of(
+                    calls[one], one, index, grid, model.config.strides, first if kind == "encoder" else None
+                )
+                for one in found
+            )
+            for kind, found in modules.items()
+        }
+        seen.append(Attention(grid, _of_photo(predictions, index), layers))
+    return seen
 
 
 def _grid_of(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid:
@@ -197,14 +226,16 @@ def _grid_of(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> G
 
 def _of_photo(predictions: Predictions, index: int) -> Predictions:
     one = slice(index, index + 1)
-    return Predictions(
-        predictions.layer_class_logits[:, one].cpu(),
-        predictions.layer_boxes[:, one].cpu(),
-        None if predictions.masks is None else predictions.masks[one].cpu(),
+    return replace(
+        predictions,
+        layer_class_logits=predictions.layer_class_logits[:, one].cpu(),
+        layer_boxes=predictions.layer_boxes[:, one].cpu(),
+        masks=None if predictions.masks is None else predictions.masks[one].cpu(),
+        proposals=None,
     )
 
 
-def _inputs_of(call: tuple[dict[str, Any], Any], module: MultiHeadAttention, index: int) -> AttentionInputs:
+def _inputs_of(call: tuple[dict[str, Any], Any], module: ProjectedAttention, index: int) -> AttentionInputs:
     given, output = call
     one = slice(index, index + 1)
     mask = given["key_padding_mask"]
@@ -214,5 +245,30 @@ def _inputs_of(call: tuple[dict[str, Any], Any], module: MultiHeadAttention, ind
         keys=given["keys"][one],
         values=given["values"][one],
         padding_mask=None if mask is None else mask[one],
+        output=output[one],
+    )
+
+
+def _sampling_of(
+    call: tuple[dict[str, Any], Any],
+    module: DeformableAttention,
+    index: int,
+    grid: Grid,
+    strides: tuple[int, ...],
+    first_cell: int | None,
+) -> SamplingInputs:
+    """Keep what a layer was given; where all cells ask, `first_cell` is the first one of the grid."""
+    given, output = call
+    one = slice(index, index + 1)
+    num_queries = given["queries"].shape[1]
+    rows = range(num_queries) if first_cell is None else range(first_cell, first_cell + grid.num_tokens)
+    return SamplingInputs(
+        module=module,
+        queries=given["queries"][one],
+        references=given["references"][one],
+        sizes=given["scene"].sizes,
+        strides=strides,
+        grid=grid,
+        rows=rows,
         output=output[one],
     )

@@ -101,7 +101,8 @@ def _chosen_queries(explanation: Explanation, asked_for: Sequence[int], limit: i
 def _queries(explanation: Explanation, kept: set[int]) -> list[dict[str, Any]]:
     """What every query says: after every layer if its attention is kept, or after the last one alone."""
     boxes, probabilities = explanation.layer_boxes, explanation.layer_probabilities
-    top = probabilities[..., :-1].topk(min(_TOP_CLASSES, probabilities.shape[-1] - 1), dim=-1)
+    no_object = explanation.attention.predictions.layer_no_object[:, 0]
+    top = probabilities.topk(min(_TOP_CLASSES, probabilities.shape[-1]), dim=-1)
     rows = []
     for query in range(boxes.shape[1]):
         layers = range(len(boxes)) if query in kept else [len(boxes) - 1]
@@ -115,7 +116,7 @@ def _queries(explanation: Explanation, kept: set[int]) -> list[dict[str, Any]]:
                             top.indices[layer, query].tolist(), top.values[layer, query].tolist(), strict=True
                         )
                     ],
-                    "noObject": round(float(probabilities[layer, query, -1]), 4),
+                    "noObject": round(float(no_object[layer, query]), 4),
                 }
                 for layer in layers
             ]

@@ -53,14 +53,14 @@ class Explanation:
         return boxes * torch.tensor([width, height, width, height])
 
     @property
-    def layer_probabilities(self) -> Float[Tensor, "T Q K1"]:
-        """Every query's class probabilities after every decoder layer; no-object is the last."""
-        return self.attention.predictions.layer_class_logits[:, 0].float().softmax(-1)
+    def layer_probabilities(self) -> Float[Tensor, "T Q K"]:
+        """Every query's score of every class after every decoder layer, no-object left out."""
+        return self.attention.predictions.layer_probabilities[:, 0]
 
     @property
     def scores_and_labels(self) -> tuple[Float[Tensor, "Q"], Int64[Tensor, "Q"]]:
-        """Each query's best class after the last layer, no-object left out."""
-        best = self.layer_probabilities[-1, :, :-1].max(-1)
+        """Each query's best class after the last layer."""
+        best = self.layer_probabilities[-1].max(-1)
         return best.values, best.indices
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.explain.attention import Attention, AttentionInputs
+from detrkit.explain.sampling import SamplingInputs
 
 # bytes, before they are written as text (4/3 of that): together with a photo they stay below 5 MB
 _LAST_LAYER_BYTES = 730_000  # the last encoder layer, averaged over heads: 850 x 850, DETR's at 800 x 1066 px
@@ -128,7 +129,10 @@ def _num_blocks(cells: tuple[int, int], pool: int) -> int:
 
 
 def _pooled(
-    inputs: AttentionInputs, cells: tuple[int, int], mean_pools: tuple[int, int], head_pools: tuple[int, int]
+    inputs: AttentionInputs | SamplingInputs,
+    cells: tuple[int, int],
+    mean_pools: tuple[int, int],
+    head_pools: tuple[int, int],
 ) -> tuple[Float[Tensor, "R C"], Float[Tensor, "M R2 C2"]]:
     """One layer's maps: averaged over heads, and per head. Not all of its weights are in memory at once."""
     num_tokens = cells[0] * cells[1]

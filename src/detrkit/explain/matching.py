@@ -26,7 +26,8 @@ class QueryLoss:
     Attributes:
         query: number of the query.
         object: which object it answers for; None for no-object.
-        entropy: -log of the probability of the class it should have said.
+        entropy: how far what it says is from what it should have said: for softmax scores, -log of the probability of the
+            class; for sigmoid scores, the focal loss of all classes.
         class_loss: its part of weight x loss_ce.
         box_loss: its part of weight x loss_bbox; 0 without object.
         giou_loss: its part of weight x loss_giou; 0 without object.
@@ -75,7 +76,7 @@ class Matching:
     """The matching of one photo, after the last decoder layer unless said otherwise.
 
     Attributes:
-        class_cost: (Q, N) -weight x probability of the object's class.
+        class_cost: (Q, N) weight x cost of saying the object's class: minus its probability, for softmax scores.
         box_cost: (Q, N) weight x L1 distance.
         giou_cost: (Q, N) -weight x generalised IoU.
         layer_pairs: after every decoder layer, the matched (query, object) pairs.
@@ -117,47 +118,46 @@ def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, na
     terms = loss.matcher.terms(logits[-1:], boxes[-1:], [target])
     found, true = cxcywh_to_xyxy(boxes[-1, 0]), cxcywh_to_xyxy(target.boxes.float())
     iou = box_iou(found, true)
-    probabilities = logits[-1, 0].softmax(-1)
+    probabilities, no_object = predictions.probabilities[0], predictions.layer_no_object[-1, 0]
     return Matching(
-        class_cost=-loss.matcher.class_cost * terms.probability[0, 0],
+        class_cost=loss.matcher.class_cost * terms.classification[0, 0],
         box_cost=loss.matcher.box_cost * terms.distance[0, 0],
         giou_cost=-loss.matcher.giou_cost * terms.giou[0, 0],
         layer_pairs=pairs,
         iou=iou,
-        losses=tuple(_query_losses(probabilities, terms, dict(pairs[-1]), target, loss)),
-        outcomes=tuple(_outcomes(probabilities, iou, dict(pairs[-1]), target, names)),
+        losses=tuple(_query_losses(logits[-1, 0], terms, dict(pairs[-1]), target, loss)),
+        outcomes=tuple(_outcomes(probabilities, no_object, iou, dict(pairs[-1]), target, names)),
     )
 
 
 def _query_losses(
-    probabilities: Float[Tensor, "Q K1"], terms: CostTerms, pairs: dict[int, int], target: Target, loss: SetLoss
+    logits: Float[Tensor, "Q K1"], terms: CostTerms, pairs: dict[int, int], target: Target, loss: SetLoss
 ) -> list[QueryLoss]:
     """Divide the last layer's loss among the queries."""
-    norms = loss.normalizers([target], num_queries=len(probabilities))
-    class_weight, num_boxes = float(norms.class_weight), float(norms.num_boxes)
-    entropies = -probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+    norms = loss.normalizers([target], num_queries=len(logits))
+    num_boxes = float(norms.num_boxes)
+    numbers = [pairs.get(query) for query in range(len(logits))]
+    wanted = torch.tensor([loss.num_classes if one is None else int(target.labels[one]) for one in numbers])
+    class_losses, entropies = loss.class_losses_of_queries(logits, wanted.to(logits.device), norms)
     parts = []
-    for query in range(len(probabilities)):
-        number = pairs.get(query)
-        label = loss.num_classes if number is None else int(target.labels[number])
-        entropy = float(entropies[query, label])
-        weight = loss.weights["loss_ce"] * (loss.no_object_weight if number is None else 1.0)
+    for query, number in enumerate(numbers):
         box_loss = giou_loss = 0.0
         if number is not None:
             box_loss = loss.weights["loss_bbox"] * float(terms.distance[0, 0, query, number]) / num_boxes
             giou_loss = loss.weights["loss_giou"] * (1 - float(terms.giou[0, 0, query, number])) / num_boxes
-        parts.append(QueryLoss(query, number, entropy, weight * entropy / class_weight, box_loss, giou_loss))
+        parts.append(QueryLoss(query, number, float(entropies[query]), float(class_losses[query]), box_loss, giou_loss))
     return parts
 
 
 def _outcomes(
-    probabilities: Float[Tensor, "Q K1"],
+    probabilities: Float[Tensor, "Q K"],
+    no_object: Float[Tensor, "Q"],
     iou: Float[Tensor, "Q N"],
     pairs: dict[int, int],
     target: Target,
     names: Sequence[str],
 ) -> list[ObjectOutcome]:
-    scores, labels = probabilities[:, :-1].max(-1)
+    scores, labels = probabilities.max(-1)
     finder = _finders(scores, labels, iou, target)
     query_of = {number: query for query, number in pairs.items()}
     outcomes = []
@@ -173,7 +173,7 @@ def _outcomes(
                 score=None if query is None else float(scores[query]),
                 best_query=best,
                 best_iou=float(iou[best, number]),
-                if_missed=_too_weak(query, number, probabilities, iou)
+                if_missed=_too_weak(query, number, scores, no_object, iou)
                 if query is not None
                 else _never_found(number, label, probabilities, iou, finder, names),
             )
@@ -195,18 +195,19 @@ def _finders(scores: Float[Tensor, "Q"], labels: Tensor, iou: Float[Tensor, "Q N
     return finder
 
 
-def _too_weak(query: int, number: int, probabilities: Float[Tensor, "Q K1"], iou: Float[Tensor, "Q N"]) -> str:
+def _too_weak(
+    query: int, number: int, scores: Float[Tensor, "Q"], no_object: Float[Tensor, "Q"], iou: Float[Tensor, "Q N"]
+) -> str:
     return (
         f"query {query} has the class right and the box (IoU {iou[query, number]:.2f}), but says so with a score of "
-        f"{probabilities[query, :-1].max():.2f} only, which is below the threshold "
-        f"(no object: {probabilities[query, -1]:.2f})"
+        f"{scores[query]:.2f} only, which is below the threshold (no object: {no_object[query]:.2f})"
     )
 
 
 def _never_found(
     number: int,
     label: int,
-    probabilities: Float[Tensor, "Q K1"],
+    probabilities: Float[Tensor, "Q K"],
     iou: Float[Tensor, "Q N"],
     finder: dict[int, int],
     names: Sequence[str],
@@ -215,7 +216,7 @@ def _never_found(
     num_queries, num_objects = iou.shape
     if num_objects > num_queries:
         return f"there are {num_objects} objects and only {num_queries} queries, each of which finds one at most"
-    scores, labels = probabilities[:, :-1].max(-1)
+    scores, labels = probabilities.max(-1)
     close = iou[:, number] >= CLOSE
     right = close & (labels == label)
     if right.any():

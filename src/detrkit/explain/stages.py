@@ -5,7 +5,7 @@ Input: a model that is about to run. Output: one `Passage` per part, in the orde
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +29,7 @@ PARTS = (
 _MEANING = {
     "backbone": "a convolutional network turns pixels into feature maps, coarser and richer stage by stage; "
     "the last one goes on",
-    "input_projection": "a 1 x 1 convolution brings the channels down to the transformer's width; each cell becomes "
-    "a token",
+    "input_projection": "convolutions bring the channels down to the transformer's width; each cell becomes a token",
     "positions": "where each cell lies: added to queries and keys of the attention, since a set of tokens has no order",
     "encoder": "every token looks at every other; what comes out is called memory",
     "queries": "learned vectors, the same for every photo: one per object that can be found",
@@ -41,10 +40,10 @@ _MEANING = {
 }
 _CODE = {
     "backbone": "models/backbone.py",
-    "input_projection": "models/detr.py",
+    "input_projection": "models/pyramid.py",
     "positions": "models/positions.py",
     "encoder": "models/transformer.py: Encoder",
-    "queries": "models/detr.py",
+    "queries": "models/queries.py",
     "decoder": "models/transformer.py: Decoder",
     "heads.class_head": "models/heads.py: ClassHead",
     "heads.box_head": "models/heads.py: BoxHead",
@@ -74,7 +73,7 @@ class Passage:
 @contextmanager
 def passages_noted(model: DETR) -> Iterator[list[Passage]]:
     """Note what goes through every part while a model runs; the list is filled when the block ends."""
-    absent = ("queries",) if model.panoptic is not None else ("queries", "panoptic")
+    absent = () if model.panoptic is not None else ("panoptic",)
     parts = [part for part in PARTS if part not in absent]
     modules = {part: model.get_submodule(part) for part in parts}
     passages: list[Passage] = []
@@ -82,18 +81,30 @@ def passages_noted(model: DETR) -> Iterator[list[Passage]]:
         yield passages
     noted = {part: calls[module] for part, module in modules.items() if module in calls}
     for part in PARTS:
-        if part == "queries":  # a table: nothing goes in
+        if part == "queries" and hasattr(model.queries, "weight"):  # a table: nothing goes in
             passages.append(_passage(part, {}, model.queries.weight))
+        elif part == "positions" and model.config.has_pyramid:  # asked map by map
+            given, _ = noted["encoder"]
+            passages.append(_passage(part, {}, given["scene"].positions))
         elif part in noted:
             passages.append(_passage(part, *noted[part]))
 
 
 def _passage(part: str, given: dict[str, Any], output: Any) -> Passage:
-    takes = tuple((name, shape) for name, value in given.items() for shape in _shapes(value))
+    takes = tuple((name, shape) for argument in given.items() for name, shape in _named_shapes(*argument))
     return Passage(part, takes, tuple(_shapes(output)), _MEANING[part], _CODE[part])
+
+
+def _named_shapes(name: str, value: Any) -> list[tuple[str, Shape]]:
+    """Shapes in an argument, by its name, or by those of its fields."""
+    if not is_dataclass(value):
+        return [(name, shape) for shape in _shapes(value)]
+    return [(one.name, shape) for one in fields(value) for shape in _shapes(getattr(value, one.name))]
 
 
 def _shapes(value: Any) -> list[Shape]:
     if isinstance(value, Tensor):
         return [tuple(value.shape)]
+    if is_dataclass(value):
+        return [shape for one in fields(value) for shape in _shapes(getattr(value, one.name))]
     return [shape for each in value for shape in _shapes(each)] if isinstance(value, list | tuple) else []

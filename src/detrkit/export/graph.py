@@ -21,7 +21,7 @@ from detrkit.inference.exported_onnx import first_line
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.folding import folded
-from detrkit.postprocess.boxes import best_class_boxes
+from detrkit.postprocess.boxes import best_of
 from detrkit.structures import Predictions
 
 MOST_PHOTOS = 1024  # in a batch
@@ -50,7 +50,8 @@ class PixelOutputs(RelativeOutputs):
     ) -> tuple[Tensor, ...]:
         """Predict and post-process."""
         predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
-        return (*best_class_boxes(predictions.class_logits, predictions.boxes, sizes), *_masks(predictions))
+        best = best_of(predictions, sizes)
+        return (best.scores, best.labels, best.boxes, *_masks(predictions))
 
 
 def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> ExportedProgram:

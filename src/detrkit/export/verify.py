@@ -176,7 +176,7 @@ def num_found_again(wanted: Detections, found: Detections) -> int:
 
 
 def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
-    return predictions.class_logits.softmax(-1)[..., :-1].amax(-1)
+    return predictions.probabilities.amax(-1)
 
 
 def _larger(before: float, first: Tensor, second: Tensor) -> float:

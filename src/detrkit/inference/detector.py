@@ -361,7 +361,12 @@ class Detector:
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
         if not self.runtime.config.panoptic:
             return found
-        return with_masks(found, partial(self._draw_masks, predictions, batch), batch, self.preprocessing.exact_padding)
+        draw = partial(self._draw_masks, predictions, batch)
+        found = with_masks(found, draw, batch, self.preprocessing.exact_padding)
+        if self.categories.is_thing is None:
+            return found
+        segments = self._merged(predictions, batch, self.least_segment_score("auto"), "corrected")
+        return [replace(one, segments=of_one) for one, of_one in zip(found, segments, strict=True)]
 
     def segments(
         self, photos: Photo | Sequence[Photo], threshold: Threshold = "auto", style: Style = "corrected"
@@ -401,7 +406,10 @@ class Detector:
         self, batch: Batch, threshold: float = LEAST_SCORE, style: Style = "corrected"
     ) -> list[PanopticSegments]:
         """Predict and merge one batch of prepared photos; see `segments`."""
-        predictions, categories = self.runtime.predict(batch), self.categories
+        return self._merged(self.runtime.predict(batch), batch, threshold, style)
+
+    def _merged(self, predictions: Predictions, batch: Batch, threshold: float, style: Style) -> list[PanopticSegments]:
+        categories = self.categories
         draw = partial(self._draw_masks, predictions, batch)
         is_exact = self.preprocessing.exact_padding and style == "corrected"
         return [

@@ -19,7 +19,7 @@ from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.models.config import ModelConfig
 from detrkit.ops.boxes import xyxy_to_cxcywh
-from detrkit.structures import Batch, Predictions
+from detrkit.structures import Batch, ClassScores, Predictions
 
 FORMAT = "detrkit-export-1"
 KEY = "detrkit"  # of the description, in metadata that hold several texts
@@ -153,8 +153,10 @@ class ExportedRuntime:
         return predictions.masks[torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), queries]
 
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
-        queries, classes = self.config.num_queries, self.config.num_classes
-        last_axis = {"class_logits": (classes + 1,), "boxes": (4,), "scores": (), "labels": ()}
+        classes = self.config.num_classes
+        logits = classes + (self.config.class_scores == "softmax")
+        queries = self.config.most_detections if self.description.postprocess else self.config.num_queries
+        last_axis = {"class_logits": (logits,), "boxes": (4,), "scores": (), "labels": ()}
         for name in self.description.output_names:
             found = tuple(outputs[name].shape) if name in outputs else None
             expected = (batch_size, queries, *last_axis.get(name, ()))
@@ -167,11 +169,19 @@ class ExportedRuntime:
             raise CheckpointError(f"{self.source}: it gives labels that are not in 0 .. {classes - 1}; export it again")
 
     def _to_predictions(self, outputs: Mapping[str, Tensor]) -> Predictions:
-        masks = outputs.get("masks")
-        if not self.description.postprocess:
-            return Predictions(outputs["class_logits"][None].float(), outputs["boxes"][None].float(), masks)
-        logits = logits_of(outputs["scores"].float(), outputs["labels"].long(), self.config.num_classes)
-        return Predictions(logits[None], xyxy_to_cxcywh(outputs["boxes"].float())[None], masks)
+        if self.description.postprocess:
+            scores, labels = outputs["scores"].float(), outputs["labels"].long()
+            logits = logits_of(scores, labels, self.config.num_classes, self.config.class_scores)
+            boxes = xyxy_to_cxcywh(outputs["boxes"].float())
+        else:
+            logits, boxes = outputs["class_logits"].float(), outputs["boxes"].float()
+        return Predictions(
+            logits[None],
+            boxes[None],
+            outputs.get("masks"),
+            class_scores=self.config.class_scores,
+            most_detections=self.config.most_detections,
+        )
 
 
 def at_least(
@@ -184,8 +194,13 @@ def at_least(
     return F.pad(images, (0, right, 0, bottom)), F.pad(padding_mask, (0, right, 0, bottom), value=True)
 
 
-def logits_of(scores: Float[Tensor, "B Q"], labels: Tensor, num_classes: int) -> Float[Tensor, "B Q K1"]:
-    """Class logits whose softmax gives each query's best class its score, and no-object the rest."""
+def logits_of(
+    scores: Float[Tensor, "B Q"], labels: Tensor, num_classes: int, class_scores: ClassScores = "softmax"
+) -> Float[Tensor, "B Q K1"]:
+    """Class logits whose softmax gives each query's best class its score, and no-object the rest; or whose sigmoid does."""
+    if class_scores == "sigmoid":
+        logits = torch.full((*scores.shape, num_classes), -torch.inf)
+        return logits.scatter(-1, labels[..., None], torch.logit(scores)[..., None])
     logits = torch.full((*scores.shape, num_classes + 1), -torch.inf)
     logits[..., -1] = torch.log1p(-scores)
     return logits.scatter(-1, labels[..., None], scores.log()[..., None])

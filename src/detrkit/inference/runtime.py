@@ -93,7 +93,7 @@ class TorchRuntime:
         if self.precision != "auto":
             return self._run(images, padding_mask, self.precision == "bfloat16")
         exact = self._run(images, padding_mask, False)
-        if not (exact.class_logits.softmax(-1)[..., :-1] >= _LEAST_SCORE).any():
+        if not (exact.probabilities >= _LEAST_SCORE).any():
             return exact  # nothing to compare by
         rough = self._run(images, padding_mask, True)
         if not is_same(exact, rough):
@@ -151,8 +151,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def is_same(exact: Predictions, rough: Predictions) -> bool:
     """Tell whether two predictions of the same photos hold the same objects, query by query."""
-    scores, labels = exact.class_logits.float().softmax(-1)[..., :-1].max(-1)
-    other_scores, other_labels = rough.class_logits.float().softmax(-1)[..., :-1].max(-1)
+    scores, labels = exact.probabilities.max(-1)
+    other_scores, other_labels = rough.probabilities.max(-1)
     counts = (scores >= _LEAST_SCORE) | (other_scores >= _LEAST_SCORE)
     boxes, other_boxes = (cxcywh_to_xyxy(one.boxes.float()[counts]) for one in (exact, rough))
     return bool(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from detrkit.losses.classification import Classification, SoftmaxClasses
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures import Target
 
@@ -38,7 +39,7 @@ class Matches:
 class CostTerms:
     """What the cost of a query for an object consists of, before weights; what belongs to no object has any value."""
 
-    probability: Float[Tensor, "T B Q N"]  # of the object's class
+    classification: Float[Tensor, "T B Q N"]  # of saying the object's class: minus its probability, for softmax scores
     distance: Float[Tensor, "T B Q N"]  # L1, between relative cxcywh boxes
     giou: Float[Tensor, "T B Q N"]
 
@@ -46,15 +47,24 @@ class CostTerms:
 class HungarianMatcher:
     """Finds the assignment of queries to objects with the least total cost."""
 
-    def __init__(self, class_cost: float = 1.0, box_cost: float = 5.0, giou_cost: float = 2.0) -> None:
+    def __init__(
+        self,
+        class_cost: float | None = None,
+        box_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        classification: Classification | None = None,
+    ) -> None:
         """Weigh the terms.
 
         Args:
-            class_cost: of the probability that the object's class does not get.
+            class_cost: of what saying the object's class costs: for softmax scores, minus its probability. None takes the
+                published one, 1, or 2 for sigmoid scores.
             box_cost: of the L1 distance between boxes, relative cxcywh.
             giou_cost: of 1 - generalised IoU.
+            classification: how class logits are judged; None for softmax scores.
         """
-        self.class_cost = class_cost
+        self.classification = classification or SoftmaxClasses(0)  # costs do not ask how many classes there are
+        self.class_cost = self.classification.weight if class_cost is None else class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost
 
@@ -89,7 +99,7 @@ class HungarianMatcher:
     ) -> Float[Tensor, "T B Q N"]:
         """Cost of every query for every object of its own photo; N is the largest number of objects, the rest is zero."""
         terms = self.terms(layer_class_logits, layer_boxes, targets)
-        return self.box_cost * terms.distance - self.class_cost * terms.probability - self.giou_cost * terms.giou
+        return self.box_cost * terms.distance + self.class_cost * terms.classification - self.giou_cost * terms.giou
 
     def terms(
         self,
@@ -101,9 +111,6 @@ class HungarianMatcher:
         labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
         boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
 
-        num_layers, _, num_queries, _ = layer_boxes.shape
-        wanted = labels[None, :, None].expand(num_layers, -1, num_queries, -1)
-        probability = layer_class_logits.softmax(-1).gather(-1, wanted)
-        distance = torch.cdist(layer_boxes, boxes.expand(num_layers, -1, -1, -1), p=1)
+        distance = torch.cdist(layer_boxes, boxes.expand(len(layer_boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
-        return CostTerms(probability, distance, giou)
+        return CostTerms(self.classification.costs(layer_class_logits, labels), distance, giou)

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, distributed
-from torch.nn import functional as F
 
+from detrkit.losses.classification import (
+    Classification,
+    check_scores,
+    classification_for,
+    of_one_class,
+    wanted_classes,
+)
 from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher, Matches
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
-from detrkit.structures import MaskInputs, Predictions, Target
+from detrkit.structures import ClassScores, MaskInputs, Predictions, Proposals, Target
 
 # the queries of all photos, and how many belong to each
 DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P h w"]]
@@ -28,7 +34,8 @@ class LossReport:
         total: weighted sum of the losses of all layers.
         parts: unweighted values under the published names. loss_ce, loss_bbox, loss_giou, cardinality_error for the
             last layer and with _0, _1 ... for the others; class_error (percent of matched queries with a wrong class;
-            NaN when no photo holds an object), loss_mask and loss_dice for the last layer only.
+            NaN when no photo holds an object), loss_mask and loss_dice for the last layer only; with _enc for the encoder's
+            proposals, if it made any.
         matches: who answered for whom.
     """
 
@@ -60,7 +67,8 @@ class SetLoss:
         self,
         num_classes: int,
         *,
-        class_weight: float = 1.0,
+        class_scores: ClassScores = "softmax",
+        class_weight: float | None = None,
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
         mask_weight: float = 1.0,
@@ -74,7 +82,8 @@ class SetLoss:
 
         Args:
             num_classes: K, without no-object.
-            class_weight: of the cross entropy.
+            class_scores: of the model: "softmax" is judged by cross entropy, "sigmoid" by focal loss.
+            class_weight: of the class loss; None takes the published one, 1, or 2 for sigmoid scores.
             box_weight: of the L1 distance of boxes.
             giou_weight: of 1 - generalised IoU.
             mask_weight: of the focal loss of masks.
@@ -85,15 +94,17 @@ class SetLoss:
             masks_only: leave out the losses of classes and boxes, which are frozen when only the mask head learns.
         """
         self.num_classes = num_classes
+        self.class_scores: ClassScores = class_scores
+        self.classification: Classification = classification_for(class_scores, num_classes, no_object_weight)
         self.weights = {
-            "loss_ce": class_weight,
+            "loss_ce": self.classification.weight if class_weight is None else class_weight,
             "loss_bbox": box_weight,
             "loss_giou": giou_weight,
             "loss_mask": mask_weight,
             "loss_dice": dice_weight,
         }
         self.no_object_weight = no_object_weight
-        self.matcher = matcher or HungarianMatcher()
+        self.matcher = matcher or HungarianMatcher(classification=self.classification)
         self.exact_padding = exact_padding
         self.masks_only = masks_only
 
@@ -132,7 +143,11 @@ class SetLoss:
             targets: one per photo, on the same device; photos without objects have boxes of shape (0, 4).
             normalizers: of the whole step; None when this batch is all of it.
             draw_masks: the mask head, for predictions that hold `mask_inputs`: it draws the matched queries alone.
+
+        Raises:
+            ConfigError: the model's class scores are of another kind than the loss was made for.
         """
+        check_scores(predictions.class_scores, self.class_scores)
         device = predictions.layer_boxes.device.type
         logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
         with torch.autocast(device, enabled=False):
@@ -147,6 +162,8 @@ class SetLoss:
                 objects = matches.objects[len(matches.objects) - len(masks) :].split(_counts(predictions, targets))
                 losses = mask_losses(masks.float(), objects, targets, exact_padding=self.exact_padding)
                 parts["loss_mask"], parts["loss_dice"] = losses.sum(1) / norms.num_boxes
+            if predictions.proposals is not None and not self.masks_only:
+                parts.update(self._proposal_losses(predictions.proposals, of_one_class(targets), norms))
             total = torch.stack(
                 [self.weights[_published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
             ).sum()
@@ -163,12 +180,27 @@ class SetLoss:
         """Class and box losses of all layers at once."""
         object_index = _index_of_objects(matches, targets)
         of_layers = {
-            **self._class_losses(logits, matches, object_index, targets, norms.class_weight),
+            **self._class_losses(logits, matches, object_index, targets, norms),
             **_box_losses(boxes, matches, object_index, targets, norms.num_boxes),
         }
         parts = _name_by_layer(of_layers)
-        parts["class_error"] = _class_error(logits, matches, object_index, targets)
+        parts["class_error"] = _class_error(self.classification.guesses(logits), matches, object_index, targets)
         return parts
+
+    def class_losses_of_queries(
+        self, logits: Float[Tensor, "*N K1"], wanted: Int64[Tensor, "*N"], norms: Normalizers
+    ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+        """What each query adds to the total by its class, weighted and divided; and the same as if it were the only one.
+
+        Args:
+            logits: of queries.
+            wanted: the class that each should say, K for no object.
+            norms: of the step.
+        """
+        losses = self.classification.query_losses(logits, wanted)
+        weights = self.classification.query_weights(wanted)
+        divisor = norms.class_weight if self.class_scores == "softmax" else norms.num_boxes
+        return self.weights["loss_ce"] * losses / divisor, losses / weights
 
     def _class_losses(
         self,
@@ -176,21 +208,32 @@ class SetLoss:
         matches: Matches,
         object_index: Int64[Tensor, "TP"],
         targets: Sequence[Target],
-        class_weight: Float[Tensor, ""] | float,
+        norms: Normalizers,
     ) -> dict[str, Float[Tensor, "T"]]:
-        """Cross entropy, weighted and averaged within each layer."""
+        """Class loss within each layer: cross entropy by the weights of the queries, focal loss by the objects."""
         labels = torch.cat([target.labels for target in targets])
-        wanted = torch.full(logits.shape[:-1], self.num_classes, dtype=torch.int64, device=logits.device)
-        wanted[matches.layers, matches.images, matches.queries] = labels[object_index]
-        is_object = wanted != self.num_classes
-        weight = torch.where(is_object, 1.0, self.no_object_weight)
-        entropy = F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none")
-        loss_ce = (weight * entropy).sum((1, 2)) / class_weight
+        places = matches.layers, matches.images, matches.queries
+        wanted = wanted_classes(logits.shape[:-1], places, labels[object_index], self.num_classes)
+        divisor = norms.class_weight if self.class_scores == "softmax" else norms.num_boxes
+        loss_ce = self.classification.query_losses(logits, wanted).sum((1, 2)) / divisor
 
         num_objects = _to_device([len(target.labels) for target in targets], logits.device)
-        num_found = (logits.argmax(-1) != self.num_classes).sum(-1)
+        num_found = self.classification.finds(logits).sum(-1)
         cardinality_error = (num_found - num_objects).abs().float().mean(-1)
         return {"loss_ce": loss_ce, "cardinality_error": cardinality_error}
+
+    def _proposal_losses(
+        self, proposals: Proposals, targets: Sequence[Target], norms: Normalizers
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The same losses of the encoder's proposals, which only tell objects from what is none (Deformable DETR, A.4)."""
+        logits, boxes = proposals.class_logits.float()[None], proposals.boxes.float()[None]
+        matches = self.matcher(logits, boxes, targets)
+        object_index = _index_of_objects(matches, targets)
+        losses = {
+            **self._class_losses(logits, matches, object_index, targets, norms),
+            **_box_losses(boxes, matches, object_index, targets, norms.num_boxes),
+        }
+        return {f"{name}_enc": values[0] for name, values in losses.items()}
 
 
 def _box_losses(
@@ -229,14 +272,14 @@ def _counts(predictions: Predictions, targets: Sequence[Target]) -> list[int]:
 
 @torch.no_grad()
 def _class_error(
-    logits: Float[Tensor, "T B Q K1"],
+    guesses: Int64[Tensor, "T B Q"],
     matches: Matches,
     object_index: Int64[Tensor, "TP"],
     targets: Sequence[Target],
 ) -> Float[Tensor, ""]:
     labels = torch.cat([target.labels for target in targets])[object_index]
-    guesses = logits[matches.layers, matches.images, matches.queries].argmax(-1)
-    is_wrong = _per_layer((guesses != labels).float(), len(logits))[-1]
+    of_matched = guesses[matches.layers, matches.images, matches.queries]
+    is_wrong = _per_layer((of_matched != labels).float(), len(guesses))[-1]
     return 100 * is_wrong.mean()  # the mean of nothing is NaN: the published code says 100, which means nothing
 
 
@@ -265,5 +308,5 @@ def _name_by_layer(of_layers: dict[str, Float[Tensor, "T"]]) -> dict[str, Float[
 
 
 def _published_name(name: str) -> str:
-    """Drop the layer's number."""
-    return name.rstrip("0123456789").rstrip("_")
+    """Drop the layer's number, or the encoder's mark."""
+    return name.removesuffix("_enc").rstrip("0123456789").rstrip("_")

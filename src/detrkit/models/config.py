@@ -8,6 +8,9 @@ BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-
 TIMM = "timm:"  # before the name of a backbone of the timm library
 Normalization = Literal["frozen", "batch"]
 Place = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
+QueryKind = Literal["learned", "points", "anchors", "proposals"]
+CrossAttention = Literal["dense", "conditional", "deformable"]
+_MOST_BACKBONE_LEVELS = 3  # feature maps that a pyramid takes from the backbone; coarser ones are made from the last
 
 
 class ModelConfig(BaseModel):
@@ -48,6 +51,36 @@ class ModelConfig(BaseModel):
     feedforward_dim: int = Field(2048, ge=1, le=100_000, description="width inside the feed-forward networks")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the transformer, while training")
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
+    activation: Literal["relu", "prelu"] = Field("relu", description="inside the feed-forward networks")
+    position_temperature: float = Field(
+        10_000.0, gt=1, description="ratio of the sine positions' longest and shortest wave (DAB-DETR: 20)"
+    )
+    scaled_positions: bool = Field(
+        False, description="each encoder layer scales cells' positions by what the cells hold (DAB-DETR)"
+    )
+    encoder_attention: Literal["dense", "deformable"] = Field(
+        "dense", description="cells look at all cells, or at a few sampled points (Deformable DETR)"
+    )
+    cross_attention: CrossAttention = Field(
+        "dense",
+        description="how queries look at the photo: as in DETR, with content and place apart (Conditional DETR), or at a "
+        "few sampled points (Deformable DETR)",
+    )
+    num_levels: int = Field(1, ge=1, le=8, description="feature maps that the transformer sees, each half the size")
+    sampling_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
+    queries: QueryKind = Field(
+        "learned",
+        description="what queries start from: learned vectors (DETR), vectors that each have a point (Conditional, "
+        "Deformable DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR)",
+    )
+    refine_boxes: bool = Field(False, description="each decoder layer starts from the boxes of the one before it")
+    heads_per_layer: bool = Field(False, description="each decoder layer has class and box heads of its own")
+    class_scores: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="one of K classes or no object, or a yes or no for every class"
+    )
+    num_detections: int = Field(
+        100, ge=1, le=100_000, description="best pairs of query and class that make the answer, with sigmoid scores"
+    )
     panoptic: bool = Field(False, description="with the mask head")
 
     @property
@@ -58,13 +91,50 @@ class ModelConfig(BaseModel):
     @property
     def has_published_positions(self) -> bool:
         """Whether positions are added where the published code and Hugging Face's add them."""
-        places = (self.encoder_positions, self.decoder_positions, self.query_positions)
-        return self.position_encoding != "none" and set(places) == {"attention"}
+        return self.position_encoding != "none" and self.position_places == {"attention"}
+
+    @property
+    def position_places(self) -> set[Place]:
+        """Where positions are added, of cells and of queries."""
+        return {self.encoder_positions, self.decoder_positions, self.query_positions}
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each feature map that the transformer sees, finest first."""
+        stages = [4, 8, 16] if self.backbone == "resnet-tiny" else [4, 8, 16, 32]
+        if self.dilation:
+            stages[-1] = stages[-2]
+        strides = stages[-self.num_backbone_levels :]
+        while len(strides) < self.num_levels:
+            strides.append(2 * strides[-1])
+        return tuple(strides)
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the feature map that the transformer sees."""
-        return (16 if self.backbone == "resnet-tiny" else 32) // (2 if self.dilation else 1)
+        """Pixels per cell of the finest feature map that the transformer sees."""
+        return self.strides[0]
+
+    @property
+    def num_backbone_levels(self) -> int:
+        """How many of the feature maps come straight from the backbone."""
+        return min(self.num_levels, _MOST_BACKBONE_LEVELS)
+
+    @property
+    def is_deformable(self) -> bool:
+        """Whether any attention samples points instead of looking at all cells."""
+        return "deformable" in (self.encoder_attention, self.cross_attention)
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether feature maps are projected, normalised and told apart one by one, as Deformable DETR does."""
+        return self.is_deformable or self.num_levels > 1
+
+    @property
+    def most_detections(self) -> int:
+        """Objects that the answer for one photo can hold."""
+        if self.class_scores == "softmax":
+            return self.num_queries
+        return min(self.num_detections, self.num_queries * self.num_classes)
 
     @model_validator(mode="after")
     def _widths_divide(self) -> "ModelConfig":
@@ -81,4 +151,39 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"the mask head of this backbone needs hidden_dim a multiple of {least_width} and num_heads of 8"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ModelConfig":
+        for is_wrong, sentence in (
+            (
+                self.queries == "learned" and self.cross_attention != "dense",
+                f"{self.cross_attention} cross-attention asks where a query is, and learned queries are nowhere; set "
+                "queries=points or queries=anchors",
+            ),
+            (
+                self.queries == "learned" and self.refine_boxes,
+                "refine_boxes starts from a box, and learned queries have none; set queries=points or queries=anchors",
+            ),
+            (
+                self.queries == "proposals" and not self.refine_boxes,
+                "queries=proposals are boxes to be refined; set refine_boxes=true",
+            ),
+            (
+                self.has_pyramid and self.position_encoding != "sine",
+                f"several feature maps, and deformable attention, need position_encoding=sine, found "
+                f"{self.position_encoding!r}",
+            ),
+            (
+                self.has_pyramid and self.hidden_dim % 32 != 0,
+                f"hidden_dim={self.hidden_dim} must be a multiple of 32, the groups of the feature maps' norm",
+            ),
+            (
+                (self.has_pyramid or self.queries != "learned") and self.position_places != {"attention"},
+                "positions elsewhere than at every attention work with dense attention and learned queries alone; leave "
+                "encoder_positions, decoder_positions and query_positions out",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(sentence)
         return self

@@ -1,8 +1,7 @@
-"""DETR (Carion et al. 2020, arXiv:2005.12872): images -> a set of objects, in one pass."""
+"""DETR (Carion et al. 2020, arXiv:2005.12872) and its successors: images -> a set of objects, in one pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -12,8 +11,10 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
+from detrkit.models.proposals import ProposedQueries
+from detrkit.models.pyramid import LastMapProjection, Padding, PyramidProjection, to_scene
+from detrkit.models.queries import AnchorQueries, LearnedQueries, PointQueries
 from detrkit.models.transformer import Decoder, Encoder
-from detrkit.ops.padding import padding_mask_at
 from detrkit.structures import MaskInputs, Predictions
 
 
@@ -26,7 +27,9 @@ class Parts:
     encoder: Encoder
     decoder: Decoder
     heads: Heads
-    panoptic: PanopticHead | None = None
+    panoptic: PanopticHead | None
+    input_projection: LastMapProjection | PyramidProjection
+    queries: LearnedQueries | PointQueries | AnchorQueries | ProposedQueries
 
 
 class DETR(nn.Module):
@@ -36,10 +39,10 @@ class DETR(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = parts.backbone
-        self.input_projection = nn.Conv2d(parts.backbone.channels[-1], config.hidden_dim, kernel_size=1)
+        self.input_projection = parts.input_projection
         self.positions = parts.positions
         self.encoder = parts.encoder
-        self.queries = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.queries = parts.queries
         self.decoder = parts.decoder
         self.heads = parts.heads
         self.panoptic = parts.panoptic
@@ -75,37 +78,37 @@ class DETR(nn.Module):
                 draws from, for those queries that are matched or kept: the same masks for a fraction of the work.
         """
         exact_padding = exact_padding and self.backbone.keeps_padding_out
+        padding = Padding(padding_mask, self.config.strides if exact_padding else None)
         levels = self.backbone(images, padding_mask if exact_padding else None)
-        feature_mask = _feature_mask(levels[-1], padding_mask, self.config.stride if exact_padding else None)
-        projected = self.input_projection(levels[-1])
+        maps = self.input_projection(levels, padding)
 
-        tokens = projected.flatten(2).transpose(1, 2)
-        token_mask = None if padding_mask is None else feature_mask.flatten(1)
-        positions = self.positions(feature_mask, is_padded=padding_mask is not None).flatten(1, 2).to(tokens.dtype)
+        masks_of_maps = [padding.at(level, one) for level, one in enumerate(maps)]
+        positions = [
+            self.positions(mask, is_padded=padding_mask is not None, level=level)
+            for level, mask in enumerate(masks_of_maps)
+        ]
+        scene = to_scene(maps, masks_of_maps, positions, padding)
 
-        memory = self.encoder(tokens, positions, token_mask)
-        queries = self.queries.weight.expand(images.shape[0], -1, -1).to(tokens.dtype)
-        decoded = self.decoder(queries, memory, positions, token_mask)
-        layer_class_logits, layer_boxes = self.heads(decoded[-1:] if last_layer_only else decoded)
+        scene = scene.holding(self.encoder(scene))
+        queries = self.queries(scene, for_loss=not last_layer_only)
+        decoded, references = self.decoder(queries, scene, self.heads)
+        if last_layer_only:
+            decoded, references = decoded[-1:], None if references is None else references[-1:]
+        layer_class_logits, layer_boxes = self.heads(decoded, references)
 
+        predictions = Predictions(
+            layer_class_logits,
+            layer_boxes,
+            class_scores=self.config.class_scores,
+            most_detections=self.config.most_detections,
+            proposals=queries.proposals,
+        )
         if self.panoptic is None:
-            return Predictions(layer_class_logits, layer_boxes)
-        memory_map = memory.transpose(1, 2).unflatten(2, projected.shape[-2:])
-        mask_of_map = None if padding_mask is None else feature_mask
-        inputs = MaskInputs(decoded[-1], memory_map, projected, mask_of_map, tuple(levels[-2::-1]), _size_of(images))
+            return predictions
+        last = self.config.num_backbone_levels - 1
+        mask_of_map = None if padding_mask is None else masks_of_maps[last]
+        padded = (images.shape[-2], images.shape[-1])
+        inputs = MaskInputs(decoded[-1], scene.map_of(last), maps[last], mask_of_map, tuple(levels[-2::-1]), padded)
         if not all_masks:
-            return Predictions(layer_class_logits, layer_boxes, mask_inputs=inputs)
-        return Predictions(layer_class_logits, layer_boxes, self.panoptic.draw_all(inputs))
-
-
-def _size_of(images: Float[Tensor, "B C H W"]) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
-
-
-def _feature_mask(
-    features: Float[Tensor, "B _ h w"], padding_mask: Bool[Tensor, "B H W"] | None, stride: int | None
-) -> Bool[Tensor, "B h w"]:
-    size = (features.shape[-2], features.shape[-1])
-    if padding_mask is None:
-        return torch.zeros(features.shape[0], *size, dtype=torch.bool, device=features.device)
-    return padding_mask_at(padding_mask, size, stride=stride)
+            return replace(predictions, mask_inputs=inputs)
+        return replace(predictions, masks=self.panoptic.draw_all(inputs))

@@ -19,22 +19,32 @@ class SinePositions(nn.Module):
     """Sines and cosines of the row in the first half of the channels, of the column in the second.
 
     Rows and columns are counted over the photo without padding and scaled to 2 pi at its end, so that the encoding of
-    a cell does not depend on how far its photo was padded.
+    a cell does not depend on how far its photo was padded. In a pyramid, positions count to the middle of a cell instead of
+    its end, and a learned vector per map tells the maps apart (Deformable DETR, appendix A.2).
     """
 
-    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+    def __init__(self, width: int, temperature: float = 10000.0, levels_of_pyramid: int = 0) -> None:
         super().__init__()
         self.channels_per_axis = width // 2
         self.temperature = temperature
+        self.offset = 0.5 if levels_of_pyramid else 0.0
+        self.levels = nn.Parameter(torch.randn(levels_of_pyramid, width)) if levels_of_pyramid else None
         self._of_size: dict[tuple[int, int, torch.device], Tensor] = {}
 
-    def forward(self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True) -> Float[Tensor, "B h w D"]:
+    def forward(
+        self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True, level: int = 0
+    ) -> Float[Tensor, "B h w D"]:
         """Encode every cell; in padding, the last cell of the photo is repeated.
 
         Args:
             padding_mask: True on padding.
             is_padded: False when the mask is known to hold no True: the encoding of such a map is then remembered.
+            level: which map of a pyramid it is.
         """
+        within = self._within_map(padding_mask, is_padded)
+        return within if self.levels is None else within + self.levels[level]
+
+    def _within_map(self, padding_mask: Bool[Tensor, "B h w"], is_padded: bool) -> Float[Tensor, "B h w D"]:
         if is_padded or torch.compiler.is_compiling():
             return self._encode(padding_mask)
         batch_size, height, width = padding_mask.shape
@@ -54,11 +64,23 @@ class SinePositions(nn.Module):
     def encode(self, count: Float[Tensor, "B h w"], axis: int) -> Float[Tensor, "B h w C"]:
         """Encode the position along one axis, counted from 1."""
         last = count.narrow(axis, count.shape[axis] - 1, 1)
-        angle = count / (last + 1e-6) * (2 * math.pi)  # 1e-6 as published: a column of nothing but padding has last = 0
-        channel = torch.arange(self.channels_per_axis, dtype=torch.float32, device=count.device)
-        period = self.temperature ** (2 * (channel // 2) / self.channels_per_axis)
-        phase = angle[..., None] / period
-        return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
+        share = (count - self.offset) / (last + 1e-6)  # 1e-6 as published: a column of nothing but padding has last = 0
+        return _waves(share, self.channels_per_axis, self.temperature)
+
+
+def encode_coordinates(
+    coordinates: Float[Tensor, "B N C"], channels: int, temperature: float = 10000.0
+) -> Float[Tensor, "B N _"]:
+    """Encode each coordinate, 0 .. 1, in as many channels, one after the other, as `SinePositions` does."""
+    return _waves(coordinates.float(), channels, temperature).flatten(-2)
+
+
+def _waves(shares: Float[Tensor, "*shape"], channels: int, temperature: float) -> Float[Tensor, "*shape _"]:
+    """Sines and cosines by turns, of waves from one photo long to `temperature` photos."""
+    channel = torch.arange(channels, dtype=torch.float32, device=shares.device)
+    period = temperature ** (2 * (channel // 2) / channels)
+    phase = (shares * (2 * math.pi))[..., None] / period
+    return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
 class LearnedPositions(nn.Module):
@@ -74,12 +96,15 @@ class LearnedPositions(nn.Module):
         nn.init.uniform_(self.rows.weight)
         nn.init.uniform_(self.columns.weight)
 
-    def forward(self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True) -> Float[Tensor, "B h w D"]:
+    def forward(
+        self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True, level: int = 0
+    ) -> Float[Tensor, "B h w D"]:
         """Encode every cell by its row and column in the padded image.
 
         Args:
             padding_mask: looked at for its shape alone.
             is_padded: not looked at.
+            level: not looked at.
 
         Raises:
             ConfigError: the feature map is larger than the tables.
@@ -103,7 +128,9 @@ class NoPositions(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True) -> Float[Tensor, "B h w D"]:
+    def forward(
+        self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True, level: int = 0
+    ) -> Float[Tensor, "B h w D"]:
         """Encode nothing."""
         return torch.zeros(*padding_mask.shape, self.width, device=padding_mask.device)
 

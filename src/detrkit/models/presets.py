@@ -8,14 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from detrkit.errors import ConfigError, did_you_mean
-from detrkit.models.backbone import ResNetBackbone
-from detrkit.models.backbone_timm import TimmBackbone
-from detrkit.models.config import TIMM, ModelConfig
-from detrkit.models.detr import DETR, Parts
-from detrkit.models.heads import Heads
-from detrkit.models.panoptic import PanopticHead
-from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
-from detrkit.models.transformer import Decoder, Encoder
+from detrkit.models.assembly import assemble
+from detrkit.models.config import ModelConfig
+from detrkit.models.detr import DETR
 
 
 def _published(**changes: Any) -> dict[str, ModelConfig]:
@@ -27,11 +22,47 @@ def _published(**changes: Any) -> dict[str, ModelConfig]:
     }
 
 
+def _successors(name: str, **changes: Any) -> dict[str, ModelConfig]:
+    """The four backbones that Conditional DETR and DAB-DETR were published with."""
+    return {
+        f"{name}-{short}{suffix}": ModelConfig(backbone=backbone, dilation=dilation, **changes)
+        for short, backbone in (("r50", "resnet50"), ("r101", "resnet101"))
+        for suffix, dilation in (("", False), ("-dc5", True))
+    }
+
+
+_CONDITIONAL: dict[str, Any] = {"cross_attention": "conditional", "class_scores": "sigmoid", "num_queries": 300}
+_DEFORMABLE: dict[str, Any] = {
+    "encoder_attention": "deformable",
+    "cross_attention": "deformable",
+    "class_scores": "sigmoid",
+    "queries": "points",
+    "num_queries": 300,
+    "feedforward_dim": 1024,
+}
+_REFINE: dict[str, Any] = {"num_levels": 4, "refine_boxes": True, "heads_per_layer": True}
+
 PRESETS: dict[str, ModelConfig] = {
     **_published(backbone="resnet50"),
     **_published(backbone="resnet50", dilation=True),
     **_published(backbone="resnet101"),
     **_published(backbone="resnet101", dilation=True),
+    **_successors("conditional-detr", **_CONDITIONAL, queries="points"),
+    **_successors(
+        "dab-detr",
+        **_CONDITIONAL,
+        queries="anchors",
+        refine_boxes=True,
+        activation="prelu",
+        position_temperature=20.0,
+        scaled_positions=True,
+        num_detections=300,
+    ),
+    "deformable-detr-r50": ModelConfig(**_DEFORMABLE, num_levels=4),
+    "deformable-detr-r50-single-scale": ModelConfig(**_DEFORMABLE),
+    "deformable-detr-r50-single-scale-dc5": ModelConfig(**_DEFORMABLE, dilation=True),
+    "deformable-detr-r50-refine": ModelConfig(**_DEFORMABLE, **_REFINE),
+    "deformable-detr-r50-two-stage": ModelConfig(**{**_DEFORMABLE, **_REFINE, "queries": "proposals"}),
     "detr-r18": ModelConfig(backbone="resnet18"),
     "detr-tiny": ModelConfig(
         backbone="resnet-tiny",
@@ -75,7 +106,8 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
 
     Args:
         name: "detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", each also with "-panoptic"; "detr-r18",
-            "detr-tiny".
+            "detr-tiny"; "conditional-detr-..." and "dab-detr-..." with the same four backbones; "deformable-detr-r50", also
+            with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage".
         num_classes: K, without no-object; None takes the preset's (91, or 250 for panoptic).
         overrides: fields of `ModelConfig`.
 
@@ -92,28 +124,4 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
 
 def model_from_config(config: ModelConfig) -> DETR:
     """Put the parts together."""
-    width = config.hidden_dim
-    layer = (width, config.num_heads, config.feedforward_dim, config.dropout, config.pre_norm)
-    build = TimmBackbone if config.backbone.startswith(TIMM) else ResNetBackbone
-    backbone = build(
-        config.backbone,  # type: ignore[arg-type]  # each gets a name of its own kind
-        config.backbone_normalization,
-        config.dilation,
-        config.frozen_backbone_stages,
-        config.in_channels,
-    )
-    parts = Parts(
-        backbone=backbone,
-        positions=_positions(config),
-        encoder=Encoder(config.encoder_layers, *layer, config.encoder_positions),
-        decoder=Decoder(config.decoder_layers, *layer, config.decoder_positions, config.query_positions),
-        heads=Heads(width, config.num_classes),
-        panoptic=PanopticHead(width, config.num_heads, backbone.channels[-2::-1]) if config.panoptic else None,
-    )
-    return DETR(parts, config)
-
-
-def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
-    if config.position_encoding == "learned":
-        return LearnedPositions(config.hidden_dim, config.position_table_size)
-    return SinePositions(config.hidden_dim) if config.position_encoding == "sine" else NoPositions(config.hidden_dim)
+    return DETR(assemble(config), config)

@@ -1,30 +1,50 @@
 """The transformer (paper, section 3.2, appendix A.3 and figure 10).
 
 Positions are added to queries and keys at every attention and never to values, unless a `Place` says
-otherwise. The decoder reads all object queries in parallel; its first input is zero, for what tells the queries apart is
-their learned position.
+otherwise. The decoder reads all object queries in parallel. Layers that attend otherwise (`models.conditional`,
+`models.deformable`) say how, and share the rest.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit.models.attention import MultiHeadAttention
 from detrkit.models.config import Place
 from detrkit.models.dropout import Dropout
+from detrkit.models.heads import Heads
 from detrkit.models.positions import placed
+from detrkit.models.pyramid import Scene
+from detrkit.models.queries import Guide, Queries, QueryPlace, as_boxes, refined
 from detrkit.models.recompute import run
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What layers of encoder and decoder have in common; fields as in `ModelConfig`."""
+
+    width: int
+    num_heads: int
+    feedforward_dim: int
+    dropout: float
+    pre_norm: bool
+    activation: Literal["relu", "prelu"] = "relu"
+    num_levels: int = 1
+    sampling_points: int = 4
 
 
 class Residual(nn.Module):
     """x + dropout(sublayer(x)) with layer norm: after the sum (post-norm, as published) or on the way in (pre-norm)."""
 
-    def __init__(self, width: int, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
-        self.pre_norm = pre_norm
+        self.norm = nn.LayerNorm(shape.width)
+        self.dropout = Dropout(shape.dropout)
+        self.pre_norm = shape.pre_norm
 
     def before(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Prepare the input of the sublayer."""
@@ -39,43 +59,53 @@ class Residual(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers, applied to each token by itself."""
 
-    def __init__(self, width: int, hidden_width: int, dropout: float) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, hidden_width)
-        self.contract = nn.Linear(hidden_width, width)
-        self.dropout = Dropout(dropout)
+        self.expand = nn.Linear(shape.width, shape.feedforward_dim)
+        self.contract = nn.Linear(shape.feedforward_dim, shape.width)
+        self.activation = nn.PReLU() if shape.activation == "prelu" else nn.ReLU()
+        self.dropout = Dropout(shape.dropout)
         nn.init.xavier_uniform_(self.expand.weight)
         nn.init.xavier_uniform_(self.contract.weight)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Transform each token."""
-        return self.contract(self.dropout(F.relu(self.expand(tokens))))
+        return self.contract(self.dropout(self.activation(self.expand(tokens))))
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention between all cells of the feature map, then a feed-forward network."""
+    """Self-attention between the cells, then a feed-forward network."""
 
-    def __init__(self, width: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, shape: LayerShape, self_attention: nn.Module | None = None) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(width, num_heads, dropout)
-        self.self_attention_residual = Residual(width, dropout, pre_norm)
-        self.feed_forward = FeedForward(width, feedforward_dim, dropout)
-        self.feed_forward_residual = Residual(width, dropout, pre_norm)
+        self.self_attention = self_attention or MultiHeadAttention(shape.width, shape.num_heads, shape.dropout)
+        self.self_attention_residual = Residual(shape)
+        self.feed_forward = FeedForward(shape)
+        self.feed_forward_residual = Residual(shape)
 
     def forward(
-        self,
-        tokens: Float[Tensor, "B S D"],
-        positions: Float[Tensor, "B S D"],
-        padding_mask: Bool[Tensor, "B S"] | None,
+        self, tokens: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: Scene
     ) -> Float[Tensor, "B S D"]:
-        """Let every token look at every other."""
-        values = self.self_attention_residual.before(tokens)
-        located = values + positions
-        found = self.self_attention(located, located, values, padding_mask)
+        """Let every token look around.
+
+        Args:
+            tokens: what the cells hold so far.
+            positions: where they are.
+            scene: how the cells lie, and which are padding.
+        """
+        found = self.attend(self.self_attention_residual.before(tokens), positions, scene)
         tokens = self.self_attention_residual.after(tokens, found)
 
         change = self.feed_forward(self.feed_forward_residual.before(tokens))
         return self.feed_forward_residual.after(tokens, change)
+
+    def attend(
+        self, values: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: Scene
+    ) -> Float[Tensor, "B S D"]:
+        """Look at all cells."""
+        located = values + positions
+        found: Tensor = self.self_attention(located, located, values, scene.padding_mask)
+        return found
 
 
 class Encoder(nn.Module):
@@ -83,75 +113,81 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        num_layers: int,
-        width: int,
-        num_heads: int,
-        feedforward_dim: int,
-        dropout: float,
-        pre_norm: bool,
+        layers: Iterable[EncoderLayer],
+        shape: LayerShape,
         positions_at: Place = "attention",
+        position_scale: nn.Module | None = None,
     ) -> None:
+        """Stack the layers.
+
+        Args:
+            layers: first one first.
+            shape: of the layers.
+            positions_at: where positions are added.
+            position_scale: says, before each layer, by what to scale positions, from what the cells hold (DAB-DETR).
+        """
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.positions_at = positions_at
+        self.position_scale = position_scale
         self.recompute = False
         # post-norm layers end with a norm of their own
-        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.norm = nn.LayerNorm(shape.width) if shape.pre_norm else nn.Identity()
 
-    def forward(
-        self,
-        tokens: Float[Tensor, "B S D"],
-        positions: Float[Tensor, "B S D"],
-        padding_mask: Bool[Tensor, "B S"] | None,
-    ) -> Float[Tensor, "B S D"]:
-        """Turn backbone tokens into the memory that the decoder reads."""
-        tokens, positions = placed(tokens, positions, self.positions_at)
+    def forward(self, scene: Scene) -> Float[Tensor, "B S D"]:
+        """Turn tokens into the memory that the decoder reads."""
+        tokens, positions = placed(scene.tokens, scene.positions, self.positions_at)
         for layer in self.layers:
-            tokens = run(layer, self.recompute, tokens, positions, padding_mask)
+            scaled = positions if self.position_scale is None else positions * self.position_scale(tokens)
+            tokens = run(layer, self.recompute, tokens, scaled, scene)
         return self.norm(tokens)
 
 
 class DecoderLayer(nn.Module):
     """Self-attention between the queries, cross-attention to the memory, then a feed-forward network."""
 
-    def __init__(self, width: int, num_heads: int, feedforward_dim: int, dropout: float, pre_norm: bool) -> None:
+    def __init__(
+        self, shape: LayerShape, self_attention: nn.Module | None = None, cross_attention: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(width, num_heads, dropout)
-        self.self_attention_residual = Residual(width, dropout, pre_norm)
-        self.cross_attention = MultiHeadAttention(width, num_heads, dropout)
-        self.cross_attention_residual = Residual(width, dropout, pre_norm)
-        self.feed_forward = FeedForward(width, feedforward_dim, dropout)
-        self.feed_forward_residual = Residual(width, dropout, pre_norm)
+        plain = (shape.width, shape.num_heads, shape.dropout)
+        self.self_attention = self_attention or MultiHeadAttention(*plain)
+        self.self_attention_residual = Residual(shape)
+        self.cross_attention = cross_attention or MultiHeadAttention(*plain)
+        self.cross_attention_residual = Residual(shape)
+        self.feed_forward = FeedForward(shape)
+        self.feed_forward_residual = Residual(shape)
 
-    def forward(
-        self,
-        decoded: Float[Tensor, "B Q D"],
-        queries: Float[Tensor, "B Q D"],
-        memory: Float[Tensor, "B S D"],
-        located_memory: Float[Tensor, "B S D"],
-        padding_mask: Bool[Tensor, "B S"] | None,
-    ) -> Float[Tensor, "B Q D"]:
+    def forward(self, decoded: Float[Tensor, "B Q D"], place: QueryPlace, scene: Scene) -> Float[Tensor, "B Q D"]:
         """Let the queries agree on who takes what, and look at the photo.
 
         Args:
             decoded: what the queries have found so far.
-            queries: who they are, added to `decoded` at both attentions.
-            memory: the encoder's output, read as values.
-            located_memory: memory plus positions, read as keys.
-            padding_mask: True on tokens that are padding.
+            place: who and where they are.
+            scene: with the encoder's memory.
         """
-        values = self.self_attention_residual.before(decoded)
-        located = values + queries
-        decoded = self.self_attention_residual.after(decoded, self.self_attention(located, located, values))
+        found = self.attend_to_queries(self.self_attention_residual.before(decoded), place)
+        decoded = self.self_attention_residual.after(decoded, found)
 
-        located = self.cross_attention_residual.before(decoded) + queries
-        found = self.cross_attention(located, located_memory, memory, padding_mask)
+        found = self.attend_to_scene(self.cross_attention_residual.before(decoded), place, scene)
         decoded = self.cross_attention_residual.after(decoded, found)
 
         change = self.feed_forward(self.feed_forward_residual.before(decoded))
         return self.feed_forward_residual.after(decoded, change)
+
+    def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: QueryPlace) -> Float[Tensor, "B Q D"]:
+        """Look at all queries."""
+        located = values + place.positions
+        found: Tensor = self.self_attention(located, located, values)
+        return found
+
+    def attend_to_scene(
+        self, values: Float[Tensor, "B Q D"], place: QueryPlace, scene: Scene
+    ) -> Float[Tensor, "B Q D"]:
+        """Look at all cells."""
+        located = values + place.positions
+        found: Tensor = self.cross_attention(located, scene.located, scene.tokens, scene.padding_mask)
+        return found
 
 
 class Decoder(nn.Module):
@@ -159,37 +195,64 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        num_layers: int,
-        width: int,
-        num_heads: int,
-        feedforward_dim: int,
-        dropout: float,
-        pre_norm: bool,
+        layers: Iterable[DecoderLayer],
+        norm: nn.Module,
+        guide: Guide,
+        *,
         positions_at: Place = "attention",
         queries_at: Place = "attention",
+        refines: bool = False,
+        learns_through_references: bool = False,
     ) -> None:
+        """Stack the layers.
+
+        Args:
+            layers: first one first.
+            norm: of what is read off each layer.
+            guide: tells each layer where its queries are.
+            positions_at: where cells' positions are added.
+            queries_at: where queries' positions are added.
+            refines: whether each layer starts from the boxes of the one before it.
+            learns_through_references: whether the loss of a layer's boxes also teaches the layer before, whose boxes they
+                are counted from. Published DAB-DETR does, Deformable DETR does not.
+        """
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, num_heads, feedforward_dim, dropout, pre_norm) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.positions_at = positions_at
         self.queries_at = queries_at
+        self.refines = refines
+        self.learns_through_references = learns_through_references
         self.recompute = False
-        self.norm = nn.LayerNorm(width)
+        self.norm = norm
+        self.guide = guide
 
     def forward(
-        self,
-        queries: Float[Tensor, "B Q D"],
-        memory: Float[Tensor, "B S D"],
-        positions: Float[Tensor, "B S D"],
-        padding_mask: Bool[Tensor, "B S"] | None,
-    ) -> Float[Tensor, "T B Q D"]:
-        """Decode all queries in parallel; returns the normalised state after every layer."""
-        memory, positions = placed(memory, positions, self.positions_at)
-        located_memory = memory + positions
-        decoded, queries = placed(torch.zeros_like(queries), queries, self.queries_at)
-        after_layer = []
-        for layer in self.layers:
-            decoded = run(layer, self.recompute, decoded, queries, memory, located_memory, padding_mask)
+        self, queries: Queries, scene: Scene, heads: Heads
+    ) -> tuple[Float[Tensor, "T B Q D"], Float[Tensor, "T B Q 4"] | None]:
+        """Decode all queries in parallel.
+
+        Args:
+            queries: where to start.
+            scene: with the encoder's memory.
+            heads: read boxes off each layer, where boxes are refined.
+
+        Returns:
+            The normalised state after every layer, and the logits that each layer's boxes are counted from; None for zero.
+        """
+        memory, cell_positions = placed(scene.tokens, scene.positions, self.positions_at)
+        scene = replace(scene, tokens=memory, positions=cell_positions, located=memory + cell_positions)
+        decoded, positions = placed(queries.content, queries.positions, self.queries_at)
+        reference = counted_from = queries.reference
+        after_layer, references = [], []
+        for number, layer in enumerate(self.layers):
+            place = self.guide(number, decoded, positions, reference)
+            decoded = run(layer, self.recompute, decoded, place, scene)
             after_layer.append(self.norm(decoded))
-        return torch.stack(after_layer)
+            references.append(counted_from)
+            if self.refines and reference is not None:
+                counted_from = refined(reference, heads.box_head_of(number)(decoded))
+                reference = counted_from.detach()
+                if not self.learns_through_references:
+                    counted_from = reference
+        known = [as_boxes(one) for one in references if one is not None]
+        return torch.stack(after_layer), torch.stack(known) if known else None

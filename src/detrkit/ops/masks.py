@@ -4,6 +4,7 @@ Input: mask logits over a padded image, and the sizes of the padded image, the i
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,3 +75,11 @@ def _nearest_places(before: int, after: int) -> np.ndarray:
     steps = np.full(after, step)
     steps[0] = step * 0.5
     return np.cumsum(steps).astype(np.int64).clip(max=before - 1)
+
+
+def encode_masks(masks: Bool[Tensor, "N H W"]) -> list[dict[str, Any]]:
+    """Write masks as compressed run lengths, as COCO results have them: `counts` is a str, fit for JSON."""
+    from hotcoco import mask as runs  # takes a while to load, and few need it
+
+    encoded = [runs.encode(mask) for mask in masks.cpu().numpy()]
+    return [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in encoded]

@@ -4,6 +4,7 @@ No non-maximum suppression: matching taught the queries to speak up once per obj
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,6 +12,46 @@ from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Detections, Predictions
+
+
+@dataclass(frozen=True)
+class Best:
+    """The answer for a batch: A pairs of a query and a class, all queries once or the best pairs.
+
+    Attributes:
+        scores: 0 .. 1.
+        labels: 0 .. K-1.
+        boxes: xyxy in pixels of the original photo.
+        queries: who says it.
+    """
+
+    scores: Float[Tensor, "B A"]
+    labels: Int64[Tensor, "B A"]
+    boxes: Float[Tensor, "B A 4"]
+    queries: Int64[Tensor, "B A"]
+
+
+def best_of(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> Best:
+    """Choose what is answered, without threshold, as published for each kind of scores.
+
+    With softmax scores that is each query's best class, in the queries' order. With sigmoid scores it is the best pairs of
+    a query and a class, best first (Deformable DETR, published code): a query may say two things, or nothing.
+
+    Args:
+        predictions: of a batch; the last layer counts.
+        sizes: (height, width) of the original photos in pixels.
+    """
+    if predictions.class_scores == "softmax":
+        best = best_class_boxes(predictions.class_logits, predictions.boxes, sizes)
+        queries = torch.arange(best[0].shape[1], device=best[0].device)
+        return Best(*best, queries.expand(len(best[0]), -1))
+    probabilities = predictions.probabilities
+    num_queries, num_classes = probabilities.shape[1:]
+    count = min(predictions.most_detections or num_queries, num_queries * num_classes)
+    scores, pairs = probabilities.flatten(1).topk(count, dim=1)
+    queries = pairs // num_classes
+    boxes = _in_pixels(predictions.boxes, sizes).gather(1, queries[..., None].expand(-1, -1, 4))
+    return Best(scores, pairs % num_classes, boxes, queries)
 
 
 def best_class_boxes(
@@ -28,8 +69,12 @@ def best_class_boxes(
         threshold, as published.
     """
     scores, labels = class_logits.float().softmax(-1)[..., :-1].max(-1)
+    return scores, labels, _in_pixels(boxes, sizes)
+
+
+def _in_pixels(boxes: Float[Tensor, "B Q 4"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B Q 4"]:
     scale = sizes.flip(-1).repeat(1, 2).to(torch.float32)  # width, height, width, height
-    return scores, labels, cxcywh_to_xyxy(boxes.float()) * scale[:, None]
+    return cxcywh_to_xyxy(boxes.float()) * scale[:, None]
 
 
 def to_detections(
@@ -52,10 +97,10 @@ def to_detections(
     ids = torch.as_tensor(category_ids)
     least = torch.as_tensor(threshold, dtype=torch.float32).expand(len(ids))
     in_pixels = torch.tensor(sizes, dtype=torch.int64, device=predictions.boxes.device).view(-1, 2)
-    best = (x.cpu() for x in best_class_boxes(predictions.class_logits, predictions.boxes, in_pixels))
-    for scores, labels, pixel_boxes, size in zip(*best, sizes, strict=True):
+    best = best_of(predictions, in_pixels)
+    on_host = (one.cpu() for one in (best.scores, best.labels, best.boxes, best.queries))
+    for scores, labels, pixel_boxes, queries, size in zip(*on_host, sizes, strict=True):
         found_names = tuple(names[label] for label in labels.tolist())
-        queries = torch.arange(len(scores))
         detections = Detections(pixel_boxes, scores, ids[labels], found_names, size=size, queries=queries)
         order = scores.argsort(descending=True, stable=True)
         found.append(detections.keep(order[scores[order] >= least[labels[order]]].tolist()))

@@ -67,10 +67,19 @@ class Merged:
     areas: tuple[int, ...]
 
 
-def kept_queries(class_logits: Float[Tensor, "Q K1"], threshold: float = LEAST_SCORE) -> Bool[Tensor, "Q"]:
-    """Tell which queries name an object and are sure of it: no-object is not their likeliest class."""
-    scores, labels = class_logits.float().softmax(-1).max(-1)
-    return (labels != class_logits.shape[-1] - 1) & (scores > threshold)
+def kept_queries(
+    probabilities: Float[Tensor, "Q K"], no_object: Float[Tensor, "Q"] | None, threshold: float = LEAST_SCORE
+) -> Bool[Tensor, "Q"]:
+    """Tell which queries name an object and are sure of it: no-object is not their likeliest class.
+
+    Args:
+        probabilities: of every class.
+        no_object: its probability; None where scores are sigmoids, which have none.
+        threshold: that the best class has to exceed.
+    """
+    scores = probabilities.max(-1).values
+    sure = scores > threshold
+    return sure if no_object is None else sure & (scores >= no_object)
 
 
 def merge_segments(candidates: Candidates, is_thing: Sequence[bool], style: Style = "corrected") -> Merged:
@@ -99,13 +108,18 @@ def candidates_of(
         threshold: least score of a query to be kept.
         exact_padding: as in `with_masks`; not for the styles that follow others.
     """
-    kept = [(logits, kept_queries(logits, threshold)) for logits in predictions.class_logits.float().cpu()]
+    probabilities = predictions.probabilities.cpu()
+    no_object = predictions.after_layer(-1).layer_no_object[0].cpu() if predictions.class_scores == "softmax" else None
+    kept = [
+        (one, kept_queries(one, None if no_object is None else no_object[photo], threshold))
+        for photo, one in enumerate(probabilities)
+    ]
     counts = [int(keep.sum()) for _, keep in kept]
     masks = draw(torch.cat([keep.nonzero()[:, 0] for _, keep in kept]), counts)
     covers = covered_by(masks, batch, exact_padding)
     found = []
-    for image, (of_photo, (logits, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):
-        scores, labels = (best.to(masks.device) for best in logits[keep].softmax(-1)[:, :-1].max(-1))
+    for image, (of_photo, (one, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):
+        scores, labels = (best.to(masks.device) for best in one[keep].max(-1))
         sizes = batch.sizes[image], batch.original_sizes[image]
         found.append(Candidates(of_photo, labels, scores, covers, *sizes))
     return found

@@ -62,11 +62,11 @@ def analyse_queries(truth: Truth, found: Found, num_queries: int) -> PaperAnalys
     """Where each query predicts (figure 7)."""
     chart = map_queries(truth, found, num_queries)
     chosen = chart.most_used(_MOST_PANELS).tolist()
-    small, wide, tall = chart.is_small, chart.is_wide, chart.is_tall
+    known, kinds = chart.is_known, {"small": chart.is_small, "wide": chart.is_wide, "tall": chart.is_tall}
     figure = draw_query_map(
         [f"query {query}" for query in chosen],
-        [chart.centres[query] for query in chosen],
-        [{"small": small[query], "wide": wide[query], "tall": tall[query]} for query in chosen],
+        [chart.centres[query][known[query]] for query in chosen],
+        [{name: kind[query][known[query]] for name, kind in kinds.items()} for query in chosen],
     )
     text = (
         f"Every point is the centre of a box that a query predicted on a photo, whatever its score; of {num_queries} "
@@ -78,19 +78,20 @@ def analyse_queries(truth: Truth, found: Found, num_queries: int) -> PaperAnalys
 
 
 def _queries_as_json(chart: QueryMap) -> list[dict[str, Any]]:
-    centres, spread, sizes = chart.centres.mean(1), chart.centres.std(1), chart.sizes.mean(1)
-    shares = [mask.mean(1) for mask in (chart.is_small, chart.is_wide, chart.is_tall)]
-    return [
-        {
-            "query": query,
-            "mean_score": float(chart.scores[query].mean()),
-            "mean_centre": centres[query].tolist(),
-            "spread": spread[query].tolist(),
-            "mean_size": sizes[query].tolist(),
-            **{name: float(share[query]) for name, share in zip(("small", "wide", "tall"), shares, strict=True)},
-        }
-        for query in range(len(centres))
-    ]
+    kinds = {"small": chart.is_small, "wide": chart.is_wide, "tall": chart.is_tall}
+    rows: list[dict[str, Any]] = []
+    for query, known in enumerate(chart.is_known):
+        row: dict[str, Any] = {"query": query, "mean_score": float(chart.scores[query].mean())}
+        if known.any():  # with sigmoid scores, a query may never be part of an answer
+            centres = chart.centres[query][known]
+            row |= {
+                "mean_centre": centres.mean(0).tolist(),
+                "spread": centres.std(0).tolist(),
+                "mean_size": chart.sizes[query][known].mean(0).tolist(),
+                **{name: float(kind[query][known].mean()) for name, kind in kinds.items()},
+            }
+        rows.append(row)
+    return rows
 
 
 def analyse_counts(counts: Sequence[Count], num_queries: int) -> PaperAnalysis:

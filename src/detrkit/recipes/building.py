@@ -10,8 +10,10 @@ from detrkit.checkpoints.source import read_checkpoint
 from detrkit.checkpoints.surgery import Adaptation, load_adapted
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError
+from detrkit.losses.classification import classification_for
 from detrkit.losses.matcher import HungarianMatcher
 from detrkit.losses.set_loss import SetLoss
+from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
 from detrkit.recipes.config import RunConfig
@@ -89,18 +91,20 @@ def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> N
         console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
 
 
-def loss_for(num_classes: int, settings: TrainingSettings, *, masks_only: bool = False) -> SetLoss:
+def loss_for(model: ModelConfig, settings: TrainingSettings, *, masks_only: bool = False) -> SetLoss:
     """Weigh the losses, and the costs of the matching alike; with `masks_only`, boxes are frozen."""
     weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
+    classification = classification_for(model.class_scores, model.num_classes, settings.no_object_weight)
     return SetLoss(
-        num_classes,
+        model.num_classes,
+        class_scores=model.class_scores,
         class_weight=settings.class_weight,
         box_weight=settings.box_weight,
         giou_weight=settings.giou_weight,
-        no_object_weight=settings.no_object_weight,
         mask_weight=settings.mask_weight,
         dice_weight=settings.dice_weight,
-        matcher=HungarianMatcher(*weights),
+        no_object_weight=settings.no_object_weight,
+        matcher=HungarianMatcher(*weights, classification),
         exact_padding=settings.exact_padding,
         masks_only=masks_only,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detrkit.checkpoints import huggingface
+from detrkit.checkpoints.family import family_of
 from detrkit.checkpoints.file import Checkpoint, save_checkpoint
 from detrkit.checkpoints.hub import hub_token, push_checkpoint
 from detrkit.checkpoints.model_card import CardFacts
@@ -100,6 +101,12 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> Non
                 f"the model uses backbone {checkpoint.config.backbone!r}, which the published code does not have; use "
                 "--to detrkit"
             )
+        family = family_of(checkpoint.config)
+        if family is None or (checkpoint.config.panoptic and family != "detr"):
+            raise CheckpointError(
+                "the model is of no architecture that was published (its attention, queries, heads and masks together); "
+                "use --to detrkit"
+            )
         if not checkpoint.config.has_published_positions:
             raise CheckpointError(
                 "the model adds positions elsewhere than at every attention, which the published code does not; use --to "
@@ -113,7 +120,12 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> Non
 
 def _arguments(config: ModelConfig) -> dict[str, object]:
     """What the weights do not show, under the names of the published training script; a plain dict loads anywhere."""
-    return {"dilation": config.dilation, "nheads": config.num_heads, "dropout": config.dropout}
+    arguments: dict[str, object] = {"dilation": config.dilation, "nheads": config.num_heads, "dropout": config.dropout}
+    if config.queries == "proposals":
+        arguments |= {"two_stage": True, "num_queries": config.num_queries}
+    if config.queries == "anchors":
+        arguments |= {"pe_temperatureH": config.position_temperature, "num_select": config.num_detections}
+    return arguments
 
 
 def _check_output(output: Path, form: Form) -> None:

@@ -124,7 +124,7 @@ def evaluate_source(
         return None
 
     truth = Truth.read(annotations_of_split(records), records.records.image_ids)
-    analysis = analyse(truth, answers[-1], counted_detections(config.num_queries))
+    analysis = analyse(truth, answers[-1], counted_detections(config.most_detections))
     scores, segment_threshold = judges.scores(analysis, records, answers[-1])
     pictures = PhotoDataset(records, channels=config.in_channels)
     print_all(scores, console)

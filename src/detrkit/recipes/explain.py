@@ -20,6 +20,7 @@ from detrkit.explain.figures import SUFFIXES, FigureName, FigureWish, write_figu
 from detrkit.explain.page import build_page
 from detrkit.files import write_text
 from detrkit.losses.set_loss import SetLoss
+from detrkit.models.config import ModelConfig
 from detrkit.recipes.building import loss_for
 from detrkit.recipes.config import load_run_config
 from detrkit.recipes.keeping import check_categories
@@ -62,7 +63,7 @@ def explain_file(request: ExplainRequest) -> Path:
     device = choose_device(request.device)
     with Console(stderr=True).status(f"looking into {request.photo.name}"):
         model = checkpoint.build().to(device)
-        loss = _loss_of(request.weights, len(checkpoint.categories)) if is_annotated else None
+        loss = _loss_of(request.weights, checkpoint.config) if is_annotated else None
         explanation = explain(model, checkpoint.preprocessing, checkpoint.categories, sample, loss=loss)
         wish.check(explanation)
         if request.figure is not None:
@@ -159,12 +160,12 @@ def _with_labels_of(of_model: Categories, sample: Sample, of_data: Categories) -
     return replace(sample, annotations=replace(sample.annotations, labels=numbered))
 
 
-def _loss_of(weights: str, num_classes: int) -> SetLoss:
+def _loss_of(weights: str, model: ModelConfig) -> SetLoss:
     """The loss of the run that the weights lie in, or else the published one."""
     config = Path(weights) / "config.yaml"
     if config.is_file():
-        return loss_for(num_classes, load_run_config(config, {}, {}).training)
-    return SetLoss(num_classes)
+        return loss_for(model, load_run_config(config, {}, {}).training)
+    return SetLoss(model.num_classes, class_scores=model.class_scores)
 
 
 def _report(explanation: Explanation, threshold: float, output: Path) -> None:

@@ -37,13 +37,13 @@ class Judge:
     """
 
     def __init__(
-        self, data: RunData, num_queries: int, batches: Iterable[Batch], device: torch.device, exact_padding: bool
+        self, data: RunData, most_detections: int, batches: Iterable[Batch], device: torch.device, exact_padding: bool
     ) -> None:
         self.data = data
         self.batches = batches
         self.device = device
         self.exact_padding = exact_padding
-        self.max_detections = counted_detections(num_queries)
+        self.max_detections = counted_detections(most_detections)
         self.truth = Truth.read(data.annotations, data.test_ids)
         self.true_masks = None if data.outlines is None else Truth.read(data.outlines, data.test_ids, masks=True)
         self.found: Found | None = None

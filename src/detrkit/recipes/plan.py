@@ -1,12 +1,15 @@
 """What suits a model, a dataset and a start: the settings that nobody gave, and why.
 
 `auto` chooses from the size of the set and the origin of the weights, by rules of thumb: its figures are ours, from small
-sets on small machines, and not the paper's. `reference` is the paper's training (section A.4) to the letter.
+sets on small machines, and not the paper's. `reference` is the paper's training (section A.4) to the letter, and for DETR's
+successors that of their published code.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from detrkit.models.config import ModelConfig
+from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
 from detrkit.training.optimizer import BOXES
 from detrkit.training.settings import TrainingSettings
@@ -16,7 +19,8 @@ Origin = Literal["detector", "imagenet", "scratch"]
 TINY = {"image_size": 256, "batch_size": 8, "learning_rate": 5e-4, "clip_norm": 1.0, "class_weight": 2.0}
 _STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
 _EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
-_PUBLISHED_BATCH = 64
+_DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rate_factor": 0.1}  # published main.py
+_SUCCESSORS_RUN = {"epochs": 50, "drop_at": 0.8}  # all of them drop the rates after 40 of 50 epochs
 _FEW_PHOTOS = 300  # below which a detector's backbone is left alone
 _LONG_RUN = 5_000  # steps
 _MOST_EVALUATIONS = 20
@@ -56,9 +60,16 @@ def plan_model(config: RunConfig) -> RunConfig:
     there, frozen stages would stay random, and the published rate is meant for one that can see already.
     """
     given = config.training.model_fields_set
-    chosen: dict[str, Any] = dict(TINY) if config.model == "detr-tiny" and config.recipe == "auto" else {}
+    model = preset_config(config.model, **config.model_settings)
+    chosen: dict[str, Any] = (
+        {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}
+    )  # of focal loss, as published
+    chosen |= _DEFORMABLE if model.is_deformable else {}
     if config.recipe == "reference":
-        chosen = {"exact_padding": False, "group_by_shape": False}
+        chosen |= {"exact_padding": False, "group_by_shape": False}
+        chosen |= _SUCCESSORS_RUN if model.queries != "learned" else {}
+    elif config.model == "detr-tiny":
+        chosen |= TINY
     training = _filled(config.training, chosen)
     model_settings = config.model_settings
     if origin_of(config) == "scratch":
@@ -79,9 +90,12 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     """
     settings = config.training
     together = settings.batch_size * max(settings.devices, num_processes)
+    model = preset_config(config.model, **config.model_settings)
     masks_only = BOXES in settings.freeze
     choices = (
-        _reference(together, masks_only) if config.recipe == "reference" else _auto(config, given, num_photos, together)
+        _reference(model, together, masks_only)
+        if config.recipe == "reference"
+        else _auto(config, given, num_photos, together)
     )
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given, and nothing else
@@ -90,10 +104,9 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
 
 
-def _reference(together: int, masks_only: bool) -> list[Choice]:
-    accumulate = Choice(
-        "accumulate", max(1, _PUBLISHED_BATCH // together), f"{_PUBLISHED_BATCH} photos per update, as published"
-    )
+def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choice]:
+    published = 64 if model.queries == "learned" else 32 if model.is_deformable else 16
+    accumulate = Choice("accumulate", max(1, published // together), f"{published} photos per update, as published")
     if not masks_only:
         return [accumulate]
     # section 4.4 and the published log: 25 epochs, dropped after 15

@@ -35,6 +35,7 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     _spare_the_sources(names, options.output)
     device = device_of(options.device, process) if is_from_environment else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
+    _check_masks(detector, options)
     detector.least_scores(options.threshold)  # says now if there is none
     detector.labels_of(options.class_names(detector))
     console = plain_console()
@@ -65,6 +66,17 @@ def _check_kinds(sources: Sources, options: PredictOptions) -> None:
     """See that everything that was asked for can be written."""
     if (sources.videos or sources.cameras) and "json" in options.kinds(DEFAULT_KINDS):
         raise ConfigError("--write json: is for photos; --write jsonl has a line for each frame of a video")
+
+
+def _check_masks(detector: Detector, options: PredictOptions) -> None:
+    """See that the model can do what is asked of its masks."""
+    if options.tile is not None and detector.runtime.config.panoptic:
+        raise ConfigError("--tile: puts boxes of tiles together, and masks are not; leave it out for this model")
+    if "segments" in options.kinds("") and detector.categories.is_thing is None:
+        raise ConfigError(
+            "--write segments: this model tells no things from stuff; train one on panoptic data, with a preset that "
+            "ends in -panoptic"
+        )
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.checkpoints.source import local_file
+from detrkit.data.segment_files import write_ids
 from detrkit.errors import DataError
 from detrkit.files import make_folder, replacing, write_text
 from detrkit.inference.images import Photo
@@ -105,11 +106,13 @@ class _Outputs:
         if "pictures" in self.kinds:
             with replacing(folder / f"{name}.png") as temporary:
                 found.draw().save(temporary)
+        if "segments" in self.kinds and found.segments is not None:
+            write_ids(folder / f"{name}.segments.png", found.segments.ids)
         if "json" in self.kinds:
             write_text(folder / f"{name}.json", found.to_json())
         if self.lines is not None:
             height, width = found.size
-            self.lines.add({"photo": path, "width": width, "height": height, "objects": found.to_objects()})
+            self.lines.add({"photo": path, "width": width, "height": height, **found.to_content()})
         else:
             pairs = zip(found.names, found.scores.tolist(), strict=True)
             in_words = ", ".join(f"{name} {score:.2f}" for name, score in pairs)

@@ -17,7 +17,7 @@ from detrkit.recipes.parquet import check_parquet
 from detrkit.structures import Detections
 from detrkit.training.stopping import StopSignal
 
-_KINDS = ("pictures", "json", "jsonl", "parquet")
+_KINDS = ("pictures", "json", "jsonl", "parquet", "segments")
 
 
 @dataclass(frozen=True)

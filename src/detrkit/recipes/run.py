@@ -94,9 +94,11 @@ class Run:
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
         self.num_steps = planned_steps(len(self.loader), settings)
-        loss = loss_for(len(data.categories), settings, masks_only=learns_masks_only(self.model.config, settings))
+        masks_only = learns_masks_only(self.model.config, settings)
+        loss = loss_for(self.model.config, settings, masks_only=masks_only)
         self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)
-        self.judge = Judge(data, self.model.config.num_queries, self.test_batches, device, settings.exact_padding)
+        most = self.model.config.most_detections
+        self.judge = Judge(data, most, self.test_batches, device, settings.exact_padding)
         self.best: Found | None = None  # what the best checkpoint found
         if process.world > 1:  # weights are alike, dropout is not
             torch.manual_seed(mixed(settings.seed, process.rank))

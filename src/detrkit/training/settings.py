@@ -19,6 +19,11 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(default=1e-4, gt=0, description="of everything but the backbone")
     backbone_learning_rate: float = Field(default=1e-5, ge=0, description="of the backbone; 0 freezes it")
     part_rates: str = Field(default="", description="other learning rates, PART=RATE,PART=RATE; parts as in --freeze")
+    place_rate_factor: float = Field(
+        default=1.0,
+        ge=0,
+        description="times the rate, for what says where deformable attention looks: offsets and reference points",
+    )
     freeze: str = Field(
         default="",
         description="parts that are not trained, with commas: backbone, input_projection, positions, encoder, queries, "

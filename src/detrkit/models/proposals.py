@@ -1,0 +1,105 @@
+"""Queries that start from the encoder's best boxes (two-stage Deformable DETR, arXiv:2010.04159, 4.2 and appendix A.4).
+
+Every cell of the memory proposes a box around itself; the best become the anchors of the decoder. Input: the scene after
+the encoder. Output: `Queries`, and what the loss wants to know about all proposals.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.models.heads import BoxHead, ClassHead
+from detrkit.models.positions import encode_coordinates
+from detrkit.models.pyramid import Scene
+from detrkit.models.queries import LARGEST_LOGIT, Queries
+from detrkit.structures import Proposals
+
+_SMALLEST_SIDE = 0.05  # of the photo: boxes proposed on the finest map; they double from map to map
+_MARGIN = 0.01  # of the photo's sides: cells closer to its edge propose nothing
+_NOWHERE = 1e4  # a logit whose sigmoid is 1, where the published code says infinity
+
+
+class ProposedQueries(nn.Module):
+    """The encoder's best boxes, and vectors made of their sines."""
+
+    def __init__(self, num_queries: int, width: int, num_classes: int) -> None:
+        """Build the heads and projections.
+
+        Args:
+            num_queries: Q.
+            width: D.
+            num_classes: outputs of the class head; only the first counts, for "something is here".
+        """
+        super().__init__()
+        self.num_queries = num_queries
+        self.memory_projection = nn.Linear(width, width)
+        self.memory_norm = nn.LayerNorm(width)
+        self.class_head = ClassHead(width, num_classes, "sigmoid")
+        self.box_head = BoxHead(width)
+        self.query_projection = nn.Linear(2 * width, 2 * width)
+        self.query_norm = nn.LayerNorm(2 * width)
+        for projection in (self.memory_projection, self.query_projection):
+            nn.init.xavier_uniform_(projection.weight)
+
+    def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
+        """Choose the best proposals of each photo.
+
+        Args:
+            scene: after the encoder.
+            for_loss: whether all proposals are wanted, too.
+        """
+        anchors, is_valid = _anchors(scene)
+        memory = self._read(scene.tokens.masked_fill(~is_valid[..., None], 0.0))
+        logits = self.class_head(memory).float()
+        with torch.no_grad():  # the decoder learns to start from them, and does not teach them
+            proposed = self._boxes(*self._best(memory, anchors, logits[..., 0], scene))
+            proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        sine = encode_coordinates(proposed.sigmoid(), scene.tokens.shape[-1] // 2).to(memory.dtype)
+        positions, content = self.query_norm(self.query_projection(sine)).chunk(2, dim=-1)
+        proposals = Proposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
+        return Queries(content, positions, proposed, proposals)
+
+    def _boxes(self, memory: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
+        return self.box_head(memory).float() + anchors
+
+    def _read(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        return self.memory_norm(self.memory_projection(tokens))
+
+    def _best(
+        self,
+        memory: Float[Tensor, "B S D"],
+        anchors: Float[Tensor, "B S 4"],
+        scores: Float[Tensor, "B S"],
+        scene: Scene,
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
+        """The cells that become queries, best first: what they hold, and their anchors.
+
+        A photo with fewer cells than there are queries is filled up with cells that hold nothing and lie nowhere, as
+        padding does. Where padding is kept out, its cells are no better than those.
+        """
+        if scene.padding_mask is not None and scene.is_exact:
+            scores = scores.masked_fill(scene.padding_mask, -torch.inf)
+        num_cells = scores.shape[1]
+        filled = nn.functional.pad(scores, (0, self.num_queries), value=-torch.inf)
+        chosen = filled.topk(self.num_queries, dim=1).indices
+        is_filler = (chosen >= num_cells)[..., None]
+        index = chosen.clamp(max=num_cells - 1)[..., None]
+        empty = self._read(torch.zeros_like(memory[:, :1]))
+        held = torch.where(is_filler, empty, memory.gather(1, index.expand(-1, -1, memory.shape[-1])))
+        return held, anchors.gather(1, index.expand(-1, -1, 4)).masked_fill(is_filler, _NOWHERE)
+
+
+def _anchors(scene: Scene) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
+    """Logits of a box around every cell, and which of them lie well inside the photo; elsewhere they are nowhere."""
+    proposed = torch.cat(
+        [
+            torch.cat([centres, torch.full_like(centres, _SMALLEST_SIDE * 2.0**level)], dim=-1)
+            for level, centres in enumerate(scene.cell_centres())
+        ],
+        dim=1,
+    )
+    is_valid = ((proposed > _MARGIN) & (proposed < 1 - _MARGIN)).all(-1)
+    if scene.padding_mask is not None:
+        is_valid = is_valid & ~scene.padding_mask
+    logits = torch.logit(proposed.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
+    return logits.masked_fill(~is_valid[..., None], _NOWHERE), is_valid
