@@ -14,7 +14,7 @@ LAYER = {
     "ops": 1,
     "data": 2, "models": 2, "losses": 2, "postprocess": 2,
     "checkpoints": 3, "visualization": 3,
-    "training": 4, "evaluation": 4, "inference": 4, "explain": 4, "export": 4,
+    "training": 4, "evaluation": 4, "inference": 4, "explain": 4, "export": 4, "serve": 4,
     "recipes": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip

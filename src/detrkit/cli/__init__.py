@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "Score a model on a dataset: COCO numbers, thresholds, kinds of mistakes, a report.",
     "predict": "Find objects in photos and videos; write pictures, JSON, tables.",
     "explain": "Show what a model saw in a photo, and why it missed what it missed.",
+    "serve": "Answer photos over HTTP: a live page to explore them, and JSON.",
     "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
     "export": "Write a model for ONNX Runtime, torch.export or OpenVINO, and compare it.",
     "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",

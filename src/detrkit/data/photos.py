@@ -4,17 +4,18 @@ Untrusted input: a file is decoded only after its size has been read from its he
 (H, W, C) and TIFF files of several pages carry any number of channels.
 """
 
+import functools
 import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from detrkit.data.quiet import Quiet
@@ -23,9 +24,25 @@ from detrkit.errors import DataError
 MOST_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 RGB = 3
+# Pillow knows more, of which some start other programs (EPS asks Ghostscript)
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
 _EXIF_ORIENTATION = 0x0112
 _QUIET = Quiet()
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow can convert to, by number of channels
+
+
+@runtime_checkable
+class PhotoFile(Protocol):
+    """An open file, in memory or on disk."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read some bytes, or the rest."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go elsewhere."""
+
+    def tell(self) -> int:
+        """Say where it is."""
 
 
 def open_photo(
@@ -65,12 +82,29 @@ def read_pixels(
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
-        pixels = _read_array(path, span)
-        if len(pixels) != channels:
-            raise DataError(f"{path}: has {len(pixels)} channels, expected {channels}; set in_channels of the model")
-        return pixels
+        return _with_channels_of_array(_read_array(path, span), channels, path)
     with _opened(path, span) as image:
         return image_to_pixels(image, channels, annotated_size, str(path))
+
+
+def uploaded_pixels(
+    file: PhotoFile, name: str, channels: int = RGB, most_pixels: int = MOST_PIXELS
+) -> UInt8[Tensor, "C H W"]:
+    """Read the pixels of a photo that came over a network, as `read_pixels` reads those of one on disk.
+
+    Args:
+        file: its content, from the beginning.
+        name: what its sender calls it; arrays are told by it.
+        channels: that the model reads.
+        most_pixels: larger photos are refused before they are decoded.
+
+    Raises:
+        DataError: as in `read_pixels`.
+    """
+    if Path(name).suffix.lower() == ".npy":
+        return _with_channels_of_array(_array_in(file, name, most_pixels), channels, name)
+    with _image_in(file, name, most_pixels) as image:
+        return image_to_pixels(image, channels, where=name)
 
 
 def image_to_pixels(
@@ -116,24 +150,37 @@ def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
     # from memory, for Pillow maps uncompressed TIFF files from disk and turns them wrongly
     in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
     source = io.BytesIO(photo_bytes(path, span)) if in_memory else path
+    with _image_in(source, path, MOST_PIXELS) as image:
+        yield image
+
+
+@contextmanager
+def _image_in(source: Path | PhotoFile, where: Path | str, most_pixels: int) -> Iterator[Image.Image]:
     try:
-        with _QUIET, Image.open(source) as image:
-            _check_size(image.height, image.width, path)
+        with _QUIET, Image.open(cast("Path | IO[bytes]", source), formats=_readable_formats()) as image:
+            _check_size(image.height, image.width, where, most_pixels)
             yield image
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"{path}: the photo unpacks to more than {MOST_PIXELS} pixels; make it smaller") from None
+        raise DataError(f"{where}: the photo unpacks to more than {MOST_PIXELS} pixels; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
         raise DataError(
-            f"{path}: cannot be read as a photo ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
+            f"{where}: cannot be read as a photo ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
         ) from None
 
 
-def _check_size(height: int, width: int, where: Path | str) -> None:
-    if width * height > MOST_PIXELS:
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _check_size(height: int, width: int, where: Path | str, most_pixels: int = MOST_PIXELS) -> None:
+    if width * height > most_pixels:
         raise DataError(
-            f"{where}: the photo has {width} x {height} pixels, at most {MOST_PIXELS} are read; "
+            f"{where}: the photo has {width} x {height} pixels, at most {most_pixels} are read; "
             "make it smaller or cut it into tiles"
         )
 
@@ -213,23 +260,35 @@ def _with_channels(
     return torch.from_numpy(np.array(converted).reshape(*converted.size[::-1], channels)).permute(2, 0, 1)
 
 
+def _with_channels_of_array(pixels: UInt8[Tensor, "C H W"], channels: int, where: Path | str) -> UInt8[Tensor, "C H W"]:
+    if len(pixels) != channels:
+        raise DataError(f"{where}: has {len(pixels)} channels, expected {channels}; set in_channels of the model")
+    return pixels
+
+
 def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H W"]:
-    """Read (H, W, C) or (H, W) of 8 or 16 bits."""
     try:
         with path.open("rb") if span is None else io.BytesIO(photo_bytes(path, span)) as file:
-            shape, in_columns, kind = _read_array_header(file, path)
-            content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
-        pixels = content.reshape(shape, order="F" if in_columns else "C")
+            return _array_in(file, path, MOST_PIXELS)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _array_in(file: PhotoFile, where: Path | str, most_pixels: int) -> UInt8[Tensor, "C H W"]:
+    """Read (H, W, C) or (H, W) of 8 or 16 bits."""
+    shape, in_columns, kind = _read_array_header(file, where)
+    _check_size(math.prod(shape) // RGB, 1, where, most_pixels)
+    try:
+        content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
+        pixels = content.reshape(shape, order="F" if in_columns else "C")
     except ValueError:
-        raise DataError(f"{path}: ends before its pixels do; copy it again") from None
+        raise DataError(f"{where}: ends before its pixels do; copy it again") from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     eight_bits = (pixels >> 8).astype(np.uint8) if kind.itemsize == 2 else np.array(pixels)
     return torch.from_numpy(eight_bits).permute(2, 0, 1)
 
 
-def _read_array_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_array_header(file: PhotoFile, where: Path | str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read what a .npy file says of itself: shape, order, type; objects, which could run code, are refused.
 
     Raises:
@@ -240,12 +299,12 @@ def _read_array_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bo
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, in_columns, kind = read(file)
     except Exception as error:  # the header is parsed as Python: it can be wrong in any way
-        raise DataError(f"{path}: cannot be read as an array ({_one_line(error)})") from None
+        raise DataError(f"{where}: cannot be read as an array ({_one_line(error)})") from None
     if len(shape) not in (2, 3) or kind not in (np.uint8, np.uint16, np.dtype(">u2")):
-        raise DataError(f"{path}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
+        raise DataError(f"{where}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
     if min(shape) < 1 or (len(shape) == 3 and shape[2] > shape[0] * shape[1]):
-        raise DataError(f"{path}: found the shape {shape}, expected (height, width, channels)")
-    _check_size(math.prod(shape) // RGB, 1, path)
+        raise DataError(f"{where}: found the shape {shape}, expected (height, width, channels)")
+    _check_size(math.prod(shape) // RGB, 1, where)
     return shape, in_columns, kind
 
 
@@ -277,4 +336,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of no known form"
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]

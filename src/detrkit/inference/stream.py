@@ -5,7 +5,7 @@ little padding; the one that has waited longest is always part of the next batch
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from detrkit.structures import Detections, Sample
 
 _BATCHES_WAITING = 8  # among whose photos like shapes are looked for
 _MOST_BYTES = 2**28  # of the pixels that wait: a dozen photos of a telephone, a hundred resized ones
-_MOST_PADDING = 0.25  # share of a batch: beyond it, a smaller batch is sooner done
 
 
 @runtime_checkable
@@ -34,6 +33,10 @@ class Finder(Protocol):
     """What prepares and predicts: a `Detector`."""
 
     runtime: Runtime
+
+    @property
+    def most_padding(self) -> float:
+        """Share of a batch that may be padding, when batches are put together of what waits."""
 
     def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
         """Resize a photo; called by threads."""
@@ -162,7 +165,7 @@ def _in_order(
                 came += 1
         waiting = [number for number in held if number not in found]
         if waiting:
-            chosen = _batch_of(held, waiting, settings.batch_size)
+            chosen = _batch_of(held, waiting, settings.batch_size, finder.most_padding)
             found.update(zip(chosen, _predict(finder, [held[number] for number in chosen], settings), strict=True))
         while handed in found:
             one = held.pop(handed)
@@ -171,17 +174,26 @@ def _in_order(
             handed += 1
 
 
-def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int) -> list[int]:
-    """Choose the photo that has waited longest, and those that need the least padding beside it."""
-    first = held[waiting[0]].sample
-    if first is None:  # a photo in tiles is a batch of its own
+def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int, most_padding: float) -> list[int]:
+    """Choose the photo that has waited longest, and others to go with it; a photo in tiles is a batch of its own."""
+    samples = ((number, held[number].sample) for number in waiting)
+    sizes = {number: size_of(sample) for number, sample in samples if sample is not None}
+    if waiting[0] not in sizes:
         return [waiting[0]]
-    others = []
-    for number in waiting[1:]:
-        sample = held[number].sample
-        if sample is not None and (padding := share_of_padding(size_of(first), size_of(sample))) <= _MOST_PADDING:
-            others.append((padding, number))
-    return [waiting[0], *(number for _, number in sorted(others)[: batch_size - 1])]
+    return choose_batch(sizes, batch_size, most_padding)
+
+
+def choose_batch(sizes: Mapping[int, tuple[int, int]], batch_size: int, most_padding: float) -> list[int]:
+    """Choose the photo that has waited longest, and those that need the least padding beside it.
+
+    Args:
+        sizes: (height, width) of what waits, by number, longest first.
+        batch_size: photos at most.
+        most_padding: share of padding, of the first photo and each of the others.
+    """
+    (first, size), *others = sizes.items()
+    paddings = ((share_of_padding(size, other), number) for number, other in others)
+    return [first, *(number for padding, number in sorted(paddings) if padding <= most_padding)][:batch_size]
 
 
 def share_of_padding(first: tuple[int, int], second: tuple[int, int]) -> float:

@@ -8,6 +8,8 @@ import base64
 import html
 import json
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 
 from detrkit.explain.document import PageDocument
@@ -15,19 +17,48 @@ from detrkit.explain.document import PageDocument
 _SCRIPTS = ("elements.js", "maps.js", "drawing.js", "look.js", "layers.js", "matching.js", "stages.js", "start.js")
 
 
+@dataclass(frozen=True)
+class PageParts:
+    """What the page is made of, apart from what it shows.
+
+    Attributes:
+        body: HTML of all that `startPage` fills.
+        style: CSS.
+        script: JavaScript, to be put inside of a function.
+    """
+
+    body: str
+    style: str
+    script: str
+
+
+def read_parts() -> PageParts:
+    """Read the parts of the page."""
+    return PageParts(_text("body.html"), _text("page.css"), "\n".join(_text(name) for name in _SCRIPTS))
+
+
 def build_page(page: PageDocument) -> str:
     """Put the page of a document together, as HTML."""
-    parts = files(__package__)
+    parts = read_parts()
     title = f"{page.document['photo']['name']}: how DETR saw it"
     # "<" could end the script it stands in
     document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     fills = {
         "TITLE": html.escape(title),
-        "STYLE": parts.joinpath("page.css").read_text("utf-8"),
+        "STYLE": parts.style,
+        "BODY": parts.body,
         "DOCUMENT": document,
         "MAPS": base64.b64encode(zlib.compress(page.block, 9)).decode(),
-        "SCRIPT": "\n".join(parts.joinpath(name).read_text("utf-8") for name in _SCRIPTS),
+        "SCRIPT": parts.script,
     }
-    pieces = parts.joinpath("page.html").read_text("utf-8").split("@@")
+    return filled(_text("page.html"), fills)
+
+
+def filled(template: str, fills: Mapping[str, str]) -> str:
+    """Put texts in the places of a template that stand between two @@."""
     # every second piece is a name; filled in one pass, so that nothing is looked for inside of what was filled in
-    return "".join(fills[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+    return "".join(fills[piece] if index % 2 else piece for index, piece in enumerate(template.split("@@")))
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")

@@ -51,11 +51,17 @@ class Look {
     listen("boxes", "click", (event) => this.point(event));
     listen("boxes", "pointermove", (event) => { if (event.pointerType === "mouse" && event.buttons & 1) this.point(event); });
     listen("boxes", "keydown", (event) => this.step(event));
-    new ResizeObserver(() => this.resize()).observe(byId("stage").parentElement);
+    this.observer = new ResizeObserver(() => this.resize());
+    this.observer.observe(byId("stage").parentElement);
     byId("head").max = this.explanation.model.heads;
     byId("threshold").value = this.threshold;
     byId("truth").parentElement.hidden = !this.explanation.objects;
     drawRamp(byId("ramp"));
+  }
+
+  // before other elements take the place of those that it draws on
+  stop() {
+    this.observer.disconnect();
   }
 
   show(view) {
