@@ -56,7 +56,7 @@ def serve_model(
     from detrkit.serve.service import Service
 
     console = plain_console()
-    with StopSignal() as stop, _bound(host, port) as listener:
+    with StopSignal() as stop, bound(host, port) as listener:
         with Console(stderr=True).status(f"loading {source}"):
             devices = [device_for(source, name.strip()) for name in device.split(",")]
             detectors = [Detector.load(source, one, precision=precision) for one in devices]
@@ -78,7 +78,7 @@ def serve_model(
     return stop.received
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
     """Take an address, before anything is loaded; nobody is listened to yet.
 
     Raises:

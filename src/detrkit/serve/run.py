@@ -15,14 +15,20 @@ def run_app(app: FastAPI, listener: socket.socket, seconds: float) -> None:
         listener: a socket with an address.
         seconds: that what is being answered gets to end.
     """
-    config = uvicorn.Config(
-        app,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_graceful_shutdown=math.ceil(seconds),
+    server_of(app, seconds).run(sockets=[listener])
+
+
+def server_of(app: FastAPI, seconds: float) -> uvicorn.Server:
+    """Put a server before an application; it does not run yet."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=math.ceil(seconds),
+        )
     )
-    uvicorn.Server(config).run(sockets=[listener])

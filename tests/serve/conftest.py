@@ -1,0 +1,86 @@
+"""A server in a thread of this process, on a port of its own, and photos to send to it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+
+from detrkit import Detector
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.recipes.serve import bound
+from detrkit.serve.app import build_app
+from detrkit.serve.guard import LOOPBACK_NAMES
+from detrkit.serve.run import server_of
+from detrkit.serve.service import Service
+from detrkit.serve.settings import ServeSettings
+from tests.explain.conftest import small_detector
+
+
+class Served:
+    """A server that runs, and how to ask it."""
+
+    def __init__(self, service: Service, server: uvicorn.Server, port: int) -> None:
+        self.service = service
+        self.server = server
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def post(self, path: str, content: bytes, name: str = "photo.png", **options: Any) -> httpx.Response:
+        return self.client.post(path, files={"photo": (name, content)}, **options)
+
+
+@contextmanager
+def serving(detectors: list[Detector], settings: ServeSettings | None = None) -> Iterator[Served]:
+    with bound("127.0.0.1", 0) as listener:
+        service = Service(detectors, "tiny", settings or ServeSettings(threshold=0.0))
+        server = server_of(build_app(service, LOOPBACK_NAMES), 5)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        served = Served(service, server, listener.getsockname()[1])
+        try:
+            yield served
+        finally:
+            served.client.close()
+            server.should_exit = True
+            thread.join()
+            assert not service.batcher.is_alive, "its threads have ended"
+
+
+@pytest.fixture(scope="session")
+def detector() -> Detector:
+    return small_detector()
+
+
+@pytest.fixture(scope="session")
+def served(detector: Detector) -> Iterator[Served]:
+    with serving([detector]) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Drawings of several shapes."""
+    folder = tmp_path_factory.mktemp("drawn")
+    sizes = ((96, 96), (96, 64), (64, 96), (80, 96))
+    for number, sample in enumerate(DrawnShapes(12, 0, DrawingStyle(size=96))):
+        picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+        picture.crop((0, 0, *sizes[number % 4])).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for what another thread does."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
