@@ -313,7 +313,9 @@ def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Imag
     lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     if lies_on_its_side and annotated_size == stored_size != stored_size[::-1]:
         return image
-    return ImageOps.exif_transpose(image)
+    image.load()  # which turns a TIFF file, and says so in its EXIF data
+    # of others, exif_transpose would make a copy: 80 MB of 20 megapixels
+    return ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION) in range(2, 9) else image
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
