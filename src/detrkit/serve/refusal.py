@@ -23,7 +23,8 @@ class RefusalError(Exception):
 
 def busy(limit: int) -> RefusalError:
     """Too many wait already."""
-    return RefusalError(503, f"server: {limit} photos are waiting already; try again in a moment", _RETRY_AFTER)
+    waiting = "a photo is" if limit == 1 else f"{limit} photos are"
+    return RefusalError(503, f"server: {waiting} waiting already; try again in a moment", _RETRY_AFTER)
 
 
 def leaving() -> RefusalError:
