@@ -67,7 +67,7 @@ def explained(detector: Detector, path: Path) -> Explanation:
 
 def test_photos_are_sent_and_explored_one_after_the_other(visit: Visit, detector: Detector, drawn: list[Path]) -> None:
     assert visit.fits()
-    assert "tiny" in visit.page.inner_text("#sent")
+    assert "tiny" in visit.page.inner_text("h1")
     for path in (drawn[0], drawn[1], drawn[0]):
         visit.send(path)
         visit.wait_for_photo(path)

@@ -80,12 +80,12 @@ class Live {
 
   done(name, count, more = "") {
     this.say("done", `${name}: ${count ? plural(count, "object") : "no object above the threshold"}.${more}`);
-    byId("shown").scrollIntoView({ block: "nearest" });
   }
 
   fail(sentence, canHelp = false) {
     this.say("bad", sentence);
     byId("again").hidden = !(canHelp && this.photo);
+    byId("sending").scrollIntoView({ block: "nearest" });
   }
 
   // progress: 0 to 1; null for "some"; undefined for none
