@@ -107,6 +107,11 @@ def test_the_file_is_readable_by_people(model: DETR, path: Path) -> None:
     ):
         assert wanted in names
     weights = {one.name for one in graph.initializer}
+    ends = {one.name for one in graph.output}
+    assert all(value == node.name or value in ends for node in graph.node for value in node.output)
+    assert all(re.match(r"[a-z_]+\.|constant_", name) or "/" in name for name in weights), "no numbers for names"
+    assert "constant_[0.5]" in weights, "queries and keys are each scaled by the fourth root of 1/16"
+    assert "positions/Div_2.table" in weights, "the wavelengths of the sines"
     assert "backbone.body.conv1.weight" in weights
     assert "decoder.layers.1.feed_forward.expand.weight_transposed" in weights
     assert not {node.op_type for node in graph.node} & {"BatchNormalization", "IsNaN"}, "norms are folded, guards gone"

@@ -22,6 +22,7 @@ from detrkit.inference.exported import KEY, Description
 from detrkit.inference.exported_onnx import first_line
 
 OPSET = 18  # attention as an operator of its own, from 23 on, fails in ONNX Runtime
+_MOST_NUMBERS = 8  # that a name may hold
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules that a node comes from
 
 
@@ -102,14 +103,38 @@ def _rename(graph: Any) -> None:
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
         node.metadata_props.clear()
+        if not any(value.is_graph_output() for value in node.outputs):
+            _name_values(node)
         for value in node.inputs:
             if node.op_type == "MatMul" and value.name in graph.initializers and value.name.startswith("val_"):
                 value.name = f"{scope}.weight_transposed"
     for value in list(graph.initializers.values()):
         value.name = value.name.removeprefix("model.")
+    _name_constants(graph)
     for value in [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]:
         value.metadata_props.clear()
     _name_axes(graph)
+
+
+def _name_values(node: Any) -> None:
+    """Call what a node gives by the node's own name."""
+    for number, value in enumerate(node.outputs):
+        value.name = node.name if not number else f"{node.name}.{number}"
+
+
+def _name_constants(graph: Any) -> None:
+    """Call numbers that torch has numbered by what they are; tables by the first node that needs them."""
+    taken: Counter[str] = Counter()
+    for value in list(graph.initializers.values()):
+        if "." in value.name:  # a weight
+            continue
+        array = value.const_value.numpy()
+        if array.size > _MOST_NUMBERS:
+            name = "".join(f"{node.name}.table" for node in value.consumers()[:1]) or value.name
+        else:
+            name = f"constant_{array.tolist()}".replace(" ", "")
+        taken[name] += 1
+        value.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 def _scope(node: Any) -> str:

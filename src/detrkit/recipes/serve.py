@@ -18,7 +18,7 @@ from detrkit.training.stopping import StopSignal
 _EXTRA = {
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
-    "multipart": "python-multipart",
+    "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }
 
