@@ -12,7 +12,7 @@ from PIL import Image
 
 from detrkit import Detections, Detector
 from detrkit.errors import ConfigError, DataError
-from detrkit.inference.stream import share_of_padding
+from detrkit.inference.stream import choose_batch, share_of_padding
 from detrkit.ops.tiles import Tiling
 from detrkit.structures import Batch, Predictions
 from tests.inference.test_detector import photo
@@ -83,6 +83,15 @@ def test_share_of_padding_by_hand() -> None:
     assert share_of_padding((2, 4), (2, 4)) == 0
     assert share_of_padding((2, 4), (4, 2)) == 0.5
     assert share_of_padding((4, 4), (4, 2)) == 0.25
+
+
+def test_where_padding_leaks_only_photos_of_one_size_go_together(detector: Detector) -> None:
+    sizes = {3: (8, 8), 4: (8, 9), 5: (8, 8), 7: (20, 8), 8: (8, 8)}
+    assert choose_batch(sizes, 4, detector.most_padding) == [3, 5, 8, 4]
+    assert choose_batch(sizes, 2, detector.most_padding) == [3, 5]
+    as_published = detector.preprocessing.model_copy(update={"exact_padding": False})
+    leaking = Detector(detector.runtime, detector.categories, as_published)
+    assert choose_batch(sizes, 4, leaking.most_padding) == [3, 5, 8]
 
 
 @pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (2, 1), (2, 4)])
