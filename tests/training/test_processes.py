@@ -46,14 +46,14 @@ def uneven_photos() -> list[Sample]:
     return changed
 
 
-def take_steps(process: Process, file: Path) -> None:
+def take_steps(process: Process, file: Path, with_masks: bool) -> None:
     torch.manual_seed(0)
     changes = {"num_classes": 3, "num_queries": 6, "encoder_layers": 1, "decoder_layers": 2}
-    model = build_model("detr-tiny", backbone_normalization="frozen", **changes)
+    model = build_model("detr-tiny", backbone_normalization="frozen", panoptic=with_masks, **changes)
     settings = TrainingSettings(ema_decay=0.9)
     samples, share = uneven_photos(), BATCH // process.world
     with process_group(process, torch.device("cpu")):
-        stepper = Stepper(model, SetLoss(3), settings, torch.device("cpu"), STEPS)
+        stepper = Stepper(model, SetLoss(3, exact_padding=True), settings, torch.device("cpu"), STEPS)
         totals = []
         for step in range(STEPS):
             first = step * BATCH + process.rank * share
@@ -70,15 +70,17 @@ def take_steps(process: Process, file: Path) -> None:
             torch.save({"model": model.state_dict(), "totals": torch.stack(totals)}, file)
 
 
-def work(rank: int, port: int, file: Path) -> None:
+def work(rank: int, port: int, file: Path, with_masks: bool) -> None:
     torch.set_num_threads(1)
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    take_steps(Process(rank, 2, rank), file)
+    take_steps(Process(rank, 2, rank), file, with_masks)
 
 
-def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path) -> None:
-    take_steps(Process(), tmp_path / "one.pt")
-    multiprocessing.start_processes(work, (free_port(), tmp_path / "two.pt"), 2, start_method="spawn")
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path, with_masks: bool) -> None:
+    take_steps(Process(), tmp_path / "one.pt", with_masks)
+    given = (free_port(), tmp_path / "two.pt", with_masks)
+    multiprocessing.start_processes(work, given, 2, start_method="spawn")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     torch.testing.assert_close(two["totals"][:, :2], one["totals"][:, :2], rtol=1e-5, atol=1e-5)
     for name, tensor in one["model"].items():

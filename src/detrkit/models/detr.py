@@ -70,7 +70,8 @@ class DETR(nn.Module):
             images: normalised with the ImageNet mean and deviation, padded with zeros at the bottom and on the right.
             padding_mask: True on padding; None when there is none.
             exact_padding: True makes classes and boxes of a photo independent of how far it was padded, and so of the
-                other photos in its batch (not its masks: the mask head normalises over the padding, as published).
+                other photos in its batch (not `masks`: the mask head normalises over the padding, as published; asked for
+                some queries, `self.panoptic` can leave it out).
                 False computes what the published code does, where padding leaks into the backbone's features and the
                 mask of the feature map is rounded.
             last_layer_only: leave out what the decoder layers before the last say, which only training asks for.
