@@ -1,5 +1,6 @@
 """Watches predictions while boxes are collected, and judges their masks: panoptic quality, or masks for mask AP."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -101,9 +102,7 @@ class SegmentJudge:
             for least in self.counts
         }
         # where nothing is found at any, the published one
-        best = max(
-            reversed(scores), key=lambda least: -1.0 if scores[least].pq != scores[least].pq else scores[least].pq
-        )
+        best = max(reversed(scores), key=lambda least: -1.0 if math.isnan(scores[least].pq) else scores[least].pq)
         return best, scores[best]
 
 
