@@ -154,7 +154,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
     form = Form(native_backbone=native_backbone, has_masks=config.panoptic, family=family)
     tensors = huggingface_from_ours(checkpoint.state, form)
     with replacing(folder / "model.safetensors") as temporary:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+        save_file({name: t.clone().contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config_json(checkpoint, family, native_backbone), indent=2))
     preprocessor = _preprocessor_json(checkpoint.preprocessing, family)
     write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2))

@@ -23,24 +23,27 @@ def listed_once(state: Mapping[str, Tensor], decoder: str) -> dict[str, Tensor]:
         Heads as `class_embed.` and `bbox_embed.` when they are shared, with the layer's number when they are not, and with
         `PROPOSALS` before them for the encoder's.
     """
-    copies = (f"{decoder}bbox_embed.", f"{decoder}class_embed.")
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(copies)}
-    is_per_layer = any(name.startswith(copies) for name in state)  # the decoder holds heads when it refines boxes
-    num_layers = 1 + max(
-        (int(m[1]) for name in state if (m := re.match(re.escape(decoder) + r"layers\.(\d+)\.", name))), default=-1
+    heads: dict[str, dict[int, dict[str, Tensor]]] = {}
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if match := _LISTED.fullmatch(name.removeprefix(decoder)):
+            heads.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = tensor
+        else:
+            kept[name] = tensor
+    is_per_layer = any(
+        name.startswith(f"{decoder}bbox_embed.") for name in state
+    )  # it holds heads when it refines boxes
+    num_layers = len(
+        {name.removeprefix(decoder).split(".")[1] for name in kept if name.startswith(f"{decoder}layers.")}
     )
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in kept.items():
-        match = _LISTED.fullmatch(name)
-        if match is None:
-            renamed[name] = tensor
-        elif int(match[2]) >= num_layers:
-            renamed[f"{PROPOSALS}{match[1]}.{match[3]}"] = tensor
-        elif is_per_layer:
-            renamed[name] = tensor
-        elif match[2] == "0":
-            renamed[f"{match[1]}.{match[3]}"] = tensor
-    return renamed
+    for kind, by_layer in heads.items():
+        for layer in range(num_layers if is_per_layer else 1):
+            # Hugging Face writes heads that are the same only once
+            entries = by_layer.get(layer, by_layer.get(0, {}))
+            number = f"{layer}." if is_per_layer else ""
+            kept |= {f"{kind}.{number}{rest}": tensor for rest, tensor in entries.items()}
+        kept |= {f"{PROPOSALS}{kind}.{rest}": tensor for rest, tensor in by_layer.get(num_layers, {}).items()}
+    return kept
 
 
 def listed_by_layer(state: Mapping[str, Tensor], decoder: str, num_layers: int) -> dict[str, Tensor]:

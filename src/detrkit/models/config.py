@@ -170,6 +170,10 @@ class ModelConfig(BaseModel):
                 "queries=proposals are boxes to be refined; set refine_boxes=true",
             ),
             (
+                self.queries == "proposals" and self.class_scores != "sigmoid",
+                "queries=proposals are chosen by a yes or no for every cell; set class_scores=sigmoid",
+            ),
+            (
                 self.has_pyramid and self.position_encoding != "sine",
                 f"several feature maps, and deformable attention, need position_encoding=sine, found "
                 f"{self.position_encoding!r}",

@@ -80,8 +80,8 @@ class DeformableAttention(nn.Module):
         Around a point, offsets count cells; within a box, halves of its sides.
         """
         per_head = (self.num_heads, *self.per_head)
-        offsets = self.offset_projection(queries).float().unflatten(-1, (*per_head, 2))
-        weights = self.weight_projection(queries).float().unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        offsets = _unrounded(self.offset_projection(queries)).unflatten(-1, (*per_head, 2))
+        weights = _unrounded(self.weight_projection(queries)).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         around = references[:, :, None, :, None]
         if references.shape[-1] == 2:
             on_maps = [
@@ -123,6 +123,11 @@ class DeformableDecoderLayer(DecoderLayer):
         references = scene.in_maps(place.reference)
         found: Tensor = self.cross_attention(values + place.positions, references, scene)
         return found
+
+
+def _unrounded(numbers: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32 at least: under autocast, points would be rounded to bfloat16, which knows 256 places."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def sample(

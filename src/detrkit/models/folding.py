@@ -19,7 +19,8 @@ def folded(model: DETR) -> DETR:
     Args:
         model: left as it is. A backbone of timm's is copied unfolded.
     """
-    shared = {id(part): part for part in (model.encoder, model.decoder, model.queries, model.heads, model.panoptic)}
+    kept = (model.positions, model.encoder, model.decoder, model.queries, model.heads, model.panoptic)
+    shared = {id(part): part for part in kept}
     copied = copy.deepcopy(model, memo=dict(shared)).eval()
     for block, convolution_name, norm_name in _pairs(copied.backbone):
         convolution, norm = block.get_submodule(convolution_name), block.get_submodule(norm_name)

@@ -1,0 +1,299 @@
+"""DETR's successors: what their parts do, what padding and batches may not change, and what does not fit together."""
+
+import math
+
+import pytest
+import torch
+
+from detrkit import ConfigError, SetLoss, build_model
+from detrkit.models.config import ModelConfig
+from detrkit.models.detr import DETR
+from detrkit.models.pyramid import MapProjection, Padding, PyramidProjection, _normalised
+from detrkit.models.queries import LARGEST_LOGIT, AnchorQueries, Guide, PointQueries, as_boxes, refined
+from detrkit.ops.padding import pad_to_batch
+from detrkit.structures import Target
+
+SUCCESSORS = [
+    "conditional-detr-r50",
+    "dab-detr-r50-dc5",
+    "deformable-detr-r50",
+    "deformable-detr-r50-single-scale-dc5",
+    "deformable-detr-r50-refine",
+    "deformable-detr-r50-two-stage",
+]
+# what nobody published, and a config can say
+MIXTURES = {
+    "deformable anchors": {
+        "queries": "anchors",
+        "encoder_attention": "deformable",
+        "cross_attention": "deformable",
+        "num_levels": 3,
+        "refine_boxes": True,
+    },
+    "conditional points, refined": {"queries": "points", "cross_attention": "conditional", "refine_boxes": True},
+    "dense encoder of two maps": {
+        "queries": "proposals",
+        "cross_attention": "deformable",
+        "num_levels": 2,
+        "refine_boxes": True,
+    },
+    "plain, with sigmoids": {},
+}
+SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "feedforward_dim": 64}
+
+
+def small(name: str, **changes: object) -> DETR:
+    """With weights that make a difference: heads and offsets start at zero."""
+    torch.manual_seed(0)
+    if name in MIXTURES:
+        name, changes = "detr-tiny", {"class_scores": "sigmoid", **MIXTURES[name], **changes}
+    model = build_model(name, **{**SMALL, **changes})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any() and parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[1] ** -0.5)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("running_mean"):
+                buffer.add_(0.1 * torch.randn_like(buffer))
+    return model
+
+
+@pytest.mark.parametrize("name", [*SUCCESSORS, *MIXTURES])
+def test_shapes_and_gradients(name: str) -> None:
+    model = small(name)
+    images, mask = pad_to_batch([torch.randn(3, 96, 128), torch.randn(3, 70, 101)])
+    predictions = model(images, mask)
+    assert predictions.layer_class_logits.shape == (2, 2, 6, 3)
+    assert predictions.probabilities.shape == (2, 6, 3)
+    assert predictions.layer_boxes.shape == (2, 2, 6, 4)
+    assert ((predictions.layer_boxes > 0) & (predictions.layer_boxes < 1)).all()
+    target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
+    SetLoss(3, class_scores="sigmoid")(predictions, [target, target]).total.backward()
+    without = [one for one, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize("name", [*SUCCESSORS, *MIXTURES])
+def test_a_photo_gives_the_same_alone_and_padded(name: str) -> None:
+    model = small(name).eval()
+    photo, large = torch.randn(3, 75, 90), torch.randn(3, 130, 201)
+    with torch.inference_mode():
+        alone = model(photo[None], exact_padding=True)
+        together = model(*pad_to_batch([large, photo]), exact_padding=True)
+        published = model(*pad_to_batch([large, photo]))
+    torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
+    assert (published.class_logits[1] - alone.class_logits[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["dab-detr-r50-dc5", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"])
+def test_the_last_layer_alone_says_the_same(name: str) -> None:
+    model = small(name).eval()
+    images = torch.randn(1, 3, 96, 128)
+    with torch.inference_mode():
+        everything, last = model(images), model(images, last_layer_only=True)
+    assert last.layer_boxes.shape[0] == 1
+    assert last.proposals is None
+    torch.testing.assert_close(last.boxes, everything.boxes)
+    torch.testing.assert_close(last.class_logits, everything.class_logits)
+
+
+def test_untrained_boxes_are_where_they_start_from() -> None:
+    torch.manual_seed(0)
+    model = build_model("dab-detr-r50", **SMALL).eval()
+    with torch.inference_mode():
+        predictions = model(torch.randn(1, 3, 64, 64))
+    anchors = model.queries.weight.sigmoid()
+    torch.testing.assert_close(predictions.layer_boxes[:, 0], anchors.expand(2, -1, -1))
+    # log(0.01 / 0.99): every class starts with a score of 0.01
+    assert model.heads.class_head.bias.tolist() == pytest.approx([-4.59512] * 3)
+
+
+def test_first_boxes_of_deformable_detr_are_small() -> None:
+    model = build_model("deformable-detr-r50-refine", **SMALL)
+    assert model.heads.box_head[0].last.bias.tolist() == [0, 0, -2, -2]
+    assert model.heads.box_head[1].last.bias.tolist() == [0, 0, 0, 0]
+    assert build_model("deformable-detr-r50-two-stage", **SMALL).heads.box_head[0].last.bias.tolist() == [0, 0, 0, 0]
+    assert build_model("conditional-detr-r50", **SMALL).heads.box_head.last.bias.tolist() == [0, 0, 0, 0]
+
+
+def test_boxes_count_from_points_and_from_boxes() -> None:
+    point, delta = torch.tensor([[[1.0, -2.0]]]), torch.tensor([[[0.5, 0.5, -1.0, 3.0]]])
+    assert as_boxes(point).tolist() == [[[1.0, -2.0, 0.0, 0.0]]]
+    assert refined(point, delta).tolist() == [[[1.5, -1.5, -1.0, 3.0]]]
+    assert refined(torch.tensor([[[11.0, 0.0, 0.0, 0.0]]]), delta)[0, 0, 0].item() == pytest.approx(11.5)
+    far = torch.full((1, 1, 4), 20.0)
+    assert refined(far, delta).tolist() == [[[pytest.approx(LARGEST_LOGIT)] * 4]]
+
+
+def test_only_dab_detr_learns_through_the_boxes_it_counts_from() -> None:
+    for name, learns in (("dab-detr-r50", True), ("deformable-detr-r50-refine", False)):
+        model = small(name)
+        _, references = model.decoder(*_decoder_inputs(model), model.heads)
+        first = model.decoder.layers[0].feed_forward.contract.weight
+        gradient = torch.autograd.grad(references[1].sum(), first, allow_unused=True)[0]
+        assert (gradient is not None) == learns, name
+
+
+def _decoder_inputs(model: DETR) -> tuple[object, object]:
+    """What a forward pass hands to the decoder."""
+    seen: list[tuple[object, ...]] = []
+    handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
+    model(torch.randn(1, 3, 64, 64))
+    handle.remove()
+    return seen[0][0], seen[0][1]
+
+
+def test_guides_by_hand() -> None:
+    torch.manual_seed(0)
+    positions, decoded = torch.randn(1, 2, 8), torch.randn(1, 2, 8)
+    reference = torch.logit(torch.tensor([[[0.25, 0.5], [0.75, 1 / 3]]]))
+    plain = Guide(8, has_anchors=False, is_conditional=False)
+    assert plain(0, decoded, positions, None).reference is None
+    torch.testing.assert_close(plain(0, decoded, positions, reference).reference, reference.sigmoid())
+
+    guide = Guide(8, has_anchors=False, is_conditional=True)
+    first = guide(0, decoded, positions, reference).sine
+    # rows first: 2 pi * 0.5 = pi in four channels of periods 1, 1, 100, 100, then the column, 2 pi * 0.25
+    angle_y, angle_x = math.pi, math.pi / 2
+    expected = [math.sin(angle_y), math.cos(angle_y), math.sin(angle_y / 100), math.cos(angle_y / 100)]
+    expected += [math.sin(angle_x), math.cos(angle_x), math.sin(angle_x / 100), math.cos(angle_x / 100)]
+    torch.testing.assert_close(first[0, 0], torch.tensor(expected), rtol=0, atol=1e-5)
+    second = guide(1, decoded, positions, reference).sine
+    torch.testing.assert_close(second, first * guide.content_scale(decoded))
+
+
+def test_sines_of_anchors_are_weighed_by_the_expected_size() -> None:
+    torch.manual_seed(0)
+    guide = Guide(8, has_anchors=True, is_conditional=True)
+    torch.nn.init.zeros_(guide.size_head[2].weight)
+    torch.nn.init.zeros_(guide.size_head[2].bias)  # an expected size of one half
+    anchors = torch.logit(torch.tensor([[[0.5, 0.5, 0.25, 0.125]]]))
+    weighed = guide(0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors).sine[0, 0]
+    plain = Guide(8, has_anchors=False, is_conditional=True)(
+        0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors
+    ).sine
+    # rows by 0.5 / height, columns by 0.5 / width
+    torch.testing.assert_close(weighed, plain[0, 0] * torch.tensor([4.0] * 4 + [2.0] * 4))
+
+
+def test_points_and_anchors_are_read_off_their_tables() -> None:
+    scene = small("conditional-detr-r50")
+    captured = _decoder_inputs(scene)[0]
+    assert captured.reference.shape == (1, 6, 2)
+    assert isinstance(scene.queries, PointQueries)
+    assert not captured.content.any()
+    anchors = small("dab-detr-r50")
+    captured = _decoder_inputs(anchors)[0]
+    assert isinstance(anchors.queries, AnchorQueries)
+    assert torch.equal(captured.reference[0], anchors.queries.weight)
+
+
+def test_norms_of_maps_count_the_photo_alone() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(32, 64)
+    torch.nn.init.normal_(norm.weight)
+    features = torch.randn(2, 64, 5, 7)
+    mask = torch.zeros(2, 5, 7, dtype=torch.bool)
+    mask[1, 3:] = mask[1, :, 4:] = True
+    normalised = _normalised(features, norm, mask)
+    torch.testing.assert_close(normalised[0], norm(features[:1])[0])
+    torch.testing.assert_close(normalised[1, :, :3, :4], norm(features[1:, :, :3, :4])[0])
+    assert torch.equal(_normalised(features, norm, None), norm(features))
+
+
+def test_a_pyramid_makes_the_maps_that_the_backbone_lacks() -> None:
+    projection = PyramidProjection((8, 16), 32, num_levels=4)
+    levels = [torch.randn(1, 4, 24, 40), torch.randn(1, 8, 12, 20), torch.randn(1, 16, 6, 10)]
+    maps = projection(levels, Padding(None))
+    assert [tuple(one.shape[1:]) for one in maps] == [(32, 12, 20), (32, 6, 10), (32, 3, 5), (32, 2, 3)]
+    first, second = projection.levels[2], projection.levels[3]
+    assert isinstance(first, MapProjection)
+    assert isinstance(second, MapProjection)
+    # the first of them from the backbone's last map, the next from the one before
+    torch.testing.assert_close(maps[2], first.norm(first.convolution(levels[-1])))
+    torch.testing.assert_close(maps[3], second.norm(second.convolution(maps[2])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "strides"),
+    [
+        ({}, (32,)),
+        ({"dilation": True}, (16,)),
+        ({"num_levels": 4}, (8, 16, 32, 64)),
+        ({"num_levels": 2}, (16, 32)),
+        ({"num_levels": 5, "dilation": True}, (8, 16, 16, 32, 64)),
+        ({"num_levels": 4, "backbone": "resnet-tiny"}, (4, 8, 16, 32)),
+    ],
+)
+def test_strides_of_feature_maps(changes: dict[str, object], strides: tuple[int, ...]) -> None:
+    config = ModelConfig(**changes)
+    assert config.strides == strides
+    assert config.stride == strides[0]
+
+
+@pytest.mark.parametrize("name", ["deformable-detr-r50-single-scale", "deformable-detr-r50-two-stage"])
+def test_a_photo_with_fewer_cells_than_queries_is_answered(name: str) -> None:
+    model = small(name, num_queries=100).eval()
+    with torch.inference_mode():
+        predictions = model(torch.randn(1, 3, 64, 64))  # 85 cells on four maps
+    assert predictions.boxes.shape == (1, 100, 4)
+    assert predictions.boxes.isfinite().all()
+    assert predictions.class_logits.isfinite().all()
+
+
+def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
+    model = small("deformable-detr-r50-two-stage").eval()
+    images, mask = pad_to_batch([torch.randn(3, 128, 128), torch.randn(3, 128, 64)])
+    with torch.inference_mode():
+        predictions = model(images, mask, exact_padding=True)
+        queries, scene = _decoder_inputs_of(model, images, mask)
+    scores = predictions.proposals.class_logits[..., 0].masked_fill(scene.padding_mask, -torch.inf)
+    best = scores.topk(6, dim=1).indices
+    expected = predictions.proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4))
+    torch.testing.assert_close(queries.reference.sigmoid(), expected, rtol=0, atol=1e-4)
+    assert scores.shape == (2, 16 * 16 + 8 * 8 + 4 * 4 + 2 * 2)
+
+
+def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:
+    seen: list[tuple[object, ...]] = []
+    handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
+    model(images, mask, exact_padding=True)
+    handle.remove()
+    return seen[0][:2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"cross_attention": "conditional"}, "learned queries are nowhere; set queries=points"),
+        ({"cross_attention": "deformable"}, "learned queries are nowhere"),
+        ({"refine_boxes": True}, "learned queries have none"),
+        ({"queries": "proposals"}, "set refine_boxes=true"),
+        ({"queries": "proposals", "refine_boxes": True}, "set class_scores=sigmoid"),
+        ({"num_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
+        ({"num_levels": 3, "hidden_dim": 80, "num_heads": 4}, "multiple of 32"),
+        ({"queries": "points", "encoder_positions": "input"}, "leave encoder_positions"),
+        ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'proposals'"),
+        ({"num_levels": 9}, "less than or equal to 8"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_in_a_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as error:
+        build_model("detr-r50", **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_for_other_scores_is_refused() -> None:
+    predictions = small("dab-detr-r50")(torch.randn(1, 3, 64, 64))
+    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"sigmoid class scores, the loss is for softmax; SetLoss\(..., class_scores"):
+        SetLoss(3)(predictions, [target])
+
+
+def test_backbones_of_timm_hand_over_several_maps() -> None:
+    pytest.importorskip("timm")
+    model = build_model("deformable-detr-r50", backbone="timm:resnet10t", **SMALL)
+    predictions = model(torch.randn(1, 3, 96, 128))
+    assert predictions.boxes.shape == (1, 6, 4)
+    assert len(model.input_projection.levels) == 4
