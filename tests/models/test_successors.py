@@ -272,7 +272,7 @@ def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) ->
         ({"queries": "proposals"}, "set refine_boxes=true"),
         ({"queries": "proposals", "refine_boxes": True}, "set class_scores=sigmoid"),
         ({"num_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
-        ({"num_levels": 3, "hidden_dim": 80, "num_heads": 4}, "multiple of 32"),
+        ({"num_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),
         ({"queries": "points", "encoder_positions": "input"}, "leave encoder_positions"),
         ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'proposals'"),
         ({"num_levels": 9}, "less than or equal to 8"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from detrkit.errors import ExportError
-from detrkit.inference.exported import SMALLEST_SIDE
+from detrkit.inference.exported import smallest_side
 from detrkit.inference.exported_onnx import first_line
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
@@ -87,20 +87,20 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
 
 def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...], dict[str, dict[int, Dim]]]:
     """Inputs to trace with, and which of their axes may have any length."""
-    longest = LONGEST_SIDE
+    longest, shortest = LONGEST_SIDE, smallest_side(config)
     if config.position_encoding == "learned":
         longest = min(longest, config.position_table_size * config.stride)
-    if longest <= 3 * SMALLEST_SIDE:
+    if longest <= 3 * shortest:
         raise ExportError(
             f"export: the model's tables of learned positions end at {longest} pixels, expected more than "
-            f"{3 * SMALLEST_SIDE}; train it with a larger position_table_size"
+            f"{3 * shortest}; train it with a larger position_table_size"
         )
     batch, height, width = (
         Dim("batch", min=1, max=MOST_PHOTOS),
-        Dim("height", min=SMALLEST_SIDE, max=longest),
-        Dim("width", min=SMALLEST_SIDE, max=longest),
+        Dim("height", min=shortest, max=longest),
+        Dim("width", min=shortest, max=longest),
     )
-    images = torch.zeros(2, config.in_channels, 2 * SMALLEST_SIDE + 32, 3 * SMALLEST_SIDE)
+    images = torch.zeros(2, config.in_channels, 2 * shortest + 32, 3 * shortest)
     padding_mask = torch.zeros(2, *images.shape[2:], dtype=torch.bool)
     examples = (images, padding_mask)
     shapes: dict[str, dict[int, Dim]] = {

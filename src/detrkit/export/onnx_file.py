@@ -107,7 +107,9 @@ def _rename(graph: Any) -> None:
             _name_values(node)
         for value in node.inputs:
             if node.op_type == "MatMul" and value.name in graph.initializers and value.name.startswith("val_"):
-                value.name = f"{scope}.weight_transposed"
+                name = f"{scope}.weight_transposed"
+                taken[name] += 1  # a layer that is asked several times has as many copies
+                value.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
     for value in list(graph.initializers.values()):
         value.name = value.name.removeprefix("model.")
     _name_constants(graph)

@@ -15,7 +15,7 @@ from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError
 from detrkit.export.quiet import quiet
 from detrkit.files import write_text
-from detrkit.inference.exported import SMALLEST_SIDE, Description, at_least
+from detrkit.inference.exported import Description, at_least
 from detrkit.inference.exported_onnx import first_line
 from detrkit.inference.exported_openvino import DESCRIPTION_FILE, NETWORK_FILE, load_openvino
 from detrkit.structures import Sample
@@ -53,7 +53,7 @@ def write_openvino(
     for port, name in zip(network.outputs, description.output_names, strict=True):
         _call(port, name)
     if description.precision == "int8":
-        network = _quantize(network, calibration)
+        network = _quantize(network, calibration, description.smallest_side)
     openvino.save_model(network, folder / NETWORK_FILE, compress_to_fp16=description.precision == "bfloat16")
     write_text(folder / DESCRIPTION_FILE, description.to_text())
 
@@ -63,7 +63,7 @@ def _call(port: Any, name: str) -> None:
     port.get_node().set_friendly_name(name)
 
 
-def _quantize(network: Any, calibration: Sequence[Sample]) -> Any:
+def _quantize(network: Any, calibration: Sequence[Sample], smallest_side: int) -> Any:
     """Quantize the backbone with its sums, and the transformer's linear layers.
 
     The transformer's attention, norms and sums stay in float, and so do the heads: a box is a sigmoid of a number whose
@@ -79,20 +79,20 @@ def _quantize(network: Any, calibration: Sequence[Sample]) -> Any:
     with quiet():
         return nncf.quantize(
             network,
-            nncf.Dataset(list(calibration), _inputs_of(network)),
+            nncf.Dataset(list(calibration), _inputs_of(network, smallest_side)),
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=names, types=["ScaledDotProductAttention"], validate=False),
         )
 
 
-def _inputs_of(network: Any) -> Callable[[Sample], dict[str, Any]]:
+def _inputs_of(network: Any, smallest_side: int) -> Callable[[Sample], dict[str, Any]]:
     """What a network is given for a photo alone."""
     names = [port.get_any_name() for port in network.inputs]
 
     def inputs(sample: Sample) -> dict[str, Any]:
         batch = collate([sample])
-        images, padding_mask = at_least(batch.images, batch.padding_mask, SMALLEST_SIDE)
+        images, padding_mask = at_least(batch.images, batch.padding_mask, smallest_side)
         values = {"images": images, "padding_mask": padding_mask, "sizes": torch.tensor(batch.original_sizes)}
         return {name: values[name].numpy() for name in names}
 

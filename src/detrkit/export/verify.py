@@ -19,7 +19,7 @@ from detrkit.evaluation.coco import evaluate_boxes
 from detrkit.inference.exported import Precision
 from detrkit.inference.runtime import Runtime
 from detrkit.ops.boxes import generalized_iou
-from detrkit.postprocess.boxes import to_detections
+from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
 
 LARGEST_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
@@ -118,7 +118,7 @@ def compare(
     Raises:
         CheckpointError: the file cannot be computed.
     """
-    counts = _Counts()
+    counts = _Counts(has_logits)
     for batch in batches:
         counts.add(batch, reference.predict(batch), exported.predict(batch), categories)
     ap = None
@@ -141,7 +141,8 @@ def compare(
 class _Counts:
     """What a comparison gathers, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_logits: bool) -> None:
+        self.has_logits = has_logits
         self.image_ids: list[int] = []
         self.results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
         self.logits = self.scores = self.boxes = self.sum_of_boxes = 0.0
@@ -149,10 +150,16 @@ class _Counts:
 
     def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> None:
         self.image_ids += batch.image_ids
-        self.logits = _larger(self.logits, first.class_logits, second.class_logits)
-        self.scores = _larger(self.scores, _scores(first), _scores(second))
-        self.boxes = _larger(self.boxes, first.boxes, second.boxes)
-        self.sum_of_boxes += float((first.boxes - second.boxes).abs().mean()) * len(batch.image_ids)
+        if self.has_logits:
+            self.logits = _larger(self.logits, first.class_logits, second.class_logits)
+        if self.has_logits or first.class_scores == "softmax":
+            self.scores = _larger(self.scores, _scores(first), _scores(second))
+            differences = (first.boxes - second.boxes).abs()
+        else:
+            scores, differences = _differences_of_best(first, second)
+            self.scores = max(self.scores, scores)
+        self.boxes = max(self.boxes, _largest(differences))
+        self.sum_of_boxes += float(differences.mean()) * len(batch.image_ids)
         detections = [
             to_detections(one, batch.original_sizes, categories.ids, categories.names) for one in (first, second)
         ]
@@ -179,7 +186,29 @@ def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
     return predictions.probabilities.amax(-1)
 
 
+def _differences_of_best(first: Predictions, second: Predictions) -> tuple[float, Float[Tensor, "B A 4"]]:
+    """Compare best pairs of query and class, of which those with about the same score may have changed places.
+
+    Returns:
+        The largest difference of scores, and how far each box of the second is from the closest of the first that has its
+        class and about its score.
+    """
+    sizes = torch.ones(len(first.boxes), 2, dtype=torch.int64, device=first.boxes.device)
+    wanted, found = best_of(first, sizes), best_of(second, sizes.to(second.boxes.device))
+    distance = (found.boxes[:, :, None] - wanted.boxes[:, None]).abs()
+    is_other = found.labels[:, :, None] != wanted.labels[:, None]
+    is_other |= (found.scores[:, :, None] - wanted.scores[:, None]).abs() > LARGEST_DIFFERENCE
+    farthest = distance.amax(-1).masked_fill(is_other, torch.inf)
+    closest = distance.gather(2, farthest.argmin(2)[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+    closest = torch.where(farthest.isfinite().any(2)[..., None], closest, 1.0)
+    return _largest(found.scores - wanted.scores), closest
+
+
 def _larger(before: float, first: Tensor, second: Tensor) -> float:
-    """The largest difference so far; anything that is not a number counts as endless."""
-    difference = float((first - second).abs().nan_to_num(torch.inf, torch.inf).max())
-    return max(before, difference)
+    """The largest difference so far."""
+    return max(before, _largest(first - second))
+
+
+def _largest(differences: Tensor) -> float:
+    """The largest of them; anything that is not a number counts as endless."""
+    return float(differences.abs().nan_to_num(torch.inf, torch.inf).max())

@@ -23,7 +23,7 @@ from detrkit.structures import Batch, ClassScores, Predictions
 
 FORMAT = "detrkit-export-1"
 KEY = "detrkit"  # of the description, in metadata that hold several texts
-SMALLEST_SIDE = 64  # pixels: below, feature maps of a single cell would need a graph of their own
+_SMALLEST_SIDE = 64  # pixels, at least
 _LONGEST_TEXT = 10_000_000  # characters: a hundred thousand classes fit
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -72,6 +72,11 @@ class Description(BaseModel):
         """Outputs of the network, in order."""
         named = ("scores", "labels", "boxes") if self.postprocess else ("class_logits", "boxes")
         return (*named, "masks") if self.model.panoptic else named
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels: below, feature maps of a single cell would need a graph of their own."""
+        return smallest_side(self.model)
 
     def to_text(self) -> str:
         """Write as JSON."""
@@ -137,7 +142,7 @@ class ExportedRuntime:
         Raises:
             CheckpointError: the network does not give what its description says.
         """
-        images, padding_mask = at_least(batch.images, batch.padding_mask, SMALLEST_SIDE)
+        images, padding_mask = at_least(batch.images, batch.padding_mask, self.description.smallest_side)
         inputs = {"images": images, "padding_mask": padding_mask}
         if self.description.postprocess:
             inputs["sizes"] = torch.ones(len(images), 2, dtype=torch.int64)  # boxes stay relative to each photo
@@ -182,6 +187,11 @@ class ExportedRuntime:
             class_scores=self.config.class_scores,
             most_detections=self.config.most_detections,
         )
+
+
+def smallest_side(config: ModelConfig) -> int:
+    """Pixels a side of the smallest batch that a graph takes: two cells of the coarsest feature map."""
+    return max(_SMALLEST_SIDE, 2 * config.strides[-1])
 
 
 def at_least(

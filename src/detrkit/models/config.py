@@ -179,8 +179,8 @@ class ModelConfig(BaseModel):
                 f"{self.position_encoding!r}",
             ),
             (
-                self.has_pyramid and self.hidden_dim % 32 != 0,
-                f"hidden_dim={self.hidden_dim} must be a multiple of 32, the groups of the feature maps' norm",
+                self.has_pyramid and (self.hidden_dim % 32 != 0 or self.hidden_dim == 32),
+                f"hidden_dim={self.hidden_dim} must be 64, 96, 128 and so on: feature maps are normalised in 32 groups",
             ),
             (
                 (self.has_pyramid or self.queries != "learned") and self.position_places != {"attention"},

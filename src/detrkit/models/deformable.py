@@ -166,7 +166,7 @@ def _sample_grids(
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         of_points = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
         mixed = mixed + (sampled * of_points).sum(-1)
-    return mixed.unflatten(0, (len(values), -1)).permute(0, 3, 1, 2).flatten(2)
+    return mixed.unflatten(0, (values.shape[0], -1)).permute(0, 3, 1, 2).flatten(2)
 
 
 class _GatheredSum(torch.autograd.Function):

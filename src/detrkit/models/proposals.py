@@ -51,9 +51,9 @@ class ProposedQueries(nn.Module):
         anchors, is_valid = _anchors(scene)
         memory = self._read(scene.tokens.masked_fill(~is_valid[..., None], 0.0))
         logits = self.class_head(memory).float()
-        with torch.no_grad():  # the decoder learns to start from them, and does not teach them
-            proposed = self._boxes(*self._best(memory, anchors, logits[..., 0], scene))
-            proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        # the decoder learns to start from them, and does not teach them
+        proposed = self._boxes(*self._best(memory, anchors, logits[..., 0], scene)).detach()
+        proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         sine = encode_coordinates(proposed.sigmoid(), scene.tokens.shape[-1] // 2).to(memory.dtype)
         positions, content = self.query_norm(self.query_projection(sine)).chunk(2, dim=-1)
         proposals = Proposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
@@ -80,7 +80,8 @@ class ProposedQueries(nn.Module):
         if scene.padding_mask is not None and scene.is_exact:
             scores = scores.masked_fill(scene.padding_mask, -torch.inf)
         num_cells = scores.shape[1]
-        filled = nn.functional.pad(scores, (0, self.num_queries), value=-torch.inf)
+        filler = torch.full_like(scores[:, :1], -torch.inf).expand(-1, self.num_queries)
+        filled = torch.cat([scores, filler], dim=1)
         chosen = filled.topk(self.num_queries, dim=1).indices
         is_filler = (chosen >= num_cells)[..., None]
         index = chosen.clamp(max=num_cells - 1)[..., None]

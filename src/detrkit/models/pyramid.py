@@ -95,7 +95,7 @@ class Scene:
         for level, (height, width) in enumerate(self.sizes):
             columns = torch.arange(width, device=self.tokens.device).expand(height, -1) + 0.5
             rows = torch.arange(height, device=self.tokens.device)[:, None].expand(-1, width) + 0.5
-            cells = torch.stack([columns, rows], dim=-1).flatten(0, 1).expand(len(self.tokens), -1, -1)
+            cells = torch.stack([columns, rows], dim=-1).flatten(0, 1).expand(self.tokens.shape[0], -1, -1)
             if self.photo_cells is None:
                 centres.append(torch.stack([cells[..., 0] / width, cells[..., 1] / height], dim=-1))
             else:
@@ -218,5 +218,5 @@ def _normalised(
     count = is_photo.sum((2, 3, 4), keepdim=True) * groups.shape[2]
     mean = (groups * is_photo).sum((2, 3, 4), keepdim=True) / count
     variance = ((groups - mean).square() * is_photo).sum((2, 3, 4), keepdim=True) / count
-    standard = ((groups - mean) * (variance + norm.eps).rsqrt()).flatten(1, 2)
+    standard = ((groups - mean) * (variance + norm.eps).rsqrt()).reshape(features.shape)
     return (standard * norm.weight[:, None, None] + norm.bias[:, None, None]).to(features.dtype)

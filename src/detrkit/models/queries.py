@@ -63,7 +63,7 @@ class LearnedQueries(nn.Module):
 
     def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
         """Hand the vectors to every photo."""
-        positions = self.weight.expand(len(scene.tokens), -1, -1).to(scene.tokens.dtype)
+        positions = self.weight.expand(scene.tokens.shape[0], -1, -1).to(scene.tokens.dtype)
         return Queries(torch.zeros_like(positions), positions)
 
 
@@ -86,7 +86,7 @@ class PointQueries(nn.Module):
 
     def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
         """Hand vectors and points to every photo."""
-        vectors = self.weight.expand(len(scene.tokens), -1, -1).to(scene.tokens.dtype)
+        vectors = self.weight.expand(scene.tokens.shape[0], -1, -1).to(scene.tokens.dtype)
         if self.with_content:
             positions, content = vectors.chunk(2, dim=-1)
         else:
@@ -105,7 +105,7 @@ class AnchorQueries(nn.Module):
 
     def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
         """Hand the boxes to every photo."""
-        anchors = self.weight.expand(len(scene.tokens), -1, -1).float()
+        anchors = self.weight.expand(scene.tokens.shape[0], -1, -1).float()
         nothing = torch.zeros(*anchors.shape[:2], self.width, dtype=scene.tokens.dtype, device=anchors.device)
         return Queries(nothing, nothing, anchors)
 
@@ -174,7 +174,9 @@ def refined(reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"]) ->
 
 def as_boxes(reference: Float[Tensor, "B Q R"]) -> Float[Tensor, "B Q 4"]:
     """Logits of points as logits of boxes: what is said about sizes is counted from zero."""
-    return nn.functional.pad(reference, (0, 4 - reference.shape[-1]))
+    if reference.shape[-1] == 4:
+        return reference
+    return torch.cat([reference, torch.zeros_like(reference)], dim=-1)
 
 
 def two_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
