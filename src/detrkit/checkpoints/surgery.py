@@ -87,7 +87,7 @@ def load_adapted(model: DETR, categories: Categories, state: Mapping[str, Tensor
         if name not in given:
             new.append(name)
         elif name.startswith("heads.class_head."):
-            result[name] = _class_rows(tensor, given[name], same_name)
+            result[name] = _class_rows(tensor, given[name], same_name, (len(categories), len(of_state)))
             is_same = same_name == {label: label for label in range(len(categories))} and len(given[name]) == len(
                 tensor
             )
@@ -112,7 +112,9 @@ def load_adapted(model: DETR, categories: Categories, state: Mapping[str, Tensor
     return Adaptation(tuple(loaded), tuple(adapted), tuple(new), tuple(n for n in given if n not in own), known)
 
 
-_TABLES = ("queries.weight", "positions.rows.weight", "positions.columns.weight")
+# of the head that judges the encoder's cells, the first row counts: whether anything is there
+_PROPOSALS = ("queries.class_head.weight", "queries.class_head.bias")
+_TABLES = ("queries.weight", "positions.rows.weight", "positions.columns.weight", *_PROPOSALS)
 
 
 def _is_count(name: str) -> bool:
@@ -126,14 +128,17 @@ def _labels_by_name(categories: Categories, of_state: Categories) -> dict[int, i
     return {label: theirs[name] for label, name in ours.items() if name in theirs}
 
 
-def _class_rows(own: Float[Tensor, "K1 ..."], given: Float[Tensor, "L1 ..."], same: Mapping[int, int]) -> Tensor:
-    """Rows of the classes that both know, and the last one, no-object."""
+def _class_rows(
+    own: Float[Tensor, "K1 ..."], given: Float[Tensor, "L1 ..."], same: Mapping[int, int], counts: tuple[int, int]
+) -> Tensor:
+    """Rows of the classes that both know, and of no-object: the last one where there are more rows than classes."""
     if own.shape[1:] != given.shape[1:]:
         return own
     rows = own.clone()
-    rows[-1] = given[-1]
+    if len(own) > counts[0] and len(given) > counts[1]:
+        rows[-1] = given[-1]
     for label, theirs in same.items():
-        if theirs < len(given) - 1:
+        if theirs < min(counts[1], len(given)):
             rows[label] = given[theirs]
     return rows
 
