@@ -190,7 +190,7 @@ def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[At
     observed = [model.input_projection, *(module for kind in modules.values() for module in kind)]
     with calls_noted(observed) as calls:
         padding_mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, padding_mask, exact_padding=exact_padding)
+        predictions = model(on_device.images, padding_mask, exact_padding=exact_padding, all_masks=False)
     _, maps = calls[model.input_projection]
     level = model.config.num_backbone_levels - 1
     cells = (maps[level].shape[-2], maps[level].shape[-1])
@@ -209,7 +209,8 @@ def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[At
             )
             for kind, found in modules.items()
         }
-        seen.append(Attention(grid, _of_photo(predictions, index), layers))
+        is_cut = exact_padding and batch.is_padded
+        seen.append(Attention(grid, _of_photo(predictions, index, batch.sizes[index] if is_cut else None), layers))
     return seen
 
 
@@ -224,13 +225,17 @@ def _grid_of(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> G
     )
 
 
-def _of_photo(predictions: Predictions, index: int) -> Predictions:
-    one = slice(index, index + 1)
+def _of_photo(predictions: Predictions, index: int, size: tuple[int, int] | None) -> Predictions:
+    """What was said about one photo; what masks are drawn from is cut to a size, or keeps its padding, as published."""
+    one, inputs = slice(index, index + 1), predictions.mask_inputs
+    if inputs is not None:
+        mask = None if size or inputs.padding_mask is None else inputs.padding_mask[one]
+        inputs = replace(inputs.of_photo(index, size or inputs.padded), padding_mask=mask)
     return replace(
         predictions,
         layer_class_logits=predictions.layer_class_logits[:, one].cpu(),
         layer_boxes=predictions.layer_boxes[:, one].cpu(),
-        masks=None if predictions.masks is None else predictions.masks[one].cpu(),
+        mask_inputs=inputs,
         proposals=None,
     )
 

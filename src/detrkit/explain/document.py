@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.maps import Block, most_queries, pack_decoder, pack_encoder
+from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import Matching
 from detrkit.models.config import ModelConfig
 
@@ -55,9 +56,10 @@ def page_document(
         threshold: least score of a detection when the page opens.
         queries: whose attention must be in the page, whatever their scores.
     """
-    attention = explanation.attention
+    attention, masks = explanation.attention, explanation.masks
     block = Block()
-    kept = _chosen_queries(explanation, queries, most_queries(attention))
+    num_mask_values = 0 if masks is None else masks.num_values
+    kept = _chosen_queries(explanation, queries, most_queries(attention, num_mask_values))
     cross, to_queries = pack_decoder(block, attention, kept)
     encoder = pack_encoder(block, attention)
     matching = explanation.matching
@@ -84,6 +86,8 @@ def page_document(
             "encoder": None if encoder is None else asdict(encoder),
         },
     }
+    if masks is not None:
+        document["masks"] = _masks(explanation, masks, block, kept)
     return PageDocument(document, bytes(block.content))
 
 
@@ -160,6 +164,25 @@ def _matching(matching: Matching, block: Block, kept: list[int]) -> dict[str, An
             for one in matching.losses
         ],
     }
+
+
+def _masks(explanation: Explanation, masks: Masks, block: Block, kept: list[int]) -> dict[str, Any]:
+    """Masks of the kept queries, and, where things and stuff are known, whose every pixel is."""
+    packed, segments = asdict(pack_masks(block, masks, kept)), explanation.segments
+    if segments is None:
+        return {**packed, "segments": None}
+    height, width = segments.ids.shape
+    named = [
+        {
+            "name": one.name,
+            "label": explanation.categories.ids.index(one.label),
+            "isThing": one.is_thing,
+            "score": round(one.score, 4),
+            "share": _significant(one.area / (height * width)),
+        }
+        for one in segments.segments
+    ]
+    return {**packed, "segments": {"ids": asdict(pack_segments(block, segments)), "named": named}}
 
 
 def _photo_url(photo: Image) -> str:

@@ -17,12 +17,14 @@ from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import CheckpointError
 from detrkit.explain.attention import Attention, observe
+from detrkit.explain.masks import Masks, find_segments, masks_of
 from detrkit.explain.matching import Matching, explain_matching
 from detrkit.explain.stages import Passage, passages_noted
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.structures import Annotations, Sample
+from detrkit.postprocess.panoptic import LEAST_SCORE
+from detrkit.structures import Annotations, PanopticSegments, Sample
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Explanation:
         passages: shapes in and out of every stage.
         annotations: the true objects, xyxy in pixels of the photo; None where nothing is known.
         matching: predictions and objects; None where nothing is known.
+        masks: drawn when asked for; None where the model has no mask head.
+        segments: what every pixel belongs to; None without masks, or where nobody said which categories are things.
     """
 
     photo: Image
@@ -44,6 +48,8 @@ class Explanation:
     passages: tuple[Passage, ...]
     annotations: Annotations | None
     matching: Matching | None
+    masks: Masks | None = None
+    segments: PanopticSegments | None = None
 
     @property
     def layer_boxes(self) -> Float[Tensor, "T Q 4"]:
@@ -71,6 +77,7 @@ def explain(
     sample: Sample,
     *,
     loss: SetLoss | None = None,
+    segment_threshold: float = LEAST_SCORE,
 ) -> Explanation:
     """Run a model over one photo and collect what can be said about it.
 
@@ -80,6 +87,7 @@ def explain(
         categories: of the model.
         sample: the photo as it lies on disk, with its objects.
         loss: explains the matching with the sample's objects; None when they are not known.
+        segment_threshold: least score of a query to take part in the segments.
 
     Raises:
         CheckpointError: the model's output is not finite.
@@ -88,12 +96,14 @@ def explain(
     batch = collate([resized])
     with passages_noted(model.eval()) as passages:
         attention = observe(model, batch, exact_padding=preprocessing.exact_padding)[0]
-    predictions = attention.predictions
-    if not (predictions.layer_boxes.isfinite().all() and predictions.layer_class_logits.isfinite().all()):
-        raise CheckpointError(
-            "model: its output for this photo is not finite (NaN or infinity), expected numbers; "
-            "the weights are damaged or their training diverged"
-        )
+        predictions = attention.predictions
+        _check_finite(predictions.layer_boxes, predictions.layer_class_logits)
+        masks = masks_of(model, attention, preprocessing.exact_padding)
+        if masks is not None:
+            _check_finite(masks.probabilities([0]))  # one mask, so that its shapes are noted
+    segments = None
+    if masks is not None and categories.is_thing is not None:
+        segments = find_segments(masks, attention, batch, categories, segment_threshold)
     known = loss is not None
     return Explanation(
         photo=tensor_to_photo(sample.image),
@@ -102,4 +112,14 @@ def explain(
         passages=tuple(passages),
         annotations=sample.annotations if known else None,
         matching=explain_matching(predictions, batch.targets[0], loss, categories.names) if loss else None,
+        masks=masks,
+        segments=segments,
     )
+
+
+def _check_finite(*outputs: Tensor) -> None:
+    if not all(output.isfinite().all() for output in outputs):
+        raise CheckpointError(
+            "model: its output for this photo is not finite (NaN or infinity), expected numbers; "
+            "the weights are damaged or their training diverged"
+        )

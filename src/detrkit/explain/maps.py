@@ -80,11 +80,11 @@ def pack(block: Block, values: Float[Tensor, "*rows C"], row_pool: int = 1, colu
     return PackedMaps(block.add(levels.numpy()), block.add(largest[..., 0].numpy()), row_pool, column_pool)
 
 
-def most_queries(attention: Attention) -> int:
-    """How many queries' maps find room."""
+def most_queries(attention: Attention, num_mask_values: int = 0) -> int:
+    """How many queries' maps find room, each with a mask of so many values."""
     layers = attention.layers["decoder_cross"]
     width = attention.grid.num_tokens + attention.predictions.boxes.shape[1]
-    per_query = len(layers) * layers[0].module.num_heads * width
+    per_query = len(layers) * layers[0].module.num_heads * width + num_mask_values
     return max(1, min(MOST_QUERIES, _QUERIES_BYTES // per_query))
 
 

@@ -21,6 +21,7 @@ from detrkit.explain.page import build_page
 from detrkit.files import write_text
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.config import ModelConfig
+from detrkit.postprocess.panoptic import LEAST_SCORE
 from detrkit.recipes.building import loss_for
 from detrkit.recipes.config import load_run_config
 from detrkit.recipes.keeping import check_categories
@@ -64,7 +65,14 @@ def explain_file(request: ExplainRequest) -> Path:
     with Console(stderr=True).status(f"looking into {request.photo.name}"):
         model = checkpoint.build().to(device)
         loss = _loss_of(request.weights, checkpoint.config) if is_annotated else None
-        explanation = explain(model, checkpoint.preprocessing, checkpoint.categories, sample, loss=loss)
+        explanation = explain(
+            model,
+            checkpoint.preprocessing,
+            checkpoint.categories,
+            sample,
+            loss=loss,
+            segment_threshold=_segment_threshold(checkpoint),
+        )
         wish.check(explanation)
         if request.figure is not None:
             write_figure(request.figure, explanation, output, wish, request.threshold)
@@ -80,6 +88,12 @@ def explain_file(request: ExplainRequest) -> Path:
             write_text(output, build_page(page))
     _report(explanation, request.threshold, output)
     return output
+
+
+def _segment_threshold(checkpoint: Checkpoint) -> float:
+    """What evaluation found best, or the published one."""
+    found = None if checkpoint.thresholds is None else checkpoint.thresholds.segments
+    return LEAST_SCORE if found is None else found
 
 
 def _checked_output(request: ExplainRequest) -> Path:

@@ -22,6 +22,7 @@ from detrkit.explain.document import page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import TorchRuntime
+from detrkit.postprocess.panoptic import LEAST_SCORE
 from detrkit.serve.batcher import Batcher, LeastScores
 from detrkit.serve.metrics import Metrics
 from detrkit.serve.refusal import busy, leaving
@@ -159,7 +160,8 @@ class Service:
 
 
 def _explain(detector: Detector, sample: Sample) -> Explanation:
-    return explain(detector.model, detector.preprocessing, detector.categories, sample)
+    least = detector.least_segment_score("auto") if detector.model.config.panoptic else LEAST_SCORE
+    return explain(detector.model, detector.preprocessing, detector.categories, sample, segment_threshold=least)
 
 
 @asynccontextmanager

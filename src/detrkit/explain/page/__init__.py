@@ -14,7 +14,18 @@ from importlib.resources import files
 
 from detrkit.explain.document import PageDocument
 
-_SCRIPTS = ("elements.js", "maps.js", "drawing.js", "look.js", "layers.js", "matching.js", "stages.js", "start.js")
+_MASKS = "masks.js"  # the views of models with a mask head
+_SCRIPTS = (
+    "elements.js",
+    "maps.js",
+    "drawing.js",
+    "look.js",
+    _MASKS,
+    "layers.js",
+    "matching.js",
+    "stages.js",
+    "start.js",
+)
 
 
 @dataclass(frozen=True)
@@ -32,14 +43,15 @@ class PageParts:
     script: str
 
 
-def read_parts() -> PageParts:
-    """Read the parts of the page."""
-    return PageParts(_text("body.html"), _text("page.css"), "\n".join(_text(name) for name in _SCRIPTS))
+def read_parts(*, with_masks: bool = True) -> PageParts:
+    """Read the parts of the page, with the views of masks or without."""
+    scripts = [name for name in _SCRIPTS if with_masks or name != _MASKS]
+    return PageParts(_text("body.html"), _text("page.css"), "\n".join(_text(name) for name in scripts))
 
 
 def build_page(page: PageDocument) -> str:
     """Put the page of a document together, as HTML."""
-    parts = read_parts()
+    parts = read_parts(with_masks="masks" in page.document)
     title = f"{page.document['photo']['name']}: how DETR saw it"
     # "<" could end the script it stands in
     document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

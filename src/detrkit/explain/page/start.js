@@ -11,7 +11,8 @@ async function startPage(explanation, buffer) {
   const pools = explanation.maps.encoder ? [...explanation.maps.encoder.layers, explanation.maps.encoder.heads] : [];
   byId("pooled").textContent = pools.some((one) => one.column_pool > 1) ? "the encoder's is stored coarser where the status line says so. In full, from Python: detector.attention(photo)." : "nothing is pooled.";
   showStages(explanation);
-  const look = new Look(explanation, maps, photo, (changed) => {
+  const Kind = explanation.masks ? MaskLook : Look;
+  const look = new Kind(explanation, maps, photo, (changed) => {
     showLayers(changed);
     matching.show(changed);
   });
