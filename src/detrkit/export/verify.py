@@ -16,8 +16,8 @@ from torch import Tensor
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
-from detrkit.inference.exported import Precision
-from detrkit.inference.runtime import Runtime
+from detrkit.inference.exported import Precision, smallest_side
+from detrkit.inference.runtime import MaskRuntime, Runtime
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
@@ -44,6 +44,7 @@ class Comparison:
         num_detections: of PyTorch, from `THRESHOLD` on.
         num_found: of these, with the same class, about the same score and place in the export.
         ap: of PyTorch and of the export, where annotations are known.
+        masks: largest difference of a probability in the mask of any query; None without a mask head.
     """
 
     num_photos: int
@@ -54,13 +55,14 @@ class Comparison:
     num_detections: int
     num_found: int
     ap: tuple[float, float] | None
+    masks: float | None = None
 
     def lines(self) -> list[str]:
         """Say it to people."""
         logits = "" if self.logits is None else f"logits {self.logits:.2g}, "
         said = [
             f"against PyTorch on {self.num_photos} photos, largest difference: {logits}scores {self.scores:.2g}, "
-            f"boxes {self.boxes:.2g} of the photo's side",
+            f"boxes {self.boxes:.2g} of the photo's side" + ("" if self.masks is None else f", masks {self.masks:.2g}"),
             f"of PyTorch's {self.num_detections} detections above {THRESHOLD}, found again: {self.num_found}"
             if self.num_detections
             else f"PyTorch has no detection above {THRESHOLD} on these photos",
@@ -76,7 +78,7 @@ class Comparison:
             ExportError: it differs too much for its precision.
         """
         if precision == "float32":
-            largest = max(self.scores if self.logits is None else self.logits, self.boxes)
+            largest = max(self.scores if self.logits is None else self.logits, self.boxes, self.masks or 0.0)
             wrong = None if largest <= LARGEST_DIFFERENCE else f"differs from PyTorch by {largest:.3g}"
             allowed = f"at most {LARGEST_DIFFERENCE}"
         else:
@@ -120,7 +122,11 @@ def compare(
     """
     counts = _Counts(has_logits)
     for batch in batches:
-        counts.add(batch, reference.predict(batch), exported.predict(batch), categories)
+        first, second = reference.predict(batch), exported.predict(batch)
+        counts.add(batch, first, second, categories)
+        if reference.config.panoptic and min(map(min, batch.sizes)) >= smallest_side(reference.config):
+            # smaller ones are padded for the graph, and the mask head lets padding in
+            counts.add_masks(*(_masks(*one, batch) for one in ((reference, first), (exported, second))))
     ap = None
     if annotations is not None:
         document = dict(annotations) if isinstance(annotations, Mapping) else annotations
@@ -135,6 +141,7 @@ def compare(
         num_detections=counts.num_detections,
         num_found=counts.num_found,
         ap=ap,
+        masks=counts.masks,
     )
 
 
@@ -147,6 +154,7 @@ class _Counts:
         self.results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
         self.logits = self.scores = self.boxes = self.sum_of_boxes = 0.0
         self.num_detections = self.num_found = 0
+        self.masks: float | None = None
 
     def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> None:
         self.image_ids += batch.image_ids
@@ -171,6 +179,12 @@ class _Counts:
             self.num_detections += len(confident)
             self.num_found += num_found_again(confident, found)
 
+    def add_masks(self, first: Float[Tensor, "P h w"], second: Float[Tensor, "P _ _"]) -> None:
+        if first.shape != second.shape:
+            self.masks = torch.inf
+            return
+        self.masks = _larger(self.masks or 0.0, first.sigmoid(), second.sigmoid())
+
 
 def num_found_again(wanted: Detections, found: Detections) -> int:
     """Count the detections that another list holds, too: the same class, about the same place and score."""
@@ -184,6 +198,14 @@ def num_found_again(wanted: Detections, found: Detections) -> int:
 
 def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
     return predictions.probabilities.amax(-1)
+
+
+def _masks(runtime: Runtime, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
+    """The mask logits of every query, those of the first photo first."""
+    assert isinstance(runtime, MaskRuntime), "only a model with a mask head is asked for masks"
+    num_photos, num_queries = predictions.boxes.shape[:2]
+    queries = torch.arange(num_queries).repeat(num_photos)
+    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_photos).float().cpu()
 
 
 def _differences_of_best(first: Predictions, second: Predictions) -> tuple[float, Float[Tensor, "B A 4"]]:

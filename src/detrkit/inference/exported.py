@@ -5,12 +5,21 @@ document in the file's metadata (or beside it), which may come from anyone: ever
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +45,12 @@ class CategoryEntry(BaseModel):
 
     id: int
     name: str
+    isthing: bool | None = Field(None, description="whether it is countable; None where nobody said")
+
+    @model_serializer(mode="wrap")
+    def _without_what_nobody_said(self, write: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave `isthing` out where it is unknown, so that files of boxes stay as older versions read them."""
+        return {name: value for name, value in write(self).items() if value is not None}
 
 
 class Description(BaseModel):
@@ -54,13 +69,13 @@ class Description(BaseModel):
     @field_validator("categories")
     @classmethod
     def _ids_differ(cls, categories: tuple[CategoryEntry, ...]) -> tuple[CategoryEntry, ...]:
-        Categories.from_json([entry.model_dump() for entry in categories])
+        _categories_of(categories)
         return categories
 
     @property
     def named_categories(self) -> Categories:
         """The classes as the rest of the house has them."""
-        return Categories(tuple(one.id for one in self.categories), tuple(one.name for one in self.categories))
+        return _categories_of(self.categories)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -137,18 +152,21 @@ class ExportedRuntime:
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:
-        """Predict a batch.
+        """Predict a batch; with masks, photo by photo, since graphs draw them as published: padding changes them.
 
         Raises:
             CheckpointError: the network does not give what its description says.
         """
+        if self.config.panoptic and self.description.preprocessing.exact_padding and batch.is_padded:
+            return _together([self.predict(alone) for alone in _one_by_one(batch)])
         images, padding_mask = at_least(batch.images, batch.padding_mask, self.description.smallest_side)
         inputs = {"images": images, "padding_mask": padding_mask}
         if self.description.postprocess:
             inputs["sizes"] = torch.ones(len(images), 2, dtype=torch.int64)  # boxes stay relative to each photo
         outputs = self.engine.run(inputs)
         self._check(outputs, len(images))
-        return self._to_predictions(outputs)
+        predictions = self._to_predictions(outputs)
+        return replace(predictions, masks=_cut(predictions.masks, images, batch.images))
 
     def draw_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
@@ -187,6 +205,46 @@ class ExportedRuntime:
             class_scores=self.config.class_scores,
             most_detections=self.config.most_detections,
         )
+
+
+def _one_by_one(batch: Batch) -> Iterator[Batch]:
+    """The photos of a batch, without padding."""
+    for index, (height, width) in enumerate(batch.sizes):
+        one = slice(index, index + 1)
+        yield Batch(
+            images=batch.images[one, :, :height, :width],
+            padding_mask=batch.padding_mask[one, :height, :width],
+            targets=batch.targets[one],
+            image_ids=batch.image_ids[one],
+            sizes=batch.sizes[one],
+            original_sizes=batch.original_sizes[one],
+        )
+
+
+def _together(alone: Sequence[Predictions]) -> Predictions:
+    """Predictions of one photo each as those of a batch; masks are continued at their edges, as `PanopticHead` does."""
+    masks = [one.masks for one in alone if one.masks is not None]
+    height, width = (max(mask.shape[axis] for mask in masks) for axis in (2, 3))
+    continued = [F.pad(mask, (0, width - mask.shape[3], 0, height - mask.shape[2]), mode="replicate") for mask in masks]
+    return replace(
+        alone[0],
+        layer_class_logits=torch.cat([one.layer_class_logits for one in alone], 1),
+        layer_boxes=torch.cat([one.layer_boxes for one in alone], 1),
+        masks=torch.cat(continued),
+    )
+
+
+def _cut(
+    masks: Float[Tensor, "B Q _ _"] | None, images: Float[Tensor, "B C _ _"], wanted: Float[Tensor, "B C _ _"]
+) -> Float[Tensor, "B Q _ _"] | None:
+    """Take from masks what `at_least` added to the images."""
+    if masks is None:
+        return None
+    height, width = (
+        -(-length // 2 ** math.ceil(math.log2(whole / cells)))
+        for length, whole, cells in zip(wanted.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
+    )
+    return masks[:, :, :height, :width]
 
 
 def smallest_side(config: ModelConfig) -> int:
@@ -235,6 +293,10 @@ def to_description(
         precision=precision,
         postprocess=postprocess,
     )
+
+
+def _categories_of(entries: Sequence[CategoryEntry]) -> Categories:
+    return Categories.from_json([entry.model_dump() for entry in entries])
 
 
 def _reason(error: Exception) -> str:
