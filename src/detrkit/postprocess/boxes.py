@@ -44,7 +44,7 @@ def best_of(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> Best:
     if predictions.class_scores == "softmax":
         best = best_class_boxes(predictions.class_logits, predictions.boxes, sizes)
         queries = torch.arange(best[0].shape[1], device=best[0].device)
-        return Best(*best, queries.expand(len(best[0]), -1))
+        return Best(*best, queries.expand(best[0].shape[0], -1))
     probabilities = predictions.probabilities
     num_queries, num_classes = probabilities.shape[1:]
     count = min(predictions.most_detections or num_queries, num_queries * num_classes)
