@@ -21,6 +21,7 @@ from detrkit.inference.load_exported import load_exported
 from detrkit.inference.runtime import TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions
+from tests.explain.conftest import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, batch_of, eager, small_model, traced
 
 _THINGS = replace(CATEGORIES, is_thing=(True, False, True))
@@ -30,12 +31,11 @@ _SIZES = [[(96, 128)], [(64, 64), (100, 70)], [(130, 97), (64, 200)], [(96, 128)
 
 @pytest.fixture(scope="module")
 def model() -> DETR:
-    model = small_model(panoptic=True)
+    model = small_detector(panoptic=True).model.eval()
     with torch.no_grad():
-        model.get_parameter("panoptic.exit.weight").mul_(3)
+        model.get_parameter("heads.class_head.bias")[-1] -= 2  # objects that are sure enough to be segments
         first = model.get_parameter("panoptic.entrance.0.convolution.weight")
         first[:, model.config.hidden_dim :].mul_(400)  # what differs between queries, against what they share
-        model.get_parameter("heads.class_head.bias")[-1] -= 3  # objects that are sure enough to be segments
     return model
 
 
