@@ -32,9 +32,11 @@ _MEANING = {
     "input_projection": "convolutions bring the channels down to the transformer's width; each cell becomes a token",
     "positions": "where each cell lies: added to queries and keys of the attention, since a set of tokens has no order",
     "encoder": "every token looks at every other; what comes out is called memory",
-    "queries": "learned vectors, the same for every photo: one per object that can be found",
+    "queries": "one per object that can be found: learned vectors, points or boxes, the same for every photo; or the "
+    "encoder's best boxes",
     "decoder": "the queries, starting from zero, look at each other and at the memory; asked after every layer",
-    "heads.class_head": "after every layer, for every query: a score per class and, last, one for no object",
+    "heads.class_head": "after every layer, for every query: a score per class and, where they share a softmax, last one "
+    "for no object",
     "heads.box_head": "after every layer, for every query: centre, width and height; a sigmoid makes them 0 .. 1",
     "panoptic": "one mask per query, from its attention and the finer feature maps",
 }
