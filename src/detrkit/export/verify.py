@@ -122,11 +122,11 @@ def compare(
     """
     counts = _Counts(has_logits)
     for batch in batches:
-        first, second = reference.predict(batch), exported.predict(batch)
-        counts.add(batch, first, second, categories)
+        expected, found = reference.predict(batch), exported.predict(batch)
+        counts.add(batch, expected, found, categories)
         if reference.config.panoptic and min(map(min, batch.sizes)) >= smallest_side(reference.config):
             # smaller ones are padded for the graph, and the mask head lets padding in
-            counts.add_masks(*(_masks(*one, batch) for one in ((reference, first), (exported, second))))
+            counts.add_masks(*(_masks(*one, batch) for one in ((reference, expected), (exported, found))))
     ap = None
     if annotations is not None:
         document = dict(annotations) if isinstance(annotations, Mapping) else annotations
