@@ -40,6 +40,20 @@ def test_the_demo_leaves_a_run_folder(
     assert len(Detector.load(run).predict(drawings[0], threshold=0)) == 12
 
 
+def test_the_panoptic_demo_leaves_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "NUM_TRAIN", 32)
+    monkeypatch.setattr(demo, "NUM_TEST", 12)
+    monkeypatch.setattr(demo, "PANOPTIC_EPOCHS", 1)
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--task", "panoptic", "--output", str(tmp_path / "run")])
+    assert not left.value.code
+    assert "panoptic quality" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "run").categories.is_thing == (True, True, True, False, False, False)
+    assert "PQ" in read_metrics(tmp_path / "run")[-1]
+
+
 def test_training_and_test_drawings_never_meet() -> None:
     data = demo.draw_data(20, 20, seed=3)
     train = {data.train.photos[index].image.numpy().tobytes() for index in range(20)}
