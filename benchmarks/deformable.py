@@ -1,4 +1,4 @@
-"""Deformable attention against that of `transformers` without its compiled operation: time and memory, forward and backward.
+"""Deformable attention against that of `transformers` without its compiled operation: time and memory, both ways.
 
     python -m benchmarks.deformable [--height 800] [--width 1066] [--levels 4] [--threads 2] [--rounds 5]
 
