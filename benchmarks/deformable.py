@@ -1,4 +1,4 @@
-"""Deformable attention against that of `transformers` without its compiled operation: time and memory, both ways.
+"""Deformable attention beside that of `transformers` without its compiled operation: time and memory.
 
     python -m benchmarks.deformable [--height 800] [--width 1066] [--levels 4] [--threads 2] [--rounds 5]
 

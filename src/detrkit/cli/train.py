@@ -44,7 +44,8 @@ def train(
     format
         How the dataset is written down; looked at when not given.
     model
-        Preset: detr-r50 (the default), detr-r50-dc5, detr-r101, detr-r101-dc5, detr-r18, detr-tiny. The last is for
+        Preset: detr-r50 (the default), detr-r50-dc5, detr-r101, detr-r101-dc5, detr-r18, detr-tiny; conditional-detr-...
+        and dab-detr-... with the same ResNets; deformable-detr-r50, -single-scale, -refine, -two-stage. detr-tiny is for
         small pictures and slow machines, with defaults of its own: photos of 256 px, 8 at a time, rate 5e-4, clipped at
         1, cosine.
     recipe

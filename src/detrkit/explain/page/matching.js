@@ -1,6 +1,6 @@
 // With annotations: what became of every object, the costs of the matching, and every query's loss.
 
-const TERMS = [["total", "sum"], ["class", "class: −weight × probability"], ["box", "box: weight × L1 distance"], ["giou", "−weight × GIoU"]];
+const TERMS = [["total", "sum"], ["class", "class: weight × cost of saying it"], ["box", "box: weight × L1 distance"], ["giou", "−weight × GIoU"]];
 
 class MatchingTables {
   constructor(explanation, maps) {
