@@ -114,3 +114,39 @@ def test_plans_are_possible_for_any_size(recipe: str) -> None:
     for count in (1, 2, 7, 118_287):
         plan = planned(count, recipe=recipe)
         assert TrainingSettings.model_validate(plan.config.training.model_dump()) == plan.config.training
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("detr-r50", (1e-4, 1e-5, 1.0, 1.0)),
+        ("conditional-detr-r50", (1e-4, 1e-5, 2.0, 1.0)),
+        ("dab-detr-r50", (1e-4, 1e-5, 2.0, 1.0)),
+        ("deformable-detr-r50-two-stage", (2e-4, 2e-5, 2.0, 0.1)),
+    ],
+)
+def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
+    model: str, expected: tuple[float, ...]
+) -> None:
+    training = planned(1000, model=model, weights="imagenet").config.training
+    found = (
+        training.learning_rate,
+        training.backbone_learning_rate,
+        training.class_weight,
+        training.place_rate_factor,
+    )
+    assert found == expected
+    assert planned(1000, model=model, training={"class_weight": 3.0}).config.training.class_weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "drop_at", "together"),
+    [("detr-r50", 300, 2 / 3, 64), ("dab-detr-r50", 50, 0.8, 16), ("deformable-detr-r50", 50, 0.8, 32)],
+)
+def test_the_reference_recipe_is_that_of_each_architecture(
+    model: str, epochs: int, drop_at: float, together: int
+) -> None:
+    training = planned(1000, model=model, recipe="reference", weights="imagenet").config.training
+    assert (training.epochs, training.drop_at) == (epochs, drop_at)
+    assert training.accumulate * training.batch_size == together
+    assert not training.exact_padding

@@ -100,6 +100,23 @@ def test_groups_of_the_optimizer() -> None:
     assert len(only.param_groups) == 1
 
 
+def test_what_says_where_to_look_learns_at_a_rate_of_its_own() -> None:
+    settings = {"backbone": "resnet-tiny", "num_levels": 2, "encoder_layers": 1, "decoder_layers": 1, "hidden_dim": 64}
+    model = build_model("deformable-detr-r50", num_classes=2, **settings)
+    optimizer = build_optimizer(model, TrainingSettings(learning_rate=2e-4, place_rate_factor=0.1))
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    slow = {name for name, one in model.named_parameters() if rates.get(id(one)) == pytest.approx(2e-5)}
+    assert slow == {
+        f"{place}.{kind}"
+        for place in (
+            "encoder.layers.0.self_attention.offset_projection",
+            "decoder.layers.0.cross_attention.offset_projection",
+            "queries.point_head",
+        )
+        for kind in ("weight", "bias")
+    }
+
+
 def test_rates_by_hand() -> None:
     step = TrainingSettings(schedule="step", drop_at=0.5)
     assert [rate_factor(s, 4, step) for s in range(4)] == [1, 1, 0.1, 0.1]
