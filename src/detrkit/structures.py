@@ -110,6 +110,10 @@ class Proposals:
     boxes: Float[Tensor, "B S 4"]  # as in `Predictions`
 
 
+# what queries beside the model's own are there for, while training
+Helper = Literal["group", "hybrid", "denoising"]
+
+
 @dataclass(frozen=True)
 class MaskInputs:
     """What the mask head draws from, kept until it is known for which queries."""
@@ -162,6 +166,7 @@ class Predictions:
     class_scores: ClassScores = "softmax"
     most_detections: int | None = None  # pairs of query and class that are answered; None: as many as queries
     proposals: Proposals | None = None
+    extra: tuple[ExtraPredictions, ...] = ()  # of queries beside the model's own
 
     @property
     def layer_probabilities(self) -> Float[Tensor, "T B Q K"]:
@@ -196,6 +201,14 @@ class Predictions:
     def boxes(self) -> Float[Tensor, "B Q 4"]:
         """Boxes after the last decoder layer."""
         return self.layer_boxes[-1]
+
+
+@dataclass(frozen=True)
+class ExtraPredictions:
+    """What queries beside the model's own say; see `models.queries.ExtraQueries`."""
+
+    helper: Helper
+    predictions: Predictions
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,11 @@ def uneven_photos() -> list[Sample]:
     return changed
 
 
-def take_steps(process: Process, file: Path, with_masks: bool) -> None:
+def take_steps(process: Process, file: Path, with_masks: bool, helpers: dict[str, int]) -> None:
     torch.manual_seed(0)
     changes = {"num_classes": 3, "num_queries": 6, "encoder_layers": 1, "decoder_layers": 2}
     model = build_model("detr-tiny", backbone_normalization="frozen", panoptic=with_masks, **changes)
-    settings = TrainingSettings(ema_decay=0.9)
+    settings = TrainingSettings(ema_decay=0.9, **helpers)
     samples, share = uneven_photos(), BATCH // process.world
     with process_group(process, torch.device("cpu")):
         stepper = Stepper(model, SetLoss(3, exact_padding=True), settings, torch.device("cpu"), STEPS)
@@ -60,29 +60,37 @@ def take_steps(process: Process, file: Path, with_masks: bool) -> None:
             batch = collate(samples[first : first + share])
             report = stepper.step([batch])
             # the first process has no object at all in some steps: its NaN class error must not spoil the average
-            values = torch.stack([report.total.detach(), report.parts["loss_ce"], report.parts["class_error"]])
+            of_helpers = [report.parts[name] for name in sorted(report.parts) if "_dn" in name or "_hybrid" in name]
+            named = [report.parts["loss_ce"], *of_helpers, report.parts["class_error"]]
+            values = torch.stack([report.total.detach(), *named])
             means, photos = average_over_processes(values, len(batch.image_ids))
             assert photos == BATCH
             totals.append(means)
         assert gather([process.rank]) == list(range(process.world))
         assert from_first("here" if process.is_first else None) == "here"
         if process.is_first:
-            torch.save({"model": model.state_dict(), "totals": torch.stack(totals)}, file)
+            beside = {} if stepper.helpers is None else stepper.helpers.state_dict()
+            torch.save({"model": {**model.state_dict(), **beside}, "totals": torch.stack(totals)}, file)
 
 
-def work(rank: int, port: int, file: Path, with_masks: bool) -> None:
+def work(rank: int, port: int, file: Path, with_masks: bool, helpers: dict[str, int]) -> None:
     torch.set_num_threads(1)
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    take_steps(Process(rank, 2, rank), file, with_masks)
+    take_steps(Process(rank, 2, rank), file, with_masks, helpers)
 
 
-@pytest.mark.parametrize("with_masks", [False, True])
-def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path, with_masks: bool) -> None:
-    take_steps(Process(), tmp_path / "one.pt", with_masks)
-    given = (free_port(), tmp_path / "two.pt", with_masks)
+HELPERS = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
+
+
+@pytest.mark.parametrize(("with_masks", "helpers"), [(False, {}), (True, {}), (False, HELPERS)])
+def test_two_processes_learn_what_one_does_with_all_photos(
+    tmp_path: Path, with_masks: bool, helpers: dict[str, int]
+) -> None:
+    take_steps(Process(), tmp_path / "one.pt", with_masks, helpers)
+    given = (free_port(), tmp_path / "two.pt", with_masks, helpers)
     multiprocessing.start_processes(work, given, 2, start_method="spawn")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
-    torch.testing.assert_close(two["totals"][:, :2], one["totals"][:, :2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two["totals"][:, :-1], one["totals"][:, :-1], rtol=1e-5, atol=1e-5)
     for name, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][name], tensor, rtol=0, atol=1e-5, msg=name)
 

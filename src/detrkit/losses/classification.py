@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from detrkit.errors import ConfigError
 from detrkit.structures import ClassScores, Target
 
+_LEAST_TRUTH = 0.01  # that a matched query should say, however bad its box: published code
 _SMALLEST = 1e-8  # added before logarithms in costs, as published
 
 
@@ -27,8 +28,20 @@ class Classification(Protocol):
     def weight(self) -> float:
         """Of the class loss, and of its cost in the matching, as published."""
 
-    def query_losses(self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """What each query adds to the loss before division; `wanted` is a class, or K for no object."""
+    @property
+    def is_overlap_aware(self) -> bool:
+        """Whether losses ask how well a query's box fits."""
+
+    def query_losses(
+        self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"], overlap: Float[Tensor, "*N"] | None = None
+    ) -> Float[Tensor, "*N"]:
+        """What each query adds to the loss before division.
+
+        Args:
+            logits: of the queries.
+            wanted: a class, or K for no object.
+            overlap: IoU of the query's box with its object's; None for perfect boxes.
+        """
 
     def query_weights(self, wanted: Int64[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """What each query counts for in the loss."""
@@ -50,8 +63,11 @@ class SoftmaxClasses:
     num_classes: int
     no_object_weight: float = 0.1
     weight: float = 1.0
+    is_overlap_aware: bool = False
 
-    def query_losses(self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    def query_losses(
+        self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"], overlap: Float[Tensor, "*N"] | None = None
+    ) -> Float[Tensor, "*N"]:
         """Weighted cross entropies."""
         entropy = F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none")
         return self.query_weights(wanted) * entropy
@@ -81,8 +97,11 @@ class FocalClasses:
     alpha: float = 0.25
     gamma: float = 2.0
     weight: float = 2.0
+    is_overlap_aware: bool = False
 
-    def query_losses(self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    def query_losses(
+        self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"], overlap: Float[Tensor, "*N"] | None = None
+    ) -> Float[Tensor, "*N"]:
         """Focal losses, summed over the classes."""
         truth = F.one_hot(wanted, self.num_classes + 1)[..., :-1].to(logits.dtype)
         probability = logits.sigmoid()
@@ -111,8 +130,37 @@ class FocalClasses:
         return logits.argmax(-1)
 
 
-def classification_for(class_scores: ClassScores, num_classes: int, no_object_weight: float = 0.1) -> Classification:
-    """The published way to judge a kind of scores."""
+@dataclass(frozen=True)
+class AlignedClasses(FocalClasses):
+    """Scores that learn how well the box fits: cross entropy with score^a * IoU^(1 - a) (Align-DETR, arXiv:2304.07527).
+
+    What a query should say of its object's class lies between the score that it gives and the IoU of its box. Other classes
+    count as in focal loss, without its alpha. The matching costs what it did.
+    """
+
+    is_overlap_aware: bool = True
+    score_share: float = 0.25  # a, as published
+
+    def query_losses(
+        self, logits: Float[Tensor, "*N L"], wanted: Int64[Tensor, "*N"], overlap: Float[Tensor, "*N"] | None = None
+    ) -> Float[Tensor, "*N"]:
+        """Cross entropies, summed over the classes."""
+        is_object = F.one_hot(wanted, self.num_classes + 1)[..., :-1] > 0
+        probability = logits.sigmoid()
+        with torch.no_grad():
+            fit = torch.ones_like(logits) if overlap is None else overlap[..., None].to(logits.dtype)
+            aligned = probability**self.score_share * fit ** (1 - self.score_share)
+            truth = torch.where(is_object, aligned.clamp(min=_LEAST_TRUTH), 0.0)
+        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        return torch.where(is_object, entropy, probability**self.gamma * entropy).sum(-1)
+
+
+def classification_for(
+    class_scores: ClassScores, num_classes: int, no_object_weight: float = 0.1, *, iou_aware: bool = False
+) -> Classification:
+    """The published way to judge a kind of scores; `iou_aware` is for sigmoid scores alone."""
+    if iou_aware:
+        return AlignedClasses(num_classes)
     if class_scores == "sigmoid":
         return FocalClasses(num_classes)
     return SoftmaxClasses(num_classes, no_object_weight)

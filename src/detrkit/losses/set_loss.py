@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, distributed
 
 from detrkit.losses.classification import (
@@ -19,7 +19,7 @@ from detrkit.losses.classification import (
 )
 from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher, Matches
-from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.losses.pairs import box_losses, class_error, index_of_objects, overlaps, to_device
 from detrkit.structures import ClassScores, MaskInputs, Predictions, Proposals, Target
 
 # the queries of all photos, and how many belong to each
@@ -77,6 +77,7 @@ class SetLoss:
         matcher: HungarianMatcher | None = None,
         exact_padding: bool = False,
         masks_only: bool = False,
+        classification: Classification | None = None,
     ) -> None:
         """Set the weights; the defaults are the published ones.
 
@@ -92,10 +93,13 @@ class SetLoss:
             matcher: how predictions are matched to objects.
             exact_padding: masks are compared within each photo; False counts padding as outside, as published.
             masks_only: leave out the losses of classes and boxes, which are frozen when only the mask head learns.
+            classification: how class logits are judged; None takes the published way for `class_scores`.
         """
         self.num_classes = num_classes
         self.class_scores: ClassScores = class_scores
-        self.classification: Classification = classification_for(class_scores, num_classes, no_object_weight)
+        self.classification: Classification = classification or classification_for(
+            class_scores, num_classes, no_object_weight
+        )
         self.weights = {
             "loss_ce": self.classification.weight if class_weight is None else class_weight,
             "loss_bbox": box_weight,
@@ -124,7 +128,7 @@ class SetLoss:
         if not (distributed.is_available() and distributed.is_initialized()):
             return Normalizers(float(max(num_boxes, 1)), class_weight)
         device = targets[0].labels.device
-        sums = _to_device([num_boxes, class_weight], device, torch.float64)
+        sums = to_device([num_boxes, class_weight], device, torch.float64)
         distributed.all_reduce(sums)
         means = sums.clamp(min=torch.finfo(torch.float32).tiny).float() / distributed.get_world_size()
         return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1])
@@ -147,6 +151,17 @@ class SetLoss:
         Raises:
             ConfigError: the model's class scores are of another kind than the loss was made for.
         """
+        parts, matches = self.judge(predictions, targets, normalizers, draw_masks)
+        return LossReport(self.weighted(parts), {name: part.detach() for name, part in parts.items()}, matches)
+
+    def judge(
+        self,
+        predictions: Predictions,
+        targets: Sequence[Target],
+        normalizers: Normalizers | None = None,
+        draw_masks: DrawMasks | None = None,
+    ) -> tuple[dict[str, Float[Tensor, ""]], Matches]:
+        """Match, and compute the parts of the loss, each with its gradient. Arguments and errors as above."""
         check_scores(predictions.class_scores, self.class_scores)
         device = predictions.layer_boxes.device.type
         logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
@@ -164,10 +179,33 @@ class SetLoss:
                 parts["loss_mask"], parts["loss_dice"] = losses.sum(1) / norms.num_boxes
             if predictions.proposals is not None and not self.masks_only:
                 parts.update(self._proposal_losses(predictions.proposals, of_one_class(targets), norms))
-            total = torch.stack(
-                [self.weights[_published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
-            ).sum()
-        return LossReport(total, {name: part.detach() for name, part in parts.items()}, matches)
+        return parts, matches
+
+    def judge_known(
+        self,
+        predictions: Predictions,
+        matches: Matches,
+        targets: Sequence[Target],
+        norms: Normalizers,
+        judged: Bool[Tensor, "B Q"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The parts of the loss where it is known who answers for whom.
+
+        Args:
+            predictions: of a batch.
+            matches: the pairs.
+            targets: one per photo.
+            norms: of the whole step.
+            judged: False on queries whose class is not looked at.
+        """
+        logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
+        with torch.autocast(boxes.device.type, enabled=False):
+            return self._layer_losses(logits, boxes, matches, targets, norms, judged)
+
+    def weighted(self, parts: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """Add up the losses among the parts, each with its weight."""
+        losses = [self.weights[published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
+        return torch.stack(losses).sum()
 
     def _layer_losses(
         self,
@@ -176,15 +214,16 @@ class SetLoss:
         matches: Matches,
         targets: Sequence[Target],
         norms: Normalizers,
+        judged: Bool[Tensor, "B Q"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Class and box losses of all layers at once."""
-        object_index = _index_of_objects(matches, targets)
+        object_index = index_of_objects(matches, targets)
         of_layers = {
-            **self._class_losses(logits, matches, object_index, targets, norms),
-            **_box_losses(boxes, matches, object_index, targets, norms.num_boxes),
+            **self._class_losses(logits, boxes, matches, object_index, targets, norms, judged),
+            **box_losses(boxes, matches, object_index, targets, norms.num_boxes),
         }
         parts = _name_by_layer(of_layers)
-        parts["class_error"] = _class_error(self.classification.guesses(logits), matches, object_index, targets)
+        parts["class_error"] = class_error(self.classification.guesses(logits), matches, object_index, targets)
         return parts
 
     def class_losses_of_queries(
@@ -205,19 +244,24 @@ class SetLoss:
     def _class_losses(
         self,
         logits: Float[Tensor, "T B Q K1"],
+        boxes: Float[Tensor, "T B Q 4"],
         matches: Matches,
         object_index: Int64[Tensor, "TP"],
         targets: Sequence[Target],
         norms: Normalizers,
+        judged: Bool[Tensor, "B Q"] | None = None,
     ) -> dict[str, Float[Tensor, "T"]]:
         """Class loss within each layer: cross entropy by the weights of the queries, focal loss by the objects."""
         labels = torch.cat([target.labels for target in targets])
         places = matches.layers, matches.images, matches.queries
         wanted = wanted_classes(logits.shape[:-1], places, labels[object_index], self.num_classes)
         divisor = norms.class_weight if self.class_scores == "softmax" else norms.num_boxes
-        loss_ce = self.classification.query_losses(logits, wanted).sum((1, 2)) / divisor
+        sees_boxes = self.classification.is_overlap_aware
+        overlap = overlaps(boxes, matches, object_index, targets) if sees_boxes else None
+        losses = self.classification.query_losses(logits, wanted, overlap)
+        loss_ce = (losses if judged is None else losses * judged).sum((1, 2)) / divisor
 
-        num_objects = _to_device([len(target.labels) for target in targets], logits.device)
+        num_objects = to_device([len(target.labels) for target in targets], logits.device)
         num_found = self.classification.finds(logits).sum(-1)
         cardinality_error = (num_found - num_objects).abs().float().mean(-1)
         return {"loss_ce": loss_ce, "cardinality_error": cardinality_error}
@@ -228,29 +272,12 @@ class SetLoss:
         """The same losses of the encoder's proposals, which only tell objects from what is none (Deformable DETR, A.4)."""
         logits, boxes = proposals.class_logits.float()[None], proposals.boxes.float()[None]
         matches = self.matcher(logits, boxes, targets)
-        object_index = _index_of_objects(matches, targets)
+        object_index = index_of_objects(matches, targets)
         losses = {
-            **self._class_losses(logits, matches, object_index, targets, norms),
-            **_box_losses(boxes, matches, object_index, targets, norms.num_boxes),
+            **self._class_losses(logits, boxes, matches, object_index, targets, norms),
+            **box_losses(boxes, matches, object_index, targets, norms.num_boxes),
         }
         return {f"{name}_enc": values[0] for name, values in losses.items()}
-
-
-def _box_losses(
-    boxes: Float[Tensor, "T B Q 4"],
-    matches: Matches,
-    object_index: Int64[Tensor, "TP"],
-    targets: Sequence[Target],
-    num_boxes: Float[Tensor, ""] | float,
-) -> dict[str, Float[Tensor, "T"]]:
-    found = boxes[matches.layers, matches.images, matches.queries]
-    true = torch.cat([target.boxes.float() for target in targets])[object_index]
-    distance = (found - true).abs().sum(-1)
-    giou = generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(true))
-    return {
-        "loss_bbox": _per_layer(distance, len(boxes)).sum(1) / num_boxes,
-        "loss_giou": _per_layer(1 - giou, len(boxes)).sum(1) / num_boxes,
-    }
 
 
 def _matched_masks(
@@ -270,36 +297,6 @@ def _counts(predictions: Predictions, targets: Sequence[Target]) -> list[int]:
     return [min(len(target.labels), predictions.boxes.shape[1]) for target in targets]
 
 
-@torch.no_grad()
-def _class_error(
-    guesses: Int64[Tensor, "T B Q"],
-    matches: Matches,
-    object_index: Int64[Tensor, "TP"],
-    targets: Sequence[Target],
-) -> Float[Tensor, ""]:
-    labels = torch.cat([target.labels for target in targets])[object_index]
-    of_matched = guesses[matches.layers, matches.images, matches.queries]
-    is_wrong = _per_layer((of_matched != labels).float(), len(guesses))[-1]
-    return 100 * is_wrong.mean()  # the mean of nothing is NaN: the published code says 100, which means nothing
-
-
-def _per_layer(values: Float[Tensor, "TP"], num_layers: int) -> Float[Tensor, "T P"]:
-    return values.view(num_layers, len(values) // num_layers)
-
-
-def _index_of_objects(matches: Matches, targets: Sequence[Target]) -> Int64[Tensor, "TP"]:
-    """Number the objects through the whole batch."""
-    counts = [0, *(len(target.labels) for target in targets)]
-    first = _to_device(counts[:-1], matches.images.device).cumsum(0)
-    return first[matches.images] + matches.objects
-
-
-def _to_device(numbers_here: Sequence[float], device: torch.device, kind: torch.dtype = torch.int64) -> Tensor:
-    """Copy a few numbers without waiting for the device, which pageable memory would make us do."""
-    numbers = torch.tensor(numbers_here, dtype=kind)
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
-
-
 def _name_by_layer(of_layers: dict[str, Float[Tensor, "T"]]) -> dict[str, Float[Tensor, ""]]:
     parts = {name: values[-1] for name, values in of_layers.items()}
     for name, values in of_layers.items():
@@ -307,6 +304,6 @@ def _name_by_layer(of_layers: dict[str, Float[Tensor, "T"]]) -> dict[str, Float[
     return parts
 
 
-def _published_name(name: str) -> str:
-    """Drop the layer's number, or the encoder's mark."""
+def published_name(name: str) -> str:
+    """The name of a part without what says whose it is: drop the layer's number, or the encoder's mark."""
     return name.removesuffix("_enc").rstrip("0123456789").rstrip("_")

@@ -46,7 +46,7 @@ def assemble(config: ModelConfig) -> Parts:
         heads=_heads(config),
         panoptic=PanopticHead(shape.width, shape.num_heads, backbone.channels[-2::-1]) if config.panoptic else None,
         input_projection=_input_projection(config, backbone.channels),
-        queries=_queries(config),
+        queries=build_queries(config),
     )
 
 
@@ -125,7 +125,8 @@ def _input_projection(config: ModelConfig, channels: tuple[int, ...]) -> LastMap
     return PyramidProjection(channels[-config.num_backbone_levels :], config.hidden_dim, config.num_levels)
 
 
-def _queries(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | ProposedQueries:
+def build_queries(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | ProposedQueries:
+    """Build what object queries start from."""
     if config.queries == "points":
         with_content = config.cross_attention == "deformable"
         return PointQueries(config.num_queries, config.hidden_dim, with_content=with_content)

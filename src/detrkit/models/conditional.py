@@ -45,7 +45,7 @@ class ConditionalDecoderLayer(DecoderLayer):
         project = self.among_queries
         queries = project["query_content"](values) + project["query_position"](place.positions)
         keys = project["key_content"](values) + project["key_position"](place.positions)
-        found: Tensor = self.self_attention(queries, keys, project["value"](values))
+        found: Tensor = self.self_attention(queries, keys, project["value"](values), place.fillers)
         return found
 
     def attend_to_scene(

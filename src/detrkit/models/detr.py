@@ -1,5 +1,6 @@
 """DETR (Carion et al. 2020, arXiv:2005.12872) and its successors: images -> a set of objects, in one pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
@@ -13,9 +14,17 @@ from detrkit.models.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.proposals import ProposedQueries
 from detrkit.models.pyramid import LastMapProjection, Padding, PyramidProjection, to_scene
-from detrkit.models.queries import AnchorQueries, LearnedQueries, PointQueries
+from detrkit.models.queries import (
+    AnchorQueries,
+    ExtraQueries,
+    ExtraSource,
+    LearnedQueries,
+    PointQueries,
+    Queries,
+    joined,
+)
 from detrkit.models.transformer import Decoder, Encoder
-from detrkit.structures import MaskInputs, Predictions
+from detrkit.structures import ExtraPredictions, MaskInputs, Predictions
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class DETR(nn.Module):
         exact_padding: bool = False,
         last_layer_only: bool = False,
         all_masks: bool = True,
+        extra: ExtraSource | None = None,
     ) -> Predictions:
         """Predict one class and one box per query.
 
@@ -77,6 +87,7 @@ class DETR(nn.Module):
             last_layer_only: leave out what the decoder layers before the last say, which only training asks for.
             all_masks: draw the mask of every query, where there is a mask head. False hands over what `self.panoptic`
                 draws from, for those queries that are matched or kept: the same masks for a fraction of the work.
+            extra: makes queries that are decoded beside the model's own and change nothing of theirs (training helpers).
         """
         exact_padding = exact_padding and self.backbone.keeps_padding_out
         padding = Padding(padding_mask, self.config.strides if exact_padding else None)
@@ -92,24 +103,45 @@ class DETR(nn.Module):
 
         scene = scene.holding(self.encoder(scene))
         queries = self.queries(scene, for_loss=not last_layer_only)
-        decoded, references = self.decoder(queries, scene, self.heads)
+        beside = [] if extra is None else extra(scene)
+        decoded, references = self.decoder(joined(queries, beside) if beside else queries, scene, self.heads)
         if last_layer_only:
             decoded, references = decoded[-1:], None if references is None else references[-1:]
         layer_class_logits, layer_boxes = self.heads(decoded, references)
 
-        predictions = Predictions(
-            layer_class_logits,
-            layer_boxes,
-            class_scores=self.config.class_scores,
-            most_detections=self.config.most_detections,
-            proposals=queries.proposals,
-        )
+        predictions = self._predictions(layer_class_logits, layer_boxes, queries, beside)
         if self.panoptic is None:
             return predictions
         last = self.config.num_backbone_levels - 1
         mask_of_map = None if padding_mask is None else masks_of_maps[last]
         padded = (images.shape[-2], images.shape[-1])
-        inputs = MaskInputs(decoded[-1], scene.map_of(last), maps[last], mask_of_map, tuple(levels[-2::-1]), padded)
+        own = decoded[-1, :, : queries.content.shape[1]]
+        inputs = MaskInputs(own, scene.map_of(last), maps[last], mask_of_map, tuple(levels[-2::-1]), padded)
         if not all_masks:
             return replace(predictions, mask_inputs=inputs)
         return replace(predictions, masks=self.panoptic.draw_all(inputs))
+
+    def _predictions(
+        self,
+        layer_class_logits: Float[Tensor, "T B Q K1"],
+        layer_boxes: Float[Tensor, "T B Q 4"],
+        queries: Queries,
+        beside: Sequence[ExtraQueries],
+    ) -> Predictions:
+        """Hand out what was said, to the model's own queries and to each block beside them."""
+        parts = [queries, *(one.queries for one in beside)]
+        sizes = [part.content.shape[1] for part in parts]
+        own, *others = [
+            Predictions(
+                logits,
+                boxes,
+                class_scores=self.config.class_scores,
+                most_detections=self.config.most_detections,
+                proposals=part.proposals,
+            )
+            for logits, boxes, part in zip(
+                layer_class_logits.split(sizes, 2), layer_boxes.split(sizes, 2), parts, strict=True
+            )
+        ]
+        extra = [ExtraPredictions(one.helper, other) for one, other in zip(beside, others, strict=True)]
+        return replace(own, extra=tuple(extra))

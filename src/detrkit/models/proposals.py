@@ -54,10 +54,17 @@ class ProposedQueries(nn.Module):
         # the decoder learns to start from them, and does not teach them
         proposed = self._boxes(*self._best(memory, anchors, logits[..., 0], scene)).detach()
         proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        sine = encode_coordinates(proposed.sigmoid(), scene.tokens.shape[-1] // 2).to(memory.dtype)
-        positions, content = self.query_norm(self.query_projection(sine)).chunk(2, dim=-1)
+        positions, content = self.vectors_of(proposed, memory.dtype)
         proposals = Proposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
         return Queries(content, positions, proposed, proposals)
+
+    def vectors_of(
+        self, reference: Float[Tensor, "B Q 4"], kind: torch.dtype
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q D"]]:
+        """Make positions and content of the logits of boxes."""
+        sine = encode_coordinates(reference.sigmoid(), self.query_norm.normalized_shape[0] // 4).to(kind)
+        positions, content = self.query_norm(self.query_projection(sine)).chunk(2, dim=-1)
+        return positions, content
 
     def _boxes(self, memory: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
         return self.box_head(memory).float() + anchors

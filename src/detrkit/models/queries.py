@@ -7,18 +7,51 @@ sigmoid(delta + reference), where the reference is made of logits and zero for p
 Input: the encoder's scene. Output: `Queries`; and, before every decoder layer, a `QueryPlace`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.models.positions import encode_coordinates
 from detrkit.models.pyramid import Scene
-from detrkit.structures import Proposals
+from detrkit.structures import Helper, Proposals
 
 # of references: sigmoid(11.5) is 1 - 1e-5, where the published code cuts off before it takes logarithms
 LARGEST_LOGIT = 11.512915
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries that see each other and no others; or several such blocks of one size, which are computed together.
+
+    Attributes:
+        size: queries in one block.
+        count: blocks.
+        fillers: True on queries that only fill up a photo that has fewer; the others do not see them.
+    """
+
+    size: int
+    count: int = 1
+    fillers: Bool[Tensor, "B E"] | None = None
+
+    @property
+    def num_queries(self) -> int:
+        """Queries in all blocks."""
+        return self.size * self.count
+
+    def apart(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "A E D"]:
+        """Make a batch of the blocks."""
+        return tokens.unflatten(1, (self.count, self.size)).flatten(0, 1)
+
+    def together(self, tokens: Float[Tensor, "A E D"]) -> Float[Tensor, "B N D"]:
+        """Put the blocks next to each other again."""
+        return tokens.unflatten(0, (-1, self.count)).flatten(1, 2)
+
+    def fillers_apart(self) -> Bool[Tensor, "A E"] | None:
+        """The fillers of each block."""
+        return None if self.fillers is None else self.fillers.repeat_interleave(self.count, 0)
 
 
 @dataclass(frozen=True)
@@ -30,12 +63,33 @@ class Queries:
         positions: who the queries are: added to content at attentions; zeros where anchors tell it layer by layer.
         reference: logits of the points (x, y) or boxes (cx, cy, w, h) that they start from; None for nowhere.
         proposals: what the encoder said about all cells, if it was asked and the loss will want to know.
+        blocks: next to each other, none of which sees another; empty where all queries see all.
     """
 
     content: Float[Tensor, "B Q D"]
     positions: Float[Tensor, "B Q D"]
     reference: Float[Tensor, "B Q R"] | None = None
     proposals: Proposals | None = None
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtraQueries:
+    """A block of queries that are decoded beside the model's own, while training (Group DETR, DN-DETR, H-DETR).
+
+    Attributes:
+        queries: where they start; for denoising, one copy after the other.
+        helper: what they are there for.
+        block: how they lie.
+    """
+
+    queries: Queries
+    helper: Helper
+    block: Block
+
+
+# what the encoder left -> queries beside the model's own
+ExtraSource = Callable[[Scene], Sequence[ExtraQueries]]
 
 
 @dataclass(frozen=True)
@@ -46,11 +100,15 @@ class QueryPlace:
         positions: added to the content.
         sine: sines of the place that conditional cross-attention compares with the cells' positions.
         reference: the place itself, (x, y) or (cx, cy, w, h), 0 .. 1 of the photo.
+        blocks: of `Queries`.
+        fillers: True on queries that the others should not see.
     """
 
     positions: Float[Tensor, "B Q D"]
     sine: Float[Tensor, "B Q D"] | None = None
     reference: Float[Tensor, "B Q R"] | None = None
+    blocks: tuple[Block, ...] = ()
+    fillers: Bool[Tensor, "B Q"] | None = None
 
 
 class LearnedQueries(nn.Module):
@@ -165,6 +223,26 @@ class Guide(nn.Module):
         expected = self.size_head(decoded).sigmoid()
         ratio = (expected / place[..., 2:].to(expected.dtype)).flip(-1)
         return ratio.repeat_interleave(decoded.shape[-1] // 2, dim=-1)
+
+
+def joined(own: Queries, extra: Sequence[ExtraQueries]) -> Queries:
+    """Put extra queries behind the model's own, each block for itself."""
+    parts = [own, *(one.queries for one in extra)]
+    references = [part.reference for part in parts if part.reference is not None]
+    blocks = [Block(own.content.shape[1])]
+    for block in (one.block for one in extra):
+        last = blocks[-1]
+        if len(blocks) > 1 and block.size == last.size and block.fillers is None and last.fillers is None:
+            blocks[-1] = replace(last, count=last.count + block.count)
+        else:
+            blocks.append(block)
+    return Queries(
+        torch.cat([part.content for part in parts], dim=1),
+        torch.cat([part.positions for part in parts], dim=1),
+        torch.cat(references, dim=1) if references else None,
+        own.proposals,
+        tuple(blocks),
+    )
 
 
 def refined(reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:

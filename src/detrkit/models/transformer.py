@@ -166,7 +166,7 @@ class DecoderLayer(nn.Module):
             place: who and where they are.
             scene: with the encoder's memory.
         """
-        found = self.attend_to_queries(self.self_attention_residual.before(decoded), place)
+        found = self._attend_within_blocks(self.self_attention_residual.before(decoded), place)
         decoded = self.self_attention_residual.after(decoded, found)
 
         found = self.attend_to_scene(self.cross_attention_residual.before(decoded), place, scene)
@@ -175,10 +175,20 @@ class DecoderLayer(nn.Module):
         change = self.feed_forward(self.feed_forward_residual.before(decoded))
         return self.feed_forward_residual.after(decoded, change)
 
+    def _attend_within_blocks(self, values: Float[Tensor, "B Q D"], place: QueryPlace) -> Float[Tensor, "B Q D"]:
+        if not place.blocks:
+            return self.attend_to_queries(values, place)
+        sizes, found = [block.num_queries for block in place.blocks], []
+        parts = zip(place.blocks, values.split(sizes, 1), place.positions.split(sizes, 1), strict=True)
+        for block, of_block, positions in parts:
+            own_place = QueryPlace(block.apart(positions), fillers=block.fillers_apart())
+            found.append(block.together(self.attend_to_queries(block.apart(of_block), own_place)))
+        return torch.cat(found, dim=1)
+
     def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: QueryPlace) -> Float[Tensor, "B Q D"]:
         """Look at all queries."""
         located = values + place.positions
-        found: Tensor = self.self_attention(located, located, values)
+        found: Tensor = self.self_attention(located, located, values, place.fillers)
         return found
 
     def attend_to_scene(
@@ -246,6 +256,7 @@ class Decoder(nn.Module):
         after_layer, references = [], []
         for number, layer in enumerate(self.layers):
             place = self.guide(number, decoded, positions, reference)
+            place = replace(place, blocks=queries.blocks) if queries.blocks else place
             decoded = run(layer, self.recompute, decoded, place, scene)
             after_layer.append(self.norm(decoded))
             references.append(counted_from)

@@ -26,6 +26,14 @@ def box_area(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     return width * height
 
 
+def overlap(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """IoU of xyxy boxes, pair by pair; 0 where both have no area."""
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    intersection = sides.clamp(min=0).prod(-1)
+    union = box_area(first) + box_area(second) - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
 def generalized_iou(first: Float[Tensor, "*A 4"], second: Float[Tensor, "*B 4"]) -> Float[Tensor, "*C"]:
     """Generalised IoU of xyxy boxes, elementwise with broadcasting.
 

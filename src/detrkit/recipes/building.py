@@ -17,6 +17,7 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
 from detrkit.recipes.config import RunConfig
+from detrkit.training.helpers import check_helpers
 from detrkit.training.optimizer import learns_masks_only, part_rates
 from detrkit.training.settings import TrainingSettings
 
@@ -25,12 +26,14 @@ def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptati
     """Build the model of a run and give it its first weights, adapted where it differs.
 
     Raises:
-        ConfigError: no such preset or setting.
+        ConfigError: no such preset or setting, or helpers that do not fit the model.
         CheckpointError: the weights do not fit.
     """
     settings = {**config.model_settings, "num_classes": len(categories)}
     model = model_from_config(preset_config(config.model, **settings))
-    if learns_masks_only(model.config, config.training) and config.weights in (None, "imagenet"):
+    masks_only = learns_masks_only(model.config, config.training)
+    check_helpers(model.config, config.training, masks_only=masks_only)
+    if masks_only and config.weights in (None, "imagenet"):
         raise ConfigError(
             f"--freeze {config.training.freeze}: only the mask head would learn, above boxes that never did; give "
             "--weights of a model trained on boxes, or leave --freeze out to train both together"
@@ -94,7 +97,9 @@ def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> N
 def loss_for(model: ModelConfig, settings: TrainingSettings, *, masks_only: bool = False) -> SetLoss:
     """Weigh the losses, and the costs of the matching alike; with `masks_only`, boxes are frozen."""
     weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
-    classification = classification_for(model.class_scores, model.num_classes, settings.no_object_weight)
+    classification = classification_for(
+        model.class_scores, model.num_classes, settings.no_object_weight, iou_aware=settings.iou_aware
+    )
     return SetLoss(
         model.num_classes,
         class_scores=model.class_scores,
@@ -107,4 +112,5 @@ def loss_for(model: ModelConfig, settings: TrainingSettings, *, masks_only: bool
         matcher=HungarianMatcher(*weights, classification),
         exact_padding=settings.exact_padding,
         masks_only=masks_only,
+        classification=classification,
     )

@@ -1,5 +1,6 @@
 """AdamW with rates per part (paper, section A.4; published code, main.py), and parts that are not trained at all."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,28 +13,35 @@ from detrkit.models.detr import DETR
 from detrkit.training.settings import TrainingSettings
 
 BOXES = "boxes"  # in --freeze: all parts but the mask head
+_QUERIES = re.compile(r"(queries|hybrid|groups\.\d+)\.weight")  # of the model, and of helpers
 PARTS = ("backbone", "input_projection", "positions", "encoder", "queries", "decoder", "heads", "panoptic")
 
 
-def build_optimizer(model: DETR, settings: TrainingSettings) -> AdamW:
+def build_optimizer(model: DETR, settings: TrainingSettings, helpers: nn.Module | None = None) -> AdamW:
     """Group the trainable parameters by rate and decay, and freeze what the settings say.
 
     Weight decay goes to all parameters, biases and norms too, as published, unless `decay_norms` is off. A learned position
     encoding belongs to the transformer here; the published code trains it at the backbone's rate, because of its name.
+
+    Args:
+        model: whose parts have rates of their own.
+        settings: of the run.
+        helpers: what is learned beside the model, at the common rate.
 
     Raises:
         ConfigError: there is no such part, or nothing is left to train.
     """
     rates = part_rates(settings)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for part, name, parameter in _parameters_by_part(model):
-        rate = rates[part] * (settings.place_rate_factor if _says_where(name) else 1.0)
+    beside = [("helpers", name, one) for name, one in helpers.named_parameters()] if helpers else []
+    for part, name, parameter in [*_parameters_by_part(model), *beside]:
+        rate = rates.get(part, settings.learning_rate) * (settings.place_rate_factor if _says_where(name) else 1.0)
         if rate == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
-            decays = settings.decay_norms or not (parameter.ndim == 1 or name == "queries.weight")
+            decays = settings.decay_norms or not (parameter.ndim == 1 or _QUERIES.fullmatch(name))
             groups.setdefault((rate, decays), []).append(parameter)
-    if not groups:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("training: nothing is left to train; name fewer parts in --freeze")
     options: list[dict[str, Any]] = [
         {"params": parameters, "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
@@ -87,7 +95,7 @@ def _parameters_by_part(model: DETR) -> Iterator[tuple[str, str, nn.Parameter]]:
 
 def _says_where(name: str) -> bool:
     """Whether a parameter chooses where deformable attention looks (a tenth of the rate, as published)."""
-    return ".offset_projection." in name or name in ("queries.point_head.weight", "queries.point_head.bias")
+    return ".offset_projection." in name or name.endswith(("point_head.weight", "point_head.bias"))
 
 
 def _entries(text: str) -> list[str]:

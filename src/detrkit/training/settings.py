@@ -68,6 +68,35 @@ class TrainingSettings(BaseModel):
     mask_weight: float = Field(default=1.0, ge=0, description="of the focal loss of masks")
     dice_weight: float = Field(default=1.0, ge=0, description="of the dice loss of masks")
     no_object_weight: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
+    denoising: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="noised copies of the objects that extra queries learn to mend (DN-DETR); 0: none",
+    )
+    contrastive_denoising: bool = Field(
+        default=False, description="each copy holds worse boxes, too, which extra queries learn to refuse (DINO)"
+    )
+    box_noise: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="of the copies: share of half a side by which centres move, of a side it grows",
+    )
+    label_noise: float = Field(default=0.2, ge=0, le=1, description="of the copies: share of labels drawn anew")
+    query_groups: int = Field(
+        default=1, ge=1, le=50, description="groups of queries, each matched for itself; one is kept (Group DETR)"
+    )
+    hybrid_queries: int = Field(
+        default=0, ge=0, le=10_000, description="extra queries among which every object has several (H-DETR); 0: none"
+    )
+    hybrid_repeats: int = Field(default=6, ge=2, le=100, description="of each object, for the hybrid queries")
+    look_forward_twice: bool = Field(
+        default=False, description="refined boxes also teach the layer before (DINO); models that refine boxes"
+    )
+    iou_aware: bool = Field(
+        default=False, description="scores learn how well the box fits (Align-DETR); models with sigmoid scores"
+    )
     exact_padding: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the model; matching and losses are float32"

@@ -17,11 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from detrkit.errors import ConfigError, DetrkitError
-from detrkit.losses.set_loss import LossReport, Normalizers, SetLoss
+from detrkit.losses.helpers import StepNormalizers
+from detrkit.losses.set_loss import LossReport, SetLoss
 from detrkit.models.detr import DETR
 from detrkit.ops.allocator import keep_freed_memory
 from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch, MaskInputs
+from detrkit.training.helpers import HelpedModel, build_helpers, check_helpers, helped
+from detrkit.training.noise import NoisedObjects, noised_objects
 from detrkit.training.optimizer import build_optimizer, keep_frozen_parts_still
 from detrkit.training.schedule import build_schedule
 from detrkit.training.settings import TrainingSettings
@@ -44,6 +47,7 @@ class Stepper:
 
     Attributes:
         model: the DETR itself.
+        helpers: what is learned beside it, and not shipped; None where nothing helps.
         step_number: updates taken.
         left_out: steps that were left out because something was not finite, a sentence each.
     """
@@ -56,16 +60,23 @@ class Stepper:
         # convolutions are quicker this way, on CPU by a twentieth; the numbers stay the same up to rounding
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.recompute(settings.recompute)
-        self.loss = loss
+        check_helpers(model.config, settings, masks_only=loss.masks_only)
+        if settings.look_forward_twice:
+            self.model.decoder.learns_through_references = True
+        self.helpers = build_helpers(model, settings)
+        if self.helpers is not None:
+            self.helpers = self.helpers.to(device)
+        self.loss = helped(loss, settings)
         self.settings = settings
         self.device = device
-        self.optimizer = build_optimizer(model, settings)
+        self.optimizer = build_optimizer(model, settings, self.helpers)
         self.schedule = build_schedule(self.optimizer, num_steps, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         self.average = _running_average(self.model, settings.ema_decay) if settings.ema_decay > 0 else None
         self.step_number = 0
         self.left_out: list[str] = []
-        self._trained = [p for p in model.parameters() if p.requires_grad]
+        beside = () if self.helpers is None else self.helpers.parameters()
+        self._trained = [p for p in (*model.parameters(), *beside) if p.requires_grad]
         # of ordinary batch norm, which one bad batch would spoil for good
         self._statistics = (
             [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
@@ -85,6 +96,8 @@ class Stepper:
         """Switch dropout on, but for what is frozen."""
         self.model.train()
         keep_frozen_parts_still(self.model)
+        if self.helpers is not None:
+            self.helpers.train()
 
     def step(self, batches: Sequence[Batch]) -> LossReport:
         """Learn from one or several batches with one update.
@@ -127,6 +140,7 @@ class Stepper:
         self.finish()
         return {
             "model": self.model.state_dict(),
+            "helpers": None if self.helpers is None else self.helpers.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -138,6 +152,8 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         self.model.load_state_dict(state["model"])
+        if self.helpers is not None:
+            self.helpers.load_state_dict(state["helpers"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -147,14 +163,14 @@ class Stepper:
         self._streak = int(state["streak"])
 
     def _wrap(self) -> nn.Module:
-        model: nn.Module = self.model
+        model: nn.Module = self.model if self.helpers is None else HelpedModel(self.model, self.helpers)
         if self.settings.compile:
             if self.device.type == "cpu":
                 raise ConfigError(
                     "--compile: on a CPU, compiled steps were no quicker than others where we measured, after minutes of "
                     "compiling; leave it out, or train on a GPU"
                 )
-            model = compiled(self.model, self.device)
+            model = compiled(model, self.device)
         if not distributed.is_initialized():
             return model
         devices = [self.device.index or 0] if self.device.type == "cuda" else None
@@ -166,20 +182,27 @@ class Stepper:
             return nullcontext()
         return cast("AbstractContextManager[None]", self._wrapped.no_sync())
 
-    def _learn_from(self, batch: Batch, normalizers: Normalizers) -> LossReport:
+    def _learn_from(self, batch: Batch, normalizers: StepNormalizers) -> LossReport:
         precision = self.settings.precision
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
             predictions = self._wrapped(
                 batch.images.contiguous(memory_format=torch.channels_last),
                 batch.padding_mask if batch.is_padded else None,
                 exact_padding=self.settings.exact_padding,
-                last_layer_only=self.loss.masks_only,
+                last_layer_only=self.loss.set_loss.masks_only,
                 all_masks=False,
+                **self._noised(batch),
             )
         sizes = batch.sizes if self.settings.exact_padding and batch.is_padded else None
         report = self.loss(predictions, batch.targets, normalizers, partial(self._draw_masks, sizes))
         self.scaler.scale(report.total).backward()
         return report
+
+    def _noised(self, batch: Batch) -> dict[str, NoisedObjects]:
+        if not self.settings.denoising:
+            return {}
+        num_classes = self.model.config.num_classes
+        return {"noised": noised_objects(batch, self.settings, num_classes, self.step_number)}
 
     def _draw_masks(
         self,
