@@ -6,6 +6,7 @@ import torch
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.sampling import Arrangement
+from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import BoxScores, ClassScore
 from detrkit.evaluation.scores import Scores
 from detrkit.models.config import ModelConfig
@@ -150,3 +151,11 @@ def test_the_reference_recipe_is_that_of_each_architecture(
     assert (training.epochs, training.drop_at) == (epochs, drop_at)
     assert training.accumulate * training.batch_size == together
     assert not training.exact_padding
+
+
+def test_helpers_that_do_not_fit_are_refused_before_the_data_is_opened() -> None:
+    with pytest.raises(ConfigError, match="iou_aware: found softmax class scores"):
+        planned(100, training={"iou_aware": True})
+    with pytest.raises(ConfigError, match="query_groups: help boxes"):
+        planned(100, model="detr-r50-panoptic", weights="a", training={"query_groups": 2, "freeze": "boxes"})
+    assert planned(100, model="dab-detr-r50", training={"iou_aware": True}).config.training.iou_aware

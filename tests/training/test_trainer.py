@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from detrkit import build_model
 from detrkit.data.augmentation import TrainingPhotos
@@ -335,9 +336,14 @@ def test_a_run_ends_after_its_steps_or_when_nothing_gets_better(tmp_path: Path) 
 SHAKEN = {"epochs": 3, "ema_decay": 0.9, "accumulate": 2, "schedule": "cosine", "warmup_steps": 3, "workers": 0}
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
-def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(stop_at: int, tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update=SHAKEN)
+HELPED = {"denoising": 2, "contrastive_denoising": True, "query_groups": 2, "hybrid_queries": 12}
+
+
+@pytest.mark.parametrize(("stop_at", "helpers"), [(1, {}), (2, {}), (3, {}), (5, {}), (2, HELPED)])
+def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(
+    stop_at: int, helpers: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={**SHAKEN, **helpers})
     whole, log = trainer(tmp_path / "whole", Script([0.1, 0.3, 0.2]), settings)
     with log:
         whole.fit()
@@ -366,6 +372,7 @@ def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(stop_at: int, tmp_path
     for ours, theirs in (
         (second.stepper.model, whole.stepper.model),
         (second.stepper.best_model, whole.stepper.best_model),
+        (second.stepper.helpers or nn.Module(), whole.stepper.helpers or nn.Module()),
     ):
         for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(one, other), name

@@ -17,7 +17,6 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config, preset_config
 from detrkit.recipes.config import RunConfig
-from detrkit.training.helpers import check_helpers
 from detrkit.training.optimizer import learns_masks_only, part_rates
 from detrkit.training.settings import TrainingSettings
 
@@ -26,14 +25,12 @@ def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptati
     """Build the model of a run and give it its first weights, adapted where it differs.
 
     Raises:
-        ConfigError: no such preset or setting, or helpers that do not fit the model.
+        ConfigError: no such preset or setting.
         CheckpointError: the weights do not fit.
     """
     settings = {**config.model_settings, "num_classes": len(categories)}
     model = model_from_config(preset_config(config.model, **settings))
-    masks_only = learns_masks_only(model.config, config.training)
-    check_helpers(model.config, config.training, masks_only=masks_only)
-    if masks_only and config.weights in (None, "imagenet"):
+    if learns_masks_only(model.config, config.training) and config.weights in (None, "imagenet"):
         raise ConfigError(
             f"--freeze {config.training.freeze}: only the mask head would learn, above boxes that never did; give "
             "--weights of a model trained on boxes, or leave --freeze out to train both together"

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
-from detrkit.training.optimizer import BOXES
+from detrkit.training.helpers import check_helpers
+from detrkit.training.optimizer import BOXES, learns_masks_only
 from detrkit.training.settings import TrainingSettings
 
 Origin = Literal["detector", "imagenet", "scratch"]
@@ -58,9 +59,13 @@ def plan_model(config: RunConfig) -> RunConfig:
 
     A backbone that starts at random must be trained, all of it, and with ordinary batch norm: frozen norm does nothing
     there, frozen stages would stay random, and the published rate is meant for one that can see already.
+
+    Raises:
+        ConfigError: no such preset or setting, or helpers that do not fit the model.
     """
     given = config.training.model_fields_set
     model = preset_config(config.model, **config.model_settings)
+    check_helpers(model, config.training, masks_only=learns_masks_only(model, config.training))
     chosen: dict[str, Any] = (
         {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}
     )  # of focal loss, as published
