@@ -223,6 +223,18 @@ def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
     torch.testing.assert_close(added.total, report.total, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["plain", "dab", "refined"])
+def test_recomputing_gives_the_same_gradients(architecture: str) -> None:
+    kept, again = (stepper(small(architecture), recompute=on, **HELPERS["all"]) for on in (False, True))
+    for learner in (kept, again):
+        learner.train()
+        learner.step([photos()])
+    assert kept.helpers is not None
+    assert again.helpers is not None
+    for (name, one), other in zip(kept.helpers.named_parameters(), again.helpers.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
 def test_looking_forward_twice_teaches_the_layer_before() -> None:
     def gradient(twice: bool) -> torch.Tensor:
         model = small("refined")

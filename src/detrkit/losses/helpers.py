@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from detrkit.losses.matcher import Matches
@@ -107,7 +107,7 @@ class HelpedLoss:
         """Query i of a copy answers for object i; then come the negatives; what is left is not judged."""
         counts = [len(target.labels) for target in targets]
         size = predictions.boxes.shape[1] // self.copies
-        judged = self._judged(counts, size).to(predictions.boxes.device, non_blocking=True)
+        judged = self._judged(to_device(counts, predictions.boxes.device), size)
         num_boxes = norms.num_boxes * self.copies
         weight = 1 + self.set_loss.no_object_weight if self.has_negatives else 1.0
         of_copies = Normalizers(num_boxes, num_boxes * weight)
@@ -125,11 +125,11 @@ class HelpedLoss:
         rows = (layers + nothing, images + nothing, starts + objects + nothing, objects + nothing)
         return Matches(*(row.flatten() for row in rows))
 
-    def _judged(self, counts: Sequence[int], size: int) -> Bool[Tensor, "B Q"]:
+    def _judged(self, counts: Int64[Tensor, "B"], size: int) -> Bool[Tensor, "B Q"]:
         """Which queries stand for an object, or for a box that is none."""
         sides = 1 + self.has_negatives
-        place = torch.arange(size // sides).repeat(sides * self.copies)
-        return place[None] < torch.tensor(counts)[:, None]
+        place = torch.arange(size // sides, device=counts.device).repeat(sides * self.copies)
+        return place[None] < counts[:, None]
 
 
 def _of(predictions: Predictions, helper: Helper) -> list[Predictions]:
