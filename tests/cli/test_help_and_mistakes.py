@@ -135,7 +135,10 @@ MISTAKES = {
     ),
     "no photo opened": (["predict", "model.safetensors", "shapes/val2017", "--workers", "-1"], "-1 workers"),
     "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: found nothing"),
-    "masks of a tiny model": (["train", "shapes", "--model", "detr-tiny", "--set", "panoptic=true"], "mask head"),
+    "masks of a narrow model": (
+        ["train", "shapes", "--model", "detr-tiny", "--set", "panoptic=true", "--set", "hidden_dim=96"],
+        "mask head",
+    ),
     "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),
     "cut settings": (["train", "shapes", "--config", "cut.yaml"], "not readable as YAML"),
     "settings that would run a command": (["train", "shapes", "--config", "evil.yaml"], "not readable as YAML"),

@@ -31,7 +31,7 @@ def overfit(data: Path, output: Path, photos: int, epochs: int) -> float:
     )
     scores = train(config, output).scores
     assert scores is not None
-    assert scores.num_photos == photos
+    assert scores.boxes.num_photos == photos
     return scores.ap
 
 
