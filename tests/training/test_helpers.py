@@ -30,14 +30,14 @@ SMALL = {
     "num_queries": 7,
     "encoder_layers": 1,
     "decoder_layers": 2,
-    "hidden_dim": 32,
+    "hidden_dim": 64,
     "feedforward_dim": 32,
     "dropout": 0.0,
 }
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("detr-r50", {}),
     "plain with positions at the input": ("detr-r50", {"query_positions": "input"}),
-    "masks": ("detr-tiny", {"panoptic": True, "hidden_dim": 64}),
+    "masks": ("detr-tiny", {"panoptic": True}),
     "conditional": ("conditional-detr-r50", {}),
     "dab": ("dab-detr-r50", {}),
     "deformable": ("deformable-detr-r50", {"num_levels": 2}),
@@ -110,7 +110,7 @@ def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> No
     boxes, boxes_after = before.extra[3].predictions.boxes, after.extra[3].predictions.boxes
     torch.testing.assert_close(boxes_after[others], boxes[others], rtol=0, atol=1e-6)
     seen = first_copy & ~is_filler
-    assert not torch.allclose(boxes_after[seen], boxes[seen], atol=1e-3)  # what was changed did change
+    assert (boxes_after[seen] - boxes[seen]).abs().max() > 1e-4  # what was changed did change
 
 
 @pytest.mark.parametrize("helper", HELPERS)
