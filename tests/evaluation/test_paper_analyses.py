@@ -89,3 +89,22 @@ def test_equal_objects_are_drawn_in_cells_of_their_own() -> None:
     truth = Truth.read(annotations_of_samples([sample], SHAPES))
     perfect = Found(np.full(9, 5), np.full(9, 3), truth.boxes, np.linspace(0.9, 0.1, 9), np.arange(9))
     assert count_found(Case.of(truth, perfect), 0.45) == (Count(9, 5.0, 5, 5, 5.0),)
+
+
+def test_queries_that_are_not_part_of_the_answer_are_left_out() -> None:
+    """With sigmoid scores, a query may answer twice on one photo, and never on another."""
+    truth = Truth.read({"images": [{"id": 1, "width": 10, "height": 10}, {"id": 2, "width": 10, "height": 20}],
+                        "annotations": [], "categories": [{"id": 1, "name": "a"}]})  # fmt: skip
+    found = Found(
+        image_ids=np.array([1, 1, 2]),
+        category_ids=np.array([1, 1, 1]),
+        boxes=np.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 5.0, 5.0]]),
+        scores=np.array([0.9, 0.5, 0.4]),
+        queries=np.array([0, 0, 1]),
+    )
+    chart = map_queries(truth, found, num_queries=3)
+    assert chart.is_known.tolist() == [[True, False], [False, True], [False, False]]
+    assert chart.centres[0, 0].tolist() == [0.2, 0.2]  # of the better answer
+    assert chart.centres[1, 1].tolist() == [0.25, 0.125]
+    assert chart.scores.tolist() == [[0.9, 0.0], [0.0, 0.4], [0.0, 0.0]]
+    assert not chart.is_tall[2].any()

@@ -64,11 +64,12 @@ def map_queries(truth: Truth, found: Found, num_queries: int) -> QueryMap:
     sides = truth.sizes[photos][:, ::-1]  # width, height
     centres = np.full((num_queries, len(seen), 2), np.nan)
     sizes, scores = centres.copy(), np.zeros(centres.shape[:2])
+    # a query's best answer on a photo is its first one
+    _, first = np.unique(found.queries * len(seen) + columns, return_index=True)
     for values, of_found in (
         (centres, (found.boxes[:, :2] + found.boxes[:, 2:] / 2) / sides),
         (sizes, found.boxes[:, 2:] / sides),
         (scores, found.scores),
     ):
-        # the best answer of a query comes first, and is written last
-        values[found.queries[::-1], columns[::-1]] = of_found[::-1]
+        values[found.queries[first], columns[first]] = of_found[first]
     return QueryMap(centres, sizes, scores)

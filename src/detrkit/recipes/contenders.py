@@ -21,7 +21,7 @@ from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import Precision, TorchRuntime
 from detrkit.models.presets import PRESETS, build_model
 from detrkit.postprocess.boxes import to_detections
-from detrkit.structures import Batch
+from detrkit.structures import Batch, Predictions
 
 Kind = Literal["detrkit", "transformers", "faster r-cnn"]
 _STAGES = ("backbone", "input_projection", "encoder", "decoder", "heads")
@@ -135,7 +135,7 @@ def _load(contender: Contender, device: str) -> Detector:
 
 
 def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Running:
-    from transformers import DetrForObjectDetection
+    from transformers import AutoModelForObjectDetection
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Runn
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(model.state_dict(), model.config, categories, Preprocessing())
         write_folder(Path(folder), checkpoint, native_backbone=True)
-        theirs: Any = DetrForObjectDetection.from_pretrained(folder)
+        theirs: Any = AutoModelForObjectDetection.from_pretrained(folder)
     theirs.eval().to(work.device)
     images = batch.images.to(work.device)
     mask = torch.ones(images.shape[0], *work.size, dtype=torch.int64, device=images.device)
@@ -153,7 +153,8 @@ def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Runn
     @torch.inference_mode()
     def predict() -> object:
         found = theirs(pixel_values=images, pixel_mask=mask)
-        return found.logits.softmax(-1)[..., :-1].max(-1).values.cpu(), found.pred_boxes.cpu()
+        answer = Predictions(found.logits[None], found.pred_boxes[None], class_scores=model.config.class_scores)
+        return answer.probabilities.max(-1).values.cpu(), answer.boxes.cpu()
 
     return _Running(predict, theirs, {})
 
