@@ -31,11 +31,15 @@ def finish_run(
     if result.scores is None or analysis is None:
         return
     gallery = draw_predictions(Detector.load(output), data.pictures, NUM_PICTURES, output / "predictions")
+    drawn = (
+        f"what it finds is drawn from a score of {THRESHOLD} on, thin white boxes are the annotations"
+        if result.scores.panoptic is None
+        else "what it finds is drawn as segments, with a name where there is room"
+    )
     write_report(
         output / "report.html",
         title=f"{config.model}: {headline(result.scores)}",
-        subtitle=f"{output.name}, {result.epochs} epochs; what it finds is drawn from a score of {THRESHOLD} on, "
-        "thin white boxes are the annotations",
+        subtitle=f"{output.name}, {result.epochs} epochs; {drawn}",
         analysis=analysis,
         judged_by="the ones it was trained on" if config.training.overfit else "not seen in training",
         curves=draw_curves(read_metrics(output)),

@@ -25,7 +25,7 @@ def draw_segments(photo: Image.Image, found: PanopticSegments) -> Image.Image:
     captions: list[tuple[str, np.ndarray, tuple[int, int, int]]] = [
         (f"{one.name} {one.score:.2f}", ids == one.id, tuple(colours[one.id].tolist()))
         for one in found.segments
-        if one.area >= _LARGE * ids.size
+        if (ids == one.id).mean() >= _LARGE
     ]
     return _write_names(picture, captions)
 
