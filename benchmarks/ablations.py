@@ -134,7 +134,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     known, others = parser.parse_known_args(arguments)
     training = dict(
-        model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in _pairs(others)
+        model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in pairs(others)
     )
     given = {
         "data": known.data,
@@ -145,7 +145,12 @@ def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:
     return known.table, load_run_config(None, given, training), known.output / known.table
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Read options that each have a value.
+
+    Raises:
+        SystemExit: they do not.
+    """
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise SystemExit(f"found {' '.join(words)}, expected training settings as --name value")
     return list(zip(words[::2], words[1::2], strict=True))

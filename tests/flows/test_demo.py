@@ -13,14 +13,15 @@ from detrkit.recipes import demo
 from detrkit.training.run_log import read_metrics
 
 
+@pytest.mark.parametrize(("model", "most"), [("detrkit-s", 25 * 3), ("detr-tiny", 12)])
 def test_the_demo_leaves_a_run_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: demo.Model, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "NUM_TRAIN", 48)
     monkeypatch.setattr(demo, "NUM_TEST", 12)
-    monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setitem(demo.EPOCHS, (model, "boxes"), 1)
     with pytest.raises(SystemExit) as left:
-        main(["demo", "--output", str(tmp_path / "run")])
+        main(["demo", "--model", model, "--output", str(tmp_path / "run")])
     assert not left.value.code
     out = capsys.readouterr().out
     assert "AP50" in out
@@ -37,17 +38,18 @@ def test_the_demo_leaves_a_run_folder(
     assert found.labels.tolist() == [
         one["category_id"] - 1 for one in document["annotations"] if one["image_id"] == found.image_id
     ]
-    assert len(Detector.load(run).predict(drawings[0], threshold=0)) == 12
+    assert len(Detector.load(run).predict(drawings[0], threshold=0)) == most
 
 
+@pytest.mark.parametrize("model", ["detrkit-s", "detr-tiny"])
 def test_the_panoptic_demo_leaves_segments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: demo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "NUM_TRAIN", 32)
     monkeypatch.setattr(demo, "NUM_TEST", 12)
-    monkeypatch.setattr(demo, "PANOPTIC_EPOCHS", 1)
+    monkeypatch.setitem(demo.EPOCHS, (model, "panoptic"), 1)
     with pytest.raises(SystemExit) as left:
-        main(["demo", "--task", "panoptic", "--output", str(tmp_path / "run")])
+        main(["demo", "--task", "panoptic", "--model", model, "--output", str(tmp_path / "run")])
     assert not left.value.code
     assert "panoptic quality" in capsys.readouterr().out
     assert read_checkpoint(tmp_path / "run").categories.is_thing == (True, True, True, False, False, False)

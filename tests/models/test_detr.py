@@ -43,7 +43,7 @@ def test_the_contract_names_all_presets() -> None:
     deformable = {
         f"deformable-detr-r50{kind}" for kind in ("", "-single-scale", "-single-scale-dc5", "-refine", "-two-stage")
     }
-    own = {"detr-r18", "detr-tiny"}
+    own = {"detr-r18", "detr-tiny", "detrkit-s", "detrkit-m"}
     assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), *successors, *deformable, *own}
 
 

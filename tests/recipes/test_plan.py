@@ -1,15 +1,20 @@
 """What is chosen for a set and a start, and that nobody's word is overruled."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.sampling import Arrangement
-from detrkit.errors import ConfigError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.coco import BoxScores, ClassScore
 from detrkit.evaluation.scores import Scores
 from detrkit.models.config import ModelConfig
+from detrkit.models.presets import build_model
+from detrkit.recipes.building import with_model_of_weights
 from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData, training_photos
@@ -17,11 +22,52 @@ from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training
 from detrkit.structures import Annotations, Sample
 from detrkit.training.settings import TrainingSettings
 
+CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
+
 
 def planned(num_photos: int, **given: object) -> Plan:
     settings = TrainingSettings.model_validate(given.pop("training", {}))
-    config = RunConfig.model_validate({"data": "x", "training": settings, **given})
+    config = RunConfig.model_validate({"data": "x", "training": settings, "model": "detr-r50", **given})
     return plan_training(plan_model(config), set(settings.model_fields_set), num_photos)
+
+
+def test_the_usual_model_is_our_own_and_the_paper_s_for_the_paper_s_recipe() -> None:
+    assert RunConfig(data="x").model == "detrkit-s"
+    assert RunConfig(data="x", recipe="reference").model == "detr-r50"
+    assert RunConfig(data="x", recipe="reference", model="detrkit-m").model == "detrkit-m"
+
+
+def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise() -> None:
+    training = planned(1000, model="detrkit-s").config.training
+    assert (training.iou_aware, training.look_forward_twice, training.place_rate_factor) == (True, True, 1.0)
+    assert training.backbone_learning_rate == training.learning_rate  # from scratch
+    pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
+    assert pretrained.backbone_learning_rate < pretrained.learning_rate
+    settings = {"class_scores": "softmax", "queries": "points", "refine_boxes": False}
+    changed = planned(1000, model="detrkit-s", model_settings=settings, training={"learning_rate": 3e-4})
+    assert (changed.config.training.iou_aware, changed.config.training.look_forward_twice) == (False, False)
+    assert changed.config.training.learning_rate == 3e-4
+
+
+def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path) -> None:
+    model = build_model("detr-tiny", num_classes=2, hidden_dim=64, num_queries=7)
+    save_checkpoint(
+        tmp_path / "a.safetensors", Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing())
+    )
+    config = RunConfig(data="x", weights=str(tmp_path / "a.safetensors"))
+    taken = with_model_of_weights(config)
+    assert (taken.model, taken.model_settings["hidden_dim"], taken.model_settings["num_queries"]) == (
+        "detr-tiny",
+        64,
+        7,
+    )
+    assert "num_classes" not in taken.model_settings
+    fewer = with_model_of_weights(config.model_copy(update={"model_settings": {"num_queries": 3}}))
+    assert fewer.model_settings["num_queries"] == 3
+    named = config.model_validate({**config.model_dump(), "model": "detr-r18"})
+    assert with_model_of_weights(named) is named
+    with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: found nothing"):
+        with_model_of_weights(RunConfig(data="x", weights="nowhere"))
 
 
 def test_origins() -> None:

@@ -13,6 +13,7 @@ def demo(
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/demo"),
     seed: int = 42,
     task: Literal["boxes", "panoptic"] = "boxes",
+    model: Literal["detrkit-s", "detr-tiny"] = "detrkit-s",
 ) -> None:
     """Train a small DETR on drawn shapes, in minutes, and show what it found.
 
@@ -28,7 +29,9 @@ def demo(
         Of the drawings, the weights and the order.
     task
         `boxes` around shapes; `panoptic`: the shapes' masks as well, and sky, water and grass behind them.
+    model
+        `detrkit-s`, our own; or `detr-tiny`, plain DETR, which learns less in the same time, and whose attention is whole.
     """
     from detrkit.recipes.demo import run_demo
 
-    leave(run_demo(output, seed, task).stopped_by)
+    leave(run_demo(output, seed, task, model).stopped_by)

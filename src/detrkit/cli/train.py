@@ -34,7 +34,7 @@ def train(
     The run folder holds config.yaml, categories.json, metrics.jsonl, tensorboard/, the checkpoints last/ and best/,
     predictions/ and report.html. Ctrl-C stops and keeps what was learned; `detrkit train --resume RUN` goes on.
 
-    Example: `detrkit train coco --model detr-r18 --weights imagenet --epochs 50 --output runs/first`
+    Example: `detrkit train coco --model detrkit-m --weights imagenet --output runs/first`
 
     Parameters
     ----------
@@ -44,10 +44,11 @@ def train(
     format
         How the dataset is written down; looked at when not given.
     model
-        Preset: detr-r50 (the default), detr-r50-dc5, detr-r101, detr-r101-dc5, detr-r18, detr-tiny; conditional-detr-...
-        and dab-detr-... with the same ResNets; deformable-detr-r50, -single-scale, -refine, -two-stage. detr-tiny is for
-        small pictures and slow machines, with defaults of its own: photos of 256 px, 8 at a time, rate 5e-4, clipped at
-        1, cosine.
+        Preset. Our own, which learn soonest: detrkit-s (the default: small, from scratch, for CPUs too) and detrkit-m
+        (ResNet-18, with --weights imagenet), with defaults of their own. As published: detr-r50 (the default of --recipe
+        reference), detr-r50-dc5, detr-r101, detr-r101-dc5; conditional-detr-... and dab-detr-... with the same ResNets;
+        deformable-detr-r50, -single-scale, -refine, -two-stage. Plain DETR, smaller: detr-r18, detr-tiny. With --weights
+        of a checkpoint, the default is its architecture.
     recipe
         How settings that are not given are chosen: `auto` (the default) from the size of the set and the weights, saying
         why; `reference` as in the paper: 300 epochs, 64 photos per update, rates divided by ten after 200.

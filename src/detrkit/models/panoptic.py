@@ -17,6 +17,7 @@ from detrkit.models.recompute import run
 from detrkit.structures import MaskInputs
 
 GROUPS = 8  # of the group norms
+_START_OF_MAPS = 2000.0  # times the usual first weights: the maps share out 1 among thousands of cells and heads
 MOST_PAIRS = 16  # drawn at a time where no gradient is kept: what is in use at once stays small
 
 
@@ -94,6 +95,9 @@ class PanopticHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has a bias
+        # beside the features, maps would say next to nothing, and all masks of a photo stay alike for thousands of steps
+        with torch.no_grad():
+            cast(RefineStage, self.entrance[0]).convolution.weight[:, width:] *= _START_OF_MAPS
 
     def forward(
         self,

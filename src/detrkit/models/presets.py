@@ -41,6 +41,15 @@ _DEFORMABLE: dict[str, Any] = {
     "feedforward_dim": 1024,
 }
 _REFINE: dict[str, Any] = {"num_levels": 4, "refine_boxes": True, "heads_per_layer": True}
+_OWN: dict[
+    str, Any
+] = {  # what learned soonest on small sets: benchmarks/convergence.py, docs/decisions/0009-our-own.md
+    **_DEFORMABLE,
+    **_REFINE,
+    "queries": "proposals",
+    "decoder_layers": 3,
+    "dropout": 0.0,
+}
 
 PRESETS: dict[str, ModelConfig] = {
     **_published(backbone="resnet50"),
@@ -77,6 +86,22 @@ PRESETS: dict[str, ModelConfig] = {
         dropout=0.0,
         pre_norm=True,
     ),
+    "detrkit-s": ModelConfig(
+        **{
+            **_OWN,
+            "backbone": "resnet-tiny",
+            "backbone_normalization": "batch",
+            "frozen_backbone_stages": 0,
+            "num_levels": 2,
+            "num_queries": 50,
+            "hidden_dim": 128,
+            "encoder_layers": 0,
+            "feedforward_dim": 512,
+        }
+    ),
+    "detrkit-m": ModelConfig(
+        **{**_OWN, "backbone": "resnet18", "num_levels": 3, "num_queries": 100, "hidden_dim": 256, "encoder_layers": 1}
+    ),
 }
 
 
@@ -106,8 +131,8 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
 
     Args:
         name: "detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", each also with "-panoptic"; "detr-r18",
-            "detr-tiny"; "conditional-detr-..." and "dab-detr-..." with the same four backbones; "deformable-detr-r50", also
-            with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage".
+            "detr-tiny"; "detrkit-s", "detrkit-m"; "conditional-detr-..." and "dab-detr-..." with the same four backbones;
+            "deformable-detr-r50", also with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage".
         num_classes: K, without no-object; None takes the preset's (91, or 250 for panoptic).
         overrides: fields of `ModelConfig`.
 

@@ -1,6 +1,7 @@
 """The model of a run with its first weights, and its loss."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +16,9 @@ from detrkit.losses.matcher import HungarianMatcher
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.models.presets import model_from_config, preset_config
+from detrkit.models.presets import PRESETS, model_from_config, preset_config
 from detrkit.recipes.config import RunConfig
+from detrkit.recipes.plan import origin_of
 from detrkit.training.optimizer import learns_masks_only, part_rates
 from detrkit.training.settings import TrainingSettings
 
@@ -49,6 +51,29 @@ def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptati
         raise CheckpointError(f"--weights {config.weights}: {error}") from None
     _check_frozen(config, categories, checkpoint.categories, adaptation)
     return model, adaptation
+
+
+def with_model_of_weights(config: RunConfig) -> RunConfig:
+    """Take the architecture of the weights, where nobody named another.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    if config.model_fields_set & {"model"} or config.weights is None or origin_of(config) != "detector":
+        return config
+    try:
+        known = read_checkpoint(config.weights).config.model_dump(exclude={"num_classes"})
+    except CheckpointError as error:
+        raise CheckpointError(f"--weights {config.weights}: {error}") from None
+    name = next((name for name in PRESETS if _same_parts(name, known)), "detr-r50")
+    return config.model_copy(update={"model": name, "model_settings": {**known, **config.model_settings}})
+
+
+def _same_parts(name: str, known: dict[str, Any]) -> bool:
+    """Whether a preset is put together alike, the backbone aside."""
+    parts = ("encoder_layers", "decoder_layers", "cross_attention", "queries", "num_levels", "class_scores")
+    preset = PRESETS[name].model_dump()
+    return all(preset[part] == known[part] for part in parts)
 
 
 def _check_frozen(config: RunConfig, categories: Categories, known: Categories, adaptation: Adaptation) -> None:

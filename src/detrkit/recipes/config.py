@@ -11,6 +11,11 @@ from detrkit.files import write_text
 from detrkit.training.settings import TrainingSettings
 
 
+def _usual_model(given: dict[str, Any]) -> str:
+    """Our own, or the paper's for the paper's recipe."""
+    return "detr-r50" if given.get("recipe") == "reference" else "detrkit-s"
+
+
 class RunConfig(BaseModel):
     """What to train, on what, and how."""
 
@@ -23,7 +28,7 @@ class RunConfig(BaseModel):
     recipe: Literal["auto", "reference"] = Field(
         default="auto", description="how gaps are filled: from the data, or as in the paper"
     )
-    model: str = Field(default="detr-r50", description="preset")
+    model: str = Field(default_factory=_usual_model, description="preset")
     model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")
     backbone_weights: str | None = Field(default=None, description="file with ImageNet weights of the backbone alone")

@@ -29,60 +29,79 @@ from detrkit.training.settings import TrainingSettings
 from detrkit.training.trainer import TrainingResult
 
 Task = Literal["boxes", "panoptic"]
+Model = Literal["detrkit-s", "detr-tiny"]
 NUM_TRAIN = 3000
 NUM_TEST = 200
 NUM_DRAWINGS = 12  # left as files
-EPOCHS = 16
-PANOPTIC_EPOCHS = 10  # of longer steps, and with more to learn from in each photo
+EPOCHS: dict[tuple[Model, Task], int] = {  # some minutes each: steps with masks take longer, and teach more
+    ("detrkit-s", "boxes"): 6,
+    ("detrkit-s", "panoptic"): 5,
+    ("detr-tiny", "boxes"): 16,
+    ("detr-tiny", "panoptic"): 10,
+}
 STYLE = DrawingStyle(size=128)  # pixels a side, as people look at them
-IMAGE_SIZE = 64  # pixels a side, as the model sees them
+IMAGE_SIZES: dict[Model, int] = {"detrkit-s": 128, "detr-tiny": 64}  # pixels a side, as the model sees them
+RATES: dict[Model, tuple[float, float]] = {"detrkit-s": (1e-3, 1e-3), "detr-tiny": (5e-4, 1.5e-3)}
 
 
-def demo_config(seed: int = 42, task: Task = "boxes") -> RunConfig:
+def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> RunConfig:
     """The demo's settings, as `config.yaml` in its run folder shows them."""
     with_masks = {"panoptic": True} if task == "panoptic" else {}
+    is_own = model == "detrkit-s"
+    rate, backbone_rate = RATES[model]
     return RunConfig(
         data="drawn scenes" if task == "panoptic" else "drawn shapes",
-        model="detr-tiny",
-        model_settings={"num_queries": 12, **with_masks},
+        model=model,
+        model_settings={"num_queries": 25 if is_own else 12, **with_masks},
         training=TrainingSettings(
-            epochs=PANOPTIC_EPOCHS if with_masks else EPOCHS,
-            evaluate_every=2 if with_masks else 4,
+            epochs=EPOCHS[model, task],
+            evaluate_every=max(1, EPOCHS[model, task] // 4),
             batch_size=16,
-            learning_rate=5e-4,
-            backbone_learning_rate=1.5e-3,
+            learning_rate=rate,
+            backbone_learning_rate=backbone_rate,
             clip_norm=1.0,
             class_weight=2.0,
-            no_object_weight=0.3,
+            no_object_weight=0.1 if is_own else 0.3,
+            iou_aware=is_own,
+            look_forward_twice=is_own,
+            ema_decay=0.99 if is_own else 0.0,
             schedule="cosine",
             warmup_steps=100,
-            image_size=IMAGE_SIZE,
+            image_size=IMAGE_SIZES[model],
             workers=0,
             seed=seed,
         ),
     )
 
 
-def run_demo(output: Path, seed: int = 42, task: Task = "boxes") -> TrainingResult:
+def run_demo(output: Path, seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> TrainingResult:
     """Draw, train, evaluate on unseen drawings, and say what to try next."""
     if seed < 0:
         raise ConfigError(f"--seed: found {seed}, expected 0 or more")
     refuse_used_folder(output)
     console = plain_console()
     console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")
-    data = draw_data(NUM_TRAIN, NUM_TEST, seed, task)
-    result = run_training(demo_config(seed, task), data, output, console)
+    size = IMAGE_SIZES[model]
+    data = draw_data(NUM_TRAIN, NUM_TEST, seed, task, image_size=size)
+    result = run_training(demo_config(seed, task, model), data, output, console)
     if not result.interrupted:
         _write_drawings(output / "drawings", data.pictures, data.categories)
-        _say_what_next(output, console)
+        _say_what_next(output, size, console)
     return result
 
 
-def draw_data(num_train: int, num_test: int, seed: int, task: Task = "boxes") -> RunData:
+def draw_data(
+    num_train: int,
+    num_test: int,
+    seed: int,
+    task: Task = "boxes",
+    style: DrawingStyle = STYLE,
+    image_size: int = STYLE.size,
+) -> RunData:
     """Draw the photos once and keep them in memory; the two seeds never meet."""
-    to_model = TestTransform(IMAGE_SIZE)
+    to_model = TestTransform(image_size)
     with_masks = task == "panoptic"
-    style = replace(STYLE, stuff=with_masks)
+    style = replace(style, stuff=with_masks)
     categories = SCENES if with_masks else SHAPES
     drawn = DrawnShapes(num_train, 2 * seed, style).draw_all()
     train = [to_model(one if with_masks else without_masks(one)) for one in drawn]
@@ -115,13 +134,13 @@ def _write_drawings(folder: Path, pictures: Dataset[Sample], categories: Categor
             tensor_to_photo(sample.image).save(temporary)
 
 
-def _say_what_next(output: Path, console: Console) -> None:
+def _say_what_next(output: Path, size: int, console: Console) -> None:
     console.print(
         f"\nTry next:\n"
         f"  open {output / 'report.html'}\n"
         f"  detrkit predict {output} {output / 'drawings'}\n"
         f"  detrkit explain {output / 'drawings' / '6.png'} --weights {output} --annotations {output / 'drawings'}\n"
-        f"  detrkit describe {output} --size {IMAGE_SIZE}x{IMAGE_SIZE}\n"
-        f"  detrkit train YOUR_COCO_FOLDER --model detr-r18 --weights imagenet",
+        f"  detrkit describe {output} --size {size}x{size}\n"
+        f"  detrkit train YOUR_COCO_FOLDER --model detrkit-m --weights imagenet",
         soft_wrap=True,
     )

@@ -18,6 +18,17 @@ from detrkit.training.settings import TrainingSettings
 Origin = Literal["detector", "imagenet", "scratch"]
 # for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
 TINY = {"image_size": 256, "batch_size": 8, "learning_rate": 5e-4, "clip_norm": 1.0, "class_weight": 2.0}
+# for the presets of our own, whatever the set: measured by benchmarks/convergence.py
+OWN = {
+    "image_size": 320,
+    "batch_size": 8,
+    "learning_rate": 5e-4,
+    "backbone_learning_rate": 1e-4,
+    "clip_norm": 1.0,
+    "class_weight": 2.0,
+    "iou_aware": True,
+    "look_forward_twice": True,
+}
 _STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
 _EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
 _DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rate_factor": 0.1}  # published main.py
@@ -75,6 +86,8 @@ def plan_model(config: RunConfig) -> RunConfig:
         chosen |= _SUCCESSORS_RUN if model.queries != "learned" else {}
     elif config.model == "detr-tiny":
         chosen |= TINY
+    elif config.model.startswith("detrkit-"):
+        chosen = OWN | {"iou_aware": model.class_scores == "sigmoid", "look_forward_twice": model.refine_boxes}
     training = _filled(config.training, chosen)
     model_settings = config.model_settings
     if origin_of(config) == "scratch":

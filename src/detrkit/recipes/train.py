@@ -8,6 +8,7 @@ from rich.console import Console
 from detrkit.checkpoints.source import WEIGHTS_FILE
 from detrkit.errors import ConfigError
 from detrkit.process import process_from_environment
+from detrkit.recipes.building import with_model_of_weights
 from detrkit.recipes.config import RunConfig, load_run_config
 from detrkit.recipes.data import RunData, open_data, training_photos
 from detrkit.recipes.launch import launch
@@ -47,7 +48,7 @@ def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
         DetrkitError: the data or the settings do not fit.
     """
     given = set(config.training.model_fields_set)
-    planned = plan_model(config)
+    planned = plan_model(with_model_of_weights(config))
     data = open_data(planned)
     plan = plan_training(planned, given, len(data.train), process_from_environment().world)
     if process_from_environment().is_first:

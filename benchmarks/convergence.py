@@ -1,0 +1,372 @@
+r"""How soon does each architecture learn, and what is each ingredient of detrkit-s worth? Every row gets the same time.
+
+    python -m benchmarks.convergence peers drawn --minutes 5 --seeds 1 2 3
+    python -m benchmarks.convergence ingredients drawn --minutes 5 --seeds 1
+    python -m benchmarks.convergence peers bccd-voc --minutes 40 --split test --batch-size 8 --image-size 256 \
+        --backbone-weights FILE --set backbone=timm:tf_efficientnet_lite0 --set backbone_normalization=frozen
+
+`peers` are the architectures at the size of detrkit-s, `ingredients` are detrkit-s with one part taken out or put in. DATA
+is a dataset folder, or `drawn`: 10,000 drawings of 128 px with 1 to 5 shapes of 3 classes to learn from, 500 others to be
+judged by, after the last step. A folder is judged by its validation photos, or its best checkpoint by those of --split.
+
+First the steps of all rows are timed in turns, and their number chosen so that all take the same time, without drawing and
+evaluations; so a run depends on its seed and that number alone (`steps.json`), not on what else the machine did. Seeds are
+trained in turns. Runs that have ended are not trained again, one that was stopped goes on: give the same command. Other
+options are settings of `detrkit train`, the same for all rows but for what a row changes. The table and a picture of the
+curves lie in FOLDER; --write FILE puts the table between `<!-- convergence NAME -->` and `<!-- end -->` in a document.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from benchmarks.ablations import count_parameters, pairs
+from rich.console import Console
+
+from detrkit.cli.train import model_field
+from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
+from detrkit.data.records import SplitName
+from detrkit.data.synthetic import DrawingStyle
+from detrkit.data.transforms import RandomFlip
+from detrkit.files import replacing, write_text
+from detrkit.process import process_from_environment
+from detrkit.recipes.config import RunConfig, load_run_config
+from detrkit.recipes.data import RunData
+from detrkit.recipes.demo import draw_data
+from detrkit.recipes.evaluate import evaluate_source
+from detrkit.recipes.loaders import device_of
+from detrkit.recipes.plan import plan_model, plan_training
+from detrkit.recipes.run import STATE_FILE, Run, run_training
+from detrkit.recipes.train import opened
+from detrkit.training.run_log import read_metrics
+from detrkit.training.settings import TrainingSettings
+from detrkit.visualization.charts import as_png, new_chart
+
+DRAWN = "drawn"
+NUM_TRAIN, NUM_TEST = 10_000, 500
+STYLE = DrawingStyle(size=128, most_objects=5)
+# what suits drawings, for every row that does not say otherwise; folders are planned by `detrkit train`
+OF_DRAWN = {
+    "image_size": STYLE.size,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "backbone_learning_rate": 1e-3,
+    "warmup_steps": 50,
+    "clip_norm": 1.0,
+    "class_weight": 2.0,
+    "ema_decay": 0.99,
+    "workers": 0,
+}
+COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
+_TIMINGS = 3  # rounds
+_EVALUATIONS = 5  # of a run
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one training is.
+
+    Attributes:
+        name: of its folder.
+        what: for readers.
+        model: preset.
+        settings: fields of `ModelConfig`.
+        training: fields of `TrainingSettings`.
+    """
+
+    name: str
+    what: str
+    model: str = "detrkit-s"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SIGMOID = {"class_scores": "sigmoid", "dilation": False}
+_ONE_MAP = {**_SIGMOID, "pre_norm": False, "num_queries": 50}  # of stride 16
+_SAMPLED = {"encoder_attention": "deformable", "cross_attention": "deformable"}
+_FIVE_E4 = {"learning_rate": 5e-4, "backbone_learning_rate": 5e-4}  # where 1e-3 was worse
+TABLES: dict[str, tuple[Row, ...]] = {
+    "peers": (
+        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_FIVE_E4),
+        Row(
+            "conditional",
+            "Conditional DETR",
+            "detr-tiny",
+            {**_ONE_MAP, "queries": "points", "cross_attention": "conditional"},
+            _FIVE_E4,
+        ),
+        Row(
+            "dab",
+            "DAB-DETR",
+            "detr-tiny",
+            {
+                **_ONE_MAP,
+                "queries": "anchors",
+                "cross_attention": "conditional",
+                "refine_boxes": True,
+                "position_temperature": 20.0,
+            },
+            _FIVE_E4,
+        ),
+        Row(
+            "deformable",
+            "Deformable DETR, two maps",
+            "detr-tiny",
+            {**_ONE_MAP, **_SAMPLED, "queries": "points", "num_levels": 2},
+            _FIVE_E4,
+        ),
+        Row("detrkit-s", "detrkit-s"),
+    ),
+    "ingredients": (
+        Row("detrkit-s", "detrkit-s"),
+        Row("no-proposals", "without proposals: learned anchors", settings={"queries": "anchors"}),
+        Row(
+            "no-refinement",
+            "without proposals and refinement",
+            settings={"queries": "points", "refine_boxes": False},
+            training={"look_forward_twice": False},
+        ),
+        Row("one-map", "without the finer map", settings={"num_levels": 1}),
+        Row("dense", "without sampling: all cells are looked at", settings={"cross_attention": "dense"}),
+        Row("shared-heads", "without heads for each layer", settings={"heads_per_layer": False}),
+        Row("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
+        Row("not-iou-aware", "without scores that know the overlap", training={"iou_aware": False}),
+        Row("not-twice", "without looking forward twice", training={"look_forward_twice": False}),
+        Row("no-average", "without averaged weights", training={"ema_decay": 0.0}),
+        Row("encoder", "with an encoder layer (sampled)", settings={"encoder_layers": 1}),
+        Row("dropout", "with dropout 0.1", settings={"dropout": 0.1}),
+        Row("denoising", "with 3 denoising copies", training={"denoising": 3, "contrastive_denoising": True}),
+        Row("groups", "with 3 query groups", training={"query_groups": 3}),
+        Row("hybrid", "with 100 hybrid queries", training={"hybrid_queries": 100}),
+        Row("mosaic", "with mosaic for half of the photos", training={"mosaic": 0.5, "strong_until": 0.7}),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A table to be trained: on what, for how long, with what in common."""
+
+    table: str
+    common: RunConfig
+    minutes: float
+    seeds: Sequence[int]
+    rows: Sequence[Row]
+    split: SplitName | None
+    output: Path
+
+    def folder(self, row: Row, seed: int) -> Path:
+        """Of one run."""
+        return self.output / f"{row.name}-{seed}"
+
+    def open(self, row: Row, seed: int, steps: int | None = None) -> tuple[RunConfig, RunData]:
+        """Plan a run and open its data."""
+        is_drawn = self.common.data == DRAWN
+        given = self.common.training.model_dump(exclude_unset=True)
+        training = {**(OF_DRAWN if is_drawn else {}), **given, **(row.training if is_drawn else {}), "seed": seed}
+        if not is_drawn:  # rates found on drawings are not meant for photos
+            training |= {name: value for name, value in row.training.items() if "rate" not in name}
+        if steps is not None:
+            training["steps"] = steps
+        config = self.common.model_copy(
+            update={
+                "model": row.model,
+                "model_settings": {**self.common.model_settings, **row.settings},
+                "training": TrainingSettings(**training),
+            }
+        )
+        if not is_drawn:
+            return opened(config, Console(quiet=True))
+        config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
+        settings, drawn = config.training, drawings()
+        strong = StrongAugmentation(STYLE.size, mosaic=settings.mosaic)
+        rounds = round(settings.strong_until * (settings.steps or 0) * settings.batch_size / NUM_TRAIN)
+        photos = TrainingPhotos(drawn.train.photos, RandomFlip(), seed=seed, strong=strong, strong_epochs=rounds)
+        return config, replace(drawn, train=photos)
+
+    def run(self, row: Row, seed: int, steps: int | None = None) -> Run:
+        """Put a run together, in this process."""
+        config, data = self.open(row, seed, steps)
+        process = process_from_environment()
+        device = device_of(config.training.device, process)
+        return Run(config, data, self.folder(row, seed), Console(quiet=True), process, device)
+
+
+@cache
+def drawings() -> RunData:
+    """Draw what every run learns from, and what it is judged by."""
+    print(f"drawing {NUM_TRAIN} photos, and {NUM_TEST} to be judged by")
+    return draw_data(NUM_TRAIN, NUM_TEST, seed=42, style=STYLE, image_size=STYLE.size)
+
+
+def steps_of_rows(bench: Bench) -> dict[str, int]:
+    """Time the rows in turns, and tell how many steps each has time for; what was measured once stays."""
+    path = bench.output / "steps.json"
+    known: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [row for row in bench.rows if row.name not in known]
+    seconds: dict[str, list[float]] = {row.name: [] for row in missing}
+    for _ in range(_TIMINGS):
+        for row in missing:
+            seconds[row.name].append(bench.run(row, bench.seeds[0], steps=1).expected_seconds()[1])
+    for name, measured in seconds.items():
+        known[name] = max(1, round(60 * bench.minutes / median(measured)))
+        print(f"{name}: {median(measured):.3f} s a step, {known[name]} steps")
+    write_text(path, json.dumps(known, indent=1))
+    return known
+
+
+def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
+    """Train one row with one seed, go on with it, or read it; tell what it scored, and how long its steps took."""
+    folder = bench.folder(row, seed)
+    if not (folder / "report.html").is_file():
+        config, data = bench.open(row, seed, steps)
+        epochs = -(-steps * config.training.batch_size // max(1, len(data.train)))
+        often = config.training.model_copy(update={"evaluate_every": max(1, epochs // _EVALUATIONS)})
+        config = config.model_copy(update={"training": often})
+        resumes = (folder / STATE_FILE).is_file()
+        print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
+        if run_training(config, data, folder, resume=resumes).interrupted:
+            raise SystemExit(f"{folder.name}: stopped; the same command goes on")
+    entries = read_metrics(folder)
+    evaluations = [entry for entry in entries if entry["kind"] == "evaluation"]
+    last = evaluations[-1]
+    if bench.split is not None:
+        found = folder / f"on-{bench.split}"
+        if not (found / "scores.json").is_file():
+            evaluate_source(str(folder), bench.common.data, bench.split, output=found)
+        last = json.loads((found / "scores.json").read_text())
+    scores = {name: float(str(last[name])) for name in COLUMNS}
+    return {**scores, "minutes": minutes_until(entries, steps), "parameters": float(count_parameters(folder))}
+
+
+def minutes_until(entries: Sequence[Mapping[str, object]], step: int) -> float:
+    """How long the steps up to one took, evaluations left out."""
+    seconds, before = 0.0, 0
+    for entry in entries:
+        if entry["kind"] == "train" and int(str(entry["step"])) <= step:
+            seconds += (int(str(entry["step"])) - before) / float(str(entry["photos_per_second"]))
+            before = int(str(entry["step"]))
+    return seconds / 60
+
+
+def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> str:
+    """The results as Markdown: of the rows that have all their seeds."""
+    lines = ["| | " + " | ".join([*COLUMNS, "AP of each seed", "steps", "minutes", "parameters"]) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 5) + "|")
+    for row in bench.rows:
+        seeds = results.get(row.name, [])
+        if seeds:
+            means = [mean(one[name] for one in seeds) for name in COLUMNS]
+            cells = [row.what, *("-" if value < 0 else f"{value:.3f}" for value in means)]
+            cells.append(", ".join(f"{one['AP']:.3f}" for one in seeds))
+            minutes = mean(one["minutes"] for one in seeds)
+            cells += [str(steps[row.name]), f"{minutes:.1f}", f"{seeds[0]['parameters'] / 1e6:.1f} M"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """AP over the minutes, a line for each row: the mean of its seeds."""
+    figure, axes = new_chart("minutes of training", "AP")
+    for row in bench.rows:
+        if row.name not in results:
+            continue
+        curves = []
+        for seed in bench.seeds[: len(results[row.name])]:
+            entries = read_metrics(bench.folder(row, seed))
+            points = [one for one in entries if one["kind"] == "evaluation"]
+            curves.append([(float(str(one["step"])), float(str(one["AP"]))) for one in points])
+        share = mean(one["minutes"] for one in results[row.name]) / curves[0][-1][0]
+        heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
+        axes.plot([step * share for step, _ in curves[0]], heights, marker=".", label=row.what)
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=7)
+    return as_png(figure)
+
+
+def write_into(document: Path, name: str, table: str) -> None:
+    """Put a table between its marks in a document.
+
+    Raises:
+        SystemExit: there are no such marks.
+    """
+    text = document.read_text(encoding="utf-8")
+    marks = re.compile(rf"(<!-- convergence {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not marks.search(text):
+        raise SystemExit(
+            f"{document}: found no <!-- convergence {name} --> ... <!-- end -->, expected a place for the table"
+        )
+    write_text(document, marks.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text))
+
+
+def run_bench(bench: Bench) -> str:
+    """Train all that is missing, seeds in turns; tell the table, and leave it and the curves in the folder."""
+    steps = steps_of_rows(bench)
+    results: dict[str, list[dict[str, float]]] = {}
+    text = ""
+    for seed in bench.seeds:
+        for row in bench.rows:
+            results.setdefault(row.name, []).append(trained(bench, row, seed, steps[row.name]))
+            text = table_of(bench, results, steps)
+            write_text(bench.output / f"{bench.table}.md", text + "\n")  # whatever is known by now
+    with replacing(bench.output / f"{bench.table}.png") as temporary:
+        temporary.write_bytes(draw_curves(bench, results))
+    return text
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
+    """Read the command line: options that are not known here are training settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("data", help="dataset folder, or `drawn`")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", nargs="+", help="names of some rows; all when not given")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="judge the best checkpoint by these photos")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="field of all models")
+    parser.add_argument("--backbone-weights", help="file, as in detrkit train")
+    parser.add_argument("--output", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--write", type=Path, metavar="FILE", help="document with a place for the table")
+    known, others = parser.parse_known_args(arguments)
+    rows = [row for row in TABLES[known.table] if known.rows is None or row.name in known.rows]
+    if unknown := set(known.rows or ()) - {row.name for row in rows}:
+        names = ", ".join(row.name for row in TABLES[known.table])
+        raise SystemExit(f"--rows: found {', '.join(sorted(unknown))}, expected some of {names}")
+    training = dict(
+        model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in pairs(others)
+    )
+    given = {
+        "data": known.data if known.data == DRAWN else str(Path(known.data).resolve()),
+        "backbone_weights": known.backbone_weights,
+        "model_settings": dict(model_field(each) for each in known.set),
+    }
+    name = known.data if known.data == DRAWN else Path(known.data).resolve().name
+    bench = Bench(
+        table=known.table,
+        common=load_run_config(None, given, training),
+        minutes=known.minutes,
+        seeds=known.seeds,
+        rows=rows,
+        split=known.split,
+        output=known.output / f"{known.table}-{name}",
+    )
+    return bench, known.write
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and print a table."""
+    bench, document = parsed(arguments)
+    text = run_bench(bench)
+    if document is not None:
+        write_into(document, bench.output.name, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
