@@ -240,17 +240,19 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
         found = folder / f"on-{bench.split}"
         if not (found / "scores.json").is_file():
             evaluate_source(str(folder), bench.common.data, bench.split, output=found)
-        last = json.loads((found / "scores.json").read_text())
-    scores = {name: float(str(last[name])) for name in COLUMNS}
-    return {**scores, "minutes": minutes_until(entries, steps), "parameters": float(count_parameters(folder))}
+        last = json.loads((found / "scores.json").read_text())["numbers"]
+    scores = {name: -1.0 if last[name] is None else float(str(last[name])) for name in COLUMNS}
+    batch_size = load_run_config(folder / "config.yaml", {}, {}).training.batch_size
+    minutes = minutes_until(entries, steps, batch_size)
+    return {**scores, "minutes": minutes, "parameters": float(count_parameters(folder))}
 
 
-def minutes_until(entries: Sequence[Mapping[str, object]], step: int) -> float:
+def minutes_until(entries: Sequence[Mapping[str, object]], step: int, batch_size: int) -> float:
     """How long the steps up to one took, evaluations left out."""
     seconds, before = 0.0, 0
     for entry in entries:
         if entry["kind"] == "train" and int(str(entry["step"])) <= step:
-            seconds += (int(str(entry["step"])) - before) / float(str(entry["photos_per_second"]))
+            seconds += (int(str(entry["step"])) - before) * batch_size / float(str(entry["photos_per_second"]))
             before = int(str(entry["step"]))
     return seconds / 60
 

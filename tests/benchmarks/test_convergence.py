@@ -1,0 +1,81 @@
+"""The convergence tables: rows that exist, one ingredient each, trained once and then read, with budgets that stay."""
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks.convergence import TABLES, main, minutes_until, parsed, write_into
+
+from benchmarks import convergence
+from detrkit.models.presets import preset_config
+from detrkit.training.settings import TrainingSettings
+from tests.datasets import write_coco
+
+SMALLEST = ["--minutes", "0.0001", "--batch-size", "2", "--workers", "0", "--image-size", "64"]
+
+
+def test_every_row_is_a_model_that_can_be_built_with_settings_that_exist() -> None:
+    for rows in TABLES.values():
+        assert len({row.name for row in rows}) == len(rows)
+        for row in rows:
+            preset_config(row.model, **row.settings)
+            TrainingSettings.model_validate(row.training)
+    own, *others = TABLES["ingredients"]
+    assert not own.settings
+    assert not own.training
+    assert all(row.model == own.model for row in others)
+
+
+def test_a_table_is_trained_once_and_then_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = write_coco(tmp_path / "shapes", 2, 2)
+    document = tmp_path / "RESULTS.md"
+    document.write_text("before\n<!-- convergence ingredients-shapes -->\nold\n<!-- end -->\nafter\n")
+    rows = ["detrkit-s", "not-twice"]
+    command = ["ingredients", str(shapes), "--seeds", "1", "2", "--rows", *rows, "--output", str(tmp_path), *SMALLEST]
+    main([*command, "--split", "val", "--write", str(document)])
+    first = capsys.readouterr().out
+    assert first.count("training, 1 steps") == 4
+    folder = tmp_path / "ingredients-shapes"
+    assert json.loads((folder / "steps.json").read_text()) == {"detrkit-s": 1, "not-twice": 1}
+    table = (folder / "ingredients.md").read_text()
+    assert table.count("\n") == 4
+    assert "without looking forward twice" in table
+    assert (folder / "ingredients.png").read_bytes().startswith(b"\x89PNG")
+    assert document.read_text() == f"before\n<!-- convergence ingredients-shapes -->\n{table}<!-- end -->\nafter\n"
+    main([*command, "--split", "val"])
+    again = capsys.readouterr().out
+    assert "training" not in again
+    assert again.endswith(table)
+
+
+def test_drawings_are_planned_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convergence, "NUM_TRAIN", 40)
+    monkeypatch.setattr(convergence, "NUM_TEST", 4)
+    bench, _ = parsed(["ingredients", "drawn", "--output", str(tmp_path), "--batch-size", "8"])
+    mosaic = next(row for row in bench.rows if row.name == "mosaic")
+    config, data = bench.open(mosaic, seed=7, steps=20)
+    assert (config.training.batch_size, config.training.seed, config.training.steps) == (8, 7, 20)
+    assert config.training.iou_aware
+    assert data.train.strong is not None
+    assert data.train.strong_epochs == 3  # 0.7 of the 4 rounds that 20 steps are
+    _, plain = bench.open(bench.rows[0], seed=7, steps=20)
+    assert plain.train.strong is None
+    convergence.drawings.cache_clear()
+
+
+def test_minutes_leave_evaluations_out() -> None:
+    entries = [
+        {"kind": "train", "step": 10, "photos_per_second": 5.0},
+        {"kind": "evaluation", "step": 10},
+        {"kind": "train", "step": 30, "photos_per_second": 10.0},
+    ]
+    assert minutes_until(entries, 30, batch_size=2) == (10 * 2 / 5 + 20 * 2 / 10) / 60
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--rows: found nothing-like, expected some of plain, conditional"):
+        parsed(["peers", "drawn", "--rows", "nothing-like"])
+    document = tmp_path / "a.md"
+    document.write_text("nothing")
+    with pytest.raises(SystemExit, match="expected a place for the table"):
+        write_into(document, "peers-drawn", "| |")
