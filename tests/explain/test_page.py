@@ -1,19 +1,23 @@
 """The page in a real browser, from disk, with the network cut off."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from detrkit import Detector, Sample
+from detrkit import Detector, Sample, build_model
+from detrkit.data.categories import Categories
 from detrkit.explain.document import PageDocument, page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.page import build_page
+from detrkit.explain.sampling import SamplingInputs
 from tests.explain.conftest import NAMES, small_detector
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -228,6 +232,46 @@ def test_a_photo_without_annotations_and_a_model_without_encoder(browser: Any, s
     assert page.page.is_disabled('input[value="cell"]')
     assert page.complaints == []
     page.context.close()
+
+
+def test_sampled_points_are_in_the_page_and_drawn(browser: Any, sample: Sample, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, feedforward_dim=64).eval()
+    detector = Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)
+    found = explain(model, detector.preprocessing, detector.categories, sample)
+    document = document_of(found, detector, queries=[4])
+    packed = document.document["maps"]["points"]
+    kept, layer, head = document.document["keptQueries"].index(4), 1, 3
+
+    def array(name: str, kind: str) -> torch.Tensor:
+        place = packed[name]
+        count = math.prod(place["shape"])
+        values = np.frombuffer(document.block, kind, count, place["offset"]).reshape(place["shape"])
+        return torch.from_numpy(values.astype(np.float32))
+
+    inputs = found.attention.inputs("decoder_cross", layer)
+    assert isinstance(inputs, SamplingInputs)
+    sampled = inputs.sampled([head], [4])
+    places = array("places", "<i2")[kept, layer, head] / packed["units"] * 96
+    torch.testing.assert_close(places, sampled.points[0, 0].flatten(0, 1), rtol=0, atol=96 / 8192)
+    weights = array("weights", "u1")[kept, layer, head] / 255
+    torch.testing.assert_close(weights, sampled.weights[0, 0].flatten(), rtol=0, atol=1 / 255)
+    reference = array("references", "<i2")[kept, layer] / packed["units"] * 96
+    torch.testing.assert_close(reference, sampled.references[0, 0], rtol=0, atol=96 / 8192)
+
+    path = tmp_path / "points.html"
+    path.write_text(build_page(document), encoding="utf-8")
+    page = Opened(browser, path, 800)
+    picture = 'document.getElementById("boxes").toDataURL()'
+    with_points = page.page.evaluate(picture)
+    page.page.uncheck("#points")
+    assert page.page.evaluate(picture) != with_points
+    assert page.complaints == []
+    page.context.close()
+
+
+def test_a_model_that_looks_at_all_cells_has_no_points(opened: Opened) -> None:
+    assert not opened.page.is_visible("#points")
 
 
 def test_the_document_is_json_and_holds_the_queries_asked_for(explanation: Explanation, detector: Detector) -> None:

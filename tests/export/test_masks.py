@@ -20,6 +20,7 @@ from detrkit.inference.exported import CategoryEntry, Description, ExportedRunti
 from detrkit.inference.load_exported import load_exported
 from detrkit.inference.runtime import TorchRuntime
 from detrkit.models.detr import DETR
+from detrkit.models.presets import build_model
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions
 from tests.explain.conftest import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, batch_of, eager, small_model, traced
@@ -100,6 +101,29 @@ def test_a_detector_of_the_file_gives_masks_and_segments(model: DETR, path: Path
         return
     assert [one.label for one in segments.segments] == [one.label for one in wanted.segments]
     assert (segments.ids == wanted.ids).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("postprocess", [False, True])
+def test_masks_of_a_query_that_says_two_things_are_given_twice(postprocess: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(
+        "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, feedforward_dim=64, panoptic=True
+    ).eval()
+    torch.nn.init.normal_(model.get_parameter("heads.class_head.weight"), std=1.0)  # queries that differ
+    description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess)
+    write_onnx(traced(model, postprocess), description, tmp_path / "model.onnx")
+    photo = Image.effect_noise((150, 110), 80).convert("RGB")
+    expected = Detector.from_model(model, _THINGS, image_size=64).predict(photo, threshold=0.0)
+    found = Detector.load(tmp_path / "model.onnx").predict(photo, threshold=0.0)
+    assert isinstance(found, Detections)
+    assert isinstance(expected, Detections)
+    assert found.masks is not None
+    assert expected.masks is not None
+    assert expected.queries is not None
+    assert len(found) == len(expected) == 18  # six queries, three classes
+    assert len(expected.masks.float().mean((1, 2)).unique()) > 1
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+    assert (found.masks == expected.masks).float().mean() > 0.995
 
 
 def test_a_narrow_photo_keeps_its_masks_in_place(path: Path) -> None:

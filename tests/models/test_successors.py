@@ -20,6 +20,8 @@ SUCCESSORS = [
     "deformable-detr-r50-single-scale-dc5",
     "deformable-detr-r50-refine",
     "deformable-detr-r50-two-stage",
+    "detrkit-s",
+    "detrkit-m",
 ]
 # what nobody published, and a config can say
 MIXTURES = {
@@ -255,6 +257,26 @@ def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
     assert scores.shape == (2, 16 * 16 + 8 * 8 + 4 * 4 + 2 * 2)
 
 
+def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
+    images, mask = pad_to_batch([torch.randn(3, 128, 128)])
+    contents = {}
+    for content in ("place", "cell"):
+        model = small("detrkit-s", proposal_content=content).eval()
+        with torch.inference_mode():
+            queries, scene = _decoder_inputs_of(model, images, mask)
+            source = model.queries
+            contents[content] = queries.content
+            if content == "cell":
+                held = source.memory_norm(source.memory_projection(scene.tokens))
+                best = source.class_head(held)[..., 0].topk(6, dim=1).indices
+                rest = queries.content - source.weight - held[0, best[0]]
+                sines = source.vectors_of(queries.reference, torch.float32)[1]
+                torch.testing.assert_close(rest, sines, rtol=0, atol=1e-4)
+            else:
+                assert source.weight is None
+    assert contents["cell"].shape == contents["place"].shape
+
+
 def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:
     seen: list[tuple[object, ...]] = []
     handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
@@ -269,6 +291,7 @@ def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) ->
         ({"cross_attention": "conditional"}, "learned queries are nowhere; set queries=points"),
         ({"cross_attention": "deformable"}, "learned queries are nowhere"),
         ({"refine_boxes": True}, "learned queries have none"),
+        ({"proposal_content": "cell"}, "is for proposals; set queries=proposals"),
         ({"queries": "proposals"}, "set refine_boxes=true"),
         ({"queries": "proposals", "refine_boxes": True}, "set class_scores=sigmoid"),
         ({"num_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),

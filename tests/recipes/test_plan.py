@@ -47,6 +47,8 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
     changed = planned(1000, model="detrkit-s", model_settings=settings, training={"learning_rate": 3e-4})
     assert (changed.config.training.iou_aware, changed.config.training.look_forward_twice) == (False, False)
     assert changed.config.training.learning_rate == 3e-4
+    masks = planned(1000, model="detrkit-s", model_settings={"panoptic": True}, training={"freeze": "boxes"})
+    assert not masks.config.training.look_forward_twice  # it teaches boxes, which stay as they are
 
 
 def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable": ("deformable-detr-r50", {"num_levels": 2}),
     "refined": ("deformable-detr-r50-refine", {"num_levels": 2}),
     "two-stage": ("deformable-detr-r50-two-stage", {"num_levels": 2}),
+    "our own, with masks": ("detrkit-s", {"panoptic": True}),
 }
 HELPERS: dict[str, dict[str, Any]] = {
     "denoising": {"denoising": 2},

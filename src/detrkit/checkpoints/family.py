@@ -50,6 +50,7 @@ _PLAIN: dict[str, Any] = {
     "cross_attention": "dense",
     "class_scores": "softmax",
     "queries": "learned",
+    "proposal_content": "place",
     "num_levels": 1,
     "refine_boxes": False,
     "heads_per_layer": False,

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 
 from detrkit.explain.explanation import Explanation
-from detrkit.explain.maps import Block, most_queries, pack_decoder, pack_encoder
+from detrkit.explain.maps import Block, most_queries, pack_decoder, pack_encoder, pack_points
 from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import Matching
 from detrkit.models.config import ModelConfig
@@ -61,6 +61,7 @@ def page_document(
     num_mask_values = 0 if masks is None else masks.num_values
     kept = _chosen_queries(explanation, queries, most_queries(attention, num_mask_values))
     cross, to_queries = pack_decoder(block, attention, kept)
+    points = pack_points(block, attention, kept)
     encoder = pack_encoder(block, attention)
     matching = explanation.matching
     document = {
@@ -84,6 +85,7 @@ def page_document(
             "cross": asdict(cross),
             "toQueries": asdict(to_queries),
             "encoder": None if encoder is None else asdict(encoder),
+            "points": None if points is None else asdict(points),
         },
     }
     if masks is not None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from detrkit.errors import ConfigError
 from detrkit.explain.explanation import Explanation
+from detrkit.explain.sampling import SamplingInputs
 from detrkit.explain.stages import Passage
 from detrkit.visualization.draw import colour_of
 from detrkit.visualization.figures import (
@@ -128,11 +130,26 @@ def _decoder_figure(explanation: Explanation, wish: FigureWish, threshold: float
         raise ConfigError(f"--figure decoder: nothing is detected at {threshold:g}; lower --threshold, or --queries")
     drawn = {query: _detected(explanation, query) for query in queries[:_MOST_PANELS]}
     panels = [
-        Panel(_map(explanation, "decoder_cross", wish, query), f"{query}: {box.caption}", box.colour, box.box)
+        Panel(
+            _map(explanation, "decoder_cross", wish, query),
+            f"{query}: {box.caption}",
+            box.colour,
+            box.box,
+            dots=_dots(explanation, wish, query),
+        )
         for query, box in drawn.items()
     ]
     title = _where("decoder", explanation, wish)
     return draw_panels(explanation.photo, _map_size(explanation), panels, list(drawn.values()), title)
+
+
+def _dots(explanation: Explanation, wish: FigureWish, query: int) -> Float[Tensor, "K 3"] | None:
+    """The points that a query samples, with their weights; None where it looks at all cells."""
+    inputs = explanation.attention.inputs("decoder_cross", wish.layer)
+    if not isinstance(inputs, SamplingInputs):
+        return None
+    found = inputs.sampled(None if wish.head is None else [wish.head], [query])
+    return torch.cat([found.points, found.weights[..., None]], dim=-1).flatten(0, -2)
 
 
 def _matching_figure(explanation: Explanation, _wish: FigureWish, _threshold: float) -> Figure:

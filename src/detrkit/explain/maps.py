@@ -4,6 +4,7 @@ Every row of a map has a scale of its own: value = byte x scale / 255. All byte 
 `Place` says where.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ _OTHER_LAYERS_BYTES = 950_000
 _HEADS_BYTES = 600_000
 _QUERIES_BYTES = 1_000_000
 MOST_QUERIES = 100
+POINT_UNITS = 8192  # to a side of the photo, of places of sampled points: they may lie a few photos away
+_POINT_BYTES = 5  # two coordinates of two bytes each, and a weight
 _VALUES_AT_ONCE = 16_000_000  # attention weights in memory, 64 MB
 
 
@@ -85,6 +88,8 @@ def most_queries(attention: Attention, num_mask_values: int = 0) -> int:
     layers = attention.layers["decoder_cross"]
     width = attention.grid.num_tokens + attention.predictions.boxes.shape[1]
     per_query = len(layers) * layers[0].module.num_heads * width + num_mask_values
+    if isinstance(first := layers[0], SamplingInputs):
+        per_query += len(layers) * first.module.num_heads * math.prod(first.module.per_head) * _POINT_BYTES
     return max(1, min(MOST_QUERIES, _QUERIES_BYTES // per_query))
 
 
@@ -95,6 +100,46 @@ def pack_decoder(block: Block, attention: Attention, queries: Sequence[int]) -> 
         for kind in ("decoder_cross", "decoder_self")
     )
     return pack(block, cross.movedim(2, 0)), pack(block, to_queries.movedim(2, 0))
+
+
+@dataclass(frozen=True)
+class PackedPoints:
+    """Where chosen queries look, if at points.
+
+    Attributes:
+        places: (queries, layers, heads, points, [x, y]) in shares of the photo's sides, times `units`.
+        weights: of the points, bytes that sum to about 255 for every head.
+        references: (queries, layers, [x, y]), what the points are chosen around, like places.
+        units: to a side of the photo.
+    """
+
+    places: Place
+    weights: Place
+    references: Place
+    units: int = POINT_UNITS
+
+
+def pack_points(block: Block, attention: Attention, queries: Sequence[int]) -> PackedPoints | None:
+    """Pack the points of deformable cross-attention, those of all feature maps; None where queries look at all cells."""
+    layers = [layer for layer in attention.layers["decoder_cross"] if isinstance(layer, SamplingInputs)]
+    if not layers:
+        return None
+    height, width = attention.grid.original
+    sides = torch.tensor([width, height])
+    found = [layer.sampled(rows=queries) for layer in layers]
+    places = torch.stack([one.points.transpose(0, 1).flatten(2, 3) for one in found], dim=1)
+    weights = torch.stack([one.weights.transpose(0, 1).flatten(2, 3) for one in found], dim=1)
+    references = torch.stack([one.references[:, 0] for one in found], dim=1)  # in pixels, alike on all maps
+    return PackedPoints(
+        block.add(_in_units(places / sides)),
+        block.add((weights * 255).round().to(torch.uint8).numpy()),
+        block.add(_in_units(references / sides)),
+    )
+
+
+def _in_units(shares: Float[Tensor, "*N 2"]) -> np.ndarray:
+    limits = torch.iinfo(torch.int16)
+    return (shares * POINT_UNITS).round().clamp(limits.min, limits.max).to(torch.int16).numpy()
 
 
 def pack_encoder(block: Block, attention: Attention) -> EncoderMaps | None:

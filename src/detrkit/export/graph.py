@@ -51,7 +51,10 @@ class PixelOutputs(RelativeOutputs):
         """Predict and post-process."""
         predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
         best = best_of(predictions, sizes)
-        return (best.scores, best.labels, best.boxes, *_masks(predictions))
+        masks = _masks(predictions)
+        if predictions.class_scores == "sigmoid":  # a query is answered as often as it says something
+            masks = tuple(torch.take_along_dim(one, best.queries[..., None, None], dim=1) for one in masks)
+        return (best.scores, best.labels, best.boxes, *masks)
 
 
 def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> ExportedProgram:

@@ -133,5 +133,6 @@ def build_queries(config: ModelConfig) -> LearnedQueries | PointQueries | Anchor
     if config.queries == "anchors":
         return AnchorQueries(config.num_queries, config.hidden_dim)
     if config.queries == "proposals":
-        return ProposedQueries(config.num_queries, config.hidden_dim, config.num_classes)
+        from_cells = config.proposal_content == "cell"
+        return ProposedQueries(config.num_queries, config.hidden_dim, config.num_classes, from_cells=from_cells)
     return LearnedQueries(config.num_queries, config.hidden_dim)

@@ -73,6 +73,11 @@ class ModelConfig(BaseModel):
         description="what queries start from: learned vectors (DETR), vectors that each have a point (Conditional, "
         "Deformable DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR)",
     )
+    proposal_content: Literal["place", "cell"] = Field(
+        "place",
+        description="what queries=proposals hold at first: sines of the box, as published, or also what the cell held "
+        "and a learned vector of their rank, which tells apart those that start from one object",
+    )
     refine_boxes: bool = Field(False, description="each decoder layer starts from the boxes of the one before it")
     heads_per_layer: bool = Field(False, description="each decoder layer has class and box heads of its own")
     class_scores: Literal["softmax", "sigmoid"] = Field(
@@ -168,6 +173,10 @@ class ModelConfig(BaseModel):
             (
                 self.queries == "proposals" and not self.refine_boxes,
                 "queries=proposals are boxes to be refined; set refine_boxes=true",
+            ),
+            (
+                self.queries != "proposals" and self.proposal_content != "place",
+                f"proposal_content={self.proposal_content} is for proposals; set queries=proposals, or leave it out",
             ),
             (
                 self.queries == "proposals" and self.class_scores != "sigmoid",

@@ -47,6 +47,7 @@ _OWN: dict[
     **_DEFORMABLE,
     **_REFINE,
     "queries": "proposals",
+    "proposal_content": "cell",
     "decoder_layers": 3,
     "dropout": 0.0,
 }

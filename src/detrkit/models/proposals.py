@@ -20,15 +20,22 @@ _NOWHERE = 1e4  # a logit whose sigmoid is 1, where the published code says infi
 
 
 class ProposedQueries(nn.Module):
-    """The encoder's best boxes, and vectors made of their sines."""
+    """The encoder's best boxes, and vectors made of their sines.
 
-    def __init__(self, num_queries: int, width: int, num_classes: int) -> None:
+    In our own presets a query also holds what its cell held, as in RT-DETR (arXiv:2304.08069), and a learned vector for its
+    rank, as in DINO (arXiv:2203.03605): two that start from one object, at one place, are told apart.
+    """
+
+    weight: nn.Parameter | None
+
+    def __init__(self, num_queries: int, width: int, num_classes: int, *, from_cells: bool = False) -> None:
         """Build the heads and projections.
 
         Args:
             num_queries: Q.
             width: D.
             num_classes: outputs of the class head; only the first counts, for "something is here".
+            from_cells: queries hold what cells held, and vectors of their ranks.
         """
         super().__init__()
         self.num_queries = num_queries
@@ -38,6 +45,7 @@ class ProposedQueries(nn.Module):
         self.box_head = BoxHead(width)
         self.query_projection = nn.Linear(2 * width, 2 * width)
         self.query_norm = nn.LayerNorm(2 * width)
+        self.register_parameter("weight", nn.Parameter(torch.randn(num_queries, width)) if from_cells else None)
         for projection in (self.memory_projection, self.query_projection):
             nn.init.xavier_uniform_(projection.weight)
 
@@ -52,9 +60,12 @@ class ProposedQueries(nn.Module):
         memory = self._read(scene.tokens.masked_fill(~is_valid[..., None], 0.0))
         logits = self.class_head(memory).float()
         # the decoder learns to start from them, and does not teach them
-        proposed = self._boxes(*self._best(memory, anchors, logits[..., 0], scene)).detach()
+        held, around = self._best(memory, anchors, logits[..., 0], scene)
+        proposed = self._boxes(held, around).detach()
         proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         positions, content = self.vectors_of(proposed, memory.dtype)
+        if self.weight is not None:
+            content = content + held + self.weight.to(content.dtype)
         proposals = Proposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
         return Queries(content, positions, proposed, proposals)
 

@@ -76,7 +76,8 @@ def plan_model(config: RunConfig) -> RunConfig:
     """
     given = config.training.model_fields_set
     model = preset_config(config.model, **config.model_settings)
-    check_helpers(model, config.training, masks_only=learns_masks_only(model, config.training))
+    masks_only = learns_masks_only(model, config.training)
+    check_helpers(model, config.training, masks_only=masks_only)
     chosen: dict[str, Any] = (
         {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}
     )  # of focal loss, as published
@@ -87,7 +88,10 @@ def plan_model(config: RunConfig) -> RunConfig:
     elif config.model == "detr-tiny":
         chosen |= TINY
     elif config.model.startswith("detrkit-"):
-        chosen = OWN | {"iou_aware": model.class_scores == "sigmoid", "look_forward_twice": model.refine_boxes}
+        chosen = OWN | {
+            "iou_aware": model.class_scores == "sigmoid",
+            "look_forward_twice": model.refine_boxes and not masks_only,
+        }
     training = _filled(config.training, chosen)
     model_settings = config.model_settings
     if origin_of(config) == "scratch":

@@ -51,6 +51,7 @@ class Panel:
         box: drawn on it, xyxy.
         point: marked on it, x and y.
         colour: of both.
+        dots: sampled points, (x, y, weight); the weightier the larger.
     """
 
     map: Float[Tensor, "h w"]
@@ -58,6 +59,7 @@ class Panel:
     colour: tuple[int, int, int]
     box: tuple[float, ...] | None = None
     point: tuple[float, float] | None = None
+    dots: Float[Tensor, "K 3"] | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,10 @@ def _show_panel(axes: Axes, grey: Image, map_size: tuple[float, float], panel: P
     axes.set(xlim=(0, grey.width), ylim=(grey.height, 0))
     if panel.box is not None:
         _show_box(axes, DrawnBox(panel.box, "", panel.colour))
+    if panel.dots is not None:
+        left, top, weights = panel.dots.unbind(-1)
+        sizes = 0.5 + 20 * weights.numpy()
+        axes.scatter(left.numpy(), top.numpy(), sizes, "#77ffee", edgecolors="black", linewidths=0.4)
     if panel.point is not None:
         _mark(axes, panel.point, panel.colour)
 

@@ -54,6 +54,32 @@ function drawBox(pen, box, scale, colour, width, { dash = [], label = "", alpha 
   pen.restore();
 }
 
+// sampled points, the weightier the larger, and a cross where they are chosen around
+function drawPoints(pen, sampled, scale, colour, width) {
+  pen.save();
+  pen.strokeStyle = "rgba(0, 0, 0, .75)";
+  pen.lineWidth = width / 3;
+  pen.fillStyle = colour;
+  for (const { place, weight } of sampled.points) {
+    pen.beginPath();
+    pen.arc(place[0] * scale[0], place[1] * scale[1], width * (0.5 + 4 * Math.sqrt(weight)), 0, 2 * Math.PI);
+    pen.fill();
+    pen.stroke();
+  }
+  const [x, y] = [sampled.reference[0] * scale[0], sampled.reference[1] * scale[1]], arm = 4 * width;
+  for (const [style, line] of [["rgba(0, 0, 0, .75)", width * 1.8], ["#fff", width * 0.9]]) {
+    pen.strokeStyle = style;
+    pen.lineWidth = line;
+    pen.beginPath();
+    for (const [dx, dy] of [[arm, arm], [arm, -arm]]) {
+      pen.moveTo(x - dx, y - dy);
+      pen.lineTo(x + dx, y + dy);
+    }
+    pen.stroke();
+  }
+  pen.restore();
+}
+
 function drawLabel(pen, label, x, y, colour) {
   const ratio = window.devicePixelRatio || 1;
   const size = 13 * ratio;

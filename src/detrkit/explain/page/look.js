@@ -46,7 +46,7 @@ class Look {
     listen("layer", "input", () => { this.layer[this.view] = byId("layer").valueAsNumber - 1; this.update(); });
     listen("head", "input", () => { this.head = byId("head").valueAsNumber - 1; this.update(); });
     listen("threshold", "input", () => { this.threshold = byId("threshold").valueAsNumber; this.update(); });
-    for (const name of ["strength", "trail", "truth"]) listen(name, "input", () => this.update());
+    for (const name of ["strength", "trail", "truth", "points"]) listen(name, "input", () => this.update());
     listen("query", "change", () => this.choose(Number(byId("query").value)));
     listen("boxes", "click", (event) => this.point(event));
     listen("boxes", "pointermove", (event) => { if (event.pointerType === "mouse" && event.buttons & 1) this.point(event); });
@@ -56,6 +56,7 @@ class Look {
     byId("head").max = this.explanation.model.heads;
     byId("threshold").value = this.threshold;
     byId("truth").parentElement.hidden = !this.explanation.objects;
+    byId("points").parentElement.hidden = !this.explanation.maps.points;
     drawRamp(byId("ramp"));
   }
 
@@ -187,6 +188,9 @@ class Look {
     if (byId("trail").checked) layers.forEach((one, i) => drawBox(pen, one.box, scale, "#4cf", line, { alpha: 0.3 + (0.6 * (i + 1)) / layers.length, label: String(i + 1) }));
     const shown = layers[this.layer[this.view]] || this.final(this.query);
     drawBox(pen, shown.box, scale, colourOf(shown.top[0][0]), line * 1.6, { label: `${this.explanation.classes[shown.top[0][0]]} ${shown.top[0][1].toFixed(2)}` });
+    const kept = this.view === "query" && byId("points").checked ? this.kept(this.query) : -1;
+    const sampled = kept < 0 ? null : this.maps.points(kept, this.layer.query, this.head);
+    if (sampled) drawPoints(pen, sampled, scale, "#7fe", line * 0.8);
   }
 
   sentence(map, most) {

@@ -9,7 +9,7 @@ class Maps {
   }
 
   array(place) {
-    const types = { uint8: Uint8Array, float32: Float32Array };
+    const types = { uint8: Uint8Array, int16: Int16Array, float32: Float32Array };
     const size = place.shape.reduce((product, side) => product * side, 1);
     return new types[place.type](this.buffer, place.offset, size);
   }
@@ -32,6 +32,23 @@ class Maps {
     const total = this.row(packed, first);
     for (let other = 1; other < heads; other++) this.row(packed, first + other).forEach((value, i) => (total[i] += value));
     return total.map((value) => value / heads);
+  }
+
+  // the points that a query looks at, and what they lie around: [x, y] in pixels of the photo, and weights
+  points(kept, layer, head) {
+    const packed = this.explanation.maps.points;
+    if (!packed) return null;
+    const [, layers, heads, count] = packed.places.shape;
+    const [tall, wide] = this.explanation.photo.size;
+    const places = this.array(packed.places), weights = this.array(packed.weights), references = this.array(packed.references);
+    const pixels = (values, index) => [(values[2 * index] / packed.units) * wide, (values[2 * index + 1] / packed.units) * tall];
+    const first = (kept * layers + layer) * heads;
+    const shown = head >= 0 ? [head] : Array.from({ length: heads }, (_, i) => i);
+    const points = shown.flatMap((one) => Array.from({ length: count }, (_, i) => {
+      const index = (first + one) * count + i;
+      return { place: pixels(places, index), weight: weights[index] / 255 };
+    }));
+    return { points, reference: pixels(references, kept * layers + layer) };
   }
 
   cross(kept, layer, head) {
