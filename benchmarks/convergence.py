@@ -125,11 +125,16 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "ingredients": (
         Row("detrkit-s", "detrkit-s"),
-        Row("no-proposals", "without proposals: learned anchors", settings={"queries": "anchors"}),
+        Row(
+            "no-proposals",
+            "without proposals: learned anchors",
+            settings={"queries": "anchors", "proposal_content": "place"},
+        ),
+        Row("no-content", "without what cells held", settings={"proposal_content": "place"}),
         Row(
             "no-refinement",
             "without proposals and refinement",
-            settings={"queries": "points", "refine_boxes": False},
+            settings={"queries": "points", "proposal_content": "place", "refine_boxes": False},
             training={"look_forward_twice": False},
         ),
         Row("one-map", "without the finer map", settings={"num_levels": 1}),
