@@ -43,7 +43,7 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
     assert training.backbone_learning_rate == training.learning_rate  # from scratch
     pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
     assert pretrained.backbone_learning_rate < pretrained.learning_rate
-    settings = {"class_scores": "softmax", "queries": "points", "refine_boxes": False}
+    settings = {"class_scores": "softmax", "queries": "points", "proposal_content": "place", "refine_boxes": False}
     changed = planned(1000, model="detrkit-s", model_settings=settings, training={"learning_rate": 3e-4})
     assert (changed.config.training.iou_aware, changed.config.training.look_forward_twice) == (False, False)
     assert changed.config.training.learning_rate == 3e-4
