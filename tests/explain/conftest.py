@@ -38,6 +38,14 @@ def detector() -> Detector:
 
 
 @pytest.fixture(scope="session")
+def sampling_detector() -> Detector:
+    """A model that looks at sampled points."""
+    torch.manual_seed(0)
+    model = build_model("detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, feedforward_dim=64).eval()
+    return Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)
+
+
+@pytest.fixture(scope="session")
 def sample() -> Sample:
     return DrawnShapes(3, 5, DrawingStyle(size=96))[2]
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -10,6 +12,7 @@ from PIL import Image
 from detrkit import ConfigError, Detector, Sample
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.figures import FIGURES, FigureName, FigureWish, draw_figure, write_figure, write_stages_figure
+from detrkit.explain.sampling import SamplingInputs
 from detrkit.visualization.figures import COLUMN, PAGE
 
 
@@ -59,6 +62,18 @@ def test_layers_heads_and_points_change_the_picture(explanation: Explanation, tm
     for number, wish in enumerate(wishes):
         write_figure("encoder", explanation, tmp_path / f"{number}.png", wish)
     assert len({(tmp_path / f"{number}.png").read_bytes() for number in range(4)}) == 4
+
+
+def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector: Detector, sample: Sample) -> None:
+    found = explain(sampling_detector.model, sampling_detector.preprocessing, sampling_detector.categories, sample)
+    for wish, heads in ((FigureWish(queries=(2,), layer=1, head=5), [5]), (FigureWish(queries=(2,), layer=1), None)):
+        figure = draw_figure("decoder", found, wish)
+        dots = [one for one in figure.findobj(PathCollection) if len(one.get_offsets())]
+        inputs = found.attention.inputs("decoder_cross", 1)
+        assert isinstance(inputs, SamplingInputs)
+        expected = inputs.sampled(heads, [2]).points.flatten(0, -2)
+        assert len(dots) == 1
+        np.testing.assert_allclose(dots[0].get_offsets(), expected.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit import Detector, Sample, build_model
-from detrkit.data.categories import Categories
+from detrkit import Detector, Sample
 from detrkit.explain.document import PageDocument, page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.page import build_page
@@ -234,11 +233,11 @@ def test_a_photo_without_annotations_and_a_model_without_encoder(browser: Any, s
     page.context.close()
 
 
-def test_sampled_points_are_in_the_page_and_drawn(browser: Any, sample: Sample, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = build_model("detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, feedforward_dim=64).eval()
-    detector = Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)
-    found = explain(model, detector.preprocessing, detector.categories, sample)
+def test_sampled_points_are_in_the_page_and_drawn(
+    browser: Any, sampling_detector: Detector, sample: Sample, tmp_path: Path
+) -> None:
+    detector = sampling_detector
+    found = explain(detector.model, detector.preprocessing, detector.categories, sample)
     document = document_of(found, detector, queries=[4])
     packed = document.document["maps"]["points"]
     kept, layer, head = document.document["keptQueries"].index(4), 1, 3
