@@ -9,19 +9,22 @@ r"""How soon does each architecture learn, and what is each ingredient of detrki
 is a dataset folder, or `drawn`: 10,000 drawings of 128 px with 1 to 5 shapes of 3 classes to learn from, 500 others to be
 judged by, after the last step. A folder is judged by its validation photos, or its best checkpoint by those of --split.
 
-First the steps of all rows are timed in turns, and their number chosen so that all take the same time, without drawing and
-evaluations; so a run depends on its seed and that number alone (`steps.json`), not on what else the machine did. Seeds are
-trained in turns. Runs that have ended are not trained again, one that was stopped goes on: give the same command. Other
-options are settings of `detrkit train`, the same for all rows but for what a row changes. The table and a picture of the
-curves lie in FOLDER; --write FILE puts the table between `<!-- convergence NAME -->` and `<!-- end -->` in a document.
+First the steps of all rows are timed in turns, reading included, and their number chosen so that all take the same time,
+evaluations left out; so a run depends on its seed and that number alone (`budget.json`), not on what else the machine did.
+Seeds are trained in turns. Runs that have ended are not trained again, one that was stopped goes on: give the same command.
+Other options are settings of `detrkit train`, the same for all rows but for what a row changes; peers learn by the losses
+they were published with, at the rates that suited them on other drawings. The table and a picture of the curves lie in
+FOLDER; --write FILE puts the table between `<!-- convergence NAME -->` and `<!-- end -->` in a document.
 """
 
 import argparse
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain, islice, repeat
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -34,6 +37,7 @@ from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
 from detrkit.data.records import SplitName
 from detrkit.data.synthetic import DrawingStyle
 from detrkit.data.transforms import RandomFlip
+from detrkit.errors import DetrkitError
 from detrkit.files import replacing, write_text
 from detrkit.process import process_from_environment
 from detrkit.recipes.config import RunConfig, load_run_config
@@ -64,8 +68,11 @@ OF_DRAWN = {
     "workers": 0,
 }
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
-_TIMINGS = 3  # rounds
-_EVALUATIONS = 5  # of a run
+_TIMINGS = 3  # rounds, of so many steps each:
+_TIMED_STEPS = 4
+_MOST_EVALUATIONS = 5  # of a run, which come after whole rounds through the photos
+_RATES = ("learning_rate", "backbone_learning_rate")  # of rows, found on drawings: not meant for photos
+_PRETRAINED_RATE = {"backbone_learning_rate": 1e-4}  # of every row, above a backbone that can see
 
 
 @dataclass(frozen=True)
@@ -174,9 +181,9 @@ class Bench:
         """Plan a run and open its data."""
         is_drawn = self.common.data == DRAWN
         given = self.common.training.model_dump(exclude_unset=True)
-        training = {**(OF_DRAWN if is_drawn else {}), **given, **(row.training if is_drawn else {}), "seed": seed}
-        if not is_drawn:  # rates found on drawings are not meant for photos
-            training |= {name: value for name, value in row.training.items() if "rate" not in name}
+        own = {name: value for name, value in row.training.items() if is_drawn or name not in _RATES}
+        common = OF_DRAWN if is_drawn else _PRETRAINED_RATE if self.common.backbone_weights else {}
+        training = {**common, **given, **own, "seed": seed}
         if steps is not None:
             training["steps"] = steps
         config = self.common.model_copy(
@@ -211,65 +218,100 @@ def drawings() -> RunData:
 
 
 def steps_of_rows(bench: Bench) -> dict[str, int]:
-    """Time the rows in turns, and tell how many steps each has time for; what was measured once stays."""
-    path = bench.output / "steps.json"
-    known: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
-    missing = [row for row in bench.rows if row.name not in known]
-    seconds: dict[str, list[float]] = {row.name: [] for row in missing}
+    """Time the rows in turns, and tell how many steps each has time for; what was measured once stays.
+
+    Raises:
+        SystemExit: the folder's runs had another budget, or other settings.
+    """
+    path = bench.output / "budget.json"
+    asked = {"minutes": bench.minutes, "settings": bench.common.model_dump(mode="json", exclude={"data"})}
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {**asked, "seconds": {}}
+    if {name: known[name] for name in asked} != asked:
+        raise SystemExit(f"{path}: its runs had other minutes or settings; give those, or choose another --output")
+    missing = [row for row in bench.rows if row.name not in known["seconds"]]
+    times: dict[str, list[float]] = {row.name: [] for row in missing}
     for _ in range(_TIMINGS):
-        for row in missing:
-            seconds[row.name].append(bench.run(row, bench.seeds[0], steps=1).expected_seconds()[1])
-    for name, measured in seconds.items():
-        known[name] = max(1, round(60 * bench.minutes / median(measured)))
-        print(f"{name}: {median(measured):.3f} s a step, {known[name]} steps")
+        for row in missing:  # at the start of an endless run, where all that it does is on
+            times[row.name].append(seconds_per_step(bench.run(row, bench.seeds[0], steps=10**6)))
+    for name, measured in times.items():
+        known["seconds"][name] = median(measured)
+    steps = {name: max(1, round(60 * bench.minutes / each)) for name, each in known["seconds"].items()}
+    for name in times:
+        print(f"{name}: {known['seconds'][name]:.3f} s a step, {steps[name]} steps")
     write_text(path, json.dumps(known, indent=1))
-    return known
+    return steps
+
+
+def seconds_per_step(run: Run) -> float:
+    """Take some steps; tell how long one took, reading included."""
+    run.stepper.train()
+    accumulate = run.config.training.accumulate
+    batches = chain.from_iterable(repeat(run.loader))
+    start = 0.0
+    for number in range(_TIMED_STEPS + 1):
+        run.stepper.step([batch.to(run.device) for batch in islice(batches, accumulate)])
+        run.stepper.finish()
+        if number == 0:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / _TIMED_STEPS
 
 
 def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
     """Train one row with one seed, go on with it, or read it; tell what it scored, and how long its steps took."""
     folder = bench.folder(row, seed)
-    if not (folder / "report.html").is_file():
+    if not has_ended(folder, steps):
         config, data = bench.open(row, seed, steps)
-        epochs = -(-steps * config.training.batch_size // max(1, len(data.train)))
-        often = config.training.model_copy(update={"evaluate_every": max(1, epochs // _EVALUATIONS)})
+        settings = config.training
+        epochs = -(-steps * settings.batch_size * settings.accumulate // max(1, len(data.train)))
+        often = settings.model_copy(update={"evaluate_every": max(1, epochs // _MOST_EVALUATIONS)})
         config = config.model_copy(update={"training": often})
         resumes = (folder / STATE_FILE).is_file()
         print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
         if run_training(config, data, folder, resume=resumes).interrupted:
             raise SystemExit(f"{folder.name}: stopped; the same command goes on")
     entries = read_metrics(folder)
-    evaluations = [entry for entry in entries if entry["kind"] == "evaluation"]
-    last = evaluations[-1]
+    last = evaluations_of(folder)[-1]
     if bench.split is not None:
         found = folder / f"on-{bench.split}"
         if not (found / "scores.json").is_file():
             evaluate_source(str(folder), bench.common.data, bench.split, output=found)
         last = json.loads((found / "scores.json").read_text())["numbers"]
     scores = {name: -1.0 if last[name] is None else float(str(last[name])) for name in COLUMNS}
-    batch_size = load_run_config(folder / "config.yaml", {}, {}).training.batch_size
-    minutes = minutes_until(entries, steps, batch_size)
+    settings = load_run_config(folder / "config.yaml", {}, {}).training
+    minutes = minutes_until(entries, steps, settings.batch_size * settings.accumulate)
     return {**scores, "minutes": minutes, "parameters": float(count_parameters(folder))}
 
 
-def minutes_until(entries: Sequence[Mapping[str, object]], step: int, batch_size: int) -> float:
+def evaluations_of(folder: Path) -> list[dict[str, object]]:
+    """What a run scored, first evaluation first."""
+    return [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
+
+
+def has_ended(folder: Path, steps: int) -> bool:
+    """Whether a run was judged after its last step; a run that was stopped has a report, too."""
+    found = evaluations_of(folder)
+    return bool(found) and int(str(found[-1]["step"])) >= steps
+
+
+def minutes_until(entries: Sequence[Mapping[str, object]], step: int, photos_per_step: int) -> float:
     """How long the steps up to one took, evaluations left out."""
     seconds, before = 0.0, 0
     for entry in entries:
         if entry["kind"] == "train" and int(str(entry["step"])) <= step:
-            seconds += (int(str(entry["step"])) - before) * batch_size / float(str(entry["photos_per_second"]))
+            seconds += (int(str(entry["step"])) - before) * photos_per_step / float(str(entry["photos_per_second"]))
             before = int(str(entry["step"]))
     return seconds / 60
 
 
 def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> str:
-    """The results as Markdown: of the rows that have all their seeds."""
+    """The results as Markdown: means of the seeds that there are."""
     lines = ["| | " + " | ".join([*COLUMNS, "AP of each seed", "steps", "minutes", "parameters"]) + " |"]
     lines.append("|---" * (len(COLUMNS) + 5) + "|")
     for row in bench.rows:
         seeds = results.get(row.name, [])
         if seeds:
-            means = [mean(one[name] for one in seeds) for name in COLUMNS]
+            known = [[one[name] for one in seeds if one[name] >= 0] for name in COLUMNS]
+            means = [mean(values) if values else -1.0 for values in known]
             cells = [row.what, *("-" if value < 0 else f"{value:.3f}" for value in means)]
             cells.append(", ".join(f"{one['AP']:.3f}" for one in seeds))
             minutes = mean(one["minutes"] for one in seeds)
@@ -286,9 +328,8 @@ def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]
             continue
         curves = []
         for seed in bench.seeds[: len(results[row.name])]:
-            entries = read_metrics(bench.folder(row, seed))
-            points = [one for one in entries if one["kind"] == "evaluation"]
-            curves.append([(float(str(one["step"])), float(str(one["AP"]))) for one in points])
+            points = evaluations_of(bench.folder(row, seed))
+            curves.append([(float(str(one["step"])), float(str(one["AP"] or 0))) for one in points])
         share = mean(one["minutes"] for one in results[row.name]) / curves[0][-1][0]
         heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
         axes.plot([step * share for step, _ in curves[0]], heights, marker=".", label=row.what)
@@ -297,19 +338,21 @@ def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]
     return as_png(figure)
 
 
-def write_into(document: Path, name: str, table: str) -> None:
-    """Put a table between its marks in a document.
+def write_into(document: Path, name: str, table: str | None) -> None:
+    """Put a table between its marks in a document; None only looks for them.
 
     Raises:
         SystemExit: there are no such marks.
     """
     text = document.read_text(encoding="utf-8")
     marks = re.compile(rf"(<!-- convergence {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not marks.search(text):
+    found = marks.search(text)
+    if found is None:
         raise SystemExit(
             f"{document}: found no <!-- convergence {name} --> ... <!-- end -->, expected a place for the table"
         )
-    write_text(document, marks.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text))
+    if table is not None:
+        write_text(document, f"{text[: found.end(1)]}{table}\n{text[found.start(2) :]}")
 
 
 def run_bench(bench: Bench) -> str:
@@ -345,6 +388,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
     if unknown := set(known.rows or ()) - {row.name for row in rows}:
         names = ", ".join(row.name for row in TABLES[known.table])
         raise SystemExit(f"--rows: found {', '.join(sorted(unknown))}, expected some of {names}")
+    if known.split and known.data == DRAWN:
+        raise SystemExit("--split: drawings are judged by 500 that nobody learns from; leave it out")
     training = dict(
         model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in pairs(others)
     )
@@ -369,7 +414,12 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and print a table."""
     bench, document = parsed(arguments)
-    text = run_bench(bench)
+    if document is not None:
+        write_into(document, bench.output.name, None)  # says now, not after hours, that there is no place for it
+    try:
+        text = run_bench(bench)
+    except DetrkitError as error:
+        raise SystemExit(str(error)) from None
     if document is not None:
         write_into(document, bench.output.name, text)
     print(text)

@@ -4,10 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.convergence import TABLES, main, minutes_until, parsed, write_into
+from benchmarks.convergence import (
+    TABLES,
+    evaluations_of,
+    has_ended,
+    main,
+    minutes_until,
+    parsed,
+    trained,
+    write_into,
+)
 
 from benchmarks import convergence
 from detrkit.models.presets import preset_config
+from detrkit.recipes.run import Run
 from detrkit.training.settings import TrainingSettings
 from tests.datasets import write_coco
 
@@ -36,16 +46,53 @@ def test_a_table_is_trained_once_and_then_read(tmp_path: Path, capsys: pytest.Ca
     first = capsys.readouterr().out
     assert first.count("training, 1 steps") == 4
     folder = tmp_path / "ingredients-shapes"
-    assert json.loads((folder / "steps.json").read_text()) == {"detrkit-s": 1, "not-twice": 1}
+    assert set(json.loads((folder / "budget.json").read_text())["seconds"]) == set(rows)
     table = (folder / "ingredients.md").read_text()
     assert table.count("\n") == 4
     assert "without looking forward twice" in table
     assert (folder / "ingredients.png").read_bytes().startswith(b"\x89PNG")
     assert document.read_text() == f"before\n<!-- convergence ingredients-shapes -->\n{table}<!-- end -->\nafter\n"
+    with pytest.raises(SystemExit, match="had other minutes or settings"):
+        main([*command, "--batch-size", "1"])
     main([*command, "--split", "val"])
     again = capsys.readouterr().out
     assert "training" not in again
     assert again.endswith(table)
+
+
+def test_a_run_that_was_stopped_after_an_evaluation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = write_coco(tmp_path / "shapes", 4, 2)
+    command = ["ingredients", str(shapes), "--seeds", "1", "--rows", "detrkit-s", "--output", str(tmp_path), *SMALLEST]
+    bench, _ = parsed(command)
+    row = bench.rows[0]
+
+    class StoppedError(Exception):
+        pass
+
+    saves = []
+
+    def save(run: Run, state: dict[str, object]) -> None:
+        saved(run, state)
+        saves.append(state)
+        if len(evaluations_of(bench.folder(row, 1))) == 1:
+            raise StoppedError
+
+    saved = Run.save_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", save)
+        with pytest.raises(StoppedError):
+            trained(bench, row, 1, steps=6)
+    folder = bench.folder(row, 1)
+    assert saves
+    assert evaluations_of(folder)
+    assert not has_ended(folder, 6)
+    (folder / "report.html").write_text("of a run that was stopped")
+    capsys.readouterr()
+    trained(bench, row, 1, steps=6)
+    assert "going on, 6 steps" in capsys.readouterr().out
+    assert has_ended(folder, 6)
+    trained(bench, row, 1, steps=6)
+    assert "steps" not in capsys.readouterr().out
 
 
 def test_drawings_are_planned_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +116,16 @@ def test_minutes_leave_evaluations_out() -> None:
         {"kind": "evaluation", "step": 10},
         {"kind": "train", "step": 30, "photos_per_second": 10.0},
     ]
-    assert minutes_until(entries, 30, batch_size=2) == (10 * 2 / 5 + 20 * 2 / 10) / 60
+    assert minutes_until(entries, 30, photos_per_step=2) == (10 * 2 / 5 + 20 * 2 / 10) / 60
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--rows: found nothing-like, expected some of plain, conditional"):
         parsed(["peers", "drawn", "--rows", "nothing-like"])
+    with pytest.raises(SystemExit, match="--split: drawings are judged by 500"):
+        parsed(["peers", "drawn", "--split", "test"])
+    with pytest.raises(SystemExit, match="found nothing"):
+        main(["peers", str(tmp_path / "nowhere"), "--output", str(tmp_path)])
     document = tmp_path / "a.md"
     document.write_text("nothing")
     with pytest.raises(SystemExit, match="expected a place for the table"):

@@ -35,6 +35,29 @@ def test_the_usual_model_is_our_own_and_the_paper_s_for_the_paper_s_recipe() -> 
     assert RunConfig(data="x").model == "detrkit-s"
     assert RunConfig(data="x", recipe="reference").model == "detr-r50"
     assert RunConfig(data="x", recipe="reference", model="detrkit-m").model == "detrkit-m"
+    assert RunConfig(data="x", weights="imagenet").model == "detrkit-m", "its backbone has such weights"
+    assert RunConfig(data="x", weights="imagenet", model_settings={"backbone": "timm:x"}).model == "detrkit-s"
+
+
+def test_what_a_preset_brings_along_is_told() -> None:
+    plan = planned(1000, model="detrkit-s", training={"batch_size": 4})
+    told = {choice.name: choice.value for choice in plan.choices if choice.why == "suits detrkit-s"}
+    assert told["image_size"] == plan.config.training.image_size == 320
+    assert told["iou_aware"] is True
+    assert "batch_size" not in told, "somebody gave it"
+    by_heart = planned(8, model="detrkit-s", training={"overfit": 8})
+    assert {choice.why for choice in by_heart.choices} == {"suits detrkit-s"}
+
+
+def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
+    changes = {"backbone": "timm:tf_efficientnet_lite0"}
+    config = RunConfig(data="x", model="detrkit-s", backbone_weights="a.pth", model_settings=changes)
+    settings = plan_model(config).model_settings
+    assert (settings["backbone_normalization"], settings["frozen_backbone_stages"]) == ("frozen", 2)
+    given = config.model_copy(update={"model_settings": {**changes, "frozen_backbone_stages": 0}})
+    assert plan_model(given).model_settings["frozen_backbone_stages"] == 0
+    scratch = config.model_copy(update={"backbone_weights": None})
+    assert plan_model(scratch).model_settings["backbone_normalization"] == "batch"
 
 
 def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise() -> None:
@@ -52,17 +75,18 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
 
 
 def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path) -> None:
-    model = build_model("detr-tiny", num_classes=2, hidden_dim=64, num_queries=7)
-    save_checkpoint(
-        tmp_path / "a.safetensors", Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing())
-    )
+    model = build_model("detr-tiny", num_classes=2, decoder_layers=1, num_queries=7)
+    checkpoint = Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing(image_size=96))
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
     config = RunConfig(data="x", weights=str(tmp_path / "a.safetensors"))
     taken = with_model_of_weights(config)
-    assert (taken.model, taken.model_settings["hidden_dim"], taken.model_settings["num_queries"]) == (
-        "detr-tiny",
-        64,
-        7,
-    )
+    found = taken.model_settings["decoder_layers"], taken.model_settings["num_queries"], taken.training.image_size
+    assert (taken.model, *found) == ("detr-tiny", 1, 7, 96)
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run" / "model.safetensors", checkpoint)
+    (tmp_path / "run" / "config.yaml").write_text("model: detr-r18\n")
+    of_run = with_model_of_weights(RunConfig(data="x", weights=str(tmp_path / "run")))
+    assert of_run.model == "detr-r18", "the run's own word"
     assert "num_classes" not in taken.model_settings
     fewer = with_model_of_weights(config.model_copy(update={"model_settings": {"num_queries": 3}}))
     assert fewer.model_settings["num_queries"] == 3

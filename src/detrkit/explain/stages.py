@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detrkit.explain.attention import calls_noted
 from detrkit.models.detr import DETR
+from detrkit.models.proposals import ProposedQueries
 
 Shape = tuple[int, ...]
 
@@ -83,7 +84,7 @@ def passages_noted(model: DETR) -> Iterator[list[Passage]]:
         yield passages
     noted = {part: calls[module] for part, module in modules.items() if module in calls}
     for part in PARTS:
-        if part == "queries" and hasattr(model.queries, "weight"):  # a table: nothing goes in
+        if part == "queries" and not isinstance(model.queries, ProposedQueries):  # a table: nothing goes in
             passages.append(_passage(part, {}, model.queries.weight))
         elif part == "positions" and model.config.has_pyramid:  # asked map by map
             given, _ = noted["encoder"]
@@ -94,7 +95,8 @@ def passages_noted(model: DETR) -> Iterator[list[Passage]]:
 
 def _passage(part: str, given: dict[str, Any], output: Any) -> Passage:
     takes = tuple((name, shape) for argument in given.items() for name, shape in _named_shapes(*argument))
-    return Passage(part, takes, tuple(_shapes(output)), _MEANING[part], _CODE[part])
+    code = "models/proposals.py" if part == "queries" and takes else _CODE[part]
+    return Passage(part, takes, tuple(_shapes(output)), _MEANING[part], code)
 
 
 def _named_shapes(name: str, value: Any) -> list[tuple[str, Shape]]:

@@ -22,8 +22,8 @@ _NOWHERE = 1e4  # a logit whose sigmoid is 1, where the published code says infi
 class ProposedQueries(nn.Module):
     """The encoder's best boxes, and vectors made of their sines.
 
-    In our own presets a query also holds what its cell held, as in RT-DETR (arXiv:2304.08069), and a learned vector for its
-    rank, as in DINO (arXiv:2203.03605): two that start from one object, at one place, are told apart.
+    In our own presets a query also holds what its cell did, as in RT-DETR (arXiv:2304.08069; here the cell learns from it),
+    and a learned vector for its rank, as in DINO (arXiv:2203.03605): two that start from one object are told apart.
     """
 
     weight: nn.Parameter | None
@@ -59,7 +59,7 @@ class ProposedQueries(nn.Module):
         anchors, is_valid = _anchors(scene)
         memory = self._read(scene.tokens.masked_fill(~is_valid[..., None], 0.0))
         logits = self.class_head(memory).float()
-        # the decoder learns to start from them, and does not teach them
+        # the decoder learns to start from these boxes, and does not teach them
         held, around = self._best(memory, anchors, logits[..., 0], scene)
         proposed = self._boxes(held, around).detach()
         proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)

@@ -17,7 +17,7 @@ from detrkit.losses.set_loss import SetLoss
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
-from detrkit.recipes.config import RunConfig
+from detrkit.recipes.config import RunConfig, read_yaml
 from detrkit.recipes.plan import origin_of
 from detrkit.training.optimizer import learns_masks_only, part_rates
 from detrkit.training.settings import TrainingSettings
@@ -62,18 +62,27 @@ def with_model_of_weights(config: RunConfig) -> RunConfig:
     if config.model_fields_set & {"model"} or config.weights is None or origin_of(config) != "detector":
         return config
     try:
-        known = read_checkpoint(config.weights).config.model_dump(exclude={"num_classes"})
+        checkpoint = read_checkpoint(config.weights)
     except CheckpointError as error:
         raise CheckpointError(f"--weights {config.weights}: {error}") from None
-    name = next((name for name in PRESETS if _same_parts(name, known)), "detr-r50")
-    return config.model_copy(update={"model": name, "model_settings": {**known, **config.model_settings}})
+    known = checkpoint.config.model_dump(exclude={"num_classes"})
+    training = config.training
+    if "image_size" not in training.model_fields_set:
+        training = training.model_copy(update={"image_size": checkpoint.preprocessing.image_size})
+    changes = {"model": _preset_like(Path(config.weights), known), "training": training}
+    return config.model_copy(update={**changes, "model_settings": {**known, **config.model_settings}})
 
 
-def _same_parts(name: str, known: dict[str, Any]) -> bool:
-    """Whether a preset is put together alike, the backbone aside."""
-    parts = ("encoder_layers", "decoder_layers", "cross_attention", "queries", "num_levels", "class_scores")
-    preset = PRESETS[name].model_dump()
-    return all(preset[part] == known[part] for part in parts)
+def _preset_like(weights: Path, known: dict[str, Any]) -> str:
+    """The preset that a run named, or one that is put together alike: it decides how the model is trained."""
+    own_config = weights / "config.yaml"
+    if own_config.is_file():
+        name = read_yaml(own_config).get("model")
+        if name in PRESETS:
+            return str(name)
+    parts = ("cross_attention", "queries", "proposal_content", "class_scores", "hidden_dim")
+    alike = (name for name, one in PRESETS.items() if all(getattr(one, part) == known[part] for part in parts))
+    return next(alike, "detr-r50")
 
 
 def _check_frozen(config: RunConfig, categories: Categories, known: Categories, adaptation: Adaptation) -> None:

@@ -12,8 +12,11 @@ from detrkit.training.settings import TrainingSettings
 
 
 def _usual_model(given: dict[str, Any]) -> str:
-    """Our own, or the paper's for the paper's recipe."""
-    return "detr-r50" if given.get("recipe") == "reference" else "detrkit-s"
+    """Our own; or the paper's for the paper's recipe, or one whose backbone has ImageNet weights where those are wanted."""
+    if given.get("recipe") == "reference":
+        return "detr-r50"
+    wants_imagenet = given.get("weights") == "imagenet" and "backbone" not in given.get("model_settings", {})
+    return "detrkit-m" if wants_imagenet else "detrkit-s"
 
 
 class RunConfig(BaseModel):
@@ -28,10 +31,10 @@ class RunConfig(BaseModel):
     recipe: Literal["auto", "reference"] = Field(
         default="auto", description="how gaps are filled: from the data, or as in the paper"
     )
-    model: str = Field(default_factory=_usual_model, description="preset")
     model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")
     backbone_weights: str | None = Field(default=None, description="file with ImageNet weights of the backbone alone")
+    model: str = Field(default_factory=_usual_model, description="preset")
     training: TrainingSettings = Field(default_factory=TrainingSettings)
 
 

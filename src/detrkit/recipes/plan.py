@@ -18,7 +18,7 @@ from detrkit.training.settings import TrainingSettings
 Origin = Literal["detector", "imagenet", "scratch"]
 # for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
 TINY = {"image_size": 256, "batch_size": 8, "learning_rate": 5e-4, "clip_norm": 1.0, "class_weight": 2.0}
-# for the presets of our own, whatever the set: measured by benchmarks/convergence.py
+# for the presets of our own, on photos: rules of thumb, found on blood cells (benchmarks/RESULTS.md)
 OWN = {
     "image_size": 320,
     "batch_size": 8,
@@ -29,6 +29,7 @@ OWN = {
     "iou_aware": True,
     "look_forward_twice": True,
 }
+_WITH_SETTINGS = ("detr-tiny", "detrkit-s", "detrkit-m")
 _STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
 _EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
 _DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rate_factor": 0.1}  # published main.py
@@ -76,8 +77,22 @@ def plan_model(config: RunConfig) -> RunConfig:
     """
     given = config.training.model_fields_set
     model = preset_config(config.model, **config.model_settings)
-    masks_only = learns_masks_only(model, config.training)
-    check_helpers(model, config.training, masks_only=masks_only)
+    check_helpers(model, config.training, masks_only=learns_masks_only(model, config.training))
+    chosen = _settings_of(config, model)
+    training = _filled(config.training, chosen)
+    model_settings = config.model_settings
+    if origin_of(config) == "imagenet" and model.backbone_normalization == "batch":
+        # a backbone that can see, in place of one that a preset trains from scratch: as published
+        model_settings = {"backbone_normalization": "frozen", "frozen_backbone_stages": 2, **model_settings}
+    if origin_of(config) == "scratch":
+        model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
+        if "backbone_learning_rate" not in given:
+            training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
+    return config.model_copy(update={"model_settings": model_settings, "training": training})
+
+
+def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
+    """What a preset and its architecture bring along."""
     chosen: dict[str, Any] = (
         {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}
     )  # of focal loss, as published
@@ -90,15 +105,9 @@ def plan_model(config: RunConfig) -> RunConfig:
     elif config.model.startswith("detrkit-"):
         chosen = OWN | {
             "iou_aware": model.class_scores == "sigmoid",
-            "look_forward_twice": model.refine_boxes and not masks_only,
+            "look_forward_twice": model.refine_boxes and not learns_masks_only(model, config.training),
         }
-    training = _filled(config.training, chosen)
-    model_settings = config.model_settings
-    if origin_of(config) == "scratch":
-        model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
-        if "backbone_learning_rate" not in given:
-            training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
-    return config.model_copy(update={"model_settings": model_settings, "training": training})
+    return chosen
 
 
 def plan_training(config: RunConfig, given: set[str], num_photos: int, num_processes: int = 1) -> Plan:
@@ -120,7 +129,10 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
         else _auto(config, given, num_photos, together)
     )
     if settings.overfit and config.recipe == "auto":
-        choices = []  # learning by heart is a test: what is given, and nothing else
+        choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
+    if config.recipe == "auto" and config.model in _WITH_SETTINGS:
+        brought = {name: getattr(settings, name) for name in _settings_of(config, model)}
+        choices = [*(Choice(name, value, f"suits {config.model}") for name, value in brought.items()), *choices]
     choices = [choice for choice in choices if choice.name not in given]
     training = settings.model_copy(update={choice.name: choice.value for choice in choices})
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
