@@ -4,15 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from detrkit import ConfigError, Detector, Sample
+from detrkit import ConfigError, Detector, Sample, build_model
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.figures import FIGURES, FigureName, FigureWish, draw_figure, write_figure, write_stages_figure
 from detrkit.explain.sampling import SamplingInputs
+from detrkit.explain.stages import passages_noted
 from detrkit.visualization.figures import COLUMN, PAGE
 
 
@@ -62,6 +64,18 @@ def test_layers_heads_and_points_change_the_picture(explanation: Explanation, tm
     for number, wish in enumerate(wishes):
         write_figure("encoder", explanation, tmp_path / f"{number}.png", wish)
     assert len({(tmp_path / f"{number}.png").read_bytes() for number in range(4)}) == 4
+
+
+@pytest.mark.parametrize("content", ["place", "cell"])
+def test_proposed_queries_are_a_stage_that_reads_the_scene(content: str) -> None:
+    model = build_model("detrkit-s", num_queries=6, hidden_dim=64, proposal_content=content).eval()
+    with passages_noted(model) as passages:
+        model(torch.zeros(1, 3, 64, 64))
+    queries = next(one for one in passages if one.part == "queries")
+    assert queries.takes
+    assert queries.gives
+    assert queries.gives[0] == (1, 6, 64)
+    assert queries.code == "models/proposals.py"
 
 
 def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector: Detector, sample: Sample) -> None:

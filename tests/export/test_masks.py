@@ -103,15 +103,14 @@ def test_a_detector_of_the_file_gives_masks_and_segments(model: DETR, path: Path
     assert (segments.ids == wanted.ids).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("postprocess", [False, True])
-def test_masks_of_a_query_that_says_two_things_are_given_twice(postprocess: bool, tmp_path: Path) -> None:
+def test_masks_of_a_query_that_says_two_things_are_given_twice(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(
         "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, feedforward_dim=64, panoptic=True
     ).eval()
     torch.nn.init.normal_(model.get_parameter("heads.class_head.weight"), std=1.0)  # queries that differ
-    description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess)
-    write_onnx(traced(model, postprocess), description, tmp_path / "model.onnx")
+    description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess=True)
+    write_onnx(traced(model, True), description, tmp_path / "model.onnx")
     photo = Image.effect_noise((150, 110), 80).convert("RGB")
     expected = Detector.from_model(model, _THINGS, image_size=64).predict(photo, threshold=0.0)
     found = Detector.load(tmp_path / "model.onnx").predict(photo, threshold=0.0)
@@ -121,7 +120,8 @@ def test_masks_of_a_query_that_says_two_things_are_given_twice(postprocess: bool
     assert expected.masks is not None
     assert expected.queries is not None
     assert len(found) == len(expected) == 18  # six queries, three classes
-    assert len(expected.masks.float().mean((1, 2)).unique()) > 1
+    areas = expected.masks.float().mean((1, 2))
+    assert areas.max() - areas.min() > 0.02, "masks that are alike could not be told from those of another query"
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
     assert (found.masks == expected.masks).float().mean() > 0.995
 

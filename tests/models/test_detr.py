@@ -47,6 +47,15 @@ def test_the_contract_names_all_presets() -> None:
     assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), *successors, *deformable, *own}
 
 
+def test_the_mask_head_hears_its_attention_maps_from_the_start() -> None:
+    torch.manual_seed(0)
+    head = build_model("detr-tiny", panoptic=True).panoptic
+    assert head is not None
+    weight = head.get_parameter("entrance.0.convolution.weight")
+    of_features, of_maps = weight[:, : head.width].std(), weight[:, head.width :].std()
+    assert 1800 < of_maps / of_features < 2200  # maps share out 1 among heads and cells
+
+
 def test_building_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was touched")

@@ -67,7 +67,7 @@ def data(
     format
         How the dataset is written down; looked at when not given.
     model
-        Preset to be trained; detr-tiny has defaults of its own.
+        Preset to be trained; detrkit-s, detrkit-m and detr-tiny have defaults of their own.
     count
         Samples to show.
     epoch

@@ -53,7 +53,8 @@ class PixelOutputs(RelativeOutputs):
         best = best_of(predictions, sizes)
         masks = _masks(predictions)
         if predictions.class_scores == "sigmoid":  # a query is answered as often as it says something
-            masks = tuple(torch.take_along_dim(one, best.queries[..., None, None], dim=1) for one in masks)
+            photos = torch.arange(images.shape[0])[:, None]
+            masks = tuple(one[photos, best.queries] for one in masks)
         return (best.scores, best.labels, best.boxes, *masks)
 
 

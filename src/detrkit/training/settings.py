@@ -44,7 +44,7 @@ class TrainingSettings(BaseModel):
     image_size: int = Field(
         default=800,
         ge=32,
-        description="shorter side of photos in tests, pixels; training sizes follow (detr-tiny: 256)",
+        description="shorter side of photos in tests, pixels; training sizes follow (detrkit-...: 320, detr-tiny: 256)",
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
     photometric: float = Field(default=0.0, ge=0, le=1, description="share of photos with other colours and brightness")
