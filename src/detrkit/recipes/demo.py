@@ -35,7 +35,7 @@ NUM_TEST = 200
 NUM_DRAWINGS = 12  # left as files
 EPOCHS: dict[tuple[Model, Task], int] = {  # some minutes each: steps with masks take longer, and teach more
     ("detrkit-s", "boxes"): 6,
-    ("detrkit-s", "panoptic"): 5,
+    ("detrkit-s", "panoptic"): 4,
     ("detr-tiny", "boxes"): 16,
     ("detr-tiny", "panoptic"): 10,
 }
