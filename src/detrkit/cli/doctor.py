@@ -12,8 +12,8 @@ def doctor(
     /,
     *,
     format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
-    model: str = "detr-r50",
-    image_size: int = 800,
+    model: str = "detrkit-s",
+    image_size: int | None = None,
     workers: int = 2,
     json: Annotated[Path | None, Parameter(name="--json")] = None,
     html: Path | None = None,
@@ -36,7 +36,7 @@ def doctor(
     model
         Preset that is to be trained: its queries and its stride are compared with the objects.
     image_size
-        Shorter side to which photos will be resized, pixels.
+        Shorter side to which photos will be resized, pixels; the model's usual one when not given.
     workers
         Processes that decode photos.
     json

@@ -23,7 +23,9 @@ from detrkit.data.repair import repaired
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import check_is_free, write_text
 from detrkit.models.presets import preset_config
+from detrkit.recipes.config import RunConfig
 from detrkit.recipes.convert_data import write_copy
+from detrkit.recipes.plan import plan_model
 from detrkit.terminal import plain_console
 from detrkit.visualization.draw import draw_boxes
 from detrkit.visualization.page import gallery_of, html_page
@@ -41,7 +43,7 @@ def diagnose(
     form: Form | None,
     model: str,
     *,
-    image_size: int,
+    image_size: int | None,
     workers: int,
     json_file: Path | None,
     html_file: Path | None,
@@ -53,6 +55,8 @@ def diagnose(
     Raises:
         DetrkitError: the folder cannot be understood at all, or no such model.
     """
+    if image_size is None:
+        image_size = plan_model(RunConfig(data=str(data), model=model)).training.image_size
     if image_size < 32 or workers < 1:
         raise ConfigError(f"found image size {image_size} and {workers} workers, expected at least 32 and at least 1")
     if fix is not None:
