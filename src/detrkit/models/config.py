@@ -176,7 +176,8 @@ class ModelConfig(BaseModel):
             ),
             (
                 self.queries != "proposals" and self.proposal_content != "place",
-                f"proposal_content={self.proposal_content} is for proposals; set queries=proposals, or leave it out",
+                f"proposal_content={self.proposal_content} is for proposals; set queries=proposals, or "
+                "proposal_content=place",
             ),
             (
                 self.queries == "proposals" and self.class_scores != "sigmoid",
