@@ -49,6 +49,12 @@ def test_what_a_preset_brings_along_is_told() -> None:
     assert {choice.why for choice in by_heart.choices} == {"suits detrkit-s"}
 
 
+def test_a_tiny_model_made_deformable_keeps_the_published_rate_of_places() -> None:
+    changes = {"queries": "points", "cross_attention": "deformable", "class_scores": "sigmoid"}
+    training = planned(1000, model="detr-tiny", model_settings=changes).config.training
+    assert (training.place_rate_factor, training.learning_rate, training.iou_aware) == (0.1, 5e-4, False)
+
+
 def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
     changes = {"backbone": "timm:tf_efficientnet_lite0"}
     config = RunConfig(data="x", model="detrkit-s", backbone_weights="a.pth", model_settings=changes)

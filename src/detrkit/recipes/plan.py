@@ -24,12 +24,13 @@ OWN = {
     "batch_size": 8,
     "learning_rate": 5e-4,
     "backbone_learning_rate": 1e-4,
+    "place_rate_factor": 1.0,
     "clip_norm": 1.0,
     "class_weight": 2.0,
     "iou_aware": True,
     "look_forward_twice": True,
 }
-_WITH_SETTINGS = ("detr-tiny", "detrkit-s", "detrkit-m")
+_OF_PRESETS: dict[str, dict[str, Any]] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
 _STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
 _EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
 _DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rate_factor": 0.1}  # published main.py
@@ -92,21 +93,18 @@ def plan_model(config: RunConfig) -> RunConfig:
 
 
 def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
-    """What a preset and its architecture bring along."""
-    chosen: dict[str, Any] = (
-        {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}
-    )  # of focal loss, as published
+    """What an architecture brings along, and then the preset."""
+    chosen: dict[str, Any] = {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}  # of focal loss
     chosen |= _DEFORMABLE if model.is_deformable else {}
     if config.recipe == "reference":
         chosen |= {"exact_padding": False, "group_by_shape": False}
-        chosen |= _SUCCESSORS_RUN if model.queries != "learned" else {}
-    elif config.model == "detr-tiny":
-        chosen |= TINY
-    elif config.model.startswith("detrkit-"):
-        chosen = OWN | {
-            "iou_aware": model.class_scores == "sigmoid",
-            "look_forward_twice": model.refine_boxes and not learns_masks_only(model, config.training),
-        }
+        return chosen | (_SUCCESSORS_RUN if model.queries != "learned" else {})
+    chosen |= _OF_PRESETS.get(config.model, {})
+    # --set may have made another model of the preset
+    if model.class_scores != "sigmoid":
+        chosen.pop("iou_aware", None)
+    if not model.refine_boxes or learns_masks_only(model, config.training):
+        chosen.pop("look_forward_twice", None)
     return chosen
 
 
@@ -130,7 +128,7 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     )
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
-    if config.recipe == "auto" and config.model in _WITH_SETTINGS:
+    if config.recipe == "auto" and config.model in _OF_PRESETS:
         brought = {name: getattr(settings, name) for name in _settings_of(config, model)}
         choices = [*(Choice(name, value, f"suits {config.model}") for name, value in brought.items()), *choices]
     choices = [choice for choice in choices if choice.name not in given]
