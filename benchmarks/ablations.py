@@ -11,6 +11,7 @@ the runs. The last row is the paper's own model, and the differences are from it
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,15 +104,20 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
         }
     )
     preset_config(own.model, **own.model_settings)  # says now what is wrong with it
-    if not (folder / "report.html").is_file():
-        print(f"{row.name}: {'going on' if (folder / STATE_FILE).is_file() else 'training'}")
-        result = resume(folder) if (folder / STATE_FILE).is_file() else train(own, folder)
-        if result.interrupted:
-            raise SystemExit(f"{row.name}: stopped; the same command goes on")
+    known = folder / "row.json"  # of a row that has ended: one that was stopped has checkpoints and a report, too
+    if known.is_file():
+        return {name: float(value) for name, value in json.loads(known.read_text()).items()}
+    goes_on = (folder / STATE_FILE).is_file()
+    print(f"{row.name}: {'going on' if goes_on else 'training'}")
+    result = resume(folder) if goes_on else train(own, folder)
+    if result.interrupted:
+        raise SystemExit(f"{row.name}: stopped; the same command goes on")
     evaluations = [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
     best = max(evaluations, key=lambda entry: float(str(entry["AP"])))
     scores = {name: float(str(best[name])) for name in COLUMNS}
-    return {**scores, "parameters": float(count_parameters(folder))}
+    scores["parameters"] = float(count_parameters(folder))
+    write_text(known, json.dumps(scores))
+    return scores
 
 
 def count_parameters(folder: Path) -> int:

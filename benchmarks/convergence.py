@@ -198,8 +198,7 @@ class Bench:
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
         settings, drawn = config.training, drawings()
         strong = StrongAugmentation(STYLE.size, mosaic=settings.mosaic)
-        rounds = round(settings.strong_until * (settings.steps or 0) * settings.batch_size / NUM_TRAIN)
-        photos = TrainingPhotos(drawn.train.photos, RandomFlip(), seed=seed, strong=strong, strong_epochs=rounds)
+        photos = TrainingPhotos(drawn.train.photos, RandomFlip(), seed=seed, strong=strong)
         return config, replace(drawn, train=photos)
 
     def run(self, row: Row, seed: int, steps: int | None = None) -> Run:

@@ -1,12 +1,15 @@
 """The ablations' tables: complete, and trained row by row on drawn shapes with the smallest budget."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.ablations import TABLES, main, parsed
+from benchmarks.ablations import TABLES, main, parsed, row_scores
 
+from benchmarks import ablations
 from detrkit.models.config import ModelConfig
 from detrkit.training.settings import TrainingSettings
+from detrkit.training.trainer import TrainingResult
 from tests.datasets import write_coco
 
 SMALLEST = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64"]
@@ -42,6 +45,22 @@ def test_a_table_is_trained_once_and_then_read(table: str, tmp_path: Path, capsy
     assert "training" not in again
     assert again.splitlines()[-len(rows) :] == lines
     assert dates == [(tmp_path / "runs" / table / row.name / "report.html").stat().st_mtime_ns for row in rows]
+
+
+def test_a_row_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = write_coco(tmp_path / "shapes", 4, 2)
+    row = TABLES["encoder"][0]
+    words = [*SMALLEST, "--steps", "4", "--evaluate-every", "1"]
+    _, config, _ = parsed(["encoder", str(shapes), "--model", "detr-tiny", *words])
+    ends = ablations.train
+    monkeypatch.setattr(ablations, "train", lambda *given: replace(ends(*given), stopped_by=15))
+    with pytest.raises(SystemExit, match="encoder-0: stopped; the same command goes on"):
+        row_scores(row, config, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+    went_on: list[Path] = []
+    monkeypatch.setattr(ablations, "resume", lambda folder: went_on.append(folder) or TrainingResult(None, 2))
+    assert row_scores(row, config, tmp_path / "run") == row_scores(row, config, tmp_path / "run")
+    assert went_on == [tmp_path / "run"]
 
 
 def test_options_are_those_of_training() -> None:

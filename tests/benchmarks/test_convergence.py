@@ -104,7 +104,7 @@ def test_drawings_are_planned_without_a_folder(tmp_path: Path, monkeypatch: pyte
     assert (config.training.batch_size, config.training.seed, config.training.steps) == (8, 7, 20)
     assert config.training.iou_aware
     assert data.train.strong is not None
-    assert data.train.strong_epochs == 3  # 0.7 of the 4 rounds that 20 steps are
+    assert bench.run(mosaic, seed=7, steps=20).data.train.strong_epochs == 3  # 0.7 of the 4 rounds that 20 steps are
     _, plain = bench.open(bench.rows[0], seed=7, steps=20)
     assert plain.train.strong is None
     convergence.drawings.cache_clear()

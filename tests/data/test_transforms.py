@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import (
+    RandomFlip,
     RandomSizeCrop,
     TestTransform,
     TrainTransform,
@@ -48,6 +49,21 @@ def test_flip_undoes_itself(sample: Sample) -> None:
     assert torch.equal(twice.image, sample.image)
     torch.testing.assert_close(twice.annotations.boxes, sample.annotations.boxes)
     check_in_step(flip(sample))
+
+
+def test_upside_down_turns_boxes_and_masks_too() -> None:
+    sample = DRAWN[3]
+    turned = RandomFlip(probability=0, upside_down=1)(sample)
+    height = sample.image.shape[1]
+    left, top, right, bottom = sample.annotations.boxes.unbind(1)
+    expected = torch.stack([left, height - bottom, right, height - top], dim=1)
+    torch.testing.assert_close(turned.annotations.boxes, expected)
+    assert torch.equal(turned.image, sample.image.flip(1))
+    check_in_step(turned)
+    assert RandomFlip(probability=0)(sample) is sample
+    torch.manual_seed(0)
+    halves = [RandomFlip(probability=0, upside_down=0.5)(sample) is sample for _ in range(100)]
+    assert 30 < sum(halves) < 70
 
 
 @settings(max_examples=30, deadline=None)

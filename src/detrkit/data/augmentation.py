@@ -5,7 +5,7 @@ pipeline and switches them off for the last epochs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import UInt8
@@ -122,6 +122,7 @@ class StrongAugmentation:
         scale_jitter: share resized by large-scale jitter, in place of the paper's resizing and cropping.
         mosaic: share put together from four photos.
         mixup: share blended with another photo.
+        flip: what mirrors where the paper's pipeline does not.
     """
 
     image_size: int
@@ -129,6 +130,7 @@ class StrongAugmentation:
     scale_jitter: float = 0.0
     mosaic: float = 0.0
     mixup: float = 0.0
+    flip: RandomFlip = field(default_factory=RandomFlip)
 
     @property
     def changes_anything(self) -> bool:
@@ -181,7 +183,7 @@ class TrainingPhotos(Dataset[Sample]):
         if _happens(strong.photometric):
             sample = PhotometricDistortion()(sample)
         if _happens(strong.scale_jitter):
-            sample = ScaleJitter(strong.image_size)(RandomFlip()(sample))
+            sample = ScaleJitter(strong.image_size)(strong.flip(sample))
         else:
             sample = self.transform(sample)
         if _happens(strong.mixup):

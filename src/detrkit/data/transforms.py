@@ -6,7 +6,7 @@ there are masks, an object that a crop cuts gets the box of what is left of its 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -91,6 +91,11 @@ def flip(sample: Sample) -> Sample:
     return _apply(sample, transforms.horizontal_flip)
 
 
+def turn_upside_down(sample: Sample) -> Sample:
+    """Mirror top and bottom."""
+    return _apply(sample, transforms.vertical_flip)
+
+
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Cut out a rectangle; objects without any area inside it are dropped.
 
@@ -112,13 +117,23 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirror half of the samples."""
+    """Mirror half of the samples left to right, and some top to bottom.
+
+    Attributes:
+        probability: of the first.
+        upside_down: of the second, for photos without an up; the paper has none.
+    """
 
     probability: float = 0.5
+    upside_down: float = 0.0
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        return flip(sample) if torch.rand(()) < self.probability else sample
+        if torch.rand(()) < self.probability:
+            sample = flip(sample)
+        if self.upside_down and torch.rand(()) < self.upside_down:
+            sample = turn_upside_down(sample)
+        return sample
 
 
 @dataclass(frozen=True)
@@ -163,14 +178,16 @@ class TrainTransform:
     Attributes:
         image_size: shortest side in tests, in pixels; all sizes of the paper scale with it (800 gives the paper's).
         crop_probability: how often a part is cut out.
+        flip: what mirrors.
     """
 
     image_size: int = TEST_SHORT_SIDE
     crop_probability: float = 0.5
+    flip: RandomFlip = field(default_factory=RandomFlip)
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        sample = RandomFlip()(sample)
+        sample = self.flip(sample)
         if torch.rand(()) < self.crop_probability:
             # the published code sets no limit to the long side here, and a panorama eats the machine
             sample = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * self._scale(LONG_SIDE_AT_MOST))(sample)

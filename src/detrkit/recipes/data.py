@@ -15,7 +15,7 @@ from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.photos import RGB
 from detrkit.data.records import Split, SplitName
 from detrkit.data.sampling import Arrangement
-from detrkit.data.transforms import TestTransform, TrainTransform, Transform
+from detrkit.data.transforms import RandomFlip, TestTransform, TrainTransform, Transform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.panoptic import TrueSegments
@@ -88,17 +88,14 @@ def true_segments_of(split: Split) -> Callable[[int], TrueSegments]:
 def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> TrainingPhotos:
     """Change photos as the settings say."""
     changes = settings.augment and not settings.overfit
-    transform: Transform = TrainTransform(settings.image_size) if changes else TestTransform(settings.image_size)
+    flip = RandomFlip(upside_down=settings.upside_down)
+    transform: Transform = TestTransform(settings.image_size)
+    if changes:
+        transform = TrainTransform(settings.image_size, flip=flip)
     strong = StrongAugmentation(
-        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup
+        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, flip
     )
-    return TrainingPhotos(
-        photos,
-        transform,
-        seed=settings.seed,
-        strong=strong if changes else None,
-        strong_epochs=round(settings.strong_until * settings.epochs),
-    )
+    return TrainingPhotos(photos, transform, seed=settings.seed, strong=strong if changes else None)
 
 
 def check_augmentation(settings: TrainingSettings, channels: int) -> None:

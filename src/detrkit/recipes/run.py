@@ -94,6 +94,8 @@ class Run:
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
         self.num_steps = planned_steps(len(self.loader), settings)
+        rounds = self.num_steps * settings.accumulate / len(self.loader)
+        data.train.strong_epochs = round(settings.strong_until * rounds)
         masks_only = learns_masks_only(self.model.config, settings)
         loss = loss_for(self.model.config, settings, masks_only=masks_only)
         self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)

@@ -1,6 +1,5 @@
 """Training from a config: begun, or gone on with; in this process, or in several."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from detrkit.errors import ConfigError
 from detrkit.process import process_from_environment
 from detrkit.recipes.building import with_model_of_weights
 from detrkit.recipes.config import RunConfig, load_run_config
-from detrkit.recipes.data import RunData, open_data, training_photos
+from detrkit.recipes.data import RunData, open_data
 from detrkit.recipes.launch import launch
 from detrkit.recipes.loaders import device_of
 from detrkit.recipes.plan import origin_of, plan_model, plan_training
@@ -63,8 +62,6 @@ def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
             )
         for choice in plan.choices:
             console.print(f"  {choice}", soft_wrap=True)
-    if plan.config != planned:  # the last epochs are counted from the new end
-        data = replace(data, train=training_photos(data.train.photos, plan.config.training))
     return plan.config, data
 
 

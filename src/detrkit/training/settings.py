@@ -47,6 +47,9 @@ class TrainingSettings(BaseModel):
         description="shorter side of photos in tests, pixels; training sizes follow (detrkit-...: 320, detr-tiny: 256)",
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
+    upside_down: float = Field(
+        default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
+    )
     photometric: float = Field(default=0.0, ge=0, le=1, description="share of photos with other colours and brightness")
     scale_jitter: float = Field(
         default=0.0, ge=0, le=1, description="share of photos resized by 0.1 to 2, in place of the paper's resizing"
