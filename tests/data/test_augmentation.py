@@ -202,6 +202,31 @@ def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
     assert not torch.equal(images[0][0], images[0][4])
 
 
+def test_a_batch_of_one_shape_needs_no_padding() -> None:
+    whole = [plain(number, [10.0, 10, 60, 50], (90, 120)) for number in range(40)]
+    photos = TrainingPhotos(SampleDataset(whole), TrainTransform(48), seed=3)
+    sizes, places = set(), set()
+    for number in range(40):
+        batch = [photos[Draw(index, 1, number)] for index in range(number, number + 4) if index < 40]
+        assert len({sample.image.shape for sample in batch}) == 1
+        sizes.add(batch[0].image.shape)
+        places |= {tuple(sample.annotations.boxes.flatten().tolist()) for sample in batch}
+    assert len(sizes) > 15
+    assert len(places) > 2 * len(sizes)  # where they are cut and mirrored is their own
+    alone = {photos[Draw(index, 1)].image.shape for index in range(4)}
+    assert len(alone) > 1
+    assert len({photos[Draw(0, epoch, 0)].image.shape for epoch in range(1, 20)}) > 5
+
+
+def test_sizes_of_batches_are_as_likely_as_those_of_photos() -> None:
+    photos = TrainingPhotos(SampleDataset([plain(1, [10.0, 10, 60, 50], (90, 120))]), TrainTransform(48), seed=3)
+    alike = [photos[Draw(0, 1, number)].image.shape[1:] for number in range(600)]
+    own = [photos[Draw(0, epoch)].image.shape[1:] for epoch in range(600)]
+    for axis in (0, 1):
+        quartiles = [sorted(size[axis] for size in sizes)[150::150] for sizes in (alike, own)]
+        assert quartiles[0] == pytest.approx(quartiles[1], rel=0.1)
+
+
 def test_colours_of_many_channels_are_refused() -> None:
     check_augmentation(TrainingSettings(photometric=1), 1)
     check_augmentation(TrainingSettings(mosaic=1), 5)

@@ -116,5 +116,18 @@ def test_tall_photos_and_shards_are_read_off_records() -> None:
     records = Records.of([record(30, 0, (0, 1)), record(1, 0, (1, 1))])
     assert Arrangement.of(records, by_shape=True).is_tall.tolist() == [True, False]
     assert not Arrangement.of(records, by_shape=False).is_tall.any()
+    assert [Arrangement.of(records, by_shape=choice).alike for choice in (True, False)] == [True, False]
     assert Arrangement.of(records, by_shape=True).shard is not None
     assert Arrangement.of(Records.of([record(1, 0)]), by_shape=True).shard is None
+
+
+def test_batches_are_numbered_across_processes_where_their_photos_are_to_be_alike() -> None:
+    arrangement = Arrangement(torch.zeros(24, dtype=torch.bool), alike=True)
+    alone = {draw.index: draw.batch for batch in TrainBatches(arrangement, 2, 5) for draw in batch}
+    assert sorted(alone.values()) == sorted(list(range(12)) * 2)
+    for rank in range(3):
+        order = TrainBatches(arrangement, 2, 5, Share(rank, 3))
+        order.first = 1
+        for batch in order:
+            assert {draw.batch for draw in batch} == {alone[draw.index] for draw in batch}
+    assert {draw.batch for batch in TrainBatches(Arrangement.anything(4), 2, 5) for draw in batch} == {None}

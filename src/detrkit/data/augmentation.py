@@ -6,6 +6,7 @@ pipeline and switches them off for the last epochs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import UInt8
@@ -18,7 +19,9 @@ from detrkit.data.sampling import Draw, mixed
 from detrkit.data.transforms import (
     LONG_SIDE_AT_MOST,
     TEST_SHORT_SIDE,
+    Framing,
     RandomFlip,
+    TrainTransform,
     Transform,
     crop,
     keep,
@@ -30,6 +33,7 @@ from detrkit.ops.boxes import box_area
 from detrkit.structures import Annotations, Sample
 
 _LEAST_VISIBLE = 0.1  # share of its box that must be left of an object in a mosaic
+_OF_BATCHES = 1  # tells their seeds from those of photos
 _BLEND = 32.0  # Beta(32, 32): about half of either photo, as in YOLOX (arXiv:2107.08430)
 
 
@@ -171,23 +175,28 @@ class TrainingPhotos(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         # the caller's own randomness, dropout for one, must not depend on who prepares samples
         with torch.random.fork_rng(devices=[]):
+            transform = self._transform_of(draw)
             torch.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.index))
             if self.strong is None or draw.epoch > self.strong_epochs:
-                return self.transform(self.photos[draw.index])
-            return self._changed(draw.index, self.strong)
+                return transform(self.photos[draw.index])
+            return self._changed(self.photos[draw.index], transform, self.strong)
 
-    def _changed(self, index: int, strong: StrongAugmentation) -> Sample:
-        sample = self.photos[index]
+    def _transform_of(self, draw: Draw) -> Transform:
+        """The last change, with the sizes of the sample's batch."""
+        if draw.batch is None or not isinstance(self.transform, TrainTransform):
+            return self.transform
+        torch.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.batch, _OF_BATCHES))
+        return partial(self.transform, framing=Framing.drawn())
+
+    def _changed(self, sample: Sample, transform: Transform, strong: StrongAugmentation) -> Sample:
         if _happens(strong.mosaic):
             sample = Mosaic(strong.image_size)([sample, *(self._another() for _ in range(3))])
         if _happens(strong.photometric):
             sample = PhotometricDistortion()(sample)
-        if _happens(strong.scale_jitter):
-            sample = ScaleJitter(strong.image_size)(strong.flip(sample))
-        else:
-            sample = self.transform(sample)
+        jitters = _happens(strong.scale_jitter)
+        sample = ScaleJitter(strong.image_size)(strong.flip(sample)) if jitters else transform(sample)
         if _happens(strong.mixup):
-            sample = MixUp()(sample, self.transform(self._another()))
+            sample = MixUp()(sample, transform(self._another()))
         return sample
 
     def _another(self) -> Sample:

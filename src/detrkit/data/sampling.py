@@ -21,10 +21,17 @@ _STREAMS = 48  # many processes and workers divide it
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample to be prepared: a photo, and the epoch (from 1) whose randomness changes it."""
+    """One sample to be prepared.
+
+    Attributes:
+        index: of the photo.
+        epoch: whose randomness changes it, from 1.
+        batch: number of its batch within the epoch, whose photos are cut and resized alike; None: each for itself.
+    """
 
     index: int
     epoch: int
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,12 @@ class Arrangement:
         is_tall: which photos are taller than wide: batches of one kind need less padding.
         shard: the file in which each photo lies, None when each has its own. A reader then goes through shards of its own,
             one after the other.
+        alike: whether the photos of a batch are cut and resized alike, which needs less padding still.
     """
 
     is_tall: Bool[Tensor, "P"]
     shard: Int64[Tensor, "P"] | None = None
+    alike: bool = False
 
     @classmethod
     def anything(cls, count: int) -> "Arrangement":
@@ -64,10 +73,10 @@ class Arrangement:
         sizes, spans = records.columns.sizes, records.columns.spans
         is_tall = (sizes[:, 0] > sizes[:, 1]) & by_shape
         if not len(records) or int(spans[0, 0]) < 0:
-            return cls(is_tall)
+            return cls(is_tall, alike=by_shape)
         files = [str(records.path(index).parent) for index in range(len(records))]
         number = {file: index for index, file in enumerate(dict.fromkeys(files))}
-        return cls(is_tall, torch.tensor([number[file] for file in files]))
+        return cls(is_tall, torch.tensor([number[file] for file in files]), alike=by_shape)
 
 
 class TrainBatches(Sampler[list[Draw]]):
@@ -111,9 +120,9 @@ class TrainBatches(Sampler[list[Draw]]):
         size = self.batch_size
         of_all += [rests[at : at + size] for at in range(0, len(rests) - size + 1, size)]
         of_all = of_all or [rests]  # fewer photos than a batch: all of them
-        of_this = of_all[self.share.rank :: self.share.world][: self._num_batches]
-        for batch in of_this[self.first :]:
-            yield [Draw(index, self.epoch) for index in batch]
+        of_this = list(enumerate(of_all))[self.share.rank :: self.share.world][: self._num_batches]
+        for number, batch in of_this[self.first :]:
+            yield [Draw(index, self.epoch, number if self.arrangement.alike else None) for index in batch]
 
     def _order(self, generator: torch.Generator) -> Int64[Tensor, "P"]:
         order = torch.randperm(len(self.arrangement.is_tall), generator=generator)

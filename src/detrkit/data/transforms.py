@@ -1,7 +1,7 @@
 """The paper's train and test pipelines (section A.4; published code, datasets/transforms.py), on uint8 tensors.
 
 A transform takes a `Sample` and gives a `Sample`; boxes are xyxy in pixels, and masks, where there are any, follow.
-The geometry is torchvision's; the sizes, the order of the random draws and the dropping of boxes are the paper's. Where
+The geometry is torchvision's; the sizes, their chances and the dropping of boxes are the paper's. Where
 there are masks, an object that a crop cuts gets the box of what is left of its mask; the published code cuts its box.
 """
 
@@ -143,9 +143,9 @@ class RandomResize:
     short_sides: Sequence[int]
     long_side_at_most: int | None = None
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample."""
-        short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+    def __call__(self, sample: Sample, at: float | None = None) -> Sample:
+        """Transform a sample; `at`, 0 .. 1, chooses the length in place of chance."""
+        short_side = self.short_sides[_chosen(len(self.short_sides), at)]
         return resize(sample, resized_size(size_of(sample), short_side, self.long_side_at_most))
 
 
@@ -156,19 +156,45 @@ class RandomSizeCrop:
     smallest: int
     largest: int
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample."""
-        height, width = (self._side(side) for side in size_of(sample))
+    def __call__(self, sample: Sample, at: tuple[float, float] | None = None) -> Sample:
+        """Transform a sample; `at`, 0 .. 1 each, chooses height and width in place of chance."""
+        height, width = (self._side(side, one) for side, one in zip(size_of(sample), at or (None, None), strict=True))
         top, left = (
             int(torch.randint(whole - part + 1, ()))
             for whole, part in zip(size_of(sample), (height, width), strict=True)
         )
         return crop(sample, top, left, height, width)
 
-    def _side(self, whole: int) -> int:
+    def _side(self, whole: int, at: float | None) -> int:
         most = min(whole, self.largest)
         least = min(whole, self.smallest)
-        return int(torch.randint(least, most + 1, ()))
+        return least + _chosen(most + 1 - least, at)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What decides the size of a training sample, each a number in 0 .. 1.
+
+    Photos of one shape that share it come out alike and need no padding; where they are cut and mirrored is their own.
+
+    Attributes:
+        crops: whether a part is cut out.
+        before: length that the photo is resized to before that.
+        height: of the part.
+        width: of the part.
+        after: length that is resized to at the end.
+    """
+
+    crops: float
+    before: float
+    height: float
+    width: float
+    after: float
+
+    @classmethod
+    def drawn(cls) -> "Framing":
+        """Draw one."""
+        return cls(*torch.rand(5).tolist())
 
 
 @dataclass(frozen=True)
@@ -185,14 +211,16 @@ class TrainTransform:
     crop_probability: float = 0.5
     flip: RandomFlip = field(default_factory=RandomFlip)
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample."""
+    def __call__(self, sample: Sample, framing: Framing | None = None) -> Sample:
+        """Transform a sample; with its batch's framing, or one of its own."""
         sample = self.flip(sample)
-        if torch.rand(()) < self.crop_probability:
+        framing = framing or Framing.drawn()
+        if framing.crops < self.crop_probability:
             # the published code sets no limit to the long side here, and a panorama eats the machine
-            sample = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * self._scale(LONG_SIDE_AT_MOST))(sample)
-            sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample)
-        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), self._scale(LONG_SIDE_AT_MOST))(sample)
+            enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * self._scale(LONG_SIDE_AT_MOST))
+            sample = enlarged(sample, framing.before)
+            sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample, (framing.height, framing.width))
+        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), self._scale(LONG_SIDE_AT_MOST))(sample, framing.after)
 
     def _scale(self, length: int) -> int:
         return max(1, round(length * self.image_size / TEST_SHORT_SIDE))
@@ -213,6 +241,11 @@ class TestTransform:
         """Transform a sample."""
         limit = round(LONG_SIDE_AT_MOST * self.image_size / TEST_SHORT_SIDE)
         return resize(sample, resized_size(size_of(sample), self.image_size, limit))
+
+
+def _chosen(count: int, at: float | None) -> int:
+    """One of `count` numbers, from 0: at that share of them, or any."""
+    return int(torch.randint(count, ())) if at is None else min(int(at * count), count - 1)
 
 
 def size_of(sample: Sample) -> tuple[int, int]:

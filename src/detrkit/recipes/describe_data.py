@@ -7,7 +7,6 @@ from PIL import Image
 from detrkit.data.annotation_checks import count_classes
 from detrkit.data.batching import collate
 from detrkit.data.photos import tensor_to_photo
-from detrkit.data.sampling import Draw
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import replacing
 from detrkit.recipes.config import RunConfig
@@ -64,7 +63,7 @@ def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> 
     faults: list[str] = []
     for draw in draws[:count]:
         try:
-            samples.append(data.train[Draw(draw.index, epoch)])
+            samples.append(data.train[draw])
         except DataError as error:
             faults.append(str(error))
     return samples, faults

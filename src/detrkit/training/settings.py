@@ -60,7 +60,8 @@ class TrainingSettings(BaseModel):
         default=0.9, ge=0, le=1, description="share of the run after which the last four are off"
     )
     group_by_shape: bool = Field(
-        default=True, description="batches of tall or of wide photos, which need less padding; false: as published"
+        default=True,
+        description="batches of tall or of wide photos, cut and resized alike: less padding; false: as published",
     )
     overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
     class_weight: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
