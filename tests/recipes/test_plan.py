@@ -1,9 +1,11 @@
 """What is chosen for a set and a start, and that nobody's word is overruled."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.categories import Categories
@@ -19,8 +21,10 @@ from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData, training_photos
 from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training
+from detrkit.recipes.train import opened
 from detrkit.structures import Annotations, Sample
 from detrkit.training.settings import TrainingSettings
+from tests.datasets import write_coco
 
 CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
 
@@ -100,6 +104,12 @@ def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path
     assert with_model_of_weights(named) is named
     with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: found nothing"):
         with_model_of_weights(RunConfig(data="x", weights="nowhere"))
+    told = io.StringIO()
+    data = str(write_coco(tmp_path / "shapes", 2, 2))
+    opened_config, _ = opened(config.model_copy(update={"data": data}), Console(file=told, width=200))
+    assert opened_config.training.image_size == 96
+    assert "model detr-tiny, 96 px: the weights' own" in told.getvalue()
+    assert "image_size" not in told.getvalue(), "it does not suit the preset, it is the weights'"
 
 
 def test_origins() -> None:

@@ -46,14 +46,17 @@ def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
     Raises:
         DetrkitError: the data or the settings do not fit.
     """
-    given = set(config.training.model_fields_set)
     with_model = with_model_of_weights(config)
+    given = set(with_model.training.model_fields_set)
     planned = plan_model(with_model)
     data = open_data(planned)
     plan = plan_training(planned, given, len(data.train), process_from_environment().world)
     if process_from_environment().is_first:
         if with_model is not config:
-            console.print(f"model {with_model.model}: the weights' own, for no --model was given", soft_wrap=True)
+            size = with_model.training.image_size
+            console.print(
+                f"model {with_model.model}, {size} px: the weights' own, for no --model was given", soft_wrap=True
+            )
         for note in data.notes:
             console.print(note)
         if origin_of(config) == "scratch" and not config.training.overfit:
