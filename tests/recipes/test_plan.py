@@ -10,7 +10,7 @@ from rich.console import Console
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.sampling import Arrangement
+from detrkit.data.sampling import Arrangement, Draw
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.coco import BoxScores, ClassScore
 from detrkit.evaluation.scores import Scores
@@ -177,6 +177,16 @@ def run_data(annotations: Annotations) -> RunData:
     photos = SampleDataset([sample])
     train = training_photos(photos, TrainingSettings(overfit=1))
     return RunData(train, Arrangement.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
+
+
+def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:
+    own = planned(1000, model="detrkit-s", training={"image_size": 80}).config.training
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    sample = Sample(torch.zeros(3, 100, 120, dtype=torch.uint8), nothing, 1, (100, 120))
+    for settings, expected in ((own, (60, 100)), (TrainingSettings(image_size=80), (48, 80))):
+        photos = training_photos(SampleDataset([sample]), settings)
+        sides = [min(photos[Draw(0, 1, batch)].image.shape[1:]) for batch in range(200)]
+        assert (min(sides), max(sides)) == expected
 
 
 def scores(ap: float) -> Scores:

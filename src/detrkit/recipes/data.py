@@ -91,7 +91,7 @@ def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> Trai
     flip = RandomFlip(upside_down=settings.upside_down)
     transform: Transform = TestTransform(settings.image_size)
     if changes:
-        transform = TrainTransform(settings.image_size, flip=flip)
+        transform = TrainTransform(round(settings.train_scale * settings.image_size), flip=flip)
     strong = StrongAugmentation(
         settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, flip
     )

@@ -46,6 +46,13 @@ class TrainingSettings(BaseModel):
         ge=32,
         description="shorter side of photos in tests, pixels; training sizes follow (detrkit-...: 320, detr-tiny: 256)",
     )
+    train_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=4,
+        description="factor of training sizes, in the paper 0.6 to 1 times the image size (detrkit-...: 1.25, which puts "
+        "tests into the middle)",
+    )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
     upside_down: float = Field(
         default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
