@@ -1,6 +1,7 @@
 """What is chosen for a set and a start, and that nobody's word is overruled."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,21 @@ def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:
         photos = training_photos(SampleDataset([sample]), settings)
         sides = [min(photos[Draw(0, 1, batch)].image.shape[1:]) for batch in range(200)]
         assert (min(sides), max(sides)) == expected
+
+
+def test_photos_are_mirrored_as_often_as_asked() -> None:
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    image[:, :20, :20] = 255
+    sample = Sample(image, Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 1, (40, 40))
+    corners = {"flip": (0, -1), "upside_down": (-1, 0)}
+    for name, corner in corners.items():
+        for share in (0.0, 1.0):
+            given = TrainingSettings.model_validate({"flip": 0, "image_size": 40, "train_scale": 1.5, name: share})
+            photos = training_photos(SampleDataset([sample]), given)
+            photos.transform = replace(photos.transform, crop_probability=0)
+            turned = photos[Draw(0, 1)].image
+            assert turned[0][0, 0] == 255 * (1 - share)
+            assert turned[0][corner] == 255 * share
 
 
 def scores(ap: float) -> Scores:

@@ -88,7 +88,7 @@ def true_segments_of(split: Split) -> Callable[[int], TrueSegments]:
 def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> TrainingPhotos:
     """Change photos as the settings say."""
     changes = settings.augment and not settings.overfit
-    flip = RandomFlip(upside_down=settings.upside_down)
+    flip = RandomFlip(settings.flip, settings.upside_down)
     transform: Transform = TestTransform(settings.image_size)
     if changes:
         transform = TrainTransform(round(settings.train_scale * settings.image_size), flip=flip)

@@ -54,6 +54,12 @@ class TrainingSettings(BaseModel):
         "tests into the middle)",
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
+    flip: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of photos mirrored left to right; 0 where it matters, as for letters",
+    )
     upside_down: float = Field(
         default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
     )
