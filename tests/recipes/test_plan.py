@@ -21,6 +21,7 @@ from detrkit.recipes.building import with_model_of_weights
 from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData, training_photos
+from detrkit.recipes.describe_data import _first_samples
 from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training
 from detrkit.recipes.train import opened
 from detrkit.structures import Annotations, Sample
@@ -203,6 +204,21 @@ def test_photos_are_mirrored_as_often_as_asked() -> None:
             turned = photos[Draw(0, 1)].image
             assert turned[0][0, 0] == 255 * (1 - share)
             assert turned[0][corner] == 255 * share
+
+
+def test_what_training_will_see_shows_strong_augmentation_until_it_ends(tmp_path: Path) -> None:
+    settings = {"mosaic": 1.0, "augment": True, "image_size": 64, "steps": 10, "batch_size": 2, "strong_until": 0.6}
+    given = {"data": str(write_coco(tmp_path / "shapes", 4, 2)), "model": "detr-tiny"}
+    config, data = opened(
+        RunConfig.model_validate({**given, "training": TrainingSettings.model_validate(settings)}),
+        Console(file=io.StringIO()),
+    )
+    _first_samples(config, data, count=1, epoch=1)
+    assert data.train.strong_epochs == 3  # 0.6 of the five rounds that ten steps are
+    plain = TrainingSettings.model_validate({**settings, "mosaic": 0.0})
+    untouched = training_photos(data.train.photos, plain)
+    same = [torch.equal(data.train[Draw(1, epoch)].image, untouched[Draw(1, epoch)].image) for epoch in (1, 3, 4, 5)]
+    assert same == [False, False, True, True]
 
 
 def scores(ap: float) -> Scores:

@@ -16,6 +16,7 @@ from detrkit.recipes.loaders import train_order
 from detrkit.recipes.train import opened
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
+from detrkit.training.trainer import planned_epochs, strong_epochs
 from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
 
 _MOST_SAMPLES = 100
@@ -34,8 +35,9 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     console = plain_console()
     config, data = opened(config, console)
     settings = config.training
-    if not 1 <= epoch <= settings.epochs:
-        raise ConfigError(f"--epoch: found {epoch}, expected 1 to {settings.epochs}, the epochs of the run")
+    epochs = planned_epochs(len(train_order(data.arrangement, settings)), settings)
+    if not 1 <= epoch <= epochs:
+        raise ConfigError(f"--epoch: found {epoch}, expected 1 to {epochs}, the epochs of the run")
     console.print(class_table(count_classes(data.splits), data.splits))
     samples, faults = _first_samples(config, data, count, epoch)
     for fault in faults:
@@ -58,6 +60,7 @@ def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> 
     """The samples that training would see first in an epoch, and what is wrong with those that it cannot read."""
     order = train_order(data.arrangement, config.training)
     order.epoch = epoch
+    data.train.strong_epochs = strong_epochs(len(order), config.training)
     draws = [draw for batch in order for draw in batch]
     samples: list[Sample] = []
     faults: list[str] = []

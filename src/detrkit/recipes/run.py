@@ -39,7 +39,7 @@ from detrkit.training.processes import process_group
 from detrkit.training.run_log import NoLog, RunLog
 from detrkit.training.step import Stepper
 from detrkit.training.stopping import StopSignal
-from detrkit.training.trainer import RunHooks, Trainer, TrainingResult, planned_steps
+from detrkit.training.trainer import RunHooks, Trainer, TrainingResult, planned_epochs, planned_steps, strong_epochs
 
 STATE_FILE = "last/state.pt"
 _TIMED_STEPS = 4  # of a dry run
@@ -94,8 +94,7 @@ class Run:
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
         self.num_steps = planned_steps(len(self.loader), settings)
-        rounds = self.num_steps * settings.accumulate / len(self.loader)
-        data.train.strong_epochs = round(settings.strong_until * rounds)
+        data.train.strong_epochs = strong_epochs(len(self.loader), settings)
         masks_only = learns_masks_only(self.model.config, settings)
         loss = loss_for(self.model.config, settings, masks_only=masks_only)
         self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)
@@ -144,7 +143,7 @@ class Run:
         start = time.perf_counter()
         collect(self.model, islice(self.test_batches, 1), self.data.categories, self.device, settings.exact_padding)
         evaluation = (time.perf_counter() - start) * len(self.test_batches)
-        evaluations = settings.epochs // settings.evaluate_every
+        evaluations = -(-planned_epochs(len(self.loader), settings) // settings.evaluate_every)
         return self.num_steps * step + evaluations * evaluation, step
 
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:

@@ -102,6 +102,16 @@ def planned_steps(num_batches: int, settings: TrainingSettings) -> int:
     return settings.steps or settings.epochs * steps_per_epoch(num_batches, settings)
 
 
+def planned_epochs(num_batches: int, settings: TrainingSettings) -> int:
+    """Rounds through the photos of a whole run; the last may be cut short."""
+    return -(-planned_steps(num_batches, settings) // steps_per_epoch(num_batches, settings))
+
+
+def strong_epochs(num_batches: int, settings: TrainingSettings) -> int:
+    """Epochs, from the first on, that see strong augmentation."""
+    return round(settings.strong_until * planned_epochs(num_batches, settings))
+
+
 class Trainer:
     """Trains one model once.
 
@@ -118,7 +128,7 @@ class Trainer:
         self.hooks = hooks
         self.log = log
         self.num_steps = planned_steps(len(loader), settings)
-        self.num_epochs = -(-self.num_steps // steps_per_epoch(len(loader), settings))
+        self.num_epochs = planned_epochs(len(loader), settings)
         self.position = Position()
         self.meter = Meter()
         self._saved_at = time.monotonic()
