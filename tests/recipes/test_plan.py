@@ -170,6 +170,11 @@ def test_processes_that_others_started_count() -> None:
     assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.accumulate == 2
 
 
+def test_a_run_of_steps_is_judged_as_often_as_one_of_epochs() -> None:
+    assert planned(100, training={"batch_size": 1, "steps": 4000}).config.training.evaluate_every == 2  # of 40 rounds
+    assert planned(100, training={"batch_size": 1, "steps": 50}).config.training.evaluate_every == 1
+
+
 def test_learning_by_heart_is_a_test_of_what_is_given() -> None:
     assert not planned(8, training={"overfit": 8}).choices
 

@@ -158,6 +158,7 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) ->
         why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {num_photos} photos"
         choices.append(Choice("epochs", epochs, why))
     steps = settings.steps or epochs * steps_an_epoch
+    epochs = -(-steps // steps_an_epoch)
     choices += [
         Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
         Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
