@@ -68,6 +68,14 @@ def _backbone(config: ModelConfig) -> ResNetBackbone | TimmBackbone:
 
 
 def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
+    encoding = _position_encoding(config)
+    if not config.encoder_layers and config.cross_attention == "deformable":
+        # only an encoder would read them; in several processes, a weight that learns must have a part in the losses
+        encoding.requires_grad_(False)
+    return encoding
+
+
+def _position_encoding(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
     if config.position_encoding == "learned":
         return LearnedPositions(config.hidden_dim, config.position_table_size)
     if config.position_encoding == "none":

@@ -59,8 +59,10 @@ class ProposedQueries(nn.Module):
         anchors, is_valid = _anchors(scene)
         memory = self._read(scene.tokens.masked_fill(~is_valid[..., None], 0.0))
         logits = self.class_head(memory).float()
+        if scene.padding_mask is not None and scene.is_exact:  # neither chosen nor learned from
+            logits = logits.masked_fill(scene.padding_mask[..., None], -_NOWHERE)
         # the decoder learns to start from these boxes, and does not teach them
-        held, around = self._best(memory, anchors, logits[..., 0], scene)
+        held, around = self._best(memory, anchors, logits[..., 0])
         proposed = self._boxes(held, around).detach()
         proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         positions, content = self.vectors_of(proposed, memory.dtype)
@@ -88,15 +90,12 @@ class ProposedQueries(nn.Module):
         memory: Float[Tensor, "B S D"],
         anchors: Float[Tensor, "B S 4"],
         scores: Float[Tensor, "B S"],
-        scene: Scene,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
         """The cells that become queries, best first: what they hold, and their anchors.
 
         A photo with fewer cells than there are queries is filled up with cells that hold nothing and lie nowhere, as
-        padding does. Where padding is kept out, its cells are no better than those.
+        padding does.
         """
-        if scene.padding_mask is not None and scene.is_exact:
-            scores = scores.masked_fill(scene.padding_mask, -torch.inf)
         num_cells = scores.shape[1]
         filler = torch.full_like(scores[:, :1], -torch.inf).expand(-1, self.num_queries)
         filled = torch.cat([scores, filler], dim=1)

@@ -45,7 +45,7 @@ def launch(config: RunConfig, output: Path, resume: bool) -> int | None:
                     for process in context.processes:
                         process.join()
                     return code - 128
-                raise DetrkitError(_first_message(Path(folder), str(error))) from None
+                raise _failure(Path(folder), str(error)) from None
             if stop.received == signal.SIGTERM and not forwarded:  # Ctrl-C reaches them by itself
                 forwarded = True
                 for process in context.processes:
@@ -79,7 +79,13 @@ def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, res
         sys.exit(128 + result.stopped_by)
 
 
-def _first_message(folder: Path, otherwise: str) -> str:
-    """What a process said when it failed: sentences before traces, for one failure makes others."""
+def _failure(folder: Path, otherwise: str) -> DetrkitError | RuntimeError:
+    """What a process said when it failed: sentences before traces, for one failure makes others.
+
+    A trace is a fault of ours, or of the machine, and shown as one.
+    """
     messages = sorted(folder.iterdir())
-    return messages[0].read_text(encoding="utf-8") if messages else otherwise
+    if not messages:
+        return DetrkitError(f"--devices: {otherwise}")
+    said = messages[0].read_text(encoding="utf-8")
+    return DetrkitError(said) if messages[0].name.startswith("0") else RuntimeError(f"in a training process:\n{said}")

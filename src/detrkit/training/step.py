@@ -175,7 +175,9 @@ class Stepper:
             return model
         devices = [self.device.index or 0] if self.device.type == "cuda" else None
         has_statistics = self.model.config.backbone_normalization == "batch"
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=has_statistics)
+        parallel = DistributedDataParallel(model, device_ids=devices)
+        parallel.broadcast_buffers = has_statistics  # as an argument, PyTorch from 2.13 on warns of it
+        return parallel
 
     def _synchronised(self, is_last: bool) -> AbstractContextManager[None]:
         if is_last or not isinstance(self._wrapped, DistributedDataParallel):
