@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from detrkit.errors import CheckpointError, ExportError
@@ -153,7 +154,16 @@ def test_an_unchanged_copy_is_read(model: DETR, path: Path, tmp_path: Path) -> N
     assert read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None)).config == model.config
 
 
+def test_a_backbone_that_padded_as_tensorflow_does_is_exported_for_any_size() -> None:
+    model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
+    program = export_program(model, exact_padding=False, postprocess=False)
+    images, mask = torch.randn(1, 3, 97, 130), torch.zeros(1, 97, 130, dtype=torch.bool)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(images, mask)[0], model(images).class_logits, rtol=0, atol=1e-4)
+
+
 def test_a_backbone_that_pads_by_the_photos_size_is_refused_at_once() -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen")
+    model.backbone.body.add_module("pool", timm.layers.AvgPool2dSame(2))
     with pytest.raises(ExportError, match="pads by each photo's size"):
         export_program(model.eval(), exact_padding=False, postprocess=False)

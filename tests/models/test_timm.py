@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from detrkit import build_model
 from detrkit.checkpoints.backbones import (
@@ -73,6 +74,14 @@ def test_frozen_norms_are_folded_without_changing_features_gradients_or_names(na
     for parameter_name, parameter in backbone.body.named_parameters():
         expected = of_plain[parameter_name].grad
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
+
+
+def test_a_cell_lies_where_it_lies_whatever_the_photos_size() -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(TIMM + LITE0).eval()
+    odd = torch.randn(1, 3, 65, 97)
+    for level, enlarged in zip(backbone(odd), backbone(functional.pad(odd, (0, 1, 0, 1))), strict=True):
+        assert torch.equal(level, enlarged)
 
 
 def test_norms_are_frozen_and_so_are_the_first_stages() -> None:

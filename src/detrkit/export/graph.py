@@ -69,10 +69,10 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
     Raises:
         ExportError: its backbone does something that a graph for photos of any size cannot hold.
     """
-    if any(type(module).__name__ == "Conv2dSame" for module in model.modules()):
+    if any(type(module).__name__.endswith("Same") for module in model.modules()):
         raise ExportError(  # torch.export would reason about it for hours
             f"export: backbone {model.config.backbone!r} pads by each photo's size, which a graph for photos of any size "
-            "cannot hold; train with one that does not, such as timm's efficientnet_lite0 for tf_efficientnet_lite0"
+            "cannot hold; train with one that does not, such as tf_efficientnet_lite0"
         )
     # without gradients, and with filters in the order that other engines expect
     quick = folded(copy.deepcopy(model).cpu()).requires_grad_(False).to(memory_format=torch.contiguous_format)

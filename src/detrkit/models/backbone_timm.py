@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.backbone import convolve_scaled
@@ -54,6 +55,7 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.recompute = False
         self.body: Any = _build(name.removeprefix(TIMM), in_channels, 16 if dilation else 32)
+        _pad_alike(self.body)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
         if normalization == "frozen":
@@ -79,6 +81,40 @@ class TimmBackbone(nn.Module):
         ends = [index for index, name in enumerate(names) if name.replace(".", "_").startswith(f"{last}_")]
         for _, parameter in list(self.body.named_parameters())[: max(ends, default=-1) + 1]:
             parameter.requires_grad_(False)
+
+
+def _pad_alike(body: nn.Module) -> None:
+    """Let convolutions that pad as TensorFlow does put the same padding in front of photos of every size.
+
+    TensorFlow's depends on whether a side is a multiple of the stride: cells lie elsewhere in other photos, and no graph
+    for photos of any size can hold that. What a side lacks is added at its end instead; names and weights stay.
+    """
+    for name, module in list(body.named_modules()):
+        if type(module).__name__ != "Conv2dSame":
+            continue
+        assert isinstance(module, nn.Conv2d)
+        plain = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]  # a pair
+            module.stride,  # type: ignore[arg-type]
+            0,
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+        )
+        plain.weight, plain.bias = module.weight, module.bias
+        spans = [step * (side - 1) + 1 for step, side in zip(module.dilation, module.kernel_size, strict=True)]
+        before = [max(span - stride, 0) // 2 for span, stride in zip(spans, module.stride, strict=True)]
+        after = [span - 1 - first for span, first in zip(spans, before, strict=True)]
+        plain.register_forward_pre_hook(partial(_padded, (before[1], after[1], before[0], after[0])))
+        body.set_submodule(name, plain)
+
+
+def _padded(
+    sides: tuple[int, int, int, int], _convolution: nn.Module, inputs: tuple[Float[Tensor, "B C h w"]]
+) -> Float[Tensor, "B C _ _"]:
+    return functional.pad(inputs[0], sides)
 
 
 def _fold_norms(body: nn.Module, in_channels: int) -> None:
