@@ -61,6 +61,7 @@ def test_presets_are_of_their_families() -> None:
         assert family in (None, name.partition("-")[0])
     assert family_of(ModelConfig(class_scores="sigmoid")) is None
     assert family_of(PRESETS["dab-detr-r50"].model_copy(update={"refine_boxes": False})) is None
+    assert family_of(PRESETS["deformable-detr-r50"].model_copy(update={"exact_cells": True})) is None
 
 
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage"])

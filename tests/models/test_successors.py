@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from detrkit import ConfigError, SetLoss, build_model
 from detrkit.models.config import ModelConfig
@@ -277,6 +278,26 @@ def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
     assert contents["cell"].shape == contents["place"].shape
 
 
+@pytest.mark.parametrize("padded", [0, 40])
+def test_cells_lie_where_their_pixels_are(padded: int) -> None:
+    # 43 px are five cells of 8 px and a bit; by the published count, the first of six cells ends at a sixth of the photo
+    images = functional.pad(torch.randn(1, 3, 64, 43), (0, padded))
+    mask = torch.arange(43 + padded).expand(1, 64, -1) >= 43
+    scenes = [_decoder_inputs_of(small("detrkit-s", exact_cells=exact), images, mask)[1] for exact in (True, False)]
+    for scene, first, end in zip(scenes, (4 / 43, 1 / 12), (43 / 8, 6), strict=True):
+        width = scene.sizes[0][1]
+        torch.testing.assert_close(scene.cell_centres()[0][0, 0], torch.tensor([first, 1 / 16]))
+        in_map = scene.in_maps(torch.ones(1, 1, 4))[0, 0, 0]
+        torch.testing.assert_close(in_map, torch.tensor([end / width, 1.0, end / width, 1.0]))
+
+
+def test_exact_cells_need_no_mask() -> None:
+    model, images = small("detrkit-s").eval(), torch.randn(2, 3, 61, 43)
+    with torch.inference_mode():
+        without, masked = model(images), model(images, torch.zeros(2, 61, 43, dtype=torch.bool))
+    torch.testing.assert_close(without.boxes, masked.boxes, rtol=0, atol=1e-6)
+
+
 def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:
     seen: list[tuple[object, ...]] = []
     handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
@@ -293,6 +314,7 @@ def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) ->
         ({"refine_boxes": True}, "learned queries have none"),
         ({"proposal_content": "cell"}, "is for proposals; set queries=proposals"),
         ({"queries": "proposals"}, "set refine_boxes=true"),
+        ({"exact_cells": True}, "is for deformable attention and proposals; leave it out"),
         ({"queries": "proposals", "refine_boxes": True}, "set class_scores=sigmoid"),
         ({"num_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
         ({"num_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),

@@ -52,6 +52,7 @@ _PLAIN: dict[str, Any] = {
     "queries": "learned",
     "proposal_content": "place",
     "num_levels": 1,
+    "exact_cells": False,
     "refine_boxes": False,
     "heads_per_layer": False,
     "activation": "relu",

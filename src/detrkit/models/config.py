@@ -68,6 +68,11 @@ class ModelConfig(BaseModel):
     )
     num_levels: int = Field(1, ge=1, le=8, description="feature maps that the transformer sees, each half the size")
     sampling_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
+    exact_cells: bool = Field(
+        False,
+        description="deformable attention and proposals look for a cell where its pixels are; false spreads the cells "
+        "evenly over the photo, as published: off by up to a cell where sides are no multiples of the stride",
+    )
     queries: QueryKind = Field(
         "learned",
         description="what queries start from: learned vectors (DETR), vectors that each have a point (Conditional, "
@@ -182,6 +187,10 @@ class ModelConfig(BaseModel):
             (
                 self.queries == "proposals" and self.class_scores != "sigmoid",
                 "queries=proposals are chosen by a yes or no for every cell; set class_scores=sigmoid",
+            ),
+            (
+                self.exact_cells and not (self.is_deformable or self.queries == "proposals"),
+                "exact_cells is for deformable attention and proposals; leave it out",
             ),
             (
                 self.has_pyramid and self.position_encoding != "sine",

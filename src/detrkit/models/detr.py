@@ -13,7 +13,7 @@ from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.proposals import ProposedQueries
-from detrkit.models.pyramid import LastMapProjection, Padding, PyramidProjection, to_scene
+from detrkit.models.pyramid import LastMapProjection, Padding, PyramidProjection, exact_photo_cells, to_scene
 from detrkit.models.queries import (
     AnchorQueries,
     ExtraQueries,
@@ -99,7 +99,8 @@ class DETR(nn.Module):
             self.positions(mask, is_padded=padding_mask is not None, level=level)
             for level, mask in enumerate(masks_of_maps)
         ]
-        scene = to_scene(maps, masks_of_maps, positions, padding)
+        cells = exact_photo_cells(images, padding_mask, self.config.strides) if self.config.exact_cells else None
+        scene = to_scene(maps, masks_of_maps, positions, padding, cells)
 
         scene = scene.holding(self.encoder(scene))
         queries = self.queries(scene, for_loss=not last_layer_only)

@@ -48,6 +48,7 @@ _OWN: dict[
     **_REFINE,
     "queries": "proposals",
     "proposal_content": "cell",
+    "exact_cells": True,
     "decoder_layers": 3,
     "dropout": 0.0,
 }

@@ -54,7 +54,8 @@ class Scene:
         positions: where they are.
         padding_mask: True on cells that are padding; None when there are none.
         sizes: (height, width) of each map, padding included.
-        photo_cells: how many of each map's columns and rows are photo; None when there is no padding.
+        photo_cells: how many of each map's columns and rows are photo, fractions included if cells are to be found where
+            their pixels are; None for all of them.
         photo_shares: the same, as shares of the map.
         is_exact: whether padding is kept out of what the photo gives.
         located: tokens with positions, once the decoder has put them together.
@@ -108,31 +109,52 @@ def to_scene(
     masks: Sequence[Bool[Tensor, "B _ _"]],
     positions: Sequence[Float[Tensor, "B _ _ D"]],
     padding: Padding,
+    photo_cells: Float[Tensor, "B L 2"] | None = None,
 ) -> Scene:
-    """Put the cells of all maps one after the other."""
+    """Put the cells of all maps one after the other.
+
+    Args:
+        maps: of D channels.
+        masks: of the maps.
+        positions: of their cells.
+        padding: of the batch.
+        photo_cells: of `exact_photo_cells`; None counts the cells of the masks, as published.
+    """
     tokens = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
-    cells = None if padding.mask is None else [_photo_cells(mask) for mask in masks]
+    if photo_cells is None and padding.mask is not None:
+        photo_cells = torch.stack([_photo_size(mask) for mask in masks], dim=1)
+    sizes = tuple((one.shape[-2], one.shape[-1]) for one in maps)
     return Scene(
         tokens=tokens,
         positions=torch.cat([one.flatten(1, 2) for one in positions], dim=1).to(tokens.dtype),
         padding_mask=None if padding.mask is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
-        sizes=tuple((one.shape[-2], one.shape[-1]) for one in maps),
-        photo_cells=None if cells is None else torch.stack(cells, dim=1),
-        photo_shares=None
-        if cells is None
-        else torch.stack([_shares(*pair) for pair in zip(cells, masks, strict=True)], 1),
+        sizes=sizes,
+        photo_cells=photo_cells,
+        photo_shares=None if photo_cells is None else _shares(photo_cells, sizes),
         is_exact=padding.is_exact,
     )
 
 
-def _photo_cells(mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
+def exact_photo_cells(
+    images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, strides: Sequence[int]
+) -> Float[Tensor, "B L 2"]:
+    """How many columns and rows of each map the photos' pixels fill."""
+    if padding_mask is None:
+        size = torch.tensor([images.shape[3], images.shape[2]], device=images.device).expand(len(images), 2).float()
+    else:
+        size = _photo_size(padding_mask)
+    return torch.stack([size / stride for stride in strides], dim=1)
+
+
+def _photo_size(mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
     """Columns and rows that are photo, read off the first row and column."""
     rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
     return torch.stack([columns, rows], dim=-1).float()
 
 
-def _shares(cells: Float[Tensor, "B 2"], mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    return torch.stack([cells[:, 0] / mask.shape[2], cells[:, 1] / mask.shape[1]], dim=-1)
+def _shares(cells: Float[Tensor, "B L 2"], sizes: Sequence[tuple[int, int]]) -> Float[Tensor, "B L 2"]:
+    of_maps = zip(cells.unbind(1), sizes, strict=True)
+    return torch.stack([torch.stack([of[:, 0] / width, of[:, 1] / height], -1) for of, (height, width) in of_maps], 1)
 
 
 class LastMapProjection(nn.Conv2d):
