@@ -8,7 +8,6 @@ True on padding.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from detrkit.errors import import_optional
+from detrkit.ops.padding import stride_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,9 +134,9 @@ class MaskInputs:
         """One photo of the batch, cut to the cells that its (height, width) covers."""
 
         def cut(cells: Tensor) -> Tensor:
-            # divided by the map's stride, a power of two, and rounded up, as convolutions do
+            # divided by the map's stride and rounded up, as convolutions do
             height, width = (
-                -(-length // 2 ** math.ceil(math.log2(whole / count)))
+                -(-length // stride_of(whole, count))
                 for length, whole, count in zip(size, self.padded, cells.shape[-2:], strict=True)
             )
             return cells[index : index + 1, ..., :height, :width]

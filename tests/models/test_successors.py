@@ -9,6 +9,8 @@ from torch.nn import functional
 from detrkit import ConfigError, SetLoss, build_model
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
+from detrkit.models.heads import BoxHead
+from detrkit.models.positions import SinePositions, encode_coordinates
 from detrkit.models.pyramid import MapProjection, Padding, PyramidProjection, _normalised
 from detrkit.models.queries import LARGEST_LOGIT, AnchorQueries, Guide, PointQueries, as_boxes, refined
 from detrkit.ops.padding import pad_to_batch
@@ -289,6 +291,32 @@ def test_cells_lie_where_their_pixels_are(padded: int) -> None:
         torch.testing.assert_close(scene.cell_centres()[0][0, 0], torch.tensor([first, 1 / 16]))
         in_map = scene.in_maps(torch.ones(1, 1, 4))[0, 0, 0]
         torch.testing.assert_close(in_map, torch.tensor([end / width, 1.0, end / width, 1.0]))
+
+
+def test_sines_of_exact_cells_are_those_of_their_centres() -> None:
+    positions = SinePositions(64, levels_of_pyramid=2)
+    within = positions(
+        torch.zeros(1, 8, 6, dtype=torch.bool), is_padded=False, level=1, photo_cells=torch.tensor([[43 / 8, 8]])
+    )
+    centres = (torch.arange(6) + 0.5) * 8 / 43
+    expected = encode_coordinates(torch.stack([torch.full((6,), 2.5 / 8), centres], -1)[None], 32)[0]
+    torch.testing.assert_close(within[0, 2] - positions.levels[1], expected, rtol=0, atol=1e-5)
+
+
+def test_a_backbone_of_other_strides_has_no_exact_cells() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match="every 16, 32, 64 pixels, exact_cells expected 16, 32 of the last"):
+        small("detrkit-s", backbone="timm:efficientvit_m0")
+    small("detrkit-s", backbone="timm:efficientvit_m0", exact_cells=False)
+
+
+def test_boxes_are_read_off_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    head, decoded = BoxHead(16), torch.randn(2, 5, 16)
+    expected = head(decoded)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(decoded), expected)
+        assert head(decoded.bfloat16()).dtype == torch.float32
 
 
 def test_exact_cells_need_no_mask() -> None:

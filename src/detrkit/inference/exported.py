@@ -5,7 +5,6 @@ document in the file's metadata (or beside it), which may come from anyone: ever
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -28,6 +27,7 @@ from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.models.config import ModelConfig
 from detrkit.ops.boxes import xyxy_to_cxcywh
+from detrkit.ops.padding import stride_of
 from detrkit.structures import Batch, ClassScores, Predictions
 
 FORMAT = "detrkit-export-1"
@@ -241,7 +241,7 @@ def _cut(
     if masks is None:
         return None
     height, width = (
-        -(-length // 2 ** math.ceil(math.log2(whole / cells)))
+        -(-length // stride_of(whole, cells))
         for length, whole, cells in zip(wanted.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
     )
     return masks[:, :, :height, :width]

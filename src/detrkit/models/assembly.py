@@ -1,5 +1,7 @@
 """A config -> the parts of a model: the one place where its words choose among them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -64,7 +66,17 @@ def _backbone(config: ModelConfig) -> ResNetBackbone | TimmBackbone:
             f"backbone {config.backbone}: hands over {len(backbone.channels)} feature maps, num_levels={config.num_levels} "
             f"takes {config.num_backbone_levels}; choose fewer levels or another backbone"
         )
+    expected = config.strides[: config.num_backbone_levels]
+    if config.exact_cells and isinstance(backbone, TimmBackbone) and backbone.strides[-len(expected) :] != expected:
+        raise ConfigError(
+            f"backbone {config.backbone}: found maps with a cell every {_listed(backbone.strides)} pixels, exact_cells "
+            f"expected {_listed(expected)} of the last; set exact_cells=false or choose another backbone"
+        )
     return backbone
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:

@@ -70,8 +70,8 @@ class ModelConfig(BaseModel):
     sampling_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
     exact_cells: bool = Field(
         False,
-        description="deformable attention and proposals look for a cell where its pixels are; false spreads the cells "
-        "evenly over the photo, as published: off by up to a cell where sides are no multiples of the stride",
+        description="cells of deformable attention and proposals lie where their pixels are; false spreads them evenly "
+        "over the photo, as published: off by up to a cell where sides are no multiples of the stride",
     )
     queries: QueryKind = Field(
         "learned",

@@ -90,16 +90,22 @@ class DETR(nn.Module):
             extra: makes queries that are decoded beside the model's own and change nothing of theirs (training helpers).
         """
         exact_padding = exact_padding and self.backbone.keeps_padding_out
-        padding = Padding(padding_mask, self.config.strides if exact_padding else None)
+        config = self.config
+        padding = Padding(padding_mask, config.strides if exact_padding or config.exact_cells else None, exact_padding)
         levels = self.backbone(images, padding_mask if exact_padding else None)
         maps = self.input_projection(levels, padding)
 
         masks_of_maps = [padding.at(level, one) for level, one in enumerate(maps)]
+        cells = exact_photo_cells(images, padding_mask, config.strides) if config.exact_cells else None
         positions = [
-            self.positions(mask, is_padded=padding_mask is not None, level=level)
+            self.positions(
+                mask,
+                is_padded=padding_mask is not None,
+                level=level,
+                photo_cells=None if cells is None else cells[:, level],
+            )
             for level, mask in enumerate(masks_of_maps)
         ]
-        cells = exact_photo_cells(images, padding_mask, self.config.strides) if self.config.exact_cells else None
         scene = to_scene(maps, masks_of_maps, positions, padding, cells)
 
         scene = scene.holding(self.encoder(scene))
@@ -113,7 +119,7 @@ class DETR(nn.Module):
         predictions = self._predictions(layer_class_logits, layer_boxes, queries, beside)
         if self.panoptic is None:
             return predictions
-        last = self.config.num_backbone_levels - 1
+        last = config.num_backbone_levels - 1
         mask_of_map = None if padding_mask is None else masks_of_maps[last]
         padded = (images.shape[-2], images.shape[-1])
         own = decoded[-1, :, : queries.content.shape[1]]

@@ -47,6 +47,14 @@ class BoxHead(nn.Sequential):
         """The layer that gives the logits."""
         return cast(nn.Linear, self[-1])
 
+    def forward(self, decoded: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
+        """Read off the logits; under autocast in float32, for a box rounded to bfloat16 is off by several pixels."""
+        kind = decoded.device.type
+        if not torch.is_autocast_enabled(kind):
+            return cast(Tensor, super().forward(decoded))  # type: ignore[no-untyped-call]
+        with torch.autocast(kind, enabled=False):
+            return cast(Tensor, super().forward(decoded.float()))  # type: ignore[no-untyped-call]
+
 
 class PerLayer(nn.ModuleList):
     """A head of its own for every decoder layer."""
@@ -78,8 +86,6 @@ class Heads(nn.Module):
         self, decoded: Float[Tensor, "T B Q D"], references: Float[Tensor, "T B Q 4"] | None = None
     ) -> tuple[Float[Tensor, "T B Q K1"], Float[Tensor, "T B Q 4"]]:
         """Read class logits and boxes (cxcywh in 0 .. 1) off every query after every layer, in float32.
-
-        Under autocast, a box rounded to bfloat16 would be off by several pixels.
 
         Args:
             decoded: what the queries hold.

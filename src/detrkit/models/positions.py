@@ -32,7 +32,12 @@ class SinePositions(nn.Module):
         self._of_size: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def forward(
-        self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True, level: int = 0
+        self,
+        padding_mask: Bool[Tensor, "B h w"],
+        *,
+        is_padded: bool = True,
+        level: int = 0,
+        photo_cells: Float[Tensor, "B 2"] | None = None,
     ) -> Float[Tensor, "B h w D"]:
         """Encode every cell; in padding, the last cell of the photo is repeated.
 
@@ -40,13 +45,18 @@ class SinePositions(nn.Module):
             padding_mask: True on padding.
             is_padded: False when the mask is known to hold no True: the encoding of such a map is then remembered.
             level: which map of a pyramid it is.
+            photo_cells: columns and rows that the photos' pixels fill; None counts whole cells, as published.
         """
-        within = self._within_map(padding_mask, is_padded)
+        within = self._within_map(padding_mask, is_padded, photo_cells)
         return within if self.levels is None else within + self.levels[level]
 
-    def _within_map(self, padding_mask: Bool[Tensor, "B h w"], is_padded: bool) -> Float[Tensor, "B h w D"]:
+    def _within_map(
+        self, padding_mask: Bool[Tensor, "B h w"], is_padded: bool, photo_cells: Float[Tensor, "B 2"] | None
+    ) -> Float[Tensor, "B h w D"]:
         if is_padded or torch.compiler.is_compiling():
-            return self._encode(padding_mask)
+            return self._encode(padding_mask, photo_cells)
+        if photo_cells is not None:
+            return self._encode(padding_mask[:1], photo_cells[:1]).expand(len(padding_mask), -1, -1, -1)
         batch_size, height, width = padding_mask.shape
         size = (height, width, padding_mask.device)
         if size not in self._of_size:
@@ -56,14 +66,21 @@ class SinePositions(nn.Module):
                 self._of_size[size] = self._encode(torch.zeros(1, height, width, dtype=torch.bool, device=size[2]))
         return self._of_size[size].expand(batch_size, -1, -1, -1)
 
-    def _encode(self, padding_mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
-        is_photo = ~padding_mask
-        encoded = [self.encode(is_photo.cumsum(axis, dtype=torch.float32), axis) for axis in (1, 2)]
+    def _encode(
+        self, padding_mask: Bool[Tensor, "B h w"], photo_cells: Float[Tensor, "B 2"] | None = None
+    ) -> Float[Tensor, "B h w D"]:
+        encoded = []
+        for axis in (1, 2):
+            count = (~padding_mask).cumsum(axis, dtype=torch.float32)
+            if photo_cells is None:
+                last = count.narrow(axis, count.shape[axis] - 1, 1)
+            else:
+                last = photo_cells[:, 2 - axis, None, None]
+            encoded.append(self._encode_axis(count, last))
         return torch.cat(encoded, dim=-1)
 
-    def encode(self, count: Float[Tensor, "B h w"], axis: int) -> Float[Tensor, "B h w C"]:
-        """Encode the position along one axis, counted from 1."""
-        last = count.narrow(axis, count.shape[axis] - 1, 1)
+    def _encode_axis(self, count: Float[Tensor, "B h w"], last: Float[Tensor, "B _ _"]) -> Float[Tensor, "B h w C"]:
+        """Encode the position along one axis, counted from 1 to the photo's end."""
         share = (count - self.offset) / (last + 1e-6)  # 1e-6 as published: a column of nothing but padding has last = 0
         return _waves(share, self.channels_per_axis, self.temperature)
 
@@ -97,7 +114,12 @@ class LearnedPositions(nn.Module):
         nn.init.uniform_(self.columns.weight)
 
     def forward(
-        self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True, level: int = 0
+        self,
+        padding_mask: Bool[Tensor, "B h w"],
+        *,
+        is_padded: bool = True,
+        level: int = 0,
+        photo_cells: Float[Tensor, "B 2"] | None = None,
     ) -> Float[Tensor, "B h w D"]:
         """Encode every cell by its row and column in the padded image.
 
@@ -105,6 +127,7 @@ class LearnedPositions(nn.Module):
             padding_mask: looked at for its shape alone.
             is_padded: not looked at.
             level: not looked at.
+            photo_cells: not looked at.
 
         Raises:
             ConfigError: the feature map is larger than the tables.
@@ -129,7 +152,12 @@ class NoPositions(nn.Module):
         self.width = width
 
     def forward(
-        self, padding_mask: Bool[Tensor, "B h w"], *, is_padded: bool = True, level: int = 0
+        self,
+        padding_mask: Bool[Tensor, "B h w"],
+        *,
+        is_padded: bool = True,
+        level: int = 0,
+        photo_cells: Float[Tensor, "B 2"] | None = None,
     ) -> Float[Tensor, "B h w D"]:
         """Encode nothing."""
         return torch.zeros(*padding_mask.shape, self.width, device=padding_mask.device)

@@ -22,16 +22,13 @@ class Padding:
 
     Attributes:
         mask: True on padding; None when there is none.
-        strides: pixels per cell of each map when padding is kept out; None rounds to the nearest pixel, as published.
+        strides: pixels per cell of each map; None rounds to the nearest pixel, as published.
+        is_exact: whether padding is kept out of what the photo gives.
     """
 
     mask: Bool[Tensor, "B H W"] | None
     strides: tuple[int, ...] | None = None
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether padding is kept out of what the photo gives."""
-        return self.strides is not None
+    is_exact: bool = False
 
     def at(self, level: int, features: Float[Tensor, "B _ h w"]) -> Bool[Tensor, "B h w"]:
         """The mask of a feature map."""

@@ -3,7 +3,6 @@
 Input: mask logits over a padded image, and the sizes of the padded image, the image within it, and the photo.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from detrkit.ops.padding import stride_of
+
 Size = tuple[int, int]  # (height, width)
 AT_ONCE = 2**25  # pixels enlarged at a time
 
 
 def covered(logits: Float[Tensor, "P _ _"], padded: Size) -> Size:
     """Pixels that mask logits cover: whole strides, wherever the padded image ends. So padding does not move a mask."""
-    height, width = (
-        cells * 2 ** math.ceil(math.log2(whole / cells)) for cells, whole in zip(logits.shape[1:], padded, strict=True)
-    )
+    height, width = (cells * stride_of(whole, cells) for cells, whole in zip(logits.shape[1:], padded, strict=True))
     return height, width
 
 

@@ -3,6 +3,7 @@
 Photos are padded with zeros (the mean colour, for normalised images) at the bottom and on the right only.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,12 @@ def empty_batch(
     for index, size in enumerate(sizes):
         padding_mask[index, : size[0], : size[1]] = False
     return torch.zeros(len(sizes), channels, height, width), padding_mask
+
+
+def stride_of(pixels: int, cells: int) -> int:
+    """Pixels per cell of a feature map: a power of two, whether its backbone rounds sizes up, as ResNets do, or down."""
+    rounded_down = cells / (cells + 1) if cells > 2 else 1  # of one or two cells nobody can tell
+    return 2 ** math.ceil(math.log2(pixels / cells * rounded_down))
 
 
 def padding_mask_at(
