@@ -50,7 +50,7 @@ class BoxHead(nn.Sequential):
     def forward(self, decoded: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
         """Read off the logits; under autocast in float32, for a box rounded to bfloat16 is off by several pixels."""
         kind = decoded.device.type
-        if not torch.is_autocast_enabled(kind):
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):  # "meta" has none
             return cast(Tensor, super().forward(decoded))  # type: ignore[no-untyped-call]
         with torch.autocast(kind, enabled=False):
             return cast(Tensor, super().forward(decoded.float()))  # type: ignore[no-untyped-call]
