@@ -97,13 +97,9 @@ class DETR(nn.Module):
 
         masks_of_maps = [padding.at(level, one) for level, one in enumerate(maps)]
         cells = exact_photo_cells(images, padding_mask, config.strides) if config.exact_cells else None
+        cells_of_maps = [None] * len(maps) if cells is None else cells.unbind(1)
         positions = [
-            self.positions(
-                mask,
-                is_padded=padding_mask is not None,
-                level=level,
-                photo_cells=None if cells is None else cells[:, level],
-            )
+            self.positions(mask, is_padded=padding_mask is not None, level=level, photo_cells=cells_of_maps[level])
             for level, mask in enumerate(masks_of_maps)
         ]
         scene = to_scene(maps, masks_of_maps, positions, padding, cells)
