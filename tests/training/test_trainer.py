@@ -147,6 +147,16 @@ def test_best_and_last_are_saved_and_metrics_written(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_photos_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> None:
+    script = Script([0.2, 0.1])
+    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"with_validation": True}))
+    with log:
+        result = loop.fit()
+    assert script.saved == ["best", "last", "best", "last"]
+    assert result.scores is not None
+    assert result.scores.ap == 0.1
+
+
 def test_a_worse_start_than_nothing_is_still_saved(tmp_path: Path) -> None:
     script = Script([-1.0, -1.0])
     loop, log = trainer(tmp_path, script)

@@ -13,7 +13,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.photos import RGB
-from detrkit.data.records import Split, SplitName
+from detrkit.data.records import Records, Split, SplitName
 from detrkit.data.sampling import Arrangement
 from detrkit.data.transforms import RandomFlip, TestTransform, TrainTransform, Transform
 from detrkit.errors import ConfigError
@@ -53,9 +53,16 @@ def open_data(config: RunConfig) -> RunData:
     settings = config.training
     model = preset_config(config.model, **config.model_settings)
     check_augmentation(settings, model.in_channels)
+    check_judges(settings)
     folder = read_dataset(config.data, config.format, settings.seed, masks=model.panoptic)
     train_split, test_split = folder.train, folder.val
     notes = (*folder.notes, *_warnings(folder, model, settings.image_size))
+    if settings.with_validation:
+        train_split = joined(folder.train, folder.val)
+        notes = (
+            *notes,
+            f"the {len(folder.val.records)} validation photos are learned from, so scores on them say little",
+        )
     if settings.overfit:
         train_split = test_split = replace(folder.train, records=folder.train.records[: settings.overfit])
         notes = ()
@@ -76,6 +83,14 @@ def open_data(config: RunConfig) -> RunData:
         segments=true_segments_of(test_split) if model.panoptic and has_segments else None,
         splits=folder.splits,
         notes=notes,
+    )
+
+
+def joined(first: Split, second: Split) -> Split:
+    """The photos of both, each once: the split of a single photo is also what it is judged by."""
+    known = {record.path for record in first.records}
+    return replace(
+        first, records=Records.of([*first.records, *(one for one in second.records if one.path not in known)])
     )
 
 
@@ -108,6 +123,19 @@ def check_augmentation(settings: TrainingSettings, channels: int) -> None:
         raise ConfigError(
             f"--photometric: changes colours of RGB or grey photos, found {channels} channels; set it to 0"
         )
+
+
+def check_judges(settings: TrainingSettings) -> None:
+    """See that nothing waits for scores on photos that are learned from.
+
+    Raises:
+        ConfigError: something does.
+    """
+    for name, value in (("patience", settings.patience), ("overfit", settings.overfit)):
+        if settings.with_validation and value:
+            raise ConfigError(
+                f"--with-validation: leaves no photos to be judged by, and --{name} {value} needs some; leave one out"
+            )
 
 
 def _warnings(folder: DatasetFolder, model: ModelConfig, size: int) -> Iterator[str]:

@@ -36,12 +36,13 @@ def finish_run(
         if result.scores.panoptic is None
         else "what it finds is drawn as segments, with a name where there is room"
     )
+    learned_from_all = config.training.overfit > 0 or config.training.with_validation
     write_report(
         output / "report.html",
         title=f"{config.model}: {headline(result.scores)}",
         subtitle=f"{output.name}, {result.epochs} epochs; {drawn}",
         analysis=analysis,
-        judged_by="the ones it was trained on" if config.training.overfit else "not seen in training",
+        judged_by="the ones it was trained on" if learned_from_all else "not seen in training",
         curves=draw_curves(read_metrics(output)),
         gallery=gallery,
         worst=draw_worst(analysis, data.pictures, data.test_ids),

@@ -76,6 +76,10 @@ class TrainingSettings(BaseModel):
         default=True,
         description="batches of tall or of wide photos, cut and resized alike: less padding; false: as published",
     )
+    with_validation: bool = Field(
+        default=False,
+        description="learn from the validation photos, too, once all else is chosen; the last checkpoint is kept",
+    )
     overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
     class_weight: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
     box_weight: float = Field(

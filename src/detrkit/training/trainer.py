@@ -190,10 +190,13 @@ class Trainer:
             self.save()
 
     def evaluate(self, epoch: int) -> None:
-        """Score the model, and save it if it is the best so far."""
+        """Score the model, and save it if it is the best so far.
+
+        Photos that were learned from cannot tell which checkpoint is: then the last is taken for it.
+        """
         scores = self.hooks.evaluate(self.stepper.best_model)
         best = self.position.best
-        if best is None or scores.value > best.value:
+        if best is None or scores.value > best.value or self.settings.with_validation:
             self.position = replace(self.position, best=scores, waited=0)
             self.hooks.save_weights("best", self.stepper.best_model)
         else:
