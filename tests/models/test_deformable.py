@@ -1,6 +1,7 @@
 """Deformable attention: against loops written from the paper's formula, its gradients, and how it starts."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -154,5 +155,18 @@ def test_under_autocast_points_are_not_rounded() -> None:
     exact = attention(queries, references, scene())
     with torch.autocast("cpu", torch.bfloat16):
         rough = attention(queries, references, scene())
+        points, _ = attention.points(queries, references, SIZES)
     torch.testing.assert_close(rough.float(), exact, rtol=0, atol=0.05)
+    assert points.dtype == torch.float32
     assert math.isfinite(rough.float().sum().item())
+
+
+@pytest.mark.parametrize("sampler", [sample, _sample_grids])
+def test_values_in_bfloat16_are_looked_for_where_the_points_are(sampler: Callable[..., torch.Tensor]) -> None:
+    # columns hold 0 and 1 in turns; rounded, points near the edges would lie up to an eighth of a cell off
+    columns = (torch.arange(128) % 2).view(1, -1, 1, 1).bfloat16()
+    places = torch.arange(10.3, 120, 4)  # from the centre of the first cell on, in cells
+    points = torch.stack([(places + 0.5) / 128, torch.full_like(places, 0.5)], -1).view(1, -1, 1, 1, 1, 2)
+    found = sampler(columns, ((1, 128),), points, torch.ones(points.shape[:-1]))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.flatten().float(), torch.full_like(places, 0.3), rtol=0, atol=2e-3)

@@ -86,6 +86,8 @@ def test_without_positions_cells_can_be_exchanged() -> None:
 def test_learned_positions_that_nothing_uses_are_refused() -> None:
     with pytest.raises(ConfigError, match="position_encoding=none"):
         build_model("detr-tiny", position_encoding="learned", encoder_positions="none", decoder_positions="none")
+    with pytest.raises(ConfigError, match="position_encoding=none"):
+        build_model("detr-tiny", position_encoding="learned", encoder_layers=0, decoder_positions="none")
 
 
 @pytest.mark.parametrize("form", ["official", "huggingface"])

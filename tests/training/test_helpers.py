@@ -272,6 +272,7 @@ def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
     ("architecture", "settings", "message"),
     [
         ("plain", {"contrastive_denoising": True}, "set denoising to 5"),
+        ("plain", {"denoising": 2, "contrastive_denoising": True, "box_noise": 0}, "found box_noise 0"),
         ("plain", {"hybrid_queries": 5}, "found 5, expected at least the 6"),
         ("plain", {"look_forward_twice": True}, "do not refine each other's boxes"),
         ("conditional", {"look_forward_twice": True}, "do not refine each other's boxes"),

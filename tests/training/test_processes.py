@@ -16,6 +16,7 @@ from detrkit.data.sampling import Share
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import crop, resize
 from detrkit.errors import ConfigError
+from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.process import Process, process_from_environment
 from detrkit.recipes.building import loss_for
@@ -116,19 +117,33 @@ def test_two_processes_learn_what_one_does_with_all_photos(
             torch.testing.assert_close(two["model"][weight], tensor, rtol=0, atol=1e-5, msg=weight)
 
 
-@pytest.mark.parametrize("name", sorted({name.replace("-r101", "-r50").replace("-dc5", "") for name in PRESETS}))
-def test_every_weight_that_learns_has_a_part_in_the_losses(name: str) -> None:
-    # PyTorch's data parallelism waits for the gradient of each
-    small = {"hidden_dim": 64, "feedforward_dim": 32, "num_queries": 12, "decoder_layers": 2, "num_classes": 3}
-    if PRESETS[name].encoder_layers:
-        small["encoder_layers"] = 1
-    model = build_model(name, backbone="resnet-tiny", num_detections=12, **small)
+SMALL = {"hidden_dim": 64, "feedforward_dim": 32, "num_queries": 12, "num_detections": 12, "num_classes": 3}
+
+
+def without_gradient(model: DETR) -> list[str]:
     settings = TrainingSettings()
     Stepper(model, loss_for(model.config, settings), settings, torch.device("cpu"), 1).step(
         [collate(uneven_photos()[:4])]
     )
-    without = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
-    assert not without
+    return [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+
+
+@pytest.mark.parametrize("name", sorted({name.replace("-r101", "-r50").replace("-dc5", "") for name in PRESETS}))
+def test_every_weight_that_learns_has_a_part_in_the_losses(name: str) -> None:
+    # PyTorch's data parallelism waits for the gradient of each
+    layers = {"encoder_layers": min(1, PRESETS[name].encoder_layers), "decoder_layers": 2}
+    assert not without_gradient(build_model(name, backbone="resnet-tiny", **SMALL, **layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("conditional-detr-r50", {"encoder_layers": 1, "decoder_layers": 1}),
+        ("dab-detr-r50", {"encoder_layers": 0, "decoder_layers": 2}),
+    ],
+)
+def test_nor_do_fewer_layers_leave_weights_without_one(name: str, changes: dict[str, int]) -> None:
+    assert not without_gradient(build_model(name, backbone="resnet-tiny", **SMALL, **changes))
 
 
 def test_evaluation_is_shared_out_in_the_same_batches() -> None:

@@ -66,7 +66,12 @@ def index_of_objects(matches: Matches, targets: Sequence[Target]) -> Int64[Tenso
 def to_device(numbers_here: Sequence[float], device: torch.device, kind: torch.dtype = torch.int64) -> Tensor:
     """Copy a few numbers without waiting for the device, which pageable memory would make us do."""
     numbers = torch.tensor(numbers_here, dtype=kind)
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
+    return sent(numbers, device)
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host's to a device, without waiting for it where that can be done."""
+    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=device.type == "cuda")
 
 
 def _boxes_of_pairs(

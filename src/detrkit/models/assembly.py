@@ -99,11 +99,14 @@ def _position_encoding(config: ModelConfig) -> SinePositions | LearnedPositions 
 def _encoder(config: ModelConfig, shape: LayerShape) -> Encoder:
     layer = DeformableEncoderLayer if config.encoder_attention == "deformable" else EncoderLayer
     width = config.hidden_dim
+    position_scale = two_layers(width, width, width) if config.scaled_positions else None
+    if position_scale is not None and not config.encoder_layers:
+        position_scale.requires_grad_(False)  # as in _positions
     return Encoder(
         [layer(shape) for _ in range(config.encoder_layers)],
         shape,
         config.encoder_positions,
-        two_layers(width, width, width) if config.scaled_positions else None,
+        position_scale,
     )
 
 
@@ -117,10 +120,13 @@ def _decoder(config: ModelConfig, shape: LayerShape) -> Decoder:
             layers.append((DeformableDecoderLayer if config.cross_attention == "deformable" else DecoderLayer)(shape))
     # Deformable DETR's decoder, as published, reads the layers themselves, which end with a norm
     has_norm = config.cross_attention != "deformable" or config.pre_norm
+    guide = Guide(config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional)
+    if guide.content_scale is not None and config.decoder_layers == 1:
+        guide.content_scale.requires_grad_(False)  # it scales what further layers ask by; and as in _positions
     return Decoder(
         layers,
         nn.LayerNorm(config.hidden_dim) if has_norm else nn.Identity(),
-        Guide(config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional),
+        guide,
         positions_at=config.decoder_positions,
         queries_at=config.query_positions,
         refines=config.refine_boxes,

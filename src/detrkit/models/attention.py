@@ -52,7 +52,7 @@ class ProjectedAttention(nn.Module):
         attend = _attend(key_padding_mask)
         heads = (self.split_heads(queries), self.split_heads(keys), self.split_heads(values))
         drops = self.dropout > 0 and self.training
-        if drops and queries.device.type == "cpu":
+        if drops and queries.device.type == "cpu" and not torch.compiler.is_compiling():
             mixed = self.mix_with_dropout(*heads, attend)
         else:
             share = self.dropout if drops else 0.0

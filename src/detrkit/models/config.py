@@ -154,7 +154,8 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"backbone {self.backbone!r} cannot be dilated, only resnet50, resnet101 and resnet-tiny can"
             )
-        if self.position_encoding == "learned" and self.encoder_positions == self.decoder_positions == "none":
+        in_encoder = self.encoder_positions == "input" or (self.encoder_layers > 0 and self.encoder_positions != "none")
+        if self.position_encoding == "learned" and not in_encoder and self.decoder_positions == "none":
             raise ValueError("learned positions that are added nowhere cannot be learned; set position_encoding=none")
         least_width = 64 if self.backbone == "resnet-tiny" else 128  # halved at every stage, down to groups of norms
         if self.panoptic and (self.hidden_dim % least_width or self.num_heads % 8):

@@ -156,7 +156,8 @@ def _sample_grids(
     points: Float[Tensor, "B N M L P 2"],
     weights: Float[Tensor, "B N M L P"],
 ) -> Float[Tensor, "B N D"]:
-    """By `grid_sample`, whose batch are photos and heads."""
+    """By `grid_sample`, whose batch are photos and heads; it wants points in the values' type, so both are float32."""
+    kind, values = values.dtype, _unrounded(values)
     start, mixed = 0, torch.zeros((), dtype=values.dtype, device=values.device)
     for level, (height, width) in enumerate(sizes):
         of_map = values[:, start : start + height * width]
@@ -166,7 +167,7 @@ def _sample_grids(
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         of_points = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
         mixed = mixed + (sampled * of_points).sum(-1)
-    return mixed.unflatten(0, (values.shape[0], -1)).permute(0, 3, 1, 2).flatten(2)
+    return mixed.unflatten(0, (values.shape[0], -1)).permute(0, 3, 1, 2).flatten(2).to(kind)
 
 
 class _GatheredSum(torch.autograd.Function):

@@ -42,7 +42,7 @@ class ProposedQueries(nn.Module):
         self.memory_projection = nn.Linear(width, width)
         self.memory_norm = nn.LayerNorm(width)
         self.class_head = ClassHead(width, num_classes, "sigmoid")
-        self.box_head = BoxHead(width)
+        self.box_head = BoxHead(width, starts_at_zero=True)
         self.query_projection = nn.Linear(2 * width, 2 * width)
         self.query_norm = nn.LayerNorm(2 * width)
         self.register_parameter("weight", nn.Parameter(torch.randn(num_queries, width)) if from_cells else None)

@@ -137,7 +137,10 @@ def exact_photo_cells(
 ) -> Float[Tensor, "B L 2"]:
     """How many columns and rows of each map the photos' pixels fill."""
     if padding_mask is None:
-        size = torch.tensor([images.shape[3], images.shape[2]], device=images.device).expand(len(images), 2).float()
+        sides = [
+            images.new_full((len(images),), side, dtype=torch.float32) for side in (images.shape[3], images.shape[2])
+        ]
+        size = torch.stack(sides, dim=-1)
     else:
         size = _photo_size(padding_mask)
     return torch.stack([size / stride for stride in strides], dim=1)

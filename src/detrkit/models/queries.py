@@ -204,8 +204,10 @@ class Guide(nn.Module):
             return QueryPlace(positions, reference=place)
         width = decoded.shape[-1]
         # rows before columns, as the cells' positions have it
-        order = [1, 0] if place.shape[-1] == 2 else [1, 0, 2, 3]
-        sine = encode_coordinates(place[..., order], width // 2).to(decoded.dtype)
+        row_first = place[..., :2].flip(-1)
+        if place.shape[-1] == 4:
+            row_first = torch.cat([row_first, place[..., 2:]], dim=-1)
+        sine = encode_coordinates(row_first, width // 2).to(decoded.dtype)
         if self.position_head is not None:
             positions = self.position_head(sine)
         if self.content_scale is None:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
-from detrkit.data.sampling import Arrangement, Share, TrainBatches
+from detrkit.data.sampling import Arrangement, Draw, Share, TrainBatches, mixed
 from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.inference.load_exported import is_exported
 from detrkit.inference.stream import check_counts
@@ -17,8 +17,18 @@ from detrkit.process import Process
 from detrkit.structures import Batch, Sample
 from detrkit.training.settings import MOST_UNREADABLE, TrainingSettings
 
+_MOST_STAND_INS = 20  # tried for one photo; with one of a hundred unreadable, two are hardly ever needed
 
-class _ErrorsAsValues(Dataset[Sample | DetrkitError]):
+
+@dataclass(frozen=True)
+class _Read:
+    """A sample, where there is one, and what was wrong with the photos that were tried."""
+
+    sample: Sample | None
+    faults: tuple[str, ...] = ()
+
+
+class _ErrorsAsValues(Dataset[_Read]):
     """Hands over what went wrong instead of raising it: a worker would wrap it into a stack trace."""
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
@@ -27,11 +37,28 @@ class _ErrorsAsValues(Dataset[Sample | DetrkitError]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
 
-    def __getitem__(self, key: Any) -> Sample | DetrkitError:
+    def __getitem__(self, key: Any) -> _Read:
         try:
-            return self.dataset[key]
+            return _Read(self.dataset[key])
         except DetrkitError as error:
-            return error
+            return _Read(None, (str(error),))
+
+
+class _WithStandIns(_ErrorsAsValues):
+    """Puts other photos in the place of those that cannot be read, the same ones in every process and every time.
+
+    A batch that is left out would put its process a step behind the others, and a run that is gone on with, too.
+    """
+
+    def __getitem__(self, key: Draw) -> _Read:
+        faults: tuple[str, ...] = ()
+        for attempt in range(1 + _MOST_STAND_INS):
+            index = mixed(key.index, key.epoch, attempt) % len(self) if attempt else key.index
+            read = super().__getitem__(replace(key, index=index))
+            faults += read.faults
+            if read.sample is not None:
+                return replace(read, faults=faults)
+        return _Read(None, faults)
 
 
 @dataclass(frozen=True)
@@ -46,14 +73,13 @@ class _Loaded:
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
-def _collate(items: Sequence[Sample | DetrkitError]) -> _Loaded:
-    samples = [item for item in items if not isinstance(item, DetrkitError)]
-    faults = tuple(str(item) for item in items if isinstance(item, DetrkitError))
-    return _Loaded(collate(samples) if samples else None, faults)
+def _collate(items: Sequence[_Read]) -> _Loaded:
+    samples = [item.sample for item in items if item.sample is not None]
+    return _Loaded(collate(samples) if samples else None, tuple(fault for item in items for fault in item.faults))
 
 
 class Loader:
-    """Batches of a dataset, read by worker processes; photos that cannot be read are left out, up to a share.
+    """Batches of a dataset, read by worker processes; photos that cannot be read are left out, up to a share of them.
 
     Attributes:
         skipped: what was wrong with the photos that were left out, each once.
@@ -61,7 +87,7 @@ class Loader:
 
     def __init__(
         self,
-        loader: DataLoader[Sample | DetrkitError],
+        loader: DataLoader[_Read],
         most_unreadable: float,
         order: TrainBatches | None = None,
     ) -> None:
@@ -94,7 +120,8 @@ class Loader:
         """
         for loaded in self._loader:
             self.skipped += [fault for fault in loaded.faults if fault not in self.skipped]
-            if len(self.skipped) > self._most_unreadable * self._num_photos:
+            is_lost = loaded.batch is None and self._order is not None
+            if is_lost or len(self.skipped) > self._most_unreadable * self._num_photos:
                 others = f" (and {len(self.skipped) - 1} more photos)" if len(self.skipped) > 1 else ""
                 raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
             if loaded.batch is not None:
@@ -120,7 +147,7 @@ def train_loader(
             f"{order.share.world} processes; lower --batch-size or --devices"
         )
     loader = DataLoader(
-        _ErrorsAsValues(photos),
+        _WithStandIns(photos),
         batch_sampler=order,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,

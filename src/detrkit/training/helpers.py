@@ -151,6 +151,11 @@ def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only
             "contrastive_denoising: found denoising 0, expected copies to add worse boxes to; set denoising to 5, say",
         ),
         (
+            settings.contrastive_denoising and not settings.box_noise,
+            "contrastive_denoising: found box_noise 0, expected worse boxes to differ from the objects' own; set box_noise "
+            "to 0.4, say",
+        ),
+        (
             0 < settings.hybrid_queries < settings.hybrid_repeats,
             f"hybrid_queries: found {settings.hybrid_queries}, expected at least the {settings.hybrid_repeats} of "
             "hybrid_repeats, and as many for every object of a photo; set more of them",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detrkit.data.sampling import mixed
+from detrkit.losses.pairs import sent
 from detrkit.structures import Batch, Target
 from detrkit.training.settings import TrainingSettings
 
@@ -54,7 +55,7 @@ def noised_objects(batch: Batch, settings: TrainingSettings, num_classes: int, s
         for target, image_id in zip(batch.targets, batch.image_ids, strict=True)
     ]
     shifts, others = (pad_sequence(list(each), batch_first=True) for each in zip(*drawn, strict=True))
-    shifts, others = (_moved(_at_least_one(each), device) for each in (shifts, others))
+    shifts, others = (sent(_at_least_one(each), device) for each in (shifts, others))
     boxes, labels = _padded(batch.targets)
     sides, copies = shifts.shape[2], shifts.shape[3]
     # photos, copies, sides, objects
@@ -62,7 +63,7 @@ def noised_objects(batch: Batch, settings: TrainingSettings, num_classes: int, s
     relabelled = torch.where(others < 0, labels[:, :, None, None], others).permute(0, 3, 2, 1).flatten(1)
     counts = [len(target.labels) for target in batch.targets]
     fillers = _fillers(counts, sides)
-    return NoisedObjects(shifted, relabelled, copies, None if fillers is None else _moved(fillers, device))
+    return NoisedObjects(shifted, relabelled, copies, None if fillers is None else sent(fillers, device))
 
 
 def draw(
@@ -113,7 +114,3 @@ def _fillers(counts: Sequence[int], sides: int) -> Bool[Tensor, "B E"] | None:
     is_filler = torch.arange(size) >= torch.tensor(counts)[:, None]
     is_filler &= torch.tensor(counts)[:, None] > 0
     return is_filler.repeat(1, sides)
-
-
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

@@ -30,6 +30,7 @@ from detrkit.training.schedule import build_schedule
 from detrkit.training.settings import TrainingSettings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HALVINGS = 16  # of the scale of float16 gradients, from 65,536 to 1, while it is looked for: no fault of the run's
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Stepper:
             else []
         )
         self._streak = 0
+        self._overflows = 0  # of float16 gradients, in a row
         self._last: _Taken | None = None
         self._wrapped = self._wrap()
 
@@ -121,6 +123,8 @@ class Stepper:
         is_finite = self._update(report)
         for buffer, before in zip(self._statistics, statistics, strict=True):
             buffer.copy_(torch.where(is_finite, buffer, before))
+        if self.average is not None:
+            self.average.update_parameters(self.model)  # which copies the statistics
         image_ids = [image_id for batch in batches for image_id in batch.image_ids]
         self._last = _Taken(self.step_number, is_finite.to("cpu", non_blocking=True), image_ids, report)
         return report
@@ -224,8 +228,8 @@ class Stepper:
             self.scaler.unscale_(self.optimizer)
         most = self.settings.clip_norm or float("inf")
         is_finite = report.total.detach().isfinite()
-        if self.scaler.is_enabled():  # while it looks for its scale, gradients overflow: no fault of the run's
-            torch.nn.utils.clip_grad_norm_(self._trained, most)
+        if self.scaler.is_enabled():
+            is_finite = is_finite & torch.nn.utils.clip_grad_norm_(self._trained, most).isfinite()
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
@@ -237,8 +241,6 @@ class Stepper:
             self.optimizer.step()
         self.schedule.step()
         self.step_number += 1
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         return is_finite
 
     def _look_back(self) -> None:
@@ -247,10 +249,13 @@ class Stepper:
         if last is None:
             return
         if bool(last.is_finite):
-            self._streak = 0
+            self._streak = self._overflows = 0
+            return
+        terms = [name for name, part in last.report.parts.items() if name.startswith("loss") and not part.isfinite()]
+        if self.scaler.is_enabled() and not terms and self._overflows < _HALVINGS:
+            self._overflows += 1
             return
         self._streak += 1
-        terms = [name for name, part in last.report.parts.items() if name.startswith("loss") and not part.isfinite()]
         what = ", ".join(terms[:4]) or "the gradient"
         photos = ", ".join(map(str, last.image_ids[:8]))
         self.left_out.append(f"step {last.step} left out: {what} not finite, photos {photos}")
