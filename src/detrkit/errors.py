@@ -7,7 +7,10 @@ with code 2; Python callers catch `DetrkitError` or the kind they can act on.
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from reprlib import Repr
 from typing import Any
+
+_MOST_CHOICES = 20  # of names that a message lists
 
 
 class DetrkitError(Exception):
@@ -34,7 +37,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, or list them all."""
     known = list(known)
     close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    rest = len(known) - _MOST_CHOICES
+    return f"choose one of {', '.join(known[:_MOST_CHOICES])}{f' and {rest} more' if rest > 0 else ''}"
+
+
+def short(value: Any) -> str:
+    """Show a wrong value in a message; of nested ones, which aliases in YAML can make huge, no more than the beginning."""
+    brief = Repr()
+    brief.maxlevel, brief.maxstring, brief.maxlong, brief.maxother = 3, 80, 80, 80
+    text = "nothing" if value is None else brief.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def import_optional(package: str, purpose: str, install: str) -> Any:

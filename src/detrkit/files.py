@@ -42,7 +42,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # names of files and classes may hold bytes that are no text
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file lies there; names that were read from files may be longer than the system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def make_folder(path: Path) -> Path:

@@ -186,3 +186,28 @@ def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "hub" / "checkpoints" / "w-00000000.pth").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="SHA-256"):
         download.fetch("https://nowhere.invalid/w-00000000.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("class_embed.weight", (4,)), ("query_embed.weight", ()), ("backbone.0.body.conv1.weight", (3,))],
+)
+def test_tensors_of_other_shapes_are_refused_in_one_sentence(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    weights = {**state_dict_as_official(small()), name: torch.zeros(shape)}
+    torch.save({"model": weights}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: ") as refused:
+        read_checkpoint(tmp_path / "a.pth")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_holds_no_names_is_refused(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="expected those of a DETR"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_settings_that_are_none_are_refused(tmp_path: Path) -> None:
+    content = {"model": state_dict_as_official(small()), "args": argparse.Namespace(pe_temperatureH=None)}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="its weights are not those of a DETR"):
+        read_checkpoint(tmp_path / "a.pth")

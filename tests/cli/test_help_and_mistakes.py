@@ -71,6 +71,18 @@ MISTAKES = {
     "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "expected those of a DETR"),
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
     "no such device": (["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"], "device 'gpu9'"),
+    "a device that computes nothing": (
+        ["predict", "model.safetensors", "no_image.jpg", "--device", "meta"],
+        "device 'meta': computes nothing",
+    ),
+    "a name longer than any file's": (["predict", "model.safetensors", f"{'a' * 300}.jpg"], "check the path"),
+    "photos without a side": (["describe", "detr-tiny", "--size", "00x00"], "expected HEIGHTxWIDTH"),
+    "a seed that nothing counts to": (["demo", "--seed", str(2**63)], "--seed: found 92233"),
+    "photos larger than any": (["train", "shapes", "--image-size", "20000"], "--image-size: found 20000"),
+    "settings of a run that goes on": (
+        ["train", "--resume", "empty", "--dry-run", "--epochs", "1", "--output", "elsewhere"],
+        "leave out --output, --dry-run, --epochs",
+    ),
     "missing dataset": (["train", "nowhere"], "nowhere: found nothing, expected a dataset folder"),
     "wrong layout": (["train", "empty"], "found no file annotations/instances_train*.json"),
     "cut annotations": (["train", "broken"], "not readable as JSON"),

@@ -1,13 +1,14 @@
 """Opening photos: upright, RGB, and one sentence for what is none."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from detrkit import DataError
-from detrkit.data.photos import open_photo, photo_to_tensor, tensor_to_photo
+from detrkit.data.photos import open_photo, photo_size, photo_to_tensor, tensor_to_photo, uploaded_pixels
 
 
 def save_with_orientation(path: Path, orientation: int) -> None:
@@ -91,3 +92,36 @@ def test_hostile_photos_open_or_are_refused_within_memory(shared: Path) -> None:
         assert photo.mode == "RGB"
         opened += 1
     assert opened > 20
+
+
+def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+
+    def decode(_image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decode)
+    assert photo_size(tmp_path / "a.png") == (20, 30)
+
+
+def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [Image.new("L", size) for size in ((8, 8), (900, 900), (8, 8))]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    decoded = []
+    load = TiffImagePlugin.TiffImageFile.load
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1]
+    )
+    with pytest.raises(DataError, match="its 3 pages differ in size"):
+        uploaded_pixels(file, "a.tif", most_pixels=1000)
+    assert set(decoded) == {(8, 8)}
+
+
+def test_pages_of_an_upload_count_together() -> None:
+    pages = [Image.new("L", (40, 30)) for _ in range(6)]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    assert uploaded_pixels(file, "a.tif", channels=6, most_pixels=2400).shape == (6, 30, 40)
+    with pytest.raises(DataError, match="at most 2000 are read"):
+        uploaded_pixels(file, "a.tif", channels=6, most_pixels=2000)

@@ -1,5 +1,6 @@
 """Reading Pascal VOC: lists or none, names and photos found whatever the file says, nothing executed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def write(folder: Path, stem: str, text: str) -> None:
     (folder / "Annotations" / f"{stem}.xml").write_text(text, encoding="utf-8")
 
 
-def lists(folder: Path, **stems: str) -> None:
+def lists(folder: Path, **stems: Iterable[str]) -> None:
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     for split, names in stems.items():
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
@@ -123,3 +124,26 @@ def test_the_blood_cells(shared: Path) -> None:
     assert data.train.categories.names == ("Platelets", "RBC", "WBC")
     labels = np.concatenate([record.labels for split in splits for record in split.records])
     assert np.bincount(labels).tolist() == [361, 4155, 372]
+
+
+def test_names_in_lists_may_hold_spaces_folders_and_marks(folder: Path) -> None:
+    for kind in ("Annotations/a.xml", "JPEGImages/a.jpg"):
+        (folder / kind).rename((folder / kind).with_stem("photo one"))
+    lists(folder, train=["photo one", "VOC2012/b.jpg.x/b", "c  1"], val=["d -1"])
+    data = read_dataset(folder)
+    assert [record.path.stem for record in data.train.records] == ["photo one", "b", "c"]
+    assert [record.path.stem for record in data.val.records] == ["d"]
+
+
+def test_a_list_in_another_encoding_is_named(folder: Path) -> None:
+    lists(folder, train="abc")
+    (folder / "ImageSets" / "Main" / "train.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"train\.txt: not readable as a list.*save it in UTF-8"):
+        read_dataset(folder)
+
+
+def test_a_name_longer_than_any_file_s_is_a_missing_photo(folder: Path) -> None:
+    write(folder, "a", page(OBJECT.format(name="dog", difficult=0), f"<filename>{'a' * 300}.jpg</filename>"))
+    (folder / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"a\.xml: found no photo 'aaa"):
+        read_dataset(folder)

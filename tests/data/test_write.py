@@ -113,3 +113,26 @@ def test_a_faulty_list_of_categories_is_refused(tmp_path: Path) -> None:
     (tmp_path / "voc" / "categories.json").write_text("[5]")
     with pytest.raises(DataError, match="expected a list of objects"):
         read_dataset(tmp_path / "voc")
+
+
+@pytest.mark.parametrize("names", [("fish", " fish"), ("a\x01b", "c"), ("", "a"), ("fish \ud83d", "a")])
+def test_classes_that_voc_cannot_tell_apart_are_refused_before_anything_is_copied(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (50, 50)).save(photo)
+    record = Record(1, photo, (50, 50), np.ones((1, 4), np.float32), np.array([0]), np.array([False]))
+    splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), Categories((1, 2), names), tmp_path)}
+    with pytest.raises(DataError, match="expected a name of its own"):
+        write_dataset(splits, tmp_path / "voc", "voc")
+    assert not (tmp_path / "voc").exists()
+
+
+def test_boxes_beyond_the_edge_are_cut_for_yolo(tmp_path: Path) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (50, 40)).save(photo)
+    box = np.array([[-30, 10, 70, 30]], np.float32)
+    record = Record(1, photo, (40, 50), box, np.array([0]), np.array([False]))
+    splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
+    write_dataset(splits, tmp_path / "yolo", "yolo")
+    np.testing.assert_allclose(read_dataset(tmp_path / "yolo").train.records[0].boxes, [[0, 10, 50, 30]], atol=1e-4)

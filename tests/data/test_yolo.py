@@ -1,6 +1,7 @@
 """Reading YOLO: every legal kind of row and of data.yaml, and one sentence for the others."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
     ("content", "says"),
     [
         ("", "found no settings"),
-        ("train: train/images\nnc: 2", "names: found None"),
+        ("train: train/images\nnc: 2", "names: found nothing"),
+        ("train: train/images\nnames: [a, [b]]", r"names: found \['b'\] for class 1"),
         ("train: train/images\nnc: 5\nnames: [a, b]", "nc is 5, but names has 2"),
         ("train: nowhere\nnames: [a, b]", "found no folder 'nowhere'"),
         ("train: 5\nnames: [a, b]", "found 5"),
@@ -94,6 +96,27 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
 def test_mistakes_in_data_yaml(folder: Path, content: str, says: str) -> None:
     (folder / "data.yaml").write_text(content)
     with pytest.raises(DataError, match=says):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize("key", ["names", "train"])
+def test_aliases_within_aliases_are_not_written_out(folder: Path, key: str) -> None:
+    names = "abcdefghij"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]" for before, one in pairwise(names)]
+    others = {"names": "[cat, dog]", "train": "train/images", key: "[*j, *j]"}  # 9 ** 10 names, or 3.5 GB of them
+    (folder / "data.yaml").write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in others.items())]))
+    with pytest.raises(DataError, match=r"found \[\[\[\[\.\.\.\]") as refused:
+        read_dataset(folder)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("place", ["lists/train.txt", "train/images/a.b.jpg"])
+def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
+    (folder / "lists").mkdir()
+    (folder / "lists" / "train.txt").write_bytes(b"caf\xe9.jpg")
+    (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
+    with pytest.raises(DataError, match=r"not readable as a list of photos"):
         read_dataset(folder)
 
 

@@ -15,6 +15,7 @@ from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
+from detrkit.export.program_file import write_program
 from detrkit.export.verify import Comparison, compare
 from detrkit.inference.exported import CategoryEntry, Description, ExportedRuntime, to_description
 from detrkit.inference.load_exported import load_exported
@@ -26,7 +27,7 @@ from tests.explain.conftest import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, batch_of, eager, small_model, traced
 
 _THINGS = replace(CATEGORIES, is_thing=(True, False, True))
-_CASES = [("onnx", False), ("onnx", True), ("openvino", False), ("openvino", True)]
+_CASES = [(form, postprocess) for form in ("onnx", "openvino", "torch") for postprocess in (False, True)]
 _SIZES = [[(96, 128)], [(64, 64), (100, 70)], [(130, 97), (64, 200)], [(96, 128)], [(96, 128)]]
 
 
@@ -44,9 +45,12 @@ def model() -> DETR:
 def path(request: pytest.FixtureRequest, model: DETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
     form, postprocess = request.param
     description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess)
-    place = tmp_path_factory.mktemp("masks") / f"model{'.onnx' if form == 'onnx' else '_openvino'}"
+    suffix = {"onnx": ".onnx", "openvino": "_openvino", "torch": ".pt2"}[form]
+    place = tmp_path_factory.mktemp("masks") / f"model{suffix}"
     if form == "onnx":
         write_onnx(traced(model, postprocess), description, place)
+    elif form == "torch":
+        write_program(traced(model, postprocess), description, place)
     else:
         place.mkdir()
         write_openvino(traced(model, postprocess), description, place)

@@ -309,3 +309,30 @@ def test_a_stop_signal_before_the_first_photo_leaves_a_usable_file(
     monkeypatch.chdir(place)
     assert predict(tmp_path, "photos", "--write", "jsonl") == 0
     assert sum(1 for _ in read_lines(tmp_path / "predictions.jsonl")) == 18
+
+
+def test_annotations_beside_the_photos_are_spared(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "1.bmp"
+    Image.open(place / "photos" / "1.png").save(photo)
+    (tmp_path / "1.json").write_text('{"version": "5.0.1", "shapes": []}')
+    assert predict(tmp_path, str(photo), "--write", "json") == 2
+    assert "was not written by detrkit" in capsys.readouterr().err
+    assert json.loads((tmp_path / "1.json").read_text())["shapes"] == []
+    (tmp_path / "1.json").unlink()
+    assert [predict(tmp_path, str(photo), "--write", "json") for _ in range(2)] == [0, 0], "its own it writes again"
+    assert "JSON of 1 photos in" in capsys.readouterr().out
+    assert predict(tmp_path, str(photo), "--write", ",") == 2
+    assert "--write: found ','" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_predicted_like_any(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes((place / "photos" / "1.png").read_bytes())
+    assert predict(tmp_path / "out", str(tmp_path)) == 0
+    assert "JSON of 1 photos in" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / f"{odd.stem}.json").read_text())
+    assert os.fsencode(content["photo"]) == os.fsencode(odd)

@@ -134,7 +134,7 @@ def test_best_and_last_are_saved_and_metrics_written(tmp_path: Path) -> None:
     loop, log = trainer(tmp_path, script)
     with log:
         result = loop.fit()
-    assert script.saved == ["best", "last", "last"]
+    assert script.saved == ["last", "best", "last", "last", "last"]  # before an evaluation, and after it
     assert result.scores is not None
     assert result.scores.ap == 0.2
     assert (result.epochs, result.interrupted) == (2, False)
@@ -153,9 +153,28 @@ def test_photos_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> No
     loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"with_validation": True}))
     with log:
         result = loop.fit()
-    assert script.saved == ["best", "last", "best", "last"]
+    assert script.saved == ["last", "best", "last"] * 2
     assert result.scores is not None
     assert result.scores.ap == 0.1
+
+
+def test_an_evaluation_that_fails_costs_nothing_and_comes_again(tmp_path: Path) -> None:
+    def fail(_model: DETR) -> Scores:
+        raise DetrkitError("a photo is broken")
+
+    script = Script([])
+    loop, log = trainer(tmp_path, script)
+    loop.hooks = replace(loop.hooks, evaluate=fail)
+    with log, pytest.raises(DetrkitError, match="broken"):
+        loop.fit()
+    again = Script([0.2, 0.1])
+    other, log = trainer(tmp_path, again)
+    other.load_state_dict(script.states[-1])
+    assert other.stepper.step_number == 3
+    with log:
+        result = other.fit()
+    assert not again.scores, "the first evaluation, too"
+    assert (other.stepper.step_number, result.epochs) == (6, 2)
 
 
 def test_a_worse_start_than_nothing_is_still_saved(tmp_path: Path) -> None:
@@ -163,7 +182,7 @@ def test_a_worse_start_than_nothing_is_still_saved(tmp_path: Path) -> None:
     loop, log = trainer(tmp_path, script)
     with log:
         loop.fit()
-    assert script.saved == ["best", "last", "last"]
+    assert script.saved == ["last", "best", "last", "last", "last"]  # before an evaluation, and after it
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -186,7 +205,7 @@ def test_a_signal_lets_the_step_end_and_saves(
     assert signal.getsignal(number) is before
     assert result.stopped_by == number
     assert (result.epochs, loop.stepper.step_number) == (1, 5)
-    assert script.saved == ["best", "last", "last"]
+    assert script.saved == ["last", "best", "last", "last"]
     assert script.states[-1]["position"]["batch"] == 2
 
 

@@ -162,6 +162,6 @@ def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path)
         given = content.get("thresholds")
         thresholds = None if given is None else Thresholds.model_validate(given)
         return Checkpoint(state, config, categories, preprocessing, thresholds)
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: its description is malformed ({reason}); write it again") from None

@@ -10,7 +10,7 @@ from detrkit.errors import CheckpointError
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a file of torch.save; only tensors, plain values and an argparse namespace are let through.
+    """Read the named entries of a file of torch.save; only tensors, plain values and an argparse namespace pass.
 
     Raises:
         CheckpointError: it is missing, damaged, holds anything else, or no state dict.
@@ -25,4 +25,4 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: found a {type(content).__name__}, expected a state dict saved by torch")
-    return content
+    return {name: value for name, value in content.items() if isinstance(name, str)}

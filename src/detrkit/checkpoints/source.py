@@ -69,6 +69,15 @@ def _read_folder(folder: Path) -> Checkpoint:
 
 
 def _read_file(path: Path) -> Checkpoint:
+    try:
+        return _read_weights(path)
+    # tensors of other shapes than their names promise, and settings that are none
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(f"{path}: its weights are not those of a DETR ({reason}); get the file again") from None
+
+
+def _read_weights(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         tensors, header = read_tensors(path)
         if header is not None:

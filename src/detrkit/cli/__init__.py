@@ -1,6 +1,7 @@
 """The command line: one small file a verb, loaded when it is used. A user's mistake is one sentence and exit code 2."""
 
 import sys
+from io import TextIOWrapper
 
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
@@ -55,6 +56,9 @@ def build_app(chosen: str | None = None) -> App:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit: 0 for success, 2 for a mistake of the user's, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files and classes may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     try:
         build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
     except (DetrkitError, CycloptsError) as error:
@@ -67,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
         # whoever read our output has gone (`detrkit describe ... | head`); keep Python from complaining at exit
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a full disk, a folder of somebody else's: whatever nobody closer to it understood
+        _say(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk")
+        sys.exit(2)
 
 
 def _sentence(error: Exception) -> str:

@@ -19,7 +19,7 @@ def train(
     format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
     model: str | None = None,
     recipe: Literal["auto", "reference"] | None = None,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("runs/train"),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     weights: str | None = None,
     backbone_weights: Path | None = None,
     config: Path | None = None,
@@ -53,9 +53,9 @@ def train(
         How settings that are not given are chosen: `auto` (the default) from the size of the set and the weights, saying
         why; `reference` as in the paper: 300 epochs, 64 photos per update, rates divided by ten after 200.
     output
-        Run folder to create.
+        Run folder to create; runs/train when not given.
     weights
-        What to start from: `imagenet` (the backbone, fetched once), or a checkpoint with the same classes.
+        What to start from: `imagenet` (the backbone, fetched once), or a checkpoint, adapted where its classes differ.
     backbone_weights
         File with weights of the backbone alone, of torchvision or timm, found by names or else by their order.
     config
@@ -75,9 +75,22 @@ def train(
     from detrkit.recipes import train as recipes
 
     if resume is not None:
-        if given_here := [
-            name for name, value in (("data", data), ("--model", model), ("--weights", weights)) if value
-        ]:
+        beside = {
+            "data": data,
+            "--format": format,
+            "--model": model,
+            "--recipe": recipe,
+            "--output": output,
+            "--weights": weights,
+            "--backbone-weights": backbone_weights,
+            "--config": config,
+            "--dry-run": dry_run,
+            "--slurm": slurm,
+            "--set": set_,
+        }
+        given_here = [name for name, value in beside.items() if value]
+        given_here += [f"--{name.replace('_', '-')}" for name in (training.model_fields_set if training else ())]
+        if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
         leave(recipes.resume(resume).stopped_by)
         return
@@ -88,6 +101,7 @@ def train(
         given["model_settings"] = dict(model_field(each) for each in set_)
     chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
     loaded = load_run_config(config, given, chosen)
+    output = output or Path("runs/train")
     if slurm is not None:
         from detrkit.recipes.slurm import submit
 

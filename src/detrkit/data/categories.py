@@ -36,6 +36,8 @@ class Categories:
             things = [entry.get("isthing") for entry in entries]
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"expected categories with 'id' and 'name' ({type(error).__name__})") from None
+        if not all(-(2**63) <= number < 2**63 for number in ids):
+            raise ValueError("an id of a category has more than 64 bits")
         if len(set(ids)) < len(ids):
             raise ValueError("an id of a category stands twice")
         return cls(ids, names, None if None in things or not ids else tuple(bool(thing) for thing in things))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from detrkit.data.quiet import Quiet
 from detrkit.errors import DataError
+from detrkit.files import is_file
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
@@ -104,11 +105,15 @@ def uploaded_pixels(
     if Path(name).suffix.lower() == ".npy":
         return _with_channels_of_array(_array_in(file, name, most_pixels), channels, name)
     with _image_in(file, name, most_pixels) as image:
-        return image_to_pixels(image, channels, where=name)
+        return image_to_pixels(image, channels, where=name, most_pixels=most_pixels)
 
 
 def image_to_pixels(
-    image: Image.Image, channels: int = RGB, annotated_size: tuple[int, int] | None = None, where: str = "photo"
+    image: Image.Image,
+    channels: int = RGB,
+    annotated_size: tuple[int, int] | None = None,
+    where: str = "photo",
+    most_pixels: int = MOST_PIXELS,
 ) -> UInt8[Tensor, "C H W"]:
     """Copy an opened image's pixels, as `read_pixels` does.
 
@@ -117,7 +122,7 @@ def image_to_pixels(
     """
     pages = getattr(image, "n_frames", 1)
     if image.format == "TIFF" and pages == channels > 1 and image.mode not in ("RGB", "RGBA", "CMYK", "YCbCr"):
-        return _pages_as_channels(image, annotated_size, where)
+        return _pages_as_channels(image, annotated_size, where, most_pixels)
     if channels == RGB:
         return photo_to_tensor(as_people_see_it(image, annotated_size))
     return _with_channels(image, channels, annotated_size, where)
@@ -145,7 +150,7 @@ def photo_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
 @contextmanager
 def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
     """Open a photo and see that it is of a reasonable size; whatever its decoding raises becomes a `DataError`."""
-    if span is None and not path.is_file():
+    if span is None and not is_file(path):
         raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path")
     # from memory, for Pillow maps uncompressed TIFF files from disk and turns them wrongly
     in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
@@ -194,8 +199,9 @@ def photo_size(path: Path) -> tuple[int, int]:
     if path.suffix.lower() == ".npy":
         return array_shape(path)[:2]
     try:
-        with _QUIET, Image.open(path) as image:
-            lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        with _QUIET, Image.open(path, formats=_readable_formats()) as image:
+            # of a PNG, its own method would decode the pixels first
+            lies_on_its_side = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
             if lies_on_its_side and image.format == "TIFF":  # of which Pillow's versions differ in what they turn
                 upright = open_photo(path)
                 return upright.height, upright.width
@@ -235,15 +241,18 @@ def tensor_to_photo(image: UInt8[Tensor, "C H W"]) -> Image.Image:
 
 
 def _pages_as_channels(
-    image: Image.Image, annotated_size: tuple[int, int] | None, where: str
+    image: Image.Image, annotated_size: tuple[int, int] | None, where: str, most_pixels: int
 ) -> UInt8[Tensor, "C H W"]:
-    _check_size(image.height * image.n_frames // RGB, image.width, where)  # type: ignore[attr-defined]
-    # the iterator hands over one object again and again: its pixels are copied at once
+    pages, size = image.n_frames, image.size  # type: ignore[attr-defined]
+    _check_size(image.height * pages // RGB, image.width, where, most_pixels)
+    # the iterator hands over one object again and again: its pixels are copied at once; other sizes are not decoded
     layers = [
-        np.array(_to_eight_bits(_upright(page, annotated_size)).convert("L")) for page in ImageSequence.Iterator(image)
+        np.array(_to_eight_bits(_upright(page, annotated_size)).convert("L"))
+        for page in ImageSequence.Iterator(image)
+        if page.size == size
     ]
-    if len({layer.shape for layer in layers}) > 1:
-        raise DataError(f"{where}: its {len(layers)} pages differ in size, expected one page per channel")
+    if len({layer.shape for layer in layers}) > 1 or len(layers) < pages:
+        raise DataError(f"{where}: its {pages} pages differ in size, expected one page per channel")
     return torch.from_numpy(np.stack(layers))
 
 

@@ -26,7 +26,8 @@ class Draw:
     Attributes:
         index: of the photo.
         epoch: whose randomness changes it, from 1.
-        batch: number of its batch within the epoch, whose photos are cut and resized alike; None: each for itself.
+        batch: number of its step within the epoch, whose photos are cut and resized alike, those of other processes, too,
+            which would otherwise wait for the one with the largest; None: each for itself.
     """
 
     index: int
@@ -55,7 +56,7 @@ class Arrangement:
         is_tall: which photos are taller than wide: batches of one kind need less padding.
         shard: the file in which each photo lies, None when each has its own. A reader then goes through shards of its own,
             one after the other.
-        alike: whether the photos of a batch are cut and resized alike, which needs less padding still.
+        alike: whether the photos of a step are cut and resized alike, which needs less padding still.
     """
 
     is_tall: Bool[Tensor, "P"]
@@ -122,7 +123,8 @@ class TrainBatches(Sampler[list[Draw]]):
         of_all = of_all or [rests]  # fewer photos than a batch: all of them
         of_this = list(enumerate(of_all))[self.share.rank :: self.share.world][: self._num_batches]
         for number, batch in of_this[self.first :]:
-            yield [Draw(index, self.epoch, number if self.arrangement.alike else None) for index in batch]
+            step = number // self.share.world
+            yield [Draw(index, self.epoch, step if self.arrangement.alike else None) for index in batch]
 
     def _order(self, generator: torch.Generator) -> Int64[Tensor, "P"]:
         order = torch.randperm(len(self.arrangement.is_tall), generator=generator)

@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from detrkit.data.categories import Categories
+from detrkit.errors import DetrkitError
 from detrkit.evaluation.columns import Found, objects_column
 from detrkit.inference.runtime import Runtime
 from detrkit.models.detr import DETR
@@ -46,6 +47,9 @@ def collect(
 
     Returns:
         The detections of each of the layers, those of a photo best first. A photo's do not depend on its batch.
+
+    Raises:
+        DetrkitError: the model answers with something that is not finite.
     """
     was_training = isinstance(model, DETR) and model.training
     if isinstance(model, DETR):
@@ -77,6 +81,11 @@ def _found(best: Best, number: int, image_id: int, ids: torch.Tensor) -> Found:
     scores, labels, corners, queries = (
         one[number].cpu() for one in (best.scores, best.labels, best.boxes, best.queries)
     )
+    if not (scores.isfinite().all() and corners.isfinite().all()):
+        raise DetrkitError(
+            f"photo {image_id}: the model's scores or boxes are not finite; its weights are spoilt, start from others, or "
+            "train with a lower --learning-rate"
+        )
     order = scores.argsort(descending=True, stable=True)
     pixels = corners[order].double().numpy()
     pixels[:, 2:] -= pixels[:, :2]

@@ -9,7 +9,7 @@ import numpy as np
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
 from detrkit.data.outlines import area_of_runs, check_segmentation
-from detrkit.errors import DataError
+from detrkit.errors import DataError, short
 from detrkit.evaluation.columns import Found, Truth
 
 _EXPECTED = (
@@ -34,7 +34,7 @@ def read_results(path: Path, truth: Truth, categories: Categories | None = None)
         raise DataError(f"{path}: found {type(content).__name__}, {_EXPECTED}")
     for index, entry in enumerate(content):
         if not _is_result(entry) or not _has_shape(entry):
-            raise DataError(f"{path}: entry {index} is {_short(entry)}, {_EXPECTED}")
+            raise DataError(f"{path}: entry {index} is {short(entry)}, {_EXPECTED}")
     found = Found.from_coco(content)
     for what, given, known in (
         ("image_id", found.image_ids, truth.image_ids),
@@ -97,8 +97,3 @@ def _is_finite(value: Any) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
     )
-
-
-def _short(entry: Any) -> str:
-    text = repr(entry)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detrkit.data.formats.coco import inside, integer, read_json, short
+from detrkit.data.formats.coco import inside, integer, read_json
 from detrkit.data.records import Split
 from detrkit.data.segment_files import read_ids, write_ids
-from detrkit.errors import DataError
+from detrkit.errors import DataError, short
 from detrkit.files import write_text
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_in
 from detrkit.structures import PanopticSegment, PanopticSegments

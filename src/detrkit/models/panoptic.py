@@ -46,7 +46,9 @@ class AttentionMaps(nn.Module):
         """
         queries = self.query_projection(decoded).unflatten(-1, (self.num_heads, -1))
         keys = self.key_projection(memory.movedim(1, -1)).unflatten(-1, (self.num_heads, -1))
-        logits = torch.einsum("bqmc,bhwmc->bqmhw", queries * queries.shape[-1] ** -0.5, keys)
+        scaled = (queries * queries.shape[-1] ** -0.5).transpose(1, 2)
+        of_heads = scaled @ keys.flatten(1, 2).permute(0, 2, 3, 1)
+        logits = of_heads.transpose(1, 2).unflatten(-1, memory.shape[-2:])
         if padding_mask is not None:
             logits = logits.masked_fill(padding_mask[:, None, None], float("-inf"))
         return logits.flatten(2).softmax(-1).view_as(logits)

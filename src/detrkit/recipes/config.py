@@ -6,7 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detrkit.errors import ConfigError, did_you_mean
+from detrkit.errors import ConfigError, did_you_mean, short
 from detrkit.files import write_text
 from detrkit.training.settings import TrainingSettings
 
@@ -52,11 +52,11 @@ def load_run_config(file: Path | None, given: dict[str, Any], training: dict[str
     content = read_yaml(file) if file else {}
     inner = content.get("training") or {}
     if not isinstance(inner, dict):
-        raise ConfigError(f"{file}: training: found {inner!r}, expected settings")
+        raise ConfigError(f"{file}: training: found {short(inner)}, expected settings")
     given = {key: value for key, value in given.items() if value is not None}
     model_settings = content.get("model_settings") or {}
     if not isinstance(model_settings, dict):
-        raise ConfigError(f"{file}: model_settings: found {model_settings!r}, expected settings")
+        raise ConfigError(f"{file}: model_settings: found {short(model_settings)}, expected settings")
     if given.get("model", content.get("model")) != content.get("model"):
         model_settings = {}  # they belong to the file's model
     merged = {
@@ -105,4 +105,4 @@ def _validated(content: dict[str, Any], where: str) -> RunConfig:
             raise ConfigError(
                 f"{where}: setting {name!r} does not exist; {did_you_mean(str(first['loc'][-1]), fields)}"
             ) from None
-        raise ConfigError(f"{where}: {name}: found {first['input']!r}; {first['msg'].lower()}") from None
+        raise ConfigError(f"{where}: {name}: found {short(first['input'])}; {first['msg'].lower()}") from None

@@ -76,8 +76,8 @@ def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s"
 
 def run_demo(output: Path, seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> TrainingResult:
     """Draw, train, evaluate on unseen drawings, and say what to try next."""
-    if seed < 0:
-        raise ConfigError(f"--seed: found {seed}, expected 0 or more")
+    if not 0 <= seed < 2**62:
+        raise ConfigError(f"--seed: found {seed}, expected 0 or more, and less than 2 to the power of 62")
     refuse_used_folder(output)
     console = plain_console()
     console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")

@@ -104,6 +104,6 @@ def parse_size(text: str) -> tuple[int, int]:
         ConfigError: it is something else.
     """
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text.strip().lower())
-    if not match:
+    if not match or not all(int(side) for side in match.groups()):
         raise ConfigError(f"--size: found {text!r}, expected HEIGHTxWIDTH in pixels, for example 800x1066")
     return int(match[1]), int(match[2])

@@ -1,14 +1,16 @@
 """Predicting whatever a user names: photos, videos and cameras, or one process's share of them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from detrkit.errors import ConfigError, DataError
+from detrkit.files import is_file
 from detrkit.inference.detector import Detector
 from detrkit.process import Process
 from detrkit.recipes.lines import lines_name
 from detrkit.recipes.loaders import device_for, device_of
-from detrkit.recipes.predict_photos import predict_photos
+from detrkit.recipes.predict_photos import PHOTO_KINDS, predict_photos
 from detrkit.recipes.predict_videos import DEFAULT_KINDS, predict_camera, predict_video
 from detrkit.recipes.prediction import PredictionJob, PredictOptions
 from detrkit.recipes.sources import Sources, choose_shard, list_sources, output_names
@@ -33,6 +35,8 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
     _spare_the_sources(names, options.output)
+    if sources.photos and "json" in options.kinds(PHOTO_KINDS):
+        _spare_annotations([names[photo] for photo in sources.photos], options.output)
     device = device_of(options.device, process) if is_from_environment else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
     _check_masks(detector, options)
@@ -77,6 +81,18 @@ def _check_masks(detector: Detector, options: PredictOptions) -> None:
             "--write segments: this model tells no things from stuff; train one on panoptic data, with a preset that "
             "ends in -panoptic"
         )
+
+
+def _spare_annotations(names: Sequence[str], output: Path) -> None:
+    """See that no JSON takes the place of one that somebody else wrote: annotators keep them beside the photos, too."""
+    for path in (output / f"{name}.json" for name in names):
+        if is_file(path):
+            with path.open("rb") as file:
+                beginning = file.read(100)
+            if not re.match(rb'\s*\{\s*"photo"', beginning):
+                raise ConfigError(
+                    f"{path}: was not written by detrkit and would be overwritten; choose another --output"
+                )
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

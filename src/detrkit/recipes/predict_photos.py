@@ -18,6 +18,8 @@ from detrkit.recipes.parquet import write_parquet
 from detrkit.recipes.prediction import PredictionJob, progress_bar
 from detrkit.structures import Detections
 
+PHOTO_KINDS = "pictures,json"
+
 
 def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], process: Process) -> None:
     """Predict this process's photos.
@@ -25,7 +27,7 @@ def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], proce
     Raises:
         DetrkitError: the output cannot be written.
     """
-    output, kinds = job.options.output, job.options.kinds("pictures,json")
+    output, kinds = job.options.output, job.options.kinds(PHOTO_KINDS)
     with ExitStack() as stack:
         lines = None
         if kinds & {"jsonl", "parquet"}:
@@ -50,8 +52,9 @@ def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None
     tally = job.tally
     if lines is None:
         if tally.photos:
-            what = {"pictures": "pictures are", "json": "JSON is"}.get(",".join(kinds), "pictures and JSON are")
-            job.console.print(f"{what} in {job.options.output}", soft_wrap=True)
+            names = {"pictures": "pictures", "json": "JSON", "segments": "segments"}
+            what = " and ".join(name for kind, name in names.items() if kind in kinds)
+            job.console.print(f"{what} of {tally.photos} photos in {job.options.output}", soft_wrap=True)
         return
     if lines.num_errors:
         job.console.print(f"photos that could not be read before: {lines.num_errors}; their lines say why")

@@ -64,7 +64,10 @@ class PredictOptions:
         Raises:
             ConfigError: nobody can write that.
         """
-        chosen = frozenset(word.strip() for word in (default if self.write is None else self.write).split(",") if word)
+        words = (default if self.write is None else self.write).split(",")
+        chosen = frozenset(word.strip() for word in words if word.strip())
+        if self.write is not None and not chosen:
+            raise ConfigError(f"--write: found {self.write!r}, expected some of {', '.join(_KINDS)}")
         for kind in chosen - set(_KINDS):
             raise ConfigError(f"--write {kind}: {did_you_mean(kind, _KINDS)}")
         return chosen

@@ -44,6 +44,7 @@ class TrainingSettings(BaseModel):
     image_size: int = Field(
         default=800,
         ge=32,
+        le=10_000,
         description="shorter side of photos in tests, pixels; training sizes follow (detrkit-...: 320, detr-tiny: 256)",
     )
     train_scale: float = Field(

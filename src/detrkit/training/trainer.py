@@ -182,6 +182,8 @@ class Trainer:
         is_due = epoch == self.num_epochs or epoch % self.settings.evaluate_every == 0
         if is_due and self.meter.sums:
             self.read_meter()
+        if is_due:
+            self.save()  # as not evaluated yet: that may fail, and a run that is gone on with does it again
         self.position = replace(self.position, epoch=epoch + 1, batch=0)
         if is_due:
             self.evaluate(epoch)

@@ -15,7 +15,8 @@ import numpy as np
 from detrkit.data.categories import Categories
 from detrkit.data.outlines import check_segmentation
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError
+from detrkit.errors import DataError, short
+from detrkit.files import is_file
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 
@@ -226,7 +227,7 @@ def _read_image(entry: Any, photos: Path, where: str) -> tuple[int, Path, tuple[
         raise DataError(f"{where}: found {short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'")
     image_id = integer(entry.get("id"), f"{where}.id")
     photo = inside(photos, entry["file_name"], where)
-    if not photo.is_file():
+    if not is_file(photo):
         raise DataError(f"{where}: found no photo {photo}; complete the folder, or drop the image from the file")
     height, width = (integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
     if min(height, width) < 1:
@@ -265,9 +266,3 @@ def integer(value: Any, where: str) -> int:
 def _is_number(value: Any) -> bool:
     # compared before it is converted: an integer may have more digits than a float can hold
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
-
-
-def short(value: Any) -> str:
-    """Show a wrong value in a message."""
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,6 +14,7 @@ from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
+from detrkit.files import is_file
 
 Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
@@ -221,7 +222,7 @@ def photos_beside(file: Path) -> Path:
         file.parent.parent,
     ]
     for folder in folders:
-        if isinstance(name, str) and folder.is_dir() and "\0" not in name and (folder / name).is_file():
+        if isinstance(name, str) and folder.is_dir() and "\0" not in name and is_file(folder / name):
             return folder
     return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
 

@@ -21,12 +21,12 @@ from detrkit.data.formats.coco import (
     read_images,
     read_json,
     read_label,
-    short,
 )
 from detrkit.data.outlines import segment_ids
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.data.segment_files import read_ids
-from detrkit.errors import DataError
+from detrkit.errors import DataError, short
+from detrkit.files import is_file
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_to_masks, masks_to_boxes
 
 _PREFIX = "panoptic_"
@@ -151,7 +151,7 @@ class _Reader:
             raise DataError(f"{where}: found {short(entry)}, expected 'image_id', 'file_name' and 'segments_info'")
         image_id = integer(entry.get("image_id"), f"{where}.image_id")
         file = inside(self.pngs, entry["file_name"], where)
-        if not file.is_file():
+        if not is_file(file):
             raise DataError(f"{where}: found no PNG {file}; complete the folder, or drop the image {image_id}")
         label_of = {number: label for label, number in enumerate(self.categories.ids)}
         found: dict[int, tuple[Any, ...]] = {}
@@ -244,7 +244,7 @@ def _folder_with(entries: list[Any], folders: Sequence[Path], path: Path, what: 
     fit = [name for name in names[:100] if "\0" not in name]
     for name in fit:
         for folder in folders:
-            if folder.is_dir() and (folder / name).is_file():
+            if folder.is_dir() and is_file(folder / name):
                 return folder
     there = [folder for folder in folders[:-1] if folder.is_dir()]
     if not there:

@@ -7,6 +7,7 @@ objects are treated as crowds: never learned, never counted. Names are numbered 
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
+from detrkit.files import is_file
 
 _MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
 
@@ -89,9 +91,18 @@ def _files_of(root: Path) -> dict[SplitName, list[Path]]:
     splits: dict[SplitName, list[Path]] = {}
     for split in SPLIT_FOLDERS:
         if (lists / f"{split}.txt").is_file():
-            stems = [line.split()[0] for line in (lists / f"{split}.txt").read_text().splitlines() if line.strip()]
-            splits[split] = [annotations / f"{PurePosixPath(stem).name}.xml" for stem in stems]
+            splits[split] = [annotations / f"{name}.xml" for name in _names_in(lists / f"{split}.txt")]
     return splits if splits.get("train") else {"train": sorted(annotations.glob("*.xml"))}
+
+
+def _names_in(path: Path) -> list[str]:
+    """Names of photos; those of a class's own list are followed by 1, 0 or -1, and folders belong to another machine."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as a list of photos ({error}); save it in UTF-8") from None
+    names = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
+    return [PurePosixPath(name).name for name in names]
 
 
 def _read_pages(paths: Sequence[Path], fault: FaultHandler) -> Iterator[_Page]:
@@ -181,6 +192,6 @@ def _find_photo(page: _Page, root: Path) -> Path:
         names.insert(0, PurePosixPath(page.file_name.replace("\\", "/")).name)
     for name in names:
         for folder in folders:
-            if (folder / name).is_file():
+            if is_file(folder / name):
                 return folder / name
     raise DataError(f"{page.path}: found no photo {names[0]!r} in {root / 'JPEGImages'} or beside the file")

@@ -7,9 +7,11 @@ hotcoco writes YOLO and VOC, too, but rounds VOC boxes to whole pixels and renum
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import yaml
 
 from detrkit.data.categories import Categories
@@ -45,6 +47,8 @@ def write_dataset(
         raise DataError(
             f"{splits['train'].source}: holds no segments, which panoptic data are made of; choose another form"
         )
+    if form == "voc":
+        _check_voc_names(splits["train"].categories)
     if form == "shards":
         write_shards(splits, output, progress=progress)
         return 0
@@ -69,11 +73,31 @@ def write_dataset(
     return 0
 
 
+def _check_voc_names(categories: Categories) -> None:
+    """See that classes can be told by their names, which is all that VOC's files know of them.
+
+    Raises:
+        DataError: they cannot.
+    """
+    names = [" ".join(name.split()) for name in categories.names]
+    for name, given in zip(names, categories.names, strict=True):
+        if not name or names.count(name) > 1 or not name.isprintable():
+            raise DataError(
+                f"class {given!r}: expected a name of its own, of printable signs, for Pascal VOC tells classes by their "
+                "names alone; rename it, or choose another form"
+            )
+
+
 def _copy(record: Record, target: Path) -> None:
-    if record.span is None:
-        shutil.copyfile(record.path, target)
-    else:
-        target.write_bytes(photo_bytes(record.path, record.span))
+    try:
+        if record.span is None:
+            shutil.copyfile(record.path, target)
+        else:
+            target.write_bytes(photo_bytes(record.path, record.span))
+    except OSError as error:
+        raise DataError(
+            f"{target}: cannot be written ({error.strerror or error}); what is there is not whole"
+        ) from None
 
 
 def _names_of(splits: dict[SplitName, Split]) -> dict[SplitName, list[str]]:
@@ -143,10 +167,12 @@ def _write_panoptic(split: SplitName, content: Split, output: Path, file_names: 
 def _write_yolo(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:
     for record, name in zip(content.records, file_names, strict=True):
         height, width = record.size
+        # YOLO knows nothing beyond the edges
+        inside = replace(record, boxes=record.boxes.clip(0, np.array([width, height, width, height], np.float32)))
         rows = [
             f"{content.categories.ids[label]} {(x1 + x2) / 2 / width:.9f} {(y1 + y2) / 2 / height:.9f} "
             f"{(x2 - x1) / width:.9f} {(y2 - y1) / height:.9f}\n"
-            for (x1, y1, x2, y2), label, is_crowd in _objects(record)
+            for (x1, y1, x2, y2), label, is_crowd in _objects(inside)
             if not is_crowd
         ]
         write_text(output / split / "labels" / Path(name).with_suffix(".txt"), "".join(rows))

@@ -15,7 +15,8 @@ import yaml
 from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError
+from detrkit.errors import DataError, short
+from detrkit.files import is_file
 
 _MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
@@ -50,7 +51,7 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
         photos += [photo for photo in _photos_of(root, place, f"{path}: {split}") if photo not in photos]
     records = Records.of(_read_records(photos, categories, fault))
     if not records:
-        raise DataError(f"{path}: {split}: found no photos in {value}, expected at least one")
+        raise DataError(f"{path}: {split}: found no photos in {short(value)}, expected at least one")
     return Split(records, categories, path)
 
 
@@ -71,10 +72,13 @@ def _read_names(content: dict[str, Any], path: Path) -> Categories:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(type(number) is int for number in names):
-        raise DataError(f"{path}: names: found {names!r}, expected a list of class names, or NUMBER: NAME")
+        raise DataError(f"{path}: names: found {short(names)}, expected a list of class names, or NUMBER: NAME")
     count = content.get("nc")
     if isinstance(count, int) and count != len(names):
         raise DataError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of the two")
+    for number, name in names.items():
+        if not isinstance(name, str | int | float):
+            raise DataError(f"{path}: names: found {short(name)} for class {number}, expected its name")
     ids = tuple(sorted(names))
     return Categories(ids, tuple(str(names[number]) for number in ids))
 
@@ -97,14 +101,18 @@ def _photos_of(root: Path, place: Any, where: str) -> list[Path]:
     the path that exists below `root` is meant.
     """
     if not isinstance(place, str):
-        raise DataError(f"{where}: found {place!r}, expected a folder or a list of folders")
+        raise DataError(f"{where}: found {short(place)}, expected a folder or a list of folders")
     found = _find_below(root, place)
     if found is None:
         raise DataError(f"{where}: found no folder {place!r} below {root}, expected the photos there")
     if found.is_dir():
         return sorted(one for one in found.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
     photos = []
-    for line in found.read_text(encoding="utf-8-sig").splitlines():
+    try:
+        lines = found.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{found}: not readable as a list of photos ({error}); save it in UTF-8") from None
+    for line in lines:
         if line.strip():
             photo = _find_below(root, line.strip())
             if photo is None:
@@ -117,7 +125,7 @@ def _find_below(root: Path, place: str) -> Path | None:
     parts = [part for part in PurePosixPath(place.replace("\\", "/")).parts if part not in ("..", ".", "/")]
     for start in range(len(parts)):
         candidate = root.joinpath(*parts[start:])
-        if candidate.exists() and candidate.resolve().is_relative_to(root):
+        if (is_file(candidate) or candidate.is_dir()) and candidate.resolve().is_relative_to(root):
             return candidate
     return None
 
