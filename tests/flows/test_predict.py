@@ -322,7 +322,7 @@ def test_annotations_beside_the_photos_are_spared(
     assert json.loads((tmp_path / "1.json").read_text())["shapes"] == []
     (tmp_path / "1.json").unlink()
     assert [predict(tmp_path, str(photo), "--write", "json") for _ in range(2)] == [0, 0], "its own it writes again"
-    assert "JSON of 1 photos in" in capsys.readouterr().out
+    assert "JSON is in" in capsys.readouterr().out
     assert predict(tmp_path, str(photo), "--write", ",") == 2
     assert "--write: found ','" in capsys.readouterr().err
 
@@ -333,6 +333,6 @@ def test_a_name_that_is_no_text_is_predicted_like_any(
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")
     odd.write_bytes((place / "photos" / "1.png").read_bytes())
     assert predict(tmp_path / "out", str(tmp_path)) == 0
-    assert "JSON of 1 photos in" in capsys.readouterr().out
+    assert "pictures and JSON are in" in capsys.readouterr().out
     content = json.loads((tmp_path / "out" / f"{odd.stem}.json").read_text())
     assert os.fsencode(content["photo"]) == os.fsencode(odd)

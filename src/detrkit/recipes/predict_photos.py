@@ -54,7 +54,8 @@ def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None
         if tally.photos:
             names = {"pictures": "pictures", "json": "JSON", "segments": "segments"}
             what = " and ".join(name for kind, name in names.items() if kind in kinds)
-            job.console.print(f"{what} of {tally.photos} photos in {job.options.output}", soft_wrap=True)
+            verb = "is" if what == "JSON" else "are"
+            job.console.print(f"{what} {verb} in {job.options.output}", soft_wrap=True)
         return
     if lines.num_errors:
         job.console.print(f"photos that could not be read before: {lines.num_errors}; their lines say why")
