@@ -118,7 +118,9 @@ def test_first_boxes_of_deformable_detr_are_small() -> None:
     model = build_model("deformable-detr-r50-refine", **SMALL)
     assert model.heads.box_head[0].last.bias.tolist() == [0, 0, -2, -2]
     assert model.heads.box_head[1].last.bias.tolist() == [0, 0, 0, 0]
-    assert build_model("deformable-detr-r50-two-stage", **SMALL).heads.box_head[0].last.bias.tolist() == [0, 0, 0, 0]
+    two_stage = build_model("deformable-detr-r50-two-stage", **SMALL)
+    assert two_stage.heads.box_head[0].last.bias.tolist() == [0, 0, 0, 0]
+    assert not two_stage.get_parameter("queries.box_head.4.weight").any(), "proposals start on their anchors"
     assert build_model("conditional-detr-r50", **SMALL).heads.box_head.last.bias.tolist() == [0, 0, 0, 0]
 
 
