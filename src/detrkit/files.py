@@ -54,6 +54,19 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def read_names(path: Path) -> list[str]:
+    """Read a list of photos, a name a line.
+
+    Raises:
+        DataError: it is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as a list of photos ({error}); save it in UTF-8") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def make_folder(path: Path) -> Path:
     """Create a folder and those above it.
 

@@ -19,7 +19,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.files import is_file
+from detrkit.files import is_file, read_names
 
 _MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
 
@@ -97,12 +97,7 @@ def _files_of(root: Path) -> dict[SplitName, list[Path]]:
 
 def _names_in(path: Path) -> list[str]:
     """Names of photos; those of a class's own list are followed by 1, 0 or -1, and folders belong to another machine."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as a list of photos ({error}); save it in UTF-8") from None
-    names = [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
-    return [PurePosixPath(name).name for name in names]
+    return [PurePosixPath(re.sub(r"\s+-?[01]$", "", name)).name for name in read_names(path)]
 
 
 def _read_pages(paths: Sequence[Path], fault: FaultHandler) -> Iterator[_Page]:

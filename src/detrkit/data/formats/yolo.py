@@ -16,7 +16,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.photos import SUFFIXES, photo_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError, short
-from detrkit.files import is_file
+from detrkit.files import is_file, read_names
 
 _MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
@@ -108,16 +108,11 @@ def _photos_of(root: Path, place: Any, where: str) -> list[Path]:
     if found.is_dir():
         return sorted(one for one in found.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
     photos = []
-    try:
-        lines = found.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{found}: not readable as a list of photos ({error}); save it in UTF-8") from None
-    for line in lines:
-        if line.strip():
-            photo = _find_below(root, line.strip())
-            if photo is None:
-                raise DataError(f"{found}: found no photo {line.strip()!r} below {root}")
-            photos.append(photo)
+    for name in read_names(found):
+        photo = _find_below(root, name)
+        if photo is None:
+            raise DataError(f"{found}: found no photo {name!r} below {root}")
+        photos.append(photo)
     return photos
 
 
