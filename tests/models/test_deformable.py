@@ -84,6 +84,31 @@ def test_gradients_of_points_and_weights_need_none_of_the_values() -> None:
     assert points.grad.any()
 
 
+@pytest.mark.parametrize("place", [-1e30, -7.0, 0.0, 1.0, 7.0, 1e30, math.inf, -math.inf])
+def test_points_on_the_border_and_beyond_find_what_the_formula_finds(place: float) -> None:
+    values, points, weights = inputs()
+    points[0, 0, :, :, 0, 0] = place
+    points[1, 1, :, :, 1, 1] = place
+    leaves = [one.requires_grad_() for one in (values, points, weights)]
+    found = sample(values, SIZES, points, weights)
+    torch.testing.assert_close(found, by_the_formula(values, points, weights), rtol=0, atol=1e-9)
+    gradients = torch.autograd.grad(found.sum(), leaves)
+    assert all(each.isfinite().all() for each in gradients)
+    if abs(place) > 1:
+        assert not gradients[1][0, 0, :, :, 0].any()
+        assert not gradients[2][0, 0, :, :, 0].any()
+
+
+def test_a_point_that_is_no_number_spoils_its_own_query_alone() -> None:
+    values, points, weights = inputs()
+    expected = sample(values, SIZES, points, weights)
+    points[0, 1, 0, 0, 0, 0] = math.nan  # of the first head, whose values are the first four
+    found = sample(values, SIZES, points, weights)
+    assert found[0, 1, :4].isnan().all()
+    found[0, 1, :4] = expected[0, 1, :4]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 SHAPE = LayerShape(
     width=8, num_heads=2, feedforward_dim=8, dropout=0.0, pre_norm=False, num_levels=3, sampling_points=2
 )

@@ -5,12 +5,13 @@ sum over l, k of A_lk * W x_l(p + offset_lk), where x is interpolated between ce
 Output: (B, N, D).
 
 Sampling is written twice, equal up to rounding. Where torch runs the operations one by one on a CPU, cells are gathered as
-rows of a table, four for each point, by `embedding_bag`, which adds them up on the way; backwards, the rows are sorted by
+rows of a table, four for each point, by `embedding_bag`, which adds them up on the way; backwards, the points are sorted by
 cell and gathered again. Elsewhere (GPU, compiled, exported) it is `grid_sample`, map by map.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -179,71 +180,131 @@ class _GatheredSum(torch.autograd.Function):
         ctx.save_for_backward(values, points, weights)
         ctx.sizes = sizes
         kind = torch.promote_types(values.dtype, torch.float32)
-        table = values.to(kind).flatten(0, 2)
-        mixed = table.new_zeros(len(points) * points.shape[1] * points.shape[2], table.shape[-1])
-        for level in range(len(sizes)):
-            rows, shares = _corners(points[:, :, :, level], weights[:, :, :, level], sizes, level, values.shape[1])
-            mixed += F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares.to(kind))
+        mixed = torch.zeros(len(points) * points.shape[1] * points.shape[2], values.shape[-1], dtype=kind)
+        for level, table in enumerate(_with_borders(values.to(kind), sizes)):
+            among = _Among.cells_of(points[:, :, :, level], sizes[level])
+            shares = torch.cat(among.shares(weights[:, :, :, level].flatten(0, 2).to(kind)), dim=1)
+            mixed += F.embedding_bag(among.corners(), table.flatten(0, 3), mode="sum", per_sample_weights=shares)
         return mixed.view(len(points), points.shape[1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, points, weights = ctx.saved_tensors
         kind = torch.promote_types(values.dtype, torch.float32)
-        table = values.to(kind).flatten(0, 2)
-        wanted = gradients[0].to(kind).reshape(-1, table.shape[-1])
-        of_table = torch.zeros_like(table)
+        wanted = gradients[0].to(kind).reshape(-1, values.shape[-1])
+        of_maps: list[Tensor] = []
         of_points, of_weights = torch.empty_like(points), torch.empty_like(weights)
-        for level in range(len(ctx.sizes)):
-            leaves = points[:, :, :, level].detach().requires_grad_(), weights[:, :, :, level].detach().requires_grad_()
-            with torch.enable_grad():
-                rows, shares = _corners(*leaves, ctx.sizes, level, values.shape[1])
-                shares = shares.to(kind)
-                mixed = F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=shares)
-            of_points[:, :, :, level], of_weights[:, :, :, level] = torch.autograd.grad(mixed, leaves, wanted)
+        for level, table in enumerate(_with_borders(values.to(kind), ctx.sizes)):
+            among = _Among.cells_of(points[:, :, :, level], ctx.sizes[level])
+            on_map = weights[:, :, :, level].flatten(0, 2).to(kind)
+            of_shares = _products(among.corners(), table.flatten(0, 3), wanted)
+            of_point, of_weight = among.gradients(of_shares, on_map)
+            of_points[:, :, :, level] = of_point.view_as(points[:, :, :, level])
+            of_weights[:, :, :, level] = of_weight.view_as(weights[:, :, :, level])
             if ctx.needs_input_grad[0]:
-                of_table += _scattered(rows, shares.detach(), wanted, len(table))
-        return of_table.view_as(values).to(values.dtype), of_points, of_weights, None
+                of_maps.append(_scattered(among, among.shares(on_map), wanted, table.shape))
+        of_values = torch.cat(of_maps, dim=1).to(values.dtype) if of_maps else torch.zeros_like(values)
+        return of_values, of_points, of_weights, None
 
 
-def _corners(
-    points: Float[Tensor, "B N M P 2"], weights: Float[Tensor, "B N M P"], sizes: Sizes, level: int, num_cells: int
-) -> tuple[Int[Tensor, "R C"], Float[Tensor, "R C"]]:
-    """The four cells around every point of one map: their rows in the table of all values, and what they count for.
+def _products(
+    rows: Int[Tensor, "R P"], table: Float[Tensor, "V d"], wanted: Float[Tensor, "R d"]
+) -> Float[Tensor, "R P"]:
+    """Of the table's rows with the gradient of their sum: the gradient of their shares in it."""
+    shares = torch.ones(rows.shape, dtype=table.dtype, requires_grad=True)
+    with torch.enable_grad():
+        mixed = F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares)
+    return torch.autograd.grad(mixed, shares, wanted)[0]
 
-    Cells outside of the map count for nothing.
+
+def _with_borders(values: Float[Tensor, "B S M d"], sizes: Sizes) -> Iterator[Float[Tensor, "B H W M d"]]:
+    """Each map with a border of zeros, one cell wide, that stands for all that lies outside."""
+    for of_map, (height, width) in zip(values.split([h * w for h, w in sizes], dim=1), sizes, strict=True):
+        yield F.pad(of_map.unflatten(1, (height, width)), (0, 0, 0, 0, 1, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class _Among:
+    """Where points lie among the cells of a map with its border; a row for every photo, query and head.
+
+    Attributes:
+        upper_left: rows of the cells left above the points, in the table of all bordered cells and heads.
+        beside, below: how many rows further the cell to the right lies, and the one below.
+        across, down: of the way from that cell's centre to the next ones', 0 .. 1.
+        slopes: how far those go when a point (x, y) moves; 0 beyond the border.
     """
-    batch_size, _, num_heads, _ = weights.shape
-    height, width = sizes[level]
-    first = sum(rows * columns for rows, columns in sizes[:level])
-    columns, rows = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = columns.detach().floor(), rows.detach().floor()
-    right_share, lower_share = columns - left, rows - top
-    across = [(left, 1 - right_share), (left + 1, right_share)]
-    down = [(top, (1 - lower_share) * weights), (top + 1, lower_share * weights)]
-    cells, shares = [], []
-    for row, row_share in down:
-        is_row = (row >= 0) & (row < height)
-        row_start = row.clamp(0, height - 1) * width
-        for column, column_share in across:
-            is_inside = is_row & (column >= 0) & (column < width)
-            cells.append((row_start + column.clamp(0, width - 1)).int())
-            shares.append(row_share * column_share * is_inside)
-    heads = torch.arange(num_heads, dtype=torch.int32)[:, None]
-    photos = torch.arange(batch_size, dtype=torch.int32)[:, None, None, None] * num_cells
-    table_rows = (torch.cat(cells, dim=-1) + (photos + first)) * num_heads + heads
-    return table_rows.flatten(0, 2), torch.cat(shares, dim=-1).flatten(0, 2)
+
+    upper_left: Int[Tensor, "R P"]
+    beside: int
+    below: int
+    across: Float[Tensor, "R P"]
+    down: Float[Tensor, "R P"]
+    slopes: tuple[Float[Tensor, "R P"], Float[Tensor, "R P"]]
+
+    @classmethod
+    def cells_of(cls, points: Float[Tensor, "B N M P 2"], size: tuple[int, int]) -> "_Among":
+        """Look where points (x, y) in 0 .. 1 of a map of that height and width are."""
+        batch_size, _, num_heads, _, _ = points.shape
+        height, width = size
+        left, across, x_slope = _between(points[..., 0], width)
+        top, down, y_slope = _between(points[..., 1], height)
+        photos = torch.arange(batch_size, dtype=torch.int32)[:, None, None, None] * (height + 2)
+        heads = torch.arange(num_heads, dtype=torch.int32)[:, None]
+        rows = ((photos + top) * (width + 2) + left) * num_heads + heads
+        rows, across, down, x_slope, y_slope = (each.flatten(0, 2) for each in (rows, across, down, x_slope, y_slope))
+        return cls(rows, num_heads, (width + 2) * num_heads, across, down, (x_slope, y_slope))
+
+    def corners(self) -> Int[Tensor, "R C"]:
+        """Rows of the four cells around the points: all upper left ones, upper right, lower left, lower right."""
+        steps = (0, self.beside, self.below, self.below + self.beside)
+        return torch.cat([self.upper_left + step for step in steps], dim=1)
+
+    def shares(self, weights: Float[Tensor, "R P"]) -> list[Float[Tensor, "R P"]]:
+        """What those four cells count for."""
+        lower = weights * self.down
+        upper = weights - lower
+        upper_right, lower_right = upper * self.across, lower * self.across
+        return [upper - upper_right, upper_right, lower - lower_right, lower_right]
+
+    def gradients(
+        self, of_shares: Float[Tensor, "R C"], weights: Float[Tensor, "R P"]
+    ) -> tuple[Float[Tensor, "R P 2"], Float[Tensor, "R P"]]:
+        """Of points and of weights, from those of the shares."""
+        upper_left, upper_right, lower_left, lower_right = of_shares.chunk(4, dim=1)
+        upper_step, lower_step = upper_right - upper_left, lower_right - lower_left
+        upper = torch.addcmul(upper_left, self.across, upper_step)
+        lower = torch.addcmul(lower_left, self.across, lower_step)
+        x_slope, y_slope = self.slopes
+        of_x = torch.lerp(upper_step, lower_step, self.down) * weights * x_slope
+        of_y = (lower - upper) * weights * y_slope
+        return torch.stack([of_x, of_y], dim=-1), torch.lerp(upper, lower, self.down)
+
+
+def _between(
+    places: Float[Tensor, "*shape"], num_cells: int
+) -> tuple[Int[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Along one side of a bordered map: the cell before each place, how far it is from its centre, and that one's slope."""
+    asked = places * num_cells + 0.5
+    cells = asked.clamp(0, num_cells + 1)
+    before = cells.int().clamp(0, num_cells)  # what is no number becomes a cell, and its share stays none
+    return before, cells - before, (asked == cells) * float(num_cells)
 
 
 def _scattered(
-    rows: Int[Tensor, "R C"], shares: Float[Tensor, "R C"], gradients: Float[Tensor, "R d"], num_rows: int
-) -> Float[Tensor, "V d"]:
-    """Add up, for every row of the table, the gradients of the sums that it was part of.
+    among: _Among, shares: Sequence[Float[Tensor, "R P"]], gradients: Float[Tensor, "R d"], shape: torch.Size
+) -> Float[Tensor, "B S M d"]:
+    """Add up, for every cell, the gradients of the sums that it was part of.
 
-    The transpose of the gathering is gathering, too, once the entries are sorted by row.
+    The transpose of the gathering is gathering, too, once the points are sorted by their upper left cell: for each of the
+    four corners they add up in that cell, from where the map of sums moves to the cells that are meant.
     """
-    sorted_rows, order = rows.flatten().sort(stable=True)
-    starts = torch.searchsorted(sorted_rows, torch.arange(num_rows, dtype=torch.int32))
-    bags = torch.div(order, rows.shape[1], rounding_mode="floor")
-    of_row: Tensor = F.embedding_bag(bags, gradients, starts, mode="sum", per_sample_weights=shares.flatten()[order])
-    return of_row
+    rows, order = among.upper_left.flatten().sort(stable=True)
+    starts = torch.searchsorted(rows, torch.arange(shape[:-1].numel(), dtype=torch.int32))
+    bags = torch.div(order, among.upper_left.shape[1], rounding_mode="floor")
+    sums = [
+        F.embedding_bag(bags, gradients, starts, mode="sum", per_sample_weights=share.flatten()[order]).view(shape)
+        for share in shares
+    ]
+    upper_left, upper_right, lower_left, lower_right = sums
+    of_map = upper_left[:, 1:-1, 1:-1] + upper_right[:, 1:-1, :-2] + lower_left[:, :-2, 1:-1] + lower_right[:, :-2, :-2]
+    return of_map.flatten(1, 2)
