@@ -1,7 +1,6 @@
 """What is chosen for a set and a start, and that nobody's word is overruled."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,12 +202,22 @@ def test_photos_are_mirrored_as_often_as_asked() -> None:
     corners = {"flip": (0, -1), "upside_down": (-1, 0)}
     for name, corner in corners.items():
         for share in (0.0, 1.0):
-            given = TrainingSettings.model_validate({"flip": 0, "image_size": 40, "train_scale": 1.5, name: share})
-            photos = training_photos(SampleDataset([sample]), given)
-            photos.transform = replace(photos.transform, crop_probability=0)
+            given = {"flip": 0, "crop": 0, "image_size": 40, "train_scale": 1.5, name: share}
+            photos = training_photos(SampleDataset([sample]), TrainingSettings.model_validate(given))
             turned = photos[Draw(0, 1)].image
             assert turned[0][0, 0] == 255 * (1 - share)
             assert turned[0][corner] == 255 * share
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_photos_are_cut_as_often_as_asked(share: float) -> None:
+    middle = Annotations(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
+    sample = Sample(torch.zeros(3, 200, 100, dtype=torch.uint8), middle, 1, (200, 100))
+    photos = training_photos(SampleDataset([sample]), TrainingSettings(image_size=100, crop=share))
+    shapes = [photos[Draw(0, 1, batch)].image.shape for batch in range(100)]
+    cut = sum(height != 2 * width for _, height, width in shapes)
+    assert share * 100 - 20 < cut < share * 100 + 20
+    assert share != 0 or cut == 0
 
 
 def test_what_training_will_see_shows_strong_augmentation_until_it_ends(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> Trai
     flip = RandomFlip(settings.flip, settings.upside_down)
     transform: Transform = TestTransform(settings.image_size)
     if changes:
-        transform = TrainTransform(round(settings.train_scale * settings.image_size), flip=flip)
+        transform = TrainTransform(round(settings.train_scale * settings.image_size), settings.crop, flip)
     strong = StrongAugmentation(
         settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, flip
     )

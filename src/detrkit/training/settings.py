@@ -64,6 +64,12 @@ class TrainingSettings(BaseModel):
     upside_down: float = Field(
         default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
     )
+    crop: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of photos cut out and enlarged; 0 where objects are always as large as in tests",
+    )
     photometric: float = Field(default=0.0, ge=0, le=1, description="share of photos with other colours and brightness")
     scale_jitter: float = Field(
         default=0.0, ge=0, le=1, description="share of photos resized by 0.1 to 2, in place of the paper's resizing"
