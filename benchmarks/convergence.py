@@ -2,7 +2,7 @@ r"""How soon does each architecture learn, and what is each ingredient of detrki
 
     python -m benchmarks.convergence peers drawn --minutes 5 --seeds 1 2 3
     python -m benchmarks.convergence ingredients drawn --minutes 5 --seeds 1
-    python -m benchmarks.convergence peers bccd-voc --minutes 40 --split test --batch-size 8 --image-size 256 \
+    python -m benchmarks.convergence peers bccd-voc --minutes 40 --split test --set num_queries=100 \
         --backbone-weights FILE --set backbone=timm:tf_efficientnet_lite0 --set backbone_normalization=frozen
 
 `peers` are the architectures at the size of detrkit-s, `ingredients` are detrkit-s with one part taken out or put in. DATA
@@ -11,6 +11,7 @@ judged by, after the last step. A folder is judged by its validation photos, or 
 
 First the steps of all rows are timed in turns, reading included, and their number chosen so that all take the same time,
 evaluations left out; so a run depends on its seed and that number alone (`budget.json`), not on what else the machine did.
+Let it have the machine to itself until that is done; the same row came to 1,426 and to 1,541 steps in two tables.
 Seeds are trained in turns. Runs that have ended are not trained again, one that was stopped goes on: give the same command.
 Other options are settings of `detrkit train`, the same for all rows but for what a row changes; peers learn by the losses
 they were published with, at the rates that suited them on other drawings. The table and a picture of the curves lie in
@@ -39,13 +40,14 @@ from detrkit.data.synthetic import DrawingStyle
 from detrkit.data.transforms import RandomFlip
 from detrkit.errors import DetrkitError
 from detrkit.files import replacing, write_text
+from detrkit.models.presets import preset_config
 from detrkit.process import process_from_environment
 from detrkit.recipes.config import RunConfig, load_run_config
 from detrkit.recipes.data import RunData
 from detrkit.recipes.demo import draw_data
 from detrkit.recipes.evaluate import evaluate_source
 from detrkit.recipes.loaders import device_of
-from detrkit.recipes.plan import plan_model, plan_training
+from detrkit.recipes.plan import OWN, plan_model, plan_training
 from detrkit.recipes.run import STATE_FILE, Run, run_training
 from detrkit.recipes.train import opened
 from detrkit.training.run_log import read_metrics
@@ -55,7 +57,7 @@ from detrkit.visualization.charts import as_png, new_chart
 DRAWN = "drawn"
 NUM_TRAIN, NUM_TEST = 10_000, 500
 STYLE = DrawingStyle(size=128, most_objects=5)
-# what suits drawings, for every row that does not say otherwise; folders are planned by `detrkit train`
+# what suits drawings, for every row that does not say otherwise
 OF_DRAWN = {
     "image_size": STYLE.size,
     "batch_size": 32,
@@ -67,9 +69,14 @@ OF_DRAWN = {
     "ema_decay": 0.99,
     "workers": 0,
 }
+# folders are planned by `detrkit train`, which would give presets photos of other sizes
+OF_PHOTOS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_norm")}
+# decided by the row, the seed and the minutes; of drawings also by their style, as framing is for photos
+DECIDED = ("seed", "steps", "epochs", "evaluate_every", "patience", "devices")
+FRAMING = ("image_size", "train_scale", "augment", "flip", "upside_down", "crop", "photometric", "scale_jitter")
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
-_TIMINGS = 3  # rounds, of so many steps each:
-_TIMED_STEPS = 4
+_TIMINGS = 7  # rounds, of other photos each, and of so many steps:
+_TIMED_STEPS = 6
 _MOST_EVALUATIONS = 5  # of a run, which come after whole rounds through the photos
 _RATES = ("learning_rate", "backbone_learning_rate")  # of rows, found on drawings: not meant for photos
 _PRETRAINED_RATE = {"backbone_learning_rate": 1e-4}  # of every row, above a backbone that can see
@@ -83,8 +90,9 @@ class Row:
         name: of its folder.
         what: for readers.
         model: preset.
-        settings: fields of `ModelConfig`.
+        settings: fields of `ModelConfig` that make it what it is.
         training: fields of `TrainingSettings`.
+        drawn, photos: further fields of `ModelConfig`, for drawings and for folders, which --set may change.
     """
 
     name: str
@@ -92,41 +100,50 @@ class Row:
     model: str = "detrkit-s"
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    drawn: Mapping[str, Any] = field(default_factory=dict)
+    photos: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SIGMOID = {"class_scores": "sigmoid", "dilation": False}
-_ONE_MAP = {**_SIGMOID, "pre_norm": False, "num_queries": 50}  # of stride 16
+_SIGMOID = {"class_scores": "sigmoid", "pre_norm": False}
+_QUERIES = {"num_queries": 50}
+_COARSE = {**_QUERIES, "dilation": False}  # a cell every 16 px, where DETR's 25 queries have one every 8
 _SAMPLED = {"encoder_attention": "deformable", "cross_attention": "deformable"}
 _FIVE_E4 = {"learning_rate": 5e-4, "backbone_learning_rate": 5e-4}  # where 1e-3 was worse
 TABLES: dict[str, tuple[Row, ...]] = {
     "peers": (
-        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_FIVE_E4),
+        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_FIVE_E4, photos=_QUERIES),
         Row(
             "conditional",
             "Conditional DETR",
             "detr-tiny",
-            {**_ONE_MAP, "queries": "points", "cross_attention": "conditional"},
+            {**_SIGMOID, "queries": "points", "cross_attention": "conditional"},
             _FIVE_E4,
+            drawn=_COARSE,
+            photos=_QUERIES,
         ),
         Row(
             "dab",
             "DAB-DETR",
             "detr-tiny",
             {
-                **_ONE_MAP,
+                **_SIGMOID,
                 "queries": "anchors",
                 "cross_attention": "conditional",
                 "refine_boxes": True,
                 "position_temperature": 20.0,
             },
             _FIVE_E4,
+            drawn=_COARSE,
+            photos=_QUERIES,
         ),
         Row(
             "deformable",
             "Deformable DETR, two maps",
             "detr-tiny",
-            {**_ONE_MAP, **_SAMPLED, "queries": "points", "num_levels": 2},
+            {**_SIGMOID, **_SAMPLED, "queries": "points", "num_levels": 2, "dilation": False},
             _FIVE_E4,
+            drawn=_QUERIES,
+            photos=_QUERIES,
         ),
         Row("detrkit-s", "detrkit-s"),
     ),
@@ -182,14 +199,16 @@ class Bench:
         is_drawn = self.common.data == DRAWN
         given = self.common.training.model_dump(exclude_unset=True)
         own = {name: value for name, value in row.training.items() if is_drawn or name not in _RATES}
-        common = OF_DRAWN if is_drawn else _PRETRAINED_RATE if self.common.backbone_weights else {}
-        training = {**common, **given, **own, "seed": seed}
+        usual: Mapping[str, Any] = OF_DRAWN if is_drawn else OF_PHOTOS
+        if not is_drawn and self.common.backbone_weights:
+            usual = {**usual, **_PRETRAINED_RATE}
+        training = {**usual, **given, **own, "seed": seed}
         if steps is not None:
             training["steps"] = steps
         config = self.common.model_copy(
             update={
                 "model": row.model,
-                "model_settings": {**self.common.model_settings, **row.settings},
+                "model_settings": self.fields_of(row),
                 "training": TrainingSettings(**training),
             }
         )
@@ -200,6 +219,11 @@ class Bench:
         strong = StrongAugmentation(STYLE.size, mosaic=settings.mosaic)
         photos = TrainingPhotos(drawn.train.photos, RandomFlip(), seed=seed, strong=strong)
         return config, replace(drawn, train=photos)
+
+    def fields_of(self, row: Row) -> dict[str, Any]:
+        """What a row's model has other than its preset."""
+        usual = row.drawn if self.common.data == DRAWN else row.photos
+        return {**usual, **self.common.model_settings, **row.settings}
 
     def run(self, row: Row, seed: int, steps: int | None = None) -> Run:
         """Put a run together, in this process."""
@@ -223,15 +247,19 @@ def steps_of_rows(bench: Bench) -> dict[str, int]:
         SystemExit: the folder's runs had another budget, or other settings.
     """
     path = bench.output / "budget.json"
-    asked = {"minutes": bench.minutes, "settings": bench.common.model_dump(mode="json", exclude={"data"})}
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {**asked, "seconds": {}}
-    if {name: known[name] for name in asked} != asked:
-        raise SystemExit(f"{path}: its runs had other minutes or settings; give those, or choose another --output")
+    # what was given: settings that come later, with values of their own, leave the runs what they are
+    asked = {"minutes": bench.minutes, **bench.common.model_dump(mode="json", exclude_unset=True)}
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"asked": asked, "seconds": {}}
+    if others := [name for name in {**known["asked"], **asked} if known["asked"].get(name) != asked.get(name)]:
+        raise SystemExit(
+            f"{path}: found runs with other {' and '.join(others)}, expected {known['asked']}; give those, or choose "
+            "another --output"
+        )
     missing = [row for row in bench.rows if row.name not in known["seconds"]]
     times: dict[str, list[float]] = {row.name: [] for row in missing}
-    for _ in range(_TIMINGS):
-        for row in missing:  # at the start of an endless run, where all that it does is on
-            times[row.name].append(seconds_per_step(bench.run(row, bench.seeds[0], steps=10**6)))
+    for turn in range(1, _TIMINGS + 1):
+        for row in missing:  # in the first rounds of an endless run, where all that it does is on
+            times[row.name].append(seconds_per_step(bench.run(row, bench.seeds[0], steps=10**6), turn))
     for name, measured in times.items():
         known["seconds"][name] = median(measured)
     steps = {name: max(1, round(60 * bench.minutes / each)) for name, each in known["seconds"].items()}
@@ -241,9 +269,10 @@ def steps_of_rows(bench: Bench) -> dict[str, int]:
     return steps
 
 
-def seconds_per_step(run: Run) -> float:
-    """Take some steps; tell how long one took, reading included."""
+def seconds_per_step(run: Run, epoch: int) -> float:
+    """Take some steps of a round through the photos; tell how long one took, reading included."""
     run.stepper.train()
+    run.loader.start_at(epoch, 0)
     accumulate = run.config.training.accumulate
     batches = chain.from_iterable(repeat(run.loader))
     start = 0.0
@@ -256,19 +285,18 @@ def seconds_per_step(run: Run) -> float:
 
 
 def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
-    """Train one row with one seed, go on with it, or read it; tell what it scored, and how long its steps took."""
+    """Train one row with one seed, go on with it, or read it; tell what it scored."""
     folder = bench.folder(row, seed)
     if not has_ended(folder, steps):
         config, data = bench.open(row, seed, steps)
         settings = config.training
         epochs = -(-steps * settings.batch_size * settings.accumulate // max(1, len(data.train)))
-        often = settings.model_copy(update={"evaluate_every": max(1, epochs // _MOST_EVALUATIONS)})
+        often = settings.model_copy(update={"evaluate_every": -(-epochs // _MOST_EVALUATIONS)})
         config = config.model_copy(update={"training": often})
         resumes = (folder / STATE_FILE).is_file()
         print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
         if run_training(config, data, folder, resume=resumes).interrupted:
             raise SystemExit(f"{folder.name}: stopped; the same command goes on")
-    entries = read_metrics(folder)
     last = evaluations_of(folder)[-1]
     if bench.split is not None:
         found = folder / f"on-{bench.split}"
@@ -276,14 +304,12 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
             evaluate_source(str(folder), bench.common.data, bench.split, output=found)
         last = json.loads((found / "scores.json").read_text())["numbers"]
     scores = {name: -1.0 if last[name] is None else float(str(last[name])) for name in COLUMNS}
-    settings = load_run_config(folder / "config.yaml", {}, {}).training
-    minutes = minutes_until(entries, steps, settings.batch_size * settings.accumulate)
-    return {**scores, "minutes": minutes, "parameters": float(count_parameters(folder))}
+    return {**scores, "parameters": float(count_parameters(folder))}
 
 
 def evaluations_of(folder: Path) -> list[dict[str, object]]:
-    """What a run scored, first evaluation first."""
-    return [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
+    """What a run scored, first evaluation first; one that was stopped behind an evaluation has it twice."""
+    return list({entry["step"]: entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"}.values())
 
 
 def has_ended(folder: Path, steps: int) -> bool:
@@ -292,19 +318,9 @@ def has_ended(folder: Path, steps: int) -> bool:
     return bool(found) and int(str(found[-1]["step"])) >= steps
 
 
-def minutes_until(entries: Sequence[Mapping[str, object]], step: int, photos_per_step: int) -> float:
-    """How long the steps up to one took, evaluations left out."""
-    seconds, before = 0.0, 0
-    for entry in entries:
-        if entry["kind"] == "train" and int(str(entry["step"])) <= step:
-            seconds += (int(str(entry["step"])) - before) * photos_per_step / float(str(entry["photos_per_second"]))
-            before = int(str(entry["step"]))
-    return seconds / 60
-
-
 def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> str:
     """The results as Markdown: means of the seeds that there are."""
-    lines = ["| | " + " | ".join([*COLUMNS, "AP of each seed", "steps", "minutes", "parameters"]) + " |"]
+    lines = ["| | " + " | ".join([*COLUMNS, "AP of each seed", "steps", "cells, px", "parameters"]) + " |"]
     lines.append("|---" * (len(COLUMNS) + 5) + "|")
     for row in bench.rows:
         seeds = results.get(row.name, [])
@@ -313,14 +329,14 @@ def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]],
             means = [mean(values) if values else -1.0 for values in known]
             cells = [row.what, *("-" if value < 0 else f"{value:.3f}" for value in means)]
             cells.append(", ".join(f"{one['AP']:.3f}" for one in seeds))
-            minutes = mean(one["minutes"] for one in seeds)
-            cells += [str(steps[row.name]), f"{minutes:.1f}", f"{seeds[0]['parameters'] / 1e6:.1f} M"]
+            strides = preset_config(row.model, **bench.fields_of(row)).strides
+            cells += [str(steps[row.name]), ", ".join(map(str, strides)), f"{seeds[0]['parameters'] / 1e6:.1f} M"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """AP over the minutes, a line for each row: the mean of its seeds."""
+    """AP over the minutes that steps took when they were timed, a line for each row: the mean of its seeds."""
     figure, axes = new_chart("minutes of training", "AP")
     for row in bench.rows:
         if row.name not in results:
@@ -329,7 +345,7 @@ def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]
         for seed in bench.seeds[: len(results[row.name])]:
             points = evaluations_of(bench.folder(row, seed))
             curves.append([(float(str(one["step"])), float(str(one["AP"] or 0))) for one in points])
-        share = mean(one["minutes"] for one in results[row.name]) / curves[0][-1][0]
+        share = bench.minutes / curves[0][-1][0]
         heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
         axes.plot([step * share for step, _ in curves[0]], heights, marker=".", label=row.what)
     axes.set_ylim(0, 1)
@@ -371,7 +387,9 @@ def run_bench(bench: Bench) -> str:
 
 def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
     """Read the command line: options that are not known here are training settings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("data", help="dataset folder, or `drawn`")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, for every run")
@@ -389,9 +407,12 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
         raise SystemExit(f"--rows: found {', '.join(sorted(unknown))}, expected some of {names}")
     if known.split and known.data == DRAWN:
         raise SystemExit("--split: drawings are judged by 500 that nobody learns from; leave it out")
+    if known.minutes <= 0:
+        raise SystemExit(f"--minutes: found {known.minutes:g}, expected more than 0")
     training = dict(
         model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in pairs(others)
     )
+    refuse_decided(training, known.data)
     given = {
         "data": known.data if known.data == DRAWN else str(Path(known.data).resolve()),
         "backbone_weights": known.backbone_weights,
@@ -410,17 +431,32 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
     return bench, known.write
 
 
+def refuse_decided(training: Mapping[str, Any], data: str) -> None:
+    """Settings that would change nothing, or take the rows' equal time away.
+
+    Raises:
+        SystemExit: one was given.
+    """
+    for name in training:
+        if name in DECIDED:
+            raise SystemExit(f"--{name.replace('_', '-')}: every run's is decided by its row, --seeds and --minutes")
+        if data == DRAWN and name in FRAMING:
+            raise SystemExit(f"--{name.replace('_', '-')}: drawings are shown as they are; leave it out")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and print a table."""
-    bench, document = parsed(arguments)
-    if document is not None:
-        write_into(document, bench.output.name, None)  # says now, not after hours, that there is no place for it
     try:
+        bench, document = parsed(arguments)
+        for row in bench.rows:
+            preset_config(row.model, **bench.fields_of(row))  # says now, not after hours, what is wrong with --set
+        if document is not None:
+            write_into(document, bench.output.name, None)  # nor that there is no place for the table
         text = run_bench(bench)
-    except DetrkitError as error:
+        if document is not None:
+            write_into(document, bench.output.name, text)
+    except (DetrkitError, OSError) as error:
         raise SystemExit(str(error)) from None
-    if document is not None:
-        write_into(document, bench.output.name, text)
     print(text)
 
 

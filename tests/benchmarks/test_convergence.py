@@ -9,7 +9,6 @@ from benchmarks.convergence import (
     evaluations_of,
     has_ended,
     main,
-    minutes_until,
     parsed,
     trained,
     write_into,
@@ -28,7 +27,8 @@ def test_every_row_is_a_model_that_can_be_built_with_settings_that_exist() -> No
     for rows in TABLES.values():
         assert len({row.name for row in rows}) == len(rows)
         for row in rows:
-            preset_config(row.model, **row.settings)
+            preset_config(row.model, **row.drawn, **row.settings)
+            preset_config(row.model, **row.photos, **row.settings)
             TrainingSettings.model_validate(row.training)
     own, *others = TABLES["ingredients"]
     assert not own.settings
@@ -36,7 +36,10 @@ def test_every_row_is_a_model_that_can_be_built_with_settings_that_exist() -> No
     assert all(row.model == own.model for row in others)
 
 
-def test_a_table_is_trained_once_and_then_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_trained_once_and_then_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convergence, "_TIMINGS", 2)
     shapes = write_coco(tmp_path / "shapes", 2, 2)
     document = tmp_path / "RESULTS.md"
     document.write_text("before\n<!-- convergence ingredients-shapes -->\nold\n<!-- end -->\nafter\n")
@@ -52,8 +55,11 @@ def test_a_table_is_trained_once_and_then_read(tmp_path: Path, capsys: pytest.Ca
     assert "without looking forward twice" in table
     assert (folder / "ingredients.png").read_bytes().startswith(b"\x89PNG")
     assert document.read_text() == f"before\n<!-- convergence ingredients-shapes -->\n{table}<!-- end -->\nafter\n"
-    with pytest.raises(SystemExit, match="had other minutes or settings"):
+    with pytest.raises(SystemExit, match="found runs with other training, expected"):
         main([*command, "--batch-size", "1"])
+    others = write_coco(tmp_path / "elsewhere" / "shapes", 2, 2)
+    with pytest.raises(SystemExit, match="found runs with other data, expected"):
+        main([command[0], str(others), *command[2:]])
     main([*command, "--split", "val"])
     again = capsys.readouterr().out
     assert "training" not in again
@@ -110,13 +116,23 @@ def test_drawings_are_planned_without_a_folder(tmp_path: Path, monkeypatch: pyte
     convergence.drawings.cache_clear()
 
 
-def test_minutes_leave_evaluations_out() -> None:
-    entries = [
-        {"kind": "train", "step": 10, "photos_per_second": 5.0},
-        {"kind": "evaluation", "step": 10},
-        {"kind": "train", "step": 30, "photos_per_second": 10.0},
-    ]
-    assert minutes_until(entries, 30, photos_per_step=2) == (10 * 2 / 5 + 20 * 2 / 10) / 60
+def test_photos_are_framed_and_looked_at_alike_by_all_architectures(tmp_path: Path) -> None:
+    shapes = write_coco(tmp_path / "shapes", 4, 2)
+    bench, _ = parsed(["peers", str(shapes), "--set", "num_queries=70", "--set", "backbone=resnet50"])
+    configs = [bench.open(row, seed=1, steps=5)[0] for row in bench.rows]
+    alike = ("image_size", "train_scale", "batch_size", "clip_norm", "flip", "crop")
+    assert len({tuple(getattr(config.training, name) for name in alike) for config in configs}) == 1
+    models = [preset_config(config.model, **config.model_settings) for config in configs]
+    assert {model.num_queries for model in models} == {70}
+    assert [model.strides for model in models] == [(16,), (16,), (16,), (16, 32), (16, 32)]
+    bench, _ = parsed(["peers", str(shapes)])
+    assert {preset_config(row.model, **bench.fields_of(row)).num_queries for row in bench.rows} == {50}
+
+
+def test_an_evaluation_written_twice_counts_once(tmp_path: Path) -> None:
+    entries = [{"kind": "evaluation", "step": step, "AP": ap} for step, ap in ((5, 0.1), (5, 0.1), (9, 0.2))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert [one["step"] for one in evaluations_of(tmp_path)] == [5, 9]
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
@@ -124,6 +140,22 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         parsed(["peers", "drawn", "--rows", "nothing-like"])
     with pytest.raises(SystemExit, match="--split: drawings are judged by 500"):
         parsed(["peers", "drawn", "--split", "test"])
+    with pytest.raises(SystemExit, match="--minutes: found 0, expected more"):
+        parsed(["peers", "drawn", "--minutes", "0"])
+    with pytest.raises(SystemExit, match="--seed: every run's is decided by its row, --seeds"):
+        parsed(["peers", "drawn", "--seed", "7"])
+    with pytest.raises(SystemExit, match="--crop: drawings are shown as they are"):
+        parsed(["peers", "drawn", "--crop", "1"])
+    for name, value, told in (
+        ("--learning-rat", "3", "'training.learning_rat' does not exist"),
+        ("--learning-rate", "abc", "learning_rate.* found 'abc'"),
+        ("--set", "foo", "found 'foo'"),
+        ("--set", "hidden_dimm=3", "hidden_dimm"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            main(["peers", "drawn", "--output", str(tmp_path), name, value])
+    with pytest.raises(SystemExit, match="nonexistent"):
+        main(["peers", "drawn", "--output", str(tmp_path), "--write", str(tmp_path / "nonexistent.md")])
     with pytest.raises(SystemExit, match="found nothing"):
         main(["peers", str(tmp_path / "nowhere"), "--output", str(tmp_path)])
     document = tmp_path / "a.md"
