@@ -1,5 +1,6 @@
 """Deformable attention: against loops written from the paper's formula, its gradients, and how it starts."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -74,6 +75,27 @@ def test_both_ways_of_sampling_have_the_same_gradients() -> None:
         gradients.append(torch.autograd.grad(sampler(leaves[0], SIZES, *leaves[1:]), leaves, wanted))
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product([torch.float64, torch.float32, torch.bfloat16], repeat=2)))
+def test_values_and_points_of_other_types_have_gradients_of_their_own(kinds: tuple[torch.dtype, torch.dtype]) -> None:
+    exact = [one.requires_grad_() for one in inputs()]
+    leaves = [one.detach().to(kinds[index > 0]).requires_grad_() for index, one in enumerate(exact)]
+    mixed = sample(leaves[0], SIZES, *leaves[1:])
+    assert mixed.dtype == kinds[0]
+    mixed.sum().backward()
+    assert [one.grad.dtype for one in leaves] == [one.dtype for one in leaves]
+    if torch.bfloat16 not in kinds:
+        wanted = torch.autograd.grad(sample(exact[0], SIZES, *exact[1:]).sum(), exact)
+        for one, expected in zip(leaves, wanted, strict=True):
+            torch.testing.assert_close(one.grad.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_there_are_no_gradients_of_gradients_on_a_cpu_rather_than_wrong_ones() -> None:
+    values, points, weights = (one.requires_grad_() for one in inputs())
+    first = torch.autograd.grad(sample(values, SIZES, points, weights).sum(), points, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        first.sum().backward()
 
 
 def test_gradients_of_points_and_weights_need_none_of_the_values() -> None:

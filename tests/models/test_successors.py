@@ -184,6 +184,21 @@ def test_sines_of_anchors_are_weighed_by_the_expected_size() -> None:
     torch.testing.assert_close(weighed, plain[0, 0] * torch.tensor([4.0] * 4 + [2.0] * 4))
 
 
+@pytest.mark.parametrize("logit", [-LARGEST_LOGIT, -20.0, LARGEST_LOGIT])
+def test_the_thinnest_anchors_leave_half_precision_finite(logit: float) -> None:
+    torch.manual_seed(0)
+    guide = Guide(8, has_anchors=True, is_conditional=True)
+    anchors = torch.full((1, 3, 4), logit, requires_grad=True)
+    decoded = torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.float16):
+        sine = guide(1, decoded.half(), decoded.half(), anchors).sine
+    assert sine.isfinite().all()
+    assert torch.autograd.grad(sine.float().sum(), anchors)[0].isfinite().all()
+    exact = guide(1, decoded, decoded, anchors).sine
+    if logit > 0:  # nothing is cut off
+        torch.testing.assert_close(sine.float(), exact, rtol=0, atol=0.02)
+
+
 def test_points_and_anchors_are_read_off_their_tables() -> None:
     scene = small("conditional-detr-r50")
     captured = _decoder_inputs(scene)[0]

@@ -117,7 +117,7 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirror half of the samples left to right, and some top to bottom.
+    """Mirror some of the samples left to right, and some top to bottom.
 
     Attributes:
         probability: of the first.
@@ -199,7 +199,7 @@ class Framing:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Flip; then, every second time, first cut out a part; then one of the training sizes.
+    """Flip; then, for some photos, cut out a part; then one of the training sizes.
 
     Attributes:
         image_size: shortest side in tests, in pixels; all sizes of the paper scale with it (800 gives the paper's).

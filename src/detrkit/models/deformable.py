@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from detrkit.models.pyramid import Scene
@@ -182,12 +183,13 @@ class _GatheredSum(torch.autograd.Function):
         kind = torch.promote_types(values.dtype, torch.float32)
         mixed = torch.zeros(len(points) * points.shape[1] * points.shape[2], values.shape[-1], dtype=kind)
         for level, table in enumerate(_with_borders(values.to(kind), sizes)):
-            among = _Among.cells_of(points[:, :, :, level], sizes[level])
+            among = _Among.cells_of(points[:, :, :, level].to(kind), sizes[level])
             shares = torch.cat(among.shares(weights[:, :, :, level].flatten(0, 2).to(kind)), dim=1)
             mixed += F.embedding_bag(among.corners(), table.flatten(0, 3), mode="sum", per_sample_weights=shares)
         return mixed.view(len(points), points.shape[1], -1)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # gradients of gradients would be wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, points, weights = ctx.saved_tensors
         kind = torch.promote_types(values.dtype, torch.float32)
@@ -195,7 +197,7 @@ class _GatheredSum(torch.autograd.Function):
         of_maps: list[Tensor] = []
         of_points, of_weights = torch.empty_like(points), torch.empty_like(weights)
         for level, table in enumerate(_with_borders(values.to(kind), ctx.sizes)):
-            among = _Among.cells_of(points[:, :, :, level], ctx.sizes[level])
+            among = _Among.cells_of(points[:, :, :, level].to(kind), ctx.sizes[level])
             on_map = weights[:, :, :, level].flatten(0, 2).to(kind)
             of_shares = _products(among.corners(), table.flatten(0, 3), wanted)
             of_point, of_weight = among.gradients(of_shares, on_map)

@@ -20,6 +20,7 @@ from detrkit.structures import Helper, Proposals
 
 # of references: sigmoid(11.5) is 1 - 1e-5, where the published code cuts off before it takes logarithms
 LARGEST_LOGIT = 11.512915
+_LARGEST_HALF_RATIO = 256.0  # float16 ends at 65504, and sums of products with the ratio follow
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,10 @@ class Guide(nn.Module):
         """Expected height over the anchor's for the sines of the row, widths for those of the column."""
         assert self.size_head is not None
         expected = self.size_head(decoded).sigmoid()
-        ratio = (expected / place[..., 2:].to(expected.dtype)).flip(-1)
-        return ratio.repeat_interleave(decoded.shape[-1] // 2, dim=-1)
+        ratio = expected / place[..., 2:]  # of sides before rounding, the square of which the gradient is divided by
+        if expected.dtype == torch.float16:
+            ratio = ratio.clamp(max=_LARGEST_HALF_RATIO)
+        return ratio.flip(-1).to(expected.dtype).repeat_interleave(decoded.shape[-1] // 2, dim=-1)
 
 
 def joined(own: Queries, extra: Sequence[ExtraQueries]) -> Queries:

@@ -164,7 +164,7 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) ->
         Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
         Choice("ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better than the last ones"),
         Choice("decay_norms", False, "weight decay is meant for matrices"),
-        Choice("evaluate_every", max(1, epochs // _MOST_EVALUATIONS), f"at most {_MOST_EVALUATIONS} evaluations"),
+        Choice("evaluate_every", -(-epochs // _MOST_EVALUATIONS), f"at most {_MOST_EVALUATIONS} evaluations"),
     ]
     if origin == "detector" and num_photos < _FEW_PHOTOS:
         choices.append(Choice("freeze", "backbone", f"{num_photos} photos are too few to change a trained backbone"))

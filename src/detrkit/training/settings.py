@@ -68,7 +68,7 @@ class TrainingSettings(BaseModel):
         default=0.5,
         ge=0,
         le=1,
-        description="share of photos cut out and enlarged; 0 where objects are always as large as in tests",
+        description="share of photos of which a part is cut out and enlarged",
     )
     photometric: float = Field(default=0.0, ge=0, le=1, description="share of photos with other colours and brightness")
     scale_jitter: float = Field(
