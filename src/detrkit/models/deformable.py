@@ -189,7 +189,7 @@ class _GatheredSum(torch.autograd.Function):
         return mixed.view(len(points), points.shape[1], -1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # gradients of gradients would be wrong
+    @once_differentiable  # gradients of gradients would be wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, points, weights = ctx.saved_tensors
         kind = torch.promote_types(values.dtype, torch.float32)
