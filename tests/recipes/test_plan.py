@@ -21,10 +21,11 @@ from detrkit.recipes.by_heart import judge_learning_by_heart
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData, training_photos
 from detrkit.recipes.describe_data import _first_samples
-from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training
+from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training, plan_within
 from detrkit.recipes.train import opened
 from detrkit.structures import Annotations, Sample
 from detrkit.training.settings import TrainingSettings
+from detrkit.training.trainer import Pace
 from tests.datasets import write_coco
 
 CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
@@ -172,6 +173,20 @@ def test_processes_that_others_started_count() -> None:
 def test_a_run_of_steps_is_judged_as_often_as_one_of_epochs() -> None:
     assert planned(100, training={"batch_size": 1, "steps": 4000}).config.training.evaluate_every == 2  # of 40 rounds
     assert planned(100, training={"batch_size": 1, "steps": 50}).config.training.evaluate_every == 1
+
+
+def test_as_many_steps_are_planned_as_there_is_time_for() -> None:
+    def within(seconds: float, **training: object) -> tuple[int | None, int]:
+        settings = TrainingSettings.model_validate({"batch_size": 8, **training})
+        config = plan_model(RunConfig(data="x", training=settings))
+        chosen = plan_within(seconds, Pace(0.5, 6.0), config, set(training), 80).config.training
+        return chosen.steps, chosen.evaluate_every
+
+    assert within(600, evaluate_every=1) == (540, 1)  # 54 rounds of 10 steps: 270 s, and as many evaluations: 324 s
+    assert within(600, evaluate_every=10**6) == (1188, 10**6)  # one evaluation
+    assert within(23.5) == (20, 1)  # two rounds are 10 s and 12 s, and a third would be evaluated, too
+    assert within(0.1) == (1, 1)
+    assert within(600) == (960, 5)  # 96 rounds: 480 s, and 20 evaluations: 120 s
 
 
 def test_learning_by_heart_is_a_test_of_what_is_given() -> None:

@@ -24,6 +24,7 @@ def train(
     backbone_weights: Path | None = None,
     config: Path | None = None,
     resume: Path | None = None,
+    minutes: float | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     slurm: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
@@ -62,6 +63,8 @@ def train(
         YAML file with the same settings; the command line wins over it.
     resume
         Run folder to go on with, where it was saved last; takes nothing else.
+    minutes
+        Time to train for, in place of --epochs or --steps: some steps are timed first, and as many planned as fit in.
     dry_run
         Say what would be done and how long it would take, after a few steps; write nothing.
     slurm
@@ -84,11 +87,12 @@ def train(
             "--weights": weights,
             "--backbone-weights": backbone_weights,
             "--config": config,
+            "--minutes": minutes,
             "--dry-run": dry_run,
             "--slurm": slurm,
             "--set": set_,
         }
-        given_here = [name for name, value in beside.items() if value]
+        given_here = [name for name, value in beside.items() if value not in (None, False, [])]
         given_here += [f"--{name.replace('_', '-')}" for name in (training.model_fields_set if training else ())]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
@@ -105,9 +109,11 @@ def train(
     if slurm is not None:
         from detrkit.recipes.slurm import submit
 
+        if minutes is not None:
+            raise ConfigError("--minutes: steps are timed here, and the job runs elsewhere; give --steps")
         submit(loaded, output, slurm)
         return
-    leave(recipes.train(loaded, output, dry_run=dry_run).stopped_by)
+    leave(recipes.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
 
 
 def model_field(text: str) -> tuple[str, Any]:

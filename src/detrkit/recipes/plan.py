@@ -5,6 +5,7 @@ sets on small machines, and not the paper's. `reference` is the paper's training
 successors that of their published code.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from detrkit.recipes.config import RunConfig
 from detrkit.training.helpers import check_helpers
 from detrkit.training.optimizer import BOXES, learns_masks_only
 from detrkit.training.settings import TrainingSettings
+from detrkit.training.trainer import Pace
 
 Origin = Literal["detector", "imagenet", "scratch"]
 # for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
@@ -135,6 +137,27 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     choices = [choice for choice in choices if choice.name not in given]
     training = settings.model_copy(update={choice.name: choice.value for choice in choices})
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
+
+
+def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], num_photos: int) -> Plan:
+    """Plan as many updates as there is time for, in one process, evaluations included.
+
+    Args:
+        seconds: that the run may take.
+        pace: measured on this machine.
+        config: of `plan_model`.
+        given: fields of `TrainingSettings` that somebody gave.
+        num_photos: to learn from.
+    """
+    num_batches = max(1, num_photos // config.training.batch_size)
+
+    def of(steps: int) -> Plan:
+        training = config.training.model_copy(update={"steps": steps})
+        return plan_training(config.model_copy(update={"training": training}), {*given, "steps"}, num_photos)
+
+    most = range(1, int(seconds / pace.step) + 1)
+    steps = bisect_right(most, seconds, key=lambda steps: pace.seconds(num_batches, of(steps).config.training))
+    return of(max(1, steps))
 
 
 def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choice]:

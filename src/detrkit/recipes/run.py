@@ -2,7 +2,7 @@
 
 import json
 import time
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,10 @@ from detrkit.training.processes import process_group
 from detrkit.training.run_log import NoLog, RunLog
 from detrkit.training.step import Stepper
 from detrkit.training.stopping import StopSignal
-from detrkit.training.trainer import RunHooks, Trainer, TrainingResult, planned_epochs, planned_steps, strong_epochs
+from detrkit.training.trainer import Pace, RunHooks, Trainer, TrainingResult, planned_steps, strong_epochs
 
 STATE_FILE = "last/state.pt"
-_TIMED_STEPS = 4  # of a dry run
+_TIMED_STEPS, _TIMED_SECONDS = 4, 15.0  # at least so many, for about so long
 NUM_EXAMPLES = 4  # photos shown in TensorBoard after every evaluation
 
 
@@ -129,22 +129,21 @@ class Run:
             )
         return self._train(state)
 
-    def expected_seconds(self) -> tuple[float, float]:
-        """Take a few steps and one evaluation batch; tell how long the run will take, and a step."""
+    def measure_pace(self) -> Pace:
+        """Take some steps, the first of which does not count, and one evaluation batch."""
         self.stepper.train()
         settings = self.config.training
-        times = []
-        for batch in islice(self.loader, _TIMED_STEPS + 1):
-            start = time.perf_counter()
-            self.stepper.step([batch.to(self.device)] * settings.accumulate)
+        batches = chain.from_iterable(repeat(self.loader))
+        taken, start = -1, 0.0
+        while taken < _TIMED_STEPS or time.perf_counter() - start < _TIMED_SECONDS:
+            self.stepper.step([batch.to(self.device) for batch in islice(batches, settings.accumulate)])
             self.stepper.finish()
-            times.append(time.perf_counter() - start)
-        step = min(times)
+            taken += 1
+            start = start if taken else time.perf_counter()
+        step = (time.perf_counter() - start) / taken
         start = time.perf_counter()
         collect(self.model, islice(self.test_batches, 1), self.data.categories, self.device, settings.exact_padding)
-        evaluation = (time.perf_counter() - start) * len(self.test_batches)
-        evaluations = -(-planned_epochs(len(self.loader), settings) // settings.evaluate_every)
-        return self.num_steps * step + evaluations * evaluation, step
+        return Pace(step, (time.perf_counter() - start) * len(self.test_batches))
 
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:
         settings = self.config.training

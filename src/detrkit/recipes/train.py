@@ -12,19 +12,27 @@ from detrkit.recipes.config import RunConfig, load_run_config
 from detrkit.recipes.data import RunData, open_data
 from detrkit.recipes.launch import launch
 from detrkit.recipes.loaders import device_of
-from detrkit.recipes.plan import origin_of, plan_model, plan_training
+from detrkit.recipes.plan import origin_of, plan_model, plan_training, plan_within
 from detrkit.recipes.run import STATE_FILE, Run, run_training
 from detrkit.terminal import plain_console
 from detrkit.training.trainer import TrainingResult
 
 
-def train(config: RunConfig, output: Path, console: Console | None = None, *, dry_run: bool = False) -> TrainingResult:
+def train(
+    config: RunConfig,
+    output: Path,
+    console: Console | None = None,
+    *,
+    minutes: float | None = None,
+    dry_run: bool = False,
+) -> TrainingResult:
     """Train as the config says, and leave a run folder.
 
     Args:
         config: what was given; the rest is planned.
         output: folder to create.
         console: where to speak.
+        minutes: plan as many steps as this machine takes in them, evaluations included.
         dry_run: only say what would be done and how long it would take, and write nothing.
 
     Raises:
@@ -33,24 +41,35 @@ def train(config: RunConfig, output: Path, console: Console | None = None, *, dr
     if not dry_run:
         refuse_used_folder(output)
     config = config.model_copy(update={"data": str(Path(config.data).resolve())})  # so that it can be gone on with
-    config, data = opened(config, console or plain_console())
+    console = console or plain_console()
+    config, data = opened(config, console, minutes)
     if dry_run:
-        say_how_long(config, data, console or plain_console())
+        say_how_long(config, data, console)
         return TrainingResult(None, 0)
     return _start(config, output, resume=False, data=data, console=console)
 
 
-def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
-    """Open the data, plan what nobody gave, and say what was noted and chosen.
+def opened(config: RunConfig, console: Console, minutes: float | None = None) -> tuple[RunConfig, RunData]:
+    """Open the data, plan what nobody gave, or what the minutes allow, and say what was noted and chosen.
 
     Raises:
         DetrkitError: the data or the settings do not fit.
     """
+    if minutes is not None:
+        _check_minutes(minutes, config)
     with_model = with_model_of_weights(config)
     given = set(with_model.training.model_fields_set)
     planned = plan_model(with_model)
     data = open_data(planned)
     plan = plan_training(planned, given, len(data.train), process_from_environment().world)
+    if minutes is not None:
+        pace = _put_together(plan.config, data).measure_pace()
+        plan = plan_within(60 * minutes, pace, planned, given, len(data.train))
+        console.print(
+            f"{plan.config.training.steps} updates in {minutes:g} minutes: {pace.step:.2f} s each, {pace.evaluation:.1f} s "
+            "an evaluation",
+            soft_wrap=True,
+        )
     if process_from_environment().is_first:
         if with_model is not config:
             size = with_model.training.image_size
@@ -68,16 +87,32 @@ def opened(config: RunConfig, console: Console) -> tuple[RunConfig, RunData]:
     return plan.config, data
 
 
+def _check_minutes(minutes: float, config: RunConfig) -> None:
+    if not 0 < minutes < float("inf"):
+        raise ConfigError(f"--minutes: found {minutes:g}, expected a time to train for, above 0")
+    if given := config.training.model_fields_set & {"epochs", "steps"}:
+        raise ConfigError(f"--minutes: found --{min(given)} as well, expected one of the two")
+    if max(config.training.devices, process_from_environment().world) > 1:
+        raise ConfigError(
+            "--minutes: found several processes, expected one, for its steps are timed alone; give --steps"
+        )
+
+
 def say_how_long(config: RunConfig, data: RunData, console: Console) -> None:
-    """Take a few steps, and tell how long all of them would take."""
-    process = process_from_environment()
-    run = Run(config, data, Path(), console, process, device_of(config.training.device, process))
-    seconds, step = run.expected_seconds()
-    hours, minutes = divmod(round(seconds / 60), 60)
+    """Take some steps, and tell how long all of them would take."""
+    run = _put_together(config, data)
+    pace = run.measure_pace()
+    hours, minutes = divmod(round(pace.seconds(len(run.loader), config.training) / 60), 60)
     console.print(
-        f"{run.num_steps} updates of {step:.2f} s each, and evaluations: about {hours} h {minutes} min on this machine; "
-        "nothing was written"
+        f"{run.num_steps} updates of {pace.step:.2f} s each, and evaluations: about {hours} h {minutes} min on this "
+        "machine; nothing was written"
     )
+
+
+def _put_together(config: RunConfig, data: RunData) -> Run:
+    """A run that is only to be timed."""
+    process = process_from_environment()
+    return Run(config, data, Path(), Console(quiet=True), process, device_of(config.training.device, process))
 
 
 def resume(folder: Path, console: Console | None = None) -> TrainingResult:

@@ -92,6 +92,19 @@ class TrainingResult:
         return self.stopped_by is not None
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that an update takes on some machine, reading included, and those of an evaluation."""
+
+    step: float
+    evaluation: float
+
+    def seconds(self, num_batches: int, settings: TrainingSettings) -> float:
+        """Of a whole run, whose photos are so many batches."""
+        evaluations = -(-planned_epochs(num_batches, settings) // settings.evaluate_every)
+        return planned_steps(num_batches, settings) * self.step + evaluations * self.evaluation
+
+
 def steps_per_epoch(num_batches: int, settings: TrainingSettings) -> int:
     """Updates of one epoch; the last may see fewer batches."""
     return -(-num_batches // settings.accumulate)
