@@ -92,7 +92,7 @@ def train(
             "--slurm": slurm,
             "--set": set_,
         }
-        given_here = [name for name, value in beside.items() if value not in (None, False, [])]
+        given_here = [name for name, value in beside.items() if value is not None and value is not False]
         given_here += [f"--{name.replace('_', '-')}" for name in (training.model_fields_set if training else ())]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
