@@ -15,7 +15,7 @@ Let it have the machine to itself until that is done; the same row came to 1,426
 Seeds are trained in turns. Runs that have ended are not trained again, one that was stopped goes on: give the same command.
 Other options are settings of `detrkit train`, the same for all rows but for what a row changes; peers learn by the losses
 they were published with, at the rates that suited them on other drawings. The table and a picture of the curves lie in
-FOLDER; --write FILE puts the table between `<!-- convergence NAME -->` and `<!-- end -->` in a document.
+FOLDER; --write FILE puts them between `<!-- convergence NAME -->` and `<!-- end -->` in a document, the picture beside it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from detrkit.data.records import SplitName
 from detrkit.data.synthetic import DrawingStyle
 from detrkit.data.transforms import RandomFlip
 from detrkit.errors import DetrkitError
-from detrkit.files import replacing, write_text
+from detrkit.files import make_folder, replacing, write_text
 from detrkit.models.presets import preset_config
 from detrkit.process import process_from_environment
 from detrkit.recipes.config import RunConfig, load_run_config
@@ -77,6 +77,7 @@ FRAMING = ("image_size", "train_scale", "augment", "flip", "upside_down", "crop"
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
 _TIMINGS = 7  # rounds, of other photos each, and of so many steps:
 _TIMED_STEPS = 6
+_COLOURS = 10  # of lines; further ones are dashed
 _MOST_EVALUATIONS = 5  # of a run, which come after whole rounds through the photos
 _RATES = ("learning_rate", "backbone_learning_rate")  # of rows, found on drawings: not meant for photos
 _PRETRAINED_RATE = {"backbone_learning_rate": 1e-4}  # of every row, above a backbone that can see
@@ -338,7 +339,7 @@ def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]],
 def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """AP over the minutes that steps took when they were timed, a line for each row: the mean of its seeds."""
     figure, axes = new_chart("minutes of training", "AP")
-    for row in bench.rows:
+    for number, row in enumerate(bench.rows):
         if row.name not in results:
             continue
         curves = []
@@ -347,14 +348,18 @@ def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]
             curves.append([(float(str(one["step"])), float(str(one["AP"] or 0))) for one in points])
         share = bench.minutes / curves[0][-1][0]
         heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
-        axes.plot([step * share for step, _ in curves[0]], heights, marker=".", label=row.what)
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=7)
+        places = [step * share for step, _ in curves[0]]
+        axes.plot(
+            [0.0, *places], [0.0, *heights], marker=".", label=row.what, linestyle="-" if number < _COLOURS else "--"
+        )
+    axes.set(xlim=(0, None), ylim=(0, 1))
+    figure.set_size_inches(4.2, 3.1 + 0.07 * len(bench.rows))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     return as_png(figure)
 
 
-def write_into(document: Path, name: str, table: str | None) -> None:
-    """Put a table between its marks in a document; None only looks for them.
+def write_into(document: Path, name: str, table: str | None, curves: bytes = b"") -> None:
+    """Put a table and its curves between their marks in a document; None only looks for those.
 
     Raises:
         SystemExit: there are no such marks.
@@ -367,7 +372,12 @@ def write_into(document: Path, name: str, table: str | None) -> None:
             f"{document}: found no <!-- convergence {name} --> ... <!-- end -->, expected a place for the table"
         )
     if table is not None:
-        write_text(document, f"{text[: found.end(1)]}{table}\n{text[found.start(2) :]}")
+        picture = Path("pictures") / f"{name}.png"
+        make_folder((document.parent / picture).parent)
+        with replacing(document.parent / picture) as temporary:
+            temporary.write_bytes(curves)
+        shown = f"\n![AP over the minutes of training]({picture.as_posix()})\n"
+        write_text(document, f"{text[: found.end(1)]}{table}\n{shown}{text[found.start(2) :]}")
 
 
 def run_bench(bench: Bench) -> str:
@@ -454,7 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_into(document, bench.output.name, None)  # nor that there is no place for the table
         text = run_bench(bench)
         if document is not None:
-            write_into(document, bench.output.name, text)
+            write_into(document, bench.output.name, text, (bench.output / f"{bench.table}.png").read_bytes())
     except (DetrkitError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(text)

@@ -54,7 +54,11 @@ def test_a_table_is_trained_once_and_then_read(
     assert table.count("\n") == 4
     assert "without looking forward twice" in table
     assert (folder / "ingredients.png").read_bytes().startswith(b"\x89PNG")
-    assert document.read_text() == f"before\n<!-- convergence ingredients-shapes -->\n{table}<!-- end -->\nafter\n"
+    shown = "\n![AP over the minutes of training](pictures/ingredients-shapes.png)\n"
+    assert (
+        document.read_text() == f"before\n<!-- convergence ingredients-shapes -->\n{table}{shown}<!-- end -->\nafter\n"
+    )
+    assert (tmp_path / "pictures" / "ingredients-shapes.png").read_bytes() == (folder / "ingredients.png").read_bytes()
     with pytest.raises(SystemExit, match="found runs with other training, expected"):
         main([*command, "--batch-size", "1"])
     others = write_coco(tmp_path / "elsewhere" / "shapes", 2, 2)
