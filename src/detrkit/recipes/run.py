@@ -43,6 +43,7 @@ from detrkit.training.trainer import Pace, RunHooks, Trainer, TrainingResult, pl
 
 STATE_FILE = "last/state.pt"
 _TIMED_STEPS, _TIMED_SECONDS = 4, 15.0  # at least so many, for about so long
+_TIMED_BATCHES = 4
 NUM_EXAMPLES = 4  # photos shown in TensorBoard after every evaluation
 
 
@@ -130,7 +131,7 @@ class Run:
         return self._train(state)
 
     def measure_pace(self) -> Pace:
-        """Take some steps, the first of which does not count, and one evaluation batch."""
+        """Take some steps, the first of which does not count, and some batches of an evaluation."""
         self.stepper.train()
         settings = self.config.training
         batches = chain.from_iterable(repeat(self.loader))
@@ -141,9 +142,14 @@ class Run:
             taken += 1
             start = start if taken else time.perf_counter()
         step = (time.perf_counter() - start) / taken
-        start = time.perf_counter()
-        collect(self.model, islice(self.test_batches, 1), self.data.categories, self.device, settings.exact_padding)
-        return Pace(step, (time.perf_counter() - start) * len(self.test_batches))
+        first = self._seconds_of_evaluation(1)  # readers that start, and shapes that are new, count once
+        more = max(0.0, self._seconds_of_evaluation(_TIMED_BATCHES) - first) / (_TIMED_BATCHES - 1)
+        return Pace(step, first + more * (len(self.test_batches) - 1))
+
+    def _seconds_of_evaluation(self, num_batches: int) -> float:
+        start, exact = time.perf_counter(), self.config.training.exact_padding
+        collect(self.model, islice(self.test_batches, num_batches), self.data.categories, self.device, exact)
+        return time.perf_counter() - start
 
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:
         settings = self.config.training
