@@ -142,7 +142,8 @@ class Run:
             taken += 1
             start = start if taken else time.perf_counter()
         step = (time.perf_counter() - start) / taken
-        first = self._seconds_of_evaluation(1)  # readers that start, and shapes that are new, count once
+        self._seconds_of_evaluation(1)  # what is done once for all
+        first = self._seconds_of_evaluation(1)  # readers that start count once in an evaluation
         more = max(0.0, self._seconds_of_evaluation(_TIMED_BATCHES) - first) / (_TIMED_BATCHES - 1)
         return Pace(step, first + more * (len(self.test_batches) - 1))
 
