@@ -1,5 +1,6 @@
 """Against Hugging Face's Conditional, DAB and Deformable DETR, randomly initialised, weights converted both ways."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from detrkit import build_model
 from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.hub import write_model_folder
 from detrkit.checkpoints.huggingface import (
     Form,
     detect_form,
@@ -15,6 +17,7 @@ from detrkit.checkpoints.huggingface import (
     write_folder,
 )
 from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.official import official_from_ours, ours_from_official
 from detrkit.checkpoints.shape import infer_config
 from detrkit.checkpoints.source import read_checkpoint
@@ -147,6 +150,31 @@ def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native:
     back = read_checkpoint(tmp_path)
     assert back.config == ours.config
     assert all(torch.equal(back.state[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50"])
+def test_a_folder_names_the_processor_that_scores_as_the_model_was_trained(tmp_path: Path, preset: str) -> None:
+    ours = our_model(preset)
+    checkpoint = Checkpoint(ours.state_dict(), ours.config, numbered_categories(5), Preprocessing(image_size=96))
+    write_model_folder(tmp_path, checkpoint, "huggingface-no-timm", CardFacts("somebody/model"))
+    card = (tmp_path / "README.md").read_text()
+    kind, name = f"{PRESETS[preset][0]}ForObjectDetection", type_of_processor(tmp_path)
+    assert f"from transformers import {kind}, {name}\n" in card
+    processor = getattr(transformers, name).from_pretrained(tmp_path)
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
+    images, padding_mask = photos()
+    with torch.inference_mode():
+        output = theirs(pixel_values=images, pixel_mask=(~padding_mask).long())
+        expected = ours(images, padding_mask).class_logits.sigmoid()
+    found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(100, 100)] * len(images))
+    for one, scores in zip(found, expected, strict=True):
+        torch.testing.assert_close(one["scores"].max(), scores.max(), rtol=1e-4, atol=1e-4)
+        # the last class is a class, not "no object"
+        assert int(one["labels"][one["scores"].argmax()]) == int(scores.amax(0).argmax())
+
+
+def type_of_processor(folder: Path) -> str:
+    return str(json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"])
 
 
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage"])

@@ -132,10 +132,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
         CheckpointError: Hugging Face has no such variant.
     """
     config = checkpoint.config
-    family = family_of(config)
-    if family is None or (config.panoptic and family != "detr"):
-        what = "its combination of attention, queries and heads" if family is None else "the mask head on top of it"
-        raise CheckpointError(f"the model is of no architecture that Hugging Face has, for {what}; use --to detrkit")
+    family = _family_there(config)
     unknown_there = {
         "pre_norm": config.pre_norm,
         _POSITIONS: not config.has_published_positions,
@@ -156,8 +153,34 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
     with replacing(folder / "model.safetensors") as temporary:
         save_file({name: t.clone().contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config_json(checkpoint, family, native_backbone), indent=2))
-    preprocessor = _preprocessor_json(checkpoint.preprocessing, family)
+    preprocessor = _preprocessor_json(checkpoint.preprocessing, classes_of(config)[1])
     write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2))
+
+
+def _family_there(config: ModelConfig) -> Family:
+    family = family_of(config)
+    if family is None or (config.panoptic and family != "detr"):
+        what = "its combination of attention, queries and heads" if family is None else "the mask head on top of it"
+        raise CheckpointError(f"the model is of no architecture that Hugging Face has, for {what}; use --to detrkit")
+    return family
+
+
+def classes_of(config: ModelConfig) -> tuple[str, str]:
+    """The classes of `transformers` that a folder is read by: of the model, and of what prepares photos for it.
+
+    Raises:
+        CheckpointError: Hugging Face has no such architecture.
+    """
+    family = _family_there(config)
+    model = "DetrForSegmentation" if config.panoptic else MODEL_TYPES[family][1]
+    # DAB-DETR has none of its own: scores are sigmoids, and Conditional DETR's takes them for such
+    processors = {
+        "detr": "Detr",
+        "dab": "ConditionalDetr",
+        "conditional": "ConditionalDetr",
+        "deformable": "DeformableDetr",
+    }
+    return model, f"{processors[family]}ImageProcessor"
 
 
 def _config_json(checkpoint: Checkpoint, family: Family, native_backbone: bool) -> dict[str, Any]:
@@ -185,10 +208,11 @@ def _config_json(checkpoint: Checkpoint, family: Family, native_backbone: bool) 
             **({"output_stride": 16} if config.dilation else {}),
         }
     names = checkpoint.categories.names
-    model_type, architecture = MODEL_TYPES[family]
+    model_type, _ = MODEL_TYPES[family]
+    architecture, _ = classes_of(config)
     return {
         "model_type": model_type,
-        "architectures": ["DetrForSegmentation" if config.panoptic else architecture],
+        "architectures": [architecture],
         **_of_family(config, family),
         "backbone_config": backbone,
         "dilation": config.dilation,
@@ -230,10 +254,9 @@ def _of_family(config: ModelConfig, family: Family) -> dict[str, Any]:
     return {}
 
 
-def _preprocessor_json(preprocessing: Preprocessing, family: Family) -> dict[str, Any]:
-    names = {"conditional": "ConditionalDetr", "deformable": "DeformableDetr"}
+def _preprocessor_json(preprocessing: Preprocessing, processor: str) -> dict[str, Any]:
     return {
-        "image_processor_type": f"{names.get(family, 'Detr')}ImageProcessor",
+        "image_processor_type": processor,
         "do_resize": True,
         "size": {
             "shortest_edge": preprocessing.image_size,

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from detrkit.checkpoints import huggingface
 from detrkit.checkpoints.file import Checkpoint
 from detrkit.data.batching import statistics
 from detrkit.data.transforms import LONG_SIDE_AT_MOST, TEST_SHORT_SIDE
@@ -85,14 +86,16 @@ def _loading(name: str, checkpoint: Checkpoint, for_transformers: bool) -> str:
         'detections = detector.predict("photo.jpg", threshold=0.5)',
         "print(detections.to_json())",
     ]
-    kind = "DetrForSegmentation" if checkpoint.config.panoptic else "DetrForObjectDetection"
-    theirs = [
-        f"from transformers import {kind}, DetrImageProcessor",
-        "",
-        f"model = {kind}.from_pretrained({quoted})",
-        f"processor = DetrImageProcessor.from_pretrained({quoted})",
-    ]
-    blocks = [theirs, ours] if for_transformers else [ours]
+    blocks = [ours]
+    if for_transformers:
+        kind, processor = huggingface.classes_of(checkpoint.config)
+        theirs = [
+            f"from transformers import {kind}, {processor}",
+            "",
+            f"model = {kind}.from_pretrained({quoted})",
+            f"processor = {processor}.from_pretrained({quoted})",
+        ]
+        blocks.insert(0, theirs)
     return "\n\n".join("\n".join(["```python", *block, "```"]) for block in blocks)
 
 
