@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,24 @@ def said(diagnosis: Diagnosis, what: str) -> tuple[str, tuple[str, ...]]:
     found = [finding for finding in diagnosis.findings if what in finding.what]
     assert len(found) == 1, [finding.what for finding in diagnosis.findings]
     return found[0].severity, tuple(str(place) for place in found[0].places)
+
+
+def fullest(folder: Path) -> int:
+    documents = [json.loads(path.read_text()) for path in (folder / "annotations").iterdir()]
+    photos = [[entry["image_id"] for entry in document["annotations"]] for document in documents]
+    return max(count for of_split in photos for count in Counter(of_split).values())
+
+
+def test_photos_fuller_than_the_model_are_told_with_the_number_that_helps(folder: Path) -> None:
+    change(folder, lambda d: d["annotations"].extend([{**d["annotations"][0], "id": 1000 + n} for n in range(9)]))
+    diagnosis = examine(folder, workers=1, num_queries=8)
+    assert diagnosis.most_objects == fullest(folder) >= 10
+    advice = next(one.advice for one in diagnosis.findings if "more objects than the 8 queries" in one.what)
+    assert f"--set num_queries={2 * fullest(folder)}," in advice
+    # crowds are never learned
+    change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]])
+    change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]], "val2017")
+    assert examine(folder, workers=1).most_objects == 0
 
 
 def test_a_healthy_set(folder: Path) -> None:
@@ -161,7 +180,9 @@ def test_the_terminal_the_file_and_the_exit_code(
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert not left.value.code
-    assert "training will learn 3 classes" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "training will learn 3 classes" in printed
+    assert f"the fullest photo has {fullest(folder)} objects" in printed
     change(folder, lambda document: document["images"][1].update(height=9))
     with pytest.raises(SystemExit) as left:
         main(arguments)

@@ -64,7 +64,8 @@ def train(
     resume
         Run folder to go on with, where it was saved last; takes nothing else.
     minutes
-        Time to train for, in place of --epochs or --steps: some steps are timed first, and as many planned as fit in.
+        Time to train for, in place of --epochs or --steps: some steps are timed first, and as many planned as fit in. In
+        one process alone, for its steps are timed alone.
     dry_run
         Say what would be done and how long it would take, after a few steps; write nothing.
     slurm

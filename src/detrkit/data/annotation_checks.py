@@ -72,6 +72,11 @@ def examine_annotations(
     )
 
 
+def most_objects(folder: DatasetFolder) -> int:
+    """How many objects the fullest photo has, crowds left out."""
+    return max((int(_Objects.of(split).counts.max(initial=0)) for split in folder.splits.values()), default=0)
+
+
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Sort by severity, then by how often."""
     return tuple(sorted(findings, key=lambda one: (_ORDER[one.severity], -len(one.places))))
@@ -104,6 +109,11 @@ class _Objects:
         photo = np.repeat(np.arange(len(split.records)), columns.object_ends.diff().numpy())
         boxes, labels, is_crowd = columns.boxes.numpy(), columns.labels.numpy(), columns.is_crowd.numpy()
         return cls(split, photo, boxes, labels, is_crowd, columns.sizes.numpy()[photo])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(P,) objects of each photo, crowds left out."""
+        return np.bincount(self.photo[~self.is_crowd], minlength=len(self.split.records))
 
     @property
     def sides(self) -> np.ndarray:
@@ -197,25 +207,25 @@ def _of_model(objects: Sequence[_Objects], num_queries: int, image_size: int, st
     too_many: list[Place] = []
     num_boxes = num_small = 0
     for of_split in objects:
-        records = of_split.split.records
-        counts = np.bincount(of_split.photo[~of_split.is_crowd], minlength=len(records))
+        records, counts = of_split.split.records, of_split.counts
         crowded = [(records.path(index), counts[index]) for index in (counts > num_queries).nonzero()[0].tolist()]
         too_many += [Place(f"{path}: {count} objects", path) for path, count in crowded]
         longest = of_split.sides.max(1, initial=0) * (image_size / of_split.sizes.min(1, initial=2**62))
         num_boxes += len(longest)
         num_small += int((longest < stride).sum())
     if too_many:
+        most = max(int(of_split.counts.max(initial=0)) for of_split in objects)
         yield Finding(
             "warning",
             f"photos with more objects than the {num_queries} queries",
-            "the rest cannot be found; train with --set num_queries=NUMBER, twice the most objects of a photo or more",
+            f"the rest cannot be found; train with --set num_queries={2 * most}, twice what the fullest photo has",
             tuple(too_many),
         )
     if num_small:
         yield Finding(
             "note",
             f"{num_small} of {num_boxes} objects are smaller than a cell of {stride} px when photos have {image_size} px",
-            "if they matter: a larger --image-size, or a DC5 model",
+            "if they matter: a larger --image-size, or a finer map (--set num_levels, or a preset with -dc5)",
             (),
         )
 

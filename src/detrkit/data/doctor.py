@@ -14,6 +14,7 @@ from detrkit.data.annotation_checks import (
     Place,
     count_classes,
     examine_annotations,
+    most_objects,
     worst_first,
 )
 from detrkit.data.decoded import DecodedPhoto, decode_all
@@ -30,6 +31,7 @@ class Diagnosis:
     Attributes:
         form: how the dataset is written down.
         num_photos: photos of each split.
+        most_objects: of the fullest photo, crowds left out.
         classes: in the order of the labels.
         findings: worst first.
         notes: what reading it decided.
@@ -39,6 +41,7 @@ class Diagnosis:
 
     form: Form
     num_photos: dict[SplitName, int]
+    most_objects: int
     classes: tuple[ClassCount, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
@@ -92,6 +95,7 @@ def examine(
     return Diagnosis(
         form=folder.form,
         num_photos={name: len(split.records) for name, split in splits.items()},
+        most_objects=most_objects(folder),
         classes=tuple(count_classes(splits)),
         findings=worst_first(findings),
         notes=folder.notes,

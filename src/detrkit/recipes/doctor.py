@@ -96,6 +96,7 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "is_fit": diagnosis.is_fit,
         "form": diagnosis.form,
         "num_photos": diagnosis.num_photos,
+        "most_objects": diagnosis.most_objects,
         "notes": diagnosis.notes,
         "findings": [
             {
@@ -211,5 +212,5 @@ def _what_training_will_do(diagnosis: Diagnosis) -> str:
     objects = sum(one.objects["train"] for one in diagnosis.classes)
     return (
         f"training will learn {len(diagnosis.classes)} classes from {objects} objects on {diagnosis.num_photos['train']} "
-        f"photos, and be judged on {diagnosis.num_photos['val']}"
+        f"photos, and be judged on {diagnosis.num_photos['val']}; the fullest photo has {diagnosis.most_objects} objects"
     )
