@@ -10,11 +10,15 @@ import torch
 
 from detrkit import build_model
 from detrkit.checkpoints import download
+from detrkit.checkpoints.download import HUB_MODELS
+from detrkit.checkpoints.file import Checkpoint, Preprocessing
+from detrkit.checkpoints.huggingface import write_folder
 from detrkit.checkpoints.official import state_dict_as_official
 from detrkit.checkpoints.source import read_checkpoint
-from detrkit.data.categories import COCO_NAMES
+from detrkit.data.categories import COCO_NAMES, Categories, numbered_categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
+from detrkit.models.presets import preset_config
 
 SMALL = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 32}
 
@@ -133,14 +137,34 @@ def test_building_a_model_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> No
     small()
 
 
-def test_no_weights_were_published_for_it() -> None:
-    with pytest.raises(CheckpointError, match="no weights were published"):
+def test_no_weights_can_be_fetched_for_it() -> None:
+    with pytest.raises(CheckpointError, match="no weights of this model can be fetched"):
         read_checkpoint("detr-tiny")
 
 
+@pytest.mark.parametrize("preset", HUB_MODELS)
+def test_successors_are_fetched_from_the_hub_by_their_presets_names(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetched(name: str) -> Path:
+        asked.append(name)
+        return tmp_path
+
+    small_one = {"num_classes": 3, "num_queries": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 8}
+    config = preset_config(preset, **small_one)
+    checkpoint = Checkpoint(
+        build_model(preset, **small_one).state_dict(), config, numbered_categories(3), Preprocessing()
+    )
+    write_folder(tmp_path, checkpoint)
+    monkeypatch.setattr("detrkit.checkpoints.source._hub_snapshot", fetched)
+    assert read_checkpoint(preset).config == config
+    assert asked == [HUB_MODELS[preset]]
+
+
 def test_official_files_of_ours_keep_heads_and_dilation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
-    from detrkit.data.categories import Categories
+    from detrkit.checkpoints.file import save_checkpoint
     from detrkit.recipes.convert import convert_weights
 
     model = small(num_heads=4, dilation=True)
@@ -159,10 +183,6 @@ def test_official_files_of_ours_keep_heads_and_dilation(tmp_path: Path, capsys: 
 
 
 def test_hugging_face_folders_keep_ids_names_and_photo_size(tmp_path: Path) -> None:
-    from detrkit.checkpoints.file import Checkpoint, Preprocessing
-    from detrkit.checkpoints.huggingface import write_folder
-    from detrkit.data.categories import Categories
-
     categories = Categories((7, 9, 40), ("cell", "platelet", "crystal"))
     model = small()
     checkpoint = Checkpoint(model.state_dict(), model.config, categories, Preprocessing(image_size=256))

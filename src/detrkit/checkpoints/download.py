@@ -20,6 +20,17 @@ PUBLISHED_FILES = {
     "detr-r50-dc5-panoptic": "detr-r50-dc5-panoptic-da08f1b1.pth",
     "detr-r101-panoptic": "detr-r101-panoptic-40021d53.pth",
 }
+# the published weights of successors, converted, as the Hugging Face hub has them
+HUB_MODELS = {
+    "conditional-detr-r50": "microsoft/conditional-detr-resnet-50",
+    "dab-detr-r50": "IDEA-Research/dab-detr-resnet-50",
+    "dab-detr-r50-dc5": "IDEA-Research/dab-detr-resnet-50-dc5",
+    "deformable-detr-r50": "SenseTime/deformable-detr",
+    "deformable-detr-r50-single-scale": "SenseTime/deformable-detr-single-scale",
+    "deformable-detr-r50-single-scale-dc5": "SenseTime/deformable-detr-single-scale-dc5",
+    "deformable-detr-r50-refine": "SenseTime/deformable-detr-with-box-refine",
+    "deformable-detr-r50-two-stage": "SenseTime/deformable-detr-with-box-refine-two-stage",
+}
 _TORCHVISION = "https://download.pytorch.org/models/"
 IMAGENET_FILES = {
     "resnet18": "resnet18-f37072fd.pth",
@@ -37,7 +48,8 @@ def published_weights(preset: str) -> Path:
     """
     if preset not in PUBLISHED_FILES:
         raise CheckpointError(
-            f"{preset}: no weights were published for this model; use one of {', '.join(PUBLISHED_FILES)}, or train it"
+            f"{preset}: no weights of this model can be fetched; use one of {', '.join((*PUBLISHED_FILES, *HUB_MODELS))}, "
+            "or train it"
         )
     return fetch(_PUBLISHED + PUBLISHED_FILES[preset])
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from detrkit.checkpoints import huggingface, official
-from detrkit.checkpoints.download import published_weights
+from detrkit.checkpoints.download import HUB_MODELS, published_weights
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
 from detrkit.checkpoints.pickles import read_pickle
 from detrkit.checkpoints.shape import infer_config
@@ -38,6 +38,8 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
     if path.is_file():
         return _read_file(path)
     name = str(source)
+    if name in HUB_MODELS:
+        return _read_folder(_hub_snapshot(HUB_MODELS[name]))
     if name in PRESETS:
         return _read_file(published_weights(name))
     if HUB_ID.fullmatch(name) and not path.parent.exists() and path.suffix not in _FILE_SUFFIXES:
