@@ -8,6 +8,8 @@ from pathlib import Path
 
 from detrkit.errors import ConfigError, DataError
 
+_LOCK = ".lock"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -80,6 +82,31 @@ def make_folder(path: Path) -> Path:
             f"{path}: cannot be a folder ({error.strerror}); choose another place with --output"
         ) from None
     return path
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the only one who writes to a folder; a process that dies lets go of it.
+
+    Raises:
+        ConfigError: somebody else does, or it cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    lock: FileLock | None = FileLock(make_folder(folder) / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(
+            f"{folder}: another process writes to it; wait until it ends, or choose another folder with --output"
+        ) from None
+    except (NotImplementedError, OSError):  # some network disks know no locks
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def check_is_free(output: Path) -> None:

@@ -7,6 +7,8 @@ import torch
 
 from detrkit import Predictions, SetLoss, Target
 from detrkit.explain.matching import Matching, explain_matching
+from detrkit.losses.classification import AlignedClasses, Classification, FocalClasses, SoftmaxClasses
+from detrkit.structures import ClassScores
 
 NAMES = ("cat", "dog")
 
@@ -38,11 +40,14 @@ def test_costs_and_losses_by_hand() -> None:
 
 
 @pytest.mark.parametrize("num_objects", [0, 1, 5, 9])
-def test_the_queries_losses_add_up_to_the_reported_ones(num_objects: int) -> None:
+@pytest.mark.parametrize("way", [SoftmaxClasses(3, 0.3), FocalClasses(3), AlignedClasses(3)], ids=repr)
+def test_the_queries_losses_add_up_to_the_reported_ones(num_objects: int, way: Classification) -> None:
     torch.manual_seed(num_objects)
-    predictions = Predictions(torch.randn(3, 1, 7, 4), 0.2 + 0.3 * torch.rand(3, 1, 7, 4))
+    scores: ClassScores = "softmax" if isinstance(way, SoftmaxClasses) else "sigmoid"
+    logits = torch.randn(3, 1, 7, 4 if scores == "softmax" else 3)
+    predictions = Predictions(logits, 0.2 + 0.3 * torch.rand(3, 1, 7, 4), class_scores=scores)
     target = Target(0.2 + 0.3 * torch.rand(num_objects, 4), torch.randint(0, 3, (num_objects,)))
-    loss = SetLoss(3, class_weight=2, no_object_weight=0.3)
+    loss = SetLoss(3, class_weight=2, no_object_weight=0.3, class_scores=scores, classification=way)
     parts = loss(predictions, [target]).parts
     matching = explain_matching(predictions, target, loss, ("a", "b", "c"))
     assert sum(one.class_loss for one in matching.losses) == pytest.approx(2 * parts["loss_ce"].item(), rel=1e-4)

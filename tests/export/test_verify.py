@@ -1,11 +1,14 @@
 """The comparison with PyTorch finds what is wrong with an export, and lets pass what is right."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from detrkit.errors import ExportError
 from detrkit.export.verify import Comparison, compare, num_found_again
 from detrkit.models.config import ModelConfig
+from detrkit.models.presets import preset_config
 from detrkit.structures import Batch, Detections, Predictions
 from tests.export.models import CATEGORIES, batch_of, small_model
 
@@ -69,6 +72,60 @@ def test_what_is_too_much_for_int8(changes: dict[str, object], says: str) -> Non
 )
 def test_what_int8_may_lose(changes: dict[str, object]) -> None:
     Comparison(**{**vars(GOOD), "logits": 2.0, **changes}).check("int8")
+
+
+class Proposed:
+    """A two-stage model's answers: an object, and queries that start from an even background, in any order."""
+
+    def __init__(self, order: list[int], background: float = 0.0, score: float = 0.9, shift: float = 0.0) -> None:
+        self.config = preset_config("deformable-detr-r50-two-stage", num_classes=len(CATEGORIES))
+        centres = torch.linspace(0.1, 0.9, 5)
+        boxes = torch.stack([centres, centres, torch.full((5,), 0.1), torch.full((5,), 0.1)], -1)
+        boxes[0, 2] += shift
+        scores = torch.full((5, len(CATEGORIES)), 0.01 + background)
+        scores[0, 1] = score
+        self.answer = Predictions(
+            torch.logit(scores[order])[None, None], boxes[order][None, None], class_scores="sigmoid"
+        )
+
+    def predict(self, batch: Batch) -> Predictions:
+        return self.answer
+
+
+SAME, OTHER = [0, 1, 2, 3, 4], [0, 3, 1, 4, 2]
+
+
+def proposed(*, order: list[int] = OTHER, found: float = 0.9, **changes: float) -> Comparison:
+    reference, exported = Proposed(SAME, score=found), Proposed(order, **{"score": found, **changes})
+    return compare(reference, exported, [batch_of([(64, 64)])], CATEGORIES)
+
+
+def test_proposals_that_are_equally_good_may_change_places() -> None:
+    comparison = proposed()
+    assert comparison.boxes > 0.1
+    assert (comparison.num_reordered, comparison.num_agreed) == (1, 1)
+    comparison.check("float32")
+    assert "on 1 of them queries start from other cells" in comparison.lines()[-1]
+    kept = proposed(order=SAME)
+    assert kept.num_reordered == 0
+    assert len(kept.lines()) == 2
+    kept.check("float32")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"score": 0.8}, {"shift": 0.05}, {"background": 0.2}, {"order": SAME, "shift": 0.002}, {"score": 0.05}],
+    ids=str,
+)
+def test_but_what_is_found_must_be_the_same(changes: dict[str, Any]) -> None:
+    # the last but one is close, but queries are in order: then nothing is forgiven
+    with pytest.raises(ExportError, match="differs from PyTorch by"):
+        proposed(**changes).check("float32")
+
+
+def test_where_nothing_is_found_nothing_is_compared() -> None:
+    with pytest.raises(ExportError, match="starts from other cells on all photos and finds nothing"):
+        proposed(found=0.02).check("float32")
 
 
 def test_a_detection_is_found_again_by_class_place_and_score() -> None:

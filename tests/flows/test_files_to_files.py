@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from detrkit import Detector
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.cli import main
+from detrkit.files import held
 from detrkit.recipes.convert import convert_weights
 from detrkit.training.run_log import read_metrics
 from detrkit.training.stopping import StopSignal
@@ -56,6 +59,20 @@ def test_a_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(place / "run"), *SHORT]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (place / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    arguments = ["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(output), *SHORT]
+    with held(output):
+        assert run(arguments) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{output}: another process writes to it; wait until it ends, or choose another folder" in said
+        assert [path.name for path in output.iterdir()] == [".lock"]
+    # who dies lets go of it
+    dies = "import os, pathlib, sys, detrkit.files as f; f.held(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", dies, output], check=False).returncode == 9
+    assert run(arguments) == 0
 
 
 def test_a_run_repeats_from_its_own_config(place: Path, tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def test_a_dry_run_tells_the_time_and_writes_nothing(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_dry_run_counts_the_steps_of_one_of_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipes_run, "_TIMED_STEPS", 1)
+    monkeypatch.setattr(recipes_run, "_TIMED_SECONDS", 0.0)
+    shapes = str(write_coco(tmp_path / "shapes", 8, 2))
+    assert code_of("train", shapes, *SMALL, "--epochs", "3", "--devices", "2", "--dry-run") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "6 updates of " in told  # 8 photos, 2 at a time in 2 processes, 3 times
+    assert "one of 2 processes timed alone" in told
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -68,6 +80,7 @@ def test_a_dry_run_tells_the_time_and_writes_nothing(
         (["--minutes", "5", "--epochs", "3"], "--minutes: found --epochs as well, expected one of the two"),
         (["--minutes", "5", "--devices", "2"], "--minutes: found several processes, expected one"),
         (["--minutes", "5", "--slurm", "partition=x"], "--minutes: steps are timed here"),
+        (["--dry-run", "--slurm", "partition=x"], "--dry-run: steps are timed here"),
     ],
 )
 def test_minutes_that_cannot_be_counted_are_refused(

@@ -90,7 +90,9 @@ def test_evaluation_says_what_training_said(run: Path, scenes: Path, tmp_path: P
     assert scores["panoptic"]["overall"] == best
 
 
-def test_the_second_stage_trains_the_mask_head_alone(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_the_second_stage_trains_the_mask_head_alone(
+    run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "head"
     frozen = ("--weights", run, "--freeze", "boxes")
     assert go("train", scenes, *TINY, *frozen, "--epochs", 1, "--ema-decay", 0, "-o", output) == 0
@@ -100,6 +102,9 @@ def test_the_second_stage_trains_the_mask_head_alone(run: Path, scenes: Path, tm
     assert changed == {"panoptic"}
     losses = next(entry for entry in read_metrics(output) if entry["kind"] == "train")
     assert {name for name in losses if name.startswith("loss")} == {"loss", "loss_mask", "loss_dice"}
+    # gone on with, it asks for no weights: they are in its state
+    assert go("train", "--resume", output) == 2
+    assert "the run has ended, after 1 epochs" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_box_model_of_other_classes_is_refused_before_the_first_step(

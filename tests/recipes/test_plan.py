@@ -1,7 +1,9 @@
 """What is chosen for a set and a start, and that nobody's word is overruled."""
 
 import io
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -297,6 +299,27 @@ def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
     )
     assert found == expected
     assert planned(1000, model=model, training={"class_weight": 3.0}).config.training.class_weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"box_noise": 0.3}, "--box-noise 0.3: is of denoising copies, of which there are none; add --denoising 5"),
+        ({"hybrid_repeats": 3}, "--hybrid-repeats 3: is of hybrid queries"),
+        ({"no_object_weight": 0.3}, "--no-object-weight 0.3: is of softmax scores, and the model's are sigmoids"),
+        ({"drop_at": 0.9, "schedule": "cosine"}, "--drop-at 0.9: is of --schedule step, found cosine"),
+        ({"augment": False, "mosaic": 0.5}, "--mosaic 0.5: is of augmentation, which --no-augment switches off"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(says)}.*, or leave it out$"):
+        plan_model(RunConfig(data="x", training=TrainingSettings(**changes)))
+
+
+def test_a_drop_that_was_asked_for_happens() -> None:
+    config = plan_model(RunConfig(data="x", training=TrainingSettings(drop_at=0.9)))
+    assert plan_training(config, {"drop_at"}, 100).config.training.schedule == "step"
+    assert plan_training(config, set(), 100).config.training.schedule == "cosine"
 
 
 @pytest.mark.parametrize(

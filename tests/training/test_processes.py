@@ -1,7 +1,9 @@
 """Several processes learn what one would; what they say, and how they end."""
 
+import copy
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,40 @@ def work(rank: int, port: int, file: Path, name: str, with_masks: bool, more: di
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     warnings.simplefilter("error")  # users would see them
     take_steps(Process(rank, 2, rank), file, name, with_masks, more)
+
+
+def count_statistics(rank: int, port: int, file: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    torch.manual_seed(0)
+    model = build_model("detrkit-s", num_classes=3, num_queries=6, decoder_layers=1, backbone_normalization="batch")
+    settings = TrainingSettings(ema_decay=0.5)
+    with process_group(Process(rank, 2, rank), torch.device("cpu")):
+        stepper = Stepper(model, loss_for(model.config, settings), settings, torch.device("cpu"), 2)
+        samples = uneven_photos()[rank * 4 : rank * 4 + 4]
+        photos = [replace(one, image=one.image // (1 + rank)) for one in samples]  # darker in the second process
+        alone = copy.deepcopy(model)
+        stepper.train()
+        stepper.step([collate(photos)])
+        batch = collate(photos)
+        alone.train()(batch.images, batch.padding_mask, exact_padding=settings.exact_padding)
+    of_all = {
+        "model": {name: buffer for name, buffer in model.named_buffers() if "running" in name},
+        "average": {name: buffer for name, buffer in stepper.best_model.named_buffers() if "running" in name},
+        "alone": {name: buffer for name, buffer in alone.named_buffers() if "running" in name},
+    }
+    torch.save(of_all, file.with_suffix(f".{rank}"))
+
+
+def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> None:
+    multiprocessing.start_processes(count_statistics, (free_port(), tmp_path / "s"), 2, start_method="spawn")
+    one, two = (torch.load(tmp_path / f"s.{rank}", weights_only=True) for rank in range(2))
+    for name, mean in one["model"].items():
+        assert not torch.equal(one["alone"][name], two["alone"][name])
+        assert torch.equal(mean, two["model"][name])
+        assert torch.equal(mean, one["average"][name])
+        assert torch.equal(mean, two["average"][name])
+        torch.testing.assert_close(mean, (one["alone"][name] + two["alone"][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
 OWN = {"iou_aware": True, "look_forward_twice": True}

@@ -182,7 +182,41 @@ def test_a_worse_start_than_nothing_is_still_saved(tmp_path: Path) -> None:
     loop, log = trainer(tmp_path, script)
     with log:
         loop.fit()
-    assert script.saved == ["last", "best", "last", "last", "last"]  # before an evaluation, and after it
+    assert script.saved == ["last", "best", "last"] * 2
+
+
+def test_where_nothing_is_found_the_last_is_the_best_but_patience_ends(tmp_path: Path) -> None:
+    script = Script([0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0])
+    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"epochs": 7, "patience": 4}))
+    with log:
+        loop.fit()
+    assert loop.position.waited == 2
+    # the fifth was better, the sixth and seventh are not
+    assert script.saved == ["last", "best", "last"] * 5 + ["last", "last"] * 2
+    impatient = Script([0.0, 0.0, 0.0])
+    loop, log = trainer(tmp_path / "other", impatient, SETTINGS.model_copy(update={"epochs": 7, "patience": 2}))
+    with log:
+        assert loop.fit().epochs == 3
+
+
+def test_a_run_killed_in_its_last_evaluation_takes_no_step_more(tmp_path: Path) -> None:
+    def killed(_model: DETR) -> Scores:
+        raise KeyboardInterrupt
+
+    settings = SETTINGS.model_copy(update={"epochs": 1, "steps": 2})
+    script = Script([])
+    loop, log = trainer(tmp_path, script, settings)
+    loop.hooks = replace(loop.hooks, evaluate=killed)
+    with log, pytest.raises(KeyboardInterrupt):
+        loop.fit()
+    weights = [weight.clone() for weight in loop.stepper.model.parameters()]
+    again = Script([0.3])
+    other, log = trainer(tmp_path, again, settings)
+    other.load_state_dict(script.states[-1])
+    with log:
+        assert other.fit().epochs == 1
+    assert other.stepper.step_number == 2
+    assert all(torch.equal(*pair) for pair in zip(other.stepper.model.parameters(), weights, strict=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

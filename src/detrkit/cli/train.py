@@ -112,6 +112,8 @@ def train(
 
         if minutes is not None:
             raise ConfigError("--minutes: steps are timed here, and the job runs elsewhere; give --steps")
+        if dry_run:
+            raise ConfigError("--dry-run: steps are timed here, and the job runs elsewhere; leave out --slurm")
         submit(loaded, output, slurm)
         return
     leave(recipes.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)

@@ -125,20 +125,27 @@ def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, na
         giou_cost=-loss.matcher.giou_cost * terms.giou[0, 0],
         layer_pairs=pairs,
         iou=iou,
-        losses=tuple(_query_losses(logits[-1, 0], terms, dict(pairs[-1]), target, loss)),
+        losses=tuple(_query_losses(logits[-1, 0], terms, iou, dict(pairs[-1]), target, loss)),
         outcomes=tuple(_outcomes(probabilities, no_object, iou, dict(pairs[-1]), target, names)),
     )
 
 
 def _query_losses(
-    logits: Float[Tensor, "Q K1"], terms: CostTerms, pairs: dict[int, int], target: Target, loss: SetLoss
+    logits: Float[Tensor, "Q K1"],
+    terms: CostTerms,
+    iou: Float[Tensor, "Q N"],
+    pairs: dict[int, int],
+    target: Target,
+    loss: SetLoss,
 ) -> list[QueryLoss]:
     """Divide the last layer's loss among the queries."""
     norms = loss.normalizers([target], num_queries=len(logits))
     num_boxes = float(norms.num_boxes)
     numbers = [pairs.get(query) for query in range(len(logits))]
     wanted = torch.tensor([loss.num_classes if one is None else int(target.labels[one]) for one in numbers])
-    class_losses, entropies = loss.class_losses_of_queries(logits, wanted.to(logits.device), norms)
+    overlap = logits.new_zeros(len(logits))
+    overlap[list(pairs)] = iou[list(pairs), list(pairs.values())]
+    class_losses, entropies = loss.class_losses_of_queries(logits, wanted.to(logits.device), norms, overlap)
     parts = []
     for query, number in enumerate(numbers):
         box_loss = giou_loss = 0.0

@@ -227,7 +227,11 @@ class SetLoss:
         return parts
 
     def class_losses_of_queries(
-        self, logits: Float[Tensor, "*N K1"], wanted: Int64[Tensor, "*N"], norms: Normalizers
+        self,
+        logits: Float[Tensor, "*N K1"],
+        wanted: Int64[Tensor, "*N"],
+        norms: Normalizers,
+        overlap: Float[Tensor, "*N"],
     ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
         """What each query adds to the total by its class, weighted and divided; and the same as if it were the only one.
 
@@ -235,8 +239,9 @@ class SetLoss:
             logits: of queries.
             wanted: the class that each should say, K for no object.
             norms: of the step.
+            overlap: IoU of each query's box with that of its object; whatever without one.
         """
-        losses = self.classification.query_losses(logits, wanted)
+        losses = self.classification.query_losses(logits, wanted, overlap)
         weights = self.classification.query_weights(wanted)
         divisor = norms.class_weight if self.class_scores == "softmax" else norms.num_boxes
         return self.weights["loss_ce"] * losses / divisor, losses / weights

@@ -23,8 +23,15 @@ from detrkit.training.optimizer import learns_masks_only, part_rates
 from detrkit.training.settings import TrainingSettings
 
 
-def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptation | None]:
+def build_for(
+    config: RunConfig, categories: Categories, *, with_weights: bool = True
+) -> tuple[DETR, Adaptation | None]:
     """Build the model of a run and give it its first weights, adapted where it differs.
+
+    Args:
+        config: of the run.
+        categories: of its data.
+        with_weights: false for a run that is gone on with, whose state has them; where they came from may be gone.
 
     Raises:
         ConfigError: no such preset or setting.
@@ -32,6 +39,8 @@ def build_for(config: RunConfig, categories: Categories) -> tuple[DETR, Adaptati
     """
     settings = {**config.model_settings, "num_classes": len(categories)}
     model = model_from_config(preset_config(config.model, **settings))
+    if not with_weights:
+        return model, None
     if learns_masks_only(model.config, config.training) and config.weights in (None, "imagenet"):
         raise ConfigError(
             f"--freeze {config.training.freeze}: only the mask head would learn, above boxes that never did; give "

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from detrkit.errors import ConfigError
 from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
@@ -82,6 +83,7 @@ def plan_model(config: RunConfig) -> RunConfig:
     given = config.training.model_fields_set
     model = preset_config(config.model, **config.model_settings)
     check_helpers(model, config.training, masks_only=learns_masks_only(model, config.training))
+    _check_used(model, config.training)
     chosen = _settings_of(config, model)
     training = _filled(config.training, chosen)
     model_settings = config.model_settings
@@ -93,6 +95,31 @@ def plan_model(config: RunConfig) -> RunConfig:
         if "backbone_learning_rate" not in given:
             training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
     return config.model_copy(update={"model_settings": model_settings, "training": training})
+
+
+def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
+    """See that nothing was given that would change nothing."""
+    unused = {
+        "denoising copies, of which there are none; add --denoising 5": (
+            not settings.denoising,
+            ("box_noise", "label_noise"),
+        ),
+        "hybrid queries, of which there are none; add --hybrid-queries 300": (
+            not settings.hybrid_queries,
+            ("hybrid_repeats",),
+        ),
+        "softmax scores, and the model's are sigmoids": (model.class_scores == "sigmoid", ("no_object_weight",)),
+        "--schedule step, found cosine": (settings.schedule == "cosine", ("drop_at",)),
+        "augmentation, which --no-augment switches off": (
+            not settings.augment,
+            ("flip", "upside_down", "crop", "photometric", "scale_jitter", "mosaic", "mixup"),
+        ),
+    }
+    for of_what, (is_unused, names) in unused.items():
+        for name in names:
+            value = getattr(settings, name)
+            if is_unused and value != TrainingSettings.model_fields[name].default:
+                raise ConfigError(f"--{name.replace('_', '-')} {value:g}: is of {of_what}, or leave it out")
 
 
 def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
@@ -183,7 +210,9 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) ->
     steps = settings.steps or epochs * steps_an_epoch
     epochs = -(-steps // steps_an_epoch)
     choices += [
-        Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
+        Choice("schedule", "step", "it drops, for --drop-at was given")
+        if "drop_at" in given
+        else Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
         Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
         Choice("ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better than the last ones"),
         Choice("decay_norms", False, "weight decay is meant for matrices"),

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.collect import collect
 from detrkit.evaluation.columns import Found
 from detrkit.evaluation.scores import Scores
-from detrkit.files import make_folder, write_text
+from detrkit.files import held, make_folder, write_text
 from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import TorchRuntime
 from detrkit.models.detr import DETR
@@ -58,8 +59,9 @@ def run_training(
     process = process_from_environment()
     device = device_of(config.training.device, process)
     with process_group(process, device):
-        run = Run(config, data, output, console or plain_console(), process, device)
-        return run.go_on() if resume else run.begin()
+        run = Run(config, data, output, console or plain_console(), process, device, resume=resume)
+        with held(output) if process.is_first else nullcontext():
+            return run.go_on() if resume else run.begin()
 
 
 class Run:
@@ -73,8 +75,10 @@ class Run:
         console: Console,
         process: Process,
         device: torch.device,
+        *,
+        resume: bool = False,
     ) -> None:
-        """Build everything that is needed; nothing is written yet.
+        """Build everything that is needed, first weights only unless the run is gone on with; nothing is written yet.
 
         Raises:
             DetrkitError: something does not fit.
@@ -87,7 +91,7 @@ class Run:
         self.device = device
         settings = config.training
         torch.manual_seed(settings.seed)
-        self.model, self.adaptation = build_for(config, data.categories)
+        self.model, self.adaptation = build_for(config, data.categories, with_weights=not resume)
         share = Share(process.rank, process.world)
         self.loader = train_loader(data.train, data.arrangement, settings, device, share)
         self.test_batches = evaluation_loader(

@@ -1,5 +1,6 @@
 """Training from a config: begun, or gone on with; in this process, or in several."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -103,15 +104,20 @@ def say_how_long(config: RunConfig, data: RunData, console: Console) -> None:
     run = _put_together(config, data)
     pace = run.measure_pace()
     hours, minutes = divmod(round(pace.seconds(len(run.loader), config.training) / 60), 60)
+    world = run.process.world
+    alone = f", one of {world} processes timed alone" if world > 1 else ""
     console.print(
         f"{run.num_steps} updates of {pace.step:.2f} s each, and evaluations: about {hours} h {minutes} min on this "
-        "machine; nothing was written"
+        f"machine{alone}; nothing was written",
+        soft_wrap=True,
     )
 
 
 def _put_together(config: RunConfig, data: RunData) -> Run:
-    """A run that is only to be timed."""
+    """A run, or the first process's share of one, that is only to be timed."""
     process = process_from_environment()
+    if process.world == 1:
+        process = replace(process, world=config.training.devices)
     return Run(config, data, Path(), Console(quiet=True), process, device_of(config.training.device, process))
 
 
@@ -126,8 +132,6 @@ def resume(folder: Path, console: Console | None = None) -> TrainingResult:
     if not (folder / STATE_FILE).is_file():
         raise ConfigError(f"--resume {folder}: found no {STATE_FILE}; the run was not saved yet, start it again")
     config = load_run_config(folder / "config.yaml", {}, {})
-    # what it started from is in its state, and may be gone by now
-    config = config.model_copy(update={"weights": None, "backbone_weights": None})
     return _start(config, folder, resume=True, data=None, console=console)
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -61,6 +61,17 @@ def average_over_processes(values: Tensor, count: int) -> tuple[Tensor, int]:
     distributed.all_reduce(sums)
     total, numbers = sums[: len(values)], sums[len(values) : -1]
     return torch.where(numbers > 0, total / numbers, torch.nan), int(sums[-1])
+
+
+def average_in_place(tensors: Sequence[Tensor]) -> None:
+    """Give all processes the mean of what they have."""
+    if not distributed.is_initialized() or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def gather(values: list[Value]) -> list[Value]:

@@ -26,6 +26,7 @@ from detrkit.structures import Batch, MaskInputs
 from detrkit.training.helpers import HelpedModel, build_helpers, check_helpers, helped
 from detrkit.training.noise import NoisedObjects, noised_objects
 from detrkit.training.optimizer import build_optimizer, keep_frozen_parts_still
+from detrkit.training.processes import average_in_place
 from detrkit.training.schedule import build_schedule
 from detrkit.training.settings import TrainingSettings
 
@@ -123,6 +124,7 @@ class Stepper:
         is_finite = self._update(report)
         for buffer, before in zip(self._statistics, statistics, strict=True):
             buffer.copy_(torch.where(is_finite, buffer, before))
+        average_in_place(self._statistics)
         if self.average is not None:
             self.average.update_parameters(self.model)  # which copies the statistics
         image_ids = [image_id for batch in batches for image_id in batch.image_ids]
@@ -178,9 +180,9 @@ class Stepper:
         if not distributed.is_initialized():
             return model
         devices = [self.device.index or 0] if self.device.type == "cuda" else None
-        has_statistics = self.model.config.backbone_normalization == "batch"
         parallel = DistributedDataParallel(model, device_ids=devices)
-        parallel.broadcast_buffers = has_statistics  # as an argument, PyTorch from 2.13 on warns of it
+        # statistics are averaged after every step; as an argument, PyTorch from 2.13 on warns of it
+        parallel.broadcast_buffers = False
         return parallel
 
     def _synchronised(self, is_last: bool) -> AbstractContextManager[None]:

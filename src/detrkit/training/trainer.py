@@ -171,6 +171,8 @@ class Trainer:
 
     def train_epoch(self, stop: StopSignal) -> bool:
         """See every photo once, or what is left of the epoch; tell whether it was finished."""
+        if self.stepper.step_number >= self.num_steps:
+            return True  # saved after its last step, and killed before it was evaluated
         self.stepper.train()
         self.loader.start_at(self.position.epoch, self.position.batch)
         for batches in _in_groups(self.loader, self.settings.accumulate):
@@ -211,11 +213,12 @@ class Trainer:
         """
         scores = self.hooks.evaluate(self.stepper.best_model)
         best = self.position.best
-        if best is None or scores.value > best.value or self.settings.with_validation:
-            self.position = replace(self.position, best=scores, waited=0)
+        is_better = best is None or scores.value > best.value or self.settings.with_validation
+        self.position = replace(self.position, waited=0 if is_better else self.position.waited + 1)
+        # nothing found yet, or nothing there to be found: the last has learned most
+        if is_better or scores.value == best.value == 0:
+            self.position = replace(self.position, best=scores)
             self.hooks.save_weights("best", self.stepper.best_model)
-        else:
-            self.position = replace(self.position, waited=self.position.waited + 1)
         self.log.scores(self.stepper.step_number, epoch, scores, best=self.position.waited == 0)
         self.meter = Meter()  # the time that this took is not the training's
 
