@@ -101,6 +101,25 @@ def test_int8_finds_the_same_objects(model: DETR, program: torch.export.Exported
     assert comparison.num_found >= 0.7 * comparison.num_detections > 0
 
 
+def test_int8_leaves_places_in_float(tmp_path: Path) -> None:
+    model = small_model("detrkit-s", encoder_layers=1, heads_per_layer=False)
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(1)
+    photos = [torch.randint(0, 256, (3, 96, side), dtype=torch.uint8, generator=generator) for side in (96, 128)]
+    samples = [Sample(one, nothing, 0, (96, one.shape[2])) for one in photos]
+    write_openvino(traced(model), described(model, precision="int8"), tmp_path, samples)
+    network = load_openvino().Core().read_model(tmp_path / "model.xml")
+    quantized = [node for node in network.get_ops() if node.get_type_name() == "FakeQuantize"]
+    asked = {
+        target.get_node().get_type_name()
+        for node in quantized
+        if node.get_output_partial_shape(0).rank.get_length() != 4
+        for target in node.output(0).get_target_inputs()
+    }
+    assert len(quantized) > 20
+    assert asked <= {"MatMul", "Gather", "Reshape", "Unsqueeze"}, "besides maps, linear layers alone; no sums, no sines"
+
+
 def _is_quantized(node: object) -> bool:
     """Whether anything between a node and the last sum of tokens before it is int8."""
     for _ in range(6):

@@ -53,7 +53,7 @@ def write_openvino(
     for port, name in zip(network.outputs, description.output_names, strict=True):
         _call(port, name)
     if description.precision == "int8":
-        network = _quantize(network, calibration, description.smallest_side)
+        network = _quantize(network, calibration, description)
     openvino.save_model(network, folder / NETWORK_FILE, compress_to_fp16=description.precision == "bfloat16")
     write_text(folder / DESCRIPTION_FILE, description.to_text())
 
@@ -63,23 +63,25 @@ def _call(port: Any, name: str) -> None:
     port.get_node().set_friendly_name(name)
 
 
-def _quantize(network: Any, calibration: Sequence[Sample], smallest_side: int) -> Any:
+def _quantize(network: Any, calibration: Sequence[Sample], description: Description) -> Any:
     """Quantize the backbone with its sums, and the transformer's linear layers.
 
     The transformer's attention, norms and sums stay in float, and so do the heads: a box is a sigmoid of a number whose
-    last digits count. The quantizer's own mode for transformers leaves the backbone's sums in float, too, which is slower.
+    last digits count. So do places: where queries refer to them, and where they look. The quantizer's own mode for
+    transformers leaves the backbone's sums in float, too, which is slower.
     """
     try:
         with quiet():
             import nncf
     except ImportError:
         raise ConfigError("--precision int8: needs nncf; pip install 'detrkit[openvino]'") from None
-    in_float = [*_heads(network), *_sums_of_tokens(network)]
+    has_places = description.model.queries != "learned"
+    in_float = [*_heads(network), *(_work_on_tokens(network) if has_places else _sums_of_tokens(network))]
     names = [node.get_friendly_name() for node in in_float]
     with quiet():
         return nncf.quantize(
             network,
-            nncf.Dataset(list(calibration), _inputs_of(network, smallest_side)),
+            nncf.Dataset(list(calibration), _inputs_of(network, description.smallest_side)),
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=names, types=["ScaledDotProductAttention"], validate=False),
@@ -109,6 +111,17 @@ def _heads(network: Any) -> list[Any]:
             found[node.get_friendly_name()] = node
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
     return list(found.values())
+
+
+def _work_on_tokens(network: Any) -> list[Any]:
+    """All that is done to anything but maps, (B, C, h, w), linear layers left out."""
+    others = ("Constant", "Convert", "MatMul", "Parameter", "Result")
+    ranks = {
+        node: node.get_output_partial_shape(0).rank
+        for node in network.get_ops()
+        if node.get_output_size() and node.get_type_name() not in others
+    }
+    return [node for node, rank in ranks.items() if rank.is_static and rank.get_length() != 4]
 
 
 def _sums_of_tokens(network: Any) -> list[Any]:
