@@ -78,8 +78,8 @@ class Comparison:
         ]
         if self.num_reordered:
             said.append(
-                f"on {self.num_reordered} of them queries start from other cells, as good as PyTorch's: the same "
-                f"{self.num_agreed} detections above {_LEAST_SCORE}"
+                f"on {self.num_reordered} of them queries start from other cells, and find the same {self.num_agreed} "
+                f"detections above {_LEAST_SCORE}"
             )
         if self.ap is not None:
             said.append(f"AP {self.ap[1]:.4f}, PyTorch's {self.ap[0]:.4f}, difference {self.ap[1] - self.ap[0]:+.4f}")
