@@ -20,6 +20,7 @@ FOLDER; --write FILE puts them between `<!-- convergence NAME -->` and `<!-- end
 
 import argparse
 import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -339,6 +340,7 @@ def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]],
 def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """AP over the minutes that steps took when they were timed, a line for each row: the mean of its seeds."""
     figure, axes = new_chart("minutes of training", "AP")
+    ends = []
     for number, row in enumerate(bench.rows):
         if row.name not in results:
             continue
@@ -349,12 +351,14 @@ def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]
         share = bench.minutes / curves[0][-1][0]
         heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
         places = [step * share for step, _ in curves[0]]
+        ends.append(heights[-1])
         axes.plot(
             [0.0, *places], [0.0, *heights], marker=".", label=row.what, linestyle="-" if number < _COLOURS else "--"
         )
-    axes.set(xlim=(0, None), ylim=(0, 1))
-    figure.set_size_inches(4.2, 3.1 + 0.07 * len(bench.rows))
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+    # from where the worst ends, for what is of interest is how the ends differ
+    axes.set(xlim=(0, None), ylim=(max(0.0, math.floor(10 * min(ends) - 1) / 10), min(1.0, max(ends) + 0.05)))
+    figure.set_size_inches(6.4, 3.4 + 0.1 * len(bench.rows))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return as_png(figure)
 
 
