@@ -93,20 +93,19 @@ def held(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock: FileLock | None = FileLock(make_folder(folder) / _LOCK)
+    lock = FileLock(make_folder(folder) / _LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(
             f"{folder}: another process writes to it; wait until it ends, or choose another folder with --output"
         ) from None
-    except (NotImplementedError, OSError):  # some network disks know no locks
-        lock = None
+    except (NotImplementedError, OSError):
+        pass  # some network disks know no locks
     try:
         yield
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
 
 
 def check_is_free(output: Path) -> None:

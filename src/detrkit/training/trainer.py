@@ -216,7 +216,7 @@ class Trainer:
         is_better = best is None or scores.value > best.value or self.settings.with_validation
         self.position = replace(self.position, waited=0 if is_better else self.position.waited + 1)
         # nothing found yet, or nothing there to be found: the last has learned most
-        if is_better or scores.value == best.value == 0:
+        if is_better or (best is not None and scores.value == best.value == 0):
             self.position = replace(self.position, best=scores)
             self.hooks.save_weights("best", self.stepper.best_model)
         self.log.scores(self.stepper.step_number, epoch, scores, best=self.position.waited == 0)
