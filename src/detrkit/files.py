@@ -5,10 +5,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detrkit.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
 _LOCK = ".lock"
+_HEADER = 4096  # bytes, in which a PNG's texts are
+_TEMPORARY = ".detrkit-"  # and not the name, which may be as long as names can be
 
 
 @contextmanager
@@ -21,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place with --output") from None
     os.close(handle)
@@ -46,6 +52,24 @@ def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         # names of files and classes may hold bytes that are no text
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def signed() -> "PngInfo":
+    """What tells a PNG of ours, which may be written anew, from somebody's own."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Software", "detrkit")
+    return info
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a PNG is one of ours."""
+    try:
+        with path.open("rb") as file:
+            return b"tEXtSoftware\0detrkit" in file.read(_HEADER)
+    except OSError:
+        return False
 
 
 def is_file(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import pickle
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from detrkit import build_model
 from detrkit.checkpoints import download
 from detrkit.checkpoints.download import HUB_MODELS
 from detrkit.checkpoints.file import Checkpoint, Preprocessing
-from detrkit.checkpoints.huggingface import write_folder
+from detrkit.checkpoints.huggingface import read_preprocessing, write_folder
 from detrkit.checkpoints.official import state_dict_as_official
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.categories import COCO_NAMES, Categories, numbered_categories
@@ -180,6 +181,39 @@ def test_official_files_of_ours_keep_heads_and_dilation(tmp_path: Path, capsys: 
     read = read_checkpoint(tmp_path / "plain.pth").config
     assert (read.num_heads, read.dilation) == (4, True)
     torch.load(tmp_path / "plain.pth", weights_only=True)  # the published code's own reading
+
+
+def test_a_grey_model_is_converted(tmp_path: Path) -> None:
+    from detrkit.checkpoints.file import save_checkpoint
+    from detrkit.recipes.convert import convert_weights
+
+    model = build_model("detr-tiny", num_classes=3, num_queries=4, in_channels=1)
+    save_checkpoint(
+        tmp_path / "a.safetensors",
+        Checkpoint(model.state_dict(), model.config, numbered_categories(3), Preprocessing()),
+    )
+    assert convert_weights(str(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", "detrkit") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ({"size": {"shortest_edge": 640, "longest_edge": 900}}, 640),
+        ({"size": 480}, 480),
+        ({"size": {"max_height": 480, "max_width": 500}}, 480),
+        ({"size": {"height": 512, "width": 512}}, 512),
+        ({"size": {}}, 800),
+        ({}, 800),
+    ],
+    ids=str,
+)
+def test_photo_sizes_of_hugging_face(content: dict[str, object], size: int, tmp_path: Path) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(content))
+    assert read_preprocessing(file).image_size == size
+    file.write_text(json.dumps({"size": 480, **content, "image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(CheckpointError, match="image_mean: found"):
+        read_preprocessing(file)
 
 
 def test_hugging_face_folders_keep_ids_names_and_photo_size(tmp_path: Path) -> None:

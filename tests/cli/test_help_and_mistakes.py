@@ -96,6 +96,7 @@ MISTAKES = {
     ),
     "misspelt option": (["train", "shapes", "--epoch", "3"], "--epochs"),
     "option out of range": (["train", "shapes", "--epochs", "0"], "--epochs: found 0"),
+    "model setting like a date": (["train", "shapes", "--set", "num_queries=2024-13-45"], "num_queries=2024-13-45"),
     "model setting without an end": (["train", "shapes", "--set", "num_queries=["], "num_queries=["),
     "negative seed": (["demo", "--seed", "-1"], "--seed"),
     "no photo at a time": (["evaluate", "model.safetensors", "shapes", "--batch-size", "0"], "batch size 0"),

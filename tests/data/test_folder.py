@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detrkit.data.formats.folder import detect_form, read_dataset
+from detrkit.data.formats.folder import detect_form, read_dataset, read_split
 from detrkit.errors import DataError
 from tests.datasets import write_coco
 
@@ -58,6 +58,28 @@ def test_one_json_and_its_photos(coco: Path, tmp_path: Path, beside: bool) -> No
         data = read_dataset(path)
         assert (len(data.train.records), len(data.val.records)) == (3, 1)
         assert "1 of 4 photos were set aside" in data.notes[0]
+
+
+def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp_path: Path) -> None:
+    whole = read_dataset(coco)
+    folder = tmp_path / "val-only"
+    shutil.copytree(coco / "val2017", folder / "val2017")
+    (folder / "annotations").mkdir()
+    file = folder / "annotations" / "instances_val2017.json"
+    shutil.copy(coco / "annotations" / "instances_val2017.json", file)
+    for path in (folder, file):
+        found, _ = read_split(path, "val")
+        assert found is not None
+        assert found.records.image_ids == whole.val.records.image_ids
+        assert found.records[0].path.is_file()
+    assert read_split(folder, "test") == (None, ())
+    with pytest.raises(DataError, match="found no training photos"):
+        read_dataset(folder)
+    # a run that learned from such a file set some aside, and is judged by these
+    mine, notes = read_split(file, "val", seed=8)
+    assert mine is not None
+    assert 0 < len(mine.records) < len(whole.val.records)
+    assert "(seed 8)" in notes[0]
 
 
 def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:

@@ -118,6 +118,19 @@ def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monke
     assert set(decoded) == {(8, 8)}
 
 
+def test_pages_are_not_walked_through_beyond_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "TIFF", save_all=True, append_images=[Image.new("L", (4, 4))] * 500)
+    asked = []
+    seek = TiffImagePlugin.TiffImageFile.seek
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "seek", lambda image, page: (asked.append(page), seek(image, page))[1]
+    )
+    assert uploaded_pixels(file, "a.tif").shape == (3, 4, 4)  # the first page
+    assert uploaded_pixels(file, "a.tif", channels=4).shape == (4, 4, 4)  # as many as no page, but alpha, has
+    assert max(asked) <= 5
+
+
 def test_pages_of_an_upload_count_together() -> None:
     pages = [Image.new("L", (40, 30)) for _ in range(6)]
     file = io.BytesIO()

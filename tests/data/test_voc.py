@@ -135,6 +135,13 @@ def test_names_in_lists_may_hold_spaces_folders_and_marks(folder: Path) -> None:
     assert [record.path.stem for record in data.val.records] == ["d"]
 
 
+def test_an_empty_list_is_no_split(folder: Path) -> None:
+    lists(folder, train="abcde", val="")
+    data = read_dataset(folder)
+    assert len(data.val.records) > 0
+    assert "no validation split" in data.notes[0]
+
+
 def test_a_list_in_another_encoding_is_named(folder: Path) -> None:
     lists(folder, train="abc")
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes(b"caf\xe9")

@@ -1,5 +1,6 @@
 """Datasets rewritten: ids, names and boxes survive every form, and nothing is overwritten."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.records import Record, Records, Split, SplitName
 from detrkit.errors import DataError
+from detrkit.recipes.convert_data import convert_dataset
 from tests.datasets import write_coco
 
 CATEGORIES = Categories((3, 7, 90), ("blood cell", "plättchen & co", "<star>"))
@@ -85,6 +87,29 @@ def test_crowds(tmp_path: Path) -> None:
         assert write_dataset(splits, tmp_path / form, form) == left_out  # type: ignore[arg-type]
         read = read_dataset(tmp_path / form).train.records[0]
         assert read.is_crowd.tolist() == ([False] if left_out else [True, False])
+
+
+def test_outlines_and_their_areas_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "coco", 2, 2)
+    triangle, runs = [[16.0, 16.0, 48.0, 16.0, 16.0, 48.0]], {"size": [64, 64], "counts": [0, 10, 4086]}
+    for name in ("train2017", "val2017"):
+        path = folder / "annotations" / f"instances_{name}.json"
+        document = json.loads(path.read_text())
+        for number, entry in enumerate(document["annotations"]):
+            entry["segmentation"] = runs if number else triangle
+        path.write_text(json.dumps(document))
+    convert_dataset(folder, tmp_path / "copy", "coco")
+    copied = json.loads((tmp_path / "copy" / "annotations" / "instances_train.json").read_text())["annotations"]
+    assert copied[0]["segmentation"] == triangle
+    assert copied[0]["area"] == pytest.approx(512, abs=32)
+    assert copied[1]["area"] == 10
+    assert read_dataset(tmp_path / "copy", masks=True).train.records.have_outlines
+    document["annotations"][0].pop("segmentation")
+    path.write_text(json.dumps(document))
+    convert_dataset(folder, tmp_path / "boxes", "coco")
+    assert "outlines are left out: " in capsys.readouterr().out
+    copied = json.loads((tmp_path / "boxes" / "annotations" / "instances_train.json").read_text())["annotations"]
+    assert "segmentation" not in copied[0]
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,6 +120,19 @@ def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
         read_dataset(folder)
 
 
+@pytest.mark.parametrize("points", [2, 3])
+def test_key_points_follow_the_box(folder: Path, points: int) -> None:
+    head = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(f"{head}kpt_shape: [4, {points}]\n")
+    write(folder, "1 0.5 0.5 0.2 0.4 " + " ".join(["0.1"] * 4 * points) + "\n0 0.1 0.2 0.5 0.2 0.3 0.6\n")
+    np.testing.assert_allclose(
+        read_dataset(folder).train.records[0].boxes, [[80, 30, 120, 70], [20, 20, 100, 60]], atol=1e-4
+    )
+    (folder / "data.yaml").write_text(f"{head}kpt_shape: many\n")
+    with pytest.raises(DataError, match=r"kpt_shape: found 'many', expected \[NUMBER OF POINTS, 2 or 3\]"):
+        read_dataset(folder)
+
+
 def test_names_as_a_dict_keep_their_numbers(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: train/images\nnames:\n  0: cat\n  7: dog\n")
     write(folder, "7 0.5 0.5 0.2 0.4")

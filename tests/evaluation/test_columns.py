@@ -19,6 +19,8 @@ def test_areas_are_of_the_outline_or_else_of_the_box() -> None:
     content = document([(1, 3, [0.0, 0, 10, 20]), (1, 7, [0.0, 0, 10, 20])])
     content["annotations"][1]["area"] = 33
     assert Truth.read(content).areas.tolist() == [200, 33]
+    content["annotations"][1]["area"] = 10**400
+    assert Truth.read(content).areas.tolist()[0] == 200
 
 
 def test_other_photos_and_classes_do_not_count() -> None:

@@ -15,14 +15,17 @@ from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds, save
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.cli import main
 from detrkit.data.formats.folder import read_dataset
+from detrkit.data.outlines import to_run_lengths
 from detrkit.data.synthetic import SHAPES
 from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.columns import Found, Truth
 from detrkit.evaluation.panoptic import TrueSegments
 from detrkit.evaluation.saved_panoptic import write_panoptic_results, write_segments
+from detrkit.files import held
 from detrkit.recipes import evaluate, judging
 from detrkit.recipes import run as run_recipe
 from detrkit.recipes.config import RunConfig, write_config
+from detrkit.recipes.convert_data import convert_dataset
 from detrkit.structures import PanopticSegment, PanopticSegments
 from tests.datasets import write_coco, write_panoptic
 
@@ -184,6 +187,43 @@ def test_thresholds_go_into_any_file_of_ours_if_asked(
     assert not (tmp_path / "b").exists()
 
 
+def test_thresholds_do_not_go_into_weights_that_came_later(
+    a_run: Path, shapes: Path, tmp_path: Path, knows_all: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    weights = a_run / "best" / "model.safetensors"
+    collect = evaluate.collect
+
+    def meanwhile(*arguments: Any, **more: Any) -> Any:
+        shutil.copy(weights, tmp_path / "new")
+        (tmp_path / "new").replace(weights)
+        return collect(*arguments, **more)
+
+    monkeypatch.setattr(evaluate, "collect", meanwhile)
+    assert go("evaluate", a_run, shapes, "--workers", 0, "-o", tmp_path / "a") == 0
+    assert "thresholds were not stored: " in " ".join(capsys.readouterr().out.split())
+    assert read_checkpoint(a_run).thresholds is None
+    assert (tmp_path / "a" / "report.html").is_file()
+    assert go("evaluate", a_run, shapes, "--workers", 0, "-o", tmp_path / "b", "--store-thresholds") == 2
+    assert "was written anew since it was read; evaluate again" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(evaluate, "collect", collect)
+    with held(a_run):  # as training does
+        assert go("evaluate", a_run, shapes, "--workers", 0, "-o", tmp_path / "c") == 0
+    assert "another process writes to it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_nothing_can_be_written_nothing_is_predicted(
+    a_run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "collect", lambda *_, **__: pytest.fail("predicted"))
+    (tmp_path / "file").write_text("")
+    assert go("evaluate", a_run, shapes, "-o", tmp_path / "file" / "e") == 2
+    assert "is a file, expected a folder" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert go("evaluate", a_run, shapes, "-o", tmp_path / "none") == 2
+    assert "cannot be written to; choose another place" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_training_s_best_checkpoint_holds_thresholds(shapes: Path, tmp_path: Path, knows_all: None) -> None:
     options = ["--model", "detr-tiny", "--steps", 1, "--batch-size", 2, "--workers", 0, "--image-size", 64]
     assert go("train", shapes, *options, "-o", tmp_path / "run") == 0
@@ -207,6 +247,9 @@ def test_a_run_is_judged_by_the_photos_that_it_set_aside_itself(a_run: Path, sha
     assert expected != others
     assert go("evaluate", a_run, data, "--workers", 0, "-o", tmp_path / "found.json") == 0
     assert {entry["image_id"] for entry in strict(tmp_path / "found.json")} == expected
+    # its weights know whose they are, too
+    assert go("evaluate", a_run / "best", data, "--workers", 0, "-o", tmp_path / "again.json") == 0
+    assert {entry["image_id"] for entry in strict(tmp_path / "again.json")} == expected
 
 
 def test_saved_results_of_any_model_are_scored(
@@ -218,6 +261,15 @@ def test_saved_results_of_any_model_are_scored(
     assert listed(tmp_path / "b") == ["report.html", "scores.json"]
     first, second = (strict(tmp_path / name / "scores.json") for name in "ab")
     assert {**first, "title": ""} == {**second, "title": ""}
+    # masks of results are scored where there are outlines to compare them with
+    results = strict(saved)
+    runs = to_run_lengths({"size": [64, 64], "counts": [0, 10, 4086]}, (64, 64))
+    runs["counts"] = runs["counts"].decode()
+    (tmp_path / "masks.json").write_text(json.dumps([{**one, "segmentation": runs} for one in results]))
+    convert_dataset(shapes, tmp_path / "yolo", "yolo")
+    capsys.readouterr()
+    assert go("evaluate", tmp_path / "yolo", "--predictions", tmp_path / "masks.json", "-o", tmp_path / "c") == 0
+    assert "masks are not scored: " in " ".join(capsys.readouterr().out.split())
 
 
 RESULT = {"image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}

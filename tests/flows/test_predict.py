@@ -22,6 +22,7 @@ from detrkit.cli import main
 from detrkit.data import videos
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.data.videos import VideoWriter, open_video
+from detrkit.errors import DataError
 from detrkit.recipes.lines import read_lines
 from detrkit.training.stopping import StopSignal
 
@@ -325,6 +326,51 @@ def test_annotations_beside_the_photos_are_spared(
     assert "JSON is in" in capsys.readouterr().out
     assert predict(tmp_path, str(photo), "--write", ",") == 2
     assert "--write: found ','" in capsys.readouterr().err
+
+
+def test_pictures_of_others_are_spared(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "cat.jpg"
+    Image.new("RGB", (64, 64)).save(photo)
+    Image.new("L", (64, 64)).save(tmp_path / "cat.png")  # a mask, say
+    before = (tmp_path / "cat.png").read_bytes()
+    arguments = ["predict", "model.safetensors", str(photo), "--output", str(tmp_path), "--threshold", "0"]
+    assert run(arguments) == 2
+    assert "cat.png: was not written by detrkit and would be overwritten" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "cat.png").read_bytes() == before
+    assert run([*arguments, "--write", "json"]) == 0  # nothing takes its place
+    (tmp_path / "cat.png").unlink()
+    assert run(arguments) == run(arguments) == 0  # our own are written anew
+
+
+def test_a_pattern_leaves_out_what_was_found(place: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    found = tmp_path / "found"
+    for _ in range(2):
+        assert run(["predict", "model.safetensors", f"{tmp_path}/**/*.png", "--output", str(found)]) == 0
+    assert sorted(path.name for path in found.glob("*.png")) == ["a.png", "b.png"]
+
+
+def test_a_long_name_is_written(place: Path, tmp_path: Path) -> None:
+    photo = tmp_path / f"{'長' * 80}.jpg"  # 244 bytes
+    Image.new("RGB", (64, 64)).save(photo)
+    assert run(["predict", "model.safetensors", str(photo), "--output", str(tmp_path / "found")]) == 0
+    assert (tmp_path / "found" / f"{photo.stem}.png").is_file()
+
+
+def test_exported_files_predict_on_the_cpu_beside_a_gpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(_source: str, device: torch.device, **_: object) -> Detector:
+        asked.append(device.type)
+        raise DataError("enough")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("detrkit.recipes.predict.is_exported", lambda _source: True)
+    monkeypatch.setattr("detrkit.recipes.loaders.is_exported", lambda _source: True)
+    monkeypatch.setattr(Detector, "load", load)
+    assert run(["predict", "model.onnx", "photos/1.png", "--output", "x"]) == 2
+    assert asked == ["cpu"]
 
 
 def test_a_name_that_is_no_text_is_predicted_like_any(

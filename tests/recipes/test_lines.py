@@ -1,6 +1,7 @@
 """A file of lines survives whatever cuts it short, and never mixes two ways of predicting."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def test_parquet_holds_what_the_lines_hold(lines: Path, monkeypatch: pytest.Monk
     assert rows[0]["objects"][0]["name"] == OBJECT["name"]
     assert rows[0]["objects"][0]["score"] == pytest.approx(0.9)
     assert rows[4]["objects"][1]["box"] == [1, 2, 3, 4]
+
+
+def test_names_that_are_no_text_come_into_parquet(lines: Path) -> None:
+    lines.write_text(json.dumps(entry(os.fsdecode(b"f\xf6to.jpg"))) + "\n")
+    write_parquet(lines, lines.with_suffix(".parquet"))
+    assert pyarrow.parquet.read_table(lines.with_suffix(".parquet")).to_pylist()[0]["photo"] == "f\\udcf6to.jpg"
 
 
 def test_without_pyarrow_there_is_one_sentence(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,11 +114,25 @@ def read_config(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Any]
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
-    """Read the photo size from `preprocessor_config.json`; the published one where the file is missing or odd."""
+    """Read the photo size from `preprocessor_config.json`; the published one where the file is missing or odd.
+
+    The shorter side; where a box is named that photos are to fit into or to fill, the box's, as square photos get it.
+
+    Raises:
+        CheckpointError: photos are normalised otherwise than DETR's.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         size = content["size"]
-        return Preprocessing(image_size=size["shortest_edge"] if isinstance(size, dict) else size)
+        for name, ours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_DEVIATION)):
+            if content.get("do_normalize", True) and content.get(name, list(ours)) != list(ours):
+                raise CheckpointError(
+                    f"{path}: {name}: found {content[name]}, expected {list(ours)}, by which detrkit prepares photos"
+                )
+        if not isinstance(size, dict):
+            return Preprocessing(image_size=size)
+        sides = [size[name] for name in ("shortest_edge", "height", "width", "max_height", "max_width") if name in size]
+        return Preprocessing(image_size=min(sides))
     except (OSError, ValueError, KeyError, TypeError):
         return Preprocessing()
 

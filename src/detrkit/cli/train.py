@@ -130,5 +130,5 @@ def model_field(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set: found {text!r}, expected NAME=VALUE, for example num_queries=50")
     try:
         return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets without end
         raise ConfigError(f"--set: found {text!r}, whose value is no number, word or list") from None

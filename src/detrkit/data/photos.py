@@ -120,12 +120,26 @@ def image_to_pixels(
     Raises:
         DataError: it cannot have that many channels.
     """
-    pages = getattr(image, "n_frames", 1)
-    if image.format == "TIFF" and pages == channels > 1 and image.mode not in ("RGB", "RGBA", "CMYK", "YCbCr"):
+    if _has_channels_as_pages(image, channels):
         return _pages_as_channels(image, annotated_size, where, most_pixels)
     if channels == RGB:
         return photo_to_tensor(as_people_see_it(image, annotated_size))
     return _with_channels(image, channels, annotated_size, where)
+
+
+def _has_channels_as_pages(image: Image.Image, channels: int) -> bool:
+    """Whether an image is a TIFF of as many pages as channels are wanted, each of one channel."""
+    if image.format != "TIFF" or channels < 2 or image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
+        return False
+    pages = 0
+    try:
+        while pages <= channels:  # not all of them: a small file may have a hundred thousand
+            image.seek(pages)
+            pages += 1
+    except EOFError:
+        pass
+    image.seek(0)
+    return pages == channels
 
 
 def photo_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:

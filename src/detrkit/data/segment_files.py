@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.errors import DataError
-from detrkit.files import replacing
+from detrkit.files import replacing, signed
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -47,7 +47,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
 def write_ids(path: Path, ids: Int32[Tensor, "H W"]) -> None:
     """Write segment ids as a PNG, atomically."""
     with replacing(path) as temporary:
-        Image.fromarray(ids_to_rgb(ids).contiguous().cpu().numpy()).save(temporary, "PNG")
+        Image.fromarray(ids_to_rgb(ids).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=signed())
 
 
 def _check_header(path: Path, size: tuple[int, int]) -> None:

@@ -220,4 +220,5 @@ def _masks_of(entries: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    # compared first: an integer may have more digits than a float can hold
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else float("nan")

@@ -7,6 +7,7 @@ from rich.progress import Progress
 
 from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
 from detrkit.data.formats.write import write_dataset
+from detrkit.errors import DataError
 from detrkit.files import check_is_free
 from detrkit.terminal import plain_console
 
@@ -18,7 +19,14 @@ def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | 
         DataError: the source cannot be read, or the output exists.
     """
     check_is_free(output)
-    return write_copy(read_dataset(source, source_form), output, form, plain_console())
+    console = plain_console()
+    folder = read_dataset(source, source_form)
+    if form == folder.form == "coco":
+        try:
+            folder = read_dataset(source, "coco", masks=True)
+        except DataError as error:
+            console.print(f"outlines are left out: {error}", soft_wrap=True)
+    return write_copy(folder, output, form, console)
 
 
 def write_copy(folder: DatasetFolder, output: Path, form: Form, console: Console) -> DatasetFolder:

@@ -84,6 +84,8 @@ def diagnose(
     if fix is not None:
         mended, counts = repaired(diagnosis.folder, diagnosis.unusable)
         write_copy(mended, fix, diagnosis.form, console)
+        if diagnosis.form == "coco":
+            console.print("outlines of objects, where there were some, are not in the copy")
         console.print(
             f"left out: {counts.photos} photos, {counts.flat} boxes without an area, {counts.copies} repeated objects; "
             f"cut at the edge: {counts.cut} boxes; malformed entries are gone as well",

@@ -33,7 +33,7 @@ from detrkit.recipes.counting import count_equal_objects
 from detrkit.recipes.evaluation_output import check_output, chosen_split, say_more, write_evaluation
 from detrkit.recipes.finish import print_all
 from detrkit.recipes.judging import MaskJudges, with_segments
-from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of
+from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of, state_of_file
 from detrkit.recipes.loaders import device_for, evaluation_loader
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
@@ -91,6 +91,7 @@ def evaluate_source(
     check_output(output)
     chosen_device = device_for(source, device)
     kept_in = place_for_thresholds(source, data, split, extras.store_thresholds)
+    evaluated = () if kept_in is None else state_of_file(kept_in)
     detector = Detector.load(source, chosen_device)
     config = detector.runtime.config
     records = _open(data, split, form, detector.categories, source, console, masks=config.panoptic)
@@ -131,10 +132,11 @@ def evaluate_source(
     say_more(analysis, console)
     if segment_threshold is not None:
         console.print(f"segments: queries above a score of {segment_threshold:.2f} take part")
-    if kept_in is not None:
-        keep_thresholds(kept_in, with_segments(analysis.best.to_store, segment_threshold), console)
     papers = _paper_analyses(detector, answers, analysis, pictures, records.records.image_ids, extras, console)
     write_evaluation(output, analysis, scores, papers, pictures, records, f"{source} on {data} ({split})", console)
+    if kept_in is not None:
+        best, wanted = with_segments(analysis.best.to_store, segment_threshold), bool(extras.store_thresholds)
+        keep_thresholds(kept_in, best, console, evaluated=evaluated, wanted=wanted)
     return scores
 
 
@@ -154,7 +156,7 @@ def _open(
         if unannotated is not None:
             return unannotated
     run = run_of(source, data)
-    form, seed = form or (run.format if run else None), run.training.seed if run else 42
+    form, seed = form or (run.format if run else None), run.training.seed if run else None
     try:
         records = chosen_split(data, split, form, seed, console, masks=masks)
     except DataError as error:

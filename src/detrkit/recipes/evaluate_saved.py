@@ -45,7 +45,7 @@ def evaluate_saved(
     check_output(output)
     if output is not None and output.suffix == ".json":
         raise ConfigError(f"--output {output}: the detections are in a file already; name a folder for the report")
-    records = chosen_split(data, split, form, 42, console)
+    records = chosen_split(data, split, form, None, console)
     title = f"{predictions} on {data} ({split})"
     if is_panoptic_file(predictions):
         return _evaluate_panoptic(predictions, records, output, title, console)
@@ -53,7 +53,10 @@ def evaluate_saved(
     found = read_results(predictions, truth, records.categories)
     analysis = analyse(truth, found, PUBLISHED_MAX_DETECTIONS)
     masks = None
-    if found.masks is not None:
+    has_outlines = records.source.suffix == ".json" or records.records.columns.mask_files is not None
+    if found.masks is not None and not has_outlines:
+        console.print(f"masks are not scored: {records.source} holds boxes alone", soft_wrap=True)
+    elif found.masks is not None:
         truth = Truth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
         masks = evaluate_masks(truth, found)
     scores = Scores(analysis.scores, masks)

@@ -1,12 +1,13 @@
 """What an evaluation reads and leaves: one part of a dataset; scores, report and pictures in a folder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from detrkit.data.formats.folder import Form, read_dataset
+from detrkit.data.formats.folder import Form, read_split
 from detrkit.data.records import Split, SplitName
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.analysis import Analysis
@@ -21,18 +22,17 @@ from detrkit.structures import Sample
 
 
 def chosen_split(
-    data: str, split: SplitName, form: Form | None, seed: int, console: Console, *, masks: bool = False
+    data: str, split: SplitName, form: Form | None, seed: int | None, console: Console, *, masks: bool = False
 ) -> Split:
-    """Read one part of a dataset, and say what was noted.
+    """Read one part of a dataset, and say what was noted; arguments as in `read_split`.
 
     Raises:
         DataError: there is no such part, or it is malformed.
     """
-    folder = read_dataset(data, form, seed, masks=masks)
-    records = folder.splits.get(split)
+    records, notes = read_split(data, split, form, seed, masks=masks)
     if records is None:
-        raise DataError(f"{data}: found no test split, expected one; use --split val")
-    for note in folder.notes:
+        raise DataError(f"{data}: found no {split} split, expected one; choose another --split")
+    for note in notes:
         console.print(note)
     return records
 
@@ -49,6 +49,11 @@ def check_output(output: Path | None) -> None:
         raise ConfigError(f"{output}: is a folder, expected the name of a JSON file for the detections")
     if output.suffix != ".json" and output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: is a file, expected a folder for the report, or a name that ends in .json")
+    there = next((one for one in (output, *output.absolute().parents) if one.exists()), output)
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{output}: {there} cannot be written to; choose another place with --output")
+    if there != output and not there.is_dir():
+        raise ConfigError(f"{output}: {there} is a file, expected a folder; choose another place with --output")
 
 
 def say_more(analysis: Analysis, console: Console) -> None:

@@ -1,5 +1,6 @@
 """What an evaluation has to do with where the model comes from: its run, its categories, its thresholds."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -9,13 +10,16 @@ from detrkit.checkpoints.source import local_file
 from detrkit.data.categories import Categories
 from detrkit.data.records import SplitName
 from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.files import held
 from detrkit.recipes.config import RunConfig, load_run_config
 
 
 def run_of(source: str, data: str) -> RunConfig | None:
-    """The run that a source is, if it learned from this dataset."""
-    file = Path(source) / "config.yaml"
-    if not file.is_file():
+    """The run that a source is, or lies in, if it learned from this dataset."""
+    place = Path(source).absolute()
+    # RUN, RUN/best, RUN/best/model.safetensors, or what was exported to RUN
+    file = next((found for one in (place, *place.parents[:2]) if (found := one / "config.yaml").is_file()), None)
+    if file is None:
         return None
     try:
         config = load_run_config(file, {}, {})
@@ -42,12 +46,41 @@ def place_for_thresholds(source: str, data: str, split: SplitName, wanted: bool 
     return path
 
 
-def keep_thresholds(path: Path, thresholds: Thresholds | None, console: Console) -> None:
-    """Store the best thresholds in a checkpoint of ours."""
+def state_of_file(path: Path) -> tuple[int, ...]:
+    """What differs once a file was written anew."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def keep_thresholds(
+    path: Path, thresholds: Thresholds | None, console: Console, *, evaluated: tuple[int, ...], wanted: bool
+) -> None:
+    """Store the best thresholds in a checkpoint of ours, unless its weights are others by now.
+
+    Args:
+        path: of the checkpoint.
+        thresholds: what was found best.
+        console: where to speak.
+        evaluated: `state_of_file` of it when it was read.
+        wanted: whether somebody asked for it; otherwise a checkpoint that cannot be written to is only told.
+
+    Raises:
+        DetrkitError: somebody asked, and it cannot be done.
+    """
     if thresholds is None:
         console.print("nothing right was found, so no threshold was stored")
         return
-    store_thresholds(path, thresholds)
+    try:
+        run = path.parent.parent
+        with held(run) if (run / "config.yaml").is_file() else nullcontext():  # which may still be training
+            if state_of_file(path) != evaluated:
+                raise ConfigError(f"{path}: was written anew since it was read; evaluate again")
+            store_thresholds(path, thresholds)
+    except DetrkitError as error:
+        if wanted:
+            raise
+        console.print(f"thresholds were not stored: {error}", soft_wrap=True)
+        return
     console.print(
         f"thresholds stored in {path}, {len(thresholds.per_class)} classes with their own; detrkit predict --threshold "
         "auto uses them",

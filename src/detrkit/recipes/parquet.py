@@ -33,8 +33,14 @@ def write_parquet(lines: Path, output: Path) -> None:
     columns = _columns(pyarrow)
     entries = read_lines(lines)
     with replacing(output) as temporary, ParquetWriter(temporary, columns) as writer:
-        while rows := list(islice(entries, _ROWS)):
+        while rows := [_as_text(entry) for entry in islice(entries, _ROWS)]:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=columns))
+
+
+def _as_text(entry: dict[str, Any]) -> dict[str, Any]:
+    """Names of files may hold bytes that are no text: they are written out, as in files of text."""
+    texts = {name: value for name, value in entry.items() if isinstance(value, str)}
+    return {**entry, **{name: value.encode(errors="backslashreplace").decode() for name, value in texts.items()}}
 
 
 def _columns(pyarrow: Any) -> Any:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detrkit.errors import ConfigError, DataError
-from detrkit.files import is_file
+from detrkit.files import is_file, is_signed
 from detrkit.inference.detector import Detector
+from detrkit.inference.load_exported import is_exported
 from detrkit.process import Process
 from detrkit.recipes.lines import lines_name
 from detrkit.recipes.loaders import device_for, device_of
@@ -35,9 +36,12 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
     _spare_the_sources(names, options.output)
-    if sources.photos and "json" in options.kinds(PHOTO_KINDS):
-        _spare_annotations([names[photo] for photo in sources.photos], options.output)
-    device = device_of(options.device, process) if is_from_environment else device_for(source, options.device)
+    of_photos, kinds = [names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS)
+    if "json" in kinds:
+        _spare_annotations(of_photos, options.output)
+    _spare_pictures(of_photos, kinds, options.output)
+    is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
+    device = device_of(options.device, process) if is_ranked else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
     _check_masks(detector, options)
     detector.least_scores(options.threshold)  # says now if there is none
@@ -93,6 +97,14 @@ def _spare_annotations(names: Sequence[str], output: Path) -> None:
                 raise ConfigError(
                     f"{path}: was not written by detrkit and would be overwritten; choose another --output"
                 )
+
+
+def _spare_pictures(names: Sequence[str], kinds: frozenset[str], output: Path) -> None:
+    """See that no picture takes the place of one that somebody else made: masks lie beside the photos, too."""
+    suffixes = [suffix for kind, suffix in (("pictures", ".png"), ("segments", ".segments.png")) if kind in kinds]
+    for path in (output / f"{name}{suffix}" for name in names for suffix in suffixes):
+        if is_file(path) and not is_signed(path):
+            raise ConfigError(f"{path}: was not written by detrkit and would be overwritten; choose another --output")
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

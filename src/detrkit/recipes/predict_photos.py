@@ -10,7 +10,7 @@ from typing import Any
 from detrkit.checkpoints.source import local_file
 from detrkit.data.segment_files import write_ids
 from detrkit.errors import DataError
-from detrkit.files import make_folder, replacing, write_text
+from detrkit.files import make_folder, replacing, signed, write_text
 from detrkit.inference.images import Photo
 from detrkit.process import Process
 from detrkit.recipes.lines import JsonLines, lines_name
@@ -109,7 +109,7 @@ class _Outputs:
         make_folder(folder)
         if "pictures" in self.kinds:
             with replacing(folder / f"{name}.png") as temporary:
-                found.draw().save(temporary)
+                found.draw().save(temporary, pnginfo=signed())
         if "segments" in self.kinds and found.segments is not None:
             write_ids(folder / f"{name}.segments.png", found.segments.ids)
         if "json" in self.kinds:

@@ -76,7 +76,9 @@ def _files_of(name: str, recursive: bool, leave_out: Path | None) -> list[str]:
         return list(_lines_of(path)) if path.suffix.lower() == _LIST else [str(path)]
     if glob.has_magic(name):
         fitting = glob.iglob(name, recursive=True)  # noqa: PTH207  (patterns may be absolute)
-        matching = sorted(file for file in fitting if (_is_photo(file) or _is_video(file)) and Path(file).is_file())
+        known = (file for file in fitting if (_is_photo(file) or _is_video(file)) and Path(file).is_file())
+        away = None if leave_out is None else leave_out.resolve()
+        matching = sorted(file for file in known if away is None or away not in Path(file).resolve().parents)
         if not matching:
             raise DataError(f"{name}: found no photo or video that fits this pattern; check it")
         return matching

@@ -73,20 +73,59 @@ def read_dataset(
         DataError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
     path = Path(path)
+    form, splits = _read_splits(path, form, fault, masks)
+    return _completed(path, form, splits, seed)
+
+
+def read_split(
+    path: Path | str, split: SplitName, form: Form | None = None, seed: int | None = None, *, masks: bool = False
+) -> tuple[Split | None, tuple[str, ...]]:
+    """Read one part of a dataset for those who only judge by it: there may be no photos to learn from.
+
+    Args:
+        path: its folder; or its data.yaml; or a COCO JSON, of which all photos are meant.
+        split: which part.
+        form: how it is written down; None looks.
+        seed: with which a run on it set validation photos aside, where no split exists; None: no run did.
+        masks: keep what masks are made of.
+
+    Returns:
+        The part, None if there is none, and what was decided on the way.
+
+    Raises:
+        DataError: as `read_dataset`.
+    """
+    path = Path(path)
+    form, splits = _read_splits(path, form, raise_fault, masks)
+    if "train" not in splits:
+        return splits.get(split), ()
+    if seed is None and path.suffix == ".json" and path.is_file():
+        return splits["train"], (f"all {len(splits['train'].records)} photos of {path.name}",)
+    folder = _completed(path, form, splits, 42 if seed is None else seed)
+    return folder.splits.get(split), folder.notes
+
+
+def _read_splits(
+    path: Path, form: Form | None, fault: FaultHandler, masks: bool
+) -> tuple[Form, dict[SplitName, Split]]:
+    """Read what there is."""
     if not path.exists():
         raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
     form = form or detect_form(path)
     if form == "coco":
-        splits = _read_coco(path, fault, masks)
-    elif form == "panoptic":
-        splits = _read_panoptic(path, fault)
-    elif masks:
+        return form, _read_coco(path, fault, masks)
+    if form == "panoptic":
+        return form, _read_panoptic(path, fault)
+    if masks:
         raise DataError(
             f"{path}: detrkit reads no masks from {form.upper()} data, expected a COCO instances or panoptic dataset; "
             "train a model without masks, or give the annotations in one of these forms"
         )
-    else:
-        splits = {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[form](path, fault)
+    return form, {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[form](path, fault)
+
+
+def _completed(path: Path, form: Form, splits: dict[SplitName, Split], seed: int) -> DatasetFolder:
+    """See that there is something to learn from, and to be judged by."""
     train, val = splits.get("train"), splits.get("val")
     if train is None:
         raise DataError(f"{path}: found no training photos in this {form.upper()} dataset; expected {_LAYOUTS}")
@@ -219,6 +258,7 @@ def photos_beside(file: Path) -> Path:
         file.parent / file.stem,
         file.parent,
         file.parent.parent / "images",
+        file.parent.parent / file.stem.removeprefix("instances_"),
         file.parent.parent,
     ]
     for folder in folders:

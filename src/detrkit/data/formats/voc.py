@@ -92,6 +92,7 @@ def _files_of(root: Path) -> dict[SplitName, list[Path]]:
     for split in SPLIT_FOLDERS:
         if (lists / f"{split}.txt").is_file():
             splits[split] = [annotations / f"{name}.xml" for name in _names_in(lists / f"{split}.txt")]
+    splits = {split: paths for split, paths in splits.items() if paths}
     return splits if splits.get("train") else {"train": sorted(annotations.glob("*.xml"))}
 
 

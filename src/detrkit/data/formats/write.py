@@ -6,9 +6,11 @@ hotcoco writes YOLO and VOC, too, but rounds VOC boxes to whole pixels and renum
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +19,7 @@ import yaml
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import Form
 from detrkit.data.formats.shards import write_shards
+from detrkit.data.outlines import area_of_runs, to_run_lengths
 from detrkit.data.photos import photo_bytes
 from detrkit.data.records import Record, Split, SplitName
 from detrkit.errors import DataError
@@ -129,14 +132,23 @@ def _write_coco(split: SplitName, content: Split, output: Path, file_names: list
             "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
             "area": round((x2 - x1) * (y2 - y1), 3),
             "iscrowd": int(is_crowd),
+            **outline,
         }
         for record in content.records
-        for (x1, y1, x2, y2), label, is_crowd in _objects(record)
+        for ((x1, y1, x2, y2), label, is_crowd), outline in zip(_objects(record), _outlines_of(record), strict=True)
     ]
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
     document = {"images": images, "annotations": annotations, "categories": content.categories.to_json()}
     write_text(output / "annotations" / f"instances_{split}.json", json.dumps(document, ensure_ascii=False))
+
+
+def _outlines_of(record: Record) -> Iterable[dict[str, Any]]:
+    """What a COCO annotation says of an object's outline, and of its area; nothing where only boxes are known."""
+    if record.outlines is None or record.mask_file is not None:
+        return repeat({}, len(record.labels))
+    segmentations = [json.loads(outline) for outline in record.outlines]
+    return [{"segmentation": one, "area": area_of_runs(to_run_lengths(one, record.size))} for one in segmentations]
 
 
 def _write_panoptic(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:

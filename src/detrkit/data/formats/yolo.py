@@ -46,10 +46,8 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
         return None
     root = _root(path, content)
     places = value if isinstance(value, list) else [value]
-    photos: list[Path] = []
-    for place in places:
-        photos += [photo for photo in _photos_of(root, place, f"{path}: {split}") if photo not in photos]
-    records = Records.of(_read_records(photos, categories, fault))
+    photos = list(dict.fromkeys(photo for place in places for photo in _photos_of(root, place, f"{path}: {split}")))
+    records = Records.of(_read_records(photos, categories, _pose_columns(content, path), fault))
     if not records:
         raise DataError(f"{path}: {split}: found no photos in {short(value)}, expected at least one")
     return Split(records, categories, path)
@@ -125,14 +123,28 @@ def _find_below(root: Path, place: str) -> Path | None:
     return None
 
 
-def _read_records(photos: list[Path], categories: Categories, fault: FaultHandler) -> Iterator[Record]:
+def _pose_columns(content: dict[str, Any], path: Path) -> int | None:
+    """How many columns rows with key points have, which lie behind the box; None where no key points are told of."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if not (
+        isinstance(shape, list) and len(shape) == 2 and all(type(one) is int and 0 < one < 10_000 for one in shape)
+    ):
+        raise DataError(f"{path}: kpt_shape: found {short(shape)}, expected [NUMBER OF POINTS, 2 or 3]")
+    return 5 + shape[0] * shape[1]
+
+
+def _read_records(
+    photos: list[Path], categories: Categories, pose_columns: int | None, fault: FaultHandler
+) -> Iterator[Record]:
     for index, photo in enumerate(photos):
         try:
             size = photo_size(photo)
         except DataError as error:
             fault(error)
             continue
-        boxes, labels = _read_labels(_label_file(photo), categories, size, fault)
+        boxes, labels = _read_labels(_label_file(photo), categories, size, pose_columns, fault)
         yield Record(index + 1, photo, size, boxes, labels, np.zeros(len(labels), dtype=bool))
 
 
@@ -149,7 +161,7 @@ def _label_file(photo: Path) -> Path:
 
 
 def _read_labels(
-    path: Path, categories: Categories, size: tuple[int, int], fault: FaultHandler
+    path: Path, categories: Categories, size: tuple[int, int], pose_columns: int | None, fault: FaultHandler
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels and labels of one photo; a photo without a file has no objects."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
@@ -159,7 +171,7 @@ def _read_labels(
         if not line.strip():
             continue
         try:
-            category, box = _read_row(line, f"{path}: line {number}")
+            category, box = _read_row(line, f"{path}: line {number}", pose_columns)
             if category not in label_of:
                 known = ", ".join(map(str, categories.ids[:10]))
                 raise DataError(f"{path}: line {number}: class {category} is not in data.yaml, which names {known}")
@@ -180,12 +192,17 @@ def _lines_of(path: Path, fault: FaultHandler) -> list[str]:
         return []
 
 
-def _read_row(line: str, where: str) -> tuple[int, tuple[float, float, float, float]]:
-    """A row is CLASS CX CY WIDTH HEIGHT, or CLASS and a polygon X Y X Y X Y ..., all relative to the photo."""
+def _read_row(line: str, where: str, pose_columns: int | None) -> tuple[int, tuple[float, float, float, float]]:
+    """A row is CLASS CX CY WIDTH HEIGHT, or CLASS and a polygon X Y X Y X Y ..., all relative to the photo.
+
+    Key points, where data.yaml tells of some, follow the box and are not read.
+    """
     try:
         numbers = [float(word) for word in line.split()]
     except ValueError:
         raise DataError(f"{where}: found {line.strip()[:60]!r}, expected numbers separated by spaces") from None
+    if len(numbers) == pose_columns:
+        numbers = numbers[:5]
     is_box, is_polygon = len(numbers) == 5, len(numbers) >= 7 and len(numbers) % 2 == 1
     if not (is_box or is_polygon) or not all(math.isfinite(number) for number in numbers):
         raise DataError(
