@@ -192,7 +192,7 @@ def _lines_of(path: Path, fault: FaultHandler) -> list[str]:
         return []
 
 
-def _read_row(line: str, where: str, pose_columns: int | None) -> tuple[int, tuple[float, float, float, float]]:
+def _read_row(line: str, where: str, pose_columns: int | None = None) -> tuple[int, tuple[float, float, float, float]]:
     """A row is CLASS CX CY WIDTH HEIGHT, or CLASS and a polygon X Y X Y X Y ..., all relative to the photo.
 
     Key points, where data.yaml tells of some, follow the box and are not read.
