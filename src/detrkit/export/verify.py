@@ -178,11 +178,11 @@ class _Counts:
 
     def __init__(self, has_logits: bool, has_order: bool) -> None:
         self.has_logits = has_logits
-        self.has_order = has_order  # whether the same query is the same in both
         self.image_ids: list[int] = []
         self.results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
         self.logits = self.scores = self.boxes = self.sum_of_boxes = 0.0
         self.num_detections = self.num_found = self.num_reordered = self.num_agreed = 0
+        # where queries have no order, they are compared photo by photo
         self.largest: float | None = None if has_order else 0.0
         self.masks: float | None = None
 
