@@ -109,20 +109,20 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Be the only one who writes to a folder; a process that dies lets go of it.
+def held(path: Path) -> Iterator[None]:
+    """Be the only one who writes to a folder, or to a file; a process that dies lets go of it.
 
     Raises:
-        ConfigError: somebody else does, or it cannot be created.
+        ConfigError: somebody else does, or the folder cannot be created.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(make_folder(folder) / _LOCK)
+    lock = FileLock(path / _LOCK if path.is_dir() else make_folder(path.parent) / f".{path.name}{_LOCK}")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(
-            f"{folder}: another process writes to it; wait until it ends, or choose another folder with --output"
+            f"{path}: another process writes to it; wait until it ends, or choose another place with --output"
         ) from None
     except (NotImplementedError, OSError):
         pass  # some network disks know no locks

@@ -174,7 +174,7 @@ def test_one_value_of_one_mask_that_differs_is_found(model: DETR, off: float) ->
 
 
 def test_without_a_mask_head_nothing_is_said_of_masks() -> None:
-    lines = [Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, masks).lines()[0] for masks in (None, 2e-5)]
+    lines = [Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, 1e-5, masks).lines()[0] for masks in (None, 2e-5)]
     assert "mask" not in lines[0]
     assert lines[1].endswith("masks 2e-05")
 

@@ -12,7 +12,7 @@ from detrkit.models.presets import preset_config
 from detrkit.structures import Batch, Detections, Predictions
 from tests.export.models import CATEGORIES, batch_of, small_model
 
-GOOD = Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None)
+GOOD = Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, 1e-5)
 
 
 class Changed:

@@ -64,10 +64,11 @@ def test_a_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str
 def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "run"
     arguments = ["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(output), *SHORT]
+    output.mkdir()
     with held(output):
         assert run(arguments) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert f"{output}: another process writes to it; wait until it ends, or choose another folder" in said
+        assert f"{output}: another process writes to it; wait until it ends, or choose another place" in said
         assert [path.name for path in output.iterdir()] == [".lock"]
     # who dies lets go of it
     dies = "import os, pathlib, sys, detrkit.files as f; f.held(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.random import Generator
 from PIL import Image, ImageDraw
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.categories import Categories
@@ -95,6 +97,11 @@ class DrawnShapes(Dataset[Sample]):
             image_id=index + 1,
             original_size=(style.size, style.size),
         )
+
+
+def in_channels(image: UInt8[Tensor, "3 H W"], channels: int) -> UInt8[Tensor, "C H W"]:
+    """A drawing for models that read so many channels: its colours, over and over."""
+    return image[[channel % len(image) for channel in range(channels)]]
 
 
 def draw_equal(label: int, count: int, grid: int, random: Generator, style: DrawingStyle, image_id: int) -> Sample:

@@ -48,9 +48,9 @@ class Comparison:
         num_found: of these, with the same class, about the same score and place in the export.
         ap: of PyTorch and of the export, where annotations are known.
         masks: largest difference of a probability in the mask of any query; None without a mask head.
+        largest: difference of logits (or else scores) and boxes, but on photos that are reordered.
         num_reordered: photos on which queries differ and detections agree, as where proposals are equally good.
         num_agreed: detections on these.
-        largest: difference of logits (or else scores) and boxes on the other photos; None: on all.
     """
 
     num_photos: int
@@ -61,10 +61,10 @@ class Comparison:
     num_detections: int
     num_found: int
     ap: tuple[float, float] | None
+    largest: float
     masks: float | None = None
     num_reordered: int = 0
     num_agreed: int = 0
-    largest: float | None = None
 
     def lines(self) -> list[str]:
         """Say it to people."""
@@ -104,10 +104,7 @@ class Comparison:
                 "starts from other cells on all photos and finds nothing",
                 "photos (--data) on which something is found",
             )
-        largest = self.largest
-        if largest is None:
-            largest = max(self.scores if self.logits is None else self.logits, self.boxes)
-        largest = max(largest, self.masks or 0.0)
+        largest = max(self.largest, self.masks or 0.0)
         wrong = None if largest <= LARGEST_DIFFERENCE else f"differs from PyTorch by {largest:.3g}"
         return wrong, f"at most {LARGEST_DIFFERENCE}"
 
@@ -166,10 +163,10 @@ def compare(
         num_detections=counts.num_detections,
         num_found=counts.num_found,
         ap=ap,
+        largest=counts.largest,
         masks=counts.masks,
         num_reordered=counts.num_reordered,
         num_agreed=counts.num_agreed,
-        largest=counts.largest,
     )
 
 
@@ -177,13 +174,13 @@ class _Counts:
     """What a comparison gathers, batch by batch."""
 
     def __init__(self, has_logits: bool, has_order: bool) -> None:
+        """Begin with nothing; queries have an order when the same ones must say the same."""
         self.has_logits = has_logits
+        self.has_order = has_order
         self.image_ids: list[int] = []
         self.results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        self.logits = self.scores = self.boxes = self.sum_of_boxes = 0.0
+        self.logits = self.scores = self.boxes = self.largest = self.sum_of_boxes = 0.0
         self.num_detections = self.num_found = self.num_reordered = self.num_agreed = 0
-        # where queries have no order, they are compared photo by photo
-        self.largest: float | None = None if has_order else 0.0
         self.masks: float | None = None
 
     def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> None:
@@ -194,7 +191,7 @@ class _Counts:
             self.logits = max(self.logits, _largest(logits))
         self.scores = max(self.scores, _largest(scores))
         self.boxes = max(self.boxes, _largest(boxes))
-        closest = boxes if self.largest is None else _to_closest(second.boxes, first.boxes)
+        closest = boxes if self.has_order else _to_closest(second.boxes, first.boxes)
         self.sum_of_boxes += float(closest.mean()) * len(batch.image_ids)
         detections = [
             to_detections(one, batch.original_sizes, categories.ids, categories.names) for one in (first, second)
@@ -202,17 +199,15 @@ class _Counts:
         for results, of_photos in zip(self.results, detections, strict=True):
             for image_id, found in zip(batch.image_ids, of_photos, strict=True):
                 results.extend(found.to_coco(image_id))
-        for wanted, found in zip(*detections, strict=True):
+        for number, (wanted, found) in enumerate(zip(*detections, strict=True)):
             confident = wanted.keep(wanted.scores >= THRESHOLD)
             self.num_detections += len(confident)
             self.num_found += num_found_again(confident, found)
-        if self.largest is not None:
-            for number, (wanted, found) in enumerate(zip(*detections, strict=True)):
-                if _largest(boxes[number]) > _OTHER_CELL and _say_the_same(wanted, found):
-                    self.num_reordered += 1
-                    self.num_agreed += len(wanted.keep(wanted.scores >= _LEAST_SCORE))
-                else:
-                    self.largest = max(self.largest, _largest(logits[number]), _largest(boxes[number]))
+            if not self.has_order and _largest(boxes[number]) > _OTHER_CELL and _say_the_same(wanted, found):
+                self.num_reordered += 1
+                self.num_agreed += len(wanted.keep(wanted.scores >= _LEAST_SCORE))
+            else:
+                self.largest = max(self.largest, _largest(logits[number]), _largest(boxes[number]))
 
     def _differences(
         self, first: Predictions, second: Predictions

@@ -15,8 +15,7 @@ from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.official import state_dict_as_official
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
-from detrkit.data.photos import RGB
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes, in_channels
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.files import replacing
 from detrkit.models.config import ModelConfig
@@ -83,8 +82,7 @@ def _scores_of(source: str) -> dict[str, float] | None:
 def largest_difference(first: DETR, second: DETR) -> float:
     """Compare two models on a batch of two drawn photos of different sizes."""
     drawn = [DrawnShapes(1, seed=0, style=DrawingStyle(size=size))[0] for size in (224, 160)]
-    channels = first.config.in_channels
-    batch = collate([replace(one, image=one.image[[c % RGB for c in range(channels)]]) for one in drawn])
+    batch = collate([replace(one, image=in_channels(one.image, first.config.in_channels)) for one in drawn])
     answers = [_tensors(model(batch.images, batch.padding_mask)) for model in (first, second)]
     return max(float((a - b).abs().max()) for a, b in zip(*answers, strict=True))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
@@ -27,14 +28,15 @@ from detrkit.evaluation.columns import Found, Truth
 from detrkit.evaluation.scores import Scores
 from detrkit.files import make_folder, write_text
 from detrkit.inference.detector import Detector
-from detrkit.inference.runtime import TorchRuntime
+from detrkit.inference.runtime import Runtime, TorchRuntime
+from detrkit.models.detr import DETR
 from detrkit.recipes.analyses import PaperAnalysis, analyse_counts, analyse_layers, analyse_queries, layers_as_text
 from detrkit.recipes.counting import count_equal_objects
 from detrkit.recipes.evaluation_output import check_output, chosen_split, say_more, write_evaluation
 from detrkit.recipes.finish import print_all
 from detrkit.recipes.judging import MaskJudges, with_segments
 from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of, state_of_file
-from detrkit.recipes.loaders import device_for, evaluation_loader
+from detrkit.recipes.loaders import Loader, device_for, evaluation_loader
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
 
@@ -99,24 +101,12 @@ def evaluate_source(
     _check_extras(extras, data, is_scored, output, config.in_channels)
     is_torch = isinstance(detector.runtime, TorchRuntime) or extras.by_layer  # which exported files cannot tell
     model = detector.model if is_torch else detector.runtime  # unfolded: the very digits that training saw
-    dataset = PhotoDataset(records, TestTransform(detector.preprocessing.image_size), config.in_channels)
-    batches = evaluation_loader(dataset, batch_size, workers)
-    steps = track(batches, "evaluating", console=Console(stderr=True), transient=True)
-    layers = range(config.decoder_layers) if extras.by_layer else (LAST,)
-    exact_padding = detector.preprocessing.exact_padding
     judges = (
         MaskJudges.of(detector, model, records, learns_threshold=kept_in is not None) if is_scored else MaskJudges()
     )
-    answers = collect(
-        model,
-        steps,
-        detector.categories,
-        chosen_device,
-        exact_padding,
-        tuple(layers),
-        masks=judges.masks,
-        watch=judges.segments,
-    )
+    dataset = PhotoDataset(records, TestTransform(detector.preprocessing.image_size), config.in_channels)
+    batches = evaluation_loader(dataset, batch_size, workers)
+    answers = _answers(model, batches, detector, chosen_device, judges, by_layer=extras.by_layer)
     for fault in batches.skipped:
         console.print(f"left out: {fault}", soft_wrap=True)
     _write_detections(output, answers[-1])  # before anything else can go wrong
@@ -138,6 +128,28 @@ def evaluate_source(
         best, wanted = with_segments(analysis.best.to_store, segment_threshold), bool(extras.store_thresholds)
         keep_thresholds(kept_in, best, console, evaluated=evaluated, wanted=wanted)
     return scores
+
+
+def _answers(
+    model: DETR | Runtime,
+    batches: Loader,
+    detector: Detector,
+    device: torch.device,
+    judges: MaskJudges,
+    *,
+    by_layer: bool,
+) -> list[Found]:
+    """What the model finds after its last layer, or after each."""
+    return collect(
+        model,
+        track(batches, "evaluating", console=Console(stderr=True), transient=True),
+        detector.categories,
+        device,
+        detector.preprocessing.exact_padding,
+        tuple(range(detector.runtime.config.decoder_layers)) if by_layer else (LAST,),
+        masks=judges.masks,
+        watch=judges.segments,
+    )
 
 
 def _open(

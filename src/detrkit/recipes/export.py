@@ -20,7 +20,7 @@ from detrkit.data.dataset import PhotoDataset, unannotated
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.photos import SUFFIXES, read_pixels
 from detrkit.data.records import Split
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes, in_channels
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, ExportError
 from detrkit.evaluation.coco import annotations_of_split
@@ -198,7 +198,7 @@ def _bare(path: Path, index: int, channels: int) -> Sample:
 def _drawn(index: int, channels: int) -> Sample:
     height, width = _DRAWN_SIZES[index]
     pixels = DrawnShapes(len(_DRAWN_SIZES), seed=0, style=DrawingStyle(size=256))[index].image[:, :height, :width]
-    return unannotated(torch.stack([pixels[channel % 3] for channel in range(channels)]), index)
+    return unannotated(in_channels(pixels, channels), index)
 
 
 @contextmanager

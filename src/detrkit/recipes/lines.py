@@ -6,12 +6,13 @@ call cuts off. What the lines were made with lies beside them, so that two thres
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from detrkit.errors import ConfigError, DataError
-from detrkit.files import make_folder, write_text
+from detrkit.files import held, make_folder, write_text
 from detrkit.process import Process
 
 _FIRST = b'{"photo": '  # every line of ours begins so
@@ -43,12 +44,11 @@ class JsonLines:
             self._file = path.open("r+b" if path.exists() else "x+b")
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
-        try:
-            _lock(self._file.fileno(), path)
+        with ExitStack() as stack:
+            stack.callback(self._file.close)
+            stack.enter_context(held(path))
             self._recall()
-        except BaseException:
-            self._file.close()
-            raise
+            self._open = stack.pop_all()
 
     def __enter__(self) -> "JsonLines":
         return self
@@ -56,7 +56,7 @@ class JsonLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._open.close()
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Write a line; its first entry is "photo".
@@ -108,20 +108,6 @@ def _photo_of(line: bytes, where: str) -> str:
         return str(json.JSONDecoder().raw_decode(line.decode("utf-8"), len(_FIRST))[0])
     except ValueError:
         raise DataError(f"{where}: is none of detrkit predict; choose another --output") from None
-
-
-def _lock(handle: int, path: Path) -> None:
-    """Keep other processes from the file for as long as it is open, where the system can."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{path}: another process is writing it; wait for it, or choose another --output") from None
-    except OSError:  # file systems without locks
-        return
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

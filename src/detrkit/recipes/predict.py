@@ -36,10 +36,7 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
     _spare_the_sources(names, options.output)
-    of_photos, kinds = [names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS)
-    if "json" in kinds:
-        _spare_annotations(of_photos, options.output)
-    _spare_pictures(of_photos, kinds, options.output)
+    _spare_others([names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS), options.output)
     is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
     device = device_of(options.device, process) if is_ranked else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
@@ -87,24 +84,24 @@ def _check_masks(detector: Detector, options: PredictOptions) -> None:
         )
 
 
-def _spare_annotations(names: Sequence[str], output: Path) -> None:
-    """See that no JSON takes the place of one that somebody else wrote: annotators keep them beside the photos, too."""
-    for path in (output / f"{name}.json" for name in names):
-        if is_file(path):
-            with path.open("rb") as file:
-                beginning = file.read(100)
-            if not re.match(rb'\s*\{\s*"photo"', beginning):
+def _spare_others(names: Sequence[str], kinds: frozenset[str], output: Path) -> None:
+    """See that nothing takes the place of what somebody else wrote: annotations and masks lie beside the photos, too."""
+    for kind, suffix, is_ours in (
+        ("json", ".json", _is_ours),
+        ("pictures", ".png", is_signed),
+        ("segments", ".segments.png", is_signed),
+    ):
+        for path in (output / f"{name}{suffix}" for name in names if kind in kinds):
+            if is_file(path) and not is_ours(path):
                 raise ConfigError(
                     f"{path}: was not written by detrkit and would be overwritten; choose another --output"
                 )
 
 
-def _spare_pictures(names: Sequence[str], kinds: frozenset[str], output: Path) -> None:
-    """See that no picture takes the place of one that somebody else made: masks lie beside the photos, too."""
-    suffixes = [suffix for kind, suffix in (("pictures", ".png"), ("segments", ".segments.png")) if kind in kinds]
-    for path in (output / f"{name}{suffix}" for name in names for suffix in suffixes):
-        if is_file(path) and not is_signed(path):
-            raise ConfigError(f"{path}: was not written by detrkit and would be overwritten; choose another --output")
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON begins as those of ours do."""
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"photo"', file.read(100)) is not None
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

@@ -60,7 +60,7 @@ def run_training(
     device = device_of(config.training.device, process)
     with process_group(process, device):
         run = Run(config, data, output, console or plain_console(), process, device, resume=resume)
-        with held(output) if process.is_first else nullcontext():
+        with held(make_folder(output)) if process.is_first else nullcontext():
             return run.go_on() if resume else run.begin()
 
 
