@@ -11,6 +11,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pyarrow.parquet
 import pytest
 import torch
@@ -267,12 +268,12 @@ def test_a_broken_video_costs_neither_the_others_nor_an_earlier_result(
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(film.read_bytes()[:500])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "bad.jsonl").write_text("earlier")
+    (tmp_path / "out" / "bad.jsonl").write_text('{"photo": "earlier"}')
     assert predict(tmp_path / "out", str(bad), str(film)) == 2
     error = capsys.readouterr().err
     assert "bad.mp4: cannot be opened" in error
     assert "Traceback" not in error
-    assert (tmp_path / "out" / "bad.jsonl").read_text() == "earlier"
+    assert (tmp_path / "out" / "bad.jsonl").read_text() == '{"photo": "earlier"}'
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["bad.jsonl", "film.jsonl", "film.mp4"]
 
 
@@ -340,6 +341,27 @@ def test_pictures_of_others_are_spared(place: Path, tmp_path: Path, capsys: pyte
     assert run([*arguments, "--write", "json"]) == 0  # nothing takes its place
     (tmp_path / "cat.png").unlink()
     assert run(arguments) == run(arguments) == 0  # our own are written anew
+
+
+def test_videos_and_lines_of_others_are_spared(
+    place: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:  # somebody's cut of it
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64)))))
+        container.mux(stream.encode())
+    before = (tmp_path / "film.mp4").read_bytes()
+    assert predict(tmp_path, str(film)) == 2
+    assert "film.mp4: was not written by detrkit" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "film.mp4").read_bytes() == before
+    (tmp_path / "film.mp4").unlink()
+    (tmp_path / "film.jsonl").write_text('{"time": 0}\n')
+    assert predict(tmp_path, str(film)) == 2
+    assert "film.jsonl: was not written by detrkit" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "film.jsonl").unlink()
+    assert [predict(tmp_path, str(film)) for _ in range(2)] == [0, 0]  # our own are written anew
 
 
 def test_a_pattern_leaves_out_what_was_found(place: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".m
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
 _TICKS = 90_000  # per second: MPEG's own clock, in which all usual frame rates are whole numbers
 _USUAL_RATE = Fraction(30)
+_MARK = "written by detrkit"  # in the header of a video of ours, which may be written anew
 _MOST_MISSING = 0.05  # share of the frames that the header may promise in vain: edits leave some out
 
 
@@ -112,6 +113,20 @@ def open_camera(name: str) -> Iterator[Video]:
         yield video
 
 
+def is_our_video(path: Path) -> bool:
+    """Whether `VideoWriter` wrote a file.
+
+    Raises:
+        ConfigError: PyAV is not installed.
+    """
+    av = _import_av(str(path))
+    try:
+        with av.open(str(path), options={"format_whitelist": "mov,mp4", "protocol_whitelist": "file"}) as container:
+            return bool(container.metadata.get("comment") == _MARK)
+    except Exception:  # the decoders raise errors of many kinds
+        return False
+
+
 def camera_address(name: str, system: str) -> tuple[str, str]:
     """What FFmpeg calls a camera, and the door through which it is opened."""
     if system == "darwin":
@@ -170,6 +185,7 @@ class VideoWriter:
         self._av = _import_av(str(path))
         try:
             self._container = self._av.open(str(path), "w", format="mp4")
+            self._container.metadata["comment"] = _MARK
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({_reason(error)})") from None
         self._rate = rate

@@ -1,9 +1,10 @@
 """Predicting whatever a user names: photos, videos and cameras, or one process's share of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detrkit.data.videos import is_our_video
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import is_file, is_signed
 from detrkit.inference.detector import Detector
@@ -12,7 +13,7 @@ from detrkit.process import Process
 from detrkit.recipes.lines import lines_name
 from detrkit.recipes.loaders import device_for, device_of
 from detrkit.recipes.predict_photos import PHOTO_KINDS, predict_photos
-from detrkit.recipes.predict_videos import DEFAULT_KINDS, predict_camera, predict_video
+from detrkit.recipes.predict_videos import DEFAULT_KINDS, name_of_camera, predict_camera, predict_video
 from detrkit.recipes.prediction import PredictionJob, PredictOptions
 from detrkit.recipes.sources import Sources, choose_shard, list_sources, output_names
 from detrkit.terminal import plain_console
@@ -36,7 +37,9 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
     _spare_the_sources(names, options.output)
-    _spare_others([names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS), options.output)
+    _spare_others([names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS), _OF_PHOTOS, options.output)
+    of_videos = [*(names[video] for video in sources.videos), *map(name_of_camera, sources.cameras)]
+    _spare_others(of_videos, options.kinds(DEFAULT_KINDS), _OF_VIDEOS, options.output)
     is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
     device = device_of(options.device, process) if is_ranked else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
@@ -84,24 +87,31 @@ def _check_masks(detector: Detector, options: PredictOptions) -> None:
         )
 
 
-def _spare_others(names: Sequence[str], kinds: frozenset[str], output: Path) -> None:
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON, or a file of such lines, begins as those of ours do; an empty one is nobody's work."""
+    with path.open("rb") as file:
+        beginning = file.read(100)
+    return not beginning or re.match(rb'\s*\{\s*"photo"', beginning) is not None
+
+
+# kinds, their suffixes, and how a file of ours is known, which may be written anew
+_OF_PHOTOS = (("json", ".json", _is_ours), ("pictures", ".png", is_signed), ("segments", ".segments.png", is_signed))
+_OF_VIDEOS = (("pictures", ".mp4", is_our_video), ("jsonl", ".jsonl", _is_ours), ("parquet", ".jsonl", _is_ours))
+
+
+def _spare_others(
+    names: Sequence[str],
+    kinds: frozenset[str],
+    files: Sequence[tuple[str, str, Callable[[Path], bool]]],
+    output: Path,
+) -> None:
     """See that nothing takes the place of what somebody else wrote: annotations and masks lie beside the photos, too."""
-    for kind, suffix, is_ours in (
-        ("json", ".json", _is_ours),
-        ("pictures", ".png", is_signed),
-        ("segments", ".segments.png", is_signed),
-    ):
+    for kind, suffix, is_ours in files:
         for path in (output / f"{name}{suffix}" for name in names if kind in kinds):
             if is_file(path) and not is_ours(path):
                 raise ConfigError(
                     f"{path}: was not written by detrkit and would be overwritten; choose another --output"
                 )
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a JSON begins as those of ours do."""
-    with path.open("rb") as file:
-        return re.match(rb'\s*\{\s*"photo"', file.read(100)) is not None
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

@@ -29,8 +29,12 @@ def predict_video(job: PredictionJob, path: str) -> None:
 
 def predict_camera(job: PredictionJob, name: str) -> None:
     """Predict a camera until Ctrl-C, or for as many frames as the options say."""
-    output = "camera-" + "".join(sign if sign.isalnum() else "-" for sign in name).strip("-")
-    _predict(job, f"camera:{name}", output, open_camera(name))
+    _predict(job, f"camera:{name}", name_of_camera(name), open_camera(name))
+
+
+def name_of_camera(name: str) -> str:
+    """What the files of a camera are called."""
+    return "camera-" + "".join(sign if sign.isalnum() else "-" for sign in name).strip("-")
 
 
 def _predict(job: PredictionJob, name: str, output: str, opened: AbstractContextManager[Video]) -> None:
