@@ -106,6 +106,14 @@ class Row:
     photos: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _bare(
+    name: str, what: str, settings: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
+) -> Row:
+    """A row of detrkit-s without denoising: its copies would hide what other helpers and parts are worth."""
+    without = {"denoising": 0, "contrastive_denoising": False}
+    return Row(name, what, settings=settings or {}, training={**without, **(training or {})})
+
+
 _SIGMOID = {"class_scores": "sigmoid", "pre_norm": False}
 _QUERIES = {"num_queries": 50}
 _COARSE = {**_QUERIES, "dilation": False}  # a cell every 16 px, where DETR's 25 queries have one every 8
@@ -151,31 +159,31 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "ingredients": (
         Row("detrkit-s", "detrkit-s"),
-        Row(
+        _bare("no-denoising", "without denoising; and so are all below"),
+        _bare(
             "no-proposals",
             "without proposals: learned anchors",
             settings={"queries": "anchors", "proposal_content": "place"},
         ),
-        Row("no-content", "without what cells held", settings={"proposal_content": "place"}),
-        Row(
+        _bare("no-content", "without what cells held", settings={"proposal_content": "place"}),
+        _bare(
             "no-refinement",
             "without proposals and refinement",
             settings={"queries": "points", "proposal_content": "place", "refine_boxes": False},
             training={"look_forward_twice": False},
         ),
-        Row("one-map", "without the finer map", settings={"num_levels": 1}),
-        Row("dense", "without sampling: all cells are looked at", settings={"cross_attention": "dense"}),
-        Row("shared-heads", "without heads for each layer", settings={"heads_per_layer": False}),
-        Row("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
-        Row("not-iou-aware", "without scores that know the overlap", training={"iou_aware": False}),
-        Row("not-twice", "without looking forward twice", training={"look_forward_twice": False}),
-        Row("no-average", "without averaged weights", training={"ema_decay": 0.0}),
-        Row("encoder", "with an encoder layer (sampled)", settings={"encoder_layers": 1}),
-        Row("dropout", "with dropout 0.1", settings={"dropout": 0.1}),
-        Row("denoising", "with 3 denoising copies", training={"denoising": 3, "contrastive_denoising": True}),
-        Row("groups", "with 3 query groups", training={"query_groups": 3}),
-        Row("hybrid", "with 100 hybrid queries", training={"hybrid_queries": 100}),
-        Row("mosaic", "with mosaic for half of the photos", training={"mosaic": 0.5, "strong_until": 0.7}),
+        _bare("one-map", "without the finer map", settings={"num_levels": 1}),
+        _bare("dense", "without sampling: all cells are looked at", settings={"cross_attention": "dense"}),
+        _bare("shared-heads", "without heads for each layer", settings={"heads_per_layer": False}),
+        _bare("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
+        _bare("not-iou-aware", "without scores that know the overlap", training={"iou_aware": False}),
+        _bare("not-twice", "without looking forward twice", training={"look_forward_twice": False}),
+        _bare("no-average", "without averaged weights", training={"ema_decay": 0.0}),
+        _bare("encoder", "with an encoder layer (sampled)", settings={"encoder_layers": 1}),
+        _bare("dropout", "with dropout 0.1", settings={"dropout": 0.1}),
+        _bare("groups", "with 3 query groups", training={"query_groups": 3}),
+        _bare("hybrid", "with 100 hybrid queries", training={"hybrid_queries": 100}),
+        _bare("mosaic", "with mosaic for half of the photos", training={"mosaic": 0.5, "strong_until": 0.7}),
     ),
 }
 

@@ -77,6 +77,7 @@ def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
 def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise() -> None:
     training = planned(1000, model="detrkit-s").config.training
     assert (training.iou_aware, training.look_forward_twice, training.place_rate_factor) == (True, True, 1.0)
+    assert (training.denoising, training.contrastive_denoising) == (3, True)
     assert training.backbone_learning_rate == training.learning_rate  # from scratch
     pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
     assert pretrained.backbone_learning_rate < pretrained.learning_rate
@@ -86,6 +87,28 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
     assert changed.config.training.learning_rate == 3e-4
     masks = planned(1000, model="detrkit-s", model_settings={"panoptic": True}, training={"freeze": "boxes"})
     assert not masks.config.training.look_forward_twice  # it teaches boxes, which stay as they are
+    assert (masks.config.training.denoising, masks.config.training.contrastive_denoising) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "copies", "is_contrastive"),
+    [
+        ({"denoising": 0}, 0, False),
+        ({"denoising": 5}, 5, True),
+        ({"box_noise": 0.0}, 3, False),
+        ({"box_noise": 0.6}, 3, True),
+        ({"contrastive_denoising": False}, 3, False),
+    ],
+)
+def test_helpers_of_our_own_models_follow_what_is_given(
+    given: dict[str, Any], copies: int, is_contrastive: bool
+) -> None:
+    planning = planned(1000, model="detrkit-s", training=given)
+    training = planning.config.training
+    assert (training.denoising, training.contrastive_denoising) == (copies, is_contrastive)
+    told = {choice.name for choice in planning.choices}
+    assert ("denoising" in told) is ("denoising" not in given)
+    assert ("contrastive_denoising" in told) is (is_contrastive and "contrastive_denoising" not in given)
 
 
 def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path) -> None:
@@ -304,7 +327,10 @@ def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"box_noise": 0.3}, "--box-noise 0.3: is of denoising copies, of which there are none; add --denoising 5"),
+        (
+            {"box_noise": 0.3, "denoising": 0},
+            "--box-noise 0.3: is of denoising copies, of which there are none; add --denoising 5",
+        ),
         ({"hybrid_repeats": 3}, "--hybrid-repeats 3: is of hybrid queries"),
         ({"no_object_weight": 0.3}, "--no-object-weight 0.3: is of softmax scores, and the model's are sigmoids"),
         ({"drop_at": 0.9, "schedule": "cosine"}, "--drop-at 0.9: is of --schedule step, found cosine"),

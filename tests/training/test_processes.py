@@ -127,7 +127,7 @@ def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> 
         torch.testing.assert_close(mean, (one["alone"][name] + two["alone"][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
-OWN = {"iou_aware": True, "look_forward_twice": True}
+OWN = {"iou_aware": True, "look_forward_twice": True, "denoising": 3, "contrastive_denoising": True}
 HELPERS = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
 
 

@@ -33,6 +33,8 @@ OWN = {
     "class_weight": 2.0,
     "iou_aware": True,
     "look_forward_twice": True,
+    "denoising": 3,
+    "contrastive_denoising": True,
 }
 _OF_PRESETS: dict[str, dict[str, Any]] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
 _STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
@@ -82,10 +84,9 @@ def plan_model(config: RunConfig) -> RunConfig:
     """
     given = config.training.model_fields_set
     model = preset_config(config.model, **config.model_settings)
-    check_helpers(model, config.training, masks_only=learns_masks_only(model, config.training))
-    _check_used(model, config.training)
-    chosen = _settings_of(config, model)
-    training = _filled(config.training, chosen)
+    training = _filled(config.training, _settings_of(config, model))
+    check_helpers(model, training, masks_only=learns_masks_only(model, training))
+    _check_used(model, training)
     model_settings = config.model_settings
     if origin_of(config) == "imagenet" and model.backbone_normalization == "batch":
         # a backbone that can see, in place of one that a preset trains from scratch: as published
@@ -130,12 +131,20 @@ def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
         chosen |= {"exact_padding": False, "group_by_shape": False}
         return chosen | (_SUCCESSORS_RUN if model.queries != "learned" else {})
     chosen |= _OF_PRESETS.get(config.model, {})
-    # --set may have made another model of the preset
-    if model.class_scores != "sigmoid":
-        chosen.pop("iou_aware", None)
-    if not model.refine_boxes or learns_masks_only(model, config.training):
-        chosen.pop("look_forward_twice", None)
-    return chosen
+    unfit = _unfit(config.training, model)
+    return {name: value for name, value in chosen.items() if name not in unfit}
+
+
+def _unfit(given: TrainingSettings, model: ModelConfig) -> set[str]:
+    """Helpers of a preset that what was given has no use for; --set may have made another model of it."""
+    unfit = set() if model.class_scores == "sigmoid" else {"iou_aware"}
+    if not model.refine_boxes:
+        unfit.add("look_forward_twice")
+    if learns_masks_only(model, given):
+        unfit |= {"look_forward_twice", "denoising", "contrastive_denoising"}
+    if not given.box_noise or ("denoising" in given.model_fields_set and not given.denoising):
+        unfit.add("contrastive_denoising")
+    return unfit
 
 
 def plan_training(config: RunConfig, given: set[str], num_photos: int, num_processes: int = 1) -> Plan:
@@ -214,7 +223,9 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) ->
         if "drop_at" in given
         else Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
         Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
-        Choice("ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better than the last ones"),
+        Choice(
+            "ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better until the rates are low"
+        ),
         Choice("decay_norms", False, "weight decay is meant for matrices"),
         Choice("evaluate_every", -(-epochs // _MOST_EVALUATIONS), f"at most {_MOST_EVALUATIONS} evaluations"),
     ]
