@@ -1,13 +1,14 @@
 """The paper's ablations as trainings of your own (tables 2, 3 and 4): what is each part worth on this dataset?
 
     python -m benchmarks.ablations encoder DATA [--set NAME=VALUE ...] [--output FOLDER] [training settings ...]
-    python -m benchmarks.ablations positions coco --weights imagenet --epochs 150 --device cuda --devices 8
+    python -m benchmarks.ablations positions coco --weights imagenet --device cuda --devices 8
 
 `encoder` changes the number of encoder layers (table 2), `positions` how and where positions are added (table 3), `losses`
-which losses boxes and classes learn from, and are matched by (table 4). Every row is an ordinary run in a folder of its own
-below FOLDER, with the settings of `detrkit train`, the same for all rows but for what the row changes. Rows that have ended
-are not trained again, and a row that was stopped goes on: give the same command. The table is printed and written beside
-the runs. The last row is the paper's own model, and the differences are from it.
+which losses boxes and classes learn from, and are matched by (table 4). Rows are trained by the paper's recipe, 300
+epochs, or by --recipe auto. Every row is an ordinary run in a folder of its own below FOLDER, with the settings of
+`detrkit train`, the same for all rows but for what the row changes. Rows that have ended are not trained again, and a row
+that was stopped goes on: give the same command. The table is printed and written beside the runs. The last row is the
+paper's own model, and the differences are from it.
 """
 
 import argparse
@@ -134,6 +135,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:
     parser.add_argument("data", help="dataset folder")
     parser.add_argument("--model", default="detr-r50", help="preset")
     parser.add_argument("--weights", help="what every row starts from, as in detrkit train")
+    parser.add_argument("--recipe", choices=("reference", "auto"), default="reference", help="as in detrkit train")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="field of the model, in all rows"
     )
@@ -146,6 +148,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:
         "data": known.data,
         "model": known.model,
         "weights": known.weights,
+        "recipe": known.recipe,
         "model_settings": dict(model_field(each) for each in known.set),
     }
     return known.table, load_run_config(None, given, training), known.output / known.table

@@ -49,7 +49,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.run.exists():
         run_demo(arguments.run, SEED, model="detr-tiny")
-    inside, uniform = shares_of(Detector.load(arguments.run), arguments.photos)
+    detector = Detector.load(arguments.run)
+    if detector.model.config.cross_attention != "dense" or detector.model.config.class_scores != "softmax":
+        raise SystemExit(f"{arguments.run}: found another model, expected plain DETR; detrkit demo --model detr-tiny")
+    inside, uniform = shares_of(detector, arguments.photos)
     print(f"{len(uniform)} objects found in {arguments.photos} unseen drawings; uniform share {uniform.mean():.3f}")
     for layer, mean in enumerate(inside.mean(0).tolist(), start=1):
         print(f"layer {layer}: {mean:.3f} of the attention inside the box, ratio {mean / uniform.mean():.2f}")

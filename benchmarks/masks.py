@@ -109,7 +109,7 @@ def training_step(which: str) -> Step:
         stepper = Stepper(build_ours(theirs).train(), SetLoss(NUM_CLASSES), settings, torch.device("cpu"), 1000)
         return lambda: float(stepper.step([batch]).total.detach())
     trained = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
 
     def step() -> float:
         loss = theirs(

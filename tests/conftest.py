@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in list(os.environ):  # of a cluster's shell, which would make these processes parts of its job
+    if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") or name.startswith(("MASTER_", "SLURM_")):
+        del os.environ[name]
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # tests remember nothing from run to run
 
 from jaxtyping import install_import_hook

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from detrkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
+    from torch import Tensor
 
 _LOCK = ".lock"
 _HEADER = 4096  # bytes, in which a PNG's texts are
@@ -52,6 +53,22 @@ def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         # names of files and classes may hold bytes that are no text
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> None:
+    """Write a `.safetensors` file atomically.
+
+    Raises:
+        ConfigError: the disk is full, or the folder cannot be written to; what was there before is still there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:  # its writer's word for a full disk
+            raise ConfigError(f"{path}: cannot be written ({error}); make room, and give the command again") from None
 
 
 def signed() -> "PngInfo":

@@ -68,5 +68,7 @@ def test_options_are_those_of_training() -> None:
     assert (table, config.data, output) == ("encoder", "coco", Path("runs/ablations/encoder"))
     assert (config.training.epochs, config.training.device) == (150, "cuda")
     assert config.model_settings == {"dropout": 0}
+    assert config.recipe == "reference"
+    assert parsed(["encoder", "coco", "--recipe", "auto"])[1].recipe == "auto"
     with pytest.raises(SystemExit, match="expected training settings"):
         parsed(["encoder", "coco", "--epochs"])

@@ -1,11 +1,13 @@
 """Our own file: what is written is read back, to the bit, and what is damaged is refused in one sentence."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from detrkit import build_model
@@ -19,7 +21,7 @@ from detrkit.checkpoints.file import (
 )
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.detr import DETR
 
 CATEGORIES = Categories(ids=(7, 3), names=("blood cell", "plättchen"))
@@ -63,12 +65,32 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     save_checkpoint(path, checkpoint(tiny()))
     before = path.read_bytes()
 
-    def fail(*_arguments: object, **_options: object) -> None:
-        raise OSError("No space left on device")
+    def fail(_tensors: object, place: Path, **_options: object) -> None:
+        place.write_bytes(before[:100])
+        raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("detrkit.checkpoints.file.save_file", fail)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(ConfigError, match=r"a\.safetensors: cannot be written \(I/O error: No space.*make room"):
         save_checkpoint(path, checkpoint(tiny()))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    """Of the writer's own, which knows other errors than Python."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, checkpoint(tiny()))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        with pytest.raises(ConfigError, match=r"a\.safetensors: cannot be written"):
+            save_checkpoint(path, checkpoint(tiny()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -167,7 +167,10 @@ MISTAKES = {
     "gone on with nothing": (["train", "--resume", "empty"], "empty: found no config.yaml"),
     "gone on with another model": (["train", "--resume", "empty", "--model", "detr-tiny"], "leave out --model"),
     "frozen nose": (["train", "shapes", "--model", "detr-tiny", "--freeze", "nose"], "'nose' is no part"),
-    "more processes than photos": (["train", "shapes", "--batch-size", "4", "--devices", "2"], "or --devices"),
+    "more processes than photos": (
+        ["train", "shapes", "--batch-size", "4", "--devices", "2", "--device", "cpu"],
+        "or --devices",
+    ),
     "a backbone that timm lacks": (["train", "shapes", "--set", "backbone=timm:resnet5"], "timm has no such model"),
     "evaluated on other classes": (["evaluate", "nine.safetensors", "shapes"], "thing 0"),
     "exported to no form": (["export", "model.safetensors"], "--format"),
@@ -309,6 +312,7 @@ def test_a_mistake_is_one_sentence(
     mistake: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setattr("detrkit.recipes.slurm.shutil.which", lambda _name: None)  # a cluster's login node has it
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     arguments, says = MISTAKES[mistake]
     code, out, err = run(arguments, capsys)

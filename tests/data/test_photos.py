@@ -81,7 +81,7 @@ def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path) -> None:
         open_photo(tmp_path / "folder.jpg")
 
 
-def test_hostile_photos_open_or_are_refused_within_memory(shared: Path) -> None:
+def test_hostile_photos_open_or_are_refused(shared: Path) -> None:
     opened = 0
     for path in sorted((shared / "data" / "nasty" / "images").rglob("*")):
         try:

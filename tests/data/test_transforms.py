@@ -97,8 +97,15 @@ def test_crop_drops_what_lies_outside() -> None:
 def test_resized_sizes_respect_the_limit(height: int, width: int, short_side: int) -> None:
     limit = short_side * 5 // 3
     resized = resized_size((height, width), short_side, limit)
-    assert min(resized) >= 0
-    assert max(resized) <= limit + 1 or max(resized) * min(height, width) <= limit * max(height, width)
+    ratio = max(height, width) / min(height, width)
+    if short_side * ratio > limit:  # the shorter side is rounded, and the longer follows it
+        assert abs(max(resized) - limit) <= ratio / 2 + 1
+        assert min(resized) >= 1
+    else:
+        assert min(resized) == short_side
+        assert abs(max(resized) - short_side * ratio) <= 1
+    assert (resized[0] > resized[1]) <= (height > width)
+    assert (resized[0] < resized[1]) <= (height < width)
 
 
 def test_the_papers_sizes_scale_together() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,9 +124,15 @@ def test_shares_have_files_of_their_own_and_every_photo_once(
 
 
 def test_pictures_of_shares_never_take_each_others_place(place: Path, tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(place / "photos" / "1.png", tmp_path / folder / "1.png")
+    out = tmp_path / "out"
     for rank in ("0/2", "1/2"):
-        assert predict(tmp_path, "photos/1.png", "photos/2.png", "--shard", rank) == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.json", "1.png", "2.json", "2.png"]
+        assert predict(out, str(tmp_path / "x" / "1.png"), str(tmp_path / "y" / "1.png"), "--shard", rank) == 0
+    assert len(list(out.glob("*.png"))) == len(list(out.glob("*.json"))) == 2
+    named = {json.loads(file.read_text())["photo"] for file in out.glob("*.json")}
+    assert len(named) == 2
 
 
 def test_killed_at_random_moments_every_photo_has_one_line(place: Path, tmp_path: Path) -> None:

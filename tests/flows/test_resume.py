@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from detrkit.checkpoints.state import read_state, write_state
 from detrkit.cli import main
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.training.run_log import read_metrics
-from tests.datasets import write_coco
+from tests.datasets import write_coco, write_whole_photos
 
-SHORT = ["--model", "detr-tiny", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"]
+SHORT = [
+    *("--model", "detr-tiny", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
+    *("--device", "cpu"),  # where a run repeats bit for bit, and any machine has two
+]
 
 
 # each start of a run takes seconds, so that few fit into a test; DETRKIT_KILLS=20 tries harder
@@ -37,17 +41,64 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = write_coco(tmp_path / "shapes", num_train=8, num_val=5)
+    folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
     output = tmp_path / "run"
-    assert run(["train", str(folder), *SHORT, "--epochs", "2", "--devices", "2", "--output", str(output)]) == 0
+    slow = ["--learning-rate", "1e-6", "--backbone-learning-rate", "1e-6", "--weights", str(weights)]
+    assert run(["train", str(folder), *SHORT, *slow, "--epochs", "2", "--devices", "2", "--output", str(output)]) == 0
     entries = read_metrics(output)
     assert [entry["step"] for entry in entries if entry["kind"] == "train"] == [1, 2, 3, 4]
     # the evaluation that two processes shared out, and one of the same weights by itself
-    ap = [entry["AP"] for entry in entries if entry["kind"] == "evaluation"][-1]
-    assert run(["evaluate", str(output / "last" / "model.safetensors"), str(folder), "--batch-size", "2"]) == 0
-    assert f"{ap:.3f}" in capfd.readouterr().out
+    together = [entry["AP"] for entry in entries if entry["kind"] == "evaluation"][-1]
+    alone = [
+        "evaluate",
+        str(output / "last" / "model.safetensors"),
+        str(folder),
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    assert run([*alone, "--output", str(tmp_path / "alone")]) == 0
+    ap = json.loads((tmp_path / "alone" / "scores.json").read_text())["numbers"]["AP"]
+    assert ap > 0.01
+    assert together == pytest.approx(ap, abs=1e-6)
+    capfd.readouterr()
     assert run(["train", "--resume", str(output)]) == 2
     assert "the run has ended" in capfd.readouterr().err
+
+
+def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "shapes", num_train=8, num_val=2)
+    output = tmp_path / "run"
+    training = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "detrkit", "train", str(folder), *SHORT, "--epochs", "500"),
+            *("--evaluate-every", "500", "--devices", "2", "--output", str(output)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(read_metrics(output)) < 3:
+            assert training.poll() is None
+            time.sleep(0.1)
+        training.terminate()
+        _, said = training.communicate(timeout=100)
+    finally:
+        training.kill()
+    assert training.returncode == 143
+    assert "Traceback" not in said
+    done = int(read_state(output / "last" / "state.pt")["stepper"]["step_number"])
+    assert done >= 3
+    config = output / "config.yaml"  # a shorter end, for a test's sake
+    state = read_state(output / "last" / "state.pt")
+    epochs = done // 2 + 2
+    config.write_text(re.sub(r"epochs: 500\n", f"epochs: {epochs}\n", config.read_text()))
+    write_state(output / "last" / "state.pt", {**state, "num_steps": 2 * epochs})
+    assert run(["train", "--resume", str(output)]) == 0
+    steps = [entry["step"] for entry in read_metrics(output) if entry["kind"] == "train"]
+    assert steps == list(range(1, 2 * epochs + 1))
 
 
 def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +169,8 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
     write_state(path, {"step": 1})
     whole = path.read_bytes()
 
-    def no_space(*_: object) -> None:
+    def no_space(_state: object, place: Path) -> None:
+        place.write_bytes(whole[:100])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", no_space)
@@ -140,6 +192,25 @@ def test_a_damaged_state_is_a_sentence(content: bytes | str, tmp_path: Path) -> 
         path.write_bytes(content if isinstance(content, bytes) else b"")
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         read_state(path)
+
+
+def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "shapes", num_train=4, num_val=2)
+    output = tmp_path / "run"
+    assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
+    config, state = output / "config.yaml", read_state(output / "last" / "state.pt")
+    text = config.read_text()
+    assert text.count("num_queries: 25\n") == 1
+    config.write_text(text.replace("num_queries: 25\n", "num_queries: 24\n"))
+    capsys.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "state.pt: is not of the run that config.yaml describes (size mismatch for queries.weight" in said
+    config.write_text(text)
+    for key in ("position", "num_steps"):
+        write_state(output / "last" / "state.pt", {name: value for name, value in state.items() if name != key})
+        assert run(["train", "--resume", str(output)]) == 2
+        assert f"is not of the run that config.yaml describes ('{key}')" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_dataset_that_has_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from detrkit import build_model
+from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import main
+from detrkit.data.synthetic import SHAPES
+from detrkit.inference.runtime import Precision
+from detrkit.recipes import contenders
 from detrkit.recipes.benchmark import list_contenders, page_of, rows_of
 from detrkit.recipes.contenders import Contender, Measured, Work
 
@@ -38,6 +43,22 @@ def test_who_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         Contender("detrkit", exported),
         Contender("faster r-cnn", ""),
     ]
+
+
+@pytest.mark.parametrize(("precision", "within"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_the_rival_computes_what_we_do(precision: Precision, within: float, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    model = build_model("detr-r18", num_classes=3, encoder_layers=1, decoder_layers=1).eval()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing()))
+    scores, boxes = contenders._build(Contender("transformers", str(path), precision), WORK).predict()
+    torch.manual_seed(contenders._SEED)
+    with torch.inference_mode():
+        ours = model(torch.randn(2, 3, *WORK.size))
+    torch.testing.assert_close(boxes, ours.boxes, rtol=0, atol=within)
+    torch.testing.assert_close(scores, ours.probabilities.max(-1).values, rtol=0, atol=within)
+    assert contenders._build(Contender("detrkit", str(path), precision), WORK).predict()
 
 
 def test_a_measurement_with_one_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

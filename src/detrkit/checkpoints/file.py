@@ -13,13 +13,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from detrkit.checkpoints.loading import check_state, load_state
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
-from detrkit.files import replacing
+from detrkit.files import write_tensors
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config
@@ -95,7 +94,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     header: dict[str, Any] = {
         "format": FORMAT,
         "model": checkpoint.config.model_dump(mode="json"),
@@ -105,8 +108,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.thresholds is not None:
         header["thresholds"] = checkpoint.thresholds.model_dump(mode="json")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"detrkit": json.dumps(header)})
+    write_tensors(path, tensors, {"detrkit": json.dumps(header)})
 
 
 def is_own_file(path: Path) -> bool:

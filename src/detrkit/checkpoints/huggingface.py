@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from detrkit.checkpoints.family import Family, family_of, family_of_state
@@ -22,7 +21,7 @@ from detrkit.checkpoints.shape import infer_config
 from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
-from detrkit.files import make_folder, replacing, write_text
+from detrkit.files import make_folder, write_tensors, write_text
 from detrkit.models.config import ModelConfig
 
 _POSITIONS = "positions elsewhere than at every attention"
@@ -164,8 +163,8 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
     make_folder(folder)
     form = Form(native_backbone=native_backbone, has_masks=config.panoptic, family=family)
     tensors = huggingface_from_ours(checkpoint.state, form)
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file({name: t.clone().contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config_json(checkpoint, family, native_backbone), indent=2))
     preprocessor = _preprocessor_json(checkpoint.preprocessing, classes_of(config)[1])
     write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2))

@@ -72,7 +72,7 @@ def list_contenders(
         wanted = [one for one in precisions if one == "float32" or has_bfloat16(device)]
         contenders += [Contender("detrkit", source, precision) for precision in (wanted if is_torch else EXPORTED)]
         if is_torch and rivals:
-            contenders.append(Contender("transformers", source))
+            contenders += [Contender("transformers", source, precision) for precision in wanted]
     if rivals:
         contenders.append(Contender("faster r-cnn", ""))
     return contenders

@@ -152,8 +152,11 @@ def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Runn
 
     @torch.inference_mode()
     def predict() -> object:
-        found = theirs(pixel_values=images, pixel_mask=mask)
-        answer = Predictions(found.logits[None], found.pred_boxes[None], class_scores=model.config.class_scores)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=contender.precision == "bfloat16"):
+            found = theirs(pixel_values=images, pixel_mask=mask)
+        answer = Predictions(
+            found.logits[None].float(), found.pred_boxes[None].float(), class_scores=model.config.class_scores
+        )
         return answer.probabilities.max(-1).values.cpu(), answer.boxes.cpu()
 
     return _Running(predict, theirs, {})

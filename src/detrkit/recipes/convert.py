@@ -16,7 +16,7 @@ from detrkit.checkpoints.official import state_dict_as_official
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes, in_channels
-from detrkit.errors import CheckpointError, ConfigError
+from detrkit.errors import CheckpointError, ConfigError, DetrkitError
 from detrkit.files import replacing
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
@@ -64,7 +64,10 @@ def convert_weights(
         size = checkpoint.preprocessing.image_size
         console.print(f"this form does not say that photos are resized to {size} px; remember it")
     if push is not None and form != "official":
-        address = push_checkpoint(checkpoint, form, CardFacts(push, _scores_of(source)))
+        try:
+            address = push_checkpoint(checkpoint, form, CardFacts(push, _scores_of(source)))
+        except DetrkitError as error:
+            raise type(error)(f"{error}; {output} is written, so give another place to try again") from None
         console.print(f"pushed to {address}", soft_wrap=True)
     return difference
 

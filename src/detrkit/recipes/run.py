@@ -2,7 +2,8 @@
 
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from detrkit.checkpoints.source import WEIGHTS_FILE, read_checkpoint
 from detrkit.checkpoints.state import read_state, write_state
 from detrkit.data.categories import Categories
 from detrkit.data.sampling import Share, mixed
-from detrkit.errors import ConfigError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.collect import collect
 from detrkit.evaluation.columns import Found
@@ -127,12 +128,30 @@ class Run:
             CheckpointError: the state cannot be read.
         """
         state = read_state(self.output / STATE_FILE)
-        if state["num_batches"] != len(self.loader) or state["num_steps"] != self.num_steps:
+        with self._of_this_run():
+            is_same = state["num_batches"] == len(self.loader) and state["num_steps"] == self.num_steps
+        if not is_same:
             raise ConfigError(
                 f"--resume {self.output}: found {len(self.loader)} batches an epoch, the run had {state['num_batches']}; "
                 "its dataset, or the number of processes, is not what it was"
             )
         return self._train(state)
+
+    @contextmanager
+    def _of_this_run(self) -> Iterator[None]:
+        """While a state is looked into, which somebody may have put beside another config.
+
+        Raises:
+            CheckpointError: it is not the state of such a run.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()[:160]
+            raise CheckpointError(
+                f"{self.output / STATE_FILE}: is not of the run that config.yaml describes ({reason}); put back the config "
+                "that it was begun with, or begin again"
+            ) from None
 
     def measure_pace(self) -> Pace:
         """Take some steps, the first of which does not count, and some batches of an evaluation."""
@@ -158,12 +177,14 @@ class Run:
 
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:
         settings = self.config.training
-        done = 0 if state is None else int(state["stepper"]["step_number"])
+        with self._of_this_run():
+            done = 0 if state is None else int(state["stepper"]["step_number"])
         with self._open_log(done) as log, StopSignal() as stop:
             hooks = RunHooks(lambda model: self.evaluate(model, log), self.save_weights, self.save_state)
             trainer = Trainer(self.stepper, self.loader, settings, hooks, log)
             if state is not None:
-                trainer.load_state_dict(state)
+                with self._of_this_run():
+                    trainer.load_state_dict(state)
                 if self.process.rank:
                     torch.manual_seed(mixed(settings.seed, self.process.rank, done))
                 if trainer.has_ended:

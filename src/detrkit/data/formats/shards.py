@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from detrkit.data.categories import Categories
 from detrkit.data.photos import photo_bytes
 from detrkit.data.records import Columns, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.files import check_is_free, make_folder, replacing, write_text
+from detrkit.files import check_is_free, make_folder, replacing, write_tensors, write_text
 
 FORMAT = "detrkit-shards-1"
 PLAN_FILE = "shards.json"
@@ -272,8 +271,7 @@ def _write_index(path: Path, split: Split) -> None:
     names = [os.fsencode(Path(record.path.parent.name) / record.path.name) for record in split.records]
     columns["path_bytes"] = torch.frombuffer(bytearray(b"".join(names) or b"\0"), dtype=torch.uint8)
     columns["path_ends"] = torch.tensor([0, *(len(name) for name in names)]).cumsum(0)
-    with replacing(path) as temporary:
-        save_file(columns, temporary, metadata={"detrkit": header})
+    write_tensors(path, columns, {"detrkit": header})
 
 
 def _read_index(path: Path, shards: dict[str, Path]) -> Split:
