@@ -147,7 +147,7 @@ class Run:
         try:
             yield
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()[:160]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:160]
             raise CheckpointError(
                 f"{self.output / STATE_FILE}: is not of the run that config.yaml describes ({reason}); put back the config "
                 "that it was begun with, or begin again"
