@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detrkit.data.formats.folder import detect_form, read_dataset, read_split
+from detrkit.data.formats.folder import detect_form, photos_beside, read_dataset, read_split
 from detrkit.errors import DataError
 from tests.datasets import write_coco
 
@@ -58,6 +58,18 @@ def test_one_json_and_its_photos(coco: Path, tmp_path: Path, beside: bool) -> No
         data = read_dataset(path)
         assert (len(data.train.records), len(data.val.records)) == (3, 1)
         assert "1 of 4 photos were set aside" in data.notes[0]
+
+
+@pytest.mark.parametrize("first", ["../lies_outside.png", "missing.png", 7])
+def test_a_faulty_first_name_does_not_hide_where_the_photos_are(coco: Path, tmp_path: Path, first: object) -> None:
+    folder = tmp_path / "one"
+    shutil.copytree(coco / "train2017", folder)
+    (folder / "images").mkdir()  # where photos are looked for first, and where the first name leads to a file
+    shutil.copy(next(folder.glob("*.png")), folder / "lies_outside.png")
+    document = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
+    document["images"][0]["file_name"] = first
+    (folder / "labels.json").write_text(json.dumps(document))
+    assert photos_beside(folder / "labels.json") == folder
 
 
 def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Category ids may be any integers: they are kept, and mapped to labels 0 .. K-1 i
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,22 @@ def inside(root: Path, file_name: str, where: str) -> Path:
     if not photo.is_relative_to(root):
         raise DataError(f"{where}: file_name {short(file_name)} leads out of {root}; only files below it are read")
     return photo
+
+
+def folder_with(entries: Any, folders: Iterable[Path]) -> Path | None:
+    """Find which folder the file names of entries are relative to: the first that holds one of the first hundred.
+
+    Names that lead out of a folder find nothing there: what is found must not depend on what lies elsewhere.
+    """
+    entries = entries[:100] if isinstance(entries, list) else []
+    there = [folder for folder in folders if folder.is_dir()]
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    for name in (one for one in names if isinstance(one, str)):
+        for folder in there:
+            with suppress(DataError):
+                if is_file(inside(folder, name, "")):
+                    return folder
+    return None
 
 
 def integer(value: Any, where: str) -> int:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from detrkit.data.categories import Categories
-from detrkit.data.formats.coco import read_coco_file, read_coco_split, read_json
+from detrkit.data.formats.coco import folder_with, read_coco_file, read_coco_split, read_json
 from detrkit.data.formats.panoptic import is_panoptic_file, panoptic_files, read_panoptic_file, read_panoptic_split
 from detrkit.data.formats.shards import PLAN_FILE, read_shards
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.files import is_file
 
 Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
@@ -249,22 +248,18 @@ def _single_json(folder: Path) -> Path | None:
 
 
 def photos_beside(file: Path) -> Path:
-    """The folder that the file names of a single JSON are relative to: where its first photo lies."""
+    """The folder that the file names of a single JSON are relative to: where its photos lie."""
     content = read_json(file)
-    images = content.get("images") if isinstance(content, dict) else None
-    name = images[0].get("file_name") if isinstance(images, list) and images and isinstance(images[0], dict) else None
-    folders = [
+    folders = (
         file.parent / "images",
         file.parent / file.stem,
         file.parent,
         file.parent.parent / "images",
         file.parent.parent / file.stem.removeprefix("instances_"),
         file.parent.parent,
-    ]
-    for folder in folders:
-        if isinstance(name, str) and folder.is_dir() and "\0" not in name and is_file(folder / name):
-            return folder
-    return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+    )
+    found = folder_with(content.get("images") if isinstance(content, dict) else None, folders)
+    return found or (file.parent / "images" if (file.parent / "images").is_dir() else file.parent)
 
 
 def _without_groups(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import (
+    folder_with,
     inside,
     integer,
     is_crowd,
@@ -238,14 +239,9 @@ def _folder_with(entries: list[Any], folders: Sequence[Path], path: Path, what: 
     Raises:
         DataError: there is none.
     """
-    names = [
-        entry["file_name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
-    ]
-    fit = [name for name in names[:100] if "\0" not in name]
-    for name in fit:
-        for folder in folders:
-            if folder.is_dir() and is_file(folder / name):
-                return folder
+    found = folder_with(entries, folders)
+    if found:
+        return found
     there = [folder for folder in folders[:-1] if folder.is_dir()]
     if not there:
         raise DataError(f"{usual}: found no such folder, expected {what} of {path.name} in it")
