@@ -1,6 +1,10 @@
 """Opening photos: upright, RGB, and one sentence for what is none."""
 
 import io
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +98,54 @@ def test_hostile_photos_open_or_are_refused(shared: Path) -> None:
     assert opened > 20
 
 
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in (header, *chunks, (b"IEND", b""))
+    )
+
+
+OPEN_ALL = """
+import resource, sys
+from pathlib import Path
+from detrkit import DataError
+from detrkit.data.photos import open_photo
+open_photo(Path(sys.argv[1]))  # decoders are loaded
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    try:
+        open_photo(Path(path))
+        print("opened", path)
+    except DataError as error:
+        print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in kilobytes on Linux only")
+def test_what_unpacks_to_gigabytes_does_not_take_them(tmp_path: Path) -> None:
+    zeros = zlib.compress(bytes(300_000_000), 1)
+    black = zlib.compress(bytes(8 * (1 + 8 * 3)))
+    (tmp_path / "good.png").write_bytes(png(8, 8, (b"IDAT", black)))
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999, 99999, 3)}"
+    hostile = {
+        "pixels.png": png(100_000, 100_000, (b"IDAT", zeros)),
+        "text.png": png(8, 8, (b"zTXt", b"name\0\0" + zeros), (b"IDAT", black)),
+        "profile.png": png(8, 8, (b"iCCP", b"name\0\0" + zeros), (b"IDAT", black)),
+        "surplus.png": png(8, 8, (b"IDAT", zeros)),
+        "array.npy": b"\x93NUMPY\1\0v\0" + header.ljust(118),
+    }
+    for name, content in hostile.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in ("good.png", *hostile)]
+    done = subprocess.run([sys.executable, "-c", OPEN_ALL, *paths], capture_output=True, text=True, check=True)
+    *said, grown = done.stdout.splitlines()
+    assert len(said) == len(hostile)
+    assert "99999 x 99999 pixels, at most" in said[-1]
+    assert int(grown) < 100, said  # MiB
+
+
 def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
 
@@ -136,5 +188,5 @@ def test_pages_of_an_upload_count_together() -> None:
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     assert uploaded_pixels(file, "a.tif", channels=6, most_pixels=2400).shape == (6, 30, 40)
-    with pytest.raises(DataError, match="at most 2000 are read"):
+    with pytest.raises(DataError, match="40 x 30 pixels of 6 channels, at most 1000 are read"):
         uploaded_pixels(file, "a.tif", channels=6, most_pixels=2000)

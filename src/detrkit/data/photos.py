@@ -196,11 +196,14 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _check_size(height: int, width: int, where: Path | str, most_pixels: int = MOST_PIXELS) -> None:
-    if width * height > most_pixels:
+def _check_size(
+    height: int, width: int, where: Path | str, most_pixels: int = MOST_PIXELS, channels: int = RGB
+) -> None:
+    if width * height * channels > most_pixels * RGB:
+        of_channels = "" if channels == RGB else f" of {channels} channels"
         raise DataError(
-            f"{where}: the photo has {width} x {height} pixels, at most {most_pixels} are read; "
-            "make it smaller or cut it into tiles"
+            f"{where}: the photo has {width} x {height} pixels{of_channels}, at most {most_pixels * RGB // channels} "
+            "are read; make it smaller or cut it into tiles"
         )
 
 
@@ -258,7 +261,7 @@ def _pages_as_channels(
     image: Image.Image, annotated_size: tuple[int, int] | None, where: str, most_pixels: int
 ) -> UInt8[Tensor, "C H W"]:
     pages, size = image.n_frames, image.size  # type: ignore[attr-defined]
-    _check_size(image.height * pages // RGB, image.width, where, most_pixels)
+    _check_size(image.height, image.width, where, most_pixels, pages)
     # the iterator hands over one object again and again: its pixels are copied at once; other sizes are not decoded
     layers = [
         np.array(_to_eight_bits(_upright(page, annotated_size)).convert("L"))
@@ -300,7 +303,7 @@ def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H 
 def _array_in(file: PhotoFile, where: Path | str, most_pixels: int) -> UInt8[Tensor, "C H W"]:
     """Read (H, W, C) or (H, W) of 8 or 16 bits."""
     shape, in_columns, kind = _read_array_header(file, where)
-    _check_size(math.prod(shape) // RGB, 1, where, most_pixels)
+    _check_size(shape[0], shape[1], where, most_pixels, math.prod(shape[2:]))
     try:
         content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
         pixels = content.reshape(shape, order="F" if in_columns else "C")
@@ -327,7 +330,7 @@ def _read_array_header(file: PhotoFile, where: Path | str) -> tuple[tuple[int, .
         raise DataError(f"{where}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
     if min(shape) < 1 or (len(shape) == 3 and shape[2] > shape[0] * shape[1]):
         raise DataError(f"{where}: found the shape {shape}, expected (height, width, channels)")
-    _check_size(math.prod(shape) // RGB, 1, where)
+    _check_size(shape[0], shape[1], where, channels=math.prod(shape[2:]))
     return shape, in_columns, kind
 
 
