@@ -40,39 +40,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**state["model"], **{f"average.{name}": tensor for name, tensor in state["average"].items()}}
 
 
-def test_two_processes_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
     output = tmp_path / "run"
     slow = ["--learning-rate", "1e-6", "--backbone-learning-rate", "1e-6", "--weights", str(weights)]
-    assert run(["train", str(folder), *SHORT, *slow, "--epochs", "2", "--devices", "2", "--output", str(output)]) == 0
-    entries = read_metrics(output)
-    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == [1, 2, 3, 4]
-    # the evaluation that two processes shared out, and one of the same weights by itself
-    together = [entry["AP"] for entry in entries if entry["kind"] == "evaluation"][-1]
-    alone = [
-        "evaluate",
-        str(output / "last" / "model.safetensors"),
-        str(folder),
-        "--batch-size",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    assert run([*alone, "--output", str(tmp_path / "alone")]) == 0
-    ap = json.loads((tmp_path / "alone" / "scores.json").read_text())["numbers"]["AP"]
-    assert ap > 0.01
-    assert together == pytest.approx(ap, abs=1e-6)
-    capfd.readouterr()
-    assert run(["train", "--resume", str(output)]) == 2
-    assert "the run has ended" in capfd.readouterr().err
-
-
-def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path) -> None:
-    folder = write_coco(tmp_path / "shapes", num_train=8, num_val=2)
-    output = tmp_path / "run"
     training = subprocess.Popen(
         [
-            *(sys.executable, "-m", "detrkit", "train", str(folder), *SHORT, "--epochs", "500"),
+            *(sys.executable, "-m", "detrkit", "train", str(folder), *SHORT, *slow, "--epochs", "500"),
             *("--evaluate-every", "500", "--devices", "2", "--output", str(output)),
         ],
         stdout=subprocess.DEVNULL,
@@ -89,16 +63,37 @@ def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path) -> None:
         training.kill()
     assert training.returncode == 143
     assert "Traceback" not in said
-    done = int(read_state(output / "last" / "state.pt")["stepper"]["step_number"])
+    state = read_state(output / "last" / "state.pt")
+    done = int(state["stepper"]["step_number"])
     assert done >= 3
     config = output / "config.yaml"  # a shorter end, for a test's sake
-    state = read_state(output / "last" / "state.pt")
     epochs = done // 2 + 2
     config.write_text(re.sub(r"epochs: 500\n", f"epochs: {epochs}\n", config.read_text()))
     write_state(output / "last" / "state.pt", {**state, "num_steps": 2 * epochs})
     assert run(["train", "--resume", str(output)]) == 0
-    steps = [entry["step"] for entry in read_metrics(output) if entry["kind"] == "train"]
-    assert steps == list(range(1, 2 * epochs + 1))
+    entries = read_metrics(output)
+    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == list(range(1, 2 * epochs + 1))
+    # the evaluation that two processes shared out, and one of the same weights by itself
+    together = [entry["AP"] for entry in entries if entry["kind"] == "evaluation"][-1]
+    model = str(output / "last" / "model.safetensors")
+    alone = [
+        "evaluate",
+        model,
+        str(folder),
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "alone"),
+    ]
+    assert run(alone) == 0
+    ap = json.loads((tmp_path / "alone" / "scores.json").read_text())["numbers"]["AP"]
+    assert ap > 0.01
+    assert together == pytest.approx(ap, abs=1e-6)
+    capfd.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2
+    assert "the run has ended" in capfd.readouterr().err
 
 
 def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

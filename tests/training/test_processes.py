@@ -52,6 +52,17 @@ def uneven_photos() -> list[Sample]:
     return changed
 
 
+OWN = {"iou_aware": True, "look_forward_twice": True, "denoising": 3, "contrastive_denoising": True}
+HELPERS = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
+# model, whether it has masks, training-only helpers
+LESSONS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "boxes": ("detr-tiny", False, {}),
+    "masks": ("detr-tiny", True, {}),
+    "helpers": ("detr-tiny", False, HELPERS),
+    "two stages": ("detrkit-s", False, OWN),
+}
+
+
 def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: dict[str, Any]) -> None:
     torch.manual_seed(0)
     changes: dict[str, Any] = {"num_classes": 3, "num_queries": 6, "decoder_layers": 2}
@@ -86,16 +97,28 @@ def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
             torch.save({"model": state, "gradients": gradients, "totals": torch.stack(totals)}, file)
 
 
-def work(rank: int, port: int, file: Path, name: str, with_masks: bool, more: dict[str, Any]) -> None:
+def work(rank: int, ports: list[int], folder: Path) -> None:
+    """All that two processes are asked for, one after the other: to start them takes longer than what they do."""
     torch.set_num_threads(1)
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    warnings.simplefilter("error")  # users would see them
-    take_steps(Process(rank, 2, rank), file, name, with_masks, more)
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    for port, (lesson, settings) in zip(ports[1:], LESSONS.items(), strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # users would see them
+            take_steps(Process(rank, 2, rank), folder / f"{lesson}.pt", *settings)
+    os.environ["MASTER_PORT"] = str(ports[0])
+    count_statistics(rank, folder / "statistics")
 
 
-def count_statistics(rank: int, port: int, file: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("of_two")
+    ports = [free_port() for _ in range(1 + len(LESSONS))]
+    multiprocessing.start_processes(work, (ports, folder), 2, start_method="spawn")
+    return folder
+
+
+def count_statistics(rank: int, file: Path) -> None:
     torch.manual_seed(0)
     model = build_model("detrkit-s", num_classes=3, num_queries=6, decoder_layers=1, backbone_normalization="batch")
     settings = TrainingSettings(ema_decay=0.5)
@@ -116,9 +139,8 @@ def count_statistics(rank: int, port: int, file: Path) -> None:
     torch.save(of_all, file.with_suffix(f".{rank}"))
 
 
-def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> None:
-    multiprocessing.start_processes(count_statistics, (free_port(), tmp_path / "s"), 2, start_method="spawn")
-    one, two = (torch.load(tmp_path / f"s.{rank}", weights_only=True) for rank in range(2))
+def test_statistics_of_batch_norm_are_those_of_all_processes(of_two: Path) -> None:
+    one, two = (torch.load(of_two / f"statistics.{rank}", weights_only=True) for rank in range(2))
     for name, mean in one["model"].items():
         assert not torch.equal(one["alone"][name], two["alone"][name])
         assert torch.equal(mean, two["model"][name])
@@ -127,28 +149,17 @@ def test_statistics_of_batch_norm_are_those_of_all_processes(tmp_path: Path) -> 
         torch.testing.assert_close(mean, (one["alone"][name] + two["alone"][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
-OWN = {"iou_aware": True, "look_forward_twice": True, "denoising": 3, "contrastive_denoising": True}
-HELPERS = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
-
-
-@pytest.mark.parametrize(
-    ("name", "with_masks", "more"),
-    [("detr-tiny", False, {}), ("detr-tiny", True, {}), ("detr-tiny", False, HELPERS), ("detrkit-s", False, OWN)],
-)
-def test_two_processes_learn_what_one_does_with_all_photos(
-    tmp_path: Path, name: str, with_masks: bool, more: dict[str, Any]
-) -> None:
-    take_steps(Process(), tmp_path / "one.pt", name, with_masks, more)
-    given = (free_port(), tmp_path / "two.pt", name, with_masks, more)
-    multiprocessing.start_processes(work, given, 2, start_method="spawn")
-    one, two = (torch.load(tmp_path / file, weights_only=True) for file in ("one.pt", "two.pt"))
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path, of_two: Path, lesson: str) -> None:
+    take_steps(Process(), tmp_path / "one.pt", *LESSONS[lesson])
+    one, two = (torch.load(file, weights_only=True) for file in (tmp_path / "one.pt", of_two / f"{lesson}.pt"))
     torch.testing.assert_close(two["totals"][:, :-1], one["totals"][:, :-1], rtol=1e-5, atol=1e-5)
     largest = max(gradient.abs().max().item() for gradient in one["gradients"].values())
     for weight, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][weight], gradient, rtol=1e-4, atol=1e-6 * largest, msg=weight)
     if (
-        name == "detr-tiny"
-    ):  # where a gradient is nothing but rounding, as some of two stages, Adam makes whole steps of it
+        lesson != "two stages"
+    ):  # where a gradient is nothing but rounding, as some of theirs, Adam makes whole steps of it
         for weight, tensor in one["model"].items():
             torch.testing.assert_close(two["model"][weight], tensor, rtol=0, atol=1e-5, msg=weight)
 
