@@ -38,7 +38,7 @@ from detrkit.cli.train import model_field
 from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
 from detrkit.data.records import SplitName
 from detrkit.data.synthetic import DrawingStyle
-from detrkit.data.transforms import RandomFlip
+from detrkit.data.transforms import RandomOrientation
 from detrkit.errors import DetrkitError
 from detrkit.files import make_folder, replacing, write_text
 from detrkit.models.presets import preset_config
@@ -227,7 +227,7 @@ class Bench:
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
         settings, drawn = config.training, drawings()
         strong = StrongAugmentation(STYLE.size, mosaic=settings.mosaic)
-        photos = TrainingPhotos(drawn.train.photos, RandomFlip(), seed=seed, strong=strong)
+        photos = TrainingPhotos(drawn.train.photos, RandomOrientation(), seed=seed, strong=strong)
         return config, replace(drawn, train=photos)
 
     def fields_of(self, row: Row) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from detrkit.data.augmentation import (
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.sampling import Arrangement, Draw
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms import RandomFlip, RandomResize, RandomSizeCrop, TestTransform, TrainTransform, flip
+from detrkit.data.transforms import RandomOrientation, RandomResize, RandomSizeCrop, TestTransform, TrainTransform, flip
 from detrkit.errors import ConfigError
 from detrkit.recipes.data import check_augmentation
 from detrkit.recipes.loaders import train_loader
@@ -38,7 +38,7 @@ def mixup(sample: Sample) -> Sample:
 
 TRANSFORMS: list[Callable[[Sample], Sample]] = [
     flip,
-    RandomFlip(),
+    RandomOrientation(),
     RandomResize((40, 64, 90), 120),
     RandomSizeCrop(24, 60),
     TestTransform(72),
@@ -140,7 +140,7 @@ def test_scale_jitter_and_flips_move_masks_with_their_pixels() -> None:
         ),
     )
     for _ in range(20):
-        changed = RandomFlip()(ScaleJitter(64, 0.5, 2.0)(half))
+        changed = RandomOrientation()(ScaleJitter(64, 0.5, 2.0)(half))
         if len(changed.annotations.labels):
             assert changed.annotations.masks is not None
             bright = changed.image[0] > 125

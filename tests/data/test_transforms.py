@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import (
-    RandomFlip,
+    Framing,
+    RandomOrientation,
     RandomSizeCrop,
     TestTransform,
     TrainTransform,
@@ -18,6 +19,8 @@ from detrkit.data.transforms import (
     flip,
     resize_masks,
     resized_size,
+    turn_quarter,
+    turn_upside_down,
 )
 from detrkit.structures import Annotations, Sample
 
@@ -53,17 +56,51 @@ def test_flip_undoes_itself(sample: Sample) -> None:
 
 def test_upside_down_turns_boxes_and_masks_too() -> None:
     sample = DRAWN[3]
-    turned = RandomFlip(probability=0, upside_down=1)(sample)
+    turned = RandomOrientation(flip=0, upside_down=1)(sample)
     height = sample.image.shape[1]
     left, top, right, bottom = sample.annotations.boxes.unbind(1)
     expected = torch.stack([left, height - bottom, right, height - top], dim=1)
     torch.testing.assert_close(turned.annotations.boxes, expected)
     assert torch.equal(turned.image, sample.image.flip(1))
     check_in_step(turned)
-    assert RandomFlip(probability=0)(sample) is sample
+    assert RandomOrientation(flip=0)(sample) is sample
     torch.manual_seed(0)
-    halves = [RandomFlip(probability=0, upside_down=0.5)(sample) is sample for _ in range(100)]
+    halves = [RandomOrientation(flip=0, upside_down=0.5)(sample) is sample for _ in range(100)]
     assert 30 < sum(halves) < 70
+
+
+@given(drawn)
+def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None:
+    turned = turn_quarter(sample)
+    width = sample.image.shape[2]
+    assert torch.equal(turned.image[:, 0], sample.image[:, :, -1])
+    assert turned.image.permute(1, 2, 0).is_contiguous()
+    left, top, right, bottom = sample.annotations.boxes.unbind(1)
+    expected = torch.stack([top, width - right, bottom, width - left], dim=1)
+    assert torch.equal(turned.annotations.boxes, expected)
+    check_in_step(turned)
+    twice, half = turn_quarter(turned), turn_upside_down(flip(sample))
+    assert torch.equal(twice.image, half.image)
+    torch.testing.assert_close(twice.annotations.boxes, half.annotations.boxes)
+    whole = turn_quarter(turn_quarter(twice))
+    assert torch.equal(whole.image, sample.image)
+    torch.testing.assert_close(whole.annotations.boxes, sample.annotations.boxes)
+
+
+def test_photos_of_a_batch_turn_together() -> None:
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    sample = Sample(torch.zeros(3, 60, 100, dtype=torch.uint8), nothing, 1, (60, 100))
+    transform = TrainTransform(80, 0.0, RandomOrientation(flip=0, quarter_turns=0.5))
+    turned = 0
+    for seed in range(100):
+        torch.manual_seed(seed)
+        framing = Framing.drawn()
+        shapes = {transform(sample, framing).image.shape for _ in range(2)}
+        assert len(shapes) == 1
+        _, height, width = shapes.pop()
+        turned += height > width
+    assert 30 < turned < 70
+    assert RandomOrientation(flip=0, quarter_turns=1)(sample).image.shape == (3, 100, 60)
 
 
 @settings(max_examples=30, deadline=None)

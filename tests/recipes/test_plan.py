@@ -239,7 +239,7 @@ def test_photos_are_mirrored_as_often_as_asked() -> None:
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     image[:, :20, :20] = 255
     sample = Sample(image, Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 1, (40, 40))
-    corners = {"flip": (0, -1), "upside_down": (-1, 0)}
+    corners = {"flip": (0, -1), "upside_down": (-1, 0), "quarter_turns": (-1, 0)}
     for name, corner in corners.items():
         for share in (0.0, 1.0):
             given = {"flip": 0, "crop": 0, "image_size": 40, "train_scale": 1.5, name: share}

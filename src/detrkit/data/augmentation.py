@@ -20,7 +20,7 @@ from detrkit.data.transforms import (
     LONG_SIDE_AT_MOST,
     TEST_SHORT_SIDE,
     Framing,
-    RandomFlip,
+    RandomOrientation,
     TrainTransform,
     Transform,
     crop,
@@ -126,7 +126,7 @@ class StrongAugmentation:
         scale_jitter: share resized by large-scale jitter, in place of the paper's resizing and cropping.
         mosaic: share put together from four photos.
         mixup: share blended with another photo.
-        flip: what mirrors where the paper's pipeline does not.
+        orientation: what mirrors and turns where the paper's pipeline does not.
     """
 
     image_size: int
@@ -134,7 +134,7 @@ class StrongAugmentation:
     scale_jitter: float = 0.0
     mosaic: float = 0.0
     mixup: float = 0.0
-    flip: RandomFlip = field(default_factory=RandomFlip)
+    orientation: RandomOrientation = field(default_factory=RandomOrientation)
 
     @property
     def changes_anything(self) -> bool:
@@ -194,7 +194,7 @@ class TrainingPhotos(Dataset[Sample]):
         if _happens(strong.photometric):
             sample = PhotometricDistortion()(sample)
         jitters = _happens(strong.scale_jitter)
-        sample = ScaleJitter(strong.image_size)(strong.flip(sample)) if jitters else transform(sample)
+        sample = ScaleJitter(strong.image_size)(strong.orientation(sample)) if jitters else transform(sample)
         if _happens(strong.mixup):
             sample = MixUp()(sample, transform(self._another()))
         return sample

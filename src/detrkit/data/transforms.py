@@ -96,6 +96,22 @@ def turn_upside_down(sample: Sample) -> Sample:
     return _apply(sample, transforms.vertical_flip)
 
 
+def turn_quarter(sample: Sample) -> Sample:
+    """Turn by 90 degrees, counterclockwise."""
+    annotations, width = sample.annotations, sample.image.shape[2]
+    left, top, right, bottom = annotations.boxes.unbind(1)
+    return replace(
+        sample,
+        # channels stay last in memory
+        image=sample.image.permute(1, 2, 0).rot90(1, (0, 1)).contiguous().permute(2, 0, 1),
+        annotations=Annotations(
+            boxes=torch.stack([top, width - right, bottom, width - left], dim=1),
+            labels=annotations.labels,
+            masks=None if annotations.masks is None else annotations.masks.rot90(1, (1, 2)),
+        ),
+    )
+
+
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Cut out a rectangle; objects without any area inside it are dropped.
 
@@ -116,23 +132,27 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 
 
 @dataclass(frozen=True)
-class RandomFlip:
-    """Mirror some of the samples left to right, and some top to bottom.
+class RandomOrientation:
+    """Mirror some of the samples left to right, as in the paper; and those without an up in more ways, if asked.
 
     Attributes:
-        probability: of the first.
-        upside_down: of the second, for photos without an up; the paper has none.
+        flip: share that is mirrored left to right.
+        upside_down: share that is mirrored top to bottom.
+        quarter_turns: share that is turned by 90 degrees.
     """
 
-    probability: float = 0.5
+    flip: float = 0.5
     upside_down: float = 0.0
+    quarter_turns: float = 0.0
 
-    def __call__(self, sample: Sample) -> Sample:
-        """Transform a sample."""
-        if torch.rand(()) < self.probability:
+    def __call__(self, sample: Sample, at: float | None = None) -> Sample:
+        """Transform a sample; `at`, 0 .. 1, decides on the quarter turn in place of chance."""
+        if torch.rand(()) < self.flip:
             sample = flip(sample)
         if self.upside_down and torch.rand(()) < self.upside_down:
             sample = turn_upside_down(sample)
+        if self.quarter_turns and (float(torch.rand(())) if at is None else at) < self.quarter_turns:
+            sample = turn_quarter(sample)
         return sample
 
 
@@ -183,6 +203,7 @@ class Framing:
         height: of the part.
         width: of the part.
         after: length that is resized to at the end.
+        turns: whether width and height change places.
     """
 
     crops: float
@@ -190,31 +211,32 @@ class Framing:
     height: float
     width: float
     after: float
+    turns: float
 
     @classmethod
     def drawn(cls) -> "Framing":
         """Draw one."""
-        return cls(*torch.rand(5).tolist())
+        return cls(*torch.rand(6).tolist())
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Flip; then, for some photos, cut out a part; then one of the training sizes.
+    """Mirror and turn; then, for some photos, cut out a part; then one of the training sizes.
 
     Attributes:
         image_size: shortest side in tests, in pixels; all sizes of the paper scale with it (800 gives the paper's).
         crop_probability: how often a part is cut out.
-        flip: what mirrors.
+        orientation: what mirrors and turns.
     """
 
     image_size: int = TEST_SHORT_SIDE
     crop_probability: float = 0.5
-    flip: RandomFlip = field(default_factory=RandomFlip)
+    orientation: RandomOrientation = field(default_factory=RandomOrientation)
 
     def __call__(self, sample: Sample, framing: Framing | None = None) -> Sample:
         """Transform a sample; with its batch's framing, or one of its own."""
-        sample = self.flip(sample)
         framing = framing or Framing.drawn()
+        sample = self.orientation(sample, framing.turns)
         if framing.crops < self.crop_probability:
             # the published code sets no limit to the long side here, and a panorama eats the machine
             enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * self._scale(LONG_SIDE_AT_MOST))

@@ -15,7 +15,7 @@ from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.photos import RGB
 from detrkit.data.records import Records, Split, SplitName
 from detrkit.data.sampling import Arrangement
-from detrkit.data.transforms import RandomFlip, TestTransform, TrainTransform, Transform
+from detrkit.data.transforms import RandomOrientation, TestTransform, TrainTransform, Transform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.panoptic import TrueSegments
@@ -103,12 +103,12 @@ def true_segments_of(split: Split) -> Callable[[int], TrueSegments]:
 def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> TrainingPhotos:
     """Change photos as the settings say."""
     changes = settings.augment and not settings.overfit
-    flip = RandomFlip(settings.flip, settings.upside_down)
+    orientation = RandomOrientation(settings.flip, settings.upside_down, settings.quarter_turns)
     transform: Transform = TestTransform(settings.image_size)
     if changes:
-        transform = TrainTransform(round(settings.train_scale * settings.image_size), settings.crop, flip)
+        transform = TrainTransform(round(settings.train_scale * settings.image_size), settings.crop, orientation)
     strong = StrongAugmentation(
-        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, flip
+        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, orientation
     )
     return TrainingPhotos(photos, transform, seed=settings.seed, strong=strong if changes else None)
 

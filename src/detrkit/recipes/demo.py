@@ -14,7 +14,7 @@ from detrkit.data.dataset import SampleDataset
 from detrkit.data.photos import tensor_to_photo
 from detrkit.data.sampling import Arrangement
 from detrkit.data.synthetic import SCENES, SHAPES, DrawingStyle, DrawnShapes
-from detrkit.data.transforms import RandomFlip, TestTransform
+from detrkit.data.transforms import RandomOrientation, TestTransform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.evaluation.panoptic import TrueSegments
@@ -109,7 +109,7 @@ def draw_data(
     test = [without_masks(one) for one in scenes]
     segments = {one.image_id: TrueSegments.of_annotations(one.annotations) for one in scenes} if with_masks else {}
     return RunData(
-        train=TrainingPhotos(SampleDataset(train), RandomFlip(), seed=seed),
+        train=TrainingPhotos(SampleDataset(train), RandomOrientation(), seed=seed),
         arrangement=Arrangement.anything(num_train),
         test=SampleDataset(test, to_model),
         pictures=SampleDataset(test),

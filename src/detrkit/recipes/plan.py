@@ -113,7 +113,7 @@ def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
         "--schedule step, found cosine": (settings.schedule == "cosine", ("drop_at",)),
         "augmentation, which --no-augment switches off": (
             not settings.augment,
-            ("flip", "upside_down", "crop", "photometric", "scale_jitter", "mosaic", "mixup"),
+            ("flip", "upside_down", "quarter_turns", "crop", "photometric", "scale_jitter", "mosaic", "mixup"),
         ),
     }
     for of_what, (is_unused, names) in unused.items():

@@ -64,6 +64,12 @@ class TrainingSettings(BaseModel):
     upside_down: float = Field(
         default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
     )
+    quarter_turns: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of batches turned by 90 degrees: for photos without an up; with --upside-down, all eight ways",
+    )
     crop: float = Field(
         default=0.5,
         ge=0,
