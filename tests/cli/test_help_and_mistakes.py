@@ -167,10 +167,6 @@ MISTAKES = {
     "gone on with nothing": (["train", "--resume", "empty"], "empty: found no config.yaml"),
     "gone on with another model": (["train", "--resume", "empty", "--model", "detr-tiny"], "leave out --model"),
     "frozen nose": (["train", "shapes", "--model", "detr-tiny", "--freeze", "nose"], "'nose' is no part"),
-    "more processes than photos": (
-        ["train", "shapes", "--batch-size", "4", "--devices", "2", "--device", "cpu"],
-        "or --devices",
-    ),
     "a backbone that timm lacks": (["train", "shapes", "--set", "backbone=timm:resnet5"], "timm has no such model"),
     "evaluated on other classes": (["evaluate", "nine.safetensors", "shapes"], "thing 0"),
     "exported to no form": (["export", "model.safetensors"], "--format"),

@@ -10,7 +10,7 @@ from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.sampling import Arrangement, Share
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import TestTransform
-from detrkit.errors import DataError
+from detrkit.errors import ConfigError, DataError
 from detrkit.recipes.loaders import Loader, evaluation_loader, train_loader
 from detrkit.structures import Sample
 from detrkit.training.settings import TrainingSettings
@@ -46,6 +46,11 @@ def test_a_batch_that_cannot_be_read_leaves_no_process_behind() -> None:
     assert [fault for loader in loaders for fault in loader.skipped] == ["photo at 3: broken"]
     again = [[batch.image_ids for batch in loader_of(6, {3}, 0.5, Share(rank, 2))] for rank in range(2)]
     assert again == read, "the same photo stands in"
+
+
+def test_fewer_batches_than_processes_are_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"at least 1 for each of 2 processes; lower .* or --devices"):
+        loader_of(1, {}, 0.5, Share(0, 2))
 
 
 def test_too_many_unreadable_photos_stop_the_run() -> None:
