@@ -223,17 +223,17 @@ def _with_things(categories: Categories, entries: list[dict[str, Any]], path: Pa
 def _folder_of_pngs(path: Path, annotations: list[Any]) -> Path:
     names = [path.stem, "panoptic", "png", "masks"]
     folders = [place / name for place in (path.parent, path.parent.parent) for name in names]
-    return _folder_with(annotations, [*folders, path.parent], path, "the PNGs of segments", path.parent / path.stem)
+    return _found_or_usual(annotations, [*folders, path.parent], path, "the PNGs of segments", path.parent / path.stem)
 
 
 def _folder_of_photos(path: Path, images: list[Any]) -> Path:
     names = [path.stem.removeprefix(_PREFIX), "images", path.stem]
     folders = [place / name for place in (path.parent.parent, path.parent) for name in names]
     usual = path.parent.parent / path.stem.removeprefix(_PREFIX)
-    return _folder_with(images, [*folders, path.parent, path.parent.parent], path, "the photos", usual)
+    return _found_or_usual(images, [*folders, path.parent, path.parent.parent], path, "the photos", usual)
 
 
-def _folder_with(entries: list[Any], folders: Sequence[Path], path: Path, what: str, usual: Path) -> Path:
+def _found_or_usual(entries: list[Any], folders: Sequence[Path], path: Path, what: str, usual: Path) -> Path:
     """Find the folder with the first file that entries name; or else the usual one, of which faults will tell.
 
     Raises:
