@@ -209,9 +209,14 @@ def test_as_many_steps_are_planned_as_there_is_time_for() -> None:
 
     assert within(600, evaluate_every=1) == (540, 1)  # 54 rounds of 10 steps: 270 s, and as many evaluations: 324 s
     assert within(600, evaluate_every=10**6) == (1188, 10**6)  # one evaluation
-    assert within(23.5) == (20, 1)  # two rounds are 10 s and 12 s, and a third would be evaluated, too
+    assert within(23.5, evaluate_every=1) == (
+        20,
+        1,
+    )  # two rounds are 10 s and 12 s, and a third would be evaluated, too
     assert within(0.1) == (1, 1)
-    assert within(600) == (960, 5)  # 96 rounds: 480 s, and 20 evaluations: 120 s
+    assert within(600) == (1080, 11)  # 108 rounds: 540 s, and a tenth of the time for 10 evaluations
+    assert within(6000) == (11760, 59)  # 1,176 rounds: 5,880 s, and no more than 20 evaluations: 120 s
+    assert within(23.5) == (35, 4)  # no more than the evaluation at the end
 
 
 def test_learning_by_heart_is_a_test_of_what_is_given() -> None:

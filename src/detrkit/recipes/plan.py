@@ -44,6 +44,7 @@ _SUCCESSORS_RUN = {"epochs": 50, "drop_at": 0.8}  # all of them drop the rates a
 _FEW_PHOTOS = 300  # below which a detector's backbone is left alone
 _LONG_RUN = 5_000  # steps
 _MOST_EVALUATIONS = 20
+_EVALUATING = 0.1  # of the time that somebody gave, at most
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,13 @@ def _unfit(given: TrainingSettings, model: ModelConfig) -> set[str]:
     return unfit
 
 
-def plan_training(config: RunConfig, given: set[str], num_photos: int, num_processes: int = 1) -> Plan:
+def plan_training(
+    config: RunConfig,
+    given: set[str],
+    num_photos: int,
+    num_processes: int = 1,
+    most_evaluations: int = _MOST_EVALUATIONS,
+) -> Plan:
     """Fill in the rest, from the size of the set.
 
     Args:
@@ -155,6 +162,7 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
         given: fields of `TrainingSettings` that somebody gave.
         num_photos: to learn from.
         num_processes: that torchrun or srun started; those of `devices` are known.
+        most_evaluations: that a run should have.
     """
     settings = config.training
     together = settings.batch_size * max(settings.devices, num_processes)
@@ -163,7 +171,7 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
     choices = (
         _reference(model, together, masks_only)
         if config.recipe == "reference"
-        else _auto(config, given, num_photos, together)
+        else _auto(config, given, num_photos, together, most_evaluations)
     )
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
@@ -178,6 +186,9 @@ def plan_training(config: RunConfig, given: set[str], num_photos: int, num_proce
 def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], num_photos: int) -> Plan:
     """Plan as many updates as there is time for, in one process, evaluations included.
 
+    Many photos to be judged by would leave little time to learn: no more than a tenth of it goes there, unless
+    `evaluate_every` was given, or the one evaluation at the end needs more.
+
     Args:
         seconds: that the run may take.
         pace: measured on this machine.
@@ -186,10 +197,12 @@ def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], 
         num_photos: to learn from.
     """
     num_batches = max(1, num_photos // config.training.batch_size)
+    evaluations = min(_MOST_EVALUATIONS, max(1, int(_EVALUATING * seconds / pace.evaluation)))
 
     def of(steps: int) -> Plan:
         training = config.training.model_copy(update={"steps": steps})
-        return plan_training(config.model_copy(update={"training": training}), {*given, "steps"}, num_photos)
+        timed = config.model_copy(update={"training": training})
+        return plan_training(timed, {*given, "steps"}, num_photos, most_evaluations=evaluations)
 
     most = range(1, int(seconds / pace.step) + 1)
     steps = bisect_right(most, seconds, key=lambda steps: pace.seconds(num_batches, of(steps).config.training))
@@ -206,11 +219,12 @@ def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choi
     return [accumulate, epochs, Choice("drop_at", 15 / 25, "the rate falls after 15 of them")]
 
 
-def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) -> list[Choice]:
+def _auto(config: RunConfig, given: set[str], num_photos: int, together: int, most_evaluations: int) -> list[Choice]:
     settings, origin = config.training, origin_of(config)
     steps_an_epoch = max(1, num_photos // (together * settings.accumulate))
     start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
     choices: list[Choice] = []
+    judged = f"at most {most_evaluations} evaluations" if most_evaluations > 1 else "one evaluation, at the end"
     epochs = settings.epochs
     if not given & {"epochs", "steps"}:
         epochs = -(-_STEPS[origin] // steps_an_epoch) + _EPOCHS[origin]
@@ -227,7 +241,7 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int) ->
             "ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better until the rates are low"
         ),
         Choice("decay_norms", False, "weight decay is meant for matrices"),
-        Choice("evaluate_every", -(-epochs // _MOST_EVALUATIONS), f"at most {_MOST_EVALUATIONS} evaluations"),
+        Choice("evaluate_every", -(-epochs // most_evaluations), judged),
     ]
     if origin == "detector" and num_photos < _FEW_PHOTOS:
         choices.append(Choice("freeze", "backbone", f"{num_photos} photos are too few to change a trained backbone"))
