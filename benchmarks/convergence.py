@@ -74,7 +74,9 @@ OF_DRAWN = {
 OF_PHOTOS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_norm")}
 # decided by the row, the seed and the minutes; of drawings also by their style, as framing is for photos
 DECIDED = ("seed", "steps", "epochs", "evaluate_every", "patience", "devices")
-FRAMING = ("image_size", "train_scale", "augment", "flip", "upside_down", "crop", "photometric", "scale_jitter")
+FRAMING = (
+    "image_size", "train_scale", "augment", "flip", "upside_down", "quarter_turns", "crop", "photometric", "scale_jitter",
+)  # fmt: skip
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
 _TIMINGS = 7  # rounds, of other photos each, and of so many steps:
 _TIMED_STEPS = 6

@@ -48,7 +48,7 @@ def test_the_usual_model_is_our_own_and_the_paper_s_for_the_paper_s_recipe() -> 
 
 
 def test_what_a_preset_brings_along_is_told() -> None:
-    plan = planned(1000, model="detrkit-s", training={"batch_size": 4})
+    plan = planned(1000, model="detrkit-s", training={"batch_size": 8})
     told = {choice.name: choice.value for choice in plan.choices if choice.why == "suits detrkit-s"}
     assert told["image_size"] == plan.config.training.image_size == 320
     assert told["iou_aware"] is True
@@ -78,9 +78,14 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
     training = planned(1000, model="detrkit-s").config.training
     assert (training.iou_aware, training.look_forward_twice, training.place_rate_factor) == (True, True, 1.0)
     assert (training.denoising, training.contrastive_denoising) == (3, True)
-    assert training.backbone_learning_rate == training.learning_rate  # from scratch
+    assert (training.batch_size, training.class_weight, training.learning_rate) == (4, 3.0, 1e-3)
+    assert training.backbone_learning_rate == 1e-3  # from scratch
     pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
-    assert pretrained.backbone_learning_rate < pretrained.learning_rate
+    assert (pretrained.learning_rate, pretrained.backbone_learning_rate) == (1e-3, 5e-4)
+    adapted = planned(1000, model="detrkit-m", weights="runs/first").config.training
+    assert (adapted.learning_rate, adapted.backbone_learning_rate, adapted.batch_size) == (5e-4, 1e-4, 4)
+    published = planned(1000, model="deformable-detr-r50", weights="runs/first").config.training
+    assert published.learning_rate == 2e-4
     settings = {"class_scores": "softmax", "queries": "points", "proposal_content": "place", "refine_boxes": False}
     changed = planned(1000, model="detrkit-s", model_settings=settings, training={"learning_rate": 3e-4})
     assert (changed.config.training.iou_aware, changed.config.training.look_forward_twice) == (False, False)
