@@ -15,6 +15,7 @@ from detrkit.data.augmentation import (
     ScaleJitter,
     StrongAugmentation,
     TrainingPhotos,
+    _fill,
 )
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.sampling import Arrangement, Draw
@@ -100,6 +101,40 @@ def test_a_mosaic_shows_four_photos_in_their_quarters() -> None:
     assert made.annotations.labels.tolist() == [10, 20, 30, 40]
 
 
+def test_mosaics_meet_anywhere_and_show_other_photos() -> None:
+    torch.manual_seed(1)
+    samples = [plain(value, [0.0, 0, 10, 10]) for value in (10, 20, 30, 40)]
+    middles = [Mosaic(100)(samples).annotations.boxes[0, 2:].tolist() for _ in range(5)]
+    assert any(x != y for x, y in middles)
+    strong = StrongAugmentation(100, mosaic=1.0)
+    photos = TrainingPhotos(SampleDataset(samples), TestTransform(100), seed=0, strong=strong, strong_epochs=9)
+    assert len(photos[Draw(0, 1)].image.unique()) > 1
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_objects_of_a_quarter_are_dropped_where_too_little_of_them_is_left(is_tall: bool) -> None:
+    columns = torch.arange(30, dtype=torch.uint8).expand(3, 10, 30)
+    # two thirds of the photo are cut out, from some column on, and halved
+    boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10]])
+    if is_tall:
+        columns, boxes = columns.mT, boxes[:, [1, 0, 3, 2]]
+    size = (10, 5) if is_tall else (5, 10)
+    sample = Sample(columns.contiguous(), Annotations(boxes, torch.arange(3)), 1, tuple(columns.shape[1:]))
+    numbers_of_objects = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        quarter = _fill(sample, size)
+        first = round(float(quarter.image.float().mean()) - 9.5)
+        ends = {label: (max(10 * label - first, 0), min(10 * label + 10 - first, 20)) for label in range(3)}
+        expected = {label: (start / 2, end / 2) for label, (start, end) in ends.items() if end - start >= 1}
+        along = slice(1, 4, 2) if is_tall else slice(0, 3, 2)
+        found = quarter.annotations
+        placed = zip(found.labels.tolist(), found.boxes[:, along].tolist(), strict=True)
+        assert {label: tuple(ends) for label, ends in placed} == expected
+        numbers_of_objects.add(len(expected))
+    assert numbers_of_objects == {2, 3}
+
+
 def filled(value: int, size: tuple[int, int] = (10, 10)) -> Sample:
     """A photo with one object, whose mask is all of it."""
     sample = plain(value, [0.0, 0, size[1], size[0]], size)
@@ -153,6 +188,24 @@ def test_photometric_distortion_changes_colours_only() -> None:
     changed = [PhotometricDistortion()(sample) for _ in range(8)]
     assert any(not torch.equal(one.image, sample.image) for one in changed)
     assert all(one.annotations is sample.annotations and one.image.dtype == torch.uint8 for one in changed)
+
+
+def test_colours_change_as_often_as_asked() -> None:
+    photos = TrainingPhotos(
+        SampleDataset([DRAWN[0]]),
+        TestTransform(48),
+        seed=0,
+        strong=StrongAugmentation(48, photometric=0.5),
+        strong_epochs=99,
+    )
+    untouched = TestTransform(48)(DRAWN[0]).image
+    same = sum(torch.equal(photos[Draw(0, epoch)].image, untouched) for epoch in range(1, 61))
+    assert 18 < same < 48
+
+
+def test_scale_jitter_of_a_panorama_keeps_to_the_limit_of_tests() -> None:
+    jittered = ScaleJitter(80, 1.0, 1.0)(plain(1, [0.0, 0, 10, 10], (100, 1000)))
+    assert tuple(jittered.image.shape[1:]) == (13, 130)
 
 
 def test_scale_jitter_never_exceeds_the_size_of_tests() -> None:
@@ -242,6 +295,10 @@ def test_scale_jitter_keeps_the_flip() -> None:
     at_left = [one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48]
     assert any(at_left)
     assert not all(at_left)
+    always = replace(strong, orientation=RandomOrientation(flip=1.0))
+    photos = TrainingPhotos(plain_photos, TestTransform(48), seed=0, strong=always, strong_epochs=200)
+    whole = [photos[Draw(0, epoch)] for epoch in range(1, 50)]
+    assert not any(one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48)
 
 
 def test_a_panorama_in_a_mosaic_is_cut_before_it_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,41 @@ def test_the_papers_sizes_scale_together() -> None:
     assert tuple(TestTransform(200)(sample).image.shape[1:]) == (200, 200)
 
 
+def panorama(height: int, width: int) -> Sample:
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return Sample(torch.zeros(3, height, width, dtype=torch.uint8), nothing, 1, (height, width))
+
+
+def test_the_limit_of_the_long_side_scales_with_them() -> None:
+    assert tuple(TestTransform(80)(panorama(100, 1000)).image.shape[1:]) == (13, 130)
+    framing = Framing(crops=0.5, before=0.5, height=0.5, width=0.5, after=0.999, turns=1.0)
+    largest = TrainTransform(80, crop_probability=0.0)(panorama(100, 1000), framing)
+    assert tuple(largest.image.shape[1:]) == (13, 130)
+    # before it is cut, at most four times as long: a line stays one
+    cut = TrainTransform(80, crop_probability=1.0)(panorama(10, 4000), framing)
+    assert min(cut.image.shape[1:]) < 10
+
+
+def test_sides_of_crops_reach_from_the_smallest_to_the_largest() -> None:
+    photo = panorama(40, 40)
+    assert tuple(RandomSizeCrop(10, 20)(photo, (0.0, 0.9999)).image.shape[1:]) == (10, 20)
+    torch.manual_seed(0)
+    sides = {side for _ in range(100) for side in RandomSizeCrop(10, 12)(photo).image.shape[1:]}
+    assert sides == {10, 11, 12}
+
+
+def test_a_photo_is_resized_before_and_after_it_is_cut() -> None:
+    box = Annotations(torch.tensor([[100.0, 100, 300, 300]]), torch.zeros(1, dtype=torch.int64))
+    sample = replace(panorama(400, 400), annotations=box)
+    framing = Framing(crops=0.0, before=0.0, height=0.0, width=0.0, after=0.999, turns=1.0)
+    cut = TrainTransform(80, crop_probability=1.0)(sample, framing)
+    assert tuple(cut.image.shape[1:]) == (80, 80)
+    # 400 px become 40, of which 38 are kept and become 80; half of the photo is 20 of them
+    left, top, right, bottom = cut.annotations.boxes[0].tolist()
+    assert abs(right - left - 20 * 80 / 38) < 1e-3
+    assert abs(bottom - top - 20 * 80 / 38) < 1e-3
+
+
 def test_a_photo_that_is_little_more_than_a_line_stays_small() -> None:
     assert resized_size((1, 170_000_000), 800, 1333) == (1, 1333)
     assert resized_size((20_000, 2), 800, 1333) == (1333, 1)

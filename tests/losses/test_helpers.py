@@ -8,7 +8,7 @@ import torch
 from detrkit.losses.classification import AlignedClasses, FocalClasses
 from detrkit.losses.helpers import HelpedLoss
 from detrkit.losses.set_loss import Normalizers, SetLoss
-from detrkit.structures import ClassScores, ExtraPredictions, Helper, Predictions, Target
+from detrkit.structures import ClassScores, ExtraPredictions, Helper, Predictions, Proposals, Target
 
 
 def said(layers: int, photos: int, queries: int, seed: int = 0, scores: ClassScores = "softmax") -> Predictions:
@@ -79,6 +79,13 @@ def test_places_without_an_object_are_not_judged(scores: ClassScores, negatives:
     logits = torch.where(is_filler[None, ..., None], block.layer_class_logits, 7.0)
     changed = Predictions(logits, block.layer_boxes, class_scores=scores)
     assert loss(with_extra(own, denoising=[changed]), targets).parts["loss_ce_dn"] != before["loss_ce_dn"]
+
+
+def test_without_negatives_copies_are_divided_by_their_objects_alone() -> None:
+    target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
+    block = Predictions(torch.zeros(1, 1, 2, 4), target.boxes.expand(2, -1)[None, None])
+    report = HelpedLoss(SetLoss(3), copies=2)(with_extra(said(1, 1, 5), denoising=[block]), [target])
+    assert float(report.parts["loss_ce_dn"]) == pytest.approx(math.log(4))
 
 
 def test_copies_that_say_the_same_add_what_one_does() -> None:
@@ -159,3 +166,16 @@ def test_aligned_scores_learn_the_overlap_that_the_loss_measures() -> None:
     assert logits.grad is not None
     assert float(logits.grad) == pytest.approx(0.8 - 0.8**0.25 * 0.5**0.75, rel=1e-5)
     assert loss.matcher.class_cost == FocalClasses(1).weight
+
+
+def test_scores_of_proposals_learn_the_overlap_too() -> None:
+    box, wider = torch.tensor([0.5, 0.5, 0.2, 0.2]), torch.tensor([0.5, 0.5, 0.4, 0.2])  # IoU 1/2
+    logits = torch.full((1, 1, 1), math.log(4), requires_grad=True)  # a score of 0.8
+    loss = SetLoss(1, class_scores="sigmoid", classification=AlignedClasses(1))
+    proposals = Proposals(logits, wider.view(1, 1, 4))
+    own = torch.zeros(1, 1, 1, 1)
+    predictions = Predictions(own, box.view(1, 1, 1, 4), class_scores="sigmoid", proposals=proposals)
+    parts, _ = loss.judge(predictions, [Target(box[None], torch.tensor([0]))], Normalizers(1.0, 1.0))
+    parts["loss_ce_enc"].backward()
+    assert logits.grad is not None
+    assert float(logits.grad) == pytest.approx(0.8 - 0.8**0.25 * 0.5**0.75, rel=1e-5)

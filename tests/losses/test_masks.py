@@ -33,6 +33,14 @@ def test_losses_of_a_flat_mask_by_hand() -> None:
     assert dice.item() == pytest.approx(1 - (2 * 0.5 * 16 + 1) / (0.5 * 64 + 16 + 1))
 
 
+def test_as_published_padding_lies_below_and_to_the_right() -> None:
+    small, large = square((8, 8), (0, 0, 8, 8)), square((16, 16), (0, 0, 8, 8))
+    drawn = torch.full((16, 16), -40.0)
+    drawn[:8, :8] = 40.0
+    losses = mask_losses(drawn.expand(2, 16, 16), [torch.tensor([0])] * 2, [small, large], exact_padding=False)
+    torch.testing.assert_close(losses, torch.zeros(2, 2), atol=1e-4, rtol=0)
+
+
 def test_a_photo_weighs_the_same_however_far_it_was_padded() -> None:
     torch.manual_seed(0)
     small, large = square((16, 16), (2, 2, 9, 12)), square((16, 32), (4, 0, 20, 8))

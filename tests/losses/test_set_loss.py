@@ -40,6 +40,14 @@ def test_losses_by_hand() -> None:
     assert report.parts["cardinality_error"].item() == 1
 
 
+def test_boxes_apart_are_told_how_far() -> None:
+    # no intersection, union 0.08, hull 0.6 by 0.2; nothing is found where an object is
+    logits, boxes = torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[0.2, 0.5, 0.2, 0.2]]]])
+    report = SetLoss(1)(Predictions(logits, boxes), [target([[0.6, 0.5, 0.2, 0.2]], [0])])
+    assert report.parts["loss_giou"].item() == pytest.approx(1 + 0.04 / 0.12)
+    assert report.parts["cardinality_error"].item() == 1
+
+
 def test_every_layer_is_matched_for_itself() -> None:
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])
     swapped = torch.stack([boxes, boxes.flip(0)])[:, None]
