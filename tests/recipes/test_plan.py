@@ -27,7 +27,7 @@ from detrkit.recipes.plan import Plan, origin_of, plan_model, plan_training, pla
 from detrkit.recipes.train import opened
 from detrkit.structures import Annotations, Sample
 from detrkit.training.settings import TrainingSettings
-from detrkit.training.trainer import Pace
+from detrkit.training.trainer import Pace, planned_steps, steps_per_epoch
 from tests.datasets import write_coco
 
 CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
@@ -198,6 +198,29 @@ def test_the_reference_is_the_papers() -> None:
 def test_processes_that_others_started_count() -> None:
     config = plan_model(RunConfig(data="x", recipe="reference", training=TrainingSettings(batch_size=4)))
     assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.accumulate == 2
+
+
+def test_the_plan_of_a_set_by_hand() -> None:
+    training = planned(205, model="detrkit-m", weights="imagenet").config.training
+    # 51 steps of 4 photos: 118 rounds have 6,000 of them, and 50 more
+    assert (training.epochs, training.warmup_steps) == (168, 168 * 51 // 20)
+    assert (training.ema_decay, training.evaluate_every) == (0.999, 9)
+    short = planned(205, model="detrkit-m", weights="imagenet", training={"steps": 100}).config.training
+    assert (short.warmup_steps, short.ema_decay) == (5, 0.99)
+    assert planned(205, training={"steps": 30_000}).config.training.warmup_steps == 1000
+    given = planned(205, model="detrkit-s", training={"backbone_learning_rate": 3e-5}).config.training
+    assert (given.learning_rate, given.backbone_learning_rate) == (1e-3, 3e-5)
+    masks = planned(205, model="detr-r50", recipe="reference", training={"freeze": "boxes"}).config.training
+    assert (masks.epochs, masks.drop_at) == (25, 0.6)
+
+
+@pytest.mark.parametrize(("num_photos", "rounds"), [(100, 6000 // 2 + 50), (364, 6000 // 6 + 50), (7, 6000 + 50)])
+def test_updates_of_many_batches_are_counted_as_training_takes_them(num_photos: int, rounds: int) -> None:
+    training = planned(num_photos, weights="imagenet", training={"batch_size": 8, "accumulate": 8}).config.training
+    assert training.epochs == rounds  # 12 batches are two updates, 45 are six, and one is one
+    num_batches = max(1, num_photos // 8)
+    assert planned_steps(num_batches, training) == rounds * steps_per_epoch(num_batches, training)
+    assert training.warmup_steps == min(1000, planned_steps(num_batches, training) // 20)
 
 
 def test_a_run_of_steps_is_judged_as_often_as_one_of_epochs() -> None:

@@ -223,7 +223,7 @@ def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choi
 
 def _auto(config: RunConfig, given: set[str], num_photos: int, together: int, most_evaluations: int) -> list[Choice]:
     settings, origin = config.training, origin_of(config)
-    steps_an_epoch = max(1, num_photos // (together * settings.accumulate))
+    steps_an_epoch = -(-max(1, num_photos // together) // settings.accumulate)  # the last has fewer batches
     start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
     choices: list[Choice] = []
     judged = f"at most {most_evaluations} evaluations" if most_evaluations > 1 else "one evaluation, at the end"

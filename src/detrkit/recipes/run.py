@@ -158,9 +158,10 @@ class Run:
         self.stepper.train()
         settings = self.config.training
         batches = chain.from_iterable(repeat(self.loader))
+        accumulate = min(settings.accumulate, len(self.loader))  # an update ends with the round
         taken, start = -1, 0.0
         while taken < _TIMED_STEPS or time.perf_counter() - start < _TIMED_SECONDS:
-            self.stepper.step([batch.to(self.device) for batch in islice(batches, settings.accumulate)])
+            self.stepper.step([batch.to(self.device) for batch in islice(batches, accumulate)])
             self.stepper.finish()
             taken += 1
             start = start if taken else time.perf_counter()
