@@ -7,10 +7,11 @@ import torch
 from torch.nn import functional
 
 from detrkit import ConfigError, SetLoss, build_model
-from detrkit.models.config import ModelConfig
+from detrkit.models.config import BackboneName, ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.heads import BoxHead
 from detrkit.models.positions import SinePositions, encode_coordinates
+from detrkit.models.proposals import _anchors
 from detrkit.models.pyramid import MapProjection, Padding, PyramidProjection, _normalised
 from detrkit.models.queries import LARGEST_LOGIT, AnchorQueries, Guide, PointQueries, as_boxes, refined
 from detrkit.ops.padding import pad_to_batch
@@ -299,24 +300,95 @@ def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
 
 @pytest.mark.parametrize("padded", [0, 40])
 def test_cells_lie_where_their_pixels_are(padded: int) -> None:
-    # 43 px are five cells of 8 px and a bit; by the published count, the first of six cells ends at a sixth of the photo
+    # 43 px are five cells of 8 px and a bit; by the published count, the first of six cells ends at a sixth of the photo.
+    # ResNets' first cell sees what lies around the first pixel, and half a cell before the photo is where the map begins
     images = functional.pad(torch.randn(1, 3, 64, 43), (0, padded))
     mask = torch.arange(43 + padded).expand(1, 64, -1) >= 43
     scenes = [_decoder_inputs_of(small("detrkit-s", exact_cells=exact), images, mask)[1] for exact in (True, False)]
-    for scene, first, end in zip(scenes, (4 / 43, 1 / 12), (43 / 8, 6), strict=True):
+    middles, ends, shifts = ((0.5 / 43, 0.5 / 64), (1 / 12, 1 / 16)), (43 / 8, 6), (3.5 / 8, 0)
+    for scene, middle, end, shift in zip(scenes, middles, ends, shifts, strict=True):
         width = scene.sizes[0][1]
-        torch.testing.assert_close(scene.cell_centres()[0][0, 0], torch.tensor([first, 1 / 16]))
+        torch.testing.assert_close(scene.cell_centres()[0][0, 0], torch.tensor(middle))
+        torch.testing.assert_close(scene.cell_centres(even=True)[0][0, 0, 1], torch.tensor(1 / 16))
         in_map = scene.in_maps(torch.ones(1, 1, 4))[0, 0, 0]
-        torch.testing.assert_close(in_map, torch.tensor([end / width, 1.0, end / width, 1.0]))
+        expected = torch.tensor([(end + shift) / width, 1 + shift / 8, end / width, 1.0])
+        torch.testing.assert_close(in_map, expected)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_middle_of_every_cell_is_the_middle_of_its_cell_on_its_own_map(exact: bool) -> None:
+    images = torch.randn(1, 3, 64, 43)
+    mask = torch.arange(43).expand(1, 64, -1) >= 40
+    _, scene = _decoder_inputs_of(small("detrkit-s", num_levels=3, exact_cells=exact), images, mask)
+    for level, (centres, (height, width)) in enumerate(zip(scene.cell_centres(), scene.sizes, strict=True)):
+        on_map = scene.in_maps(centres)[0, :, level].view(height, width, 2)
+        torch.testing.assert_close(on_map[0, :, 0], (torch.arange(width) + 0.5) / width)
+        torch.testing.assert_close(on_map[:, 0, 1], (torch.arange(height) + 0.5) / height)
+
+
+@pytest.mark.parametrize("name", ["resnet-tiny", "resnet18", "timm:resnet18"])
+def test_resnets_cells_see_what_lies_around_their_first_pixel(name: BackboneName) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    backbone = small("detr-tiny", backbone=name, backbone_normalization="frozen", dilation=False).backbone.eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            # all pixels that a cell sees pull alike, and not too much
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    backbone.body.maxpool = torch.nn.AvgPool2d(3, 2, 1)
+    images = torch.ones(1, 3, 449, 449, requires_grad=True)
+    levels = backbone(images)
+    strides = (4, 8, 16, 32)[: len(levels)]
+    for features, stride, first in zip(levels, strides, backbone.first_centres, strict=True):
+        cell = features.shape[-1] // 2
+        (pull,) = torch.autograd.grad(features[0, :, cell, cell].log().sum(), images, retain_graph=True)
+        along = pull.sum((0, 1, 2)).double()
+        middle = float((along * (torch.arange(449) + 0.5)).sum() / along.sum())
+        assert middle == pytest.approx(cell * stride + first, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:convnext_atto"])
+def test_cells_of_patches_and_of_padded_ends_have_their_middle_in_the_middle(name: str) -> None:
+    pytest.importorskip("timm")
+    assert small("detr-tiny", backbone=name, dilation=False).backbone.first_centres == (2, 4, 8, 16)
+
+
+def test_maps_made_of_the_last_one_begin_where_it_does() -> None:
+    pytest.importorskip("timm")
+    centres = small("detrkit-s", backbone="timm:tf_efficientnet_lite0", num_levels=5).first_centres
+    assert centres == (4, 8, 16, 16, 16)
+    assert small("detrkit-s", num_levels=4).first_centres == (0.5, 0.5, 0.5, 0.5)
+    assert small("detrkit-s", exact_cells=False).first_centres == (4, 8)
+
+
+def test_the_first_cells_of_exact_maps_propose_boxes_too() -> None:
+    # their middles lie half a pixel from the photo's edge, which is within the margin of a hundredth
+    model = small("detrkit-s").eval()
+    anchors = _anchors(_decoder_inputs_of(model, torch.randn(1, 3, 128, 128), None)[1])
+    assert anchors[1].all()
+    assert anchors[0][0, 0, :2].sigmoid().tolist() == pytest.approx([0.005, 0.005], abs=1e-6)  # 0.5 / 128, kept finite
+
+
+def test_coarse_maps_propose_boxes_however_many_there_are() -> None:
+    model = small("deformable-detr-r50-two-stage", backbone="resnet18", num_levels=7).eval()
+    _, scene = _decoder_inputs_of(model, torch.randn(1, 3, 64, 64), None)
+    anchors, is_valid = _anchors(scene)
+    assert is_valid.all()
+    sides = [float(one[0, 0, 2].sigmoid()) for one in anchors.split([h * w for h, w in scene.sizes], 1)]
+    assert sides == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 0.9, 0.9])
 
 
 def test_sines_of_exact_cells_are_those_of_their_centres() -> None:
     positions = SinePositions(64, levels_of_pyramid=2)
     within = positions(
-        torch.zeros(1, 8, 6, dtype=torch.bool), is_padded=False, level=1, photo_cells=torch.tensor([[43 / 8, 8]])
+        torch.zeros(1, 8, 6, dtype=torch.bool),
+        is_padded=False,
+        level=1,
+        photo_cells=torch.tensor([[43 / 8, 8]]),
+        first_cell=0.25,
     )
-    centres = (torch.arange(6) + 0.5) * 8 / 43
-    expected = encode_coordinates(torch.stack([torch.full((6,), 2.5 / 8), centres], -1)[None], 32)[0]
+    centres = (torch.arange(6) + 0.25) * 8 / 43
+    expected = encode_coordinates(torch.stack([torch.full((6,), 2.25 / 8), centres], -1)[None], 32)[0]
     torch.testing.assert_close(within[0, 2] - positions.levels[1], expected, rtol=0, atol=1e-5)
 
 

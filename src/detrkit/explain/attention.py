@@ -202,9 +202,7 @@ def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[At
             kind: tuple(
                 _inputs_of(calls[one], one, index)
                 if isinstance(one, ProjectedAttention)
-                else _sampling_of(
-                    calls[one], one, index, grid, model.config.strides, first if kind == "encoder" else None
-                )
+                else _sampling_of(calls[one], model, one, index, grid, first if kind == "encoder" else None)
                 for one in found
             )
             for kind, found in modules.items()
@@ -256,10 +254,10 @@ def _inputs_of(call: tuple[dict[str, Any], Any], module: ProjectedAttention, ind
 
 def _sampling_of(
     call: tuple[dict[str, Any], Any],
+    model: DETR,
     module: DeformableAttention,
     index: int,
     grid: Grid,
-    strides: tuple[int, ...],
     first_cell: int | None,
 ) -> SamplingInputs:
     """Keep what a layer was given; where all cells ask, `first_cell` is the first one of the grid."""
@@ -272,8 +270,10 @@ def _sampling_of(
         queries=given["queries"][one],
         references=given["references"][one],
         sizes=given["scene"].sizes,
-        strides=strides,
+        strides=model.config.strides,
+        first_centres=model.first_centres,
         grid=grid,
+        level=model.config.num_backbone_levels - 1,
         rows=rows,
         output=output[one],
     )

@@ -41,7 +41,9 @@ class SamplingInputs:
         references: as the layer was given them.
         sizes: (height, width) of each feature map.
         strides: pixels of the resized photo per cell of each.
+        first_centres: such pixels from the photo's edge to the middle of the first cell of each.
         grid: the map over which weights are spread.
+        level: which of the feature maps that is.
         rows: which of the queries can be asked for: all, or in the encoder, the cells of the grid.
         output: what the layer gave.
     """
@@ -51,7 +53,9 @@ class SamplingInputs:
     references: Float[Tensor, "1 N L R"]
     sizes: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
+    first_centres: tuple[float, ...]
     grid: Grid
+    level: int
     rows: range
     output: Float[Tensor, "1 N D"]
 
@@ -78,9 +82,10 @@ class SamplingInputs:
         resized = torch.tensor(
             [[w * stride, h * stride] for (h, w), stride in zip(self.sizes, self.strides, strict=True)]
         )
+        shifts = torch.tensor(self.first_centres) - torch.tensor(self.strides) / 2
         (height, width), (original_height, original_width) = self.grid.resized, self.grid.original
         enlarged = torch.tensor([original_width / width, original_height / height])
-        return points * resized[:, None] * enlarged
+        return (points * resized[:, None] + shifts[:, None, None]) * enlarged
 
     @torch.no_grad()
     def weights(self, heads: Sequence[int] | None, rows: Sequence[int] | None) -> Float[Tensor, "M N S"]:
@@ -89,7 +94,8 @@ class SamplingInputs:
         height, width = self.grid.cells
         (resized_height, resized_width), (original_height, original_width) = self.grid.resized, self.grid.original
         per_cell = torch.tensor([resized_width / original_width, resized_height / original_height]) / self.grid.stride
-        columns, lines = (found.points * per_cell - 0.5).flatten(2, 3).unbind(-1)
+        first = self.first_centres[self.level] / self.strides[self.level]
+        columns, lines = (found.points * per_cell - first).flatten(2, 3).unbind(-1)
         shares = found.weights.flatten(2)
         maps = torch.zeros(*shares.shape[:2], height * width)
         left, top = columns.floor(), lines.floor()

@@ -53,6 +53,8 @@ class ResNetBackbone(nn.Module):
 
     Attributes:
         channels: width of each stage's feature map.
+        first_centres: pixels from the photo's edge to the middle of what each map's first cell sees: half a pixel, for
+            every strided convolution pads alike on both sides and so begins at the first pixel.
         keeps_padding_out: whether its features can be made independent of padding.
     """
 
@@ -88,6 +90,7 @@ class ResNetBackbone(nn.Module):
         self.recompute = False
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
+        self.first_centres = (0.5,) * len(stages)
         for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
             part.requires_grad_(False)
 

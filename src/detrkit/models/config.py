@@ -71,7 +71,7 @@ class ModelConfig(BaseModel):
     exact_cells: bool = Field(
         False,
         description="cells of deformable attention and proposals lie where their pixels are; false spreads them evenly "
-        "over the photo, as published: off by up to a cell where sides are no multiples of the stride",
+        "over the photo, as published: off by half a cell, and up to a cell where sides are no multiples of the stride",
     )
     queries: QueryKind = Field(
         "learned",

@@ -42,7 +42,12 @@ class Parts:
 
 
 class DETR(nn.Module):
-    """Backbone, encoder, decoder over object queries, heads (paper, figure 2)."""
+    """Backbone, encoder, decoder over object queries, heads (paper, figure 2).
+
+    Attributes:
+        first_centres: pixels from the photo's edge to where the first cell of each feature map is taken to have its middle,
+            finest first.
+    """
 
     def __init__(self, parts: Parts, config: ModelConfig) -> None:
         super().__init__()
@@ -55,6 +60,7 @@ class DETR(nn.Module):
         self.decoder = parts.decoder
         self.heads = parts.heads
         self.panoptic = parts.panoptic
+        self.first_centres = _first_centres(config, parts.backbone.first_centres)
 
     def recompute(self, on: bool) -> None:
         """Keep fewer activations while training, and compute them again (see `models.recompute`)."""
@@ -97,12 +103,18 @@ class DETR(nn.Module):
 
         masks_of_maps = [padding.at(level, one) for level, one in enumerate(maps)]
         cells = exact_photo_cells(images, padding_mask, config.strides) if config.exact_cells else None
-        cells_of_maps = [None] * len(maps) if cells is None else cells.unbind(1)
+        firsts = tuple(centre / stride for centre, stride in zip(self.first_centres, config.strides, strict=True))
         positions = [
-            self.positions(mask, is_padded=padding_mask is not None, level=level, photo_cells=cells_of_maps[level])
+            self.positions(
+                mask,
+                is_padded=padding_mask is not None,
+                level=level,
+                photo_cells=None if cells is None else cells[:, level],
+                first_cell=None if cells is None else firsts[level],
+            )
             for level, mask in enumerate(masks_of_maps)
         ]
-        scene = to_scene(maps, masks_of_maps, positions, padding, cells)
+        scene = to_scene(maps, masks_of_maps, positions, padding, cells, None if cells is None else firsts)
 
         scene = scene.holding(self.encoder(scene))
         queries = self.queries(scene, for_loss=not last_layer_only)
@@ -148,3 +160,11 @@ class DETR(nn.Module):
         ]
         extra = [ExtraPredictions(one.helper, other) for one, other in zip(beside, others, strict=True)]
         return replace(own, extra=tuple(extra))
+
+
+def _first_centres(config: ModelConfig, of_backbone: Sequence[float]) -> tuple[float, ...]:
+    if not config.exact_cells:  # evenly over the photo, as published
+        return tuple(stride / 2 for stride in config.strides)
+    centres = list(of_backbone[-config.num_backbone_levels :])
+    # further maps are made by convolutions that pad alike on both sides: their first cell is the one before's
+    return (*centres, *[centres[-1]] * (config.num_levels - len(centres)))

@@ -27,7 +27,7 @@ class SinePositions(nn.Module):
         super().__init__()
         self.channels_per_axis = width // 2
         self.temperature = temperature
-        self.offset = 0.5 if levels_of_pyramid else 0.0
+        self.first_cell = 0.5 if levels_of_pyramid else 1.0
         self.levels = nn.Parameter(torch.randn(levels_of_pyramid, width)) if levels_of_pyramid else None
         self._of_size: dict[tuple[int, int, torch.device], Tensor] = {}
 
@@ -38,6 +38,7 @@ class SinePositions(nn.Module):
         is_padded: bool = True,
         level: int = 0,
         photo_cells: Float[Tensor, "B 2"] | None = None,
+        first_cell: float | None = None,
     ) -> Float[Tensor, "B h w D"]:
         """Encode every cell; in padding, the last cell of the photo is repeated.
 
@@ -46,17 +47,22 @@ class SinePositions(nn.Module):
             is_padded: False when the mask is known to hold no True: the encoding of such a map is then remembered.
             level: which map of a pyramid it is.
             photo_cells: columns and rows that the photos' pixels fill; None counts whole cells, as published.
+            first_cell: what the first cell is counted as, with `photo_cells`; None for 0.5 in a pyramid, else 1.
         """
-        within = self._within_map(padding_mask, is_padded, photo_cells)
+        within = self._within_map(padding_mask, is_padded, photo_cells, first_cell)
         return within if self.levels is None else within + self.levels[level]
 
     def _within_map(
-        self, padding_mask: Bool[Tensor, "B h w"], is_padded: bool, photo_cells: Float[Tensor, "B 2"] | None
+        self,
+        padding_mask: Bool[Tensor, "B h w"],
+        is_padded: bool,
+        photo_cells: Float[Tensor, "B 2"] | None,
+        first_cell: float | None,
     ) -> Float[Tensor, "B h w D"]:
         if is_padded or torch.compiler.is_compiling():
-            return self._encode(padding_mask, photo_cells)
+            return self._encode(padding_mask, photo_cells, first_cell)
         if photo_cells is not None:
-            return self._encode(padding_mask[:1], photo_cells[:1]).expand(len(padding_mask), -1, -1, -1)
+            return self._encode(padding_mask[:1], photo_cells[:1], first_cell).expand(len(padding_mask), -1, -1, -1)
         batch_size, height, width = padding_mask.shape
         size = (height, width, padding_mask.device)
         if size not in self._of_size:
@@ -67,21 +73,25 @@ class SinePositions(nn.Module):
         return self._of_size[size].expand(batch_size, -1, -1, -1)
 
     def _encode(
-        self, padding_mask: Bool[Tensor, "B h w"], photo_cells: Float[Tensor, "B 2"] | None = None
+        self,
+        padding_mask: Bool[Tensor, "B h w"],
+        photo_cells: Float[Tensor, "B 2"] | None = None,
+        first_cell: float | None = None,
     ) -> Float[Tensor, "B h w D"]:
         encoded = []
+        before = 1 - (self.first_cell if first_cell is None else first_cell)
         for axis in (1, 2):
             count = (~padding_mask).cumsum(axis, dtype=torch.float32)
             if photo_cells is None:
                 last = count.narrow(axis, count.shape[axis] - 1, 1)
             else:
                 last = photo_cells[:, 2 - axis, None, None]
-            encoded.append(self._encode_axis(count, last))
+            encoded.append(self._encode_axis(count - before, last))
         return torch.cat(encoded, dim=-1)
 
     def _encode_axis(self, count: Float[Tensor, "B h w"], last: Float[Tensor, "B _ _"]) -> Float[Tensor, "B h w C"]:
-        """Encode the position along one axis, counted from 1 to the photo's end."""
-        share = (count - self.offset) / (last + 1e-6)  # 1e-6 as published: a column of nothing but padding has last = 0
+        """Encode the position along one axis, counted from the photo's start to its end."""
+        share = count / (last + 1e-6)  # 1e-6 as published: a column of nothing but padding has last = 0
         return _waves(share, self.channels_per_axis, self.temperature)
 
 
@@ -120,6 +130,7 @@ class LearnedPositions(nn.Module):
         is_padded: bool = True,
         level: int = 0,
         photo_cells: Float[Tensor, "B 2"] | None = None,
+        first_cell: float | None = None,
     ) -> Float[Tensor, "B h w D"]:
         """Encode every cell by its row and column in the padded image.
 
@@ -128,6 +139,7 @@ class LearnedPositions(nn.Module):
             is_padded: not looked at.
             level: not looked at.
             photo_cells: not looked at.
+            first_cell: not looked at.
 
         Raises:
             ConfigError: the feature map is larger than the tables.
@@ -158,6 +170,7 @@ class NoPositions(nn.Module):
         is_padded: bool = True,
         level: int = 0,
         photo_cells: Float[Tensor, "B 2"] | None = None,
+        first_cell: float | None = None,
     ) -> Float[Tensor, "B h w D"]:
         """Encode nothing."""
         return torch.zeros(*padding_mask.shape, self.width, device=padding_mask.device)

@@ -4,6 +4,8 @@ Every cell of the memory proposes a box around itself; the best become the ancho
 the encoder. Output: `Queries`, and what the loss wants to know about all proposals.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from detrkit.models.queries import LARGEST_LOGIT, Queries
 from detrkit.structures import Proposals
 
 _SMALLEST_SIDE = 0.05  # of the photo: boxes proposed on the finest map; they double from map to map
+_LARGEST_SIDE = 0.9  # of the photo: from the sixth map on, where doubling would leave it and nothing would be proposed
 _MARGIN = 0.01  # of the photo's sides: cells closer to its edge propose nothing
 _NOWHERE = 1e4  # a logit whose sigmoid is 1, where the published code says infinity
 
@@ -110,15 +113,18 @@ class ProposedQueries(nn.Module):
 
 def _anchors(scene: Scene) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
     """Logits of a box around every cell, and which of them lie well inside the photo; elsewhere they are nowhere."""
-    proposed = torch.cat(
-        [
-            torch.cat([centres, torch.full_like(centres, _SMALLEST_SIDE * 2.0**level)], dim=-1)
-            for level, centres in enumerate(scene.cell_centres())
-        ],
-        dim=1,
-    )
-    is_valid = ((proposed > _MARGIN) & (proposed < 1 - _MARGIN)).all(-1)
+    proposed = _around(scene.cell_centres())
+    # a ResNet's first cells have their middles at the photo's very edge, and see what lies inside it
+    inside = proposed if scene.first_cells is None else _around(scene.cell_centres(even=True))
+    is_valid = ((inside > _MARGIN) & (inside < 1 - _MARGIN)).all(-1)
     if scene.padding_mask is not None:
         is_valid = is_valid & ~scene.padding_mask
     logits = torch.logit(proposed.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
     return logits.masked_fill(~is_valid[..., None], _NOWHERE), is_valid
+
+
+def _around(centres: Sequence[Float[Tensor, "B _ 2"]]) -> Float[Tensor, "B S 4"]:
+    """A square around every cell, larger from map to map."""
+    sides = [min(_SMALLEST_SIDE * 2.0**level, _LARGEST_SIDE) for level in range(len(centres))]
+    squares = [torch.cat([at, torch.full_like(at, side)], dim=-1) for at, side in zip(centres, sides, strict=True)]
+    return torch.cat(squares, dim=1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detrkit.ops.padding import padding_mask_at
 
@@ -54,6 +55,8 @@ class Scene:
         photo_cells: how many of each map's columns and rows are photo, fractions included if cells are to be found where
             their pixels are; None for all of them.
         photo_shares: the same, as shares of the map.
+        first_cells: where the middle of each map's first cell lies, in cells from the photo's edge; None for 0.5, as where
+            cells share the photo evenly.
         is_exact: whether padding is kept out of what the photo gives.
         located: tokens with positions, once the decoder has put them together.
     """
@@ -64,6 +67,7 @@ class Scene:
     sizes: tuple[tuple[int, int], ...]
     photo_cells: Float[Tensor, "B L 2"] | None = None
     photo_shares: Float[Tensor, "B L 2"] | None = None
+    first_cells: tuple[float, ...] | None = None
     is_exact: bool = False
     located: Float[Tensor, "B S D"] | None = None
 
@@ -85,14 +89,25 @@ class Scene:
         """
         if self.photo_shares is None:
             return places[:, :, None].expand(-1, -1, len(self.sizes), -1)
-        return places[:, :, None] * self.photo_shares.repeat(1, 1, places.shape[-1] // 2)[:, None]
+        on_maps = places[:, :, None] * self.photo_shares.repeat(1, 1, places.shape[-1] // 2)[:, None]
+        if self.first_cells is None or self.photo_cells is None:
+            return on_maps
+        # a map's first cell has its middle at 0.5 of its width, wherever in the photo that lies
+        width_of_cell = (self.photo_shares / self.photo_cells).unbind(1)
+        shifts = [width * (0.5 - first) for width, first in zip(width_of_cell, self.first_cells, strict=True)]
+        return on_maps + F.pad(torch.stack(shifts, dim=1), (0, places.shape[-1] - 2))[:, None]
 
-    def cell_centres(self) -> list[Float[Tensor, "B _ 2"]]:
-        """The middle of every cell of each map, (x, y) in 0 .. 1 of the photo; more than 1 in its padding."""
+    def cell_centres(self, *, even: bool = False) -> list[Float[Tensor, "B _ 2"]]:
+        """The middle of every cell of each map, (x, y) in 0 .. 1 of the photo; more than 1 in its padding.
+
+        Args:
+            even: as if the first cell began at the photo's edge, wherever its pixels are.
+        """
         centres = []
         for level, (height, width) in enumerate(self.sizes):
-            columns = torch.arange(width, device=self.tokens.device).expand(height, -1) + 0.5
-            rows = torch.arange(height, device=self.tokens.device)[:, None].expand(-1, width) + 0.5
+            first = 0.5 if even or self.first_cells is None else self.first_cells[level]
+            columns = torch.arange(width, device=self.tokens.device).expand(height, -1) + first
+            rows = torch.arange(height, device=self.tokens.device)[:, None].expand(-1, width) + first
             cells = torch.stack([columns, rows], dim=-1).flatten(0, 1).expand(self.tokens.shape[0], -1, -1)
             if self.photo_cells is None:
                 centres.append(torch.stack([cells[..., 0] / width, cells[..., 1] / height], dim=-1))
@@ -107,6 +122,7 @@ def to_scene(
     positions: Sequence[Float[Tensor, "B _ _ D"]],
     padding: Padding,
     photo_cells: Float[Tensor, "B L 2"] | None = None,
+    first_cells: tuple[float, ...] | None = None,
 ) -> Scene:
     """Put the cells of all maps one after the other.
 
@@ -116,6 +132,7 @@ def to_scene(
         positions: of their cells.
         padding: of the batch.
         photo_cells: of `exact_photo_cells`; None counts the cells of the masks, as published.
+        first_cells: as in `Scene`.
     """
     tokens = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
     if photo_cells is None and padding.mask is not None:
@@ -128,6 +145,7 @@ def to_scene(
         sizes=sizes,
         photo_cells=photo_cells,
         photo_shares=None if photo_cells is None else _shares(photo_cells, sizes),
+        first_cells=first_cells,
         is_exact=padding.is_exact,
     )
 
