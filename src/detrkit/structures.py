@@ -89,6 +89,28 @@ class Batch:
         """Whether any photo was padded: their sizes differ. Known without looking at the mask."""
         return len(set(self.sizes)) > 1
 
+    def unpadded(self) -> list[Batch]:
+        """Photos of one size each, without padding, in the order of the first of them."""
+        of_size: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(self.sizes):
+            of_size.setdefault(size, []).append(index)
+        return [self._of(indices, size) for size, indices in of_size.items()]
+
+    def one_by_one(self) -> list[Batch]:
+        """Every photo alone, without padding."""
+        return [self._of([index], size) for index, size in enumerate(self.sizes)]
+
+    def _of(self, indices: Sequence[int], size: tuple[int, int]) -> Batch:
+        height, width = size
+        return Batch(
+            images=self.images[list(indices), :, :height, :width],
+            padding_mask=self.padding_mask[list(indices), :height, :width],
+            targets=[self.targets[index] for index in indices if self.targets],
+            image_ids=[self.image_ids[index] for index in indices],
+            sizes=[size] * len(indices),
+            original_sizes=[self.original_sizes[index] for index in indices],
+        )
+
     def pin_memory(self) -> Batch:
         """Move to page-locked memory (called by the data loader)."""
         return replace(

@@ -6,16 +6,19 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 
-from detrkit.errors import CheckpointError, ExportError
+from detrkit import Detector
+from detrkit.checkpoints.file import Preprocessing
+from detrkit.errors import CheckpointError, DataError, ExportError
 from detrkit.export.graph import export_program
 from detrkit.export.program_file import write_program
 from detrkit.inference.exported_program import read_program
 from detrkit.models.detr import DETR
-from tests.export.models import SIZES, batch_of, described, eager, small_model, traced
+from tests.export.models import CATEGORIES, SIZES, batch_of, described, eager, small_model, traced
 
 GRAPH = "models/model.json"
 
@@ -154,12 +157,33 @@ def test_an_unchanged_copy_is_read(model: DETR, path: Path, tmp_path: Path) -> N
     assert read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None)).config == model.config
 
 
-def test_a_backbone_that_padded_as_tensorflow_does_is_exported_for_any_size() -> None:
+def test_a_backbone_that_padded_as_tensorflow_does_is_exported_for_any_size(tmp_path: Path) -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
-    program = export_program(model, exact_padding=False, postprocess=False)
-    images, mask = torch.randn(1, 3, 97, 130), torch.zeros(1, 97, 130, dtype=torch.bool)
+    write_program(traced(model), described(model), tmp_path / "model.pt2")
+    runtime, batch = read_program(tmp_path / "model.pt2"), batch_of([(97, 130), (97, 130)])
     with torch.inference_mode():
-        torch.testing.assert_close(program.module()(images, mask)[0], model(images).class_logits, rtol=0, atol=1e-4)
+        expected = model(batch.images).class_logits
+    torch.testing.assert_close(runtime.predict(batch).class_logits, expected, rtol=0, atol=1e-4)
+
+
+def test_a_photo_that_a_leaking_network_would_have_to_pad_is_refused(tmp_path: Path) -> None:
+    model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
+    write_program(traced(model), described(model), tmp_path / "model.pt2")
+    runtime = read_program(tmp_path / "model.pt2")
+    sentence = (
+        f"resized to 100 x 40 px, expected at least 64 px a side for {tmp_path / 'model.pt2'}, into which padding leaks"
+    )
+    with pytest.raises(DataError, match=sentence):
+        runtime.predict(batch_of([(40, 100)]))
+    detector = Detector(runtime, CATEGORIES, Preprocessing(image_size=40))
+    with pytest.raises(DataError, match=r"resized to 60 x 40 px, expected at least 64 px a side"):
+        detector.predict(np.zeros((80, 120, 3), np.uint8))
+
+
+def test_a_small_photo_is_padded_where_padding_stays_out(model: DETR, path: Path) -> None:
+    batch = batch_of([(40, 100)])
+    expected, found = eager(model).predict(batch), read_program(path).predict(batch)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
 
 
 def test_a_backbone_that_pads_by_the_photos_size_is_refused_at_once() -> None:

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 
 from detrkit import Detector, build_model
+from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.errors import ConfigError, DataError
+from detrkit.evaluation.collect import collect
+from detrkit.inference.images import open_pixels
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
@@ -27,6 +30,27 @@ def test_alone_and_in_a_batch(detector: Detector) -> None:
         torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-4 * max(one.size))
         assert torch.equal(alone.labels, batched.labels)
+
+
+def test_alone_and_in_a_batch_with_a_backbone_that_lets_padding_in() -> None:
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    changes = {"backbone": "timm:tf_efficientnet_lite0", "num_classes": 3, "num_queries": 5, "decoder_layers": 1}
+    detector = Detector.from_model(build_model("detrkit-s", **changes), image_size=96)
+    photos = [photo(0, 120, 80), photo(1, 64, 96), photo(2, 120, 80), photo(3, 200, 50)]
+    assert detector.most_padding == 0
+    together = detector.predict(photos, threshold=0)
+    for one, batched in zip(photos, together, strict=True):
+        alone = detector.predict(one, threshold=0)
+        torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-3)
+    batch = collate([detector.prepare(open_pixels(one, 3)) for one in photos])
+    categories = detector.categories
+    found = [
+        collect(detector.model, batches, categories)[0] for batches in ([batch], batch.one_by_one(), batch.unpadded())
+    ]
+    for other in found[1:]:
+        assert sorted(other.scores.tolist()) == pytest.approx(sorted(found[0].scores.tolist()), abs=1e-6)
 
 
 def test_every_kind_of_photo_gives_the_same(detector: Detector, tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def test_what_counts_as_the_same_detections(other: Predictions, same: bool) -> N
     assert is_same(predictions(0.2), predictions(0.2, label=1))  # nobody would have seen it
 
 
+def test_objects_are_the_same_whichever_query_found_them() -> None:
+    first, second = predictions(0.6), predictions(0.9, label=1, box=(0.2, 0.2, 0.1, 0.1))
+
+    def joined(*several: Predictions) -> Predictions:
+        logits = torch.cat([one.layer_class_logits for one in several], 2)
+        return Predictions(logits, torch.cat([one.layer_boxes for one in several], 2))
+
+    assert is_same(joined(first, second), joined(second, first))
+    assert not is_same(joined(first, second), joined(first, first))
+    assert not is_same(joined(first, first), joined(first, second))  # one more than there was
+
+
 def test_auto_takes_bfloat16_once_the_detections_proved_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
     engine = TorchRuntime(sure_model(), CPU, exact_padding=True, precision="auto")

@@ -408,6 +408,30 @@ def test_boxes_are_read_off_in_float32_under_autocast() -> None:
         assert head(decoded.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["detrkit-s", "conditional-detr-r50", "deformable-detr-r50"])
+def test_scores_and_places_are_not_rounded_under_autocast(name: str) -> None:
+    model, images = small(name, backbone="resnet-tiny").eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        predictions = model(images)
+        queries, _ = _decoder_inputs_of(model, images, None)
+    numbers = [predictions.class_logits, queries.reference]
+    if predictions.proposals is not None:
+        numbers.append(predictions.proposals.class_logits)
+    for one in numbers:
+        assert (one != one.bfloat16().float()).any()
+
+
+def test_nothing_is_proposed_in_padding_though_the_backbone_lets_it_in() -> None:
+    pytest.importorskip("timm")
+    model = small("detrkit-s", backbone="timm:resnet10t").eval()
+    images, mask = pad_to_batch([torch.randn(3, 64, 64), torch.randn(3, 64, 128)])
+    with torch.inference_mode():
+        logits = model(images, mask, exact_padding=True).proposals.class_logits[0, :, 0]
+    _, scene = _decoder_inputs_of(model, images, mask)
+    assert torch.equal(logits == -1e4, scene.padding_mask[0])
+    assert scene.padding_mask[0].any()
+
+
 def test_exact_cells_need_no_mask() -> None:
     model, images = small("detrkit-s").eval(), torch.randn(2, 3, 61, 43)
     with torch.inference_mode():

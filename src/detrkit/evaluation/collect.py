@@ -39,14 +39,15 @@ def collect(
         batches: of the dataset, each photo once.
         categories: of the model's classes.
         device: where the model is; an engine is not asked.
-        exact_padding: see `DETR.forward`; an engine is not asked.
+        exact_padding: see `DETR.forward`; a backbone that lets padding in gets the photos of each size by themselves.
         layers: decoder layers whose answers are wanted.
         masks: makes masks of predictions; those of a photo are encoded as run lengths before the next photo's are made.
             The last of the layers gets them.
         watch: is shown every batch with its predictions.
 
     Returns:
-        The detections of each of the layers, those of a photo best first. A photo's do not depend on its batch.
+        The detections of each of the layers, those of a photo best first. With `exact_padding`, a photo's do not depend on
+        its batch.
 
     Raises:
         DetrkitError: the model answers with something that is not finite.
@@ -56,7 +57,9 @@ def collect(
         model.eval()
     ids = torch.as_tensor(categories.ids)
     parts: list[list[Found]] = [[] for _ in layers]
-    for batch in batches:
+    config = model.config
+    leaks = exact_padding and not config.keeps_padding_out  # unless photos of one size come together
+    for batch in (one for whole in batches for one in (whole.unpadded() if leaks else [whole])):
         if isinstance(model, DETR):
             on_device = batch.to(device or "cpu")
             mask = on_device.padding_mask if batch.is_padded else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -25,6 +25,7 @@ from detrkit.data.photos import tensor_to_photo
 from detrkit.data.transforms import TestTransform
 from detrkit.errors import ConfigError, DataError, did_you_mean
 from detrkit.explain.attention import Attention, observe
+from detrkit.inference.exported import ExportedRuntime
 from detrkit.inference.images import Photo, open_pixels
 from detrkit.inference.load_exported import is_exported, load_exported
 from detrkit.inference.runtime import MaskRuntime, Precision, Runtime, TorchRuntime
@@ -37,6 +38,7 @@ from detrkit.postprocess.panoptic import LEAST_SCORE, Style, candidates_of, merg
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions, Sample
 
 Threshold = float | Literal["auto"]
+_Found = TypeVar("_Found", Detections, PanopticSegments)
 
 
 class Detector:
@@ -79,7 +81,11 @@ class Detector:
         Beyond a quarter, a smaller batch is sooner done. Where padding leaks into photos, as published, there is none: what
         is found in a photo must not depend on what came with it.
         """
-        return 0.25 if self.preprocessing.exact_padding else 0.0
+        return 0.25 if self._keeps_padding_out else 0.0
+
+    @property
+    def _keeps_padding_out(self) -> bool:
+        return self.preprocessing.exact_padding and self.runtime.config.keeps_padding_out
 
     @classmethod
     def from_model(
@@ -244,8 +250,8 @@ class Detector:
 
         Args:
             photos: path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor, with the model's number of
-                channels (RGB); or a list of them, which is predicted as one batch. A photo's objects do not depend on
-                the others in its batch.
+                channels (RGB); or a list of them, which is predicted as one batch, or as one for each size where padding
+                leaks into photos. A photo's objects do not depend on the others.
             threshold: least score of an object to be returned, 0 .. 1; "auto" takes what evaluation found best.
 
         Raises:
@@ -360,12 +366,29 @@ class Detector:
         ]
 
     def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
-        """Resize a photo as the model wants it; any thread may."""
-        return TestTransform(self.preprocessing.image_size)(unannotated(pixels))
+        """Resize a photo as the model wants it; any thread may.
+
+        Raises:
+            DataError: it is too small for an exported network.
+        """
+        sample = TestTransform(self.preprocessing.image_size)(unannotated(pixels))
+        if isinstance(self.runtime, ExportedRuntime):
+            self.runtime.check_size((sample.image.shape[-2], sample.image.shape[-1]))
+        return sample
 
     def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
         """Predict one batch of prepared photos; boxes are in pixels of the photos as they were."""
-        batch = collate(samples)
+        return self._apart(collate(samples), partial(self._find, threshold=threshold))
+
+    def _apart(self, batch: Batch, find: Callable[[Batch], list[_Found]]) -> list[_Found]:
+        """What is found in each photo of a batch, or of one for each size where padding leaks into photos."""
+        if self._keeps_padding_out or not batch.is_padded:
+            return find(batch)
+        of_sizes = [iter(find(one)) for one in batch.unpadded()]
+        of_size = dict(zip(dict.fromkeys(batch.sizes), of_sizes, strict=True))
+        return [next(of_size[size]) for size in batch.sizes]
+
+    def _find(self, batch: Batch, threshold: float | tuple[float, ...]) -> list[Detections]:
         predictions = self.runtime.predict(batch)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
         if not self.runtime.config.panoptic:
@@ -415,7 +438,7 @@ class Detector:
         self, batch: Batch, threshold: float = LEAST_SCORE, style: Style = "corrected"
     ) -> list[PanopticSegments]:
         """Predict and merge one batch of prepared photos; see `segments`."""
-        return self._merged(self.runtime.predict(batch), batch, threshold, style)
+        return self._apart(batch, lambda one: self._merged(self.runtime.predict(one), one, threshold, style))
 
     def _merged(self, predictions: Predictions, batch: Batch, threshold: float, style: Style) -> list[PanopticSegments]:
         categories = self.categories

@@ -5,7 +5,7 @@ document in the file's metadata (or beside it), which may come from anyone: ever
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from detrkit.checkpoints.file import Preprocessing, Thresholds
 from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, DataError
 from detrkit.models.config import ModelConfig
 from detrkit.ops.boxes import xyxy_to_cxcywh
 from detrkit.ops.padding import stride_of
@@ -156,9 +156,11 @@ class ExportedRuntime:
 
         Raises:
             CheckpointError: the network does not give what its description says.
+            DataError: of `check_size`.
         """
         if self.config.panoptic and self.description.preprocessing.exact_padding and batch.is_padded:
-            return _together([self.predict(alone) for alone in _one_by_one(batch)])
+            return _together([self.predict(alone) for alone in batch.one_by_one()])
+        self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
         images, padding_mask = at_least(batch.images, batch.padding_mask, self.description.smallest_side)
         inputs = {"images": images, "padding_mask": padding_mask}
         if self.description.postprocess:
@@ -167,6 +169,19 @@ class ExportedRuntime:
         self._check(outputs, len(images))
         predictions = self._to_predictions(outputs)
         return replace(predictions, masks=_cut(predictions.masks, images, batch.images))
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """See whether a photo of that (height, width) is large enough; where padding stays out, none is too small.
+
+        Raises:
+            DataError: it would have to be padded, and be found other objects in than by the checkpoint.
+        """
+        least, keeps_out = self.description.smallest_side, self.config.keeps_padding_out
+        if min(size) < least and not (keeps_out and self.description.preprocessing.exact_padding):
+            raise DataError(
+                f"photo: it is resized to {size[1]} x {size[0]} px, expected at least {least} px a side for {self.source}, "
+                "into which padding leaks; predict it with the checkpoint that was exported"
+            )
 
     def draw_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
@@ -204,20 +219,6 @@ class ExportedRuntime:
             outputs.get("masks"),
             class_scores=self.config.class_scores,
             most_detections=self.config.most_detections,
-        )
-
-
-def _one_by_one(batch: Batch) -> Iterator[Batch]:
-    """The photos of a batch, without padding."""
-    for index, (height, width) in enumerate(batch.sizes):
-        one = slice(index, index + 1)
-        yield Batch(
-            images=batch.images[one, :, :height, :width],
-            padding_mask=batch.padding_mask[one, :height, :width],
-            targets=batch.targets[one],
-            image_ids=batch.image_ids[one],
-            sizes=batch.sizes[one],
-            original_sizes=batch.original_sizes[one],
         )
 
 

@@ -150,16 +150,17 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def is_same(exact: Predictions, rough: Predictions) -> bool:
-    """Tell whether two predictions of the same photos hold the same objects, query by query."""
+    """Tell whether two predictions of the same photos hold the same objects, whichever queries found them."""
     scores, labels = exact.probabilities.max(-1)
     other_scores, other_labels = rough.probabilities.max(-1)
-    counts = (scores >= _LEAST_SCORE) | (other_scores >= _LEAST_SCORE)
-    boxes, other_boxes = (cxcywh_to_xyxy(one.boxes.float()[counts]) for one in (exact, rough))
-    return bool(
-        (labels[counts] == other_labels[counts]).all()
-        and ((scores - other_scores)[counts].abs() <= _LARGEST_SCORE_CHANGE).all()
-        and (box_iou(boxes, other_boxes).diagonal() >= _LEAST_IOU).all()
-    )
+    boxes, other_boxes = (cxcywh_to_xyxy(one.boxes.float()) for one in (exact, rough))
+    alike = labels[:, :, None] == other_labels[:, None]
+    alike &= (scores[:, :, None] - other_scores[:, None]).abs() <= _LARGEST_SCORE_CHANGE
+    overlaps = [box_iou(first, second) for first, second in zip(boxes, other_boxes, strict=True)]
+    alike &= torch.stack(overlaps) >= _LEAST_IOU
+    is_kept = (scores < _LEAST_SCORE) | alike.any(2)
+    is_known = (other_scores < _LEAST_SCORE) | alike.any(1)
+    return bool(is_kept.all() and is_known.all())
 
 
 def _state_of(model: DETR) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def _backbone(config: ModelConfig) -> ResNetBackbone | TimmBackbone:
             f"takes {config.num_backbone_levels}; choose fewer levels or another backbone"
         )
     expected = config.strides[: config.num_backbone_levels]
-    if config.exact_cells and isinstance(backbone, TimmBackbone) and backbone.strides[-len(expected) :] != expected:
+    if config.exact_cells and backbone.strides[-len(expected) :] != expected:
         raise ConfigError(
             f"backbone {config.backbone}: found maps with a cell every {_listed(backbone.strides)} pixels, exact_cells "
             f"expected {_listed(expected)} of the last; set exact_cells=false or choose another backbone"

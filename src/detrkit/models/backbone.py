@@ -4,6 +4,7 @@ torchvision's ResNets, with frozen batch norm unless they are trained from scrat
 map per stage, of strides 4, 8, 16, 32 (16 twice with `dilation`, the paper's DC5).
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
@@ -55,10 +56,8 @@ class ResNetBackbone(nn.Module):
         channels: width of each stage's feature map.
         first_centres: pixels from the photo's edge to the middle of what each map's first cell sees: half a pixel, for
             every strided convolution pads alike on both sides and so begins at the first pixel.
-        keeps_padding_out: whether its features can be made independent of padding.
+        strides: pixels per cell of each.
     """
-
-    keeps_padding_out = True
 
     def __init__(
         self,
@@ -90,6 +89,7 @@ class ResNetBackbone(nn.Module):
         self.recompute = False
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
+        self.strides = tuple(4 * math.prod(_stride(stage[0]) for stage in stages[: i + 1]) for i in range(len(stages)))
         self.first_centres = (0.5,) * len(stages)
         for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
             part.requires_grad_(False)
@@ -113,12 +113,10 @@ class ResNetBackbone(nn.Module):
         body = self.body
         features = body.relu(_convolve(body.conv1, body.bn1, images))
         features = body.maxpool(_without_padding(features, padding_mask, stride=2))
-        stride = 4
         levels = []
-        for stage in self.stages:
-            features = run(partial(_run_stage, stage, stride), self.recompute, features, padding_mask)
+        for stage, before in zip(self.stages, (4, *self.strides), strict=False):
+            features = run(partial(_run_stage, stage, before), self.recompute, features, padding_mask)
             levels.append(features)
-            stride *= _stride(stage[0])
         return levels
 
 

@@ -1,7 +1,8 @@
 """Backbones of the timm library (extra `timm`): images -> feature maps, through the same door as the ResNets.
 
 Any model of timm that hands over feature maps will do; channels and strides are found by asking it. Unlike a ResNet's, its
-features near a photo's padded edge depend on the padding, which it sees as the mean colour.
+features near a photo's padded edge depend on the padding, which it sees as the mean colour
+(`ModelConfig.keeps_padding_out`).
 """
 
 from functools import partial
@@ -10,7 +11,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.backbone import convolve_scaled
@@ -31,10 +31,7 @@ class TimmBackbone(nn.Module):
             the ResNets, or half a cell where convolutions pad the end of a photo rather than its start, or cut it into
             patches. (Of `tf_efficientnet_lite0` with ImageNet weights, the gradients' middle lies at 4.4, 11.3 and 17.7
             pixels for strides of 8, 16 and 32.)
-        keeps_padding_out: False; see above.
     """
-
-    keeps_padding_out = False
 
     def __init__(
         self,
@@ -129,7 +126,7 @@ def _pad_alike(body: nn.Module) -> None:
 def _padded(
     sides: tuple[int, int, int, int], _convolution: nn.Module, inputs: tuple[Float[Tensor, "B C h w"]]
 ) -> Float[Tensor, "B C _ _"]:
-    return functional.pad(inputs[0], sides)
+    return torch.constant_pad_nd(inputs[0], sides)  # functional.pad names its mode, which exported programs may not
 
 
 def _fold_norms(body: nn.Module, in_channels: int) -> None:

@@ -99,6 +99,11 @@ class ModelConfig(BaseModel):
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
+    def keeps_padding_out(self) -> bool:
+        """Whether padding can be kept out of its backbone, so that a photo's features do not depend on its batch."""
+        return not self.backbone.startswith(TIMM)
+
+    @property
     def has_published_positions(self) -> bool:
         """Whether positions are added where the published code and Hugging Face's add them."""
         return self.position_encoding != "none" and self.position_places == {"attention"}

@@ -45,6 +45,7 @@ class DETR(nn.Module):
     """Backbone, encoder, decoder over object queries, heads (paper, figure 2).
 
     Attributes:
+        has_strides: whether the backbone's feature maps have the strides that the config expects.
         first_centres: pixels from the photo's edge to where the first cell of each feature map is taken to have its middle,
             finest first.
     """
@@ -60,6 +61,8 @@ class DETR(nn.Module):
         self.decoder = parts.decoder
         self.heads = parts.heads
         self.panoptic = parts.panoptic
+        used = config.num_backbone_levels
+        self.has_strides = self.backbone.strides[-used:] == config.strides[:used]
         self.first_centres = _first_centres(config, parts.backbone.first_centres)
 
     def recompute(self, on: bool) -> None:
@@ -87,7 +90,8 @@ class DETR(nn.Module):
             padding_mask: True on padding; None when there is none.
             exact_padding: True makes classes and boxes of a photo independent of how far it was padded, and so of the
                 other photos in its batch (not `masks`: the mask head normalises over the padding, as published; asked for
-                some queries, `self.panoptic` can leave it out).
+                some queries, `self.panoptic` can leave it out). Backbones of timm let padding in all the same: batches of
+                photos of one size are exact with them.
                 False computes what the published code does, where padding leaks into the backbone's features and the
                 mask of the feature map is rounded.
             last_layer_only: leave out what the decoder layers before the last say, which only training asks for.
@@ -95,9 +99,9 @@ class DETR(nn.Module):
                 draws from, for those queries that are matched or kept: the same masks for a fraction of the work.
             extra: makes queries that are decoded beside the model's own and change nothing of theirs (training helpers).
         """
-        exact_padding = exact_padding and self.backbone.keeps_padding_out
         config = self.config
-        padding = Padding(padding_mask, config.strides if exact_padding or config.exact_cells else None, exact_padding)
+        has_strides = (exact_padding or config.exact_cells) and self.has_strides
+        padding = Padding(padding_mask, config.strides if has_strides else None, exact_padding)
         levels = self.backbone(images, padding_mask if exact_padding else None)
         maps = self.input_projection(levels, padding)
 

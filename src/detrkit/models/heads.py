@@ -4,7 +4,7 @@ Input: (T, B, Q, D), every decoder layer at once; the heads are shared between l
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -25,6 +25,10 @@ class ClassHead(nn.Linear):
         super().__init__(width, num_classes + (class_scores == "softmax"))
         if class_scores == "sigmoid":
             nn.init.constant_(self.bias, math.log(_PRIOR / (1 - _PRIOR)))
+
+    def forward(self, decoded: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape K1"]:
+        """Read off the logits; under autocast in float32: rounded to bfloat16, many scores are equal and rank nothing."""
+        return in_float32(super().forward, decoded)
 
 
 class BoxHead(nn.Sequential):
@@ -49,11 +53,18 @@ class BoxHead(nn.Sequential):
 
     def forward(self, decoded: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
         """Read off the logits; under autocast in float32, for a box rounded to bfloat16 is off by several pixels."""
-        kind = decoded.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):  # "meta" has none
-            return cast(Tensor, super().forward(decoded))  # type: ignore[no-untyped-call]
-        with torch.autocast(kind, enabled=False):
-            return cast(Tensor, super().forward(decoded.float()))  # type: ignore[no-untyped-call]
+        return in_float32(super().forward, decoded)
+
+
+def in_float32(
+    read: Callable[[Float[Tensor, "*shape D"]], Float[Tensor, "*shape C"]], vectors: Float[Tensor, "*shape D"]
+) -> Float[Tensor, "*shape C"]:
+    """Read vectors by layers, as they are or, under autocast, in float32."""
+    kind = vectors.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):  # "meta" has none
+        return read(vectors)
+    with torch.autocast(kind, enabled=False):
+        return read(vectors.float())
 
 
 class PerLayer(nn.ModuleList):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrkit.ops.padding import padding_mask_at
 
@@ -95,7 +94,7 @@ class Scene:
         # a map's first cell has its middle at 0.5 of its width, wherever in the photo that lies
         width_of_cell = (self.photo_shares / self.photo_cells).unbind(1)
         shifts = [width * (0.5 - first) for width, first in zip(width_of_cell, self.first_cells, strict=True)]
-        return on_maps + F.pad(torch.stack(shifts, dim=1), (0, places.shape[-1] - 2))[:, None]
+        return torch.cat([on_maps[..., :2] + torch.stack(shifts, dim=1)[:, None], on_maps[..., 2:]], dim=-1)
 
     def cell_centres(self, *, even: bool = False) -> list[Float[Tensor, "B _ 2"]]:
         """The middle of every cell of each map, (x, y) in 0 .. 1 of the photo; more than 1 in its padding.

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrkit.models.heads import in_float32
 from detrkit.models.positions import encode_coordinates
 from detrkit.models.pyramid import Scene
 from detrkit.structures import Helper, Proposals
@@ -145,12 +146,14 @@ class PointQueries(nn.Module):
 
     def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
         """Hand vectors and points to every photo."""
-        vectors = self.weight.expand(scene.tokens.shape[0], -1, -1).to(scene.tokens.dtype)
+        vectors = self.weight.expand(scene.tokens.shape[0], -1, -1)
         if self.with_content:
             positions, content = vectors.chunk(2, dim=-1)
         else:
             positions, content = vectors, torch.zeros_like(vectors)
-        return Queries(content, positions, self.point_head(positions).float())
+        points = in_float32(self.point_head, positions).float()
+        kind = scene.tokens.dtype
+        return Queries(content.to(kind), positions.to(kind), points)
 
 
 class AnchorQueries(nn.Module):
