@@ -79,6 +79,12 @@ def test_objects_are_counted_by_how_many_there_are() -> None:
     assert counts == (Count(1, 1.0, 1, 1, 1.0), Count(2, 1.0, 0, 2, 1.5))
 
 
+def test_a_crowd_is_no_object_that_could_be_counted() -> None:
+    objects = [(1, 3, [0.0, 0, 50, 50]), (1, 3, [300.0, 0, 200, 200])]
+    counts = count_found(case(objects, [(1, 3, [0.0, 0, 50, 50], 0.9)], 1, crowds=(1,)), 0.5)
+    assert counts == (Count(1, 1.0, 1, 1, 1.0),)
+
+
 def test_equal_objects_are_drawn_in_cells_of_their_own() -> None:
     sample = draw_equal(2, 9, 3, default_rng(0), DrawingStyle(size=96), image_id=5)
     boxes = sample.annotations.boxes

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from detrkit.models.attention import MultiHeadAttention
-from detrkit.models.dropout import Dropout, drop
+from detrkit.models.dropout import Dropout, drop, kept_mask
+from detrkit.models.transformer import FeedForward, LayerShape, Residual
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
@@ -21,6 +22,34 @@ def test_share_and_scale(share: float, shape: tuple[int, ...]) -> None:
         assert float(dropped.detach().mean()) == pytest.approx(1, abs=0.01)
     dropped.sum().backward()
     torch.testing.assert_close(values.grad, dropped.detach())
+
+
+def test_a_share_that_rounds_to_all_leaves_something() -> None:
+    kept, scale = kept_mask(torch.ones(10), 0.999999)
+    assert scale == 65536
+    assert set(kept.tolist()) <= {0.0, 1.0}
+
+
+def test_weights_that_are_kept_count_for_those_that_are_not() -> None:
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(16, 4, 0.5).train()
+    heads = [attention.split_heads(torch.randn(4, 200, 16)) for _ in range(2)]
+    mixed = attention.mix_with_dropout(heads[0], heads[1], torch.ones(4, 4, 200, 4), None)
+    assert float(mixed.mean()) == pytest.approx(1, abs=0.02)
+    assert float(mixed.std()) > 0.01
+
+
+def test_sublayers_drop_what_they_found_and_feed_forward_networks_what_they_think() -> None:
+    torch.manual_seed(0)
+    shape = LayerShape(width=8, num_heads=2, feedforward_dim=4096, dropout=0.5, pre_norm=True)
+    added = Residual(shape).train().after(torch.zeros(1, 500, 8), torch.ones(1, 500, 8))
+    assert set(added.unique().tolist()) == {0.0, 2.0}
+    network, tokens = FeedForward(shape).train(), torch.randn(1, 1, 8)
+    with torch.no_grad():
+        several = torch.stack([network(tokens) for _ in range(50)])
+        whole = network.eval()(tokens)
+    assert float(several.std(0).mean()) > 0.01
+    torch.testing.assert_close(several.mean(0), whole, rtol=0, atol=float(several.std(0).max()))
 
 
 def test_the_same_seed_drops_the_same_and_eval_drops_nothing() -> None:

@@ -106,8 +106,9 @@ def test_without_kept_queries_there_are_no_segments(style: Style) -> None:
     assert (merged.ids == VOID).all()
 
 
-def test_where_all_segments_are_too_small_nothing_is_left() -> None:
-    merged = merge_segments(candidates_of(regions(["01", "01"]), [THING, THING]), IS_THING)
+@pytest.mark.parametrize("style", ["corrected", "reference"])
+def test_where_all_segments_are_too_small_nothing_is_left(style: Style) -> None:
+    merged = merge_segments(candidates_of(regions(["01", "01"]), [THING, THING]), IS_THING, style)
     assert merged.labels == ()
     assert (merged.ids == VOID).all()
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,26 @@ from detrkit.data.sampling import Share
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.data.transforms import crop, resize
 from detrkit.errors import ConfigError
+from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.scores import Scores
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.process import Process, process_from_environment
 from detrkit.recipes.building import loss_for
 from detrkit.recipes.loaders import evaluation_loader
-from detrkit.structures import Sample
+from detrkit.structures import Batch, Sample
 from detrkit.training.processes import (
     average_over_processes,
     free_port,
     from_first,
     gather,
+    largest_of_all,
     process_group,
 )
+from detrkit.training.run_log import NoLog
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
+from detrkit.training.trainer import RunHooks, Trainer
 
 BATCH = 4
 STEPS = 5
@@ -110,6 +116,33 @@ def work(rank: int, ports: list[int], folder: Path) -> None:
     count_statistics(rank, folder / "statistics")
 
 
+class OneBatch:
+    """A loader that nobody reads."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(())
+
+    def start_at(self, epoch: int, first: int) -> None:
+        pass
+
+
+def go_back(process: Process, stepper: Stepper) -> None:
+    """Each process draws again what it drew after the state was taken, which is not what the other draws."""
+    hooks = RunHooks(lambda _: Scores(BoxScores({}, (), 1, 1)), lambda *_: None, lambda _: None)
+    trainer = Trainer(stepper, OneBatch(), TrainingSettings(), hooks, NoLog())
+    torch.manual_seed(process.rank)
+    state = trainer.state_dict()
+    drawn = torch.rand(4)
+    torch.manual_seed(99)
+    trainer.load_state_dict(state)
+    assert torch.equal(torch.rand(4), drawn)
+    assert not torch.equal(*gather([drawn]))
+    assert largest_of_all(process.rank * 7) == 7
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("of_two")
@@ -129,6 +162,7 @@ def count_statistics(rank: int, file: Path) -> None:
         alone = copy.deepcopy(model)
         stepper.train()
         stepper.step([collate(photos)])
+        go_back(Process(rank, 2, rank), stepper)
         batch = collate(photos)
         alone.train()(batch.images, batch.padding_mask, exact_padding=settings.exact_padding)
     of_all = {

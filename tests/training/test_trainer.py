@@ -34,7 +34,7 @@ from detrkit.training.schedule import rate_factor
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
 from detrkit.training.stopping import StopSignal
-from detrkit.training.trainer import RunHooks, Trainer
+from detrkit.training.trainer import RunHooks, Trainer, strong_epochs
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=2, image_size=64, workers=0, log_every=1, learning_rate=1e-3)
 
@@ -399,6 +399,22 @@ def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
             stepper(TrainingSettings(**{option[2:].replace("-", "_"): value}))
     with pytest.raises(ConfigError, match="nothing is left to train"):
         stepper(TrainingSettings(freeze=",".join(PARTS)))
+
+
+def test_norms_of_frozen_stages_keep_their_statistics() -> None:
+    loop = stepper(SETTINGS, frozen_backbone_stages=2)  # ordinary batch norm
+    before = {name: buffer.clone() for name, buffer in loop.model.backbone.body.named_buffers() if "mean" in name}
+    loop.train()
+    loop.step(list(drawn(SETTINGS))[:1])
+    moved = {name for name, buffer in loop.model.backbone.body.named_buffers() if "mean" in name}
+    moved -= {name for name in moved if torch.equal(before[name], loop.model.backbone.body.get_buffer(name))}
+    assert moved
+    assert all(name.startswith(("layer2", "layer3")) for name in moved)
+
+
+@pytest.mark.parametrize(("share", "epochs", "strong"), [(0.9, 4, 3), (0.7, 4, 3), (1, 4, 4), (0.9, 1, 1), (0, 4, 0)])
+def test_the_last_epoch_is_plain_unless_all_are_to_be_strong(share: float, epochs: int, strong: int) -> None:
+    assert strong_epochs(5, TrainingSettings(epochs=epochs, strong_until=share)) == strong
 
 
 def test_a_run_ends_after_its_steps_or_when_nothing_gets_better(tmp_path: Path) -> None:

@@ -148,5 +148,5 @@ class TrainBatches(Sampler[list[Draw]]):
 
 
 def mixed(*numbers: int) -> int:
-    """One seed of several numbers, in which each of them counts."""
+    """One seed of several numbers, in which each of them counts, but for zeros at the end."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -36,7 +36,7 @@ def count_found(case: Case, threshold: float) -> tuple[Count, ...]:
     matching = match(case, find_overlaps(case))
     is_shown = case.found.scores >= threshold
     num_photos = len(case.truth.image_ids)
-    present = np.bincount(case.truth.photos, minlength=num_photos)
+    present = np.bincount(case.truth.photos[~case.truth.is_crowd], minlength=num_photos)
     shown = np.bincount(case.photos[is_shown], minlength=num_photos)
     found = np.bincount(case.photos[is_shown & matching.is_right], minlength=num_photos)
     return tuple(

@@ -1,6 +1,7 @@
 """Dropout (paper, section A.4: 0.1), which on a CPU draws sixteen random bits per element instead of a float.
 
-torch's own spends a tenth of a training step on drawing floats there. The share that is dropped is rounded to 1/65536.
+torch's own spends a tenth of a training step on drawing floats there. The share that is dropped is rounded to 1/65536,
+and is less than all.
 """
 
 import torch
@@ -27,7 +28,7 @@ def drop(values: Float[Tensor, "*shape"], share: float) -> Float[Tensor, "*shape
 
 def kept_mask(values: Float[Tensor, "*shape"], share: float) -> tuple[Float[Tensor, "*shape"], float]:
     """Draw which values of a tensor on the CPU are kept, 1 or 0; tell by what to multiply those."""
-    num_dropped = round(share * _LEVELS)
+    num_dropped = min(round(share * _LEVELS), _LEVELS - 1)
     # compared into numbers of the same type: a product with booleans takes many times as long
     kept = torch.empty(values.shape, dtype=values.dtype)
     torch.ge(_random_levels(values), num_dropped - _LEVELS // 2, out=kept)

@@ -260,7 +260,7 @@ class Decoder(nn.Module):
             decoded = run(layer, self.recompute, decoded, place, scene)
             after_layer.append(self.norm(decoded))
             references.append(counted_from)
-            if self.refines and reference is not None:
+            if self.refines and reference is not None and number + 1 < len(self.layers):
                 counted_from = refined(reference, heads.box_head_of(number)(decoded))
                 reference = counted_from.detach()
                 if not self.learns_through_references:

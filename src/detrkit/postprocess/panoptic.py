@@ -182,17 +182,16 @@ def _reference(candidates: Candidates, is_thing: Sequence[bool]) -> Merged:
     logits = nearest(logits, candidates.original)
     left = candidates
     first_of_kind = torch.tensor(_first_of_kind(left.labels, is_thing), device=logits.device)
-    while True:
-        ids = logits.new_zeros(left.original, dtype=torch.int64)
-        if len(logits):
-            ids = first_of_kind[logits.softmax(0).argmax(0)]
-        areas = ids.flatten().bincount(minlength=len(logits))[: len(logits)]
+    while len(logits):
+        ids = first_of_kind[logits.softmax(0).argmax(0)]
+        areas = ids.flatten().bincount(minlength=len(logits))
         is_small = areas <= SMALLEST
         if not is_small.any():
-            break
+            return Merged(ids, tuple(left.labels.tolist()), tuple(left.scores.tolist()), tuple(areas.tolist()))
         left, logits = left.keep(~is_small), logits[~is_small]
         first_of_kind = torch.arange(len(logits), device=logits.device)  # what was merged is on its own again
-    return Merged(ids, tuple(left.labels.tolist()), tuple(left.scores.tolist()), tuple(areas.tolist()))
+    # the published picture then shows the number of a segment that its list does not have
+    return Merged(torch.full(left.original, VOID, device=logits.device), (), (), ())
 
 
 def _huggingface(

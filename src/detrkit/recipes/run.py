@@ -186,8 +186,6 @@ class Run:
             if state is not None:
                 with self._of_this_run():
                     trainer.load_state_dict(state)
-                if self.process.rank:
-                    torch.manual_seed(mixed(settings.seed, self.process.rank, done))
                 if trainer.has_ended:
                     raise ConfigError(
                         f"--resume {self.output}: the run has ended, after {trainer.position.epoch - 1} epochs; predict "

@@ -81,10 +81,15 @@ def learns_masks_only(config: ModelConfig, settings: TrainingSettings) -> bool:
 
 
 def keep_frozen_parts_still(model: DETR) -> None:
-    """Put parts of which nothing is trained into eval mode: no dropout, no new statistics."""
+    """Put parts of which nothing is trained into eval mode, and norms of frozen stages: no dropout, no new statistics."""
     for part in PARTS:
         module = getattr(model, part)
         if isinstance(module, nn.Module) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+            p.requires_grad for p in module.parameters()
+        ):
             module.eval()
 
 

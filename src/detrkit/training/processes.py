@@ -41,15 +41,24 @@ def process_group(process: Process, device: torch.device) -> Iterator[None]:
 
 def agree_to_stop(stop: StopSignal, step: int) -> bool:
     """Tell whether any process was asked to stop; all of them get the same answer at the same step."""
+    if is_time_to_ask(step):
+        stop.received = largest_of_all(stop.received or 0) or None
+    return stop.received is not None and is_time_to_ask(step)
+
+
+def is_time_to_ask(step: int) -> bool:
+    """Whether processes ask each other something after that step; one alone need not wait."""
+    return not distributed.is_initialized() or step % _STEPS_BETWEEN_QUESTIONS == 0
+
+
+def largest_of_all(value: int) -> int:
+    """The largest of the numbers that the processes have."""
     if not distributed.is_initialized():
-        return stop.received is not None
-    if step % _STEPS_BETWEEN_QUESTIONS:
-        return False
+        return value
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    asked = torch.tensor(float(stop.received or 0), device=device)
-    distributed.all_reduce(asked, distributed.ReduceOp.MAX)
-    stop.received = int(asked.item()) or None
-    return stop.received is not None
+    largest = torch.tensor(value, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return int(largest.item())
 
 
 def average_over_processes(values: Tensor, count: int) -> tuple[Tensor, int]:
@@ -81,6 +90,11 @@ def gather(values: list[Value]) -> list[Value]:
     lists: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(lists, values)
     return [value for one in lists for value in one]
+
+
+def rank() -> int:
+    """This process's number among those that train together."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def from_first(value: Value | None) -> Value:

@@ -16,7 +16,14 @@ from detrkit.evaluation.scores import Scores
 from detrkit.losses.set_loss import LossReport
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
-from detrkit.training.processes import agree_to_stop, average_over_processes
+from detrkit.training.processes import (
+    agree_to_stop,
+    average_over_processes,
+    gather,
+    is_time_to_ask,
+    largest_of_all,
+    rank,
+)
 from detrkit.training.run_log import Log
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
@@ -121,8 +128,10 @@ def planned_epochs(num_batches: int, settings: TrainingSettings) -> int:
 
 
 def strong_epochs(num_batches: int, settings: TrainingSettings) -> int:
-    """Epochs, from the first on, that see strong augmentation."""
-    return round(settings.strong_until * planned_epochs(num_batches, settings))
+    """Epochs, from the first on, that see strong augmentation; the last of several does only where all are to."""
+    epochs = planned_epochs(num_batches, settings)
+    rounded = round(settings.strong_until * epochs)
+    return min(rounded, epochs - 1) if settings.strong_until < 1 and epochs > 1 else rounded
 
 
 class Trainer:
@@ -187,8 +196,8 @@ class Trainer:
                 break
             if agree_to_stop(stop, step):
                 return False
-            if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
-                self.save()
+            if is_time_to_ask(step):
+                self.save_now_and_then()
         return True
 
     def end_epoch(self) -> None:
@@ -203,8 +212,8 @@ class Trainer:
         if is_due:
             self.evaluate(epoch)
             self.save()
-        elif time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
-            self.save()
+        else:
+            self.save_now_and_then()
 
     def evaluate(self, epoch: int) -> None:
         """Score the model, and save it if it is the best so far.
@@ -223,10 +232,15 @@ class Trainer:
         self.meter = Meter()  # the time that this took is not the training's
 
     def save(self) -> None:
-        """Write the weights and the state."""
+        """Write the weights and the state; all processes have to."""
         self.hooks.save_weights("last", self.stepper.best_model)
         self.hooks.save_state(self.state_dict())
         self._saved_at = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        """Save if that was long ago by the clock of any process; all save together."""
+        if largest_of_all(time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES):
+            self.save()
 
     def read_meter(self) -> None:
         """Copy the averages from the device and record them."""
@@ -241,8 +255,9 @@ class Trainer:
         return {
             "stepper": self.stepper.state_dict(),
             "position": {**vars(self.position), "best": None if best is None else best.to_json()},
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            # of every process: dropout differs between them
+            "random": gather([torch.get_rng_state()]),
+            "random_cuda": gather([torch.cuda.get_rng_state()]) if torch.cuda.is_available() else [],
             "num_steps": self.num_steps,
             "num_batches": len(self.loader),
         }
@@ -253,9 +268,9 @@ class Trainer:
         position = dict(state["position"])
         best = position.pop("best")
         self.position = Position(**position, best=None if best is None else Scores.from_json(best))
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] and len(state["random_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        torch.set_rng_state(state["random"][rank()])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_cuda"][rank()])
 
 
 def _in_groups(batches: Iterator[Batch] | Batches, size: int) -> Iterator[Sequence[Batch]]:
