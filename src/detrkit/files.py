@@ -1,20 +1,19 @@
 """Writing files so that a crash leaves either the old content or the new, never half of it."""
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detrkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
 _LOCK = ".lock"
-_HEADER = 4096  # bytes, in which a PNG's texts are
 _TEMPORARY = ".detrkit-"  # and not the name, which may be as long as names can be
 
 
@@ -55,6 +54,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON list atomically, a row a line: people can read it, and `signatures` knows it."""
+    write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+
+
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> None:
     """Write a `.safetensors` file atomically.
 
@@ -69,24 +73,6 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[st
             save_file(dict(tensors), temporary, metadata=metadata)
         except SafetensorError as error:  # its writer's word for a full disk
             raise ConfigError(f"{path}: cannot be written ({error}); make room, and give the command again") from None
-
-
-def signed() -> "PngInfo":
-    """What tells a PNG of ours, which may be written anew, from somebody's own."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("Software", "detrkit")
-    return info
-
-
-def is_signed(path: Path) -> bool:
-    """Whether a PNG is one of ours."""
-    try:
-        with path.open("rb") as file:
-            return b"tEXtSoftware\0detrkit" in file.read(_HEADER)
-    except OSError:
-        return False
 
 
 def is_file(path: Path) -> bool:

@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "detrkit"
 
 LAYER = {
-    "structures": 0, "errors": 0, "files": 0, "terminal": 0, "process": 0,
+    "structures": 0, "errors": 0, "files": 0, "signatures": 0, "terminal": 0, "process": 0,
     "ops": 1,
     "data": 2, "models": 2, "losses": 2, "postprocess": 2,
     "checkpoints": 3, "visualization": 3,

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.errors import DataError
-from detrkit.files import replacing, signed
+from detrkit.files import replacing
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
+from detrkit.signatures import signed
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 26  # bytes of signature, length, name, width, height, bit depth and colour type

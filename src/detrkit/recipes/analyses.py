@@ -11,6 +11,7 @@ from detrkit.evaluation.queries import SMALL_SIDE, QueryMap, map_queries
 from detrkit.evaluation.report import ReportChart
 from detrkit.visualization.charts import as_png, as_svg, draw_counts, draw_layers, draw_query_map
 
+PAPER_ANALYSES = ("by_layer", "query_map", "counting")
 _MOST_PANELS = 20  # as in the paper
 
 

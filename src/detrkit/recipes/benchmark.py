@@ -21,11 +21,13 @@ from detrkit.files import replacing, write_text
 from detrkit.inference.load_exported import is_exported
 from detrkit.inference.runtime import Precision, has_bfloat16
 from detrkit.recipes.contenders import Contender, Measured, Work, be_contender
+from detrkit.signatures import spare_others
 from detrkit.terminal import plain_console
 from detrkit.visualization.page import html_page
 from detrkit.visualization.speeds import draw_speeds
 
 NUM_WARM_UPS = 2
+_FORMAT = "detrkit-benchmark-1"
 EXPORTED: tuple[Precision, ...] = ("float32",)  # what an exported file is asked for; its own precision stays
 
 
@@ -45,6 +47,9 @@ def benchmark(
     """
     if rounds < 1 or work.batch_size < 1:
         raise ConfigError(f"benchmark: found {rounds} rounds of {work.batch_size} photos, expected at least 1 of each")
+    if output is not None:
+        for suffix in ("json", "png", "html"):
+            spare_others(output / f"benchmark.{suffix}")
     console = plain_console()
     contenders = list_contenders(sources, precisions, rivals, torch.device(work.device))
     measured = measure(contenders, work, rounds)
@@ -52,9 +57,8 @@ def benchmark(
         raise DetrkitError(measured[0].not_run or "benchmark: nothing to measure")
     print_table(measured, work, console)
     if output is not None:
-        write_text(
-            output / "benchmark.json", json.dumps({"work": asdict(work), "measured": [asdict(m) for m in measured]})
-        )
+        content = {"format": _FORMAT, "work": asdict(work), "measured": [asdict(m) for m in measured]}
+        write_text(output / "benchmark.json", json.dumps(content))
         with replacing(output / "benchmark.png") as temporary:
             temporary.write_bytes(draw_speeds(bars_of(measured, work)))
         write_text(output / "benchmark.html", page_of(measured, work))

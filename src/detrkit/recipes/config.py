@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detrkit.errors import ConfigError, did_you_mean, short
 from detrkit.files import write_text
+from detrkit.signatures import MAKER_OF_YAML
 from detrkit.training.settings import TrainingSettings
 
 
@@ -89,7 +90,7 @@ def write_config(path: Path, config: RunConfig, model: dict[str, Any]) -> None:
     """Write the resolved configuration: every setting of the run, and every field of the model."""
     content = config.model_dump(mode="json")
     content["model_settings"] = model
-    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    write_text(path, MAKER_OF_YAML + yaml.safe_dump(content, sort_keys=False))
 
 
 def _validated(content: dict[str, Any], where: str) -> RunConfig:

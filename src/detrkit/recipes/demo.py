@@ -18,7 +18,7 @@ from detrkit.data.transforms import RandomOrientation, TestTransform
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.evaluation.panoptic import TrueSegments
-from detrkit.files import replacing, write_text
+from detrkit.files import check_is_free, replacing, write_text
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData
 from detrkit.recipes.run import run_training
@@ -79,6 +79,7 @@ def run_demo(output: Path, seed: int = 42, task: Task = "boxes", model: Model = 
     if not 0 <= seed < 2**62:
         raise ConfigError(f"--seed: found {seed}, expected 0 or more, and less than 2 to the power of 62")
     refuse_used_folder(output)
+    check_is_free(output / "drawings")
     console = plain_console()
     console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")
     size = IMAGE_SIZES[model]

@@ -16,6 +16,7 @@ from detrkit.explain.stages import Passage, passages_noted
 from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
+from detrkit.signatures import spare_others
 from detrkit.terminal import plain_console
 
 
@@ -40,8 +41,12 @@ def describe_model(name: str, size: str, picture: Path | None = None) -> list[St
         ConfigError: the size or the picture's name is malformed.
         DetrkitError: no such model.
     """
-    if picture is not None and (picture.is_dir() or picture.suffix.lower() not in SUFFIXES):
-        raise ConfigError(f"--output: found {picture.name!r}, expected the name of a picture: {', '.join(SUFFIXES)}")
+    if picture is not None:
+        if picture.suffix.lower() not in SUFFIXES:
+            raise ConfigError(
+                f"--output: found {picture.name!r}, expected the name of a picture: {', '.join(SUFFIXES)}"
+            )
+        spare_others(picture)
     is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
     config = preset_config(name) if is_preset else read_checkpoint(name).config
     height, width = parse_size(size)

@@ -14,6 +14,7 @@ from detrkit.recipes.data import RunData
 from detrkit.recipes.doctor import class_table
 from detrkit.recipes.loaders import train_order
 from detrkit.recipes.train import opened
+from detrkit.signatures import signed, spare_others
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
 from detrkit.training.trainer import planned_epochs, strong_epochs
@@ -32,6 +33,7 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
         raise ConfigError(f"--count: found {count}, expected 1 to {_MOST_SAMPLES} samples")
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output: found {output.name!r}, expected the name of a PNG file, for example samples.png")
+    spare_others(output)
     console = plain_console()
     config, data = opened(config, console)
     settings = config.training
@@ -45,7 +47,7 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     if not samples:
         raise DataError(f"{config.data}: none of the first {count} samples can be read; run detrkit doctor")
     with replacing(output) as temporary:
-        contact_sheet([_picture(sample, data) for sample in samples]).save(temporary, "PNG")
+        contact_sheet([_picture(sample, data) for sample in samples]).save(temporary, "PNG", pnginfo=signed())
     sides = [side for sample in samples for side in sample.image.shape[1:]]
     objects = sum(len(sample.annotations.labels) for sample in samples)
     console.print(

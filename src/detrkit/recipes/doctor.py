@@ -26,10 +26,12 @@ from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.convert_data import write_copy
 from detrkit.recipes.plan import plan_model
+from detrkit.signatures import spare_others
 from detrkit.terminal import plain_console
 from detrkit.visualization.draw import draw_boxes
 from detrkit.visualization.page import gallery_of, html_page
 
+_FORMAT = "detrkit-findings-1"
 _MOST_PLACES = 3  # of a finding on the terminal; the JSON has them all
 _MOST_CLASSES = 30
 _MOST_LISTED = 1000  # places of a finding on the page
@@ -59,6 +61,10 @@ def diagnose(
         image_size = plan_model(RunConfig(data=str(data), model=model)).training.image_size
     if image_size < 32 or workers < 1:
         raise ConfigError(f"found image size {image_size} and {workers} workers, expected at least 32 and at least 1")
+    if json_file is not None:
+        spare_others(json_file, "--json")
+    if html_file is not None:
+        spare_others(html_file, "--html")
     if fix is not None:
         check_is_free(fix)
     config = preset_config(model)
@@ -95,6 +101,7 @@ def diagnose(
 
 def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     return {
+        "format": _FORMAT,
         "is_fit": diagnosis.is_fit,
         "form": diagnosis.form,
         "num_photos": diagnosis.num_photos,

@@ -1,6 +1,5 @@
 """Scoring a model, or saved detections, on a dataset folder; and predicting photos that others will score."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from detrkit.evaluation.coco import (
 from detrkit.evaluation.collect import LAST, collect
 from detrkit.evaluation.columns import Found, Truth
 from detrkit.evaluation.scores import Scores
-from detrkit.files import make_folder, write_text
+from detrkit.files import make_folder, write_rows
 from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
@@ -198,7 +197,7 @@ def _check_extras(extras: Extras, data: str, is_scored: bool, output: Path | Non
 def _write_detections(output: Path | None, found: Found) -> None:
     if output is not None:
         path = output if output.suffix == ".json" else make_folder(output) / "detections.json"
-        write_text(path, json.dumps(found.to_coco()))
+        write_rows(path, found.to_coco())
 
 
 def _say_unscored(records: Split, output: Path | None, console: Console) -> None:
@@ -209,7 +208,7 @@ def _say_unscored(records: Split, output: Path | None, console: Console) -> None
     )
     if output is not None and output.suffix != ".json":
         images = [{"id": one.image_id, "file_name": one.path.name} for one in records.records]
-        write_text(output / "images.json", json.dumps(images, indent=1, ensure_ascii=False))
+        write_rows(output / "images.json", images)
 
 
 def _paper_analyses(

@@ -11,7 +11,7 @@ from detrkit.data.formats.folder import Form
 from detrkit.data.formats.panoptic import is_panoptic_file
 from detrkit.data.records import Split, SplitName
 from detrkit.errors import ConfigError, DataError
-from detrkit.evaluation.analysis import analyse, without_nan
+from detrkit.evaluation.analysis import FORMAT, analyse, without_nan
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, annotations_of_split, evaluate_masks
 from detrkit.evaluation.columns import Truth
 from detrkit.evaluation.panoptic import PanopticScores, evaluate_panoptic
@@ -85,7 +85,7 @@ def _evaluate_panoptic(
     print_panoptic(scores, console)
     if output is not None:
         make_folder(output)
-        content = {"title": title, "panoptic": scores.to_json()}
+        content = {"format": FORMAT, "title": title, "panoptic": scores.to_json()}
         write_text(output / "scores.json", json.dumps(without_nan(content), indent=1, ensure_ascii=False))
         page = output / "report.html"
         write_panoptic_report(page, title=f"PQ {shown(scores.pq)}", subtitle=title, scores=scores)

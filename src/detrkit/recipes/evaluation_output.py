@@ -15,9 +15,10 @@ from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
 from detrkit.evaluation.report import counted, write_report
 from detrkit.evaluation.scores import Scores
 from detrkit.files import make_folder, replacing
-from detrkit.recipes.analyses import PaperAnalysis
+from detrkit.recipes.analyses import PAPER_ANALYSES, PaperAnalysis
 from detrkit.recipes.finish import headline, write_scores
 from detrkit.recipes.pictures import draw_worst
+from detrkit.signatures import spare_others
 from detrkit.structures import Sample
 
 
@@ -37,11 +38,14 @@ def chosen_split(
     return records
 
 
+_FILES = ("detections.json", "images.json", "scores.json", "report.html", *(f"{name}.png" for name in PAPER_ANALYSES))
+
+
 def check_output(output: Path | None) -> None:
     """See that what is to be written can have its name.
 
     Raises:
-        ConfigError: something else has it.
+        ConfigError: something else has it, or somebody else's file.
     """
     if output is None:
         return
@@ -54,6 +58,8 @@ def check_output(output: Path | None) -> None:
         raise ConfigError(f"{output}: {there} cannot be written to; choose another place with --output")
     if there != output and not there.is_dir():
         raise ConfigError(f"{output}: {there} is a file, expected a folder; choose another place with --output")
+    for path in [output] if output.suffix == ".json" else [output / name for name in _FILES]:
+        spare_others(path)
 
 
 def say_more(analysis: Analysis, console: Console) -> None:

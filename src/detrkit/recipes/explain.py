@@ -26,6 +26,7 @@ from detrkit.recipes.building import loss_for
 from detrkit.recipes.config import load_run_config
 from detrkit.recipes.keeping import check_categories
 from detrkit.recipes.loaders import choose_device
+from detrkit.signatures import spare_others
 from detrkit.structures import Sample
 from detrkit.terminal import plain_console
 
@@ -104,13 +105,12 @@ def _checked_output(request: ExplainRequest) -> Path:
     """
     suffixes = SUFFIXES if request.figure else _PAGES
     output = request.output or Path(f"{request.figure}.svg" if request.figure else "explained.html")
-    if output.is_dir():
-        raise ConfigError(f"--output: {output} is a folder, expected the name of a file")
     if output.suffix.lower() not in suffixes:
         what = "a picture" if request.figure else "a page, or --figure for a picture"
         raise ConfigError(f"--output: found {output.name!r}, expected the name of {what}: {', '.join(suffixes)}")
     if output.exists() and request.photo.exists() and output.samefile(request.photo):
         raise ConfigError(f"--output: {output} is the photo and would be overwritten; choose another name")
+    spare_others(output)
     return output
 
 

@@ -14,9 +14,11 @@ from typing import Any
 from detrkit.errors import ConfigError, DataError
 from detrkit.files import held, make_folder, write_text
 from detrkit.process import Process
+from detrkit.signatures import spare_others
 
 _FIRST = b'{"photo": '  # every line of ours begins so
 _LAST = b"}\n"
+_FORMAT = "detrkit-lines-1"
 
 
 class JsonLines:
@@ -75,7 +77,8 @@ class JsonLines:
     def _agree_on(self, settings: Mapping[str, Any]) -> None:
         beside = self.path.with_suffix(".settings.json")
         if not self.path.exists():
-            write_text(beside, json.dumps(settings, ensure_ascii=False, indent=2))
+            spare_others(beside)
+            write_text(beside, json.dumps({"format": _FORMAT, **settings}, ensure_ascii=False, indent=2))
             return
         try:
             before = json.loads(beside.read_text(encoding="utf-8"))

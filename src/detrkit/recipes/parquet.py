@@ -7,6 +7,7 @@ from typing import Any
 from detrkit.errors import import_optional
 from detrkit.files import replacing
 from detrkit.recipes.lines import read_lines
+from detrkit.signatures import PARQUET_METADATA
 
 _ROWS = 1000  # at a time
 
@@ -53,7 +54,8 @@ def _columns(pyarrow: Any) -> Any:
         ]
     )
     return pyarrow.schema(
-        [
+        metadata=PARQUET_METADATA,
+        fields=[
             ("photo", pyarrow.string()),
             ("frame", pyarrow.int64()),
             ("seconds", pyarrow.float64()),
@@ -61,5 +63,5 @@ def _columns(pyarrow: Any) -> Any:
             ("height", pyarrow.int32()),
             ("error", pyarrow.string()),
             ("objects", pyarrow.list_(found)),
-        ]
+        ],
     )

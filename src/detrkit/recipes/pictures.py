@@ -15,6 +15,7 @@ from detrkit.evaluation.errors import KINDS, MISSED
 from detrkit.evaluation.report import ReportPicture
 from detrkit.files import replacing
 from detrkit.inference.detector import Detector
+from detrkit.signatures import signed
 from detrkit.structures import PanopticSegments, Sample
 from detrkit.visualization.draw import draw_boxes, draw_detections
 from detrkit.visualization.judged import RIGHT, draw_judged
@@ -43,7 +44,7 @@ def draw_predictions(
         picture = _draw_segments(detector, sample) if has_segments else _draw_boxes(detector, sample)
         if folder is not None:
             with replacing(folder / f"{sample.image_id}.png") as temporary:
-                picture.picture.save(temporary)
+                picture.picture.save(temporary, pnginfo=signed())
         gallery.append(picture)
     return gallery
 

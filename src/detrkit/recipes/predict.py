@@ -1,12 +1,10 @@
 """Predicting whatever a user names: photos, videos and cameras, or one process's share of them."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detrkit.data.videos import is_our_video
 from detrkit.errors import ConfigError, DataError
-from detrkit.files import is_file, is_signed
 from detrkit.inference.detector import Detector
 from detrkit.inference.load_exported import is_exported
 from detrkit.process import Process
@@ -16,6 +14,7 @@ from detrkit.recipes.predict_photos import PHOTO_KINDS, predict_photos
 from detrkit.recipes.predict_videos import DEFAULT_KINDS, name_of_camera, predict_camera, predict_video
 from detrkit.recipes.prediction import PredictionJob, PredictOptions
 from detrkit.recipes.sources import Sources, choose_shard, list_sources, output_names
+from detrkit.signatures import is_signed, spare_others
 from detrkit.terminal import plain_console
 from detrkit.training.stopping import StopSignal
 
@@ -37,10 +36,14 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
     _spare_the_sources(names, options.output)
-    _spare_others([names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS), _OF_PHOTOS, options.output)
+    _spare_all_others(
+        [names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS), _OF_PHOTOS, options.output
+    )
     of_videos = [*(names[video] for video in sources.videos), *map(name_of_camera, sources.cameras)]
-    _spare_others(of_videos, options.kinds(DEFAULT_KINDS), _OF_VIDEOS, options.output)
+    _spare_all_others(of_videos, options.kinds(DEFAULT_KINDS), _OF_VIDEOS, options.output)
     is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
+    if sources.photos and "parquet" in options.kinds(PHOTO_KINDS):
+        spare_others(options.output / f"{lines_name(process)}.parquet")
     device = device_of(options.device, process) if is_ranked else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
     _check_masks(detector, options)
@@ -87,19 +90,17 @@ def _check_masks(detector: Detector, options: PredictOptions) -> None:
         )
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a JSON, or a file of such lines, begins as those of ours do; an empty one is nobody's work."""
-    with path.open("rb") as file:
-        beginning = file.read(100)
-    return not beginning or re.match(rb'\s*\{\s*"photo"', beginning) is not None
-
-
 # kinds, their suffixes, and how a file of ours is known, which may be written anew
-_OF_PHOTOS = (("json", ".json", _is_ours), ("pictures", ".png", is_signed), ("segments", ".segments.png", is_signed))
-_OF_VIDEOS = (("pictures", ".mp4", is_our_video), ("jsonl", ".jsonl", _is_ours), ("parquet", ".jsonl", _is_ours))
+_OF_PHOTOS = (("json", ".json", is_signed), ("pictures", ".png", is_signed), ("segments", ".segments.png", is_signed))
+_OF_VIDEOS = (
+    ("pictures", ".mp4", is_our_video),
+    ("jsonl", ".jsonl", is_signed),
+    ("parquet", ".jsonl", is_signed),
+    ("parquet", ".parquet", is_signed),
+)
 
 
-def _spare_others(
+def _spare_all_others(
     names: Sequence[str],
     kinds: frozenset[str],
     files: Sequence[tuple[str, str, Callable[[Path], bool]]],
@@ -108,10 +109,7 @@ def _spare_others(
     """See that nothing takes the place of what somebody else wrote: annotations and masks lie beside the photos, too."""
     for kind, suffix, is_ours in files:
         for path in (output / f"{name}{suffix}" for name in names if kind in kinds):
-            if is_file(path) and not is_ours(path):
-                raise ConfigError(
-                    f"{path}: was not written by detrkit and would be overwritten; choose another --output"
-                )
+            spare_others(path, is_ours=is_ours)
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 from detrkit.checkpoints.source import local_file
 from detrkit.data.segment_files import write_ids
 from detrkit.errors import DataError
-from detrkit.files import make_folder, replacing, signed, write_text
+from detrkit.files import make_folder, replacing, write_text
 from detrkit.inference.images import Photo
 from detrkit.process import Process
 from detrkit.recipes.lines import JsonLines, lines_name
 from detrkit.recipes.parquet import write_parquet
 from detrkit.recipes.prediction import PredictionJob, progress_bar
+from detrkit.signatures import signed
 from detrkit.structures import Detections
 
 PHOTO_KINDS = "pictures,json"

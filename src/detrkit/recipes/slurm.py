@@ -8,7 +8,7 @@ from typing import Any
 from detrkit.errors import ConfigError
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.run import STATE_FILE
-from detrkit.recipes.train import refuse_used_folder, resume, train
+from detrkit.recipes.train import refuse_dataset_folder, refuse_used_folder, resume, train
 from detrkit.terminal import plain_console
 
 _EXAMPLE = "partition=NAME,nodes=2,gpus_per_node=4,timeout_min=600"
@@ -58,6 +58,7 @@ def submit(config: RunConfig, output: Path, options: str, cluster: str | None = 
     if cluster is None and shutil.which("sbatch") is None:
         raise ConfigError("--slurm: found no sbatch on this machine; submit from a login node of the cluster")
     refuse_used_folder(output)
+    refuse_dataset_folder(output, config.data)
     parsed = parse_options(options)
     parsed.setdefault("tasks_per_node", parsed.get("gpus_per_node", 1))
     config = config.model_copy(update={"data": str(Path(config.data).resolve())})

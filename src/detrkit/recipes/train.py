@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from detrkit.checkpoints.source import WEIGHTS_FILE
+from detrkit.data.photos import SUFFIXES
 from detrkit.errors import ConfigError
 from detrkit.process import process_from_environment
 from detrkit.recipes.building import with_model_of_weights
@@ -15,8 +16,12 @@ from detrkit.recipes.launch import launch
 from detrkit.recipes.loaders import device_of
 from detrkit.recipes.plan import origin_of, plan_model, plan_training, plan_within
 from detrkit.recipes.run import STATE_FILE, Run, run_training
+from detrkit.signatures import is_signed, spare_others
 from detrkit.terminal import plain_console
+from detrkit.training.run_log import METRICS_FILE
 from detrkit.training.trainer import TrainingResult
+
+_FILES = ("config.yaml", "categories.json", METRICS_FILE, "scores.json", "report.html")
 
 
 def train(
@@ -41,6 +46,7 @@ def train(
     """
     if not dry_run:
         refuse_used_folder(output)
+        refuse_dataset_folder(output, config.data)
     config = config.model_copy(update={"data": str(Path(config.data).resolve())})  # so that it can be gone on with
     console = console or plain_console()
     config, data = opened(config, console, minutes)
@@ -145,10 +151,32 @@ def _start(
 
 
 def refuse_used_folder(output: Path) -> None:
-    """See that no run is overwritten.
+    """See that no run is overwritten, nor what somebody else wrote; a run that has no weights yet may be begun anew.
 
     Raises:
-        ConfigError: the folder holds one.
+        ConfigError: the folder holds one of them.
     """
     if any((output / name / WEIGHTS_FILE).exists() for name in ("last", "best")):
         raise ConfigError(f"{output}: holds a run already; choose another folder with --output, or remove this one")
+    if is_signed(output / "config.yaml"):
+        return
+    for path in (*(output / name for name in _FILES), *(output / "predictions").glob("*.png")):
+        spare_others(path)
+
+
+def refuse_dataset_folder(output: Path, data: str) -> None:
+    """See that a run does not lie in a dataset, or among its photos, where readers would take its files for others.
+
+    Raises:
+        ConfigError: it would.
+    """
+    dataset, place = Path(data).resolve(), output.resolve()
+    dataset = dataset.parent if dataset.is_file() else dataset
+    if dataset != place and dataset not in place.parents:
+        return
+    around = [folder for folder in (place, *place.parents) if dataset in folder.parents and folder.is_dir()]
+    if place == dataset or any(one.suffix.lower() in SUFFIXES for folder in around for one in folder.iterdir()):
+        raise ConfigError(
+            f"{output}: lies in the dataset {data}, whose files a run's would be taken for; choose another folder with "
+            "--output"
+        )

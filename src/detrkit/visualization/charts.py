@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from detrkit.signatures import MAKER
+
 INK = "#123456"  # stands for the colour of the page's text
 _COLOURS = (
     "#3b6fd4",
@@ -52,7 +54,7 @@ def as_svg(figure: Figure) -> str:
 def as_png(figure: Figure) -> bytes:
     """Write a chart as a picture of its own, on white."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": MAKER})
     return buffer.getvalue()
 
 

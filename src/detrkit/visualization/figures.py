@@ -21,6 +21,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from detrkit.files import replacing
+from detrkit.signatures import MAKER
 from detrkit.visualization.draw import colour_of
 
 COLUMN = 3.35  # inches, of a paper with two columns
@@ -195,9 +196,13 @@ def draw_stages(boxes: Sequence[StageBox], arrows: Sequence[tuple[str, str]], ti
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure atomically; the suffix says how. The same figure gives the same bytes."""
     kind = path.suffix.lower().lstrip(".")
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
+    signed_and_undated = {
+        "svg": {"Date": None, "Creator": MAKER},
+        "pdf": {"CreationDate": None, "Creator": MAKER},
+        "png": {"Software": MAKER},
+    }[kind]
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=kind, metadata=undated)
+        figure.savefig(temporary, format=kind, metadata=signed_and_undated)
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float], size: tuple[float, float]) -> FancyArrowPatch:

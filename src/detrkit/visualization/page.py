@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from detrkit.signatures import MAKER_OF_PAGE
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6577; --ground: #fff; --line: #d9dee7; --bar: #3b6fd4 }
 @media (prefers-color-scheme: dark) {
@@ -55,6 +57,7 @@ def html_page(title: str, body: Sequence[str]) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{MAKER_OF_PAGE}"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>{''.join(body)}</html>"
     )
 

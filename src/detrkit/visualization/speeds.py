@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from detrkit.signatures import MAKER
+
 
 def draw_speeds(bars: Sequence[tuple[str, float, float | None]]) -> bytes:
     """Draw photos per second, and memory.
@@ -29,5 +31,5 @@ def draw_speeds(bars: Sequence[tuple[str, float, float | None]]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     speeds.invert_yaxis()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": MAKER})
     return buffer.getvalue()

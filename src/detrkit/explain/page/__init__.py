@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from detrkit.explain.document import PageDocument
+from detrkit.signatures import MAKER_OF_PAGE
 
 _MASKS = "masks.js"  # the views of models with a mask head
 _SCRIPTS = (
@@ -56,6 +57,7 @@ def build_page(page: PageDocument) -> str:
     # "<" could end the script it stands in
     document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     fills = {
+        "MAKER": MAKER_OF_PAGE,
         "TITLE": html.escape(title),
         "STYLE": parts.style,
         "BODY": parts.body,
