@@ -9,6 +9,7 @@ import pytest
 
 from detrkit.data.formats.folder import detect_form, photos_beside, read_dataset, read_split
 from detrkit.errors import DataError
+from detrkit.files import write_rows
 from tests.datasets import write_coco
 
 
@@ -47,6 +48,21 @@ def test_a_used_category_0_is_kept(coco: Path, tmp_path: Path) -> None:
     document["annotations"][0]["category_id"] = 0
     path.write_text(json.dumps(document))
     assert read_dataset(export).train.categories.ids == (0, 1, 2, 3)
+
+
+def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    shutil.copytree(coco / "train2017", folder)
+    shutil.copy(coco / "annotations" / "instances_train2017.json", folder / "labels.json")
+    (folder / "findings.json").write_text('{\n "format": "detrkit-findings-1",\n "images": []\n}')
+    (folder / "0.json").write_text('{"photo": "0.png", "objects": []}')
+    write_rows(folder / "results.json", [{"image_id": 1, "category_id": 1}])
+    (folder / "theirs.json").write_text('[{"image_id": 1, "category_id": 1}]')
+    (folder / "package.json").write_text('{"name": "shapes"}')
+    assert len(read_dataset(folder).train.records) == 3
+    shutil.copy(folder / "labels.json", folder / "more.json")
+    with pytest.raises(DataError, match="found no file annotations/instances_train"):
+        read_dataset(folder)  # which of the two?
 
 
 @pytest.mark.parametrize("beside", [True, False])

@@ -13,8 +13,10 @@ from PIL import Image
 from detrkit import Detector
 from detrkit.checkpoints.source import read_checkpoint
 from detrkit.cli import main
+from detrkit.errors import ConfigError
 from detrkit.files import held
 from detrkit.recipes.convert import convert_weights
+from detrkit.recipes.train import refuse_dataset_folder
 from detrkit.training.run_log import read_metrics
 from detrkit.training.stopping import StopSignal
 from tests.datasets import write_coco, write_whole_photos
@@ -62,6 +64,24 @@ def test_a_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(place / "run"), *SHORT]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (place / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("inside", ["", "train2017", "train2017/deep/run"])
+def test_a_run_does_not_lie_in_its_dataset(inside: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "shapes"
+    before = sorted(folder.rglob("*"))
+    assert run(["train", str(folder), "--model", "detr-tiny", "--output", str(folder / inside), *SHORT]) == 2
+    assert "lies in the dataset" in " ".join(capsys.readouterr().err.split())
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_may_lie_beside_the_folders_of_photos(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "shapes")
+    refuse_dataset_folder(folder / "runs" / "first", str(folder))
+    refuse_dataset_folder(tmp_path, str(folder))
+    (folder / "data.yaml").touch()
+    with pytest.raises(ConfigError, match="lies in the dataset"):
+        refuse_dataset_folder(folder, str(folder / "data.yaml"))
 
 
 def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,17 @@
 """What a user names becomes photos, videos and cameras, each once; shares are disjoint and complete."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from PIL import Image
 
 from detrkit.errors import ConfigError, DataError
 from detrkit.process import Process
 from detrkit.recipes.sources import Sources, choose_shard, list_sources, output_names
+from detrkit.signatures import signed
 
 
 @pytest.fixture
@@ -27,6 +30,16 @@ def test_a_folder_gives_its_photos_and_with_recursive_those_below(place: Path) -
     below = list_sources(["a"], recursive=True, leave_out=Path("a/out"))
     assert below.photos == ("a/1.PNG", "a/2.jpg", "a/deep/3.jpg")
     assert list_sources(["a/out"], recursive=True, leave_out=Path("a/out")).photos == ("a/out/4.png",)
+
+
+def test_pictures_that_detrkit_drew_are_taken_where_they_are_named_alone(place: Path) -> None:
+    drawn = place / "a" / "5.png"
+    Image.new("RGB", (9, 9)).save(drawn, pnginfo=signed())
+    assert list_sources(["a", "a/*.*"]).photos == ("a/1.PNG", "a/2.jpg")
+    assert list_sources(["a/5.png"]).photos == ("a/5.png",)
+    shutil.copy(drawn, "empty")
+    with pytest.raises(DataError, match=r"empty: found no photo in this folder.*; what detrkit drew does not count"):
+        list_sources(["empty"])
 
 
 def test_links_in_circles_are_not_followed(place: Path) -> None:

@@ -11,9 +11,11 @@ from detrkit.data.photos import SUFFIXES
 from detrkit.data.videos import VIDEO_SUFFIXES
 from detrkit.errors import ConfigError, DataError
 from detrkit.process import Process, process_from_environment
+from detrkit.signatures import is_signed
 
 _CAMERA = "camera:"
 _LIST = ".txt"
+_DRAWN = ".png"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ def list_sources(given: Sequence[str], *, recursive: bool = False, leave_out: Pa
     """List photos, videos and cameras.
 
     Args:
-        given: files; folders, whose photos are taken; patterns such as `photos/**/*.jpg`; `.txt` files with a path a line;
-            `camera:0`.
+        given: files; folders, whose photos are taken, without what detrkit drew; patterns such as `photos/**/*.jpg`; `.txt`
+            files with a path a line; `camera:0`.
         recursive: look into the folders of folders, too; links to folders are not followed.
         leave_out: folder that is not looked into: the output, which holds pictures as well.
 
@@ -70,17 +72,22 @@ def _files_of(name: str, recursive: bool, leave_out: Path | None) -> list[str]:
         inside = sorted(_photos_inside(path, recursive, None if leave_out is None else leave_out.resolve()))
         if not inside:
             where = "" if recursive else ", and --recursive was not asked for"
-            raise DataError(f"{path}: found no photo in this folder, expected {', '.join(sorted(SUFFIXES))}{where}")
+            raise DataError(
+                f"{path}: found no photo in this folder, expected {', '.join(sorted(SUFFIXES))}{where}; what detrkit "
+                "drew does not count"
+            )
         return inside
     if path.is_file():
         return list(_lines_of(path)) if path.suffix.lower() == _LIST else [str(path)]
     if glob.has_magic(name):
         fitting = glob.iglob(name, recursive=True)  # noqa: PTH207  (patterns may be absolute)
-        known = (file for file in fitting if (_is_photo(file) or _is_video(file)) and Path(file).is_file())
+        known = (file for file in fitting if (_is_photo(file) or _is_video(file)) and _is_others_file(Path(file)))
         away = None if leave_out is None else leave_out.resolve()
         matching = sorted(file for file in known if away is None or away not in Path(file).resolve().parents)
         if not matching:
-            raise DataError(f"{name}: found no photo or video that fits this pattern; check it")
+            raise DataError(
+                f"{name}: found no photo or video that fits this pattern, but for what detrkit drew; check it"
+            )
         return matching
     raise DataError(f"{path}: found nothing, expected a photo, a video, a folder, a list or a pattern; check the path")
 
@@ -91,7 +98,12 @@ def _photos_inside(folder: Path, recursive: bool, leave_out: Path | None) -> Ite
         if is_left_out or not recursive:
             folders.clear()
         if not is_left_out:
-            yield from (str(path) for name in files if _is_photo(name) and (path := Path(place, name)).is_file())
+            yield from (str(path) for name in files if _is_photo(name) and _is_others_file(path := Path(place, name)))
+
+
+def _is_others_file(path: Path) -> bool:
+    """Whether a file is not one of the pictures that detrkit draws beside photos."""
+    return path.is_file() and not (path.suffix.lower() == _DRAWN and is_signed(path))
 
 
 def _lines_of(path: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
+from detrkit.signatures import is_signed
 
 Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
@@ -243,8 +244,19 @@ def _yaml_of(folder: Path) -> Path | None:
 
 
 def _single_json(folder: Path) -> Path | None:
+    """The annotations, where one JSON holds all of them; what detrkit found, and lists of other things, are none."""
     found = [*sorted(folder.glob("*.json")), *sorted(folder.glob("annotations/*.json"))]
+    if len(found) > 1:
+        found = [file for file in found if not is_signed(file) and _names_photos(file)]
     return found[0] if len(found) == 1 else None
+
+
+def _names_photos(file: Path) -> bool:
+    try:
+        content = read_json(file)
+    except DataError:
+        return True  # whoever reads it says what is wrong
+    return isinstance(content, dict) and "images" in content
 
 
 def photos_beside(file: Path) -> Path:

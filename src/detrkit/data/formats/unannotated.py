@@ -14,6 +14,7 @@ from detrkit.data.formats.folder import photos_beside
 from detrkit.data.photos import SUFFIXES, photo_size
 from detrkit.data.records import Record, Records, Split, raise_fault
 from detrkit.errors import DataError
+from detrkit.signatures import is_signed
 
 _IMAGE_INFO = "image_info_"
 
@@ -66,14 +67,18 @@ def read_image_info(path: Path, categories: Categories) -> Split:
 
 def _is_folder_of_photos(path: Path) -> bool:
     """Whether photos lie right inside, and nothing that would annotate them."""
-    files = [one for one in path.iterdir() if one.is_file()]
-    kinds = {one.suffix.lower() for one in files}
+    kinds = {one.suffix.lower() for one in _files_of_others(path)}
     return bool(kinds & SUFFIXES) and not kinds & {".json", ".xml", ".yaml", ".yml", ".txt", ".tar"}
 
 
 def _read_folder(path: Path, categories: Categories) -> Split:
-    photos = sorted(one for one in path.iterdir() if one.is_file() and one.suffix.lower() in SUFFIXES)
+    photos = sorted(one for one in _files_of_others(path) if one.suffix.lower() in SUFFIXES)
     return Split(Records.of(_numbered(photos)), categories, path)
+
+
+def _files_of_others(path: Path) -> list[Path]:
+    """What lies right inside, without what detrkit found in it before."""
+    return [one for one in path.iterdir() if one.is_file() and not is_signed(one)]
 
 
 def _numbered(photos: list[Path]) -> Iterator[Record]:
