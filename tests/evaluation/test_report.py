@@ -120,7 +120,7 @@ def test_a_page_of_segments_alone(tmp_path: Path) -> None:
     assert "<td>all</td><td>2</td><td>0.320</td>" in page
     assert "<td>stuff</td><td>1</td><td>0.000</td>" in page
     assert "absent" not in page
-    assert "1 classes neither occur nor are predicted" in page
+    assert "left out: 1 class." in page
     assert "nan" not in page
     write_panoptic_report(tmp_path / "b.html", title="PQ", subtitle="s", scores=panoptic_scores(None))
     assert "<td>things</td>" not in (tmp_path / "b.html").read_text()

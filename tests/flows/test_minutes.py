@@ -44,7 +44,7 @@ def test_a_run_of_minutes_is_the_run_of_as_many_steps(
 
     monkeypatch.setattr(Run, "measure_pace", slow)
     assert code_of("train", shapes, *SMALL, "--minutes", "0.06", "--output", str(tmp_path / "timed")) == 0
-    assert "3 updates in 0.06 minutes: 1.00 s each" in capsys.readouterr().out
+    assert "3 updates in 0.06 min: 1.00 s each" in capsys.readouterr().out
     assert load_run_config(tmp_path / "timed" / "config.yaml", {}, {}).training.steps == 3
     assert code_of("train", shapes, *SMALL, "--steps", "3", "--output", str(tmp_path / "counted")) == 0
     timed, counted = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("timed", "counted"))

@@ -90,7 +90,7 @@ def test_a_second_call_predicts_only_what_is_new(
     assert predict(output, *some, "--write", "jsonl") == 0
     first = (output / "predictions.jsonl").read_bytes()
     assert predict(output, *some, "photos/3.png", "--write", "jsonl") == 0
-    assert "2 of 3 photos are done already" in capsys.readouterr().out
+    assert "2 of 3 photos done already" in capsys.readouterr().out
     assert (output / "predictions.jsonl").read_bytes().startswith(first)
     assert [line["photo"] for line in read_lines(output / "predictions.jsonl")] == [*some, "photos/3.png"]
     # with another threshold, or other weights, the file would mean nothing

@@ -35,7 +35,7 @@ def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_p
         torch.equal(a, b) for a, b in zip(pictures_of(together), [*pictures_of(apart), *validation], strict=True)
     )
     assert len(together.arrangement.is_tall) == 7
-    assert "3 validation photos are learned from" in together.notes[-1]
+    assert "also learned from: 3 validation photos, so scores on them say little" in together.notes[-1]
 
 
 def test_a_photo_that_is_all_there_is_is_learned_from_once(tmp_path: Path) -> None:

@@ -319,8 +319,8 @@ def test_what_keeps_photos_from_being_learned_is_said() -> None:
     said = "\n".join(judge_learning_by_heart(scores(0.4), data, model, image_size=100))
     assert "not learned by heart (AP 0.400" in said
     assert "3 objects, the model 2 queries: --set num_queries=6" in said
-    assert "1 objects are smaller than half a cell of 32 px" in said
-    assert "1 pairs of boxes lie upon each other" in said
+    assert "objects smaller than half a cell of 32 px: 1;" in said
+    assert "pairs of boxes that lie upon each other: 1;" in said
     assert "lag behind (cat 0.40)" in said
     assert list(judge_learning_by_heart(scores(0.97), data, model, 100)) == [
         "learned by heart (AP 0.970): boxes, classes and loss fit together"

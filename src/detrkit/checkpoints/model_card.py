@@ -9,6 +9,7 @@ from detrkit.checkpoints import huggingface
 from detrkit.checkpoints.file import Checkpoint
 from detrkit.data.batching import statistics
 from detrkit.data.transforms import LONG_SIDE_AT_MOST, TEST_SHORT_SIDE
+from detrkit.terminal import plural
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def _what_it_is(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
     parameters = sum(tensor.numel() for tensor in checkpoint.state.values())
     return (
-        f"An object detector for {len(checkpoint.categories)} classes: a DETR (arXiv:2005.12872) with backbone "
-        f"`{_shown(config.backbone)}`, {config.encoder_layers} encoder and {config.decoder_layers} decoder layers of width "
-        f"{config.hidden_dim}, {config.num_queries} queries, {parameters / 1e6:.1f} million numbers. No anchors, no "
-        "non-maximum suppression."
+        f"An object detector for {plural(len(checkpoint.categories), 'class', 'classes')}: a DETR (arXiv:2005.12872) "
+        f"with backbone `{_shown(config.backbone)}`, {config.encoder_layers} encoder and {config.decoder_layers} decoder "
+        f"layers of width {config.hidden_dim}, {config.num_queries} queries, {parameters / 1e6:.1f} million numbers. "
+        "No anchors, no non-maximum suppression."
     )
 
 

@@ -22,6 +22,7 @@ from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
 from detrkit.data.records import Split, SplitName
 from detrkit.data.segment_checks import compare_segments, segment_findings
 from detrkit.errors import DataError
+from detrkit.terminal import plural
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto])
     if len(kinds) > 1:
         usual = kinds.most_common(1)[0][0]
         others = [
-            Place(f"{path}: {one.channels} channels", path)
+            Place(f"{path}: {plural(one.channels, 'channel')}", path)
             for path, one in photos.items()
             if one.channels not in (0, usual)
         ]

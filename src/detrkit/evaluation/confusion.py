@@ -11,6 +11,7 @@ import numpy as np
 
 from detrkit.evaluation.columns import Case
 from detrkit.evaluation.matching import RIGHT, Matching, Overlaps, choose, ranks_of
+from detrkit.terminal import plural
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Confusion:
         group[-1] = len(kept) + 1
         counts = np.zeros((len(kept) + 2, len(kept) + 2), np.int64)
         np.add.at(counts, (group[:, None], group[None]), self.counts)
-        others = f"{num_classes - len(kept)} other classes"
+        others = plural(num_classes - len(kept), "other class", "other classes")
         return Confusion(self.threshold, counts, (*(self.names[label] for label in kept), others))
 
 

@@ -16,6 +16,7 @@ from detrkit.evaluation.report_mistakes import confusions_section, errors_sectio
 from detrkit.evaluation.table import shown
 from detrkit.evaluation.thresholds import FEWEST_OBJECTS
 from detrkit.files import write_text
+from detrkit.terminal import plural
 from detrkit.visualization.charts import as_svg, draw_precision_recall, draw_reliability, draw_threshold_curves
 from detrkit.visualization.page import charts_of, embedded_png, gallery_of, html_page, table_of
 
@@ -71,7 +72,7 @@ def write_report(
     body = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>",
         "<h2>Scores</h2>",
-        f"<p>{scores.num_photos} photos, {scores.num_objects} objects, {html.escape(judged_by)}. "
+        f"<p>{plural(scores.num_photos, 'photo')}, {plural(scores.num_objects, 'object')}, {html.escape(judged_by)}. "
         f"{html.escape(counted(scores))}</p>",
         number_cells(scores),
     ]

@@ -11,6 +11,7 @@ from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.panoptic import ClassQuality, PanopticScores
 from detrkit.evaluation.table import shown
 from detrkit.files import write_text
+from detrkit.terminal import plural
 from detrkit.visualization.page import gallery_of, html_page, table_of
 
 _EXPLAINED = {
@@ -79,12 +80,12 @@ def panoptic_section(scores: PanopticScores) -> list[str]:
     ]
     absent = len(scores.per_class) - len(known)
     said = (
-        f"{scores.num_photos} photos, {scores.num_segments} segments. PQ = SQ x RQ of each class: a segment is found when "
-        "one of its class overlaps it by more than half; void pixels and crowds are neither right nor false. SQ: "
-        "how well found segments fit; RQ: F1 of finding."
+        f"{plural(scores.num_photos, 'photo')}, {plural(scores.num_segments, 'segment')}. PQ = SQ x RQ of each class: "
+        "a segment is found when one of its class overlaps it by more than half; void pixels and crowds are "
+        "neither right nor false. SQ: how well found segments fit; RQ: F1 of finding."
     )
     if absent:
-        said += f" {absent} classes neither occur nor are predicted, and do not count."
+        said += f" Neither in the photos nor predicted, and left out: {plural(absent, 'class', 'classes')}."
     overview = table_of(("mean over", "classes", "PQ", "SQ", "RQ"), groups)
     headings = ("class", "kind", "segments", "", "PQ", "SQ", "RQ", "found", "false", "missed")
     return [

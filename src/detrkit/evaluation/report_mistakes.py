@@ -8,6 +8,7 @@ from PIL import Image
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.errors import TIDE_NAMES
+from detrkit.terminal import plural
 from detrkit.visualization.judged import COLOURS, WORDS
 from detrkit.visualization.page import gallery_of, legend_of, table_of
 
@@ -37,8 +38,8 @@ def errors_section(analysis: Analysis) -> list[str]:
         rows.append([kind, str(count), "-" if gain is None else f"+{gain:.3f}", html.escape(_RULES[kind])])
     false = int((errors.kind_of >= 0).sum())
     said = (
-        f"With a threshold of {errors.threshold:.2f}, {errors.num_right} detections are right and {false} are false; "
-        f"{int(errors.is_unanswered.sum())} objects are not found. Every false detection has one kind, the first that fits "
+        f"Threshold {errors.threshold:.2f}: of the detections, {errors.num_right} right and {false} false; of the objects, "
+        f"{int(errors.is_unanswered.sum())} not found. Every false detection has one kind, the first that fits "
         "from the top; an object is missed if no false detection of the first two kinds means it. AP50 gained: what "
         "mending the kind alone would add, over all detections (TIDE)."
     )
@@ -54,7 +55,7 @@ def confusions_section(confusion: Confusion) -> list[str]:
         "column objects that were not found, in its row detections of nothing."
     )
     words = "; ".join(
-        f"{html.escape(name)} taken for {html.escape(other)} {count} times ({share:.0%})"
+        f"{html.escape(name)} taken for {html.escape(other)} {plural(count, 'time')} ({share:.0%})"
         for name, other, count, share in frequent
     )
     body = ["<h2>Confusions</h2>", f"<p>{said}</p>"]

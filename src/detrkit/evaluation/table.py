@@ -9,6 +9,7 @@ from rich.text import Text
 
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.panoptic import PanopticScores
+from detrkit.terminal import plural
 
 _MOST_CLASSES = 20
 
@@ -22,7 +23,7 @@ def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
         what: has these scores, where it is not boxes alone.
     """
     most = f"AR{scores.max_detections}"
-    title = f"{what + ': ' if what else ''}{scores.num_photos} photos, {scores.num_objects} objects"
+    title = f"{what + ': ' if what else ''}{plural(scores.num_photos, 'photo')}, {plural(scores.num_objects, 'object')}"
     numbers = Table(title=title, title_justify="left")
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
@@ -45,7 +46,7 @@ def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
 
 def print_panoptic(scores: PanopticScores, console: Console) -> None:
     """Print PQ, SQ and RQ of all, things and stuff, and per class that occurs; of many, the best and the worst."""
-    title = f"panoptic quality: {scores.num_photos} photos, {scores.num_segments} segments"
+    title = f"panoptic quality: {plural(scores.num_photos, 'photo')}, {plural(scores.num_segments, 'segment')}"
     groups = Table(title=title, title_justify="left")
     for heading in ("", "PQ", "SQ", "RQ", "classes"):
         groups.add_column(heading, justify="right" if heading else "left")

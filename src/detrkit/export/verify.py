@@ -21,6 +21,7 @@ from detrkit.inference.runtime import MaskRuntime, Runtime
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
+from detrkit.terminal import plural
 
 LARGEST_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
 LARGEST_MEAN_BOX_DIFFERENCE = 0.05  # of the photo's sides, over all queries, in lower precision
@@ -70,7 +71,7 @@ class Comparison:
         """Say it to people."""
         logits = "" if self.logits is None else f"logits {self.logits:.2g}, "
         said = [
-            f"against PyTorch on {self.num_photos} photos, largest difference: {logits}scores {self.scores:.2g}, "
+            f"against PyTorch on {plural(self.num_photos, 'photo')}, largest difference: {logits}scores {self.scores:.2g}, "
             f"boxes {self.boxes:.2g} of the photo's side" + ("" if self.masks is None else f", masks {self.masks:.2g}"),
             f"of PyTorch's {self.num_detections} detections above {THRESHOLD}, found again: {self.num_found}"
             if self.num_detections

@@ -22,7 +22,7 @@ from detrkit.inference.load_exported import is_exported
 from detrkit.inference.runtime import Precision, has_bfloat16
 from detrkit.recipes.contenders import Contender, Measured, Work, be_contender
 from detrkit.signatures import spare_others
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 from detrkit.visualization.page import html_page
 from detrkit.visualization.speeds import draw_speeds
 
@@ -230,6 +230,5 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _title(work: Work) -> str:
-    photos = "1 photo" if work.batch_size == 1 else f"{work.batch_size} photos"
-    threads = "" if work.device != "cpu" else f", {work.num_threads or torch.get_num_threads()} threads"
-    return f"{photos} of {work.size[0]} x {work.size[1]} px on {work.device}{threads}"
+    threads = "" if work.device != "cpu" else f", {plural(work.num_threads or torch.get_num_threads(), 'thread')}"
+    return f"{plural(work.batch_size, 'photo')} of {work.size[0]} x {work.size[1]} px on {work.device}{threads}"

@@ -48,10 +48,10 @@ def _reasons(objects: list[tuple[torch.Size, Annotations]], model: ModelConfig, 
         for size, annotations in objects
     )
     if small:
-        yield f"{small} objects are smaller than half a cell of {model.stride} px: a larger --image-size, or a finer map"
+        yield f"objects smaller than half a cell of {model.stride} px: {small}; a larger --image-size, or a finer map"
     twins = sum(_num_twins(annotations) for _, annotations in objects)
     if twins:
-        yield f"{twins} pairs of boxes lie upon each other: the same object annotated twice, or with two classes"
+        yield f"pairs of boxes that lie upon each other: {twins}; the same object annotated twice, or with two classes"
 
 
 def _sides(annotations: Annotations) -> torch.Tensor:

@@ -9,7 +9,7 @@ from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
 from detrkit.data.formats.write import write_dataset
 from detrkit.errors import DataError
 from detrkit.files import check_is_free
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 
 
 def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | None = None) -> DatasetFolder:
@@ -40,10 +40,10 @@ def write_copy(folder: DatasetFolder, output: Path, form: Form, console: Console
     for note in folder.notes:
         console.print(note)
     if left_out:
-        console.print(f"{left_out} crowds were left out: {form.upper()} cannot express them")
+        console.print(f"left out: {plural(left_out, 'crowd')}, which {form.upper()} cannot express")
     written = read_dataset(output, form)
     counts = ", ".join(f"{len(content.records)} {name}" for name, content in written.splits.items())
     console.print(
-        f"{output}: {form.upper()}, {len(written.train.categories)} classes, photos: {counts}",
+        f"{output}: {form.upper()}, {plural(len(written.train.categories), 'class', 'classes')}, photos: {counts}",
     )
     return written

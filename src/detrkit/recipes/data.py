@@ -23,6 +23,7 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
 from detrkit.structures import Sample
+from detrkit.terminal import plural
 from detrkit.training.settings import TrainingSettings
 
 
@@ -61,7 +62,7 @@ def open_data(config: RunConfig) -> RunData:
         train_split = joined(folder.train, folder.val)
         notes = (
             *notes,
-            f"the {len(folder.val.records)} validation photos are learned from, so scores on them say little",
+            f"also learned from: {plural(len(folder.val.records), 'validation photo')}, so scores on them say little",
         )
     if settings.overfit:
         train_split = test_split = replace(folder.train, records=folder.train.records[: settings.overfit])

@@ -16,7 +16,7 @@ from detrkit.recipes.loaders import train_order
 from detrkit.recipes.train import opened
 from detrkit.signatures import signed, spare_others
 from detrkit.structures import Sample
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 from detrkit.training.trainer import planned_epochs, strong_epochs
 from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
 
@@ -51,8 +51,8 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     sides = [side for sample in samples for side in sample.image.shape[1:]]
     objects = sum(len(sample.annotations.labels) for sample in samples)
     console.print(
-        f"{len(samples)} samples of epoch {epoch}: sides of {min(sides)} to {max(sides)} px, {objects} objects; "
-        f"as a batch, the first {min(settings.batch_size, len(samples))} are "
+        f"{plural(len(samples), 'sample')} of epoch {epoch}: sides of {min(sides)} to {max(sides)} px, "
+        f"{plural(objects, 'object')}; as a batch, the first {min(settings.batch_size, len(samples))} are "
         f"{_padding(samples[: settings.batch_size]):.0%} padding",
     )
     console.print(f"picture: {output}", soft_wrap=True)

@@ -27,7 +27,7 @@ from detrkit.recipes.config import RunConfig
 from detrkit.recipes.convert_data import write_copy
 from detrkit.recipes.plan import plan_model
 from detrkit.signatures import spare_others
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 from detrkit.visualization.draw import draw_boxes
 from detrkit.visualization.page import gallery_of, html_page
 
@@ -93,8 +93,9 @@ def diagnose(
         if diagnosis.form == "coco":
             console.print("outlines of objects, where there were some, are not in the copy")
         console.print(
-            f"left out: {counts.photos} photos, {counts.flat} boxes without an area, {counts.copies} repeated objects; "
-            f"cut at the edge: {counts.cut} boxes; malformed entries are gone as well",
+            f"left out: {plural(counts.photos, 'photo')}, {plural(counts.flat, 'box', 'boxes')} without an area, "
+            f"{plural(counts.copies, 'repeated object')}; cut at the edge: {plural(counts.cut, 'box', 'boxes')}; malformed "
+            "entries are gone as well",
         )
     return diagnosis
 
@@ -217,9 +218,13 @@ def class_table(classes: Iterable[ClassCount], splits: Collection[SplitName]) ->
 def _what_training_will_do(diagnosis: Diagnosis) -> str:
     num_errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     if num_errors:
-        return f"training would go wrong: {num_errors} kinds of faults above are errors; mend them first"
+        return (
+            "training would go wrong: of the findings above, "
+            f"{plural(num_errors, 'is an error', 'are errors')}, to be mended first"
+        )
     objects = sum(one.objects["train"] for one in diagnosis.classes)
     return (
-        f"training will learn {len(diagnosis.classes)} classes from {objects} objects on {diagnosis.num_photos['train']} "
-        f"photos, and be judged on {diagnosis.num_photos['val']}; the fullest photo has {diagnosis.most_objects} objects"
+        f"training will learn {plural(len(diagnosis.classes), 'class', 'classes')} from {plural(objects, 'object')} on "
+        f"{plural(diagnosis.num_photos['train'], 'photo')}, and be judged on {diagnosis.num_photos['val']}; the fullest "
+        f"photo has {plural(diagnosis.most_objects, 'object')}"
     )

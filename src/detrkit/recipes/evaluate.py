@@ -37,7 +37,7 @@ from detrkit.recipes.judging import MaskJudges, with_segments
 from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of, state_of_file
 from detrkit.recipes.loaders import Loader, device_for, evaluation_loader
 from detrkit.structures import Sample
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def _write_detections(output: Path | None, found: Found) -> None:
 
 def _say_unscored(records: Split, output: Path | None, console: Console) -> None:
     console.print(
-        f"{records.source}: no annotations, so nothing was scored; the detections of {len(records.records)} photos are in "
-        f"{output}",
+        f"{records.source}: no annotations, so nothing was scored; the detections of "
+        f"{plural(len(records.records), 'photo')} are in {output}",
         soft_wrap=True,
     )
     if output is not None and output.suffix != ".json":

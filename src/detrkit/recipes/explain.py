@@ -28,7 +28,7 @@ from detrkit.recipes.keeping import check_categories
 from detrkit.recipes.loaders import choose_device
 from detrkit.signatures import spare_others
 from detrkit.structures import Sample
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 
 _PAGES = (".html", ".htm")
 _POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
@@ -185,11 +185,12 @@ def _loss_of(weights: str, model: ModelConfig) -> SetLoss:
 def _report(explanation: Explanation, threshold: float, output: Path) -> None:
     console = plain_console()
     scores, _ = explanation.scores_and_labels
-    console.print(f"{int((scores >= threshold).sum())} of {len(scores)} queries see an object at {threshold:g}")
+    seeing = int((scores >= threshold).sum())
+    console.print(f"{seeing} of {len(scores)} queries see{'s' * (seeing == 1)} an object at {threshold:g}")
     if explanation.matching is not None:
         outcomes = explanation.matching.outcomes
         missed = [one for one in outcomes if one.score is None or one.score < threshold]
-        console.print(f"{len(outcomes) - len(missed)} of {len(outcomes)} objects found")
+        console.print(f"{len(outcomes) - len(missed)} of {plural(len(outcomes), 'object')} found")
         for one in missed:
             console.print(f"missed object {one.object} ({explanation.categories.names[one.label]}): {one.if_missed}")
     console.print(f"written: {output}", soft_wrap=True)

@@ -15,6 +15,7 @@ from detrkit.inference.detector import Detector
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData
 from detrkit.recipes.pictures import NUM_PICTURES, THRESHOLD, draw_predictions, draw_worst
+from detrkit.terminal import plural
 from detrkit.training.run_log import read_metrics
 from detrkit.training.trainer import TrainingResult
 from detrkit.visualization.curves import draw_curves
@@ -26,7 +27,7 @@ def finish_run(
     """Predict some test photos with the best checkpoint, write them and the report, and print the scores."""
     if result.interrupted:
         console.print(
-            f"stopped after {result.epochs} finished epochs; {output} holds what was learned", highlight=False
+            f"stopped after {plural(result.epochs, 'finished epoch')}; {output} holds what was learned", highlight=False
         )
     if result.scores is None or analysis is None:
         return
@@ -40,7 +41,7 @@ def finish_run(
     write_report(
         output / "report.html",
         title=f"{config.model}: {headline(result.scores)}",
-        subtitle=f"{output.name}, {result.epochs} epochs; {drawn}",
+        subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}; {drawn}",
         analysis=analysis,
         judged_by="the ones it was trained on" if learned_from_all else "not seen in training",
         curves=draw_curves(read_metrics(output)),

@@ -12,6 +12,7 @@ from detrkit.data.records import SplitName
 from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.files import held
 from detrkit.recipes.config import RunConfig, load_run_config
+from detrkit.terminal import plural
 
 
 def run_of(source: str, data: str) -> RunConfig | None:
@@ -82,8 +83,8 @@ def keep_thresholds(
         console.print(f"thresholds were not stored: {error}", soft_wrap=True)
         return
     console.print(
-        f"thresholds stored in {path}, {len(thresholds.per_class)} classes with their own; detrkit predict --threshold "
-        "auto uses them",
+        f"thresholds stored in {path}, {plural(len(thresholds.per_class), 'class', 'classes')} with their own; detrkit "
+        "predict --threshold auto uses them",
         soft_wrap=True,
     )
 

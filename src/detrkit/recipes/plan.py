@@ -13,6 +13,7 @@ from detrkit.errors import ConfigError
 from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
+from detrkit.terminal import plural
 from detrkit.training.helpers import check_helpers
 from detrkit.training.optimizer import BOXES, learns_masks_only
 from detrkit.training.settings import TrainingSettings
@@ -230,7 +231,7 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int, mo
     epochs = settings.epochs
     if not given & {"epochs", "steps"}:
         epochs = -(-_STEPS[origin] // steps_an_epoch) + _EPOCHS[origin]
-        why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {num_photos} photos"
+        why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {plural(num_photos, 'photo')}"
         choices.append(Choice("epochs", epochs, why))
     steps = settings.steps or epochs * steps_an_epoch
     epochs = -(-steps // steps_an_epoch)
@@ -246,7 +247,9 @@ def _auto(config: RunConfig, given: set[str], num_photos: int, together: int, mo
         Choice("evaluate_every", -(-epochs // most_evaluations), judged),
     ]
     if origin == "detector" and num_photos < _FEW_PHOTOS:
-        choices.append(Choice("freeze", "backbone", f"{num_photos} photos are too few to change a trained backbone"))
+        choices.append(
+            Choice("freeze", "backbone", f"{plural(num_photos, 'photo')}, too few to change a trained backbone")
+        )
     return choices
 
 

@@ -18,6 +18,7 @@ from detrkit.recipes.parquet import write_parquet
 from detrkit.recipes.prediction import PredictionJob, progress_bar
 from detrkit.signatures import signed
 from detrkit.structures import Detections
+from detrkit.terminal import plural
 
 PHOTO_KINDS = "pictures,json"
 
@@ -36,7 +37,9 @@ def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], proce
             lines = stack.enter_context(JsonLines(path, _settings(job, source, process)))
         todo = [photo for photo in photos if lines is None or photo not in lines.done]
         if lines is not None and len(todo) < len(photos):
-            job.console.print(f"{len(photos) - len(todo)} of {len(photos)} photos are done already", soft_wrap=True)
+            job.console.print(
+                f"{len(photos) - len(todo)} of {plural(len(photos), 'photo')} done already", soft_wrap=True
+            )
         progress = stack.enter_context(progress_bar("photos", is_shown=lines is not None))
         task = progress.add_task("", total=len(todo))
         outputs = _Outputs(job, kinds, lines)
@@ -62,10 +65,10 @@ def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None
         job.console.print(f"photos that could not be read before: {lines.num_errors}; their lines say why")
     if job.stop.received is not None:
         done = len(lines.done) + tally.photos + tally.faults
-        job.console.print(f"stopped after {done} of {count} photos; the same command goes on")
+        job.console.print(f"stopped after {done} of {plural(count, 'photo')}; the same command goes on")
         return
     if tally.photos:
-        job.console.print(f"{tally.photos} photos predicted, {tally.objects} objects found")
+        job.console.print(f"{plural(tally.photos, 'photo')} predicted, {plural(tally.objects, 'object')} found")
     if "parquet" in kinds:
         write_parquet(lines.path, lines.path.with_suffix(".parquet"))
         job.console.print(f"table: {lines.path.with_suffix('.parquet')}", soft_wrap=True)

@@ -18,6 +18,7 @@ from detrkit.files import replacing
 from detrkit.recipes.parquet import write_parquet
 from detrkit.recipes.prediction import PredictionJob, progress_bar
 from detrkit.structures import Detections
+from detrkit.terminal import plural
 
 DEFAULT_KINDS = "pictures,jsonl"
 
@@ -46,7 +47,7 @@ def _predict(job: PredictionJob, name: str, output: str, opened: AbstractContext
         job.console.print(f"{Path(name).name}: not predicted", soft_wrap=True)
         return
     job.tally.photos += 1
-    job.console.print(f"{Path(name).name}: {count} frames, {objects} objects", soft_wrap=True)
+    job.console.print(f"{Path(name).name}: {plural(count, 'frame')}, {plural(objects, 'object')}", soft_wrap=True)
     if fault is not None:
         job.tally.refuse(str(fault))
 

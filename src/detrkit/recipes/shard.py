@@ -8,7 +8,7 @@ from rich.progress import Progress
 from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.shards import check_place, write_shards
 from detrkit.errors import ConfigError
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 
 
 def shard_dataset(data: Path, output: Path, form: Form | None, *, shard_photos: int, seed: int) -> None:
@@ -35,5 +35,5 @@ def shard_dataset(data: Path, output: Path, form: Form | None, *, shard_photos: 
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     counts = ", ".join(f"{len(split.records)} {name}" for name, split in splits.items())
-    already = f"; {found} shards were there already" if found else ""
-    console.print(f"{output}: shards of {shard_photos} photos, {counts}{already}", soft_wrap=True)
+    already = f"; there already: {plural(found, 'shard')}" if found else ""
+    console.print(f"{output}: shards of {plural(shard_photos, 'photo')}, {counts}{already}", soft_wrap=True)

@@ -17,7 +17,7 @@ from detrkit.recipes.loaders import device_of
 from detrkit.recipes.plan import origin_of, plan_model, plan_training, plan_within
 from detrkit.recipes.run import STATE_FILE, Run, run_training
 from detrkit.signatures import is_signed, spare_others
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 from detrkit.training.run_log import METRICS_FILE
 from detrkit.training.trainer import TrainingResult
 
@@ -73,8 +73,8 @@ def opened(config: RunConfig, console: Console, minutes: float | None = None) ->
         pace = _put_together(plan.config, data).measure_pace()
         plan = plan_within(60 * minutes, pace, planned, given, len(data.train))
         console.print(
-            f"{plan.config.training.steps} updates in {minutes:g} minutes: {pace.step:.2f} s each, {pace.evaluation:.1f} s "
-            "an evaluation",
+            f"{plural(plan.config.training.steps or 0, 'update')} in {minutes:g} min: {pace.step:.2f} s each, "
+            f"{pace.evaluation:.1f} s an evaluation",
             soft_wrap=True,
         )
     if process_from_environment().is_first:
@@ -113,8 +113,8 @@ def say_how_long(config: RunConfig, data: RunData, console: Console) -> None:
     world = run.process.world
     alone = f", one of {world} processes timed alone" if world > 1 else ""
     console.print(
-        f"{run.num_steps} updates of {pace.step:.2f} s each, and evaluations: about {hours} h {minutes} min on this "
-        f"machine{alone}; nothing was written",
+        f"{plural(run.num_steps, 'update')} of {pace.step:.2f} s each, and evaluations: about {hours} h {minutes} min on "
+        f"this machine{alone}; nothing was written",
         soft_wrap=True,
     )
 

@@ -15,6 +15,7 @@ from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
 from detrkit.signatures import is_signed
+from detrkit.terminal import plural
 
 Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
@@ -100,7 +101,7 @@ def read_split(
     if "train" not in splits:
         return splits.get(split), ()
     if seed is None and path.suffix == ".json" and path.is_file():
-        return splits["train"], (f"all {len(splits['train'].records)} photos of {path.name}",)
+        return splits["train"], (f"all of {path.name}: {plural(len(splits['train'].records), 'photo')}",)
     folder = _completed(path, form, splits, 42 if seed is None else seed)
     return folder.splits.get(split), folder.notes
 
