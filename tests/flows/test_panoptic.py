@@ -113,8 +113,14 @@ def test_the_second_stage_trains_the_mask_head_alone(
     losses = next(entry for entry in read_metrics(output) if entry["kind"] == "train")
     assert {name for name in losses if name.startswith("loss")} == {"loss", "loss_mask", "loss_dice"}
     # gone on with, it asks for no weights: they are in its state
+    left = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    capsys.readouterr()
     assert go("train", "--resume", output) == 2
-    assert "the run has ended, after 1 epochs" in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr()
+    error = " ".join(said.err.split())
+    assert f"--resume {output}: the run has ended, after 1 epoch; predict with it, or train on: detrkit train" in error
+    assert said.out == ""
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == left
 
 
 def test_a_box_model_of_other_classes_is_refused_before_the_first_step(

@@ -35,7 +35,7 @@ from detrkit.recipes.finish import finish_run
 from detrkit.recipes.judging import Judge
 from detrkit.recipes.loaders import device_of, evaluation_loader, train_loader
 from detrkit.recipes.pictures import draw_predictions
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 from detrkit.training.optimizer import learns_masks_only
 from detrkit.training.processes import process_group
 from detrkit.training.run_log import NoLog, RunLog
@@ -180,17 +180,12 @@ class Run:
         settings = self.config.training
         with self._of_this_run():
             done = 0 if state is None else int(state["stepper"]["step_number"])
-        with self._open_log(done) as log, StopSignal() as stop:
-            hooks = RunHooks(lambda model: self.evaluate(model, log), self.save_weights, self.save_state)
-            trainer = Trainer(self.stepper, self.loader, settings, hooks, log)
-            if state is not None:
-                with self._of_this_run():
-                    trainer.load_state_dict(state)
-                if trainer.has_ended:
-                    raise ConfigError(
-                        f"--resume {self.output}: the run has ended, after {trainer.position.epoch - 1} epochs; predict "
-                        "with it, or train on with --weights and another --output"
-                    )
+        log = self._log(done)
+        hooks = RunHooks(lambda model: self.evaluate(model, log), self.save_weights, self.save_state)
+        trainer = Trainer(self.stepper, self.loader, settings, hooks, log)
+        if state is not None:
+            self._set_back(trainer, state)
+        with log, StopSignal() as stop:
             result = trainer.fit(stop)
         if self.process.is_first:
             for fault in sorted({*self.loader.skipped, *self.test_batches.skipped}):
@@ -204,7 +199,16 @@ class Run:
                     self.console.print(line)
         return result
 
-    def _open_log(self, done: int) -> RunLog | NoLog:
+    def _set_back(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        with self._of_this_run():
+            trainer.load_state_dict(state)
+        if trainer.has_ended:
+            raise ConfigError(
+                f"--resume {self.output}: the run has ended, after {plural(trainer.position.epoch - 1, 'epoch')}; predict "
+                f"with it, or train on: detrkit train {self.config.data} --weights {self.output} --output ANOTHER"
+            )
+
+    def _log(self, done: int) -> RunLog | NoLog:
         if not self.process.is_first:
             return NoLog()
         layers = self.model.config.decoder_layers

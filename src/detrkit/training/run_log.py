@@ -63,7 +63,7 @@ class RunLog:
     def __init__(
         self, folder: Path, num_steps: int, console: Console | None = None, *, done: int = 0, num_layers: int = 0
     ) -> None:
-        """Open the log.
+        """Make the log, which is opened, and the folder with it, by `with`.
 
         Args:
             folder: of the run.
@@ -72,23 +72,8 @@ class RunLog:
             done: steps taken already; what was written of later ones is dropped.
             num_layers: decoder layers, whose losses TensorBoard shows in one graph.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-        make_folder(folder)
+        self.folder, self.done, self.num_layers = folder, done, num_layers
         self.console = console or Console(stderr=True)
-        kept = [entry for entry in read_metrics(folder) if int(str(entry["step"])) <= done] if done else []
-        write_text(folder / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
-        if num_layers > 1:
-            names = ("loss_ce", "loss_bbox", "loss_giou")
-            layers = {
-                name: ["Multiline", [f"train/{name}_{layer}$" for layer in range(num_layers - 1)] + [f"train/{name}$"]]
-                for name in names
-            }
-            self._tensorboard.add_custom_scalars({"losses by decoder layer": layers})
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=16),
@@ -102,8 +87,30 @@ class RunLog:
         )
 
     def __enter__(self) -> "RunLog":
+        make_folder(self.folder)
+        known = read_metrics(self.folder) if self.done else []
+        kept = [entry for entry in known if int(str(entry["step"])) <= self.done]
+        write_text(self.folder / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._file = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
+        self._open_tensorboard()
         self._progress.start()
         return self
+
+    def _open_tensorboard(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorBoard's own, about its imports
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+        later = self.done + 1 if self.done else None
+        self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=later)
+        if self.num_layers > 1:
+            names = ("loss_ce", "loss_bbox", "loss_giou")
+            before = range(self.num_layers - 1)
+            layers = {
+                name: ["Multiline", [f"train/{name}_{layer}$" for layer in before] + [f"train/{name}$"]]
+                for name in names
+            }
+            self._tensorboard.add_custom_scalars({"losses by decoder layer": layers})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
