@@ -100,7 +100,7 @@ def test_a_folder_gets_detections_scores_and_a_report_with_the_paper_s_pictures(
     options = ["--by-layer", "--query-map", "--counting", "--workers", 0, "--output", out]
     assert go("evaluate", a_run, shapes, *options) == 0
     pictures = ["by_layer.png", "counting.png", "query_map.png"]
-    assert listed(out) == sorted([*pictures, "detections.json", "report.html", "scores.json"])
+    assert listed(out) == sorted([*pictures, "detections.json", "images.json", "report.html", "scores.json"])
     said = capsys.readouterr().out
     assert "decoder layer 3" in said
     assert "mistakes:" in said
@@ -258,7 +258,7 @@ def test_saved_results_of_any_model_are_scored(
     assert go("evaluate", a_run, shapes, "--workers", 0, "-o", tmp_path / "a") == 0
     saved = tmp_path / "a" / "detections.json"
     assert go("evaluate", shapes, "--predictions", saved, "-o", tmp_path / "b") == 0
-    assert listed(tmp_path / "b") == ["report.html", "scores.json"]
+    assert listed(tmp_path / "b") == ["images.json", "report.html", "scores.json"]
     first, second = (strict(tmp_path / name / "scores.json") for name in "ab")
     assert {**first, "title": ""} == {**second, "title": ""}
     # masks of results are scored where there are outlines to compare them with
@@ -377,9 +377,27 @@ def test_photos_whose_names_are_no_numbers_are_numbered(a_run: Path, shapes: Pat
         shutil.copy(shapes / "val2017" / f"{number}.png", tmp_path / "photos" / f"{name}.png")
     assert go("evaluate", a_run, tmp_path / "photos", "--workers", 0, "-o", tmp_path / "out") == 0
     assert strict(tmp_path / "out" / "images.json") == [
-        {"id": 1, "file_name": "a.png"},
-        {"id": 2, "file_name": "b.png"},
+        {"id": 1, "file_name": "a.png", "width": 64, "height": 64},
+        {"id": 2, "file_name": "b.png", "width": 64, "height": 64},
     ]
+
+
+def test_photos_are_called_by_the_names_of_their_files(a_run: Path, shapes: Path, tmp_path: Path) -> None:
+    convert_dataset(shapes, tmp_path / "yolo", "yolo")
+    photos, labels = tmp_path / "yolo" / "val" / "images", tmp_path / "yolo" / "val" / "labels"
+    for folder, suffix in ((photos, ".png"), (labels, ".txt")):
+        (folder / "night").mkdir()
+        (folder / f"7{suffix}").rename(folder / "night" / f"a street{suffix}")
+    assert go("evaluate", a_run, tmp_path / "yolo", "--workers", 0, "-o", tmp_path / "out") == 0
+    images = {one["id"]: one for one in strict(tmp_path / "out" / "images.json")}
+    assert images.keys() == {one["image_id"] for one in strict(tmp_path / "out" / "detections.json")}
+    files = {one["file_name"] for one in images.values()}
+    assert files == {*(path.name for path in photos.glob("*.png")), "night/a street.png"}
+    assert {(one["width"], one["height"]) for one in images.values()} == {(64, 64)}
+    page = (tmp_path / "out" / "report.html").read_text()
+    for one in strict(tmp_path / "out" / "scores.json")["worst_photos"][:12]:
+        name = Path(images[one["image_id"]]["file_name"]).name
+        assert f"<figcaption>{name}: {one['mistakes']} mistake" in page
 
 
 def test_thresholds_that_are_stored_change_no_score(a_run: Path, shapes: Path, tmp_path: Path) -> None:

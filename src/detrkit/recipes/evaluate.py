@@ -31,7 +31,7 @@ from detrkit.inference.runtime import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.recipes.analyses import PaperAnalysis, analyse_counts, analyse_layers, analyse_queries, layers_as_text
 from detrkit.recipes.counting import count_equal_objects
-from detrkit.recipes.evaluation_output import check_output, chosen_split, say_more, write_evaluation
+from detrkit.recipes.evaluation_output import check_output, chosen_split, say_more, write_evaluation, write_images
 from detrkit.recipes.finish import print_all
 from detrkit.recipes.judging import MaskJudges, with_segments
 from detrkit.recipes.keeping import check_categories, keep_thresholds, place_for_thresholds, run_of, state_of_file
@@ -79,7 +79,8 @@ def evaluate_source(
         batch_size: photos at a time.
         device: where to compute.
         workers: processes that read photos.
-        output: `*.json` for the detections alone, or a folder for detections.json, scores.json, report.html and pictures.
+        output: `*.json` for the detections alone, or a folder for detections.json, images.json, scores.json, report.html
+            and pictures.
         extras: further analyses.
 
     Returns:
@@ -207,8 +208,7 @@ def _say_unscored(records: Split, output: Path | None, console: Console) -> None
         soft_wrap=True,
     )
     if output is not None and output.suffix != ".json":
-        images = [{"id": one.image_id, "file_name": one.path.name} for one in records.records]
-        write_rows(output / "images.json", images)
+        write_images(output, records.records)
 
 
 def _paper_analyses(

@@ -1,5 +1,6 @@
 """What an evaluation reads and leaves: one part of a dataset; scores, report and pictures in a folder."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,13 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from detrkit.data.formats.folder import Form, read_split
-from detrkit.data.records import Split, SplitName
+from detrkit.data.records import Records, Split, SplitName
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
 from detrkit.evaluation.report import counted, write_report
 from detrkit.evaluation.scores import Scores
-from detrkit.files import make_folder, replacing
+from detrkit.files import make_folder, replacing, write_text
 from detrkit.recipes.analyses import PAPER_ANALYSES, PaperAnalysis
 from detrkit.recipes.finish import headline, write_scores
 from detrkit.recipes.pictures import draw_worst
@@ -76,6 +77,22 @@ def say_more(analysis: Analysis, console: Console) -> None:
     console.print(f"right {analysis.errors.num_right}; mistakes: {mistakes}")
 
 
+def write_images(folder: Path, records: Records) -> None:
+    """Write images.json, which tells the ids of detections.json and scores.json: file, width and height of each photo.
+
+    Files are named below the folder that all of them lie in, as `images` of a COCO file does.
+    """
+    paths = [records.path(index).absolute() for index in range(len(records))]
+    root = os.path.commonpath([path.parent for path in paths])
+    images = [
+        {"id": image_id, "file_name": path.relative_to(root).as_posix(), "width": width, "height": height}
+        for image_id, path, (height, width) in zip(
+            records.image_ids, paths, records.columns.sizes.tolist(), strict=True
+        )
+    ]
+    write_text(folder / "images.json", json.dumps(images, indent=1, ensure_ascii=False))
+
+
 def write_evaluation(
     output: Path | None,
     analysis: Analysis,
@@ -90,6 +107,7 @@ def write_evaluation(
     if output is None or output.suffix == ".json":
         return
     make_folder(output)
+    write_images(output, records.records)
     others = {paper.name: paper.content for paper in papers}
     write_scores(output / "scores.json", analysis, scores, title=title, **others)
     for paper in papers:

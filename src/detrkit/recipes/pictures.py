@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from detrkit.data.dataset import PhotoDataset
 from detrkit.data.photos import tensor_to_photo
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.analysis import Analysis
@@ -17,6 +18,7 @@ from detrkit.files import replacing
 from detrkit.inference.detector import Detector
 from detrkit.signatures import signed
 from detrkit.structures import PanopticSegments, Sample
+from detrkit.terminal import plural
 from detrkit.visualization.draw import draw_boxes, draw_detections
 from detrkit.visualization.judged import RIGHT, draw_judged
 from detrkit.visualization.segments import draw_segments
@@ -41,7 +43,8 @@ def draw_predictions(
             sample = pictures[index]
         except DetrkitError:
             continue  # evaluation has told of it
-        picture = _draw_segments(detector, sample) if has_segments else _draw_boxes(detector, sample)
+        name = name_of_photo(pictures, index, sample.image_id)
+        picture = _draw_segments(detector, sample, name) if has_segments else _draw_boxes(detector, sample, name)
         if folder is not None:
             with replacing(folder / f"{sample.image_id}.png") as temporary:
                 picture.picture.save(temporary, pnginfo=signed())
@@ -49,22 +52,22 @@ def draw_predictions(
     return gallery
 
 
-def _draw_boxes(detector: Detector, sample: Sample) -> ReportPicture:
+def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportPicture:
     large, scale = enlarged(tensor_to_photo(sample.image))
     detections = detector.predict(sample.image, THRESHOLD)
     boxes = (sample.annotations.boxes * scale).tolist()
     with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))
     picture = draw_detections(with_truth, detections.scaled(scale))
-    return ReportPicture(picture, f"photo {sample.image_id}: {len(detections)} found, {len(boxes)} annotated")
+    return ReportPicture(picture, f"{name}: {len(detections)} found, {len(boxes)} annotated")
 
 
-def _draw_segments(detector: Detector, sample: Sample) -> ReportPicture:
+def _draw_segments(detector: Detector, sample: Sample, name: str) -> ReportPicture:
     large, scale = enlarged(tensor_to_photo(sample.image))
     found = detector.segments(sample.image)
     assert isinstance(found, PanopticSegments)
     picture = draw_segments(large, found.enlarged(scale))
     annotated = len(sample.annotations.labels)
-    return ReportPicture(picture, f"photo {sample.image_id}: {len(found)} segments found, {annotated} annotated")
+    return ReportPicture(picture, f"{name}: {plural(len(found), 'segment')} found, {annotated} annotated")
 
 
 def draw_worst(
@@ -82,13 +85,21 @@ def draw_worst(
     gallery = []
     for image_id, mistakes in analysis.worst_photos(count):
         try:
-            sample = pictures[place_of[image_id]]
+            place = place_of[image_id]
+            sample = pictures[place]
         except DetrkitError:
             continue  # evaluation has told of it
         photo, scale = enlarged(tensor_to_photo(sample.image))
         picture = _draw_mistakes(analysis, image_id, photo, scale)
-        gallery.append(ReportPicture(picture, f"photo {image_id}: {mistakes} mistake{'s' if mistakes > 1 else ''}"))
+        gallery.append(
+            ReportPicture(picture, f"{name_of_photo(pictures, place, image_id)}: {plural(mistakes, 'mistake')}")
+        )
     return gallery
+
+
+def name_of_photo(pictures: Dataset[Sample], index: int, image_id: int) -> str:
+    """What people call a photo: the name of its file; of drawings, which have none, their number."""
+    return pictures.split.records.path(index).name if isinstance(pictures, PhotoDataset) else f"photo {image_id}"
 
 
 def _draw_mistakes(analysis: Analysis, image_id: int, photo: Image.Image, scale: int) -> Image.Image:
