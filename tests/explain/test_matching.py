@@ -84,8 +84,9 @@ def test_why_objects_are_missed() -> None:
     assert (
         reason([HERE], [dog], [HERE], [0]) == "query 0 has a box on it (IoU 1.00), but calls it dog (0.70; cat: 0.20)"
     )
-    assert reason([FAR, HERE], [cat, cat], [[0.3, 0.8, 0.1, 0.1]], [0]).startswith(
-        "no query has a box on it: the closest is that of query 0 (IoU 0.00"
+    beside = [[0.44, 0.3, 0.2, 0.2]]  # a strip of 0.06 x 0.2 in common, 0.068 together
+    assert reason([FAR, HERE], [cat, cat], beside, [0]) == (
+        "no query has a box on it: the closest is that of query 1 (IoU 0.18, cat 0.80)"
     )
     assert reason([HERE, FAR], [cat, dog], [HERE, BESIDE], [0, 0]) == (
         "query 0 has a box on it, but finds object 0 nearby; no other query speaks up for this one"
@@ -93,6 +94,36 @@ def test_why_objects_are_missed() -> None:
     assert reason([HERE], [cat], [HERE, FAR], [0, 0]) == (
         "there are 2 objects and only 1 queries, each of which finds one at most"
     )
+
+
+def test_a_query_that_overlaps_nothing_is_not_called_close() -> None:
+    lost = explained(photo([FAR, HERE], [[0.8, 0.1, 0.1]] * 2), [[0.3, 0.8, 0.1, 0.1]], [0]).outcomes[0]
+    assert lost.if_missed == "no query has a box on it: none overlaps it at all"
+    assert (lost.best_query, lost.best_iou) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("way", "measure", "says_no_object"),
+    [
+        (SoftmaxClasses(2), "\u2212log p", True),
+        (FocalClasses(2), "focal loss", False),
+        (AlignedClasses(2), "IoU-aware loss", False),
+    ],
+    ids=repr,
+)
+def test_the_loss_of_one_query_is_called_by_its_name(way: Classification, measure: str, says_no_object: bool) -> None:
+    scores: ClassScores = "softmax" if isinstance(way, SoftmaxClasses) else "sigmoid"
+    logits = torch.tensor([[1.0, -1.0, 0.0]])[:, : 3 if scores == "softmax" else 2]
+    predictions = Predictions(logits[None, None], torch.tensor([HERE])[None, None], class_scores=scores)
+    target = Target(torch.tensor([HERE]), torch.tensor([0]))
+    matching = explain_matching(predictions, target, SetLoss(2, class_scores=scores, classification=way), NAMES)
+    assert matching.measure == measure
+    # the loss's own number, as it stands before weight and divisor
+    own = way.query_losses(logits, torch.tensor([0]), torch.tensor([1.0]))
+    assert matching.losses[0].entropy == pytest.approx(own.item())
+    if measure.endswith("p"):
+        assert matching.losses[0].entropy == pytest.approx(-math.log(logits[0].softmax(-1)[0]))
+    assert ("no object" in matching.outcomes[0].if_missed) == says_no_object
 
 
 def test_each_query_finds_one_object_and_the_better_score_goes_first() -> None:

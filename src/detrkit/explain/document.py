@@ -16,6 +16,7 @@ from detrkit.explain.explanation import Explanation
 from detrkit.explain.maps import Block, most_queries, pack_decoder, pack_encoder, pack_points
 from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import Matching
+from detrkit.explain.meanings import meaning_of_answer
 from detrkit.models.config import ModelConfig
 
 _PHOTO_SIDE = 1066  # pixels at most, in the page
@@ -72,6 +73,8 @@ def page_document(
             "heads": config.num_heads,
             "encoderLayers": config.encoder_layers,
             "decoderLayers": config.decoder_layers,
+            "levels": config.num_levels,
+            "answer": {"boxes": config.most_detections, "meaning": meaning_of_answer(config)},
         },
         "classes": explanation.categories.names,
         "grid": asdict(attention.grid),
@@ -107,7 +110,8 @@ def _chosen_queries(explanation: Explanation, asked_for: Sequence[int], limit: i
 def _queries(explanation: Explanation, kept: set[int]) -> list[dict[str, Any]]:
     """What every query says: after every layer if its attention is kept, or after the last one alone."""
     boxes, probabilities = explanation.layer_boxes, explanation.layer_probabilities
-    no_object = explanation.attention.predictions.layer_no_object[:, 0]
+    predictions = explanation.attention.predictions
+    no_object = predictions.layer_no_object[:, 0] if predictions.class_scores == "softmax" else None
     top = probabilities.topk(min(_TOP_CLASSES, probabilities.shape[-1]), dim=-1)
     rows = []
     for query in range(boxes.shape[1]):
@@ -122,7 +126,7 @@ def _queries(explanation: Explanation, kept: set[int]) -> list[dict[str, Any]]:
                             top.indices[layer, query].tolist(), top.values[layer, query].tolist(), strict=True
                         )
                     ],
-                    "noObject": round(float(no_object[layer, query]), 4),
+                    "noObject": None if no_object is None else round(float(no_object[layer, query]), 4),
                 }
                 for layer in layers
             ]
@@ -154,6 +158,7 @@ def _matching(matching: Matching, block: Block, kept: list[int]) -> dict[str, An
     return {
         "costs": asdict(block.add(torch.stack(terms, dim=-1)[kept].numpy())),
         "layerPairs": matching.layer_pairs,
+        "measure": matching.measure,
         "losses": [
             {
                 "query": one.query,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detrkit.losses.classification import AlignedClasses, Classification, FocalClasses
 from detrkit.losses.matcher import CostTerms
 from detrkit.losses.set_loss import SetLoss
 from detrkit.ops.boxes import cxcywh_to_xyxy
@@ -26,8 +27,8 @@ class QueryLoss:
     Attributes:
         query: number of the query.
         object: which object it answers for; None for no-object.
-        entropy: how far what it says is from what it should have said: for softmax scores, -log of the probability of the
-            class; for sigmoid scores, the focal loss of all classes.
+        entropy: how far what it says is from what it should have said, as the loss measures it (`Matching.measure`),
+            without weight or divisor.
         class_loss: its part of weight x loss_ce.
         box_loss: its part of weight x loss_bbox; 0 without object.
         giou_loss: its part of weight x loss_giou; 0 without object.
@@ -56,8 +57,8 @@ class ObjectOutcome:
         matched_query: who answers for it in the loss; None when there are more objects than queries.
         found_by: the query that finds it: its class, IoU of at least 0.5; None when no query does.
         score: of that query; the object counts as found at thresholds up to it.
-        best_query: the query whose box comes closest.
-        best_iou: how close.
+        best_query: the query whose box comes closest; None when none overlaps it.
+        best_iou: how close; 0 when none overlaps it.
         if_missed: why it is missed when the threshold is higher than `score`, or at any threshold; one sentence.
     """
 
@@ -66,7 +67,7 @@ class ObjectOutcome:
     matched_query: int | None
     found_by: int | None
     score: float | None
-    best_query: int
+    best_query: int | None
     best_iou: float
     if_missed: str
 
@@ -83,6 +84,7 @@ class Matching:
         iou: (Q, N) plain IoU.
         losses: of every query.
         outcomes: of every object.
+        measure: what `QueryLoss.entropy` is.
     """
 
     class_cost: Float[Tensor, "Q N"]
@@ -92,6 +94,7 @@ class Matching:
     iou: Float[Tensor, "Q N"]
     losses: tuple[QueryLoss, ...]
     outcomes: tuple[ObjectOutcome, ...]
+    measure: str
 
     @property
     def cost(self) -> Float[Tensor, "Q N"]:
@@ -118,7 +121,8 @@ def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, na
     terms = loss.matcher.terms(logits[-1:], boxes[-1:], [target])
     found, true = cxcywh_to_xyxy(boxes[-1, 0]), cxcywh_to_xyxy(target.boxes.float())
     iou = box_iou(found, true)
-    probabilities, no_object = predictions.probabilities[0], predictions.layer_no_object[-1, 0]
+    probabilities = predictions.probabilities[0]
+    no_object = predictions.layer_no_object[-1, 0] if predictions.class_scores == "softmax" else None
     return Matching(
         class_cost=loss.matcher.class_cost * terms.classification[0, 0],
         box_cost=loss.matcher.box_cost * terms.distance[0, 0],
@@ -127,7 +131,15 @@ def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, na
         iou=iou,
         losses=tuple(_query_losses(logits[-1, 0], terms, iou, dict(pairs[-1]), target, loss)),
         outcomes=tuple(_outcomes(probabilities, no_object, iou, dict(pairs[-1]), target, names)),
+        measure=_measure(loss.classification),
     )
+
+
+def _measure(way: Classification) -> str:
+    """What the loss of one query's classes is called: of what it should have said, or of all classes together."""
+    if isinstance(way, AlignedClasses):
+        return "IoU-aware loss"
+    return "focal loss" if isinstance(way, FocalClasses) else "−log p"  # noqa: RUF001  # a minus, as in print
 
 
 def _query_losses(
@@ -158,7 +170,7 @@ def _query_losses(
 
 def _outcomes(
     probabilities: Float[Tensor, "Q K"],
-    no_object: Float[Tensor, "Q"],
+    no_object: Float[Tensor, "Q"] | None,
     iou: Float[Tensor, "Q N"],
     pairs: dict[int, int],
     target: Target,
@@ -178,7 +190,7 @@ def _outcomes(
                 matched_query=query_of.get(number),
                 found_by=query,
                 score=None if query is None else float(scores[query]),
-                best_query=best,
+                best_query=best if iou[best, number] > 0 else None,
                 best_iou=float(iou[best, number]),
                 if_missed=_too_weak(query, number, scores, no_object, iou)
                 if query is not None
@@ -203,11 +215,12 @@ def _finders(scores: Float[Tensor, "Q"], labels: Tensor, iou: Float[Tensor, "Q N
 
 
 def _too_weak(
-    query: int, number: int, scores: Float[Tensor, "Q"], no_object: Float[Tensor, "Q"], iou: Float[Tensor, "Q N"]
+    query: int, number: int, scores: Float[Tensor, "Q"], no_object: Float[Tensor, "Q"] | None, iou: Float[Tensor, "Q N"]
 ) -> str:
+    rest = "" if no_object is None else f" (no object: {no_object[query]:.2f})"
     return (
         f"query {query} has the class right and the box (IoU {iou[query, number]:.2f}), but says so with a score of "
-        f"{scores[query]:.2f} only, which is below the threshold (no object: {no_object[query]:.2f})"
+        f"{scores[query]:.2f} only, which is below the threshold{rest}"
     )
 
 
@@ -237,6 +250,8 @@ def _never_found(
             f"({scores[query]:.2f}; {names[label]}: {probabilities[query, label]:.2f})"
         )
     best = int(iou[:, number].argmax())
+    if not iou[best, number]:
+        return "no query has a box on it: none overlaps it at all"
     return (
         f"no query has a box on it: the closest is that of query {best} (IoU {iou[best, number]:.2f}, "
         f"{names[int(labels[best])]} {scores[best]:.2f})"

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from detrkit.explain.attention import calls_noted
+from detrkit.explain.meanings import code_of, meaning_of
+from detrkit.models.config import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.proposals import ProposedQueries
 
@@ -27,31 +29,6 @@ PARTS = (
     "heads.box_head",
     "panoptic",
 )
-_MEANING = {
-    "backbone": "a convolutional network turns pixels into feature maps, coarser and richer stage by stage; "
-    "the last one goes on",
-    "input_projection": "convolutions bring the channels down to the transformer's width; each cell becomes a token",
-    "positions": "where each cell lies: added to queries and keys of the attention, since a set of tokens has no order",
-    "encoder": "every token looks at every other; what comes out is called memory",
-    "queries": "one per object that can be found: learned vectors, points or boxes, the same for every photo; or the "
-    "encoder's best boxes",
-    "decoder": "the queries, starting from zero, look at each other and at the memory; asked after every layer",
-    "heads.class_head": "after every layer, for every query: a score per class and, where they share a softmax, last one "
-    "for no object",
-    "heads.box_head": "after every layer, for every query: centre, width and height; a sigmoid makes them 0 .. 1",
-    "panoptic": "one mask per query, from its attention and the finer feature maps",
-}
-_CODE = {
-    "backbone": "models/backbone.py",
-    "input_projection": "models/pyramid.py",
-    "positions": "models/positions.py",
-    "encoder": "models/transformer.py: Encoder",
-    "queries": "models/queries.py",
-    "decoder": "models/transformer.py: Decoder",
-    "heads.class_head": "models/heads.py: ClassHead",
-    "heads.box_head": "models/heads.py: BoxHead",
-    "panoptic": "models/panoptic.py",
-}
 
 
 @dataclass(frozen=True)
@@ -85,18 +62,17 @@ def passages_noted(model: DETR) -> Iterator[list[Passage]]:
     noted = {part: calls[module] for part, module in modules.items() if module in calls}
     for part in PARTS:
         if part == "queries" and not isinstance(model.queries, ProposedQueries):  # a table: nothing goes in
-            passages.append(_passage(part, {}, model.queries.weight))
+            passages.append(_passage(model.config, part, {}, model.queries.weight))
         elif part == "positions" and model.config.has_pyramid:  # asked map by map
             given, _ = noted["encoder"]
-            passages.append(_passage(part, {}, given["scene"].positions))
+            passages.append(_passage(model.config, part, {}, given["scene"].positions))
         elif part in noted:
-            passages.append(_passage(part, *noted[part]))
+            passages.append(_passage(model.config, part, *noted[part]))
 
 
-def _passage(part: str, given: dict[str, Any], output: Any) -> Passage:
+def _passage(config: ModelConfig, part: str, given: dict[str, Any], output: Any) -> Passage:
     takes = tuple((name, shape) for argument in given.items() for name, shape in _named_shapes(*argument))
-    code = "models/proposals.py" if part == "queries" and takes else _CODE[part]
-    return Passage(part, takes, tuple(_shapes(output)), _MEANING[part], code)
+    return Passage(part, takes, tuple(_shapes(output)), meaning_of(part, config), code_of(part, config))
 
 
 def _named_shapes(name: str, value: Any) -> list[tuple[str, Shape]]:

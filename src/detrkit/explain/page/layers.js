@@ -13,7 +13,7 @@ function layerCard(look, one, layer, kept) {
   const canvas = layerPicture(look, one, layer, kept);
   const bars = element("div", { className: "bars" });
   for (const [label, share] of one.top) bars.append(...bar(look.explanation.classes[label], share, colourOf(label)));
-  bars.append(...bar("no object", one.noObject, "gray"));
+  if (one.noObject !== null) bars.append(...bar("no object", one.noObject, "gray"));
   const card = element("button", { type: "button", className: "layer" }, canvas, element("b", {}, `layer ${layer + 1}`), bars);
   card.setAttribute("aria-pressed", String(look.view === "query" && look.layer.query === layer));
   card.addEventListener("click", () => {

@@ -193,6 +193,12 @@ class Look {
     if (sampled) drawPoints(pen, sampled, scale, "#7fe", line * 0.8);
   }
 
+  // with a yes or no for every class, nothing is said of no object
+  says(one) {
+    const rest = one.noObject === null ? "" : `; no object ${one.noObject.toFixed(2)}`;
+    return `Query ${this.query} says ${this.explanation.classes[one.top[0][0]]} (${one.top[0][1].toFixed(2)}${rest}).`;
+  }
+
   sentence(map, most) {
     const layer = this.layer[this.view] + 1, depth = this.depth[this.view];
     const head = this.head < 0 ? `average of ${plural(this.explanation.model.heads, "head")}` : `head ${this.head + 1}`;
@@ -202,7 +208,7 @@ class Look {
       return `The cell in row ${this.cell[0] + 1}, column ${this.cell[1] + 1} of ${this.maps.rows} × ${this.maps.columns}. Encoder layer ${layer} of ${depth}, ${head}: it looks most at ${place} (${percent(map.values[most])}).${pooled}`;
     }
     const shown = this.explanation.queries[this.query].layers[layer - 1] || this.final(this.query);
-    const says = `Query ${this.query} says ${this.explanation.classes[shown.top[0][0]]} (${shown.top[0][1].toFixed(2)}; no object ${shown.noObject.toFixed(2)}).`;
+    const says = this.says(shown);
     if (this.view === "none") return says;
     if (!map) return `${says} Its attention is not in this page, to keep it small: detrkit explain ... --queries ${this.query}`;
     const [tall, wide] = this.explanation.photo.size;

@@ -115,7 +115,7 @@ class MaskLook extends Look {
 
   maskSentence(mask) {
     const one = this.final(this.query);
-    const says = `Query ${this.query} says ${this.explanation.classes[one.top[0][0]]} (${one.top[0][1].toFixed(2)}; no object ${one.noObject.toFixed(2)}).`;
+    const says = this.says(one);
     if (!mask) return `${says} Its mask is not in this page, to keep it small: detrkit explain ... --queries ${this.query}`;
     const [covered, inside] = this.shares(mask, one.box);
     const share = covered ? `; ${percent(inside)} of that lies inside its box` : "";

@@ -44,7 +44,7 @@ class MatchingTables {
       const outcome = isFound
         ? element("span", {}, element("span", { className: "good" }, "found "), `by query ${one.foundBy}, score ${one.score.toFixed(2)}`)
         : element("span", {}, element("span", { className: "bad" }, "missed: "), one.ifMissed);
-      return cells([this.objectName(number), "name"], [outcome], [this.queryLink(one.matchedQuery)], [element("span", {}, this.queryLink(one.bestQuery), ` ${one.bestIou.toFixed(2)}`), "name"]);
+      return cells([this.objectName(number), "name"], [outcome], [this.queryLink(one.matchedQuery)], [one.bestQuery === null ? "none overlaps it" : element("span", {}, this.queryLink(one.bestQuery), ` ${one.bestIou.toFixed(2)}`), "name"]);
     });
     const found = this.explanation.objects.filter((one) => one.score !== null && one.score >= this.look.threshold).length;
     byId("found").textContent = `${found} of ${rows.length} found at threshold ${this.look.threshold.toFixed(2)}: right class, IoU of at least 0.50, one query for one object.`;
@@ -72,6 +72,7 @@ class MatchingTables {
     const same = overlaps.findIndex((iou, object) => iou >= 0.5 && objects[object].label === label);
     if (same >= 0) return ["repeats: ", "bad", `object ${this.objectName(same)}, which query ${objects[same].foundBy} finds with a higher score`];
     if (overlaps[close] >= 0.5) return ["wrong class: ", "bad", `it is on object ${this.objectName(close)} (IoU ${overlaps[close].toFixed(2)})`];
+    if (!overlaps[close]) return ["on nothing: ", "bad", "it overlaps no object"];
     return ["on nothing: ", "bad", `the closest object is ${this.objectName(close)} (IoU ${overlaps[close].toFixed(2)}, 0.50 would count)`];
   }
 
@@ -125,7 +126,7 @@ class MatchingTables {
   }
 
   showLosses() {
-    const { losses } = this.explanation.matching;
+    const { losses, measure } = this.explanation.matching;
     const sum = (one) => one.class + one.box + one.giou;
     const total = losses.reduce((before, one) => before + sum(one), 0);
     const line = (name, object, entropy, one) => cells([name, "name"], [object], [entropy, "number"], [one.class.toFixed(3), "number"], [one.box.toFixed(3), "number"], [one.giou.toFixed(3), "number"], [percent(total ? sum(one) / total : 0), "number"]);
@@ -135,6 +136,6 @@ class MatchingTables {
     const rows = [...matched, ...others.slice(0, 5)].map((one) => line(this.queryLink(one.query), one.object === null ? "no object (unmatched)" : this.objectName(one.object), one.entropy.toFixed(3), one));
     if (others.length > 5) rows.push(line(`${others.length - 5} more`, "no object (unmatched)", "", rest(others.slice(5))));
     rows.push(line("all", "", "", rest(losses)));
-    table("losses", [["query"], ["should say"], ["−log p", "number"], ["class loss", "number"], ["box loss", "number"], ["GIoU loss", "number"], ["share", "number"]], rows);
+    table("losses", [["query"], ["should say"], [measure, "number"], ["class loss", "number"], ["box loss", "number"], ["GIoU loss", "number"], ["share", "number"]], rows);
   }
 }
