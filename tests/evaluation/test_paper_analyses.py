@@ -15,6 +15,7 @@ from detrkit.evaluation.counting import Count, count_found
 from detrkit.evaluation.layers import score_layers, suppress
 from detrkit.evaluation.queries import map_queries
 from detrkit.postprocess.boxes import to_detections
+from detrkit.recipes.analyses import analyse_queries
 from tests.evaluation.cases import case, document, results
 
 
@@ -95,6 +96,20 @@ def test_equal_objects_are_drawn_in_cells_of_their_own() -> None:
     truth = Truth.read(annotations_of_samples([sample], SHAPES))
     perfect = Found(np.full(9, 5), np.full(9, 3), truth.boxes, np.linspace(0.9, 0.1, 9), np.arange(9))
     assert count_found(Case.of(truth, perfect), 0.45) == (Count(9, 5.0, 5, 5, 5.0),)
+
+
+@pytest.mark.parametrize(
+    ("are_proposals", "says", "never"),
+    [(False, "specialise in places", "rank"), (True, "a rank and no place of its own", "specialise")],
+)
+def test_the_query_map_says_whose_queries_have_places(are_proposals: bool, says: str, never: str) -> None:
+    found = results([(1, 3, [0.0, 0, 10, 10], 0.5), (1, 3, [50.0, 50, 10, 10], 0.4)])
+    made = Found.from_coco(found)
+    made = Found(made.image_ids, made.category_ids, made.boxes, made.scores, np.array([0, 1]))
+    truth = Truth.read(document([(1, 3, [0.0, 0, 10, 10])]))
+    text = analyse_queries(truth, made, 2, are_proposals=are_proposals).chart.text
+    assert says in text
+    assert never not in text
 
 
 def test_queries_that_are_not_part_of_the_answer_are_left_out() -> None:

@@ -13,6 +13,12 @@ from detrkit.visualization.charts import as_png, as_svg, draw_counts, draw_layer
 
 PAPER_ANALYSES = ("by_layer", "query_map", "counting")
 _MOST_PANELS = 20  # as in the paper
+_OF_LEARNED = "Trained queries specialise in places and sizes; queries that all look alike have not yet."
+_OF_PROPOSALS = (
+    "This model chooses its queries anew on every photo: query 0 starts from the box that is likeliest to hold an object, "
+    "query 1 from the next. So a query has a rank and no place of its own, and all may look alike; the first ones show "
+    "what the model finds easiest."
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ def layers_as_text(analysis: PaperAnalysis) -> str:
     )
 
 
-def analyse_queries(truth: Truth, found: Found, num_queries: int) -> PaperAnalysis:
-    """Where each query predicts (figure 7)."""
+def analyse_queries(truth: Truth, found: Found, num_queries: int, *, are_proposals: bool) -> PaperAnalysis:
+    """Where each query predicts (figure 7); queries that are proposals have ranks, and no places of their own."""
     chart = map_queries(truth, found, num_queries)
     chosen = chart.most_used(_MOST_PANELS).tolist()
     known, kinds = chart.is_known, {"small": chart.is_small, "wide": chart.is_wide, "tall": chart.is_tall}
@@ -72,7 +78,7 @@ def analyse_queries(truth: Truth, found: Found, num_queries: int) -> PaperAnalys
     text = (
         f"Every point is the centre of a box that a query predicted on a photo, whatever its score; of {num_queries} "
         f"queries, the {len(chosen)} with the highest mean score. Small: below {SMALL_SIDE:.0%} of the photo both ways. "
-        "Trained queries specialise in places and sizes; queries that all look alike have not yet."
+        + (_OF_PROPOSALS if are_proposals else _OF_LEARNED)
     )
     heading = "Where queries look"
     return PaperAnalysis("query_map", ReportChart(heading, text, as_png(figure)), _queries_as_json(chart))

@@ -226,7 +226,8 @@ def _paper_analyses(
         papers.append(analyse_layers(truth, answers, analysis.scores.max_detections))
         console.print(layers_as_text(papers[-1]))
     if extras.query_map:
-        papers.append(analyse_queries(truth, answers[-1], queries))
+        are_proposals = detector.runtime.config.queries == "proposals"
+        papers.append(analyse_queries(truth, answers[-1], queries, are_proposals=are_proposals))
     if extras.counting:
         counts = count_equal_objects(detector, analysis, pictures, image_ids)
         if counts:
