@@ -76,7 +76,7 @@ def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> 
 
 def _picture(sample: Sample, data: RunData) -> tuple[Image.Image, str]:
     labels = sample.annotations.labels.tolist()
-    names = [data.categories.names[label] for label in labels]
+    names = [(data.categories.names[label],) for label in labels]
     height, width = sample.image.shape[1:]
     photo, scale = fitted(tensor_to_photo(sample.image))
     drawn = draw_boxes(photo, (sample.annotations.boxes * scale).tolist(), labels, names)

@@ -166,7 +166,7 @@ def _pictures(finding: Finding, records: Mapping[Path, Record]) -> Iterator[tupl
         scale = min(1.0, _PICTURE_SIDE / max(photo.size))
         photo = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))
         if place.box is not None:
-            photo = draw_boxes(photo, [_visible([value * scale for value in place.box])], [0], [""])
+            photo = draw_boxes(photo, [_visible([value * scale for value in place.box])], [0], [()])
         yield photo, place.photo.name
 
 

@@ -56,7 +56,7 @@ def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportPicture:
     large, scale = enlarged(tensor_to_photo(sample.image))
     detections = detector.predict(sample.image, THRESHOLD)
     boxes = (sample.annotations.boxes * scale).tolist()
-    with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [""] * len(boxes))
+    with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [()] * len(boxes))
     picture = draw_detections(with_truth, detections.scaled(scale))
     return ReportPicture(picture, f"{name}: {len(detections)} found, {len(boxes)} annotated")
 

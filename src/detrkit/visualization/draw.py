@@ -4,9 +4,11 @@ import colorsys
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import Detections
+from detrkit.visualization.captions import font_for, place_captions, write_caption
 from detrkit.visualization.surfaces import draw_masks
 
 _CELL = 320  # pixels a side of a photo on a contact sheet
@@ -27,7 +29,8 @@ def draw_detections(photo: Image.Image, detections: Detections) -> Image.Image:
     masks = detections.masks
     if masks is not None:
         photo = draw_masks(photo, masks.numpy(), [colour_of(one) for one in detections.labels.tolist()])
-    captions = [f"{name} {score:.2f}" for name, score in zip(detections.names, detections.scores.tolist(), strict=True)]
+    scores = [f"{score:.2f}" for score in detections.scores.tolist()]
+    captions = [(f"{name} {score}", score) for name, score in zip(detections.names, scores, strict=True)]
     return draw_boxes(photo, detections.boxes.tolist(), detections.labels.tolist(), captions)
 
 
@@ -35,20 +38,33 @@ def draw_boxes(
     photo: Image.Image,
     boxes: Sequence[Sequence[float]],
     labels: Sequence[int],
-    captions: Sequence[str],
+    captions: Sequence[Sequence[str]],
     colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
-    """Draw boxes (xyxy in pixels) with captions on a copy of a photo, the first on top; labels choose missing colours."""
+    """Draw boxes with captions on a copy of a photo, the first on top.
+
+    Args:
+        photo: of any mode.
+        boxes: xyxy in pixels.
+        labels: choose the colours, where none are given; -1 is drawn with a thin line.
+        captions: of each box, from long to short: the longest is written for which there is room, or else none.
+        colours: of the boxes.
+    """
     picture = photo.convert("RGB")
     pen = ImageDraw.Draw(picture)
-    thickness = max(1, round(max(picture.size) / 240))
-    font = ImageFont.load_default(size=max(11, max(picture.size) // 40))
     colours = colours or [colour_of(label) for label in labels]
-    for box, label, caption, colour in reversed(list(zip(boxes, labels, captions, colours, strict=True))):
-        left, top, right, bottom = _inside(box, picture.size)
+    cut = [_inside(box, picture.size) for box in boxes]
+    for (left, top, right, bottom), label, colour in reversed(list(zip(cut, labels, colours, strict=True))):
+        # a line of usual width would hide what is tiny
+        usual, own = max(picture.size) / 240, min(right - left, bottom - top) / 16
+        thickness = max(1, max(picture.size) // 1000, round(min(usual, own)))
         pen.rectangle((left, top, right, bottom), outline=colour, width=thickness if label >= 0 else 1)
-        if caption:
-            write_caption(pen, (left, top), caption, colour, font, picture.size)
+    places = np.array(cut).reshape(-1, 4)
+    font = font_for(picture.size, places)
+    placed = place_captions(places, captions, font, picture.size)
+    for found, colour in zip(placed, colours, strict=True):
+        if found is not None:
+            write_caption(pen, found[1], found[0], colour, font)
     return picture
 
 
@@ -57,24 +73,6 @@ def _inside(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, 
     left, right = sorted(min(max(x, 0), width - 1) for x in box[0::2])
     top, bottom = sorted(min(max(y, 0), height - 1) for y in box[1::2])
     return left, top, right, bottom
-
-
-def write_caption(
-    pen: ImageDraw.ImageDraw,
-    corner: tuple[float, float],
-    caption: str,
-    colour: tuple[int, int, int],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    size: tuple[int, int],
-) -> None:
-    """Write above the box's corner, or inside where there is no room above."""
-    x0, y0, x1, y1 = pen.textbbox((0, 0), caption, font=font)
-    width, height = x1 - x0 + 4, y1 - y0 + 4
-    left = min(max(corner[0], 0), max(size[0] - width, 0))
-    top = corner[1] - height if corner[1] >= height else corner[1]
-    pen.rectangle((left, top, left + width, top + height), fill=colour)
-    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    pen.text((left + 2 - x0, top + 2 - y0), caption, fill="black" if brightness > 140 else "white", font=font)
 
 
 def contact_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:

@@ -45,7 +45,7 @@ def draw_judged(
         scores: None for objects that were missed.
     """
     captions = [
-        "" if kind == RIGHT else f"{WORDS[kind]}: {name}" + ("" if score is None else f" {score:.2f}")
+        () if kind == RIGHT else (f"{WORDS[kind]}: {name}" + ("" if score is None else f" {score:.2f}"), WORDS[kind])
         for kind, name, score in zip(kinds, names, scores, strict=True)
     ]
     return draw_boxes(photo, boxes, [0] * len(boxes), captions, [COLOURS[kind] for kind in kinds])

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import PanopticSegments
-from detrkit.visualization.draw import colour_of, write_caption
+from detrkit.visualization.captions import above, extent_of, write_caption
+from detrkit.visualization.draw import colour_of
 from detrkit.visualization.surfaces import blend, outline
 
 _LARGE = 0.004  # share of the photo: smaller segments get no name, which would hide them
@@ -46,5 +47,5 @@ def _write_names(picture: Image.Image, captions: Sequence[tuple[str, np.ndarray,
         nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
         width = pen.textlength(caption, font=font)
         corner = (float(columns[nearest]) - width / 2, float(rows[nearest]) + 6)
-        write_caption(pen, corner, caption, colour, font, picture.size)
+        write_caption(pen, above(corner, extent_of(caption, font), picture.size), caption, colour, font)
     return picture
