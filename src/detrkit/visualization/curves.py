@@ -27,7 +27,7 @@ def draw_curves(metrics: Sequence[Mapping[str, object]]) -> bytes:
     ):
         steps, values = _series(metrics, "train", name)
         if steps:
-            losses.plot(steps, values, label=label, linewidth=1.2)
+            losses.plot(steps, values, label=label, marker="." if len(steps) == 1 else "", linewidth=1.2)
     losses.set(xlabel="step", ylabel="training loss", yscale="log")
     for name, label in (("AP", "AP"), ("AP50", "AP at IoU 0.50"), ("mask AP", "mask AP"), ("PQ", "panoptic quality")):
         steps, values = _series(metrics, "evaluation", name)
@@ -36,8 +36,8 @@ def draw_curves(metrics: Sequence[Mapping[str, object]]) -> bytes:
     scores.set(xlabel="step", ylabel="score on test photos", ylim=(0, 1))
     for axes in (losses, scores):
         axes.grid(alpha=0.3)
-        # above, where no curve runs
-        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        if axes.lines:  # above, where no curve runs
+            axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
