@@ -43,6 +43,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"choose one of {', '.join(known[:_MOST_CHOICES])}{f' and {rest} more' if rest > 0 else ''}"
 
 
+def option(name: str) -> str:
+    """What a user types for a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
 def short(value: Any) -> str:
     """Show a wrong value in a message; of nested ones, which aliases in YAML can make huge, no more than the beginning."""
     brief = Repr()

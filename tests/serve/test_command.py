@@ -29,7 +29,7 @@ def weights(detector: Detector, tmp_path: Path) -> str:
         (["--upload-limit", "nan"], "--upload-limit: found nan"),
         (["--pixel-limit", "-1"], "--pixel-limit: found -1.0"),
         (["--batch-wait", "31000"], "--batch-wait: found 31000.0 milliseconds, expected 0 to 30000, the timeout"),
-        (["--threshold", "2"], "threshold: found 2.0, expected a score between 0 and 1"),
+        (["--threshold", "2"], "--threshold: found 2, expected a score between 0 and 1"),
         (["--threshold", "auto"], "this model holds no thresholds of its own"),
         (["--port", "70000"], "--port: found 70000, expected 0 to 65535"),
         (["--host", "no.such.host.invalid"], "--host: 'no.such.host.invalid' is no address of this machine"),

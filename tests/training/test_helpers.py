@@ -271,13 +271,21 @@ def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
-        ("plain", {"contrastive_denoising": True}, "set denoising to 5"),
-        ("plain", {"denoising": 2, "contrastive_denoising": True, "box_noise": 0}, "found box_noise 0"),
-        ("plain", {"hybrid_queries": 5}, "found 5, expected at least the 6"),
-        ("plain", {"look_forward_twice": True}, "do not refine each other's boxes"),
+        (
+            "plain",
+            {"contrastive_denoising": True},
+            "^--contrastive-denoising: found --denoising 0, .* add --denoising 5",
+        ),
+        (
+            "plain",
+            {"denoising": 2, "contrastive_denoising": True, "box_noise": 0},
+            "^--contrastive-denoising: found --box-noise 0",
+        ),
+        ("plain", {"hybrid_queries": 5}, "^--hybrid-queries: found 5, expected at least the 6 of --hybrid-repeats"),
+        ("plain", {"look_forward_twice": True}, r"^--look-forward-twice: .* \(detrkit-s, detrkit-m, deformable"),
         ("conditional", {"look_forward_twice": True}, "do not refine each other's boxes"),
-        ("plain", {"iou_aware": True}, "found softmax class scores, expected sigmoid"),
-        ("masks", {"query_groups": 2, "denoising": 1, "freeze": "boxes"}, "denoising, query_groups: help boxes"),
+        ("plain", {"iou_aware": True}, "^--iou-aware: found softmax class scores, expected sigmoid"),
+        ("masks", {"query_groups": 2, "denoising": 1, "freeze": "boxes"}, "^--denoising, --query-groups: help boxes"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(

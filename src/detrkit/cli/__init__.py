@@ -8,7 +8,7 @@ from cyclopts.exceptions import CycloptsError
 from pydantic import ValidationError
 
 from detrkit import __version__
-from detrkit.errors import DetrkitError
+from detrkit.errors import DetrkitError, option
 
 VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
@@ -80,8 +80,8 @@ def _sentence(error: Exception) -> str:
     """One line; of a typed setting that is out of range, its option and what is wrong, not pydantic's paragraph."""
     if isinstance(error.__cause__, ValidationError):
         first = error.__cause__.errors()[0]
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        return f"{option}: found {first['input']}; {first['msg'].lower()}"
+        name = option("-".join(str(part) for part in first["loc"]))
+        return f"{name}: found {first['input']}; {first['msg'].lower()}"
     return " ".join(str(error).split())
 
 

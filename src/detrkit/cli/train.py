@@ -7,7 +7,7 @@ import yaml
 from cyclopts import Parameter
 
 from detrkit.cli.leaving import leave
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, option
 from detrkit.recipes.config import load_run_config
 from detrkit.training.settings import TrainingSettings
 
@@ -94,7 +94,7 @@ def train(
             "--set": set_,
         }
         given_here = [name for name, value in beside.items() if value is not None and value is not False]
-        given_here += [f"--{name.replace('_', '-')}" for name in (training.model_fields_set if training else ())]
+        given_here += [option(name) for name in (training.model_fields_set if training else ())]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
         leave(recipes.resume(resume).stopped_by)

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, option
 from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
@@ -104,26 +104,32 @@ def plan_model(config: RunConfig) -> RunConfig:
 def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
     """See that nothing was given that would change nothing."""
     unused = {
-        "denoising copies, of which there are none; add --denoising 5": (
+        "changes denoising copies, and there are none; add --denoising 5, or leave it out": (
             not settings.denoising,
             ("box_noise", "label_noise"),
         ),
-        "hybrid queries, of which there are none; add --hybrid-queries 300": (
+        "is for hybrid queries, and there are none; add --hybrid-queries 300, or leave it out": (
             not settings.hybrid_queries,
             ("hybrid_repeats",),
         ),
-        "softmax scores, and the model's are sigmoids": (model.class_scores == "sigmoid", ("no_object_weight",)),
-        "--schedule step, found cosine": (settings.schedule == "cosine", ("drop_at",)),
-        "augmentation, which --no-augment switches off": (
+        "weighs no-object among softmax scores, and this model's scores are sigmoids; leave it out": (
+            model.class_scores == "sigmoid",
+            ("no_object_weight",),
+        ),
+        "says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two out": (
+            settings.schedule == "cosine",
+            ("drop_at",),
+        ),
+        "changes photos, which --no-augment forbids; leave one of the two out": (
             not settings.augment,
             ("flip", "upside_down", "quarter_turns", "crop", "photometric", "scale_jitter", "mosaic", "mixup"),
         ),
     }
-    for of_what, (is_unused, names) in unused.items():
+    for reason, (is_unused, names) in unused.items():
         for name in names:
             value = getattr(settings, name)
             if is_unused and value != TrainingSettings.model_fields[name].default:
-                raise ConfigError(f"--{name.replace('_', '-')} {value:g}: is of {of_what}, or leave it out")
+                raise ConfigError(f"{option(name)} {value:g}: {reason}")
 
 
 def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:

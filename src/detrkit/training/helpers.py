@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, option
 from detrkit.losses.helpers import HelpedLoss
 from detrkit.losses.set_loss import SetLoss
 from detrkit.models.assembly import build_queries
@@ -148,31 +148,32 @@ def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only
     for is_wrong, sentence in (
         (
             settings.contrastive_denoising and not settings.denoising,
-            "contrastive_denoising: found denoising 0, expected copies to add worse boxes to; set denoising to 5, say",
+            "--contrastive-denoising: found --denoising 0, expected copies to add worse boxes to; add --denoising 5, say",
         ),
         (
             settings.contrastive_denoising and not settings.box_noise,
-            "contrastive_denoising: found box_noise 0, expected worse boxes to differ from the objects' own; set box_noise "
-            "to 0.4, say",
+            "--contrastive-denoising: found --box-noise 0, expected worse boxes to differ from the objects' own; set "
+            "--box-noise 0.4, say",
         ),
         (
             0 < settings.hybrid_queries < settings.hybrid_repeats,
-            f"hybrid_queries: found {settings.hybrid_queries}, expected at least the {settings.hybrid_repeats} of "
-            "hybrid_repeats, and as many for every object of a photo; set more of them",
+            f"--hybrid-queries: found {settings.hybrid_queries}, expected at least the {settings.hybrid_repeats} of "
+            "--hybrid-repeats, and as many for every object of a photo; set more of them",
         ),
         (
             settings.look_forward_twice and not config.refine_boxes,
-            "look_forward_twice: the model's layers do not refine each other's boxes; leave it out, or take a model that "
-            "does (dab-detr-r50, deformable-detr-r50-refine, --set refine_boxes=true)",
+            "--look-forward-twice: the model's layers do not refine each other's boxes; leave it out, or take a model that "
+            "does (detrkit-s, detrkit-m, deformable-detr-r50-refine)",
         ),
         (
             settings.iou_aware and config.class_scores != "sigmoid",
-            f"iou_aware: found {config.class_scores} class scores, expected sigmoid ones, which can say how well a box "
+            f"--iou-aware: found {config.class_scores} class scores, expected sigmoid ones, which can say how well a box "
             "fits; leave it out, or --set class_scores=sigmoid",
         ),
         (
             masks_only and bool(asked),
-            f"{', '.join(asked)}: help boxes to be learned, which --freeze leaves as they are; leave one of them out",
+            f"{', '.join(map(option, asked))}: help boxes to be learned, which --freeze leaves as they are; leave one or "
+            "the other out",
         ),
     ):
         if is_wrong:
