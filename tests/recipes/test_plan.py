@@ -382,11 +382,44 @@ def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
             {"augment": False, "mosaic": 0.5},
             "--mosaic 0.5: changes photos, which --no-augment forbids; leave one of the two out",
         ),
+        (
+            {"strong_until": 0.5},
+            "--strong-until 0.5: says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or "
+            "leave it out",
+        ),
+        (
+            {"dice_weight": 2.0},
+            "--dice-weight 2: weighs a loss of masks, and this model draws none; leave it out, or take a model that ends "
+            "in -panoptic",
+        ),
     ],
 )
 def test_what_would_change_nothing_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         plan_model(RunConfig(data="x", training=TrainingSettings(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("detr-r50", {"sampling_points": 2}),
+        ("detr-r50", {"num_detections": 50}),
+        ("detr-r50", {"position_table_size": 60}),
+        ("detr-r50", {"position_encoding": "learned", "position_temperature": 20.0}),
+        ("detr-r50", {"scaled_positions": True, "encoder_layers": 0}),
+        ("detr-r50", {"scaled_positions": True, "position_encoding": "none"}),
+    ],
+)
+def test_a_field_of_the_model_that_would_change_nothing_is_refused(model: str, changes: dict[str, Any]) -> None:
+    name = next(name for name in changes if name not in ("position_encoding", "encoder_layers"))
+    with pytest.raises(ConfigError, match=rf"^--set {name}={changes[name]}: is for .*; leave it out$"):
+        plan_model(RunConfig(data="x", model=model, model_settings=changes))
+    plan_model(RunConfig(data="x", model="dab-detr-r50", model_settings={"encoder_layers": 0}))  # the preset's own
+
+
+def test_a_rate_for_where_attention_looks_is_refused_where_it_looks_everywhere() -> None:
+    with pytest.raises(ConfigError, match=r"^--place-rate-factor 0\.1: is for what says where deformable"):
+        plan_model(RunConfig(data="x", model="detr-r50", training=TrainingSettings(place_rate_factor=0.1)))
 
 
 def test_a_drop_that_was_asked_for_happens() -> None:

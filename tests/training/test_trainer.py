@@ -475,6 +475,21 @@ def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(
             assert torch.equal(one, other), name
 
 
+def test_an_evaluation_that_was_not_saved_is_told_once(tmp_path: Path) -> None:
+    script = Script([0.1, 0.3])
+    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"epochs": 1}))
+    with log:
+        loop.fit()
+    saved_before_it = script.states[-2]  # as by a process that was killed right after it
+    again = Script([0.1])
+    other, _ = trainer(tmp_path / "other", again, SETTINGS.model_copy(update={"epochs": 1}))
+    other.load_state_dict(saved_before_it)
+    other.log = RunLog(tmp_path, 3, done=3, epoch=other.position.epoch)
+    with other.log:
+        other.fit()
+    assert [entry["kind"] for entry in read_metrics(tmp_path)] == ["train"] * 3 + ["evaluation"]
+
+
 def test_metrics_survive_a_cut_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1}]

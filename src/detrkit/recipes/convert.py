@@ -77,7 +77,7 @@ def _scores_of(source: str) -> dict[str, float] | None:
     scored = [entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation"]
     if not scored:
         return None
-    best = max(scored, key=lambda entry: float(str(entry["AP"])))
+    best = next((entry for entry in reversed(scored) if entry.get("best")), scored[-1])
     return {name: float(str(best[name])) for name in ("AP", "AP50", "AP75") if best.get(name) is not None}
 
 

@@ -1,6 +1,5 @@
 """What an evaluation reads and leaves: one part of a dataset; scores, report and pictures in a folder."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
 from detrkit.evaluation.report import counted, write_report
 from detrkit.evaluation.scores import Scores
-from detrkit.files import make_folder, replacing, write_text
+from detrkit.files import make_folder, replacing, write_rows
 from detrkit.recipes.analyses import PAPER_ANALYSES, PaperAnalysis
 from detrkit.recipes.finish import headline, write_scores
 from detrkit.recipes.pictures import draw_worst
@@ -90,7 +89,7 @@ def write_images(folder: Path, records: Records) -> None:
             records.image_ids, paths, records.columns.sizes.tolist(), strict=True
         )
     ]
-    write_text(folder / "images.json", json.dumps(images, indent=1, ensure_ascii=False))
+    write_rows(folder / "images.json", images)
 
 
 def write_evaluation(

@@ -45,6 +45,7 @@ _DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rat
 _SUCCESSORS_RUN = {"epochs": 50, "drop_at": 0.8}  # all of them drop the rates after 40 of 50 epochs
 _FEW_PHOTOS = 300  # below which a detector's backbone is left alone
 _LONG_RUN = 5_000  # steps
+_STRONG = ("photometric", "scale_jitter", "mosaic", "mixup")  # changes of photos that end before the run does
 _MOST_EVALUATIONS = 20
 _EVALUATING = 0.1  # of the time that somebody gave, at most
 
@@ -90,6 +91,7 @@ def plan_model(config: RunConfig) -> RunConfig:
     training = _filled(config.training, _settings_of(config, model))
     check_helpers(model, training, masks_only=learns_masks_only(model, training))
     _check_used(model, training)
+    _check_model_settings(config, model)
     model_settings = config.model_settings
     if origin_of(config) == "imagenet" and model.backbone_normalization == "batch":
         # a backbone that can see, in place of one that a preset trains from scratch: as published
@@ -122,7 +124,19 @@ def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
         ),
         "changes photos, which --no-augment forbids; leave one of the two out": (
             not settings.augment,
-            ("flip", "upside_down", "quarter_turns", "crop", "photometric", "scale_jitter", "mosaic", "mixup"),
+            ("flip", "upside_down", "quarter_turns", "crop", *_STRONG),
+        ),
+        "says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or leave it out": (
+            not any(getattr(settings, name) for name in _STRONG),
+            ("strong_until",),
+        ),
+        "weighs a loss of masks, and this model draws none; leave it out, or take a model that ends in -panoptic": (
+            not model.panoptic,
+            ("mask_weight", "dice_weight"),
+        ),
+        "is for what says where deformable attention looks, and this model has none; leave it out": (
+            not model.is_deformable,
+            ("place_rate_factor",),
         ),
     }
     for reason, (is_unused, names) in unused.items():
@@ -130,6 +144,26 @@ def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
             value = getattr(settings, name)
             if is_unused and value != TrainingSettings.model_fields[name].default:
                 raise ConfigError(f"{option(name)} {value:g}: {reason}")
+
+
+def _check_model_settings(config: RunConfig, model: ModelConfig) -> None:
+    """See that nothing was given with --set that would change nothing."""
+    has_sines = model.position_encoding == "sine"
+    unused = {
+        "sampling_points": (not model.is_deformable, "is for deformable attention, and this model has none"),
+        "num_detections": (model.class_scores == "softmax", "is for sigmoid scores, and this model's share a softmax"),
+        "position_table_size": (model.position_encoding != "learned", "is for position_encoding=learned"),
+        "position_temperature": (not has_sines, "is for position_encoding=sine"),
+        "scaled_positions": (
+            not model.encoder_layers or model.position_encoding == "none",
+            "is for encoder layers that are told positions, and this model has none",
+        ),
+    }
+    usual = preset_config(config.model)
+    for name, (is_unused, reason) in unused.items():
+        value = config.model_settings.get(name, getattr(usual, name))
+        if is_unused and value != getattr(usual, name):
+            raise ConfigError(f"--set {name}={value}: {reason}; leave it out")
 
 
 def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:

@@ -180,7 +180,8 @@ class Run:
         settings = self.config.training
         with self._of_this_run():
             done = 0 if state is None else int(state["stepper"]["step_number"])
-        log = self._log(done)
+            epoch = 1 if state is None else int(state["position"]["epoch"])
+        log = self._log(done, epoch)
         hooks = RunHooks(lambda model: self.evaluate(model, log), self.save_weights, self.save_state)
         trainer = Trainer(self.stepper, self.loader, settings, hooks, log)
         if state is not None:
@@ -208,11 +209,11 @@ class Run:
                 f"with it, or train on: detrkit train {self.config.data} --weights {self.output} --output ANOTHER"
             )
 
-    def _log(self, done: int) -> RunLog | NoLog:
+    def _log(self, done: int, epoch: int) -> RunLog | NoLog:
         if not self.process.is_first:
             return NoLog()
         layers = self.model.config.decoder_layers
-        return RunLog(self.output, self.num_steps, self.console, done=done, num_layers=layers)
+        return RunLog(self.output, self.num_steps, self.console, done=done, epoch=epoch, num_layers=layers)
 
     def evaluate(self, model: DETR, log: RunLog | NoLog) -> Scores:
         """Score a model on the test photos, which the processes share out."""

@@ -166,6 +166,10 @@ def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only
             "does (detrkit-s, detrkit-m, deformable-detr-r50-refine)",
         ),
         (
+            settings.look_forward_twice and config.cross_attention == "conditional",
+            "--look-forward-twice: layers of DAB-DETR and Conditional DETR learn so already, as published; leave it out",
+        ),
+        (
             settings.iou_aware and config.class_scores != "sigmoid",
             f"--iou-aware: found {config.class_scores} class scores, expected sigmoid ones, which can say how well a box "
             "fits; leave it out, or --set class_scores=sigmoid",

@@ -61,7 +61,14 @@ class RunLog:
     """Writes every reading to the run folder, and shows the last one."""
 
     def __init__(
-        self, folder: Path, num_steps: int, console: Console | None = None, *, done: int = 0, num_layers: int = 0
+        self,
+        folder: Path,
+        num_steps: int,
+        console: Console | None = None,
+        *,
+        done: int = 0,
+        epoch: int = 1,
+        num_layers: int = 0,
     ) -> None:
         """Make the log, which is opened, and the folder with it, by `with`.
 
@@ -70,9 +77,10 @@ class RunLog:
             num_steps: of the whole run.
             console: where to show progress.
             done: steps taken already; what was written of later ones is dropped.
+            epoch: under way; an evaluation of it, which was not saved, is dropped and comes again.
             num_layers: decoder layers, whose losses TensorBoard shows in one graph.
         """
-        self.folder, self.done, self.num_layers = folder, done, num_layers
+        self.folder, self.done, self.epoch, self.num_layers = folder, done, epoch, num_layers
         self.console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -89,12 +97,15 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         make_folder(self.folder)
         known = read_metrics(self.folder) if self.done else []
-        kept = [entry for entry in known if int(str(entry["step"])) <= self.done]
+        kept = [entry for entry in known if int(str(entry["step"])) <= self.done and self._is_saved(entry)]
         write_text(self.folder / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = (self.folder / METRICS_FILE).open("a", encoding="utf-8")
         self._open_tensorboard()
         self._progress.start()
         return self
+
+    def _is_saved(self, entry: Mapping[str, object]) -> bool:
+        return entry.get("kind") != "evaluation" or int(str(entry["epoch"])) < self.epoch
 
     def _open_tensorboard(self) -> None:
         with warnings.catch_warnings():
@@ -139,7 +150,7 @@ class RunLog:
     def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
         """Record an evaluation."""
         numbers = scores.numbers
-        self._write({"kind": "evaluation", "step": step, "epoch": epoch, **numbers}, step)
+        self._write({"kind": "evaluation", "step": step, "epoch": epoch, "best": best, **numbers}, step)
         self._progress.update(self._task, ap=f"{scores.name} {scores.value:.3f}")
         if not self.console.is_terminal:  # a bar is lost in a log file
             mark = " (best)" if best else ""
