@@ -20,6 +20,7 @@ from detrkit.checkpoints.names import Rule, to_ours, to_theirs
 from detrkit.checkpoints.shape import infer_config
 from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
 from detrkit.data.categories import Categories
+from detrkit.data.transforms import long_side
 from detrkit.errors import CheckpointError
 from detrkit.files import make_folder, write_tensors, write_text
 from detrkit.models.config import ModelConfig
@@ -273,7 +274,7 @@ def _preprocessor_json(preprocessing: Preprocessing, processor: str) -> dict[str
         "do_resize": True,
         "size": {
             "shortest_edge": preprocessing.image_size,
-            "longest_edge": round(preprocessing.image_size * 1333 / 800),
+            "longest_edge": long_side(preprocessing.image_size),
         },
         "do_normalize": True,
         "image_mean": list(IMAGENET_MEAN),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from detrkit.checkpoints import huggingface
 from detrkit.checkpoints.file import Checkpoint
 from detrkit.data.batching import statistics
-from detrkit.data.transforms import LONG_SIDE_AT_MOST, TEST_SHORT_SIDE
+from detrkit.data.transforms import long_side
 from detrkit.terminal import plural
 
 
@@ -107,7 +107,7 @@ def _preprocessing(checkpoint: Checkpoint) -> str:
     colours = "RGB" if channels == 3 else f"{channels} channels"
     return (
         f"{colours}, upright, resized to a shorter side of {short} pixels (the longer at most "
-        f"{round(short * LONG_SIDE_AT_MOST / TEST_SHORT_SIDE)}), scaled to 0 .. 1, minus the mean "
+        f"{long_side(short)}), scaled to 0 .. 1, minus the mean "
         f"{', '.join(f'{value:g}' for value in mean)}, divided by {', '.join(f'{value:g}' for value in deviation)}."
     )
 

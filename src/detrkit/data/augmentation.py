@@ -17,7 +17,6 @@ from torchvision.transforms import v2
 
 from detrkit.data.sampling import Draw, mixed
 from detrkit.data.transforms import (
-    LONG_SIDE_AT_MOST,
     TEST_SHORT_SIDE,
     Framing,
     RandomOrientation,
@@ -25,6 +24,7 @@ from detrkit.data.transforms import (
     Transform,
     crop,
     keep,
+    long_side,
     resize,
     resized_size,
     size_of,
@@ -66,8 +66,7 @@ class ScaleJitter:
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        limit = round(LONG_SIDE_AT_MOST * self.image_size / TEST_SHORT_SIDE)
-        in_tests = resized_size(size_of(sample), self.image_size, limit)
+        in_tests = resized_size(size_of(sample), self.image_size, long_side(self.image_size))
         factor = float(torch.empty(()).uniform_(self.smallest, self.largest))
         height, width = (max(1, round(side * factor)) for side in in_tests)
         resized = resize(sample, (height, width))

@@ -239,10 +239,10 @@ class TrainTransform:
         sample = self.orientation(sample, framing.turns)
         if framing.crops < self.crop_probability:
             # the published code sets no limit to the long side here, and a panorama eats the machine
-            enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * self._scale(LONG_SIDE_AT_MOST))
+            enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * long_side(self.image_size))
             sample = enlarged(sample, framing.before)
             sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample, (framing.height, framing.width))
-        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), self._scale(LONG_SIDE_AT_MOST))(sample, framing.after)
+        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), long_side(self.image_size))(sample, framing.after)
 
     def _scale(self, length: int) -> int:
         return max(1, round(length * self.image_size / TEST_SHORT_SIDE))
@@ -253,7 +253,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class TestTransform:
-    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most 5/3 of it (1333)."""
+    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most `long_side` of it (1333)."""
 
     __test__ = False  # not a test case, whatever its name
 
@@ -261,8 +261,12 @@ class TestTransform:
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        limit = round(LONG_SIDE_AT_MOST * self.image_size / TEST_SHORT_SIDE)
-        return resize(sample, resized_size(size_of(sample), self.image_size, limit))
+        return resize(sample, resized_size(size_of(sample), self.image_size, long_side(self.image_size)))
+
+
+def long_side(short_side: int) -> int:
+    """Pixels that the longer side of a photo may have at most, where the shorter is to have so many."""
+    return max(1, round(LONG_SIDE_AT_MOST * short_side / TEST_SHORT_SIDE))
 
 
 def _chosen(count: int, at: float | None) -> int:

@@ -37,7 +37,7 @@ class RelativeOutputs(nn.Module):
         self.exact_padding = exact_padding
 
     def forward(self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"]) -> tuple[Tensor, ...]:
-        """Predict."""
+        """Predict (B, Q, K+1) class logits, or (B, Q, K) of sigmoids; (B, Q, 4) boxes; (B, Q, h, w) masks."""
         predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
         return (predictions.class_logits, predictions.boxes, *_masks(predictions))
 
@@ -48,7 +48,7 @@ class PixelOutputs(RelativeOutputs):
     def forward(  # type: ignore[override]  # the sizes make it another network
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], sizes: Int64[Tensor, "B 2"]
     ) -> tuple[Tensor, ...]:
-        """Predict and post-process."""
+        """Predict and post-process: (B, A) scores, (B, A) labels, (B, A, 4) boxes, best first; (B, A, h, w) masks."""
         predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
         best = best_of(predictions, sizes)
         masks = _masks(predictions)

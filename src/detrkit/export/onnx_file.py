@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from detrkit import __version__
 from detrkit.data.batching import statistics
+from detrkit.data.transforms import long_side
 from detrkit.errors import ConfigError, ExportError
 from detrkit.export.quiet import quiet
 from detrkit.inference.exported import KEY, Description
@@ -64,7 +65,7 @@ def metadata(description: Description) -> dict[str, str]:
     mean, deviation = statistics(description.model.in_channels)
     size = description.preprocessing.image_size
     preprocessing = {
-        "resize": f"shorter side to {size} pixels, longer side at most {size * 5 // 3}, bilinear with antialiasing",
+        "resize": f"shorter side to {size} pixels, longer side at most {long_side(size)}, bilinear with antialiasing",
         "image_size": size,
         "scale": 1 / 255,
         "mean": mean,

@@ -264,7 +264,7 @@ def at_least(
 
 
 def logits_of(
-    scores: Float[Tensor, "B Q"], labels: Tensor, num_classes: int, class_scores: ClassScores = "softmax"
+    scores: Float[Tensor, "B Q"], labels: Int64[Tensor, "B Q"], num_classes: int, class_scores: ClassScores = "softmax"
 ) -> Float[Tensor, "B Q K1"]:
     """Class logits whose softmax gives each query's best class its score, and no-object the rest; or whose sigmoid does."""
     if class_scores == "sigmoid":

@@ -179,8 +179,8 @@ def check_scores(found: ClassScores, expected: ClassScores) -> None:
 
 
 def wanted_classes(
-    shape: Sequence[int], places: tuple[Tensor, ...], labels: Int64[Tensor, "P"], num_classes: int
-) -> Tensor:
+    shape: Sequence[int], places: tuple[Int64[Tensor, "P"], ...], labels: Int64[Tensor, "P"], num_classes: int
+) -> Int64[Tensor, "*shape"]:
     """The class that each query should say: no object (K), but at the matched places."""
     wanted = torch.full(tuple(shape), num_classes, dtype=torch.int64, device=labels.device)
     wanted[places] = labels

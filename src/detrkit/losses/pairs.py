@@ -6,7 +6,7 @@ Input: predictions of every decoder layer, `Matches`, targets. Output: one value
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from detrkit.losses.matcher import Matches
@@ -63,13 +63,15 @@ def index_of_objects(matches: Matches, targets: Sequence[Target]) -> Int64[Tenso
     return first[matches.images] + matches.objects
 
 
-def to_device(numbers_here: Sequence[float], device: torch.device, kind: torch.dtype = torch.int64) -> Tensor:
+def to_device(
+    numbers_here: Sequence[float], device: torch.device, kind: torch.dtype = torch.int64
+) -> Shaped[Tensor, "N"]:
     """Copy a few numbers without waiting for the device, which pageable memory would make us do."""
     numbers = torch.tensor(numbers_here, dtype=kind)
     return sent(numbers, device)
 
 
-def sent(numbers: Tensor, device: torch.device) -> Tensor:
+def sent(numbers: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
     """Copy a tensor of the host's to a device, without waiting for it where that can be done."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=device.type == "cuda")
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, distributed
 
 from detrkit.process import Process
@@ -61,7 +62,7 @@ def largest_of_all(value: int) -> int:
     return int(largest.item())
 
 
-def average_over_processes(values: Tensor, count: int) -> tuple[Tensor, int]:
+def average_over_processes(values: Float[Tensor, "N"], count: int) -> tuple[Float[Tensor, "N"], int]:
     """Average values, and add up counts; what is NaN in one process does not count."""
     if not distributed.is_initialized():
         return values, count
@@ -72,8 +73,8 @@ def average_over_processes(values: Tensor, count: int) -> tuple[Tensor, int]:
     return torch.where(numbers > 0, total / numbers, torch.nan), int(sums[-1])
 
 
-def average_in_place(tensors: Sequence[Tensor]) -> None:
-    """Give all processes the mean of what they have."""
+def average_in_place(tensors: Sequence[Float[Tensor, "*_"]]) -> None:
+    """Give all processes the mean of what they have, in tensors of any shapes."""
     if not distributed.is_initialized() or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
