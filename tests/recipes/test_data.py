@@ -1,5 +1,6 @@
 """What a run learns from and is judged by, from folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 
 from detrkit.data.formats.folder import read_dataset
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, DataError
+from detrkit.evaluation.scores import Scores
 from detrkit.recipes.config import RunConfig
 from detrkit.recipes.data import RunData, joined, open_data
 from detrkit.recipes.train import train
+from detrkit.training.run_log import read_metrics
 from detrkit.training.settings import TrainingSettings
 from tests.datasets import write_coco, write_panoptic
 
@@ -59,6 +62,55 @@ def test_the_report_of_such_a_run_does_not_claim_unseen_photos(tmp_path: Path) -
     assert "not seen in training" in (tmp_path / "apart" / "report.html").read_text()
     assert "the ones it was trained on" in (tmp_path / "together" / "report.html").read_text()
     assert "with_validation: true" in (tmp_path / "together" / "config.yaml").read_text()
+
+
+def without_objects(folder: Path, split: str) -> None:
+    """Take all objects out of a split, but for a crowd."""
+    path = folder / "annotations" / f"instances_{split}2017.json"
+    document = json.loads(path.read_text())
+    document["annotations"] = [{**document["annotations"][0], "iscrowd": 1}]
+    path.write_text(json.dumps(document))
+
+
+def test_without_an_object_nothing_is_learned(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "shapes")
+    without_objects(folder, "train")
+    for training in ({}, {"overfit": 2}):
+        with pytest.raises(
+            DataError, match=r"instances_train2017.json: found no object in the \d photos to learn from"
+        ):
+            open_data(config(folder, **training))
+    assert open_data(config(folder, with_validation=True)).train is not None
+
+
+def test_what_is_no_count_is_not_told_as_one(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "shapes")
+    without_objects(folder, "val")
+    notes = open_data(config(folder)).notes
+    assert [note for note in notes if "validation" in note] == [
+        "warning: no object in the validation split: nothing can be judged, and the last checkpoint counts as the best; "
+        "annotate some"
+    ]
+
+
+def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = write_coco(tmp_path / "shapes", num_train=2, num_val=2), tmp_path / "run"
+    without_objects(folder, "val")
+    result = train(config(folder, epochs=2), run)
+    assert result.scores is not None
+    assert (run / "best" / "model.safetensors").read_bytes() == (run / "last" / "model.safetensors").read_bytes()
+    said = capsys.readouterr().out
+    assert "epoch 1: AP - AP50 -\nepoch 2: AP - AP50 -\n" in said
+    assert "-1.000" not in said + (run / "report.html").read_text()
+    evaluations = [entry for entry in read_metrics(run) if entry["kind"] == "evaluation"]
+    assert [(entry["AP"], entry["APs"]) for entry in evaluations] == [(None, None), (None, None)]
+    numbers = json.loads((run / "scores.json").read_text())["numbers"]
+    assert set(numbers.values()) == {None}
+    assert Scores.from_json(result.scores.to_json()).numbers == result.scores.numbers
+    with pytest.raises(ConfigError, match=r"--patience 3: waits .* has no object to be judged by"):
+        open_data(config(folder, patience=3))
 
 
 @pytest.mark.parametrize("other", [{"patience": 3}, {"overfit": 2}])

@@ -255,7 +255,10 @@ def _of_classes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
         yield Finding(
             "warning", "classes without any object", "drop them from the list of classes, or annotate them", unused
         )
-    if unjudged:
+    if not any(one.objects["val"] for one in classes):
+        advice = "nothing can be judged, and the last checkpoint counts as the best; annotate some"
+        yield Finding("warning", "no object in the validation split", advice, ())
+    elif unjudged:
         yield Finding("warning", "classes that the validation split does not show", "their AP cannot be told", unjudged)
     counts = sorted((one.objects["train"], one.name) for one in classes if one.objects["train"])
     if counts and counts[-1][0] > MOST_UNEVEN * counts[0][0]:

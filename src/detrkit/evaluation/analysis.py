@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from detrkit.evaluation.calibration import Calibration, calibrate
-from detrkit.evaluation.coco import BoxEvaluation, BoxScores, evaluate_case
+from detrkit.evaluation.coco import BoxEvaluation, BoxScores, evaluate_case, numbers_as_json
 from detrkit.evaluation.columns import Case, Found, Truth
 from detrkit.evaluation.confusion import Confusion, confuse
 from detrkit.evaluation.errors import TIDE_NAMES, Errors, sort_errors
@@ -67,7 +67,7 @@ class Analysis:
             "num_objects": self.scores.num_objects,
             "num_detections": len(self.case.found),
             "max_detections": self.scores.max_detections,
-            "numbers": self.scores.numbers,
+            "numbers": numbers_as_json(self.scores.numbers),
             "per_class": [
                 {"id": number, **asdict(score), "best_threshold": None if best is None else asdict(best)}
                 for number, score, best in per_class

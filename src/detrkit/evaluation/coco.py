@@ -4,7 +4,7 @@ Input: annotated objects and detections. Output: the 12 numbers, scores per clas
 boxes, or of masks where truth and detections have them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,13 +69,15 @@ class BoxScores:
     max_detections: int = PUBLISHED_MAX_DETECTIONS  # of one class on one photo, that count
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; None where there is nothing to score."""
+        return {**asdict(self), "numbers": numbers_as_json(self.numbers)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "BoxScores":
         """Read what `to_json` gave."""
-        return cls(**{**content, "per_class": tuple(ClassScore(**score) for score in content["per_class"])})
+        numbers = {name: -1.0 if value is None else value for name, value in content["numbers"].items()}
+        per_class = tuple(ClassScore(**score) for score in content["per_class"])
+        return cls(**{**content, "numbers": numbers, "per_class": per_class})
 
     @property
     def ap(self) -> float:
@@ -97,6 +99,11 @@ class BoxEvaluation:
     scores: BoxScores
     precision: np.ndarray
     gains: dict[str, float]
+
+
+def numbers_as_json(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Put None in place of COCO's -1, and of NaN: there is nothing to score."""
+    return {name: value if value >= 0 else None for name, value in numbers.items()}
 
 
 def counted_detections(most_detections: int) -> int:

@@ -9,6 +9,7 @@ from detrkit.evaluation.counting import Count
 from detrkit.evaluation.layers import NMS_IOU, LayerScore, score_layers
 from detrkit.evaluation.queries import SMALL_SIDE, QueryMap, map_queries
 from detrkit.evaluation.report import ReportChart
+from detrkit.evaluation.table import shown
 from detrkit.visualization.charts import as_png, as_svg, draw_counts, draw_layers, draw_query_map
 
 PAPER_ANALYSES = ("by_layer", "query_map", "counting")
@@ -59,8 +60,8 @@ def layers_as_text(analysis: PaperAnalysis) -> str:
     """One line a layer."""
     rows = (LayerScore(**entry) for entry in analysis.content)
     return "\n".join(
-        f"decoder layer {one.layer}: AP {one.ap:.3f}, after NMS {one.ap_nms:.3f}; AP50 {one.ap50:.3f}, after NMS "
-        f"{one.ap50_nms:.3f}"
+        f"decoder layer {one.layer}: AP {shown(one.ap)}, after NMS {shown(one.ap_nms)}; AP50 {shown(one.ap50)}, after NMS "
+        f"{shown(one.ap50_nms)}"
         for one in rows
     )
 

@@ -74,7 +74,8 @@ def convert_weights(
 
 def _scores_of(source: str) -> dict[str, float] | None:
     """The best scores of a run folder, which its weights in best/ have."""
-    scored = [entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation"]
+    evaluations = (entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation")
+    scored = [entry for entry in evaluations if entry["AP"] is not None]
     if not scored:
         return None
     best = next((entry for entry in reversed(scored) if entry.get("best")), scored[-1])

@@ -16,7 +16,7 @@ from detrkit.data.photos import RGB
 from detrkit.data.records import Records, Split, SplitName
 from detrkit.data.sampling import Arrangement
 from detrkit.data.transforms import RandomOrientation, TestTransform, TrainTransform, Transform
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.panoptic import TrueSegments
 from detrkit.models.config import ModelConfig
@@ -67,6 +67,7 @@ def open_data(config: RunConfig) -> RunData:
     if settings.overfit:
         train_split = test_split = replace(folder.train, records=folder.train.records[: settings.overfit])
         notes = ()
+    check_objects(train_split, test_split, settings)
     to_model = TestTransform(settings.image_size)
     photos = PhotoDataset(train_split, channels=model.in_channels, masks=model.panoptic)
     if model.in_channels != RGB:
@@ -139,9 +140,32 @@ def check_judges(settings: TrainingSettings) -> None:
             )
 
 
+def check_objects(train: Split, test: Split, settings: TrainingSettings) -> None:
+    """See that there is something to learn from, and to be judged by where something waits for it.
+
+    Raises:
+        DataError: there is no object to learn from.
+        ConfigError: something waits for scores that never come.
+    """
+    if not _has_objects(train):
+        raise DataError(
+            f"{train.source}: found no object in the {len(train.records)} photos to learn from, expected some; annotate "
+            "them, and not as crowds, which do not count"
+        )
+    if settings.patience and not _has_objects(test):
+        raise ConfigError(
+            f"--patience {settings.patience}: waits for better scores, and {test.source} has no object to be judged by; "
+            "annotate some validation photos, or leave it out"
+        )
+
+
+def _has_objects(split: Split) -> bool:
+    return not bool(split.records.columns.is_crowd.all())
+
+
 def _warnings(folder: DatasetFolder, model: ModelConfig, size: int) -> Iterator[str]:
     """What the doctor says without opening a photo, a line each."""
     for finding in examine_annotations(folder, num_queries=model.num_queries, image_size=size, stride=model.stride):
         if finding.severity != "note":
-            first = f"; first {finding.places[0]}" if finding.places else ""
-            yield f"{finding.severity}: {finding.what} ({len(finding.places)}): {finding.advice}{first}"
+            count, first = (f" ({len(finding.places)})", f"; first {finding.places[0]}") if finding.places else ("", "")
+            yield f"{finding.severity}: {finding.what}{count}: {finding.advice}{first}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from detrkit.evaluation.analysis import Analysis, without_nan
 from detrkit.evaluation.report import write_report
 from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.table import print_panoptic, print_scores
+from detrkit.evaluation.table import print_panoptic, print_scores, shown
 from detrkit.files import write_text
 from detrkit.inference.detector import Detector
 from detrkit.recipes.config import RunConfig
@@ -57,8 +57,8 @@ def finish_run(
 
 def headline(scores: Scores) -> str:
     """The numbers to look at first."""
-    first = "" if scores.name == "AP" else f"{scores.name} {scores.value:.3f}, boxes "
-    return f"{first}AP {scores.numbers['AP']:.3f}, AP50 {scores.numbers['AP50']:.3f}"
+    first = "" if scores.name == "AP" else f"{scores.name} {shown(scores.numbers[scores.name])}, boxes "
+    return f"{first}AP {shown(scores.numbers['AP'])}, AP50 {shown(scores.numbers['AP50'])}"
 
 
 def write_scores(path: Path, analysis: Analysis, scores: Scores, **others: Any) -> None:

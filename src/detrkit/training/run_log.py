@@ -13,7 +13,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from detrkit.evaluation.coco import numbers_as_json
 from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.table import shown
 from detrkit.files import make_folder, write_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -150,14 +152,14 @@ class RunLog:
     def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
         """Record an evaluation."""
         numbers = scores.numbers
-        self._write({"kind": "evaluation", "step": step, "epoch": epoch, "best": best, **numbers}, step)
-        self._progress.update(self._task, ap=f"{scores.name} {scores.value:.3f}")
+        entry = {"kind": "evaluation", "step": step, "epoch": epoch, "best": best, **numbers_as_json(numbers)}
+        self._write(entry, step)
+        self._progress.update(self._task, ap=f"{scores.name} {shown(numbers[scores.name])}")
         if not self.console.is_terminal:  # a bar is lost in a log file
-            mark = " (best)" if best else ""
-            what = "" if scores.name == "AP" else f"{scores.name} {scores.value:.3f}, boxes "
-            self.console.print(
-                f"epoch {epoch}: {what}AP {numbers['AP']:.3f} AP50 {numbers['AP50']:.3f}{mark}", highlight=False
-            )
+            mark = " (best)" if best and numbers[scores.name] >= 0 else ""
+            what = "" if scores.name == "AP" else f"{scores.name} {shown(numbers[scores.name])}, boxes "
+            said = f"{what}AP {shown(numbers['AP'])} AP50 {shown(numbers['AP50'])}"
+            self.console.print(f"epoch {epoch}: {said}{mark}", highlight=False)
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Show in TensorBoard what is found now."""

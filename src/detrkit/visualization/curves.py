@@ -36,7 +36,7 @@ def draw_curves(metrics: Sequence[Mapping[str, object]]) -> bytes:
     scores.set(xlabel="step", ylabel="score on test photos", ylim=(0, 1))
     for axes in (losses, scores):
         axes.grid(alpha=0.3)
-        if axes.lines:  # above, where no curve runs
+        if axes.has_data():  # the legend stands above, where no curve runs
             axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
