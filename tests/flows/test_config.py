@@ -30,6 +30,16 @@ def test_the_command_line_wins_setting_by_setting(file: Path) -> None:
     assert (config.training.epochs, config.training.learning_rate) == (9, 0.002)
 
 
+def test_epochs_on_the_command_line_win_over_steps_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "steps.yaml"
+    file.write_text("data: photos\ntraining: {epochs: 300, steps: 7}\n")
+    training = load_run_config(file, {}, {"epochs": 5}).training
+    assert (training.epochs, training.steps) == (5, None)
+    assert load_run_config(file, {}, {"batch_size": 3}).training.steps == 7
+    with pytest.raises(ConfigError, match="--epochs: found --steps as well, expected one of the two"):
+        load_run_config(None, {"data": "photos"}, {"epochs": 5, "steps": 7})
+
+
 def test_another_model_does_not_inherit_the_files_model_settings(file: Path) -> None:
     config = load_run_config(file, {"model": "detr-r18", "model_settings": {"num_queries": 5}}, {})
     assert config.model_settings == {"num_queries": 5}

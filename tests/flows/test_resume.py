@@ -224,6 +224,18 @@ def test_a_dataset_that_has_changed_is_told(tmp_path: Path, capsys: pytest.Captu
         assert "found no config.yaml" in capsys.readouterr().err
 
 
+def test_a_number_of_updates_that_was_edited_is_told_with_the_one_that_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
+    assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
+    config = output / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 4\n"))
+    assert run(["train", "--resume", str(output)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "config.yaml comes to 8 updates, the run was begun with 2; put back its steps, epochs and accumulate" in said
+
+
 def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
     command = [

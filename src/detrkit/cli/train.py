@@ -123,11 +123,13 @@ def model_field(text: str) -> tuple[str, Any]:
     """Read NAME=VALUE.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is something else, or nothing that is chosen.
     """
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set: found {text!r}, expected NAME=VALUE, for example num_queries=50")
+    if name.strip() == "num_classes":
+        raise ConfigError(f"--set {text}: the dataset's own list of classes says how many there are; leave it out")
     try:
         return name.strip(), yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets without end

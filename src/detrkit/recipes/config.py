@@ -48,12 +48,16 @@ def load_run_config(file: Path | None, given: dict[str, Any], training: dict[str
         training: fields of `TrainingSettings` that were given.
 
     Raises:
-        ConfigError: the file is missing or malformed, or a setting does not exist or is out of range.
+        ConfigError: the file is missing or malformed, a setting does not exist or is out of range, or two say the same.
     """
     content = read_yaml(file) if file else {}
     inner = content.get("training") or {}
     if not isinstance(inner, dict):
         raise ConfigError(f"{file}: training: found {short(inner)}, expected settings")
+    if {"epochs", "steps"} <= training.keys():
+        raise ConfigError("--epochs: found --steps as well, expected one of the two")
+    if "epochs" in training:
+        inner = {name: value for name, value in inner.items() if name != "steps"}  # they would win over epochs
     given = {key: value for key, value in given.items() if value is not None}
     model_settings = content.get("model_settings") or {}
     if not isinstance(model_settings, dict):

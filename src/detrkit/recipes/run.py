@@ -129,11 +129,16 @@ class Run:
         """
         state = read_state(self.output / STATE_FILE)
         with self._of_this_run():
-            is_same = state["num_batches"] == len(self.loader) and state["num_steps"] == self.num_steps
-        if not is_same:
+            batches, steps = state["num_batches"], state["num_steps"]
+        if batches != len(self.loader):
             raise ConfigError(
-                f"--resume {self.output}: found {len(self.loader)} batches an epoch, the run had {state['num_batches']}; "
-                "its dataset, or the number of processes, is not what it was"
+                f"--resume {self.output}: found {len(self.loader)} batches an epoch, the run had {batches}; its dataset, "
+                "batch_size or number of processes is not what it was"
+            )
+        if steps != self.num_steps:
+            raise ConfigError(
+                f"--resume {self.output}: config.yaml comes to {self.num_steps} updates, the run was begun with {steps}; "
+                "put back its steps, epochs and accumulate, or train on with --weights and another --output"
             )
         return self._train(state)
 
