@@ -70,7 +70,10 @@ MISTAKES = {
     "missing model": (["predict", "nowhere.safetensors", "no_image.jpg"], "nowhere.safetensors: found nothing"),
     "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "expected those of a DETR"),
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
-    "no such device": (["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"], "device 'gpu9'"),
+    "no such device": (
+        ["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"],
+        "detrkit: device 'gpu9': found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'",
+    ),
     "a device that computes nothing": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "meta"],
         "device 'meta': computes nothing",
@@ -89,6 +92,19 @@ MISTAKES = {
     "no dataset": (["train"], "data"),
     "unknown preset": (["train", "shapes", "--model", "detr-r5O"], "detr-r50"),
     "unknown model setting": (["train", "shapes", "--model", "detr-tiny", "--set", "num_querys=5"], "num_queries"),
+    "model setting that the dataset makes": (
+        ["train", "shapes", "--set", "num_classes=9"],
+        "--set num_classes=9: the dataset's own list of classes says how many there are",
+    ),
+    "epochs beside steps": (
+        ["train", "shapes", "--epochs", "2", "--steps", "3"],
+        "--epochs: found --steps as well, expected one of the two",
+    ),
+    "a size that no photo has": (
+        ["doctor", "shapes", "--image-size", "3"],
+        "--image-size: found 3, expected 32 to 10000 pixels",
+    ),
+    "nobody to decode photos": (["doctor", "shapes", "--workers", "0"], "--workers: found 0, expected at least 1"),
     "model setting without a value": (["train", "shapes", "--set", "num_queries"], "expected NAME=VALUE"),
     "model setting out of range": (
         ["train", "shapes", "--model", "detr-tiny", "--set", "num_queries=0"],

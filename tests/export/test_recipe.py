@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from detrkit import Detector
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
+from detrkit.errors import ExportError
 from detrkit.recipes import export as recipe
+from detrkit.structures import Batch
 from tests.datasets import write_coco
 from tests.export.models import small_model
 
@@ -109,6 +112,27 @@ def test_nothing_is_left_of_an_export_that_says_something_else(
     assert code == 2
     assert "float32 network differs from PyTorch by 0.01, expected at most 0.001; nothing was written" in err
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "drawn"), [(1, "1 drawn photo;"), (2, "2 drawn photos;"), (64, "4 drawn photos;")])
+def test_no_more_photos_are_drawn_than_asked_for(
+    asked: int, drawn: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    batches: list[Batch] = []
+
+    def compare(_model: object, _exported: object, given: Iterable[Batch], *_: object, **__: object) -> None:
+        batches.extend(given)
+        raise ExportError("enough")
+
+    monkeypatch.setattr(recipe, "compare", compare)
+    monkeypatch.setattr(recipe, "export_program", lambda *_, **__: None)
+    monkeypatch.setattr(recipe, "_write", lambda *_: None)
+    monkeypatch.setattr(recipe, "load_exported", lambda _: None)
+    code, out, _ = run(["export", "model.safetensors", "--format", "torch", "--photos", str(asked)], capsys)
+    assert code == 2
+    assert f"checked on {drawn}" in out
+    assert sum(len(batch.image_ids) for batch in batches) == int(drawn[0])
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def export(
     image_size
         Shorter side in pixels to which photos are resized; the model's own if not given.
     photos
-        Photos of --data to compare on, at most.
+        Photos to compare on, at most; no more than 4 are drawn.
     calibration
         Photos of --data to measure ranges on, at most.
     output

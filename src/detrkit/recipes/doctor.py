@@ -59,14 +59,7 @@ def diagnose(
     """
     if image_size is None:
         image_size = plan_model(RunConfig(data=str(data), model=model)).training.image_size
-    if image_size < 32 or workers < 1:
-        raise ConfigError(f"found image size {image_size} and {workers} workers, expected at least 32 and at least 1")
-    if json_file is not None:
-        spare_others(json_file, "--json")
-    if html_file is not None:
-        spare_others(html_file, "--html")
-    if fix is not None:
-        check_is_free(fix)
+    _check_wishes(image_size, workers, json_file, html_file, fix)
     config = preset_config(model)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("decoding photos", total=None)
@@ -98,6 +91,22 @@ def diagnose(
             "entries are gone as well",
         )
     return diagnosis
+
+
+def _check_wishes(
+    image_size: int, workers: int, json_file: Path | None, html_file: Path | None, fix: Path | None
+) -> None:
+    """See, before every photo is decoded, that the numbers make sense and nothing would be overwritten."""
+    if not 32 <= image_size <= 10_000:
+        raise ConfigError(f"--image-size: found {image_size}, expected 32 to 10000 pixels of a photo's shorter side")
+    if workers < 1:
+        raise ConfigError(f"--workers: found {workers}, expected at least 1")
+    if json_file is not None:
+        spare_others(json_file, "--json")
+    if html_file is not None:
+        spare_others(html_file, "--html")
+    if fix is not None:
+        check_is_free(fix)
 
 
 def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:

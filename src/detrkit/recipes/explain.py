@@ -105,12 +105,12 @@ def _checked_output(request: ExplainRequest) -> Path:
     """
     suffixes = SUFFIXES if request.figure else _PAGES
     output = request.output or Path(f"{request.figure}.svg" if request.figure else "explained.html")
-    if output.suffix.lower() not in suffixes:
-        what = "a picture" if request.figure else "a page, or --figure for a picture"
-        raise ConfigError(f"--output: found {output.name!r}, expected the name of {what}: {', '.join(suffixes)}")
     if output.exists() and request.photo.exists() and output.samefile(request.photo):
         raise ConfigError(f"--output: {output} is the photo and would be overwritten; choose another name")
     spare_others(output)
+    if output.suffix.lower() not in suffixes:
+        what = "a picture" if request.figure else "a page, or --figure for a picture"
+        raise ConfigError(f"--output: found {output.name!r}, expected the name of {what}: {', '.join(suffixes)}")
     return output
 
 

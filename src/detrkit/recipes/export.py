@@ -155,8 +155,9 @@ def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_
     """Prepare photos as the model will see them: from a dataset, from a folder of bare photos, or drawn."""
     transform, channels = TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels
     if data is None:
-        drawn = [transform(_drawn(index, channels)) for index in range(len(_DRAWN_SIZES))]
-        return Photos([], drawn, None, f"{len(drawn)} drawn photos; --data checks on your own")
+        drawn = [transform(_drawn(index, channels)) for index in range(min(num_check, len(_DRAWN_SIZES)))]
+        photos = "1 drawn photo" if len(drawn) == 1 else f"{len(drawn)} drawn photos"
+        return Photos([], drawn, None, f"{photos}; --data checks on your own")
     bare = _bare_photos(data)
     if bare:
         calibration, check = (

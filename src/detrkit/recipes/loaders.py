@@ -224,10 +224,15 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type == "meta":
-            raise ConfigError("device 'meta': computes nothing; use 'cpu' or 'auto'")
+    except RuntimeError:  # whose words list devices that hardly anybody has
+        raise ConfigError(
+            f"device {name!r}: found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'"
+        ) from None
+    if device.type == "meta":
+        raise ConfigError("device 'meta': computes nothing; use 'cpu' or 'auto'")
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(f"device {name!r}: {reason}; use 'cpu' or 'auto'") from None
     return device
