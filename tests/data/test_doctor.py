@@ -142,6 +142,35 @@ def test_faults_of_classes(folder: Path) -> None:
     assert said(diagnosis, "training split does not show") == ("warning", ("square", "triangle"))
 
 
+def test_faults_of_class_names(folder: Path) -> None:
+    def rename(document: Document) -> None:
+        for entry, name in zip(document["categories"], ("hidden \x1b[8m", "", "two\nlines"), strict=True):
+            entry["name"] = name
+        document["categories"] += [{"id": 8, "name": "twice"}, {"id": 9, "name": "twice"}]
+
+    for name in ("train2017", "val2017"):
+        change(folder, rename, name)
+    diagnosis = examine(folder, workers=1)
+    assert said(diagnosis, "without a name") == ("warning", ("'', id 2",))
+    assert said(diagnosis, "stand twice") == ("warning", ("'twice', id 8", "'twice', id 9"))
+    assert said(diagnosis, "characters that are not shown") == (
+        "warning",
+        ("'hidden \\x1b[8m', id 1", "'two\\nlines', id 3"),
+    )
+
+
+def test_no_class_name_is_obeyed_by_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from detrkit.cli import main
+
+    for split in ("train2017", "val2017"):
+        change(folder, lambda document: document["categories"][0].update(name="a\x1b[2Jb\nc\rd"), split)
+    with pytest.raises(SystemExit):
+        main(["doctor", str(folder), "--workers", "1"])
+    said = capsys.readouterr().out
+    assert "a\\x1b[2Jb\\nc\\x0dd" in said
+    assert not {"\x1b", "\r"} & set(said)
+
+
 def test_places_are_shown_from_the_folder_on(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from detrkit import __version__
 from detrkit.errors import DetrkitError, option
+from detrkit.terminal import printable
 
 VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
@@ -86,4 +87,4 @@ def _sentence(error: Exception) -> str:
 
 
 def _say(sentence: str) -> None:
-    print(f"detrkit: {sentence}", file=sys.stderr)  # noqa: T201  (the command line's own voice)
+    print(f"detrkit: {printable(sentence)}", file=sys.stderr)  # noqa: T201  (the command line's own voice)

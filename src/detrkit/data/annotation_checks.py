@@ -13,6 +13,7 @@ import numpy as np
 
 from detrkit.data.formats.folder import DatasetFolder
 from detrkit.data.records import Record, Split, SplitName
+from detrkit.terminal import printable
 
 Severity = Literal["error", "warning", "note"]
 _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
@@ -68,6 +69,7 @@ def examine_annotations(
             *_of_model(objects, num_queries, image_size, stride),
             *_of_empty_photos(objects),
             *_of_classes(folder.splits),
+            *_of_class_names(folder.splits),
         ]
     )
 
@@ -269,6 +271,20 @@ def _of_classes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
             "expect little of the rare classes; add photos",
             (),
         )
+
+
+def _of_class_names(splits: dict[SplitName, Split]) -> Iterator[Finding]:
+    categories = splits["train"].categories
+    twice = {name for name, count in Counter(categories.names).items() if count > 1}
+    named = list(zip(categories.ids, categories.names, strict=True))
+    for what, advice, wrong in (
+        ("class names that stand twice", "nobody can tell the classes apart; rename them", lambda name: name in twice),
+        ("classes without a name", "name them", lambda name: not name.strip()),
+        ("class names with characters that are not shown", "take them out", lambda name: printable(name) != name),
+    ):
+        places = tuple(Place(f"{name!r}, id {number}") for number, name in named if wrong(name))
+        if places:
+            yield Finding("warning", what, advice, places)
 
 
 def count_classes(splits: dict[SplitName, Split]) -> Iterator[ClassCount]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.panoptic import PanopticScores
-from detrkit.terminal import plural
+from detrkit.terminal import plural, printable
 
 _MOST_CLASSES = 20
 
@@ -72,11 +72,11 @@ def _class_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Tabl
     half = _MOST_CLASSES // 2
     is_long = len(rows) > _MOST_CLASSES
     for row in rows[:half] if is_long else rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     if is_long:
         table.add_row(f"... {len(rows) - 2 * half} between ...", *[""] * (len(headings) - 1))
         for row in rows[-half:]:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

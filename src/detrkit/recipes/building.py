@@ -19,6 +19,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
 from detrkit.recipes.config import RunConfig, read_yaml
 from detrkit.recipes.plan import origin_of
+from detrkit.terminal import printable
 from detrkit.training.optimizer import learns_masks_only, part_rates
 from detrkit.training.settings import TrainingSettings
 
@@ -130,7 +131,7 @@ def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> N
             others = f" and {len(names) - 3} more" if len(names) > 3 else ""
             console.print(f"{what}: {', '.join(names[:3])}{others}")
     if any(name.startswith("heads.class_head") for name in adaptation.adapted):
-        known = ", ".join(adaptation.known_classes[:8]) or "none"
+        known = ", ".join(map(printable, adaptation.known_classes[:8])) or "none"
         console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
 
 

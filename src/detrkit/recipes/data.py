@@ -23,7 +23,7 @@ from detrkit.models.config import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.recipes.config import RunConfig
 from detrkit.structures import Sample
-from detrkit.terminal import plural
+from detrkit.terminal import plural, printable
 from detrkit.training.settings import TrainingSettings
 
 
@@ -167,5 +167,9 @@ def _warnings(folder: DatasetFolder, model: ModelConfig, size: int) -> Iterator[
     """What the doctor says without opening a photo, a line each."""
     for finding in examine_annotations(folder, num_queries=model.num_queries, image_size=size, stride=model.stride):
         if finding.severity != "note":
-            count, first = (f" ({len(finding.places)})", f"; first {finding.places[0]}") if finding.places else ("", "")
+            count, first = (
+                (f" ({len(finding.places)})", f"; first {printable(str(finding.places[0]))}")
+                if finding.places
+                else ("", "")
+            )
             yield f"{finding.severity}: {finding.what}{count}: {finding.advice}{first}"

@@ -27,7 +27,7 @@ from detrkit.recipes.config import RunConfig
 from detrkit.recipes.convert_data import write_copy
 from detrkit.recipes.plan import plan_model
 from detrkit.signatures import spare_others
-from detrkit.terminal import plain_console, plural
+from detrkit.terminal import plain_console, plural, printable
 from detrkit.visualization.draw import draw_boxes
 from detrkit.visualization.page import gallery_of, html_page
 
@@ -200,9 +200,9 @@ def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
     for finding in diagnosis.findings:
         count = f" ({len(finding.places)})" if finding.places else ""
         heading = Text.assemble("\n", (f"{finding.severity}: ", _COLOURS[finding.severity]))
-        console.print(heading + f"{finding.what}{count}: {finding.advice}")
+        console.print(heading + printable(f"{finding.what}{count}: {finding.advice}"))
         for place in finding.places[:_MOST_PLACES]:
-            console.print("  " + _from_folder_on(place, data), soft_wrap=True)
+            console.print("  " + printable(_from_folder_on(place, data)), soft_wrap=True)
         if len(finding.places) > _MOST_PLACES:
             console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more")
     console.print()
@@ -218,7 +218,7 @@ def class_table(classes: Iterable[ClassCount], splits: Collection[SplitName]) ->
     for heading in ("id", *splits):
         table.add_column(heading, justify="right")
     for one in classes[:_MOST_CLASSES]:
-        table.add_row(Text(one.name), str(one.category_id), *(str(count) for count in one.objects.values()))
+        table.add_row(Text(printable(one.name)), str(one.category_id), *(str(count) for count in one.objects.values()))
     if len(classes) > _MOST_CLASSES:
         table.add_row(f"... {len(classes) - _MOST_CLASSES} more", *[""] * (1 + len(splits)))
     return table

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from detrkit.checkpoints.file import Checkpoint
 from detrkit.checkpoints.source import read_checkpoint
@@ -28,7 +29,7 @@ from detrkit.recipes.keeping import check_categories
 from detrkit.recipes.loaders import choose_device
 from detrkit.signatures import spare_others
 from detrkit.structures import Sample
-from detrkit.terminal import plain_console, plural
+from detrkit.terminal import plain_console, plural, printable
 
 _PAGES = (".html", ".htm")
 _POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
@@ -63,7 +64,7 @@ def explain_file(request: ExplainRequest) -> Path:
     wish = _wish(request, checkpoint)
     sample, is_annotated = _read_sample(request.photo, request.annotations, checkpoint)
     device = choose_device(request.device)
-    with Console(stderr=True).status(f"looking into {request.photo.name}"):
+    with Console(stderr=True).status(Text(printable(f"looking into {request.photo.name}"))):
         model = checkpoint.build().to(device)
         loss = _loss_of(request.weights, checkpoint.config) if is_annotated else None
         explanation = explain(
@@ -192,5 +193,7 @@ def _report(explanation: Explanation, threshold: float, output: Path) -> None:
         missed = [one for one in outcomes if one.score is None or one.score < threshold]
         console.print(f"{len(outcomes) - len(missed)} of {plural(len(outcomes), 'object')} found")
         for one in missed:
-            console.print(f"missed object {one.object} ({explanation.categories.names[one.label]}): {one.if_missed}")
+            console.print(
+                f"missed object {one.object} ({printable(explanation.categories.names[one.label])}): {one.if_missed}"
+            )
     console.print(f"written: {output}", soft_wrap=True)

@@ -18,7 +18,7 @@ from detrkit.recipes.parquet import write_parquet
 from detrkit.recipes.prediction import PredictionJob, progress_bar
 from detrkit.signatures import signed
 from detrkit.structures import Detections
-from detrkit.terminal import plural
+from detrkit.terminal import plural, printable
 
 PHOTO_KINDS = "pictures,json"
 
@@ -123,7 +123,7 @@ class _Outputs:
             self.lines.add({"photo": path, "width": width, "height": height, **found.to_content()})
         else:
             pairs = zip(found.names, found.scores.tolist(), strict=True)
-            in_words = ", ".join(f"{name} {score:.2f}" for name, score in pairs)
+            in_words = ", ".join(f"{printable(name)} {score:.2f}" for name, score in pairs)
             self.job.console.print(f"{Path(path).name}: {in_words or 'nothing above the threshold'}")
         self.job.tally.photos += 1
         self.job.tally.objects += len(found)

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from detrkit.errors import ConfigError, import_optional
 from detrkit.inference.detector import Detector
 from detrkit.inference.runtime import Precision
 from detrkit.recipes.loaders import device_for
 from detrkit.serve.settings import ServeSettings
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, printable
 from detrkit.training.stopping import StopSignal
 
 _EXTRA = {
@@ -57,7 +58,7 @@ def serve_model(
 
     console = plain_console()
     with StopSignal() as stop, bound(host, port) as listener:
-        with Console(stderr=True).status(f"loading {source}"):
+        with Console(stderr=True).status(Text(printable(f"loading {source}"))):
             devices = [device_for(source, name.strip()) for name in device.split(",")]
             detectors = [Detector.load(source, one, precision=precision) for one in devices]
             service = Service(detectors, Path(source).name or source, settings)
