@@ -202,9 +202,21 @@ def test_unreadable_photos_are_named_and_recorded(
     lines = {line["photo"]: line for line in read_lines(tmp_path / "out" / "predictions.jsonl")}
     assert len(lines) == 3
     assert "cannot be read as a photo" in lines[str(tmp_path / "bad.png")]["error"]
-    # the second call has nothing to do, and says what is known
+    # the second call has nothing to do, and ends as the first
+    assert predict(tmp_path / "out", *given) == 2
+    said = capsys.readouterr()
+    assert "photos that could not be read before: 1; their lines say why" in said.out
+    assert "1 of 3 photos were not predicted; " in said.err
+    assert "bad.png: cannot be read as a photo" in said.err
+    # photos that are not asked for are no fault of this call
+    assert predict(tmp_path / "out", "photos/1.png", "--write", "jsonl") == 0
+    assert "could not be read" not in capsys.readouterr().out
+    # mended, and its line taken out
+    (tmp_path / "bad.png").write_bytes(Path("photos/3.png").read_bytes())
+    file = tmp_path / "out" / "predictions.jsonl"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if '"error"' not in line))
     assert predict(tmp_path / "out", *given) == 0
-    assert "photos that could not be read before: 1; their lines say why" in capsys.readouterr().out
+    assert sum(1 for _ in read_lines(file)) == 3
 
 
 def test_classes_by_name(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

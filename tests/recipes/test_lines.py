@@ -35,10 +35,10 @@ def test_what_was_written_is_read_back_and_known(lines: Path) -> None:
     assert list(read_lines(lines)) == [entry(name) for name in NAMES]
     with JsonLines(lines, SETTINGS) as file:
         assert file.done == set(NAMES)
-        assert file.num_errors == 0
+        assert file.faults == {}
         file.add({"photo": "bad.jpg", "error": "cannot be read", "objects": []})
     with JsonLines(lines, SETTINGS) as file:
-        assert file.num_errors == 1
+        assert file.faults == {"bad.jpg": "cannot be read"}
         assert len(file.done) == len(NAMES) + 1
 
 

@@ -27,7 +27,7 @@ class JsonLines:
     Attributes:
         path: of the file.
         done: photos that have a line already, from an earlier call.
-        num_errors: lines among them of photos that could not be read.
+        faults: what is wrong with those of them that could not be read.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class JsonLines:
         """
         self.path = path
         self.done: set[str] = set()
-        self.num_errors = 0
+        self.faults: dict[str, str] = {}
         make_folder(path.parent)
         self._agree_on(settings)
         try:
@@ -96,8 +96,10 @@ class JsonLines:
         end = 0
         for number, line in enumerate(self._file, start=1):
             if line.endswith(b"\n"):
-                self.done.add(_photo_of(line, f"{self.path}: line {number}"))
-                self.num_errors += b', "error": ' in line
+                photo = _photo_of(line, f"{self.path}: line {number}")
+                self.done.add(photo)
+                if b', "error": ' in line:
+                    self.faults[photo] = str(json.loads(line)["error"])
                 end += len(line)
         self._file.truncate(end)
         self._file.seek(end)

@@ -49,10 +49,15 @@ def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], proce
             progress.update(task, completed=job.tally.photos + job.tally.faults)
             if job.stop.received is not None:
                 break
-    _conclude(job, kinds, lines, len(photos))
+    known = [] if lines is None else [lines.faults[photo] for photo in photos if photo in lines.faults]
+    _conclude(job, kinds, lines, len(photos), len(known))
+    for fault in known:  # the same command ends alike, whenever the fault was found
+        job.tally.refuse(fault)
 
 
-def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None, count: int) -> None:
+def _conclude(
+    job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None, count: int, num_known_faults: int
+) -> None:
     tally = job.tally
     if lines is None:
         if tally.photos:
@@ -61,8 +66,11 @@ def _conclude(job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None
             verb = "is" if what == "JSON" else "are"
             job.console.print(f"{what} {verb} in {job.options.output}", soft_wrap=True)
         return
-    if lines.num_errors:
-        job.console.print(f"photos that could not be read before: {lines.num_errors}; their lines say why")
+    if num_known_faults:
+        job.console.print(
+            f"photos that could not be read before: {num_known_faults}; their lines say why, and without these "
+            "they are tried again"
+        )
     if job.stop.received is not None:
         done = len(lines.done) + tally.photos + tally.faults
         job.console.print(f"stopped after {done} of {plural(count, 'photo')}; the same command goes on")
