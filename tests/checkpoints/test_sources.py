@@ -91,10 +91,33 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, save: ob
     assert not witness.exists()
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "folder/model.xml"])
+def test_an_exported_network_is_called_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / name).write_bytes(b"a network")
+    source = tmp_path / (name.split("/")[0])
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(source)
+    assert str(error.value).startswith(f"{source}: is an exported network, expected the weights that it was made of")
+
+
+def test_a_mistyped_path_lists_no_presets_and_a_mistyped_name_ours_first() -> None:
+    for path in ("nowhere/runs/first", "first.pth"):
+        with pytest.raises(CheckpointError, match=f"^{path}: found nothing there, .*check the path$"):
+            read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="did you mean 'detrkit-s'"):
+        read_checkpoint("detrkti-s")
+    with pytest.raises(CheckpointError, match="choose one of detrkit-s, detrkit-m, detr-r50,"):
+        read_checkpoint("xyz")
+
+
 def test_what_is_no_detr_is_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"found entries such as 'conv1\.weight'"):
+    with pytest.raises(CheckpointError, match=r"a backbone alone .*'conv1\.weight'.* as --backbone-weights"):
         read_checkpoint(tmp_path / "resnet.pth")
+    torch.save({"head.conv1.weight": torch.zeros(1), "decoder.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"found entries such as 'head\.conv1\.weight', expected those of a DETR"):
+        read_checkpoint(tmp_path / "other.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="found a list"):
         read_checkpoint(tmp_path / "list.pth")

@@ -68,7 +68,7 @@ MISTAKES = {
     "threshold in percent": (["predict", "model.safetensors", "no_image.jpg", "--threshold", "50"], "between 0 and 1"),
     "threshold is a word": (["predict", "model.safetensors", "no_image.jpg", "--threshold", "high"], "threshold"),
     "missing model": (["predict", "nowhere.safetensors", "no_image.jpg"], "nowhere.safetensors: found nothing"),
-    "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "expected those of a DETR"),
+    "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "holds a backbone alone"),
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
     "no such device": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detrkit.checkpoints import huggingface, official
 from detrkit.checkpoints.download import HUB_MODELS, published_weights
+from detrkit.checkpoints.exported import is_exported
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
 from detrkit.checkpoints.pickles import read_pickle
 from detrkit.checkpoints.shape import infer_config
@@ -23,6 +24,7 @@ from detrkit.models.presets import PRESETS
 
 WEIGHTS_FILE = "model.safetensors"
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_STEMS = ("conv1.weight", "conv_stem.weight")  # the first convolution of a ResNet, and of timm's networks
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,6 +35,11 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
         CheckpointError: nothing is there, or it is not a DETR.
     """
     path = Path(source)
+    if is_exported(path):
+        raise CheckpointError(
+            f"{path}: is an exported network, expected the weights that it was made of; give the run folder or the "
+            "checkpoint, and keep this for detrkit predict, evaluate, benchmark and serve"
+        )
     if path.is_dir():
         return _read_folder(path)
     if path.is_file():
@@ -44,10 +51,11 @@ def read_checkpoint(source: Path | str) -> Checkpoint:
         return _read_file(published_weights(name))
     if HUB_ID.fullmatch(name) and not path.parent.exists() and path.suffix not in _FILE_SUFFIXES:
         return _read_folder(_hub_snapshot(name))
-    raise CheckpointError(
-        f"{name}: found nothing, expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, "
-        f"or a preset ({did_you_mean(name, PRESETS)})"
-    )
+    expected = "expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, or a preset"
+    if path.suffix in _FILE_SUFFIXES or "/" in name or "\\" in name:
+        raise CheckpointError(f"{name}: found nothing there, {expected}; check the path")
+    ours_first = sorted(PRESETS, key=lambda preset: not preset.startswith("detrkit-"))
+    raise CheckpointError(f"{name}: found nothing, {expected} ({did_you_mean(name, ours_first)})")
 
 
 def local_file(source: Path | str) -> Path | None:
@@ -112,6 +120,11 @@ def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path
         preprocessing = huggingface.read_preprocessing(path.parent / "preprocessor_config.json")
     else:
         first = next(iter(tensors), "nothing")
+        if any(name.endswith(_STEMS) for name in tensors) and not any("decoder" in name for name in tensors):
+            raise CheckpointError(
+                f"{path}: holds a backbone alone (entries such as {first!r}), expected a whole detector; detrkit "
+                "train takes it as --backbone-weights, for a --model with this backbone"
+            )
         raise CheckpointError(
             f"{path}: found entries such as {first!r}, expected those of a DETR under our, the published or Hugging "
             "Face's names"

@@ -14,6 +14,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
+from detrkit.checkpoints.exported import is_exported
 from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds
 from detrkit.checkpoints.hub import FolderForm, push_checkpoint, write_model_folder
 from detrkit.checkpoints.model_card import CardFacts
@@ -27,7 +28,7 @@ from detrkit.errors import ConfigError, DataError, did_you_mean
 from detrkit.explain.attention import Attention, observe
 from detrkit.inference.exported import ExportedRuntime
 from detrkit.inference.images import Photo, open_pixels
-from detrkit.inference.load_exported import is_exported, load_exported
+from detrkit.inference.load_exported import load_exported
 from detrkit.inference.runtime import MaskRuntime, Precision, Runtime, TorchRuntime
 from detrkit.inference.stream import StreamSettings, stream_photos
 from detrkit.models.detr import DETR

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detrkit.checkpoints.exported import DESCRIPTION_FILE, NETWORK_FILE
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.inference.exported import Description, ExportedRuntime, Precision
 from detrkit.inference.exported_onnx import first_line
 
-NETWORK_FILE = "model.xml"
 WEIGHTS_FILE = "model.bin"
-DESCRIPTION_FILE = "detrkit.json"
 _MOST_SIZES = 2  # with a network of their own, each of which holds the weights once more
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from detrkit.checkpoints.exported import is_exported
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.files import replacing, write_text
-from detrkit.inference.load_exported import is_exported
 from detrkit.inference.runtime import Precision, has_bfloat16
 from detrkit.recipes.contenders import Contender, Measured, Work, be_contender
 from detrkit.signatures import spare_others

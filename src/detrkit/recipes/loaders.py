@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detrkit.checkpoints.exported import is_exported
 from detrkit.data.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
 from detrkit.data.sampling import Arrangement, Draw, Share, TrainBatches, mixed
 from detrkit.errors import ConfigError, DataError, DetrkitError
-from detrkit.inference.load_exported import is_exported
 from detrkit.inference.stream import check_counts
 from detrkit.process import Process
 from detrkit.structures import Batch, Sample

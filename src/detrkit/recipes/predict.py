@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detrkit.checkpoints.exported import is_exported
 from detrkit.data.videos import is_our_video
 from detrkit.errors import ConfigError, DataError
 from detrkit.inference.detector import Detector
-from detrkit.inference.load_exported import is_exported
 from detrkit.process import Process
 from detrkit.recipes.lines import lines_name
 from detrkit.recipes.loaders import device_for, device_of
