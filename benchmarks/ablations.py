@@ -96,6 +96,10 @@ def run_table(table: str, config: RunConfig, output: Path) -> str:
     return "\n".join(lines)
 
 
+def _number(value: object) -> float:
+    return -1.0 if value is None else float(str(value))  # nothing there to be scored
+
+
 def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
     """Train one row, go on with it, or read it; tell the scores of its best checkpoint, and its size."""
     own = config.model_copy(
@@ -114,8 +118,8 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
     if result.interrupted:
         raise SystemExit(f"{row.name}: stopped; the same command goes on")
     evaluations = [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
-    best = max(evaluations, key=lambda entry: float(str(entry["AP"])))
-    scores = {name: float(str(best[name])) for name in COLUMNS}
+    best = max(evaluations, key=lambda entry: _number(entry["AP"]))
+    scores = {name: _number(best[name]) for name in COLUMNS}
     scores["parameters"] = float(count_parameters(folder))
     write_text(known, json.dumps(scores))
     return scores

@@ -218,9 +218,10 @@ def plan_training(
     )
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
-    if config.recipe == "auto" and config.model in _OF_PRESETS:
-        brought = {name: getattr(settings, name) for name in _settings_of(config, model)}
-        choices = [*(Choice(name, value, f"suits {config.model}") for name, value in brought.items()), *choices]
+    is_ours = config.recipe == "auto" and config.model in _OF_PRESETS
+    why = f"suits {config.model}" if is_ours else "as published"
+    brought = [Choice(name, getattr(settings, name), why) for name in _settings_of(config, model)]
+    choices = [*brought, *choices]
     choices = [choice for choice in choices if choice.name not in given]
     training = settings.model_copy(update={choice.name: choice.value for choice in choices})
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
