@@ -54,7 +54,23 @@ def test_what_a_preset_brings_along_is_told() -> None:
     assert told["iou_aware"] is True
     assert "batch_size" not in told, "somebody gave it"
     by_heart = planned(8, model="detrkit-s", training={"overfit": 8})
-    assert {choice.why for choice in by_heart.choices} == {"suits detrkit-s"}
+    assert {choice.why for choice in by_heart.choices if "backbone" not in choice.name} == {"suits detrkit-s"}
+
+
+@pytest.mark.parametrize("recipe", ["auto", "reference"])
+def test_what_a_published_architecture_brings_along_is_told(recipe: str) -> None:
+    from_scratch, pretrained = (
+        {choice.name: (choice.value, choice.why) for choice in plan.choices}
+        for plan in (
+            planned(1000, model="deformable-detr-r50", recipe=recipe, weights=weights) for weights in (None, "imagenet")
+        )
+    )
+    assert pretrained["learning_rate"] == (2e-4, "as published")
+    assert pretrained["backbone_learning_rate"] == (2e-5, "as published")
+    assert pretrained["place_rate_factor"] == (0.1, "as published")
+    assert from_scratch["backbone_learning_rate"][0] == 2e-4
+    assert "starts at random" in from_scratch["backbone_learning_rate"][1]
+    assert ("exact_padding" in pretrained) == (recipe == "reference")
 
 
 def test_a_tiny_model_made_deformable_keeps_the_published_rate_of_places() -> None:

@@ -220,8 +220,12 @@ def plan_training(
         choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
     is_ours = config.recipe == "auto" and config.model in _OF_PRESETS
     why = f"suits {config.model}" if is_ours else "as published"
-    brought = [Choice(name, getattr(settings, name), why) for name in _settings_of(config, model)]
-    choices = [*brought, *choices]
+    brought = {name: Choice(name, getattr(settings, name), why) for name in _settings_of(config, model)}
+    if origin_of(config) == "scratch" and "backbone_learning_rate" in brought:
+        rate = settings.backbone_learning_rate
+        why = "a backbone that starts at random learns as fast as the rest"
+        brought["backbone_learning_rate"] = Choice("backbone_learning_rate", rate, why)
+    choices = [*brought.values(), *choices]
     choices = [choice for choice in choices if choice.name not in given]
     training = settings.model_copy(update={choice.name: choice.value for choice in choices})
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
