@@ -57,7 +57,9 @@ def test_a_photo_becomes_a_page(place: Path, tmp_path: Path, capsys: pytest.Capt
 def test_the_losses_are_weighed_as_in_the_run(place: Path, tmp_path: Path) -> None:
     photo = place / "shapes" / "val2017" / "1.png"  # without objects: all queries should say no object
     losses = {}
-    for name, weights in {"run": place / "run", "alone": place / "run" / "best" / "model.safetensors"}.items():
+    inside, alone = place / "run" / "best" / "model.safetensors", tmp_path / "model.safetensors"
+    alone.write_bytes(inside.read_bytes())
+    for name, weights in {"run": place / "run", "alone": alone}.items():
         request = ExplainRequest(photo, str(weights), annotations=place / "shapes", output=tmp_path / f"{name}.html")
         matching = document_of(explain_file(request))["matching"]
         assert isinstance(matching, dict)
@@ -68,12 +70,13 @@ def test_the_losses_are_weighed_as_in_the_run(place: Path, tmp_path: Path) -> No
     assert losses["run"] == losses["alone"]  # without objects, one weight for all cancels out
     photo = place / "shapes" / "val2017" / "2.png"
     totals = []
-    for weights in (place / "run", place / "run" / "best" / "model.safetensors"):
+    for weights in (place / "run", alone, inside, inside.parent):
         request = ExplainRequest(photo, str(weights), annotations=place / "shapes", output=tmp_path / "x.html")
         matching = document_of(explain_file(request))["matching"]
         assert isinstance(matching, dict)
         totals.append(sum(one["class"] for one in matching["losses"] if one["object"] is None))
     assert totals[0] > 1.5 * totals[1]
+    assert totals[0] == totals[2] == totals[3]
 
 
 @pytest.mark.parametrize("figure", ["encoder", "decoder", "matching"])

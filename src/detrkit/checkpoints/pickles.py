@@ -20,8 +20,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on malformed and on forbidden content
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # torch goes on about how to run what is in it
+            reason = "it is no file of torch's, or holds more than tensors and plain values"
         raise CheckpointError(
-            f"{path}: not readable as weights ({reason}); expected a state dict saved by torch"
+            f"{path}: not readable as weights ({reason}); expected .safetensors, or a state dict saved by torch"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: found a {type(content).__name__}, expected a state dict saved by torch")
