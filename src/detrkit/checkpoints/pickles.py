@@ -20,7 +20,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on malformed and on forbidden content
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        if reason.startswith("Weights only load failed"):  # torch goes on about how to run what is in it
+        if "pickle" in reason or reason.startswith("Weights only"):  # torch goes on about how to run what is in it
             reason = "it is no file of torch's, or holds more than tensors and plain values"
         raise CheckpointError(
             f"{path}: not readable as weights ({reason}); expected .safetensors, or a state dict saved by torch"

@@ -178,9 +178,9 @@ def _with_labels_of(of_model: Categories, sample: Sample, of_data: Categories) -
 def _loss_of(weights: str, model: ModelConfig) -> SetLoss:
     """The loss of the run that the weights lie in, or else the published one."""
     place = Path(weights).absolute()
-    for folder in (place, *place.parents[:2]):  # RUN, RUN/best, RUN/best/model.safetensors
-        config = folder / "config.yaml"
-        if config.is_file() and (folder / "categories.json").is_file():
+    runs = [folder.parent for folder in (place, place.parent) if folder.name in ("best", "last")]
+    for config in (folder / "config.yaml" for folder in (place, *runs)):
+        if config.is_file():
             return loss_for(model, load_run_config(config, {}, {}).training)
     return SetLoss(model.num_classes, class_scores=model.class_scores)
 
