@@ -77,3 +77,9 @@ def test_every_part_of_every_preset_has_a_sentence_and_a_place(name: str) -> Non
     for part in PARTS:
         assert meaning_of(part, config)
         assert code_of(part, config).startswith("models/")
+
+
+def test_a_backbone_of_timm_is_found_where_it_is_written_down() -> None:
+    own = preset_config("detrkit-s")
+    assert code_of("backbone", own) == "models/backbone.py"
+    assert code_of("backbone", own.model_copy(update={"backbone": "timm:resnet18"})) == "models/backbone_timm.py"

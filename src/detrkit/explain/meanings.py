@@ -5,7 +5,7 @@ Input: a `ModelConfig`. Output: sentences, by the names of the parts.
 
 from collections.abc import Callable
 
-from detrkit.models.config import ModelConfig
+from detrkit.models.config import TIMM, ModelConfig
 from detrkit.terminal import plural
 
 
@@ -38,7 +38,7 @@ def code_of(part: str, config: ModelConfig) -> str:
     """Say where a part is written down."""
     kind = {"dense": "transformer", "conditional": "conditional", "deformable": "deformable"}
     return {
-        "backbone": "models/backbone_timm.py" if config.backbone.startswith("timm/") else "models/backbone.py",
+        "backbone": "models/backbone_timm.py" if config.backbone.startswith(TIMM) else "models/backbone.py",
         "input_projection": "models/pyramid.py",
         "positions": "models/positions.py",
         "encoder": f"models/{kind[config.encoder_attention]}.py",

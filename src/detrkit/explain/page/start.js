@@ -7,7 +7,7 @@ async function startPage(explanation, buffer) {
   await photo.decode();
   const matching = new MatchingTables(explanation, maps);
   byId("title").textContent = explanation.photo.name;
-  byId("subtitle").textContent = `${explanation.model.name}: ${plural(explanation.queries.length, "query").replace("querys", "queries")}, ${maps.rows} × ${maps.columns} cells of ${explanation.grid.stride} px${explanation.model.levels > 1 ? ` in the finest of ${explanation.model.levels} maps` : ""}, ${plural(explanation.model.encoderLayers, "encoder layer")}, ${plural(explanation.model.decoderLayers, "decoder layer")}, ${plural(explanation.model.heads, "head")}`;
+  byId("subtitle").textContent = `${explanation.model.name}: ${plural(explanation.queries.length, "query").replace("querys", "queries")}, ${maps.rows} × ${maps.columns} cells of ${explanation.grid.stride} px${explanation.model.levels > 1 ? ` in the backbone’s last map, of ${explanation.model.levels} in all` : ""}, ${plural(explanation.model.encoderLayers, "encoder layer")}, ${plural(explanation.model.decoderLayers, "decoder layer")}, ${plural(explanation.model.heads, "head")}`;
   const pools = explanation.maps.encoder ? [...explanation.maps.encoder.layers, explanation.maps.encoder.heads] : [];
   byId("pooled").textContent = pools.some((one) => one.column_pool > 1) ? "the encoder's is stored coarser where the status line says so. In full, from Python: detector.attention(photo)." : "nothing is pooled.";
   showStages(explanation);
