@@ -143,6 +143,17 @@ def test_only_dab_detr_learns_through_the_boxes_it_counts_from() -> None:
         assert (gradient is not None) == learns, name
 
 
+@pytest.mark.parametrize("name", ["dab-detr-r50", "deformable-detr-r50-refine"])
+def test_where_a_layer_looks_teaches_no_box_before(name: str) -> None:
+    """Boxes are learned from through what is counted from them, never through the attention that was sent there."""
+    model = small(name, backbone="resnet-tiny")
+    model.decoder.learns_through_references = True
+    decoded, references = model.decoder(*_decoder_inputs(model), model.heads)
+    head = list(model.heads.box_head_of(0).parameters())
+    assert all(one is None for one in torch.autograd.grad(decoded.sum(), head, allow_unused=True, retain_graph=True))
+    assert all(one is not None for one in torch.autograd.grad(references[1].sum(), head))
+
+
 def _decoder_inputs(model: DETR) -> tuple[object, object]:
     """What a forward pass hands to the decoder."""
     seen: list[tuple[object, ...]] = []
