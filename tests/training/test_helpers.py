@@ -14,12 +14,15 @@ from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.errors import ConfigError
+from detrkit.losses.set_loss import SetLoss
 from detrkit.models.detr import DETR
+from detrkit.models.heads import BoxHead
 from detrkit.models.presets import preset_config
+from detrkit.models.pyramid import Scene
 from detrkit.recipes.building import loss_for
 from detrkit.structures import Batch, Target
-from detrkit.training.helpers import HelpedModel, TrainingHelpers, build_helpers, check_helpers
-from detrkit.training.noise import noised_objects
+from detrkit.training.helpers import HelpedModel, TrainingHelpers, build_helpers, check_helpers, helped
+from detrkit.training.noise import NoisedObjects, noised_objects
 from detrkit.training.settings import TrainingSettings
 from detrkit.training.step import Stepper
 
@@ -96,6 +99,9 @@ def test_the_models_own_queries_say_what_they_say_alone(architecture: str) -> No
 def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> None:
     model, batch = small(architecture).eval(), photos()
     settings = TrainingSettings(**HELPERS["all"])
+    for head in model.heads.modules():
+        if isinstance(head, BoxHead):  # as published, some start at zero, and say the same whatever was seen
+            torch.nn.init.normal_(head.last.weight)
     helped = HelpedModel(model, TrainingHelpers(model.config, settings).eval()).eval()
     noised = noised_objects(batch, settings, 3, 0)
     assert noised.fillers is not None
@@ -112,6 +118,28 @@ def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> No
     torch.testing.assert_close(boxes_after[others], boxes[others], rtol=0, atol=1e-6)
     seen = first_copy & ~is_filler
     assert (boxes_after[seen] - boxes[seen]).abs().max() > 1e-4  # what was changed did change
+
+
+def test_noised_boxes_of_two_stage_models_are_placed_as_the_models_own() -> None:
+    """A query of the model and a noised object at the same box have the same positions; their contents are their own."""
+    model = small("two-stage")
+    helpers = build_helpers(model, TrainingSettings(denoising=1))
+    assert helpers is not None
+    tokens = torch.randn(1, 9, 64)
+    scene = Scene(tokens, torch.zeros_like(tokens), None, ((3, 3),))
+    own = model.queries(scene)
+    noised = NoisedObjects(own.reference.sigmoid(), torch.arange(7)[None] % 3, 1, None)
+    (extra,) = helpers(scene, noised, model.queries)
+    torch.testing.assert_close(extra.queries.reference, own.reference, rtol=0, atol=1e-4)
+    torch.testing.assert_close(extra.queries.positions, own.positions, rtol=0, atol=1e-4)
+    assert torch.equal(extra.queries.content[0, :3], helpers.labels.weight)
+
+
+def test_the_loss_knows_what_the_settings_made() -> None:
+    loss = helped(SetLoss(3), TrainingSettings(**HELPERS["all"]))
+    assert (loss.copies, loss.has_negatives, loss.hybrid_queries, loss.hybrid_repeats) == (2, True, 9, 3)
+    plain = helped(SetLoss(3), TrainingSettings())
+    assert (plain.copies, plain.has_negatives, plain.hybrid_queries) == (0, False, 0)
 
 
 @pytest.mark.parametrize("helper", HELPERS)

@@ -73,3 +73,5 @@ def test_noise_is_the_photos_own_whatever_the_batch() -> None:
     other = noised_objects(batch([2], [8]), CONTRASTIVE, 5, step=3)
     assert not torch.equal(later.boxes, alone.boxes)
     assert not torch.equal(other.boxes, alone.boxes)
+    seeded = noised_objects(batch([2], [7]), CONTRASTIVE.model_copy(update={"seed": 1}), 5, step=3)
+    assert not torch.equal(seeded.boxes, alone.boxes)
