@@ -95,8 +95,22 @@ def test_by_hand() -> None:
     assert (first.num_objects, second.num_objects) == (1, 1)
     assert first.ap == pytest.approx(0.5)
     assert first.ap50 == pytest.approx(1)
+    assert first.ap75 == 0
     assert second.ap == 0
     assert scores.ap == pytest.approx(0.25)
+
+
+def test_classes_are_scored_by_size() -> None:
+    """Small: found. Medium: missed. Large: found with IoU 0.72, right at five of ten thresholds. All: each in a place."""
+    sides = [20.0, 50.0, 100.0]
+    objects = [{"image_id": 1, "category_id": 1, "bbox": [150.0 * i, 0.0, s, s]} for i, s in enumerate(sides)]
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}
+        for box in ([0.0, 0.0, 20.0, 20.0], [300.0, 0.0, 100.0, 72.0])
+    ]
+    (score,) = evaluate_boxes(document(objects, 1, (1,)), found).per_class
+    assert (score.ap_small, score.ap_medium, score.ap_large) == (pytest.approx(1), 0, pytest.approx(0.5))
+    assert score.recall == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_nothing_found_and_nothing_there() -> None:

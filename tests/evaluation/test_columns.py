@@ -35,6 +35,18 @@ def test_other_photos_and_classes_do_not_count() -> None:
     assert (one.photos.tolist(), one.labels.tolist()) == ([0], [2])
 
 
+def test_photos_stand_in_the_order_of_their_ids_whatever_the_files() -> None:
+    content = document([(2, 3, [0.0, 0, 9, 9]), (1, 7, [0.0, 0, 8, 8])], 2)
+    content["images"][1]["height"] = 400
+    content["images"].reverse()
+    truth = Truth.read(content)
+    assert truth.image_ids.tolist() == [10, 20]
+    assert truth.sizes.tolist() == [[500, 1000], [400, 1000]]
+    assert truth.photos.tolist() == [1, 0]
+    one = Case.of(truth, Found.from_coco(results([(1, 7, [0.0, 0, 8, 8], 0.9), (2, 3, [0.0, 0, 9, 9], 0.8)])))
+    assert one.photos.tolist() == [0, 1]
+
+
 def test_a_model_with_more_queries_is_heard_to_the_end() -> None:
     """150 equal objects, all found: with 100 detections counted, a third would be missed."""
     boxes = [[6.0 * (i % 50), 10.0 * (i // 50), 5.0, 9.0] for i in range(150)]

@@ -95,6 +95,14 @@ def test_crowds_are_never_missed_and_excuse_their_own_class_alone() -> None:
     assert counts_of(true, said([[5, 5, 5, 0, 0]], {5: 3}))[0] == NOTHING
 
 
+def test_of_several_crowds_of_a_class_the_last_one_excuses() -> None:
+    """As in panopticapi, which keeps one crowd of every class and reads on."""
+    true = truth([[8, 8, 9, 9, 1]], {8: 0, 9: 0, 1: 1}, crowds=(8, 9))
+    on_first, on_last = said([[5, 5, 0, 0, 0]], {5: 3}), said([[0, 0, 5, 5, 0]], {5: 3})
+    assert counts_of(true, on_first)[0] == (0.0, 0, 1, 0)
+    assert counts_of(true, on_last)[0] == NOTHING
+
+
 def test_ids_that_nobody_names_are_void_and_segments_without_pixels_count_nowhere() -> None:
     true = truth([[1, 1, 4, 4]], {1: 0, 8: 2})  # 4 has no entry, 8 no pixel
     assert counts_of(true, said([[5, 5, 6, 6]], {5: 3, 7: 20})) == [(1.0, 1, 0, 0), NOTHING, NOTHING]

@@ -10,7 +10,7 @@ from detrkit.evaluation.analysis import analyse
 from detrkit.evaluation.calibration import calibrate
 from detrkit.evaluation.coco import evaluate_boxes
 from detrkit.evaluation.matching import find_overlaps, match
-from detrkit.evaluation.thresholds import best_operation, best_thresholds, threshold_curves
+from detrkit.evaluation.thresholds import FEWEST_OBJECTS, best_operation, best_thresholds, threshold_curves
 from tests.evaluation.cases import case, random_case
 
 
@@ -58,9 +58,11 @@ def test_no_threshold_is_better_than_the_best(seed: int) -> None:
 
 
 def test_rare_classes_use_the_threshold_of_all() -> None:
-    objects = [(1, 3, [20.0 * i, 0, 10, 10]) for i in range(12)] + [(1, 7, [0.0, 100, 10, 10])]
-    found = [(1, 3, [20.0 * i, 0, 10, 10], 0.9) for i in range(12)] + [(1, 7, [0.0, 100, 10, 10], 0.3)]
-    best = best_thresholds(case(objects, found))
+    """Just enough objects of one class, one too few of another."""
+    objects = [(1, 3, [20.0 * i, 0, 10, 10]) for i in range(FEWEST_OBJECTS)]
+    objects += [(1, 7, [20.0 * i, 100, 10, 10]) for i in range(FEWEST_OBJECTS - 1)]
+    scores = {3: 0.9, 7: 0.3}
+    best = best_thresholds(case(objects, [(*one, scores[one[1]]) for one in objects]))
     assert best.to_store is not None
     assert best.to_store.per_class == {3: pytest.approx(0.45)}
     assert best.to_store.of((3, 7, 20)) == (pytest.approx(0.45), pytest.approx(0.15), pytest.approx(0.15))
