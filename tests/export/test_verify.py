@@ -1,9 +1,11 @@
 """The comparison with PyTorch finds what is wrong with an export, and lets pass what is right."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from detrkit.errors import ExportError
 from detrkit.export.verify import Comparison, compare, num_found_again
@@ -104,6 +106,7 @@ def test_proposals_that_are_equally_good_may_change_places() -> None:
     comparison = proposed()
     assert comparison.boxes > 0.1
     assert (comparison.num_reordered, comparison.num_agreed) == (1, 1)
+    assert comparison.mean_boxes == 0, "in lower precision, each box is compared with the closest"
     comparison.check("float32")
     assert "on 1 of them queries start from other cells" in comparison.lines()[-1]
     kept = proposed(order=SAME)
@@ -121,6 +124,74 @@ def test_but_what_is_found_must_be_the_same(changes: dict[str, Any]) -> None:
     # the last but one is close, but queries are in order: then nothing is forgiven
     with pytest.raises(ExportError, match="differs from PyTorch by"):
         proposed(**changes).check("float32")
+
+
+def test_only_what_pytorch_is_sure_of_must_be_found_again() -> None:
+    """One object, and four queries that are not worth showing."""
+    same, lost = proposed(), proposed(score=0.05)
+    assert (same.num_detections, same.num_found) == (1, 1)
+    assert (lost.num_detections, lost.num_found) == (1, 0)
+
+
+def test_ap_is_told_of_pytorch_and_of_the_export() -> None:
+    """The export's box is half as wide again: an IoU of 2/3, right at four of ten thresholds."""
+    document = {
+        "images": [{"id": 0, "height": 64, "width": 64}],
+        "categories": CATEGORIES.to_json(),
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 18, "bbox": [3.2, 3.2, 6.4, 6.4]}],
+    }
+    batches = [batch_of([(64, 64)])]
+    comparison = compare(Proposed(SAME), Proposed(SAME, shift=0.05), batches, CATEGORIES, document)
+    assert comparison.ap == (pytest.approx(1), pytest.approx(0.4))
+    assert comparison.lines()[-1] == "AP 0.4000, PyTorch's 1.0000, difference -0.6000"
+    with pytest.raises(ExportError, match=r"loses 0\.6000 AP"):
+        comparison.check("int8")
+    document["annotations"] = []
+    assert compare(Proposed(SAME), Proposed(SAME), batches, CATEGORIES, document).ap is None
+
+
+class Answers:
+    """What was said of a batch of two photos, and of one of a single photo: by two queries, whose boxes are a number."""
+
+    def __init__(self, boxes: Sequence[float] = (0.5, 0.5), masks: Sequence[Tensor] = ()) -> None:
+        self.config = preset_config("detr-tiny", num_classes=len(CATEGORIES), panoptic=len(masks) > 0)
+        self.boxes, self.masks = iter(boxes), iter(masks)
+
+    def predict(self, batch: Batch) -> Predictions:
+        shape = 1, len(batch.image_ids), 2
+        return Predictions(torch.zeros(*shape, len(CATEGORIES) + 1), torch.full((*shape, 4), next(self.boxes)))
+
+    def draw_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
+        return next(self.masks)
+
+
+def answered(reference: Answers, exported: Answers) -> Comparison:
+    return compare(reference, exported, [batch_of([(64, 64), (64, 96)]), batch_of([(64, 64)])], CATEGORIES)
+
+
+def test_boxes_are_averaged_over_the_photos_of_all_batches() -> None:
+    assert answered(Answers(), Answers((0.75, 0.5))).mean_boxes == pytest.approx(0.25 * 2 / 3)
+    assert answered(Answers(), Answers((0.5, 0.75))).mean_boxes == pytest.approx(0.25 / 3)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_one_mask_that_differs_is_found_in_any_batch(batch: int) -> None:
+    same = [torch.zeros(4, 8, 8), torch.zeros(2, 8, 8)]
+    assert answered(Answers(masks=same), Answers(masks=same)).masks == 0
+    other = [one.clone() for one in same]
+    other[batch][1, 2, 3] = torch.logit(torch.tensor(0.75))
+    comparison = answered(Answers(masks=same), Answers(masks=other))
+    assert comparison.masks == pytest.approx(0.25)
+    with pytest.raises(ExportError, match=r"differs from PyTorch by 0\.25"):
+        comparison.check("float32")
+
+
+def test_masks_of_another_size_are_no_masks_of_these_photos() -> None:
+    same, other = ([torch.zeros(4, side, side), torch.zeros(2, side, side)] for side in (8, 4))
+    comparison = answered(Answers(masks=same), Answers(masks=other))
+    assert comparison.masks == torch.inf
+    with pytest.raises(ExportError, match="differs from PyTorch by inf"):
+        comparison.check("float32")
 
 
 def test_where_nothing_is_found_nothing_is_compared() -> None:
