@@ -116,7 +116,12 @@ def test_nothing_is_left_of_an_export_that_says_something_else(
 
 @pytest.mark.parametrize(("asked", "drawn"), [(1, "1 drawn photo;"), (2, "2 drawn photos;"), (64, "4 drawn photos;")])
 def test_no_more_photos_are_drawn_than_asked_for(
-    asked: int, drawn: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    asked: int,
+    drawn: str,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
     batches: list[Batch] = []
@@ -129,8 +134,11 @@ def test_no_more_photos_are_drawn_than_asked_for(
     monkeypatch.setattr(recipe, "export_program", lambda *_, **__: None)
     monkeypatch.setattr(recipe, "_write", lambda *_: None)
     monkeypatch.setattr(recipe, "load_exported", lambda _: None)
-    code, out, _ = run(["export", "model.safetensors", "--format", "torch", "--photos", str(asked)], capsys)
-    assert code == 2
+    output = str(tmp_path / "model.pt2")
+    code, out, err = run(
+        ["export", "model.safetensors", "--format", "torch", "--photos", str(asked), "-o", output], capsys
+    )
+    assert (code, err.strip()) == (2, "detrkit: enough")
     assert f"checked on {drawn}" in out
     assert sum(len(batch.image_ids) for batch in batches) == int(drawn[0])
 
