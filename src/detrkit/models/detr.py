@@ -13,7 +13,14 @@ from detrkit.models.heads import Heads
 from detrkit.models.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.proposals import ProposedQueries
-from detrkit.models.pyramid import LastMapProjection, Padding, PyramidProjection, exact_photo_cells, to_scene
+from detrkit.models.pyramid import (
+    LastMapProjection,
+    Padding,
+    PyramidProjection,
+    Scene,
+    exact_photo_cells,
+    to_scene,
+)
 from detrkit.models.queries import (
     AnchorQueries,
     ExtraQueries,
@@ -105,21 +112,7 @@ class DETR(nn.Module):
         levels = self.backbone(images, padding_mask if exact_padding else None)
         maps = self.input_projection(levels, padding)
 
-        masks_of_maps = [padding.at(level, one) for level, one in enumerate(maps)]
-        cells = exact_photo_cells(images, padding_mask, config.strides) if config.exact_cells else None
-        firsts = tuple(centre / stride for centre, stride in zip(self.first_centres, config.strides, strict=True))
-        positions = [
-            self.positions(
-                mask,
-                is_padded=padding_mask is not None,
-                level=level,
-                photo_cells=None if cells is None else cells[:, level],
-                first_cell=None if cells is None else firsts[level],
-            )
-            for level, mask in enumerate(masks_of_maps)
-        ]
-        scene = to_scene(maps, masks_of_maps, positions, padding, cells, None if cells is None else firsts)
-
+        scene = self._scene(images, maps, padding)
         scene = scene.holding(self.encoder(scene))
         queries = self.queries(scene, for_loss=not last_layer_only)
         beside = [] if extra is None else extra(scene)
@@ -132,13 +125,32 @@ class DETR(nn.Module):
         if self.panoptic is None:
             return predictions
         last = config.num_backbone_levels - 1
-        mask_of_map = None if padding_mask is None else masks_of_maps[last]
+        mask_of_map = None if padding_mask is None else padding.at(last, maps[last])
         padded = (images.shape[-2], images.shape[-1])
         own = decoded[-1, :, : queries.content.shape[1]]
         inputs = MaskInputs(own, scene.map_of(last), maps[last], mask_of_map, tuple(levels[-2::-1]), padded)
         if not all_masks:
             return replace(predictions, mask_inputs=inputs)
         return replace(predictions, masks=self.panoptic.draw_all(inputs))
+
+    def _scene(
+        self, images: Float[Tensor, "B C H W"], maps: Sequence[Float[Tensor, "B D _ _"]], padding: Padding
+    ) -> Scene:
+        """Put the maps' cells together, and tell each where it lies."""
+        strides, is_padded = self.config.strides, padding.mask is not None
+        masks = [padding.at(level, one) for level, one in enumerate(maps)]
+        if not self.config.exact_cells:
+            placed = [self.positions(mask, is_padded=is_padded, level=level) for level, mask in enumerate(masks)]
+            return to_scene(maps, masks, placed, padding)
+        cells = exact_photo_cells(images, padding.mask, strides)
+        firsts = tuple(centre / stride for centre, stride in zip(self.first_centres, strides, strict=True))
+        placed = [
+            self.positions(
+                mask, is_padded=is_padded, level=level, photo_cells=cells[:, level], first_cell=firsts[level]
+            )
+            for level, mask in enumerate(masks)
+        ]
+        return to_scene(maps, masks, placed, padding, cells, firsts)
 
     def _predictions(
         self,
