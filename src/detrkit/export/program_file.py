@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from detrkit.checkpoints.exported import DESCRIPTION_FILE
 from detrkit.inference.exported import Description
-from detrkit.inference.exported_program import DESCRIPTION_FILE
 
 
 def write_program(program: ExportedProgram, description: Description, path: Path) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrkit.checkpoints.exported import DESCRIPTION_FILE
 from detrkit.errors import CheckpointError
 from detrkit.inference.exported import Description, ExportedRuntime
 from detrkit.inference.exported_onnx import first_line
 
-DESCRIPTION_FILE = "detrkit.json"
 _GRAPH = "models/model.json"
 _LISTS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _MARKS = ("archive_format", "archive_version", ".data/version", "byteorder", ".data/serialization_id")

@@ -107,8 +107,8 @@ class DETR(nn.Module):
             extra: makes queries that are decoded beside the model's own and change nothing of theirs (training helpers).
         """
         config = self.config
-        has_strides = (exact_padding or config.exact_cells) and self.has_strides
-        padding = Padding(padding_mask, config.strides if has_strides else None, exact_padding)
+        is_counted = self.has_strides and (exact_padding or config.exact_cells)  # cells of padding, by pixels
+        padding = Padding(padding_mask, config.strides if is_counted else None, exact_padding)
         levels = self.backbone(images, padding_mask if exact_padding else None)
         maps = self.input_projection(levels, padding)
 

@@ -35,7 +35,7 @@ from detrkit.inference.load_exported import load_exported
 from detrkit.inference.runtime import TorchRuntime
 from detrkit.recipes.keeping import check_categories
 from detrkit.structures import Batch, Sample
-from detrkit.terminal import plain_console
+from detrkit.terminal import plain_console, plural
 
 Form = Literal["onnx", "torch", "openvino"]
 DEFAULT_OUTPUT: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2", "openvino": "model_openvino"}
@@ -156,8 +156,7 @@ def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_
     transform, channels = TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels
     if data is None:
         drawn = [transform(_drawn(index, channels)) for index in range(min(num_check, len(_DRAWN_SIZES)))]
-        photos = "1 drawn photo" if len(drawn) == 1 else f"{len(drawn)} drawn photos"
-        return Photos([], drawn, None, f"{photos}; --data checks on your own")
+        return Photos([], drawn, None, f"{plural(len(drawn), 'drawn photo')}; --data checks on your own")
     bare = _bare_photos(data)
     if bare:
         calibration, check = (

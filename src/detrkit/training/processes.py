@@ -42,9 +42,10 @@ def process_group(process: Process, device: torch.device) -> Iterator[None]:
 
 def agree_to_stop(stop: StopSignal, step: int) -> bool:
     """Tell whether any process was asked to stop; all of them get the same answer at the same step."""
-    if is_time_to_ask(step):
-        stop.received = largest_of_all(stop.received or 0) or None
-    return stop.received is not None and is_time_to_ask(step)
+    if not is_time_to_ask(step):
+        return False
+    stop.received = largest_of_all(stop.received or 0) or None
+    return stop.received is not None
 
 
 def is_time_to_ask(step: int) -> bool:
