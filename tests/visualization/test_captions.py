@@ -1,13 +1,14 @@
 """Captions stand where there is room, and hide neither each other nor objects."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import Detections
-from detrkit.visualization.captions import extent_of, font_for, place_captions
+from detrkit.visualization.captions import extent_of, font_for, place_captions, write_caption
 from detrkit.visualization.draw import colour_of, draw_detections
 
 SIZE = (320, 240)
@@ -82,3 +83,13 @@ def test_many_small_objects_get_small_captions_and_thin_lines() -> None:
     assert [drawn.getpixel(place) == colour_of(1) for place in ((100, 105), (102, 105), (300, 450), (302, 450))] == [
         True, False, True, True,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("top", [0, 0.4, 0.6, 10.4])
+def test_captions_are_whole_between_pixels_and_at_the_photos_edge(top: float) -> None:
+    def ink(at: float) -> int:
+        photo = Image.new("RGB", (60, 40))
+        write_caption(ImageDraw.Draw(photo), (2, at), "RBC", (0, 0, 200), FONT)
+        return int((np.asarray(photo)[..., 0] > 120).sum())
+
+    assert ink(top) == ink(5)

@@ -70,7 +70,7 @@ def write_caption(
     pen: ImageDraw.ImageDraw, corner: Corner, caption: str, colour: tuple[int, int, int], font: Font
 ) -> None:
     """Write on a ground of the colour whose upper left corner is given."""
-    left, top = corner
+    left, top = round(corner[0]), round(corner[1])  # Pillow cuts text that starts between pixels above the photo's edge
     width, height = extent_of(caption, font)
     x0, y0, _, _ = font.getbbox(caption)
     pen.rectangle((left, top, left + width, top + height), fill=colour)
