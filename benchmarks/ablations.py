@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.cli.train import model_field
-from detrkit.files import write_text
+from detrkit._internal.files import write_text
 from detrkit.models.presets import preset_config
-from detrkit.recipes.config import RunConfig, load_run_config
-from detrkit.recipes.run import STATE_FILE
-from detrkit.recipes.train import resume, train
-from detrkit.training.run_log import read_metrics
+from detrkit.config.run import RunConfig, load_run_config
+from detrkit.training.run import STATE_FILE
+from detrkit.training.train import resume, train
+from detrkit.training.loggers.run_log import read_metrics
 
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
 
@@ -127,7 +127,7 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
 
 def count_parameters(folder: Path) -> int:
     """Parameters of the trained model."""
-    from detrkit.checkpoints.source import read_checkpoint
+    from detrkit.checkpoints.load import read_checkpoint
 
     return sum(parameter.numel() for parameter in read_checkpoint(folder).build().parameters())
 

@@ -16,7 +16,7 @@ from detrkit import Detector, SetLoss
 from detrkit.data.synthetic import SHAPES, DrawnShapes
 from detrkit.explain.explanation import explain
 from detrkit.models.detr import DETR
-from detrkit.recipes.demo import STYLE, run_demo
+from detrkit.demo.run import STYLE, run_demo
 
 SEED = 42
 THRESHOLD = 0.5

@@ -35,24 +35,24 @@ from benchmarks.ablations import count_parameters, pairs
 from rich.console import Console
 
 from detrkit.cli.train import model_field
-from detrkit.data.augmentation import StrongAugmentation, TrainingPhotos
+from detrkit.data.transforms.augmentation import StrongAugmentation, TrainingPhotos
 from detrkit.data.records import SplitName
 from detrkit.data.synthetic import DrawingStyle
-from detrkit.data.transforms import RandomOrientation
+from detrkit.data.transforms.geometry import RandomOrientation
 from detrkit.errors import DetrkitError
-from detrkit.files import make_folder, replacing, write_text
+from detrkit._internal.files import make_folder, replacing, write_text
 from detrkit.models.presets import preset_config
-from detrkit.process import process_from_environment
-from detrkit.recipes.config import RunConfig, load_run_config
-from detrkit.recipes.data import RunData
-from detrkit.recipes.demo import draw_data
-from detrkit.recipes.evaluate import evaluate_source
-from detrkit.recipes.loaders import device_of
-from detrkit.recipes.plan import OWN, plan_model, plan_training
-from detrkit.recipes.run import STATE_FILE, Run, run_training
-from detrkit.recipes.train import opened
-from detrkit.training.run_log import read_metrics
-from detrkit.training.settings import TrainingSettings
+from detrkit.distributed.rank import process_from_environment
+from detrkit.config.run import RunConfig, load_run_config
+from detrkit.data.splits import RunData
+from detrkit.demo.run import draw_data
+from detrkit.evaluation.evaluate import evaluate_source
+from detrkit.data.loaders import device_of
+from detrkit.training.planner import OWN, plan_model, plan_training
+from detrkit.training.run import STATE_FILE, Run, run_training
+from detrkit.training.train import opened
+from detrkit.training.loggers.run_log import read_metrics
+from detrkit.config.training import TrainingSettings
 from detrkit.visualization.charts import as_png, new_chart
 
 DRAWN = "drawn"

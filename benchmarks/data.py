@@ -22,13 +22,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as F
 
-from detrkit.data.augmentation import TrainingPhotos
+from detrkit.data.transforms.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
 from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.records import Record, Records, Split
-from detrkit.data.sampling import Arrangement, TrainBatches
-from detrkit.data.transforms import CROP_SHORT_SIDES, CROP_SIDES, LONG_SIDE_AT_MOST, TRAIN_SHORT_SIDES, TrainTransform
+from detrkit.data.samplers import Arrangement, TrainBatches
+from detrkit.data.transforms.geometry import CROP_SHORT_SIDES, CROP_SIDES, LONG_SIDE_AT_MOST, TRAIN_SHORT_SIDES, TrainTransform
 
 ROUNDS = 3
 

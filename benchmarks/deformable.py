@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detrkit.models.deformable import DeformableAttention
-from detrkit.models.pyramid import Scene
+from detrkit.models.attention.deformable import DeformableAttention
+from detrkit.models.feature_maps import Scene
 from detrkit.models.transformer import LayerShape
 
 WIDTH, HEADS, POINTS = 256, 8, 4

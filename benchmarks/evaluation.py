@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detrkit.evaluation.analysis import analyse
 from detrkit.evaluation.coco import NAMES, evaluate_boxes
-from detrkit.evaluation.columns import Found, Truth
+from detrkit.evaluation.arrays import Found, Truth
 
 NUM_CLASSES = 80
 OBJECTS = 7.3  # per photo on average, as in COCO val2017

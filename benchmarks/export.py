@@ -22,21 +22,21 @@ import torch
 from torch import Tensor
 
 import detrkit
-from detrkit.checkpoints.file import Preprocessing
-from detrkit.checkpoints.huggingface import ours_from_huggingface
+from detrkit.checkpoints.native import Preprocessing
+from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
 from detrkit.data.batching import collate
 from detrkit.data.categories import numbered_categories
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms import TestTransform, resize
+from detrkit.data.transforms.geometry import TestTransform, resize
 from detrkit.export.graph import export_program
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
-from detrkit.inference.exported import Precision, to_description
-from detrkit.inference.load_exported import load_exported
-from detrkit.inference.runtime import Runtime, TorchRuntime
+from detrkit.inference.engines.exported import Precision, to_description
+from detrkit.inference.engines.load import load_exported
+from detrkit.inference.engines.torch import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
-from detrkit.recipes.sources import list_sources
+from detrkit.inference.inputs import list_sources
 from detrkit.structures import Batch, Sample
 
 Answer = tuple[Tensor, Tensor]
@@ -63,7 +63,7 @@ def build_ours(theirs: Any) -> DETR:
 def prepared_photos(folder: Path | None) -> list[Sample]:
     """Photos to calibrate with; the first one, at the size of the benchmark, is what is timed."""
     if folder is not None:
-        from detrkit.data.photos import read_pixels
+        from detrkit.data.images import read_pixels
 
         paths = list_sources([str(folder)]).photos[:NUM_CALIBRATION]
         drawn = DrawnShapes(1, 0)[0]

@@ -25,16 +25,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 import detrkit
-from detrkit.checkpoints.huggingface import ours_from_huggingface
+from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
-from detrkit.losses.set_loss import SetLoss
+from detrkit.losses.criterion import SetLoss
 from detrkit.models.detr import DETR
-from detrkit.models.folding import folded
+from detrkit.models.fuse_conv_bn import folded
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.postprocess.panoptic import SMALLEST, Candidates, merge_segments
 from detrkit.structures import Batch, Target
-from detrkit.training.settings import TrainingSettings
-from detrkit.training.step import Stepper
+from detrkit.config.training import TrainingSettings
+from detrkit.training.train_step import Stepper
 
 NUM_CLASSES = 250
 IS_THING = [label <= 90 for label in range(NUM_CLASSES)]

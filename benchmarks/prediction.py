@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
-from detrkit.files import replacing
-from detrkit.recipes.lines import read_lines
+from detrkit._internal.files import replacing
+from detrkit.inference.writers.jsonl import read_lines
 
 WORLD = 2
 SIDE = 96

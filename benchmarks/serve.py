@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 
 HOST = "127.0.0.1"

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 import detrkit
-from detrkit.checkpoints.huggingface import ours_from_huggingface
+from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
-from detrkit.losses.set_loss import SetLoss
+from detrkit.losses.criterion import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch, Predictions, Target
-from detrkit.training.settings import TrainingSettings
-from detrkit.training.step import Stepper
+from detrkit.config.training import TrainingSettings
+from detrkit.training.train_step import Stepper
 
 Step = Callable[[], float]
 NUM_CLASSES, NUM_OBJECTS = 91, 7

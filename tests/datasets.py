@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.data.segment_files import write_ids
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.data.segment_png import write_ids
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
 from detrkit.evaluation.coco import annotations_of_samples
 

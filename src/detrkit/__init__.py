@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detrkit.checkpoints.official import load_official_state_dict, state_dict_as_official
+    from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
     from detrkit.errors import CheckpointError, ConfigError, DataError, DetrkitError, ExportError
     from detrkit.inference.detector import Detector
-    from detrkit.losses.set_loss import SetLoss
-    from detrkit.models.config import ModelConfig
+    from detrkit.losses.criterion import SetLoss
+    from detrkit.config.model import ModelConfig
     from detrkit.models.detr import DETR
     from detrkit.models.presets import build_model
     from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "load_official_state_dict": "detrkit.checkpoints.official",
-    "state_dict_as_official": "detrkit.checkpoints.official",
+    "load_official_state_dict": "detrkit.checkpoints.conversion.detr",
+    "state_dict_as_official": "detrkit.checkpoints.conversion.detr",
     "CheckpointError": "detrkit.errors",
     "ConfigError": "detrkit.errors",
     "DataError": "detrkit.errors",
     "DetrkitError": "detrkit.errors",
     "ExportError": "detrkit.errors",
     "Detector": "detrkit.inference.detector",
-    "SetLoss": "detrkit.losses.set_loss",
+    "SetLoss": "detrkit.losses.criterion",
     "DETR": "detrkit.models.detr",
-    "ModelConfig": "detrkit.models.config",
+    "ModelConfig": "detrkit.config.model",
     "build_model": "detrkit.models.presets",
     "Annotations": "detrkit.structures",
     "Batch": "detrkit.structures",

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.ablations import TABLES, main, parsed, row_scores
 
 from benchmarks import ablations
-from detrkit.models.config import ModelConfig
-from detrkit.training.settings import TrainingSettings
+from detrkit.config.model import ModelConfig
+from detrkit.config.training import TrainingSettings
 from detrkit.training.trainer import TrainingResult
 from tests.datasets import write_coco
 

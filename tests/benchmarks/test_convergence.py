@@ -16,8 +16,8 @@ from benchmarks.convergence import (
 
 from benchmarks import convergence
 from detrkit.models.presets import preset_config
-from detrkit.recipes.run import Run
-from detrkit.training.settings import TrainingSettings
+from detrkit.training.run import Run
+from detrkit.config.training import TrainingSettings
 from tests.datasets import write_coco
 
 SMALLEST = ["--minutes", "0.0001", "--batch-size", "2", "--workers", "0", "--image-size", "64"]

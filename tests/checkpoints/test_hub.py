@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from detrkit import Detector, build_model
-from detrkit.checkpoints import source
+from detrkit.checkpoints import load as source
 from detrkit.cli import main
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import VERBS, main
 from detrkit.data.synthetic import SHAPES
 from tests.datasets import write_coco
@@ -324,7 +324,7 @@ def test_a_mistake_is_one_sentence(
     mistake: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("detrkit.recipes.slurm.shutil.which", lambda _name: None)  # a cluster's login node has it
+    monkeypatch.setattr("detrkit.training.slurm.shutil.which", lambda _name: None)  # a cluster's login node has it
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     arguments, says = MISTAKES[mistake]
     code, out, err = run(arguments, capsys)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detrkit.data.augmentation import (
+from detrkit.data.transforms.augmentation import (
     MixUp,
     Mosaic,
     PhotometricDistortion,
@@ -18,14 +18,14 @@ from detrkit.data.augmentation import (
     _fill,
 )
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.sampling import Arrangement, Draw
+from detrkit.data.samplers import Arrangement, Draw
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms import RandomOrientation, RandomResize, RandomSizeCrop, TestTransform, TrainTransform, flip
+from detrkit.data.transforms.geometry import RandomOrientation, RandomResize, RandomSizeCrop, TestTransform, TrainTransform, flip
 from detrkit.errors import ConfigError
-from detrkit.recipes.data import check_augmentation
-from detrkit.recipes.loaders import train_loader
+from detrkit.data.splits import check_augmentation
+from detrkit.data.loaders import train_loader
 from detrkit.structures import Annotations, Sample
-from detrkit.training.settings import TrainingSettings
+from detrkit.config.training import TrainingSettings
 from tests.data.test_transforms import DRAWN, check_in_step
 
 
@@ -302,7 +302,7 @@ def test_scale_jitter_keeps_the_flip() -> None:
 
 
 def test_a_panorama_in_a_mosaic_is_cut_before_it_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
-    from detrkit.data import augmentation
+    from detrkit.data.transforms import augmentation
 
     sizes: list[tuple[int, ...]] = []
     original = augmentation.resize

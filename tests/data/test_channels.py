@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import detrkit
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.checkpoints.surgery import adapt_first_convolution, with_channels
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.adapt import adapt_first_convolution, with_channels
 from detrkit.data.batching import collate, statistics
 from detrkit.data.categories import numbered_categories
-from detrkit.data.photos import open_photo, photo_size, read_pixels
+from detrkit.data.images import open_photo, photo_size, read_pixels
 from detrkit.errors import DataError
 from detrkit.structures import Annotations, Sample
 

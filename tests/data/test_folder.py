@@ -9,7 +9,7 @@ import pytest
 
 from detrkit.data.formats.folder import detect_form, photos_beside, read_dataset, read_split
 from detrkit.errors import DataError
-from detrkit.files import write_rows
+from detrkit._internal.files import write_rows
 from tests.datasets import write_coco
 
 

@@ -11,8 +11,8 @@ from detrkit.data.dataset import PhotoDataset
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.photos import open_photo
-from detrkit.data.segment_checks import compare_segments, segment_findings
+from detrkit.data.images import open_photo
+from detrkit.data.checks.panoptic import compare_segments, segment_findings
 from detrkit.errors import DataError
 
 

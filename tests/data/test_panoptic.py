@@ -12,12 +12,12 @@ from PIL import Image
 
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import PhotoDataset, usable_annotations
-from detrkit.data.doctor import examine
+from detrkit.data.checks.examine import examine
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.formats.write import write_dataset
-from detrkit.data.repair import repaired
-from detrkit.data.transforms import TrainTransform
+from detrkit.data.checks.fix import repaired
+from detrkit.data.transforms.geometry import TrainTransform
 from detrkit.errors import DataError
 from tests.datasets import panoptic_document, write_coco, write_panoptic
 

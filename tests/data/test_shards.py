@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detrkit.data.dataset import PhotoDataset
-from detrkit.data.doctor import examine
+from detrkit.data.checks.examine import examine
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.formats.write import write_dataset
-from detrkit.data.sampling import Arrangement
+from detrkit.data.samplers import Arrangement
 from detrkit.errors import DataError
 from tests.datasets import write_coco
 

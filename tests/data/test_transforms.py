@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms import (
+from detrkit.data.transforms.geometry import (
     Framing,
     RandomOrientation,
     RandomSizeCrop,

@@ -17,7 +17,7 @@ from detrkit.data.formats.folder import Form, read_dataset
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.records import Record, Records, Split, SplitName
 from detrkit.errors import DataError
-from detrkit.recipes.convert_data import convert_dataset
+from detrkit.data.convert import convert_dataset
 from tests.datasets import write_coco
 
 CATEGORIES = Categories((3, 7, 90), ("blood cell", "plättchen & co", "<star>"))

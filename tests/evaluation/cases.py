@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.evaluation.columns import Case, Found, Truth
+from detrkit.evaluation.arrays import Case, Found, Truth
 
 CLASSES = (3, 7, 20)  # category ids; cat, dog, cow
 

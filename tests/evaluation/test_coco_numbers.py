@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detrkit.evaluation.coco import NAMES, evaluate_boxes
-from detrkit.evaluation.table import print_scores
+from detrkit.evaluation.report.table import print_scores
 
 pycocotools_coco = pytest.importorskip("pycocotools.coco")
 pycocotools_eval = pytest.importorskip("pycocotools.cocoeval")

@@ -16,13 +16,13 @@ from detrkit import build_model
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import read_dataset
-from detrkit.data.outlines import read_masks
+from detrkit.data.segmentation import read_masks
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.errors import DataError
 from detrkit.evaluation.coco import annotations_of_split, evaluate_boxes, evaluate_masks
-from detrkit.evaluation.collect import collect
-from detrkit.evaluation.columns import Found, Truth
-from detrkit.evaluation.saved import read_results
+from detrkit.evaluation.inference_loop import collect
+from detrkit.evaluation.arrays import Found, Truth
+from detrkit.evaluation.results_io import read_results
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Batch, Predictions
 from tests.datasets import panoptic_document, write_panoptic

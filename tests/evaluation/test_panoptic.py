@@ -26,7 +26,7 @@ from detrkit.evaluation.panoptic import (
     evaluate_panoptic,
     score_panoptic,
 )
-from detrkit.evaluation.saved_panoptic import read_panoptic_results, write_panoptic_results, write_segments
+from detrkit.evaluation.results_io_panoptic import read_panoptic_results, write_panoptic_results, write_segments
 from detrkit.structures import PanopticSegment, PanopticSegments
 from tests.datasets import write_panoptic
 

@@ -9,13 +9,13 @@ from detrkit import build_model
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes, draw_equal
 from detrkit.evaluation.coco import annotations_of_samples
-from detrkit.evaluation.collect import collect
-from detrkit.evaluation.columns import Case, Found, Truth
-from detrkit.evaluation.counting import Count, count_found
-from detrkit.evaluation.layers import score_layers, suppress
-from detrkit.evaluation.queries import map_queries
+from detrkit.evaluation.inference_loop import collect
+from detrkit.evaluation.arrays import Case, Found, Truth
+from detrkit.evaluation.paper.instance_capacity import Count, count_found
+from detrkit.evaluation.paper.layers import score_layers, suppress
+from detrkit.evaluation.paper.queries import map_queries
 from detrkit.postprocess.boxes import to_detections
-from detrkit.recipes.analyses import analyse_queries
+from detrkit.evaluation.paper.analyses import analyse_queries
 from tests.evaluation.cases import case, document, results
 
 

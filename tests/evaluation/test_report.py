@@ -11,13 +11,13 @@ from rich.console import Console
 
 from detrkit.data.categories import Categories
 from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.errors import KINDS, MISSED
+from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.evaluation.panoptic import PanopticCounts, PanopticScores, score_panoptic
-from detrkit.evaluation.report import ReportPicture, write_report
-from detrkit.evaluation.report_masks import write_panoptic_report
-from detrkit.evaluation.table import print_panoptic
+from detrkit.evaluation.report.page import ReportPicture, write_report
+from detrkit.evaluation.report.masks import write_panoptic_report
+from detrkit.evaluation.report.table import print_panoptic
 from detrkit.visualization.charts import as_png, as_svg, draw_query_map, draw_reliability
-from detrkit.visualization.judged import COLOURS, WORDS, draw_judged
+from detrkit.visualization.error_overlay import COLOURS, WORDS, draw_judged
 from tests.evaluation.cases import case, random_case
 
 

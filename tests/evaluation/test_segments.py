@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SCENES, DrawingStyle, DrawnShapes
-from detrkit.data.transforms import TestTransform
+from detrkit.data.transforms.geometry import TestTransform
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.panoptic import PanopticCounts, TrueSegments
 from detrkit.evaluation.scores import Scores

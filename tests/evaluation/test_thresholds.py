@@ -9,7 +9,7 @@ from hotcoco import metrics
 from detrkit.evaluation.analysis import analyse
 from detrkit.evaluation.calibration import calibrate
 from detrkit.evaluation.coco import evaluate_boxes
-from detrkit.evaluation.matching import find_overlaps, match
+from detrkit.evaluation.coco_matching import find_overlaps, match
 from detrkit.evaluation.thresholds import FEWEST_OBJECTS, best_operation, best_thresholds, threshold_curves
 from tests.evaluation.cases import case, random_case
 

@@ -13,7 +13,7 @@ from PIL import Image
 from detrkit import ConfigError, Detector, Sample, build_model
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.figures import FIGURES, FigureName, FigureWish, draw_figure, write_figure, write_stages_figure
-from detrkit.explain.sampling import SamplingInputs
+from detrkit.models.attention.recording_deformable import SamplingInputs
 from detrkit.explain.stages import passages_noted
 from detrkit.visualization.figures import COLUMN, PAGE
 
@@ -75,7 +75,7 @@ def test_proposed_queries_are_a_stage_that_reads_the_scene(content: str) -> None
     assert queries.takes
     assert queries.gives
     assert queries.gives[0] == (1, 6, 64)
-    assert queries.code == "models/proposals.py"
+    assert queries.code == "models/queries/two_stage.py"
 
 
 def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector: Detector, sample: Sample) -> None:

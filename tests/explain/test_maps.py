@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from detrkit import Predictions
-from detrkit.explain.attention import KINDS, Attention, AttentionInputs
+from detrkit.models.attention.recording import KINDS, Attention, AttentionInputs
 from detrkit.explain.explanation import Explanation
-from detrkit.explain.grid import Grid
+from detrkit.ops.grid import Grid
 from detrkit.explain.maps import Block, PackedMaps, Place, most_queries, pack, pack_decoder, pack_encoder
-from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.attention.multi_head import MultiHeadAttention
 
 
 def unpacked(block: Block, packed: PackedMaps) -> Tensor:

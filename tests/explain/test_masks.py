@@ -14,9 +14,9 @@ from torch import Tensor
 from detrkit import Detector, Sample
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.transforms import TestTransform
+from detrkit.data.transforms.geometry import TestTransform
 from detrkit.errors import CheckpointError
-from detrkit.explain.attention import observe
+from detrkit.models.attention.recording import observe
 from detrkit.explain.document import PageDocument
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.maps import Block

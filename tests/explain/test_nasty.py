@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from detrkit import Detector
-from detrkit.checkpoints.file import save_checkpoint
+from detrkit.checkpoints.native import save_checkpoint
 from detrkit.errors import DataError
-from detrkit.recipes.explain import ExplainRequest, explain_file
+from detrkit.explain.run import ExplainRequest, explain_file
 
 _LARGEST_PAGE = 5_000_000  # bytes
 

@@ -16,7 +16,7 @@ from detrkit import Detector, Sample
 from detrkit.explain.document import PageDocument, page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.page import build_page
-from detrkit.explain.sampling import SamplingInputs
+from detrkit.models.attention.recording_deformable import SamplingInputs
 from tests.explain.conftest import NAMES, small_detector
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

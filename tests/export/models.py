@@ -3,12 +3,12 @@
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Preprocessing
+from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.export.graph import export_program
-from detrkit.inference.exported import Description, Precision, to_description
-from detrkit.inference.runtime import TorchRuntime
+from detrkit.inference.engines.exported import Description, Precision, to_description
+from detrkit.inference.engines.torch import TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Batch, Sample
 

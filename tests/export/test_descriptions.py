@@ -10,9 +10,9 @@ from torch import Tensor
 
 from detrkit import Detector
 from detrkit.checkpoints.exported import is_exported
-from detrkit.checkpoints.file import Preprocessing
+from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.exported import Description, ExportedRuntime, logits_of
+from detrkit.inference.engines.exported import Description, ExportedRuntime, logits_of
 from tests.export.models import batch_of, described, small_model
 
 GOOD = described(small_model(), Preprocessing(image_size=123, exact_padding=False), "int8", postprocess=True)

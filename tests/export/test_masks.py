@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit import Detector
-from detrkit.checkpoints.file import Checkpoint, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
@@ -17,9 +17,9 @@ from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.program_file import write_program
 from detrkit.export.verify import Comparison, compare
-from detrkit.inference.exported import CategoryEntry, Description, ExportedRuntime, to_description
-from detrkit.inference.load_exported import load_exported
-from detrkit.inference.runtime import TorchRuntime
+from detrkit.inference.engines.exported import CategoryEntry, Description, ExportedRuntime, to_description
+from detrkit.inference.engines.load import load_exported
+from detrkit.inference.engines.torch import TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.models.presets import build_model
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions

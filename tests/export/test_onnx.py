@@ -12,7 +12,7 @@ import torch
 
 from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
 from detrkit.export.onnx_file import write_onnx
-from detrkit.inference.exported_onnx import read_onnx
+from detrkit.inference.engines.onnx import read_onnx
 from detrkit.models.detr import DETR
 from detrkit.postprocess.boxes import best_class_boxes
 from tests.export.models import SIZES, batch_of, described, eager, small_model, traced

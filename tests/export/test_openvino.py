@@ -9,8 +9,8 @@ import torch
 
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.verify import compare
-from detrkit.inference.exported import ExportedRuntime
-from detrkit.inference.exported_openvino import OpenVinoEngine, load_openvino, read_openvino
+from detrkit.inference.engines.exported import ExportedRuntime
+from detrkit.inference.engines.openvino import OpenVinoEngine, load_openvino, read_openvino
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Sample
 from tests.export.models import CATEGORIES, SIZES, batch_of, described, eager, small_model, traced
@@ -131,7 +131,7 @@ def _is_quantized(node: object) -> bool:
 
 def test_nobody_is_told_that_openvino_is_used() -> None:
     code = (
-        "from detrkit.inference.exported_openvino import load_openvino; load_openvino(); import sys;"
+        "from detrkit.inference.engines.openvino import load_openvino; load_openvino(); import sys;"
         "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,11 +12,11 @@ import timm
 import torch
 
 from detrkit import Detector
-from detrkit.checkpoints.file import Preprocessing
+from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, DataError, ExportError
 from detrkit.export.graph import export_program
 from detrkit.export.program_file import write_program
-from detrkit.inference.exported_program import read_program
+from detrkit.inference.engines.program import read_program
 from detrkit.models.detr import DETR
 from tests.export.models import CATEGORIES, SIZES, batch_of, described, eager, small_model, traced
 

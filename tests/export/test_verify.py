@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detrkit.errors import ExportError
 from detrkit.export.verify import Comparison, compare, num_found_again
-from detrkit.models.config import ModelConfig
+from detrkit.config.model import ModelConfig
 from detrkit.models.presets import preset_config
 from detrkit.structures import Batch, Detections, Predictions
 from tests.export.models import CATEGORIES, batch_of, small_model

@@ -13,7 +13,7 @@ from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
 from detrkit.errors import ConfigError, DataError
-from detrkit.evaluation.collect import collect
+from detrkit.evaluation.inference_loop import collect
 from detrkit.inference.images import open_pixels
 
 

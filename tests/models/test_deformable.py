@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from detrkit.models.deformable import DeformableAttention, _sample_grids, sample
-from detrkit.models.pyramid import Scene
+from detrkit.models.attention.deformable import DeformableAttention, _sample_grids, sample
+from detrkit.models.feature_maps import Scene
 from detrkit.models.transformer import LayerShape
 
 SIZES = ((5, 7), (3, 4), (2, 2))

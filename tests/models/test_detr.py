@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detrkit import ConfigError, ModelConfig, build_model
-from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.positions import LearnedPositions, SinePositions
 from detrkit.models.presets import PRESETS
 from detrkit.ops.padding import pad_to_batch

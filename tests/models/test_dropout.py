@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrkit.models.attention import MultiHeadAttention
+from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.dropout import Dropout, drop, kept_mask
 from detrkit.models.transformer import FeedForward, LayerShape, Residual
 

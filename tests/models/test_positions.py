@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.models.heads import BoxHead, ClassHead, Heads
+from detrkit.models.heads.detection import BoxHead, ClassHead, Heads
 from detrkit.models.positions import placed
-from detrkit.models.pyramid import Scene
-from detrkit.models.queries import Guide, Queries
+from detrkit.models.feature_maps import Scene
+from detrkit.models.queries.sources import Guide, Queries
 from detrkit.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, LayerShape
-from detrkit.recipes.convert import convert_weights
+from detrkit.checkpoints.conversion.convert import convert_weights
 
 SHAPE = LayerShape(width=16, num_heads=2, feedforward_dim=32, dropout=0.0, pre_norm=False)
 

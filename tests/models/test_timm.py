@@ -17,14 +17,14 @@ from detrkit.checkpoints.backbones import (
     load_backbone_file,
     load_imagenet_backbone,
 )
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.pickles import read_pickle
-from detrkit.checkpoints.source import read_checkpoint
+from detrkit.checkpoints.load import read_checkpoint
 from detrkit.data.batching import normalize
 from detrkit.data.categories import numbered_categories
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.models.backbone_timm import TimmBackbone
-from detrkit.models.config import TIMM
+from detrkit.models.backbones.timm import TimmBackbone
+from detrkit.config.model import TIMM
 from detrkit.models.detr import DETR
 from detrkit.training.optimizer import keep_frozen_parts_still
 

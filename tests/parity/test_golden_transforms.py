@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrkit.data.batching import normalize, to_target
-from detrkit.data.transforms import TestTransform, crop, flip, resize, resized_size
+from detrkit.data.transforms.geometry import TestTransform, crop, flip, resize, resized_size
 from detrkit.structures import Annotations, Sample
 
 

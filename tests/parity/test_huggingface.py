@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.file import Checkpoint, Preprocessing
-from detrkit.checkpoints.huggingface import (
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
+from detrkit.checkpoints.conversion.huggingface import (
     Form,
     detect_form,
     huggingface_from_ours,
@@ -15,7 +15,7 @@ from detrkit.checkpoints.huggingface import (
     write_folder,
 )
 from detrkit.checkpoints.loading import load_state
-from detrkit.checkpoints.source import read_checkpoint
+from detrkit.checkpoints.load import read_checkpoint
 from detrkit.data.categories import numbered_categories
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch

@@ -14,10 +14,10 @@ from PIL import Image
 
 from detrkit import Detector
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.recipes.serve import bound
+from detrkit.serve.serve import bound
 from detrkit.serve.app import build_app
-from detrkit.serve.guard import LOOPBACK_NAMES
-from detrkit.serve.run import server_of
+from detrkit.serve.origin_check import LOOPBACK_NAMES
+from detrkit.serve.server import server_of
 from detrkit.serve.service import Service
 from detrkit.serve.settings import ServeSettings
 from tests.explain.conftest import small_detector

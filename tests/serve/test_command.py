@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from detrkit import Detector
-from detrkit.checkpoints.file import save_checkpoint
+from detrkit.checkpoints.native import save_checkpoint
 from detrkit.serve.settings import ServeSettings
 from tests.cli.test_help_and_mistakes import run
 
@@ -78,14 +78,14 @@ def test_what_serves_is_not_installed(
 def test_whoever_lets_others_in_is_told_so(
     host: str, is_told: bool, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from detrkit.recipes.serve import serve_model
+    from detrkit.serve.serve import serve_model
 
     names: list[Any] = []
 
     def ends_at_once(app: Any, listener: socket.socket, seconds: float) -> None:
         names.append(next(one.kwargs["hosts"] for one in app.user_middleware if "hosts" in one.kwargs))
 
-    monkeypatch.setattr("detrkit.serve.run.run_app", ends_at_once)
+    monkeypatch.setattr("detrkit.serve.server.run_app", ends_at_once)
     assert serve_model(weights, ServeSettings(), host=host, port=0) is None
     output, errors = capsys.readouterr()
     assert "tiny.safetensors on cpu, http://" in output

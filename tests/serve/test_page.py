@@ -9,7 +9,7 @@ import pytest
 
 from detrkit import Detector
 from detrkit.data.dataset import unannotated
-from detrkit.data.photos import read_pixels
+from detrkit.data.images import read_pixels
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.serve.settings import ServeSettings
 from tests.explain.test_page import BROWSERS, browser, place_of

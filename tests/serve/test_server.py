@@ -16,10 +16,10 @@ from PIL import Image
 
 from detrkit import Detections, Detector
 from detrkit.data.dataset import unannotated
-from detrkit.data.photos import read_pixels
+from detrkit.data.images import read_pixels
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import explain
-from detrkit.inference.runtime import TorchRuntime
+from detrkit.inference.engines.torch import TorchRuntime
 from detrkit.serve.settings import ServeSettings
 from detrkit.structures import Batch, Predictions
 from tests.serve.conftest import Served, serving, wait_until

@@ -15,25 +15,25 @@ from rich.console import Console
 from torch import nn
 
 from detrkit import build_model
-from detrkit.data.augmentation import TrainingPhotos
+from detrkit.data.transforms.augmentation import TrainingPhotos
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.sampling import Arrangement
+from detrkit.data.samplers import Arrangement
 from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms import TestTransform
+from detrkit.data.transforms.geometry import TestTransform
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.scores import Scores
-from detrkit.losses.set_loss import LossReport, SetLoss
+from detrkit.losses.criterion import LossReport, SetLoss
 from detrkit.models.detr import DETR
-from detrkit.recipes.building import loss_for
-from detrkit.recipes.loaders import Loader, train_loader
+from detrkit.training.build import loss_for
+from detrkit.data.loaders import Loader, train_loader
 from detrkit.structures import Batch
 from detrkit.training.optimizer import PARTS, build_optimizer
-from detrkit.training.run_log import NoLog, RunLog, read_metrics
+from detrkit.training.loggers.run_log import NoLog, RunLog, read_metrics
 from detrkit.training.schedule import rate_factor
-from detrkit.training.settings import TrainingSettings
-from detrkit.training.step import Stepper
-from detrkit.training.stopping import StopSignal
+from detrkit.config.training import TrainingSettings
+from detrkit.training.train_step import Stepper
+from detrkit._internal.signals import StopSignal
 from detrkit.training.trainer import RunHooks, Trainer, strong_epochs
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=2, image_size=64, workers=0, log_every=1, learning_rate=1e-3)

@@ -8,7 +8,7 @@ from urllib.error import URLError
 import torch
 
 from detrkit.errors import CheckpointError
-from detrkit.files import make_folder
+from detrkit._internal.files import make_folder
 
 _PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
 PUBLISHED_FILES = {

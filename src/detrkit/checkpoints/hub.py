@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from detrkit.checkpoints import huggingface
-from detrkit.checkpoints.file import Checkpoint, save_checkpoint
+from detrkit.checkpoints.conversion import huggingface
+from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.checkpoints.model_card import CardFacts, model_card
-from detrkit.checkpoints.source import HUB_ID, WEIGHTS_FILE
+from detrkit.checkpoints.load import HUB_ID, WEIGHTS_FILE
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.files import write_text
+from detrkit._internal.files import write_text
 
 FolderForm = Literal["detrkit", "huggingface", "huggingface-no-timm"]
 _CARD = "README.md"

@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from detrkit.checkpoints import huggingface
-from detrkit.checkpoints.file import Checkpoint
+from detrkit.checkpoints.conversion import huggingface
+from detrkit.checkpoints.native import Checkpoint
 from detrkit.data.batching import statistics
-from detrkit.data.transforms import long_side
-from detrkit.terminal import plural
+from detrkit.data.transforms.geometry import long_side
+from detrkit._internal.text import plural
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.files import replacing
+from detrkit._internal.files import replacing
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from detrkit import __version__
 from detrkit.errors import DetrkitError, option
-from detrkit.terminal import printable
+from detrkit._internal.text import printable
 
 VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",

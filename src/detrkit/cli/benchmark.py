@@ -45,10 +45,10 @@ def benchmark(
     output
         Folder for page, plot and JSON.
     """
-    from detrkit.recipes.benchmark import benchmark as run_benchmark
-    from detrkit.recipes.contenders import Work
-    from detrkit.recipes.describe import parse_size
-    from detrkit.recipes.loaders import choose_device
+    from detrkit.benchmark.run import benchmark as run_benchmark
+    from detrkit.benchmark.cases import Work
+    from detrkit.benchmark.describe import parse_size
+    from detrkit.data.loaders import choose_device
 
     run_benchmark(
         sources or ("detr-r50",),

@@ -34,6 +34,6 @@ def convert(
     push
         OWNER/NAME on the Hugging Face hub: also upload the result there, with a model card.
     """
-    from detrkit.recipes.convert import convert_weights
+    from detrkit.checkpoints.conversion.convert import convert_weights
 
     convert_weights(source, output, to, dilation=dilation, push=push)

@@ -30,6 +30,6 @@ def convert_data(
     format
         How the source is written down; looked at when not given.
     """
-    from detrkit.recipes.convert_data import convert_dataset
+    from detrkit.data.convert import convert_dataset
 
     convert_dataset(source, output, to, format)

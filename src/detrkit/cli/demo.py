@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from detrkit.cli.leaving import leave
+from detrkit.cli.exit_codes import leave
 
 
 def demo(
@@ -32,6 +32,6 @@ def demo(
     model
         `detrkit-s`, our own; or `detr-tiny`, plain DETR, which learns less in the same time, and whose attention is whole.
     """
-    from detrkit.recipes.demo import run_demo
+    from detrkit.demo.run import run_demo
 
     leave(run_demo(output, seed, task, model).stopped_by)

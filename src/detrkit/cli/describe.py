@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from detrkit.cli.train import model_field
-from detrkit.recipes.config import load_run_config
-from detrkit.training.settings import TrainingSettings
+from detrkit.config.run import load_run_config
+from detrkit.config.training import TrainingSettings
 
 
 def build_describe() -> App:
@@ -36,7 +36,7 @@ def describe(
     output
         Picture of the shapes to write as well: .svg, .png or .pdf.
     """
-    from detrkit.recipes.describe import describe_model
+    from detrkit.benchmark.describe import describe_model
 
     describe_model(model, size, output)
 
@@ -79,7 +79,7 @@ def data(
     set_
         Field of the model, as NAME=VALUE: in_channels decides how photos are read.
     """
-    from detrkit.recipes.describe_data import describe_data
+    from detrkit.benchmark.describe_data import describe_data
 
     given: dict[str, Any] = {"data": data, "format": format, "model": model}
     if set_:

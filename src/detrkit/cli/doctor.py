@@ -50,7 +50,7 @@ def doctor(
         Folder for a copy without the faults: what cannot be used is left out, boxes are cut at the edge. The original is
         never touched.
     """
-    from detrkit.recipes.doctor import diagnose
+    from detrkit.visualization.dataset_page import diagnose
 
     diagnosis = diagnose(
         data,

@@ -71,7 +71,7 @@ def evaluate(
                 f"--predictions: takes the dataset alone, detrkit evaluate DATA --predictions {predictions}; leave out "
                 f"{', '.join(extra) if extra != ['DATA'] else 'the model'}"
             )
-        from detrkit.recipes.evaluate_saved import evaluate_saved
+        from detrkit.evaluation.evaluate_files import evaluate_saved
 
         evaluate_saved(predictions, source, split, form=format, output=output)
         return
@@ -80,7 +80,7 @@ def evaluate(
             f"evaluate: found {source} alone, expected a model and a dataset, detrkit evaluate SOURCE DATA; or a dataset "
             "and saved results, detrkit evaluate DATA --predictions FILE"
         )
-    from detrkit.recipes.evaluate import Extras, evaluate_source
+    from detrkit.evaluation.evaluate import Extras, evaluate_source
 
     evaluate_source(
         source,

@@ -53,7 +53,7 @@ def explain(
     device
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
     """
-    from detrkit.recipes.explain import ExplainRequest, explain_file
+    from detrkit.explain.run import ExplainRequest, explain_file
 
     explain_file(
         ExplainRequest(

@@ -48,7 +48,7 @@ def export(
     output
         File or folder to write: model.onnx, model.pt2 or model_openvino if not given.
     """
-    from detrkit.recipes.export import export_model
+    from detrkit.export.export import export_model
 
     export_model(
         source,

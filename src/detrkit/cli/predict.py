@@ -68,9 +68,9 @@ def predict(
     output
         Folder for all that is written.
     """
-    from detrkit.cli.leaving import leave
-    from detrkit.recipes.predict import predict_files
-    from detrkit.recipes.prediction import PredictOptions
+    from detrkit.cli.exit_codes import leave
+    from detrkit.inference.predict import predict_files
+    from detrkit.inference.prediction import PredictOptions
 
     options = PredictOptions(
         threshold=threshold,

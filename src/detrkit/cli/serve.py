@@ -58,8 +58,8 @@ def serve(
     precision
         Of the model; with `auto` and `bfloat16`, what is found may depend a little on what else is predicted.
     """
-    from detrkit.cli.leaving import leave
-    from detrkit.recipes.serve import serve_model
+    from detrkit.cli.exit_codes import leave
+    from detrkit.serve.serve import serve_model
     from detrkit.serve.settings import ServeSettings
 
     settings = ServeSettings(

@@ -31,6 +31,6 @@ def shard(
     format
         How the dataset is written down; looked at when not given.
     """
-    from detrkit.recipes.shard import shard_dataset
+    from detrkit.data.shard import shard_dataset
 
     shard_dataset(data, output, format, shard_photos=photos, seed=seed)

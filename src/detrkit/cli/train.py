@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from cyclopts import Parameter
 
-from detrkit.cli.leaving import leave
+from detrkit.cli.exit_codes import leave
 from detrkit.errors import ConfigError, option
-from detrkit.recipes.config import load_run_config
-from detrkit.training.settings import TrainingSettings
+from detrkit.config.run import load_run_config
+from detrkit.config.training import TrainingSettings
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
         decoder_layers, hidden_dim, num_heads, feedforward_dim, dropout, pre_norm, position_encoding, dilation,
         backbone, backbone_normalization, frozen_backbone_stages.
     """
-    from detrkit.recipes import train as recipes
+    from detrkit.training import train as training_train
 
     if resume is not None:
         beside = {
@@ -97,7 +97,7 @@ def train(
         given_here += [option(name) for name in (training.model_fields_set if training else ())]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
-        leave(recipes.resume(resume).stopped_by)
+        leave(training_train.resume(resume).stopped_by)
         return
     given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights, "recipe": recipe}
     if backbone_weights is not None:
@@ -108,7 +108,7 @@ def train(
     loaded = load_run_config(config, given, chosen)
     output = output or Path("runs/train")
     if slurm is not None:
-        from detrkit.recipes.slurm import submit
+        from detrkit.training.slurm import submit
 
         if minutes is not None:
             raise ConfigError("--minutes: steps are timed here, and the job runs elsewhere; give --steps")
@@ -116,7 +116,7 @@ def train(
             raise ConfigError("--dry-run: steps are timed here, and the job runs elsewhere; leave out --slurm")
         submit(loaded, output, slurm)
         return
-    leave(recipes.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
+    leave(training_train.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
 
 
 def model_field(text: str) -> tuple[str, Any]:

@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detrkit.data.outlines import read_masks
-from detrkit.data.photos import RGB, read_pixels
+from detrkit.data.segmentation import read_masks
+from detrkit.data.images import RGB, read_pixels
 from detrkit.data.records import Record, Split
-from detrkit.data.transforms import Transform, keep
+from detrkit.data.transforms.geometry import Transform, keep
 from detrkit.errors import DataError
 from detrkit.ops.segments import have_pixels, masks_to_boxes
 from detrkit.structures import Annotations, Sample

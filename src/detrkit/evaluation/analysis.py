@@ -8,10 +8,10 @@ import numpy as np
 
 from detrkit.evaluation.calibration import Calibration, calibrate
 from detrkit.evaluation.coco import BoxEvaluation, BoxScores, evaluate_case, numbers_as_json
-from detrkit.evaluation.columns import Case, Found, Truth
+from detrkit.evaluation.arrays import Case, Found, Truth
 from detrkit.evaluation.confusion import Confusion, confuse
-from detrkit.evaluation.errors import TIDE_NAMES, Errors, sort_errors
-from detrkit.evaluation.matching import find_overlaps, match
+from detrkit.evaluation.tide import TIDE_NAMES, Errors, sort_errors
+from detrkit.evaluation.coco_matching import find_overlaps, match
 from detrkit.evaluation.thresholds import BestThresholds, ThresholdCurves, best_thresholds, threshold_curves
 
 FORMAT = "detrkit-scores-1"

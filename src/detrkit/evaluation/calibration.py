@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.columns import Case
-from detrkit.evaluation.matching import Matching
+from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.coco_matching import Matching
 
 NUM_BINS = 10
 

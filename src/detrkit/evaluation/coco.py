@@ -13,9 +13,9 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
-from detrkit.data.outlines import area_of_runs, read_masks
+from detrkit.data.segmentation import area_of_runs, read_masks
 from detrkit.data.records import Split
-from detrkit.evaluation.columns import Case, Found, Truth
+from detrkit.evaluation.arrays import Case, Found, Truth
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Sample
 

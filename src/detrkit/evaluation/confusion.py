@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.columns import Case
-from detrkit.evaluation.matching import RIGHT, Matching, Overlaps, choose, ranks_of
-from detrkit.terminal import plural
+from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.coco_matching import RIGHT, Matching, Overlaps, choose, ranks_of
+from detrkit._internal.text import plural
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.outlines import segment_ids
+from detrkit.data.segmentation import segment_ids
 from detrkit.data.records import Record, Split
-from detrkit.data.segment_files import read_ids
+from detrkit.data.segment_png import read_ids
 from detrkit.structures import Annotations, PanopticSegments
 
 _MATCHES_ABOVE = 0.5  # intersection over union

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detrkit.data.categories import Categories
 from detrkit.evaluation.panoptic import PanopticCounts, PanopticScores, TrueSegments, count_photo, score_panoptic
-from detrkit.inference.runtime import MaskRuntime, Runtime
+from detrkit.inference.engines.torch import MaskRuntime, Runtime
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import cut_masks
 from detrkit.postprocess.masks import covered_by

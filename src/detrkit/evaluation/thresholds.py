@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.checkpoints.file import Thresholds
-from detrkit.evaluation.columns import Case
-from detrkit.evaluation.matching import Matching, find_overlaps, match
+from detrkit.checkpoints.native import Thresholds
+from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.coco_matching import Matching, find_overlaps, match
 
 FEWEST_OBJECTS = 10  # of a class with a threshold of its own; with fewer, chance would choose it
 _STEPS = 101  # thresholds 0.00 to 1.00 of the curves

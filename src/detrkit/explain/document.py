@@ -16,8 +16,8 @@ from detrkit.explain.explanation import Explanation
 from detrkit.explain.maps import Block, most_queries, pack_decoder, pack_encoder, pack_points
 from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import Matching
-from detrkit.explain.meanings import meaning_of_answer
-from detrkit.models.config import ModelConfig
+from detrkit.explain.stage_descriptions import meaning_of_answer
+from detrkit.config.model import ModelConfig
 
 _PHOTO_SIDE = 1066  # pixels at most, in the page
 _PHOTO_BYTES = 240_000

@@ -10,17 +10,17 @@ from jaxtyping import Float, Int64
 from PIL.Image import Image
 from torch import Tensor
 
-from detrkit.checkpoints.file import Preprocessing
+from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.photos import tensor_to_photo
-from detrkit.data.transforms import TestTransform
+from detrkit.data.images import tensor_to_photo
+from detrkit.data.transforms.geometry import TestTransform
 from detrkit.errors import CheckpointError
-from detrkit.explain.attention import Attention, observe
+from detrkit.models.attention.recording import Attention, observe
 from detrkit.explain.masks import Masks, find_segments, masks_of
 from detrkit.explain.matching import Matching, explain_matching
 from detrkit.explain.stages import Passage, passages_noted
-from detrkit.losses.set_loss import SetLoss
+from detrkit.losses.criterion import SetLoss
 from detrkit.models.detr import DETR
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.postprocess.panoptic import LEAST_SCORE

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detrkit.errors import ConfigError
 from detrkit.explain.explanation import Explanation
-from detrkit.explain.sampling import SamplingInputs
+from detrkit.models.attention.recording_deformable import SamplingInputs
 from detrkit.explain.stages import Passage
 from detrkit.visualization.draw import colour_of
 from detrkit.visualization.figures import (

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.explain.attention import Attention, AttentionInputs
-from detrkit.explain.sampling import SamplingInputs
+from detrkit.models.attention.recording import Attention, AttentionInputs
+from detrkit.models.attention.recording_deformable import SamplingInputs
 
 # bytes, before they are written as text (4/3 of that): together with a photo they stay below 5 MB
 _LAST_LAYER_BYTES = 730_000  # the last encoder layer, averaged over heads: 850 x 850, DETR's at 800 x 1066 px

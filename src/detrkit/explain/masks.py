@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.data.categories import Categories
-from detrkit.explain.attention import Attention
+from detrkit.models.attention.recording import Attention
 from detrkit.explain.maps import Block, Place
 from detrkit.models.detr import DETR
-from detrkit.models.panoptic import PanopticHead
+from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.ops.masks import Size, covered, nearest
 from detrkit.postprocess.panoptic import candidates_of, merge_segments, to_segments
 from detrkit.structures import Batch, MaskInputs, PanopticSegments

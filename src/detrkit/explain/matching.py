@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from detrkit.losses.classification import AlignedClasses, Classification, FocalClasses
 from detrkit.losses.matcher import CostTerms
-from detrkit.losses.set_loss import SetLoss
+from detrkit.losses.criterion import SetLoss
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Predictions, Target
 

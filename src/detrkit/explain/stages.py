@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from detrkit.explain.attention import calls_noted
-from detrkit.explain.meanings import code_of, meaning_of
-from detrkit.models.config import ModelConfig
+from detrkit.models.attention.recording import calls_noted
+from detrkit.explain.stage_descriptions import code_of, meaning_of
+from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.models.proposals import ProposedQueries
+from detrkit.models.queries.two_stage import ProposedQueries
 
 Shape = tuple[int, ...]
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from detrkit.errors import ExportError
-from detrkit.inference.exported import smallest_side
-from detrkit.inference.exported_onnx import first_line
-from detrkit.models.config import ModelConfig
+from detrkit.inference.engines.exported import smallest_side
+from detrkit.inference.engines.onnx import first_line
+from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.models.folding import folded
+from detrkit.models.fuse_conv_bn import folded
 from detrkit.postprocess.boxes import best_of
 from detrkit.structures import Predictions
 

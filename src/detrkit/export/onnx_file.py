@@ -16,11 +16,11 @@ from torch.export import ExportedProgram
 
 from detrkit import __version__
 from detrkit.data.batching import statistics
-from detrkit.data.transforms import long_side
+from detrkit.data.transforms.geometry import long_side
 from detrkit.errors import ConfigError, ExportError
-from detrkit.export.quiet import quiet
-from detrkit.inference.exported import KEY, Description
-from detrkit.inference.exported_onnx import first_line
+from detrkit.export.suppress_output import quiet
+from detrkit.inference.engines.exported import KEY, Description
+from detrkit.inference.engines.onnx import first_line
 
 OPSET = 18  # attention as an operator of its own, from 23 on, fails in ONNX Runtime
 _MOST_NUMBERS = 8  # that a name may hold

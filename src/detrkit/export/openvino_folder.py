@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 from detrkit.checkpoints.exported import DESCRIPTION_FILE, NETWORK_FILE
 from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError
-from detrkit.export.quiet import quiet
-from detrkit.files import write_text
-from detrkit.inference.exported import Description, at_least
-from detrkit.inference.exported_onnx import first_line
-from detrkit.inference.exported_openvino import load_openvino
+from detrkit.export.suppress_output import quiet
+from detrkit._internal.files import write_text
+from detrkit.inference.engines.exported import Description, at_least
+from detrkit.inference.engines.onnx import first_line
+from detrkit.inference.engines.openvino import load_openvino
 from detrkit.structures import Sample
 
 # between the last hidden layers and the outputs: the heads, post-processing included

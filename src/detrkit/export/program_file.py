@@ -6,7 +6,7 @@ import torch
 from torch.export import ExportedProgram
 
 from detrkit.checkpoints.exported import DESCRIPTION_FILE
-from detrkit.inference.exported import Description
+from detrkit.inference.engines.exported import Description
 
 
 def write_program(program: ExportedProgram, description: Description, path: Path) -> None:

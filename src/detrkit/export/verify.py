@@ -16,12 +16,12 @@ from torch import Tensor
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
-from detrkit.inference.exported import Precision, smallest_side
-from detrkit.inference.runtime import MaskRuntime, Runtime
+from detrkit.inference.engines.exported import Precision, smallest_side
+from detrkit.inference.engines.torch import MaskRuntime, Runtime
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
-from detrkit.terminal import plural
+from detrkit._internal.text import plural
 
 LARGEST_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
 LARGEST_MEAN_BOX_DIFFERENCE = 0.05  # of the photo's sides, over all queries, in lower precision

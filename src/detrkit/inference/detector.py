@@ -15,21 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.checkpoints.exported import is_exported
-from detrkit.checkpoints.file import Checkpoint, Preprocessing, Thresholds
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.checkpoints.hub import FolderForm, push_checkpoint, write_model_folder
 from detrkit.checkpoints.model_card import CardFacts
-from detrkit.checkpoints.source import read_checkpoint
+from detrkit.checkpoints.load import read_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.dataset import unannotated
-from detrkit.data.photos import tensor_to_photo
-from detrkit.data.transforms import TestTransform
+from detrkit.data.images import tensor_to_photo
+from detrkit.data.transforms.geometry import TestTransform
 from detrkit.errors import ConfigError, DataError, did_you_mean
-from detrkit.explain.attention import Attention, observe
-from detrkit.inference.exported import ExportedRuntime
+from detrkit.models.attention.recording import Attention, observe
+from detrkit.inference.engines.exported import ExportedRuntime
 from detrkit.inference.images import Photo, open_pixels
-from detrkit.inference.load_exported import load_exported
-from detrkit.inference.runtime import MaskRuntime, Precision, Runtime, TorchRuntime
+from detrkit.inference.engines.load import load_exported
+from detrkit.inference.engines.torch import MaskRuntime, Precision, Runtime, TorchRuntime
 from detrkit.inference.stream import StreamSettings, stream_photos
 from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling

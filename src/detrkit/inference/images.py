@@ -8,7 +8,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
-from detrkit.data.photos import image_to_pixels, read_pixels
+from detrkit.data.images import image_to_pixels, read_pixels
 from detrkit.errors import DataError
 
 Photo = Path | str | Image.Image | ndarray | Tensor

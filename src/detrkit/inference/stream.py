@@ -15,11 +15,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from detrkit.data.dataset import unannotated
-from detrkit.data.photos import tensor_to_photo
-from detrkit.data.transforms import crop, size_of
+from detrkit.data.images import tensor_to_photo
+from detrkit.data.transforms.geometry import crop, size_of
 from detrkit.errors import ConfigError, DataError
 from detrkit.inference.images import Photo, open_pixels
-from detrkit.inference.runtime import Runtime
+from detrkit.inference.engines.torch import Runtime
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.models.backbone import ResNetBackbone
-from detrkit.models.backbone_timm import TimmBackbone
-from detrkit.models.config import ModelConfig
-from detrkit.models.heads import Heads
-from detrkit.models.panoptic import PanopticHead
+from detrkit.models.backbones.resnet import ResNetBackbone
+from detrkit.models.backbones.timm import TimmBackbone
+from detrkit.config.model import ModelConfig
+from detrkit.models.heads.detection import Heads
+from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
-from detrkit.models.proposals import ProposedQueries
-from detrkit.models.pyramid import (
+from detrkit.models.queries.two_stage import ProposedQueries
+from detrkit.models.feature_maps import (
     LastMapProjection,
     Padding,
     PyramidProjection,
@@ -21,7 +21,7 @@ from detrkit.models.pyramid import (
     exact_photo_cells,
     to_scene,
 )
-from detrkit.models.queries import (
+from detrkit.models.queries.sources import (
     AnchorQueries,
     ExtraQueries,
     ExtraSource,

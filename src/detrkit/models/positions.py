@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.errors import ConfigError
-from detrkit.models.config import Place
+from detrkit.config.model import Place
 
 _MOST_SIZES = 32  # of feature maps whose encoding is remembered; a megabyte each for the largest photos
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from detrkit.errors import ConfigError, did_you_mean
-from detrkit.models.assembly import assemble
-from detrkit.models.config import ModelConfig
+from detrkit.models.build import assemble
+from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
 
 

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.models.attention import MultiHeadAttention
-from detrkit.models.config import Place
+from detrkit.models.attention.multi_head import MultiHeadAttention
+from detrkit.config.model import Place
 from detrkit.models.dropout import Dropout
-from detrkit.models.heads import Heads
+from detrkit.models.heads.detection import Heads
 from detrkit.models.positions import placed
-from detrkit.models.pyramid import Scene
-from detrkit.models.queries import Guide, Queries, QueryPlace, as_boxes, refined
-from detrkit.models.recompute import run
+from detrkit.models.feature_maps import Scene
+from detrkit.models.queries.sources import Guide, Queries, QueryPlace, as_boxes, refined
+from detrkit.models.activation_checkpointing import run
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from starlette.requests import ClientDisconnect
 from detrkit import __version__
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Threshold
-from detrkit.serve.guard import Guard
+from detrkit.serve.origin_check import Guard
 from detrkit.serve.metrics import Counted
 from detrkit.serve.page import live_page
-from detrkit.serve.refusal import RefusalError, refusal_of
+from detrkit.serve.http_errors import RefusalError, refusal_of
 from detrkit.serve.service import Service
 from detrkit.serve.uploads import Upload, read_upload
 from detrkit.structures import Detections

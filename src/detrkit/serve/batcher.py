@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from detrkit.data.transforms import size_of
+from detrkit.data.transforms.geometry import size_of
 from detrkit.errors import DetrkitError
 from detrkit.inference.stream import Finder, choose_batch
 from detrkit.structures import Detections, Sample

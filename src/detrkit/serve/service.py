@@ -17,15 +17,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from detrkit.data.dataset import unannotated
-from detrkit.data.photos import uploaded_pixels
+from detrkit.data.images import uploaded_pixels
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.inference.detector import Detector
-from detrkit.inference.runtime import TorchRuntime
+from detrkit.inference.engines.torch import TorchRuntime
 from detrkit.postprocess.panoptic import LEAST_SCORE
 from detrkit.serve.batcher import Batcher, LeastScores
 from detrkit.serve.metrics import Metrics
-from detrkit.serve.refusal import busy, leaving
+from detrkit.serve.http_errors import busy, leaving
 from detrkit.serve.settings import ServeSettings
 from detrkit.serve.uploads import Upload
 from detrkit.structures import Detections, Sample

@@ -13,8 +13,8 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from detrkit.data.photos import PhotoFile
-from detrkit.serve.refusal import RefusalError
+from detrkit.data.images import PhotoFile
+from detrkit.serve.http_errors import RefusalError
 
 _IN_MEMORY = 1_000_000  # bytes
 _LONGEST_FIELD = 10_000  # bytes of what stands in a form beside the photo

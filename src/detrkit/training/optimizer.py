@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim import AdamW
 
 from detrkit.errors import ConfigError, did_you_mean
-from detrkit.models.config import ModelConfig
+from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.training.settings import TrainingSettings
+from detrkit.config.training import TrainingSettings
 
 BOXES = "boxes"  # in --freeze: all parts but the mask head
 _QUERIES = re.compile(r"(queries|hybrid|groups\.\d+)\.weight")  # of the model, and of helpers

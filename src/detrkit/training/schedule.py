@@ -5,7 +5,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from detrkit.training.settings import TrainingSettings
+from detrkit.config.training import TrainingSettings
 
 
 def rate_factor(step: int, num_steps: int, settings: TrainingSettings) -> float:

@@ -13,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from detrkit.evaluation.scores import Scores
-from detrkit.losses.set_loss import LossReport
+from detrkit.losses.criterion import LossReport
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
-from detrkit.training.processes import (
+from detrkit.distributed.collectives import (
     agree_to_stop,
     average_over_processes,
     gather,
@@ -24,10 +24,10 @@ from detrkit.training.processes import (
     largest_of_all,
     rank,
 )
-from detrkit.training.run_log import Log
-from detrkit.training.settings import TrainingSettings
-from detrkit.training.step import Stepper
-from detrkit.training.stopping import StopSignal
+from detrkit.training.loggers.run_log import Log
+from detrkit.config.training import TrainingSettings
+from detrkit.training.train_step import Stepper
+from detrkit._internal.signals import StopSignal
 
 LEARNED_BY_HEART = 0.99  # AP, or PQ, at which a run with `overfit` has shown what it should
 _SECONDS_BETWEEN_SAVES = 300  # between evaluations, which save as well

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from detrkit.signatures import MAKER
+from detrkit._internal.provenance import MAKER
 
 INK = "#123456"  # stands for the colour of the page's text
 _COLOURS = (

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.structures import Detections
 from detrkit.visualization.captions import font_for, place_captions, write_caption
-from detrkit.visualization.surfaces import draw_masks
+from detrkit.visualization.mask_overlay import draw_masks
 
 _CELL = 320  # pixels a side of a photo on a contact sheet
 _LINE = 22  # pixels for its caption

@@ -20,8 +20,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL.Image import Image
 from torch import Tensor
 
-from detrkit.files import replacing
-from detrkit.signatures import MAKER
+from detrkit._internal.files import replacing
+from detrkit._internal.provenance import MAKER
 from detrkit.visualization.draw import colour_of
 
 COLUMN = 3.35  # inches, of a paper with two columns

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from detrkit.signatures import MAKER_OF_PAGE
+from detrkit._internal.provenance import MAKER_OF_PAGE
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6577; --ground: #fff; --line: #d9dee7; --bar: #3b6fd4 }

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from detrkit.structures import PanopticSegments
 from detrkit.visualization.captions import above, extent_of, write_caption
 from detrkit.visualization.draw import colour_of
-from detrkit.visualization.surfaces import blend, outline
+from detrkit.visualization.mask_overlay import blend, outline
 
 _LARGE = 0.004  # share of the photo: smaller segments get no name, which would hide them
 

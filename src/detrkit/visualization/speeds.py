@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from detrkit.signatures import MAKER
+from detrkit._internal.provenance import MAKER
 
 
 def draw_speeds(bars: Sequence[tuple[str, float, float | None]]) -> bytes:

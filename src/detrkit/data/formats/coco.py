@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.outlines import check_segmentation
+from detrkit.data.segmentation import check_segmentation
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError, short
-from detrkit.files import is_file
+from detrkit._internal.files import is_file
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 

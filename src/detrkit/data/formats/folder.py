@@ -14,8 +14,8 @@ from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.signatures import is_signed
-from detrkit.terminal import plural
+from detrkit._internal.provenance import is_signed
+from detrkit._internal.text import plural
 
 Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists

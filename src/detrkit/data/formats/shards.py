@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from detrkit.data.categories import Categories
-from detrkit.data.photos import photo_bytes
+from detrkit.data.images import photo_bytes
 from detrkit.data.records import Columns, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.files import check_is_free, make_folder, replacing, write_tensors, write_text
+from detrkit._internal.files import check_is_free, make_folder, replacing, write_tensors, write_text
 
 FORMAT = "detrkit-shards-1"
 PLAN_FILE = "shards.json"

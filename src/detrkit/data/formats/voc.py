@@ -16,10 +16,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.photos import SUFFIXES, photo_size
+from detrkit.data.images import SUFFIXES, photo_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit.files import is_file, read_names
+from detrkit._internal.files import is_file, read_names
 
 _MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
 

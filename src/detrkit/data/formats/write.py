@@ -19,11 +19,11 @@ import yaml
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import Form
 from detrkit.data.formats.shards import write_shards
-from detrkit.data.outlines import area_of_runs, to_run_lengths
-from detrkit.data.photos import photo_bytes
+from detrkit.data.segmentation import area_of_runs, to_run_lengths
+from detrkit.data.images import photo_bytes
 from detrkit.data.records import Record, Split, SplitName
 from detrkit.errors import DataError
-from detrkit.files import check_is_free, make_folder, write_text
+from detrkit._internal.files import check_is_free, make_folder, write_text
 
 CATEGORIES_FILE = "categories.json"
 

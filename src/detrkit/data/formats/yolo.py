@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 
 from detrkit.data.categories import Categories
-from detrkit.data.photos import SUFFIXES, photo_size
+from detrkit.data.images import SUFFIXES, photo_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError, short
-from detrkit.files import is_file, read_names
+from detrkit._internal.files import is_file, read_names
 
 _MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 

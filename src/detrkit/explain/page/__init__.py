@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from detrkit.explain.document import PageDocument
-from detrkit.signatures import MAKER_OF_PAGE
+from detrkit._internal.provenance import MAKER_OF_PAGE
 
 _MASKS = "masks.js"  # the views of models with a mask head
 _SCRIPTS = (

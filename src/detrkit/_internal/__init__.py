@@ -1,0 +1,1 @@
+"""Private helpers: files, locks, provenance marks, signals, text."""

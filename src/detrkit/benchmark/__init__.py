@@ -1,0 +1,1 @@
+"""Benchmarks of models on this machine, and descriptions of models and datasets."""

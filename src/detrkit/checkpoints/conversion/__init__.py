@@ -1,0 +1,1 @@
+"""Checkpoint formats: one key mapping per architecture and format."""

@@ -1,0 +1,71 @@
+"""Which of the published architectures a model is: that decides how its weights are named elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from detrkit.config.model import ModelConfig
+
+Family = Literal["detr", "conditional", "dab", "deformable"]
+
+# what the weights of each family do not show, or show by its kind alone
+KNOWN: dict[Family, dict[str, Any]] = {
+    "detr": {},
+    "conditional": {"cross_attention": "conditional", "class_scores": "sigmoid", "queries": "points"},
+    "dab": {
+        "cross_attention": "conditional",
+        "class_scores": "sigmoid",
+        "queries": "anchors",
+        "refine_boxes": True,
+        "position_temperature": 20.0,
+        "num_detections": 300,
+    },
+    "deformable": {"encoder_attention": "deformable", "cross_attention": "deformable", "class_scores": "sigmoid"},
+}
+
+
+def family_of(config: ModelConfig) -> Family | None:
+    """The architecture of a model; None when it is a mixture that nobody else has."""
+    for family, known in KNOWN.items():
+        expected = {**_PLAIN, **known}
+        found = {name: getattr(config, name) for name in expected}
+        if family == "deformable":
+            expected |= {
+                "queries": "proposals" if config.queries == "proposals" else "points",
+                "num_levels": config.num_levels,
+                "refine_boxes": config.refine_boxes,
+                "heads_per_layer": config.refine_boxes,
+            }
+        if family == "dab":
+            expected |= {"activation": config.activation, "scaled_positions": True}
+        expected["num_detections"] = config.num_detections
+        if found == {name: expected[name] for name in found}:
+            return family
+    return None
+
+
+_PLAIN: dict[str, Any] = {
+    "encoder_attention": "dense",
+    "cross_attention": "dense",
+    "class_scores": "softmax",
+    "queries": "learned",
+    "proposal_content": "place",
+    "num_levels": 1,
+    "exact_cells": False,
+    "refine_boxes": False,
+    "heads_per_layer": False,
+    "activation": "relu",
+    "position_temperature": 10_000.0,
+    "scaled_positions": False,
+    "num_detections": 100,
+}
+
+
+def family_of_state(state: Mapping[str, Tensor]) -> Family:
+    """The architecture that weights under our names are of, as far as they are of a published one."""
+    if any(".offset_projection." in name for name in state):
+        return "deformable"
+    if any(name.startswith("decoder.guide.position_head.") for name in state):
+        return "dab"
+    return "conditional" if any(".to_scene." in name for name in state) else "detr"

@@ -1,0 +1,1 @@
+"""Typed, validated configuration of models and training runs; free of torch."""

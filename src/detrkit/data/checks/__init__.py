@@ -1,0 +1,1 @@
+"""Dataset checks: annotations, images, panoptic segments."""

@@ -1,0 +1,175 @@
+"""What is wrong with a dataset, worst first, before anything is learned from it.
+
+Input: a dataset folder. Output: a `Diagnosis`: findings with place and advice, and the table of classes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detrkit.data.checks.annotations import (
+    ClassCount,
+    Finding,
+    Place,
+    count_classes,
+    examine_annotations,
+    most_objects,
+    worst_first,
+)
+from detrkit.data.checks.decode_cache import DecodedPhoto, decode_all
+from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
+from detrkit.data.records import Split, SplitName
+from detrkit.data.checks.panoptic import compare_segments, segment_findings
+from detrkit.errors import DataError
+from detrkit._internal.text import plural
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything the doctor found.
+
+    Attributes:
+        form: how the dataset is written down.
+        num_photos: photos of each split.
+        most_objects: of the fullest photo, crowds left out.
+        classes: in the order of the labels.
+        findings: worst first.
+        notes: what reading it decided.
+        folder: the dataset, without what cannot be read.
+        unusable: photos that cannot be read, or are of another size than annotated; alike for their PNGs of segments.
+    """
+
+    form: Form
+    num_photos: dict[SplitName, int]
+    most_objects: int
+    classes: tuple[ClassCount, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    folder: DatasetFolder
+    unusable: frozenset[Path]
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether training would go right."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+def examine(
+    path: Path,
+    form: Form | None = None,
+    *,
+    num_queries: int = 100,
+    image_size: int = 800,
+    stride: int = 32,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+    memory: Path | None = None,
+) -> Diagnosis:
+    """Read every file, decode every photo, and say what is wrong.
+
+    Args:
+        path: dataset folder.
+        form: how it is written down; None looks.
+        num_queries: objects that the model can find in one photo.
+        image_size: shorter side to which photos are resized, pixels.
+        stride: pixels per cell of the model's feature map.
+        workers: processes that decode photos.
+        progress: told how many photos of how many are done.
+        memory: file of what was decoded before, and where to add to it; None decodes all.
+
+    Raises:
+        DataError: the folder cannot be understood at all.
+    """
+    faults: list[DataError] = []
+    folder = read_dataset(path, form, fault=faults.append)
+    splits = folder.splits
+    records = [record for split in splits.values() for record in split.records]
+    photos = decode_all(records, workers, progress, memory)
+    segments = compare_segments(records, workers, progress)
+    findings = [
+        *_of_reading(faults),
+        *_of_photos(splits, photos),
+        *segment_findings(segments),
+        *examine_annotations(folder, num_queries=num_queries, image_size=image_size, stride=stride),
+    ]
+    return Diagnosis(
+        form=folder.form,
+        num_photos={name: len(split.records) for name, split in splits.items()},
+        most_objects=most_objects(folder),
+        classes=tuple(count_classes(splits)),
+        findings=worst_first(findings),
+        notes=folder.notes,
+        folder=folder,
+        unusable=frozenset(
+            record.path
+            for split in splits.values()
+            for record in split.records
+            if photos[record.path].size != record.size or (record.path in segments and segments[record.path].fault)
+        ),
+    )
+
+
+def _of_reading(faults: Sequence[DataError]) -> Iterator[Finding]:
+    if faults:
+        yield Finding(
+            "error",
+            "entries that cannot be read",
+            "correct them, or let --fix leave them out",
+            tuple(Place(str(fault)) for fault in faults),
+        )
+
+
+def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
+    unreadable = tuple(Place(photo.fault) for photo in photos.values() if photo.fault)
+    if unreadable:
+        yield Finding("error", "photos that cannot be read", "export them again, or drop them", unreadable)
+    wrong_size = [
+        Place(f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}", record.path)
+        for split in splits.values()
+        for record in split.records
+        if (size := photos[record.path].size) is not None and size != record.size
+    ]
+    if wrong_size:
+        yield Finding(
+            "error",
+            "photos of another size than their annotations say",
+            "boxes would miss; export photos and annotations together",
+            tuple(wrong_size),
+        )
+    kinds = Counter(photo.channels for photo in photos.values() if photo.fault is None)
+    if len(kinds) > 1:
+        usual = kinds.most_common(1)[0][0]
+        others = [
+            Place(f"{path}: {plural(one.channels, 'channel')}", path)
+            for path, one in photos.items()
+            if one.channels not in (0, usual)
+        ]
+        yield Finding(
+            "error", f"photos with another number of channels than {usual}", "export them alike", tuple(others)
+        )
+    yield from _of_copies(splits, photos)
+
+
+def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
+    """Photos with the same content, in two splits or in one."""
+    by_content: dict[str, list[tuple[SplitName, Path]]] = {}
+    for name, split in splits.items():
+        for record in split.records:
+            if digest := photos[record.path].digest:
+                by_content.setdefault(digest, []).append((name, record.path))
+    shared: list[Place] = []
+    repeated: list[Place] = []
+    for copies in by_content.values():
+        if len(copies) > 1:
+            place = Place(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
+            (shared if len({name for name, _ in copies}) > 1 else repeated).append(place)
+    if shared:
+        yield Finding(
+            "warning",
+            "photos that stand in two splits",
+            "scores would be too good; keep each photo in one split",
+            tuple(shared),
+        )
+    if repeated:
+        yield Finding("warning", "photos that stand twice in a split", "drop the copies", tuple(repeated))

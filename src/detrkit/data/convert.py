@@ -1,0 +1,49 @@
+"""A dataset rewritten: in another form, or without its faults."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
+from detrkit.data.formats.write import write_dataset
+from detrkit.errors import DataError
+from detrkit._internal.files import check_is_free
+from detrkit._internal.text import plain_console, plural
+
+
+def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | None = None) -> DatasetFolder:
+    """Read a dataset and write it in another form.
+
+    Raises:
+        DataError: the source cannot be read, or the output exists.
+    """
+    check_is_free(output)
+    console = plain_console()
+    folder = read_dataset(source, source_form)
+    if form == folder.form == "coco":
+        try:
+            folder = read_dataset(source, "coco", masks=True)
+        except DataError as error:
+            console.print(f"outlines are left out: {error}", soft_wrap=True)
+    return write_copy(folder, output, form, console)
+
+
+def write_copy(folder: DatasetFolder, output: Path, form: Form, console: Console) -> DatasetFolder:
+    """Write a dataset, read it back, and say what was written."""
+    splits = folder.splits
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("copying photos", total=None)
+        left_out = write_dataset(
+            splits, output, form, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    for note in folder.notes:
+        console.print(note)
+    if left_out:
+        console.print(f"left out: {plural(left_out, 'crowd')}, which {form.upper()} cannot express")
+    written = read_dataset(output, form)
+    counts = ", ".join(f"{len(content.records)} {name}" for name, content in written.splits.items())
+    console.print(
+        f"{output}: {form.upper()}, {plural(len(written.train.categories), 'class', 'classes')}, photos: {counts}",
+    )
+    return written

@@ -1,0 +1,238 @@
+"""Datasets -> loaders of batches, and the device they go to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detrkit.checkpoints.exported import is_exported
+from detrkit.data.transforms.augmentation import TrainingPhotos
+from detrkit.data.batching import collate
+from detrkit.data.samplers import Arrangement, Draw, Share, TrainBatches, mixed
+from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.inference.stream import check_counts
+from detrkit.distributed.rank import Process
+from detrkit.structures import Batch, Sample
+from detrkit.config.training import MOST_UNREADABLE, TrainingSettings
+
+_MOST_STAND_INS = 20  # tried for one photo; with one of a hundred unreadable, two are hardly ever needed
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A sample, where there is one, and what was wrong with the photos that were tried."""
+
+    sample: Sample | None
+    faults: tuple[str, ...] = ()
+
+
+class _ErrorsAsValues(Dataset[_Read]):
+    """Hands over what went wrong instead of raising it: a worker would wrap it into a stack trace."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
+
+    def __getitem__(self, key: Any) -> _Read:
+        try:
+            return _Read(self.dataset[key])
+        except DetrkitError as error:
+            return _Read(None, (str(error),))
+
+
+class _WithStandIns(_ErrorsAsValues):
+    """Puts other photos in the place of those that cannot be read, the same ones in every process and every time.
+
+    A batch that is left out would put its process a step behind the others, and a run that is gone on with, too.
+    """
+
+    def __getitem__(self, key: Draw) -> _Read:
+        faults: tuple[str, ...] = ()
+        for attempt in range(1 + _MOST_STAND_INS):
+            index = mixed(key.index, key.epoch, attempt) % len(self) if attempt else key.index
+            read = super().__getitem__(replace(key, index=index))
+            faults += read.faults
+            if read.sample is not None:
+                return replace(read, faults=faults)
+        return _Read(None, faults)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker hands over: the samples that could be read, and what was wrong with the others."""
+
+    batch: Batch | None
+    faults: tuple[str, ...]
+
+    def pin_memory(self) -> "_Loaded":
+        """Move to page-locked memory (called by the data loader)."""
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
+
+
+def _collate(items: Sequence[_Read]) -> _Loaded:
+    samples = [item.sample for item in items if item.sample is not None]
+    return _Loaded(collate(samples) if samples else None, tuple(fault for item in items for fault in item.faults))
+
+
+class Loader:
+    """Batches of a dataset, read by worker processes; photos that cannot be read are left out, up to a share of them.
+
+    Attributes:
+        skipped: what was wrong with the photos that were left out, each once.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[_Read],
+        most_unreadable: float,
+        order: TrainBatches | None = None,
+    ) -> None:
+        """Read from a loader.
+
+        Args:
+            loader: hands over errors as values.
+            most_unreadable: share of the photos.
+            order: of training batches.
+        """
+        self._loader = loader
+        self._order = order
+        self._num_photos = len(loader.dataset)  # type: ignore[arg-type]
+        self._most_unreadable = most_unreadable
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def start_at(self, epoch: int, first: int) -> None:
+        """Choose the epoch (from 1) that is iterated over, and pass over the first of its batches."""
+        assert self._order is not None, "only training goes on where it stopped"
+        self._order.epoch, self._order.first = epoch, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over one epoch, or what is left of it.
+
+        Raises:
+            DataError: more photos than allowed could not be read.
+        """
+        for loaded in self._loader:
+            self.skipped += [fault for fault in loaded.faults if fault not in self.skipped]
+            is_lost = loaded.batch is None and self._order is not None
+            if is_lost or len(self.skipped) > self._most_unreadable * self._num_photos:
+                others = f" (and {len(self.skipped) - 1} more photos)" if len(self.skipped) > 1 else ""
+                raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
+            if loaded.batch is not None:
+                yield loaded.batch
+
+
+def train_loader(
+    photos: TrainingPhotos,
+    arrangement: Arrangement,
+    settings: TrainingSettings,
+    device: torch.device,
+    share: Share | None = None,
+) -> Loader:
+    """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one.
+
+    Raises:
+        ConfigError: there are fewer batches than processes.
+    """
+    order = train_order(arrangement, settings, share)
+    if not len(order):
+        raise ConfigError(
+            f"training: found {len(photos)} photos, expected at least {settings.batch_size} for each of "
+            f"{order.share.world} processes; lower --batch-size or --devices"
+        )
+    loader = DataLoader(
+        _WithStandIns(photos),
+        batch_sampler=order,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's randomness
+    )
+    return Loader(loader, settings.most_unreadable, order)
+
+
+def train_order(arrangement: Arrangement, settings: TrainingSettings, share: Share | None = None) -> TrainBatches:
+    """Which photos stand in which batch."""
+    return TrainBatches(arrangement, settings.batch_size, settings.seed, share)
+
+
+def evaluation_loader(
+    dataset: Dataset[Sample],
+    batch_size: int,
+    workers: int,
+    most_unreadable: float = MOST_UNREADABLE,
+    share: Share | None = None,
+) -> Loader:
+    """Batches in the dataset's own order, every photo once; processes share the same batches out.
+
+    Raises:
+        ConfigError: no photo at a time, or fewer than no workers.
+    """
+    check_counts(batch_size, workers)
+    share = share or Share()
+    count = len(dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
+    batches = [list(range(first, min(first + batch_size, count))) for first in range(0, count, batch_size)]
+    return Loader(
+        DataLoader(
+            _ErrorsAsValues(dataset),
+            batch_sampler=batches[share.rank :: share.world],
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_collate,
+            generator=torch.Generator(),
+        ),
+        most_unreadable,
+    )
+
+
+def device_of(name: str, process: Process) -> torch.device:
+    """The device of one process: each has a GPU of its own.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    device = choose_device(name)
+    if device.type == "cuda" and process.world > 1:
+        device = choose_device(f"cuda:{process.local_rank}")
+        torch.cuda.set_device(device)
+    return device
+
+
+def device_for(source: str, name: str) -> torch.device:
+    """Understand a device's name for a model to predict on: "auto" is the CPU for exported files.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    return choose_device("cpu" if name == "auto" and is_exported(source) else name)
+
+
+def choose_device(name: str) -> torch.device:
+    """Understand a device's name; "auto" takes a GPU if there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # whose words list devices that hardly anybody has
+        raise ConfigError(
+            f"device {name!r}: found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'"
+        ) from None
+    if device.type == "meta":
+        raise ConfigError("device 'meta': computes nothing; use 'cpu' or 'auto'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"device {name!r}: {reason}; use 'cpu' or 'auto'") from None
+    return device

@@ -1,0 +1,70 @@
+"""PNG files of segment ids, as COCO's panoptic annotations and results have them.
+
+Untrusted input: what the file says of itself is read before it is decoded. Any other kind of PNG (grey, palette, 16 bits)
+would decode to numbers that are no ids, and is refused.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int32
+from PIL import Image
+from torch import Tensor
+
+from detrkit.errors import DataError
+from detrkit._internal.files import replacing
+from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
+from detrkit._internal.provenance import signed
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = 26  # bytes of signature, length, name, width, height, bit depth and colour type
+_KINDS = {0: "grey", 2: "colour", 3: "palette", 4: "grey with alpha", 6: "colour with alpha"}
+_EXPECTED = "expected an RGB PNG of 8 bits whose colours are segment ids"
+
+
+def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
+    """Read the segment id of every pixel; alpha is passed over.
+
+    Args:
+        path: the PNG.
+        size: (height, width) that it has to have.
+
+    Raises:
+        DataError: it is missing, of another kind or size, or damaged.
+    """
+    _check_header(path, size)
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image)
+    except MemoryError:
+        raise DataError(f"{path}: does not fit into memory; make photo and PNG smaller") from None
+    except Exception as error:  # Pillow's decoders raise what they like on malformed files
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise DataError(f"{path}: cannot be read as a PNG ({reason}); export it again") from None
+    return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
+
+
+def write_ids(path: Path, ids: Int32[Tensor, "H W"]) -> None:
+    """Write segment ids as a PNG, atomically."""
+    with replacing(path) as temporary:
+        Image.fromarray(ids_to_rgb(ids).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=signed())
+
+
+def _check_header(path: Path, size: tuple[int, int]) -> None:
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
+    if len(header) < _HEADER or not header.startswith(_SIGNATURE):
+        raise DataError(f"{path}: is no PNG, {_EXPECTED}; other forms do not keep ids")
+    width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+    bits, kind = header[24], header[25]
+    if bits != 8 or kind not in (2, 6):
+        found = f"{_KINDS.get(kind, 'strange')} PNG of {bits} bits a channel"
+        raise DataError(f"{path}: is a {found}; {_EXPECTED}")
+    if (height, width) != size:
+        raise DataError(
+            f"{path}: has {width} x {height} pixels, its photo {size[1]} x {size[0]}; export the two together"
+        )

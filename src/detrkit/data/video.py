@@ -1,0 +1,225 @@
+"""Videos and cameras: frame by frame, upright, as uint8 tensors; and pictures back into a video (extra `video`: PyAV).
+
+Untrusted input: only formats that hold their pictures themselves are read, for playlists name other files and servers; a
+frame's size is looked at before it is decoded.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from detrkit.data.images import MOST_PIXELS
+from detrkit.errors import ConfigError, DataError, import_optional
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
+_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
+_TICKS = 90_000  # per second: MPEG's own clock, in which all usual frame rates are whole numbers
+_USUAL_RATE = Fraction(30)
+_MARK = "written by detrkit"  # in the header of a video of ours, which may be written anew
+_MOST_MISSING = 0.05  # share of the frames that the header may promise in vain: edits leave some out
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video.
+
+    Attributes:
+        number: from 0.
+        seconds: since the first frame.
+        pixels: upright.
+    """
+
+    number: int
+    seconds: float
+    pixels: UInt8[Tensor, "3 H W"]
+
+
+@dataclass(frozen=True)
+class Video:
+    """An opened video or camera.
+
+    Attributes:
+        name: as the user called it.
+        num_frames: as its header says; 0 where it does not.
+        rate: frames per second.
+    """
+
+    name: str
+    num_frames: int
+    rate: Fraction
+    _container: Any
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Decode frame by frame, once.
+
+        Raises:
+            DataError: the video is broken from here on, or ends before its header says.
+        """
+        number, start = 0, None
+        try:
+            for decoded in self._container.decode(video=0):
+                time = float(number / self.rate) if decoded.time is None else decoded.time
+                start = time if start is None else start
+                yield Frame(number, max(0.0, time - start), _pixels(decoded, self.name))
+                number += 1
+        except DataError:
+            raise
+        except Exception as error:  # the decoders raise errors of many kinds
+            raise DataError(f"{self.name}: is broken after {number} frames ({_reason(error)}); copy it again") from None
+        if not number:
+            raise DataError(f"{self.name}: holds no picture that can be decoded; copy it again")
+        if number < self.num_frames * (1 - _MOST_MISSING):
+            raise DataError(f"{self.name}: ends after {number} of {self.num_frames} frames; copy it again")
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[Video]:
+    """Open a video file.
+
+    Raises:
+        DataError: it is missing, no video, or unreasonably large.
+        ConfigError: PyAV is not installed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a video; check the path")
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    expected = "expected an MP4, MOV, MKV, WebM or AVI file"
+    with _opened(str(path), str(path), expected, options=options) as video:
+        yield video
+
+
+@contextmanager
+def open_camera(name: str) -> Iterator[Video]:
+    """Open a camera by its number, or by what the system calls it.
+
+    Raises:
+        DataError: there is none.
+        ConfigError: PyAV is not installed.
+    """
+    address, form = camera_address(name, sys.platform)
+    expected = "expected a camera that nobody else uses; name it as in camera:0"
+    with _opened(f"camera:{name}", address, expected, format=form) as video:
+        yield video
+
+
+def is_our_video(path: Path) -> bool:
+    """Whether `VideoWriter` wrote a file.
+
+    Raises:
+        ConfigError: PyAV is not installed.
+    """
+    av = _import_av(str(path))
+    try:
+        with av.open(str(path), options={"format_whitelist": "mov,mp4", "protocol_whitelist": "file"}) as container:
+            return bool(container.metadata.get("comment") == _MARK)
+    except Exception:  # the decoders raise errors of many kinds
+        return False
+
+
+def camera_address(name: str, system: str) -> tuple[str, str]:
+    """What FFmpeg calls a camera, and the door through which it is opened."""
+    if system == "darwin":
+        return f"{name}:none", "avfoundation"
+    if system == "win32":
+        return f"video={name}", "dshow"
+    return (f"/dev/video{name}" if name.isdigit() else name), "v4l2"
+
+
+@contextmanager
+def _opened(name: str, address: str, expected: str, **how: Any) -> Iterator[Video]:
+    av = _import_av(name)
+    try:
+        container = av.open(address, **how)
+    except Exception as error:  # the decoders raise errors of many kinds
+        raise DataError(f"{name}: cannot be opened ({_reason(error)}); {expected}") from None
+    with container:
+        if not container.streams.video:
+            raise DataError(f"{name}: holds no pictures; {expected}")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DataError(f"{name}: its pictures are of a kind that cannot be decoded; {expected}")
+        _check_size(stream.codec_context.height, stream.codec_context.width, name)
+        stream.thread_type = "AUTO"
+        yield Video(name, stream.frames, stream.average_rate or _USUAL_RATE, container)
+
+
+def _pixels(decoded: Any, name: str) -> UInt8[Tensor, "3 H W"]:
+    _check_size(decoded.height, decoded.width, name)
+    pixels = np.rot90(decoded.to_ndarray(format="rgb24"), round(decoded.rotation / 90))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if width * height > MOST_PIXELS:
+        raise DataError(f"{name}: its frames have {width} x {height} pixels, at most {MOST_PIXELS} are read")
+
+
+def _import_av(name: str) -> Any:
+    return import_optional("av", name, "detrkit[video]")
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").splitlines()[0][:120]
+
+
+class VideoWriter:
+    """Pictures, each with its time, as an MP4 file."""
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        """Begin a file.
+
+        Raises:
+            ConfigError: it cannot be written, or PyAV is not installed.
+        """
+        self._av = _import_av(str(path))
+        try:
+            self._container = self._av.open(str(path), "w", format="mp4")
+            self._container.metadata["comment"] = _MARK
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({_reason(error)})") from None
+        self._rate = rate
+        self._stream: Any = None
+        self._last = -1
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None and kind is None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def add(self, picture: Image.Image, seconds: float) -> None:
+        """Add a picture; all get the size of the first, made even, as the codec wants."""
+        if self._stream is None:
+            self._stream = self._begin(picture)
+        size = (self._stream.width, self._stream.height)
+        if picture.size != size:
+            is_odd = (picture.width + picture.width % 2, picture.height + picture.height % 2) == size
+            picture = picture.crop((0, 0, *size)) if is_odd else picture.resize(size)
+        frame = self._av.VideoFrame.from_image(picture)
+        self._last = max(self._last + 1, round(seconds * _TICKS))
+        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
+        self._container.mux(self._stream.encode(frame))
+
+    def _begin(self, picture: Image.Image) -> Any:
+        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        stream = self._container.add_stream(codec, rate=self._rate)
+        stream.width, stream.height = picture.width + picture.width % 2, picture.height + picture.height % 2
+        stream.pix_fmt = "yuv420p"
+        if codec == "libx264":  # mpeg4 counts in frames
+            stream.codec_context.time_base = Fraction(1, _TICKS)
+        return stream

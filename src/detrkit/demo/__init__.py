@@ -1,0 +1,1 @@
+"""The demo: train a small DETR on synthetic shapes."""

@@ -1,0 +1,147 @@
+"""The demo: a small DETR trained on drawn shapes from scratch, in minutes, on any machine."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from detrkit.data.transforms.augmentation import TrainingPhotos
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.images import tensor_to_photo
+from detrkit.data.samplers import Arrangement
+from detrkit.data.synthetic import SCENES, SHAPES, DrawingStyle, DrawnShapes
+from detrkit.data.transforms.geometry import RandomOrientation, TestTransform
+from detrkit.errors import ConfigError
+from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.evaluation.panoptic import TrueSegments
+from detrkit._internal.files import check_is_free, replacing, write_text
+from detrkit.config.run import RunConfig
+from detrkit.data.splits import RunData
+from detrkit.training.run import run_training
+from detrkit.training.train import refuse_used_folder
+from detrkit.structures import Sample
+from detrkit._internal.text import plain_console
+from detrkit.config.training import TrainingSettings
+from detrkit.training.trainer import TrainingResult
+
+Task = Literal["boxes", "panoptic"]
+Model = Literal["detrkit-s", "detr-tiny"]
+NUM_TRAIN = 3000
+NUM_TEST = 200
+NUM_DRAWINGS = 12  # left as files
+EPOCHS: dict[tuple[Model, Task], int] = {  # some minutes each: steps with masks take longer, and teach more
+    ("detrkit-s", "boxes"): 6,
+    ("detrkit-s", "panoptic"): 4,
+    ("detr-tiny", "boxes"): 16,
+    ("detr-tiny", "panoptic"): 10,
+}
+STYLE = DrawingStyle(size=128)  # pixels a side, as people look at them
+IMAGE_SIZES: dict[Model, int] = {"detrkit-s": 128, "detr-tiny": 64}  # pixels a side, as the model sees them
+RATES: dict[Model, tuple[float, float]] = {"detrkit-s": (1e-3, 1e-3), "detr-tiny": (5e-4, 1.5e-3)}
+
+
+def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> RunConfig:
+    """The demo's settings, as `config.yaml` in its run folder shows them."""
+    with_masks = {"panoptic": True} if task == "panoptic" else {}
+    is_own = model == "detrkit-s"
+    rate, backbone_rate = RATES[model]
+    return RunConfig(
+        data="drawn scenes" if task == "panoptic" else "drawn shapes",
+        model=model,
+        model_settings={"num_queries": 25 if is_own else 12, **with_masks},
+        training=TrainingSettings(
+            epochs=EPOCHS[model, task],
+            evaluate_every=max(1, EPOCHS[model, task] // 4),
+            batch_size=16,
+            learning_rate=rate,
+            backbone_learning_rate=backbone_rate,
+            clip_norm=1.0,
+            class_weight=2.0,
+            no_object_weight=0.1 if is_own else 0.3,
+            iou_aware=is_own,
+            look_forward_twice=is_own,
+            ema_decay=0.99 if is_own else 0.0,
+            schedule="cosine",
+            warmup_steps=100,
+            image_size=IMAGE_SIZES[model],
+            workers=0,
+            seed=seed,
+        ),
+    )
+
+
+def run_demo(output: Path, seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> TrainingResult:
+    """Draw, train, evaluate on unseen drawings, and say what to try next."""
+    if not 0 <= seed < 2**62:
+        raise ConfigError(f"--seed: found {seed}, expected 0 or more, and less than 2 to the power of 62")
+    refuse_used_folder(output)
+    check_is_free(output / "drawings")
+    console = plain_console()
+    console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")
+    size = IMAGE_SIZES[model]
+    data = draw_data(NUM_TRAIN, NUM_TEST, seed, task, image_size=size)
+    result = run_training(demo_config(seed, task, model), data, output, console)
+    if not result.interrupted:
+        _write_drawings(output / "drawings", data.pictures, data.categories)
+        _say_what_next(output, size, console)
+    return result
+
+
+def draw_data(
+    num_train: int,
+    num_test: int,
+    seed: int,
+    task: Task = "boxes",
+    style: DrawingStyle = STYLE,
+    image_size: int = STYLE.size,
+) -> RunData:
+    """Draw the photos once and keep them in memory; the two seeds never meet."""
+    to_model = TestTransform(image_size)
+    with_masks = task == "panoptic"
+    style = replace(style, stuff=with_masks)
+    categories = SCENES if with_masks else SHAPES
+    drawn = DrawnShapes(num_train, 2 * seed, style).draw_all()
+    train = [to_model(one if with_masks else without_masks(one)) for one in drawn]
+    scenes = DrawnShapes(num_test, 2 * seed + 1, style).draw_all()
+    test = [without_masks(one) for one in scenes]
+    segments = {one.image_id: TrueSegments.of_annotations(one.annotations) for one in scenes} if with_masks else {}
+    return RunData(
+        train=TrainingPhotos(SampleDataset(train), RandomOrientation(), seed=seed),
+        arrangement=Arrangement.anything(num_train),
+        test=SampleDataset(test, to_model),
+        pictures=SampleDataset(test),
+        annotations=annotations_of_samples(test, categories),
+        test_ids=[sample.image_id for sample in test],
+        categories=categories,
+        segments=segments.__getitem__ if with_masks else None,
+    )
+
+
+def without_masks(sample: Sample) -> Sample:
+    """Leave out what boxes do not need, so that transforms are quicker."""
+    return replace(sample, annotations=replace(sample.annotations, masks=None))
+
+
+def _write_drawings(folder: Path, pictures: Dataset[Sample], categories: Categories) -> None:
+    """Leave some unseen drawings as files with their annotations, to be predicted and explained."""
+    samples = [pictures[index] for index in range(NUM_DRAWINGS)]
+    write_text(folder / "annotations.json", json.dumps(annotations_of_samples(samples, categories)))
+    for sample in samples:
+        with replacing(folder / f"{sample.image_id}.png") as temporary:
+            tensor_to_photo(sample.image).save(temporary)
+
+
+def _say_what_next(output: Path, size: int, console: Console) -> None:
+    console.print(
+        f"\nTry next:\n"
+        f"  open {output / 'report.html'}\n"
+        f"  detrkit predict {output} {output / 'drawings'}\n"
+        f"  detrkit explain {output / 'drawings' / '6.png'} --weights {output} --annotations {output / 'drawings'}\n"
+        f"  detrkit describe {output} --size {size}x{size}\n"
+        f"  detrkit train YOUR_COCO_FOLDER --model detrkit-m --weights imagenet",
+        soft_wrap=True,
+    )

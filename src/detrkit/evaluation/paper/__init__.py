@@ -1,0 +1,1 @@
+"""Analyses of the DETR paper: decoder layers, queries, instance capacity."""

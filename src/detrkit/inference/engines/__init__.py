@@ -1,0 +1,1 @@
+"""Inference engines: PyTorch, ONNX Runtime, OpenVINO, torch.export programs."""

@@ -1,0 +1,60 @@
+"""ONNX files, computed by ONNX Runtime."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.inference.engines.exported import KEY, Description, ExportedRuntime
+
+
+class OnnxEngine:
+    """A session of ONNX Runtime."""
+
+    def __init__(self, session: Any, source: object) -> None:
+        self.session = session
+        self.source = source
+        self.output_names = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute once."""
+        try:
+            outputs = self.session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        except Exception as error:  # onnxruntime's own kinds have no common base
+            raise CheckpointError(f"{self.source}: ONNX Runtime cannot compute it ({first_line(error)})") from None
+        return {name: torch.from_numpy(array) for name, array in zip(self.output_names, outputs, strict=True)}
+
+
+def read_onnx(path: Path) -> ExportedRuntime:
+    """Open an exported ONNX file. Nothing in it is executed but its graph.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        CheckpointError: the file is damaged, or was not written by detrkit.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError(f"{path}: needs onnxruntime; pip install 'detrkit[export]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said once, by us
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise CheckpointError(f"{path}: not readable as ONNX ({first_line(error)}); export it again") from None
+    description = Description.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    names = tuple(one.name for one in session.get_inputs())
+    if names != description.input_names:
+        raise CheckpointError(f"{path}: found inputs {names}, expected {description.input_names}; export it again")
+    return ExportedRuntime(OnnxEngine(session, path), description, path)
+
+
+def first_line(error: Exception) -> str:
+    """What an engine says, cut to a part of a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Attention layers, and recording of what they attend to."""

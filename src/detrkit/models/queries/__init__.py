@@ -1,0 +1,1 @@
+"""Object queries: learned, points, anchors, two-stage."""

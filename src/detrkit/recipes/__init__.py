@@ -1,1 +1,0 @@
-"""A run as a typed config, put together here: the one place where strings become classes."""

@@ -1,0 +1,184 @@
+"""Training helpers: queries beside the model's own, which make it learn sooner and are not part of it.
+
+They are decoded with the model's own queries in one pass, in blocks that do not see each other, so that the model is the
+same with and without them. What they need besides (further groups' queries, what a label looks like as a query) is kept
+here: a checkpoint knows nothing of it. Input: a batch, with the model in the middle. Output: `Predictions` with `extra`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrkit.errors import ConfigError, option
+from detrkit.losses.auxiliary_queries import HelpedLoss
+from detrkit.losses.criterion import SetLoss
+from detrkit.models.build import build_queries
+from detrkit.config.model import ModelConfig
+from detrkit.models.detr import DETR
+from detrkit.models.positions import encode_coordinates
+from detrkit.models.queries.two_stage import ProposedQueries
+from detrkit.models.feature_maps import Scene
+from detrkit.models.queries.sources import LARGEST_LOGIT, Block, ExtraQueries, Queries, two_layers
+from detrkit.structures import Predictions
+from detrkit.training.denoising import NoisedObjects
+from detrkit.config.training import TrainingSettings
+
+
+class TrainingHelpers(nn.Module):
+    """Makes extra queries, and owns what is learned for them alone."""
+
+    def __init__(self, config: ModelConfig, settings: TrainingSettings) -> None:
+        """Build what the settings ask for.
+
+        Args:
+            config: of the model.
+            settings: which helpers.
+        """
+        super().__init__()
+        width = config.hidden_dim
+        self.groups = nn.ModuleList(build_queries(config) for _ in range(settings.query_groups - 1))
+        self.hybrid = (
+            build_queries(config.model_copy(update={"num_queries": settings.hybrid_queries}))
+            if settings.hybrid_queries
+            else None
+        )
+        self.labels = nn.Embedding(config.num_classes, width) if settings.denoising else None
+        # anchors tell positions by themselves, and proposals have a projection for it
+        tells = config.queries in ("anchors", "proposals")
+        self.position_head = two_layers(2 * width, width, width) if settings.denoising and not tells else None
+        self.kind = config.queries
+
+    def forward(self, scene: Scene, noised: NoisedObjects | None, own: nn.Module) -> list[ExtraQueries]:
+        """Make the queries.
+
+        Args:
+            scene: after the encoder.
+            noised: objects to mend, where that is asked for.
+            own: what the model's own queries start from.
+        """
+        extra = []
+        for group in self.groups:
+            queries = group(scene)
+            extra.append(ExtraQueries(queries, "group", Block(queries.content.shape[1])))
+        if self.hybrid is not None:
+            queries = self.hybrid(scene)
+            extra.append(ExtraQueries(queries, "hybrid", Block(queries.content.shape[1])))
+        if noised is not None:
+            block = Block(noised.size, noised.copies, noised.fillers)
+            extra.append(ExtraQueries(self._noised_queries(noised, scene.tokens.dtype, own), "denoising", block))
+        return extra
+
+    def _noised_queries(self, noised: NoisedObjects, kind: torch.dtype, own: nn.Module) -> Queries:
+        """Queries that hold a label and stand at a box."""
+        assert self.labels is not None, "objects are noised where denoising is on"
+        content = self.labels(noised.labels).to(kind)
+        reference = torch.logit(noised.boxes).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        if isinstance(own, ProposedQueries):
+            return Queries(content, own.vectors_of(reference, kind)[0], reference)
+        if self.position_head is None:
+            return Queries(content, torch.zeros_like(content), reference)
+        sine = encode_coordinates(noised.boxes, content.shape[-1] // 2)
+        positions = self.position_head(sine.to(kind)).to(kind)
+        return Queries(content, positions, reference[..., :2] if self.kind == "points" else None)
+
+
+class HelpedModel(nn.Module):
+    """A DETR and its helpers: what several processes wrap together."""
+
+    def __init__(self, model: DETR, helpers: TrainingHelpers) -> None:
+        super().__init__()
+        self.model = model
+        self.helpers = helpers
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        padding_mask: Bool[Tensor, "B H W"] | None = None,
+        *,
+        noised: NoisedObjects | None = None,
+        **how: bool,
+    ) -> Predictions:
+        """Predict as the model does, and with the extra queries beside it."""
+
+        def extra(scene: Scene) -> Sequence[ExtraQueries]:
+            made: Sequence[ExtraQueries] = self.helpers(scene, noised, self.model.queries)
+            return made
+
+        predictions: Predictions = self.model(images, padding_mask, extra=extra, **how)
+        return predictions
+
+
+def build_helpers(model: DETR, settings: TrainingSettings) -> TrainingHelpers | None:
+    """Build what the settings ask for; None where that is nothing."""
+    if not (settings.denoising or settings.query_groups > 1 or settings.hybrid_queries):
+        return None
+    return TrainingHelpers(model.config, settings)
+
+
+def helped(loss: SetLoss, settings: TrainingSettings) -> HelpedLoss:
+    """The loss, with what the helpers add."""
+    return HelpedLoss(
+        loss,
+        copies=settings.denoising,
+        has_negatives=settings.contrastive_denoising,
+        hybrid_queries=settings.hybrid_queries,
+        hybrid_repeats=settings.hybrid_repeats,
+    )
+
+
+def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only: bool = False) -> None:
+    """See that helpers fit the model and each other.
+
+    Args:
+        config: of the model.
+        settings: of the run.
+        masks_only: whether only the mask head learns.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    extra = {
+        "denoising": settings.denoising > 0,
+        "query_groups": settings.query_groups > 1,
+        "hybrid_queries": settings.hybrid_queries > 0,
+    }
+    asked = [name for name, is_on in {**extra, "look_forward_twice": settings.look_forward_twice}.items() if is_on]
+    for is_wrong, sentence in (
+        (
+            settings.contrastive_denoising and not settings.denoising,
+            "--contrastive-denoising: found --denoising 0, expected copies to add worse boxes to; add --denoising 5, say",
+        ),
+        (
+            settings.contrastive_denoising and not settings.box_noise,
+            "--contrastive-denoising: found --box-noise 0, expected worse boxes to differ from the objects' own; set "
+            "--box-noise 0.4, say",
+        ),
+        (
+            0 < settings.hybrid_queries < settings.hybrid_repeats,
+            f"--hybrid-queries: found {settings.hybrid_queries}, expected at least the {settings.hybrid_repeats} of "
+            "--hybrid-repeats, and as many for every object of a photo; set more of them",
+        ),
+        (
+            settings.look_forward_twice and not config.refine_boxes,
+            "--look-forward-twice: the model's layers do not refine each other's boxes; leave it out, or take a model that "
+            "does (detrkit-s, detrkit-m, deformable-detr-r50-refine)",
+        ),
+        (
+            settings.look_forward_twice and config.cross_attention == "conditional",
+            "--look-forward-twice: layers of DAB-DETR and Conditional DETR learn so already, as published; leave it out",
+        ),
+        (
+            settings.iou_aware and config.class_scores != "sigmoid",
+            f"--iou-aware: found {config.class_scores} class scores, expected sigmoid ones, which can say how well a box "
+            "fits; leave it out, or --set class_scores=sigmoid",
+        ),
+        (
+            masks_only and bool(asked),
+            f"{', '.join(map(option, asked))}: help boxes to be learned, which --freeze leaves as they are; leave one or "
+            "the other out",
+        ),
+    ):
+        if is_wrong:
+            raise ConfigError(sentence)

@@ -1,0 +1,116 @@
+"""Noised copies of the objects, which extra queries learn to mend.
+
+Input: targets of a batch. Output: boxes and labels with noise. Sources: DN-DETR, arXiv:2203.01305; worse boxes that are
+to be refused, DINO, arXiv:2203.03605. Noise depends on seed, step and photo alone: neither on the rest of the batch, nor
+on how many processes share it out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detrkit.data.samplers import mixed
+from detrkit.losses.boxes import sent
+from detrkit.structures import Batch, Target
+from detrkit.config.training import TrainingSettings
+
+_LEAST_SIDE = 0.1  # that noise leaves of a side: nothing is learned from boxes without area
+
+
+@dataclass(frozen=True)
+class NoisedObjects:
+    """Copies of the objects of each photo, one copy after the other.
+
+    A copy holds every object and then, where it has negatives, every object again, with more noise; photos with fewer
+    objects than others are filled up.
+    """
+
+    boxes: Float[Tensor, "B N 4"]
+    labels: Int64[Tensor, "B N"]
+    copies: int
+    fillers: Bool[Tensor, "B E"] | None  # of one copy
+
+    @property
+    def size(self) -> int:
+        """Places in a copy."""
+        return self.labels.shape[1] // self.copies
+
+
+def noised_objects(batch: Batch, settings: TrainingSettings, num_classes: int, step: int) -> NoisedObjects:
+    """Copy the objects of a batch, with noise.
+
+    Args:
+        batch: on the device.
+        settings: how many copies, and how much noise.
+        num_classes: to draw other labels from.
+        step: of the run.
+    """
+    device = batch.images.device
+    drawn = [
+        draw(len(target.labels), settings, num_classes, mixed(settings.seed, step, image_id % 2**64))
+        for target, image_id in zip(batch.targets, batch.image_ids, strict=True)
+    ]
+    shifts, others = (pad_sequence(list(each), batch_first=True) for each in zip(*drawn, strict=True))
+    shifts, others = (sent(_at_least_one(each), device) for each in (shifts, others))
+    boxes, labels = _padded(batch.targets)
+    sides, copies = shifts.shape[2], shifts.shape[3]
+    # photos, copies, sides, objects
+    shifted = move(boxes[:, :, None, None].float(), shifts).permute(0, 3, 2, 1, 4).flatten(1, 3)
+    relabelled = torch.where(others < 0, labels[:, :, None, None], others).permute(0, 3, 2, 1).flatten(1)
+    counts = [len(target.labels) for target in batch.targets]
+    fillers = _fillers(counts, sides)
+    return NoisedObjects(shifted, relabelled, copies, None if fillers is None else sent(fillers, device))
+
+
+def draw(
+    count: int, settings: TrainingSettings, num_classes: int, seed: int
+) -> tuple[Float[Tensor, "N G C 4"], Int64[Tensor, "N G C"]]:
+    """Draw the noise of one photo: G is 2 where copies have negatives, or 1.
+
+    Returns:
+        Shares by which centres and sides move, at most `box_noise`, and between once and twice of it for negatives; labels
+        in place of the true ones, or -1.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    sides = 2 if settings.contrastive_denoising else 1
+    shape = (count, sides, settings.denoising)
+    sizes = torch.rand(*shape, 4, generator=generator) + torch.arange(sides)[:, None, None]
+    signs = torch.randint(2, (*shape, 4), generator=generator) * 2 - 1
+    is_other = torch.rand(shape, generator=generator) < settings.label_noise
+    others = torch.randint(num_classes, shape, generator=generator)
+    return settings.box_noise * sizes * signs, torch.where(is_other, others, -1)
+
+
+def move(boxes: Float[Tensor, "*#N 4"], shares: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*#N 4"]:
+    """Move centres by shares of half a side, and let sides grow by shares of themselves; boxes cxcywh, in 0 .. 1."""
+    centres, sides = boxes[..., :2], boxes[..., 2:]
+    moved = (centres + shares[..., :2] * sides / 2).clamp(0, 1)
+    grown = (sides * (1 + shares[..., 2:]).clamp(min=_LEAST_SIDE)).clamp(max=1)
+    return torch.cat([moved, grown], dim=-1)
+
+
+def _padded(targets: Sequence[Target]) -> tuple[Float[Tensor, "B N 4"], Int64[Tensor, "B N"]]:
+    boxes = pad_sequence([target.boxes for target in targets], batch_first=True, padding_value=0.5)
+    labels = pad_sequence([target.labels for target in targets], batch_first=True)
+    if not labels.shape[1]:
+        return boxes.new_full((len(targets), 1, 4), 0.5), labels.new_zeros(len(targets), 1)
+    return boxes, labels
+
+
+def _at_least_one(values: Tensor) -> Tensor:
+    """One place where no photo has an object: all weights take part in every step, on every process."""
+    return values if values.shape[1] else values.new_zeros(len(values), 1, *values.shape[2:])
+
+
+def _fillers(counts: Sequence[int], sides: int) -> Bool[Tensor, "B E"] | None:
+    """The places without an object; where a photo has none at all they see each other, for attention must see something."""
+    size = max(1, *counts)
+    if all(count in (0, size) for count in counts):
+        return None
+    is_filler = torch.arange(size) >= torch.tensor(counts)[:, None]
+    is_filler &= torch.tensor(counts)[:, None] > 0
+    return is_filler.repeat(1, sides)

@@ -1,0 +1,303 @@
+"""What suits a model, a dataset and a start: the settings that nobody gave, and why.
+
+`auto` chooses from the size of the set and the origin of the weights, by rules of thumb: its figures are ours, from small
+sets on small machines, and not the paper's. `reference` is the paper's training (section A.4) to the letter, and for DETR's
+successors that of their published code.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from detrkit.errors import ConfigError, option
+from detrkit.config.model import ModelConfig
+from detrkit.models.presets import preset_config
+from detrkit.config.run import RunConfig
+from detrkit._internal.text import plural
+from detrkit.training.auxiliary_queries import check_helpers
+from detrkit.training.optimizer import BOXES, learns_masks_only
+from detrkit.config.training import TrainingSettings
+from detrkit.training.trainer import Pace
+
+Origin = Literal["detector", "imagenet", "scratch"]
+# for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
+TINY = {"image_size": 256, "batch_size": 8, "learning_rate": 5e-4, "clip_norm": 1.0, "class_weight": 2.0}
+# for the presets of our own, on photos: what suits blood cells and an aquarium (benchmarks/RESULTS.md)
+OWN = {
+    "image_size": 320,
+    "train_scale": 1.25,  # the paper's sizes end where tests begin, which long training forgives
+    "batch_size": 4,  # small sets want updates
+    "learning_rate": 1e-3,
+    "backbone_learning_rate": 5e-4,
+    "place_rate_factor": 1.0,
+    "clip_norm": 1.0,
+    "class_weight": 3.0,
+    "iou_aware": True,
+    "look_forward_twice": True,
+    "denoising": 3,
+    "contrastive_denoising": True,
+}
+_GENTLY = {"learning_rate": 5e-4, "backbone_learning_rate": 1e-4}  # for those of them that are trained already
+_OF_PRESETS: dict[str, dict[str, Any]] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
+_STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
+_EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
+_DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rate_factor": 0.1}  # published main.py
+_SUCCESSORS_RUN = {"epochs": 50, "drop_at": 0.8}  # all of them drop the rates after 40 of 50 epochs
+_FEW_PHOTOS = 300  # below which a detector's backbone is left alone
+_LONG_RUN = 5_000  # steps
+_STRONG = ("photometric", "scale_jitter", "mosaic", "mixup")  # changes of photos that end before the run does
+_MOST_EVALUATIONS = 20
+_EVALUATING = 0.1  # of the time that somebody gave, at most
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen."""
+
+    name: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config without gaps, and how they were filled."""
+
+    config: RunConfig
+    choices: tuple[Choice, ...]
+
+
+def origin_of(config: RunConfig) -> Origin:
+    """Where the first weights come from."""
+    if config.weights not in (None, "imagenet"):
+        return "detector"
+    return "imagenet" if config.weights == "imagenet" or config.backbone_weights else "scratch"
+
+
+def plan_model(config: RunConfig) -> RunConfig:
+    """Fill in what must be known before the data is opened; what was given stays.
+
+    A backbone that starts at random must be trained, all of it, and with ordinary batch norm: frozen norm does nothing
+    there, frozen stages would stay random, and the published rate is meant for one that can see already.
+
+    Raises:
+        ConfigError: no such preset or setting, or helpers that do not fit the model.
+    """
+    given = config.training.model_fields_set
+    model = preset_config(config.model, **config.model_settings)
+    training = _filled(config.training, _settings_of(config, model))
+    check_helpers(model, training, masks_only=learns_masks_only(model, training))
+    _check_used(model, training)
+    _check_model_settings(config, model)
+    model_settings = config.model_settings
+    if origin_of(config) == "imagenet" and model.backbone_normalization == "batch":
+        # a backbone that can see, in place of one that a preset trains from scratch: as published
+        model_settings = {"backbone_normalization": "frozen", "frozen_backbone_stages": 2, **model_settings}
+    if origin_of(config) == "scratch":
+        model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
+        if "backbone_learning_rate" not in given:
+            training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
+    return config.model_copy(update={"model_settings": model_settings, "training": training})
+
+
+def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
+    """See that nothing was given that would change nothing."""
+    unused = {
+        "changes denoising copies, and there are none; add --denoising 5, or leave it out": (
+            not settings.denoising,
+            ("box_noise", "label_noise"),
+        ),
+        "is for hybrid queries, and there are none; add --hybrid-queries 300, or leave it out": (
+            not settings.hybrid_queries,
+            ("hybrid_repeats",),
+        ),
+        "weighs no-object among softmax scores, and this model's scores are sigmoids; leave it out": (
+            model.class_scores == "sigmoid",
+            ("no_object_weight",),
+        ),
+        "says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two out": (
+            settings.schedule == "cosine",
+            ("drop_at",),
+        ),
+        "changes photos, which --no-augment forbids; leave one of the two out": (
+            not settings.augment,
+            ("flip", "upside_down", "quarter_turns", "crop", *_STRONG),
+        ),
+        "says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or leave it out": (
+            not any(getattr(settings, name) for name in _STRONG),
+            ("strong_until",),
+        ),
+        "weighs a loss of masks, and this model draws none; leave it out, or take a model that ends in -panoptic": (
+            not model.panoptic,
+            ("mask_weight", "dice_weight"),
+        ),
+        "is for what says where deformable attention looks, and this model has none; leave it out": (
+            not model.is_deformable,
+            ("place_rate_factor",),
+        ),
+    }
+    for reason, (is_unused, names) in unused.items():
+        for name in names:
+            value = getattr(settings, name)
+            if is_unused and value != TrainingSettings.model_fields[name].default:
+                raise ConfigError(f"{option(name)} {value:g}: {reason}")
+
+
+def _check_model_settings(config: RunConfig, model: ModelConfig) -> None:
+    """See that nothing was given with --set that would change nothing."""
+    has_sines = model.position_encoding == "sine"
+    unused = {
+        "sampling_points": (not model.is_deformable, "is for deformable attention, and this model has none"),
+        "num_detections": (model.class_scores == "softmax", "is for sigmoid scores, and this model's share a softmax"),
+        "position_table_size": (model.position_encoding != "learned", "is for position_encoding=learned"),
+        "position_temperature": (not has_sines, "is for position_encoding=sine"),
+        "scaled_positions": (
+            not model.encoder_layers or model.position_encoding == "none",
+            "is for encoder layers that are told positions, and this model has none",
+        ),
+    }
+    usual = preset_config(config.model)
+    for name, (is_unused, reason) in unused.items():
+        value = config.model_settings.get(name, getattr(usual, name))
+        if is_unused and value != getattr(usual, name):
+            raise ConfigError(f"--set {name}={value}: {reason}; leave it out")
+
+
+def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
+    """What an architecture brings along, and then the preset."""
+    chosen: dict[str, Any] = {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}  # of focal loss
+    chosen |= _DEFORMABLE if model.is_deformable else {}
+    if config.recipe == "reference":
+        chosen |= {"exact_padding": False, "group_by_shape": False}
+        return chosen | (_SUCCESSORS_RUN if model.queries != "learned" else {})
+    own = _OF_PRESETS.get(config.model, {})
+    chosen |= own | (_GENTLY if own is OWN and origin_of(config) == "detector" else {})
+    unfit = _unfit(config.training, model)
+    return {name: value for name, value in chosen.items() if name not in unfit}
+
+
+def _unfit(given: TrainingSettings, model: ModelConfig) -> set[str]:
+    """Helpers of a preset that what was given has no use for; --set may have made another model of it."""
+    unfit = set() if model.class_scores == "sigmoid" else {"iou_aware"}
+    if not model.refine_boxes:
+        unfit.add("look_forward_twice")
+    if learns_masks_only(model, given):
+        unfit |= {"look_forward_twice", "denoising", "contrastive_denoising"}
+    if not given.box_noise or ("denoising" in given.model_fields_set and not given.denoising):
+        unfit.add("contrastive_denoising")
+    return unfit
+
+
+def plan_training(
+    config: RunConfig,
+    given: set[str],
+    num_photos: int,
+    num_processes: int = 1,
+    most_evaluations: int = _MOST_EVALUATIONS,
+) -> Plan:
+    """Fill in the rest, from the size of the set.
+
+    Args:
+        config: of `plan_model`.
+        given: fields of `TrainingSettings` that somebody gave.
+        num_photos: to learn from.
+        num_processes: that torchrun or srun started; those of `devices` are known.
+        most_evaluations: that a run should have.
+    """
+    settings = config.training
+    together = settings.batch_size * max(settings.devices, num_processes)
+    model = preset_config(config.model, **config.model_settings)
+    masks_only = BOXES in settings.freeze
+    choices = (
+        _reference(model, together, masks_only)
+        if config.recipe == "reference"
+        else _auto(config, given, num_photos, together, most_evaluations)
+    )
+    if settings.overfit and config.recipe == "auto":
+        choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
+    is_ours = config.recipe == "auto" and config.model in _OF_PRESETS
+    why = f"suits {config.model}" if is_ours else "as published"
+    brought = {name: Choice(name, getattr(settings, name), why) for name in _settings_of(config, model)}
+    if origin_of(config) == "scratch" and "backbone_learning_rate" in brought:
+        rate = settings.backbone_learning_rate
+        why = "a backbone that starts at random learns as fast as the rest"
+        brought["backbone_learning_rate"] = Choice("backbone_learning_rate", rate, why)
+    choices = [*brought.values(), *choices]
+    choices = [choice for choice in choices if choice.name not in given]
+    training = settings.model_copy(update={choice.name: choice.value for choice in choices})
+    return Plan(config.model_copy(update={"training": training}), tuple(choices))
+
+
+def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], num_photos: int) -> Plan:
+    """Plan as many updates as there is time for, in one process, evaluations included.
+
+    Many photos to be judged by would leave little time to learn: no more than a tenth of it goes there, unless
+    `evaluate_every` was given, or the one evaluation at the end needs more.
+
+    Args:
+        seconds: that the run may take.
+        pace: measured on this machine.
+        config: of `plan_model`.
+        given: fields of `TrainingSettings` that somebody gave.
+        num_photos: to learn from.
+    """
+    num_batches = max(1, num_photos // config.training.batch_size)
+    evaluations = min(_MOST_EVALUATIONS, max(1, int(_EVALUATING * seconds / pace.evaluation)))
+
+    def of(steps: int) -> Plan:
+        training = config.training.model_copy(update={"steps": steps})
+        timed = config.model_copy(update={"training": training})
+        return plan_training(timed, {*given, "steps"}, num_photos, most_evaluations=evaluations)
+
+    most = range(1, int(seconds / pace.step) + 1)
+    steps = bisect_right(most, seconds, key=lambda steps: pace.seconds(num_batches, of(steps).config.training))
+    return of(max(1, steps))
+
+
+def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choice]:
+    published = 64 if model.queries == "learned" else 32 if model.is_deformable else 16
+    accumulate = Choice("accumulate", max(1, published // together), f"{published} photos per update, as published")
+    if not masks_only:
+        return [accumulate]
+    # section 4.4 and the published log: 25 epochs, dropped after 15
+    epochs = Choice("epochs", 25, "the mask head's second stage, as published")
+    return [accumulate, epochs, Choice("drop_at", 15 / 25, "the rate falls after 15 of them")]
+
+
+def _auto(config: RunConfig, given: set[str], num_photos: int, together: int, most_evaluations: int) -> list[Choice]:
+    settings, origin = config.training, origin_of(config)
+    steps_an_epoch = -(-max(1, num_photos // together) // settings.accumulate)  # the last has fewer batches
+    start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
+    choices: list[Choice] = []
+    judged = f"at most {most_evaluations} evaluations" if most_evaluations > 1 else "one evaluation, at the end"
+    epochs = settings.epochs
+    if not given & {"epochs", "steps"}:
+        epochs = -(-_STEPS[origin] // steps_an_epoch) + _EPOCHS[origin]
+        why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {plural(num_photos, 'photo')}"
+        choices.append(Choice("epochs", epochs, why))
+    steps = settings.steps or epochs * steps_an_epoch
+    epochs = -(-steps // steps_an_epoch)
+    choices += [
+        Choice("schedule", "step", "it drops, for --drop-at was given")
+        if "drop_at" in given
+        else Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
+        Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
+        Choice(
+            "ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better until the rates are low"
+        ),
+        Choice("decay_norms", False, "weight decay is meant for matrices"),
+        Choice("evaluate_every", -(-epochs // most_evaluations), judged),
+    ]
+    if origin == "detector" and num_photos < _FEW_PHOTOS:
+        choices.append(
+            Choice("freeze", "backbone", f"{plural(num_photos, 'photo')}, too few to change a trained backbone")
+        )
+    return choices
+
+
+def _filled(settings: TrainingSettings, chosen: dict[str, Any]) -> TrainingSettings:
+    missing = {name: value for name, value in chosen.items() if name not in settings.model_fields_set}
+    return settings.model_copy(update=missing)

@@ -1,0 +1,192 @@
+"""Opening photos: upright, RGB, and one sentence for what is none."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin, TiffImagePlugin
+
+from detrkit import DataError
+from detrkit.data.images import open_photo, photo_size, photo_to_tensor, tensor_to_photo, uploaded_pixels
+
+
+def save_with_orientation(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (40, 20), "black")
+    picture.putpixel((0, 0), (255, 255, 255))
+    picture.save(path, exif=exif)
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    save_with_orientation(path, 6)  # turn right by 90 degrees to see it upright
+    photo = open_photo(path)
+    assert photo.size == (20, 40)
+    assert photo.getpixel((19, 0)) == (255, 255, 255)
+
+
+def test_annotations_made_on_stored_pixels_keep_the_photo_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    save_with_orientation(path, 6)
+    assert open_photo(path, annotated_size=(20, 40)).size == (40, 20)
+    assert open_photo(path, annotated_size=(40, 20)).size == (20, 40)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)).save(path)
+    assert open_photo(path).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
+    assert open_photo(path).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_tensors_and_photos_convert_both_ways() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    tensor = photo_to_tensor(Image.fromarray(pixels))
+    assert tensor.shape == (3, 5, 7)
+    assert np.array_equal(np.asarray(tensor_to_photo(tensor)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "cannot be read as a photo"), (b"not a photo", "cannot be read as a photo"), (None, "found nothing")],
+)
+def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "photo.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_photo(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_photo_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.jpg"
+    Image.effect_noise((200, 200), 50).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match="cannot be read"):
+        open_photo(path)
+
+
+def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(DataError, match="found a folder"):
+        open_photo(tmp_path / "folder.jpg")
+
+
+def test_hostile_photos_open_or_are_refused(shared: Path) -> None:
+    opened = 0
+    for path in sorted((shared / "data" / "nasty" / "images").rglob("*")):
+        try:
+            photo = open_photo(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+            continue
+        assert photo.mode == "RGB"
+        opened += 1
+    assert opened > 20
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in (header, *chunks, (b"IEND", b""))
+    )
+
+
+OPEN_ALL = """
+import resource, sys
+from pathlib import Path
+from detrkit import DataError
+from detrkit.data.images import open_photo
+open_photo(Path(sys.argv[1]))  # decoders are loaded
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    try:
+        open_photo(Path(path))
+        print("opened", path)
+    except DataError as error:
+        print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in kilobytes on Linux only")
+def test_what_unpacks_to_gigabytes_does_not_take_them(tmp_path: Path) -> None:
+    zeros = zlib.compress(bytes(300_000_000), 1)
+    black = zlib.compress(bytes(8 * (1 + 8 * 3)))
+    (tmp_path / "good.png").write_bytes(png(8, 8, (b"IDAT", black)))
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999, 99999, 3)}"
+    hostile = {
+        "pixels.png": png(100_000, 100_000, (b"IDAT", zeros)),
+        "text.png": png(8, 8, (b"zTXt", b"name\0\0" + zeros), (b"IDAT", black)),
+        "profile.png": png(8, 8, (b"iCCP", b"name\0\0" + zeros), (b"IDAT", black)),
+        "surplus.png": png(8, 8, (b"IDAT", zeros)),
+        "array.npy": b"\x93NUMPY\1\0v\0" + header.ljust(118),
+    }
+    for name, content in hostile.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in ("good.png", *hostile)]
+    done = subprocess.run([sys.executable, "-c", OPEN_ALL, *paths], capture_output=True, text=True, check=True)
+    *said, grown = done.stdout.splitlines()
+    assert len(said) == len(hostile)
+    assert "99999 x 99999 pixels, at most" in said[-1]
+    assert int(grown) < 100, said  # MiB
+
+
+def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+
+    def decode(_image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decode)
+    assert photo_size(tmp_path / "a.png") == (20, 30)
+
+
+def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [Image.new("L", size) for size in ((8, 8), (900, 900), (8, 8))]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    decoded = []
+    load = TiffImagePlugin.TiffImageFile.load
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1]
+    )
+    with pytest.raises(DataError, match="its 3 pages differ in size"):
+        uploaded_pixels(file, "a.tif", most_pixels=1000)
+    assert set(decoded) == {(8, 8)}
+
+
+def test_pages_are_not_walked_through_beyond_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "TIFF", save_all=True, append_images=[Image.new("L", (4, 4))] * 500)
+    asked = []
+    seek = TiffImagePlugin.TiffImageFile.seek
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "seek", lambda image, page: (asked.append(page), seek(image, page))[1]
+    )
+    assert uploaded_pixels(file, "a.tif").shape == (3, 4, 4)  # the first page
+    assert uploaded_pixels(file, "a.tif", channels=4).shape == (4, 4, 4)  # as many as no page, but alpha, has
+    assert max(asked) <= 5
+
+
+def test_pages_of_an_upload_count_together() -> None:
+    pages = [Image.new("L", (40, 30)) for _ in range(6)]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    assert uploaded_pixels(file, "a.tif", channels=6, most_pixels=2400).shape == (6, 30, 40)
+    with pytest.raises(DataError, match="40 x 30 pixels of 6 channels, at most 1000 are read"):
+        uploaded_pixels(file, "a.tif", channels=6, most_pixels=2000)

@@ -1,0 +1,173 @@
+"""Instance masks: polygons and both kinds of run lengths, equal to pycocotools', decoded only when they are asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit.data.dataset import PhotoDataset
+from detrkit.data.formats.coco import read_coco_file
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.segmentation import read_masks, to_run_lengths
+from detrkit.data.records import Records, Split
+from detrkit.errors import ConfigError, DataError
+from detrkit.ops.masks import encode_masks
+from detrkit.config.run import RunConfig
+from detrkit.data.splits import open_data
+from tests.datasets import write_coco
+
+SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
+FAR = [5, 2, 7, 2, 7, 5, 5, 5]
+# of 6 x 8 pixels, column after column: 6 without, 2 with, 4 without, 3 with, and the rest
+COUNTS = [6, 2, 4, 3, 33]
+
+
+def write(root: Path, segmentations: list[Any], crowds: tuple[int, ...] = ()) -> Path:
+    """One photo of 6 x 8 pixels with an object per segmentation."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), "green").save(root / "images" / "a.png")
+    objects = [
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [0, 0, 8, 6],
+            "iscrowd": int(i in crowds),
+            "segmentation": one,
+        }
+        for i, one in enumerate(segmentations)
+    ]
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 6, "width": 8}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": objects,
+    }
+    (root / "instances.json").write_text(json.dumps(document))
+    return root / "instances.json"
+
+
+def masks_of(file: Path) -> np.ndarray:
+    train = read_dataset(file, masks=True).train
+    masks = PhotoDataset(train, masks=True)[0].annotations.masks
+    assert masks is not None
+    return masks.numpy()
+
+
+def runs_by_hand() -> np.ndarray:
+    flat = np.repeat([False, True, False, True, False], COUNTS)
+    return flat.reshape(8, 6).T
+
+
+def test_every_kind_of_outline_by_hand(tmp_path: Path) -> None:
+    expected = runs_by_hand()
+    compressed = encode_masks(torch.from_numpy(expected[None].copy()))[0]
+    assert isinstance(compressed["counts"], str)
+    square, both, plain, small = masks_of(
+        write(tmp_path, [[SQUARE], [SQUARE, FAR], {"size": [6, 8], "counts": COUNTS}, compressed])
+    )
+    assert square.sum() == 9
+    assert square[1:4, 1:4].all()
+    far = np.zeros_like(square)
+    far[2:5, 5:7] = True
+    np.testing.assert_array_equal(both, square | far)
+    np.testing.assert_array_equal(plain, expected)
+    np.testing.assert_array_equal(small, expected)
+
+
+def test_crowds_and_objects_without_a_pixel_are_left_out(tmp_path: Path) -> None:
+    line = [1, 1, 6, 1, 1, 1]
+    masks = masks_of(write(tmp_path, [[SQUARE], {"size": [6, 8], "counts": COUNTS}, [line], [[1, 1, 3, 3], FAR]], (1,)))
+    assert [int(mask.sum()) for mask in masks] == [9, 6]  # of the last object, the polygon of two points is passed over
+
+
+MALFORMED: dict[str, Any] = {
+    "found nothing, expected polygons": None,
+    "found no polygon of three points": [],
+    "of three points or more": [[1, 2, 3, 4]],
+    "found malformed polygons": [[1, 2, 3, 4, 5]],
+    r"segmentation: found malformed polygons, expected": [["1", 2, 3, 4, 5, 6]],
+    r"annotations\[0\] \(id 0\)\.segmentation: found malformed": [[1e300, 0, 3, 4, 5, 6]],
+    "found malformed run lengths": {"size": [6], "counts": COUNTS},
+    "malformed run lengths, expected polygons": {"size": [6, 8], "counts": [6, -2, 44]},
+    r"malformed run lengths, expected polygons \[\[x": {"size": [6, 8], "counts": 7},
+    "an object cannot be read .run lengths of 6 x 8 pixels, the photo has 8 x 6": {"size": [8, 6], "counts": COUNTS},
+    "do not add up to the photo's pixels": {"size": [6, 8], "counts": [6, 2]},
+    "the outline of an object cannot be read .invalid RLE": {"size": [6, 8], "counts": "~~~~~~"},
+}
+
+
+@pytest.mark.parametrize("message", MALFORMED)
+def test_malformed_outlines_are_told_in_one_sentence(tmp_path: Path, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        masks_of(write(tmp_path, [MALFORMED[message]]))
+    assert "\n" not in str(caught.value)
+    assert len(read_dataset(tmp_path / "instances.json").train.records[0].labels) == 1, "boxes alone do not need it"
+
+
+def test_a_polygon_far_outside_does_not_eat_the_machine() -> None:
+    mask = to_run_lengths([[-9e8, -9e8, 9e8, -9e8, 9e8, 9e8, -9e8, 9e8]], (6, 8))
+    assert mask["size"] == [6, 8]
+
+
+def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
+    file = write(tmp_path, [[SQUARE]])
+    train = read_dataset(file).train
+    assert not train.records.have_outlines
+    assert PhotoDataset(train)[0].annotations.masks is None
+    with pytest.raises(DataError, match="holds boxes without outlines"):
+        PhotoDataset(train, masks=True)
+    assert PhotoDataset(read_dataset(file, masks=True).train)[0].annotations.masks is None
+
+
+def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Path) -> None:
+    file = write(tmp_path, [[SQUARE], [FAR]])
+    record = read_coco_file(file, tmp_path / "images", masks=True).records[0]
+    second = record.keep(np.array([False, True]))
+    records = Records.of([record, second, record.keep(np.array([False, False]))])
+    assert [len(one.outlines or ()) for one in records] == [2, 1, 0]
+    assert [one.outlines for one in records.select([2, 1])] == [(), record.outlines[1:] if record.outlines else None]
+    mask = read_masks(records[1], np.array([0]))
+    assert mask[0, 2:5, 5:7].all()
+    assert int(mask.sum()) == 6
+
+
+def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
+    config = RunConfig(data=str(write_coco(tmp_path / "boxes")), model="detr-r18")
+    panoptic = config.model_copy(update={"model_settings": {"panoptic": True}})
+    with pytest.raises(DataError, match=r"segmentation: found nothing, expected polygons"):
+        open_data(panoptic)
+    (tmp_path / "yolo" / "train" / "images").mkdir(parents=True)
+    (tmp_path / "yolo" / "data.yaml").write_text("train: train/images\nnames: [a]\n")
+    with pytest.raises((DataError, ConfigError), match="reads no masks from YOLO data"):
+        open_data(panoptic.model_copy(update={"data": str(tmp_path / "yolo")}))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own
+def test_masks_of_coco_mini_are_those_of_pycocotools(shared: Path) -> None:
+    judge = pytest.importorskip("pycocotools.mask")
+    root = shared / "data" / "coco-mini-dev"
+    split = read_dataset(root, masks=True).val
+    document = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    kinds = set()
+    for record in split.records:
+        entries = [entry for entry in document["annotations"] if entry["image_id"] == record.image_id]
+        masks = read_masks(record, np.arange(len(entries))).numpy()
+        for entry, mask in zip(entries, masks, strict=True):
+            outline = entry["segmentation"]
+            kinds.add(type(outline))
+            expected = judge.frPyObjects(outline, *record.size)
+            expected = judge.merge(expected) if isinstance(outline, list) else expected
+            np.testing.assert_array_equal(mask, judge.decode(expected))
+    assert kinds == {list, dict}
+
+
+def test_split_of_masks_can_be_sent_to_workers(tmp_path: Path) -> None:
+    import pickle
+
+    split = read_dataset(write(tmp_path, [[SQUARE]]), masks=True).train
+    again: Split = pickle.loads(pickle.dumps(split))
+    assert again.records[0].outlines == split.records[0].outlines

@@ -1,0 +1,176 @@
+"""Videos: every frame, upright, with its time; and one sentence for what is none, or leads elsewhere."""
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from detrkit.data import video as videos
+from detrkit.data.images import tensor_to_photo
+from detrkit.data.video import Frame, VideoWriter, camera_address, open_camera, open_video
+from detrkit.errors import ConfigError, DataError
+
+GREYS = [20 * number for number in range(12)]
+
+
+def write_video(path: Path, size: tuple[int, int] = (66, 48), rate: int = 8) -> Path:
+    """Twelve frames, each of its own grey."""
+    with VideoWriter(path, Fraction(rate)) as writer:
+        for number, grey in enumerate(GREYS):
+            writer.add(Image.new("RGB", size, (grey, grey, grey)), number / rate)
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "a.mp4")
+
+
+def test_every_frame_comes_back_with_its_number_and_time(video: Path) -> None:
+    with open_video(video) as opened:
+        assert opened.num_frames == 12
+        assert opened.rate == 8
+        frames = list(opened)
+    assert [frame.number for frame in frames] == list(range(12))
+    assert [frame.seconds for frame in frames] == pytest.approx([number / 8 for number in range(12)])
+    assert all(frame.pixels.shape == (3, 48, 66) for frame in frames)
+    for frame, grey in zip(frames, GREYS, strict=True):
+        assert float(frame.pixels.float().mean()) == pytest.approx(grey, abs=4)
+
+
+def test_uneven_times_are_kept(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.5, 0.55, 2.0]
+    with VideoWriter(tmp_path / "a.mp4", Fraction(10)) as writer:
+        for seconds in times:
+            writer.add(Image.new("RGB", (32, 32)), seconds)
+    with open_video(tmp_path / "a.mp4") as opened:
+        assert [frame.seconds for frame in opened] == pytest.approx(times, abs=1e-4)
+
+
+def test_odd_sides_get_a_black_line_and_other_sizes_the_first_ones(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", Fraction(10)) as writer:
+        writer.add(Image.new("RGB", (33, 31), "white"), 0)
+        writer.add(Image.new("RGB", (64, 64), "white"), 0.1)
+    with open_video(tmp_path / "a.mp4") as opened:
+        first, second = (frame.pixels for frame in opened)
+    assert first.shape == second.shape == (3, 32, 34)
+    assert int(first[:, :30, :30].min()) > 240
+    assert int(first[:, -1, :].max()) < 60
+    assert int(second[:, -1, -1].min()) > 200
+
+
+def test_a_video_taken_sideways_comes_upright(tmp_path: Path) -> None:
+    """White at the top as stored; shown turned left by 90 degrees, white lies on the left."""
+    picture = Image.new("RGB", (64, 32))
+    picture.paste("white", (0, 0, 64, 8))
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    with open_video(tmp_path / "a.mp4") as opened:
+        (frame,) = opened
+    shown = tensor_to_photo(frame.pixels)
+    assert shown.size == (32, 64)
+    assert shown.getpixel((2, 32))[0] > 200  # type: ignore[index]
+    assert shown.getpixel((29, 32))[0] < 60  # type: ignore[index]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(3000), b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8])
+def test_what_is_no_video_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with (
+        pytest.raises(DataError, match=r"a\.mp4: .*(cannot be opened|no picture)") as caught,
+        open_video(tmp_path / "a.mp4") as opened,
+    ):
+        list(opened)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="found nothing"), open_video(tmp_path / "b.mp4"):
+        pass
+
+
+def test_playlists_lead_nowhere(video: Path, tmp_path: Path) -> None:
+    """They are read by their content, whatever their name: FFmpeg alone would open what they name."""
+    lists = {
+        "script.mp4": f"ffconcat version 1.0\nfile {video.name}\n",
+        "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{video.name}\n#EXT-X-ENDLIST\n",
+    }
+    (tmp_path / video.name).write_bytes(video.read_bytes())
+    for name, content in lists.items():
+        (tmp_path / name).write_text(content)
+        with av.open(str(tmp_path / name)) as followed:
+            assert followed.streams.video, "without our list of formats, it is followed"
+        with pytest.raises(DataError, match="cannot be opened"), open_video(tmp_path / name):
+            pass
+
+
+def test_a_video_cut_short_gives_its_frames_and_then_a_sentence(video: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "index_first.mp4"
+    with av.open(str(video)) as source, av.open(str(moved), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = moved.read_bytes()
+    start = content.index(b"mdat")
+    moved.write_bytes(content[: start + (len(content) - start) * 9 // 10])
+    frames: list[Frame] = []
+    with open_video(moved) as opened, pytest.raises(DataError, match=r"ends after|is broken after"):
+        frames.extend(opened)
+    assert 0 < len(frames) < 12
+
+
+def test_damaged_videos_decode_or_end_in_a_sentence(video: Path, tmp_path: Path) -> None:
+    import random
+
+    content = bytearray(video.read_bytes())
+    chance = random.Random(0)
+    for attempt in range(40):
+        damaged = bytearray(content)
+        for _ in range(chance.choice([1, 8, 60])):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path = tmp_path / f"{attempt}.mp4"
+        path.write_bytes(bytes(damaged))
+        try:
+            with open_video(path) as opened:
+                for frame in opened:
+                    assert frame.pixels.shape[0] == 3
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
+def test_frames_larger_than_any_photo_are_refused(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "MOST_PIXELS", 1000)
+    with pytest.raises(DataError, match="66 x 48 pixels"), open_video(video):
+        pass
+
+
+def test_cameras_by_system() -> None:
+    assert camera_address("0", "linux") == ("/dev/video0", "v4l2")
+    assert camera_address("/dev/video7", "linux") == ("/dev/video7", "v4l2")
+    assert camera_address("1", "darwin") == ("1:none", "avfoundation")
+    assert camera_address("Front", "win32") == ("video=Front", "dshow")
+
+
+def test_a_camera_is_read_like_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg's test picture goes through the same door as a camera."""
+    monkeypatch.setattr(videos, "camera_address", lambda name, system: ("testsrc=size=64x48:rate=10", "lavfi"))
+    with open_camera("0") as camera:
+        frames = [frame for frame, _ in zip(camera, range(5), strict=False)]
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_no_camera_is_one_sentence() -> None:
+    with pytest.raises(DataError, match="camera:/dev/nothing: cannot be opened"), open_camera("/dev/nothing"):
+        pass
+
+
+def test_without_pyav_there_is_one_sentence(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"needs the package av; pip install 'detrkit\[video\]'"), open_video(video):
+        pass

@@ -1,0 +1,184 @@
+"""Masks as a user meets them: trained jointly or on a frozen box model, evaluated, and refused where they cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrkit import Detector, build_model
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.load import read_checkpoint
+from detrkit.cli import main
+from detrkit.data.images import tensor_to_photo
+from detrkit.data.synthetic import SCENES, DrawingStyle, DrawnShapes
+from detrkit.evaluation.panoptic import TrueSegments
+from detrkit.ops.segments import ids_to_rgb
+from detrkit.structures import PanopticSegments
+from detrkit.training.loggers.run_log import read_metrics
+
+TINY = [
+    *("--model", "detr-tiny", "--set", "panoptic=true", "--set", "num_queries=10", "--image-size", "64"),
+    *("--workers", "0", "--log-every", "1", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes as COCO panoptic data, in the official layout."""
+    root = tmp_path_factory.mktemp("scenes")
+    for split, count in (("train2017", 6), ("val2017", 3)):
+        samples = DrawnShapes(count, seed=len(split), style=DrawingStyle(size=64, stuff=True)).draw_all()
+        folder, pngs = root / split, root / "annotations" / f"panoptic_{split}"
+        folder.mkdir(parents=True)
+        pngs.mkdir(parents=True)
+        annotations, images = [], []
+        for sample in samples:
+            name = f"{sample.image_id:012d}"
+            tensor_to_photo(sample.image).save(folder / f"{name}.jpg")
+            truth = TrueSegments.of_annotations(sample.annotations)
+            pixels = ids_to_rgb(torch.from_numpy(truth.ids).int()).numpy()
+            Image.fromarray(pixels).save(pngs / f"{name}.png")
+            segments = [
+                {
+                    "id": int(number),
+                    "category_id": SCENES.ids[label],
+                    "iscrowd": 0,
+                    "area": int((truth.ids == number).sum()),
+                }
+                for number, label in zip(truth.segment_ids, truth.labels.tolist(), strict=True)
+            ]
+            annotations.append({"image_id": sample.image_id, "file_name": f"{name}.png", "segments_info": segments})
+            images.append({"id": sample.image_id, "file_name": f"{name}.jpg", "height": 64, "width": 64})
+        document = {"images": images, "annotations": annotations, "categories": SCENES.to_json()}
+        (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(document))
+    return root
+
+
+def go(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(one) for one in arguments])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "joint"
+    assert go("train", scenes, *TINY, "--epochs", 2, "--batch-size", 3, "-o", output) == 0
+    return output
+
+
+def test_joint_training_is_judged_by_panoptic_quality(run: Path) -> None:
+    entries = read_metrics(run)
+    losses = next(entry for entry in entries if entry["kind"] == "train")
+    assert {"loss_ce", "loss_bbox_0", "loss_mask", "loss_dice"} <= set(losses)
+    evaluation = next(entry for entry in entries if entry["kind"] == "evaluation")
+    assert {"AP", "PQ", "SQ", "RQ", "PQ things", "PQ stuff"} <= set(evaluation)
+    assert read_checkpoint(run).categories == SCENES
+    assert "Panoptic quality" in (run / "report.html").read_text()
+    assert "panoptic" in json.loads((run / "scores.json").read_text())
+    assert len(list((run / "predictions").glob("*.png"))) == 3
+
+
+def test_evaluation_says_what_training_said(scenes: Path, tmp_path: Path) -> None:
+    model = build_model("detr-tiny", num_classes=len(SCENES), num_queries=10, panoptic=True)
+    with torch.no_grad():  # one stuff class everywhere: right where it covers most of a drawing
+        model.heads.class_head.bias[SCENES.names.index("grass")] = 10
+        model.panoptic.exit.bias.fill_(10)
+    everywhere = Checkpoint(model.state_dict(), model.config, SCENES, Preprocessing())
+    save_checkpoint(tmp_path / "w.safetensors", everywhere)
+    rates = ("--weights", tmp_path / "w.safetensors", "--learning-rate", 1e-6, "--backbone-learning-rate", 1e-6)
+    assert go("train", scenes, *TINY, *rates, "--epochs", 1, "-o", tmp_path / "run") == 0
+    assert go("evaluate", tmp_path / "run", scenes, "--workers", 0, "--device", "cpu", "-o", tmp_path / "e") == 0
+    said = json.loads((tmp_path / "run" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "e" / "scores.json").read_text())
+    assert scores["panoptic"]["num_photos"] == 3
+    assert set(scores["masks"]["numbers"]) == set(scores["numbers"])
+    assert scores["panoptic"]["overall"] == said["panoptic"]["overall"]
+    assert scores["panoptic"]["overall"]["pq"] > 0
+
+
+def test_the_second_stage_trains_the_mask_head_alone(
+    run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "head"
+    frozen = ("--weights", run, "--freeze", "boxes")
+    assert go("train", scenes, *TINY, *frozen, "--epochs", 1, "--ema-decay", 0, "-o", output) == 0
+    before, after = read_checkpoint(run).state, read_checkpoint(output / "last").state
+    weights = [name for name in before if not name.endswith("num_batches_tracked")]
+    changed = {name.partition(".")[0] for name in weights if not torch.equal(before[name], after[name])}
+    assert changed == {"panoptic"}
+    losses = next(entry for entry in read_metrics(output) if entry["kind"] == "train")
+    assert {name for name in losses if name.startswith("loss")} == {"loss", "loss_mask", "loss_dice"}
+    # gone on with, it asks for no weights: they are in its state
+    left = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert go("train", "--resume", output) == 2
+    said = capsys.readouterr()
+    error = " ".join(said.err.split())
+    assert f"--resume {output}: the run has ended, after 1 epoch; predict with it, or train on: detrkit train" in error
+    assert said.out == ""
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == left
+
+
+def test_a_box_model_of_other_classes_is_refused_before_the_first_step(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detrkit.data.synthetic import SHAPES
+
+    boxes = build_model("detr-tiny", num_classes=3, num_queries=10)
+    save_checkpoint(tmp_path / "w.safetensors", Checkpoint(boxes.state_dict(), boxes.config, SHAPES, Preprocessing()))
+    frozen = ("--weights", tmp_path / "w.safetensors", "--freeze", "boxes")
+    assert go("train", scenes, *TINY, *frozen, "-o", tmp_path / "run") == 2
+    said = capsys.readouterr()
+    assert "has 3 classes, the data 6, of which 3 would stay random" in " ".join((said.err + said.out).split())
+    assert not (tmp_path / "run").exists()
+    assert go("train", scenes, *TINY, "--freeze", "boxes", "-o", tmp_path / "run") == 2
+    assert "give --weights" in " ".join(capsys.readouterr().err.split())
+
+
+def test_boxes_without_outlines_cannot_train_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.datasets import write_coco
+
+    assert go("train", write_coco(tmp_path / "boxes"), *TINY, "-o", tmp_path / "run") == 2
+    assert "segmentation: found nothing, expected polygons" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> None:
+    detector = Detector.load(run)
+    found = detector.segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
+    assert isinstance(found, PanopticSegments)
+    assert found.ids.shape == (64, 64)
+    assert all(one.name in SCENES.names for one in found.segments)
+    things = dict(zip(SCENES.names, SCENES.things, strict=True))
+    assert all(one.is_thing == things[one.name] for one in found.segments)
+    assert np.asarray(found.draw()).shape == (64, 64, 3)
+
+
+def test_prediction_writes_masks_and_segments(run: Path, scenes: Path, tmp_path: Path) -> None:
+    from detrkit.data.segment_png import read_ids
+
+    kinds = ("--write", "pictures,json,segments", "--threshold", "0.05", "--device", "cpu")
+    assert go("predict", run, scenes / "val2017", *kinds, "-o", tmp_path) == 0
+    documents = sorted(tmp_path.glob("*.json"))
+    assert len(documents) == 3
+    for document in documents:
+        content = json.loads(document.read_text())
+        assert content["objects"]
+        assert all(one["mask"]["size"] == [64, 64] for one in content["objects"])
+        ids = read_ids(document.with_suffix(".segments.png"), (64, 64))
+        assert set(ids.unique().tolist()) - {0} == {one["id"] for one in content["segments"]}
+    assert go("predict", run, scenes / "val2017", "--tile", 32, "--device", "cpu", "-o", tmp_path) == 2
+
+
+def test_segments_are_asked_of_models_that_have_them(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detrkit.data.synthetic import SHAPES
+
+    boxes, file = build_model("detr-tiny", num_classes=3), tmp_path / "w.safetensors"
+    save_checkpoint(file, Checkpoint(boxes.state_dict(), boxes.config, SHAPES, Preprocessing()))
+    assert go("predict", file, scenes / "val2017", "--write", "segments", "-o", tmp_path / "out") == 2
+    assert "tells no things from stuff" in " ".join(capsys.readouterr().err.split())

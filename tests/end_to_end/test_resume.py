@@ -1,0 +1,263 @@
+"""Runs that are killed, run out of disk, or have several processes, from the command line."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit.checkpoints.state import read_state, write_state
+from detrkit.cli import main
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.training.loggers.run_log import read_metrics
+from tests.datasets import write_coco, write_whole_photos
+
+SHORT = [
+    *("--model", "detr-tiny", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
+    *("--device", "cpu"),  # where a run repeats bit for bit, and any machine has two
+]
+
+
+# each start of a run takes seconds, so that few fit into a test; DETRKIT_KILLS=20 tries harder
+KILLS = int(os.environ.get("DETRKIT_KILLS", "1"))
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return int(left.value.code or 0)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = read_state(folder / "last" / "state.pt")["stepper"]
+    return {**state["model"], **{f"average.{name}": tensor for name, tensor in state["average"].items()}}
+
+
+def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
+    output = tmp_path / "run"
+    slow = ["--learning-rate", "1e-6", "--backbone-learning-rate", "1e-6", "--weights", str(weights)]
+    training = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "detrkit", "train", str(folder), *SHORT, *slow, "--epochs", "500"),
+            *("--evaluate-every", "500", "--devices", "2", "--output", str(output)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(read_metrics(output)) < 3:
+            assert training.poll() is None
+            time.sleep(0.1)
+        training.terminate()
+        _, said = training.communicate(timeout=100)
+    finally:
+        training.kill()
+    assert training.returncode == 143
+    assert "Traceback" not in said
+    state = read_state(output / "last" / "state.pt")
+    done = int(state["stepper"]["step_number"])
+    assert done >= 3
+    config = output / "config.yaml"  # a shorter end, for a test's sake
+    epochs = done // 2 + 2
+    config.write_text(re.sub(r"epochs: 500\n", f"epochs: {epochs}\n", config.read_text()))
+    write_state(output / "last" / "state.pt", {**state, "num_steps": 2 * epochs})
+    assert run(["train", "--resume", str(output)]) == 0
+    entries = read_metrics(output)
+    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == list(range(1, 2 * epochs + 1))
+    # the evaluation that two processes shared out, and one of the same weights by itself
+    together = [entry["AP"] for entry in entries if entry["kind"] == "evaluation"][-1]
+    model = str(output / "last" / "model.safetensors")
+    alone = [
+        "evaluate",
+        model,
+        str(folder),
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "alone"),
+    ]
+    assert run(alone) == 0
+    ap = json.loads((tmp_path / "alone" / "scores.json").read_text())["numbers"]["AP"]
+    assert ap > 0.01
+    assert together == pytest.approx(ap, abs=1e-6)
+    capfd.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2
+    assert "the run has ended" in capfd.readouterr().err
+
+
+def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "shapes", num_train=8)
+    (folder / "train2017" / "5.png").write_bytes(b"broken")
+    output = tmp_path / "run"
+    assert run(["train", str(folder), *SHORT, "--epochs", "9", "--devices", "2", "--output", str(output)]) == 2
+    error = capfd.readouterr().err
+    assert "5.png: cannot be read as a photo" in error
+    assert "Traceback" not in error
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL, which nothing can catch, while importing, training, evaluating, saving."""
+    folder = write_coco(tmp_path / "shapes", num_train=6, num_val=2)
+    settings = [
+        *SHORT,
+        "--epochs",
+        str(1 + 2 * KILLS),
+        "--evaluate-every",
+        "4",
+        "--ema-decay",
+        "0.9",
+        "--set",
+        "dropout=0.1",
+    ]
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from detrkit.training import trainer; trainer._SECONDS_BETWEEN_SAVES = 0\n"
+        "from detrkit.cli import main; main(sys.argv[1:])"
+    )
+
+    def start(*arguments: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", script, "train", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start(str(folder), *settings, "--output", str(whole)).wait() == 0
+    chance = random.Random(0)
+    kills = 0
+    process = start(str(folder), *settings, "--output", str(parts))
+    while True:
+        # most of a start is importing: wait for the run's first sign of life, then for a moment
+        state, begun = parts / "last" / "state.pt", time.monotonic()
+        seen = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == seen):
+            assert time.monotonic() - begun < 120
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.15))
+        if process.poll() is not None:
+            assert process.returncode in (0, 2)  # 2: the last kill hit a run that had ended but for its report
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        process = start("--resume", str(parts))
+        if kills == KILLS:
+            assert process.wait() in (0, 2)
+            break
+    assert kills == KILLS
+    assert weights(whole).keys() == weights(parts).keys()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(parts)[name], tensor), name
+
+
+def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last" / "state.pt"
+    write_state(path, {"step": 1})
+    whole = path.read_bytes()
+
+    def no_space(_state: object, place: Path) -> None:
+        place.write_bytes(whole[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(ConfigError, match=r"state\.pt: cannot be written .*No space left.*--resume"):
+        write_state(path, {"step": 2})
+    assert path.read_bytes() == whole
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", "cut", "evil"])
+def test_a_damaged_state_is_a_sentence(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_state(path, {"numbers": torch.zeros(100)})
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    elif content == "evil":
+        torch.save({"format": 1, "call": os.system}, path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else b"")
+    with pytest.raises(CheckpointError, match=r"state\.pt"):
+        read_state(path)
+
+
+def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "shapes", num_train=4, num_val=2)
+    output = tmp_path / "run"
+    assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
+    config, state = output / "config.yaml", read_state(output / "last" / "state.pt")
+    text = config.read_text()
+    assert text.count("num_queries: 25\n") == 1
+    config.write_text(text.replace("num_queries: 25\n", "num_queries: 24\n"))
+    capsys.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "state.pt: is not of the run that config.yaml describes (size mismatch for queries.weight" in said
+    config.write_text(text)
+    for key in ("position", "num_steps"):
+        write_state(output / "last" / "state.pt", {name: value for name, value in state.items() if name != key})
+        assert run(["train", "--resume", str(output)]) == 2
+        assert f"is not of the run that config.yaml describes ('{key}')" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dataset_that_has_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
+    assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
+    path = folder / "annotations" / "instances_train2017.json"
+    document = json.loads(path.read_text())
+    document["images"] = document["images"][:2]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+    path.write_text(json.dumps(document))
+    assert run(["train", "--resume", str(output)]) == 2
+    assert "is not what it was" in capsys.readouterr().err
+    for place in (tmp_path, folder):
+        assert run(["train", "--resume", str(place)]) == 2
+        assert "found no config.yaml" in capsys.readouterr().err
+
+
+def test_a_number_of_updates_that_was_edited_is_told_with_the_one_that_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
+    assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
+    config = output / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 4\n"))
+    assert run(["train", "--resume", str(output)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "config.yaml comes to 8 updates, the run was begun with 2; put back its steps, epochs and accumulate" in said
+
+
+def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
+    folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "detrkit",
+        "train",
+        str(folder),
+        *SHORT,
+        "--epochs",
+        "5000",
+        "--output",
+        str(output),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    begun = time.monotonic()
+    while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").stat().st_size:
+        assert process.poll() is None
+        assert time.monotonic() - begun < 120
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert read_state(output / "last" / "state.pt")["stepper"]["step_number"] >= 1

@@ -1,0 +1,110 @@
+"""PyTorch as an engine: quick, and never another answer than the model's own."""
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.inference.engines import torch as runtime
+from detrkit.inference.engines.torch import TorchRuntime, has_bfloat16, is_same
+from detrkit.structures import Batch, Predictions
+
+CPU = torch.device("cpu")
+
+
+def batch() -> Batch:
+    torch.manual_seed(1)
+    shape = (64, 96)
+    mask = torch.zeros(2, *shape, dtype=torch.bool)
+    return Batch(torch.randn(2, 3, *shape), mask, [], [0, 1], [shape] * 2, [shape] * 2)
+
+
+def sure_model(certainty: float = 1.0) -> torch.nn.Module:
+    """A model that is sure of what it sees, so that there is something to compare."""
+    torch.manual_seed(0)
+    model = build_model("detr-tiny", num_classes=3)
+    with torch.no_grad():
+        model.heads.class_head.bias += torch.tensor([3.0, 0, 0, 0]) * certainty
+    return model
+
+
+def predictions(score: float, label: int = 0, box: tuple[float, ...] = (0.5, 0.5, 0.2, 0.2)) -> Predictions:
+    others = (1 - score) / 3
+    shares = torch.full((4,), others)
+    shares[label] = score
+    return Predictions(shares.log()[None, None, None], torch.tensor(box)[None, None, None])
+
+
+def test_the_engine_knows_when_weights_change() -> None:
+    model = build_model("detr-tiny", num_classes=3)
+    engine = TorchRuntime(model, CPU, exact_padding=True)
+    before = engine.predict(batch())
+    with torch.no_grad():
+        model.backbone.body.conv1.weight.mul_(2)
+    after = engine.predict(batch())
+    assert not torch.equal(before.class_logits, after.class_logits)
+    expected = model(batch().images, exact_padding=True)
+    torch.testing.assert_close(after.class_logits, expected.class_logits.detach(), rtol=1e-4, atol=1e-4)
+    assert len(after.layer_boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (predictions(0.62), True),
+        (predictions(0.64), False),  # 0.04 away
+        (predictions(0.6, label=1), False),
+        (predictions(0.6, box=(0.505, 0.5, 0.2, 0.2)), True),  # IoU 0.951
+        (predictions(0.6, box=(0.506, 0.5, 0.2, 0.2)), False),  # IoU 0.942
+    ],
+)
+def test_what_counts_as_the_same_detections(other: Predictions, same: bool) -> None:
+    assert is_same(predictions(0.6), other) == same
+    assert is_same(predictions(0.2), predictions(0.2, label=1))  # nobody would have seen it
+
+
+def test_objects_are_the_same_whichever_query_found_them() -> None:
+    first, second = predictions(0.6), predictions(0.9, label=1, box=(0.2, 0.2, 0.1, 0.1))
+
+    def joined(*several: Predictions) -> Predictions:
+        logits = torch.cat([one.layer_class_logits for one in several], 2)
+        return Predictions(logits, torch.cat([one.layer_boxes for one in several], 2))
+
+    assert is_same(joined(first, second), joined(second, first))
+    assert not is_same(joined(first, second), joined(first, first))
+    assert not is_same(joined(first, first), joined(first, second))  # one more than there was
+
+
+def test_auto_takes_bfloat16_once_the_detections_proved_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
+    engine = TorchRuntime(sure_model(), CPU, exact_padding=True, precision="auto")
+    for _ in range(runtime._NUM_COMPARED):
+        assert engine.precision == "auto"
+        engine.predict(batch())
+    assert engine.precision == "bfloat16"
+
+
+def test_auto_goes_back_to_float32_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(runtime, "is_same", lambda exact, rough: False)
+    model = sure_model()
+    engine = TorchRuntime(model, CPU, exact_padding=True, precision="auto")
+    found = engine.predict(batch())
+    assert engine.precision == "float32"
+    exact = TorchRuntime(model, CPU, exact_padding=True).predict(batch())
+    torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0)
+
+
+def test_auto_is_float32_where_the_processor_has_nothing_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert not has_bfloat16(CPU)
+    assert TorchRuntime(sure_model(), CPU, exact_padding=True, precision="auto").precision == "float32"
+
+
+def test_nothing_seen_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
+    engine = TorchRuntime(sure_model(-1.0), CPU, exact_padding=True, precision="auto")
+    with torch.no_grad():
+        engine.model.heads.class_head.bias[-1] = 20  # no object anywhere
+    for _ in range(runtime._NUM_COMPARED + 1):
+        engine.predict(batch())
+    assert engine.precision == "auto"

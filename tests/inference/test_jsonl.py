@@ -1,0 +1,129 @@
+"""A file of lines survives whatever cuts it short, and never mixes two ways of predicting."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from detrkit.errors import ConfigError, DataError
+from detrkit.distributed.rank import Process
+from detrkit.inference.writers.jsonl import JsonLines, lines_name, read_lines
+from detrkit.inference.writers.parquet import write_parquet
+
+SETTINGS = {"model": "sha256:1", "threshold": 0.5, "classes": None}
+OBJECT = {"name": 'a "dog", "error": ', "category_id": 18, "score": 0.9, "box": [1.0, 2.0, 3.0, 4.0]}
+NAMES = ["a.jpg", 'with "quotes" {and} , commas.jpg', "new\nline.jpg", "bytes\udcff.jpg", "größer.jpg"]
+
+
+def entry(name: str) -> dict[str, object]:
+    return {"photo": name, "width": 6, "height": 7, "objects": [OBJECT]}
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "predictions.jsonl"
+    with JsonLines(path, SETTINGS) as file:
+        for name in NAMES:
+            file.add(entry(name))
+    return path
+
+
+def test_what_was_written_is_read_back_and_known(lines: Path) -> None:
+    assert list(read_lines(lines)) == [entry(name) for name in NAMES]
+    with JsonLines(lines, SETTINGS) as file:
+        assert file.done == set(NAMES)
+        assert file.faults == {}
+        file.add({"photo": "bad.jpg", "error": "cannot be read", "objects": []})
+    with JsonLines(lines, SETTINGS) as file:
+        assert file.faults == {"bad.jpg": "cannot be read"}
+        assert len(file.done) == len(NAMES) + 1
+
+
+def test_cut_at_any_byte_it_goes_on_with_whole_lines(lines: Path) -> None:
+    whole = lines.read_bytes()
+    for length in range(len(whole)):
+        lines.write_bytes(whole[:length])
+        assert [one["photo"] for one in read_lines(lines)] == NAMES[: whole[:length].count(b"\n")]
+        with JsonLines(lines, SETTINGS) as file:
+            assert file.done == set(NAMES[: whole[:length].count(b"\n")])
+            for name in NAMES:
+                if name not in file.done:
+                    file.add(entry(name))
+        assert lines.read_bytes() == whole
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(lines: Path) -> None:
+    before = lines.read_bytes()
+    with pytest.raises(ConfigError, match=r"was begun with threshold 0\.5, found 0\.7; choose another --output"):
+        JsonLines(lines, {**SETTINGS, "threshold": 0.7})
+    lines.with_suffix(".settings.json").unlink()
+    with pytest.raises(ConfigError, match="says what it was made with"):
+        JsonLines(lines, SETTINGS)
+    assert lines.read_bytes() == before
+
+
+def test_someone_elses_file_is_refused_and_left_as_it_is(lines: Path) -> None:
+    for content in (b'{"image": 3}\n', b"\x00" * 50 + b"\n", b'{"photo": 3\n', b'{"photo": "a"\xff}\n'):
+        lines.write_bytes(content)
+        with pytest.raises(DataError, match="line 1: is none of detrkit predict"):
+            JsonLines(lines, SETTINGS)
+        assert lines.read_bytes() == content
+
+
+def test_two_processes_do_not_write_one_file(lines: Path) -> None:
+    with JsonLines(lines, SETTINGS), pytest.raises(ConfigError, match="another process writes to it"):
+        JsonLines(lines, SETTINGS)
+    with JsonLines(lines, SETTINGS):
+        pass
+
+
+def test_a_full_disk_is_one_sentence(lines: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with JsonLines(lines, SETTINGS) as file, full.open("r+b", buffering=0) as disk:
+        file._file.close()
+        file._file = disk  # type: ignore[assignment]
+        with pytest.raises(ConfigError, match="make room, and the same command goes on"):
+            file.add(entry("b.jpg"))
+
+
+def test_every_share_has_a_file_of_its_own() -> None:
+    assert lines_name(Process()) == "predictions"
+    assert lines_name(Process(1, 2)) == "predictions-1-of-2"
+    assert lines_name(Process(3, 16)) == "predictions-03-of-16"
+
+
+def test_parquet_holds_what_the_lines_hold(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detrkit.inference.writers import parquet
+
+    monkeypatch.setattr(parquet, "_ROWS", 2)  # several groups of rows
+    named = [{**entry(name), "objects": []} for name in ("c.jpg", "d.jpg")]
+    bad = {"photo": "e.jpg", "error": "cannot be read", "objects": []}
+    frame = {"photo": "f.mp4", "frame": 3, "seconds": 0.125, "width": 6, "height": 7, "objects": [OBJECT, OBJECT]}
+    lines.write_text("".join(json.dumps(one) + "\n" for one in [entry("a.jpg"), *named, bad, frame]))
+    write_parquet(lines, lines.with_suffix(".parquet"))
+    rows = pyarrow.parquet.read_table(lines.with_suffix(".parquet")).to_pylist()
+    everything = dict.fromkeys(("photo", "frame", "seconds", "width", "height", "error", "objects"))
+    assert rows[1:4] == [{**everything, **one} for one in [*named, bad]]
+    assert rows[4]["frame"] == 3
+    assert rows[0]["objects"][0]["name"] == OBJECT["name"]
+    assert rows[0]["objects"][0]["score"] == pytest.approx(0.9)
+    assert rows[4]["objects"][1]["box"] == [1, 2, 3, 4]
+
+
+def test_names_that_are_no_text_come_into_parquet(lines: Path) -> None:
+    lines.write_text(json.dumps(entry(os.fsdecode(b"f\xf6to.jpg"))) + "\n")
+    write_parquet(lines, lines.with_suffix(".parquet"))
+    assert pyarrow.parquet.read_table(lines.with_suffix(".parquet")).to_pylist()[0]["photo"] == "f\\udcf6to.jpg"
+
+
+def test_without_pyarrow_there_is_one_sentence(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        ConfigError, match=r"--write parquet: needs the package pyarrow; pip install 'detrkit\[parquet\]'"
+    ):
+        write_parquet(lines, lines.with_suffix(".parquet"))

@@ -1,0 +1,157 @@
+"""What detrkit wrote is written anew; what somebody else wrote is never overwritten, whichever verb is asked to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from detrkit.cli import main
+from detrkit.errors import ConfigError
+from detrkit._internal.files import write_rows, write_text
+from detrkit.config.run import RunConfig, write_config
+from detrkit.inference.writers.parquet import write_parquet
+from detrkit._internal.provenance import is_signed, signed, spare_others
+from detrkit.visualization.charts import as_png
+from detrkit.visualization.figures import save_figure
+from detrkit.visualization.page import html_page
+from tests.datasets import write_whole_photos
+
+
+def go(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(one) for one in arguments])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, `data`, and a model, `whole.safetensors`."""
+    root = tmp_path_factory.mktemp("place")
+    write_whole_photos(root)
+    return root
+
+
+def written(folder: Path) -> list[Path]:
+    """A file of every kind that detrkit writes."""
+    names = ("a.json", "b.json", "c.json", "d.jsonl", "e.html", "f.png", "g.png", "h.svg", "i.pdf", "j.png", "k.yaml")
+    paths = [folder / name for name in names]
+    write_text(paths[0], json.dumps({"photo": "a.jpg", "objects": []}, indent=2))
+    write_text(paths[1], json.dumps({"format": "detrkit-findings-1", "findings": []}, indent=1))
+    write_rows(paths[2], [{"image_id": 1, "score": 0.5}, {"image_id": 2, "score": 0.5}])
+    write_text(paths[3], '{"photo": "a.jpg", "objects": []}\n' * 2000)
+    write_text(paths[4], html_page("doctor", ["<p>fine</p>"]))
+    Image.new("RGB", (9, 9)).save(paths[5], pnginfo=signed())
+    paths[6].write_bytes(as_png(Figure()))
+    for path in paths[7:10]:
+        save_figure(Figure(), path)
+    write_config(paths[10], RunConfig(data="photos"), {})
+    write_parquet(paths[3], folder / "l.parquet")
+    return [*paths, folder / "l.parquet"]
+
+
+def test_every_kind_of_file_of_ours_is_known(tmp_path: Path) -> None:
+    for path in written(tmp_path):
+        assert is_signed(path), path.name
+        spare_others(path)
+
+
+def test_rows_are_the_list_that_they_were(tmp_path: Path) -> None:
+    rows = [{"image_id": 1, "name": "é"}, {"image_id": 2, "name": "\n"}]
+    for content in (rows, []):
+        write_rows(tmp_path / "rows.json", content)
+        assert json.loads((tmp_path / "rows.json").read_text("utf-8")) == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("instances_val.json", '{"images": [], "annotations": [], "categories": []}'),
+        ("labelme.json", '{"version": "5.0.1", "shapes": []}'),
+        ("results.json", json.dumps([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])),
+        ("times.jsonl", '{"time": 0}\n'),
+        ("page.html", "<!doctype html><title>detrkit</title>"),
+        ("data.yaml", "train: images\nnames: [detrkit]\n"),
+        ("figure.svg", "<svg><title>detrkit</title></svg>"),
+        ("paper.pdf", "%PDF-1.4\n/Creator (LaTeX)"),
+    ],
+)
+def test_files_of_others_are_spared(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* --html"):
+        spare_others(path, "--html")
+    path.write_text("")
+    spare_others(path)  # nobody's work
+    path.unlink()
+    spare_others(path)
+    with pytest.raises(ConfigError, match=r"--output: .* is a folder, expected the name of a file"):
+        spare_others(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "victim"),
+    [
+        (["evaluate", "whole.safetensors", "photos", "-o", "photos/annotations/instances_val2017.json"], None),
+        (["evaluate", "whole.safetensors", "photos", "-o", "reports"], "reports/scores.json"),
+        (["evaluate", "whole.safetensors", "photos", "-o", "reports"], "reports/by_layer.png"),
+        (["doctor", "photos", "--json", "photos/annotations/instances_train2017.json"], None),
+        (["doctor", "photos", "--html", "photos/val2017/0.png"], None),
+        (["describe", "detr-tiny", "--size", "64x64", "-o", "photos/val2017/0.png"], None),
+        (["describe", "data", "photos", "-o", "photos/val2017/0.png"], None),
+        (
+            ["explain", "0.png", "--weights", "whole.safetensors", "--figure", "decoder", "-o", "photos/val2017/0.png"],
+            None,
+        ),
+        (["explain", "0.png", "--weights", "whole.safetensors", "-o", "index.html"], "index.html"),
+        (["benchmark", "detr-tiny", "-o", "speed"], "speed/benchmark.html"),
+        (["train", "photos", "--model", "detr-tiny", "-o", "mine"], "mine/config.yaml"),
+        (["train", "photos", "--model", "detr-tiny", "-o", "mine"], "mine/predictions/0.png"),
+        (["demo", "-o", "mine"], "mine/report.html"),
+        (["predict", "whole.safetensors", "0.png", "--write", "parquet", "-o", "out"], "out/predictions.parquet"),
+        (["predict", "whole.safetensors", "0.png", "--write", "jsonl", "-o", "out"], "out/predictions.settings.json"),
+        (["export", "whole.safetensors", "--format", "onnx", "-o", "model.onnx"], "model.onnx"),
+        (["convert", "whole.safetensors", "other.safetensors", "--to", "detrkit"], "other.safetensors"),
+    ],
+)
+def test_no_verb_overwrites_what_it_did_not_write(
+    arguments: list[str],
+    victim: str | None,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "place"
+    shutil.copytree(place, root)
+    monkeypatch.chdir(root)
+    if victim is not None:
+        Path(victim).parent.mkdir(parents=True, exist_ok=True)
+        Path(victim).write_text("mine")
+    shutil.copy(next(Path("photos/val2017").iterdir()), "0.png")
+    shutil.copy("0.png", "photos/val2017/0.png")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert go(*arguments) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert Path(victim or arguments[-1]).name in said
+    assert "overwritten" in said or "exists already" in said
+    after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_what_a_verb_wrote_it_writes_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    photo = next(Path("photos/val2017").iterdir())
+    for arguments in (
+        ["evaluate", "whole.safetensors", "photos", "--workers", "0", "--by-layer", "-o", tmp_path / "reports"],
+        ["evaluate", "whole.safetensors", "photos", "--workers", "0", "-o", tmp_path / "results.json"],
+        ["doctor", "photos", "--json", tmp_path / "findings.json", "--html", tmp_path / "findings.html"],
+        ["describe", "detr-tiny", "--size", "64x64", "-o", tmp_path / "shapes.pdf"],
+        ["describe", "data", "photos", "--model", "detr-tiny", "-o", tmp_path / "samples.png"],
+        ["explain", photo, "--weights", "whole.safetensors", "-o", tmp_path / "page.html"],
+        ["predict", "whole.safetensors", photo, "--write", "pictures,json", "-o", tmp_path / "found"],
+        ["predict", "whole.safetensors", photo, "--write", "parquet", "-o", tmp_path / "table"],
+    ):
+        assert [go(*arguments), go(*arguments)] == [0, 0], arguments

@@ -1,0 +1,496 @@
+"""DETR's successors: what their parts do, what padding and batches may not change, and what does not fit together."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from detrkit import ConfigError, SetLoss, build_model
+from detrkit.config.model import BackboneName, ModelConfig
+from detrkit.models.detr import DETR
+from detrkit.models.heads.detection import BoxHead
+from detrkit.models.positions import SinePositions, encode_coordinates
+from detrkit.models.queries.two_stage import _anchors
+from detrkit.models.feature_maps import MapProjection, Padding, PyramidProjection, _normalised
+from detrkit.models.queries.sources import LARGEST_LOGIT, AnchorQueries, Guide, PointQueries, as_boxes, refined
+from detrkit.ops.padding import pad_to_batch
+from detrkit.structures import Target
+
+SUCCESSORS = [
+    "conditional-detr-r50",
+    "dab-detr-r50-dc5",
+    "deformable-detr-r50",
+    "deformable-detr-r50-single-scale-dc5",
+    "deformable-detr-r50-refine",
+    "deformable-detr-r50-two-stage",
+    "detrkit-s",
+    "detrkit-m",
+]
+# what nobody published, and a config can say
+MIXTURES = {
+    "deformable anchors": {
+        "queries": "anchors",
+        "encoder_attention": "deformable",
+        "cross_attention": "deformable",
+        "num_levels": 3,
+        "refine_boxes": True,
+    },
+    "conditional points, refined": {"queries": "points", "cross_attention": "conditional", "refine_boxes": True},
+    "dense encoder of two maps": {
+        "queries": "proposals",
+        "cross_attention": "deformable",
+        "num_levels": 2,
+        "refine_boxes": True,
+    },
+    "plain, with sigmoids": {},
+}
+SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "feedforward_dim": 64}
+
+
+def small(name: str, **changes: object) -> DETR:
+    """With weights that make a difference: heads and offsets start at zero."""
+    torch.manual_seed(0)
+    if name in MIXTURES:
+        name, changes = "detr-tiny", {"class_scores": "sigmoid", **MIXTURES[name], **changes}
+    model = build_model(name, **{**SMALL, **changes})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any() and parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[1] ** -0.5)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("running_mean"):
+                buffer.add_(0.1 * torch.randn_like(buffer))
+    return model
+
+
+@pytest.mark.parametrize("name", [*SUCCESSORS, *MIXTURES])
+def test_shapes_and_gradients(name: str) -> None:
+    model = small(name)
+    images, mask = pad_to_batch([torch.randn(3, 96, 128), torch.randn(3, 70, 101)])
+    predictions = model(images, mask)
+    assert predictions.layer_class_logits.shape == (2, 2, 6, 3)
+    assert predictions.probabilities.shape == (2, 6, 3)
+    assert predictions.layer_boxes.shape == (2, 2, 6, 4)
+    assert ((predictions.layer_boxes > 0) & (predictions.layer_boxes < 1)).all()
+    target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
+    SetLoss(3, class_scores="sigmoid")(predictions, [target, target]).total.backward()
+    without = [one for one, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize("name", [*SUCCESSORS, *MIXTURES])
+def test_a_photo_gives_the_same_alone_and_padded(name: str) -> None:
+    model = small(name).eval()
+    photo, large = torch.randn(3, 75, 90), torch.randn(3, 130, 201)
+    with torch.inference_mode():
+        alone = model(photo[None], exact_padding=True)
+        together = model(*pad_to_batch([large, photo]), exact_padding=True)
+        published = model(*pad_to_batch([large, photo]))
+    torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
+    assert (published.class_logits[1] - alone.class_logits[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["dab-detr-r50-dc5", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage"])
+def test_the_last_layer_alone_says_the_same(name: str) -> None:
+    model = small(name).eval()
+    images = torch.randn(1, 3, 96, 128)
+    with torch.inference_mode():
+        everything, last = model(images), model(images, last_layer_only=True)
+    assert last.layer_boxes.shape[0] == 1
+    assert last.proposals is None
+    torch.testing.assert_close(last.boxes, everything.boxes)
+    torch.testing.assert_close(last.class_logits, everything.class_logits)
+
+
+def test_untrained_boxes_are_where_they_start_from() -> None:
+    torch.manual_seed(0)
+    model = build_model("dab-detr-r50", **SMALL).eval()
+    with torch.inference_mode():
+        predictions = model(torch.randn(1, 3, 64, 64))
+    anchors = model.queries.weight.sigmoid()
+    torch.testing.assert_close(predictions.layer_boxes[:, 0], anchors.expand(2, -1, -1))
+    # log(0.01 / 0.99): every class starts with a score of 0.01
+    assert model.heads.class_head.bias.tolist() == pytest.approx([-4.59512] * 3)
+
+
+def test_first_boxes_of_deformable_detr_are_small() -> None:
+    model = build_model("deformable-detr-r50-refine", **SMALL)
+    assert model.heads.box_head[0].last.bias.tolist() == [0, 0, -2, -2]
+    assert model.heads.box_head[1].last.bias.tolist() == [0, 0, 0, 0]
+    two_stage = build_model("deformable-detr-r50-two-stage", **SMALL)
+    assert two_stage.heads.box_head[0].last.bias.tolist() == [0, 0, 0, 0]
+    assert not two_stage.get_parameter("queries.box_head.4.weight").any(), "proposals start on their anchors"
+    assert build_model("conditional-detr-r50", **SMALL).heads.box_head.last.bias.tolist() == [0, 0, 0, 0]
+
+
+def test_boxes_count_from_points_and_from_boxes() -> None:
+    point, delta = torch.tensor([[[1.0, -2.0]]]), torch.tensor([[[0.5, 0.5, -1.0, 3.0]]])
+    assert as_boxes(point).tolist() == [[[1.0, -2.0, 0.0, 0.0]]]
+    assert refined(point, delta).tolist() == [[[1.5, -1.5, -1.0, 3.0]]]
+    assert refined(torch.tensor([[[11.0, 0.0, 0.0, 0.0]]]), delta)[0, 0, 0].item() == pytest.approx(11.5)
+    far = torch.full((1, 1, 4), 20.0)
+    assert refined(far, delta).tolist() == [[[pytest.approx(LARGEST_LOGIT)] * 4]]
+
+
+def test_only_dab_detr_learns_through_the_boxes_it_counts_from() -> None:
+    for name, learns in (("dab-detr-r50", True), ("deformable-detr-r50-refine", False)):
+        model = small(name)
+        _, references = model.decoder(*_decoder_inputs(model), model.heads)
+        first = model.decoder.layers[0].feed_forward.contract.weight
+        gradient = torch.autograd.grad(references[1].sum(), first, allow_unused=True)[0]
+        assert (gradient is not None) == learns, name
+
+
+@pytest.mark.parametrize("name", ["dab-detr-r50", "deformable-detr-r50-refine"])
+def test_where_a_layer_looks_teaches_no_box_before(name: str) -> None:
+    """Boxes are learned from through what is counted from them, never through the attention that was sent there."""
+    model = small(name, backbone="resnet-tiny")
+    model.decoder.learns_through_references = True
+    decoded, references = model.decoder(*_decoder_inputs(model), model.heads)
+    head = list(model.heads.box_head_of(0).parameters())
+    assert all(one is None for one in torch.autograd.grad(decoded.sum(), head, allow_unused=True, retain_graph=True))
+    assert all(one is not None for one in torch.autograd.grad(references[1].sum(), head))
+
+
+def _decoder_inputs(model: DETR) -> tuple[object, object]:
+    """What a forward pass hands to the decoder."""
+    seen: list[tuple[object, ...]] = []
+    handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
+    model(torch.randn(1, 3, 64, 64))
+    handle.remove()
+    return seen[0][0], seen[0][1]
+
+
+def test_guides_by_hand() -> None:
+    torch.manual_seed(0)
+    positions, decoded = torch.randn(1, 2, 8), torch.randn(1, 2, 8)
+    reference = torch.logit(torch.tensor([[[0.25, 0.5], [0.75, 1 / 3]]]))
+    plain = Guide(8, has_anchors=False, is_conditional=False)
+    assert plain(0, decoded, positions, None).reference is None
+    torch.testing.assert_close(plain(0, decoded, positions, reference).reference, reference.sigmoid())
+
+    guide = Guide(8, has_anchors=False, is_conditional=True)
+    first = guide(0, decoded, positions, reference).sine
+    # rows first: 2 pi * 0.5 = pi in four channels of periods 1, 1, 100, 100, then the column, 2 pi * 0.25
+    angle_y, angle_x = math.pi, math.pi / 2
+    expected = [math.sin(angle_y), math.cos(angle_y), math.sin(angle_y / 100), math.cos(angle_y / 100)]
+    expected += [math.sin(angle_x), math.cos(angle_x), math.sin(angle_x / 100), math.cos(angle_x / 100)]
+    torch.testing.assert_close(first[0, 0], torch.tensor(expected), rtol=0, atol=1e-5)
+    second = guide(1, decoded, positions, reference).sine
+    torch.testing.assert_close(second, first * guide.content_scale(decoded))
+
+
+def test_sines_of_anchors_are_weighed_by_the_expected_size() -> None:
+    torch.manual_seed(0)
+    guide = Guide(8, has_anchors=True, is_conditional=True)
+    torch.nn.init.zeros_(guide.size_head[2].weight)
+    torch.nn.init.zeros_(guide.size_head[2].bias)  # an expected size of one half
+    anchors = torch.logit(torch.tensor([[[0.5, 0.5, 0.25, 0.125]]]))
+    weighed = guide(0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors).sine[0, 0]
+    plain = Guide(8, has_anchors=False, is_conditional=True)(
+        0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors
+    ).sine
+    # rows by 0.5 / height, columns by 0.5 / width
+    torch.testing.assert_close(weighed, plain[0, 0] * torch.tensor([4.0] * 4 + [2.0] * 4))
+
+
+@pytest.mark.parametrize("logit", [-LARGEST_LOGIT, -20.0, LARGEST_LOGIT])
+def test_the_thinnest_anchors_leave_half_precision_finite(logit: float) -> None:
+    torch.manual_seed(0)
+    guide = Guide(8, has_anchors=True, is_conditional=True)
+    anchors = torch.full((1, 3, 4), logit, requires_grad=True)
+    decoded = torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.float16):
+        sine = guide(1, decoded.half(), decoded.half(), anchors).sine
+    assert sine.isfinite().all()
+    assert torch.autograd.grad(sine.float().sum(), anchors)[0].isfinite().all()
+    exact = guide(1, decoded, decoded, anchors).sine
+    if logit > 0:  # nothing is cut off
+        torch.testing.assert_close(sine.float(), exact, rtol=0, atol=0.02)
+
+
+def test_points_and_anchors_are_read_off_their_tables() -> None:
+    scene = small("conditional-detr-r50")
+    captured = _decoder_inputs(scene)[0]
+    assert captured.reference.shape == (1, 6, 2)
+    assert isinstance(scene.queries, PointQueries)
+    assert not captured.content.any()
+    anchors = small("dab-detr-r50")
+    captured = _decoder_inputs(anchors)[0]
+    assert isinstance(anchors.queries, AnchorQueries)
+    assert torch.equal(captured.reference[0], anchors.queries.weight)
+
+
+def test_norms_of_maps_count_the_photo_alone() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(32, 64)
+    torch.nn.init.normal_(norm.weight)
+    features = torch.randn(2, 64, 5, 7)
+    mask = torch.zeros(2, 5, 7, dtype=torch.bool)
+    mask[1, 3:] = mask[1, :, 4:] = True
+    normalised = _normalised(features, norm, mask)
+    torch.testing.assert_close(normalised[0], norm(features[:1])[0])
+    torch.testing.assert_close(normalised[1, :, :3, :4], norm(features[1:, :, :3, :4])[0])
+    assert torch.equal(_normalised(features, norm, None), norm(features))
+
+
+def test_a_pyramid_makes_the_maps_that_the_backbone_lacks() -> None:
+    projection = PyramidProjection((8, 16), 32, num_levels=4)
+    levels = [torch.randn(1, 4, 24, 40), torch.randn(1, 8, 12, 20), torch.randn(1, 16, 6, 10)]
+    maps = projection(levels, Padding(None))
+    assert [tuple(one.shape[1:]) for one in maps] == [(32, 12, 20), (32, 6, 10), (32, 3, 5), (32, 2, 3)]
+    first, second = projection.levels[2], projection.levels[3]
+    assert isinstance(first, MapProjection)
+    assert isinstance(second, MapProjection)
+    # the first of them from the backbone's last map, the next from the one before
+    torch.testing.assert_close(maps[2], first.norm(first.convolution(levels[-1])))
+    torch.testing.assert_close(maps[3], second.norm(second.convolution(maps[2])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "strides"),
+    [
+        ({}, (32,)),
+        ({"dilation": True}, (16,)),
+        ({"num_levels": 4}, (8, 16, 32, 64)),
+        ({"num_levels": 2}, (16, 32)),
+        ({"num_levels": 5, "dilation": True}, (8, 16, 16, 32, 64)),
+        ({"num_levels": 4, "backbone": "resnet-tiny"}, (4, 8, 16, 32)),
+    ],
+)
+def test_strides_of_feature_maps(changes: dict[str, object], strides: tuple[int, ...]) -> None:
+    config = ModelConfig(**changes)
+    assert config.strides == strides
+    assert config.stride == strides[0]
+
+
+@pytest.mark.parametrize("name", ["deformable-detr-r50-single-scale", "deformable-detr-r50-two-stage"])
+def test_a_photo_with_fewer_cells_than_queries_is_answered(name: str) -> None:
+    model = small(name, num_queries=100).eval()
+    with torch.inference_mode():
+        predictions = model(torch.randn(1, 3, 64, 64))  # 85 cells on four maps
+    assert predictions.boxes.shape == (1, 100, 4)
+    assert predictions.boxes.isfinite().all()
+    assert predictions.class_logits.isfinite().all()
+
+
+def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
+    model = small("deformable-detr-r50-two-stage").eval()
+    images, mask = pad_to_batch([torch.randn(3, 128, 128), torch.randn(3, 128, 64)])
+    with torch.inference_mode():
+        predictions = model(images, mask, exact_padding=True)
+        queries, scene = _decoder_inputs_of(model, images, mask)
+    scores = predictions.proposals.class_logits[..., 0].masked_fill(scene.padding_mask, -torch.inf)
+    best = scores.topk(6, dim=1).indices
+    expected = predictions.proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4))
+    torch.testing.assert_close(queries.reference.sigmoid(), expected, rtol=0, atol=1e-4)
+    assert scores.shape == (2, 16 * 16 + 8 * 8 + 4 * 4 + 2 * 2)
+
+
+def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
+    images, mask = pad_to_batch([torch.randn(3, 128, 128)])
+    contents = {}
+    for content in ("place", "cell"):
+        model = small("detrkit-s", proposal_content=content).eval()
+        with torch.inference_mode():
+            queries, scene = _decoder_inputs_of(model, images, mask)
+            source = model.queries
+            contents[content] = queries.content
+            if content == "cell":
+                held = source.memory_norm(source.memory_projection(scene.tokens))
+                best = source.class_head(held)[..., 0].topk(6, dim=1).indices
+                rest = queries.content - source.weight - held[0, best[0]]
+                sines = source.vectors_of(queries.reference, torch.float32)[1]
+                torch.testing.assert_close(rest, sines, rtol=0, atol=1e-4)
+            else:
+                assert source.weight is None
+    assert contents["cell"].shape == contents["place"].shape
+
+
+@pytest.mark.parametrize("padded", [0, 40])
+def test_cells_lie_where_their_pixels_are(padded: int) -> None:
+    # 43 px are five cells of 8 px and a bit; by the published count, the first of six cells ends at a sixth of the photo.
+    # ResNets' first cell sees what lies around the first pixel, and half a cell before the photo is where the map begins
+    images = functional.pad(torch.randn(1, 3, 64, 43), (0, padded))
+    mask = torch.arange(43 + padded).expand(1, 64, -1) >= 43
+    scenes = [_decoder_inputs_of(small("detrkit-s", exact_cells=exact), images, mask)[1] for exact in (True, False)]
+    middles, ends, shifts = ((0.5 / 43, 0.5 / 64), (1 / 12, 1 / 16)), (43 / 8, 6), (3.5 / 8, 0)
+    for scene, middle, end, shift in zip(scenes, middles, ends, shifts, strict=True):
+        width = scene.sizes[0][1]
+        torch.testing.assert_close(scene.cell_centres()[0][0, 0], torch.tensor(middle))
+        torch.testing.assert_close(scene.cell_centres(even=True)[0][0, 0, 1], torch.tensor(1 / 16))
+        in_map = scene.in_maps(torch.ones(1, 1, 4))[0, 0, 0]
+        expected = torch.tensor([(end + shift) / width, 1 + shift / 8, end / width, 1.0])
+        torch.testing.assert_close(in_map, expected)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_middle_of_every_cell_is_the_middle_of_its_cell_on_its_own_map(exact: bool) -> None:
+    images = torch.randn(1, 3, 64, 43)
+    mask = torch.arange(43).expand(1, 64, -1) >= 40
+    _, scene = _decoder_inputs_of(small("detrkit-s", num_levels=3, exact_cells=exact), images, mask)
+    for level, (centres, (height, width)) in enumerate(zip(scene.cell_centres(), scene.sizes, strict=True)):
+        on_map = scene.in_maps(centres)[0, :, level].view(height, width, 2)
+        torch.testing.assert_close(on_map[0, :, 0], (torch.arange(width) + 0.5) / width)
+        torch.testing.assert_close(on_map[:, 0, 1], (torch.arange(height) + 0.5) / height)
+
+
+@pytest.mark.parametrize("name", ["resnet-tiny", "resnet18", "timm:resnet18"])
+def test_resnets_cells_see_what_lies_around_their_first_pixel(name: BackboneName) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    backbone = small("detr-tiny", backbone=name, backbone_normalization="frozen", dilation=False).backbone.eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            # all pixels that a cell sees pull alike, and not too much
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    backbone.body.maxpool = torch.nn.AvgPool2d(3, 2, 1)
+    images = torch.ones(1, 3, 449, 449, requires_grad=True)
+    levels = backbone(images)
+    strides = (4, 8, 16, 32)[: len(levels)]
+    for features, stride, first in zip(levels, strides, backbone.first_centres, strict=True):
+        cell = features.shape[-1] // 2
+        (pull,) = torch.autograd.grad(features[0, :, cell, cell].log().sum(), images, retain_graph=True)
+        along = pull.sum((0, 1, 2)).double()
+        middle = float((along * (torch.arange(449) + 0.5)).sum() / along.sum())
+        assert middle == pytest.approx(cell * stride + first, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:convnext_atto"])
+def test_cells_of_patches_and_of_padded_ends_have_their_middle_in_the_middle(name: str) -> None:
+    pytest.importorskip("timm")
+    assert small("detr-tiny", backbone=name, dilation=False).backbone.first_centres == (2, 4, 8, 16)
+
+
+def test_maps_made_of_the_last_one_begin_where_it_does() -> None:
+    pytest.importorskip("timm")
+    centres = small("detrkit-s", backbone="timm:tf_efficientnet_lite0", num_levels=5).first_centres
+    assert centres == (4, 8, 16, 16, 16)
+    assert small("detrkit-s", num_levels=4).first_centres == (0.5, 0.5, 0.5, 0.5)
+    assert small("detrkit-s", exact_cells=False).first_centres == (4, 8)
+
+
+def test_the_first_cells_of_exact_maps_propose_boxes_too() -> None:
+    # their middles lie half a pixel from the photo's edge, which is within the margin of a hundredth
+    model = small("detrkit-s").eval()
+    anchors = _anchors(_decoder_inputs_of(model, torch.randn(1, 3, 128, 128), None)[1])
+    assert anchors[1].all()
+    assert anchors[0][0, 0, :2].sigmoid().tolist() == pytest.approx([0.005, 0.005], abs=1e-6)  # 0.5 / 128, kept finite
+
+
+def test_coarse_maps_propose_boxes_however_many_there_are() -> None:
+    model = small("deformable-detr-r50-two-stage", backbone="resnet18", num_levels=7).eval()
+    _, scene = _decoder_inputs_of(model, torch.randn(1, 3, 64, 64), None)
+    anchors, is_valid = _anchors(scene)
+    assert is_valid.all()
+    sides = [float(one[0, 0, 2].sigmoid()) for one in anchors.split([h * w for h, w in scene.sizes], 1)]
+    assert sides == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 0.9, 0.9])
+
+
+def test_sines_of_exact_cells_are_those_of_their_centres() -> None:
+    positions = SinePositions(64, levels_of_pyramid=2)
+    within = positions(
+        torch.zeros(1, 8, 6, dtype=torch.bool),
+        is_padded=False,
+        level=1,
+        photo_cells=torch.tensor([[43 / 8, 8]]),
+        first_cell=0.25,
+    )
+    centres = (torch.arange(6) + 0.25) * 8 / 43
+    expected = encode_coordinates(torch.stack([torch.full((6,), 2.25 / 8), centres], -1)[None], 32)[0]
+    torch.testing.assert_close(within[0, 2] - positions.levels[1], expected, rtol=0, atol=1e-5)
+
+
+def test_a_backbone_of_other_strides_has_no_exact_cells() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match="every 16, 32, 64 pixels, exact_cells expected 16, 32 of the last"):
+        small("detrkit-s", backbone="timm:efficientvit_m0")
+    small("detrkit-s", backbone="timm:efficientvit_m0", exact_cells=False)
+
+
+def test_boxes_are_read_off_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    head, decoded = BoxHead(16), torch.randn(2, 5, 16)
+    expected = head(decoded)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(decoded), expected)
+        assert head(decoded.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["detrkit-s", "conditional-detr-r50", "deformable-detr-r50"])
+def test_scores_and_places_are_not_rounded_under_autocast(name: str) -> None:
+    model, images = small(name, backbone="resnet-tiny").eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        predictions = model(images)
+        queries, _ = _decoder_inputs_of(model, images, None)
+    numbers = [predictions.class_logits, queries.reference]
+    if predictions.proposals is not None:
+        numbers.append(predictions.proposals.class_logits)
+    for one in numbers:
+        assert (one != one.bfloat16().float()).any()
+
+
+def test_nothing_is_proposed_in_padding_though_the_backbone_lets_it_in() -> None:
+    pytest.importorskip("timm")
+    model = small("detrkit-s", backbone="timm:resnet10t").eval()
+    images, mask = pad_to_batch([torch.randn(3, 64, 64), torch.randn(3, 64, 128)])
+    with torch.inference_mode():
+        logits = model(images, mask, exact_padding=True).proposals.class_logits[0, :, 0]
+    _, scene = _decoder_inputs_of(model, images, mask)
+    assert torch.equal(logits == -1e4, scene.padding_mask[0])
+    assert scene.padding_mask[0].any()
+
+
+def test_exact_cells_need_no_mask() -> None:
+    model, images = small("detrkit-s").eval(), torch.randn(2, 3, 61, 43)
+    with torch.inference_mode():
+        without, masked = model(images), model(images, torch.zeros(2, 61, 43, dtype=torch.bool))
+    torch.testing.assert_close(without.boxes, masked.boxes, rtol=0, atol=1e-6)
+
+
+def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:
+    seen: list[tuple[object, ...]] = []
+    handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
+    model(images, mask, exact_padding=True)
+    handle.remove()
+    return seen[0][:2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"cross_attention": "conditional"}, "learned queries are nowhere; set queries=points"),
+        ({"cross_attention": "deformable"}, "learned queries are nowhere"),
+        ({"refine_boxes": True}, "learned queries have none"),
+        ({"proposal_content": "cell"}, "is for proposals; set queries=proposals"),
+        ({"queries": "proposals"}, "set refine_boxes=true"),
+        ({"exact_cells": True}, "is for deformable attention and proposals; leave it out"),
+        ({"queries": "proposals", "refine_boxes": True}, "set class_scores=sigmoid"),
+        ({"num_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
+        ({"num_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),
+        ({"queries": "points", "encoder_positions": "input"}, "leave encoder_positions"),
+        ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'proposals'"),
+        ({"num_levels": 9}, "less than or equal to 8"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_in_a_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as error:
+        build_model("detr-r50", **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_for_other_scores_is_refused() -> None:
+    predictions = small("dab-detr-r50")(torch.randn(1, 3, 64, 64))
+    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"sigmoid class scores, the loss is for softmax; SetLoss\(..., class_scores"):
+        SetLoss(3)(predictions, [target])
+
+
+def test_backbones_of_timm_hand_over_several_maps() -> None:
+    pytest.importorskip("timm")
+    model = build_model("deformable-detr-r50", backbone="timm:resnet10t", **SMALL)
+    predictions = model(torch.randn(1, 3, 96, 128))
+    assert predictions.boxes.shape == (1, 6, 4)
+    assert len(model.input_projection.levels) == 4

@@ -1,0 +1,41 @@
+"""Norms folded into filters: the same answers, and a model left as it was."""
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.models.detr import DETR
+from detrkit.models.fuse_conv_bn import folded
+
+
+def with_statistics(name: str, **settings: object) -> DETR:
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=3, **settings).eval()
+    for buffer_name, buffer in model.backbone.named_buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5) if buffer_name.endswith(("var", "weight")) else buffer.uniform_(-0.2, 0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "normalization"), [("detr-tiny", "batch"), ("detr-r18", "frozen"), ("detr-r50", "frozen")]
+)
+def test_a_folded_model_says_the_same(name: str, normalization: str) -> None:
+    model = with_statistics(name, backbone_normalization=normalization, encoder_layers=1, decoder_layers=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    quick = folded(model)
+    norms = [module for module in quick.backbone.modules() if "BatchNorm" in type(module).__name__]
+    assert not norms
+    images, mask = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
+    mask[1, 48:] = True
+    with torch.no_grad():
+        for exact_padding in (True, False):
+            expected = model(images, mask, exact_padding=exact_padding)
+            actual = quick(images, mask, exact_padding=exact_padding, last_layer_only=True)
+            assert len(actual.layer_boxes) == 1
+            scale = float(expected.class_logits.abs().max())
+            torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=0, atol=2e-5 * scale)
+            torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=2e-5)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    assert quick.encoder is model.encoder  # nothing is held twice that need not be

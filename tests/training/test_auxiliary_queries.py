@@ -1,0 +1,326 @@
+"""Helpers of training change what is learned, and nothing of what the model is."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detrkit import Detector, build_model
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.data.batching import collate
+from detrkit.data.categories import Categories
+from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.errors import ConfigError
+from detrkit.losses.criterion import SetLoss
+from detrkit.models.detr import DETR
+from detrkit.models.heads.detection import BoxHead
+from detrkit.models.presets import preset_config
+from detrkit.models.feature_maps import Scene
+from detrkit.training.build import loss_for
+from detrkit.structures import Batch, Target
+from detrkit.training.auxiliary_queries import HelpedModel, TrainingHelpers, build_helpers, check_helpers, helped
+from detrkit.training.denoising import NoisedObjects, noised_objects
+from detrkit.config.training import TrainingSettings
+from detrkit.training.train_step import Stepper
+
+CPU = torch.device("cpu")
+SMALL = {
+    "backbone": "resnet-tiny",
+    "num_classes": 3,
+    "num_queries": 7,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "hidden_dim": 64,
+    "feedforward_dim": 32,
+    "dropout": 0.0,
+}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("detr-r50", {}),
+    "plain with positions at the input": ("detr-r50", {"query_positions": "input"}),
+    "masks": ("detr-tiny", {"panoptic": True}),
+    "conditional": ("conditional-detr-r50", {}),
+    "dab": ("dab-detr-r50", {}),
+    "deformable": ("deformable-detr-r50", {"num_levels": 2}),
+    "refined": ("deformable-detr-r50-refine", {"num_levels": 2}),
+    "two-stage": ("deformable-detr-r50-two-stage", {"num_levels": 2}),
+    "our own, with masks": ("detrkit-s", {"panoptic": True}),
+}
+HELPERS: dict[str, dict[str, Any]] = {
+    "denoising": {"denoising": 2},
+    "contrastive": {"denoising": 2, "contrastive_denoising": True},
+    "groups": {"query_groups": 3},
+    "hybrid": {"hybrid_queries": 9, "hybrid_repeats": 3},
+    "all": {"denoising": 2, "contrastive_denoising": True, "query_groups": 3, "hybrid_queries": 9, "hybrid_repeats": 3},
+}
+
+
+def small(architecture: str) -> DETR:
+    torch.manual_seed(0)
+    name, changes = ARCHITECTURES[architecture]
+    return build_model(name, **{**SMALL, **changes})
+
+
+def photos(count: int = 3) -> Batch:
+    """Photos of one object, several, and none."""
+    samples = DrawnShapes(count, 0, DrawingStyle(size=64, most_objects=4)).draw_all()
+    batch = collate(samples)
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    one = Target(batch.targets[0].boxes[:1], batch.targets[0].labels[:1])
+    return replace(batch, targets=[one, *batch.targets[1:-1], empty])
+
+
+def stepper(model: DETR, steps: int = 10, **settings: Any) -> Stepper:
+    chosen = TrainingSettings(**{"learning_rate": 1e-3, **settings})
+    return Stepper(model, loss_for(model.config, chosen), chosen, CPU, steps)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_models_own_queries_say_what_they_say_alone(architecture: str) -> None:
+    model, batch = small(architecture).eval(), photos()
+    settings = TrainingSettings(**HELPERS["all"])
+    helpers = build_helpers(model, settings)
+    assert helpers is not None
+    noised = noised_objects(batch, settings, 3, 0)
+    with torch.no_grad():
+        alone = model(batch.images)
+        helped = HelpedModel(model, helpers.eval())(batch.images, noised=noised)
+    torch.testing.assert_close(helped.layer_boxes, alone.layer_boxes, rtol=0, atol=1e-6)
+    torch.testing.assert_close(helped.layer_class_logits, alone.layer_class_logits, rtol=1e-5, atol=1e-5)
+    if alone.masks is not None:
+        torch.testing.assert_close(helped.masks, alone.masks, rtol=1e-4, atol=1e-5)
+    assert [one.helper for one in helped.extra] == ["group", "group", "hybrid", "denoising"]
+    assert [one.predictions.boxes.shape[1] for one in helped.extra] == [7, 7, 9, 2 * noised.size]
+
+
+@pytest.mark.parametrize("architecture", ["plain", "conditional", "dab", "refined"])
+def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> None:
+    model, batch = small(architecture).eval(), photos()
+    settings = TrainingSettings(**HELPERS["all"])
+    for head in model.heads.modules():
+        if isinstance(head, BoxHead):  # as published, some start at zero, and say the same whatever was seen
+            torch.nn.init.normal_(head.last.weight)
+    helped = HelpedModel(model, TrainingHelpers(model.config, settings).eval()).eval()
+    noised = noised_objects(batch, settings, 3, 0)
+    assert noised.fillers is not None
+    is_filler = noised.fillers.repeat(1, 2)
+    first_copy = torch.arange(2 * noised.size) < noised.size
+    changed = torch.where((is_filler | first_copy)[..., None], 0.3, noised.boxes)
+    with torch.no_grad():
+        before = helped(batch.images, noised=noised)
+        after = helped(batch.images, noised=replace(noised, boxes=changed))
+    for one, other in zip(before.extra[:3], after.extra[:3], strict=True):
+        torch.testing.assert_close(other.predictions.boxes, one.predictions.boxes, rtol=0, atol=1e-6)
+    others = ~(is_filler | first_copy)
+    boxes, boxes_after = before.extra[3].predictions.boxes, after.extra[3].predictions.boxes
+    torch.testing.assert_close(boxes_after[others], boxes[others], rtol=0, atol=1e-6)
+    seen = first_copy & ~is_filler
+    assert (boxes_after[seen] - boxes[seen]).abs().max() > 1e-4  # what was changed did change
+
+
+def test_noised_boxes_of_two_stage_models_are_placed_as_the_models_own() -> None:
+    """A query of the model and a noised object at the same box have the same positions; their contents are their own."""
+    model = small("two-stage")
+    helpers = build_helpers(model, TrainingSettings(denoising=1))
+    assert helpers is not None
+    tokens = torch.randn(1, 9, 64)
+    scene = Scene(tokens, torch.zeros_like(tokens), None, ((3, 3),))
+    own = model.queries(scene)
+    noised = NoisedObjects(own.reference.sigmoid(), torch.arange(7)[None] % 3, 1, None)
+    (extra,) = helpers(scene, noised, model.queries)
+    torch.testing.assert_close(extra.queries.reference, own.reference, rtol=0, atol=1e-4)
+    torch.testing.assert_close(extra.queries.positions, own.positions, rtol=0, atol=1e-4)
+    assert torch.equal(extra.queries.content[0, :3], helpers.labels.weight)
+
+
+def test_the_loss_knows_what_the_settings_made() -> None:
+    loss = helped(SetLoss(3), TrainingSettings(**HELPERS["all"]))
+    assert (loss.copies, loss.has_negatives, loss.hybrid_queries, loss.hybrid_repeats) == (2, True, 9, 3)
+    plain = helped(SetLoss(3), TrainingSettings())
+    assert (plain.copies, plain.has_negatives, plain.hybrid_queries) == (0, False, 0)
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_learns_with_every_helper(architecture: str, helper: str) -> None:
+    model = small(architecture)
+    refines = model.config.refine_boxes and model.config.cross_attention != "conditional"
+    learner = stepper(
+        model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **HELPERS[helper]
+    )
+    assert learner.helpers is not None
+    report = learner.step([photos()])
+    learner.finish()
+    assert not learner.left_out
+    assert report.total.isfinite()
+    assert all(part.isfinite() for part in report.parts.values())
+    # every weight takes part in every step: processes would wait for those that do not
+    missing = [
+        name for name, one in learner.helpers.named_parameters() if one.grad is None or not one.grad.isfinite().all()
+    ]
+    assert not missing
+    assert any(bool(one.grad.abs().sum() > 0) for one in learner.helpers.parameters() if one.grad is not None)
+
+
+@pytest.mark.parametrize("architecture", ["plain", "dab", "two-stage"])
+def test_a_batch_without_any_object_is_a_step(architecture: str) -> None:
+    batch = photos()
+    batch = replace(batch, targets=[batch.targets[-1]] * 3)
+    learner = stepper(small(architecture), **HELPERS["all"])
+    report = learner.step([batch])
+    assert learner.helpers is not None
+    assert report.total.isfinite()
+    assert float(report.parts["loss_ce_dn"]) == float(report.parts["loss_bbox_dn"]) == 0
+    grads = [one.grad for one in learner.helpers.parameters()]
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
+
+
+def test_a_saved_model_knows_nothing_of_its_helpers(tmp_path: Path) -> None:
+    model, batch = small("plain"), photos()
+    names = list(model.state_dict())
+    learner = stepper(model, ema_decay=0.9, **HELPERS["all"])
+    for _ in range(2):
+        learner.step([batch])
+    best = learner.best_model.eval()
+    assert list(best.state_dict()) == names
+    categories = Categories((1, 2, 3), ("a", "b", "c"))
+    file = tmp_path / "model.safetensors"
+    save_checkpoint(file, Checkpoint(best.state_dict(), best.config, categories, Preprocessing(image_size=64)))
+    loaded = Detector.load(str(file)).model
+    assert isinstance(loaded, DETR)
+    assert loaded.config == preset_config("detr-r50", **SMALL)
+    with torch.no_grad():
+        found, expected = loaded.eval()(batch.images), best(batch.images)
+    assert all(torch.equal(loaded.state_dict()[name], best.state_dict()[name]) for name in names)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-5)
+
+
+def test_helpers_are_learned_saved_and_gone_on_with_bit_for_bit() -> None:
+    settings = {**HELPERS["all"], "ema_decay": 0.9}
+    whole = stepper(small("dab"), **settings)
+    for _ in range(4):
+        whole.step([photos()])
+    first = stepper(small("dab"), **settings)
+    for _ in range(2):
+        first.step([photos()])
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = stepper(small("dab"), **settings)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    for _ in range(2):
+        second.step([photos()])
+    for part in ("model", "helpers"):
+        one, other = whole.state_dict()[part], second.state_dict()[part]
+        assert all(torch.equal(one[name], other[name]) for name in one), part
+    start = TrainingHelpers(whole.model.config, whole.settings).state_dict()
+    assert start.keys() == whole.state_dict()["helpers"].keys()
+
+
+def test_without_helpers_a_step_is_what_it_was() -> None:
+    learner = stepper(small("plain"))
+    report = learner.step([photos()])
+    assert learner.helpers is None
+    assert not any(name.endswith(("_dn", "_group", "_hybrid")) for name in report.parts)
+    expected = loss_for(learner.model.config, learner.settings)(
+        small("plain").train()(photos().images), photos().targets
+    )
+    torch.testing.assert_close(report.total, expected.total)
+
+
+def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
+    batch = photos(4)
+
+    def part(chosen: slice) -> Batch:
+        return replace(
+            batch,
+            images=batch.images[chosen],
+            padding_mask=batch.padding_mask[chosen],
+            targets=batch.targets[chosen],
+            image_ids=batch.image_ids[chosen],
+            sizes=batch.sizes[chosen],
+            original_sizes=batch.original_sizes[chosen],
+        )
+
+    whole, halves = stepper(small("plain"), **HELPERS["all"]), stepper(small("plain"), **HELPERS["all"])
+    report, added = whole.step([batch]), halves.step([part(slice(0, 2)), part(slice(2, 4))])
+    for name in (name for name in report.parts if name.startswith("loss")):
+        torch.testing.assert_close(added.parts[name], report.parts[name], rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(added.total, report.total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["plain", "dab", "refined"])
+def test_recomputing_gives_the_same_gradients(architecture: str) -> None:
+    kept, again = (stepper(small(architecture), recompute=on, **HELPERS["all"]) for on in (False, True))
+    for learner in (kept, again):
+        learner.train()
+        learner.step([photos()])
+    assert kept.helpers is not None
+    assert again.helpers is not None
+    for (name, one), other in zip(kept.helpers.named_parameters(), again.helpers.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_looking_forward_twice_teaches_the_layer_before() -> None:
+    def gradient(twice: bool) -> torch.Tensor:
+        model = small("refined")
+        learner = stepper(model, look_forward_twice=twice)
+        predictions = learner.model(photos().images)
+        boxes: torch.Tensor = predictions.layer_boxes[-1].sum()
+        head = model.heads.box_head_of(0)
+        (found,) = torch.autograd.grad(boxes, [list(head.parameters())[-1]], allow_unused=True)
+        return torch.zeros(4) if found is None else found
+
+    assert not gradient(twice=False).any()
+    assert gradient(twice=True).abs().min() > 0
+
+
+def test_weights_decay_and_rates_of_helpers_follow_the_models() -> None:
+    settings = {"weight_decay": 0.1, "decay_norms": False, "place_rate_factor": 0.1, **HELPERS["all"]}
+    learner = stepper(small("deformable"), **settings)
+    assert learner.helpers is not None
+    of = {id(one): group for group in learner.optimizer.param_groups for one in group["params"]}
+    named = {name: of[id(one)] for name, one in learner.helpers.named_parameters()}
+    assert named["groups.1.weight"]["weight_decay"] == named["hybrid.weight"]["weight_decay"] == 0
+    assert named["labels.weight"]["weight_decay"] == 0.1
+    assert named["groups.0.point_head.weight"]["initial_lr"] == pytest.approx(1e-4)
+    assert named["position_head.0.weight"]["initial_lr"] == pytest.approx(1e-3)
+
+
+def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
+    parts = "backbone,input_projection,positions,encoder,queries,decoder,heads"
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        stepper(small("plain"), freeze=parts, query_groups=2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "message"),
+    [
+        (
+            "plain",
+            {"contrastive_denoising": True},
+            "^--contrastive-denoising: found --denoising 0, .* add --denoising 5",
+        ),
+        (
+            "plain",
+            {"denoising": 2, "contrastive_denoising": True, "box_noise": 0},
+            "^--contrastive-denoising: found --box-noise 0",
+        ),
+        ("plain", {"hybrid_queries": 5}, "^--hybrid-queries: found 5, expected at least the 6 of --hybrid-repeats"),
+        ("plain", {"look_forward_twice": True}, r"^--look-forward-twice: .* \(detrkit-s, detrkit-m, deformable"),
+        ("conditional", {"look_forward_twice": True}, "do not refine each other's boxes"),
+        ("dab", {"look_forward_twice": True}, "^--look-forward-twice: layers of DAB-DETR .* learn so already"),
+        ("plain", {"iou_aware": True}, "^--iou-aware: found softmax class scores, expected sigmoid"),
+        ("masks", {"query_groups": 2, "denoising": 1, "freeze": "boxes"}, "^--denoising, --query-groups: help boxes"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(
+    architecture: str, settings: dict[str, Any], message: str
+) -> None:
+    config, chosen = small(architecture).config, TrainingSettings(**settings)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_helpers(config, chosen, masks_only="freeze" in settings)
+    assert "\n" not in str(caught.value)

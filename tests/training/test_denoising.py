@@ -1,0 +1,77 @@
+"""Noise stays within its bounds, and depends on nothing but seed, step and photo."""
+
+import torch
+
+from detrkit.structures import Batch, Target
+from detrkit.training.denoising import draw, move, noised_objects
+from detrkit.config.training import TrainingSettings
+
+CONTRASTIVE = TrainingSettings(denoising=4, contrastive_denoising=True, box_noise=0.4, label_noise=0.5)
+
+
+def batch(counts: list[int], image_ids: list[int]) -> Batch:
+    targets = [
+        Target(torch.full((count, 4), 0.4) + 0.01 * torch.arange(count)[:, None], torch.arange(count))
+        for count in counts
+    ]
+    sizes = [(8, 8)] * len(counts)
+    images, mask = torch.zeros(len(counts), 3, 8, 8), torch.zeros(len(counts), 8, 8, dtype=torch.bool)
+    return Batch(images, mask, targets, image_ids, sizes, sizes)
+
+
+def test_boxes_move_by_hand() -> None:
+    box = torch.tensor([0.5, 0.5, 0.2, 0.4])
+    moved = move(box, torch.tensor([0.5, -1.0, 0.5, -0.25]))
+    torch.testing.assert_close(moved, torch.tensor([0.55, 0.3, 0.3, 0.3]))
+    torch.testing.assert_close(move(box, torch.tensor([0.0, 0.0, -2.0, 9.0])), torch.tensor([0.5, 0.5, 0.02, 1.0]))
+    torch.testing.assert_close(
+        move(torch.tensor([0.0, 1.0, 0.2, 0.4]), torch.tensor([-1.0, 1.0, 0, 0]))[:2], torch.tensor([0.0, 1.0])
+    )
+
+
+def test_objects_move_less_than_the_noise_and_negatives_more() -> None:
+    shares, _ = draw(500, CONTRASTIVE, 5, seed=0)
+    objects, negatives = shares[:, 0].abs(), shares[:, 1].abs()
+    assert objects.max() <= 0.4 <= negatives.min()
+    assert negatives.max() <= 0.8
+    assert objects.max() > 0.39
+    assert objects.min() < 0.01
+    assert abs(float(shares.sign().mean())) < 0.05
+
+
+def test_a_share_of_the_labels_is_drawn_anew() -> None:
+    _, others = draw(2000, CONTRASTIVE, 5, seed=0)
+    assert 0.48 < float((others >= 0).float().mean()) < 0.52
+    assert set(others.unique().tolist()) == {-1, 0, 1, 2, 3, 4}
+    _, kept = draw(50, CONTRASTIVE.model_copy(update={"label_noise": 0.0}), 5, seed=0)
+    assert bool((kept == -1).all())
+
+
+def test_places_of_copies_objects_and_negatives_by_hand() -> None:
+    still = CONTRASTIVE.model_copy(update={"denoising": 2, "box_noise": 0.0, "label_noise": 0.0})
+    noised = noised_objects(batch([1, 2, 0], [7, 8, 9]), still, 5, step=0)
+    assert (noised.copies, noised.size) == (2, 4)
+    assert noised.labels[1].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    torch.testing.assert_close(noised.boxes[1], torch.tensor([0.4, 0.41]).repeat(4)[:, None].expand(-1, 4))
+    assert noised.fillers is not None
+    # the photo without objects is all fillers, which see each other: attention must see something
+    assert noised.fillers.tolist() == [[False, True, False, True], [False] * 4, [False] * 4]
+
+
+def test_batches_without_objects_keep_one_place() -> None:
+    noised = noised_objects(batch([0, 0], [7, 8]), CONTRASTIVE, 5, step=0)
+    assert noised.boxes.shape == (2, 4 * 2 * 1, 4)
+    assert noised.fillers is None
+
+
+def test_noise_is_the_photos_own_whatever_the_batch() -> None:
+    together = noised_objects(batch([2, 3], [7, 8]), CONTRASTIVE, 5, step=3)
+    alone = noised_objects(batch([2], [7]), CONTRASTIVE, 5, step=3)
+    in_batch = together.boxes[0].view(4, 2, 3, 4)[:, :, :2]
+    assert torch.equal(in_batch, alone.boxes[0].view(4, 2, 2, 4))
+    later = noised_objects(batch([2], [7]), CONTRASTIVE, 5, step=4)
+    other = noised_objects(batch([2], [8]), CONTRASTIVE, 5, step=3)
+    assert not torch.equal(later.boxes, alone.boxes)
+    assert not torch.equal(other.boxes, alone.boxes)
+    seeded = noised_objects(batch([2], [7]), CONTRASTIVE.model_copy(update={"seed": 1}), 5, step=3)
+    assert not torch.equal(seeded.boxes, alone.boxes)

@@ -1,0 +1,465 @@
+"""What is chosen for a set and a start, and that nobody's word is overruled."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.samplers import Arrangement, Draw
+from detrkit.errors import CheckpointError, ConfigError
+from detrkit.evaluation.coco import BoxScores, ClassScore
+from detrkit.evaluation.scores import Scores
+from detrkit.config.model import ModelConfig
+from detrkit.models.presets import build_model
+from detrkit.training.build import with_model_of_weights
+from detrkit.training.overfit_check import judge_learning_by_heart
+from detrkit.config.run import RunConfig
+from detrkit.data.splits import RunData, training_photos
+from detrkit.benchmark.describe_data import _first_samples
+from detrkit.training.planner import Plan, origin_of, plan_model, plan_training, plan_within
+from detrkit.training.train import opened
+from detrkit.structures import Annotations, Sample
+from detrkit.config.training import TrainingSettings
+from detrkit.training.trainer import Pace, planned_steps, steps_per_epoch
+from tests.datasets import write_coco
+
+CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
+
+
+def planned(num_photos: int, **given: object) -> Plan:
+    settings = TrainingSettings.model_validate(given.pop("training", {}))
+    config = RunConfig.model_validate({"data": "x", "training": settings, "model": "detr-r50", **given})
+    return plan_training(plan_model(config), set(settings.model_fields_set), num_photos)
+
+
+def test_the_usual_model_is_our_own_and_the_paper_s_for_the_paper_s_recipe() -> None:
+    assert RunConfig(data="x").model == "detrkit-s"
+    assert RunConfig(data="x", recipe="reference").model == "detr-r50"
+    assert RunConfig(data="x", recipe="reference", model="detrkit-m").model == "detrkit-m"
+    assert RunConfig(data="x", weights="imagenet").model == "detrkit-m", "its backbone has such weights"
+    assert RunConfig(data="x", weights="imagenet", model_settings={"backbone": "timm:x"}).model == "detrkit-s"
+
+
+def test_what_a_preset_brings_along_is_told() -> None:
+    plan = planned(1000, model="detrkit-s", training={"batch_size": 8})
+    told = {choice.name: choice.value for choice in plan.choices if choice.why == "suits detrkit-s"}
+    assert told["image_size"] == plan.config.training.image_size == 320
+    assert told["iou_aware"] is True
+    assert "batch_size" not in told, "somebody gave it"
+    by_heart = planned(8, model="detrkit-s", training={"overfit": 8})
+    assert {choice.why for choice in by_heart.choices if "backbone" not in choice.name} == {"suits detrkit-s"}
+
+
+@pytest.mark.parametrize("recipe", ["auto", "reference"])
+def test_what_a_published_architecture_brings_along_is_told(recipe: str) -> None:
+    from_scratch, pretrained = (
+        {choice.name: (choice.value, choice.why) for choice in plan.choices}
+        for plan in (
+            planned(1000, model="deformable-detr-r50", recipe=recipe, weights=weights) for weights in (None, "imagenet")
+        )
+    )
+    assert pretrained["learning_rate"] == (2e-4, "as published")
+    assert pretrained["backbone_learning_rate"] == (2e-5, "as published")
+    assert pretrained["place_rate_factor"] == (0.1, "as published")
+    assert from_scratch["backbone_learning_rate"][0] == 2e-4
+    assert "starts at random" in from_scratch["backbone_learning_rate"][1]
+    assert ("exact_padding" in pretrained) == (recipe == "reference")
+
+
+def test_a_tiny_model_made_deformable_keeps_the_published_rate_of_places() -> None:
+    changes = {"queries": "points", "cross_attention": "deformable", "class_scores": "sigmoid"}
+    training = planned(1000, model="detr-tiny", model_settings=changes).config.training
+    assert (training.place_rate_factor, training.learning_rate, training.iou_aware) == (0.1, 5e-4, False)
+
+
+def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
+    changes = {"backbone": "timm:tf_efficientnet_lite0"}
+    config = RunConfig(data="x", model="detrkit-s", backbone_weights="a.pth", model_settings=changes)
+    settings = plan_model(config).model_settings
+    assert (settings["backbone_normalization"], settings["frozen_backbone_stages"]) == ("frozen", 2)
+    given = config.model_copy(update={"model_settings": {**changes, "frozen_backbone_stages": 0}})
+    assert plan_model(given).model_settings["frozen_backbone_stages"] == 0
+    scratch = config.model_copy(update={"backbone_weights": None})
+    assert plan_model(scratch).model_settings["backbone_normalization"] == "batch"
+
+
+def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise() -> None:
+    training = planned(1000, model="detrkit-s").config.training
+    assert (training.iou_aware, training.look_forward_twice, training.place_rate_factor) == (True, True, 1.0)
+    assert (training.denoising, training.contrastive_denoising) == (3, True)
+    assert (training.batch_size, training.class_weight, training.learning_rate) == (4, 3.0, 1e-3)
+    assert training.backbone_learning_rate == 1e-3  # from scratch
+    pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
+    assert (pretrained.learning_rate, pretrained.backbone_learning_rate) == (1e-3, 5e-4)
+    adapted = planned(1000, model="detrkit-m", weights="runs/first").config.training
+    assert (adapted.learning_rate, adapted.backbone_learning_rate, adapted.batch_size) == (5e-4, 1e-4, 4)
+    published = planned(1000, model="deformable-detr-r50", weights="runs/first").config.training
+    assert published.learning_rate == 2e-4
+    settings = {"class_scores": "softmax", "queries": "points", "proposal_content": "place", "refine_boxes": False}
+    changed = planned(1000, model="detrkit-s", model_settings=settings, training={"learning_rate": 3e-4})
+    assert (changed.config.training.iou_aware, changed.config.training.look_forward_twice) == (False, False)
+    assert changed.config.training.learning_rate == 3e-4
+    masks = planned(1000, model="detrkit-s", model_settings={"panoptic": True}, training={"freeze": "boxes"})
+    assert not masks.config.training.look_forward_twice  # it teaches boxes, which stay as they are
+    assert (masks.config.training.denoising, masks.config.training.contrastive_denoising) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "copies", "is_contrastive"),
+    [
+        ({"denoising": 0}, 0, False),
+        ({"denoising": 5}, 5, True),
+        ({"box_noise": 0.0}, 3, False),
+        ({"box_noise": 0.6}, 3, True),
+        ({"contrastive_denoising": False}, 3, False),
+    ],
+)
+def test_helpers_of_our_own_models_follow_what_is_given(
+    given: dict[str, Any], copies: int, is_contrastive: bool
+) -> None:
+    planning = planned(1000, model="detrkit-s", training=given)
+    training = planning.config.training
+    assert (training.denoising, training.contrastive_denoising) == (copies, is_contrastive)
+    told = {choice.name for choice in planning.choices}
+    assert ("denoising" in told) is ("denoising" not in given)
+    assert ("contrastive_denoising" in told) is (is_contrastive and "contrastive_denoising" not in given)
+
+
+def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path) -> None:
+    model = build_model("detr-tiny", num_classes=2, decoder_layers=1, num_queries=7)
+    checkpoint = Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing(image_size=96))
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    config = RunConfig(data="x", weights=str(tmp_path / "a.safetensors"))
+    taken = with_model_of_weights(config)
+    found = taken.model_settings["decoder_layers"], taken.model_settings["num_queries"], taken.training.image_size
+    assert (taken.model, *found) == ("detr-tiny", 1, 7, 96)
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run" / "model.safetensors", checkpoint)
+    (tmp_path / "run" / "config.yaml").write_text("model: detr-r18\n")
+    of_run = with_model_of_weights(RunConfig(data="x", weights=str(tmp_path / "run")))
+    assert of_run.model == "detr-r18", "the run's own word"
+    assert "num_classes" not in taken.model_settings
+    fewer = with_model_of_weights(config.model_copy(update={"model_settings": {"num_queries": 3}}))
+    assert fewer.model_settings["num_queries"] == 3
+    named = config.model_validate({**config.model_dump(), "model": "detr-r18"})
+    assert with_model_of_weights(named) is named
+    with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: found nothing"):
+        with_model_of_weights(RunConfig(data="x", weights="nowhere"))
+    told = io.StringIO()
+    data = str(write_coco(tmp_path / "shapes", 2, 2))
+    opened_config, _ = opened(config.model_copy(update={"data": data}), Console(file=told, width=200))
+    assert opened_config.training.image_size == 96
+    assert "model detr-tiny, 96 px: the weights' own" in told.getvalue()
+    assert "image_size" not in told.getvalue(), "it does not suit the preset, it is the weights'"
+
+
+def test_origins() -> None:
+    assert origin_of(RunConfig(data="x")) == "scratch"
+    assert origin_of(RunConfig(data="x", weights="imagenet")) == "imagenet"
+    assert origin_of(RunConfig(data="x", backbone_weights="a.pth")) == "imagenet"
+    assert origin_of(RunConfig(data="x", weights="runs/first")) == "detector"
+
+
+def test_better_starts_and_larger_sets_need_fewer_rounds() -> None:
+    epochs = {
+        (start, count): planned(count, weights=start).config.training.epochs
+        for start in (None, "imagenet", "runs/first")
+        for count in (100, 10_000)
+    }
+    for start in (None, "imagenet", "runs/first"):
+        assert epochs[start, 100] > epochs[start, 10_000]
+    for count in (100, 10_000):
+        assert epochs[None, count] > epochs["imagenet", count] > epochs["runs/first", count]
+
+
+def test_every_choice_is_explained_and_within_range() -> None:
+    plan = planned(205, weights="imagenet")
+    assert {choice.name for choice in plan.choices} == {
+        "epochs", "schedule", "warmup_steps", "ema_decay", "decay_norms", "evaluate_every",
+    }  # fmt: skip
+    for choice in plan.choices:
+        assert getattr(plan.config.training, choice.name) == choice.value
+        assert str(choice).startswith(f"{choice.name} {choice.value}: ")
+    TrainingSettings.model_validate(plan.config.training.model_dump())
+    assert planned(100, weights="runs/first").config.training.freeze == "backbone"
+    assert planned(1000, weights="runs/first").config.training.freeze == ""
+
+
+def test_what_was_given_stays() -> None:
+    given = {"epochs": 7, "schedule": "step", "ema_decay": 0.0, "evaluate_every": 1, "warmup_steps": 0, "freeze": ""}
+    plan = planned(100, weights="runs/first", training=given)
+    assert {name: getattr(plan.config.training, name) for name in given} == given
+    assert {choice.name for choice in plan.choices} == {"decay_norms"}
+    assert planned(100, training={"steps": 50}).config.training.epochs == 300
+
+
+def test_the_reference_is_the_papers() -> None:
+    training = planned(
+        5000, recipe="reference", weights="imagenet", training={"batch_size": 4, "devices": 2}
+    ).config.training
+    assert training.accumulate == 8
+    expected = TrainingSettings(batch_size=4, devices=2, accumulate=8, exact_padding=False, group_by_shape=False)
+    assert training == expected
+    assert (training.epochs, training.schedule, training.drop_at) == (300, "step", 2 / 3)
+    assert (training.learning_rate, training.backbone_learning_rate, training.weight_decay) == (1e-4, 1e-5, 1e-4)
+
+
+def test_processes_that_others_started_count() -> None:
+    config = plan_model(RunConfig(data="x", recipe="reference", training=TrainingSettings(batch_size=4)))
+    assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.accumulate == 2
+
+
+def test_the_plan_of_a_set_by_hand() -> None:
+    training = planned(205, model="detrkit-m", weights="imagenet").config.training
+    # 51 steps of 4 photos: 118 rounds have 6,000 of them, and 50 more
+    assert (training.epochs, training.warmup_steps) == (168, 168 * 51 // 20)
+    assert (training.ema_decay, training.evaluate_every) == (0.999, 9)
+    short = planned(205, model="detrkit-m", weights="imagenet", training={"steps": 100}).config.training
+    assert (short.warmup_steps, short.ema_decay) == (5, 0.99)
+    assert planned(205, training={"steps": 30_000}).config.training.warmup_steps == 1000
+    given = planned(205, model="detrkit-s", training={"backbone_learning_rate": 3e-5}).config.training
+    assert (given.learning_rate, given.backbone_learning_rate) == (1e-3, 3e-5)
+    masks = planned(205, model="detr-r50", recipe="reference", training={"freeze": "boxes"}).config.training
+    assert (masks.epochs, masks.drop_at) == (25, 0.6)
+
+
+@pytest.mark.parametrize(("num_photos", "rounds"), [(100, 6000 // 2 + 50), (364, 6000 // 6 + 50), (7, 6000 + 50)])
+def test_updates_of_many_batches_are_counted_as_training_takes_them(num_photos: int, rounds: int) -> None:
+    training = planned(num_photos, weights="imagenet", training={"batch_size": 8, "accumulate": 8}).config.training
+    assert training.epochs == rounds  # 12 batches are two updates, 45 are six, and one is one
+    num_batches = max(1, num_photos // 8)
+    assert planned_steps(num_batches, training) == rounds * steps_per_epoch(num_batches, training)
+    assert training.warmup_steps == min(1000, planned_steps(num_batches, training) // 20)
+
+
+def test_a_run_of_steps_is_judged_as_often_as_one_of_epochs() -> None:
+    assert planned(100, training={"batch_size": 1, "steps": 4000}).config.training.evaluate_every == 2  # of 40 rounds
+    assert planned(100, training={"batch_size": 1, "steps": 50}).config.training.evaluate_every == 1
+
+
+def test_as_many_steps_are_planned_as_there_is_time_for() -> None:
+    def within(seconds: float, **training: object) -> tuple[int | None, int]:
+        settings = TrainingSettings.model_validate({"batch_size": 8, **training})
+        config = plan_model(RunConfig(data="x", training=settings))
+        chosen = plan_within(seconds, Pace(0.5, 6.0), config, set(training), 80).config.training
+        return chosen.steps, chosen.evaluate_every
+
+    assert within(600, evaluate_every=1) == (540, 1)  # 54 rounds of 10 steps: 270 s, and as many evaluations: 324 s
+    assert within(600, evaluate_every=10**6) == (1188, 10**6)  # one evaluation
+    assert within(23.5, evaluate_every=1) == (
+        20,
+        1,
+    )  # two rounds are 10 s and 12 s, and a third would be evaluated, too
+    assert within(0.1) == (1, 1)
+    assert within(600) == (1080, 11)  # 108 rounds: 540 s, and a tenth of the time for 10 evaluations
+    assert within(6000) == (11760, 59)  # 1,176 rounds: 5,880 s, and no more than 20 evaluations: 120 s
+    assert within(23.5) == (35, 4)  # no more than the evaluation at the end
+
+
+def test_learning_by_heart_is_a_test_of_what_is_given() -> None:
+    assert not planned(8, training={"overfit": 8}).choices
+
+
+def run_data(annotations: Annotations) -> RunData:
+    sample = Sample(torch.zeros(3, 100, 200, dtype=torch.uint8), annotations, 1, (100, 200))
+    photos = SampleDataset([sample])
+    train = training_photos(photos, TrainingSettings(overfit=1))
+    return RunData(train, Arrangement.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
+
+
+def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:
+    own = planned(1000, model="detrkit-s", training={"image_size": 80}).config.training
+    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    sample = Sample(torch.zeros(3, 100, 120, dtype=torch.uint8), nothing, 1, (100, 120))
+    for settings, expected in ((own, (60, 100)), (TrainingSettings(image_size=80), (48, 80))):
+        photos = training_photos(SampleDataset([sample]), settings)
+        sides = [min(photos[Draw(0, 1, batch)].image.shape[1:]) for batch in range(200)]
+        assert (min(sides), max(sides)) == expected
+
+
+def test_photos_are_mirrored_as_often_as_asked() -> None:
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    image[:, :20, :20] = 255
+    sample = Sample(image, Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 1, (40, 40))
+    corners = {"flip": (0, -1), "upside_down": (-1, 0), "quarter_turns": (-1, 0)}
+    for name, corner in corners.items():
+        for share in (0.0, 1.0):
+            given = {"flip": 0, "crop": 0, "image_size": 40, "train_scale": 1.5, name: share}
+            photos = training_photos(SampleDataset([sample]), TrainingSettings.model_validate(given))
+            turned = photos[Draw(0, 1)].image
+            assert turned[0][0, 0] == 255 * (1 - share)
+            assert turned[0][corner] == 255 * share
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_photos_are_cut_as_often_as_asked(share: float) -> None:
+    middle = Annotations(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
+    sample = Sample(torch.zeros(3, 200, 100, dtype=torch.uint8), middle, 1, (200, 100))
+    photos = training_photos(SampleDataset([sample]), TrainingSettings(image_size=100, crop=share))
+    shapes = [photos[Draw(0, 1, batch)].image.shape for batch in range(100)]
+    cut = sum(height != 2 * width for _, height, width in shapes)
+    assert share * 100 - 20 < cut < share * 100 + 20
+    assert share != 0 or cut == 0
+
+
+def test_what_training_will_see_shows_strong_augmentation_until_it_ends(tmp_path: Path) -> None:
+    settings = {"mosaic": 1.0, "augment": True, "image_size": 64, "steps": 10, "batch_size": 2, "strong_until": 0.6}
+    given = {"data": str(write_coco(tmp_path / "shapes", 4, 2)), "model": "detr-tiny"}
+    config, data = opened(
+        RunConfig.model_validate({**given, "training": TrainingSettings.model_validate(settings)}),
+        Console(file=io.StringIO()),
+    )
+    _first_samples(config, data, count=1, epoch=1)
+    assert data.train.strong_epochs == 3  # 0.6 of the five rounds that ten steps are
+    plain = TrainingSettings.model_validate({**settings, "mosaic": 0.0})
+    untouched = training_photos(data.train.photos, plain)
+    same = [torch.equal(data.train[Draw(1, epoch)].image, untouched[Draw(1, epoch)].image) for epoch in (1, 3, 4, 5)]
+    assert same == [False, False, True, True]
+
+
+def scores(ap: float) -> Scores:
+    return Scores(BoxScores({"AP": ap}, (ClassScore("cat", 2, ap, ap), ClassScore("dog", 1, 1.0, 1.0)), 1, 3))
+
+
+def test_what_keeps_photos_from_being_learned_is_said() -> None:
+    boxes = torch.tensor([[10.0, 10, 90, 90], [10, 10, 90, 91], [5, 5, 8, 9]])
+    data = run_data(Annotations(boxes, torch.tensor([0, 1, 0])))
+    model = ModelConfig(num_queries=2)
+    said = "\n".join(judge_learning_by_heart(scores(0.4), data, model, image_size=100))
+    assert "not learned by heart (AP 0.400" in said
+    assert "3 objects, the model 2 queries: --set num_queries=6" in said
+    assert "objects smaller than half a cell of 32 px: 1;" in said
+    assert "pairs of boxes that lie upon each other: 1;" in said
+    assert "lag behind (cat 0.40)" in said
+    assert list(judge_learning_by_heart(scores(0.97), data, model, 100)) == [
+        "learned by heart (AP 0.970): boxes, classes and loss fit together"
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["auto", "reference"])
+def test_plans_are_possible_for_any_size(recipe: str) -> None:
+    for count in (1, 2, 7, 118_287):
+        plan = planned(count, recipe=recipe)
+        assert TrainingSettings.model_validate(plan.config.training.model_dump()) == plan.config.training
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("detr-r50", (1e-4, 1e-5, 1.0, 1.0)),
+        ("conditional-detr-r50", (1e-4, 1e-5, 2.0, 1.0)),
+        ("dab-detr-r50", (1e-4, 1e-5, 2.0, 1.0)),
+        ("deformable-detr-r50-two-stage", (2e-4, 2e-5, 2.0, 0.1)),
+    ],
+)
+def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
+    model: str, expected: tuple[float, ...]
+) -> None:
+    training = planned(1000, model=model, weights="imagenet").config.training
+    found = (
+        training.learning_rate,
+        training.backbone_learning_rate,
+        training.class_weight,
+        training.place_rate_factor,
+    )
+    assert found == expected
+    assert planned(1000, model=model, training={"class_weight": 3.0}).config.training.class_weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"box_noise": 0.3, "denoising": 0},
+            "--box-noise 0.3: changes denoising copies, and there are none; add --denoising 5, or leave it out",
+        ),
+        (
+            {"hybrid_repeats": 3},
+            "--hybrid-repeats 3: is for hybrid queries, and there are none; add --hybrid-queries 300, or leave it out",
+        ),
+        (
+            {"no_object_weight": 0.3},
+            "--no-object-weight 0.3: weighs no-object among softmax scores, and this model's scores are sigmoids; leave it "
+            "out",
+        ),
+        (
+            {"drop_at": 0.9, "schedule": "cosine"},
+            "--drop-at 0.9: says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two "
+            "out",
+        ),
+        (
+            {"augment": False, "mosaic": 0.5},
+            "--mosaic 0.5: changes photos, which --no-augment forbids; leave one of the two out",
+        ),
+        (
+            {"strong_until": 0.5},
+            "--strong-until 0.5: says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or "
+            "leave it out",
+        ),
+        (
+            {"dice_weight": 2.0},
+            "--dice-weight 2: weighs a loss of masks, and this model draws none; leave it out, or take a model that ends "
+            "in -panoptic",
+        ),
+    ],
+)
+def test_what_would_change_nothing_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
+        plan_model(RunConfig(data="x", training=TrainingSettings(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("detr-r50", {"sampling_points": 2}),
+        ("detr-r50", {"num_detections": 50}),
+        ("detr-r50", {"position_table_size": 60}),
+        ("detr-r50", {"position_encoding": "learned", "position_temperature": 20.0}),
+        ("detr-r50", {"scaled_positions": True, "encoder_layers": 0}),
+        ("detr-r50", {"scaled_positions": True, "position_encoding": "none"}),
+    ],
+)
+def test_a_field_of_the_model_that_would_change_nothing_is_refused(model: str, changes: dict[str, Any]) -> None:
+    name = next(name for name in changes if name not in ("position_encoding", "encoder_layers"))
+    with pytest.raises(ConfigError, match=rf"^--set {name}={changes[name]}: is for .*; leave it out$"):
+        plan_model(RunConfig(data="x", model=model, model_settings=changes))
+    plan_model(RunConfig(data="x", model="dab-detr-r50", model_settings={"encoder_layers": 0}))  # the preset's own
+
+
+def test_a_rate_for_where_attention_looks_is_refused_where_it_looks_everywhere() -> None:
+    with pytest.raises(ConfigError, match=r"^--place-rate-factor 0\.1: is for what says where deformable"):
+        plan_model(RunConfig(data="x", model="detr-r50", training=TrainingSettings(place_rate_factor=0.1)))
+
+
+def test_a_drop_that_was_asked_for_happens() -> None:
+    config = plan_model(RunConfig(data="x", training=TrainingSettings(drop_at=0.9)))
+    assert plan_training(config, {"drop_at"}, 100).config.training.schedule == "step"
+    assert plan_training(config, set(), 100).config.training.schedule == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "drop_at", "together"),
+    [("detr-r50", 300, 2 / 3, 64), ("dab-detr-r50", 50, 0.8, 16), ("deformable-detr-r50", 50, 0.8, 32)],
+)
+def test_the_reference_recipe_is_that_of_each_architecture(
+    model: str, epochs: int, drop_at: float, together: int
+) -> None:
+    training = planned(1000, model=model, recipe="reference", weights="imagenet").config.training
+    assert (training.epochs, training.drop_at) == (epochs, drop_at)
+    assert training.accumulate * training.batch_size == together
+    assert not training.exact_padding
+
+
+def test_helpers_that_do_not_fit_are_refused_before_the_data_is_opened() -> None:
+    with pytest.raises(ConfigError, match=r"^--iou-aware: found softmax class scores"):
+        planned(100, training={"iou_aware": True})
+    with pytest.raises(ConfigError, match=r"^--query-groups: help boxes"):
+        planned(100, model="detr-r50-panoptic", weights="a", training={"query_groups": 2, "freeze": "boxes"})
+    assert planned(100, model="dab-detr-r50", training={"iou_aware": True}).config.training.iou_aware

@@ -1,0 +1,45 @@
+"""Runs as jobs of a cluster; submitit runs them here when there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from detrkit.errors import ConfigError
+from detrkit.config.run import RunConfig, load_run_config
+from detrkit.training.slurm import SlurmRun, parse_options, submit
+from detrkit.training.loggers.run_log import read_metrics
+from tests.datasets import write_coco
+
+
+def config_of(folder: Path) -> RunConfig:
+    training = {"epochs": 2, "batch_size": 2, "image_size": 64, "workers": 0}
+    return load_run_config(None, {"data": str(folder), "model": "detr-tiny"}, training)
+
+
+def test_options() -> None:
+    assert parse_options("partition=gpu, nodes=2,gpus_per_node=4,timeout_min=600,mem_gb=8") == {
+        "slurm_partition": "gpu", "nodes": 2, "gpus_per_node": 4, "timeout_min": 600, "mem_gb": 8,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="found 'gpu', expected NAME=VALUE"):
+        parse_options("gpu")
+
+
+def test_a_job_trains_and_one_that_is_queued_again_goes_on(tmp_path: Path) -> None:
+    config = config_of(write_coco(tmp_path / "shapes", num_train=4, num_val=2))
+    output = tmp_path / "run"
+    job = submit(config, output, "timeout_min=5", cluster="local")
+    job.result()
+    assert (output / "best" / "model.safetensors").is_file()
+    assert any((output / "slurm").iterdir())
+    steps = [entry["step"] for entry in read_metrics(output)]
+    again = SlurmRun(config, output)
+    assert again.checkpoint().function is again
+    with pytest.raises(ConfigError, match="the run has ended, after 2 epochs"):
+        again()  # it went on, not over
+    assert [entry["step"] for entry in read_metrics(output)] == steps
+
+
+def test_an_option_that_submitit_does_not_know(tmp_path: Path) -> None:
+    config = config_of(write_coco(tmp_path / "shapes", num_train=4, num_val=2))
+    with pytest.raises(ConfigError, match=r"--slurm cores=4: .*cores"):
+        submit(config, tmp_path / "run", "cores=4", cluster="local")
