@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detrkit.cli.train import model_field
 from detrkit._internal.files import write_text
-from detrkit.models.presets import preset_config
+from detrkit.cli.train import model_field
 from detrkit.config.run import RunConfig, load_run_config
+from detrkit.models.presets import preset_config
+from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.run import STATE_FILE
 from detrkit.training.train import resume, train
-from detrkit.training.loggers.run_log import read_metrics
 
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
 
@@ -37,7 +37,7 @@ class Row:
         name: of its folder.
         cells: of the table, on the left.
         model: fields of `ModelConfig`.
-        training: fields of `TrainingSettings`.
+        training: fields of `TrainingConfig`.
         published: AP in the paper.
     """
 
@@ -75,8 +75,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
         positions("sine", "attention", "attention", "attention", 40.6),
     ),
     "losses": (
-        Row("class-l1", ("yes", "yes", ""), 35.8, training={"giou_weight": 0.0}),
-        Row("class-giou", ("yes", "", "yes"), 39.9, training={"box_weight": 0.0}),
+        Row("class-l1", ("yes", "yes", ""), 35.8, training={"giou_loss_coef": 0.0}),
+        Row("class-giou", ("yes", "", "yes"), 39.9, training={"bbox_loss_coef": 0.0}),
         Row("class-l1-giou", ("yes", "yes", "yes"), 40.6),
     ),
 }

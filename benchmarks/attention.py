@@ -12,22 +12,24 @@ from pathlib import Path
 
 import torch
 
-from detrkit import Detector, SetLoss
-from detrkit.data.synthetic import SHAPES, DrawnShapes
+from detrkit import Detector, SetCriterion
+from detrkit.data.synthetic import SHAPES, SyntheticShapes
+from detrkit.demo.run import STYLE, run_demo
 from detrkit.explain.explanation import explain
 from detrkit.models.detr import DETR
-from detrkit.demo.run import STYLE, run_demo
 
 SEED = 42
 THRESHOLD = 0.5
 
 
-def shares_of(detector: Detector, num_photos: int) -> tuple[torch.Tensor, torch.Tensor]:
+def shares_of(detector: Detector, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Per object found: the share of attention inside its box after every decoder layer (N, T), and the uniform one (N)."""
     model: DETR = detector.model
     inside, uniform = [], []
-    for sample in DrawnShapes(num_photos, 2 * SEED + 1, STYLE).draw_all():
-        explanation = explain(model, detector.preprocessing, detector.categories, sample, loss=SetLoss(len(SHAPES)))
+    for sample in SyntheticShapes(num_images, 2 * SEED + 1, STYLE).draw_all():
+        explanation = explain(
+            model, detector.preprocessing, detector.categories, sample, loss=SetCriterion(len(SHAPES))
+        )
         attention, matching = explanation.attention, explanation.matching
         assert matching is not None
         for outcome in matching.outcomes:

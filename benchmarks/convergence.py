@@ -34,56 +34,57 @@ from typing import Any
 from benchmarks.ablations import count_parameters, pairs
 from rich.console import Console
 
+from detrkit._internal.files import atomic_write, make_folder, write_text
 from detrkit.cli.train import model_field
-from detrkit.data.transforms.augmentation import StrongAugmentation, TrainingPhotos
-from detrkit.data.records import SplitName
-from detrkit.data.synthetic import DrawingStyle
-from detrkit.data.transforms.geometry import RandomOrientation
-from detrkit.errors import DetrkitError
-from detrkit._internal.files import make_folder, replacing, write_text
-from detrkit.models.presets import preset_config
-from detrkit.distributed.rank import process_from_environment
 from detrkit.config.run import RunConfig, load_run_config
-from detrkit.data.splits import RunData
-from detrkit.demo.run import draw_data
-from detrkit.evaluation.evaluate import evaluate_source
+from detrkit.config.training import TrainingConfig
 from detrkit.data.loaders import device_of
+from detrkit.data.records import SplitName
+from detrkit.data.splits import TrainingData
+from detrkit.data.synthetic import SyntheticStyle
+from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
+from detrkit.data.transforms.geometry import RandomOrientation
+from detrkit.demo.run import draw_data
+from detrkit.distributed.rank import process_from_environment
+from detrkit.errors import DetrkitError
+from detrkit.evaluation.evaluate import evaluate_source
+from detrkit.models.presets import preset_config
+from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.planner import OWN, plan_model, plan_training
 from detrkit.training.run import STATE_FILE, Run, run_training
-from detrkit.training.train import opened
-from detrkit.training.loggers.run_log import read_metrics
-from detrkit.config.training import TrainingSettings
+from detrkit.training.train import open_and_plan
 from detrkit.visualization.charts import as_png, new_chart
 
 DRAWN = "drawn"
 NUM_TRAIN, NUM_TEST = 10_000, 500
-STYLE = DrawingStyle(size=128, most_objects=5)
+STYLE = SyntheticStyle(size=128, max_objects=5)
 # what suits drawings, for every row that does not say otherwise
 OF_DRAWN = {
     "image_size": STYLE.size,
     "batch_size": 32,
-    "learning_rate": 1e-3,
-    "backbone_learning_rate": 1e-3,
+    "lr": 1e-3,
+    "backbone_lr": 1e-3,
     "warmup_steps": 50,
-    "clip_norm": 1.0,
-    "class_weight": 2.0,
+    "clip_grad_norm": 1.0,
+    "cls_loss_coef": 2.0,
     "ema_decay": 0.99,
     "workers": 0,
 }
 # folders are planned by `detrkit train`, which would give presets photos of other sizes
-OF_PHOTOS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_norm")}
+OF_PHOTOS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_grad_norm")}
 # decided by the row, the seed and the minutes; of drawings also by their style, as framing is for photos
 DECIDED = ("seed", "steps", "epochs", "evaluate_every", "patience", "devices")
 FRAMING = (
-    "image_size", "train_scale", "augment", "flip", "upside_down", "quarter_turns", "crop", "photometric", "scale_jitter",
+    "image_size", "train_scale", "augment", "horizontal_flip", "vertical_flip", "rotate90", "crop",
+    "photometric", "scale_jitter",
 )  # fmt: skip
 COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
 _TIMINGS = 7  # rounds, of other photos each, and of so many steps:
 _TIMED_STEPS = 6
 _COLOURS = 10  # of lines; further ones are dashed
-_MOST_EVALUATIONS = 5  # of a run, which come after whole rounds through the photos
-_RATES = ("learning_rate", "backbone_learning_rate")  # of rows, found on drawings: not meant for photos
-_PRETRAINED_RATE = {"backbone_learning_rate": 1e-4}  # of every row, above a backbone that can see
+_MAX_EVALUATIONS = 5  # of a run, which come after whole rounds through the photos
+_RATES = ("lr", "backbone_lr")  # of rows, found on drawings: not meant for photos
+_PRETRAINED_RATE = {"backbone_lr": 1e-4}  # of every row, above a backbone that can see
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Row:
         what: for readers.
         model: preset.
         settings: fields of `ModelConfig` that make it what it is.
-        training: fields of `TrainingSettings`.
+        training: fields of `TrainingConfig`.
         drawn, photos: further fields of `ModelConfig`, for drawings and for folders, which --set may change.
     """
 
@@ -120,7 +121,7 @@ _SIGMOID = {"class_scores": "sigmoid", "pre_norm": False}
 _QUERIES = {"num_queries": 50}
 _COARSE = {**_QUERIES, "dilation": False}  # a cell every 16 px, where DETR's 25 queries have one every 8
 _SAMPLED = {"encoder_attention": "deformable", "cross_attention": "deformable"}
-_FIVE_E4 = {"learning_rate": 5e-4, "backbone_learning_rate": 5e-4}  # where 1e-3 was worse
+_FIVE_E4 = {"lr": 5e-4, "backbone_lr": 5e-4}  # where 1e-3 was worse
 TABLES: dict[str, tuple[Row, ...]] = {
     "peers": (
         Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_FIVE_E4, photos=_QUERIES),
@@ -141,7 +142,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
                 **_SIGMOID,
                 "queries": "anchors",
                 "cross_attention": "conditional",
-                "refine_boxes": True,
+                "with_box_refine": True,
                 "position_temperature": 20.0,
             },
             _FIVE_E4,
@@ -152,7 +153,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
             "deformable",
             "Deformable DETR, two maps",
             "detr-tiny",
-            {**_SIGMOID, **_SAMPLED, "queries": "points", "num_levels": 2, "dilation": False},
+            {**_SIGMOID, **_SAMPLED, "queries": "points", "num_feature_levels": 2, "dilation": False},
             _FIVE_E4,
             drawn=_QUERIES,
             photos=_QUERIES,
@@ -171,12 +172,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
         _bare(
             "no-refinement",
             "without proposals and refinement",
-            settings={"queries": "points", "proposal_content": "place", "refine_boxes": False},
+            settings={"queries": "points", "proposal_content": "place", "with_box_refine": False},
             training={"look_forward_twice": False},
         ),
-        _bare("one-map", "without the finer map", settings={"num_levels": 1}),
+        _bare("one-map", "without the finer map", settings={"num_feature_levels": 1}),
         _bare("dense", "without sampling: all cells are looked at", settings={"cross_attention": "dense"}),
-        _bare("shared-heads", "without heads for each layer", settings={"heads_per_layer": False}),
+        _bare("shared-heads", "without heads for each layer", settings={"layerwise_heads": False}),
         _bare("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
         _bare("not-iou-aware", "without scores that know the overlap", training={"iou_aware": False}),
         _bare("not-twice", "without looking forward twice", training={"look_forward_twice": False}),
@@ -185,7 +186,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         _bare("dropout", "with dropout 0.1", settings={"dropout": 0.1}),
         _bare("groups", "with 3 query groups", training={"query_groups": 3}),
         _bare("hybrid", "with 100 hybrid queries", training={"hybrid_queries": 100}),
-        _bare("mosaic", "with mosaic for half of the photos", training={"mosaic": 0.5, "strong_until": 0.7}),
+        _bare("mosaic", "with mosaic for half of the photos", training={"mosaic": 0.5, "strong_aug_until": 0.7}),
     ),
 }
 
@@ -206,7 +207,7 @@ class Bench:
         """Of one run."""
         return self.output / f"{row.name}-{seed}"
 
-    def open(self, row: Row, seed: int, steps: int | None = None) -> tuple[RunConfig, RunData]:
+    def open(self, row: Row, seed: int, steps: int | None = None) -> tuple[RunConfig, TrainingData]:
         """Plan a run and open its data."""
         is_drawn = self.common.data == DRAWN
         given = self.common.training.model_dump(exclude_unset=True)
@@ -221,15 +222,15 @@ class Bench:
             update={
                 "model": row.model,
                 "model_settings": self.fields_of(row),
-                "training": TrainingSettings(**training),
+                "training": TrainingConfig(**training),
             }
         )
         if not is_drawn:
-            return opened(config, Console(quiet=True))
+            return open_and_plan(config, Console(quiet=True))
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
         settings, drawn = config.training, drawings()
         strong = StrongAugmentation(STYLE.size, mosaic=settings.mosaic)
-        photos = TrainingPhotos(drawn.train.photos, RandomOrientation(), seed=seed, strong=strong)
+        photos = AugmentedDataset(drawn.train.photos, RandomOrientation(), seed=seed, strong=strong)
         return config, replace(drawn, train=photos)
 
     def fields_of(self, row: Row) -> dict[str, Any]:
@@ -246,7 +247,7 @@ class Bench:
 
 
 @cache
-def drawings() -> RunData:
+def drawings() -> TrainingData:
     """Draw what every run learns from, and what it is judged by."""
     print(f"drawing {NUM_TRAIN} photos, and {NUM_TEST} to be judged by")
     return draw_data(NUM_TRAIN, NUM_TEST, seed=42, style=STYLE, image_size=STYLE.size)
@@ -285,11 +286,11 @@ def seconds_per_step(run: Run, epoch: int) -> float:
     """Take some steps of a round through the photos; tell how long one took, reading included."""
     run.stepper.train()
     run.loader.start_at(epoch, 0)
-    accumulate = run.config.training.accumulate
+    gradient_accumulation = run.config.training.gradient_accumulation
     batches = chain.from_iterable(repeat(run.loader))
     start = 0.0
     for number in range(_TIMED_STEPS + 1):
-        run.stepper.step([batch.to(run.device) for batch in islice(batches, accumulate)])
+        run.stepper.step([batch.to(run.device) for batch in islice(batches, gradient_accumulation)])
         run.stepper.finish()
         if number == 0:
             start = time.perf_counter()
@@ -302,8 +303,8 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
     if not has_ended(folder, steps):
         config, data = bench.open(row, seed, steps)
         settings = config.training
-        epochs = -(-steps * settings.batch_size * settings.accumulate // max(1, len(data.train)))
-        often = settings.model_copy(update={"evaluate_every": -(-epochs // _MOST_EVALUATIONS)})
+        epochs = -(-steps * settings.batch_size * settings.gradient_accumulation // max(1, len(data.train)))
+        often = settings.model_copy(update={"evaluate_every": -(-epochs // _MAX_EVALUATIONS)})
         config = config.model_copy(update={"training": often})
         resumes = (folder / STATE_FILE).is_file()
         print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
@@ -388,7 +389,7 @@ def write_into(document: Path, name: str, table: str | None, curves: bytes = b""
     if table is not None:
         picture = Path("pictures") / f"{name}.png"
         make_folder((document.parent / picture).parent)
-        with replacing(document.parent / picture) as temporary:
+        with atomic_write(document.parent / picture) as temporary:
             temporary.write_bytes(curves)
         shown = f"\n![AP over the minutes of training]({picture.as_posix()})\n"
         write_text(document, f"{text[: found.end(1)]}{table}\n{shown}{text[found.start(2) :]}")
@@ -404,7 +405,7 @@ def run_bench(bench: Bench) -> str:
             results.setdefault(row.name, []).append(trained(bench, row, seed, steps[row.name]))
             text = table_of(bench, results, steps)
             write_text(bench.output / f"{bench.table}.md", text + "\n")  # whatever is known by now
-    with replacing(bench.output / f"{bench.table}.png") as temporary:
+    with atomic_write(bench.output / f"{bench.table}.png") as temporary:
         temporary.write_bytes(draw_curves(bench, results))
     return text
 

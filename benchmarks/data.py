@@ -22,13 +22,19 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as F
 
-from detrkit.data.transforms.augmentation import TrainingPhotos
 from detrkit.data.batching import collate
-from detrkit.data.dataset import PhotoDataset
+from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.records import Record, Records, Split
-from detrkit.data.samplers import Arrangement, TrainBatches
-from detrkit.data.transforms.geometry import CROP_SHORT_SIDES, CROP_SIDES, LONG_SIDE_AT_MOST, TRAIN_SHORT_SIDES, TrainTransform
+from detrkit.data.samplers import BatchGrouping, TrainBatchSampler
+from detrkit.data.transforms.augmentation import AugmentedDataset
+from detrkit.data.transforms.geometry import (
+    CROP_SHORT_SIDES,
+    CROP_SIDES,
+    LONG_SIDE_AT_MOST,
+    TRAIN_SHORT_SIDES,
+    TrainTransform,
+)
 
 ROUNDS = 3
 
@@ -154,9 +160,9 @@ def report_memory() -> None:
 
 def report_padding(split: Split, batch_size: int = 4) -> None:
     """Print the share of pixels that are padding in one epoch of the paper's pipeline."""
-    photos = TrainingPhotos(PhotoDataset(split), TrainTransform(), seed=0)
+    photos = AugmentedDataset(DetectionDataset(split), TrainTransform(), seed=0)
     for by_shape in (False, True):
-        order = TrainBatches(Arrangement.of(split.records, by_shape=by_shape), batch_size, seed=0)
+        order = TrainBatchSampler(BatchGrouping.of(split.records, by_shape=by_shape), batch_size, seed=0)
         masks = [collate([photos[draw] for draw in batch]).padding_mask for batch in order]
         share = sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
         print(f"batches of {batch_size}, {'by shape' if by_shape else 'at random'}: {share:.1%} padding")
@@ -167,7 +173,7 @@ def main(folder: str, count: int) -> None:
     torch.set_num_threads(1)
     split = read_dataset(folder).train
     count = min(count, len(split.records))
-    ours = PhotoDataset(split, TrainTransform())
+    ours = DetectionDataset(split, TrainTransform())
     times = {"detrkit": 0.0, "Pillow": 0.0}
     for round_number in range(ROUNDS + 1):
         torch.manual_seed(round_number)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.models.attention.deformable import DeformableAttention
-from detrkit.models.feature_maps import Scene
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.transformer import LayerShape
 
 WIDTH, HEADS, POINTS = 256, 8, 4
@@ -39,16 +39,16 @@ def sizes_of(height: int, width: int, levels: int) -> tuple[tuple[int, int], ...
     return tuple((-(-height // 2**power), -(-width // 2**power)) for power in range(3, 3 + levels))
 
 
-def scene_of(sizes: tuple[tuple[int, int], ...]) -> Scene:
+def scene_of(sizes: tuple[tuple[int, int], ...]) -> FeatureMaps:
     """Cells that hold noise."""
     tokens = torch.randn(1, sum(h * w for h, w in sizes), WIDTH)
-    return Scene(tokens, torch.zeros_like(tokens), None, sizes)
+    return FeatureMaps(tokens, torch.zeros_like(tokens), None, sizes)
 
 
 def build(name: str, sizes: tuple[tuple[int, int], ...]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """One layer, and how to ask it."""
     torch.manual_seed(0)
-    shape = LayerShape(WIDTH, HEADS, 4 * WIDTH, 0.0, False, num_levels=len(sizes), sampling_points=POINTS)
+    shape = LayerShape(WIDTH, HEADS, 4 * WIDTH, 0.0, False, num_feature_levels=len(sizes), sampling_points=POINTS)
     ours = DeformableAttention(shape)
     nn.init.normal_(ours.offset_projection.weight, std=0.1)
     nn.init.normal_(ours.weight_projection.weight, std=0.1)

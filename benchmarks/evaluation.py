@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detrkit.evaluation.analysis import analyse
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.coco import NAMES, evaluate_boxes
-from detrkit.evaluation.arrays import Found, Truth
 
 NUM_CLASSES = 80
 OBJECTS = 7.3  # per photo on average, as in COCO val2017
@@ -29,11 +29,11 @@ ROUNDS = 3
 WIDTH, HEIGHT = 640, 480
 
 
-def draw(num_photos: int, per_photo: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def draw(num_images: int, per_photo: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A COCO document, and detections of which some are right, moved, misnamed or of nothing."""
     random = np.random.default_rng(seed)
-    counts = random.poisson(OBJECTS, num_photos)
-    owners = np.repeat(np.arange(num_photos), counts)
+    counts = random.poisson(OBJECTS, num_images)
+    owners = np.repeat(np.arange(num_images), counts)
     sides = np.exp(random.uniform(np.log(8), np.log(300), (len(owners), 2)))
     corners = random.uniform(0, 1, (len(owners), 2)) * (np.array([WIDTH, HEIGHT]) - sides).clip(min=1)
     boxes = np.concatenate([corners, sides], axis=1).round(2)
@@ -41,7 +41,7 @@ def draw(num_photos: int, per_photo: int, seed: int = 0) -> tuple[dict[str, Any]
     document = {
         "info": {},
         "images": [
-            {"id": i + 1, "width": WIDTH, "height": HEIGHT, "file_name": f"{i + 1}.jpg"} for i in range(num_photos)
+            {"id": i + 1, "width": WIDTH, "height": HEIGHT, "file_name": f"{i + 1}.jpg"} for i in range(num_images)
         ],
         "categories": [{"id": i + 1, "name": f"class {i + 1}"} for i in range(NUM_CLASSES)],
         "annotations": [
@@ -58,7 +58,7 @@ def draw(num_photos: int, per_photo: int, seed: int = 0) -> tuple[dict[str, Any]
             )
         ],
     }
-    photos = np.repeat(np.arange(num_photos), per_photo)
+    photos = np.repeat(np.arange(num_images), per_photo)
     starts = np.cumsum(counts) - counts
     chosen = starts[photos] + (random.random(len(photos)) * counts[photos]).astype(int)
     chosen = chosen.clip(max=len(owners) - 1)
@@ -103,11 +103,11 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=100, help="per photo")
     arguments = parser.parse_args()
     document, results = draw(arguments.photos, arguments.detections)
-    found = Found.from_coco(results)
+    found = DetectionArrays.from_coco(results)
     print(f"{arguments.photos} photos, {len(document['annotations'])} objects, {len(results)} detections, 80 classes")
     scores, from_columns = timed(lambda: evaluate_boxes(document, found), ROUNDS)
     _, from_list = timed(lambda: evaluate_boxes(document, results), ROUNDS)
-    truth = Truth.read(document)
+    truth = GroundTruth.read(document)
     _, whole = timed(lambda: analyse(truth, found, 100), 1)
     expected, reference = timed(lambda: by_pycocotools(document, results), 1)
     ours = [scores.numbers[name] for name in NAMES]

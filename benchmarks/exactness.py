@@ -13,7 +13,7 @@ import torch
 from tests.parity.golden import formula_batch, formula_model, formula_targets
 from tests.parity.test_golden import VARIANTS, official_gradient_norms
 
-from detrkit import SetLoss
+from detrkit import SetCriterion
 
 
 def compare(file: Path) -> tuple[float, float, float]:
@@ -23,7 +23,7 @@ def compare(file: Path) -> tuple[float, float, float]:
     model = formula_model(name, **overrides)
     num_classes = model.config.num_classes
     predictions = model(*formula_batch())
-    report = SetLoss(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
+    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
     report.total.backward()
     outputs = max(
         float((torch.from_numpy(golden[key]) - tensor.detach()).abs().max())

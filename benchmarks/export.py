@@ -22,21 +22,21 @@ import torch
 from torch import Tensor
 
 import detrkit
-from detrkit.checkpoints.native import Preprocessing
 from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import numbered_categories
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms.geometry import TestTransform, resize
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
+from detrkit.data.transforms.geometry import EvalTransform, resize
 from detrkit.export.graph import export_program
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.inference.engines.exported import Precision, to_description
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import Runtime, TorchRuntime
+from detrkit.inference.inputs import list_inputs
 from detrkit.models.detr import DETR
-from detrkit.inference.inputs import list_sources
 from detrkit.structures import Batch, Sample
 
 Answer = tuple[Tensor, Tensor]
@@ -63,15 +63,15 @@ def build_ours(theirs: Any) -> DETR:
 def prepared_photos(folder: Path | None) -> list[Sample]:
     """Photos to calibrate with; the first one, at the size of the benchmark, is what is timed."""
     if folder is not None:
-        from detrkit.data.images import read_pixels
+        from detrkit.data.images import read_image
 
-        paths = list_sources([str(folder)]).photos[:NUM_CALIBRATION]
-        drawn = DrawnShapes(1, 0)[0]
+        paths = list_inputs([str(folder)]).photos[:NUM_CALIBRATION]
+        drawn = SyntheticShapes(1, 0)[0]
         blank = type(drawn.annotations)(drawn.annotations.boxes[:0], drawn.annotations.labels[:0])
-        photos = [Sample(read_pixels(path), blank, index, (1, 1)) for index, path in enumerate(paths)]
+        photos = [Sample(read_image(path), blank, index, (1, 1)) for index, path in enumerate(paths)]
     else:
-        photos = DrawnShapes(NUM_CALIBRATION, seed=0, style=DrawingStyle(size=320)).draw_all()
-    return [resize(photos[0], SIZE), *(TestTransform(480)(photo) for photo in photos[1:])]
+        photos = SyntheticShapes(NUM_CALIBRATION, seed=0, style=SyntheticStyle(size=320)).draw_all()
+    return [resize(photos[0], SIZE), *(EvalTransform(480)(photo) for photo in photos[1:])]
 
 
 def their_predict(model: Any) -> Callable[[Batch], Answer]:
@@ -99,14 +99,14 @@ def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Ba
     """Everything that takes part."""
     theirs = build_transformers()
     ours = build_ours(theirs)
-    program = export_program(ours, exact_padding=True, postprocess=False)
+    program = export_program(ours, padding_invariant=True, postprocess=False)
 
     def described(precision: Precision) -> Any:
         return to_description(ours.config, numbered_categories(91), Preprocessing(), precision, postprocess=False)
 
     found = {
         "transformers, eager, float32": their_predict(theirs),
-        "detrkit, eager, float32": our_predict(TorchRuntime(ours, torch.device("cpu"), exact_padding=True)),
+        "detrkit, eager, float32": our_predict(TorchRuntime(ours, torch.device("cpu"), padding_invariant=True)),
     }
     write_onnx(program, described("float32"), folder / "model.onnx")
     found["ONNX Runtime, float32"] = our_predict(load_exported(folder / "model.onnx"))

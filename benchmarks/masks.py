@@ -27,14 +27,14 @@ from torch.nn import functional as F
 import detrkit
 from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
-from detrkit.losses.criterion import SetLoss
+from detrkit.config.training import TrainingConfig
+from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import folded
+from detrkit.models.fuse_conv_bn import fuse_conv_bn
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.postprocess.panoptic import SMALLEST, Candidates, merge_segments
+from detrkit.postprocess.panoptic import SMALLEST, KeptQueries, merge_segments
 from detrkit.structures import Batch, Target
-from detrkit.config.training import TrainingSettings
-from detrkit.training.train_step import Stepper
+from detrkit.training.train_step import TrainStep
 
 NUM_CLASSES = 250
 IS_THING = [label <= 90 for label in range(NUM_CLASSES)]
@@ -87,7 +87,7 @@ def check_equal() -> None:
     with torch.no_grad():
         said = theirs(batch.images, (~batch.padding_mask).long(), labels=their_labels(batch))
         predictions = ours(batch.images)
-        report = SetLoss(NUM_CLASSES)(predictions, batch.targets)
+        report = SetCriterion(NUM_CLASSES)(predictions, batch.targets)
     assert predictions.masks is not None
     difference = float((predictions.masks - said.pred_masks).abs().max())
     print(f"losses {float(said.loss):.5f} and {float(report.total):.5f}, masks differ by {difference:.0e} at most")
@@ -105,8 +105,8 @@ def training_step(which: str) -> Step:
     batch = make_masked_batch(2, *TRAINING[1])
     theirs = build_transformers().train()
     if which == "detrkit":
-        settings = TrainingSettings(exact_padding=False, clip_norm=0.1)
-        stepper = Stepper(build_ours(theirs).train(), SetLoss(NUM_CLASSES), settings, torch.device("cpu"), 1000)
+        settings = TrainingConfig(padding_invariant=False, clip_grad_norm=0.1)
+        stepper = TrainStep(build_ours(theirs).train(), SetCriterion(NUM_CLASSES), settings, torch.device("cpu"), 1000)
         return lambda: float(stepper.step([batch]).total.detach())
     trained = [p for p in theirs.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
@@ -137,7 +137,7 @@ def prediction(which: str) -> Step:
 
         return predict_theirs
 
-    model = folded(build_ours(theirs))
+    model = fuse_conv_bn(build_ours(theirs))
     images = images.contiguous(memory_format=torch.channels_last)
     queries = torch.arange(int(which.split()[1]))
 
@@ -184,7 +184,7 @@ def work(task: str, which: str) -> None:
         print(f"{largest_memory():.2f}" if line.strip() == "memory" else seconds_of(step, "cpu"), flush=True)
 
 
-def merge_through_pillow(candidates: Candidates) -> tuple[np.ndarray, list[int]]:
+def merge_through_pillow(candidates: KeptQueries) -> tuple[np.ndarray, list[int]]:
     """Merge as the published code does, one step after the other, with its trips through Pillow."""
     logits, labels = candidates.logits, candidates.labels
     logits = F.interpolate(logits[:, None], candidates.processed, mode="bilinear", align_corners=False)[:, 0]
@@ -218,7 +218,7 @@ def report_merge(rounds: int) -> None:
     coarse = torch.randn(1, 20, 7, 9) * 8
     logits = F.interpolate(coarse, (200, 267), mode="bicubic")[0]
     labels = torch.tensor([*range(1, 11), *(150 + index % 7 for index in range(10))])
-    candidates = Candidates(logits, labels, torch.full((20,), 0.9), PREDICTING[1], PREDICTING[1], (480, 640))
+    candidates = KeptQueries(logits, labels, torch.full((20,), 0.9), PREDICTING[1], PREDICTING[1], (480, 640))
     variants = {
         "through Pillow": lambda: merge_through_pillow(candidates),
         "detrkit, reference": lambda: merge_segments(candidates, IS_THING, "reference"),

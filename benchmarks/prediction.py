@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from detrkit import build_model
+from detrkit._internal.files import atomic_write
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
-from detrkit._internal.files import replacing
+from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 from detrkit.inference.writers.jsonl import read_lines
 
 WORLD = 2
@@ -37,7 +37,7 @@ Reading = tuple[int, float]  # photos done, resident MiB
 def write_photos(folder: Path, count: int) -> None:
     """Draw photos; a third each is square, lying and upright."""
     folder.mkdir()
-    for number, sample in enumerate(DrawnShapes(count, 0, DrawingStyle(size=SIDE))):
+    for number, sample in enumerate(SyntheticShapes(count, 0, SyntheticStyle(size=SIDE))):
         width, height = ((SIDE, SIDE), (SIDE, 64), (64, SIDE))[number % 3]
         picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         picture.crop((0, 0, width, height)).save(folder / f"{number:05d}.jpg")
@@ -119,7 +119,7 @@ def draw(runs: Sequence[tuple[str, list[Reading]]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 
 HOST = "127.0.0.1"
 
@@ -41,7 +41,7 @@ def write_model(path: Path, name: str, size: int) -> None:
 def draw(count: int, size: int) -> list[bytes]:
     """Photos as JPEG files: lying, as cameras have them."""
     photos = []
-    for sample in DrawnShapes(count, 0, DrawingStyle(size=max(64, size))):
+    for sample in SyntheticShapes(count, 0, SyntheticStyle(size=max(64, size))):
         buffer = io.BytesIO()
         picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         picture.resize((size * 4 // 3, size)).save(buffer, "JPEG", quality=90)

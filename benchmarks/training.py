@@ -26,11 +26,11 @@ import torch
 import detrkit
 from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
-from detrkit.losses.criterion import SetLoss
+from detrkit.config.training import TrainingConfig
+from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch, Predictions, Target
-from detrkit.config.training import TrainingSettings
-from detrkit.training.train_step import Stepper
+from detrkit.training.train_step import TrainStep
 
 Step = Callable[[], float]
 NUM_CLASSES, NUM_OBJECTS = 91, 7
@@ -101,8 +101,8 @@ def their_step(model: Any, batch: Batch, precision: str) -> Step:
 
 def our_step(model: DETR, batch: Batch, precision: str, compile_model: bool = False) -> Step:
     """One training step of detrkit, as its trainer takes it."""
-    settings = TrainingSettings(precision=precision, compile=compile_model, exact_padding=False, clip_norm=0.1)
-    stepper = Stepper(model, SetLoss(NUM_CLASSES), settings, batch.images.device, num_steps=1000)
+    settings = TrainingConfig(precision=precision, compile=compile_model, padding_invariant=False, clip_grad_norm=0.1)
+    stepper = TrainStep(model, SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=1000)
     return lambda: float(stepper.step([batch]).total.detach())
 
 
@@ -116,7 +116,7 @@ def check_equal(device: str) -> None:
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
     with torch.no_grad():
         expected = float(theirs.eval()(batch.images, (~batch.padding_mask).long(), labels=labels).loss)
-        actual = float(SetLoss(NUM_CLASSES)(ours.eval()(batch.images), batch.targets).total)
+        actual = float(SetCriterion(NUM_CLASSES)(ours.eval()(batch.images), batch.targets).total)
     print(f"trainable parameters {counts}, losses {expected:.5f} and {actual:.5f}")
     assert counts[0] == counts[1] == 41_302_368
     assert abs(expected - actual) < 1e-3 * expected
@@ -186,7 +186,7 @@ def report_criterion(device: str) -> None:
     batch = make_batch(16, 32, 32, device)
     logits = torch.randn(6, 16, 100, NUM_CLASSES + 1, device=device, requires_grad=True)
     boxes = (torch.rand(6, 16, 100, 4, device=device) * 0.5 + 0.2).requires_grad_()
-    loss = SetLoss(NUM_CLASSES)
+    loss = SetCriterion(NUM_CLASSES)
 
     def step() -> float:
         return float(loss(Predictions(logits, boxes), batch.targets).total.detach())
@@ -214,9 +214,9 @@ def report_synchronisations() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     batch = make_batch(2, 512, 640, "cuda")
-    settings = TrainingSettings(exact_padding=False)
-    stepper = Stepper(
-        detrkit.build_model("detr-r50"), SetLoss(NUM_CLASSES), settings, batch.images.device, num_steps=100
+    settings = TrainingConfig(padding_invariant=False)
+    stepper = TrainStep(
+        detrkit.build_model("detr-r50"), SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=100
     )
     for _ in range(3):
         stepper.step([batch])

@@ -11,7 +11,7 @@ from PIL import Image
 from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.segment_png import write_ids
-from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 from detrkit.evaluation.coco import annotations_of_samples
 
 
@@ -19,7 +19,7 @@ def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64)
     """Write drawn shapes as a folder in the COCO 2017 layout; photo 1 of each split has no objects."""
     (root / "annotations").mkdir(parents=True)
     for seed, (name, count) in enumerate({"train2017": num_train, "val2017": num_val}.items()):
-        samples = DrawnShapes(count, seed, DrawingStyle(size=size)).draw_all()
+        samples = SyntheticShapes(count, seed, SyntheticStyle(size=size)).draw_all()
         document = annotations_of_samples(samples, SHAPES)
         document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] != 1]
         (root / name).mkdir()
@@ -67,7 +67,7 @@ PANOPTIC_SEGMENTS = [
 ]
 
 
-def panoptic_document(num_photos: int = 2) -> tuple[dict[str, Any], np.ndarray]:
+def panoptic_document(num_images: int = 2) -> tuple[dict[str, Any], np.ndarray]:
     """A panoptic document of photos of 20 x 30 pixels that are all alike, and the ids of their pixels."""
     ids = np.zeros((20, 30), np.int32)
     for number, _, _, (top, left, bottom, right) in PANOPTIC_SEGMENTS:
@@ -79,7 +79,7 @@ def panoptic_document(num_photos: int = 2) -> tuple[dict[str, Any], np.ndarray]:
         box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
         area = int((ids == number).sum())
         segments.append({"id": number, "category_id": category, "iscrowd": crowd, "bbox": box, "area": area})
-    numbers = range(1, num_photos + 1)
+    numbers = range(1, num_images + 1)
     return {
         "images": [{"id": n, "file_name": f"{n}.jpg", "height": 20, "width": 30} for n in numbers],
         "annotations": [
@@ -89,9 +89,9 @@ def panoptic_document(num_photos: int = 2) -> tuple[dict[str, Any], np.ndarray]:
     }, ids
 
 
-def write_panoptic(root: Path, layout: Literal["official", "flat", "single"] = "official", num_photos: int = 2) -> Path:
+def write_panoptic(root: Path, layout: Literal["official", "flat", "single"] = "official", num_images: int = 2) -> Path:
     """Write `panoptic_document` as a folder: COCO's own layout, PNG folders beside the photos', or one JSON alone."""
-    document, ids = panoptic_document(num_photos)
+    document, ids = panoptic_document(num_images)
     for split in ("train2017",) if layout == "single" else ("train2017", "val2017"):
         file = root / "annotations" / f"panoptic_{split}.json"
         photos, pngs = root / split, (file.with_suffix("") if layout == "official" else root / f"panoptic_{split}")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
+    from detrkit.config.model import ModelConfig
     from detrkit.errors import CheckpointError, ConfigError, DataError, DetrkitError, ExportError
     from detrkit.inference.detector import Detector
-    from detrkit.losses.criterion import SetLoss
-    from detrkit.config.model import ModelConfig
+    from detrkit.losses.criterion import SetCriterion
     from detrkit.models.detr import DETR
     from detrkit.models.presets import build_model
     from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
@@ -27,7 +27,7 @@ _HOME_OF = {
     "DetrkitError": "detrkit.errors",
     "ExportError": "detrkit.errors",
     "Detector": "detrkit.inference.detector",
-    "SetLoss": "detrkit.losses.criterion",
+    "SetCriterion": "detrkit.losses.criterion",
     "DETR": "detrkit.models.detr",
     "ModelConfig": "detrkit.config.model",
     "build_model": "detrkit.models.presets",

@@ -10,7 +10,7 @@ from importlib import import_module
 from reprlib import Repr
 from typing import Any
 
-_MOST_CHOICES = 20  # of names that a message lists
+_MAX_CHOICES = 20  # of names that a message lists
 
 
 class DetrkitError(Exception):
@@ -39,8 +39,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    rest = len(known) - _MOST_CHOICES
-    return f"choose one of {', '.join(known[:_MOST_CHOICES])}{f' and {rest} more' if rest > 0 else ''}"
+    rest = len(known) - _MAX_CHOICES
+    return f"choose one of {', '.join(known[:_MAX_CHOICES])}{f' and {rest} more' if rest > 0 else ''}"
 
 
 def option(name: str) -> str:

@@ -125,7 +125,7 @@ ClassScores = Literal["softmax", "sigmoid"]  # one of K classes or no object; or
 
 
 @dataclass(frozen=True)
-class Proposals:
+class EncoderProposals:
     """What the encoder says about every cell, where queries start from its best boxes (two-stage Deformable DETR)."""
 
     class_logits: Float[Tensor, "B S K"]
@@ -133,7 +133,7 @@ class Proposals:
 
 
 # what queries beside the model's own are there for, while training
-Helper = Literal["group", "hybrid", "denoising"]
+AuxiliaryKind = Literal["group", "hybrid", "denoising"]
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class Predictions:
     mask_inputs: MaskInputs | None = None  # in place of masks, where only some queries' masks will be asked for
     class_scores: ClassScores = "softmax"
     most_detections: int | None = None  # pairs of query and class that are answered; None: as many as queries
-    proposals: Proposals | None = None
-    extra: tuple[ExtraPredictions, ...] = ()  # of queries beside the model's own
+    proposals: EncoderProposals | None = None
+    extra: tuple[AuxiliaryPredictions, ...] = ()  # of queries beside the model's own
 
     @property
     def layer_probabilities(self) -> Float[Tensor, "T B Q K"]:
@@ -226,10 +226,10 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class ExtraPredictions:
-    """What queries beside the model's own say; see `models.queries.ExtraQueries`."""
+class AuxiliaryPredictions:
+    """What queries beside the model's own say; see `models.queries.AuxiliaryQueries`."""
 
-    helper: Helper
+    helper: AuxiliaryKind
     predictions: Predictions
 
 
@@ -291,7 +291,7 @@ class PanopticSegments:
 
 
 @dataclass(frozen=True)
-class DrawnMasks:
+class LowResMasks:
     """Masks of the objects of one photo, as small as the model draws them; enlarged when they are asked for.
 
     Sizes are (height, width).
@@ -302,11 +302,11 @@ class DrawnMasks:
     processed: tuple[int, int]  # size of the image within it, top left
     original: tuple[int, int]  # size of the photo that was resized to it
 
-    def keep(self, index: Int64[Tensor, "n"]) -> DrawnMasks:
+    def keep(self, index: Int64[Tensor, "n"]) -> LowResMasks:
         """Choose some of them, in the wanted order."""
         return replace(self, logits=self.logits[index])
 
-    def scaled(self, factor: float) -> DrawnMasks:
+    def scaled(self, factor: float) -> LowResMasks:
         """Masks of the photo enlarged."""
         height, width = (round(side * factor) for side in self.original)
         return replace(self, original=(height, width))
@@ -330,7 +330,7 @@ class Detections:
     path: str | None = None
     size: tuple[int, int] | None = None  # (height, width) of the photo
     queries: Int64[Tensor, "N"] | None = None  # which query says so; None where several views were merged
-    drawn: DrawnMasks | None = None  # of models with a mask head
+    drawn: LowResMasks | None = None  # of models with a mask head
     segments: PanopticSegments | None = None  # of models that know stuff, too; whichever objects are kept
 
     @property

@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from detrkit import build_model
+from detrkit.benchmark import cases as contenders
+from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig, BenchmarkResult
+from detrkit.benchmark.run import list_benchmark_cases, page_of, rows_of
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
 from detrkit.inference.engines.torch import Precision
-from detrkit.benchmark import cases as contenders
-from detrkit.benchmark.run import list_contenders, page_of, rows_of
-from detrkit.benchmark.cases import Contender, Measured, Work
 
-WORK = Work((64, 96), 2, "cpu")
+WORK = BenchmarkConfig((64, 96), 2, "cpu")
 
 
 def test_figures_by_hand() -> None:
-    slow = Measured("slow", 2_500_000, 3.21, [0.4, 0.5, 9.0], {"encoder": 0.1}, 100.0)
-    quick = Measured("quick", None, None, [0.1], {}, None)
-    broken = Measured("broken <b>", not_run="no such file")
+    slow = BenchmarkResult("slow", 2_500_000, 3.21, [0.4, 0.5, 9.0], {"encoder": 0.1}, 100.0)
+    quick = BenchmarkResult("quick", None, None, [0.1], {}, None)
+    broken = BenchmarkResult("broken <b>", not_run="no such file")
     assert rows_of([slow, quick, broken], WORK) == [
         ("slow", "500", "1.00", "4.00", "2.5", "3", "100"),
         ("quick", "100", "5.00", "20.00", "-", "-", "-"),
@@ -36,12 +36,12 @@ def test_who_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr("detrkit.benchmark.run.has_bfloat16", lambda device: False)
     (tmp_path / "model.xml").touch()
     exported = str(tmp_path)
-    found = list_contenders(["detr-r18", exported], ("float32", "bfloat16"), True, torch.device("cpu"))
+    found = list_benchmark_cases(["detr-r18", exported], ("float32", "bfloat16"), True, torch.device("cpu"))
     assert found == [
-        Contender("detrkit", "detr-r18"),
-        Contender("transformers", "detr-r18"),
-        Contender("detrkit", exported),
-        Contender("faster r-cnn", ""),
+        BenchmarkCase("detrkit", "detr-r18"),
+        BenchmarkCase("transformers", "detr-r18"),
+        BenchmarkCase("detrkit", exported),
+        BenchmarkCase("faster r-cnn", ""),
     ]
 
 
@@ -52,13 +52,13 @@ def test_the_rival_computes_what_we_do(precision: Precision, within: float, tmp_
     model = build_model("detr-r18", num_classes=3, encoder_layers=1, decoder_layers=1).eval()
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing()))
-    scores, boxes = contenders._build(Contender("transformers", str(path), precision), WORK).predict()
+    scores, boxes = contenders._build(BenchmarkCase("transformers", str(path), precision), WORK).predict()
     torch.manual_seed(contenders._SEED)
     with torch.inference_mode():
         ours = model(torch.randn(2, 3, *WORK.size))
     torch.testing.assert_close(boxes, ours.boxes, rtol=0, atol=within)
     torch.testing.assert_close(scores, ours.probabilities.max(-1).values, rtol=0, atol=within)
-    assert contenders._build(Contender("detrkit", str(path), precision), WORK).predict()
+    assert contenders._build(BenchmarkCase("detrkit", str(path), precision), WORK).predict()
 
 
 def test_a_measurement_with_one_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

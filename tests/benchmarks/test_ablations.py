@@ -8,7 +8,7 @@ from benchmarks.ablations import TABLES, main, parsed, row_scores
 
 from benchmarks import ablations
 from detrkit.config.model import ModelConfig
-from detrkit.config.training import TrainingSettings
+from detrkit.config.training import TrainingConfig
 from detrkit.training.trainer import TrainingResult
 from tests.datasets import write_coco
 
@@ -19,7 +19,7 @@ def test_every_row_changes_fields_that_exist_and_the_last_is_the_paper_s_model()
     for rows in TABLES.values():
         for row in rows:
             ModelConfig.model_validate(row.model)
-            TrainingSettings.model_validate(row.training)
+            TrainingConfig.model_validate(row.training)
         assert ModelConfig.model_validate(rows[-1].model) == ModelConfig()
         assert rows[-1].published == 40.6
         assert len({row.name for row in rows}) == len(rows)

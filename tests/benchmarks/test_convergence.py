@@ -15,9 +15,9 @@ from benchmarks.convergence import (
 )
 
 from benchmarks import convergence
+from detrkit.config.training import TrainingConfig
 from detrkit.models.presets import preset_config
 from detrkit.training.run import Run
-from detrkit.config.training import TrainingSettings
 from tests.datasets import write_coco
 
 SMALLEST = ["--minutes", "0.0001", "--batch-size", "2", "--workers", "0", "--image-size", "64"]
@@ -29,7 +29,7 @@ def test_every_row_is_a_model_that_can_be_built_with_settings_that_exist() -> No
         for row in rows:
             preset_config(row.model, **row.drawn, **row.settings)
             preset_config(row.model, **row.photos, **row.settings)
-            TrainingSettings.model_validate(row.training)
+            TrainingConfig.model_validate(row.training)
     own, *others = TABLES["ingredients"]
     assert not own.settings
     assert not own.training
@@ -124,7 +124,7 @@ def test_photos_are_framed_and_looked_at_alike_by_all_architectures(tmp_path: Pa
     shapes = write_coco(tmp_path / "shapes", 4, 2)
     bench, _ = parsed(["peers", str(shapes), "--set", "num_queries=70", "--set", "backbone=resnet50"])
     configs = [bench.open(row, seed=1, steps=5)[0] for row in bench.rows]
-    alike = ("image_size", "train_scale", "batch_size", "clip_norm", "flip", "crop")
+    alike = ("image_size", "train_scale", "batch_size", "clip_grad_norm", "horizontal_flip", "crop")
     assert len({tuple(getattr(config.training, name) for name in alike) for config in configs}) == 1
     models = [preset_config(config.model, **config.model_settings) for config in configs]
     assert {model.num_queries for model in models} == {70}
@@ -152,7 +152,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         parsed(["peers", "drawn", "--crop", "1"])
     for name, value, told in (
         ("--learning-rat", "3", "'training.learning_rat' does not exist"),
-        ("--learning-rate", "abc", "learning_rate.* found 'abc'"),
+        ("--lr", "abc", "learning_rate.* found 'abc'"),
         ("--set", "foo", "found 'foo'"),
         ("--set", "hidden_dimm=3", "hidden_dimm"),
     ):

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.conversion.architecture import family_of
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.adapt import load_adapted
+from detrkit.checkpoints.conversion.architecture import family_of
+from detrkit.checkpoints.conversion.convert import convert_weights
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
-from detrkit.config.model import ModelConfig
 from detrkit.models.presets import PRESETS
-from detrkit.checkpoints.conversion.convert import convert_weights
 
-SMALL = {"backbone": "resnet18", "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 32}
+SMALL = {"backbone": "resnet18", "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 32}
 KNOWN = Categories((1, 2, 3), ("dog", "cat", "horse"))
 WANTED = Categories((7, 8), ("horse", "cow"))
 
@@ -60,26 +60,26 @@ def test_presets_are_of_their_families() -> None:
     for name, family in families.items():
         assert family in (None, name.partition("-")[0])
     assert family_of(ModelConfig(class_scores="sigmoid")) is None
-    assert family_of(PRESETS["dab-detr-r50"].model_copy(update={"refine_boxes": False})) is None
-    assert family_of(PRESETS["deformable-detr-r50"].model_copy(update={"exact_cells": True})) is None
+    assert family_of(PRESETS["dab-detr-r50"].model_copy(update={"with_box_refine": False})) is None
+    assert family_of(PRESETS["deformable-detr-r50"].model_copy(update={"align_cells": True})) is None
 
 
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage"])
-@pytest.mark.parametrize(("form", "place"), [("official", "out.pth"), ("huggingface", "out")])
-def test_conversion_loses_nothing(preset: str, form: str, place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "place"), [("official", "out.pth"), ("huggingface", "out")])
+def test_conversion_loses_nothing(preset: str, format: str, place: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(preset, num_classes=3, num_queries=9, **SMALL)
     checkpoint = Checkpoint(model.state_dict(), model.config, KNOWN, Preprocessing())
     save_checkpoint(tmp_path / "model.safetensors", checkpoint)
-    assert convert_weights(str(tmp_path / "model.safetensors"), tmp_path / place, form) < 1e-6  # type: ignore[arg-type]
+    assert convert_weights(str(tmp_path / "model.safetensors"), tmp_path / place, format) < 1e-6  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", ["official", "huggingface"])
-def test_a_mixture_is_converted_to_our_own_form_only(form: str, tmp_path: Path) -> None:
-    model = build_model("detr-tiny", num_classes=3, queries="points", class_scores="sigmoid", refine_boxes=True)
+@pytest.mark.parametrize("format", ["official", "huggingface"])
+def test_a_mixture_is_converted_to_our_own_form_only(format: str, tmp_path: Path) -> None:
+    model = build_model("detr-tiny", num_classes=3, queries="points", class_scores="sigmoid", with_box_refine=True)
     save_checkpoint(
         tmp_path / "model.safetensors", Checkpoint(model.state_dict(), model.config, KNOWN, Preprocessing())
     )
-    place = tmp_path / ("out.pth" if form == "official" else "out")
+    place = tmp_path / ("out.pth" if format == "official" else "out")
     with pytest.raises(CheckpointError, match="--to detrkit"):
-        convert_weights(str(tmp_path / "model.safetensors"), place, form)  # type: ignore[arg-type]
+        convert_weights(str(tmp_path / "model.safetensors"), place, format)  # type: ignore[arg-type]

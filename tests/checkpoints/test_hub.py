@@ -19,7 +19,7 @@ ODD = Categories((3, 7), ("[dog](http://x)|`cat`", "<b>größer</b>\nthan"))
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     torch.manual_seed(0)
-    small = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 1, "feedforward_dim": 64}
+    small = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 1, "dim_feedforward": 64}
     return Detector.from_model(build_model("detr-r18", num_classes=2, **small), ODD, image_size=96)
 
 
@@ -34,27 +34,27 @@ def front_matter(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---")[1])
 
 
-@pytest.mark.parametrize("form", ["detrkit", "huggingface", "huggingface-no-timm"])
-def test_a_saved_folder_is_loaded_again(detector: Detector, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["detrkit", "huggingface", "huggingface-no-timm"])
+def test_a_saved_folder_is_loaded_again(detector: Detector, format: str, tmp_path: Path) -> None:
     folder = tmp_path / "my model"
-    detector.save_pretrained(folder, form=form, scores={"AP": 0.4321}, licence="mit")  # type: ignore[arg-type]
+    detector.save_pretrained(folder, format=format, scores={"AP": 0.4321}, licence="mit")  # type: ignore[arg-type]
     same(Detector.from_pretrained(folder), detector)
-    assert (folder / "config.json").exists() == (form != "detrkit")
+    assert (folder / "config.json").exists() == (format != "detrkit")
     card = (folder / "README.md").read_text(encoding="utf-8")
     facts = front_matter(card)
     assert facts["license"] == "mit"
     assert facts["pipeline_tag"] == "object-detection"
-    assert facts["library_name"] == ("detrkit" if form == "detrkit" else "transformers")
+    assert facts["library_name"] == ("detrkit" if format == "detrkit" else "transformers")
     assert "| AP | 0.432 |" in card
     assert 'detrkit.Detector.from_pretrained("my model")' in card
-    assert ("DetrForObjectDetection" in card) == (form != "detrkit")
+    assert ("DetrForObjectDetection" in card) == (format != "detrkit")
     assert "shorter side of 96 pixels (the longer at most 160)" in card
     assert str(tmp_path) not in card
 
 
 def test_transformers_loads_what_is_pushed_for_it(detector: Detector, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    detector.save_pretrained(tmp_path, form="huggingface-no-timm")
+    detector.save_pretrained(tmp_path, format="huggingface-no-timm")
     theirs, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert theirs.config.id2label[0] == ODD.names[0]
@@ -132,7 +132,7 @@ def test_pushed_and_loaded_again_by_its_id(detector: Detector, hub: Hub) -> None
     assert "# my-model" in card.read_text(encoding="utf-8")
     # the owner writes a licence; the next weights do not take it away
     card.write_text("mine")
-    detector.push_to_hub("me/my-model", token="hf_mine", form="huggingface")
+    detector.push_to_hub("me/my-model", token="hf_mine", format="huggingface")
     assert card.read_text() == "mine"
     assert (hub.root / "me" / "my-model" / "config.json").exists()
 
@@ -166,9 +166,9 @@ def test_without_a_token_nothing_is_tried(
         detector.push_to_hub("me/my-model")
     with pytest.raises(ConfigError, match="expected OWNER/NAME"):
         detector.push_to_hub("../my-model/x")
-    for output, form, says in (("a.safetensors", "detrkit", "found no token"), ("a.pth", "official", "--push")):
+    for output, format, says in (("a.safetensors", "detrkit", "found no token"), ("a.pth", "official", "--push")):
         with pytest.raises(SystemExit) as left:
-            main(["convert", "detr-r50", str(tmp_path / output), "--push", "me/it", "--to", form])
+            main(["convert", "detr-r50", str(tmp_path / output), "--push", "me/it", "--to", format])
         assert left.value.code == 2
         assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

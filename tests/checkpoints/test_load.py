@@ -11,17 +11,17 @@ import torch
 
 from detrkit import build_model
 from detrkit.checkpoints import download
-from detrkit.checkpoints.download import HUB_MODELS
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
-from detrkit.checkpoints.conversion.huggingface import read_preprocessing, write_folder
 from detrkit.checkpoints.conversion.detr import state_dict_as_official
+from detrkit.checkpoints.conversion.huggingface import read_preprocessing, write_folder
+from detrkit.checkpoints.download import HUB_MODELS
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.data.categories import COCO_NAMES, Categories, numbered_categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 from detrkit.models.presets import preset_config
 
-SMALL = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 32}
+SMALL = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 32}
 
 
 def small(**changes: object) -> DETR:
@@ -178,7 +178,7 @@ def test_successors_are_fetched_from_the_hub_by_their_presets_names(
         asked.append(name)
         return tmp_path
 
-    small_one = {"num_classes": 3, "num_queries": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 8}
+    small_one = {"num_classes": 3, "num_queries": 4, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 8}
     config = preset_config(preset, **small_one)
     checkpoint = Checkpoint(
         build_model(preset, **small_one).state_dict(), config, numbered_categories(3), Preprocessing()
@@ -190,8 +190,8 @@ def test_successors_are_fetched_from_the_hub_by_their_presets_names(
 
 
 def test_official_files_of_ours_keep_heads_and_dilation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from detrkit.checkpoints.native import save_checkpoint
     from detrkit.checkpoints.conversion.convert import convert_weights
+    from detrkit.checkpoints.native import save_checkpoint
 
     model = small(num_heads=4, dilation=True)
     categories = Categories((5, 6, 9), ("a", "b", "c"))
@@ -209,8 +209,8 @@ def test_official_files_of_ours_keep_heads_and_dilation(tmp_path: Path, capsys: 
 
 
 def test_a_grey_model_is_converted(tmp_path: Path) -> None:
-    from detrkit.checkpoints.native import save_checkpoint
     from detrkit.checkpoints.conversion.convert import convert_weights
+    from detrkit.checkpoints.native import save_checkpoint
 
     model = build_model("detr-tiny", num_classes=3, num_queries=4, in_channels=1)
     save_checkpoint(

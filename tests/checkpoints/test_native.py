@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from detrkit import build_model
+from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import (
     Checkpoint,
     Preprocessing,
@@ -19,7 +20,6 @@ from detrkit.checkpoints.native import (
     save_checkpoint,
     store_thresholds,
 )
-from detrkit.checkpoints.load import read_checkpoint
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.detr import DETR

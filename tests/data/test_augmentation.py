@@ -8,24 +8,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detrkit.config.training import TrainingConfig
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.loaders import train_loader
+from detrkit.data.samplers import BatchGrouping, SampleKey
+from detrkit.data.splits import check_augmentation
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.augmentation import (
+    AugmentedDataset,
     MixUp,
     Mosaic,
     PhotometricDistortion,
     ScaleJitter,
     StrongAugmentation,
-    TrainingPhotos,
     _fill,
 )
-from detrkit.data.dataset import SampleDataset
-from detrkit.data.samplers import Arrangement, Draw
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms.geometry import RandomOrientation, RandomResize, RandomSizeCrop, TestTransform, TrainTransform, flip
+from detrkit.data.transforms.geometry import (
+    EvalTransform,
+    RandomOrientation,
+    RandomResize,
+    RandomSizeCrop,
+    TrainTransform,
+    horizontal_flip,
+)
 from detrkit.errors import ConfigError
-from detrkit.data.splits import check_augmentation
-from detrkit.data.loaders import train_loader
 from detrkit.structures import Annotations, Sample
-from detrkit.config.training import TrainingSettings
 from tests.data.test_transforms import DRAWN, check_in_step
 
 
@@ -38,11 +45,11 @@ def mixup(sample: Sample) -> Sample:
 
 
 TRANSFORMS: list[Callable[[Sample], Sample]] = [
-    flip,
+    horizontal_flip,
     RandomOrientation(),
     RandomResize((40, 64, 90), 120),
     RandomSizeCrop(24, 60),
-    TestTransform(72),
+    EvalTransform(72),
     TrainTransform(80),
     PhotometricDistortion(),
     ScaleJitter(64, 0.3, 2.0),
@@ -107,8 +114,8 @@ def test_mosaics_meet_anywhere_and_show_other_photos() -> None:
     middles = [Mosaic(100)(samples).annotations.boxes[0, 2:].tolist() for _ in range(5)]
     assert any(x != y for x, y in middles)
     strong = StrongAugmentation(100, mosaic=1.0)
-    photos = TrainingPhotos(SampleDataset(samples), TestTransform(100), seed=0, strong=strong, strong_epochs=9)
-    assert len(photos[Draw(0, 1)].image.unique()) > 1
+    photos = AugmentedDataset(SampleDataset(samples), EvalTransform(100), seed=0, strong=strong, strong_epochs=9)
+    assert len(photos[SampleKey(0, 1)].image.unique()) > 1
 
 
 @pytest.mark.parametrize("is_tall", [False, True])
@@ -191,15 +198,15 @@ def test_photometric_distortion_changes_colours_only() -> None:
 
 
 def test_colours_change_as_often_as_asked() -> None:
-    photos = TrainingPhotos(
+    photos = AugmentedDataset(
         SampleDataset([DRAWN[0]]),
-        TestTransform(48),
+        EvalTransform(48),
         seed=0,
         strong=StrongAugmentation(48, photometric=0.5),
         strong_epochs=99,
     )
-    untouched = TestTransform(48)(DRAWN[0]).image
-    same = sum(torch.equal(photos[Draw(0, epoch)].image, untouched) for epoch in range(1, 61))
+    untouched = EvalTransform(48)(DRAWN[0]).image
+    same = sum(torch.equal(photos[SampleKey(0, epoch)].image, untouched) for epoch in range(1, 61))
     assert 18 < same < 48
 
 
@@ -217,30 +224,30 @@ def test_scale_jitter_never_exceeds_the_size_of_tests() -> None:
 
 @pytest.mark.parametrize("name", ["photometric", "scale_jitter", "mosaic", "mixup"])
 def test_each_is_switched_off_for_the_last_epochs(name: str) -> None:
-    photos = TrainingPhotos(
+    photos = AugmentedDataset(
         SampleDataset(DRAWN[:6]),
-        TestTransform(48),
+        EvalTransform(48),
         seed=0,
         strong=StrongAugmentation(48, **{name: 1.0}),
         strong_epochs=3,
     )
     for index in range(6):
-        untouched = TestTransform(48)(DRAWN[index])
-        assert torch.equal(photos[Draw(index, 4)].image, untouched.image)
+        untouched = EvalTransform(48)(DRAWN[index])
+        assert torch.equal(photos[SampleKey(index, 4)].image, untouched.image)
     assert any(
-        photos[Draw(index, 3)].image.shape != TestTransform(48)(DRAWN[index]).image.shape
-        or not torch.equal(photos[Draw(index, 3)].image, TestTransform(48)(DRAWN[index]).image)
+        photos[SampleKey(index, 3)].image.shape != EvalTransform(48)(DRAWN[index]).image.shape
+        or not torch.equal(photos[SampleKey(index, 3)].image, EvalTransform(48)(DRAWN[index]).image)
         for index in range(6)
     )
 
 
 def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
-    drawn = DrawnShapes(8, 0, DrawingStyle(size=64)).draw_all()
+    drawn = SyntheticShapes(8, 0, SyntheticStyle(size=64)).draw_all()
     images = []
     for workers in (0, 2):
-        chosen = TrainingSettings(batch_size=2, workers=workers, image_size=48)
-        photos = TrainingPhotos(SampleDataset(drawn), TrainTransform(48), seed=1)
-        loader = train_loader(photos, Arrangement.anything(8), chosen, torch.device("cpu"))
+        chosen = TrainingConfig(batch_size=2, workers=workers, image_size=48)
+        photos = AugmentedDataset(SampleDataset(drawn), TrainTransform(48), seed=1)
+        loader = train_loader(photos, BatchGrouping.anything(8), chosen, torch.device("cpu"))
         torch.manual_seed(workers)
         state = torch.get_rng_state()
         images.append([])
@@ -257,47 +264,47 @@ def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
 
 def test_a_batch_of_one_shape_needs_no_padding() -> None:
     whole = [plain(number, [10.0, 10, 60, 50], (90, 120)) for number in range(40)]
-    photos = TrainingPhotos(SampleDataset(whole), TrainTransform(48), seed=3)
+    photos = AugmentedDataset(SampleDataset(whole), TrainTransform(48), seed=3)
     sizes, places = set(), set()
     for number in range(40):
-        batch = [photos[Draw(index, 1, number)] for index in range(number, number + 4) if index < 40]
+        batch = [photos[SampleKey(index, 1, number)] for index in range(number, number + 4) if index < 40]
         assert len({sample.image.shape for sample in batch}) == 1
         sizes.add(batch[0].image.shape)
         places |= {tuple(sample.annotations.boxes.flatten().tolist()) for sample in batch}
     assert len(sizes) > 15
     assert len(places) > 2 * len(sizes)  # where they are cut and mirrored is their own
-    alone = {photos[Draw(index, 1)].image.shape for index in range(4)}
+    alone = {photos[SampleKey(index, 1)].image.shape for index in range(4)}
     assert len(alone) > 1
-    assert len({photos[Draw(0, epoch, 0)].image.shape for epoch in range(1, 20)}) > 5
+    assert len({photos[SampleKey(0, epoch, 0)].image.shape for epoch in range(1, 20)}) > 5
 
 
 def test_sizes_of_batches_are_as_likely_as_those_of_photos() -> None:
-    photos = TrainingPhotos(SampleDataset([plain(1, [10.0, 10, 60, 50], (90, 120))]), TrainTransform(48), seed=3)
-    alike = [photos[Draw(0, 1, number)].image.shape[1:] for number in range(600)]
-    own = [photos[Draw(0, epoch)].image.shape[1:] for epoch in range(600)]
+    photos = AugmentedDataset(SampleDataset([plain(1, [10.0, 10, 60, 50], (90, 120))]), TrainTransform(48), seed=3)
+    alike = [photos[SampleKey(0, 1, number)].image.shape[1:] for number in range(600)]
+    own = [photos[SampleKey(0, epoch)].image.shape[1:] for epoch in range(600)]
     for axis in (0, 1):
         quartiles = [sorted(size[axis] for size in sizes)[150::150] for sizes in (alike, own)]
         assert quartiles[0] == pytest.approx(quartiles[1], rel=0.1)
 
 
 def test_colours_of_many_channels_are_refused() -> None:
-    check_augmentation(TrainingSettings(photometric=1), 1)
-    check_augmentation(TrainingSettings(mosaic=1), 5)
+    check_augmentation(TrainingConfig(photometric=1), 1)
+    check_augmentation(TrainingConfig(mosaic=1), 5)
     with pytest.raises(ConfigError, match="found 5 channels"):
-        check_augmentation(TrainingSettings(photometric=0.1), 5)
+        check_augmentation(TrainingConfig(photometric=0.1), 5)
 
 
 def test_scale_jitter_keeps_the_flip() -> None:
     strong = StrongAugmentation(48, scale_jitter=1.0)
     plain_photos = SampleDataset([plain(1, [0.0, 0, 4, 10])])
-    photos = TrainingPhotos(plain_photos, TestTransform(48), seed=0, strong=strong, strong_epochs=200)
-    whole = [photos[Draw(0, epoch)] for epoch in range(1, 100)]
+    photos = AugmentedDataset(plain_photos, EvalTransform(48), seed=0, strong=strong, strong_epochs=200)
+    whole = [photos[SampleKey(0, epoch)] for epoch in range(1, 100)]
     at_left = [one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48]
     assert any(at_left)
     assert not all(at_left)
-    always = replace(strong, orientation=RandomOrientation(flip=1.0))
-    photos = TrainingPhotos(plain_photos, TestTransform(48), seed=0, strong=always, strong_epochs=200)
-    whole = [photos[Draw(0, epoch)] for epoch in range(1, 50)]
+    always = replace(strong, orientation=RandomOrientation(horizontal_flip=1.0))
+    photos = AugmentedDataset(plain_photos, EvalTransform(48), seed=0, strong=always, strong_epochs=200)
+    whole = [photos[SampleKey(0, epoch)] for epoch in range(1, 50)]
     assert not any(one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48)
 
 
@@ -320,4 +327,4 @@ def test_preparing_samples_leaves_the_gpu_alone(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("the model's randomness on the GPU was touched")
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
-    TrainingPhotos(SampleDataset(DRAWN[:1]), TrainTransform(48), seed=0)[Draw(0, 1)]
+    AugmentedDataset(SampleDataset(DRAWN[:1]), TrainTransform(48), seed=0)[SampleKey(0, 1)]

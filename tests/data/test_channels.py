@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import detrkit
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.adapt import adapt_first_convolution, with_channels
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.batching import collate, statistics
 from detrkit.data.categories import numbered_categories
-from detrkit.data.images import open_photo, photo_size, read_pixels
+from detrkit.data.images import open_image, read_image, read_image_size
 from detrkit.errors import DataError
 from detrkit.structures import Annotations, Sample
 
@@ -23,21 +23,21 @@ def test_arrays_keep_every_channel(tmp_path: Path) -> None:
     np.save(tmp_path / "five.npy", PIXELS)
     np.save(tmp_path / "deep.npy", PIXELS.astype(np.uint16) * 257)
     np.save(tmp_path / "flat.npy", PIXELS[:, :, 0])
-    assert photo_size(tmp_path / "five.npy") == (20, 30)
-    assert np.array_equal(read_pixels(tmp_path / "five.npy", channels=5).permute(1, 2, 0), PIXELS)
-    assert np.array_equal(read_pixels(tmp_path / "deep.npy", channels=5).permute(1, 2, 0), PIXELS)
-    assert np.array_equal(read_pixels(tmp_path / "flat.npy", channels=1)[0], PIXELS[:, :, 0])
-    assert np.array_equal(np.asarray(open_photo(tmp_path / "five.npy")), PIXELS[:, :, :3])
+    assert read_image_size(tmp_path / "five.npy") == (20, 30)
+    assert np.array_equal(read_image(tmp_path / "five.npy", channels=5).permute(1, 2, 0), PIXELS)
+    assert np.array_equal(read_image(tmp_path / "deep.npy", channels=5).permute(1, 2, 0), PIXELS)
+    assert np.array_equal(read_image(tmp_path / "flat.npy", channels=1)[0], PIXELS[:, :, 0])
+    assert np.array_equal(np.asarray(open_image(tmp_path / "five.npy")), PIXELS[:, :, :3])
     with pytest.raises(DataError, match=r"five\.npy: has 5 channels, expected 3"):
-        read_pixels(tmp_path / "five.npy")
+        read_image(tmp_path / "five.npy")
 
 
 def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
     pages = [Image.fromarray(PIXELS[:, :, channel]) for channel in range(5)]
     pages[0].save(tmp_path / "five.tif", save_all=True, append_images=pages[1:])
-    assert np.array_equal(read_pixels(tmp_path / "five.tif", channels=5).permute(1, 2, 0), PIXELS)
+    assert np.array_equal(read_image(tmp_path / "five.tif", channels=5).permute(1, 2, 0), PIXELS)
     with pytest.raises(DataError, match="no 6 channels"):
-        read_pixels(tmp_path / "five.tif", channels=6)
+        read_image(tmp_path / "five.tif", channels=6)
 
 
 def test_an_oriented_tiff_has_one_size_and_its_own_pixels(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_an_oriented_tiff_has_one_size_and_its_own_pixels(tmp_path: Path) -> Non
     pages[0].save(tmp_path / "one.tif", exif=exif)
     pages[0].save(tmp_path / "three.tif", save_all=True, append_images=pages[1:])
     upright = np.rot90(PIXELS[:, :, 0], -1)
-    assert photo_size(tmp_path / "one.tif") == (30, 20)
+    assert read_image_size(tmp_path / "one.tif") == (30, 20)
     for claimed in (None, (30, 20)):
-        assert np.array_equal(read_pixels(tmp_path / "one.tif", claimed, channels=1)[0], upright)
-    assert np.array_equal(read_pixels(tmp_path / "three.tif").permute(1, 2, 0), PIXELS[:, :, :3])
+        assert np.array_equal(read_image(tmp_path / "one.tif", claimed, channels=1)[0], upright)
+    assert np.array_equal(read_image(tmp_path / "three.tif").permute(1, 2, 0), PIXELS[:, :, :3])
 
 
 def test_deep_and_floating_grey_keep_their_range(tmp_path: Path) -> None:
@@ -61,22 +61,22 @@ def test_deep_and_floating_grey_keep_their_range(tmp_path: Path) -> None:
         "levels.tif": Image.fromarray(grey.astype(np.float32)),
     }.items():
         image.save(tmp_path / name)
-        assert np.abs(read_pixels(tmp_path / name, channels=1)[0].numpy().astype(int) - grey).max() <= 1, name
+        assert np.abs(read_image(tmp_path / name, channels=1)[0].numpy().astype(int) - grey).max() <= 1, name
     holes = (grey / 255).astype(np.float32)
     holes[0, 0] = np.nan
     Image.fromarray(holes).save(tmp_path / "holes.tif")
-    read = read_pixels(tmp_path / "holes.tif", channels=1)[0].numpy().astype(int)
+    read = read_image(tmp_path / "holes.tif", channels=1)[0].numpy().astype(int)
     assert np.abs(read - grey).reshape(-1)[1:].max() <= 1
 
 
 def test_grey_and_alpha_are_what_pillow_converts_to(tmp_path: Path) -> None:
     rgba = Image.fromarray(PIXELS[:, :, :4], "RGBA")
     rgba.save(tmp_path / "a.png")
-    assert np.array_equal(read_pixels(tmp_path / "a.png", channels=4).permute(1, 2, 0), PIXELS[:, :, :4])
+    assert np.array_equal(read_image(tmp_path / "a.png", channels=4).permute(1, 2, 0), PIXELS[:, :, :4])
     Image.fromarray(PIXELS[:, :, 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(read_pixels(tmp_path / "grey.png", channels=1)[0], PIXELS[:, :, 0])
+    assert np.array_equal(read_image(tmp_path / "grey.png", channels=1)[0], PIXELS[:, :, 0])
     Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    assert np.array_equal(read_pixels(tmp_path / "deep.png", channels=1)[0], PIXELS[:, :, 0])
+    assert np.array_equal(read_image(tmp_path / "deep.png", channels=1)[0], PIXELS[:, :, 0])
 
 
 def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
     for path in sorted(tmp_path.glob("*.npy")):
         if path.name != "first.npy":
             with pytest.raises(DataError, match=path.name):
-                read_pixels(path)
+                read_image(path)
     with pytest.raises(DataError, match="has 2 channels, expected 3"):
-        read_pixels(tmp_path / "first.npy")
+        read_image(tmp_path / "first.npy")
 
 
 def test_statistics_of_other_channels() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from detrkit import DataError
-from detrkit.data.dataset import PhotoDataset, usable_annotations
+from detrkit.data.dataset import DetectionDataset, usable_annotations
 from detrkit.data.formats.coco import read_coco_file, read_coco_split
 
 DOCUMENT: dict[str, Any] = {
@@ -62,7 +62,7 @@ def test_crowds_and_boxes_without_area_are_left_out_and_the_rest_cut_at_the_edge
 
 
 def test_photos_without_objects_are_kept(folder: Path) -> None:
-    sample = PhotoDataset(read_coco_split(folder, "val"))[1]
+    sample = DetectionDataset(read_coco_split(folder, "val"))[1]
     assert sample.image_id == 3
     assert sample.annotations.boxes.shape == (0, 4)
     assert sample.image.shape == (3, 10, 10)
@@ -151,13 +151,13 @@ def test_no_malformed_coco_file_does_anything_but_load_or_raise_a_data_error(sha
 def test_photos_may_be_links(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tmp_path_factory.mktemp("store")
     photo = folder / "train2017" / "a.png"
-    before = PhotoDataset(read_coco_split(folder, "train"))[0].image
+    before = DetectionDataset(read_coco_split(folder, "train"))[0].image
     photo.rename(store / "a.png")
     photo.symlink_to(store / "a.png")
-    assert PhotoDataset(read_coco_split(folder, "train"))[0].image.shape == before.shape
+    assert DetectionDataset(read_coco_split(folder, "train"))[0].image.shape == before.shape
 
 
 def test_a_photo_of_another_size_than_annotated_is_refused(folder: Path) -> None:
     Image.new("RGB", (60, 40)).save(folder / "train2017" / "a.png")
     with pytest.raises(DataError, match="60 x 40 pixels, its annotations speak of 30 x 20"):
-        PhotoDataset(read_coco_split(folder, "train"))[0]
+        DetectionDataset(read_coco_split(folder, "train"))[0]

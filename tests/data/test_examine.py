@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from detrkit.data.checks.examine import Diagnosis, examine
+from detrkit.data.checks.examine import DatasetReport, examine
 from detrkit.errors import DataError
 from tests.datasets import write_coco
 
@@ -30,7 +30,7 @@ def change(folder: Path, edit: Callable[[Document], Any], name: str = "train2017
     path.write_text(json.dumps(document))
 
 
-def said(diagnosis: Diagnosis, what: str) -> tuple[str, tuple[str, ...]]:
+def said(diagnosis: DatasetReport, what: str) -> tuple[str, tuple[str, ...]]:
     """Severity and places of the finding whose text holds `what`."""
     found = [finding for finding in diagnosis.findings if what in finding.what]
     assert len(found) == 1, [finding.what for finding in diagnosis.findings]
@@ -46,19 +46,19 @@ def fullest(folder: Path) -> int:
 def test_photos_fuller_than_the_model_are_told_with_the_number_that_helps(folder: Path) -> None:
     change(folder, lambda d: d["annotations"].extend([{**d["annotations"][0], "id": 1000 + n} for n in range(9)]))
     diagnosis = examine(folder, workers=1, num_queries=8)
-    assert diagnosis.most_objects == fullest(folder) >= 10
+    assert diagnosis.max_objects == fullest(folder) >= 10
     advice = next(one.advice for one in diagnosis.findings if "more objects than the 8 queries" in one.what)
     assert f"--set num_queries={2 * fullest(folder)}," in advice
     # crowds are never learned
     change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]])
     change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]], "val2017")
-    assert examine(folder, workers=1).most_objects == 0
+    assert examine(folder, workers=1).max_objects == 0
 
 
 def test_a_healthy_set(folder: Path) -> None:
     diagnosis = examine(folder, workers=1, image_size=64, stride=8)
     assert diagnosis.is_fit
-    assert diagnosis.num_photos == {"train": 6, "val": 6}
+    assert diagnosis.num_images == {"train": 6, "val": 6}
     assert {finding.severity for finding in diagnosis.findings} <= {"note", "warning"}
     severity, places = said(diagnosis, "photos without objects")
     assert (severity, len(places)) == ("note", 2)
@@ -242,7 +242,7 @@ def test_the_mended_copy_is_healthy_and_the_original_untouched(folder: Path, tmp
     diagnosis = examine(tmp_path / "mended", workers=1)
     assert diagnosis.is_fit
     assert {finding.severity for finding in diagnosis.findings} == {"note"}
-    assert diagnosis.num_photos == {"train": 5, "val": 6}
+    assert diagnosis.num_images == {"train": 5, "val": 6}
     assert diagnosis.folder.train.categories == examine(folder, workers=1).folder.train.categories
 
 
@@ -321,4 +321,4 @@ class _NoPool:
 def test_a_memory_that_cannot_be_written_is_no_fault(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco")
     (tmp_path / "file").write_text("")
-    assert examine(folder, workers=1, memory=tmp_path / "file" / "photos.jsonl").num_photos == {"train": 4, "val": 3}
+    assert examine(folder, workers=1, memory=tmp_path / "file" / "photos.jsonl").num_images == {"train": 4, "val": 3}

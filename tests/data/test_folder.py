@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from detrkit.data.formats.folder import detect_form, photos_beside, read_dataset, read_split
-from detrkit.errors import DataError
 from detrkit._internal.files import write_rows
+from detrkit.data.formats.folder import detect_format, images_next_to, read_dataset, read_split
+from detrkit.errors import DataError
 from tests.datasets import write_coco
 
 
@@ -30,7 +30,7 @@ def as_roboflow(coco: Path, target: Path) -> Path:
 
 def test_coco_2017(coco: Path) -> None:
     data = read_dataset(coco)
-    assert (data.form, len(data.train.records), len(data.val.records), data.test) == ("coco", 4, 3, None)
+    assert (data.format, len(data.train.records), len(data.val.records), data.test) == ("coco", 4, 3, None)
 
 
 def test_a_roboflow_export_loses_its_group(coco: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_faulty_first_name_does_not_hide_where_the_photos_are(coco: Path, tmp_
     document = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
     document["images"][0]["file_name"] = first
     (folder / "labels.json").write_text(json.dumps(document))
-    assert photos_beside(folder / "labels.json") == folder
+    assert images_next_to(folder / "labels.json") == folder
 
 
 def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp
 def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"expected one of COCO: .*YOLO: data\.yaml; Pascal VOC"):
-        detect_form(tmp_path)
+        detect_format(tmp_path)
     with pytest.raises(DataError, match="found a file"):
-        detect_form(tmp_path / "notes.txt")
+        detect_format(tmp_path / "notes.txt")
     with pytest.raises(DataError, match="found nothing"):
         read_dataset(tmp_path / "nowhere")
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from detrkit import DataError
-from detrkit.data.images import open_photo, photo_size, photo_to_tensor, tensor_to_photo, uploaded_pixels
+from detrkit.data.images import image_to_tensor, open_image, read_image_size, read_uploaded_image, tensor_to_image
 
 
 def save_with_orientation(path: Path, orientation: int) -> None:
@@ -26,7 +26,7 @@ def save_with_orientation(path: Path, orientation: int) -> None:
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     save_with_orientation(path, 6)  # turn right by 90 degrees to see it upright
-    photo = open_photo(path)
+    photo = open_image(path)
     assert photo.size == (20, 40)
     assert photo.getpixel((19, 0)) == (255, 255, 255)
 
@@ -34,27 +34,27 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
 def test_annotations_made_on_stored_pixels_keep_the_photo_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     save_with_orientation(path, 6)
-    assert open_photo(path, annotated_size=(20, 40)).size == (40, 20)
-    assert open_photo(path, annotated_size=(40, 20)).size == (20, 40)
+    assert open_image(path, annotated_size=(20, 40)).size == (40, 20)
+    assert open_image(path, annotated_size=(40, 20)).size == (20, 40)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)).save(path)
-    assert open_photo(path).getpixel((0, 0)) == (127, 127, 127)
+    assert open_image(path).getpixel((0, 0)) == (127, 127, 127)
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     path = tmp_path / "clear.png"
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
-    assert open_photo(path).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(path).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_tensors_and_photos_convert_both_ways() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    tensor = photo_to_tensor(Image.fromarray(pixels))
+    tensor = image_to_tensor(Image.fromarray(pixels))
     assert tensor.shape == (3, 5, 7)
-    assert np.array_equal(np.asarray(tensor_to_photo(tensor)), pixels)
+    assert np.array_equal(np.asarray(tensor_to_image(tensor)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        open_photo(path)
+        open_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -76,20 +76,20 @@ def test_a_truncated_photo_is_refused(tmp_path: Path) -> None:
     Image.effect_noise((200, 200), 50).save(path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="cannot be read"):
-        open_photo(path)
+        open_image(path)
 
 
 def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(DataError, match="found a folder"):
-        open_photo(tmp_path / "folder.jpg")
+        open_image(tmp_path / "folder.jpg")
 
 
 def test_hostile_photos_open_or_are_refused(shared: Path) -> None:
     opened = 0
     for path in sorted((shared / "data" / "nasty" / "images").rglob("*")):
         try:
-            photo = open_photo(path)
+            photo = open_image(path)
         except DataError as error:
             assert "\n" not in str(error)
             continue
@@ -110,12 +110,12 @@ OPEN_ALL = """
 import resource, sys
 from pathlib import Path
 from detrkit import DataError
-from detrkit.data.images import open_photo
-open_photo(Path(sys.argv[1]))  # decoders are loaded
+from detrkit.data.images import open_image
+open_image(Path(sys.argv[1]))  # decoders are loaded
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[2:]:
     try:
-        open_photo(Path(path))
+        open_image(Path(path))
         print("opened", path)
     except DataError as error:
         print(error)
@@ -153,7 +153,7 @@ def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.Mon
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decode)
-    assert photo_size(tmp_path / "a.png") == (20, 30)
+    assert read_image_size(tmp_path / "a.png") == (20, 30)
 
 
 def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monke
         TiffImagePlugin.TiffImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1]
     )
     with pytest.raises(DataError, match="its 3 pages differ in size"):
-        uploaded_pixels(file, "a.tif", most_pixels=1000)
+        read_uploaded_image(file, "a.tif", max_pixels=1000)
     assert set(decoded) == {(8, 8)}
 
 
@@ -178,8 +178,8 @@ def test_pages_are_not_walked_through_beyond_the_channels(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         TiffImagePlugin.TiffImageFile, "seek", lambda image, page: (asked.append(page), seek(image, page))[1]
     )
-    assert uploaded_pixels(file, "a.tif").shape == (3, 4, 4)  # the first page
-    assert uploaded_pixels(file, "a.tif", channels=4).shape == (4, 4, 4)  # as many as no page, but alpha, has
+    assert read_uploaded_image(file, "a.tif").shape == (3, 4, 4)  # the first page
+    assert read_uploaded_image(file, "a.tif", channels=4).shape == (4, 4, 4)  # as many as no page, but alpha, has
     assert max(asked) <= 5
 
 
@@ -187,6 +187,6 @@ def test_pages_of_an_upload_count_together() -> None:
     pages = [Image.new("L", (40, 30)) for _ in range(6)]
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
-    assert uploaded_pixels(file, "a.tif", channels=6, most_pixels=2400).shape == (6, 30, 40)
+    assert read_uploaded_image(file, "a.tif", channels=6, max_pixels=2400).shape == (6, 30, 40)
     with pytest.raises(DataError, match="40 x 30 pixels of 6 channels, at most 1000 are read"):
-        uploaded_pixels(file, "a.tif", channels=6, most_pixels=2000)
+        read_uploaded_image(file, "a.tif", channels=6, max_pixels=2000)

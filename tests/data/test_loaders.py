@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from detrkit.data.transforms.augmentation import TrainingPhotos
-from detrkit.data.samplers import Arrangement, Share
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms.geometry import TestTransform
-from detrkit.errors import ConfigError, DataError
+from detrkit.config.training import TrainingConfig
 from detrkit.data.loaders import Loader, evaluation_loader, train_loader
+from detrkit.data.samplers import BatchGrouping, Rank
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
+from detrkit.data.transforms.augmentation import AugmentedDataset
+from detrkit.data.transforms.geometry import EvalTransform
+from detrkit.errors import ConfigError, DataError
 from detrkit.structures import Sample
-from detrkit.config.training import TrainingSettings
 
 
 class Faulty(Dataset[Sample]):
     """Drawings, some of which cannot be read."""
 
     def __init__(self, count: int, unreadable: Collection[int]) -> None:
-        self.samples = DrawnShapes(count, 0, DrawingStyle(size=48)).draw_all()
+        self.samples = SyntheticShapes(count, 0, SyntheticStyle(size=48)).draw_all()
         self.unreadable = unreadable
 
     def __len__(self) -> int:
@@ -32,25 +32,25 @@ class Faulty(Dataset[Sample]):
         return self.samples[index]
 
 
-def loader_of(count: int, unreadable: Collection[int], most_unreadable: float, share: Share | None = None) -> Loader:
-    photos = TrainingPhotos(Faulty(count, unreadable), TestTransform(48), seed=0)
-    settings = TrainingSettings(batch_size=1, workers=0, most_unreadable=most_unreadable)
-    return train_loader(photos, Arrangement.anything(count), settings, torch.device("cpu"), share)
+def loader_of(count: int, unreadable: Collection[int], max_unreadable: float, share: Rank | None = None) -> Loader:
+    photos = AugmentedDataset(Faulty(count, unreadable), EvalTransform(48), seed=0)
+    settings = TrainingConfig(batch_size=1, workers=0, max_unreadable=max_unreadable)
+    return train_loader(photos, BatchGrouping.anything(count), settings, torch.device("cpu"), share)
 
 
 def test_a_batch_that_cannot_be_read_leaves_no_process_behind() -> None:
     """And a run that is gone on with counts as many batches as one that never stopped."""
-    loaders = [loader_of(6, {3}, 0.5, Share(rank, 2)) for rank in range(2)]
+    loaders = [loader_of(6, {3}, 0.5, Rank(rank, 2)) for rank in range(2)]
     read = [[batch.image_ids for batch in loader] for loader in loaders]
     assert [len(batches) for batches in read] == [3, 3]
     assert [fault for loader in loaders for fault in loader.skipped] == ["photo at 3: broken"]
-    again = [[batch.image_ids for batch in loader_of(6, {3}, 0.5, Share(rank, 2))] for rank in range(2)]
+    again = [[batch.image_ids for batch in loader_of(6, {3}, 0.5, Rank(rank, 2))] for rank in range(2)]
     assert again == read, "the same photo stands in"
 
 
 def test_fewer_batches_than_processes_are_a_sentence() -> None:
     with pytest.raises(ConfigError, match=r"at least 1 for each of 2 processes; lower .* or --devices"):
-        loader_of(1, {}, 0.5, Share(0, 2))
+        loader_of(1, {}, 0.5, Rank(0, 2))
 
 
 def test_too_many_unreadable_photos_stop_the_run() -> None:
@@ -64,6 +64,6 @@ def test_where_nothing_can_stand_in_the_run_stops() -> None:
 
 
 def test_nothing_stands_in_where_photos_are_judged() -> None:
-    loader = evaluation_loader(Faulty(4, {2}), batch_size=1, workers=0, most_unreadable=0.5)
+    loader = evaluation_loader(Faulty(4, {2}), batch_size=1, workers=0, max_unreadable=0.5)
     assert len([batch.image_ids for batch in loader]) == 3
     assert loader.skipped == ["photo at 2: broken"]

@@ -50,11 +50,11 @@ def test_file_names_with_folders(folder: Path, tmp_path: Path) -> None:
     assert find_record(folder / "val2017" / "3.png", path).records[0].image_id == 3
 
 
-@pytest.mark.parametrize("form", ["yolo", "voc"])
-def test_other_forms(form: str, folder: Path, tmp_path: Path) -> None:
-    write_dataset(read_dataset(folder).splits, tmp_path / form, form)  # type: ignore[arg-type]
-    photo = next(path for path in sorted((tmp_path / form).rglob("*.png")) if path.stem.endswith("3"))
-    assert find_record(photo, tmp_path / form).records[0].path == photo
+@pytest.mark.parametrize("format", ["yolo", "voc"])
+def test_other_forms(format: str, folder: Path, tmp_path: Path) -> None:
+    write_dataset(read_dataset(folder).splits, tmp_path / format, format)  # type: ignore[arg-type]
+    photo = next(path for path in sorted((tmp_path / format).rglob("*.png")) if path.stem.endswith("3"))
+    assert find_record(photo, tmp_path / format).records[0].path == photo
 
 
 def test_what_is_not_described_is_one_sentence(folder: Path, tmp_path: Path) -> None:

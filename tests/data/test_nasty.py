@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from detrkit.data.dataset import PhotoDataset
+from detrkit.data.checks.panoptic import compare_segments, segment_findings
+from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.images import open_photo
-from detrkit.data.checks.panoptic import compare_segments, segment_findings
+from detrkit.data.images import open_image
 from detrkit.errors import DataError
 
 
@@ -93,7 +93,7 @@ def test_photos(nasty: Path, manifest: dict[str, Any]) -> None:
         path = nasty / "images" / name
         is_healthy = facts.get("pillow", {}).get("load") == "ok" and "bomb" not in name
         try:
-            photo = open_photo(path)
+            photo = open_image(path)
         except DataError as error:
             assert "\n" not in str(error)
             assert not is_healthy, f"{name}: {error}"
@@ -112,7 +112,7 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
         faults: list[DataError] = []
         try:
             train = read_dataset(nasty / "panoptic" / name, fault=faults.append).train
-            sample = PhotoDataset(train, masks=True)[0]
+            sample = DetectionDataset(train, masks=True)[0]
         except DataError as error:
             assert "\n" not in str(error)
             refused[name] = str(error)

@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detrkit.data.records import Record, Records
-from detrkit.data.samplers import Arrangement, Draw, Share, TrainBatches
+from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler
 
 counts = st.integers(1, 60)
 sizes = st.integers(1, 7)
 
 
-def indices(batches: TrainBatches) -> list[list[int]]:
+def indices(batches: TrainBatchSampler) -> list[list[int]]:
     return [[draw.index for draw in batch] for batch in batches]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), sizes, st.integers(0, 99), st.integers(1, 5))
 def test_every_photo_once_but_for_a_rest(tall: list[bool], size: int, seed: int, epoch: int) -> None:
-    batches = TrainBatches(Arrangement(torch.tensor(tall)), size, seed)
+    batches = TrainBatchSampler(BatchGrouping(torch.tensor(tall)), size, seed)
     batches.epoch = epoch
     drawn = indices(batches)
     seen = [index for batch in drawn for index in batch]
@@ -37,7 +37,7 @@ def test_epochs_and_seeds_differ() -> None:
     orders = set()
     for seed in (0, 1):
         for epoch in (1, 2):
-            batches = TrainBatches(Arrangement.anything(50), 5, seed)
+            batches = TrainBatchSampler(BatchGrouping.anything(50), 5, seed)
             batches.epoch = epoch
             orders.add(str(indices(batches)))
     assert len(orders) == 4
@@ -46,18 +46,18 @@ def test_epochs_and_seeds_differ() -> None:
 
 @given(counts, sizes, st.integers(0, 20))
 def test_an_epoch_goes_on_where_it_stopped(count: int, size: int, first: int) -> None:
-    batches = TrainBatches(Arrangement.anything(count), size, 7)
+    batches = TrainBatchSampler(BatchGrouping.anything(count), size, 7)
     whole = list(batches)
     batches.first = first
     assert list(batches) == whole[first:]
-    assert all(isinstance(draw, Draw) for batch in whole for draw in batch)
+    assert all(isinstance(draw, SampleKey) for batch in whole for draw in batch)
 
 
 @given(st.integers(1, 400), st.integers(1, 4), st.integers(1, 3), st.booleans())
 def test_processes_share_the_photos_out(count: int, size: int, world: int, in_shards: bool) -> None:
     shard = torch.arange(count) // 7 if in_shards else None
-    arrangement = Arrangement(torch.arange(count) % 3 == 0, shard)
-    per_rank = [TrainBatches(arrangement, size, 3, Share(rank, world)) for rank in range(world)]
+    arrangement = BatchGrouping(torch.arange(count) % 3 == 0, shard)
+    per_rank = [TrainBatchSampler(arrangement, size, 3, Rank(rank, world)) for rank in range(world)]
     drawn = [indices(batches) for batches in per_rank]
     assert [len(of_rank) for of_rank in drawn] == [max(1, count // size) // world] * world
     assert [len(of_rank) for of_rank in drawn] == [len(batches) for batches in per_rank]
@@ -69,10 +69,10 @@ def test_processes_share_the_photos_out(count: int, size: int, world: int, in_sh
 def test_a_reader_goes_through_shards_of_its_own(by_shape: bool) -> None:
     """96 shards of 12 photos: each of four readers, two processes of two workers, opens a quarter, and a few at borders."""
     is_tall = (torch.arange(96 * 12) % 3 == 0) & by_shape
-    arrangement = Arrangement(is_tall, torch.arange(96 * 12) // 12)
+    arrangement = BatchGrouping(is_tall, torch.arange(96 * 12) // 12)
     shards_of: dict[tuple[int, int], set[int]] = {}
     for rank in range(2):
-        batches = TrainBatches(arrangement, 4, 0, Share(rank, 2))
+        batches = TrainBatchSampler(arrangement, 4, 0, Rank(rank, 2))
         for number, batch in enumerate(indices(batches)):
             shards_of.setdefault((rank, number % 2), set()).update(index // 12 for index in batch)
     assert len(set.union(*shards_of.values())) == 96
@@ -114,20 +114,20 @@ def test_a_million_objects_are_small() -> None:
 
 def test_tall_photos_and_shards_are_read_off_records() -> None:
     records = Records.of([record(30, 0, (0, 1)), record(1, 0, (1, 1))])
-    assert Arrangement.of(records, by_shape=True).is_tall.tolist() == [True, False]
-    assert not Arrangement.of(records, by_shape=False).is_tall.any()
-    assert [Arrangement.of(records, by_shape=choice).alike for choice in (True, False)] == [True, False]
-    assert Arrangement.of(records, by_shape=True).shard is not None
-    assert Arrangement.of(Records.of([record(1, 0)]), by_shape=True).shard is None
+    assert BatchGrouping.of(records, by_shape=True).is_tall.tolist() == [True, False]
+    assert not BatchGrouping.of(records, by_shape=False).is_tall.any()
+    assert [BatchGrouping.of(records, by_shape=choice).alike for choice in (True, False)] == [True, False]
+    assert BatchGrouping.of(records, by_shape=True).shard is not None
+    assert BatchGrouping.of(Records.of([record(1, 0)]), by_shape=True).shard is None
 
 
 def test_photos_of_a_step_are_to_be_alike_in_all_processes() -> None:
-    arrangement = Arrangement(torch.zeros(24, dtype=torch.bool), alike=True)
-    alone = {draw.index: draw.batch for batch in TrainBatches(arrangement, 2, 5) for draw in batch}
+    arrangement = BatchGrouping(torch.zeros(24, dtype=torch.bool), alike=True)
+    alone = {draw.index: draw.batch for batch in TrainBatchSampler(arrangement, 2, 5) for draw in batch}
     assert sorted(alone.values()) == sorted(list(range(12)) * 2)
     for rank in range(3):
-        order = TrainBatches(arrangement, 2, 5, Share(rank, 3))
+        order = TrainBatchSampler(arrangement, 2, 5, Rank(rank, 3))
         order.first = 1
         numbers = [{draw.batch for draw in batch} for batch in order]
         assert numbers == [{1}, {2}, {3}]
-    assert {draw.batch for batch in TrainBatches(Arrangement.anything(4), 2, 5) for draw in batch} == {None}
+    assert {draw.batch for batch in TrainBatchSampler(BatchGrouping.anything(4), 2, 5) for draw in batch} == {None}

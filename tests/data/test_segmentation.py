@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit.data.dataset import PhotoDataset
+from detrkit.config.run import RunConfig
+from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.coco import read_coco_file
 from detrkit.data.formats.folder import read_dataset
-from detrkit.data.segmentation import read_masks, to_run_lengths
 from detrkit.data.records import Records, Split
+from detrkit.data.segmentation import read_masks, to_run_lengths
+from detrkit.data.splits import open_data
 from detrkit.errors import ConfigError, DataError
 from detrkit.ops.masks import encode_masks
-from detrkit.config.run import RunConfig
-from detrkit.data.splits import open_data
 from tests.datasets import write_coco
 
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
@@ -52,7 +52,7 @@ def write(root: Path, segmentations: list[Any], crowds: tuple[int, ...] = ()) ->
 
 def masks_of(file: Path) -> np.ndarray:
     train = read_dataset(file, masks=True).train
-    masks = PhotoDataset(train, masks=True)[0].annotations.masks
+    masks = DetectionDataset(train, masks=True)[0].annotations.masks
     assert masks is not None
     return masks.numpy()
 
@@ -117,10 +117,10 @@ def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
     file = write(tmp_path, [[SQUARE]])
     train = read_dataset(file).train
     assert not train.records.have_outlines
-    assert PhotoDataset(train)[0].annotations.masks is None
+    assert DetectionDataset(train)[0].annotations.masks is None
     with pytest.raises(DataError, match="holds boxes without outlines"):
-        PhotoDataset(train, masks=True)
-    assert PhotoDataset(read_dataset(file, masks=True).train)[0].annotations.masks is None
+        DetectionDataset(train, masks=True)
+    assert DetectionDataset(read_dataset(file, masks=True).train)[0].annotations.masks is None
 
 
 def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Path) -> None:

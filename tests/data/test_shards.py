@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detrkit.data.dataset import PhotoDataset
 from detrkit.data.checks.examine import examine
+from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.formats.write import write_dataset
-from detrkit.data.samplers import Arrangement
+from detrkit.data.samplers import BatchGrouping
 from detrkit.errors import DataError
 from tests.datasets import write_coco
 
@@ -28,19 +28,19 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(folder: Path, tmp_path: Path) -> Path:
-    write_shards(read_dataset(folder).splits, tmp_path / "shards", shard_photos=3)
+    write_shards(read_dataset(folder).splits, tmp_path / "shards", images_per_shard=3)
     return tmp_path / "shards"
 
 
 def check_same(shards: Path, folder: Path) -> None:
     ours, theirs = read_dataset(shards), read_dataset(folder)
-    assert ours.form == "shards"
+    assert ours.format == "shards"
     for name in ("train", "val"):
         here, there = ours.splits[name], theirs.splits[name]
         assert here.categories == there.categories
         of_id = {record.image_id: record for record in there.records}
         assert sorted(here.records.image_ids) == sorted(of_id)
-        photos, originals = PhotoDataset(here), PhotoDataset(there)
+        photos, originals = DetectionDataset(here), DetectionDataset(there)
         for index, record in enumerate(here.records):
             original = of_id[record.image_id]
             for column in ("boxes", "labels", "is_crowd", "size"):
@@ -57,7 +57,7 @@ def test_what_goes_in_comes_out(shards: Path, folder: Path) -> None:
     check_same(shards, folder)
     train = read_dataset(shards).train.records
     assert train.image_ids != sorted(train.image_ids), "photos are packed in random order"
-    arrangement = Arrangement.of(train, by_shape=False)
+    arrangement = BatchGrouping.of(train, by_shape=False)
     assert arrangement.shard is not None
     assert arrangement.shard.tolist() == [0, 0, 0, 1, 1, 1, 2]
 
@@ -81,7 +81,7 @@ def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
     (shards / "train-00001.tar").unlink()
     (shards / "val.index").unlink()
     kept = (shards / "train-00000.tar").stat().st_mtime_ns
-    assert write_shards(read_dataset(folder).splits, shards, shard_photos=3) == 3
+    assert write_shards(read_dataset(folder).splits, shards, images_per_shard=3) == 3
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
     assert (shards / "train-00000.tar").stat().st_mtime_ns == kept
 
@@ -90,7 +90,7 @@ def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> No
     splits = read_dataset(folder).splits
     splits["train"].records.columns.boxes[0] += 1
     with pytest.raises(DataError, match="another dataset"):
-        write_shards(splits, shards, shard_photos=3)
+        write_shards(splits, shards, images_per_shard=3)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_malformed_plan_is_one_sentence(shards: Path, content: str) -> None:
 def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
     splits = read_dataset(folder).splits
     with pytest.raises(DataError, match="other settings"):
-        write_shards(splits, shards, shard_photos=4)
+        write_shards(splits, shards, images_per_shard=4)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(DataError, match="nothing is overwritten"):
@@ -182,7 +182,7 @@ def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     split = read_dataset(shards).val
     assert split.records[0].path == shards / "val-00000.tar" / "x.png"
-    assert PhotoDataset(split)[0].image.shape == (3, 6, 8)
+    assert DetectionDataset(split)[0].image.shape == (3, 6, 8)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -205,7 +205,7 @@ def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
 
 def test_a_doctor_examines_shards_and_other_forms_are_written_from_them(shards: Path, tmp_path: Path) -> None:
     diagnosis = examine(shards, workers=1)
-    assert (diagnosis.form, diagnosis.is_fit, diagnosis.unusable) == ("shards", True, frozenset())
+    assert (diagnosis.format, diagnosis.is_fit, diagnosis.unusable) == ("shards", True, frozenset())
     write_dataset(diagnosis.folder.splits, tmp_path / "yolo", "yolo")
     again = read_dataset(tmp_path / "yolo")
     assert len(again.train.records) == 7

@@ -7,31 +7,31 @@ from typing import Any
 import pytest
 import torch
 
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.data.formats.folder import read_dataset
+from detrkit.data.splits import TrainingData, concat_splits, open_data
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.scores import Scores
-from detrkit.config.run import RunConfig
-from detrkit.data.splits import RunData, joined, open_data
-from detrkit.training.train import train
 from detrkit.training.loggers.run_log import read_metrics
-from detrkit.config.training import TrainingSettings
+from detrkit.training.train import train
 from tests.datasets import write_coco, write_panoptic
 
-TINY = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 1, "feedforward_dim": 32}
+TINY = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 1, "dim_feedforward": 32}
 
 
 def config(data: Path, **training: Any) -> RunConfig:
     given = {"image_size": 64, "workers": 0, "batch_size": 2, "epochs": 1, **training}
-    return RunConfig(data=str(data), model="detr-tiny", model_settings=TINY, training=TrainingSettings(**given))
+    return RunConfig(data=str(data), model="detr-tiny", model_settings=TINY, training=TrainingConfig(**given))
 
 
-def pictures_of(data: RunData) -> list[torch.Tensor]:
+def pictures_of(data: TrainingData) -> list[torch.Tensor]:
     return [data.train.photos[index].image for index in range(len(data.train))]
 
 
 def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=4, num_val=3)
-    apart, together = open_data(config(folder)), open_data(config(folder, with_validation=True))
+    apart, together = open_data(config(folder)), open_data(config(folder, train_on_val=True))
     assert (len(apart.train), len(together.train), len(together.test)) == (4, 7, 3)
     validation = [together.pictures[index].image for index in range(3)]
     assert all(
@@ -44,12 +44,12 @@ def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_p
 def test_a_photo_that_is_all_there_is_is_learned_from_once(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=1, num_val=1)
     only = read_dataset(folder).train
-    assert len(joined(only, only).records) == 1
+    assert len(concat_splits(only, only).records) == 1
 
 
 def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
     folder = read_dataset(write_panoptic(tmp_path / "panoptic"), masks=True)
-    both = joined(folder.train, folder.val).records
+    both = concat_splits(folder.train, folder.val).records
     expected = [*folder.train.records, *folder.val.records]
     assert [record.mask_file for record in both] == [record.mask_file for record in expected]
     assert [record.outlines for record in both] == [record.outlines for record in expected]
@@ -58,10 +58,10 @@ def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
 def test_the_report_of_such_a_run_does_not_claim_unseen_photos(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=2, num_val=2)
     train(config(folder), tmp_path / "apart")
-    train(config(folder, with_validation=True), tmp_path / "together")
+    train(config(folder, train_on_val=True), tmp_path / "together")
     assert "not seen in training" in (tmp_path / "apart" / "report.html").read_text()
     assert "the ones it was trained on" in (tmp_path / "together" / "report.html").read_text()
-    assert "with_validation: true" in (tmp_path / "together" / "config.yaml").read_text()
+    assert "train_on_val: true" in (tmp_path / "together" / "config.yaml").read_text()
 
 
 def without_objects(folder: Path, split: str) -> None:
@@ -80,7 +80,7 @@ def test_without_an_object_nothing_is_learned(tmp_path: Path) -> None:
             DataError, match=r"instances_train2017.json: found no object in the \d photos to learn from"
         ):
             open_data(config(folder, **training))
-    assert open_data(config(folder, with_validation=True)).train is not None
+    assert open_data(config(folder, train_on_val=True)).train is not None
 
 
 def test_what_is_no_count_is_not_told_as_one(tmp_path: Path) -> None:
@@ -116,5 +116,5 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
 @pytest.mark.parametrize("other", [{"patience": 3}, {"overfit": 2}])
 def test_nothing_may_wait_for_scores_of_photos_that_are_learned_from(tmp_path: Path, other: dict[str, int]) -> None:
     folder = write_coco(tmp_path / "shapes")
-    with pytest.raises(ConfigError, match=r"--with-validation.*leave one out"):
-        open_data(config(folder, with_validation=True, **other))
+    with pytest.raises(ConfigError, match=r"--train-on-val.*leave one out"):
+        open_data(config(folder, train_on_val=True, **other))

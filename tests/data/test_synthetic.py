@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 
 
 def test_a_drawing_depends_on_seed_and_index_alone() -> None:
-    first, second = DrawnShapes(10, seed=3), DrawnShapes(5, seed=3)
+    first, second = SyntheticShapes(10, seed=3), SyntheticShapes(5, seed=3)
     assert torch.equal(first[4].image, second[4].image)
     assert not torch.equal(first[4].image, first[5].image)
-    assert not torch.equal(first[4].image, DrawnShapes(5, seed=4)[4].image)
+    assert not torch.equal(first[4].image, SyntheticShapes(5, seed=4)[4].image)
     with pytest.raises(IndexError):
         second[5]
 
 
 def test_boxes_are_those_of_the_visible_pixels() -> None:
-    for sample in DrawnShapes(30, seed=0).draw_all():
+    for sample in SyntheticShapes(30, seed=0).draw_all():
         masks = sample.annotations.masks
         assert masks is not None
         assert (masks.sum(0) <= 1).all()  # a pixel shows one shape
@@ -30,7 +30,7 @@ def test_boxes_are_those_of_the_visible_pixels() -> None:
 
 
 def test_drawings_vary() -> None:
-    samples = DrawnShapes(200, seed=1, style=DrawingStyle(size=64)).draw_all()
+    samples = SyntheticShapes(200, seed=1, style=SyntheticStyle(size=64)).draw_all()
     counts = {len(sample.annotations.labels) for sample in samples}
     labels = torch.cat([sample.annotations.labels for sample in samples])
     assert counts == {1, 2, 3, 4, 5, 6}

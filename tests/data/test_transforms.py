@@ -8,23 +8,23 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from detrkit.data.batching import collate
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import (
-    Framing,
+    CropParams,
+    EvalTransform,
     RandomOrientation,
     RandomSizeCrop,
-    TestTransform,
     TrainTransform,
     crop,
-    flip,
+    horizontal_flip,
     resize_masks,
     resized_size,
-    turn_quarter,
-    turn_upside_down,
+    rotate90,
+    vertical_flip,
 )
 from detrkit.structures import Annotations, Sample
 
-DRAWN = [DrawnShapes(1, seed, DrawingStyle(size=48 + seed))[0] for seed in range(20)]
+DRAWN = [SyntheticShapes(1, seed, SyntheticStyle(size=48 + seed))[0] for seed in range(20)]
 drawn = st.sampled_from(DRAWN)
 
 
@@ -48,30 +48,30 @@ def check_in_step(sample: Sample, slack: int = 3) -> None:
 
 @given(drawn)
 def test_flip_undoes_itself(sample: Sample) -> None:
-    twice = flip(flip(sample))
+    twice = horizontal_flip(horizontal_flip(sample))
     assert torch.equal(twice.image, sample.image)
     torch.testing.assert_close(twice.annotations.boxes, sample.annotations.boxes)
-    check_in_step(flip(sample))
+    check_in_step(horizontal_flip(sample))
 
 
 def test_upside_down_turns_boxes_and_masks_too() -> None:
     sample = DRAWN[3]
-    turned = RandomOrientation(flip=0, upside_down=1)(sample)
+    turned = RandomOrientation(horizontal_flip=0, vertical_flip=1)(sample)
     height = sample.image.shape[1]
     left, top, right, bottom = sample.annotations.boxes.unbind(1)
     expected = torch.stack([left, height - bottom, right, height - top], dim=1)
     torch.testing.assert_close(turned.annotations.boxes, expected)
     assert torch.equal(turned.image, sample.image.flip(1))
     check_in_step(turned)
-    assert RandomOrientation(flip=0)(sample) is sample
+    assert RandomOrientation(horizontal_flip=0)(sample) is sample
     torch.manual_seed(0)
-    halves = [RandomOrientation(flip=0, upside_down=0.5)(sample) is sample for _ in range(100)]
+    halves = [RandomOrientation(horizontal_flip=0, vertical_flip=0.5)(sample) is sample for _ in range(100)]
     assert 30 < sum(halves) < 70
 
 
 @given(drawn)
 def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None:
-    turned = turn_quarter(sample)
+    turned = rotate90(sample)
     width = sample.image.shape[2]
     assert torch.equal(turned.image[:, 0], sample.image[:, :, -1])
     assert turned.image.permute(1, 2, 0).is_contiguous()
@@ -79,10 +79,10 @@ def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None
     expected = torch.stack([top, width - right, bottom, width - left], dim=1)
     assert torch.equal(turned.annotations.boxes, expected)
     check_in_step(turned)
-    twice, half = turn_quarter(turned), turn_upside_down(flip(sample))
+    twice, half = rotate90(turned), vertical_flip(horizontal_flip(sample))
     assert torch.equal(twice.image, half.image)
     torch.testing.assert_close(twice.annotations.boxes, half.annotations.boxes)
-    whole = turn_quarter(turn_quarter(twice))
+    whole = rotate90(rotate90(twice))
     assert torch.equal(whole.image, sample.image)
     torch.testing.assert_close(whole.annotations.boxes, sample.annotations.boxes)
 
@@ -90,17 +90,17 @@ def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None
 def test_photos_of_a_batch_turn_together() -> None:
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     sample = Sample(torch.zeros(3, 60, 100, dtype=torch.uint8), nothing, 1, (60, 100))
-    transform = TrainTransform(80, 0.0, RandomOrientation(flip=0, quarter_turns=0.5))
+    transform = TrainTransform(80, 0.0, RandomOrientation(horizontal_flip=0, rotate90=0.5))
     turned = 0
     for seed in range(100):
         torch.manual_seed(seed)
-        framing = Framing.drawn()
+        framing = CropParams.drawn()
         shapes = {transform(sample, framing).image.shape for _ in range(2)}
         assert len(shapes) == 1
         _, height, width = shapes.pop()
         turned += height > width
     assert 30 < turned < 70
-    assert RandomOrientation(flip=0, quarter_turns=1)(sample).image.shape == (3, 100, 60)
+    assert RandomOrientation(horizontal_flip=0, rotate90=1)(sample).image.shape == (3, 100, 60)
 
 
 @settings(max_examples=30, deadline=None)
@@ -122,7 +122,7 @@ def test_a_crop_larger_than_the_photo_keeps_all_of_it(sample: Sample, seed: int)
 
 
 def test_crop_drops_what_lies_outside() -> None:
-    sample = DrawnShapes(1, 0)[0]
+    sample = SyntheticShapes(1, 0)[0]
     x1, y1, x2, y2 = (int(v) for v in sample.annotations.boxes[0].tolist())
     inside = crop(sample, y1, x1, y2 - y1, x2 - x1)
     assert inside.annotations.boxes[0].tolist() == [0, 0, x2 - x1, y2 - y1]
@@ -146,9 +146,9 @@ def test_resized_sizes_respect_the_limit(height: int, width: int, short_side: in
 
 
 def test_the_papers_sizes_scale_together() -> None:
-    assert TestTransform().image_size == 800
-    sample = DrawnShapes(1, 0, DrawingStyle(size=64))[0]
-    assert tuple(TestTransform(200)(sample).image.shape[1:]) == (200, 200)
+    assert EvalTransform().image_size == 800
+    sample = SyntheticShapes(1, 0, SyntheticStyle(size=64))[0]
+    assert tuple(EvalTransform(200)(sample).image.shape[1:]) == (200, 200)
 
 
 def panorama(height: int, width: int) -> Sample:
@@ -157,8 +157,8 @@ def panorama(height: int, width: int) -> Sample:
 
 
 def test_the_limit_of_the_long_side_scales_with_them() -> None:
-    assert tuple(TestTransform(80)(panorama(100, 1000)).image.shape[1:]) == (13, 130)
-    framing = Framing(crops=0.5, before=0.5, height=0.5, width=0.5, after=0.999, turns=1.0)
+    assert tuple(EvalTransform(80)(panorama(100, 1000)).image.shape[1:]) == (13, 130)
+    framing = CropParams(crops=0.5, before=0.5, height=0.5, width=0.5, after=0.999, turns=1.0)
     largest = TrainTransform(80, crop_probability=0.0)(panorama(100, 1000), framing)
     assert tuple(largest.image.shape[1:]) == (13, 130)
     # before it is cut, at most four times as long: a line stays one
@@ -177,7 +177,7 @@ def test_sides_of_crops_reach_from_the_smallest_to_the_largest() -> None:
 def test_a_photo_is_resized_before_and_after_it_is_cut() -> None:
     box = Annotations(torch.tensor([[100.0, 100, 300, 300]]), torch.zeros(1, dtype=torch.int64))
     sample = replace(panorama(400, 400), annotations=box)
-    framing = Framing(crops=0.0, before=0.0, height=0.0, width=0.0, after=0.999, turns=1.0)
+    framing = CropParams(crops=0.0, before=0.0, height=0.0, width=0.0, after=0.999, turns=1.0)
     cut = TrainTransform(80, crop_probability=1.0)(sample, framing)
     assert tuple(cut.image.shape[1:]) == (80, 80)
     # 400 px become 40, of which 38 are kept and become 80; half of the photo is 20 of them
@@ -230,7 +230,7 @@ def test_what_a_crop_cuts_gets_the_box_of_what_is_left_of_its_mask() -> None:
 
 
 def test_targets_hold_masks_of_their_own_size_and_nothing_they_were_cut_from() -> None:
-    large, small = (DrawnShapes(1, 0, DrawingStyle(size=size))[0] for size in (64, 48))
+    large, small = (SyntheticShapes(1, 0, SyntheticStyle(size=size))[0] for size in (64, 48))
     batch = collate([crop(large, 0, 0, 40, 60), small])
     first, second = (target.masks for target in batch.targets)
     assert first is not None

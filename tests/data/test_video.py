@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detrkit.data import video as videos
-from detrkit.data.images import tensor_to_photo
+from detrkit.data.images import tensor_to_image
 from detrkit.data.video import Frame, VideoWriter, camera_address, open_camera, open_video
 from detrkit.errors import ConfigError, DataError
 
@@ -74,7 +74,7 @@ def test_a_video_taken_sideways_comes_upright(tmp_path: Path) -> None:
         container.mux(stream.encode())
     with open_video(tmp_path / "a.mp4") as opened:
         (frame,) = opened
-    shown = tensor_to_photo(frame.pixels)
+    shown = tensor_to_image(frame.pixels)
     assert shown.size == (32, 64)
     assert shown.getpixel((2, 32))[0] > 200  # type: ignore[index]
     assert shown.getpixel((29, 32))[0] < 60  # type: ignore[index]
@@ -145,7 +145,7 @@ def test_damaged_videos_decode_or_end_in_a_sentence(video: Path, tmp_path: Path)
 
 
 def test_frames_larger_than_any_photo_are_refused(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(videos, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(videos, "MAX_PIXELS", 1000)
     with pytest.raises(DataError, match="66 x 48 pixels"), open_video(video):
         pass
 

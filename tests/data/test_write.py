@@ -13,11 +13,11 @@ from PIL import Image
 
 from detrkit.cli import main
 from detrkit.data.categories import Categories
-from detrkit.data.formats.folder import Form, read_dataset
+from detrkit.data.convert import convert_dataset
+from detrkit.data.formats.folder import Format, read_dataset
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.records import Record, Records, Split, SplitName
 from detrkit.errors import DataError
-from detrkit.data.convert import convert_dataset
 from tests.datasets import write_coco
 
 CATEGORIES = Categories((3, 7, 90), ("blood cell", "plättchen & co", "<star>"))
@@ -40,7 +40,7 @@ def records(draw: Any, photo: Path, image_id: int) -> Record:
 
 @settings(max_examples=15, deadline=None)
 @given(st.data(), st.sampled_from(["coco", "yolo", "voc"]))
-def test_round_trip(data: st.DataObject, form: Form) -> None:
+def test_round_trip(data: st.DataObject, format: Format) -> None:
     with tempfile.TemporaryDirectory() as place:
         photo = Path(place) / "a.b.png"
         Image.new("RGB", (97, 100)).save(photo)
@@ -56,9 +56,9 @@ def test_round_trip(data: st.DataObject, form: Form) -> None:
             "train": Split(Records.of([content]), CATEGORIES, Path(place)),
             "val": Split(Records.of([val]), CATEGORIES, Path(place)),
         }
-        assert write_dataset(splits, Path(place) / "out", form) == 0
+        assert write_dataset(splits, Path(place) / "out", format) == 0
         read = read_dataset(Path(place) / "out")
-        assert read.form == form
+        assert read.format == format
         assert read.train.categories == CATEGORIES
         for before, after in ((content, read.train.records[0]), (val, read.val.records[0])):
             assert after.labels.tolist() == before.labels.tolist()
@@ -68,9 +68,11 @@ def test_round_trip(data: st.DataObject, form: Form) -> None:
 
 def test_photos_of_the_same_name_stay_apart(tmp_path: Path) -> None:
     data = read_dataset(write_coco(tmp_path / "shapes"))
-    for form in ("coco", "yolo", "voc"):
-        write_dataset({"train": data.train, "val": data.val}, tmp_path / form, form)  # both hold 1.png, 2.png, 3.png
-        again = read_dataset(tmp_path / form)
+    for format in ("coco", "yolo", "voc"):
+        write_dataset(
+            {"train": data.train, "val": data.val}, tmp_path / format, format
+        )  # both hold 1.png, 2.png, 3.png
+        again = read_dataset(tmp_path / format)
         for before, after in ((data.train, again.train), (data.val, again.val)):
             for ours, theirs in zip(before.records, after.records, strict=True):
                 assert theirs.path.read_bytes() == ours.path.read_bytes()
@@ -83,9 +85,9 @@ def test_crowds(tmp_path: Path) -> None:
     boxes = np.array([[1, 1, 20, 20], [5, 5, 30, 30]], np.float32)
     record = Record(1, photo, (50, 50), boxes, np.array([0, 1]), np.array([True, False]))
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
-    for form, left_out in (("coco", 0), ("voc", 0), ("yolo", 1)):
-        assert write_dataset(splits, tmp_path / form, form) == left_out  # type: ignore[arg-type]
-        read = read_dataset(tmp_path / form).train.records[0]
+    for format, left_out in (("coco", 0), ("voc", 0), ("yolo", 1)):
+        assert write_dataset(splits, tmp_path / format, format) == left_out  # type: ignore[arg-type]
+        read = read_dataset(tmp_path / format).train.records[0]
         assert read.is_crowd.tolist() == ([False] if left_out else [True, False])
 
 

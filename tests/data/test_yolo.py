@@ -30,7 +30,7 @@ def write(folder: Path, rows: str) -> None:
 
 def test_boxes_by_hand(folder: Path) -> None:
     data = read_dataset(folder)
-    assert data.form == "yolo"
+    assert data.format == "yolo"
     assert data.train.categories.ids == (0, 1)
     record = data.train.records[0]
     assert record.size == (100, 200)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.errors import ConfigError
 from detrkit.config.run import load_run_config
+from detrkit.errors import ConfigError
 
 FILE = """
 data: shapes
@@ -27,7 +27,7 @@ def test_the_command_line_wins_setting_by_setting(file: Path) -> None:
     config = load_run_config(file, given, {"epochs": 9})
     assert config.data == "shapes"
     assert config.model_settings == {"hidden_dim": 64, "num_queries": 50}
-    assert (config.training.epochs, config.training.learning_rate) == (9, 0.002)
+    assert (config.training.epochs, config.training.lr) == (9, 0.002)
 
 
 def test_epochs_on_the_command_line_win_over_steps_in_the_file(tmp_path: Path) -> None:

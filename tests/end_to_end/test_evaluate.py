@@ -11,23 +11,23 @@ import pytest
 import torch
 
 from detrkit import Detector, build_model
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
+from detrkit._internal.files import file_lock
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
 from detrkit.cli import main
+from detrkit.config.run import RunConfig, write_config
+from detrkit.data.convert import convert_dataset
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.segmentation import to_run_lengths
 from detrkit.data.synthetic import SHAPES
-from detrkit.evaluation.coco import annotations_of_split
-from detrkit.evaluation.arrays import Found, Truth
-from detrkit.evaluation.panoptic import TrueSegments
-from detrkit.evaluation.results_io_panoptic import write_panoptic_results, write_segments
-from detrkit._internal.files import held
 from detrkit.evaluation import evaluate
 from detrkit.evaluation import evaluator as judging
-from detrkit.training import run as run_recipe
-from detrkit.config.run import RunConfig, write_config
-from detrkit.data.convert import convert_dataset
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
+from detrkit.evaluation.coco import annotations_of_split
+from detrkit.evaluation.panoptic import GroundTruthSegments
+from detrkit.evaluation.results_io_panoptic import write_panoptic_results, write_segments
 from detrkit.structures import PanopticSegment, PanopticSegments
+from detrkit.training import run as run_recipe
 from tests.datasets import write_coco, write_panoptic
 
 QUERIES = 25
@@ -49,25 +49,25 @@ def a_run(tmp_path: Path, shapes: Path) -> Path:
     return tmp_path / "run"
 
 
-def truth_of(shapes: Path) -> Truth:
-    return Truth.read(shapes / "annotations" / "instances_val2017.json")
+def truth_of(shapes: Path) -> GroundTruth:
+    return GroundTruth.read(shapes / "annotations" / "instances_val2017.json")
 
 
-def all_found(truth: Truth) -> Found:
+def all_found(truth: GroundTruth) -> DetectionArrays:
     """Everything, with scores of 0.5 to 0.9 by class; and, with scores below 0.1, what is not there."""
     ids = np.array(truth.categories.ids)[truth.labels]
-    right = Found(
+    right = DetectionArrays(
         truth.image_ids[truth.photos], ids, truth.boxes, 0.5 + 0.2 * truth.labels, np.zeros(len(ids), np.int64)
     )
-    wrong = Found(right.image_ids, ids, right.boxes + 1000, right.scores / 10, right.queries)
-    return Found.joined([right, wrong])
+    wrong = DetectionArrays(right.image_ids, ids, right.boxes + 1000, right.scores / 10, right.queries)
+    return DetectionArrays.joined([right, wrong])
 
 
 @pytest.fixture
 def knows_all(monkeypatch: pytest.MonkeyPatch, shapes: Path) -> None:
     """Whatever the model says, everything is found."""
 
-    def answer(*_: Any, layers: Sequence[int] = (-1,), **__: Any) -> list[Found]:
+    def answer(*_: Any, layers: Sequence[int] = (-1,), **__: Any) -> list[DetectionArrays]:
         return [all_found(truth_of(shapes))] * len(layers)
 
     monkeypatch.setattr(evaluate, "collect", lambda *a, **_: answer(*a[:5], layers=a[5]))
@@ -208,7 +208,7 @@ def test_thresholds_do_not_go_into_weights_that_came_later(
     assert go("evaluate", a_run, shapes, "--workers", 0, "-o", tmp_path / "b", "--store-thresholds") == 2
     assert "was written anew since it was read; evaluate again" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr(evaluate, "collect", collect)
-    with held(a_run):  # as training does
+    with file_lock(a_run):  # as training does
         assert go("evaluate", a_run, shapes, "--workers", 0, "-o", tmp_path / "c") == 0
     assert "another process writes to it" in " ".join(capsys.readouterr().out.split())
 
@@ -309,7 +309,7 @@ def test_saved_panoptic_results_are_scored(shapes: Path, tmp_path: Path, capsys:
     results = tmp_path / "theirs" / "panoptic_predictions.json"
     entries = []
     for record in split.records:
-        true = TrueSegments.of(record)
+        true = GroundTruthSegments.of(record)
         numbers = zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True)
         segments = tuple(PanopticSegment(n, split.categories.ids[k], True, 1.0, 1) for n, k in numbers)
         found = PanopticSegments(torch.from_numpy(true.ids), segments)

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from detrkit import Detector
+from detrkit._internal.files import file_lock
+from detrkit._internal.signals import StopSignal
+from detrkit.checkpoints.conversion.convert import convert_weights
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.cli import main
 from detrkit.errors import ConfigError
-from detrkit._internal.files import held
-from detrkit.checkpoints.conversion.convert import convert_weights
-from detrkit.training.train import refuse_dataset_folder
 from detrkit.training.loggers.run_log import read_metrics
-from detrkit._internal.signals import StopSignal
+from detrkit.training.train import refuse_dataset_folder
 from tests.datasets import write_coco, write_whole_photos
 
 SHORT = [
@@ -88,13 +88,16 @@ def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     output = tmp_path / "run"
     arguments = ["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(output), *SHORT]
     output.mkdir()
-    with held(output):
+    with file_lock(output):
         assert run(arguments) == 2
         said = " ".join(capsys.readouterr().err.split())
         assert f"{output}: another process writes to it; wait until it ends, or choose another place" in said
         assert [path.name for path in output.iterdir()] == [".lock"]
     # who dies lets go of it
-    dies = "import os, pathlib, sys, detrkit._internal.files as f; f.held(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"
+    dies = (
+        "import os, pathlib, sys, detrkit._internal.files as f; "
+        "f.file_lock(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"
+    )
     assert subprocess.run([sys.executable, "-c", dies, output], check=False).returncode == 9
     assert run(arguments) == 0
 
@@ -109,7 +112,7 @@ def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.C
     from detrkit.evaluation.evaluate import evaluate_source
 
     folder, weights = write_whole_photos(tmp_path)
-    slow = ["--learning-rate", "1e-6", "--backbone-learning-rate", "1e-6", "--weights", str(weights)]
+    slow = ["--lr", "1e-6", "--backbone-lr", "1e-6", "--weights", str(weights)]
     assert run(["train", str(folder), *SHORT, *slow, "--output", str(tmp_path / "run")]) == 0
     results = tmp_path / "results.json"
     common = ["evaluate", str(tmp_path / "run"), str(folder), "--workers", "0", "--device", "cpu"]
@@ -159,17 +162,17 @@ def test_describe_tells_the_published_size(place: Path, capsys: pytest.CaptureFi
     assert "(1, 128, 8, 8)" in capsys.readouterr().out  # stride 8
 
 
-@pytest.mark.parametrize("form", ["detrkit", "official", "huggingface", "huggingface-no-timm"])
-def test_convert_there_and_back(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("format", ["detrkit", "official", "huggingface", "huggingface-no-timm"])
+def test_convert_there_and_back(format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from detrkit import build_model, state_dict_as_official
 
-    if form.startswith("huggingface"):
+    if format.startswith("huggingface"):
         pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = build_model("detr-r50", num_classes=3, num_queries=5, encoder_layers=1, decoder_layers=1)
     torch.save({"model": state_dict_as_official(model)}, tmp_path / "a.pth")
-    name = {"detrkit": "b.safetensors", "official": "b.pth"}.get(form, "b")
-    assert run(["convert", str(tmp_path / "a.pth"), str(tmp_path / name), "--to", form]) == 0
+    name = {"detrkit": "b.safetensors", "official": "b.pth"}.get(format, "b")
+    assert run(["convert", str(tmp_path / "a.pth"), str(tmp_path / name), "--to", format]) == 0
     assert "largest difference" in capsys.readouterr().out
     assert convert_weights(str(tmp_path / name), tmp_path / "c.safetensors", "detrkit") == 0
     back = read_checkpoint(tmp_path / "c.safetensors").state
@@ -202,7 +205,7 @@ def test_a_few_unreadable_photos_are_left_out_and_named(tmp_path: Path, capsys: 
     for photo in bad:
         photo.write_bytes(b"no photo")
     arguments = ["train", str(data), "--model", "detr-tiny", *SHORT, "--output", str(tmp_path / "run")]
-    assert run([*arguments, "--most-unreadable", "0.4"]) == 0
+    assert run([*arguments, "--max-unreadable", "0.4"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     for photo in bad:
         assert f"left out: {photo}: cannot be read" in out
@@ -240,21 +243,21 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
 
 
 def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
-    from detrkit.training.build import build_for
     from detrkit.config.run import RunConfig
+    from detrkit.config.training import TrainingConfig
+    from detrkit.training.build import build_for
     from detrkit.training.planner import plan_model as with_defaults
-    from detrkit.config.training import TrainingSettings
 
-    config = RunConfig(data="x", model="detr-r18", training=TrainingSettings(learning_rate=3e-4))
+    config = RunConfig(data="x", model="detr-r18", training=TrainingConfig(lr=3e-4))
     scratch = with_defaults(config)
-    assert scratch.training.backbone_learning_rate == 3e-4
+    assert scratch.training.backbone_lr == 3e-4
     model, _ = build_for(scratch, read_checkpoint(place / "run").categories)
     assert model.config.backbone_normalization == "batch"
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.backbone_learning_rate == 1e-5
-    given = config.model_copy(update={"training": TrainingSettings(backbone_learning_rate=1e-4)})
-    assert with_defaults(given).training.backbone_learning_rate == 1e-4
-    tiny = RunConfig(data="x", model="detr-tiny", training=TrainingSettings(batch_size=3))
+    assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.backbone_lr == 1e-5
+    given = config.model_copy(update={"training": TrainingConfig(backbone_lr=1e-4)})
+    assert with_defaults(given).training.backbone_lr == 1e-4
+    tiny = RunConfig(data="x", model="detr-tiny", training=TrainingConfig(batch_size=3))
     assert with_defaults(tiny).training.batch_size == 3
     assert with_defaults(tiny).training.image_size == 256
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from detrkit.cli import main
-from detrkit.training import run as training_run
 from detrkit.config.run import load_run_config
+from detrkit.training import run as training_run
 from detrkit.training.run import Run
-from detrkit.training.trainer import Pace
+from detrkit.training.trainer import Throughput
 from tests.datasets import write_coco
 
 SMALL = ["--batch-size", "2", "--workers", "0", "--image-size", "64", "--set", "decoder_layers=1", "--device", "cpu"]
@@ -36,11 +36,11 @@ def test_a_run_of_minutes_is_the_run_of_as_many_steps(
 ) -> None:
     measure = Run.measure_pace
 
-    def slow(run: Run) -> Pace:
+    def slow(run: Run) -> Throughput:
         measured = measure(run)
         assert measured.step > 0
         assert measured.evaluation > 0
-        return Pace(1.0, 0.25)
+        return Throughput(1.0, 0.25)
 
     monkeypatch.setattr(Run, "measure_pace", slow)
     assert code_of("train", shapes, *SMALL, "--minutes", "0.06", "--output", str(tmp_path / "timed")) == 0

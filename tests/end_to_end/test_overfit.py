@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.training.train import train
-from detrkit.config.training import TrainingSettings
 from tests.datasets import write_coco
 
 
@@ -14,24 +14,24 @@ def overfit(data: Path, output: Path, photos: int, epochs: int) -> float:
     config = RunConfig(
         data=str(data),
         model="detr-tiny",
-        model_settings={"num_queries": 12, "encoder_layers": 1, "decoder_layers": 2, "feedforward_dim": 128},
-        training=TrainingSettings(
+        model_settings={"num_queries": 12, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 128},
+        training=TrainingConfig(
             epochs=epochs,
             evaluate_every=epochs,
             batch_size=photos,
             overfit=photos,
             image_size=64,
-            learning_rate=1e-3,
-            backbone_learning_rate=1e-3,
-            clip_norm=1.0,
-            class_weight=2.0,
+            lr=1e-3,
+            backbone_lr=1e-3,
+            clip_grad_norm=1.0,
+            cls_loss_coef=2.0,
             schedule="cosine",
             workers=0,
         ),
     )
     scores = train(config, output).scores
     assert scores is not None
-    assert scores.boxes.num_photos == photos
+    assert scores.boxes.num_images == photos
     return scores.ap
 
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from detrkit import Detector, build_model
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import main
-from detrkit.data.images import tensor_to_photo
-from detrkit.data.synthetic import SCENES, DrawingStyle, DrawnShapes
-from detrkit.evaluation.panoptic import TrueSegments
+from detrkit.data.images import tensor_to_image
+from detrkit.data.synthetic import SCENES, SyntheticShapes, SyntheticStyle
+from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.ops.segments import ids_to_rgb
 from detrkit.structures import PanopticSegments
 from detrkit.training.loggers.run_log import read_metrics
@@ -30,15 +30,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes as COCO panoptic data, in the official layout."""
     root = tmp_path_factory.mktemp("scenes")
     for split, count in (("train2017", 6), ("val2017", 3)):
-        samples = DrawnShapes(count, seed=len(split), style=DrawingStyle(size=64, stuff=True)).draw_all()
+        samples = SyntheticShapes(count, seed=len(split), style=SyntheticStyle(size=64, stuff=True)).draw_all()
         folder, pngs = root / split, root / "annotations" / f"panoptic_{split}"
         folder.mkdir(parents=True)
         pngs.mkdir(parents=True)
         annotations, images = [], []
         for sample in samples:
             name = f"{sample.image_id:012d}"
-            tensor_to_photo(sample.image).save(folder / f"{name}.jpg")
-            truth = TrueSegments.of_annotations(sample.annotations)
+            tensor_to_image(sample.image).save(folder / f"{name}.jpg")
+            truth = GroundTruthSegments.of_annotations(sample.annotations)
             pixels = ids_to_rgb(torch.from_numpy(truth.ids).int()).numpy()
             Image.fromarray(pixels).save(pngs / f"{name}.png")
             segments = [
@@ -89,12 +89,12 @@ def test_evaluation_says_what_training_said(scenes: Path, tmp_path: Path) -> Non
         model.panoptic.exit.bias.fill_(10)
     everywhere = Checkpoint(model.state_dict(), model.config, SCENES, Preprocessing())
     save_checkpoint(tmp_path / "w.safetensors", everywhere)
-    rates = ("--weights", tmp_path / "w.safetensors", "--learning-rate", 1e-6, "--backbone-learning-rate", 1e-6)
+    rates = ("--weights", tmp_path / "w.safetensors", "--lr", 1e-6, "--backbone-lr", 1e-6)
     assert go("train", scenes, *TINY, *rates, "--epochs", 1, "-o", tmp_path / "run") == 0
     assert go("evaluate", tmp_path / "run", scenes, "--workers", 0, "--device", "cpu", "-o", tmp_path / "e") == 0
     said = json.loads((tmp_path / "run" / "scores.json").read_text())
     scores = json.loads((tmp_path / "e" / "scores.json").read_text())
-    assert scores["panoptic"]["num_photos"] == 3
+    assert scores["panoptic"]["num_images"] == 3
     assert set(scores["masks"]["numbers"]) == set(scores["numbers"])
     assert scores["panoptic"]["overall"] == said["panoptic"]["overall"]
     assert scores["panoptic"]["overall"]["pq"] > 0

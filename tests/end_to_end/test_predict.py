@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 
 from detrkit import Detector, build_model
+from detrkit._internal.signals import StopSignal
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import main
 from detrkit.data import video as videos
-from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 from detrkit.data.video import VideoWriter, open_video
 from detrkit.errors import DataError
 from detrkit.inference.writers.jsonl import read_lines
-from detrkit._internal.signals import StopSignal
 
 COUNT = 24
 # each start takes seconds, so that one fits into a test; DETRKIT_KILLS=10 tries harder
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=64))
     save_checkpoint(root / "model.safetensors", checkpoint)
     (root / "photos" / "more").mkdir(parents=True)
-    for number, sample in enumerate(DrawnShapes(COUNT, 0, DrawingStyle(size=64))):
+    for number, sample in enumerate(SyntheticShapes(COUNT, 0, SyntheticStyle(size=64))):
         folder = root / "photos" / ("more" if number % 4 == 0 else "")
         picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         picture.crop((0, 0, 64 - number % 3, 64)).save(folder / f"{number}.png")
@@ -250,7 +250,7 @@ def test_tiles_of_a_large_photo(place: Path, tmp_path: Path) -> None:
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     with VideoWriter(path, Fraction(5)) as writer:
-        for number, sample in enumerate(DrawnShapes(7, 0, DrawingStyle(size=64))):
+        for number, sample in enumerate(SyntheticShapes(7, 0, SyntheticStyle(size=64))):
             writer.add(Image.fromarray(sample.image.permute(1, 2, 0).numpy()), number / 5)
     return path
 

@@ -43,7 +43,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
     output = tmp_path / "run"
-    slow = ["--learning-rate", "1e-6", "--backbone-learning-rate", "1e-6", "--weights", str(weights)]
+    slow = ["--lr", "1e-6", "--backbone-lr", "1e-6", "--weights", str(weights)]
     training = subprocess.Popen(
         [
             *(sys.executable, "-m", "detrkit", "train", str(folder), *SHORT, *slow, "--epochs", "500"),

@@ -4,17 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.evaluation.arrays import Case, Found, Truth
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 
 CLASSES = (3, 7, 20)  # category ids; cat, dog, cow
 
 
 def document(
-    objects: list[tuple[int, int, list[float]]], num_photos: int = 1, crowds: tuple[int, ...] = ()
+    objects: list[tuple[int, int, list[float]]], num_images: int = 1, crowds: tuple[int, ...] = ()
 ) -> dict[str, Any]:
     """Objects (photo, category id, xywh) as a COCO document; `crowds` are positions among them."""
     return {
-        "images": [{"id": 10 * (i + 1), "width": 1000, "height": 500} for i in range(num_photos)],
+        "images": [{"id": 10 * (i + 1), "width": 1000, "height": 500} for i in range(num_images)],
         "annotations": [
             {"id": i + 1, "image_id": 10 * photo, "category_id": category, "bbox": box, "iscrowd": int(i in crowds)}
             for i, (photo, category, box) in enumerate(objects)
@@ -34,17 +34,19 @@ def results(found: list[tuple[int, int, list[float], float]]) -> list[dict[str, 
 def case(
     objects: list[tuple[int, int, list[float]]],
     found: list[tuple[int, int, list[float], float]],
-    num_photos: int = 1,
+    num_images: int = 1,
     crowds: tuple[int, ...] = (),
-) -> Case:
-    return Case.of(Truth.read(document(objects, num_photos, crowds)), Found.from_coco(results(found)))
+) -> EvalInput:
+    return EvalInput.of(
+        GroundTruth.read(document(objects, num_images, crowds)), DetectionArrays.from_coco(results(found))
+    )
 
 
-def random_case(seed: int, num_photos: int = 30, *, crowd_share: float = 0.1) -> Case:
+def random_case(seed: int, num_images: int = 30, *, crowd_share: float = 0.1) -> EvalInput:
     """Crowded photos with detections that are right, moved, misnamed, repeated or of nothing."""
     random = np.random.default_rng(seed)
     objects, found = [], []
-    for photo in range(1, num_photos + 1):
+    for photo in range(1, num_images + 1):
         for _ in range(int(random.integers(0, 8))):
             w, h = random.uniform(60, 250, 2)
             x, y = random.uniform(0, 700), random.uniform(0, 250)
@@ -59,4 +61,4 @@ def random_case(seed: int, num_photos: int = 30, *, crowd_share: float = 0.1) ->
             box = [*random.uniform(0, 400, 2).tolist(), 40.0, 40.0]
             found.append((photo, int(random.choice(CLASSES)), box, float(random.random())))
     crowds = tuple(np.flatnonzero(random.random(len(objects)) < crowd_share).tolist())
-    return case(objects, found, num_photos, crowds)
+    return case(objects, found, num_images, crowds)

@@ -17,11 +17,11 @@ from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.segmentation import read_masks
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import DataError
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.coco import annotations_of_split, evaluate_boxes, evaluate_masks
 from detrkit.evaluation.inference_loop import collect
-from detrkit.evaluation.arrays import Found, Truth
 from detrkit.evaluation.results_io import read_results
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Batch, Predictions
@@ -53,34 +53,34 @@ def result(mask: dict[str, Any], score: float = 0.9, **more: Any) -> dict[str, A
 
 def test_by_hand() -> None:
     """72 of 100 pixels: right at IoU 0.50 to 0.70, five of ten thresholds, whatever the box says."""
-    truth = Truth.read(document([[0, 0, 10, 0, 10, 10, 0, 10]]), masks=True)
-    found = Found.from_coco([result(rectangle(0, 0, 9, 8), bbox=[0, 0, 10, 10])])
+    truth = GroundTruth.read(document([[0, 0, 10, 0, 10, 10, 0, 10]]), masks=True)
+    found = DetectionArrays.from_coco([result(rectangle(0, 0, 9, 8), bbox=[0, 0, 10, 10])])
     assert evaluate_masks(truth, found).ap == pytest.approx(0.5)
     assert evaluate_boxes(truth, found).ap == pytest.approx(1)
 
 
 def test_results_without_boxes_get_their_masks_and_come_back_as_they_were() -> None:
-    found = Found.from_coco([result(rectangle(2, 3, 9, 8))])
+    found = DetectionArrays.from_coco([result(rectangle(2, 3, 9, 8))])
     assert found.boxes.tolist() == [[3, 2, 5, 7]]
     again = json.loads(json.dumps(found.to_coco()))
     assert again == [result(rectangle(2, 3, 9, 8), bbox=[3, 2, 5, 7])]
-    both = Found.joined([found, Found.from_coco([]), found])
+    both = DetectionArrays.joined([found, DetectionArrays.from_coco([]), found])
     assert both.masks is not None
     assert len(both.masks) == 2
     assert both.select(np.array([1])).to_coco() == again
-    boxes_alone = Found.from_coco([{"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 2, 3, 4]}])
-    assert Found.joined([found, boxes_alone]).masks is None
+    boxes_alone = DetectionArrays.from_coco([{"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 2, 3, 4]}])
+    assert DetectionArrays.joined([found, boxes_alone]).masks is None
 
 
 def test_nothing_found_scores_nothing() -> None:
-    truth = Truth.read(document([[0, 0, 10, 0, 10, 10, 0, 10]]), masks=True)
-    assert evaluate_masks(truth, Found.from_coco([])).ap == 0
+    truth = GroundTruth.read(document([[0, 0, 10, 0, 10, 10, 0, 10]]), masks=True)
+    assert evaluate_masks(truth, DetectionArrays.from_coco([])).ap == 0
 
 
 def test_annotations_without_outlines_are_told() -> None:
     with pytest.raises(DataError, match="annotation 1 of image 1: has no outline that can be read"):
-        Truth.read(document(None), masks=True)
-    assert Truth.read(document(None)).masks is None
+        GroundTruth.read(document(None), masks=True)
+    assert GroundTruth.read(document(None)).masks is None
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own
@@ -99,7 +99,7 @@ def test_perturbed_masks_of_coco_mini_score_as_with_pycocotools(shared: Path) ->
                 entry = {"image_id": record.image_id, "category_id": split.categories.ids[said]}
                 encoded = encode_masks(torch.from_numpy(moved[None]))[0]
                 results.append({**entry, "segmentation": encoded, "score": float(random.random())})
-    scores = evaluate_masks(Truth.read(split.source, masks=True), Found.from_coco(results))
+    scores = evaluate_masks(GroundTruth.read(split.source, masks=True), DetectionArrays.from_coco(results))
     with contextlib.redirect_stdout(io.StringIO()):
         judge = pycocotools_coco.COCO(str(split.source))
         expected = pycocotools_eval.COCOeval(judge, judge.loadRes(copy.deepcopy(results)), "segm")
@@ -115,7 +115,7 @@ def test_of_panoptic_data_things_are_judged(tmp_path: Path) -> None:
     boxes = annotations_of_split(split)
     assert isinstance(boxes, dict)
     assert [one["name"] for one in boxes["categories"]] == ["ant", "zebra"]
-    truth = Truth.read(annotations_of_split(split, masks=True), masks=True)
+    truth = GroundTruth.read(annotations_of_split(split, masks=True), masks=True)
     assert truth.objects_per_class().tolist() == [2, 2]
     assert int(truth.is_crowd.sum()) == 2
     _, ids = panoptic_document()
@@ -146,7 +146,7 @@ MALFORMED = [
 def test_malformed_masks_are_refused(tmp_path: Path, index: int) -> None:
     (tmp_path / "results.json").write_text(json.dumps([MALFORMED[index]]))
     with pytest.raises(DataError, match=r"entry 0 is .*expected COCO results") as caught:
-        read_results(tmp_path / "results.json", Truth.read(document([[0, 0, 10, 0, 10, 10]])))
+        read_results(tmp_path / "results.json", GroundTruth.read(document([[0, 0, 10, 0, 10, 10]])))
     assert "\n" not in str(caught.value)
 
 
@@ -154,11 +154,11 @@ def test_masks_of_another_size_than_their_photo_are_refused(tmp_path: Path) -> N
     other = encode_masks(torch.ones(1, 30, 20, dtype=torch.bool))[0]
     (tmp_path / "results.json").write_text(json.dumps([result(other)]))
     with pytest.raises(DataError, match=r"entry 0 has a mask of \[30, 20\] .*image 1 has \[20, 30\]"):
-        read_results(tmp_path / "results.json", Truth.read(document([[0, 0, 10, 0, 10, 10]])))
+        read_results(tmp_path / "results.json", GroundTruth.read(document([[0, 0, 10, 0, 10, 10]])))
 
 
 def test_a_model_s_masks_are_encoded_photo_after_photo_and_stay_with_their_queries() -> None:
-    samples = [DrawnShapes(2, 0, DrawingStyle(size=32))[index] for index in range(2)]
+    samples = [SyntheticShapes(2, 0, SyntheticStyle(size=32))[index] for index in range(2)]
     model = build_model("detr-tiny", num_classes=3, num_queries=4)
     alive: list[int] = []
 

@@ -18,9 +18,9 @@ from detrkit.data.formats.folder import read_dataset
 from detrkit.data.records import Split
 from detrkit.errors import DataError
 from detrkit.evaluation.panoptic import (
+    GroundTruthSegments,
     PanopticCounts,
     PanopticScores,
-    TrueSegments,
     count_panoptic,
     count_photo,
     evaluate_panoptic,
@@ -34,9 +34,9 @@ CLASSES = Categories((3, 7, 20), ("cat", "sky", "dog"), (True, False, True))
 Pairs = list[tuple[int, PanopticSegments]]
 
 
-def truth(rows: list[list[int]], labels: dict[int, int], crowds: tuple[int, ...] = ()) -> TrueSegments:
+def truth(rows: list[list[int]], labels: dict[int, int], crowds: tuple[int, ...] = ()) -> GroundTruthSegments:
     numbers = np.array(list(labels), np.int64)
-    return TrueSegments(
+    return GroundTruthSegments(
         np.array(rows, np.int32), numbers, np.array(list(labels.values()), np.int64), np.isin(numbers, crowds)
     )
 
@@ -49,7 +49,7 @@ def said(rows: list[list[int]], labels: dict[int, int]) -> PanopticSegments:
     )
 
 
-def counts_of(true: TrueSegments, found: PanopticSegments) -> list[tuple[float, int, int, int]]:
+def counts_of(true: GroundTruthSegments, found: PanopticSegments) -> list[tuple[float, int, int, int]]:
     counts = count_photo(true, found, CLASSES)
     return list(
         zip(
@@ -123,7 +123,7 @@ def test_means_are_over_classes_that_occur() -> None:
     assert scores.things is not None
     assert scores.stuff is not None
     assert (scores.things.pq, scores.things.num_classes, scores.stuff.pq) == (0.75, 1, 1.0)
-    assert (sky.is_thing, sky.num_segments, scores.num_photos, scores.num_segments) == (False, 1, 1, 2)
+    assert (sky.is_thing, sky.num_segments, scores.num_images, scores.num_segments) == (False, 1, 1, 2)
     again = PanopticScores.from_json(json.loads(json.dumps(scores.to_json())))
     assert str(again) == str(scores)
     unsorted = score_panoptic(PanopticCounts.none(3), replace(CLASSES, is_thing=None))
@@ -140,7 +140,7 @@ def shown_to_self(split: Split) -> Pairs:
     """The truth as if somebody had predicted it."""
     pairs = []
     for record in split.records:
-        true = TrueSegments.of(record)
+        true = GroundTruthSegments.of(record)
         numbers = dict(zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True))
         pairs.append(
             (record.image_id, said(true.ids.tolist(), {n: split.categories.ids[k] for n, k in numbers.items()}))
@@ -153,7 +153,7 @@ def perturbed(split: Split, seed: int) -> Pairs:
     random = np.random.default_rng(seed)
     pairs = []
     for record in split.records:
-        true = TrueSegments.of(record)
+        true = GroundTruthSegments.of(record)
         height, width = true.ids.shape
         ids, labels = np.zeros_like(true.ids), {}
 
@@ -197,7 +197,7 @@ def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, f
     num_wrong: dict[int, int] = defaultdict(int)  # missed and false
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     for image_id, predicted in pairs:
-        true, ids = TrueSegments.of(split.records[place_of[image_id]]), predicted.ids.numpy()
+        true, ids = GroundTruthSegments.of(split.records[place_of[image_id]]), predicted.ids.numpy()
         masks = [(k, true.ids == n) for n, k in zip(true.segment_ids, true.labels.tolist(), strict=True)]
         crowds = {k: mask for (k, mask), is_crowd in zip(masks, true.is_crowd, strict=True) if is_crowd}
         void, matched = true.ids == 0, set()
@@ -229,7 +229,7 @@ def test_truth_against_itself_is_perfect(mini: Split) -> None:
     scores = evaluate_panoptic(mini, shown_to_self(mini))
     for quality in scores.groups.values():
         assert (quality.pq, quality.sq, quality.rq) == (1, 1, 1)
-    assert (scores.num_photos, scores.num_segments) == (52, 642)  # 648 with its crowds
+    assert (scores.num_images, scores.num_segments) == (52, 642)  # 648 with its crowds
 
 
 def test_perturbed_truth_is_scored_by_the_published_rules(mini: Split, tmp_path: Path) -> None:
@@ -268,12 +268,12 @@ def test_files_are_read_back_and_scored_alike_by_another_implementation(mini: Sp
 
 
 def test_processes_share_photos_and_add_what_they_counted(tmp_path: Path) -> None:
-    split = read_dataset(write_panoptic(tmp_path / "a", num_photos=5)).val
+    split = read_dataset(write_panoptic(tmp_path / "a", num_images=5)).val
     pairs = perturbed(split, 2)
     whole = count_panoptic(split, pairs)
     parts = [count_panoptic(split, pairs[rank::2]) for rank in range(2)]
     joined = PanopticCounts.joined(parts, len(split.categories))
-    assert joined.num_photos == 5
+    assert joined.num_images == 5
     for name in ("num_right", "num_false", "num_missed"):
         assert getattr(joined, name).tolist() == getattr(whole, name).tolist()
     np.testing.assert_allclose(joined.overlap, whole.overlap, rtol=0, atol=1e-12)

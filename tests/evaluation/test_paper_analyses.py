@@ -7,15 +7,15 @@ from numpy.random import default_rng
 
 from detrkit import build_model
 from detrkit.data.batching import collate
-from detrkit.data.synthetic import SHAPES, DrawingStyle, DrawnShapes, draw_equal
+from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle, draw_identical_shapes
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.evaluation.inference_loop import collect
-from detrkit.evaluation.arrays import Case, Found, Truth
+from detrkit.evaluation.paper.analyses import analyse_queries
 from detrkit.evaluation.paper.instance_capacity import Count, count_found
 from detrkit.evaluation.paper.layers import score_layers, suppress
 from detrkit.evaluation.paper.queries import map_queries
 from detrkit.postprocess.boxes import to_detections
-from detrkit.evaluation.paper.analyses import analyse_queries
 from tests.evaluation.cases import case, document, results
 
 
@@ -23,8 +23,10 @@ def test_nms_helps_a_layer_that_says_everything_twice_and_only_that() -> None:
     objects = [(1, 3, [200.0 * i, 0, 100, 100]) for i in range(4)]
     once = [(1, 3, box, 0.9) for _, _, box in objects]
     twice = [*once, *((1, 3, [box[0] + 5, *box[1:]], 0.95) for _, _, box in objects[:2])]
-    truth = Truth.read(document(objects))
-    first, last = score_layers(truth, [Found.from_coco(results(twice)), Found.from_coco(results(once))], 100)
+    truth = GroundTruth.read(document(objects))
+    first, last = score_layers(
+        truth, [DetectionArrays.from_coco(results(twice)), DetectionArrays.from_coco(results(once))], 100
+    )
     assert (first.layer, last.layer) == (1, 2)
     assert first.ap50 < first.ap50_nms == pytest.approx(1)
     assert last.ap == last.ap_nms == pytest.approx(1)
@@ -39,13 +41,13 @@ def test_nms_spares_other_classes_other_photos_and_what_overlaps_little() -> Non
 def test_the_last_layer_is_what_a_detector_says_and_every_layer_is_collected() -> None:
     torch.manual_seed(0)
     model = build_model("detr-tiny", num_classes=3, num_queries=7).eval()
-    samples = DrawnShapes(3, 0, DrawingStyle(size=64)).draw_all()
+    samples = SyntheticShapes(3, 0, SyntheticStyle(size=64)).draw_all()
     batches = [collate(samples[:2]), collate(samples[2:])]
     layers = collect(model, batches, SHAPES, torch.device("cpu"), layers=(0, 1, 2))
     assert [len(found) for found in layers] == [21, 21, 21]
     assert not np.array_equal(layers[0].scores, layers[2].scores)
     with torch.inference_mode():
-        predictions = model(batches[0].images, exact_padding=True)
+        predictions = model(batches[0].images, padding_invariant=True)
     expected = to_detections(predictions, batches[0].original_sizes, SHAPES.ids, SHAPES.names)
     coco = [entry for image_id, one in enumerate(expected, 1) for entry in one.to_coco(image_id)]
     assert layers[2].to_coco()[:14] == coco
@@ -55,8 +57,8 @@ def test_the_last_layer_is_what_a_detector_says_and_every_layer_is_collected() -
 
 def test_a_query_map_sorts_boxes_by_query() -> None:
     """Two queries on two photos of 1000 x 500: 0 says small boxes, 1 a wide one and a tall one."""
-    truth = Truth.read(document([], 2))
-    found = Found(
+    truth = GroundTruth.read(document([], 2))
+    found = DetectionArrays(
         image_ids=np.array([10, 10, 20, 20]),
         category_ids=np.full(4, 3),
         boxes=np.array([[0, 0, 800, 100], [100, 100, 200, 100], [0, 200, 200, 100], [400, 0, 100, 400.0]]),
@@ -87,15 +89,15 @@ def test_a_crowd_is_no_object_that_could_be_counted() -> None:
 
 
 def test_equal_objects_are_drawn_in_cells_of_their_own() -> None:
-    sample = draw_equal(2, 9, 3, default_rng(0), DrawingStyle(size=96), image_id=5)
+    sample = draw_identical_shapes(2, 9, 3, default_rng(0), SyntheticStyle(size=96), image_id=5)
     boxes = sample.annotations.boxes
     assert boxes.shape == (9, 4)
     assert sample.annotations.labels.tolist() == [2] * 9
     cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 // 32).int()
     assert sorted(map(tuple, cells.tolist())) == [(x, y) for x in range(3) for y in range(3)]
-    truth = Truth.read(annotations_of_samples([sample], SHAPES))
-    perfect = Found(np.full(9, 5), np.full(9, 3), truth.boxes, np.linspace(0.9, 0.1, 9), np.arange(9))
-    assert count_found(Case.of(truth, perfect), 0.45) == (Count(9, 5.0, 5, 5, 5.0),)
+    truth = GroundTruth.read(annotations_of_samples([sample], SHAPES))
+    perfect = DetectionArrays(np.full(9, 5), np.full(9, 3), truth.boxes, np.linspace(0.9, 0.1, 9), np.arange(9))
+    assert count_found(EvalInput.of(truth, perfect), 0.45) == (Count(9, 5.0, 5, 5, 5.0),)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_equal_objects_are_drawn_in_cells_of_their_own() -> None:
 )
 def test_the_query_map_says_whose_queries_have_places(are_proposals: bool, says: str, never: str) -> None:
     found = results([(1, 3, [0.0, 0, 10, 10], 0.5), (1, 3, [50.0, 50, 10, 10], 0.4)])
-    made = Found.from_coco(found)
-    made = Found(made.image_ids, made.category_ids, made.boxes, made.scores, np.array([0, 1]))
-    truth = Truth.read(document([(1, 3, [0.0, 0, 10, 10])]))
+    made = DetectionArrays.from_coco(found)
+    made = DetectionArrays(made.image_ids, made.category_ids, made.boxes, made.scores, np.array([0, 1]))
+    truth = GroundTruth.read(document([(1, 3, [0.0, 0, 10, 10])]))
     text = analyse_queries(truth, made, 2, are_proposals=are_proposals).chart.text
     assert says in text
     assert never not in text
@@ -114,9 +116,9 @@ def test_the_query_map_says_whose_queries_have_places(are_proposals: bool, says:
 
 def test_queries_that_are_not_part_of_the_answer_are_left_out() -> None:
     """With sigmoid scores, a query may answer twice on one photo, and never on another."""
-    truth = Truth.read({"images": [{"id": 1, "width": 10, "height": 10}, {"id": 2, "width": 10, "height": 20}],
+    truth = GroundTruth.read({"images": [{"id": 1, "width": 10, "height": 10}, {"id": 2, "width": 10, "height": 20}],
                         "annotations": [], "categories": [{"id": 1, "name": "a"}]})  # fmt: skip
-    found = Found(
+    found = DetectionArrays(
         image_ids=np.array([1, 1, 2]),
         category_ids=np.array([1, 1, 1]),
         boxes=np.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 5.0, 5.0]]),

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from detrkit.data.categories import Categories
 from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.evaluation.panoptic import PanopticCounts, PanopticScores, score_panoptic
-from detrkit.evaluation.report.page import ReportPicture, write_report
 from detrkit.evaluation.report.masks import write_panoptic_report
+from detrkit.evaluation.report.page import ReportPicture, write_report
 from detrkit.evaluation.report.table import print_panoptic
+from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.visualization.charts import as_png, as_svg, draw_query_map, draw_reliability
-from detrkit.visualization.error_overlay import COLOURS, WORDS, draw_judged
+from detrkit.visualization.error_overlay import COLOURS, WORDS, draw_errors
 from tests.evaluation.cases import case, random_case
 
 
@@ -80,7 +80,7 @@ def test_charts_take_the_page_s_colours_and_also_stand_alone() -> None:
 
 def test_a_mistake_is_drawn_in_the_colour_of_its_kind() -> None:
     assert COLOURS.keys() == WORDS.keys() == {"right", *KINDS, MISSED}
-    drawn = draw_judged(
+    drawn = draw_errors(
         Image.new("RGB", (200, 200)), [[20.0, 100, 80, 180], [100, 100, 180, 180]], ["duplicate", "right"], ["cat"] * 2,
         [0.9, 0.8],
     )  # fmt: skip

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from detrkit.data.batching import collate
-from detrkit.data.synthetic import SCENES, DrawingStyle, DrawnShapes
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.synthetic import SCENES, SyntheticShapes, SyntheticStyle
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.evaluation.coco import BoxScores
-from detrkit.evaluation.panoptic import PanopticCounts, TrueSegments
+from detrkit.evaluation.panoptic import GroundTruthSegments, PanopticCounts
 from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.segments import SegmentJudge, masks_of_all
+from detrkit.evaluation.segments import PanopticEvaluator, masks_of_all
 from detrkit.structures import Batch, Predictions, Sample
 
 SURE, UNSURE = 5.0, 1.2  # logits of the true class, beside zeros: scores of 0.96 and 0.36
@@ -21,12 +21,12 @@ SURE, UNSURE = 5.0, 1.2  # logits of the true class, beside zeros: scores of 0.9
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Sample]:
-    return DrawnShapes(3, seed=2, style=DrawingStyle(size=64, stuff=True)).draw_all()
+    return SyntheticShapes(3, seed=2, style=SyntheticStyle(size=64, stuff=True)).draw_all()
 
 
 def knows_all(scenes: list[Sample], logit: float) -> tuple[Predictions, Batch]:
     """A query for every segment and one for nothing, on photos of half the size."""
-    batch = collate([TestTransform(32)(scene) for scene in scenes])
+    batch = collate([EvalTransform(32)(scene) for scene in scenes])
     most = max(len(target.labels) for target in batch.targets) + 1
     logits = torch.zeros(1, len(scenes), most, len(SCENES) + 1)
     logits[..., -1] = 9.0
@@ -52,9 +52,9 @@ def drawing_truth(scenes: list[Sample]) -> object:
     return draw
 
 
-def judge(scenes: list[Sample], logit: float) -> SegmentJudge:
-    truths = {scene.image_id: TrueSegments.of_annotations(scene.annotations) for scene in scenes}
-    judge = SegmentJudge(drawing_truth(scenes), SCENES, truths.__getitem__, exact_padding=True)
+def judge(scenes: list[Sample], logit: float) -> PanopticEvaluator:
+    truths = {scene.image_id: GroundTruthSegments.of_annotations(scene.annotations) for scene in scenes}
+    judge = PanopticEvaluator(drawing_truth(scenes), SCENES, truths.__getitem__, padding_invariant=True)
     judge(*knows_all(scenes, logit))
     return judge
 

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
+from detrkit.evaluation.arrays import EvalInput
 from detrkit.evaluation.coco import _run
-from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.coco_matching import compute_ious, match
 from detrkit.evaluation.confusion import confuse
-from detrkit.evaluation.tide import KINDS, TIDE_NAMES, Errors, sort_errors
-from detrkit.evaluation.coco_matching import find_overlaps, match
+from detrkit.evaluation.tide import KINDS, TIDE_NAMES, Errors, classify_errors
 from tests.evaluation.cases import case, random_case
 
 CAT = (1, 3, [0.0, 0, 100, 100])
 
 
-def judged(one: Case, threshold: float = 0.5) -> Errors:
-    overlaps = find_overlaps(one)
-    return sort_errors(one, overlaps, match(one, overlaps), threshold)
+def judged(one: EvalInput, threshold: float = 0.5) -> Errors:
+    overlaps = compute_ious(one)
+    return classify_errors(one, overlaps, match(one, overlaps), threshold)
 
 
 def kinds(errors: Errors) -> list[str]:
@@ -35,7 +35,7 @@ def kinds(errors: Errors) -> list[str]:
     ],
 )
 def test_one_false_detection_of_a_cat(found: tuple[int, int, list[float], float], kind: str, missed: int) -> None:
-    errors = judged(one := case([CAT], [found], num_photos=2))
+    errors = judged(one := case([CAT], [found], num_images=2))
     assert kinds(errors) == [kind]
     assert errors.counts == {**dict.fromkeys(KINDS, 0), kind: 1, "missed": missed}
     assert errors.is_unanswered.tolist() == [True]
@@ -86,7 +86,7 @@ def test_every_false_detection_has_exactly_one_kind() -> None:
     one = random_case(7)
     errors = judged(one, 0.3)
     shown = one.found.scores >= 0.3
-    ignored = match(one, find_overlaps(one)).is_ignored
+    ignored = match(one, compute_ious(one)).is_ignored
     assert ((errors.kind_of >= 0) == (shown & ~errors.is_right & ~ignored)).all()
 
 
@@ -100,7 +100,7 @@ def test_confusions_by_hand() -> None:
         (1, 20, [700.0, 0, 100, 100], 0.7),
         (1, 20, [700.0, 0, 100, 100], 0.1),
     ]
-    overlaps = find_overlaps(one := case(objects, found))
+    overlaps = compute_ious(one := case(objects, found))
     confusion = confuse(one, overlaps, match(one, overlaps), threshold=0.5)
     expected = [
         [1, 1, 0, 0],
@@ -114,7 +114,7 @@ def test_confusions_by_hand() -> None:
 
 def test_a_confusion_matrix_counts_everything_once() -> None:
     one = random_case(9)
-    overlaps = find_overlaps(one)
+    overlaps = compute_ious(one)
     matching = match(one, overlaps)
     confusion = confuse(one, overlaps, matching, 0.3)
     objects = one.truth.objects_per_class()
@@ -125,7 +125,7 @@ def test_a_confusion_matrix_counts_everything_once() -> None:
 
 def test_a_large_matrix_is_folded_without_losing_anything() -> None:
     one = random_case(9)
-    overlaps = find_overlaps(one)
+    overlaps = compute_ious(one)
     confusion = confuse(one, overlaps, match(one, overlaps), 0.3)
     folded = confusion.folded(2)
     assert folded.counts.sum() == confusion.counts.sum()

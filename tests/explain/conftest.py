@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from detrkit import Detector, Sample, SetLoss, build_model
+from detrkit import Detector, Sample, SetCriterion, build_model
 from detrkit.data.categories import Categories
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.explain.explanation import Explanation, explain
 
 NAMES = ("circle", "</script><img src=x onerror=alert(1)>", "star")
@@ -41,15 +41,15 @@ def detector() -> Detector:
 def sampling_detector() -> Detector:
     """A model that looks at sampled points."""
     torch.manual_seed(0)
-    model = build_model("detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, feedforward_dim=64).eval()
+    model = build_model("detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, dim_feedforward=64).eval()
     return Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)
 
 
 @pytest.fixture(scope="session")
 def sample() -> Sample:
-    return DrawnShapes(3, 5, DrawingStyle(size=96))[2]
+    return SyntheticShapes(3, 5, SyntheticStyle(size=96))[2]
 
 
 @pytest.fixture(scope="session")
 def explanation(detector: Detector, sample: Sample) -> Explanation:
-    return explain(detector.model, detector.preprocessing, detector.categories, sample, loss=SetLoss(3))
+    return explain(detector.model, detector.preprocessing, detector.categories, sample, loss=SetCriterion(3))

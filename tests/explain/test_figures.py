@@ -12,9 +12,9 @@ from PIL import Image
 
 from detrkit import ConfigError, Detector, Sample, build_model
 from detrkit.explain.explanation import Explanation, explain
-from detrkit.explain.figures import FIGURES, FigureName, FigureWish, draw_figure, write_figure, write_stages_figure
+from detrkit.explain.figures import FIGURES, FigureName, FigureOptions, draw_figure, write_figure, write_stages_figure
+from detrkit.explain.stages import capture_stage_io
 from detrkit.models.attention.recording_deformable import SamplingInputs
-from detrkit.explain.stages import passages_noted
 from detrkit.visualization.figures import COLUMN, PAGE
 
 
@@ -28,7 +28,7 @@ def texts(figure: Figure) -> list[Text]:
 def test_pictures_are_legible_and_whole(
     name: FigureName, points: tuple[tuple[float, float], ...], explanation: Explanation
 ) -> None:
-    wish = FigureWish(points=points, queries=(0,) if len(points) == 1 else (0, 1, 2, 3, 4))
+    wish = FigureOptions(points=points, queries=(0,) if len(points) == 1 else (0, 1, 2, 3, 4))
     figure = draw_figure(name, explanation, wish)
     width, height = figure.get_size_inches() * figure.dpi
     assert figure.get_figwidth() in (COLUMN, PAGE)
@@ -45,7 +45,7 @@ def test_pictures_are_legible_and_whole(
 def test_the_same_picture_gives_the_same_file(suffix: str, explanation: Explanation, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}{suffix}" for number in range(2)]
     for path in paths:
-        write_figure("decoder", explanation, path, FigureWish(queries=(3, 1)))
+        write_figure("decoder", explanation, path, FigureOptions(queries=(3, 1)))
     assert paths[0].read_bytes() == paths[1].read_bytes()
     if suffix == ".png":
         with Image.open(paths[0]) as picture:
@@ -56,10 +56,10 @@ def test_the_same_picture_gives_the_same_file(suffix: str, explanation: Explanat
 
 def test_layers_heads_and_points_change_the_picture(explanation: Explanation, tmp_path: Path) -> None:
     wishes = [
-        FigureWish(points=((10, 20),)),
-        FigureWish(points=((80, 20),)),
-        FigureWish(points=((10, 20),), layer=0),
-        FigureWish(points=((10, 20),), head=3),
+        FigureOptions(points=((10, 20),)),
+        FigureOptions(points=((80, 20),)),
+        FigureOptions(points=((10, 20),), layer=0),
+        FigureOptions(points=((10, 20),), head=3),
     ]
     for number, wish in enumerate(wishes):
         write_figure("encoder", explanation, tmp_path / f"{number}.png", wish)
@@ -69,7 +69,7 @@ def test_layers_heads_and_points_change_the_picture(explanation: Explanation, tm
 @pytest.mark.parametrize("content", ["place", "cell"])
 def test_proposed_queries_are_a_stage_that_reads_the_scene(content: str) -> None:
     model = build_model("detrkit-s", num_queries=6, hidden_dim=64, proposal_content=content).eval()
-    with passages_noted(model) as passages:
+    with capture_stage_io(model) as passages:
         model(torch.zeros(1, 3, 64, 64))
     queries = next(one for one in passages if one.part == "queries")
     assert queries.takes
@@ -80,7 +80,10 @@ def test_proposed_queries_are_a_stage_that_reads_the_scene(content: str) -> None
 
 def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector: Detector, sample: Sample) -> None:
     found = explain(sampling_detector.model, sampling_detector.preprocessing, sampling_detector.categories, sample)
-    for wish, heads in ((FigureWish(queries=(2,), layer=1, head=5), [5]), (FigureWish(queries=(2,), layer=1), None)):
+    for wish, heads in (
+        (FigureOptions(queries=(2,), layer=1, head=5), [5]),
+        (FigureOptions(queries=(2,), layer=1), None),
+    ):
         figure = draw_figure("decoder", found, wish)
         dots = [one for one in figure.findobj(PathCollection) if len(one.get_offsets())]
         inputs = found.attention.inputs("decoder_cross", 1)
@@ -93,15 +96,15 @@ def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector:
 @pytest.mark.parametrize(
     ("name", "wish", "threshold", "message"),
     [
-        ("decoder", FigureWish(), 1.0, "nothing is detected at 1"),
-        ("encoder", FigureWish(), 1.0, "choose --points"),
-        ("encoder", FigureWish(points=((96, 0),)), 0.5, "point 96,0: lies outside"),
-        ("decoder", FigureWish(queries=(9,)), 0.5, "found query 9, expected 0 to 8"),
-        ("decoder", FigureWish(head=8), 0.5, "found head 8"),
+        ("decoder", FigureOptions(), 1.0, "nothing is detected at 1"),
+        ("encoder", FigureOptions(), 1.0, "choose --points"),
+        ("encoder", FigureOptions(points=((96, 0),)), 0.5, "point 96,0: lies outside"),
+        ("decoder", FigureOptions(queries=(9,)), 0.5, "found query 9, expected 0 to 8"),
+        ("decoder", FigureOptions(head=8), 0.5, "found head 8"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(
-    name: FigureName, wish: FigureWish, threshold: float, message: str, explanation: Explanation
+    name: FigureName, wish: FigureOptions, threshold: float, message: str, explanation: Explanation
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         draw_figure(name, explanation, wish, threshold)

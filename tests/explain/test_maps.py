@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from detrkit import Predictions
-from detrkit.models.attention.recording import KINDS, Attention, AttentionInputs
 from detrkit.explain.explanation import Explanation
-from detrkit.ops.grid import Grid
-from detrkit.explain.maps import Block, PackedMaps, Place, most_queries, pack, pack_decoder, pack_encoder
+from detrkit.explain.maps import BinaryBlock, BlockLocation, PackedMaps, max_queries, pack, pack_decoder, pack_encoder
 from detrkit.models.attention.multi_head import MultiHeadAttention
+from detrkit.models.attention.recording import KINDS, Attention, AttentionInputs
+from detrkit.ops.grid import Grid
 
 
-def unpacked(block: Block, packed: PackedMaps) -> Tensor:
-    def array(place: Place) -> np.ndarray:
+def unpacked(block: BinaryBlock, packed: PackedMaps) -> Tensor:
+    def array(place: BlockLocation) -> np.ndarray:
         count = int(np.prod(place.shape))
         return np.frombuffer(bytes(block.content), place.type, count, place.offset).reshape(place.shape)
 
@@ -24,7 +24,7 @@ def unpacked(block: Block, packed: PackedMaps) -> Tensor:
 def test_a_value_is_off_by_half_a_level_at_most() -> None:
     torch.manual_seed(0)
     values = torch.randn(5, 3, 40).softmax(-1)
-    block = Block()
+    block = BinaryBlock()
     block.add(np.zeros(3, np.uint8))  # the next array must begin at a multiple of four
     packed = pack(block, values)
     assert packed.bytes.offset % 4 == packed.scales.offset % 4 == 0
@@ -34,7 +34,7 @@ def test_a_value_is_off_by_half_a_level_at_most() -> None:
 
 def test_small_maps_are_kept_whole(explanation: Explanation) -> None:
     attention = explanation.attention
-    block = Block()
+    block = BinaryBlock()
     encoder = pack_encoder(block, attention)
     cross, to_queries = pack_decoder(block, attention, [4, 2])
     assert encoder is not None
@@ -70,9 +70,9 @@ def imagined_attention(cells: tuple[int, int], width: int = 16, num_queries: int
 @pytest.mark.parametrize("cells", [(25, 34), (50, 67)])
 def test_maps_of_a_large_photo_leave_room_for_it_in_five_megabytes(cells: tuple[int, int]) -> None:
     attention = imagined_attention(cells)
-    block = Block()
+    block = BinaryBlock()
     encoder = pack_encoder(block, attention)
-    kept = most_queries(attention)
+    kept = max_queries(attention)
     pack_decoder(block, attention, range(kept))
     assert encoder is not None
     assert len(block.content) * 4 / 3 < 4_500_000  # as text, if nothing could be compressed

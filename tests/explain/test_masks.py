@@ -14,14 +14,14 @@ from torch import Tensor
 from detrkit import Detector, Sample
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import CheckpointError
-from detrkit.models.attention.recording import observe
 from detrkit.explain.document import PageDocument
 from detrkit.explain.explanation import Explanation, explain
-from detrkit.explain.maps import Block
+from detrkit.explain.maps import BinaryBlock
 from detrkit.explain.masks import LONGEST_MASK, Masks, masks_of, pack_masks, pack_segments
 from detrkit.explain.page import build_page, read_parts
+from detrkit.models.attention.recording import record_attention
 from detrkit.structures import Annotations, PanopticSegments
 from tests.explain.conftest import NAMES, small_detector
 from tests.explain.test_page import Opened, browser, document_of
@@ -77,9 +77,9 @@ def _array(page: PageDocument, place: dict[str, Any]) -> np.ndarray:
 
 def _all_logits(detector: Detector, photo: Sample) -> Tensor:
     """Every query's mask, as the model draws it by itself."""
-    batch = collate([TestTransform(64)(photo)])
+    batch = collate([EvalTransform(64)(photo)])
     with torch.no_grad():
-        masks = detector.model.eval()(batch.images, exact_padding=True).masks
+        masks = detector.model.eval()(batch.images, padding_invariant=True).masks
     assert masks is not None
     return masks[0]
 
@@ -97,26 +97,26 @@ def test_the_packed_masks_are_the_models_to_one_part_in_255(
     assert page.document["masks"]["cell"] == (4.0, 4.0)
 
 
-@pytest.mark.parametrize("exact_padding", [True, False])
-def test_padding_is_cut_off(mask_detector: Detector, photo: Sample, exact_padding: bool) -> None:
+@pytest.mark.parametrize("padding_invariant", [True, False])
+def test_padding_is_cut_off(mask_detector: Detector, photo: Sample, padding_invariant: bool) -> None:
     tall = replace(photo, image=torch.full((3, 90, 200), 90, dtype=torch.uint8), original_size=(90, 200))
-    batch = collate([TestTransform(64)(one) for one in (photo, tall)])
+    batch = collate([EvalTransform(64)(one) for one in (photo, tall)])
     assert batch.is_padded
-    attention = observe(mask_detector.model.eval(), batch, exact_padding=exact_padding)[0]
-    masks = masks_of(mask_detector.model, attention, exact_padding)
+    attention = record_attention(mask_detector.model.eval(), batch, padding_invariant=padding_invariant)[0]
+    masks = masks_of(mask_detector.model, attention, padding_invariant)
     assert masks is not None
     found = masks.probabilities([3, 8])
     height, width = batch.sizes[0]
     padded = batch.images.shape[-1]
-    side = 4 if exact_padding else padded / -(-padded // 4)
+    side = 4 if padding_invariant else padded / -(-padded // 4)
     assert found.shape == (2, -(-height // 4), int(-(-width // side)))
     with torch.no_grad():
         predictions = mask_detector.model(
-            batch.images, batch.padding_mask, exact_padding=exact_padding, all_masks=False
+            batch.images, batch.padding_mask, padding_invariant=padding_invariant, all_masks=False
         )
         head, inputs = mask_detector.model.panoptic, predictions.mask_inputs
         assert head is not None
-        sizes = batch.sizes if exact_padding else None
+        sizes = batch.sizes if padding_invariant else None
         whole = head(inputs, torch.tensor([3, 8, 0]), [2, 1], sizes).sigmoid()
     torch.testing.assert_close(found, whole[:2, : found.shape[1], : found.shape[2]], rtol=0, atol=1e-5)
     assert found.shape[2] < whole.shape[2]
@@ -134,7 +134,7 @@ def test_a_fine_mask_is_pooled_by_its_mean(explained: Explanation) -> None:
         mask_size = (267, 200)
 
     sized = Sized(**vars(inputs))
-    fine, block = Fine(masks.head, sized, (1066, 800), exact_padding=True), Block()
+    fine, block = Fine(masks.head, sized, (1066, 800), padding_invariant=True), BinaryBlock()
     packed = pack_masks(block, fine, [0, 1])
     assert packed.bytes.shape == (2, 134, 100)
     assert max(packed.bytes.shape) <= LONGEST_MASK
@@ -163,7 +163,7 @@ def test_the_segments_are_those_of_the_detector(mask_detector: Detector, photo: 
 
 def test_a_large_map_of_segments_is_thinned() -> None:
     ids = torch.arange(300, dtype=torch.int32).repeat_interleave(4).expand(900, -1).contiguous()
-    block = Block()
+    block = BinaryBlock()
     place = pack_segments(block, PanopticSegments(ids, ()))
     assert place.shape == (200, 267)
     assert max(block.content) == 255, "what has no number of a byte is none"

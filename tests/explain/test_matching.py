@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
-from detrkit import Predictions, SetLoss, Target
-from detrkit.explain.matching import Matching, explain_matching
-from detrkit.losses.classification import AlignedClasses, Classification, FocalClasses, SoftmaxClasses
+from detrkit import Predictions, SetCriterion, Target
+from detrkit.explain.matching import MatchingExplanation, explain_matching
+from detrkit.losses.classification import (
+    Classification,
+    IoUAwareClassification,
+    SigmoidFocalClassification,
+    SoftmaxClassification,
+)
 from detrkit.structures import ClassScores
 
 NAMES = ("cat", "dog")
@@ -18,9 +23,9 @@ def photo(boxes: list[list[float]], probabilities: list[list[float]]) -> Predict
     return Predictions(torch.tensor(probabilities).log()[None, None], torch.tensor(boxes)[None, None])
 
 
-def explained(predictions: Predictions, boxes: list[list[float]], labels: list[int]) -> Matching:
+def explained(predictions: Predictions, boxes: list[list[float]], labels: list[int]) -> MatchingExplanation:
     target = Target(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64))
-    return explain_matching(predictions, target, SetLoss(2), NAMES)
+    return explain_matching(predictions, target, SetCriterion(2), NAMES)
 
 
 HERE, BESIDE, FAR = [0.3, 0.3, 0.2, 0.2], [0.32, 0.3, 0.2, 0.2], [0.8, 0.8, 0.1, 0.1]
@@ -40,14 +45,16 @@ def test_costs_and_losses_by_hand() -> None:
 
 
 @pytest.mark.parametrize("num_objects", [0, 1, 5, 9])
-@pytest.mark.parametrize("way", [SoftmaxClasses(3, 0.3), FocalClasses(3), AlignedClasses(3)], ids=repr)
+@pytest.mark.parametrize(
+    "way", [SoftmaxClassification(3, 0.3), SigmoidFocalClassification(3), IoUAwareClassification(3)], ids=repr
+)
 def test_the_queries_losses_add_up_to_the_reported_ones(num_objects: int, way: Classification) -> None:
     torch.manual_seed(num_objects)
-    scores: ClassScores = "softmax" if isinstance(way, SoftmaxClasses) else "sigmoid"
+    scores: ClassScores = "softmax" if isinstance(way, SoftmaxClassification) else "sigmoid"
     logits = torch.randn(3, 1, 7, 4 if scores == "softmax" else 3)
     predictions = Predictions(logits, 0.2 + 0.3 * torch.rand(3, 1, 7, 4), class_scores=scores)
     target = Target(0.2 + 0.3 * torch.rand(num_objects, 4), torch.randint(0, 3, (num_objects,)))
-    loss = SetLoss(3, class_weight=2, no_object_weight=0.3, class_scores=scores, classification=way)
+    loss = SetCriterion(3, cls_loss_coef=2, eos_coef=0.3, class_scores=scores, classification=way)
     parts = loss(predictions, [target]).parts
     matching = explain_matching(predictions, target, loss, ("a", "b", "c"))
     assert sum(one.class_loss for one in matching.losses) == pytest.approx(2 * parts["loss_ce"].item(), rel=1e-4)
@@ -105,18 +112,18 @@ def test_a_query_that_overlaps_nothing_is_not_called_close() -> None:
 @pytest.mark.parametrize(
     ("way", "measure", "says_no_object"),
     [
-        (SoftmaxClasses(2), "\u2212log p", True),
-        (FocalClasses(2), "focal loss", False),
-        (AlignedClasses(2), "IoU-aware loss", False),
+        (SoftmaxClassification(2), "\u2212log p", True),
+        (SigmoidFocalClassification(2), "focal loss", False),
+        (IoUAwareClassification(2), "IoU-aware loss", False),
     ],
     ids=repr,
 )
 def test_the_loss_of_one_query_is_called_by_its_name(way: Classification, measure: str, says_no_object: bool) -> None:
-    scores: ClassScores = "softmax" if isinstance(way, SoftmaxClasses) else "sigmoid"
+    scores: ClassScores = "softmax" if isinstance(way, SoftmaxClassification) else "sigmoid"
     logits = torch.tensor([[1.0, -1.0, 0.0]])[:, : 3 if scores == "softmax" else 2]
     predictions = Predictions(logits[None, None], torch.tensor([HERE])[None, None], class_scores=scores)
     target = Target(torch.tensor([HERE]), torch.tensor([0]))
-    matching = explain_matching(predictions, target, SetLoss(2, class_scores=scores, classification=way), NAMES)
+    matching = explain_matching(predictions, target, SetCriterion(2, class_scores=scores, classification=way), NAMES)
     assert matching.measure == measure
     # the loss's own number, as it stands before weight and divisor
     own = way.query_losses(logits, torch.tensor([0]), torch.tensor([1.0]))

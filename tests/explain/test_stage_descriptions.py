@@ -2,7 +2,7 @@
 
 import pytest
 
-from detrkit.explain.stage_descriptions import code_of, meaning_of, meaning_of_answer
+from detrkit.explain.stage_descriptions import code_of, describe_outputs, describe_part
 from detrkit.explain.stages import PARTS
 from detrkit.models.presets import PRESETS, preset_config
 
@@ -25,7 +25,7 @@ from detrkit.models.presets import PRESETS, preset_config
     ],
 )
 def test_plain_detr_and_our_own_are_told_apart(part: str, of_detr: str, of_own: str) -> None:
-    plain, own = (meaning_of(part, preset_config(name)) for name in ("detr-r50", "detrkit-s"))
+    plain, own = (describe_part(part, preset_config(name)) for name in ("detr-r50", "detrkit-s"))
     assert of_detr in plain
     assert of_own in own
     assert of_detr not in own
@@ -57,25 +57,25 @@ def test_plain_detr_and_our_own_are_told_apart(part: str, of_detr: str, of_own: 
     ],
 )
 def test_successors_are_told_as_they_are(name: str, part: str, says: str) -> None:
-    assert says in meaning_of(part, preset_config(name))
+    assert says in describe_part(part, preset_config(name))
 
 
 def test_positions_elsewhere_are_told_where_they_are() -> None:
     once = preset_config("detr-r50", encoder_positions="input", decoder_positions="none")
-    assert "in the encoder added once, to its input, in the decoder not used" in meaning_of("positions", once)
-    assert "not told" in meaning_of("positions", preset_config("detr-r50", position_encoding="none"))
+    assert "in the encoder added once, to its input, in the decoder not used" in describe_part("positions", once)
+    assert "not told" in describe_part("positions", preset_config("detr-r50", position_encoding="none"))
 
 
 def test_the_answer_is_of_queries_or_of_pairs() -> None:
-    assert meaning_of_answer(preset_config("detr-r50")).startswith("best class of every query but no object")
-    assert "the 100 best pairs of query and class" in meaning_of_answer(preset_config("detrkit-s"))
+    assert describe_outputs(preset_config("detr-r50")).startswith("best class of every query but no object")
+    assert "the 100 best pairs of query and class" in describe_outputs(preset_config("detrkit-s"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_part_of_every_preset_has_a_sentence_and_a_place(name: str) -> None:
     config = preset_config(name)
     for part in PARTS:
-        assert meaning_of(part, config)
+        assert describe_part(part, config)
         assert code_of(part, config).startswith("models/")
 
 

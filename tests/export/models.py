@@ -39,8 +39,8 @@ def described(
     return to_description(model.config, CATEGORIES, preprocessing, precision, postprocess)
 
 
-def traced(model: DETR, postprocess: bool = False, exact_padding: bool = True) -> torch.export.ExportedProgram:
-    return export_program(model, exact_padding=exact_padding, postprocess=postprocess)
+def traced(model: DETR, postprocess: bool = False, padding_invariant: bool = True) -> torch.export.ExportedProgram:
+    return export_program(model, padding_invariant=padding_invariant, postprocess=postprocess)
 
 
 def batch_of(sizes: list[tuple[int, int]], channels: int = 3) -> Batch:
@@ -53,5 +53,5 @@ def batch_of(sizes: list[tuple[int, int]], channels: int = 3) -> Batch:
     )
 
 
-def eager(model: DETR, exact_padding: bool = True) -> TorchRuntime:
-    return TorchRuntime(model, torch.device("cpu"), exact_padding)
+def eager(model: DETR, padding_invariant: bool = True) -> TorchRuntime:
+    return TorchRuntime(model, torch.device("cpu"), padding_invariant)

@@ -21,14 +21,14 @@ KINDS = {
     "conditional-detr-r50": {},
     "dab-detr-r50": {},
     # with points in the encoder and boxes in the decoder, it has all that the other deformable ones have
-    "deformable-detr-r50-two-stage": {"num_levels": 2, "decoder_layers": 1},
+    "deformable-detr-r50-two-stage": {"num_feature_levels": 2, "decoder_layers": 1},
 }
 SIZES = [[(96, 128)], [(130, 97), (64, 200)], [(40, 75)]]
 
 
 def model_of(kind: str) -> DETR:
     torch.manual_seed(0)
-    few = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, "feedforward_dim": 32, "hidden_dim": 64}
+    few = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, "dim_feedforward": 32, "hidden_dim": 64}
     settings = {"backbone": "resnet-tiny", "num_detections": 12, **few, **KINDS[kind]}
     model = build_model(kind, num_classes=len(CATEGORIES), **settings).eval()
     with torch.no_grad():

@@ -15,7 +15,7 @@ from detrkit.errors import CheckpointError, ConfigError
 from detrkit.inference.engines.exported import Description, ExportedRuntime, logits_of
 from tests.export.models import batch_of, described, small_model
 
-GOOD = described(small_model(), Preprocessing(image_size=123, exact_padding=False), "int8", postprocess=True)
+GOOD = described(small_model(), Preprocessing(image_size=123, padding_invariant=False), "int8", postprocess=True)
 
 
 def test_a_description_comes_back_as_it_was_written() -> None:

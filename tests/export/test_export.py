@@ -84,9 +84,9 @@ def test_exported_files_predict_and_are_scored_like_the_model(
     assert Path(f"{output}.found", f"{photo.stem}.json").is_file()
 
 
-@pytest.mark.parametrize(("form", "output"), recipe.DEFAULT_OUTPUT.items())
+@pytest.mark.parametrize(("format", "output"), recipe.DEFAULT_OUTPUT.items())
 def test_nothing_is_left_of_an_export_that_says_something_else(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str, output: str
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format: str, output: str
 ) -> None:
     real = recipe.export_program
 
@@ -105,10 +105,10 @@ def test_nothing_is_left_of_an_export_that_says_something_else(
 
     monkeypatch.setattr(recipe, "export_program", spoiled)
     monkeypatch.setattr(recipe, "TorchRuntime", Reference)
-    folder = place / f"bad_{form}"
+    folder = place / f"bad_{format}"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    code, _, err = run(["export", "../model.safetensors", "--format", form, "-o", output], capsys)
+    code, _, err = run(["export", "../model.safetensors", "--format", format, "-o", output], capsys)
     assert code == 2
     assert "float32 network differs from PyTorch by 0.01, expected at most 0.001; nothing was written" in err
     assert list(folder.iterdir()) == []

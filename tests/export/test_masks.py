@@ -16,7 +16,7 @@ from detrkit.errors import ExportError
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.program_file import write_program
-from detrkit.export.verify import Comparison, compare
+from detrkit.export.verify import ExportComparison, compare
 from detrkit.inference.engines.exported import CategoryEntry, Description, ExportedRuntime, to_description
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import TorchRuntime
@@ -27,7 +27,7 @@ from tests.explain.conftest import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, batch_of, eager, small_model, traced
 
 _THINGS = replace(CATEGORIES, is_thing=(True, False, True))
-_CASES = [(form, postprocess) for form in ("onnx", "openvino", "torch") for postprocess in (False, True)]
+_CASES = [(format, postprocess) for format in ("onnx", "openvino", "torch") for postprocess in (False, True)]
 _SIZES = [[(96, 128)], [(64, 64), (100, 70)], [(130, 97), (64, 200)], [(96, 128)], [(96, 128)]]
 
 
@@ -43,13 +43,13 @@ def model() -> DETR:
 
 @pytest.fixture(scope="module", params=_CASES, ids=lambda case: f"{case[0]}{', post-processed' * case[1]}")
 def path(request: pytest.FixtureRequest, model: DETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    form, postprocess = request.param
+    format, postprocess = request.param
     description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess)
-    suffix = {"onnx": ".onnx", "openvino": "_openvino", "torch": ".pt2"}[form]
+    suffix = {"onnx": ".onnx", "openvino": "_openvino", "torch": ".pt2"}[format]
     place = tmp_path_factory.mktemp("masks") / f"model{suffix}"
-    if form == "onnx":
+    if format == "onnx":
         write_onnx(traced(model, postprocess), description, place)
-    elif form == "torch":
+    elif format == "torch":
         write_program(traced(model, postprocess), description, place)
     else:
         place.mkdir()
@@ -59,9 +59,9 @@ def path(request: pytest.FixtureRequest, model: DETR, tmp_path_factory: pytest.T
 
 def _masks(runtime: TorchRuntime | ExportedRuntime, batch: Batch) -> Tensor:
     predictions = runtime.predict(batch)
-    num_photos, num_queries = predictions.boxes.shape[:2]
-    queries = torch.arange(num_queries).repeat(num_photos)
-    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_photos).sigmoid()
+    num_images, num_queries = predictions.boxes.shape[:2]
+    queries = torch.arange(num_queries).repeat(num_images)
+    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_images).sigmoid()
 
 
 @pytest.mark.parametrize("sizes", _SIZES[:3], ids=str)
@@ -110,7 +110,7 @@ def test_a_detector_of_the_file_gives_masks_and_segments(model: DETR, path: Path
 def test_masks_of_a_query_that_says_two_things_are_given_twice(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(
-        "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, feedforward_dim=64, panoptic=True
+        "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, dim_feedforward=64, panoptic=True
     ).eval()
     torch.nn.init.normal_(model.get_parameter("heads.class_head.weight"), std=0.3)  # queries that differ
     description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess=True)
@@ -160,7 +160,7 @@ class _Off(TorchRuntime):
 
 @pytest.mark.parametrize("off", [0.0, 0.05, float("nan")])
 def test_one_value_of_one_mask_that_differs_is_found(model: DETR, off: float) -> None:
-    other = _Off(model, torch.device("cpu"), exact_padding=True)
+    other = _Off(model, torch.device("cpu"), padding_invariant=True)
     other.off = off
     found = compare(eager(model), other, [batch_of([(64, 64), (64, 96)])], CATEGORIES)
     if off == 0:
@@ -174,7 +174,9 @@ def test_one_value_of_one_mask_that_differs_is_found(model: DETR, off: float) ->
 
 
 def test_without_a_mask_head_nothing_is_said_of_masks() -> None:
-    lines = [Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, 1e-5, masks).lines()[0] for masks in (None, 2e-5)]
+    lines = [
+        ExportComparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, 1e-5, masks).lines()[0] for masks in (None, 2e-5)
+    ]
     assert "mask" not in lines[0]
     assert lines[1].endswith("masks 2e-05")
 

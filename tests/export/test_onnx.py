@@ -130,18 +130,18 @@ def test_the_metadata_tell_classes_and_preprocessing(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "exact_padding"),
+    ("name", "overrides", "padding_invariant"),
     [
-        ("detr-r18", {"hidden_dim": 32, "feedforward_dim": 64, "position_encoding": "learned"}, False),
-        ("detr-r18", {"hidden_dim": 128, "feedforward_dim": 64, "panoptic": True}, True),
+        ("detr-r18", {"hidden_dim": 32, "dim_feedforward": 64, "position_encoding": "learned"}, False),
+        ("detr-r18", {"hidden_dim": 128, "dim_feedforward": 64, "panoptic": True}, True),
         ("detr-tiny", {"in_channels": 5}, True),
     ],
     ids=["frozen norms, learned positions, padding as published", "mask head", "five channels"],
 )
-def test_other_models(name: str, overrides: dict[str, object], exact_padding: bool, tmp_path: Path) -> None:
+def test_other_models(name: str, overrides: dict[str, object], padding_invariant: bool, tmp_path: Path) -> None:
     model = small_model(name, decoder_layers=1, **overrides)
-    write_onnx(traced(model, exact_padding=exact_padding), described(model), tmp_path / "model.onnx")
+    write_onnx(traced(model, padding_invariant=padding_invariant), described(model), tmp_path / "model.onnx")
     batch = batch_of([(96, 128), (128, 64)], model.config.in_channels)
-    expected, found = eager(model, exact_padding).predict(batch), read_onnx(tmp_path / "model.onnx").predict(batch)
+    expected, found = eager(model, padding_invariant).predict(batch), read_onnx(tmp_path / "model.onnx").predict(batch)
     torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)

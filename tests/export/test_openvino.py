@@ -102,7 +102,7 @@ def test_int8_finds_the_same_objects(model: DETR, program: torch.export.Exported
 
 
 def test_int8_leaves_places_in_float(tmp_path: Path) -> None:
-    model = small_model("detrkit-s", encoder_layers=1, heads_per_layer=False)
+    model = small_model("detrkit-s", encoder_layers=1, layerwise_heads=False)
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     generator = torch.Generator().manual_seed(1)
     photos = [torch.randint(0, 256, (3, 96, side), dtype=torch.uint8, generator=generator) for side in (96, 128)]

@@ -190,4 +190,4 @@ def test_a_backbone_that_pads_by_the_photos_size_is_refused_at_once() -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen")
     model.backbone.body.add_module("pool", timm.layers.AvgPool2dSame(2))
     with pytest.raises(ExportError, match="pads by each photo's size"):
-        export_program(model.eval(), exact_padding=False, postprocess=False)
+        export_program(model.eval(), padding_invariant=False, postprocess=False)

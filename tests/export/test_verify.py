@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from detrkit.errors import ExportError
-from detrkit.export.verify import Comparison, compare, num_found_again
 from detrkit.config.model import ModelConfig
+from detrkit.errors import ExportError
+from detrkit.export.verify import ExportComparison, compare, num_found_again
 from detrkit.models.presets import preset_config
 from detrkit.structures import Batch, Detections, Predictions
 from tests.export.models import CATEGORIES, batch_of, small_model
 
-GOOD = Comparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, 1e-5)
+GOOD = ExportComparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, None, 1e-5)
 
 
 class Changed:
@@ -27,20 +27,20 @@ class Changed:
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:
-        found = self.model(batch.images, batch.padding_mask, exact_padding=True)
+        found = self.model(batch.images, batch.padding_mask, padding_invariant=True)
         logits, boxes = found.layer_class_logits.clone(), found.layer_boxes.clone()
         logits[-1, 0, 0, 0] += self.change[0]
         boxes[-1, 0, 0, 0] += self.change[1]
         return Predictions(logits, boxes)
 
 
-def compared(logits: float = 0.0, boxes: float = 0.0) -> Comparison:
+def compared(logits: float = 0.0, boxes: float = 0.0) -> ExportComparison:
     return compare(Changed(), Changed(logits, boxes), [batch_of([(64, 64), (64, 96)])], CATEGORIES)
 
 
 def test_nothing_differs_from_itself() -> None:
     same = compared()
-    assert (same.logits, same.scores, same.boxes, same.num_photos) == (0, 0, 0, 2)
+    assert (same.logits, same.scores, same.boxes, same.num_images) == (0, 0, 0, 2)
     assert same.num_found == same.num_detections > 0
     same.check("float32")
 
@@ -65,7 +65,7 @@ def test_one_logit_or_one_box_that_differs_is_found() -> None:
 )
 def test_what_is_too_much_for_int8(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ExportError) as error:
-        Comparison(**{**vars(GOOD), **changes}).check("int8")
+        ExportComparison(**{**vars(GOOD), **changes}).check("int8")
     assert says in str(error.value)
 
 
@@ -73,7 +73,7 @@ def test_what_is_too_much_for_int8(changes: dict[str, object], says: str) -> Non
     "changes", [{}, {"num_found": 9}, {"ap": (0.5, 0.485), "num_found": 5}, {"num_detections": 0, "num_found": 0}]
 )
 def test_what_int8_may_lose(changes: dict[str, object]) -> None:
-    Comparison(**{**vars(GOOD), "logits": 2.0, **changes}).check("int8")
+    ExportComparison(**{**vars(GOOD), "logits": 2.0, **changes}).check("int8")
 
 
 class Proposed:
@@ -97,7 +97,7 @@ class Proposed:
 SAME, OTHER = [0, 1, 2, 3, 4], [0, 3, 1, 4, 2]
 
 
-def proposed(*, order: list[int] = OTHER, found: float = 0.9, **changes: float) -> Comparison:
+def proposed(*, order: list[int] = OTHER, found: float = 0.9, **changes: float) -> ExportComparison:
     reference, exported = Proposed(SAME, score=found), Proposed(order, **{"score": found, **changes})
     return compare(reference, exported, [batch_of([(64, 64)])], CATEGORIES)
 
@@ -165,7 +165,7 @@ class Answers:
         return next(self.masks)
 
 
-def answered(reference: Answers, exported: Answers) -> Comparison:
+def answered(reference: Answers, exported: Answers) -> ExportComparison:
     return compare(reference, exported, [batch_of([(64, 64), (64, 96)]), batch_of([(64, 64)])], CATEGORIES)
 
 

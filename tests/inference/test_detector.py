@@ -11,14 +11,14 @@ from PIL import Image
 from detrkit import Detector, build_model
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.inference_loop import collect
-from detrkit.inference.images import open_pixels
+from detrkit.inference.images import read_image_input
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    pixels = DrawnShapes(1, seed, DrawingStyle(size=96))[0].image.permute(1, 2, 0).numpy()
+    pixels = SyntheticShapes(1, seed, SyntheticStyle(size=96))[0].image.permute(1, 2, 0).numpy()
     return Image.fromarray(pixels).resize((width, height))
 
 
@@ -38,13 +38,13 @@ def test_alone_and_in_a_batch_with_a_backbone_that_lets_padding_in() -> None:
     changes = {"backbone": "timm:tf_efficientnet_lite0", "num_classes": 3, "num_queries": 5, "decoder_layers": 1}
     detector = Detector.from_model(build_model("detrkit-s", **changes), image_size=96)
     photos = [photo(0, 120, 80), photo(1, 64, 96), photo(2, 120, 80), photo(3, 200, 50)]
-    assert detector.most_padding == 0
+    assert detector.max_padding == 0
     together = detector.predict(photos, threshold=0)
     for one, batched in zip(photos, together, strict=True):
         alone = detector.predict(one, threshold=0)
         torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-6)
         torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-3)
-    batch = collate([detector.prepare(open_pixels(one, 3)) for one in photos])
+    batch = collate([detector.prepare(read_image_input(one, 3)) for one in photos])
     categories = detector.categories
     found = [
         collect(detector.model, batches, categories)[0] for batches in ([batch], batch.one_by_one(), batch.unpadded())

@@ -36,13 +36,13 @@ def predictions(score: float, label: int = 0, box: tuple[float, ...] = (0.5, 0.5
 
 def test_the_engine_knows_when_weights_change() -> None:
     model = build_model("detr-tiny", num_classes=3)
-    engine = TorchRuntime(model, CPU, exact_padding=True)
+    engine = TorchRuntime(model, CPU, padding_invariant=True)
     before = engine.predict(batch())
     with torch.no_grad():
         model.backbone.body.conv1.weight.mul_(2)
     after = engine.predict(batch())
     assert not torch.equal(before.class_logits, after.class_logits)
-    expected = model(batch().images, exact_padding=True)
+    expected = model(batch().images, padding_invariant=True)
     torch.testing.assert_close(after.class_logits, expected.class_logits.detach(), rtol=1e-4, atol=1e-4)
     assert len(after.layer_boxes) == 1
 
@@ -76,7 +76,7 @@ def test_objects_are_the_same_whichever_query_found_them() -> None:
 
 def test_auto_takes_bfloat16_once_the_detections_proved_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
-    engine = TorchRuntime(sure_model(), CPU, exact_padding=True, precision="auto")
+    engine = TorchRuntime(sure_model(), CPU, padding_invariant=True, precision="auto")
     for _ in range(runtime._NUM_COMPARED):
         assert engine.precision == "auto"
         engine.predict(batch())
@@ -87,22 +87,22 @@ def test_auto_goes_back_to_float32_for_good(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(runtime, "is_same", lambda exact, rough: False)
     model = sure_model()
-    engine = TorchRuntime(model, CPU, exact_padding=True, precision="auto")
+    engine = TorchRuntime(model, CPU, padding_invariant=True, precision="auto")
     found = engine.predict(batch())
     assert engine.precision == "float32"
-    exact = TorchRuntime(model, CPU, exact_padding=True).predict(batch())
+    exact = TorchRuntime(model, CPU, padding_invariant=True).predict(batch())
     torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0)
 
 
 def test_auto_is_float32_where_the_processor_has_nothing_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert not has_bfloat16(CPU)
-    assert TorchRuntime(sure_model(), CPU, exact_padding=True, precision="auto").precision == "float32"
+    assert TorchRuntime(sure_model(), CPU, padding_invariant=True, precision="auto").precision == "float32"
 
 
 def test_nothing_seen_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
-    engine = TorchRuntime(sure_model(-1.0), CPU, exact_padding=True, precision="auto")
+    engine = TorchRuntime(sure_model(-1.0), CPU, padding_invariant=True, precision="auto")
     with torch.no_grad():
         engine.model.heads.class_head.bias[-1] = 20  # no object anywhere
     for _ in range(runtime._NUM_COMPARED + 1):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 from PIL import Image
 
-from detrkit.errors import ConfigError, DataError
+from detrkit._internal.provenance import provenance_mark
 from detrkit.distributed.rank import Process
-from detrkit.inference.inputs import Sources, choose_shard, list_sources, output_names
-from detrkit._internal.provenance import signed
+from detrkit.errors import ConfigError, DataError
+from detrkit.inference.inputs import Sources, choose_shard, list_inputs, output_names
 
 
 @pytest.fixture
@@ -26,29 +26,29 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_gives_its_photos_and_with_recursive_those_below(place: Path) -> None:
-    assert list_sources(["a"]) == Sources(photos=("a/1.PNG", "a/2.jpg"))
-    below = list_sources(["a"], recursive=True, leave_out=Path("a/out"))
+    assert list_inputs(["a"]) == Sources(photos=("a/1.PNG", "a/2.jpg"))
+    below = list_inputs(["a"], recursive=True, leave_out=Path("a/out"))
     assert below.photos == ("a/1.PNG", "a/2.jpg", "a/deep/3.jpg")
-    assert list_sources(["a/out"], recursive=True, leave_out=Path("a/out")).photos == ("a/out/4.png",)
+    assert list_inputs(["a/out"], recursive=True, leave_out=Path("a/out")).photos == ("a/out/4.png",)
 
 
 def test_pictures_that_detrkit_drew_are_taken_where_they_are_named_alone(place: Path) -> None:
     drawn = place / "a" / "5.png"
-    Image.new("RGB", (9, 9)).save(drawn, pnginfo=signed())
-    assert list_sources(["a", "a/*.*"]).photos == ("a/1.PNG", "a/2.jpg")
-    assert list_sources(["a/5.png"]).photos == ("a/5.png",)
+    Image.new("RGB", (9, 9)).save(drawn, pnginfo=provenance_mark())
+    assert list_inputs(["a", "a/*.*"]).photos == ("a/1.PNG", "a/2.jpg")
+    assert list_inputs(["a/5.png"]).photos == ("a/5.png",)
     shutil.copy(drawn, "empty")
     with pytest.raises(DataError, match=r"empty: found no photo in this folder.*; what detrkit drew does not count"):
-        list_sources(["empty"])
+        list_inputs(["empty"])
 
 
 def test_links_in_circles_are_not_followed(place: Path) -> None:
     (place / "a" / "deep" / "again").symlink_to(place / "a", target_is_directory=True)
-    assert len(list_sources(["a"], recursive=True).photos) == 4
+    assert len(list_inputs(["a"], recursive=True).photos) == 4
 
 
 def test_patterns_files_videos_and_cameras(place: Path) -> None:
-    found = list_sources(["a/**/*", "b.jpg", "a/2.jpg", "camera:0", str(place / "*.jpg")])
+    found = list_inputs(["a/**/*", "b.jpg", "a/2.jpg", "camera:0", str(place / "*.jpg")])
     assert found.photos == ("a/1.PNG", "a/2.jpg", "a/deep/3.jpg", "a/out/4.png", "b.jpg", str(place / "b.jpg"))
     assert found.videos == ("a/deep/film.mp4",)
     assert found.cameras == ("0",)
@@ -56,12 +56,12 @@ def test_patterns_files_videos_and_cameras(place: Path) -> None:
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(place: Path) -> None:
     (place / "c[1].jpg").touch()
-    assert list_sources(["c[1].jpg"]).photos == ("c[1].jpg",)
+    assert list_inputs(["c[1].jpg"]).photos == ("c[1].jpg",)
 
 
 def test_a_list_names_what_lies_beside_it_or_here(place: Path) -> None:
     (place / "a" / "list.txt").write_text("2.jpg\n\n  b.jpg  \r\nmissing.jpg\ndeep/film.mp4\n", encoding="utf-8-sig")
-    found = list_sources(["a/list.txt"])
+    found = list_inputs(["a/list.txt"])
     assert found.photos == ("a/2.jpg", "b.jpg", "missing.jpg")
     assert found.videos == ("a/deep/film.mp4",)
 
@@ -80,9 +80,9 @@ def test_what_is_not_there_is_one_sentence(place: Path, given: list[str], says: 
     (place / "blank.txt").write_text(" \n")
     (place / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DataError, match=says):
-        list_sources(given)
+        list_inputs(given)
     with pytest.raises(ConfigError, match="found no photos"):
-        list_sources([])
+        list_inputs([])
 
 
 @given(some.integers(0, 40), some.integers(1, 9))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from detrkit.errors import ConfigError, DataError
 from detrkit.distributed.rank import Process
-from detrkit.inference.writers.jsonl import JsonLines, lines_name, read_lines
+from detrkit.errors import ConfigError, DataError
+from detrkit.inference.writers.jsonl import JsonlWriter, lines_name, read_lines
 from detrkit.inference.writers.parquet import write_parquet
 
 SETTINGS = {"model": "sha256:1", "threshold": 0.5, "classes": None}
@@ -25,7 +25,7 @@ def entry(name: str) -> dict[str, object]:
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
     path = tmp_path / "predictions.jsonl"
-    with JsonLines(path, SETTINGS) as file:
+    with JsonlWriter(path, SETTINGS) as file:
         for name in NAMES:
             file.add(entry(name))
     return path
@@ -33,11 +33,11 @@ def lines(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read_back_and_known(lines: Path) -> None:
     assert list(read_lines(lines)) == [entry(name) for name in NAMES]
-    with JsonLines(lines, SETTINGS) as file:
+    with JsonlWriter(lines, SETTINGS) as file:
         assert file.done == set(NAMES)
         assert file.faults == {}
         file.add({"photo": "bad.jpg", "error": "cannot be read", "objects": []})
-    with JsonLines(lines, SETTINGS) as file:
+    with JsonlWriter(lines, SETTINGS) as file:
         assert file.faults == {"bad.jpg": "cannot be read"}
         assert len(file.done) == len(NAMES) + 1
 
@@ -47,7 +47,7 @@ def test_cut_at_any_byte_it_goes_on_with_whole_lines(lines: Path) -> None:
     for length in range(len(whole)):
         lines.write_bytes(whole[:length])
         assert [one["photo"] for one in read_lines(lines)] == NAMES[: whole[:length].count(b"\n")]
-        with JsonLines(lines, SETTINGS) as file:
+        with JsonlWriter(lines, SETTINGS) as file:
             assert file.done == set(NAMES[: whole[:length].count(b"\n")])
             for name in NAMES:
                 if name not in file.done:
@@ -58,10 +58,10 @@ def test_cut_at_any_byte_it_goes_on_with_whole_lines(lines: Path) -> None:
 def test_other_settings_are_refused_and_nothing_is_lost(lines: Path) -> None:
     before = lines.read_bytes()
     with pytest.raises(ConfigError, match=r"was begun with threshold 0\.5, found 0\.7; choose another --output"):
-        JsonLines(lines, {**SETTINGS, "threshold": 0.7})
+        JsonlWriter(lines, {**SETTINGS, "threshold": 0.7})
     lines.with_suffix(".settings.json").unlink()
     with pytest.raises(ConfigError, match="says what it was made with"):
-        JsonLines(lines, SETTINGS)
+        JsonlWriter(lines, SETTINGS)
     assert lines.read_bytes() == before
 
 
@@ -69,14 +69,14 @@ def test_someone_elses_file_is_refused_and_left_as_it_is(lines: Path) -> None:
     for content in (b'{"image": 3}\n', b"\x00" * 50 + b"\n", b'{"photo": 3\n', b'{"photo": "a"\xff}\n'):
         lines.write_bytes(content)
         with pytest.raises(DataError, match="line 1: is none of detrkit predict"):
-            JsonLines(lines, SETTINGS)
+            JsonlWriter(lines, SETTINGS)
         assert lines.read_bytes() == content
 
 
 def test_two_processes_do_not_write_one_file(lines: Path) -> None:
-    with JsonLines(lines, SETTINGS), pytest.raises(ConfigError, match="another process writes to it"):
-        JsonLines(lines, SETTINGS)
-    with JsonLines(lines, SETTINGS):
+    with JsonlWriter(lines, SETTINGS), pytest.raises(ConfigError, match="another process writes to it"):
+        JsonlWriter(lines, SETTINGS)
+    with JsonlWriter(lines, SETTINGS):
         pass
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_is_one_sentence(lines: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
-    with JsonLines(lines, SETTINGS) as file, full.open("r+b", buffering=0) as disk:
+    with JsonlWriter(lines, SETTINGS) as file, full.open("r+b", buffering=0) as disk:
         file._file.close()
         file._file = disk  # type: ignore[assignment]
         with pytest.raises(ConfigError, match="make room, and the same command goes on"):

@@ -87,11 +87,11 @@ def test_share_of_padding_by_hand() -> None:
 
 def test_where_padding_leaks_only_photos_of_one_size_go_together(detector: Detector) -> None:
     sizes = {3: (8, 8), 4: (8, 9), 5: (8, 8), 7: (20, 8), 8: (8, 8)}
-    assert choose_batch(sizes, 4, detector.most_padding) == [3, 5, 8, 4]
-    assert choose_batch(sizes, 2, detector.most_padding) == [3, 5]
-    as_published = detector.preprocessing.model_copy(update={"exact_padding": False})
+    assert choose_batch(sizes, 4, detector.max_padding) == [3, 5, 8, 4]
+    assert choose_batch(sizes, 2, detector.max_padding) == [3, 5]
+    as_published = detector.preprocessing.model_copy(update={"padding_invariant": False})
     leaking = Detector(detector.runtime, detector.categories, as_published)
-    assert choose_batch(sizes, 4, leaking.most_padding) == [3, 5, 8]
+    assert choose_batch(sizes, 4, leaking.max_padding) == [3, 5, 8]
 
 
 @pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (2, 1), (2, 4)])

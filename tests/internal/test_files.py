@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from detrkit._internal.files import atomic_write, file_lock, write_text
 from detrkit.errors import ConfigError
-from detrkit._internal.files import held, replacing, write_text
 
 
 def test_what_is_written_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     write_text(path, "old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "old"
         temporary.write_text("new")
@@ -25,7 +25,7 @@ def test_an_error_leaves_the_old_and_nothing_else(tmp_path: Path) -> None:
     write_text(path, "old")
 
     def write_half() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise KeyboardInterrupt
 
@@ -37,7 +37,7 @@ def test_an_error_leaves_the_old_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file: cannot be a folder"), replacing(tmp_path / "file" / "a.txt"):
+    with pytest.raises(ConfigError, match="file: cannot be a folder"), atomic_write(tmp_path / "file" / "a.txt"):
         pytest.fail("there is no such place")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     with pytest.raises(ConfigError, match="folder: cannot be written"):
@@ -46,9 +46,9 @@ def test_a_place_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> None
 
 def test_a_folder_or_a_file_has_one_writer(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a.jsonl"):
-        with held(path), pytest.raises(ConfigError, match="another process writes to it"), held(path):
+        with file_lock(path), pytest.raises(ConfigError, match="another process writes to it"), file_lock(path):
             pytest.fail("it is held already")
-        with held(path):  # and let go of
+        with file_lock(path):  # and let go of
             pass
-    with held(tmp_path / "a.jsonl"), held(tmp_path / "b.jsonl"):  # others are free
+    with file_lock(tmp_path / "a.jsonl"), file_lock(tmp_path / "b.jsonl"):  # others are free
         pass

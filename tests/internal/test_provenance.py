@@ -8,12 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from detrkit.cli import main
-from detrkit.errors import ConfigError
 from detrkit._internal.files import write_rows, write_text
+from detrkit._internal.provenance import is_written_by_detrkit, provenance_mark, refuse_foreign_overwrite
+from detrkit.cli import main
 from detrkit.config.run import RunConfig, write_config
+from detrkit.errors import ConfigError
 from detrkit.inference.writers.parquet import write_parquet
-from detrkit._internal.provenance import is_signed, signed, spare_others
 from detrkit.visualization.charts import as_png
 from detrkit.visualization.figures import save_figure
 from detrkit.visualization.page import html_page
@@ -43,7 +43,7 @@ def written(folder: Path) -> list[Path]:
     write_rows(paths[2], [{"image_id": 1, "score": 0.5}, {"image_id": 2, "score": 0.5}])
     write_text(paths[3], '{"photo": "a.jpg", "objects": []}\n' * 2000)
     write_text(paths[4], html_page("doctor", ["<p>fine</p>"]))
-    Image.new("RGB", (9, 9)).save(paths[5], pnginfo=signed())
+    Image.new("RGB", (9, 9)).save(paths[5], pnginfo=provenance_mark())
     paths[6].write_bytes(as_png(Figure()))
     for path in paths[7:10]:
         save_figure(Figure(), path)
@@ -54,8 +54,8 @@ def written(folder: Path) -> list[Path]:
 
 def test_every_kind_of_file_of_ours_is_known(tmp_path: Path) -> None:
     for path in written(tmp_path):
-        assert is_signed(path), path.name
-        spare_others(path)
+        assert is_written_by_detrkit(path), path.name
+        refuse_foreign_overwrite(path)
 
 
 def test_rows_are_the_list_that_they_were(tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ def test_files_of_others_are_spared(tmp_path: Path, name: str, content: str) -> 
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* --html"):
-        spare_others(path, "--html")
+        refuse_foreign_overwrite(path, "--html")
     path.write_text("")
-    spare_others(path)  # nobody's work
+    refuse_foreign_overwrite(path)  # nobody's work
     path.unlink()
-    spare_others(path)
+    refuse_foreign_overwrite(path)
     with pytest.raises(ConfigError, match=r"--output: .* is a folder, expected the name of a file"):
-        spare_others(tmp_path)
+        refuse_foreign_overwrite(tmp_path)
 
 
 @pytest.mark.parametrize(

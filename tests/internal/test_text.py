@@ -3,8 +3,8 @@
 import pytest
 from rich.table import Table
 
-from detrkit.cli import main
 from detrkit._internal.text import plain_console, plural, printable
+from detrkit.cli import main
 
 
 def test_control_characters_are_written_out() -> None:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from detrkit.losses.classification import AlignedClasses, FocalClasses
-from detrkit.losses.auxiliary_queries import HelpedLoss
-from detrkit.losses.criterion import Normalizers, SetLoss
-from detrkit.structures import ClassScores, ExtraPredictions, Helper, Predictions, Proposals, Target
+from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
+from detrkit.losses.classification import IoUAwareClassification, SigmoidFocalClassification
+from detrkit.losses.criterion import Normalizers, SetCriterion
+from detrkit.structures import AuxiliaryKind, AuxiliaryPredictions, ClassScores, EncoderProposals, Predictions, Target
 
 
 def said(layers: int, photos: int, queries: int, seed: int = 0, scores: ClassScores = "softmax") -> Predictions:
@@ -24,8 +24,8 @@ def objects(*counts: int) -> list[Target]:
 
 
 def with_extra(own: Predictions, **extra: list[Predictions]) -> Predictions:
-    kinds: dict[str, Helper] = {"group": "group", "hybrid": "hybrid", "denoising": "denoising"}
-    blocks = [ExtraPredictions(kinds[kind], one) for kind, several in extra.items() for one in several]
+    kinds: dict[str, AuxiliaryKind] = {"group": "group", "hybrid": "hybrid", "denoising": "denoising"}
+    blocks = [AuxiliaryPredictions(kinds[kind], one) for kind, several in extra.items() for one in several]
     return Predictions(own.layer_class_logits, own.layer_boxes, class_scores=own.class_scores, extra=tuple(blocks))
 
 
@@ -34,19 +34,19 @@ def test_one_object_noised_by_hand() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1], [0.5, 0.5, 0.4, 0.2], [0.1, 0.1, 0.1, 0.1]])
     block = Predictions(torch.zeros(1, 1, 4, 4), boxes[None, None])
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
-    loss = HelpedLoss(SetLoss(3), copies=2, has_negatives=True)
+    loss = AuxiliaryCriterion(SetCriterion(3), copies=2, has_negatives=True)
     own = said(1, 1, 5)
     report = loss(with_extra(own, denoising=[block]), [target])
     assert float(report.parts["loss_ce_dn"]) == pytest.approx(math.log(4))  # the same for all, whatever the weights
     assert float(report.parts["loss_bbox_dn"]) == pytest.approx((0 + 0.2) / 2)
     assert float(report.parts["loss_giou_dn"]) == pytest.approx((0 + 0.5) / 2)
-    alone = SetLoss(3)(own, [target])
+    alone = SetCriterion(3)(own, [target])
     assert float(report.total) == pytest.approx(float(alone.total) + math.log(4) + 5 * 0.1 + 2 * 0.25, rel=1e-5)
 
 
 def test_objects_and_negatives_are_told_apart() -> None:
     """The object's query must say its class, the other no object; and neither what the other should."""
-    loss = HelpedLoss(SetLoss(3), copies=1, has_negatives=True)
+    loss = AuxiliaryCriterion(SetCriterion(3), copies=1, has_negatives=True)
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
     right = torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
     boxes = target.boxes.expand(2, -1)[None, None]
@@ -66,7 +66,7 @@ def test_objects_and_negatives_are_told_apart() -> None:
 def test_places_without_an_object_are_not_judged(scores: ClassScores, negatives: bool) -> None:
     targets, sides = objects(1, 3, 0), 1 + negatives
     block = said(2, 3, 2 * sides * 3, scores=scores)
-    loss = HelpedLoss(SetLoss(3, class_scores=scores), copies=2, has_negatives=negatives)
+    loss = AuxiliaryCriterion(SetCriterion(3, class_scores=scores), copies=2, has_negatives=negatives)
     own = said(2, 3, 5, seed=1, scores=scores)
     before = loss(with_extra(own, denoising=[block]), targets).parts
     place = torch.arange(3).repeat(sides * 2)
@@ -84,7 +84,7 @@ def test_places_without_an_object_are_not_judged(scores: ClassScores, negatives:
 def test_without_negatives_copies_are_divided_by_their_objects_alone() -> None:
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
     block = Predictions(torch.zeros(1, 1, 2, 4), target.boxes.expand(2, -1)[None, None])
-    report = HelpedLoss(SetLoss(3), copies=2)(with_extra(said(1, 1, 5), denoising=[block]), [target])
+    report = AuxiliaryCriterion(SetCriterion(3), copies=2)(with_extra(said(1, 1, 5), denoising=[block]), [target])
     assert float(report.parts["loss_ce_dn"]) == pytest.approx(math.log(4))
 
 
@@ -92,16 +92,16 @@ def test_copies_that_say_the_same_add_what_one_does() -> None:
     targets = objects(2, 1)
     one, own = said(2, 2, 2), said(2, 2, 5, seed=1)
     three = Predictions(one.layer_class_logits.repeat(1, 1, 3, 1), one.layer_boxes.repeat(1, 1, 3, 1))
-    single = HelpedLoss(SetLoss(3), copies=1)(with_extra(own, denoising=[one]), targets)
-    triple = HelpedLoss(SetLoss(3), copies=3)(with_extra(own, denoising=[three]), targets)
+    single = AuxiliaryCriterion(SetCriterion(3), copies=1)(with_extra(own, denoising=[one]), targets)
+    triple = AuxiliaryCriterion(SetCriterion(3), copies=3)(with_extra(own, denoising=[three]), targets)
     torch.testing.assert_close(triple.total, single.total)
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_groups_are_the_mean_of_separate_losses(scores: ClassScores) -> None:
-    targets, set_loss = objects(2, 0, 4), SetLoss(3, class_scores=scores)
+    targets, set_loss = objects(2, 0, 4), SetCriterion(3, class_scores=scores)
     own, *groups = [said(2, 3, 5, seed=seed, scores=scores) for seed in range(4)]
-    report = HelpedLoss(set_loss)(with_extra(own, group=groups), targets)
+    report = AuxiliaryCriterion(set_loss)(with_extra(own, group=groups), targets)
     reports = [set_loss(one, targets) for one in (own, *groups)]
     torch.testing.assert_close(report.total, torch.stack([one.total for one in reports]).mean())
     assert torch.equal(report.parts["loss_ce"], reports[0].parts["loss_ce"])
@@ -115,35 +115,35 @@ def test_masks_are_not_divided_by_the_groups() -> None:
     target = Target(target.boxes, target.labels, torch.ones(1, 8, 8, dtype=torch.bool))
     own = said(1, 1, 3)
     own = Predictions(own.layer_class_logits, own.layer_boxes, masks=torch.zeros(1, 3, 4, 4))
-    group, without = said(1, 1, 3, seed=1), SetLoss(3, mask_weight=0, dice_weight=0)
-    helped = Predictions(
-        own.layer_class_logits, own.layer_boxes, masks=own.masks, extra=(ExtraPredictions("group", group),)
+    group, without = said(1, 1, 3, seed=1), SetCriterion(3, mask_loss_coef=0, dice_loss_coef=0)
+    with_auxiliary_queries = Predictions(
+        own.layer_class_logits, own.layer_boxes, masks=own.masks, extra=(AuxiliaryPredictions("group", group),)
     )
-    report = HelpedLoss(SetLoss(3))(helped, [target])
+    report = AuxiliaryCriterion(SetCriterion(3))(with_auxiliary_queries, [target])
     boxes = (without(own, [target]).total + without(group, [target]).total) / 2
     torch.testing.assert_close(report.total, boxes + report.parts["loss_mask"] + report.parts["loss_dice"])
 
 
 def test_hybrid_queries_answer_for_repeated_objects() -> None:
     targets, own, block = objects(2, 0), said(2, 2, 5), said(2, 2, 9, seed=1)
-    loss = HelpedLoss(SetLoss(3), hybrid_queries=9, hybrid_repeats=3)
+    loss = AuxiliaryCriterion(SetCriterion(3), hybrid_queries=9, hybrid_repeats=3)
     report = loss(with_extra(own, hybrid=[block]), targets)
     repeated = [Target(one.boxes.repeat(3, 1), one.labels.repeat(3)) for one in targets]
-    alone, beside = SetLoss(3)(own, targets), SetLoss(3)(block, repeated)
+    alone, beside = SetCriterion(3)(own, targets), SetCriterion(3)(block, repeated)
     torch.testing.assert_close(report.total, alone.total + beside.total)
     torch.testing.assert_close(report.parts["loss_ce_hybrid_0"], beside.parts["loss_ce_0"])
 
 
 def test_without_extra_queries_it_is_the_set_loss() -> None:
     targets, own = objects(2, 1), said(3, 2, 5)
-    helped, plain = HelpedLoss(SetLoss(3))(own, targets), SetLoss(3)(own, targets)
-    assert helped.parts.keys() == plain.parts.keys()
-    assert torch.equal(helped.total, plain.total)
+    with_auxiliary_queries, plain = AuxiliaryCriterion(SetCriterion(3))(own, targets), SetCriterion(3)(own, targets)
+    assert with_auxiliary_queries.parts.keys() == plain.parts.keys()
+    assert torch.equal(with_auxiliary_queries.total, plain.total)
 
 
 def test_aligned_scores_by_hand() -> None:
     """A score of 1/2 and an IoU of 1/4 should become (1/2)^(1/4) * (1/4)^(3/4) = 2^(-7/4)."""
-    judge = AlignedClasses(2)
+    judge = IoUAwareClassification(2)
     losses = judge.query_losses(torch.zeros(3, 2), torch.tensor([0, 2, 0]), torch.tensor([0.25, 0.0, 0.0]))
     other = 0.25 * math.log(2)  # of a class that is not there: 1/2 squared times its entropy
     torch.testing.assert_close(losses, torch.tensor([math.log(2) + other, 2 * other, math.log(2) + other]))
@@ -158,21 +158,21 @@ def test_aligned_scores_by_hand() -> None:
 def test_aligned_scores_learn_the_overlap_that_the_loss_measures() -> None:
     box = torch.tensor([0.5, 0.5, 0.2, 0.2])
     wider = torch.tensor([0.5, 0.5, 0.4, 0.2])  # IoU 1/2
-    loss = SetLoss(1, class_scores="sigmoid", classification=AlignedClasses(1))
+    loss = SetCriterion(1, class_scores="sigmoid", classification=IoUAwareClassification(1))
     logits = torch.full((1, 1, 1, 1), math.log(4), requires_grad=True)  # a score of 0.8
     predictions = Predictions(logits, wider.view(1, 1, 1, 4), class_scores="sigmoid")
     parts, _ = loss.judge(predictions, [Target(box[None], torch.tensor([0]))], Normalizers(1.0, 1.0))
     parts["loss_ce"].backward()
     assert logits.grad is not None
     assert float(logits.grad) == pytest.approx(0.8 - 0.8**0.25 * 0.5**0.75, rel=1e-5)
-    assert loss.matcher.class_cost == FocalClasses(1).weight
+    assert loss.matcher.class_cost == SigmoidFocalClassification(1).weight
 
 
 def test_scores_of_proposals_learn_the_overlap_too() -> None:
     box, wider = torch.tensor([0.5, 0.5, 0.2, 0.2]), torch.tensor([0.5, 0.5, 0.4, 0.2])  # IoU 1/2
     logits = torch.full((1, 1, 1), math.log(4), requires_grad=True)  # a score of 0.8
-    loss = SetLoss(1, class_scores="sigmoid", classification=AlignedClasses(1))
-    proposals = Proposals(logits, wider.view(1, 1, 4))
+    loss = SetCriterion(1, class_scores="sigmoid", classification=IoUAwareClassification(1))
+    proposals = EncoderProposals(logits, wider.view(1, 1, 4))
     own = torch.zeros(1, 1, 1, 1)
     predictions = Predictions(own, box.view(1, 1, 1, 4), class_scores="sigmoid", proposals=proposals)
     parts, _ = loss.judge(predictions, [Target(box[None], torch.tensor([0]))], Normalizers(1.0, 1.0))

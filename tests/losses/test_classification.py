@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from detrkit import SetLoss
-from detrkit.losses.classification import FocalClasses, SoftmaxClasses
-from detrkit.structures import Predictions, Proposals, Target
+from detrkit import SetCriterion
+from detrkit.losses.classification import SigmoidFocalClassification, SoftmaxClassification
+from detrkit.structures import EncoderProposals, Predictions, Target
 
 
 def logit(probability: float) -> float:
@@ -19,7 +19,7 @@ LOGITS = torch.tensor([[logit(0.8), logit(0.1)]], dtype=torch.float64)
 
 
 def test_focal_loss_by_hand() -> None:
-    focal = FocalClasses(2)
+    focal = SigmoidFocalClassification(2)
     right = 0.25 * 0.2**2 * -math.log(0.8) + 0.75 * 0.1**2 * -math.log(0.9)
     wrong = 0.75 * 0.8**2 * -math.log(0.2) + 0.25 * 0.9**2 * -math.log(0.1)
     nothing = 0.75 * 0.8**2 * -math.log(0.2) + 0.75 * 0.1**2 * -math.log(0.9)
@@ -28,7 +28,7 @@ def test_focal_loss_by_hand() -> None:
 
 
 def test_focal_costs_by_hand() -> None:
-    costs = FocalClasses(2).costs(LOGITS[None, None].float(), torch.tensor([[0, 1]]))
+    costs = SigmoidFocalClassification(2).costs(LOGITS[None, None].float(), torch.tensor([[0, 1]]))
     yes = [0.25 * 0.2**2 * -math.log(0.8), 0.25 * 0.9**2 * -math.log(0.1)]
     no = [0.75 * 0.8**2 * -math.log(0.2), 0.75 * 0.1**2 * -math.log(0.9)]
     assert costs[0, 0, 0].tolist() == pytest.approx([yes[0] - no[0], yes[1] - no[1]], abs=1e-6)
@@ -36,11 +36,11 @@ def test_focal_costs_by_hand() -> None:
 
 def test_what_counts_as_found() -> None:
     sigmoid = torch.tensor([[-1.0, 0.1], [-1.0, -0.1]])
-    assert FocalClasses(2).finds(sigmoid).tolist() == [True, False]
-    assert FocalClasses(2).guesses(sigmoid).tolist() == [1, 1]
+    assert SigmoidFocalClassification(2).finds(sigmoid).tolist() == [True, False]
+    assert SigmoidFocalClassification(2).guesses(sigmoid).tolist() == [1, 1]
     softmax = torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
-    assert SoftmaxClasses(2).finds(softmax).tolist() == [True, False]
-    assert SoftmaxClasses(2).guesses(softmax).tolist() == [1, 2]
+    assert SoftmaxClassification(2).finds(softmax).tolist() == [True, False]
+    assert SoftmaxClassification(2).guesses(softmax).tolist() == [1, 2]
 
 
 def predictions(**changes: object) -> Predictions:
@@ -60,11 +60,11 @@ TARGETS = [
 
 
 def test_focal_loss_is_divided_by_the_number_of_objects() -> None:
-    report = SetLoss(3, class_scores="sigmoid")(predictions(), TARGETS)
+    report = SetCriterion(3, class_scores="sigmoid")(predictions(), TARGETS)
     queries, objects = report.matches.pairs(-1, 0)
     wanted = torch.full((2, 4), 3)
     wanted[0, queries] = TARGETS[0].labels[objects]
-    expected = FocalClasses(3).query_losses(predictions().class_logits, wanted).sum() / 2
+    expected = SigmoidFocalClassification(3).query_losses(predictions().class_logits, wanted).sum() / 2
     torch.testing.assert_close(report.parts["loss_ce"], expected)
     weights = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}  # the published ones
     total = sum(
@@ -74,8 +74,8 @@ def test_focal_loss_is_divided_by_the_number_of_objects() -> None:
 
 
 def test_the_matching_weighs_classes_as_published_for_each_kind_of_scores() -> None:
-    assert SetLoss(3, class_scores="sigmoid").matcher.class_cost == 2
-    assert SetLoss(3).matcher.class_cost == 1
+    assert SetCriterion(3, class_scores="sigmoid").matcher.class_cost == 2
+    assert SetCriterion(3).matcher.class_cost == 1
 
 
 def test_proposals_are_matched_by_boxes_and_the_first_class_alone() -> None:
@@ -83,15 +83,15 @@ def test_proposals_are_matched_by_boxes_and_the_first_class_alone() -> None:
     boxes = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.7, 0.6, 0.3, 0.2], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.2, 0.2]])
     logits = torch.zeros(2, 4, 3)
     logits[..., 0] = torch.tensor([-5.0, 5.0, -5.0, 5.0])
-    proposals = Proposals(logits, boxes.expand(2, -1, -1))
-    report = SetLoss(3, class_scores="sigmoid")(predictions(proposals=proposals), TARGETS)
+    proposals = EncoderProposals(logits, boxes.expand(2, -1, -1))
+    report = SetCriterion(3, class_scores="sigmoid")(predictions(proposals=proposals), TARGETS)
     assert report.parts["loss_bbox_enc"].item() == pytest.approx(0, abs=1e-6)
     assert report.parts["loss_giou_enc"].item() == pytest.approx(0, abs=1e-6)
     wanted = torch.tensor([[3, 0, 3, 0], [3, 3, 3, 3]])
-    expected = FocalClasses(3).query_losses(logits, wanted).sum() / 2
+    expected = SigmoidFocalClassification(3).query_losses(logits, wanted).sum() / 2
     torch.testing.assert_close(report.parts["loss_ce_enc"], expected)
     assert report.parts["cardinality_error_enc"].item() == 1  # nothing too much in one photo, two in the other
-    without = SetLoss(3, class_scores="sigmoid")(predictions(), TARGETS)
+    without = SetCriterion(3, class_scores="sigmoid")(predictions(), TARGETS)
     parts = ("loss_ce_enc", "loss_bbox_enc", "loss_giou_enc")
     added = sum(weight * report.parts[name] for weight, name in zip((2, 5, 2), parts, strict=True))
     torch.testing.assert_close(report.total, without.total + added)
@@ -100,7 +100,7 @@ def test_proposals_are_matched_by_boxes_and_the_first_class_alone() -> None:
 def test_photos_without_objects_teach_that_nothing_is_there() -> None:
     empty = [TARGETS[1], TARGETS[1]]
     given = predictions(layer_class_logits=torch.zeros(2, 2, 4, 3, requires_grad=True))
-    report = SetLoss(3, class_scores="sigmoid")(given, empty)
+    report = SetCriterion(3, class_scores="sigmoid")(given, empty)
     report.total.backward()
     # 8 queries of 3 classes, each at one half: 0.75 * 0.25 * log 2; divided by 1
     assert report.parts["loss_ce"].item() == pytest.approx(24 * 0.75 * 0.25 * math.log(2), rel=1e-5)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from detrkit import SetLoss, Target, build_model
+from detrkit import SetCriterion, Target, build_model
 from detrkit.losses.masks import mask_losses
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import MaskInputs
@@ -26,7 +26,7 @@ def square(size: tuple[int, int], *corners: tuple[int, int, int, int]) -> Target
 def test_losses_of_a_flat_mask_by_hand() -> None:
     """Logit 0 everywhere, a quarter of the pixels inside."""
     focal, dice = mask_losses(
-        torch.zeros(1, 2, 2), [torch.tensor([0])], [square((8, 8), (0, 0, 4, 4))], exact_padding=True
+        torch.zeros(1, 2, 2), [torch.tensor([0])], [square((8, 8), (0, 0, 4, 4))], padding_invariant=True
     )
     entropy = 0.25 * math.log(2)  # (1 - 0.5)^2 log 2
     assert focal.item() == pytest.approx(0.25 * 0.25 * entropy + 0.75 * 0.75 * entropy)
@@ -37,7 +37,7 @@ def test_as_published_padding_lies_below_and_to_the_right() -> None:
     small, large = square((8, 8), (0, 0, 8, 8)), square((16, 16), (0, 0, 8, 8))
     drawn = torch.full((16, 16), -40.0)
     drawn[:8, :8] = 40.0
-    losses = mask_losses(drawn.expand(2, 16, 16), [torch.tensor([0])] * 2, [small, large], exact_padding=False)
+    losses = mask_losses(drawn.expand(2, 16, 16), [torch.tensor([0])] * 2, [small, large], padding_invariant=False)
     torch.testing.assert_close(losses, torch.zeros(2, 2), atol=1e-4, rtol=0)
 
 
@@ -46,10 +46,10 @@ def test_a_photo_weighs_the_same_however_far_it_was_padded() -> None:
     small, large = square((16, 16), (2, 2, 9, 12)), square((16, 32), (4, 0, 20, 8))
     logits = torch.randn(1, 4, 4)
     padded = torch.cat([logits, torch.randn(1, 4, 4)], dim=2)
-    alone = mask_losses(logits, [torch.tensor([0])], [small], exact_padding=True)
+    alone = mask_losses(logits, [torch.tensor([0])], [small], padding_invariant=True)
     objects, both = [torch.tensor([0])] * 2, torch.cat([padded, torch.randn(1, 4, 8)])
-    together = mask_losses(both, objects, [small, large], exact_padding=True)
-    published = mask_losses(both, objects, [small, large], exact_padding=False)
+    together = mask_losses(both, objects, [small, large], padding_invariant=True)
+    published = mask_losses(both, objects, [small, large], padding_invariant=False)
     # but for the columns at its edge, which look at a cell of the padding
     torch.testing.assert_close(together[:, 0], alone[:, 0], rtol=0.1, atol=0.02)
     assert (published[0, 0] - together[0, 0]).abs() > 0.01
@@ -61,9 +61,9 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPa
     target = square((24, 40), (0, 0, 9, 9), (5, 5, 30, 20), (1, 8, 39, 23))
     results = []
     for most in (2**22, 1):
-        monkeypatch.setattr("detrkit.losses.masks.MOST_PIXELS", most)
+        monkeypatch.setattr("detrkit.losses.masks.MAX_PIXELS", most)
         logits = torch.linspace(-3, 3, 3 * 6 * 10).view(3, 6, 10).requires_grad_()
-        losses = mask_losses(logits, [torch.tensor([2, 0, 1])], [target], exact_padding=True)
+        losses = mask_losses(logits, [torch.tensor([2, 0, 1])], [target], padding_invariant=True)
         losses.sum().backward()
         results.append((losses, logits.grad))
     torch.testing.assert_close(results[0], results[1])
@@ -74,7 +74,7 @@ def test_matched_queries_alone_give_the_losses_and_gradients_of_all() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3, backbone_normalization="frozen")
     images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 48, 64), torch.randn(3, 64, 64)])
     targets = [square((64, 96), (0, 0, 50, 30), (40, 20, 90, 60)), square((48, 64)), square((64, 64), (9, 9, 40, 50))]
-    loss = SetLoss(3, exact_padding=True)
+    loss = SetCriterion(3, padding_invariant=True)
     totals, gradients = [], []
     for all_masks in (True, False):
         model.zero_grad()
@@ -95,7 +95,7 @@ def test_the_mask_head_is_asked_for_no_more_than_the_matched_pairs() -> None:
         return model.panoptic(inputs, queries, counts)
 
     targets = [square((64, 64), (0, 0, 50, 30), (40, 20, 60, 60)), square((64, 64), (9, 9, 40, 50))]
-    report = SetLoss(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
+    report = SetCriterion(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
     queries = [report.matches.pairs(-1, photo)[0].tolist() for photo in (0, 1)]
     assert asked == [([*queries[0], *queries[1]], [2, 1])]
 
@@ -103,7 +103,7 @@ def test_the_mask_head_is_asked_for_no_more_than_the_matched_pairs() -> None:
 def test_without_objects_the_head_still_takes_part_with_gradients_of_zero() -> None:
     """Several processes wait for the gradients of all parameters, also where one of them saw no object."""
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
-    report = SetLoss(3)(
+    report = SetCriterion(3)(
         model(torch.randn(1, 3, 64, 64), all_masks=False), [square((64, 64))], draw_masks=model.panoptic
     )
     report.total.backward()
@@ -114,7 +114,9 @@ def test_without_objects_the_head_still_takes_part_with_gradients_of_zero() -> N
 def test_with_masks_only_nothing_else_is_asked_for() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
     predictions = model(torch.randn(1, 3, 64, 64), last_layer_only=True, all_masks=False)
-    report = SetLoss(3, masks_only=True)(predictions, [square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic)
+    report = SetCriterion(3, masks_only=True)(
+        predictions, [square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic
+    )
     assert set(report.parts) == {"loss_mask", "loss_dice"}
     torch.testing.assert_close(report.total.detach(), report.parts["loss_mask"] + report.parts["loss_dice"])
 
@@ -123,5 +125,5 @@ def test_more_objects_than_queries_are_cut_alike() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=2, num_classes=3)
     many = square((64, 64), *((x, x, x + 20, x + 20) for x in range(5)))
     predictions = model(torch.randn(2, 3, 64, 64), all_masks=False)
-    report = SetLoss(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic)
+    report = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic)
     assert report.parts["loss_dice"].isfinite()

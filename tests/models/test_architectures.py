@@ -6,14 +6,21 @@ import pytest
 import torch
 from torch.nn import functional
 
-from detrkit import ConfigError, SetLoss, build_model
+from detrkit import ConfigError, SetCriterion, build_model
 from detrkit.config.model import BackboneName, ModelConfig
 from detrkit.models.detr import DETR
+from detrkit.models.feature_maps import MapProjection, PaddingMasks, PyramidProjection, _normalised
 from detrkit.models.heads.detection import BoxHead
 from detrkit.models.positions import SinePositions, encode_coordinates
+from detrkit.models.queries.sources import (
+    LARGEST_LOGIT,
+    AnchorQueries,
+    PointQueries,
+    QueryPositionEncoding,
+    as_boxes,
+    refined,
+)
 from detrkit.models.queries.two_stage import _anchors
-from detrkit.models.feature_maps import MapProjection, Padding, PyramidProjection, _normalised
-from detrkit.models.queries.sources import LARGEST_LOGIT, AnchorQueries, Guide, PointQueries, as_boxes, refined
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import Target
 
@@ -33,19 +40,19 @@ MIXTURES = {
         "queries": "anchors",
         "encoder_attention": "deformable",
         "cross_attention": "deformable",
-        "num_levels": 3,
-        "refine_boxes": True,
+        "num_feature_levels": 3,
+        "with_box_refine": True,
     },
-    "conditional points, refined": {"queries": "points", "cross_attention": "conditional", "refine_boxes": True},
+    "conditional points, refined": {"queries": "points", "cross_attention": "conditional", "with_box_refine": True},
     "dense encoder of two maps": {
         "queries": "proposals",
         "cross_attention": "deformable",
-        "num_levels": 2,
-        "refine_boxes": True,
+        "num_feature_levels": 2,
+        "with_box_refine": True,
     },
     "plain, with sigmoids": {},
 }
-SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "feedforward_dim": 64}
+SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "dim_feedforward": 64}
 
 
 def small(name: str, **changes: object) -> DETR:
@@ -74,7 +81,7 @@ def test_shapes_and_gradients(name: str) -> None:
     assert predictions.layer_boxes.shape == (2, 2, 6, 4)
     assert ((predictions.layer_boxes > 0) & (predictions.layer_boxes < 1)).all()
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
-    SetLoss(3, class_scores="sigmoid")(predictions, [target, target]).total.backward()
+    SetCriterion(3, class_scores="sigmoid")(predictions, [target, target]).total.backward()
     without = [one for one, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert not without
 
@@ -84,8 +91,8 @@ def test_a_photo_gives_the_same_alone_and_padded(name: str) -> None:
     model = small(name).eval()
     photo, large = torch.randn(3, 75, 90), torch.randn(3, 130, 201)
     with torch.inference_mode():
-        alone = model(photo[None], exact_padding=True)
-        together = model(*pad_to_batch([large, photo]), exact_padding=True)
+        alone = model(photo[None], padding_invariant=True)
+        together = model(*pad_to_batch([large, photo]), padding_invariant=True)
         published = model(*pad_to_batch([large, photo]))
     torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
@@ -167,11 +174,11 @@ def test_guides_by_hand() -> None:
     torch.manual_seed(0)
     positions, decoded = torch.randn(1, 2, 8), torch.randn(1, 2, 8)
     reference = torch.logit(torch.tensor([[[0.25, 0.5], [0.75, 1 / 3]]]))
-    plain = Guide(8, has_anchors=False, is_conditional=False)
+    plain = QueryPositionEncoding(8, has_anchors=False, is_conditional=False)
     assert plain(0, decoded, positions, None).reference is None
     torch.testing.assert_close(plain(0, decoded, positions, reference).reference, reference.sigmoid())
 
-    guide = Guide(8, has_anchors=False, is_conditional=True)
+    guide = QueryPositionEncoding(8, has_anchors=False, is_conditional=True)
     first = guide(0, decoded, positions, reference).sine
     # rows first: 2 pi * 0.5 = pi in four channels of periods 1, 1, 100, 100, then the column, 2 pi * 0.25
     angle_y, angle_x = math.pi, math.pi / 2
@@ -184,12 +191,12 @@ def test_guides_by_hand() -> None:
 
 def test_sines_of_anchors_are_weighed_by_the_expected_size() -> None:
     torch.manual_seed(0)
-    guide = Guide(8, has_anchors=True, is_conditional=True)
+    guide = QueryPositionEncoding(8, has_anchors=True, is_conditional=True)
     torch.nn.init.zeros_(guide.size_head[2].weight)
     torch.nn.init.zeros_(guide.size_head[2].bias)  # an expected size of one half
     anchors = torch.logit(torch.tensor([[[0.5, 0.5, 0.25, 0.125]]]))
     weighed = guide(0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors).sine[0, 0]
-    plain = Guide(8, has_anchors=False, is_conditional=True)(
+    plain = QueryPositionEncoding(8, has_anchors=False, is_conditional=True)(
         0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors
     ).sine
     # rows by 0.5 / height, columns by 0.5 / width
@@ -199,7 +206,7 @@ def test_sines_of_anchors_are_weighed_by_the_expected_size() -> None:
 @pytest.mark.parametrize("logit", [-LARGEST_LOGIT, -20.0, LARGEST_LOGIT])
 def test_the_thinnest_anchors_leave_half_precision_finite(logit: float) -> None:
     torch.manual_seed(0)
-    guide = Guide(8, has_anchors=True, is_conditional=True)
+    guide = QueryPositionEncoding(8, has_anchors=True, is_conditional=True)
     anchors = torch.full((1, 3, 4), logit, requires_grad=True)
     decoded = torch.randn(1, 3, 8)
     with torch.autocast("cpu", torch.float16):
@@ -237,9 +244,9 @@ def test_norms_of_maps_count_the_photo_alone() -> None:
 
 
 def test_a_pyramid_makes_the_maps_that_the_backbone_lacks() -> None:
-    projection = PyramidProjection((8, 16), 32, num_levels=4)
+    projection = PyramidProjection((8, 16), 32, num_feature_levels=4)
     levels = [torch.randn(1, 4, 24, 40), torch.randn(1, 8, 12, 20), torch.randn(1, 16, 6, 10)]
-    maps = projection(levels, Padding(None))
+    maps = projection(levels, PaddingMasks(None))
     assert [tuple(one.shape[1:]) for one in maps] == [(32, 12, 20), (32, 6, 10), (32, 3, 5), (32, 2, 3)]
     first, second = projection.levels[2], projection.levels[3]
     assert isinstance(first, MapProjection)
@@ -254,10 +261,10 @@ def test_a_pyramid_makes_the_maps_that_the_backbone_lacks() -> None:
     [
         ({}, (32,)),
         ({"dilation": True}, (16,)),
-        ({"num_levels": 4}, (8, 16, 32, 64)),
-        ({"num_levels": 2}, (16, 32)),
-        ({"num_levels": 5, "dilation": True}, (8, 16, 16, 32, 64)),
-        ({"num_levels": 4, "backbone": "resnet-tiny"}, (4, 8, 16, 32)),
+        ({"num_feature_levels": 4}, (8, 16, 32, 64)),
+        ({"num_feature_levels": 2}, (16, 32)),
+        ({"num_feature_levels": 5, "dilation": True}, (8, 16, 16, 32, 64)),
+        ({"num_feature_levels": 4, "backbone": "resnet-tiny"}, (4, 8, 16, 32)),
     ],
 )
 def test_strides_of_feature_maps(changes: dict[str, object], strides: tuple[int, ...]) -> None:
@@ -280,7 +287,7 @@ def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
     model = small("deformable-detr-r50-two-stage").eval()
     images, mask = pad_to_batch([torch.randn(3, 128, 128), torch.randn(3, 128, 64)])
     with torch.inference_mode():
-        predictions = model(images, mask, exact_padding=True)
+        predictions = model(images, mask, padding_invariant=True)
         queries, scene = _decoder_inputs_of(model, images, mask)
     scores = predictions.proposals.class_logits[..., 0].masked_fill(scene.padding_mask, -torch.inf)
     best = scores.topk(6, dim=1).indices
@@ -315,7 +322,7 @@ def test_cells_lie_where_their_pixels_are(padded: int) -> None:
     # ResNets' first cell sees what lies around the first pixel, and half a cell before the photo is where the map begins
     images = functional.pad(torch.randn(1, 3, 64, 43), (0, padded))
     mask = torch.arange(43 + padded).expand(1, 64, -1) >= 43
-    scenes = [_decoder_inputs_of(small("detrkit-s", exact_cells=exact), images, mask)[1] for exact in (True, False)]
+    scenes = [_decoder_inputs_of(small("detrkit-s", align_cells=exact), images, mask)[1] for exact in (True, False)]
     middles, ends, shifts = ((0.5 / 43, 0.5 / 64), (1 / 12, 1 / 16)), (43 / 8, 6), (3.5 / 8, 0)
     for scene, middle, end, shift in zip(scenes, middles, ends, shifts, strict=True):
         width = scene.sizes[0][1]
@@ -330,7 +337,7 @@ def test_cells_lie_where_their_pixels_are(padded: int) -> None:
 def test_the_middle_of_every_cell_is_the_middle_of_its_cell_on_its_own_map(exact: bool) -> None:
     images = torch.randn(1, 3, 64, 43)
     mask = torch.arange(43).expand(1, 64, -1) >= 40
-    _, scene = _decoder_inputs_of(small("detrkit-s", num_levels=3, exact_cells=exact), images, mask)
+    _, scene = _decoder_inputs_of(small("detrkit-s", num_feature_levels=3, align_cells=exact), images, mask)
     for level, (centres, (height, width)) in enumerate(zip(scene.cell_centres(), scene.sizes, strict=True)):
         on_map = scene.in_maps(centres)[0, :, level].view(height, width, 2)
         torch.testing.assert_close(on_map[0, :, 0], (torch.arange(width) + 0.5) / width)
@@ -366,10 +373,10 @@ def test_cells_of_patches_and_of_padded_ends_have_their_middle_in_the_middle(nam
 
 def test_maps_made_of_the_last_one_begin_where_it_does() -> None:
     pytest.importorskip("timm")
-    centres = small("detrkit-s", backbone="timm:tf_efficientnet_lite0", num_levels=5).first_centres
+    centres = small("detrkit-s", backbone="timm:tf_efficientnet_lite0", num_feature_levels=5).first_centres
     assert centres == (4, 8, 16, 16, 16)
-    assert small("detrkit-s", num_levels=4).first_centres == (0.5, 0.5, 0.5, 0.5)
-    assert small("detrkit-s", exact_cells=False).first_centres == (4, 8)
+    assert small("detrkit-s", num_feature_levels=4).first_centres == (0.5, 0.5, 0.5, 0.5)
+    assert small("detrkit-s", align_cells=False).first_centres == (4, 8)
 
 
 def test_the_first_cells_of_exact_maps_propose_boxes_too() -> None:
@@ -381,7 +388,7 @@ def test_the_first_cells_of_exact_maps_propose_boxes_too() -> None:
 
 
 def test_coarse_maps_propose_boxes_however_many_there_are() -> None:
-    model = small("deformable-detr-r50-two-stage", backbone="resnet18", num_levels=7).eval()
+    model = small("deformable-detr-r50-two-stage", backbone="resnet18", num_feature_levels=7).eval()
     _, scene = _decoder_inputs_of(model, torch.randn(1, 3, 64, 64), None)
     anchors, is_valid = _anchors(scene)
     assert is_valid.all()
@@ -405,9 +412,9 @@ def test_sines_of_exact_cells_are_those_of_their_centres() -> None:
 
 def test_a_backbone_of_other_strides_has_no_exact_cells() -> None:
     pytest.importorskip("timm")
-    with pytest.raises(ConfigError, match="every 16, 32, 64 pixels, exact_cells expected 16, 32 of the last"):
+    with pytest.raises(ConfigError, match="every 16, 32, 64 pixels, align_cells expected 16, 32 of the last"):
         small("detrkit-s", backbone="timm:efficientvit_m0")
-    small("detrkit-s", backbone="timm:efficientvit_m0", exact_cells=False)
+    small("detrkit-s", backbone="timm:efficientvit_m0", align_cells=False)
 
 
 def test_boxes_are_read_off_in_float32_under_autocast() -> None:
@@ -437,7 +444,7 @@ def test_nothing_is_proposed_in_padding_though_the_backbone_lets_it_in() -> None
     model = small("detrkit-s", backbone="timm:resnet10t").eval()
     images, mask = pad_to_batch([torch.randn(3, 64, 64), torch.randn(3, 64, 128)])
     with torch.inference_mode():
-        logits = model(images, mask, exact_padding=True).proposals.class_logits[0, :, 0]
+        logits = model(images, mask, padding_invariant=True).proposals.class_logits[0, :, 0]
     _, scene = _decoder_inputs_of(model, images, mask)
     assert torch.equal(logits == -1e4, scene.padding_mask[0])
     assert scene.padding_mask[0].any()
@@ -453,7 +460,7 @@ def test_exact_cells_need_no_mask() -> None:
 def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:
     seen: list[tuple[object, ...]] = []
     handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
-    model(images, mask, exact_padding=True)
+    model(images, mask, padding_invariant=True)
     handle.remove()
     return seen[0][:2]
 
@@ -463,16 +470,16 @@ def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) ->
     [
         ({"cross_attention": "conditional"}, "learned queries are nowhere; set queries=points"),
         ({"cross_attention": "deformable"}, "learned queries are nowhere"),
-        ({"refine_boxes": True}, "learned queries have none"),
+        ({"with_box_refine": True}, "learned queries have none"),
         ({"proposal_content": "cell"}, "is for proposals; set queries=proposals"),
-        ({"queries": "proposals"}, "set refine_boxes=true"),
-        ({"exact_cells": True}, "is for deformable attention and proposals; leave it out"),
-        ({"queries": "proposals", "refine_boxes": True}, "set class_scores=sigmoid"),
-        ({"num_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
-        ({"num_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),
+        ({"queries": "proposals"}, "set with_box_refine=true"),
+        ({"align_cells": True}, "is for deformable attention and proposals; leave it out"),
+        ({"queries": "proposals", "with_box_refine": True}, "set class_scores=sigmoid"),
+        ({"num_feature_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
+        ({"num_feature_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),
         ({"queries": "points", "encoder_positions": "input"}, "leave encoder_positions"),
         ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'proposals'"),
-        ({"num_levels": 9}, "less than or equal to 8"),
+        ({"num_feature_levels": 9}, "less than or equal to 8"),
     ],
 )
 def test_what_does_not_fit_together_is_said_in_a_sentence(changes: dict[str, object], sentence: str) -> None:
@@ -484,8 +491,10 @@ def test_what_does_not_fit_together_is_said_in_a_sentence(changes: dict[str, obj
 def test_a_loss_for_other_scores_is_refused() -> None:
     predictions = small("dab-detr-r50")(torch.randn(1, 3, 64, 64))
     target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(ConfigError, match=r"sigmoid class scores, the loss is for softmax; SetLoss\(..., class_scores"):
-        SetLoss(3)(predictions, [target])
+    with pytest.raises(
+        ConfigError, match=r"sigmoid class scores, the loss is for softmax; SetCriterion\(..., class_scores"
+    ):
+        SetCriterion(3)(predictions, [target])
 
 
 def test_backbones_of_timm_hand_over_several_maps() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detrkit.models.attention.deformable import DeformableAttention, _sample_grids, sample
-from detrkit.models.feature_maps import Scene
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.transformer import LayerShape
 
 SIZES = ((5, 7), (3, 4), (2, 2))
@@ -35,11 +35,11 @@ def value_at(cells: torch.Tensor, x: float, y: float) -> torch.Tensor:
 
 def by_the_formula(values: torch.Tensor, points: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Equation 3 without its projections: for every head, the sum over levels and points of A * x(p)."""
-    batch_size, num_queries, num_heads, num_levels, num_points, _ = points.shape
+    batch_size, num_queries, num_heads, num_feature_levels, num_points, _ = points.shape
     mixed = torch.zeros(batch_size, num_queries, num_heads, values.shape[-1], dtype=values.dtype)
     for photo in range(batch_size):
         start = 0
-        for level in range(num_levels):
+        for level in range(num_feature_levels):
             height, width = SIZES[level]
             cells = values[photo, start : start + height * width].view(height, width, num_heads, -1)
             start += height * width
@@ -132,13 +132,13 @@ def test_a_point_that_is_no_number_spoils_its_own_query_alone() -> None:
 
 
 SHAPE = LayerShape(
-    width=8, num_heads=2, feedforward_dim=8, dropout=0.0, pre_norm=False, num_levels=3, sampling_points=2
+    width=8, num_heads=2, dim_feedforward=8, dropout=0.0, pre_norm=False, num_feature_levels=3, sampling_points=2
 )
 
 
-def scene(padding_mask: torch.Tensor | None = None) -> Scene:
+def scene(padding_mask: torch.Tensor | None = None) -> FeatureMaps:
     tokens = torch.randn(2, NUM_CELLS, 8, generator=torch.Generator().manual_seed(2))
-    return Scene(tokens, torch.zeros_like(tokens), padding_mask, SIZES)
+    return FeatureMaps(tokens, torch.zeros_like(tokens), padding_mask, SIZES)
 
 
 @pytest.mark.parametrize("num_coordinates", [2, 4])
@@ -150,7 +150,7 @@ def test_a_layer_equals_the_formula_around_points_and_boxes(num_coordinates: int
     mask = torch.zeros(2, NUM_CELLS, dtype=torch.bool)
     mask[1, 5:9] = True
     seen = scene(mask)
-    seen = Scene(seen.tokens.double(), seen.positions.double(), mask, SIZES)
+    seen = FeatureMaps(seen.tokens.double(), seen.positions.double(), mask, SIZES)
     queries = torch.randn(2, 3, 8, dtype=torch.float64)
     references = torch.rand(2, 3, 3, num_coordinates, dtype=torch.float64)
 
@@ -178,13 +178,13 @@ def test_gradients_of_a_layer_are_right(num_coordinates: int) -> None:
     tokens = seen.tokens.double()
 
     def attend(queries: torch.Tensor, references: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return attention(queries, references, Scene(tokens, tokens, None, SIZES))
+        return attention(queries, references, FeatureMaps(tokens, tokens, None, SIZES))
 
     assert torch.autograd.gradcheck(attend, [one.requires_grad_() for one in (*leaves, tokens)])
 
 
 def test_heads_start_looking_in_all_directions() -> None:
-    attention = DeformableAttention(LayerShape(16, 8, 8, 0.0, False, num_levels=2, sampling_points=3))
+    attention = DeformableAttention(LayerShape(16, 8, 8, 0.0, False, num_feature_levels=2, sampling_points=3))
     offsets = attention.offset_projection.bias.view(8, 2, 3, 2)
     diagonal = [[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]
     for step in range(3):

@@ -11,7 +11,7 @@ from detrkit.models.positions import LearnedPositions, SinePositions
 from detrkit.models.presets import PRESETS
 from detrkit.ops.padding import pad_to_batch
 
-SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "feedforward_dim": 64}
+SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "dim_feedforward": 64}
 
 
 def randomize(model: torch.nn.Module) -> torch.nn.Module:
@@ -70,8 +70,8 @@ def test_a_photo_gives_the_same_alone_and_padded(name: str, positions: str) -> N
     model = randomize(build_model(name, position_encoding=positions, **SMALL)).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
     with torch.inference_mode():
-        alone = model(small[None], exact_padding=True)
-        together = model(*pad_to_batch([large, small]), exact_padding=True)
+        alone = model(small[None], padding_invariant=True)
+        together = model(*pad_to_batch([large, small]), padding_invariant=True)
         published = model(*pad_to_batch([large, small]))
     torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
@@ -83,7 +83,7 @@ def test_exact_padding_changes_nothing_without_padding() -> None:
     model = build_model("detr-r18", **SMALL).eval()
     images, mask = pad_to_batch([torch.randn(3, 64, 64)] * 2)
     with torch.inference_mode():
-        torch.testing.assert_close(model(images, mask, exact_padding=True).boxes, model(images).boxes)
+        torch.testing.assert_close(model(images, mask, padding_invariant=True).boxes, model(images).boxes)
 
 
 def test_attention_equals_the_formula_and_gives_padding_no_weight() -> None:
@@ -176,8 +176,8 @@ def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
     queries, sizes = torch.tensor([4, 1, 0, 5]), [(130, 101), (75, 90)]
     assert model.panoptic is not None
     with torch.inference_mode():
-        alone = model(small[None], exact_padding=True)
-        padded = model(*pad_to_batch([large, small]), exact_padding=True, all_masks=False)
+        alone = model(small[None], padding_invariant=True)
+        padded = model(*pad_to_batch([large, small]), padding_invariant=True, all_masks=False)
         masks = model.panoptic(padded.mask_inputs, queries, [2, 2], sizes)
         published = model.panoptic(padded.mask_inputs, queries, [2, 2])
     height, width = alone.masks.shape[-2:]

@@ -41,7 +41,7 @@ def test_weights_that_are_kept_count_for_those_that_are_not() -> None:
 
 def test_sublayers_drop_what_they_found_and_feed_forward_networks_what_they_think() -> None:
     torch.manual_seed(0)
-    shape = LayerShape(width=8, num_heads=2, feedforward_dim=4096, dropout=0.5, pre_norm=True)
+    shape = LayerShape(width=8, num_heads=2, dim_feedforward=4096, dropout=0.5, pre_norm=True)
     added = Residual(shape).train().after(torch.zeros(1, 500, 8), torch.ones(1, 500, 8))
     assert set(added.unique().tolist()) == {0.0, 2.0}
     network, tokens = FeedForward(shape).train(), torch.randn(1, 1, 8)

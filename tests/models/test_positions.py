@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from detrkit import build_model
+from detrkit.checkpoints.conversion.convert import convert_weights
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES
 from detrkit.errors import CheckpointError, ConfigError
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import BoxHead, ClassHead, Heads
-from detrkit.models.positions import placed
-from detrkit.models.feature_maps import Scene
-from detrkit.models.queries.sources import Guide, Queries
+from detrkit.models.positions import add_positions
+from detrkit.models.queries.sources import Queries, QueryPositionEncoding
 from detrkit.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, LayerShape
-from detrkit.checkpoints.conversion.convert import convert_weights
 
-SHAPE = LayerShape(width=16, num_heads=2, feedforward_dim=32, dropout=0.0, pre_norm=False)
+SHAPE = LayerShape(width=16, num_heads=2, dim_feedforward=32, dropout=0.0, pre_norm=False)
 
 
-def scene_of(tokens: torch.Tensor, positions: torch.Tensor) -> Scene:
-    return Scene(tokens, positions, None, ((1, tokens.shape[1]),))
+def scene_of(tokens: torch.Tensor, positions: torch.Tensor) -> FeatureMaps:
+    return FeatureMaps(tokens, positions, None, ((1, tokens.shape[1]),))
 
 
 def test_places_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_places_by_hand() -> None:
         "none": ([1.0, 2.0], [0.0, 0.0]),
     }
     for place, (read, added) in expected.items():
-        result = placed(tokens, positions, place)  # type: ignore[arg-type]
+        result = add_positions(tokens, positions, place)  # type: ignore[arg-type]
         assert (result[0][0, 0].tolist(), result[1][0, 0].tolist()) == (read, added)
 
 
@@ -45,7 +45,7 @@ def test_at_the_input_is_what_adding_by_hand_gives() -> None:
     torch.testing.assert_close(encoder(scene_of(tokens, positions)), expected)
 
     layers = [DecoderLayer(replace(SHAPE, pre_norm=True)) for _ in range(2)]
-    guide = Guide(16, has_anchors=False, is_conditional=False)
+    guide = QueryPositionEncoding(16, has_anchors=False, is_conditional=False)
     decoder = Decoder(layers, torch.nn.LayerNorm(16), guide, positions_at="input", queries_at="input")
     heads = Heads([ClassHead(16, 3)], [BoxHead(16)])
     queries = Queries(torch.zeros(1, 3, 16), torch.randn(1, 3, 16))
@@ -90,12 +90,12 @@ def test_learned_positions_that_nothing_uses_are_refused() -> None:
         build_model("detr-tiny", position_encoding="learned", encoder_layers=0, decoder_positions="none")
 
 
-@pytest.mark.parametrize("form", ["official", "huggingface"])
-def test_forms_that_cannot_say_where_positions_are_added_refuse(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["official", "huggingface"])
+def test_forms_that_cannot_say_where_positions_are_added_refuse(format: str, tmp_path: Path) -> None:
     model = build_model("detr-r18", num_classes=3, query_positions="input", encoder_layers=1, decoder_layers=1)
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing()))
-    output = tmp_path / ("out.pth" if form == "official" else "out")
+    output = tmp_path / ("out.pth" if format == "official" else "out")
     with pytest.raises(CheckpointError, match="positions elsewhere"):
-        convert_weights(str(path), output, form)  # type: ignore[arg-type]
+        convert_weights(str(path), output, format)  # type: ignore[arg-type]
     assert convert_weights(str(path), tmp_path / "b.safetensors", "detrkit") == 0

@@ -9,7 +9,7 @@ from PIL import Image
 from detrkit import ConfigError, Detector, build_model
 from detrkit.data.batching import collate
 from detrkit.data.dataset import unannotated
-from detrkit.models.attention.recording import KINDS, Attention, AttentionInputs, observe
+from detrkit.models.attention.recording import KINDS, Attention, AttentionInputs, record_attention
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
 from tests.explain.conftest import small_detector
@@ -23,7 +23,7 @@ def padded_batch() -> Batch:
 @pytest.fixture(scope="module", params=["pre-norm", "post-norm"])
 def attentions(request: pytest.FixtureRequest) -> list[Attention]:
     model = small_detector(pre_norm=request.param == "pre-norm").model
-    return observe(model, padded_batch())
+    return record_attention(model, padded_batch())
 
 
 def all_inputs(attentions: list[Attention]) -> Iterator[AttentionInputs]:
@@ -83,8 +83,8 @@ def test_observing_changes_nothing_and_leaves_nothing_behind() -> None:
     model = small_detector().model
     batch = padded_batch()
     with torch.no_grad():
-        before = model(batch.images, batch.padding_mask, exact_padding=True)
-    attentions = observe(model, batch)
+        before = model(batch.images, batch.padding_mask, padding_invariant=True)
+    attentions = record_attention(model, batch)
     for index, attention in enumerate(attentions):
         assert torch.equal(attention.predictions.layer_boxes[:, 0], before.layer_boxes[:, index])
         assert torch.equal(attention.predictions.class_logits[0], before.class_logits[index])
@@ -92,13 +92,13 @@ def test_observing_changes_nothing_and_leaves_nothing_behind() -> None:
     seen = []
     model.heads.register_forward_pre_hook(lambda *_: seen.append(hooks_of(model)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        observe(model, batch)
+        record_attention(model, batch)
     assert seen[0] > 0
     assert hooks_of(model) == 0
 
 
 def test_only_inputs_are_held_and_no_matrix() -> None:
-    attention = observe(small_detector().model, padded_batch())[0]
+    attention = record_attention(small_detector().model, padded_batch())[0]
     width = 128
     for inputs in all_inputs([attention]):
         held = [inputs.queries, inputs.keys, inputs.values, inputs.output]
@@ -122,7 +122,7 @@ def test_what_does_not_exist_is_one_sentence(
 
 
 def test_a_model_without_encoder_has_no_encoder_attention() -> None:
-    attention = observe(build_model("detr-tiny", encoder_layers=0).eval(), padded_batch())[0]
+    attention = record_attention(build_model("detr-tiny", encoder_layers=0).eval(), padded_batch())[0]
     assert attention.layers["encoder"] == ()
     with pytest.raises(ConfigError, match="has 0 layers"):
         attention.weights("encoder")

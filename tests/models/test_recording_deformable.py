@@ -5,13 +5,13 @@ import torch
 
 from detrkit import ConfigError, build_model
 from detrkit.data.batching import collate
-from detrkit.models.attention.recording import KINDS, Attention, observe
-from detrkit.models.attention.recording_deformable import SamplingInputs
 from detrkit.models.attention.deformable import DeformableAttention
+from detrkit.models.attention.recording import KINDS, Attention, record_attention
+from detrkit.models.attention.recording_deformable import SamplingInputs
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Batch, Sample
 
-SMALL = {"num_classes": 3, "num_queries": 6, "encoder_layers": 2, "decoder_layers": 2, "feedforward_dim": 64}
+SMALL = {"num_classes": 3, "num_queries": 6, "encoder_layers": 2, "decoder_layers": 2, "dim_feedforward": 64}
 
 
 def model_of(name: str, **changes: object) -> DETR:
@@ -37,7 +37,7 @@ def batch() -> Batch:
 
 @pytest.mark.parametrize("name", ["conditional-detr-r50", "dab-detr-r50"])
 def test_weights_of_conditional_attention_mix_the_values_as_the_layer_did(name: str) -> None:
-    for attention in observe(model_of(name), batch()):
+    for attention in record_attention(model_of(name), batch()):
         for kind in KINDS:
             inputs = attention.inputs(kind, -1)
             weights = attention.weights(kind, -1)
@@ -50,7 +50,7 @@ def test_weights_of_conditional_attention_mix_the_values_as_the_layer_did(name: 
 
 
 def seen(name: str = "deformable-detr-r50-refine") -> list[Attention]:
-    return observe(model_of(name, num_levels=3, hidden_dim=64), batch())
+    return record_attention(model_of(name, num_feature_levels=3, hidden_dim=64), batch())
 
 
 def test_points_are_in_pixels_of_the_photo_on_disk() -> None:
@@ -66,8 +66,8 @@ def test_points_are_in_pixels_of_the_photo_on_disk() -> None:
 
 def test_points_start_in_a_ring_around_the_reference() -> None:
     torch.manual_seed(0)
-    settings = {"num_levels": 3, "hidden_dim": 64, "backbone": "resnet-tiny", **SMALL}
-    attention = observe(build_model("deformable-detr-r50", **settings).eval(), batch())[0]
+    settings = {"num_feature_levels": 3, "hidden_dim": 64, "backbone": "resnet-tiny", **SMALL}
+    attention = record_attention(build_model("deformable-detr-r50", **settings).eval(), batch())[0]
     found = attention.inputs("decoder_cross", 0).sampled(heads=[0], rows=[2])
     # the first head looks to the right: 1, 2, 3 and 4 cells of 4, 8 and 16 px, enlarged twice
     steps = found.points[0, 0] - found.references[0][:, None]
@@ -97,7 +97,7 @@ def test_maps_hold_all_weight_that_lies_inside(kind: str) -> None:
 
 def test_a_single_point_in_the_middle_of_a_cell_is_all_of_its_map() -> None:
     model = model_of("deformable-detr-r50-single-scale", sampling_points=1, hidden_dim=64)
-    attention = observe(model, batch())[0]
+    attention = record_attention(model, batch())[0]
     inputs = attention.inputs("encoder", 0)
     with torch.no_grad():
         inputs.module.offset_projection.weight.zero_()
@@ -109,6 +109,6 @@ def test_a_single_point_in_the_middle_of_a_cell_is_all_of_its_map() -> None:
 
 
 def test_all_cells_of_several_maps_cannot_be_drawn() -> None:
-    model = model_of("detr-tiny", num_levels=2, class_scores="sigmoid")
+    model = model_of("detr-tiny", num_feature_levels=2, class_scores="sigmoid")
     with pytest.raises(ConfigError, match="looks at all cells of 2 feature maps"):
-        observe(model, batch())
+        record_attention(model, batch())

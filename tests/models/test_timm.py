@@ -17,14 +17,14 @@ from detrkit.checkpoints.backbones import (
     load_backbone_file,
     load_imagenet_backbone,
 )
+from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.pickles import read_pickle
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.config.model import TIMM
 from detrkit.data.batching import normalize
 from detrkit.data.categories import numbered_categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.backbones.timm import TimmBackbone
-from detrkit.config.model import TIMM
 from detrkit.models.detr import DETR
 from detrkit.training.optimizer import keep_frozen_parts_still
 
@@ -100,7 +100,7 @@ def test_a_model_trains_is_saved_and_comes_back(tmp_path: Path) -> None:
     model = lite0(in_channels=1)
     mask = torch.zeros(2, 64, 96, dtype=torch.bool)
     mask[1, :, 64:] = True
-    model(torch.randn(2, 1, 64, 96), mask, exact_padding=True).boxes.sum().backward()
+    model(torch.randn(2, 1, 64, 96), mask, padding_invariant=True).boxes.sum().backward()
     keep_frozen_parts_still(model)
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, numbered_categories(2), Preprocessing()))

@@ -3,27 +3,29 @@
 import pytest
 import torch
 
-from detrkit.models.queries.two_stage import ProposedQueries, _anchors
-from detrkit.models.feature_maps import Scene
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.queries.sources import LARGEST_LOGIT
+from detrkit.models.queries.two_stage import TwoStageQueries, _anchors
 
 WIDTH = 8
 # logits of padded cells and anchors: their sigmoid is 1 or 0
 NOWHERE = 1e4
 
 
-def source(num_queries: int, *, from_cells: bool) -> ProposedQueries:
+def source(num_queries: int, *, from_cells: bool) -> TwoStageQueries:
     torch.manual_seed(0)
-    return ProposedQueries(num_queries, WIDTH, 2, from_cells=from_cells)
+    return TwoStageQueries(num_queries, WIDTH, 2, from_cells=from_cells)
 
 
-def scene(height: int, width: int, padded: tuple[int, ...] = (), *, is_exact: bool = True) -> Scene:
+def scene(height: int, width: int, padded: tuple[int, ...] = (), *, is_exact: bool = True) -> FeatureMaps:
     """A photo on one map of cells, some of which are padding."""
     torch.manual_seed(1)
     tokens = torch.randn(1, height * width, WIDTH)
     mask = torch.zeros(1, height * width, dtype=torch.bool)
     mask[0, list(padded)] = True
-    return Scene(tokens, torch.zeros_like(tokens), mask if padded else None, ((height, width),), is_exact=is_exact)
+    return FeatureMaps(
+        tokens, torch.zeros_like(tokens), mask if padded else None, ((height, width),), is_exact=is_exact
+    )
 
 
 @pytest.mark.parametrize("from_cells", [False, True])

@@ -7,29 +7,29 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
-from detrkit.checkpoints.hub import write_model_folder
+from detrkit.checkpoints.conversion.detr import official_from_ours, ours_from_official
 from detrkit.checkpoints.conversion.huggingface import (
-    Form,
-    detect_form,
+    Format,
+    detect_format,
     huggingface_from_ours,
     ours_from_huggingface,
     write_folder,
 )
-from detrkit.checkpoints.loading import load_state
-from detrkit.checkpoints.model_card import CardFacts
-from detrkit.checkpoints.conversion.detr import official_from_ours, ours_from_official
+from detrkit.checkpoints.hub import write_model_folder
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.model_card import CardFacts
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.data.categories import numbered_categories
-from detrkit.losses.criterion import SetLoss
+from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import Target
 
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"num_classes": 5, "encoder_layers": 2, "decoder_layers": 3, "feedforward_dim": 64}
+SMALL = {"num_classes": 5, "encoder_layers": 2, "decoder_layers": 3, "dim_feedforward": 64}
 PRESETS = {
     "conditional-detr-r50": ("ConditionalDetr", {}),
     "conditional-detr-r50-dc5": ("ConditionalDetr", {"dilation": True}),
@@ -130,7 +130,7 @@ def test_their_losses_are_ours_where_they_are_right(preset: str) -> None:
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
     with torch.inference_mode():
         expected = theirs(pixel_values=images, pixel_mask=(~padding_mask).long(), labels=labels).loss_dict
-        report = SetLoss(5, class_scores="sigmoid")(ours(images, padding_mask), targets)
+        report = SetCriterion(5, class_scores="sigmoid")(ours(images, padding_mask), targets)
     for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"):
         torch.testing.assert_close(report.parts[name], expected[name], rtol=1e-4, atol=1e-4)
 
@@ -189,10 +189,10 @@ def test_a_folder_saved_by_transformers_loads(tmp_path: Path, preset: str) -> No
 @pytest.mark.parametrize("preset", [*PRESETS, "dab-detr-r101-dc5"])
 def test_every_form_is_told_by_its_entries_and_read_back(preset: str, in_memory: bool) -> None:
     ours = build_model(preset, num_queries=NUM_QUERIES, **SMALL).state_dict()
-    family = detect_form(huggingface_from_ours(ours, Form(family=_family(preset)))).family
-    form = Form(in_memory and family != "dab", family=family)
-    theirs = huggingface_from_ours(ours, form)
-    assert detect_form(theirs) == form
+    family = detect_format(huggingface_from_ours(ours, Format(family=_family(preset)))).family
+    format = Format(in_memory and family != "dab", family=family)
+    theirs = huggingface_from_ours(ours, format)
+    assert detect_format(theirs) == format
     back = ours_from_huggingface(theirs)
     assert set(back) == set(ours)
     assert all(torch.equal(back[name], ours[name]) for name in ours)

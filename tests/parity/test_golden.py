@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detrkit import SetLoss, build_model, state_dict_as_official
+from detrkit import SetCriterion, build_model, state_dict_as_official
 from detrkit.postprocess.boxes import best_class_boxes
 from tests.parity.golden import formula_batch, formula_model, formula_targets
 
@@ -57,7 +57,7 @@ def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
         expect("pred_masks_first8", predictions.masks[:, :8], rtol=0, atol=2e-4)
         expect("pred_masks_mean", predictions.masks.mean((-2, -1)), rtol=0, atol=2e-4)
 
-    report = SetLoss(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
+    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
     for layer in (-1, 0, 1, 2, 3, 4):
         for photo in range(2):
             queries, objects = report.matches.pairs(layer, photo)
@@ -100,7 +100,7 @@ def test_four_training_steps_follow_the_golden_trajectory(shared: Path) -> None:
     optimizer = torch.optim.AdamW([{"params": others, "lr": 1e-4}, {"params": backbone, "lr": 1e-5}], weight_decay=1e-4)
     losses, norms = [], []
     for _ in range(4):
-        report = SetLoss(91)(model(*formula_batch()), formula_targets(91))
+        report = SetCriterion(91)(model(*formula_batch()), formula_targets(91))
         optimizer.zero_grad()
         report.total.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detrkit import SetLoss
+from detrkit import SetCriterion
 from tests.parity.golden import formula_batch, formula_model, formula_targets
 from tests.parity.test_golden import official_gradient_norms
 
@@ -28,7 +28,7 @@ def test_detr_r50_on_formula_weights() -> None:
     close(predictions.boxes[:, :4], "boxes_of_first_4_queries")
     close(predictions.layer_boxes[:5, :, 0].transpose(0, 1), "boxes_of_query_0_in_layers_0_to_4")
 
-    report = SetLoss(91)(predictions, formula_targets(91))
+    report = SetCriterion(91)(predictions, formula_targets(91))
     for layer, key in ((-1, "matches_of_last_layer"), (0, "matches_of_layer_0")):
         for photo in range(2):
             assert torch.stack(report.matches.pairs(layer, photo)).tolist() == GOLDEN[key][photo], key

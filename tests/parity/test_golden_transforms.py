@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrkit.data.batching import normalize, to_target
-from detrkit.data.transforms.geometry import TestTransform, crop, flip, resize, resized_size
+from detrkit.data.transforms.geometry import EvalTransform, crop, horizontal_flip, resize, resized_size
 from detrkit.structures import Annotations, Sample
 
 
@@ -43,7 +43,7 @@ def check(actual: Sample, golden: dict[str, np.ndarray], name: str, largest: flo
 
 
 def test_flip_is_exact(sample: Sample, golden: dict[str, np.ndarray]) -> None:
-    check(flip(sample), golden, "geom_hflip", 0, 0)
+    check(horizontal_flip(sample), golden, "geom_hflip", 0, 0)
 
 
 def test_crop_is_exact_and_drops_what_lies_outside(sample: Sample, golden: dict[str, np.ndarray]) -> None:
@@ -65,5 +65,5 @@ def test_the_test_pipeline_gives_the_published_boxes_and_pixels(sample: Sample, 
 def test_the_longer_side_is_limited_in_the_papers_proportion() -> None:
     image = torch.zeros(3, 100, 400, dtype=torch.uint8)
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    resized = TestTransform(800)(Sample(image, nothing, 1, (100, 400)))
+    resized = EvalTransform(800)(Sample(image, nothing, 1, (100, 400)))
     assert tuple(resized.image.shape[1:]) == (333, 1332)  # 1333 * 100 / 400 rounds to 333; 333 * 4 = 1332

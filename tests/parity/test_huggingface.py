@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.checkpoints.conversion.huggingface import (
-    Form,
-    detect_form,
+    Format,
+    detect_format,
     huggingface_from_ours,
     ours_from_huggingface,
     write_folder,
 )
-from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.data.categories import numbered_categories
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
 
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"num_classes": 5, "num_queries": 7, "encoder_layers": 2, "decoder_layers": 3, "feedforward_dim": 64}
+SMALL = {"num_classes": 5, "num_queries": 7, "encoder_layers": 2, "decoder_layers": 3, "dim_feedforward": 64}
 
 
 def huggingface_config(backbone: str, **changes: object) -> object:
@@ -105,9 +105,9 @@ def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native:
 @pytest.mark.parametrize("preset", ["detr-r18", "detr-r50-panoptic"])
 def test_every_form_is_told_by_its_entries_and_read_back(preset: str, native_backbone: bool, in_memory: bool) -> None:
     ours = build_model(preset, **SMALL).state_dict()
-    form = Form(in_memory, native_backbone, has_masks="panoptic" in preset)
-    theirs = huggingface_from_ours(ours, form)
-    assert detect_form(theirs) == form
+    format = Format(in_memory, native_backbone, has_masks="panoptic" in preset)
+    theirs = huggingface_from_ours(ours, format)
+    assert detect_format(theirs) == format
     back = ours_from_huggingface(theirs)
     assert list(back) == list(ours)
     assert all(torch.equal(back[name], ours[name]) for name in ours)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detrkit.postprocess.panoptic import VOID, Candidates, Merged, Style, kept_queries, merge_segments
+from detrkit.postprocess.panoptic import VOID, KeptQueries, Merged, Style, kept_queries, merge_segments
 
 THING, STUFF = 0, 1  # labels of the tests by hand
 IS_THING = (True, False)
@@ -17,10 +17,10 @@ IS_THING = (True, False)
 
 def candidates_of(
     logits: Tensor, labels: list[int], scores: list[float] | None = None, size: tuple[int, int] | None = None
-) -> Candidates:
+) -> KeptQueries:
     size = size or (logits.shape[1], logits.shape[2])
     given_scores = torch.tensor(scores or [0.9] * len(labels))
-    return Candidates(logits, torch.tensor(labels, dtype=torch.int64), given_scores, size, size, size)
+    return KeptQueries(logits, torch.tensor(labels, dtype=torch.int64), given_scores, size, size, size)
 
 
 def regions(rows: list[str]) -> Tensor:
@@ -44,7 +44,7 @@ def test_published_segments_are_reproduced_bit_for_bit(shared: Path, threshold: 
     keep, scores, labels = kept(class_logits, threshold)
     processed, original = (tuple(golden[f"{name}_sizes"][image].tolist()) for name in ("processed", "original"))
     logits = torch.from_numpy(golden["pred_masks"][image])[keep]
-    merged = merge_segments(Candidates(logits, labels, scores, (160, 208), processed, original), is_thing, "reference")
+    merged = merge_segments(KeptQueries(logits, labels, scores, (160, 208), processed, original), is_thing, "reference")
     expected = golden[f"panoptic_t{threshold}_image{image}_segments"].reshape(-1, 4)
     rows = [
         [number, int(is_thing[label]), label, area]
@@ -71,7 +71,7 @@ def test_merged_stuff_stays_merged() -> None:
 def test_padding_is_cut_off_before_masks_are_resized() -> None:
     """The photo is the left half of the padded image; the published code squeezes all of it into the photo."""
     left = regions(["0011222222222222"] * 8)  # cells; the photo covers the first eight columns
-    candidates = Candidates(
+    candidates = KeptQueries(
         left[:3], torch.tensor([STUFF, THING, STUFF]), torch.tensor([0.9, 0.9, 0.9]), (32, 64), (32, 32), (32, 32)
     )
     ids = merge_segments(candidates, (True, False)).ids
@@ -120,7 +120,7 @@ def test_ids_areas_and_labels_agree(seed: int, count: int, style: Style) -> None
     logits = torch.randn(count, 6, 7, generator=random) * 3
     labels = torch.randint(0, 4, (count,), generator=random)
     is_thing = (True, False, True, False)
-    candidates = Candidates(logits, labels, torch.rand(count, generator=random), (24, 28), (22, 25), (33, 40))
+    candidates = KeptQueries(logits, labels, torch.rand(count, generator=random), (24, 28), (22, 25), (33, 40))
     merged = merge_segments(candidates, is_thing, style)
     check_areas(merged)
     if style == "corrected":
@@ -151,7 +151,7 @@ def test_segments_in_the_style_of_transformers_are_its_own(seed: int) -> None:
         outputs, threshold=0.5, label_ids_to_fuse={5, 6, 7}, target_sizes=[(60, 90)]
     )[0]
     keep, scores, labels = kept(class_logits[0], 0.5)
-    candidates = Candidates(masks[0][keep], labels, scores, (96, 128), (96, 128), (60, 90))
+    candidates = KeptQueries(masks[0][keep], labels, scores, (96, 128), (96, 128), (60, 90))
     merged = merge_segments(candidates, is_thing, "huggingface")
     assert torch.equal(merged.ids + 1, theirs["segmentation"].long())
     labels_of = {}

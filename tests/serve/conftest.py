@@ -13,13 +13,13 @@ import uvicorn
 from PIL import Image
 
 from detrkit import Detector
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.serve.serve import bound
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.serve.app import build_app
 from detrkit.serve.origin_check import LOOPBACK_NAMES
+from detrkit.serve.serve import bound
 from detrkit.serve.server import server_of
 from detrkit.serve.service import Service
-from detrkit.serve.settings import ServeSettings
+from detrkit.serve.settings import ServeConfig
 from tests.explain.conftest import small_detector
 
 
@@ -37,9 +37,9 @@ class Served:
 
 
 @contextmanager
-def serving(detectors: list[Detector], settings: ServeSettings | None = None) -> Iterator[Served]:
+def serving(detectors: list[Detector], settings: ServeConfig | None = None) -> Iterator[Served]:
     with bound("127.0.0.1", 0) as listener:
-        service = Service(detectors, "tiny", settings or ServeSettings(threshold=0.0))
+        service = Service(detectors, "tiny", settings or ServeConfig(threshold=0.0))
         server = server_of(build_app(service, LOOPBACK_NAMES), 5)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -72,7 +72,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Drawings of several shapes."""
     folder = tmp_path_factory.mktemp("drawn")
     sizes = ((96, 96), (96, 64), (64, 96), (80, 96))
-    for number, sample in enumerate(DrawnShapes(12, 0, DrawingStyle(size=96))):
+    for number, sample in enumerate(SyntheticShapes(12, 0, SyntheticStyle(size=96))):
         picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         picture.crop((0, 0, *sizes[number % 4])).save(folder / f"{number}.png")
     return sorted(folder.iterdir())

@@ -20,9 +20,9 @@ from tests.serve.conftest import wait_until
 class Fake:
     """Finds nothing, notes what it was given, and waits where it is told to."""
 
-    def __init__(self, most_padding: float = 0.25) -> None:
+    def __init__(self, max_padding: float = 0.25) -> None:
         self.runtime: Any = None
-        self.most_padding = most_padding
+        self.max_padding = max_padding
         self.batches: list[list[int]] = []
         self.thresholds: list[Any] = []
         self.may_go = threading.Event()
@@ -97,7 +97,7 @@ def test_like_shapes_go_together_and_the_longest_waiting_first(close: list[Batch
 
 
 def test_a_model_into_which_padding_leaks_gets_photos_of_one_size_alone(close: list[Batcher[Any]]) -> None:
-    held = Held(Fake(most_padding=0), 8)
+    held = Held(Fake(max_padding=0), 8)
     close.append(held.batcher)
     held.go(held.add(1, 2) + held.add(3, height=8, width=9) + held.add(4))
     assert held.fake.batches == [[0], [1, 2, 4], [3]]

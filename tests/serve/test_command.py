@@ -9,7 +9,7 @@ import pytest
 
 from detrkit import Detector
 from detrkit.checkpoints.native import save_checkpoint
-from detrkit.serve.settings import ServeSettings
+from detrkit.serve.settings import ServeConfig
 from tests.cli.test_help_and_mistakes import run
 
 
@@ -86,7 +86,7 @@ def test_whoever_lets_others_in_is_told_so(
         names.append(next(one.kwargs["hosts"] for one in app.user_middleware if "hosts" in one.kwargs))
 
     monkeypatch.setattr("detrkit.serve.server.run_app", ends_at_once)
-    assert serve_model(weights, ServeSettings(), host=host, port=0) is None
+    assert serve_model(weights, ServeConfig(), host=host, port=0) is None
     output, errors = capsys.readouterr()
     assert "tiny.safetensors on cpu, http://" in output
     assert ("nobody is asked for a password" in errors) is is_told

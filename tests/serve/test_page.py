@@ -9,9 +9,9 @@ import pytest
 
 from detrkit import Detector
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import read_pixels
+from detrkit.data.images import read_image
 from detrkit.explain.explanation import Explanation, explain
-from detrkit.serve.settings import ServeSettings
+from detrkit.serve.settings import ServeConfig
 from tests.explain.test_page import BROWSERS, browser, place_of
 from tests.serve.conftest import Served, serving
 from tests.serve.test_server import Gate, gate
@@ -62,7 +62,7 @@ def visit(request: pytest.FixtureRequest, browser: Any, served: Served) -> Itera
 
 
 def explained(detector: Detector, path: Path) -> Explanation:
-    return explain(detector.model, detector.preprocessing, detector.categories, unannotated(read_pixels(path)))
+    return explain(detector.model, detector.preprocessing, detector.categories, unannotated(read_image(path)))
 
 
 def test_photos_are_sent_and_explored_one_after_the_other(visit: Visit, detector: Detector, drawn: list[Path]) -> None:
@@ -141,7 +141,7 @@ def test_faults_are_told_in_the_servers_own_words(
 def test_a_busy_server_can_be_asked_again_and_a_large_photo_is_not_sent(
     gate: Gate, browser: Any, drawn: list[Path], tmp_path: Path
 ) -> None:
-    served, engine = gate(ServeSettings(threshold=0, queue=1, upload_limit=0.2))
+    served, engine = gate(ServeConfig(threshold=0, queue=1, upload_limit=0.2))
     visit = Visit(browser, served.url)
     with served.service.admitted():
         visit.send(drawn[0])

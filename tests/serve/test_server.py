@@ -16,11 +16,11 @@ from PIL import Image
 
 from detrkit import Detections, Detector
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import read_pixels
+from detrkit.data.images import read_image
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import explain
 from detrkit.inference.engines.torch import TorchRuntime
-from detrkit.serve.settings import ServeSettings
+from detrkit.serve.settings import ServeConfig
 from detrkit.structures import Batch, Predictions
 from tests.serve.conftest import Served, serving, wait_until
 
@@ -62,7 +62,7 @@ class Gated:
         return self._inner.predict(batch)
 
 
-Gate = Callable[[ServeSettings], tuple[Served, Gated]]
+Gate = Callable[[ServeConfig], tuple[Served, Gated]]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def gate(detector: Detector) -> Iterator[Gate]:
     entered: list[Any] = []
     engines: list[Gated] = []
 
-    def start(settings: ServeSettings) -> tuple[Served, Gated]:
+    def start(settings: ServeConfig) -> tuple[Served, Gated]:
         engine = Gated(detector)
         engines.append(engine)
         entered.append(serving([Detector(engine, detector.categories, detector.preprocessing)], settings))
@@ -132,7 +132,7 @@ def test_a_threshold_that_makes_no_sense(served: Served, path: str, threshold: s
         ({"files": {"photo": (None, "text")}}, 400, "found nothing in the request"),
         ({"files": [("photo", b"a"), ("photo", b"b")]}, 400, "Too many files"),
         ({"content": b"abc", "headers": {"Content-Type": "multipart/form-data"}}, 400, "Missing boundary"),
-        ({"content": b"--b\r\nhm", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "form"),
+        ({"content": b"--b\r\nhm", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "format"),
         ({"data": {"photo": "x" * 50_000}, "files": {"a": b"a"}}, 400, "exceeded maximum size"),
         ({"content": b"no photo"}, 422, "photo: cannot be read as a photo (its content is of no known form)"),
         ({"content": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, 422, "no known form"),
@@ -180,7 +180,7 @@ def test_an_explanation_is_the_one_of_the_page(served: Served, detector: Detecto
     response = served.post("/explain", drawn[1].read_bytes(), drawn[1].name)
     assert response.status_code == 200
     end = int(response.headers["X-Document-Bytes"])
-    sample = unannotated(read_pixels(drawn[1]))
+    sample = unannotated(read_image(drawn[1]))
     explained = explain(detector.model, detector.preprocessing, detector.categories, sample)
     expected = page_document(
         explained, detector.model.config, photo_name=drawn[1].name, model_name="tiny", threshold=0.0
@@ -199,7 +199,7 @@ def test_an_array_is_a_photo_too(served: Served, detector: Detector, tmp_path: P
 
 
 def test_an_upload_is_counted_while_it_comes(detector: Detector, drawn: list[Path]) -> None:
-    with serving([detector], ServeSettings(upload_limit=0.1)) as served:
+    with serving([detector], ServeConfig(upload_limit=0.1)) as served:
         large = b"x" * 300_000
         pieces = (large[start : start + 1000] for start in range(0, len(large), 1000))
         for response in (
@@ -214,7 +214,7 @@ def test_an_upload_is_counted_while_it_comes(detector: Detector, drawn: list[Pat
 
 
 def test_pixels_are_counted_before_they_are_decoded(detector: Detector, drawn: list[Path], tmp_path: Path) -> None:
-    with serving([detector], ServeSettings(pixel_limit=0.01)) as served:
+    with serving([detector], ServeConfig(pixel_limit=0.01)) as served:
         Image.new("RGB", (101, 100)).save(tmp_path / "large.png")
         content = (tmp_path / "large.png").read_bytes()
         cut = content[:60]  # the header alone: whoever decodes it says something else
@@ -228,7 +228,7 @@ def test_pixels_are_counted_before_they_are_decoded(detector: Detector, drawn: l
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again(gate: Gate, drawn: list[Path]) -> None:
-    served, engine = gate(ServeSettings(queue=3, batch_size=1))
+    served, engine = gate(ServeConfig(queue=3, batch_size=1))
     content = drawn[0].read_bytes()
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(served.post, "/predict", content) for _ in range(3)]
@@ -246,7 +246,7 @@ def test_more_than_the_queue_holds_are_told_to_come_again(gate: Gate, drawn: lis
 
 
 def test_who_waits_too_long_is_told_so(gate: Gate, drawn: list[Path]) -> None:
-    served, engine = gate(ServeSettings(timeout=0.5, batch_size=1))
+    served, engine = gate(ServeConfig(timeout=0.5, batch_size=1))
     content = drawn[0].read_bytes()
     with ThreadPoolExecutor(2) as pool:
         late = [one.result() for one in [pool.submit(served.post, "/predict", content) for _ in range(2)]]
@@ -260,7 +260,7 @@ def test_who_waits_too_long_is_told_so(gate: Gate, drawn: list[Path]) -> None:
 
 
 def test_a_photo_that_trickles_in_is_not_waited_for(gate: Gate) -> None:
-    served, _ = gate(ServeSettings(timeout=0.5))
+    served, _ = gate(ServeConfig(timeout=0.5))
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: 900\r\n\r\nabc".encode())
@@ -273,7 +273,7 @@ def test_a_photo_that_trickles_in_is_not_waited_for(gate: Gate) -> None:
 
 
 def test_who_has_gone_is_not_worked_for(gate: Gate, drawn: list[Path]) -> None:
-    served, engine = gate(ServeSettings(batch_size=1))
+    served, engine = gate(ServeConfig(batch_size=1))
     content = drawn[0].read_bytes()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(served.post, "/predict", content)
@@ -293,7 +293,7 @@ def test_who_has_gone_is_not_worked_for(gate: Gate, drawn: list[Path]) -> None:
 def test_a_model_that_fails_is_a_sentence_in_the_answer_and_a_trace_in_the_log(
     gate: Gate, drawn: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    served, engine = gate(ServeSettings(threshold=0))
+    served, engine = gate(ServeConfig(threshold=0))
     engine.may_go.set()
     engine.fault = RuntimeError("secret of the machine")
     response = served.post("/predict", drawn[0].read_bytes())
@@ -306,7 +306,7 @@ def test_a_model_that_fails_is_a_sentence_in_the_answer_and_a_trace_in_the_log(
 
 
 def test_another_engine_predicts_and_says_why_it_cannot_explain(gate: Gate, drawn: list[Path]) -> None:
-    served, engine = gate(ServeSettings(threshold=0))
+    served, engine = gate(ServeConfig(threshold=0))
     engine.may_go.set()
     assert not isinstance(served.service.detector.runtime, TorchRuntime)
     assert served.post("/predict", drawn[0].read_bytes()).status_code == 200

@@ -10,21 +10,27 @@ import torch
 
 from detrkit import Detector, build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError
-from detrkit.losses.criterion import SetLoss
+from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import BoxHead
 from detrkit.models.presets import preset_config
-from detrkit.models.feature_maps import Scene
-from detrkit.training.build import loss_for
 from detrkit.structures import Batch, Target
-from detrkit.training.auxiliary_queries import HelpedModel, TrainingHelpers, build_helpers, check_helpers, helped
-from detrkit.training.denoising import NoisedObjects, noised_objects
-from detrkit.config.training import TrainingSettings
-from detrkit.training.train_step import Stepper
+from detrkit.training.auxiliary_queries import (
+    AuxiliaryQueryGenerator,
+    ModelWithAuxiliaryQueries,
+    build_auxiliary_queries,
+    check_auxiliary_queries,
+    with_auxiliary_queries,
+)
+from detrkit.training.build import loss_for
+from detrkit.training.denoising import NoisedBoxes, noised_boxes
+from detrkit.training.train_step import TrainStep
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -34,7 +40,7 @@ SMALL = {
     "encoder_layers": 1,
     "decoder_layers": 2,
     "hidden_dim": 64,
-    "feedforward_dim": 32,
+    "dim_feedforward": 32,
     "dropout": 0.0,
 }
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,9 +49,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "masks": ("detr-tiny", {"panoptic": True}),
     "conditional": ("conditional-detr-r50", {}),
     "dab": ("dab-detr-r50", {}),
-    "deformable": ("deformable-detr-r50", {"num_levels": 2}),
-    "refined": ("deformable-detr-r50-refine", {"num_levels": 2}),
-    "two-stage": ("deformable-detr-r50-two-stage", {"num_levels": 2}),
+    "deformable": ("deformable-detr-r50", {"num_feature_levels": 2}),
+    "refined": ("deformable-detr-r50-refine", {"num_feature_levels": 2}),
+    "two-stage": ("deformable-detr-r50-two-stage", {"num_feature_levels": 2}),
     "our own, with masks": ("detrkit-s", {"panoptic": True}),
 }
 HELPERS: dict[str, dict[str, Any]] = {
@@ -65,52 +71,56 @@ def small(architecture: str) -> DETR:
 
 def photos(count: int = 3) -> Batch:
     """Photos of one object, several, and none."""
-    samples = DrawnShapes(count, 0, DrawingStyle(size=64, most_objects=4)).draw_all()
+    samples = SyntheticShapes(count, 0, SyntheticStyle(size=64, max_objects=4)).draw_all()
     batch = collate(samples)
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     one = Target(batch.targets[0].boxes[:1], batch.targets[0].labels[:1])
     return replace(batch, targets=[one, *batch.targets[1:-1], empty])
 
 
-def stepper(model: DETR, steps: int = 10, **settings: Any) -> Stepper:
-    chosen = TrainingSettings(**{"learning_rate": 1e-3, **settings})
-    return Stepper(model, loss_for(model.config, chosen), chosen, CPU, steps)
+def stepper(model: DETR, steps: int = 10, **settings: Any) -> TrainStep:
+    chosen = TrainingConfig(**{"lr": 1e-3, **settings})
+    return TrainStep(model, loss_for(model.config, chosen), chosen, CPU, steps)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_models_own_queries_say_what_they_say_alone(architecture: str) -> None:
     model, batch = small(architecture).eval(), photos()
-    settings = TrainingSettings(**HELPERS["all"])
-    helpers = build_helpers(model, settings)
+    settings = TrainingConfig(**HELPERS["all"])
+    helpers = build_auxiliary_queries(model, settings)
     assert helpers is not None
-    noised = noised_objects(batch, settings, 3, 0)
+    noised = noised_boxes(batch, settings, 3, 0)
     with torch.no_grad():
         alone = model(batch.images)
-        helped = HelpedModel(model, helpers.eval())(batch.images, noised=noised)
-    torch.testing.assert_close(helped.layer_boxes, alone.layer_boxes, rtol=0, atol=1e-6)
-    torch.testing.assert_close(helped.layer_class_logits, alone.layer_class_logits, rtol=1e-5, atol=1e-5)
+        with_auxiliary_queries = ModelWithAuxiliaryQueries(model, helpers.eval())(batch.images, noised=noised)
+    torch.testing.assert_close(with_auxiliary_queries.layer_boxes, alone.layer_boxes, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        with_auxiliary_queries.layer_class_logits, alone.layer_class_logits, rtol=1e-5, atol=1e-5
+    )
     if alone.masks is not None:
-        torch.testing.assert_close(helped.masks, alone.masks, rtol=1e-4, atol=1e-5)
-    assert [one.helper for one in helped.extra] == ["group", "group", "hybrid", "denoising"]
-    assert [one.predictions.boxes.shape[1] for one in helped.extra] == [7, 7, 9, 2 * noised.size]
+        torch.testing.assert_close(with_auxiliary_queries.masks, alone.masks, rtol=1e-4, atol=1e-5)
+    assert [one.helper for one in with_auxiliary_queries.extra] == ["group", "group", "hybrid", "denoising"]
+    assert [one.predictions.boxes.shape[1] for one in with_auxiliary_queries.extra] == [7, 7, 9, 2 * noised.size]
 
 
 @pytest.mark.parametrize("architecture", ["plain", "conditional", "dab", "refined"])
 def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> None:
     model, batch = small(architecture).eval(), photos()
-    settings = TrainingSettings(**HELPERS["all"])
+    settings = TrainingConfig(**HELPERS["all"])
     for head in model.heads.modules():
         if isinstance(head, BoxHead):  # as published, some start at zero, and say the same whatever was seen
             torch.nn.init.normal_(head.last.weight)
-    helped = HelpedModel(model, TrainingHelpers(model.config, settings).eval()).eval()
-    noised = noised_objects(batch, settings, 3, 0)
+    with_auxiliary_queries = ModelWithAuxiliaryQueries(
+        model, AuxiliaryQueryGenerator(model.config, settings).eval()
+    ).eval()
+    noised = noised_boxes(batch, settings, 3, 0)
     assert noised.fillers is not None
     is_filler = noised.fillers.repeat(1, 2)
     first_copy = torch.arange(2 * noised.size) < noised.size
     changed = torch.where((is_filler | first_copy)[..., None], 0.3, noised.boxes)
     with torch.no_grad():
-        before = helped(batch.images, noised=noised)
-        after = helped(batch.images, noised=replace(noised, boxes=changed))
+        before = with_auxiliary_queries(batch.images, noised=noised)
+        after = with_auxiliary_queries(batch.images, noised=replace(noised, boxes=changed))
     for one, other in zip(before.extra[:3], after.extra[:3], strict=True):
         torch.testing.assert_close(other.predictions.boxes, one.predictions.boxes, rtol=0, atol=1e-6)
     others = ~(is_filler | first_copy)
@@ -123,12 +133,12 @@ def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> No
 def test_noised_boxes_of_two_stage_models_are_placed_as_the_models_own() -> None:
     """A query of the model and a noised object at the same box have the same positions; their contents are their own."""
     model = small("two-stage")
-    helpers = build_helpers(model, TrainingSettings(denoising=1))
+    helpers = build_auxiliary_queries(model, TrainingConfig(denoising=1))
     assert helpers is not None
     tokens = torch.randn(1, 9, 64)
-    scene = Scene(tokens, torch.zeros_like(tokens), None, ((3, 3),))
+    scene = FeatureMaps(tokens, torch.zeros_like(tokens), None, ((3, 3),))
     own = model.queries(scene)
-    noised = NoisedObjects(own.reference.sigmoid(), torch.arange(7)[None] % 3, 1, None)
+    noised = NoisedBoxes(own.reference.sigmoid(), torch.arange(7)[None] % 3, 1, None)
     (extra,) = helpers(scene, noised, model.queries)
     torch.testing.assert_close(extra.queries.reference, own.reference, rtol=0, atol=1e-4)
     torch.testing.assert_close(extra.queries.positions, own.positions, rtol=0, atol=1e-4)
@@ -136,9 +146,9 @@ def test_noised_boxes_of_two_stage_models_are_placed_as_the_models_own() -> None
 
 
 def test_the_loss_knows_what_the_settings_made() -> None:
-    loss = helped(SetLoss(3), TrainingSettings(**HELPERS["all"]))
+    loss = with_auxiliary_queries(SetCriterion(3), TrainingConfig(**HELPERS["all"]))
     assert (loss.copies, loss.has_negatives, loss.hybrid_queries, loss.hybrid_repeats) == (2, True, 9, 3)
-    plain = helped(SetLoss(3), TrainingSettings())
+    plain = with_auxiliary_queries(SetCriterion(3), TrainingConfig())
     assert (plain.copies, plain.has_negatives, plain.hybrid_queries) == (0, False, 0)
 
 
@@ -146,7 +156,7 @@ def test_the_loss_knows_what_the_settings_made() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_with_every_helper(architecture: str, helper: str) -> None:
     model = small(architecture)
-    refines = model.config.refine_boxes and model.config.cross_attention != "conditional"
+    refines = model.config.with_box_refine and model.config.cross_attention != "conditional"
     learner = stepper(
         model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **HELPERS[helper]
     )
@@ -216,7 +226,7 @@ def test_helpers_are_learned_saved_and_gone_on_with_bit_for_bit() -> None:
     for part in ("model", "helpers"):
         one, other = whole.state_dict()[part], second.state_dict()[part]
         assert all(torch.equal(one[name], other[name]) for name in one), part
-    start = TrainingHelpers(whole.model.config, whole.settings).state_dict()
+    start = AuxiliaryQueryGenerator(whole.model.config, whole.settings).state_dict()
     assert start.keys() == whole.state_dict()["helpers"].keys()
 
 
@@ -254,7 +264,7 @@ def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
 
 @pytest.mark.parametrize("architecture", ["plain", "dab", "refined"])
 def test_recomputing_gives_the_same_gradients(architecture: str) -> None:
-    kept, again = (stepper(small(architecture), recompute=on, **HELPERS["all"]) for on in (False, True))
+    kept, again = (stepper(small(architecture), activation_checkpointing=on, **HELPERS["all"]) for on in (False, True))
     for learner in (kept, again):
         learner.train()
         learner.step([photos()])
@@ -279,7 +289,7 @@ def test_looking_forward_twice_teaches_the_layer_before() -> None:
 
 
 def test_weights_decay_and_rates_of_helpers_follow_the_models() -> None:
-    settings = {"weight_decay": 0.1, "decay_norms": False, "place_rate_factor": 0.1, **HELPERS["all"]}
+    settings = {"weight_decay": 0.1, "decay_norms": False, "offset_lr_factor": 0.1, **HELPERS["all"]}
     learner = stepper(small("deformable"), **settings)
     assert learner.helpers is not None
     of = {id(one): group for group in learner.optimizer.param_groups for one in group["params"]}
@@ -306,8 +316,8 @@ def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
         ),
         (
             "plain",
-            {"denoising": 2, "contrastive_denoising": True, "box_noise": 0},
-            "^--contrastive-denoising: found --box-noise 0",
+            {"denoising": 2, "contrastive_denoising": True, "box_noise_scale": 0},
+            "^--contrastive-denoising: found --box-noise-scale 0",
         ),
         ("plain", {"hybrid_queries": 5}, "^--hybrid-queries: found 5, expected at least the 6 of --hybrid-repeats"),
         ("plain", {"look_forward_twice": True}, r"^--look-forward-twice: .* \(detrkit-s, detrkit-m, deformable"),
@@ -320,7 +330,7 @@ def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
 def test_what_makes_no_sense_is_refused_in_one_sentence(
     architecture: str, settings: dict[str, Any], message: str
 ) -> None:
-    config, chosen = small(architecture).config, TrainingSettings(**settings)
+    config, chosen = small(architecture).config, TrainingConfig(**settings)
     with pytest.raises(ConfigError, match=message) as caught:
-        check_helpers(config, chosen, masks_only="freeze" in settings)
+        check_auxiliary_queries(config, chosen, masks_only="freeze" in settings)
     assert "\n" not in str(caught.value)

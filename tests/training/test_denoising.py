@@ -2,11 +2,11 @@
 
 import torch
 
+from detrkit.config.training import TrainingConfig
 from detrkit.structures import Batch, Target
-from detrkit.training.denoising import draw, move, noised_objects
-from detrkit.config.training import TrainingSettings
+from detrkit.training.denoising import draw, move, noised_boxes
 
-CONTRASTIVE = TrainingSettings(denoising=4, contrastive_denoising=True, box_noise=0.4, label_noise=0.5)
+CONTRASTIVE = TrainingConfig(denoising=4, contrastive_denoising=True, box_noise_scale=0.4, label_noise_ratio=0.5)
 
 
 def batch(counts: list[int], image_ids: list[int]) -> Batch:
@@ -43,13 +43,13 @@ def test_a_share_of_the_labels_is_drawn_anew() -> None:
     _, others = draw(2000, CONTRASTIVE, 5, seed=0)
     assert 0.48 < float((others >= 0).float().mean()) < 0.52
     assert set(others.unique().tolist()) == {-1, 0, 1, 2, 3, 4}
-    _, kept = draw(50, CONTRASTIVE.model_copy(update={"label_noise": 0.0}), 5, seed=0)
+    _, kept = draw(50, CONTRASTIVE.model_copy(update={"label_noise_ratio": 0.0}), 5, seed=0)
     assert bool((kept == -1).all())
 
 
 def test_places_of_copies_objects_and_negatives_by_hand() -> None:
-    still = CONTRASTIVE.model_copy(update={"denoising": 2, "box_noise": 0.0, "label_noise": 0.0})
-    noised = noised_objects(batch([1, 2, 0], [7, 8, 9]), still, 5, step=0)
+    still = CONTRASTIVE.model_copy(update={"denoising": 2, "box_noise_scale": 0.0, "label_noise_ratio": 0.0})
+    noised = noised_boxes(batch([1, 2, 0], [7, 8, 9]), still, 5, step=0)
     assert (noised.copies, noised.size) == (2, 4)
     assert noised.labels[1].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
     torch.testing.assert_close(noised.boxes[1], torch.tensor([0.4, 0.41]).repeat(4)[:, None].expand(-1, 4))
@@ -59,19 +59,19 @@ def test_places_of_copies_objects_and_negatives_by_hand() -> None:
 
 
 def test_batches_without_objects_keep_one_place() -> None:
-    noised = noised_objects(batch([0, 0], [7, 8]), CONTRASTIVE, 5, step=0)
+    noised = noised_boxes(batch([0, 0], [7, 8]), CONTRASTIVE, 5, step=0)
     assert noised.boxes.shape == (2, 4 * 2 * 1, 4)
     assert noised.fillers is None
 
 
 def test_noise_is_the_photos_own_whatever_the_batch() -> None:
-    together = noised_objects(batch([2, 3], [7, 8]), CONTRASTIVE, 5, step=3)
-    alone = noised_objects(batch([2], [7]), CONTRASTIVE, 5, step=3)
+    together = noised_boxes(batch([2, 3], [7, 8]), CONTRASTIVE, 5, step=3)
+    alone = noised_boxes(batch([2], [7]), CONTRASTIVE, 5, step=3)
     in_batch = together.boxes[0].view(4, 2, 3, 4)[:, :, :2]
     assert torch.equal(in_batch, alone.boxes[0].view(4, 2, 2, 4))
-    later = noised_objects(batch([2], [7]), CONTRASTIVE, 5, step=4)
-    other = noised_objects(batch([2], [8]), CONTRASTIVE, 5, step=3)
+    later = noised_boxes(batch([2], [7]), CONTRASTIVE, 5, step=4)
+    other = noised_boxes(batch([2], [8]), CONTRASTIVE, 5, step=3)
     assert not torch.equal(later.boxes, alone.boxes)
     assert not torch.equal(other.boxes, alone.boxes)
-    seeded = noised_objects(batch([2], [7]), CONTRASTIVE.model_copy(update={"seed": 1}), 5, step=3)
+    seeded = noised_boxes(batch([2], [7]), CONTRASTIVE.model_copy(update={"seed": 1}), 5, step=3)
     assert not torch.equal(seeded.boxes, alone.boxes)

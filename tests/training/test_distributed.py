@@ -13,31 +13,31 @@ import torch
 from torch import multiprocessing
 
 from detrkit import build_model
+from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.samplers import Share
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
+from detrkit.data.loaders import evaluation_loader
+from detrkit.data.samplers import Rank
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import crop, resize
+from detrkit.distributed.collectives import (
+    average_over_processes,
+    broadcast_from_first,
+    free_port,
+    gather,
+    max_over_processes,
+    process_group,
+)
+from detrkit.distributed.rank import Process, process_from_environment
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.scores import Scores
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
-from detrkit.distributed.rank import Process, process_from_environment
-from detrkit.training.build import loss_for
-from detrkit.data.loaders import evaluation_loader
 from detrkit.structures import Batch, Sample
-from detrkit.distributed.collectives import (
-    average_over_processes,
-    free_port,
-    from_first,
-    gather,
-    largest_of_all,
-    process_group,
-)
+from detrkit.training.build import loss_for
 from detrkit.training.loggers.run_log import NoLog
-from detrkit.config.training import TrainingSettings
-from detrkit.training.train_step import Stepper
+from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import RunHooks, Trainer
 
 BATCH = 4
@@ -46,7 +46,7 @@ STEPS = 5
 
 def uneven_photos() -> list[Sample]:
     """Photos of several sizes; the first of each half of a batch has no object, or many."""
-    samples = DrawnShapes(BATCH * STEPS, 0, DrawingStyle(size=64, most_objects=5)).draw_all()
+    samples = SyntheticShapes(BATCH * STEPS, 0, SyntheticStyle(size=64, max_objects=5)).draw_all()
     changed = []
     for number, sample in enumerate(samples):
         if number % BATCH == 0:
@@ -75,10 +75,10 @@ def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
     if name == "detr-tiny":
         changes["encoder_layers"] = 1
     model = build_model(name, backbone_normalization="frozen", panoptic=with_masks, **changes)
-    settings = TrainingSettings(ema_decay=0.9, **more)
+    settings = TrainingConfig(ema_decay=0.9, **more)
     samples, share = uneven_photos(), BATCH // process.world
     with process_group(process, torch.device("cpu")):
-        stepper = Stepper(model, loss_for(model.config, settings), settings, torch.device("cpu"), STEPS)
+        stepper = TrainStep(model, loss_for(model.config, settings), settings, torch.device("cpu"), STEPS)
         totals, gradients = [], {}
         for step in range(STEPS):
             first = step * BATCH + process.rank * share
@@ -96,7 +96,7 @@ def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
             assert photos == BATCH
             totals.append(means)
         assert gather([process.rank]) == list(range(process.world))
-        assert from_first("here" if process.is_first else None) == "here"
+        assert broadcast_from_first("here" if process.is_first else None) == "here"
         if process.is_first:
             beside = {} if stepper.helpers is None else stepper.helpers.state_dict()
             state = {**model.state_dict(), **beside}
@@ -129,10 +129,10 @@ class OneBatch:
         pass
 
 
-def go_back(process: Process, stepper: Stepper) -> None:
+def go_back(process: Process, stepper: TrainStep) -> None:
     """Each process draws again what it drew after the state was taken, which is not what the other draws."""
     hooks = RunHooks(lambda _: Scores(BoxScores({}, (), 1, 1)), lambda *_: None, lambda _: None)
-    trainer = Trainer(stepper, OneBatch(), TrainingSettings(), hooks, NoLog())
+    trainer = Trainer(stepper, OneBatch(), TrainingConfig(), hooks, NoLog())
     torch.manual_seed(process.rank)
     state = trainer.state_dict()
     drawn = torch.rand(4)
@@ -140,7 +140,7 @@ def go_back(process: Process, stepper: Stepper) -> None:
     trainer.load_state_dict(state)
     assert torch.equal(torch.rand(4), drawn)
     assert not torch.equal(*gather([drawn]))
-    assert largest_of_all(process.rank * 7) == 7
+    assert max_over_processes(process.rank * 7) == 7
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +154,9 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def count_statistics(rank: int, file: Path) -> None:
     torch.manual_seed(0)
     model = build_model("detrkit-s", num_classes=3, num_queries=6, decoder_layers=1, backbone_normalization="batch")
-    settings = TrainingSettings(ema_decay=0.5)
+    settings = TrainingConfig(ema_decay=0.5)
     with process_group(Process(rank, 2, rank), torch.device("cpu")):
-        stepper = Stepper(model, loss_for(model.config, settings), settings, torch.device("cpu"), 2)
+        stepper = TrainStep(model, loss_for(model.config, settings), settings, torch.device("cpu"), 2)
         samples = uneven_photos()[rank * 4 : rank * 4 + 4]
         photos = [replace(one, image=one.image // (1 + rank)) for one in samples]  # darker in the second process
         alone = copy.deepcopy(model)
@@ -164,7 +164,7 @@ def count_statistics(rank: int, file: Path) -> None:
         stepper.step([collate(photos)])
         go_back(Process(rank, 2, rank), stepper)
         batch = collate(photos)
-        alone.train()(batch.images, batch.padding_mask, exact_padding=settings.exact_padding)
+        alone.train()(batch.images, batch.padding_mask, padding_invariant=settings.padding_invariant)
     of_all = {
         "model": {name: buffer for name, buffer in model.named_buffers() if "running" in name},
         "average": {name: buffer for name, buffer in stepper.best_model.named_buffers() if "running" in name},
@@ -198,12 +198,12 @@ def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path, of_tw
             torch.testing.assert_close(two["model"][weight], tensor, rtol=0, atol=1e-5, msg=weight)
 
 
-SMALL = {"hidden_dim": 64, "feedforward_dim": 32, "num_queries": 12, "num_detections": 12, "num_classes": 3}
+SMALL = {"hidden_dim": 64, "dim_feedforward": 32, "num_queries": 12, "num_detections": 12, "num_classes": 3}
 
 
 def without_gradient(model: DETR) -> list[str]:
-    settings = TrainingSettings()
-    Stepper(model, loss_for(model.config, settings), settings, torch.device("cpu"), 1).step(
+    settings = TrainingConfig()
+    TrainStep(model, loss_for(model.config, settings), settings, torch.device("cpu"), 1).step(
         [collate(uneven_photos()[:4])]
     )
     return [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
@@ -228,9 +228,9 @@ def test_nor_do_fewer_layers_leave_weights_without_one(name: str, changes: dict[
 
 
 def test_evaluation_is_shared_out_in_the_same_batches() -> None:
-    samples = SampleDataset(DrawnShapes(7, 0, DrawingStyle(size=48)).draw_all())
+    samples = SampleDataset(SyntheticShapes(7, 0, SyntheticStyle(size=48)).draw_all())
     alone = [batch.image_ids for batch in evaluation_loader(samples, 2, 0)]
-    shared = [[b.image_ids for b in evaluation_loader(samples, 2, 0, share=Share(rank, 3))] for rank in range(3)]
+    shared = [[b.image_ids for b in evaluation_loader(samples, 2, 0, share=Rank(rank, 3))] for rank in range(3)]
     assert shared == [[alone[0], alone[3]], [alone[1]], [alone[2]]]
 
 

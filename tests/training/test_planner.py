@@ -9,34 +9,34 @@ import pytest
 import torch
 from rich.console import Console
 
+from detrkit.benchmark.describe_data import _first_samples
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.config.model import ModelConfig
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.samplers import Arrangement, Draw
+from detrkit.data.samplers import BatchGrouping, SampleKey
+from detrkit.data.splits import TrainingData, training_dataset
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.coco import BoxScores, ClassScore
 from detrkit.evaluation.scores import Scores
-from detrkit.config.model import ModelConfig
 from detrkit.models.presets import build_model
-from detrkit.training.build import with_model_of_weights
-from detrkit.training.overfit_check import judge_learning_by_heart
-from detrkit.config.run import RunConfig
-from detrkit.data.splits import RunData, training_photos
-from detrkit.benchmark.describe_data import _first_samples
-from detrkit.training.planner import Plan, origin_of, plan_model, plan_training, plan_within
-from detrkit.training.train import opened
 from detrkit.structures import Annotations, Sample
-from detrkit.config.training import TrainingSettings
-from detrkit.training.trainer import Pace, planned_steps, steps_per_epoch
+from detrkit.training.build import with_architecture_of_weights
+from detrkit.training.overfit_check import overfit_report
+from detrkit.training.planner import Plan, origin_of, plan_model, plan_training, plan_within
+from detrkit.training.train import open_and_plan
+from detrkit.training.trainer import Throughput, planned_steps, steps_per_epoch
 from tests.datasets import write_coco
 
 CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
 
 
-def planned(num_photos: int, **given: object) -> Plan:
-    settings = TrainingSettings.model_validate(given.pop("training", {}))
+def planned(num_images: int, **given: object) -> Plan:
+    settings = TrainingConfig.model_validate(given.pop("training", {}))
     config = RunConfig.model_validate({"data": "x", "training": settings, "model": "detr-r50", **given})
-    return plan_training(plan_model(config), set(settings.model_fields_set), num_photos)
+    return plan_training(plan_model(config), set(settings.model_fields_set), num_images)
 
 
 def test_the_usual_model_is_our_own_and_the_paper_s_for_the_paper_s_recipe() -> None:
@@ -65,18 +65,18 @@ def test_what_a_published_architecture_brings_along_is_told(recipe: str) -> None
             planned(1000, model="deformable-detr-r50", recipe=recipe, weights=weights) for weights in (None, "imagenet")
         )
     )
-    assert pretrained["learning_rate"] == (2e-4, "as published")
-    assert pretrained["backbone_learning_rate"] == (2e-5, "as published")
-    assert pretrained["place_rate_factor"] == (0.1, "as published")
-    assert from_scratch["backbone_learning_rate"][0] == 2e-4
-    assert "starts at random" in from_scratch["backbone_learning_rate"][1]
-    assert ("exact_padding" in pretrained) == (recipe == "reference")
+    assert pretrained["lr"] == (2e-4, "as published")
+    assert pretrained["backbone_lr"] == (2e-5, "as published")
+    assert pretrained["offset_lr_factor"] == (0.1, "as published")
+    assert from_scratch["backbone_lr"][0] == 2e-4
+    assert "starts at random" in from_scratch["backbone_lr"][1]
+    assert ("padding_invariant" in pretrained) == (recipe == "reference")
 
 
 def test_a_tiny_model_made_deformable_keeps_the_published_rate_of_places() -> None:
     changes = {"queries": "points", "cross_attention": "deformable", "class_scores": "sigmoid"}
     training = planned(1000, model="detr-tiny", model_settings=changes).config.training
-    assert (training.place_rate_factor, training.learning_rate, training.iou_aware) == (0.1, 5e-4, False)
+    assert (training.offset_lr_factor, training.lr, training.iou_aware) == (0.1, 5e-4, False)
 
 
 def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
@@ -92,20 +92,20 @@ def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
 
 def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise() -> None:
     training = planned(1000, model="detrkit-s").config.training
-    assert (training.iou_aware, training.look_forward_twice, training.place_rate_factor) == (True, True, 1.0)
+    assert (training.iou_aware, training.look_forward_twice, training.offset_lr_factor) == (True, True, 1.0)
     assert (training.denoising, training.contrastive_denoising) == (3, True)
-    assert (training.batch_size, training.class_weight, training.learning_rate) == (4, 3.0, 1e-3)
-    assert training.backbone_learning_rate == 1e-3  # from scratch
+    assert (training.batch_size, training.cls_loss_coef, training.lr) == (4, 3.0, 1e-3)
+    assert training.backbone_lr == 1e-3  # from scratch
     pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
-    assert (pretrained.learning_rate, pretrained.backbone_learning_rate) == (1e-3, 5e-4)
+    assert (pretrained.lr, pretrained.backbone_lr) == (1e-3, 5e-4)
     adapted = planned(1000, model="detrkit-m", weights="runs/first").config.training
-    assert (adapted.learning_rate, adapted.backbone_learning_rate, adapted.batch_size) == (5e-4, 1e-4, 4)
+    assert (adapted.lr, adapted.backbone_lr, adapted.batch_size) == (5e-4, 1e-4, 4)
     published = planned(1000, model="deformable-detr-r50", weights="runs/first").config.training
-    assert published.learning_rate == 2e-4
-    settings = {"class_scores": "softmax", "queries": "points", "proposal_content": "place", "refine_boxes": False}
-    changed = planned(1000, model="detrkit-s", model_settings=settings, training={"learning_rate": 3e-4})
+    assert published.lr == 2e-4
+    settings = {"class_scores": "softmax", "queries": "points", "proposal_content": "place", "with_box_refine": False}
+    changed = planned(1000, model="detrkit-s", model_settings=settings, training={"lr": 3e-4})
     assert (changed.config.training.iou_aware, changed.config.training.look_forward_twice) == (False, False)
-    assert changed.config.training.learning_rate == 3e-4
+    assert changed.config.training.lr == 3e-4
     masks = planned(1000, model="detrkit-s", model_settings={"panoptic": True}, training={"freeze": "boxes"})
     assert not masks.config.training.look_forward_twice  # it teaches boxes, which stay as they are
     assert (masks.config.training.denoising, masks.config.training.contrastive_denoising) == (0, False)
@@ -116,8 +116,8 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
     [
         ({"denoising": 0}, 0, False),
         ({"denoising": 5}, 5, True),
-        ({"box_noise": 0.0}, 3, False),
-        ({"box_noise": 0.6}, 3, True),
+        ({"box_noise_scale": 0.0}, 3, False),
+        ({"box_noise_scale": 0.6}, 3, True),
         ({"contrastive_denoising": False}, 3, False),
     ],
 )
@@ -137,24 +137,24 @@ def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path
     checkpoint = Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing(image_size=96))
     save_checkpoint(tmp_path / "a.safetensors", checkpoint)
     config = RunConfig(data="x", weights=str(tmp_path / "a.safetensors"))
-    taken = with_model_of_weights(config)
+    taken = with_architecture_of_weights(config)
     found = taken.model_settings["decoder_layers"], taken.model_settings["num_queries"], taken.training.image_size
     assert (taken.model, *found) == ("detr-tiny", 1, 7, 96)
     (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run" / "model.safetensors", checkpoint)
     (tmp_path / "run" / "config.yaml").write_text("model: detr-r18\n")
-    of_run = with_model_of_weights(RunConfig(data="x", weights=str(tmp_path / "run")))
+    of_run = with_architecture_of_weights(RunConfig(data="x", weights=str(tmp_path / "run")))
     assert of_run.model == "detr-r18", "the run's own word"
     assert "num_classes" not in taken.model_settings
-    fewer = with_model_of_weights(config.model_copy(update={"model_settings": {"num_queries": 3}}))
+    fewer = with_architecture_of_weights(config.model_copy(update={"model_settings": {"num_queries": 3}}))
     assert fewer.model_settings["num_queries"] == 3
     named = config.model_validate({**config.model_dump(), "model": "detr-r18"})
-    assert with_model_of_weights(named) is named
+    assert with_architecture_of_weights(named) is named
     with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: found nothing"):
-        with_model_of_weights(RunConfig(data="x", weights="nowhere"))
+        with_architecture_of_weights(RunConfig(data="x", weights="nowhere"))
     told = io.StringIO()
     data = str(write_coco(tmp_path / "shapes", 2, 2))
-    opened_config, _ = opened(config.model_copy(update={"data": data}), Console(file=told, width=200))
+    opened_config, _ = open_and_plan(config.model_copy(update={"data": data}), Console(file=told, width=200))
     assert opened_config.training.image_size == 96
     assert "model detr-tiny, 96 px: the weights' own" in told.getvalue()
     assert "image_size" not in told.getvalue(), "it does not suit the preset, it is the weights'"
@@ -187,7 +187,7 @@ def test_every_choice_is_explained_and_within_range() -> None:
     for choice in plan.choices:
         assert getattr(plan.config.training, choice.name) == choice.value
         assert str(choice).startswith(f"{choice.name} {choice.value}: ")
-    TrainingSettings.model_validate(plan.config.training.model_dump())
+    TrainingConfig.model_validate(plan.config.training.model_dump())
     assert planned(100, weights="runs/first").config.training.freeze == "backbone"
     assert planned(1000, weights="runs/first").config.training.freeze == ""
 
@@ -204,16 +204,18 @@ def test_the_reference_is_the_papers() -> None:
     training = planned(
         5000, recipe="reference", weights="imagenet", training={"batch_size": 4, "devices": 2}
     ).config.training
-    assert training.accumulate == 8
-    expected = TrainingSettings(batch_size=4, devices=2, accumulate=8, exact_padding=False, group_by_shape=False)
+    assert training.gradient_accumulation == 8
+    expected = TrainingConfig(
+        batch_size=4, devices=2, gradient_accumulation=8, padding_invariant=False, group_by_aspect_ratio=False
+    )
     assert training == expected
-    assert (training.epochs, training.schedule, training.drop_at) == (300, "step", 2 / 3)
-    assert (training.learning_rate, training.backbone_learning_rate, training.weight_decay) == (1e-4, 1e-5, 1e-4)
+    assert (training.epochs, training.schedule, training.lr_drop) == (300, "step", 2 / 3)
+    assert (training.lr, training.backbone_lr, training.weight_decay) == (1e-4, 1e-5, 1e-4)
 
 
 def test_processes_that_others_started_count() -> None:
-    config = plan_model(RunConfig(data="x", recipe="reference", training=TrainingSettings(batch_size=4)))
-    assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.accumulate == 2
+    config = plan_model(RunConfig(data="x", recipe="reference", training=TrainingConfig(batch_size=4)))
+    assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.gradient_accumulation == 2
 
 
 def test_the_plan_of_a_set_by_hand() -> None:
@@ -224,17 +226,19 @@ def test_the_plan_of_a_set_by_hand() -> None:
     short = planned(205, model="detrkit-m", weights="imagenet", training={"steps": 100}).config.training
     assert (short.warmup_steps, short.ema_decay) == (5, 0.99)
     assert planned(205, training={"steps": 30_000}).config.training.warmup_steps == 1000
-    given = planned(205, model="detrkit-s", training={"backbone_learning_rate": 3e-5}).config.training
-    assert (given.learning_rate, given.backbone_learning_rate) == (1e-3, 3e-5)
+    given = planned(205, model="detrkit-s", training={"backbone_lr": 3e-5}).config.training
+    assert (given.lr, given.backbone_lr) == (1e-3, 3e-5)
     masks = planned(205, model="detr-r50", recipe="reference", training={"freeze": "boxes"}).config.training
-    assert (masks.epochs, masks.drop_at) == (25, 0.6)
+    assert (masks.epochs, masks.lr_drop) == (25, 0.6)
 
 
-@pytest.mark.parametrize(("num_photos", "rounds"), [(100, 6000 // 2 + 50), (364, 6000 // 6 + 50), (7, 6000 + 50)])
-def test_updates_of_many_batches_are_counted_as_training_takes_them(num_photos: int, rounds: int) -> None:
-    training = planned(num_photos, weights="imagenet", training={"batch_size": 8, "accumulate": 8}).config.training
+@pytest.mark.parametrize(("num_images", "rounds"), [(100, 6000 // 2 + 50), (364, 6000 // 6 + 50), (7, 6000 + 50)])
+def test_updates_of_many_batches_are_counted_as_training_takes_them(num_images: int, rounds: int) -> None:
+    training = planned(
+        num_images, weights="imagenet", training={"batch_size": 8, "gradient_accumulation": 8}
+    ).config.training
     assert training.epochs == rounds  # 12 batches are two updates, 45 are six, and one is one
-    num_batches = max(1, num_photos // 8)
+    num_batches = max(1, num_images // 8)
     assert planned_steps(num_batches, training) == rounds * steps_per_epoch(num_batches, training)
     assert training.warmup_steps == min(1000, planned_steps(num_batches, training) // 20)
 
@@ -246,9 +250,9 @@ def test_a_run_of_steps_is_judged_as_often_as_one_of_epochs() -> None:
 
 def test_as_many_steps_are_planned_as_there_is_time_for() -> None:
     def within(seconds: float, **training: object) -> tuple[int | None, int]:
-        settings = TrainingSettings.model_validate({"batch_size": 8, **training})
+        settings = TrainingConfig.model_validate({"batch_size": 8, **training})
         config = plan_model(RunConfig(data="x", training=settings))
-        chosen = plan_within(seconds, Pace(0.5, 6.0), config, set(training), 80).config.training
+        chosen = plan_within(seconds, Throughput(0.5, 6.0), config, set(training), 80).config.training
         return chosen.steps, chosen.evaluate_every
 
     assert within(600, evaluate_every=1) == (540, 1)  # 54 rounds of 10 steps: 270 s, and as many evaluations: 324 s
@@ -267,20 +271,20 @@ def test_learning_by_heart_is_a_test_of_what_is_given() -> None:
     assert not planned(8, training={"overfit": 8}).choices
 
 
-def run_data(annotations: Annotations) -> RunData:
+def run_data(annotations: Annotations) -> TrainingData:
     sample = Sample(torch.zeros(3, 100, 200, dtype=torch.uint8), annotations, 1, (100, 200))
     photos = SampleDataset([sample])
-    train = training_photos(photos, TrainingSettings(overfit=1))
-    return RunData(train, Arrangement.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
+    train = training_dataset(photos, TrainingConfig(overfit=1))
+    return TrainingData(train, BatchGrouping.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
 
 
 def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:
     own = planned(1000, model="detrkit-s", training={"image_size": 80}).config.training
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     sample = Sample(torch.zeros(3, 100, 120, dtype=torch.uint8), nothing, 1, (100, 120))
-    for settings, expected in ((own, (60, 100)), (TrainingSettings(image_size=80), (48, 80))):
-        photos = training_photos(SampleDataset([sample]), settings)
-        sides = [min(photos[Draw(0, 1, batch)].image.shape[1:]) for batch in range(200)]
+    for settings, expected in ((own, (60, 100)), (TrainingConfig(image_size=80), (48, 80))):
+        photos = training_dataset(SampleDataset([sample]), settings)
+        sides = [min(photos[SampleKey(0, 1, batch)].image.shape[1:]) for batch in range(200)]
         assert (min(sides), max(sides)) == expected
 
 
@@ -288,12 +292,12 @@ def test_photos_are_mirrored_as_often_as_asked() -> None:
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     image[:, :20, :20] = 255
     sample = Sample(image, Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 1, (40, 40))
-    corners = {"flip": (0, -1), "upside_down": (-1, 0), "quarter_turns": (-1, 0)}
+    corners = {"horizontal_flip": (0, -1), "vertical_flip": (-1, 0), "rotate90": (-1, 0)}
     for name, corner in corners.items():
         for share in (0.0, 1.0):
-            given = {"flip": 0, "crop": 0, "image_size": 40, "train_scale": 1.5, name: share}
-            photos = training_photos(SampleDataset([sample]), TrainingSettings.model_validate(given))
-            turned = photos[Draw(0, 1)].image
+            given = {"horizontal_flip": 0, "crop": 0, "image_size": 40, "train_scale": 1.5, name: share}
+            photos = training_dataset(SampleDataset([sample]), TrainingConfig.model_validate(given))
+            turned = photos[SampleKey(0, 1)].image
             assert turned[0][0, 0] == 255 * (1 - share)
             assert turned[0][corner] == 255 * share
 
@@ -302,25 +306,28 @@ def test_photos_are_mirrored_as_often_as_asked() -> None:
 def test_photos_are_cut_as_often_as_asked(share: float) -> None:
     middle = Annotations(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
     sample = Sample(torch.zeros(3, 200, 100, dtype=torch.uint8), middle, 1, (200, 100))
-    photos = training_photos(SampleDataset([sample]), TrainingSettings(image_size=100, crop=share))
-    shapes = [photos[Draw(0, 1, batch)].image.shape for batch in range(100)]
+    photos = training_dataset(SampleDataset([sample]), TrainingConfig(image_size=100, crop=share))
+    shapes = [photos[SampleKey(0, 1, batch)].image.shape for batch in range(100)]
     cut = sum(height != 2 * width for _, height, width in shapes)
     assert share * 100 - 20 < cut < share * 100 + 20
     assert share != 0 or cut == 0
 
 
 def test_what_training_will_see_shows_strong_augmentation_until_it_ends(tmp_path: Path) -> None:
-    settings = {"mosaic": 1.0, "augment": True, "image_size": 64, "steps": 10, "batch_size": 2, "strong_until": 0.6}
+    settings = {"mosaic": 1.0, "augment": True, "image_size": 64, "steps": 10, "batch_size": 2, "strong_aug_until": 0.6}
     given = {"data": str(write_coco(tmp_path / "shapes", 4, 2)), "model": "detr-tiny"}
-    config, data = opened(
-        RunConfig.model_validate({**given, "training": TrainingSettings.model_validate(settings)}),
+    config, data = open_and_plan(
+        RunConfig.model_validate({**given, "training": TrainingConfig.model_validate(settings)}),
         Console(file=io.StringIO()),
     )
     _first_samples(config, data, count=1, epoch=1)
     assert data.train.strong_epochs == 3  # 0.6 of the five rounds that ten steps are
-    plain = TrainingSettings.model_validate({**settings, "mosaic": 0.0})
-    untouched = training_photos(data.train.photos, plain)
-    same = [torch.equal(data.train[Draw(1, epoch)].image, untouched[Draw(1, epoch)].image) for epoch in (1, 3, 4, 5)]
+    plain = TrainingConfig.model_validate({**settings, "mosaic": 0.0})
+    untouched = training_dataset(data.train.photos, plain)
+    same = [
+        torch.equal(data.train[SampleKey(1, epoch)].image, untouched[SampleKey(1, epoch)].image)
+        for epoch in (1, 3, 4, 5)
+    ]
     assert same == [False, False, True, True]
 
 
@@ -332,13 +339,13 @@ def test_what_keeps_photos_from_being_learned_is_said() -> None:
     boxes = torch.tensor([[10.0, 10, 90, 90], [10, 10, 90, 91], [5, 5, 8, 9]])
     data = run_data(Annotations(boxes, torch.tensor([0, 1, 0])))
     model = ModelConfig(num_queries=2)
-    said = "\n".join(judge_learning_by_heart(scores(0.4), data, model, image_size=100))
+    said = "\n".join(overfit_report(scores(0.4), data, model, image_size=100))
     assert "not learned by heart (AP 0.400" in said
     assert "3 objects, the model 2 queries: --set num_queries=6" in said
     assert "objects smaller than half a cell of 32 px: 1;" in said
     assert "pairs of boxes that lie upon each other: 1;" in said
     assert "lag behind (cat 0.40)" in said
-    assert list(judge_learning_by_heart(scores(0.97), data, model, 100)) == [
+    assert list(overfit_report(scores(0.97), data, model, 100)) == [
         "learned by heart (AP 0.970): boxes, classes and loss fit together"
     ]
 
@@ -347,7 +354,7 @@ def test_what_keeps_photos_from_being_learned_is_said() -> None:
 def test_plans_are_possible_for_any_size(recipe: str) -> None:
     for count in (1, 2, 7, 118_287):
         plan = planned(count, recipe=recipe)
-        assert TrainingSettings.model_validate(plan.config.training.model_dump()) == plan.config.training
+        assert TrainingConfig.model_validate(plan.config.training.model_dump()) == plan.config.training
 
 
 @pytest.mark.parametrize(
@@ -364,34 +371,33 @@ def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
 ) -> None:
     training = planned(1000, model=model, weights="imagenet").config.training
     found = (
-        training.learning_rate,
-        training.backbone_learning_rate,
-        training.class_weight,
-        training.place_rate_factor,
+        training.lr,
+        training.backbone_lr,
+        training.cls_loss_coef,
+        training.offset_lr_factor,
     )
     assert found == expected
-    assert planned(1000, model=model, training={"class_weight": 3.0}).config.training.class_weight == 3.0
+    assert planned(1000, model=model, training={"cls_loss_coef": 3.0}).config.training.cls_loss_coef == 3.0
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         (
-            {"box_noise": 0.3, "denoising": 0},
-            "--box-noise 0.3: changes denoising copies, and there are none; add --denoising 5, or leave it out",
+            {"box_noise_scale": 0.3, "denoising": 0},
+            "--box-noise-scale 0.3: changes denoising copies, and there are none; add --denoising 5, or leave it out",
         ),
         (
             {"hybrid_repeats": 3},
             "--hybrid-repeats 3: is for hybrid queries, and there are none; add --hybrid-queries 300, or leave it out",
         ),
         (
-            {"no_object_weight": 0.3},
-            "--no-object-weight 0.3: weighs no-object among softmax scores, and this model's scores are sigmoids; leave it "
-            "out",
+            {"eos_coef": 0.3},
+            "--eos-coef 0.3: weighs no-object among softmax scores, and this model's scores are sigmoids; leave it out",
         ),
         (
-            {"drop_at": 0.9, "schedule": "cosine"},
-            "--drop-at 0.9: says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two "
+            {"lr_drop": 0.9, "schedule": "cosine"},
+            "--lr-drop 0.9: says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two "
             "out",
         ),
         (
@@ -399,20 +405,21 @@ def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
             "--mosaic 0.5: changes photos, which --no-augment forbids; leave one of the two out",
         ),
         (
-            {"strong_until": 0.5},
-            "--strong-until 0.5: says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or "
+            {"strong_aug_until": 0.5},
+            "--strong-aug-until 0.5: says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or "
             "leave it out",
         ),
         (
-            {"dice_weight": 2.0},
-            "--dice-weight 2: weighs a loss of masks, and this model draws none; leave it out, or take a model that ends "
+            {"dice_loss_coef": 2.0},
+            "--dice-loss-coef 2: weighs a loss of masks, and this model draws none; leave it out, or take a model that "
+            "ends "
             "in -panoptic",
         ),
     ],
 )
 def test_what_would_change_nothing_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
-        plan_model(RunConfig(data="x", training=TrainingSettings(**changes)))
+        plan_model(RunConfig(data="x", training=TrainingConfig(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -434,27 +441,27 @@ def test_a_field_of_the_model_that_would_change_nothing_is_refused(model: str, c
 
 
 def test_a_rate_for_where_attention_looks_is_refused_where_it_looks_everywhere() -> None:
-    with pytest.raises(ConfigError, match=r"^--place-rate-factor 0\.1: is for what says where deformable"):
-        plan_model(RunConfig(data="x", model="detr-r50", training=TrainingSettings(place_rate_factor=0.1)))
+    with pytest.raises(ConfigError, match=r"^--offset-lr-factor 0\.1: is for what says where deformable"):
+        plan_model(RunConfig(data="x", model="detr-r50", training=TrainingConfig(offset_lr_factor=0.1)))
 
 
 def test_a_drop_that_was_asked_for_happens() -> None:
-    config = plan_model(RunConfig(data="x", training=TrainingSettings(drop_at=0.9)))
-    assert plan_training(config, {"drop_at"}, 100).config.training.schedule == "step"
+    config = plan_model(RunConfig(data="x", training=TrainingConfig(lr_drop=0.9)))
+    assert plan_training(config, {"lr_drop"}, 100).config.training.schedule == "step"
     assert plan_training(config, set(), 100).config.training.schedule == "cosine"
 
 
 @pytest.mark.parametrize(
-    ("model", "epochs", "drop_at", "together"),
+    ("model", "epochs", "lr_drop", "together"),
     [("detr-r50", 300, 2 / 3, 64), ("dab-detr-r50", 50, 0.8, 16), ("deformable-detr-r50", 50, 0.8, 32)],
 )
 def test_the_reference_recipe_is_that_of_each_architecture(
-    model: str, epochs: int, drop_at: float, together: int
+    model: str, epochs: int, lr_drop: float, together: int
 ) -> None:
     training = planned(1000, model=model, recipe="reference", weights="imagenet").config.training
-    assert (training.epochs, training.drop_at) == (epochs, drop_at)
-    assert training.accumulate * training.batch_size == together
-    assert not training.exact_padding
+    assert (training.epochs, training.lr_drop) == (epochs, lr_drop)
+    assert training.gradient_accumulation * training.batch_size == together
+    assert not training.padding_invariant
 
 
 def test_helpers_that_do_not_fit_are_refused_before_the_data_is_opened() -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.errors import ConfigError
 from detrkit.config.run import RunConfig, load_run_config
-from detrkit.training.slurm import SlurmRun, parse_options, submit
+from detrkit.errors import ConfigError
 from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.slurm import SlurmRun, parse_options, submit
 from tests.datasets import write_coco
 
 

@@ -15,28 +15,28 @@ from rich.console import Console
 from torch import nn
 
 from detrkit import build_model
-from detrkit.data.transforms.augmentation import TrainingPhotos
+from detrkit._internal.signals import StopSignal
+from detrkit.config.training import TrainingConfig
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.samplers import Arrangement
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.loaders import Loader, train_loader
+from detrkit.data.samplers import BatchGrouping
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
+from detrkit.data.transforms.augmentation import AugmentedDataset
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.scores import Scores
-from detrkit.losses.criterion import LossReport, SetLoss
+from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
-from detrkit.training.build import loss_for
-from detrkit.data.loaders import Loader, train_loader
 from detrkit.structures import Batch
-from detrkit.training.optimizer import PARTS, build_optimizer
+from detrkit.training.build import loss_for
 from detrkit.training.loggers.run_log import NoLog, RunLog, read_metrics
+from detrkit.training.optimizer import PARTS, build_optimizer
 from detrkit.training.schedule import rate_factor
-from detrkit.config.training import TrainingSettings
-from detrkit.training.train_step import Stepper
-from detrkit._internal.signals import StopSignal
+from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import RunHooks, Trainer, strong_epochs
 
-SETTINGS = TrainingSettings(epochs=2, batch_size=2, image_size=64, workers=0, log_every=1, learning_rate=1e-3)
+SETTINGS = TrainingConfig(epochs=2, batch_size=2, image_size=64, workers=0, log_every=1, lr=1e-3)
 
 
 def tiny(**changes: Any) -> DETR:
@@ -45,10 +45,10 @@ def tiny(**changes: Any) -> DETR:
     return build_model("detr-tiny", **{**small, **changes})
 
 
-def drawn(settings: TrainingSettings, count: int = 6) -> Loader:
-    samples = DrawnShapes(count, seed=0, style=DrawingStyle(size=64)).draw_all()
-    photos = TrainingPhotos(SampleDataset(samples), TestTransform(64), seed=settings.seed)
-    return train_loader(photos, Arrangement.anything(count), settings, torch.device("cpu"))
+def drawn(settings: TrainingConfig, count: int = 6) -> Loader:
+    samples = SyntheticShapes(count, seed=0, style=SyntheticStyle(size=64)).draw_all()
+    photos = AugmentedDataset(SampleDataset(samples), EvalTransform(64), seed=settings.seed)
+    return train_loader(photos, BatchGrouping.anything(count), settings, torch.device("cpu"))
 
 
 @dataclass
@@ -74,11 +74,11 @@ class Script:
         return RunHooks(self.evaluate, lambda name, _model: self.saved.append(name), self.save_state)
 
 
-def stepper(settings: TrainingSettings = SETTINGS, num_steps: int = 6, **model: Any) -> Stepper:
-    return Stepper(tiny(**model), SetLoss(4), settings, torch.device("cpu"), num_steps)
+def stepper(settings: TrainingConfig = SETTINGS, num_steps: int = 6, **model: Any) -> TrainStep:
+    return TrainStep(tiny(**model), SetCriterion(4), settings, torch.device("cpu"), num_steps)
 
 
-def trainer(folder: Path, script: Script, settings: TrainingSettings = SETTINGS) -> tuple[Trainer, RunLog]:
+def trainer(folder: Path, script: Script, settings: TrainingConfig = SETTINGS) -> tuple[Trainer, RunLog]:
     loader = drawn(settings)
     log = RunLog(folder, settings.epochs * len(loader), Console(file=io.StringIO()))
     return Trainer(stepper(settings), loader, settings, script.hooks(), log), log
@@ -86,7 +86,7 @@ def trainer(folder: Path, script: Script, settings: TrainingSettings = SETTINGS)
 
 def test_groups_of_the_optimizer() -> None:
     model = build_model("detr-r18", num_classes=2)
-    settings = TrainingSettings(learning_rate=3e-4, backbone_learning_rate=2e-5, weight_decay=0.01)
+    settings = TrainingConfig(lr=3e-4, backbone_lr=2e-5, weight_decay=0.01)
     others, backbone = build_optimizer(model, settings).param_groups
     assert (others["lr"], backbone["lr"]) == (3e-4, 2e-5)
     assert others["weight_decay"] == backbone["weight_decay"] == 0.01
@@ -98,14 +98,20 @@ def test_groups_of_the_optimizer() -> None:
     # the stem and layer1 are frozen
     assert not any("conv1.weight" in named[id(p)] and "layer" not in named[id(p)] for p in backbone["params"])
 
-    only = build_optimizer(build_model("detr-r18"), TrainingSettings(backbone_learning_rate=0))
+    only = build_optimizer(build_model("detr-r18"), TrainingConfig(backbone_lr=0))
     assert len(only.param_groups) == 1
 
 
 def test_what_says_where_to_look_learns_at_a_rate_of_its_own() -> None:
-    settings = {"backbone": "resnet-tiny", "num_levels": 2, "encoder_layers": 1, "decoder_layers": 1, "hidden_dim": 64}
+    settings = {
+        "backbone": "resnet-tiny",
+        "num_feature_levels": 2,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "hidden_dim": 64,
+    }
     model = build_model("deformable-detr-r50", num_classes=2, **settings)
-    optimizer = build_optimizer(model, TrainingSettings(learning_rate=2e-4, place_rate_factor=0.1))
+    optimizer = build_optimizer(model, TrainingConfig(lr=2e-4, offset_lr_factor=0.1))
     rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
     slow = {name for name, one in model.named_parameters() if rates.get(id(one)) == pytest.approx(2e-5)}
     assert slow == {
@@ -120,9 +126,9 @@ def test_what_says_where_to_look_learns_at_a_rate_of_its_own() -> None:
 
 
 def test_rates_by_hand() -> None:
-    step = TrainingSettings(schedule="step", drop_at=0.5)
+    step = TrainingConfig(schedule="step", lr_drop=0.5)
     assert [rate_factor(s, 4, step) for s in range(4)] == [1, 1, 0.1, 0.1]
-    cosine = TrainingSettings(schedule="cosine", warmup_steps=3)
+    cosine = TrainingConfig(schedule="cosine", warmup_steps=3)
     assert [rate_factor(s, 100, cosine) for s in range(3)] == [0.25, 0.5, 0.75]
     assert rate_factor(50, 100, cosine) == pytest.approx(0.5)
     assert rate_factor(100, 100, cosine) == pytest.approx(0)
@@ -141,16 +147,14 @@ def test_best_and_last_are_saved_and_metrics_written(tmp_path: Path) -> None:
     entries = read_metrics(tmp_path)
     losses = [entry for entry in entries if entry["kind"] == "train"]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "learning_rate", "photos_per_second"} <= set(
-        losses[0]
-    )
+    assert {"loss", "loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "lr", "images_per_second"} <= set(losses[0])
     assert [entry["AP"] for entry in entries if entry["kind"] == "evaluation"] == [0.2, 0.1]
     assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_photos_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> None:
     script = Script([0.2, 0.1])
-    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"with_validation": True}))
+    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"train_on_val": True}))
     with log:
         result = loop.fit()
     assert script.saved == ["last", "best", "last"] * 2
@@ -227,7 +231,7 @@ def test_a_signal_lets_the_step_end_and_saves(
     loop, log = trainer(tmp_path, script)
     original = loop.stepper.step
 
-    def stop_at_fifth(batches: Sequence[Batch]) -> LossReport:
+    def stop_at_fifth(batches: Sequence[Batch]) -> LossOutput:
         if loop.stepper.step_number == 4:
             os.kill(os.getpid(), number)
         return original(batches)
@@ -244,7 +248,7 @@ def test_a_signal_lets_the_step_end_and_saves(
 
 
 def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update={"most_bad_steps": 3})
+    settings = SETTINGS.model_copy(update={"max_nonfinite_steps": 3})
     loop, log = trainer(tmp_path, Script([0.0, 0.0]), settings)
     with torch.no_grad():
         loop.stepper.model.heads.class_head.weight.fill_(float("inf"))
@@ -284,7 +288,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
 
 
 def test_clipping_bounds_the_update() -> None:
-    settings = SETTINGS.model_copy(update={"clip_norm": 1e-3})
+    settings = SETTINGS.model_copy(update={"clip_grad_norm": 1e-3})
     loop = stepper(settings)
     loop.step([next(iter(drawn(settings)))])
     gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
@@ -293,7 +297,7 @@ def test_clipping_bounds_the_update() -> None:
 
 
 def test_float16_gradients_that_are_never_finite_stop_the_run() -> None:
-    loop = stepper(SETTINGS.model_copy(update={"precision": "float16", "most_bad_steps": 3}))
+    loop = stepper(SETTINGS.model_copy(update={"precision": "float16", "max_nonfinite_steps": 3}))
     batch = next(iter(drawn(SETTINGS)))
     first = next(p for p in loop.model.decoder.parameters())
     first.register_hook(lambda gradient: gradient * float("nan"))
@@ -357,13 +361,16 @@ def test_the_running_average_by_hand() -> None:
 
 def test_compiling_is_refused_where_it_does_not_pay_off() -> None:
     with pytest.raises(ConfigError, match="--compile: on a CPU, compiled steps were no quicker"):
-        stepper(TrainingSettings(compile=True))
+        stepper(TrainingConfig(compile=True))
 
 
 def test_recomputing_gives_the_same_gradients() -> None:
     gradients = []
-    for recompute in (False, True):
-        loop = stepper(SETTINGS.model_copy(update={"recompute": recompute}), backbone_normalization="frozen")
+    for activation_checkpointing in (False, True):
+        loop = stepper(
+            SETTINGS.model_copy(update={"activation_checkpointing": activation_checkpointing}),
+            backbone_normalization="frozen",
+        )
         torch.manual_seed(5)
         loop.step([next(iter(drawn(SETTINGS)))])
         gradients.append([p.grad for p in loop.model.parameters()])
@@ -374,8 +381,8 @@ def test_recomputing_gives_the_same_gradients() -> None:
 
 def test_recomputing_does_not_count_photos_twice() -> None:
     statistics = []
-    for recompute in (False, True):
-        loop = stepper(SETTINGS.model_copy(update={"recompute": recompute}))
+    for activation_checkpointing in (False, True):
+        loop = stepper(SETTINGS.model_copy(update={"activation_checkpointing": activation_checkpointing}))
         loop.step([next(iter(drawn(SETTINGS)))])
         statistics.append([b.clone() for n, b in loop.model.named_buffers() if n.endswith("running_mean")])
     for one, other in zip(*statistics, strict=True):
@@ -383,7 +390,7 @@ def test_recomputing_does_not_count_photos_twice() -> None:
 
 
 def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
-    settings = TrainingSettings(freeze="backbone, encoder", part_rates="heads=1e-3,queries=0", decay_norms=False)
+    settings = TrainingConfig(freeze="backbone, encoder", lr_overrides="heads=1e-3,queries=0", decay_norms=False)
     loop = stepper(settings)
     loop.train()
     trained = {name.partition(".")[0] for name, p in loop.model.named_parameters() if p.requires_grad}
@@ -393,12 +400,12 @@ def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
     assert loop.model.decoder.training
     rates = {(group["lr"], group["weight_decay"]) for group in loop.optimizer.param_groups}
     assert rates == {(1e-4, 1e-4), (1e-4, 0.0), (1e-3, 1e-4), (1e-3, 0.0)}
-    for bad in ("--freeze nose", "--part-rates heads", "--part-rates nose=1", "--part-rates heads=-1"):
+    for bad in ("--freeze nose", "--lr-overrides heads", "--lr-overrides nose=1", "--lr-overrides heads=-1"):
         option, _, value = bad.partition(" ")
         with pytest.raises(ConfigError, match=option):
-            stepper(TrainingSettings(**{option[2:].replace("-", "_"): value}))
+            stepper(TrainingConfig(**{option[2:].replace("-", "_"): value}))
     with pytest.raises(ConfigError, match="nothing is left to train"):
-        stepper(TrainingSettings(freeze=",".join(PARTS)))
+        stepper(TrainingConfig(freeze=",".join(PARTS)))
 
 
 def test_norms_of_frozen_stages_keep_their_statistics() -> None:
@@ -414,7 +421,7 @@ def test_norms_of_frozen_stages_keep_their_statistics() -> None:
 
 @pytest.mark.parametrize(("share", "epochs", "strong"), [(0.9, 4, 3), (0.7, 4, 3), (1, 4, 4), (0.9, 1, 1), (0, 4, 0)])
 def test_the_last_epoch_is_plain_unless_all_are_to_be_strong(share: float, epochs: int, strong: int) -> None:
-    assert strong_epochs(5, TrainingSettings(epochs=epochs, strong_until=share)) == strong
+    assert strong_epochs(5, TrainingConfig(epochs=epochs, strong_aug_until=share)) == strong
 
 
 def test_a_run_ends_after_its_steps_or_when_nothing_gets_better(tmp_path: Path) -> None:
@@ -430,7 +437,14 @@ def test_a_run_ends_after_its_steps_or_when_nothing_gets_better(tmp_path: Path) 
     assert loop.has_ended
 
 
-SHAKEN = {"epochs": 3, "ema_decay": 0.9, "accumulate": 2, "schedule": "cosine", "warmup_steps": 3, "workers": 0}
+SHAKEN = {
+    "epochs": 3,
+    "ema_decay": 0.9,
+    "gradient_accumulation": 2,
+    "schedule": "cosine",
+    "warmup_steps": 3,
+    "workers": 0,
+}
 
 
 HELPED = {"denoising": 2, "contrastive_denoising": True, "query_groups": 2, "hybrid_queries": 12}
@@ -513,7 +527,7 @@ def test_steps_on_a_gpu_follow_the_cpu(name: str, small: dict[str, int], precisi
         model = build_model(
             name, num_classes=4, decoder_layers=2, num_queries=8, num_detections=8, dropout=0.0, **small
         )
-        loop = Stepper(model, loss_for(model.config, settings), settings, torch.device(device), 6)
+        loop = TrainStep(model, loss_for(model.config, settings), settings, torch.device(device), 6)
         batches = [batch.to(loop.device) for batch in drawn(settings)]
         bad = replace(batches[1], images=batches[1].images * float("nan"))
         loop.train()

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from detrkit.structures import PanopticSegment, PanopticSegments
-from detrkit.visualization.segments import draw_segments
 from detrkit.visualization.mask_overlay import draw_masks
+from detrkit.visualization.segments import draw_segments
 
 
 def test_segments_are_coloured_and_the_rest_is_left_alone() -> None:

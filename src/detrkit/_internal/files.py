@@ -18,7 +18,7 @@ _TEMPORARY = ".detrkit-"  # and not the name, which may be as long as names can 
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes its place when the block ends without an error.
 
     Raises:
@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         # names of files and classes may hold bytes that are no text
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -68,7 +68,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[st
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=metadata)
         except SafetensorError as error:  # its writer's word for a full disk
@@ -112,7 +112,7 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Be the only one who writes to a folder, or to a file; a process that dies lets go of it.
 
     Raises:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrkit.errors import ConfigError
 from detrkit._internal.files import is_file
+from detrkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
@@ -37,7 +37,7 @@ _FOOTER = 65536  # bytes, in which they are where files describe themselves at t
 _DESCRIBED_AT_THE_END = (".pdf", ".parquet")
 
 
-def signed() -> "PngInfo":
+def provenance_mark() -> "PngInfo":
     """The mark of a PNG."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -46,7 +46,7 @@ def signed() -> "PngInfo":
     return info
 
 
-def is_signed(path: Path) -> bool:
+def is_written_by_detrkit(path: Path) -> bool:
     """Whether detrkit wrote a picture, a page, a table, JSON, lines of it, or a config."""
     try:
         with path.open("rb") as file:
@@ -59,7 +59,9 @@ def is_signed(path: Path) -> bool:
     return _BEGINNINGS.match(content) is not None or any(mark in content for mark in _MARKS)
 
 
-def spare_others(path: Path, option: str = "--output", is_ours: Callable[[Path], bool] = is_signed) -> None:
+def refuse_foreign_overwrite(
+    path: Path, option: str = "--output", is_ours: Callable[[Path], bool] = is_written_by_detrkit
+) -> None:
     """See that a file takes the place of nothing but what detrkit wrote before; an empty file is nobody's work.
 
     Args:

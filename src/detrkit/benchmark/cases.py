@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.checkpoints.conversion.huggingface import write_folder
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import Precision, TorchRuntime
@@ -30,7 +30,7 @@ _TO_MIB = 1 / 1024
 
 
 @dataclass(frozen=True)
-class Contender:
+class BenchmarkCase:
     """What is to be measured."""
 
     kind: Kind
@@ -47,7 +47,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Work:
+class BenchmarkConfig:
     """What all of them do."""
 
     size: tuple[int, int]  # (height, width)
@@ -57,7 +57,7 @@ class Work:
 
 
 @dataclass
-class Measured:
+class BenchmarkResult:
     """What was seen of one contender."""
 
     name: str
@@ -78,7 +78,7 @@ class _Running:
     parts: dict[str, nn.Module]
 
 
-def be_contender(contender: Contender, work: Work, connection: Connection) -> None:
+def run_benchmark_case(contender: BenchmarkCase, work: BenchmarkConfig, connection: Connection) -> None:
     """Answer questions until the other side has gone; each answer is a value or a sentence of what went wrong."""
     answers: dict[str, Callable[[], Any]] = {}
     try:
@@ -101,7 +101,7 @@ def be_contender(contender: Contender, work: Work, connection: Connection) -> No
         connection.send(error if isinstance(error, DetrkitError) else DetrkitError(str(error).splitlines()[0][:160]))
 
 
-def _build(contender: Contender, work: Work) -> _Running:
+def _build(contender: BenchmarkCase, work: BenchmarkConfig) -> _Running:
     torch.manual_seed(_SEED)
     height, width = work.size
     shape = (work.batch_size, height, width)
@@ -127,14 +127,14 @@ def _build(contender: Contender, work: Work) -> _Running:
     return _Running(predict, runtime.model, {name: quick.get_submodule(name) for name in _STAGES})
 
 
-def _load(contender: Contender, device: str) -> Detector:
+def _load(contender: BenchmarkCase, device: str) -> Detector:
     """Load what predicts; a preset needs no weights to be timed, and gets random ones."""
     if contender.source in PRESETS and not Path(contender.source).exists():
         return Detector.from_model(build_model(contender.source), device=device, precision=contender.precision)
     return Detector.load(contender.source, device, precision=contender.precision)
 
 
-def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Running:
+def _build_transformers(contender: BenchmarkCase, batch: Batch, work: BenchmarkConfig) -> _Running:
     from transformers import AutoModelForObjectDetection
     from transformers.utils import logging
 
@@ -162,7 +162,7 @@ def _build_transformers(contender: Contender, batch: Batch, work: Work) -> _Runn
     return _Running(predict, theirs, {})
 
 
-def _build_faster_rcnn(batch: Batch, work: Work) -> _Running:
+def _build_faster_rcnn(batch: Batch, work: BenchmarkConfig) -> _Running:
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
     height, width = work.size

@@ -9,22 +9,22 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit._internal.text import plain_console
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError
 from detrkit.explain.figures import SUFFIXES, write_stages_figure
-from detrkit.explain.stages import Passage, passages_noted
-from detrkit.config.model import ModelConfig
+from detrkit.explain.stages import StageIO, capture_stage_io
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
-from detrkit._internal.provenance import spare_others
-from detrkit._internal.text import plain_console
 
 
 @dataclass(frozen=True)
 class Stage:
     """One row of the description."""
 
-    passage: Passage
+    passage: StageIO
     parameters: int
     gigaflops: float
 
@@ -46,7 +46,7 @@ def describe_model(name: str, size: str, picture: Path | None = None) -> list[St
             raise ConfigError(
                 f"--output: found {picture.name!r}, expected the name of a picture: {', '.join(SUFFIXES)}"
             )
-        spare_others(picture)
+        refuse_foreign_overwrite(picture)
     is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
     config = preset_config(name) if is_preset else read_checkpoint(name).config
     height, width = parse_size(size)
@@ -81,7 +81,7 @@ def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
     model = _on_meta(config).requires_grad_(False)  # the counter trips over views of trained parameters
     # fused attention is not counted on the meta device; its plain form is, and does the same work
     with (
-        passages_noted(model) as passages,
+        capture_stage_io(model) as passages,
         FlopCounterMode(display=False, depth=8) as counter,
         sdpa_kernel(SDPBackend.MATH),
     ):

@@ -4,23 +4,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from detrkit.data.checks.annotations import count_classes
-from detrkit.data.batching import collate
-from detrkit.data.images import tensor_to_photo
-from detrkit.errors import ConfigError, DataError
-from detrkit._internal.files import replacing
-from detrkit.config.run import RunConfig
-from detrkit.data.splits import RunData
-from detrkit.visualization.dataset_page import class_table
-from detrkit.data.loaders import train_order
-from detrkit.training.train import opened
-from detrkit._internal.provenance import signed, spare_others
-from detrkit.structures import Sample
+from detrkit._internal.files import atomic_write
+from detrkit._internal.provenance import provenance_mark, refuse_foreign_overwrite
 from detrkit._internal.text import plain_console, plural
+from detrkit.config.run import RunConfig
+from detrkit.data.batching import collate
+from detrkit.data.checks.annotations import count_classes
+from detrkit.data.images import tensor_to_image
+from detrkit.data.loaders import train_order
+from detrkit.data.splits import TrainingData
+from detrkit.errors import ConfigError, DataError
+from detrkit.structures import Sample
+from detrkit.training.train import open_and_plan
 from detrkit.training.trainer import planned_epochs, strong_epochs
+from detrkit.visualization.dataset_page import class_table
 from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
 
-_MOST_SAMPLES = 100
+_MAX_SAMPLES = 100
 
 
 def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) -> None:
@@ -29,13 +29,13 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     Raises:
         DetrkitError: the dataset cannot be read, or the settings do not fit.
     """
-    if not 1 <= count <= _MOST_SAMPLES:
-        raise ConfigError(f"--count: found {count}, expected 1 to {_MOST_SAMPLES} samples")
+    if not 1 <= count <= _MAX_SAMPLES:
+        raise ConfigError(f"--count: found {count}, expected 1 to {_MAX_SAMPLES} samples")
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output: found {output.name!r}, expected the name of a PNG file, for example samples.png")
-    spare_others(output)
+    refuse_foreign_overwrite(output)
     console = plain_console()
-    config, data = opened(config, console)
+    config, data = open_and_plan(config, console)
     settings = config.training
     epochs = planned_epochs(len(train_order(data.arrangement, settings)), settings)
     if not 1 <= epoch <= epochs:
@@ -46,8 +46,8 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
         console.print(f"left out: {fault}", soft_wrap=True)
     if not samples:
         raise DataError(f"{config.data}: none of the first {count} samples can be read; run detrkit doctor")
-    with replacing(output) as temporary:
-        contact_sheet([_picture(sample, data) for sample in samples]).save(temporary, "PNG", pnginfo=signed())
+    with atomic_write(output) as temporary:
+        contact_sheet([_picture(sample, data) for sample in samples]).save(temporary, "PNG", pnginfo=provenance_mark())
     sides = [side for sample in samples for side in sample.image.shape[1:]]
     objects = sum(len(sample.annotations.labels) for sample in samples)
     console.print(
@@ -58,7 +58,7 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     console.print(f"picture: {output}", soft_wrap=True)
 
 
-def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> tuple[list[Sample], list[str]]:
+def _first_samples(config: RunConfig, data: TrainingData, count: int, epoch: int) -> tuple[list[Sample], list[str]]:
     """The samples that training would see first in an epoch, and what is wrong with those that it cannot read."""
     order = train_order(data.arrangement, config.training)
     order.epoch = epoch
@@ -74,11 +74,11 @@ def _first_samples(config: RunConfig, data: RunData, count: int, epoch: int) -> 
     return samples, faults
 
 
-def _picture(sample: Sample, data: RunData) -> tuple[Image.Image, str]:
+def _picture(sample: Sample, data: TrainingData) -> tuple[Image.Image, str]:
     labels = sample.annotations.labels.tolist()
     names = [(data.categories.names[label],) for label in labels]
     height, width = sample.image.shape[1:]
-    photo, scale = fitted(tensor_to_photo(sample.image))
+    photo, scale = fitted(tensor_to_image(sample.image))
     drawn = draw_boxes(photo, (sample.annotations.boxes * scale).tolist(), labels, names)
     return drawn, f"photo {sample.image_id}, {width} x {height} px"
 

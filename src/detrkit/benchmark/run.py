@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from detrkit._internal.files import atomic_write, write_text
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit._internal.text import plain_console, plural
+from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig, BenchmarkResult, run_benchmark_case
 from detrkit.checkpoints.exported import is_exported
 from detrkit.errors import ConfigError, DetrkitError
-from detrkit._internal.files import replacing, write_text
 from detrkit.inference.engines.torch import Precision, has_bfloat16
-from detrkit.benchmark.cases import Contender, Measured, Work, be_contender
-from detrkit._internal.provenance import spare_others
-from detrkit._internal.text import plain_console, plural
 from detrkit.visualization.page import html_page
 from detrkit.visualization.speeds import draw_speeds
 
@@ -33,13 +33,13 @@ EXPORTED: tuple[Precision, ...] = ("float32",)  # what an exported file is asked
 
 def benchmark(
     sources: Sequence[str],
-    work: Work,
+    work: BenchmarkConfig,
     *,
     rounds: int,
     precisions: Sequence[Precision],
     rivals: bool,
     output: Path | None,
-) -> list[Measured]:
+) -> list[BenchmarkResult]:
     """Measure, print a table, and write page, plot and JSON if asked.
 
     Raises:
@@ -49,9 +49,9 @@ def benchmark(
         raise ConfigError(f"benchmark: found {rounds} rounds of {work.batch_size} photos, expected at least 1 of each")
     if output is not None:
         for suffix in ("json", "png", "html"):
-            spare_others(output / f"benchmark.{suffix}")
+            refuse_foreign_overwrite(output / f"benchmark.{suffix}")
     console = plain_console()
-    contenders = list_contenders(sources, precisions, rivals, torch.device(work.device))
+    contenders = list_benchmark_cases(sources, precisions, rivals, torch.device(work.device))
     measured = measure(contenders, work, rounds)
     if all(one.not_run for one in measured):
         raise DetrkitError(measured[0].not_run or "benchmark: nothing to measure")
@@ -59,32 +59,32 @@ def benchmark(
     if output is not None:
         content = {"format": _FORMAT, "work": asdict(work), "measured": [asdict(m) for m in measured]}
         write_text(output / "benchmark.json", json.dumps(content))
-        with replacing(output / "benchmark.png") as temporary:
+        with atomic_write(output / "benchmark.png") as temporary:
             temporary.write_bytes(draw_speeds(bars_of(measured, work)))
         write_text(output / "benchmark.html", page_of(measured, work))
         console.print(f"page, plot and JSON are in {output}", soft_wrap=True)
     return measured
 
 
-def list_contenders(
+def list_benchmark_cases(
     sources: Sequence[str], precisions: Sequence[Precision], rivals: bool, device: torch.device
-) -> list[Contender]:
+) -> list[BenchmarkCase]:
     """Every source at every precision that the device has; exported files, whose precision is their own, once."""
-    contenders: list[Contender] = []
+    contenders: list[BenchmarkCase] = []
     for source in sources:
         is_torch = not is_exported(source)
         wanted = [one for one in precisions if one == "float32" or has_bfloat16(device)]
-        contenders += [Contender("detrkit", source, precision) for precision in (wanted if is_torch else EXPORTED)]
+        contenders += [BenchmarkCase("detrkit", source, precision) for precision in (wanted if is_torch else EXPORTED)]
         if is_torch and rivals:
-            contenders += [Contender("transformers", source, precision) for precision in wanted]
+            contenders += [BenchmarkCase("transformers", source, precision) for precision in wanted]
     if rivals:
-        contenders.append(Contender("faster r-cnn", ""))
+        contenders.append(BenchmarkCase("faster r-cnn", ""))
     return contenders
 
 
-def measure(contenders: Sequence[Contender], work: Work, rounds: int) -> list[Measured]:
+def measure(contenders: Sequence[BenchmarkCase], work: BenchmarkConfig, rounds: int) -> list[BenchmarkResult]:
     """Let the contenders take turns; one that fails is told of, and the others go on."""
-    asked = [_Asked(Measured(contender.name)) for contender in contenders]
+    asked = [_Asked(BenchmarkResult(contender.name)) for contender in contenders]
     with ExitStack() as stack, Progress(console=Console(stderr=True), transient=True) as progress:
         building = progress.add_task("building", total=len(contenders))
         for one, contender in zip(asked, contenders, strict=True):
@@ -107,15 +107,15 @@ def measure(contenders: Sequence[Contender], work: Work, rounds: int) -> list[Me
 class _Asked:
     """The near end of a contender's process."""
 
-    def __init__(self, measured: Measured) -> None:
+    def __init__(self, measured: BenchmarkResult) -> None:
         self.measured = measured
         self._connection: Connection | None = None
 
-    def start(self, contender: Contender, work: Work, stack: ExitStack) -> None:
+    def start(self, contender: BenchmarkCase, work: BenchmarkConfig, stack: ExitStack) -> None:
         """Start the process, and wait until it is built."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        process = context.Process(target=be_contender, args=(contender, work, theirs), daemon=True)
+        process = context.Process(target=run_benchmark_case, args=(contender, work, theirs), daemon=True)
         process.start()
         theirs.close()
         stack.callback(process.join, 5)
@@ -142,7 +142,7 @@ class _Asked:
         return answer
 
 
-def print_table(measured: Sequence[Measured], work: Work, console: Console) -> None:
+def print_table(measured: Sequence[BenchmarkResult], work: BenchmarkConfig, console: Console) -> None:
     """Print speeds side by side, the slowest as 1, and where the time goes."""
     table = Table(title=_title(work), title_justify="left")
     for heading in ("", "ms", "times", "photos/s", "M par.", "GFLOPs", "MiB"):
@@ -158,7 +158,7 @@ def print_table(measured: Sequence[Measured], work: Work, console: Console) -> N
             console.print(f"{one.name}: not run: {one.not_run}")
 
 
-def rows_of(measured: Sequence[Measured], work: Work) -> list[tuple[str, ...]]:
+def rows_of(measured: Sequence[BenchmarkResult], work: BenchmarkConfig) -> list[tuple[str, ...]]:
     """The table's cells: name, milliseconds, times as fast as the slowest, photos/s, parameters, GFLOPs, memory."""
     ran = [one for one in measured if one.seconds]
     slowest = max(statistics.median(one.seconds) for one in ran)
@@ -179,14 +179,14 @@ def rows_of(measured: Sequence[Measured], work: Work) -> list[tuple[str, ...]]:
     return rows
 
 
-def bars_of(measured: Sequence[Measured], work: Work) -> list[tuple[str, float, float | None]]:
+def bars_of(measured: Sequence[BenchmarkResult], work: BenchmarkConfig) -> list[tuple[str, float, float | None]]:
     """Name, photos per second and memory of each."""
     return [
         (one.name, work.batch_size / statistics.median(one.seconds), one.mebibytes) for one in measured if one.seconds
     ]
 
 
-def page_of(measured: Sequence[Measured], work: Work) -> str:
+def page_of(measured: Sequence[BenchmarkResult], work: BenchmarkConfig) -> str:
     """The same on one page, with bars that show the stages."""
     ran = [one for one in measured if one.seconds]
     slowest = max(statistics.median(one.seconds) for one in ran)
@@ -211,7 +211,7 @@ def page_of(measured: Sequence[Measured], work: Work) -> str:
     return html_page("Speed", body)
 
 
-def _bar(one: Measured, slowest: float) -> str:
+def _bar(one: BenchmarkResult, slowest: float) -> str:
     """A bar as long as a batch takes, cut into its stages where they are known."""
     total = statistics.median(one.seconds)
     stages = one.stages or {"all": total}
@@ -229,6 +229,6 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{cells}</table></div>'
 
 
-def _title(work: Work) -> str:
+def _title(work: BenchmarkConfig) -> str:
     threads = "" if work.device != "cpu" else f", {plural(work.num_threads or torch.get_num_threads(), 'thread')}"
     return f"{plural(work.batch_size, 'photo')} of {work.size[0]} x {work.size[1]} px on {work.device}{threads}"

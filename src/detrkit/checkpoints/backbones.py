@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detrkit.checkpoints.adapt import with_channels
 from detrkit.checkpoints.download import imagenet_weights
 from detrkit.checkpoints.native import read_tensors
 from detrkit.checkpoints.pickles import read_pickle
-from detrkit.checkpoints.adapt import with_channels
+from detrkit.config.model import TIMM
 from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN, for_channels
 from detrkit.errors import CheckpointError
-from detrkit.config.model import TIMM
 from detrkit.models.detr import DETR
 
 LITE0 = "tf_efficientnet_lite0"

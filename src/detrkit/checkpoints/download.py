@@ -7,8 +7,8 @@ from urllib.error import URLError
 
 import torch
 
-from detrkit.errors import CheckpointError
 from detrkit._internal.files import make_folder
+from detrkit.errors import CheckpointError
 
 _PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
 PUBLISHED_FILES = {

@@ -7,30 +7,30 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from detrkit.checkpoints.conversion import huggingface
-from detrkit.checkpoints.native import Checkpoint, save_checkpoint
-from detrkit.checkpoints.model_card import CardFacts, model_card
-from detrkit.checkpoints.load import HUB_ID, WEIGHTS_FILE
-from detrkit.errors import CheckpointError, ConfigError
 from detrkit._internal.files import write_text
+from detrkit.checkpoints.conversion import huggingface
+from detrkit.checkpoints.load import HUB_ID, WEIGHTS_FILE
+from detrkit.checkpoints.model_card import CardFacts, model_card
+from detrkit.checkpoints.native import Checkpoint, save_checkpoint
+from detrkit.errors import CheckpointError, ConfigError
 
 FolderForm = Literal["detrkit", "huggingface", "huggingface-no-timm"]
 _CARD = "README.md"
 
 
-def write_model_folder(folder: Path, checkpoint: Checkpoint, form: FolderForm, facts: CardFacts) -> None:
+def write_model_folder(folder: Path, checkpoint: Checkpoint, format: FolderForm, facts: CardFacts) -> None:
     """Write weights and a card; a card that lies there already is its owner's, and stays.
 
     Raises:
         CheckpointError: Hugging Face's DETR has no such variant.
         ConfigError: the folder cannot be written to.
     """
-    if form == "detrkit":
+    if format == "detrkit":
         save_checkpoint(folder / WEIGHTS_FILE, checkpoint)
     else:
-        huggingface.write_folder(folder, checkpoint, native_backbone=form == "huggingface-no-timm")
+        huggingface.write_folder(folder, checkpoint, native_backbone=format == "huggingface-no-timm")
     if not (folder / _CARD).exists():
-        write_text(folder / _CARD, model_card(checkpoint, facts, for_transformers=form != "detrkit"))
+        write_text(folder / _CARD, model_card(checkpoint, facts, for_transformers=format != "detrkit"))
 
 
 def hub_token(repo_id: str, token: str | None = None) -> str:
@@ -50,13 +50,13 @@ def hub_token(repo_id: str, token: str | None = None) -> str:
 
 
 def push_checkpoint(
-    checkpoint: Checkpoint, form: FolderForm, facts: CardFacts, *, private: bool = False, token: str | None = None
+    checkpoint: Checkpoint, format: FolderForm, facts: CardFacts, *, private: bool = False, token: str | None = None
 ) -> str:
     """Upload weights and a card to the hub, under the id that the facts name; a card that is there already stays.
 
     Args:
         checkpoint: what to upload.
-        form: our own, or what `transformers` reads.
+        format: our own, or what `transformers` reads.
         facts: for the card.
         private: whether a new repository can be seen by its owner alone.
         token: the right to write; by default, the one that was logged in with.
@@ -73,7 +73,7 @@ def push_checkpoint(
     repo_id = facts.name
     api = HfApi(token=hub_token(repo_id, token))
     with tempfile.TemporaryDirectory() as folder:
-        write_model_folder(Path(folder), checkpoint, form, facts)
+        write_model_folder(Path(folder), checkpoint, format, facts)
         try:
             address = str(api.create_repo(repo_id, private=private, exist_ok=True))
             has_card = api.file_exists(repo_id, _CARD)

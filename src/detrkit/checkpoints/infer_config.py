@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from detrkit.checkpoints.conversion.architecture import KNOWN, Family, family_of_state
-from detrkit.errors import CheckpointError
 from detrkit.config.model import BackboneName, ModelConfig
+from detrkit.errors import CheckpointError
 
 _BACKBONE_OF_BLOCKS: dict[tuple[int, ...], dict[bool, BackboneName]] = {
     (2, 2, 2, 2): {False: "resnet18"},
@@ -35,7 +35,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     family = family_of_state(state)
     try:
         class_rows, width = _class_head(state).shape
-        feedforward_dim = state["decoder.layers.0.feed_forward.expand.weight"].shape[0]
+        dim_feedforward = state["decoder.layers.0.feed_forward.expand.weight"].shape[0]
         in_channels = state["backbone.body.conv1.weight"].shape[1]
         shown = {**KNOWN[family], **_of_family(state, family, known.get("num_heads", 8))}
     except KeyError as error:
@@ -47,7 +47,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         **shown,
         "num_classes": class_rows - (family == "detr"),  # one row is no-object's
         "hidden_dim": width,
-        "feedforward_dim": feedforward_dim,
+        "dim_feedforward": dim_feedforward,
         "encoder_layers": _count(state, "encoder.layers"),
         "decoder_layers": _count(state, "decoder.layers"),
         "pre_norm": "encoder.norm.weight" in state,
@@ -76,12 +76,12 @@ def _of_family(state: Mapping[str, Tensor], family: Family, num_heads: int) -> d
         is_per_layer = "heads.class_head.0.weight" in state
         is_two_stage = "queries.memory_projection.weight" in state
         return {
-            "num_levels": levels,
+            "num_feature_levels": levels,
             "sampling_points": offsets // (2 * num_heads * levels),
             "queries": "proposals" if is_two_stage else "points",
             "num_queries": 300 if is_two_stage else state["queries.weight"].shape[0],
-            "refine_boxes": is_per_layer,
-            "heads_per_layer": is_per_layer,
+            "with_box_refine": is_per_layer,
+            "layerwise_heads": is_per_layer,
         }
     shown: dict[str, Any] = {"num_queries": state["queries.weight"].shape[0]}
     if family == "dab":

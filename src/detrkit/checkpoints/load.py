@@ -16,9 +16,9 @@ from detrkit.checkpoints.conversion import detr as official
 from detrkit.checkpoints.conversion import huggingface
 from detrkit.checkpoints.download import HUB_MODELS, published_weights
 from detrkit.checkpoints.exported import is_exported
+from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
 from detrkit.checkpoints.pickles import read_pickle
-from detrkit.checkpoints.infer_config import infer_config
 from detrkit.data.categories import numbered_categories
 from detrkit.errors import CheckpointError, did_you_mean
 from detrkit.models.presets import PRESETS

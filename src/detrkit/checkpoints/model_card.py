@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from detrkit._internal.text import plural
 from detrkit.checkpoints.conversion import huggingface
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.data.batching import statistics
 from detrkit.data.transforms.geometry import long_side
-from detrkit._internal.text import plural
 
 
 @dataclass(frozen=True)

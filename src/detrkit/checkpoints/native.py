@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from detrkit._internal.files import write_tensors
 from detrkit.checkpoints.loading import check_state, load_state
+from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
-from detrkit._internal.files import write_tensors
-from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import model_from_config
 
@@ -34,7 +34,9 @@ class Preprocessing(BaseModel):
     image_size: int = Field(
         default=800, ge=1, le=10_000, description="shorter side in pixels; the longer is at most 5/3 of it"
     )
-    exact_padding: bool = Field(default=True, description="padding is kept out of the backbone; false: as published")
+    padding_invariant: bool = Field(
+        default=True, description="padding is kept out of the backbone; false: as published"
+    )
 
 
 class Thresholds(BaseModel):

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from detrkit._internal.files import atomic_write
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit._internal.files import replacing
 
 FORMAT = 1
 
@@ -18,7 +18,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         ConfigError: the disk is full, or the folder cannot be written to; what was there before is still there.
     """
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save({"format": FORMAT, **state}, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter when the disk is full
         reason = str(error).splitlines()[0]

@@ -8,8 +8,8 @@ from cyclopts.exceptions import CycloptsError
 from pydantic import ValidationError
 
 from detrkit import __version__
-from detrkit.errors import DetrkitError, option
 from detrkit._internal.text import printable
+from detrkit.errors import DetrkitError, option
 
 VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",

@@ -45,14 +45,14 @@ def benchmark(
     output
         Folder for page, plot and JSON.
     """
-    from detrkit.benchmark.run import benchmark as run_benchmark
-    from detrkit.benchmark.cases import Work
+    from detrkit.benchmark.cases import BenchmarkConfig
     from detrkit.benchmark.describe import parse_size
+    from detrkit.benchmark.run import benchmark as run_benchmark
     from detrkit.data.loaders import choose_device
 
     run_benchmark(
         sources or ("detr-r50",),
-        Work(parse_size(size), batch_size, str(choose_device(device)), threads),
+        BenchmarkConfig(parse_size(size), batch_size, str(choose_device(device)), threads),
         rounds=rounds,
         precisions=("float32", "bfloat16") if precision == "both" else (precision,),
         rivals=rivals,

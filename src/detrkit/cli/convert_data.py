@@ -10,7 +10,7 @@ def convert_data(
     /,
     *,
     to: Literal["coco", "panoptic", "yolo", "voc"],
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
 ) -> None:
     """Rewrite a dataset in another form, photos copied.
 

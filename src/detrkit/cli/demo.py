@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from detrkit.cli.exit_codes import leave
+from detrkit.cli.exit_codes import exit_with
 
 
 def demo(
@@ -34,4 +34,4 @@ def demo(
     """
     from detrkit.demo.run import run_demo
 
-    leave(run_demo(output, seed, task, model).stopped_by)
+    exit_with(run_demo(output, seed, task, model).stopped_by)

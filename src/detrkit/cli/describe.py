@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from detrkit.cli.train import model_field
 from detrkit.config.run import load_run_config
-from detrkit.config.training import TrainingSettings
+from detrkit.config.training import TrainingConfig
 
 
 def build_describe() -> App:
@@ -45,14 +45,14 @@ def data(
     data: str,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
     model: str | None = None,
     count: int = 12,
     epoch: int = 1,
     config: Path | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("samples.png"),
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
-    training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
+    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Show photos as training sees them: after augmentation, with their boxes; and the table of classes.
 

@@ -11,7 +11,7 @@ def doctor(
     data: Path,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
     model: str = "detrkit-s",
     image_size: int | None = None,
     workers: int = 2,

@@ -14,7 +14,7 @@ def evaluate(
     /,
     *,
     split: Literal["val", "train", "test"] = "val",
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
     predictions: Path | None = None,
     by_layer: Annotated[bool, Parameter(negative="")] = False,
     query_map: Annotated[bool, Parameter(negative="")] = False,
@@ -73,7 +73,7 @@ def evaluate(
             )
         from detrkit.evaluation.evaluate_files import evaluate_saved
 
-        evaluate_saved(predictions, source, split, form=format, output=output)
+        evaluate_saved(predictions, source, split, format=format, output=output)
         return
     if data is None:
         raise ConfigError(
@@ -86,7 +86,7 @@ def evaluate(
         source,
         data,
         split,
-        form=format,
+        format=format,
         batch_size=batch_size,
         device=device,
         workers=workers,

@@ -10,7 +10,7 @@ def export(
     source: str,
     /,
     *,
-    format: Literal["onnx", "torch", "openvino"],  # noqa: A002
+    format: Literal["onnx", "torch", "openvino"],
     precision: Literal["float32", "bfloat16", "int8"] = "float32",
     data: Path | None = None,
     postprocess: Annotated[bool, Parameter(negative="")] = False,

@@ -68,7 +68,7 @@ def predict(
     output
         Folder for all that is written.
     """
-    from detrkit.cli.exit_codes import leave
+    from detrkit.cli.exit_codes import exit_with
     from detrkit.inference.predict import predict_files
     from detrkit.inference.prediction import PredictOptions
 
@@ -87,4 +87,4 @@ def predict(
         write=write,
         output=output,
     )
-    leave(predict_files(source, photos, options))
+    exit_with(predict_files(source, photos, options))

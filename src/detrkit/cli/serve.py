@@ -58,11 +58,11 @@ def serve(
     precision
         Of the model; with `auto` and `bfloat16`, what is found may depend a little on what else is predicted.
     """
-    from detrkit.cli.exit_codes import leave
+    from detrkit.cli.exit_codes import exit_with
     from detrkit.serve.serve import serve_model
-    from detrkit.serve.settings import ServeSettings
+    from detrkit.serve.settings import ServeConfig
 
-    settings = ServeSettings(
+    settings = ServeConfig(
         threshold=threshold,
         batch_size=batch_size,
         batch_wait=batch_wait,
@@ -72,4 +72,4 @@ def serve(
         upload_limit=upload_limit,
         pixel_limit=pixel_limit,
     )
-    leave(serve_model(source, settings, host=host, port=port, device=device, precision=precision))
+    exit_with(serve_model(source, settings, host=host, port=port, device=device, precision=precision))

@@ -11,7 +11,7 @@ def shard(
     output: Path,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
     photos: Annotated[int, Parameter(help="Photos of one shard.")] = 1000,
     seed: Annotated[int, Parameter(help="Of their order, and of the photos set aside where no split exists.")] = 42,
 ) -> None:
@@ -33,4 +33,4 @@ def shard(
     """
     from detrkit.data.shard import shard_dataset
 
-    shard_dataset(data, output, format, shard_photos=photos, seed=seed)
+    shard_dataset(data, output, format, images_per_shard=photos, seed=seed)

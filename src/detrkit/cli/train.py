@@ -6,17 +6,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from cyclopts import Parameter
 
-from detrkit.cli.exit_codes import leave
-from detrkit.errors import ConfigError, option
+from detrkit.cli.exit_codes import exit_with
 from detrkit.config.run import load_run_config
-from detrkit.config.training import TrainingSettings
+from detrkit.config.training import TrainingConfig
+from detrkit.errors import ConfigError, option
 
 
 def train(
     data: str | None = None,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,  # noqa: A002
+    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
     model: str | None = None,
     recipe: Literal["auto", "reference"] | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
@@ -28,7 +28,7 @@ def train(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     slurm: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
-    training: Annotated[TrainingSettings | None, Parameter(name="*")] = None,
+    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model on a dataset folder.
 
@@ -73,7 +73,7 @@ def train(
         timeout_min=600. A job that is preempted or out of time is queued again and goes on.
     set_
         Field of the model to change, as NAME=VALUE; may be repeated. Most useful: num_queries, encoder_layers,
-        decoder_layers, hidden_dim, num_heads, feedforward_dim, dropout, pre_norm, position_encoding, dilation,
+        decoder_layers, hidden_dim, num_heads, dim_feedforward, dropout, pre_norm, position_encoding, dilation,
         backbone, backbone_normalization, frozen_backbone_stages.
     """
     from detrkit.training import train as training_train
@@ -97,7 +97,7 @@ def train(
         given_here += [option(name) for name in (training.model_fields_set if training else ())]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
-        leave(training_train.resume(resume).stopped_by)
+        exit_with(training_train.resume(resume).stopped_by)
         return
     given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights, "recipe": recipe}
     if backbone_weights is not None:
@@ -116,7 +116,7 @@ def train(
             raise ConfigError("--dry-run: steps are timed here, and the job runs elsewhere; leave out --slurm")
         submit(loaded, output, slurm)
         return
-    leave(training_train.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
+    exit_with(training_train.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
 
 
 def model_field(text: str) -> tuple[str, Any]:

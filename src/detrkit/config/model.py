@@ -10,7 +10,7 @@ Normalization = Literal["frozen", "batch"]
 Place = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
 QueryKind = Literal["learned", "points", "anchors", "proposals"]
 CrossAttention = Literal["dense", "conditional", "deformable"]
-_MOST_BACKBONE_LEVELS = 3  # feature maps that a pyramid takes from the backbone; coarser ones are made from the last
+_MAX_BACKBONE_LEVELS = 3  # feature maps that a pyramid takes from the backbone; coarser ones are made from the last
 
 
 class ModelConfig(BaseModel):
@@ -48,7 +48,7 @@ class ModelConfig(BaseModel):
     num_heads: int = Field(8, ge=1, description="attention heads")
     encoder_layers: int = Field(6, ge=0, le=100, description="encoder layers")
     decoder_layers: int = Field(6, ge=1, le=100, description="decoder layers")
-    feedforward_dim: int = Field(2048, ge=1, le=100_000, description="width inside the feed-forward networks")
+    dim_feedforward: int = Field(2048, ge=1, le=100_000, description="width inside the feed-forward networks")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the transformer, while training")
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
     activation: Literal["relu", "prelu"] = Field("relu", description="inside the feed-forward networks")
@@ -66,9 +66,11 @@ class ModelConfig(BaseModel):
         description="how queries look at the photo: as in DETR, with content and place apart (Conditional DETR), or at a "
         "few sampled points (Deformable DETR)",
     )
-    num_levels: int = Field(1, ge=1, le=8, description="feature maps that the transformer sees, each half the size")
+    num_feature_levels: int = Field(
+        1, ge=1, le=8, description="feature maps that the transformer sees, each half the size"
+    )
     sampling_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
-    exact_cells: bool = Field(
+    align_cells: bool = Field(
         False,
         description="cells of deformable attention and proposals lie where their pixels are; false spreads them evenly "
         "over the photo, as published: off by half a cell, and up to a cell where sides are no multiples of the stride",
@@ -83,8 +85,8 @@ class ModelConfig(BaseModel):
         description="what queries=proposals hold at first: sines of the box, as published, or also what the cell held "
         "and a learned vector of their rank, which tells apart those that start from one object",
     )
-    refine_boxes: bool = Field(False, description="each decoder layer starts from the boxes of the one before it")
-    heads_per_layer: bool = Field(False, description="each decoder layer has class and box heads of its own")
+    with_box_refine: bool = Field(False, description="each decoder layer starts from the boxes of the one before it")
+    layerwise_heads: bool = Field(False, description="each decoder layer has class and box heads of its own")
     class_scores: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="one of K classes or no object, or a yes or no for every class"
     )
@@ -99,7 +101,7 @@ class ModelConfig(BaseModel):
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
-    def keeps_padding_out(self) -> bool:
+    def supports_padding_invariance(self) -> bool:
         """Whether padding can be kept out of its backbone, so that a photo's features do not depend on its batch."""
         return not self.backbone.startswith(TIMM)
 
@@ -120,7 +122,7 @@ class ModelConfig(BaseModel):
         if self.dilation:
             stages[-1] = stages[-2]
         strides = stages[-self.num_backbone_levels :]
-        while len(strides) < self.num_levels:
+        while len(strides) < self.num_feature_levels:
             strides.append(2 * strides[-1])
         return tuple(strides)
 
@@ -132,7 +134,7 @@ class ModelConfig(BaseModel):
     @property
     def num_backbone_levels(self) -> int:
         """How many of the feature maps come straight from the backbone."""
-        return min(self.num_levels, _MOST_BACKBONE_LEVELS)
+        return min(self.num_feature_levels, _MAX_BACKBONE_LEVELS)
 
     @property
     def is_deformable(self) -> bool:
@@ -142,7 +144,7 @@ class ModelConfig(BaseModel):
     @property
     def has_pyramid(self) -> bool:
         """Whether feature maps are projected, normalised and told apart one by one, as Deformable DETR does."""
-        return self.is_deformable or self.num_levels > 1
+        return self.is_deformable or self.num_feature_levels > 1
 
     @property
     def most_detections(self) -> int:
@@ -162,10 +164,10 @@ class ModelConfig(BaseModel):
         in_encoder = self.encoder_positions == "input" or (self.encoder_layers > 0 and self.encoder_positions != "none")
         if self.position_encoding == "learned" and not in_encoder and self.decoder_positions == "none":
             raise ValueError("learned positions that are added nowhere cannot be learned; set position_encoding=none")
-        least_width = 64 if self.backbone == "resnet-tiny" else 128  # halved at every stage, down to groups of norms
-        if self.panoptic and (self.hidden_dim % least_width or self.num_heads % 8):
+        min_width = 64 if self.backbone == "resnet-tiny" else 128  # halved at every stage, down to groups of norms
+        if self.panoptic and (self.hidden_dim % min_width or self.num_heads % 8):
             raise ValueError(
-                f"the mask head of this backbone needs hidden_dim a multiple of {least_width} and num_heads of 8"
+                f"the mask head of this backbone needs hidden_dim a multiple of {min_width} and num_heads of 8"
             )
         return self
 
@@ -178,12 +180,12 @@ class ModelConfig(BaseModel):
                 "queries=points or queries=anchors",
             ),
             (
-                self.queries == "learned" and self.refine_boxes,
-                "refine_boxes starts from a box, and learned queries have none; set queries=points or queries=anchors",
+                self.queries == "learned" and self.with_box_refine,
+                "with_box_refine starts from a box, and learned queries have none; set queries=points or queries=anchors",
             ),
             (
-                self.queries == "proposals" and not self.refine_boxes,
-                "queries=proposals are boxes to be refined; set refine_boxes=true",
+                self.queries == "proposals" and not self.with_box_refine,
+                "queries=proposals are boxes to be refined; set with_box_refine=true",
             ),
             (
                 self.queries != "proposals" and self.proposal_content != "place",
@@ -195,8 +197,8 @@ class ModelConfig(BaseModel):
                 "queries=proposals are chosen by a yes or no for every cell; set class_scores=sigmoid",
             ),
             (
-                self.exact_cells and not (self.is_deformable or self.queries == "proposals"),
-                "exact_cells is for deformable attention and proposals; leave it out",
+                self.align_cells and not (self.is_deformable or self.queries == "proposals"),
+                "align_cells is for deformable attention and proposals; leave it out",
             ),
             (
                 self.has_pyramid and self.position_encoding != "sine",

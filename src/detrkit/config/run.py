@@ -6,10 +6,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detrkit.errors import ConfigError, did_you_mean, short
 from detrkit._internal.files import write_text
 from detrkit._internal.provenance import MAKER_OF_YAML
-from detrkit.config.training import TrainingSettings
+from detrkit.config.training import TrainingConfig
+from detrkit.errors import ConfigError, did_you_mean, short
 
 
 def _usual_model(given: dict[str, Any]) -> str:
@@ -36,7 +36,7 @@ class RunConfig(BaseModel):
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")
     backbone_weights: str | None = Field(default=None, description="file with ImageNet weights of the backbone alone")
     model: str = Field(default_factory=_usual_model, description="preset")
-    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
 
 
 def load_run_config(file: Path | None, given: dict[str, Any], training: dict[str, Any]) -> RunConfig:
@@ -45,7 +45,7 @@ def load_run_config(file: Path | None, given: dict[str, Any], training: dict[str
     Args:
         file: YAML with fields of `RunConfig`, or None.
         given: fields of `RunConfig` that were given; None counts as not given.
-        training: fields of `TrainingSettings` that were given.
+        training: fields of `TrainingConfig` that were given.
 
     Raises:
         ConfigError: the file is missing or malformed, a setting does not exist or is out of range, or two say the same.
@@ -106,7 +106,7 @@ def _validated(content: dict[str, Any], where: str) -> RunConfig:
             raise ConfigError(f"{where}: found no dataset, expected a folder; detrkit train FOLDER") from None
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            fields = TrainingSettings.model_fields if first["loc"][0] == "training" else RunConfig.model_fields
+            fields = TrainingConfig.model_fields if first["loc"][0] == "training" else RunConfig.model_fields
             raise ConfigError(
                 f"{where}: setting {name!r} does not exist; {did_you_mean(str(first['loc'][-1]), fields)}"
             ) from None

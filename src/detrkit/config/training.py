@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_UNREADABLE = 0.01  # share of the photos
+MAX_UNREADABLE = 0.01  # share of the photos
 
 
-class TrainingSettings(BaseModel):
+class TrainingConfig(BaseModel):
     """Everything that decides a run, apart from the data and the model. The defaults are the published ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -15,11 +15,11 @@ class TrainingSettings(BaseModel):
     epochs: int = Field(default=300, ge=1, description="times that every photo is seen")
     steps: int | None = Field(default=None, ge=1, description="updates after which the run ends, in place of epochs")
     batch_size: int = Field(default=2, ge=1, description="photos per batch, of each process")
-    accumulate: int = Field(default=1, ge=1, description="batches per update")
-    learning_rate: float = Field(default=1e-4, gt=0, description="of everything but the backbone")
-    backbone_learning_rate: float = Field(default=1e-5, ge=0, description="of the backbone; 0 freezes it")
-    part_rates: str = Field(default="", description="other learning rates, PART=RATE,PART=RATE; parts as in --freeze")
-    place_rate_factor: float = Field(
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches per update")
+    lr: float = Field(default=1e-4, gt=0, description="of everything but the backbone")
+    backbone_lr: float = Field(default=1e-5, ge=0, description="of the backbone; 0 freezes it")
+    lr_overrides: str = Field(default="", description="other learning rates, PART=RATE,PART=RATE; parts as in --freeze")
+    offset_lr_factor: float = Field(
         default=1.0,
         ge=0,
         description="times the rate, for what says where deformable attention looks: offsets and reference points",
@@ -37,9 +37,9 @@ class TrainingSettings(BaseModel):
         lt=1,
         description="of a running average of the weights, which is evaluated and saved; 0: none",
     )
-    clip_norm: float = Field(default=0.1, ge=0, description="largest norm of the gradient; 0 does not clip")
+    clip_grad_norm: float = Field(default=0.1, ge=0, description="largest norm of the gradient; 0 does not clip")
     schedule: Literal["step", "cosine"] = Field(default="step", description="how the rates fall")
-    drop_at: float = Field(default=2 / 3, gt=0, le=1, description="share of the run after which 'step' divides by 10")
+    lr_drop: float = Field(default=2 / 3, gt=0, le=1, description="share of the run after which 'step' divides by 10")
     warmup_steps: int = Field(default=0, ge=0, description="steps in which the rates rise from 0")
     image_size: int = Field(
         default=800,
@@ -55,20 +55,20 @@ class TrainingSettings(BaseModel):
         "tests into the middle)",
     )
     augment: bool = Field(default=True, description="flip, crop and resize at random while training")
-    flip: float = Field(
+    horizontal_flip: float = Field(
         default=0.5,
         ge=0,
         le=1,
         description="share of photos mirrored left to right; 0 where it matters, as for letters",
     )
-    upside_down: float = Field(
+    vertical_flip: float = Field(
         default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
     )
-    quarter_turns: float = Field(
+    rotate90: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of batches turned by 90 degrees: for photos without an up; with --upside-down, all eight ways",
+        description="share of batches turned by 90 degrees: for photos without an up; with --vertical-flip, all eight ways",
     )
     crop: float = Field(
         default=0.5,
@@ -82,26 +82,26 @@ class TrainingSettings(BaseModel):
     )
     mosaic: float = Field(default=0.0, ge=0, le=1, description="share of samples put together from four photos")
     mixup: float = Field(default=0.0, ge=0, le=1, description="share of samples blended with another photo")
-    strong_until: float = Field(
+    strong_aug_until: float = Field(
         default=0.9, ge=0, le=1, description="share of the run after which the last four are off"
     )
-    group_by_shape: bool = Field(
+    group_by_aspect_ratio: bool = Field(
         default=True,
         description="batches of tall or of wide photos, cut and resized alike: less padding; false: as published",
     )
-    with_validation: bool = Field(
+    train_on_val: bool = Field(
         default=False,
         description="learn from the validation photos, too, once all else is chosen; the last checkpoint is kept",
     )
     overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
-    class_weight: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
-    box_weight: float = Field(
+    cls_loss_coef: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
+    bbox_loss_coef: float = Field(
         default=5.0, ge=0, description="of the L1 distance of boxes, in the loss and the matching"
     )
-    giou_weight: float = Field(default=2.0, ge=0, description="of the generalised IoU, in the loss and the matching")
-    mask_weight: float = Field(default=1.0, ge=0, description="of the focal loss of masks")
-    dice_weight: float = Field(default=1.0, ge=0, description="of the dice loss of masks")
-    no_object_weight: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
+    giou_loss_coef: float = Field(default=2.0, ge=0, description="of the generalised IoU, in the loss and the matching")
+    mask_loss_coef: float = Field(default=1.0, ge=0, description="of the focal loss of masks")
+    dice_loss_coef: float = Field(default=1.0, ge=0, description="of the dice loss of masks")
+    eos_coef: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
     denoising: int = Field(
         default=0,
         ge=0,
@@ -111,13 +111,13 @@ class TrainingSettings(BaseModel):
     contrastive_denoising: bool = Field(
         default=False, description="each copy holds worse boxes, too, which extra queries learn to refuse (DINO)"
     )
-    box_noise: float = Field(
+    box_noise_scale: float = Field(
         default=0.4,
         ge=0,
         le=1,
         description="of the copies: share of half a side by which centres move, of a side it grows",
     )
-    label_noise: float = Field(default=0.2, ge=0, le=1, description="of the copies: share of labels drawn anew")
+    label_noise_ratio: float = Field(default=0.2, ge=0, le=1, description="of the copies: share of labels drawn anew")
     query_groups: int = Field(
         default=1, ge=1, le=50, description="groups of queries, each matched for itself; one is kept (Group DETR)"
     )
@@ -131,24 +131,24 @@ class TrainingSettings(BaseModel):
     iou_aware: bool = Field(
         default=False, description="scores learn how well the box fits (Align-DETR); models with sigmoid scores"
     )
-    exact_padding: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
+    padding_invariant: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the model; matching and losses are float32"
     )
     compile: bool = Field(
         default=False, description="compile the model, on a GPU: minutes at the start, quicker steps after"
     )
-    recompute: bool = Field(
+    activation_checkpointing: bool = Field(
         default=False, description="compute activations again for the gradient: less memory, a third slower"
     )
-    most_bad_steps: int = Field(
+    max_nonfinite_steps: int = Field(
         default=10, ge=1, description="steps in a row that may not be finite; more stop the run"
     )
     patience: int = Field(default=0, ge=0, description="evaluations without a better AP before the run ends; 0: never")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
     log_every: int = Field(default=10, ge=1, description="steps between readings of the losses")
-    most_unreadable: float = Field(
-        default=MOST_UNREADABLE, ge=0, le=1, description="share of photos that may be unreadable; more stop the run"
+    max_unreadable: float = Field(
+        default=MAX_UNREADABLE, ge=0, le=1, description="share of photos that may be unreadable; more stop the run"
     )
     workers: int = Field(default=2, ge=0, description="processes that read photos; 0 reads in this one")
     devices: int = Field(default=1, ge=1, description="processes that train together, one per GPU or on the CPU")

@@ -5,14 +5,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
-from detrkit.data.formats.write import write_dataset
-from detrkit.errors import DataError
 from detrkit._internal.files import check_is_free
 from detrkit._internal.text import plain_console, plural
+from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
+from detrkit.data.formats.write import write_dataset
+from detrkit.errors import DataError
 
 
-def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | None = None) -> DatasetFolder:
+def convert_dataset(source: Path, output: Path, format: Format, source_format: Format | None = None) -> DatasetFolder:
     """Read a dataset and write it in another form.
 
     Raises:
@@ -20,30 +20,30 @@ def convert_dataset(source: Path, output: Path, form: Form, source_form: Form | 
     """
     check_is_free(output)
     console = plain_console()
-    folder = read_dataset(source, source_form)
-    if form == folder.form == "coco":
+    folder = read_dataset(source, source_format)
+    if format == folder.format == "coco":
         try:
             folder = read_dataset(source, "coco", masks=True)
         except DataError as error:
             console.print(f"outlines are left out: {error}", soft_wrap=True)
-    return write_copy(folder, output, form, console)
+    return write_copy(folder, output, format, console)
 
 
-def write_copy(folder: DatasetFolder, output: Path, form: Form, console: Console) -> DatasetFolder:
+def write_copy(folder: DatasetFolder, output: Path, format: Format, console: Console) -> DatasetFolder:
     """Write a dataset, read it back, and say what was written."""
     splits = folder.splits
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("copying photos", total=None)
         left_out = write_dataset(
-            splits, output, form, lambda done, total: bar.update(task, completed=done, total=total)
+            splits, output, format, lambda done, total: bar.update(task, completed=done, total=total)
         )
     for note in folder.notes:
         console.print(note)
     if left_out:
-        console.print(f"left out: {plural(left_out, 'crowd')}, which {form.upper()} cannot express")
-    written = read_dataset(output, form)
+        console.print(f"left out: {plural(left_out, 'crowd')}, which {format.upper()} cannot express")
+    written = read_dataset(output, format)
     counts = ", ".join(f"{len(content.records)} {name}" for name, content in written.splits.items())
     console.print(
-        f"{output}: {form.upper()}, {plural(len(written.train.categories), 'class', 'classes')}, photos: {counts}",
+        f"{output}: {format.upper()}, {plural(len(written.train.categories), 'class', 'classes')}, photos: {counts}",
     )
     return written

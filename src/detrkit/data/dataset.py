@@ -9,16 +9,16 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detrkit.data.segmentation import read_masks
-from detrkit.data.images import RGB, read_pixels
+from detrkit.data.images import RGB, read_image
 from detrkit.data.records import Record, Split
+from detrkit.data.segmentation import read_masks
 from detrkit.data.transforms.geometry import Transform, keep
 from detrkit.errors import DataError
 from detrkit.ops.segments import have_pixels, masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
 
-class PhotoDataset(Dataset[Sample]):
+class DetectionDataset(Dataset[Sample]):
     """The photos of a split, with their objects."""
 
     def __init__(
@@ -50,7 +50,7 @@ class PhotoDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.split.records[index]
-        image = read_pixels(record.path, record.size, record.span, self.channels)
+        image = read_image(record.path, record.size, record.span, self.channels)
         size = (image.shape[1], image.shape[2])
         if size != record.size:
             raise DataError(

@@ -18,22 +18,22 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
-from detrkit.data.suppress_warnings import Quiet
-from detrkit.errors import DataError
 from detrkit._internal.files import is_file
+from detrkit.data.suppress_warnings import SuppressWarnings
+from detrkit.errors import DataError
 
-MOST_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 RGB = 3
 # Pillow knows more, of which some start other programs (EPS asks Ghostscript)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
 _EXIF_ORIENTATION = 0x0112
-_QUIET = Quiet()
+_QUIET = SuppressWarnings()
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow can convert to, by number of channels
 
 
 @runtime_checkable
-class PhotoFile(Protocol):
+class ImageFile(Protocol):
     """An open file, in memory or on disk."""
 
     def read(self, size: int = -1, /) -> bytes:
@@ -46,7 +46,7 @@ class PhotoFile(Protocol):
         """Say where it is."""
 
 
-def open_photo(
+def open_image(
     path: Path | str, annotated_size: tuple[int, int] | None = None, span: tuple[int, int] | None = None
 ) -> Image.Image:
     """Read a photo in RGB, turned upright as its EXIF orientation says.
@@ -62,12 +62,12 @@ def open_photo(
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
-        return tensor_to_photo(_read_array(path, span))
+        return tensor_to_image(_read_array(path, span))
     with _opened(path, span) as image:
-        return as_people_see_it(image, annotated_size)
+        return apply_exif_orientation(image, annotated_size)
 
 
-def read_pixels(
+def read_image(
     path: Path | str,
     annotated_size: tuple[int, int] | None = None,
     span: tuple[int, int] | None = None,
@@ -76,10 +76,10 @@ def read_pixels(
     """Read a photo's pixels with a number of channels.
 
     Usual photos are converted where Pillow can: to grey (1), RGB (3), RGB with alpha (4). Other numbers must be there: in a
-    `.npy` array, or as pages of a TIFF. Arguments else as in `open_photo`.
+    `.npy` array, or as pages of a TIFF. Arguments else as in `open_image`.
 
     Raises:
-        DataError: as in `open_photo`, or it has another number of channels.
+        DataError: as in `open_image`, or it has another number of channels.
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
@@ -88,24 +88,24 @@ def read_pixels(
         return image_to_pixels(image, channels, annotated_size, str(path))
 
 
-def uploaded_pixels(
-    file: PhotoFile, name: str, channels: int = RGB, most_pixels: int = MOST_PIXELS
+def read_uploaded_image(
+    file: ImageFile, name: str, channels: int = RGB, max_pixels: int = MAX_PIXELS
 ) -> UInt8[Tensor, "C H W"]:
-    """Read the pixels of a photo that came over a network, as `read_pixels` reads those of one on disk.
+    """Read the pixels of a photo that came over a network, as `read_image` reads those of one on disk.
 
     Args:
         file: its content, from the beginning.
         name: what its sender calls it; arrays are told by it.
         channels: that the model reads.
-        most_pixels: larger photos are refused before they are decoded.
+        max_pixels: larger photos are refused before they are decoded.
 
     Raises:
-        DataError: as in `read_pixels`.
+        DataError: as in `read_image`.
     """
     if Path(name).suffix.lower() == ".npy":
-        return _with_channels_of_array(_array_in(file, name, most_pixels), channels, name)
-    with _image_in(file, name, most_pixels) as image:
-        return image_to_pixels(image, channels, where=name, most_pixels=most_pixels)
+        return _with_channels_of_array(_array_in(file, name, max_pixels), channels, name)
+    with _image_in(file, name, max_pixels) as image:
+        return image_to_pixels(image, channels, where=name, max_pixels=max_pixels)
 
 
 def image_to_pixels(
@@ -113,17 +113,17 @@ def image_to_pixels(
     channels: int = RGB,
     annotated_size: tuple[int, int] | None = None,
     where: str = "photo",
-    most_pixels: int = MOST_PIXELS,
+    max_pixels: int = MAX_PIXELS,
 ) -> UInt8[Tensor, "C H W"]:
-    """Copy an opened image's pixels, as `read_pixels` does.
+    """Copy an opened image's pixels, as `read_image` does.
 
     Raises:
         DataError: it cannot have that many channels.
     """
     if _has_channels_as_pages(image, channels):
-        return _pages_as_channels(image, annotated_size, where, most_pixels)
+        return _pages_as_channels(image, annotated_size, where, max_pixels)
     if channels == RGB:
-        return photo_to_tensor(as_people_see_it(image, annotated_size))
+        return image_to_tensor(apply_exif_orientation(image, annotated_size))
     return _with_channels(image, channels, annotated_size, where)
 
 
@@ -142,7 +142,7 @@ def _has_channels_as_pages(image: Image.Image, channels: int) -> bool:
     return pages == channels
 
 
-def photo_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
+def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
     """Read a photo's file, or its part of a shard, as it stands.
 
     Raises:
@@ -168,21 +168,21 @@ def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
         raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path")
     # from memory, for Pillow maps uncompressed TIFF files from disk and turns them wrongly
     in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
-    source = io.BytesIO(photo_bytes(path, span)) if in_memory else path
-    with _image_in(source, path, MOST_PIXELS) as image:
+    source = io.BytesIO(read_image_bytes(path, span)) if in_memory else path
+    with _image_in(source, path, MAX_PIXELS) as image:
         yield image
 
 
 @contextmanager
-def _image_in(source: Path | PhotoFile, where: Path | str, most_pixels: int) -> Iterator[Image.Image]:
+def _image_in(source: Path | ImageFile, where: Path | str, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with _QUIET, Image.open(cast("Path | IO[bytes]", source), formats=_readable_formats()) as image:
-            _check_size(image.height, image.width, where, most_pixels)
+            _check_size(image.height, image.width, where, max_pixels)
             yield image
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"{where}: the photo unpacks to more than {MOST_PIXELS} pixels; make it smaller") from None
+        raise DataError(f"{where}: the photo unpacks to more than {MAX_PIXELS} pixels; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
         raise DataError(
             f"{where}: cannot be read as a photo ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
@@ -196,18 +196,16 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _check_size(
-    height: int, width: int, where: Path | str, most_pixels: int = MOST_PIXELS, channels: int = RGB
-) -> None:
-    if width * height * channels > most_pixels * RGB:
+def _check_size(height: int, width: int, where: Path | str, max_pixels: int = MAX_PIXELS, channels: int = RGB) -> None:
+    if width * height * channels > max_pixels * RGB:
         of_channels = "" if channels == RGB else f" of {channels} channels"
         raise DataError(
-            f"{where}: the photo has {width} x {height} pixels{of_channels}, at most {most_pixels * RGB // channels} "
+            f"{where}: the photo has {width} x {height} pixels{of_channels}, at most {max_pixels * RGB // channels} "
             "are read; make it smaller or cut it into tiles"
         )
 
 
-def photo_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """Read (height, width) of a photo, upright, from its header, without decoding it.
 
     Raises:
@@ -220,7 +218,7 @@ def photo_size(path: Path) -> tuple[int, int]:
             # of a PNG, its own method would decode the pixels first
             lies_on_its_side = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
             if lies_on_its_side and image.format == "TIFF":  # of which Pillow's versions differ in what they turn
-                upright = open_photo(path)
+                upright = open_image(path)
                 return upright.height, upright.width
             return (image.width, image.height) if lies_on_its_side else (image.height, image.width)
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
@@ -234,34 +232,34 @@ def array_shape(path: Path, span: tuple[int, int] | None = None) -> tuple[int, i
         DataError: it is no such array.
     """
     try:
-        with path.open("rb") if span is None else io.BytesIO(photo_bytes(path, span)) as file:
+        with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
             shape, _, _ = _read_array_header(file, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
-def as_people_see_it(image: Image.Image, annotated_size: tuple[int, int] | None = None) -> Image.Image:
+def apply_exif_orientation(image: Image.Image, annotated_size: tuple[int, int] | None = None) -> Image.Image:
     """Turn an image upright, put white behind what is transparent, scale 16 bits to 8, and convert to RGB."""
     return _to_rgb(_upright(image, annotated_size))
 
 
-def photo_to_tensor(photo: Image.Image) -> UInt8[Tensor, "3 H W"]:
+def image_to_tensor(photo: Image.Image) -> UInt8[Tensor, "3 H W"]:
     """Copy a photo's pixels into a tensor, channels last in memory: torchvision resizes these twice as fast."""
     return torch.from_numpy(np.array(_to_rgb(photo))).permute(2, 0, 1)
 
 
-def tensor_to_photo(image: UInt8[Tensor, "C H W"]) -> Image.Image:
+def tensor_to_image(image: UInt8[Tensor, "C H W"]) -> Image.Image:
     """Copy a tensor's pixels into a photo that people can look at: its first three channels, or its first as grey."""
     colours = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
     return Image.fromarray(colours.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _pages_as_channels(
-    image: Image.Image, annotated_size: tuple[int, int] | None, where: str, most_pixels: int
+    image: Image.Image, annotated_size: tuple[int, int] | None, where: str, max_pixels: int
 ) -> UInt8[Tensor, "C H W"]:
     pages, size = image.n_frames, image.size  # type: ignore[attr-defined]
-    _check_size(image.height, image.width, where, most_pixels, pages)
+    _check_size(image.height, image.width, where, max_pixels, pages)
     # the iterator hands over one object again and again: its pixels are copied at once; other sizes are not decoded
     layers = [
         np.array(_to_eight_bits(_upright(page, annotated_size)).convert("L"))
@@ -294,16 +292,16 @@ def _with_channels_of_array(pixels: UInt8[Tensor, "C H W"], channels: int, where
 
 def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H W"]:
     try:
-        with path.open("rb") if span is None else io.BytesIO(photo_bytes(path, span)) as file:
-            return _array_in(file, path, MOST_PIXELS)
+        with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
+            return _array_in(file, path, MAX_PIXELS)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _array_in(file: PhotoFile, where: Path | str, most_pixels: int) -> UInt8[Tensor, "C H W"]:
+def _array_in(file: ImageFile, where: Path | str, max_pixels: int) -> UInt8[Tensor, "C H W"]:
     """Read (H, W, C) or (H, W) of 8 or 16 bits."""
     shape, in_columns, kind = _read_array_header(file, where)
-    _check_size(shape[0], shape[1], where, most_pixels, math.prod(shape[2:]))
+    _check_size(shape[0], shape[1], where, max_pixels, math.prod(shape[2:]))
     try:
         content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
         pixels = content.reshape(shape, order="F" if in_columns else "C")
@@ -314,7 +312,7 @@ def _array_in(file: PhotoFile, where: Path | str, most_pixels: int) -> UInt8[Ten
     return torch.from_numpy(eight_bits).permute(2, 0, 1)
 
 
-def _read_array_header(file: PhotoFile, where: Path | str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_array_header(file: ImageFile, where: Path | str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read what a .npy file says of itself: shape, order, type; objects, which could run code, are refused.
 
     Raises:

@@ -8,16 +8,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detrkit.checkpoints.exported import is_exported
-from detrkit.data.transforms.augmentation import TrainingPhotos
+from detrkit.config.training import MAX_UNREADABLE, TrainingConfig
 from detrkit.data.batching import collate
-from detrkit.data.samplers import Arrangement, Draw, Share, TrainBatches, mixed
+from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler, mix_seeds
+from detrkit.data.transforms.augmentation import AugmentedDataset
+from detrkit.distributed.rank import Process
 from detrkit.errors import ConfigError, DataError, DetrkitError
 from detrkit.inference.stream import check_counts
-from detrkit.distributed.rank import Process
 from detrkit.structures import Batch, Sample
-from detrkit.config.training import MOST_UNREADABLE, TrainingSettings
 
-_MOST_STAND_INS = 20  # tried for one photo; with one of a hundred unreadable, two are hardly ever needed
+_MAX_STAND_INS = 20  # tried for one photo; with one of a hundred unreadable, two are hardly ever needed
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class _WithStandIns(_ErrorsAsValues):
     A batch that is left out would put its process a step behind the others, and a run that is gone on with, too.
     """
 
-    def __getitem__(self, key: Draw) -> _Read:
+    def __getitem__(self, key: SampleKey) -> _Read:
         faults: tuple[str, ...] = ()
-        for attempt in range(1 + _MOST_STAND_INS):
-            index = mixed(key.index, key.epoch, attempt) % len(self) if attempt else key.index
+        for attempt in range(1 + _MAX_STAND_INS):
+            index = mix_seeds(key.index, key.epoch, attempt) % len(self) if attempt else key.index
             read = super().__getitem__(replace(key, index=index))
             faults += read.faults
             if read.sample is not None:
@@ -88,20 +88,20 @@ class Loader:
     def __init__(
         self,
         loader: DataLoader[_Read],
-        most_unreadable: float,
-        order: TrainBatches | None = None,
+        max_unreadable: float,
+        order: TrainBatchSampler | None = None,
     ) -> None:
         """Read from a loader.
 
         Args:
             loader: hands over errors as values.
-            most_unreadable: share of the photos.
+            max_unreadable: share of the photos.
             order: of training batches.
         """
         self._loader = loader
         self._order = order
-        self._num_photos = len(loader.dataset)  # type: ignore[arg-type]
-        self._most_unreadable = most_unreadable
+        self._num_images = len(loader.dataset)  # type: ignore[arg-type]
+        self._max_unreadable = max_unreadable
         self.skipped: list[str] = []
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class Loader:
         for loaded in self._loader:
             self.skipped += [fault for fault in loaded.faults if fault not in self.skipped]
             is_lost = loaded.batch is None and self._order is not None
-            if is_lost or len(self.skipped) > self._most_unreadable * self._num_photos:
+            if is_lost or len(self.skipped) > self._max_unreadable * self._num_images:
                 others = f" (and {len(self.skipped) - 1} more photos)" if len(self.skipped) > 1 else ""
                 raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
             if loaded.batch is not None:
@@ -129,11 +129,11 @@ class Loader:
 
 
 def train_loader(
-    photos: TrainingPhotos,
-    arrangement: Arrangement,
-    settings: TrainingSettings,
+    photos: AugmentedDataset,
+    arrangement: BatchGrouping,
+    settings: TrainingConfig,
     device: torch.device,
-    share: Share | None = None,
+    share: Rank | None = None,
 ) -> Loader:
     """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one.
 
@@ -155,20 +155,20 @@ def train_loader(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's randomness
     )
-    return Loader(loader, settings.most_unreadable, order)
+    return Loader(loader, settings.max_unreadable, order)
 
 
-def train_order(arrangement: Arrangement, settings: TrainingSettings, share: Share | None = None) -> TrainBatches:
+def train_order(arrangement: BatchGrouping, settings: TrainingConfig, share: Rank | None = None) -> TrainBatchSampler:
     """Which photos stand in which batch."""
-    return TrainBatches(arrangement, settings.batch_size, settings.seed, share)
+    return TrainBatchSampler(arrangement, settings.batch_size, settings.seed, share)
 
 
 def evaluation_loader(
     dataset: Dataset[Sample],
     batch_size: int,
     workers: int,
-    most_unreadable: float = MOST_UNREADABLE,
-    share: Share | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
+    share: Rank | None = None,
 ) -> Loader:
     """Batches in the dataset's own order, every photo once; processes share the same batches out.
 
@@ -176,7 +176,7 @@ def evaluation_loader(
         ConfigError: no photo at a time, or fewer than no workers.
     """
     check_counts(batch_size, workers)
-    share = share or Share()
+    share = share or Rank()
     count = len(dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
     batches = [list(range(first, min(first + batch_size, count))) for first in range(0, count, batch_size)]
     return Loader(
@@ -188,7 +188,7 @@ def evaluation_loader(
             collate_fn=_collate,
             generator=torch.Generator(),
         ),
-        most_unreadable,
+        max_unreadable,
     )
 
 

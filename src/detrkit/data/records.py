@@ -71,14 +71,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Texts:
+class PackedStrings:
     """Many byte strings, one after the other."""
 
     content: Tensor  # uint8
     ends: Tensor  # (count + 1,) int64: text i lies from ends[i] to ends[i + 1]
 
     @classmethod
-    def of(cls, texts: Sequence[bytes]) -> "Texts":
+    def of(cls, texts: Sequence[bytes]) -> "PackedStrings":
         """Lay texts out flat."""
         flat = torch.frombuffer(bytearray(b"".join(texts) or b"\0"), dtype=torch.uint8)
         return cls(flat, _ends([len(text) for text in texts]))
@@ -89,14 +89,14 @@ class Texts:
         joined = self.content[ends[0] : ends[-1]].numpy().tobytes()
         return tuple(joined[start - ends[0] : stop - ends[0]] for start, stop in pairwise(ends))
 
-    def select(self, chosen: Tensor) -> "Texts":
+    def select(self, chosen: Tensor) -> "PackedStrings":
         """Keep some, in the order of `chosen`."""
         ends, places = _gathered(self.ends, chosen)
-        return Texts(self.content[places], ends)
+        return PackedStrings(self.content[places], ends)
 
 
 @dataclass(frozen=True)
-class Columns:
+class RecordArrays:
     """The annotations of P photos with N objects, flat.
 
     Tensors, although nothing is computed with them: processes that read photos share their memory, whether they are
@@ -112,8 +112,8 @@ class Columns:
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int32
     is_crowd: Tensor  # (N,) bool
-    outlines: Texts | None = None  # of N objects
-    mask_files: Texts | None = None  # of P photos: paths, whole
+    outlines: PackedStrings | None = None  # of N objects
+    mask_files: PackedStrings | None = None  # of P photos: paths, whole
 
     @property
     def flat(self) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class Records(Sequence[Record]):
     (`benchmarks/data.py`).
     """
 
-    def __init__(self, columns: Columns, root: Path | None = None) -> None:
+    def __init__(self, columns: RecordArrays, root: Path | None = None) -> None:
         """Wrap columns.
 
         Args:
@@ -150,7 +150,7 @@ class Records(Sequence[Record]):
         kept = list(records)
         paths = [os.fsencode(record.path) for record in kept]
         return cls(
-            Columns(
+            RecordArrays(
                 image_ids=torch.tensor([record.image_id for record in kept], dtype=torch.int64),
                 sizes=torch.tensor([record.size for record in kept], dtype=torch.int64).reshape(-1, 2),
                 spans=torch.tensor([record.span or (-1, -1) for record in kept], dtype=torch.int64).reshape(-1, 2),
@@ -214,7 +214,7 @@ class Records(Sequence[Record]):
         path_ends, path_places = _gathered(columns.path_ends, chosen)
         object_ends, objects = _gathered(columns.object_ends, chosen)
         return Records(
-            Columns(
+            RecordArrays(
                 image_ids=columns.image_ids[chosen],
                 sizes=columns.sizes[chosen],
                 spans=columns.spans[chosen],
@@ -250,10 +250,10 @@ class Split:
     source: Path
 
 
-def _texts_of(parts: Sequence[Sequence[bytes] | None]) -> Texts | None:
+def _texts_of(parts: Sequence[Sequence[bytes] | None]) -> PackedStrings | None:
     """Lay texts of all records out flat, if all records have them."""
     known = [part for part in parts if part is not None]
-    return Texts.of([text for part in known for text in part]) if known and len(known) == len(parts) else None
+    return PackedStrings.of([text for part in known for text in part]) if known and len(known) == len(parts) else None
 
 
 def _ends(lengths: Sequence[int]) -> Tensor:

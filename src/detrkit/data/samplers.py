@@ -20,7 +20,7 @@ _STREAMS = 48  # many processes and workers divide it
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleKey:
     """One sample to be prepared.
 
     Attributes:
@@ -36,7 +36,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Share:
+class Rank:
     """Which part of the batches a training process takes.
 
     Attributes:
@@ -49,7 +49,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Arrangement:
+class BatchGrouping:
     """What the order should respect.
 
     Attributes:
@@ -64,12 +64,12 @@ class Arrangement:
     alike: bool = False
 
     @classmethod
-    def anything(cls, count: int) -> "Arrangement":
+    def anything(cls, count: int) -> "BatchGrouping":
         """Nothing to respect: all photos are alike."""
         return cls(torch.zeros(count, dtype=torch.bool))
 
     @classmethod
-    def of(cls, records: Records, *, by_shape: bool) -> "Arrangement":
+    def of(cls, records: Records, *, by_shape: bool) -> "BatchGrouping":
         """Read off records what there is to respect."""
         sizes, spans = records.columns.sizes, records.columns.spans
         is_tall = (sizes[:, 0] > sizes[:, 1]) & by_shape
@@ -80,7 +80,7 @@ class Arrangement:
         return cls(is_tall, torch.tensor([number[file] for file in files]), alike=by_shape)
 
 
-class TrainBatches(Sampler[list[Draw]]):
+class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The batches of one epoch; a data loader's `batch_sampler`.
 
     The photos are laid out in random order: in one stream, or in 48 when they lie in shards, whose order is then random
@@ -93,11 +93,11 @@ class TrainBatches(Sampler[list[Draw]]):
         first: batches of the epoch that are passed over, because a run goes on after them.
     """
 
-    def __init__(self, arrangement: Arrangement, batch_size: int, seed: int, share: Share | None = None) -> None:
+    def __init__(self, arrangement: BatchGrouping, batch_size: int, seed: int, share: Rank | None = None) -> None:
         self.arrangement = arrangement
         self.batch_size = batch_size
         self.seed = seed
-        self.share = share or Share()
+        self.share = share or Rank()
         self.epoch = 1
         self.first = 0
         count = len(arrangement.is_tall)
@@ -108,8 +108,8 @@ class TrainBatches(Sampler[list[Draw]]):
         """Batches of a whole epoch for this training process."""
         return self._num_batches
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         order = self._order(generator)
         bounds = [len(order) * part // self._num_streams for part in range(self._num_streams + 1)]
         streams, rests = [], []
@@ -124,7 +124,7 @@ class TrainBatches(Sampler[list[Draw]]):
         of_this = list(enumerate(of_all))[self.share.rank :: self.share.world][: self._num_batches]
         for number, batch in of_this[self.first :]:
             step = number // self.share.world
-            yield [Draw(index, self.epoch, step if self.arrangement.alike else None) for index in batch]
+            yield [SampleKey(index, self.epoch, step if self.arrangement.alike else None) for index in batch]
 
     def _order(self, generator: torch.Generator) -> Int64[Tensor, "P"]:
         order = torch.randperm(len(self.arrangement.is_tall), generator=generator)
@@ -147,6 +147,6 @@ class TrainBatches(Sampler[list[Draw]]):
         return sorted(batches, key=lambda batch: position[batch[0]]), rest
 
 
-def mixed(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """One seed of several numbers, in which each of them counts, but for zeros at the end."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

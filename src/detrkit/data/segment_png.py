@@ -12,10 +12,10 @@ from jaxtyping import Int32
 from PIL import Image
 from torch import Tensor
 
+from detrkit._internal.files import atomic_write
+from detrkit._internal.provenance import provenance_mark
 from detrkit.errors import DataError
-from detrkit._internal.files import replacing
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
-from detrkit._internal.provenance import signed
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 26  # bytes of signature, length, name, width, height, bit depth and colour type
@@ -47,8 +47,8 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
 
 def write_ids(path: Path, ids: Int32[Tensor, "H W"]) -> None:
     """Write segment ids as a PNG, atomically."""
-    with replacing(path) as temporary:
-        Image.fromarray(ids_to_rgb(ids).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=signed())
+    with atomic_write(path) as temporary:
+        Image.fromarray(ids_to_rgb(ids).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=provenance_mark())
 
 
 def _check_header(path: Path, size: tuple[int, int]) -> None:

@@ -20,7 +20,7 @@ from detrkit.data.segment_png import read_ids
 from detrkit.errors import DataError
 from detrkit.ops.segments import ids_to_masks
 
-_FEWEST_NUMBERS = 6  # of a polygon with an area: three points
+_MIN_NUMBERS = 6  # of a polygon with an area: three points
 _FURTHEST = 1e6  # pixels that a polygon's point may be away
 
 
@@ -45,7 +45,7 @@ def check_segmentation(segmentation: Any, where: str) -> bytes:
     if not isinstance(segmentation, list) or not all(_is_polygon(part) for part in segmentation):
         what = "nothing" if segmentation is None else "malformed polygons"
         raise DataError(f"{where}.segmentation: found {what}, {expected}")
-    polygons = [part for part in segmentation if len(part) >= _FEWEST_NUMBERS]
+    polygons = [part for part in segmentation if len(part) >= _MIN_NUMBERS]
     if not polygons:
         raise DataError(f"{where}.segmentation: found no polygon of three points or more, {expected}")
     return _compact(polygons)

@@ -7,44 +7,46 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from detrkit.data.checks.annotations import examine_annotations
-from detrkit.data.transforms.augmentation import StrongAugmentation, TrainingPhotos
+from detrkit._internal.text import plural, printable
+from detrkit.config.model import ModelConfig
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import PhotoDataset
+from detrkit.data.checks.annotations import examine_annotations
+from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import DatasetFolder, read_dataset
 from detrkit.data.images import RGB
 from detrkit.data.records import Records, Split, SplitName
-from detrkit.data.samplers import Arrangement
-from detrkit.data.transforms.geometry import RandomOrientation, TestTransform, TrainTransform, Transform
+from detrkit.data.samplers import BatchGrouping
+from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
+from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation, TrainTransform, Transform
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.coco import annotations_of_split
-from detrkit.evaluation.panoptic import TrueSegments
-from detrkit.config.model import ModelConfig
+from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.models.presets import preset_config
-from detrkit.config.run import RunConfig
 from detrkit.structures import Sample
-from detrkit._internal.text import plural, printable
-from detrkit.config.training import TrainingSettings
 
 
 @dataclass(frozen=True)
-class RunData:
+class TrainingData:
     """What a run learns from and is judged by."""
 
-    train: TrainingPhotos
-    arrangement: Arrangement  # of the training photos
-    test: Dataset[Sample]
+    train: AugmentedDataset
+    arrangement: BatchGrouping  # of the training photos
+    val: Dataset[Sample]
     pictures: Dataset[Sample]  # the test photos as people see them
     annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
-    test_ids: list[int]
+    val_ids: list[int]
     categories: Categories
     outlines: Path | dict[str, Any] | None = None  # annotations with masks, where masks are judged by AP
-    segments: Callable[[int], TrueSegments] | None = None  # of a test photo by its id, where panoptic quality is judged
+    segments: Callable[[int], GroundTruthSegments] | None = (
+        None  # of a test photo by its id, where panoptic quality is judged
+    )
     splits: dict[SplitName, Split] = field(default_factory=dict)  # where the data is a folder
     notes: tuple[str, ...] = ()  # what was decided while reading
 
 
-def open_data(config: RunConfig) -> RunData:
+def open_data(config: RunConfig) -> TrainingData:
     """Read the annotations of a dataset folder.
 
     Raises:
@@ -56,39 +58,39 @@ def open_data(config: RunConfig) -> RunData:
     check_augmentation(settings, model.in_channels)
     check_judges(settings)
     folder = read_dataset(config.data, config.format, settings.seed, masks=model.panoptic)
-    train_split, test_split = folder.train, folder.val
+    train_split, val_split = folder.train, folder.val
     notes = (*folder.notes, *_warnings(folder, model, settings.image_size))
-    if settings.with_validation:
-        train_split = joined(folder.train, folder.val)
+    if settings.train_on_val:
+        train_split = concat_splits(folder.train, folder.val)
         notes = (
             *notes,
             f"also learned from: {plural(len(folder.val.records), 'validation photo')}, so scores on them say little",
         )
     if settings.overfit:
-        train_split = test_split = replace(folder.train, records=folder.train.records[: settings.overfit])
+        train_split = val_split = replace(folder.train, records=folder.train.records[: settings.overfit])
         notes = ()
-    check_objects(train_split, test_split, settings)
-    to_model = TestTransform(settings.image_size)
-    photos = PhotoDataset(train_split, channels=model.in_channels, masks=model.panoptic)
+    check_objects(train_split, val_split, settings)
+    to_model = EvalTransform(settings.image_size)
+    photos = DetectionDataset(train_split, channels=model.in_channels, masks=model.panoptic)
     if model.in_channels != RGB:
         photos[0]  # says now, not after the first step, whether photos have these channels
-    has_segments = test_split.records.columns.mask_files is not None
-    return RunData(
-        train=training_photos(photos, settings),
-        arrangement=Arrangement.of(train_split.records, by_shape=settings.group_by_shape),
-        test=PhotoDataset(test_split, to_model, model.in_channels),
-        pictures=PhotoDataset(test_split, channels=model.in_channels),
-        annotations=annotations_of_split(test_split),
-        test_ids=test_split.records.image_ids,
+    has_segments = val_split.records.columns.mask_files is not None
+    return TrainingData(
+        train=training_dataset(photos, settings),
+        arrangement=BatchGrouping.of(train_split.records, by_shape=settings.group_by_aspect_ratio),
+        val=DetectionDataset(val_split, to_model, model.in_channels),
+        pictures=DetectionDataset(val_split, channels=model.in_channels),
+        annotations=annotations_of_split(val_split),
+        val_ids=val_split.records.image_ids,
         categories=train_split.categories,
-        outlines=annotations_of_split(test_split, masks=True) if model.panoptic and not has_segments else None,
-        segments=true_segments_of(test_split) if model.panoptic and has_segments else None,
+        outlines=annotations_of_split(val_split, masks=True) if model.panoptic and not has_segments else None,
+        segments=ground_truth_segments(val_split) if model.panoptic and has_segments else None,
         splits=folder.splits,
         notes=notes,
     )
 
 
-def joined(first: Split, second: Split) -> Split:
+def concat_splits(first: Split, second: Split) -> Split:
     """The photos of both, each once: the split of a single photo is also what it is judged by."""
     known = {record.path for record in first.records}
     return replace(
@@ -96,26 +98,26 @@ def joined(first: Split, second: Split) -> Split:
     )
 
 
-def true_segments_of(split: Split) -> Callable[[int], TrueSegments]:
+def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
     """What tells the segments of a panoptic split's photo by its id; its PNG is read when it is asked for."""
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
-    return lambda image_id: TrueSegments.of(split.records[place_of[image_id]])
+    return lambda image_id: GroundTruthSegments.of(split.records[place_of[image_id]])
 
 
-def training_photos(photos: Dataset[Sample], settings: TrainingSettings) -> TrainingPhotos:
+def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
     """Change photos as the settings say."""
     changes = settings.augment and not settings.overfit
-    orientation = RandomOrientation(settings.flip, settings.upside_down, settings.quarter_turns)
-    transform: Transform = TestTransform(settings.image_size)
+    orientation = RandomOrientation(settings.horizontal_flip, settings.vertical_flip, settings.rotate90)
+    transform: Transform = EvalTransform(settings.image_size)
     if changes:
         transform = TrainTransform(round(settings.train_scale * settings.image_size), settings.crop, orientation)
     strong = StrongAugmentation(
         settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, orientation
     )
-    return TrainingPhotos(photos, transform, seed=settings.seed, strong=strong if changes else None)
+    return AugmentedDataset(photos, transform, seed=settings.seed, strong=strong if changes else None)
 
 
-def check_augmentation(settings: TrainingSettings, channels: int) -> None:
+def check_augmentation(settings: TrainingConfig, channels: int) -> None:
     """See that photos of that many channels can be changed as the settings say.
 
     Raises:
@@ -127,20 +129,20 @@ def check_augmentation(settings: TrainingSettings, channels: int) -> None:
         )
 
 
-def check_judges(settings: TrainingSettings) -> None:
+def check_judges(settings: TrainingConfig) -> None:
     """See that nothing waits for scores on photos that are learned from.
 
     Raises:
         ConfigError: something does.
     """
     for name, value in (("patience", settings.patience), ("overfit", settings.overfit)):
-        if settings.with_validation and value:
+        if settings.train_on_val and value:
             raise ConfigError(
-                f"--with-validation: leaves no photos to be judged by, and --{name} {value} needs some; leave one out"
+                f"--train-on-val: leaves no photos to be judged by, and --{name} {value} needs some; leave one out"
             )
 
 
-def check_objects(train: Split, test: Split, settings: TrainingSettings) -> None:
+def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
     """See that there is something to learn from, and to be judged by where something waits for it.
 
     Raises:

@@ -5,7 +5,7 @@ import warnings
 from types import TracebackType
 
 
-class Quiet:
+class SuppressWarnings:
     """No warnings while any thread decodes.
 
     Warning filters belong to the whole process. The first thread to enter sets them aside, and the last to leave puts

@@ -31,30 +31,30 @@ _SMALLEST_REGION = 0.01  # share of the photo that must be visible
 
 
 @dataclass(frozen=True)
-class DrawingStyle:
+class SyntheticStyle:
     """How the drawings vary."""
 
     size: int = 128  # pixels a side
-    most_objects: int = 6
+    max_objects: int = 6
     smallest: float = 0.22  # diameter of the circle around the smallest shape, as a share of the side
     largest: float = 0.45
     tilt: float = 20.0  # degrees that a shape may lean to either side
     clutter: int = 12  # strokes and specks that are no objects, at most
-    least_visible: float = 0.6  # share of a shape that later shapes must leave uncovered
+    min_visible: float = 0.6  # share of a shape that later shapes must leave uncovered
     stuff: bool = False  # the ground is sky, water and grass, which are annotated too
 
 
-class DrawnShapes(Dataset[Sample]):
+class SyntheticShapes(Dataset[Sample]):
     """Photos of one to six shapes on cluttered grounds, some hidden behind others.
 
     A box is the box of what is visible, as annotators of photos draw it. With `stuff`, every pixel belongs to a shape or to
     one of two or three regions behind them, which stand last among the annotations.
     """
 
-    def __init__(self, count: int, seed: int, style: DrawingStyle | None = None) -> None:
+    def __init__(self, count: int, seed: int, style: SyntheticStyle | None = None) -> None:
         self.count = count
         self.seed = seed
-        self.style = style or DrawingStyle()
+        self.style = style or SyntheticStyle()
         self.categories = SCENES if self.style.stuff else SHAPES
 
     def __len__(self) -> int:
@@ -74,10 +74,10 @@ class DrawnShapes(Dataset[Sample]):
         masks: list[np.ndarray] = []
         areas: list[int] = []  # of the whole shapes
         labels: list[int] = []
-        for _ in range(int(random.integers(1, style.most_objects + 1))):
+        for _ in range(int(random.integers(1, style.max_objects + 1))):
             label = int(random.integers(len(SHAPES)))
             mask = _draw_shape(random, style, label)
-            if _hides_too_much(masks, areas, mask, style.least_visible):
+            if _hides_too_much(masks, areas, mask, style.min_visible):
                 continue
             masks = [behind & ~mask for behind in masks] + [mask]
             areas.append(int(mask.sum()))
@@ -104,7 +104,9 @@ def in_channels(image: UInt8[Tensor, "3 H W"], channels: int) -> UInt8[Tensor, "
     return image[[channel % len(image) for channel in range(channels)]]
 
 
-def draw_equal(label: int, count: int, grid: int, random: Generator, style: DrawingStyle, image_id: int) -> Sample:
+def draw_identical_shapes(
+    label: int, count: int, grid: int, random: Generator, style: SyntheticStyle, image_id: int
+) -> Sample:
     """Draw a photo with so many whole shapes of one class, each in a cell of its own (paper, appendix A.5).
 
     Args:
@@ -140,7 +142,7 @@ class _Region:
     mask: np.ndarray  # (H, W) bool
 
 
-def _draw_regions(random: Generator, style: DrawingStyle) -> list[_Region]:
+def _draw_regions(random: Generator, style: SyntheticStyle) -> list[_Region]:
     """Part the ground from top to bottom, along waves, into sky, perhaps water, and grass."""
     has_water = random.random() < 0.6
     names = ["sky", "water", "grass"] if has_water else ["sky", "grass"]
@@ -160,7 +162,7 @@ def _draw_regions(random: Generator, style: DrawingStyle) -> list[_Region]:
     return regions
 
 
-def _draw_ground(random: Generator, style: DrawingStyle, regions: Sequence[_Region] = ()) -> np.ndarray:
+def _draw_ground(random: Generator, style: SyntheticStyle, regions: Sequence[_Region] = ()) -> np.ndarray:
     """A mottled ground of pale colours, or of its regions', with strokes and specks of any colour on it."""
     if regions:
         ground = np.zeros((style.size, style.size, 3))
@@ -183,7 +185,7 @@ def _draw_ground(random: Generator, style: DrawingStyle, regions: Sequence[_Regi
     return np.asarray(canvas).astype(np.float64)
 
 
-def _draw_surface(random: Generator, style: DrawingStyle) -> np.ndarray:
+def _draw_surface(random: Generator, style: SyntheticStyle) -> np.ndarray:
     """What a shape is filled with: a strong colour, a little shaded, or striped."""
     surface = _mottle(random, _random_colour(random, saturation=(0.55, 1)), style.size, cells=2, contrast=25)
     if random.random() < 0.3:
@@ -206,14 +208,14 @@ def _mottle(random: Generator, colour: np.ndarray, size: int, cells: int, contra
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
 
 
-def _draw_shape(random: Generator, style: DrawingStyle, label: int) -> np.ndarray:
+def _draw_shape(random: Generator, style: SyntheticStyle, label: int) -> np.ndarray:
     """The pixels of one shape, whole and inside the picture."""
     radius = random.uniform(style.smallest, style.largest) / 2 * style.size
     centre = random.uniform(radius + 1, style.size - radius - 1, 2)
     return _fill_shape(random, style, label, centre, radius)
 
 
-def _fill_shape(random: Generator, style: DrawingStyle, label: int, centre: np.ndarray, radius: float) -> np.ndarray:
+def _fill_shape(random: Generator, style: SyntheticStyle, label: int, centre: np.ndarray, radius: float) -> np.ndarray:
     """The pixels of a shape inside a circle."""
     corners, upright = {"circle": (48, 0.0), "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}[SHAPES.names[label]]
     turn = upright + np.deg2rad(random.uniform(-style.tilt, style.tilt))
@@ -224,6 +226,6 @@ def _fill_shape(random: Generator, style: DrawingStyle, label: int, centre: np.n
     return np.asarray(canvas).view(np.uint8) != 0  # Pillow's own array holds 255 where it is true
 
 
-def _hides_too_much(masks: list[np.ndarray], areas: list[int], new: np.ndarray, least_visible: float) -> bool:
+def _hides_too_much(masks: list[np.ndarray], areas: list[int], new: np.ndarray, min_visible: float) -> bool:
     """Whether a shape would leave another with too little to be recognised by."""
-    return any((behind & ~new).sum() < least_visible * area for behind, area in zip(masks, areas, strict=True))
+    return any((behind & ~new).sum() < min_visible * area for behind, area in zip(masks, areas, strict=True))

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from detrkit.data.images import MOST_PIXELS
+from detrkit.data.images import MAX_PIXELS
 from detrkit.errors import ConfigError, DataError, import_optional
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
@@ -27,7 +27,7 @@ _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
 _TICKS = 90_000  # per second: MPEG's own clock, in which all usual frame rates are whole numbers
 _USUAL_RATE = Fraction(30)
 _MARK = "written by detrkit"  # in the header of a video of ours, which may be written anew
-_MOST_MISSING = 0.05  # share of the frames that the header may promise in vain: edits leave some out
+_MAX_MISSING = 0.05  # share of the frames that the header may promise in vain: edits leave some out
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Video:
             raise DataError(f"{self.name}: is broken after {number} frames ({_reason(error)}); copy it again") from None
         if not number:
             raise DataError(f"{self.name}: holds no picture that can be decoded; copy it again")
-        if number < self.num_frames * (1 - _MOST_MISSING):
+        if number < self.num_frames * (1 - _MAX_MISSING):
             raise DataError(f"{self.name}: ends after {number} of {self.num_frames} frames; copy it again")
 
 
@@ -107,13 +107,13 @@ def open_camera(name: str) -> Iterator[Video]:
         DataError: there is none.
         ConfigError: PyAV is not installed.
     """
-    address, form = camera_address(name, sys.platform)
+    address, format = camera_address(name, sys.platform)
     expected = "expected a camera that nobody else uses; name it as in camera:0"
-    with _opened(f"camera:{name}", address, expected, format=form) as video:
+    with _opened(f"camera:{name}", address, expected, format=format) as video:
         yield video
 
 
-def is_our_video(path: Path) -> bool:
+def is_detrkit_video(path: Path) -> bool:
     """Whether `VideoWriter` wrote a file.
 
     Raises:
@@ -161,8 +161,8 @@ def _pixels(decoded: Any, name: str) -> UInt8[Tensor, "3 H W"]:
 
 
 def _check_size(height: int, width: int, name: str) -> None:
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{name}: its frames have {width} x {height} pixels, at most {MOST_PIXELS} are read")
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{name}: its frames have {width} x {height} pixels, at most {MAX_PIXELS} are read")
 
 
 def _import_av(name: str) -> Any:

@@ -8,24 +8,24 @@ from typing import Literal
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from detrkit.data.transforms.augmentation import TrainingPhotos
+from detrkit._internal.files import atomic_write, check_is_free, write_text
+from detrkit._internal.text import plain_console
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.images import tensor_to_photo
-from detrkit.data.samplers import Arrangement
-from detrkit.data.synthetic import SCENES, SHAPES, DrawingStyle, DrawnShapes
-from detrkit.data.transforms.geometry import RandomOrientation, TestTransform
+from detrkit.data.images import tensor_to_image
+from detrkit.data.samplers import BatchGrouping
+from detrkit.data.splits import TrainingData
+from detrkit.data.synthetic import SCENES, SHAPES, SyntheticShapes, SyntheticStyle
+from detrkit.data.transforms.augmentation import AugmentedDataset
+from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import annotations_of_samples
-from detrkit.evaluation.panoptic import TrueSegments
-from detrkit._internal.files import check_is_free, replacing, write_text
-from detrkit.config.run import RunConfig
-from detrkit.data.splits import RunData
-from detrkit.training.run import run_training
-from detrkit.training.train import refuse_used_folder
+from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.structures import Sample
-from detrkit._internal.text import plain_console
-from detrkit.config.training import TrainingSettings
+from detrkit.training.run import run_training
+from detrkit.training.train import refuse_used_run_folder
 from detrkit.training.trainer import TrainingResult
 
 Task = Literal["boxes", "panoptic"]
@@ -39,7 +39,7 @@ EPOCHS: dict[tuple[Model, Task], int] = {  # some minutes each: steps with masks
     ("detr-tiny", "boxes"): 16,
     ("detr-tiny", "panoptic"): 10,
 }
-STYLE = DrawingStyle(size=128)  # pixels a side, as people look at them
+STYLE = SyntheticStyle(size=128)  # pixels a side, as people look at them
 IMAGE_SIZES: dict[Model, int] = {"detrkit-s": 128, "detr-tiny": 64}  # pixels a side, as the model sees them
 RATES: dict[Model, tuple[float, float]] = {"detrkit-s": (1e-3, 1e-3), "detr-tiny": (5e-4, 1.5e-3)}
 
@@ -53,15 +53,15 @@ def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s"
         data="drawn scenes" if task == "panoptic" else "drawn shapes",
         model=model,
         model_settings={"num_queries": 25 if is_own else 12, **with_masks},
-        training=TrainingSettings(
+        training=TrainingConfig(
             epochs=EPOCHS[model, task],
             evaluate_every=max(1, EPOCHS[model, task] // 4),
             batch_size=16,
-            learning_rate=rate,
-            backbone_learning_rate=backbone_rate,
-            clip_norm=1.0,
-            class_weight=2.0,
-            no_object_weight=0.1 if is_own else 0.3,
+            lr=rate,
+            backbone_lr=backbone_rate,
+            clip_grad_norm=1.0,
+            cls_loss_coef=2.0,
+            eos_coef=0.1 if is_own else 0.3,
             iou_aware=is_own,
             look_forward_twice=is_own,
             ema_decay=0.99 if is_own else 0.0,
@@ -78,7 +78,7 @@ def run_demo(output: Path, seed: int = 42, task: Task = "boxes", model: Model = 
     """Draw, train, evaluate on unseen drawings, and say what to try next."""
     if not 0 <= seed < 2**62:
         raise ConfigError(f"--seed: found {seed}, expected 0 or more, and less than 2 to the power of 62")
-    refuse_used_folder(output)
+    refuse_used_run_folder(output)
     check_is_free(output / "drawings")
     console = plain_console()
     console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")
@@ -96,26 +96,28 @@ def draw_data(
     num_test: int,
     seed: int,
     task: Task = "boxes",
-    style: DrawingStyle = STYLE,
+    style: SyntheticStyle = STYLE,
     image_size: int = STYLE.size,
-) -> RunData:
+) -> TrainingData:
     """Draw the photos once and keep them in memory; the two seeds never meet."""
-    to_model = TestTransform(image_size)
+    to_model = EvalTransform(image_size)
     with_masks = task == "panoptic"
     style = replace(style, stuff=with_masks)
     categories = SCENES if with_masks else SHAPES
-    drawn = DrawnShapes(num_train, 2 * seed, style).draw_all()
+    drawn = SyntheticShapes(num_train, 2 * seed, style).draw_all()
     train = [to_model(one if with_masks else without_masks(one)) for one in drawn]
-    scenes = DrawnShapes(num_test, 2 * seed + 1, style).draw_all()
+    scenes = SyntheticShapes(num_test, 2 * seed + 1, style).draw_all()
     test = [without_masks(one) for one in scenes]
-    segments = {one.image_id: TrueSegments.of_annotations(one.annotations) for one in scenes} if with_masks else {}
-    return RunData(
-        train=TrainingPhotos(SampleDataset(train), RandomOrientation(), seed=seed),
-        arrangement=Arrangement.anything(num_train),
-        test=SampleDataset(test, to_model),
+    segments = (
+        {one.image_id: GroundTruthSegments.of_annotations(one.annotations) for one in scenes} if with_masks else {}
+    )
+    return TrainingData(
+        train=AugmentedDataset(SampleDataset(train), RandomOrientation(), seed=seed),
+        arrangement=BatchGrouping.anything(num_train),
+        val=SampleDataset(test, to_model),
         pictures=SampleDataset(test),
         annotations=annotations_of_samples(test, categories),
-        test_ids=[sample.image_id for sample in test],
+        val_ids=[sample.image_id for sample in test],
         categories=categories,
         segments=segments.__getitem__ if with_masks else None,
     )
@@ -131,8 +133,8 @@ def _write_drawings(folder: Path, pictures: Dataset[Sample], categories: Categor
     samples = [pictures[index] for index in range(NUM_DRAWINGS)]
     write_text(folder / "annotations.json", json.dumps(annotations_of_samples(samples, categories)))
     for sample in samples:
-        with replacing(folder / f"{sample.image_id}.png") as temporary:
-            tensor_to_photo(sample.image).save(temporary)
+        with atomic_write(folder / f"{sample.image_id}.png") as temporary:
+            tensor_to_image(sample.image).save(temporary)
 
 
 def _say_what_next(output: Path, size: int, console: Console) -> None:

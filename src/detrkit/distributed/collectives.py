@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
-from detrkit.distributed.rank import Process
 from detrkit._internal.signals import StopSignal
+from detrkit.distributed.rank import Process
 
 _STEPS_BETWEEN_QUESTIONS = 10  # after which processes ask each other whether a signal came
 _SECONDS_TO_SETTLE = 0.3  # gloo sometimes aborts when a process ends right after the group
@@ -40,20 +40,20 @@ def process_group(process: Process, device: torch.device) -> Iterator[None]:
         time.sleep(_SECONDS_TO_SETTLE)
 
 
-def agree_to_stop(stop: StopSignal, step: int) -> bool:
+def stop_on_any_rank(stop: StopSignal, step: int) -> bool:
     """Tell whether any process was asked to stop; all of them get the same answer at the same step."""
-    if not is_time_to_ask(step):
+    if not is_sync_step(step):
         return False
-    stop.received = largest_of_all(stop.received or 0) or None
+    stop.received = max_over_processes(stop.received or 0) or None
     return stop.received is not None
 
 
-def is_time_to_ask(step: int) -> bool:
+def is_sync_step(step: int) -> bool:
     """Whether processes ask each other something after that step; one alone need not wait."""
     return not distributed.is_initialized() or step % _STEPS_BETWEEN_QUESTIONS == 0
 
 
-def largest_of_all(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest of the numbers that the processes have."""
     if not distributed.is_initialized():
         return value
@@ -99,7 +99,7 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def from_first(value: Value | None) -> Value:
+def broadcast_from_first(value: Value | None) -> Value:
     """Hand over what the first process has; the others pass None."""
     if distributed.is_initialized():
         held = [value]

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.calibration import Calibration, calibrate
-from detrkit.evaluation.coco import BoxEvaluation, BoxScores, evaluate_case, numbers_as_json
-from detrkit.evaluation.arrays import Case, Found, Truth
+from detrkit.evaluation.coco import BoxScores, CocoEvaluation, evaluate_case, numbers_as_json
+from detrkit.evaluation.coco_matching import compute_ious, match
 from detrkit.evaluation.confusion import Confusion, confuse
-from detrkit.evaluation.tide import TIDE_NAMES, Errors, sort_errors
-from detrkit.evaluation.coco_matching import find_overlaps, match
 from detrkit.evaluation.thresholds import BestThresholds, ThresholdCurves, best_thresholds, threshold_curves
+from detrkit.evaluation.tide import TIDE_NAMES, Errors, classify_errors
 
 FORMAT = "detrkit-scores-1"
 _USUAL_THRESHOLD = 0.5  # where nothing right was found, and so no threshold is best
@@ -32,8 +32,8 @@ class Analysis:
         calibration: of the scores.
     """
 
-    case: Case
-    evaluation: BoxEvaluation
+    case: EvalInput
+    evaluation: CocoEvaluation
     best: BestThresholds
     curves: ThresholdCurves
     errors: Errors
@@ -63,7 +63,7 @@ class Analysis:
         levels = np.where(self.evaluation.precision < 0, np.nan, self.evaluation.precision)
         content = {
             "format": FORMAT,
-            "num_photos": self.scores.num_photos,
+            "num_images": self.scores.num_images,
             "num_objects": self.scores.num_objects,
             "num_detections": len(self.case.found),
             "max_detections": self.scores.max_detections,
@@ -98,7 +98,7 @@ class Analysis:
         return dict(without_nan(content))
 
 
-def analyse(truth: Truth, found: Found, max_detections: int) -> Analysis:
+def analyse(truth: GroundTruth, found: DetectionArrays, max_detections: int) -> Analysis:
     """Count everything.
 
     Args:
@@ -106,8 +106,8 @@ def analyse(truth: Truth, found: Found, max_detections: int) -> Analysis:
         found: detections, none left out: thresholds are looked for here.
         max_detections: of one class on one photo, that count in COCO's numbers.
     """
-    case = Case.of(truth, found)
-    overlaps = find_overlaps(case)
+    case = EvalInput.of(truth, found)
+    overlaps = compute_ious(case)
     matching = match(case, overlaps)
     best = best_thresholds(case, matching)
     threshold = best.overall.threshold if best.overall else _USUAL_THRESHOLD
@@ -116,7 +116,7 @@ def analyse(truth: Truth, found: Found, max_detections: int) -> Analysis:
         evaluation=evaluate_case(case, max_detections),
         best=best,
         curves=threshold_curves(case, matching),
-        errors=sort_errors(case, overlaps, matching, threshold),
+        errors=classify_errors(case, overlaps, matching, threshold),
         confusion=confuse(case, overlaps, matching, threshold),
         calibration=calibrate(case, matching, threshold),
     )

@@ -17,7 +17,7 @@ from detrkit.errors import DataError
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The annotated objects of a set of photos; N objects on P photos.
 
     Attributes:
@@ -45,7 +45,7 @@ class Truth:
     @classmethod
     def read(
         cls, annotations: Path | dict[str, Any], image_ids: Collection[int] | None = None, *, masks: bool = False
-    ) -> "Truth":
+    ) -> "GroundTruth":
         """Read a COCO document, or the file it is in.
 
         Files in the wild are loose about types and ids; of each entry only what boxes are scored by is looked at.
@@ -92,7 +92,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectionArrays:
     """Detections of a set of photos, D of them, in an order in which those of one photo come best first.
 
     Attributes:
@@ -115,7 +115,7 @@ class Found:
         return len(self.scores)
 
     @classmethod
-    def from_coco(cls, results: Sequence[dict[str, Any]]) -> "Found":
+    def from_coco(cls, results: Sequence[dict[str, Any]]) -> "DetectionArrays":
         """Read COCO results; those without a box get their mask's."""
         masks = [entry.get("segmentation") for entry in results]
         has_masks = len(results) > 0 and None not in masks
@@ -132,7 +132,7 @@ class Found:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["Found"]) -> "Found":
+    def joined(cls, parts: Sequence["DetectionArrays"]) -> "DetectionArrays":
         """Lay several one after the other."""
         if not parts:
             return cls.from_coco([])
@@ -141,10 +141,10 @@ class Found:
         known = [column for column in masks if column is not None]
         return cls(**flat, masks=np.concatenate(known) if known and len(known) == len(masks) else None)
 
-    def select(self, chosen: np.ndarray) -> "Found":
+    def select(self, chosen: np.ndarray) -> "DetectionArrays":
         """Keep some, by a mask or by indices in the wanted order."""
         masks = None if self.masks is None else self.masks[chosen]
-        return Found(**{name: getattr(self, name)[chosen] for name in _ALWAYS}, masks=masks)
+        return DetectionArrays(**{name: getattr(self, name)[chosen] for name in _ALWAYS}, masks=masks)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """List them as COCO results."""
@@ -158,11 +158,13 @@ class Found:
         return [{**result, "segmentation": mask} for result, mask in zip(results, self.masks, strict=True)]
 
 
-_ALWAYS = tuple(field.name for field in fields(Found) if field.default is MISSING)  # columns that every `Found` has
+_ALWAYS = tuple(
+    field.name for field in fields(DetectionArrays) if field.default is MISSING
+)  # columns that every `Found` has
 
 
 @dataclass(frozen=True)
-class Case:
+class EvalInput:
     """Detections beside the truth that they are judged by, in the same numbers.
 
     Attributes:
@@ -172,13 +174,13 @@ class Case:
         labels: (D,) position in `truth.categories`.
     """
 
-    truth: Truth
-    found: Found
+    truth: GroundTruth
+    found: DetectionArrays
     photos: np.ndarray
     labels: np.ndarray
 
     @classmethod
-    def of(cls, truth: Truth, found: Found) -> "Case":
+    def of(cls, truth: GroundTruth, found: DetectionArrays) -> "EvalInput":
         """Leave out detections of other photos, and of classes that the data does not have.
 
         The published head has slots for category ids that COCO does not use.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.arrays import EvalInput
 from detrkit.evaluation.coco_matching import Matching
 
 NUM_BINS = 10
@@ -40,7 +40,7 @@ class Calibration:
     error_shown: float
 
 
-def calibrate(case: Case, matching: Matching, threshold: float) -> Calibration:
+def calibrate(case: EvalInput, matching: Matching, threshold: float) -> Calibration:
     """Compare scores with the share of right detections; those inside crowds do not count."""
     counts = ~matching.is_ignored
     scores, is_right = case.found.scores[counts], matching.is_right[counts]

@@ -13,22 +13,22 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
-from detrkit.data.segmentation import area_of_runs, read_masks
 from detrkit.data.records import Split
-from detrkit.evaluation.arrays import Case, Found, Truth
+from detrkit.data.segmentation import area_of_runs, read_masks
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Sample
 
 PUBLISHED_MAX_DETECTIONS = 100  # per photo and class, in pycocotools and in published tables
 
 
-def names_of(max_detections: int) -> tuple[str, ...]:
+def coco_metric_names(max_detections: int) -> tuple[str, ...]:
     """The 12 numbers, in COCO's order."""
     recalls = ("AR1", "AR10", f"AR{max_detections}", "ARs", "ARm", "ARl")
     return ("AP", "AP50", "AP75", "APs", "APm", "APl", *recalls)
 
 
-NAMES = names_of(PUBLISHED_MAX_DETECTIONS)
+NAMES = coco_metric_names(PUBLISHED_MAX_DETECTIONS)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class BoxScores:
 
     numbers: dict[str, float]
     per_class: tuple[ClassScore, ...]
-    num_photos: int
+    num_images: int
     num_objects: int
     max_detections: int = PUBLISHED_MAX_DETECTIONS  # of one class on one photo, that count
 
@@ -86,7 +86,7 @@ class BoxScores:
 
 
 @dataclass(frozen=True)
-class BoxEvaluation:
+class CocoEvaluation:
     """What COCO's evaluation gives.
 
     Attributes:
@@ -106,14 +106,14 @@ def numbers_as_json(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if value >= 0 else None for name, value in numbers.items()}
 
 
-def counted_detections(most_detections: int) -> int:
+def max_detections_to_evaluate(most_detections: int) -> int:
     """How many detections of one class on one photo count: 100 as published, and all of a model that can say more."""
     return max(PUBLISHED_MAX_DETECTIONS, most_detections)
 
 
 def evaluate_boxes(
-    annotations: Truth | Path | dict[str, Any],
-    results: Found | Sequence[dict[str, Any]],
+    annotations: GroundTruth | Path | dict[str, Any],
+    results: DetectionArrays | Sequence[dict[str, Any]],
     image_ids: Collection[int] | None = None,
     max_detections: int = PUBLISHED_MAX_DETECTIONS,
 ) -> BoxScores:
@@ -126,12 +126,14 @@ def evaluate_boxes(
         image_ids: photos that count; None counts all.
         max_detections: of one class on one photo, that count.
     """
-    truth = annotations if isinstance(annotations, Truth) else Truth.read(annotations, image_ids)
-    found = results if isinstance(results, Found) else Found.from_coco(results)
-    return evaluate_case(Case.of(truth, found), max_detections, with_gains=False).scores
+    truth = annotations if isinstance(annotations, GroundTruth) else GroundTruth.read(annotations, image_ids)
+    found = results if isinstance(results, DetectionArrays) else DetectionArrays.from_coco(results)
+    return evaluate_case(EvalInput.of(truth, found), max_detections, with_gains=False).scores
 
 
-def evaluate_masks(truth: Truth, found: Found, max_detections: int = PUBLISHED_MAX_DETECTIONS) -> BoxScores:
+def evaluate_masks(
+    truth: GroundTruth, found: DetectionArrays, max_detections: int = PUBLISHED_MAX_DETECTIONS
+) -> BoxScores:
     """Score the masks of detections: the same 12 numbers, by intersection over union of masks.
 
     Args:
@@ -139,30 +141,30 @@ def evaluate_masks(truth: Truth, found: Found, max_detections: int = PUBLISHED_M
         found: detections with masks; none at all may come without.
         max_detections: of one class on one photo, that count.
     """
-    return evaluate_case(Case.of(truth, found), max_detections, with_gains=False, kind="segm").scores
+    return evaluate_case(EvalInput.of(truth, found), max_detections, with_gains=False, kind="segm").scores
 
 
 def evaluate_case(
-    case: Case, max_detections: int, *, with_gains: bool = True, kind: Literal["bbox", "segm"] = "bbox"
-) -> BoxEvaluation:
+    case: EvalInput, max_detections: int, *, with_gains: bool = True, kind: Literal["bbox", "segm"] = "bbox"
+) -> CocoEvaluation:
     """Score boxes or masks of detections, and keep what the scores are made of."""
     truth = case.truth
     evaluation = _run(case, max_detections, kind)
     content = evaluation.eval or {}
     precision, recall = np.asarray(content["precision"]), np.asarray(content["recall"])
     scores = BoxScores(
-        numbers=dict(zip(names_of(max_detections), (float(value) for value in evaluation.stats), strict=True)),
+        numbers=dict(zip(coco_metric_names(max_detections), (float(value) for value in evaluation.stats), strict=True)),
         per_class=_per_class(truth, precision, recall),
-        num_photos=len(truth.image_ids),
+        num_images=len(truth.image_ids),
         num_objects=truth.num_objects,
         max_detections=max_detections,
     )
     can_gain = with_gains and truth.num_objects > 0 and len(case.found) > 0
     gains = dict(evaluation.tide_errors()["delta_ap"]) if can_gain else {}
-    return BoxEvaluation(scores, precision[:, :, :, 0, -1], gains)
+    return CocoEvaluation(scores, precision[:, :, :, 0, -1], gains)
 
 
-def _run(case: Case, max_detections: int, kind: Literal["bbox", "segm"] = "bbox") -> COCOeval:
+def _run(case: EvalInput, max_detections: int, kind: Literal["bbox", "segm"] = "bbox") -> COCOeval:
     """Let hotcoco count, on ids 1, 2, 3 ...: it is strict about what COCO files in the wild are loose about."""
     truth, found = case.truth, case.found
     true_masks, masks = _masks_of(case) if kind == "segm" else (None, None)
@@ -194,13 +196,13 @@ def _run(case: Case, max_detections: int, kind: Literal["bbox", "segm"] = "bbox"
     return evaluation
 
 
-def _masks_of(case: Case) -> tuple[list[Any], list[Any]]:
+def _masks_of(case: EvalInput) -> tuple[list[Any], list[Any]]:
     assert case.truth.masks is not None, "masks are scored against a truth that was read with masks=True"
     assert case.found.masks is not None or not len(case.found), "detections without masks cannot be scored by masks"
     return list(case.truth.masks), [] if case.found.masks is None else list(case.found.masks)
 
 
-def _per_class(truth: Truth, precision: np.ndarray, recall: np.ndarray) -> tuple[ClassScore, ...]:
+def _per_class(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray) -> tuple[ClassScore, ...]:
     """Average (IoU, recall, class, size, detections) and (IoU, class, size, detections), class by class."""
     counts = truth.objects_per_class().tolist()
     return tuple(

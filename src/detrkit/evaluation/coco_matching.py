@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.arrays import EvalInput
 
 RIGHT = 0.5  # least IoU of a detection with the object it answers for
 NEAR = 0.1  # least IoU at which a detection can be said to mean an object (TIDE, section 2.2)
-_MOST_PAIRS = 500_000  # compared at a time: what fits into a processor's cache
+_MAX_PAIRS = 500_000  # compared at a time: what fits into a processor's cache
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def ranks_of(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def find_overlaps(case: Case) -> Overlaps:
+def compute_ious(case: EvalInput) -> Overlaps:
     """Compare every detection with every object of its photo."""
     truth = case.truth
     by_photo = np.argsort(truth.photos, kind="stable")
@@ -75,7 +75,7 @@ def find_overlaps(case: Case) -> Overlaps:
     parts = []
     start = 0
     while start < len(ends):
-        limit = (ends[start - 1] if start else 0) + _MOST_PAIRS
+        limit = (ends[start - 1] if start else 0) + _MAX_PAIRS
         stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
         detections = np.repeat(np.arange(start, stop), per_detection[start:stop])
         begins = np.repeat(ends[start:stop] - per_detection[start:stop], per_detection[start:stop])
@@ -87,7 +87,7 @@ def find_overlaps(case: Case) -> Overlaps:
     return Overlaps(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
 
 
-def _near(case: Case, detections: np.ndarray, objects: np.ndarray) -> Overlaps:
+def _near(case: EvalInput, detections: np.ndarray, objects: np.ndarray) -> Overlaps:
     for axis in (0, 1):  # most pairs do not touch, and are left out before more is computed
         first, second = case.found.boxes[:, axis], case.truth.boxes[:, axis]
         ends = (first + case.found.boxes[:, axis + 2])[detections], (second + case.truth.boxes[:, axis + 2])[objects]
@@ -107,15 +107,15 @@ def _near(case: Case, detections: np.ndarray, objects: np.ndarray) -> Overlaps:
     return Overlaps(*(column[near] for column in (detections, objects, ious, same, has_crowd)))
 
 
-def match(case: Case, overlaps: Overlaps, least_iou: float = RIGHT) -> Matching:
+def match(case: EvalInput, overlaps: Overlaps, min_iou: float = RIGHT) -> Matching:
     """Match detections and objects of the same class, as COCO does at one IoU.
 
     Whoever stands below in rank changes nothing: leaving out detections below a threshold leaves out their matches, and
     no others.
     """
-    close = overlaps.select(overlaps.has_same_class & (overlaps.ious >= least_iou))
+    close = overlaps.select(overlaps.has_same_class & (overlaps.ious >= min_iou))
     ranks = ranks_of(case.found.scores)
-    object_of = choose(close.select(~close.has_crowd), ranks)
+    object_of = greedy_assign(close.select(~close.has_crowd), ranks)
     detection_of = np.full(len(case.truth.labels), -1)
     right = np.flatnonzero(object_of >= 0)
     detection_of[object_of[right]] = right
@@ -124,7 +124,7 @@ def match(case: Case, overlaps: Overlaps, least_iou: float = RIGHT) -> Matching:
     return Matching(object_of, detection_of, is_ignored & (object_of < 0))
 
 
-def choose(pairs: Overlaps, ranks: np.ndarray) -> np.ndarray:
+def greedy_assign(pairs: Overlaps, ranks: np.ndarray) -> np.ndarray:
     """Let detections choose among the objects they are paired with: the best score first, each the largest IoU left.
 
     All choose at once and give way to whoever stands above them, until nobody has to: the outcome is the same.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.arrays import Case
-from detrkit.evaluation.coco_matching import RIGHT, Matching, Overlaps, choose, ranks_of
 from detrkit._internal.text import plural
+from detrkit.evaluation.arrays import EvalInput
+from detrkit.evaluation.coco_matching import RIGHT, Matching, Overlaps, greedy_assign, ranks_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Confusion:
         return Confusion(self.threshold, counts, (*(self.names[label] for label in kept), others))
 
 
-def confuse(case: Case, overlaps: Overlaps, matching: Matching, threshold: float) -> Confusion:
+def confuse(case: EvalInput, overlaps: Overlaps, matching: Matching, threshold: float) -> Confusion:
     """Count which class is taken for which."""
     is_shown = (case.found.scores >= threshold) & ~matching.is_ignored
     object_of = np.where(is_shown, matching.object_of, -1)
@@ -68,7 +68,7 @@ def confuse(case: Case, overlaps: Overlaps, matching: Matching, threshold: float
 
     left = (overlaps.ious >= RIGHT) & ~overlaps.has_crowd & ~is_answered[overlaps.objects]
     left &= is_shown[overlaps.detections] & (object_of[overlaps.detections] < 0)
-    crossed = choose(overlaps.select(left), ranks_of(case.found.scores))
+    crossed = greedy_assign(overlaps.select(left), ranks_of(case.found.scores))
     object_of = np.where(object_of >= 0, object_of, crossed)
     is_answered[object_of[object_of >= 0]] = True
 

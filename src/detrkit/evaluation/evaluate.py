@@ -9,35 +9,47 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
+from detrkit._internal.files import make_folder, write_rows
+from detrkit._internal.text import plain_console, plural
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import PhotoDataset
-from detrkit.data.formats.folder import Form
-from detrkit.data.formats.image_folder import find_unannotated
+from detrkit.data.dataset import DetectionDataset
+from detrkit.data.formats.folder import Format
+from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
+from detrkit.data.loaders import Loader, device_for, evaluation_loader
 from detrkit.data.records import Split, SplitName
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.analysis import Analysis, analyse
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.coco import (
     annotations_of_split,
-    counted_detections,
+    max_detections_to_evaluate,
 )
+from detrkit.evaluation.evaluator import MaskEvaluators, with_segments
 from detrkit.evaluation.inference_loop import LAST, collect
-from detrkit.evaluation.arrays import Found, Truth
+from detrkit.evaluation.output import check_output, chosen_split, print_analysis, write_evaluation, write_images
+from detrkit.evaluation.paper.analyses import (
+    PaperAnalysis,
+    analyse_counts,
+    analyse_layers,
+    analyse_queries,
+    layers_as_text,
+)
+from detrkit.evaluation.paper.instance_capacity_run import measure_instance_capacity
 from detrkit.evaluation.scores import Scores
-from detrkit._internal.files import make_folder, write_rows
+from detrkit.evaluation.threshold_store import (
+    check_categories,
+    run_of,
+    state_of_file,
+    store_thresholds_of,
+    threshold_store_for,
+)
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import Runtime, TorchRuntime
 from detrkit.models.detr import DETR
-from detrkit.evaluation.paper.analyses import PaperAnalysis, analyse_counts, analyse_layers, analyse_queries, layers_as_text
-from detrkit.evaluation.paper.instance_capacity_run import count_equal_objects
-from detrkit.evaluation.output import check_output, chosen_split, say_more, write_evaluation, write_images
-from detrkit.training.run_report import print_all
-from detrkit.evaluation.evaluator import MaskJudges, with_segments
-from detrkit.evaluation.threshold_store import check_categories, keep_thresholds, place_for_thresholds, run_of, state_of_file
-from detrkit.data.loaders import Loader, device_for, evaluation_loader
 from detrkit.structures import Sample
-from detrkit._internal.text import plain_console, plural
+from detrkit.training.run_report import print_scores_of_all
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ def evaluate_source(
     data: str,
     split: SplitName = "val",
     *,
-    form: Form | None = None,
+    format: Format | None = None,
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,
@@ -75,7 +87,7 @@ def evaluate_source(
         source: run folder, weights, Hugging Face folder or id, or preset.
         data: dataset; or photos without annotations, which are predicted and not scored.
         split: which part of it.
-        form: how it is written down.
+        format: how it is written down.
         batch_size: photos at a time.
         device: where to compute.
         workers: processes that read photos.
@@ -92,19 +104,21 @@ def evaluate_source(
     console, extras = plain_console(), extras or Extras()
     check_output(output)
     chosen_device = device_for(source, device)
-    kept_in = place_for_thresholds(source, data, split, extras.store_thresholds)
+    kept_in = threshold_store_for(source, data, split, extras.store_thresholds)
     evaluated = () if kept_in is None else state_of_file(kept_in)
     detector = Detector.load(source, chosen_device)
     config = detector.runtime.config
-    records = _open(data, split, form, detector.categories, source, console, masks=config.panoptic)
+    records = _open(data, split, format, detector.categories, source, console, masks=config.panoptic)
     is_scored = any(len(record.labels) for record in records.records)
     _check_extras(extras, data, is_scored, output, config.in_channels)
     is_torch = isinstance(detector.runtime, TorchRuntime) or extras.by_layer  # which exported files cannot tell
     model = detector.model if is_torch else detector.runtime  # unfolded: the very digits that training saw
     judges = (
-        MaskJudges.of(detector, model, records, learns_threshold=kept_in is not None) if is_scored else MaskJudges()
+        MaskEvaluators.of(detector, model, records, learns_threshold=kept_in is not None)
+        if is_scored
+        else MaskEvaluators()
     )
-    dataset = PhotoDataset(records, TestTransform(detector.preprocessing.image_size), config.in_channels)
+    dataset = DetectionDataset(records, EvalTransform(detector.preprocessing.image_size), config.in_channels)
     batches = evaluation_loader(dataset, batch_size, workers)
     answers = _answers(model, batches, detector, chosen_device, judges, by_layer=extras.by_layer)
     for fault in batches.skipped:
@@ -114,19 +128,19 @@ def evaluate_source(
         _say_unscored(records, output, console)
         return None
 
-    truth = Truth.read(annotations_of_split(records), records.records.image_ids)
-    analysis = analyse(truth, answers[-1], counted_detections(config.most_detections))
+    truth = GroundTruth.read(annotations_of_split(records), records.records.image_ids)
+    analysis = analyse(truth, answers[-1], max_detections_to_evaluate(config.most_detections))
     scores, segment_threshold = judges.scores(analysis, records, answers[-1])
-    pictures = PhotoDataset(records, channels=config.in_channels)
-    print_all(scores, console)
-    say_more(analysis, console)
+    pictures = DetectionDataset(records, channels=config.in_channels)
+    print_scores_of_all(scores, console)
+    print_analysis(analysis, console)
     if segment_threshold is not None:
         console.print(f"segments: queries above a score of {segment_threshold:.2f} take part")
     papers = _paper_analyses(detector, answers, analysis, pictures, records.records.image_ids, extras, console)
     write_evaluation(output, analysis, scores, papers, pictures, records, f"{source} on {data} ({split})", console)
     if kept_in is not None:
         best, wanted = with_segments(analysis.best.to_store, segment_threshold), bool(extras.store_thresholds)
-        keep_thresholds(kept_in, best, console, evaluated=evaluated, wanted=wanted)
+        store_thresholds_of(kept_in, best, console, evaluated=evaluated, wanted=wanted)
     return scores
 
 
@@ -135,17 +149,17 @@ def _answers(
     batches: Loader,
     detector: Detector,
     device: torch.device,
-    judges: MaskJudges,
+    judges: MaskEvaluators,
     *,
     by_layer: bool,
-) -> list[Found]:
+) -> list[DetectionArrays]:
     """What the model finds after its last layer, or after each."""
     return collect(
         model,
         track(batches, "evaluating", console=Console(stderr=True), transient=True),
         detector.categories,
         device,
-        detector.preprocessing.exact_padding,
+        detector.preprocessing.padding_invariant,
         tuple(range(detector.runtime.config.decoder_layers)) if by_layer else (LAST,),
         masks=judges.masks,
         watch=judges.segments,
@@ -155,7 +169,7 @@ def _answers(
 def _open(
     data: str,
     split: SplitName,
-    form: Form | None,
+    format: Format | None,
     categories: Categories,
     source: str,
     console: Console,
@@ -163,18 +177,18 @@ def _open(
     masks: bool,
 ) -> Split:
     """Read the photos that are asked for, annotated or not; with what masks are made of, where the data has it."""
-    if form is None:
-        unannotated = find_unannotated(Path(data), split, categories)
+    if format is None:
+        unannotated = find_image_folder(Path(data), split, categories)
         if unannotated is not None:
             return unannotated
     run = run_of(source, data)
-    form, seed = form or (run.format if run else None), run.training.seed if run else None
+    format, seed = format or (run.format if run else None), run.training.seed if run else None
     try:
-        records = chosen_split(data, split, form, seed, console, masks=masks)
+        records = chosen_split(data, split, format, seed, console, masks=masks)
     except DataError as error:
         if not masks:
             raise
-        records = chosen_split(data, split, form, seed, console)
+        records = chosen_split(data, split, format, seed, console)
         console.print(f"masks are not scored: {error}", soft_wrap=True)
     check_categories(categories, records.categories, records.source)
     return records
@@ -195,7 +209,7 @@ def _check_extras(extras: Extras, data: str, is_scored: bool, output: Path | Non
         raise ConfigError(f"--counting: shows RGB photos, and the model reads {channels} channels; leave it out")
 
 
-def _write_detections(output: Path | None, found: Found) -> None:
+def _write_detections(output: Path | None, found: DetectionArrays) -> None:
     if output is not None:
         path = output if output.suffix == ".json" else make_folder(output) / "detections.json"
         write_rows(path, found.to_coco())
@@ -213,7 +227,7 @@ def _say_unscored(records: Split, output: Path | None, console: Console) -> None
 
 def _paper_analyses(
     detector: Detector,
-    answers: Sequence[Found],
+    answers: Sequence[DetectionArrays],
     analysis: Analysis,
     pictures: Dataset[Sample],
     image_ids: Sequence[int],
@@ -229,7 +243,7 @@ def _paper_analyses(
         are_proposals = detector.runtime.config.queries == "proposals"
         papers.append(analyse_queries(truth, answers[-1], queries, are_proposals=are_proposals))
     if extras.counting:
-        counts = count_equal_objects(detector, analysis, pictures, image_ids)
+        counts = measure_instance_capacity(detector, analysis, pictures, image_ids)
         if counts:
             papers.append(analyse_counts(counts, queries))
         else:

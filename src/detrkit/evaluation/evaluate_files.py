@@ -6,24 +6,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from detrkit.data.dataset import PhotoDataset
-from detrkit.data.formats.folder import Form
+from detrkit._internal.files import make_folder, write_text
+from detrkit._internal.text import plain_console
+from detrkit.data.dataset import DetectionDataset
+from detrkit.data.formats.folder import Format
 from detrkit.data.formats.panoptic import is_panoptic_file
 from detrkit.data.records import Split, SplitName
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.analysis import FORMAT, analyse, without_nan
+from detrkit.evaluation.arrays import GroundTruth
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, annotations_of_split, evaluate_masks
-from detrkit.evaluation.arrays import Truth
+from detrkit.evaluation.output import check_output, chosen_split, print_analysis, write_evaluation
 from detrkit.evaluation.panoptic import PanopticScores, evaluate_panoptic
 from detrkit.evaluation.report.masks import write_panoptic_report
+from detrkit.evaluation.report.table import print_panoptic, shown
 from detrkit.evaluation.results_io import read_results
 from detrkit.evaluation.results_io_panoptic import read_panoptic_results
 from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.report.table import print_panoptic, shown
-from detrkit._internal.files import make_folder, write_text
-from detrkit.evaluation.output import check_output, chosen_split, say_more, write_evaluation
-from detrkit.training.run_report import print_all
-from detrkit._internal.text import plain_console
+from detrkit.training.run_report import print_scores_of_all
 
 
 def evaluate_saved(
@@ -31,7 +31,7 @@ def evaluate_saved(
     data: str,
     split: SplitName = "val",
     *,
-    form: Form | None = None,
+    format: Format | None = None,
     output: Path | None = None,
 ) -> Scores | PanopticScores:
     """Score saved COCO results of any model; print the scores, and write the report if asked.
@@ -45,11 +45,11 @@ def evaluate_saved(
     check_output(output)
     if output is not None and output.suffix == ".json":
         raise ConfigError(f"--output {output}: the detections are in a file already; name a folder for the report")
-    records = chosen_split(data, split, form, None, console)
+    records = chosen_split(data, split, format, None, console)
     title = f"{predictions} on {data} ({split})"
     if is_panoptic_file(predictions):
         return _evaluate_panoptic(predictions, records, output, title, console)
-    truth = Truth.read(annotations_of_split(records), records.records.image_ids)
+    truth = GroundTruth.read(annotations_of_split(records), records.records.image_ids)
     found = read_results(predictions, truth, records.categories)
     analysis = analyse(truth, found, PUBLISHED_MAX_DETECTIONS)
     masks = None
@@ -57,12 +57,12 @@ def evaluate_saved(
     if found.masks is not None and not has_outlines:
         console.print(f"masks are not scored: {records.source} holds boxes alone", soft_wrap=True)
     elif found.masks is not None:
-        truth = Truth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
+        truth = GroundTruth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
         masks = evaluate_masks(truth, found)
     scores = Scores(analysis.scores, masks)
-    print_all(scores, console)
-    say_more(analysis, console)
-    write_evaluation(output, analysis, scores, [], PhotoDataset(records), records, title, console)
+    print_scores_of_all(scores, console)
+    print_analysis(analysis, console)
+    write_evaluation(output, analysis, scores, [], DetectionDataset(records), records, title, console)
     return scores
 
 

@@ -7,28 +7,28 @@ import torch
 
 from detrkit.checkpoints.native import Thresholds
 from detrkit.data.records import Split
+from detrkit.data.splits import TrainingData, ground_truth_segments
+from detrkit.distributed.collectives import broadcast_from_first, gather
 from detrkit.evaluation.analysis import Analysis, analyse
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.coco import (
     BoxScores,
     annotations_of_split,
-    counted_detections,
     evaluate_boxes,
     evaluate_masks,
+    max_detections_to_evaluate,
 )
 from detrkit.evaluation.inference_loop import MaskMaker, collect
-from detrkit.evaluation.arrays import Case, Found, Truth
 from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.segments import THRESHOLDS, SegmentJudge, drawer_of, masks_of_all
+from detrkit.evaluation.segments import THRESHOLDS, PanopticEvaluator, drawer_of, masks_of_all
 from detrkit.evaluation.thresholds import best_thresholds
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import Runtime
 from detrkit.models.detr import DETR
-from detrkit.data.splits import RunData, true_segments_of
 from detrkit.structures import Batch
-from detrkit.distributed.collectives import from_first, gather
 
 
-class Judge:
+class Evaluator:
     """Scores models on a run's test photos, which its processes share out.
 
     Attributes:
@@ -37,44 +37,49 @@ class Judge:
     """
 
     def __init__(
-        self, data: RunData, most_detections: int, batches: Iterable[Batch], device: torch.device, exact_padding: bool
+        self,
+        data: TrainingData,
+        most_detections: int,
+        batches: Iterable[Batch],
+        device: torch.device,
+        padding_invariant: bool,
     ) -> None:
         self.data = data
         self.batches = batches
         self.device = device
-        self.exact_padding = exact_padding
-        self.max_detections = counted_detections(most_detections)
-        self.truth = Truth.read(data.annotations, data.test_ids)
-        self.true_masks = None if data.outlines is None else Truth.read(data.outlines, data.test_ids, masks=True)
-        self.found: Found | None = None
+        self.padding_invariant = padding_invariant
+        self.max_detections = max_detections_to_evaluate(most_detections)
+        self.truth = GroundTruth.read(data.annotations, data.val_ids)
+        self.true_masks = None if data.outlines is None else GroundTruth.read(data.outlines, data.val_ids, masks=True)
+        self.found: DetectionArrays | None = None
         self.segment_threshold: float | None = None
 
     def score(self, model: DETR, is_first: bool) -> Scores:
         """Score a model; all processes call it, and all get the scores."""
         segments, masks = None, None
         if self.data.segments is not None:
-            draw = drawer_of(model, self.exact_padding)
-            segments = SegmentJudge(draw, self.data.categories, self.data.segments, self.exact_padding)
+            draw = drawer_of(model, self.padding_invariant)
+            segments = PanopticEvaluator(draw, self.data.categories, self.data.segments, self.padding_invariant)
         elif self.true_masks is not None:
-            masks = masks_of_all(drawer_of(model, self.exact_padding), self.exact_padding)
+            masks = masks_of_all(drawer_of(model, self.padding_invariant), self.padding_invariant)
         mine = collect(
             model,
             self.batches,
             self.data.categories,
             self.device,
-            self.exact_padding,
+            self.padding_invariant,
             masks=masks,
             watch=segments,
         )
         found = gather(mine)
         counts = gather([] if segments is None else [segments.counts])
         if not is_first:
-            return from_first(None)
-        self.found = Found.joined(found)
+            return broadcast_from_first(None)
+        self.found = DetectionArrays.joined(found)
         panoptic = None
         if segments is not None:
             self.segment_threshold, panoptic = segments.best(counts)
-        return from_first(
+        return broadcast_from_first(
             Scores(
                 boxes=evaluate_boxes(self.truth, self.found, max_detections=self.max_detections),
                 masks=None if masks is None or self.true_masks is None else self._score_masks(self.true_masks),
@@ -82,7 +87,7 @@ class Judge:
             )
         )
 
-    def _score_masks(self, truth: Truth) -> BoxScores:
+    def _score_masks(self, truth: GroundTruth) -> BoxScores:
         assert self.found is not None
         return evaluate_masks(truth, self.found, self.max_detections)
 
@@ -91,16 +96,16 @@ class Judge:
         """From which scores on the last model's objects are worth showing."""
         if self.found is None:
             return None
-        boxes = best_thresholds(Case.of(self.truth, self.found)).to_store
+        boxes = best_thresholds(EvalInput.of(self.truth, self.found)).to_store
         return with_segments(boxes, self.segment_threshold)
 
-    def look_closer(self, found: Found) -> Analysis:
+    def look_closer(self, found: DetectionArrays) -> Analysis:
         """Analyse detections of all the photos."""
         return analyse(self.truth, found, self.max_detections)
 
 
 @dataclass(frozen=True)
-class MaskJudges:
+class MaskEvaluators:
     """What judges the masks of a model with a mask head, as far as the data can; nothing of other models.
 
     Attributes:
@@ -109,27 +114,29 @@ class MaskJudges:
     """
 
     masks: MaskMaker | None = None
-    segments: SegmentJudge | None = None
+    segments: PanopticEvaluator | None = None
 
     @classmethod
-    def of(cls, detector: Detector, model: DETR | Runtime, records: Split, *, learns_threshold: bool) -> "MaskJudges":
+    def of(
+        cls, detector: Detector, model: DETR | Runtime, records: Split, *, learns_threshold: bool
+    ) -> "MaskEvaluators":
         """Choose them."""
         if not detector.runtime.config.panoptic or not records.records.have_outlines:
             return cls()
-        exact_padding = detector.preprocessing.exact_padding
-        draw = drawer_of(model, exact_padding)
+        padding_invariant = detector.preprocessing.padding_invariant
+        draw = drawer_of(model, padding_invariant)
         segments = None
         if records.records.columns.mask_files is not None:
-            thresholds = THRESHOLDS if learns_threshold else (detector.least_segment_score("auto"),)
-            truth_of = true_segments_of(records)
-            segments = SegmentJudge(draw, detector.categories, truth_of, exact_padding, thresholds)
-        return cls(masks_of_all(draw, exact_padding), segments)
+            thresholds = THRESHOLDS if learns_threshold else (detector.min_segment_score("auto"),)
+            truth_of = ground_truth_segments(records)
+            segments = PanopticEvaluator(draw, detector.categories, truth_of, padding_invariant, thresholds)
+        return cls(masks_of_all(draw, padding_invariant), segments)
 
-    def scores(self, analysis: Analysis, records: Split, found: Found) -> tuple[Scores, float | None]:
+    def scores(self, analysis: Analysis, records: Split, found: DetectionArrays) -> tuple[Scores, float | None]:
         """All scores, and the least score of segments."""
         masks, panoptic, threshold = None, None, None
         if self.masks is not None:
-            truth = Truth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
+            truth = GroundTruth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
             masks = evaluate_masks(truth, found, analysis.scores.max_detections)
         if self.segments is not None:
             threshold, panoptic = self.segments.best()

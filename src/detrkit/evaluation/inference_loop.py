@@ -9,11 +9,11 @@ from torch import Tensor
 
 from detrkit.data.categories import Categories
 from detrkit.errors import DetrkitError
-from detrkit.evaluation.arrays import Found, objects_column
+from detrkit.evaluation.arrays import DetectionArrays, objects_column
 from detrkit.inference.engines.torch import Runtime
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import encode_masks
-from detrkit.postprocess.boxes import Best, best_of
+from detrkit.postprocess.boxes import TopK, best_of
 from detrkit.structures import Batch, Predictions
 
 LAST = -1
@@ -27,11 +27,11 @@ def collect(
     batches: Iterable[Batch],
     categories: Categories,
     device: torch.device | None = None,
-    exact_padding: bool = True,
+    padding_invariant: bool = True,
     layers: Sequence[int] = (LAST,),
     masks: MaskMaker | None = None,
     watch: Callable[[Predictions, Batch], None] | None = None,
-) -> list[Found]:
+) -> list[DetectionArrays]:
     """Predict every photo; all queries are kept, for AP needs the weak ones, too.
 
     Args:
@@ -39,15 +39,15 @@ def collect(
         batches: of the dataset, each photo once.
         categories: of the model's classes.
         device: where the model is; an engine is not asked.
-        exact_padding: see `DETR.forward`; a backbone that lets padding in gets the photos of each size by themselves.
+        padding_invariant: see `DETR.forward`; a backbone that lets padding in gets the photos of each size by themselves.
         layers: decoder layers whose answers are wanted.
         masks: makes masks of predictions; those of a photo are encoded as run lengths before the next photo's are made.
             The last of the layers gets them.
         watch: is shown every batch with its predictions.
 
     Returns:
-        The detections of each of the layers, those of a photo best first. With `exact_padding`, a photo's do not depend on
-        its batch.
+        The detections of each of the layers, those of a photo best first. With `padding_invariant`, a photo's do not depend
+        on its batch.
 
     Raises:
         DetrkitError: the model answers with something that is not finite.
@@ -56,14 +56,14 @@ def collect(
     if isinstance(model, DETR):
         model.eval()
     ids = torch.as_tensor(categories.ids)
-    parts: list[list[Found]] = [[] for _ in layers]
+    parts: list[list[DetectionArrays]] = [[] for _ in layers]
     config = model.config
-    leaks = exact_padding and not config.keeps_padding_out  # unless photos of one size come together
+    leaks = padding_invariant and not config.supports_padding_invariance  # unless photos of one size come together
     for batch in (one for whole in batches for one in (whole.unpadded() if leaks else [whole])):
         if isinstance(model, DETR):
             on_device = batch.to(device or "cpu")
             mask = on_device.padding_mask if batch.is_padded else None
-            predictions = model(on_device.images, mask, exact_padding=exact_padding, all_masks=False)
+            predictions = model(on_device.images, mask, padding_invariant=padding_invariant, all_masks=False)
         else:
             predictions = model.predict(batch)
         if watch is not None:
@@ -77,22 +77,22 @@ def collect(
             of_layer.extend(found)
     if isinstance(model, DETR):
         model.train(was_training)
-    return [Found.joined(of_layer) for of_layer in parts]
+    return [DetectionArrays.joined(of_layer) for of_layer in parts]
 
 
-def _found(best: Best, number: int, image_id: int, ids: torch.Tensor) -> Found:
+def _found(best: TopK, number: int, image_id: int, ids: torch.Tensor) -> DetectionArrays:
     scores, labels, corners, queries = (
         one[number].cpu() for one in (best.scores, best.labels, best.boxes, best.queries)
     )
     if not (scores.isfinite().all() and corners.isfinite().all()):
         raise DetrkitError(
             f"photo {image_id}: the model's scores or boxes are not finite; its weights are spoilt, start from others, or "
-            "train with a lower --learning-rate"
+            "train with a lower --lr"
         )
     order = scores.argsort(descending=True, stable=True)
     pixels = corners[order].double().numpy()
     pixels[:, 2:] -= pixels[:, :2]
-    return Found(
+    return DetectionArrays(
         image_ids=torch.full_like(order, image_id).numpy(),
         category_ids=ids[labels[order]].numpy(),
         boxes=pixels,
@@ -101,7 +101,7 @@ def _found(best: Best, number: int, image_id: int, ids: torch.Tensor) -> Found:
     )
 
 
-def _with_masks(found: Found, masks: Bool[Tensor, "Q H W"]) -> Found:
+def _with_masks(found: DetectionArrays, masks: Bool[Tensor, "Q H W"]) -> DetectionArrays:
     """Give every detection its query's mask."""
     encoded = objects_column(encode_masks(masks))
     return replace(found, masks=encoded[found.queries])

@@ -7,30 +7,30 @@ from pathlib import Path
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from detrkit.data.formats.folder import Form, read_split
+from detrkit._internal.files import atomic_write, make_folder, write_rows
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.data.formats.folder import Format, read_split
 from detrkit.data.records import Records, Split, SplitName
 from detrkit.errors import ConfigError, DataError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
-from detrkit.evaluation.report.page import counted, write_report
-from detrkit.evaluation.scores import Scores
-from detrkit._internal.files import make_folder, replacing, write_rows
 from detrkit.evaluation.paper.analyses import PAPER_ANALYSES, PaperAnalysis
-from detrkit.training.run_report import headline, write_scores
+from detrkit.evaluation.report.page import counted, write_report
 from detrkit.evaluation.report.pictures import draw_worst
-from detrkit._internal.provenance import spare_others
+from detrkit.evaluation.scores import Scores
 from detrkit.structures import Sample
+from detrkit.training.run_report import headline, write_scores
 
 
 def chosen_split(
-    data: str, split: SplitName, form: Form | None, seed: int | None, console: Console, *, masks: bool = False
+    data: str, split: SplitName, format: Format | None, seed: int | None, console: Console, *, masks: bool = False
 ) -> Split:
     """Read one part of a dataset, and say what was noted; arguments as in `read_split`.
 
     Raises:
         DataError: there is no such part, or it is malformed.
     """
-    records, notes = read_split(data, split, form, seed, masks=masks)
+    records, notes = read_split(data, split, format, seed, masks=masks)
     if records is None:
         raise DataError(f"{data}: found no {split} split, expected one; choose another --split")
     for note in notes:
@@ -59,10 +59,10 @@ def check_output(output: Path | None) -> None:
     if there != output and not there.is_dir():
         raise ConfigError(f"{output}: {there} is a file, expected a folder; choose another place with --output")
     for path in [output] if output.suffix == ".json" else [output / name for name in _FILES]:
-        spare_others(path)
+        refuse_foreign_overwrite(path)
 
 
-def say_more(analysis: Analysis, console: Console) -> None:
+def print_analysis(analysis: Analysis, console: Console) -> None:
     """Print what the scores of boxes do not say: what counts, the best threshold, kinds of mistakes."""
     if analysis.scores.max_detections != PUBLISHED_MAX_DETECTIONS:
         console.print(counted(analysis.scores))
@@ -110,7 +110,7 @@ def write_evaluation(
     others = {paper.name: paper.content for paper in papers}
     write_scores(output / "scores.json", analysis, scores, title=title, **others)
     for paper in papers:
-        with replacing(output / f"{paper.name}.png") as temporary:
+        with atomic_write(output / f"{paper.name}.png") as temporary:
             temporary.write_bytes(paper.chart.png)
     write_report(
         output / "report.html",

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.segmentation import segment_ids
 from detrkit.data.records import Record, Split
 from detrkit.data.segment_png import read_ids
+from detrkit.data.segmentation import segment_ids
 from detrkit.structures import Annotations, PanopticSegments
 
 _MATCHES_ABOVE = 0.5  # intersection over union
@@ -33,14 +33,14 @@ class PanopticCounts:
         num_right: (K,) matching pairs.
         num_false: (K,) predicted segments without a partner.
         num_missed: (K,) true segments without one.
-        num_photos: that were compared.
+        num_images: that were compared.
     """
 
     overlap: np.ndarray
     num_right: np.ndarray
     num_false: np.ndarray
     num_missed: np.ndarray
-    num_photos: int = 0
+    num_images: int = 0
 
     @classmethod
     def none(cls, num_classes: int) -> "PanopticCounts":
@@ -102,7 +102,7 @@ class PanopticScores:
     things: Quality | None
     stuff: Quality | None
     per_class: tuple[ClassQuality, ...]
-    num_photos: int
+    num_images: int
     num_segments: int
 
     @property
@@ -131,7 +131,7 @@ class PanopticScores:
 
 
 @dataclass(frozen=True)
-class TrueSegments:
+class GroundTruthSegments:
     """The annotated segments of one photo, S of them.
 
     Attributes:
@@ -147,7 +147,7 @@ class TrueSegments:
     is_crowd: np.ndarray
 
     @classmethod
-    def of(cls, record: Record) -> "TrueSegments":
+    def of(cls, record: Record) -> "GroundTruthSegments":
         """Read the PNG of a record.
 
         Raises:
@@ -159,7 +159,7 @@ class TrueSegments:
         return cls(ids, segment_ids(record.outlines).numpy(), record.labels, record.is_crowd)
 
     @classmethod
-    def of_annotations(cls, annotations: Annotations) -> "TrueSegments":
+    def of_annotations(cls, annotations: Annotations) -> "GroundTruthSegments":
         """Take masks that do not overlap; the rest is void."""
         assert annotations.masks is not None
         numbers = np.arange(1, len(annotations.labels) + 1)
@@ -185,13 +185,13 @@ def count_panoptic(split: Split, predicted: Iterable[tuple[int, PanopticSegments
     """
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     counts = (
-        count_photo(TrueSegments.of(split.records[place_of[image_id]]), segments, split.categories)
+        count_photo(GroundTruthSegments.of(split.records[place_of[image_id]]), segments, split.categories)
         for image_id, segments in predicted
     )
     return PanopticCounts.joined(counts, len(split.categories))
 
 
-def count_photo(truth: TrueSegments, found: PanopticSegments, categories: Categories) -> PanopticCounts:
+def count_photo(truth: GroundTruthSegments, found: PanopticSegments, categories: Categories) -> PanopticCounts:
     """Compare the segments of one photo.
 
     Of several crowds of one class the last counts, as in panopticapi.
@@ -222,7 +222,7 @@ def count_photo(truth: TrueSegments, found: PanopticSegments, categories: Catego
         num_right=np.bincount(truth.labels[is_found], minlength=size),
         num_false=np.bincount(found_labels[is_false], minlength=size),
         num_missed=np.bincount(truth.labels[is_missed], minlength=size),
-        num_photos=1,
+        num_images=1,
     )
 
 
@@ -252,7 +252,7 @@ def score_panoptic(counts: PanopticCounts, categories: Categories) -> PanopticSc
         things=None if kinds is None else _mean_quality([one for one in per_class if one.is_thing]),
         stuff=None if kinds is None else _mean_quality([one for one in per_class if not one.is_thing]),
         per_class=per_class,
-        num_photos=counts.num_photos,
+        num_images=counts.num_images,
         num_segments=int(num_segments.sum()),
     )
 

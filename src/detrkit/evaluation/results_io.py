@@ -10,7 +10,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
 from detrkit.data.segmentation import area_of_runs, check_segmentation
 from detrkit.errors import DataError, short
-from detrkit.evaluation.arrays import Found, Truth
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 
 _EXPECTED = (
     "expected COCO results: a list of objects with image_id, category_id, score, and bbox [x, y, width, height] or "
@@ -18,7 +18,7 @@ _EXPECTED = (
 )
 
 
-def read_results(path: Path, truth: Truth, categories: Categories | None = None) -> Found:
+def read_results(path: Path, truth: GroundTruth, categories: Categories | None = None) -> DetectionArrays:
     """Read a results file that is to be judged by annotations.
 
     Args:
@@ -35,7 +35,7 @@ def read_results(path: Path, truth: Truth, categories: Categories | None = None)
     for index, entry in enumerate(content):
         if not _is_result(entry) or not _has_shape(entry):
             raise DataError(f"{path}: entry {index} is {short(entry)}, {_EXPECTED}")
-    found = Found.from_coco(content)
+    found = DetectionArrays.from_coco(content)
     for what, given, known in (
         ("image_id", found.image_ids, truth.image_ids),
         ("category_id", found.category_ids, np.array((categories or truth.categories).ids)),
@@ -51,7 +51,7 @@ def read_results(path: Path, truth: Truth, categories: Categories | None = None)
     return found
 
 
-def _check_mask_sizes(found: Found, truth: Truth, path: Path) -> None:
+def _check_mask_sizes(found: DetectionArrays, truth: GroundTruth, path: Path) -> None:
     if found.masks is None:
         return
     size_of = dict(zip(truth.image_ids.tolist(), truth.sizes.tolist(), strict=True))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detrkit._internal.files import write_text
 from detrkit.data.formats.coco import inside, integer, read_json
 from detrkit.data.records import Split
 from detrkit.data.segment_png import read_ids, write_ids
 from detrkit.errors import DataError, short
-from detrkit._internal.files import write_text
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_in
 from detrkit.structures import PanopticSegment, PanopticSegments
 
@@ -56,7 +56,7 @@ def write_panoptic_results(results: Path, entries: Sequence[dict[str, Any]]) -> 
 
 
 @dataclass(frozen=True)
-class SavedSegments:
+class SegmentsFromFiles:
     """Results whose JSON has been looked at; a PNG is read when its photo's turn comes.
 
     Attributes:
@@ -85,7 +85,7 @@ class SavedSegments:
             yield image_id, PanopticSegments(ids, segments)
 
 
-def read_panoptic_results(path: Path, split: Split) -> SavedSegments:
+def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
     """Read results that are to be judged by a split.
 
     Args:
@@ -126,7 +126,7 @@ def read_panoptic_results(path: Path, split: Split) -> SavedSegments:
             f"{path}: has no entry for {len(sizes) - len(entries)} of {len(sizes)} photos, first {first}; predict all of "
             "them, with an empty PNG where nothing is found"
         )
-    return SavedSegments(tuple(entries.values()))
+    return SegmentsFromFiles(tuple(entries.values()))
 
 
 def _segments(content: Any, is_thing: dict[int, bool], where: str) -> tuple[PanopticSegment, ...]:

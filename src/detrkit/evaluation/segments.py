@@ -8,20 +8,20 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from detrkit.data.categories import Categories
-from detrkit.evaluation.panoptic import PanopticCounts, PanopticScores, TrueSegments, count_photo, score_panoptic
+from detrkit.evaluation.panoptic import GroundTruthSegments, PanopticCounts, PanopticScores, count_photo, score_panoptic
 from detrkit.inference.engines.torch import MaskRuntime, Runtime
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import cut_masks
 from detrkit.postprocess.masks import covered_by
-from detrkit.postprocess.panoptic import LEAST_SCORE, candidates_of, merge_segments, to_segments
+from detrkit.postprocess.panoptic import MIN_SCORE, candidates_of, merge_segments, to_segments
 from detrkit.structures import Batch, Predictions
 
 # least scores of a query to take part that are tried; the published one is the last
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, LEAST_SCORE)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, MIN_SCORE)
 Drawer = Callable[[Predictions, Batch, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
 
 
-def drawer_of(model: DETR | Runtime, exact_padding: bool) -> Drawer:
+def drawer_of(model: DETR | Runtime, padding_invariant: bool) -> Drawer:
     """What draws the masks of a model, or of an engine, which is not asked about padding."""
     if isinstance(model, MaskRuntime):
         return model.draw_masks
@@ -34,14 +34,14 @@ def drawer_of(model: DETR | Runtime, exact_padding: bool) -> Drawer:
     ) -> Float[Tensor, "P _ _"]:
         inputs = predictions.mask_inputs
         assert inputs is not None
-        sizes = batch.sizes if exact_padding and batch.is_padded else None
+        sizes = batch.sizes if padding_invariant and batch.is_padded else None
         drawn: Tensor = head(inputs, queries.to(inputs.decoded.device), counts, sizes)
         return drawn
 
     return draw
 
 
-class SegmentJudge:
+class PanopticEvaluator:
     """Counts what panoptic quality is made of, photo after photo, at several thresholds at once.
 
     Attributes:
@@ -52,8 +52,8 @@ class SegmentJudge:
         self,
         draw: Drawer,
         categories: Categories,
-        truth_of: Callable[[int], TrueSegments],
-        exact_padding: bool,
+        truth_of: Callable[[int], GroundTruthSegments],
+        padding_invariant: bool,
         thresholds: Sequence[float] = THRESHOLDS,
     ) -> None:
         """Get ready.
@@ -62,13 +62,13 @@ class SegmentJudge:
             draw: of `drawer_of`.
             categories: of the model and the data.
             truth_of: gives the true segments of a photo by its id.
-            exact_padding: as in `merge_batch`.
+            padding_invariant: as in `merge_batch`.
             thresholds: least scores of a query to take part, rising.
         """
         self.draw = draw
         self.categories = categories
         self.truth_of = truth_of
-        self.exact_padding = exact_padding
+        self.padding_invariant = padding_invariant
         self.counts = dict.fromkeys(thresholds, PanopticCounts.none(len(categories)))
 
     def __call__(self, predictions: Predictions, batch: Batch) -> None:
@@ -80,7 +80,7 @@ class SegmentJudge:
 
         lowest = min(self.counts)
         for image_id, candidates in zip(
-            batch.image_ids, candidates_of(predictions, draw, batch, lowest, self.exact_padding), strict=True
+            batch.image_ids, candidates_of(predictions, draw, batch, lowest, self.padding_invariant), strict=True
         ):
             truth = self.truth_of(image_id)
             for least, counted in self.counts.items():
@@ -106,14 +106,16 @@ class SegmentJudge:
         return best, scores[best]
 
 
-def masks_of_all(draw: Drawer, exact_padding: bool) -> Callable[[Predictions, Batch], Iterator[Bool[Tensor, "Q H W"]]]:
+def masks_of_all(
+    draw: Drawer, padding_invariant: bool
+) -> Callable[[Predictions, Batch], Iterator[Bool[Tensor, "Q H W"]]]:
     """What `collect` makes masks with: of every query, one photo at a time."""
 
     def make(predictions: Predictions, batch: Batch) -> Iterator[Bool[Tensor, "Q H W"]]:
-        num_queries, num_photos = predictions.boxes.shape[1], len(batch.sizes)
+        num_queries, num_images = predictions.boxes.shape[1], len(batch.sizes)
         for photo, (size, original) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
-            counts = [num_queries if index == photo else 0 for index in range(num_photos)]
+            counts = [num_queries if index == photo else 0 for index in range(num_images)]
             logits = draw(predictions, batch, torch.arange(num_queries), counts)
-            yield cut_masks(logits, covered_by(logits, batch, exact_padding), size, original)
+            yield cut_masks(logits, covered_by(logits, batch, padding_invariant), size, original)
 
     return make

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detrkit.checkpoints.native import Thresholds, is_own_file, store_thresholds
+from detrkit._internal.files import file_lock
+from detrkit._internal.text import plural
 from detrkit.checkpoints.load import local_file
+from detrkit.checkpoints.native import Thresholds, is_own_file, store_thresholds
+from detrkit.config.run import RunConfig, load_run_config
 from detrkit.data.categories import Categories
 from detrkit.data.records import SplitName
 from detrkit.errors import ConfigError, DataError, DetrkitError
-from detrkit._internal.files import held
-from detrkit.config.run import RunConfig, load_run_config
-from detrkit._internal.text import plural
 
 
 def run_of(source: str, data: str) -> RunConfig | None:
@@ -29,7 +29,7 @@ def run_of(source: str, data: str) -> RunConfig | None:
     return config if Path(config.data).resolve() == Path(data).resolve() else None
 
 
-def place_for_thresholds(source: str, data: str, split: SplitName, wanted: bool | None) -> Path | None:
+def threshold_store_for(source: str, data: str, split: SplitName, wanted: bool | None) -> Path | None:
     """Where the best thresholds are to be stored: if asked to, or if these are the run's own validation photos.
 
     Raises:
@@ -53,7 +53,7 @@ def state_of_file(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def keep_thresholds(
+def store_thresholds_of(
     path: Path, thresholds: Thresholds | None, console: Console, *, evaluated: tuple[int, ...], wanted: bool
 ) -> None:
     """Store the best thresholds in a checkpoint of ours, unless its weights are others by now.
@@ -73,7 +73,7 @@ def keep_thresholds(
         return
     try:
         run = path.parent.parent
-        with held(run) if (run / "config.yaml").is_file() else nullcontext():  # which may still be training
+        with file_lock(run) if (run / "config.yaml").is_file() else nullcontext():  # which may still be training
             if state_of_file(path) != evaluated:
                 raise ConfigError(f"{path}: was written anew since it was read; evaluate again")
             store_thresholds(path, thresholds)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrkit.checkpoints.native import Thresholds
-from detrkit.evaluation.arrays import Case
-from detrkit.evaluation.coco_matching import Matching, find_overlaps, match
+from detrkit.evaluation.arrays import EvalInput
+from detrkit.evaluation.coco_matching import Matching, compute_ious, match
 
-FEWEST_OBJECTS = 10  # of a class with a threshold of its own; with fewer, chance would choose it
+MIN_OBJECTS = 10  # of a class with a threshold of its own; with fewer, chance would choose it
 _STEPS = 101  # thresholds 0.00 to 1.00 of the curves
 
 
 @dataclass(frozen=True)
-class Operation:
+class OperatingPoint:
     """What is found at one threshold."""
 
     threshold: float
@@ -45,19 +45,19 @@ class BestThresholds:
         to_store: what `--threshold auto` uses; None where nothing right was found.
     """
 
-    overall: Operation | None
-    per_class: tuple[Operation | None, ...]
+    overall: OperatingPoint | None
+    per_class: tuple[OperatingPoint | None, ...]
     to_store: Thresholds | None
 
 
-def best_thresholds(case: Case, matching: Matching | None = None) -> BestThresholds:
+def best_thresholds(case: EvalInput, matching: Matching | None = None) -> BestThresholds:
     """Find the thresholds with the best F1, of all classes together and of each."""
-    matching = matching or match(case, find_overlaps(case))
+    matching = matching or match(case, compute_ious(case))
     counts = ~matching.is_ignored
     objects = case.truth.objects_per_class()
-    overall = best_operation(case.found.scores[counts], matching.is_right[counts], int(objects.sum()))
+    overall = best_operating_point(case.found.scores[counts], matching.is_right[counts], int(objects.sum()))
     per_class = tuple(
-        best_operation(
+        best_operating_point(
             case.found.scores[counts & (case.labels == label)],
             matching.is_right[counts & (case.labels == label)],
             int(objects[label]),
@@ -69,12 +69,12 @@ def best_thresholds(case: Case, matching: Matching | None = None) -> BestThresho
     own = {
         number: best.threshold
         for number, best, count in zip(case.truth.categories.ids, per_class, objects.tolist(), strict=True)
-        if best is not None and count >= FEWEST_OBJECTS
+        if best is not None and count >= MIN_OBJECTS
     }
     return BestThresholds(overall, per_class, Thresholds(overall=overall.threshold, per_class=own))
 
 
-def best_operation(scores: np.ndarray, is_right: np.ndarray, num_objects: int) -> Operation | None:
+def best_operating_point(scores: np.ndarray, is_right: np.ndarray, num_objects: int) -> OperatingPoint | None:
     """Find the threshold with the best F1; of equals the highest.
 
     It lies halfway between the weakest detection that is shown and the next one below, so that rounding on another
@@ -89,7 +89,7 @@ def best_operation(scores: np.ndarray, is_right: np.ndarray, num_objects: int) -
     f1 = np.where(can_end, 2 * right / (shown + num_objects), -1.0)
     best = int(f1.argmax())
     below = float(ranked[best + 1]) if best + 1 < len(ranked) else 0.0
-    return Operation(
+    return OperatingPoint(
         threshold=(float(ranked[best]) + below) / 2,
         precision=float(right[best] / shown[best]),
         recall=float(right[best] / num_objects),
@@ -97,7 +97,7 @@ def best_operation(scores: np.ndarray, is_right: np.ndarray, num_objects: int) -
     )
 
 
-def threshold_curves(case: Case, matching: Matching) -> ThresholdCurves:
+def threshold_curves(case: EvalInput, matching: Matching) -> ThresholdCurves:
     """Precision, recall and F1 at thresholds from 0 to 1."""
     counts = ~matching.is_ignored
     order = np.argsort(case.found.scores[counts], kind="stable")

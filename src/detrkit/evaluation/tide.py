@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.arrays import Case
+from detrkit.evaluation.arrays import EvalInput
 from detrkit.evaluation.coco_matching import NEAR, RIGHT, Matching, Overlaps
 
 KINDS = ("badly placed", "wrong class", "duplicate", "background", "wrong class and badly placed")
@@ -64,14 +64,14 @@ class Errors:
         of_kinds = {name: int((self.kind_of == kind).sum()) for kind, name in enumerate(KINDS)}
         return {**of_kinds, MISSED: int(self.is_missed.sum())}
 
-    def per_photo(self, case: Case) -> np.ndarray:
+    def per_photo(self, case: EvalInput) -> np.ndarray:
         """(P,) false detections and objects that nobody answers for, on every photo."""
         count = len(case.truth.image_ids)
         false = np.bincount(case.photos[self.kind_of != NO_ERROR], minlength=count)
         return false + np.bincount(case.truth.photos[self.is_unanswered], minlength=count)
 
 
-def sort_errors(case: Case, overlaps: Overlaps, matching: Matching, threshold: float) -> Errors:
+def classify_errors(case: EvalInput, overlaps: Overlaps, matching: Matching, threshold: float) -> Errors:
     """Give every mistake its kind."""
     is_shown = case.found.scores >= threshold
     is_right = is_shown & matching.is_right

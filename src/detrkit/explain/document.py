@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from detrkit.explain.explanation import Explanation
-from detrkit.explain.maps import Block, most_queries, pack_decoder, pack_encoder, pack_points
-from detrkit.explain.masks import Masks, pack_masks, pack_segments
-from detrkit.explain.matching import Matching
-from detrkit.explain.stage_descriptions import meaning_of_answer
 from detrkit.config.model import ModelConfig
+from detrkit.explain.explanation import Explanation
+from detrkit.explain.maps import BinaryBlock, max_queries, pack_decoder, pack_encoder, pack_points
+from detrkit.explain.masks import Masks, pack_masks, pack_segments
+from detrkit.explain.matching import MatchingExplanation
+from detrkit.explain.stage_descriptions import describe_outputs
 
 _PHOTO_SIDE = 1066  # pixels at most, in the page
 _PHOTO_BYTES = 240_000
@@ -58,9 +58,9 @@ def page_document(
         queries: whose attention must be in the page, whatever their scores.
     """
     attention, masks = explanation.attention, explanation.masks
-    block = Block()
+    block = BinaryBlock()
     num_mask_values = 0 if masks is None else masks.num_values
-    kept = _chosen_queries(explanation, queries, most_queries(attention, num_mask_values))
+    kept = _chosen_queries(explanation, queries, max_queries(attention, num_mask_values))
     cross, to_queries = pack_decoder(block, attention, kept)
     points = pack_points(block, attention, kept)
     encoder = pack_encoder(block, attention)
@@ -73,8 +73,8 @@ def page_document(
             "heads": config.num_heads,
             "encoderLayers": config.encoder_layers,
             "decoderLayers": config.decoder_layers,
-            "levels": config.num_levels,
-            "answer": {"boxes": config.most_detections, "meaning": meaning_of_answer(config)},
+            "levels": config.num_feature_levels,
+            "answer": {"boxes": config.most_detections, "meaning": describe_outputs(config)},
         },
         "classes": explanation.categories.names,
         "grid": asdict(attention.grid),
@@ -152,7 +152,7 @@ def _objects(explanation: Explanation) -> list[dict[str, Any]] | None:
     ]
 
 
-def _matching(matching: Matching, block: Block, kept: list[int]) -> dict[str, Any]:
+def _matching(matching: MatchingExplanation, block: BinaryBlock, kept: list[int]) -> dict[str, Any]:
     """Costs of the kept queries as an array (queries, objects, [class, box, GIoU, IoU]); losses of all queries."""
     terms = (matching.class_cost, matching.box_cost, matching.giou_cost, matching.iou)
     return {
@@ -173,7 +173,7 @@ def _matching(matching: Matching, block: Block, kept: list[int]) -> dict[str, An
     }
 
 
-def _masks(explanation: Explanation, masks: Masks, block: Block, kept: list[int]) -> dict[str, Any]:
+def _masks(explanation: Explanation, masks: Masks, block: BinaryBlock, kept: list[int]) -> dict[str, Any]:
     """Masks of the kept queries, and, where things and stuff are known, whose every pixel is."""
     packed, segments = asdict(pack_masks(block, masks, kept)), explanation.segments
     if segments is None:
@@ -206,9 +206,9 @@ def _photo_url(photo: Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
-def _encoded(photo: Image, form: str, **options: int) -> bytes:
+def _encoded(photo: Image, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    photo.save(buffer, form, **options)
+    photo.save(buffer, format, **options)
     return buffer.getvalue()
 
 

@@ -13,17 +13,17 @@ from torch import Tensor
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.images import tensor_to_photo
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.images import tensor_to_image
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import CheckpointError
-from detrkit.models.attention.recording import Attention, observe
 from detrkit.explain.masks import Masks, find_segments, masks_of
-from detrkit.explain.matching import Matching, explain_matching
-from detrkit.explain.stages import Passage, passages_noted
-from detrkit.losses.criterion import SetLoss
+from detrkit.explain.matching import MatchingExplanation, explain_matching
+from detrkit.explain.stages import StageIO, capture_stage_io
+from detrkit.losses.criterion import SetCriterion
+from detrkit.models.attention.recording import Attention, record_attention
 from detrkit.models.detr import DETR
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.postprocess.panoptic import LEAST_SCORE
+from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.structures import Annotations, PanopticSegments, Sample
 
 
@@ -45,9 +45,9 @@ class Explanation:
     photo: Image
     categories: Categories
     attention: Attention
-    passages: tuple[Passage, ...]
+    passages: tuple[StageIO, ...]
     annotations: Annotations | None
-    matching: Matching | None
+    matching: MatchingExplanation | None
     masks: Masks | None = None
     segments: PanopticSegments | None = None
 
@@ -76,8 +76,8 @@ def explain(
     categories: Categories,
     sample: Sample,
     *,
-    loss: SetLoss | None = None,
-    segment_threshold: float = LEAST_SCORE,
+    loss: SetCriterion | None = None,
+    segment_threshold: float = MIN_SCORE,
 ) -> Explanation:
     """Run a model over one photo and collect what can be said about it.
 
@@ -92,13 +92,13 @@ def explain(
     Raises:
         CheckpointError: the model's output is not finite.
     """
-    resized = TestTransform(preprocessing.image_size)(sample)
+    resized = EvalTransform(preprocessing.image_size)(sample)
     batch = collate([resized])
-    with passages_noted(model.eval()) as passages:
-        attention = observe(model, batch, exact_padding=preprocessing.exact_padding)[0]
+    with capture_stage_io(model.eval()) as passages:
+        attention = record_attention(model, batch, padding_invariant=preprocessing.padding_invariant)[0]
         predictions = attention.predictions
         _check_finite(predictions.layer_boxes, predictions.layer_class_logits)
-        masks = masks_of(model, attention, preprocessing.exact_padding)
+        masks = masks_of(model, attention, preprocessing.padding_invariant)
         if masks is not None:
             _check_finite(masks.probabilities([0]))  # one mask, so that its shapes are noted
     segments = None
@@ -106,7 +106,7 @@ def explain(
         segments = find_segments(masks, attention, batch, categories, segment_threshold)
     known = loss is not None
     return Explanation(
-        photo=tensor_to_photo(sample.image),
+        photo=tensor_to_image(sample.image),
         categories=categories,
         attention=attention,
         passages=tuple(passages),

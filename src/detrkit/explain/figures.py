@@ -17,8 +17,8 @@ from torch import Tensor
 
 from detrkit.errors import ConfigError
 from detrkit.explain.explanation import Explanation
+from detrkit.explain.stages import StageIO
 from detrkit.models.attention.recording_deformable import SamplingInputs
-from detrkit.explain.stages import Passage
 from detrkit.visualization.draw import colour_of
 from detrkit.visualization.figures import (
     DrawnBox,
@@ -36,13 +36,13 @@ FigureName = Literal["encoder", "decoder", "matching"]
 FIGURES: tuple[FigureName, ...] = ("encoder", "decoder", "matching")
 SUFFIXES = (".svg", ".png", ".pdf")
 _WHITE = (255, 255, 255)
-_MOST_PANELS = 11
-_MOST_OBJECTS = 10  # columns of the matrix that can be read
-_MOST_OTHERS = 4  # queries without object, for comparison
+_MAX_PANELS = 11
+_MAX_OBJECTS = 10  # columns of the matrix that can be read
+_MAX_OTHERS = 4  # queries without object, for comparison
 
 
 @dataclass(frozen=True)
-class FigureWish:
+class FigureOptions:
     """What to show.
 
     Attributes:
@@ -73,7 +73,7 @@ class FigureWish:
 
 
 def write_figure(
-    name: FigureName, explanation: Explanation, path: Path, wish: FigureWish | None = None, threshold: float = 0.5
+    name: FigureName, explanation: Explanation, path: Path, wish: FigureOptions | None = None, threshold: float = 0.5
 ) -> None:
     """Draw a picture and write it; the suffix of the path (.svg, .png, .pdf) says how.
 
@@ -85,7 +85,7 @@ def write_figure(
 
 
 def draw_figure(
-    name: FigureName, explanation: Explanation, wish: FigureWish | None = None, threshold: float = 0.5
+    name: FigureName, explanation: Explanation, wish: FigureOptions | None = None, threshold: float = 0.5
 ) -> Figure:
     """Draw a picture.
 
@@ -98,14 +98,14 @@ def draw_figure(
     Raises:
         ConfigError: there is nothing to show, or what is wished for does not exist.
     """
-    wish = wish or FigureWish()
+    wish = wish or FigureOptions()
     wish.check(explanation)
     draw = {"encoder": _encoder_figure, "decoder": _decoder_figure, "matching": _matching_figure}[name]
     with print_style():
         return draw(explanation, wish, threshold)
 
 
-def _encoder_figure(explanation: Explanation, wish: FigureWish, threshold: float) -> Figure:
+def _encoder_figure(explanation: Explanation, wish: FigureOptions, threshold: float) -> Figure:
     grid = explanation.attention.grid
     boxes = explanation.layer_boxes[-1]
     middles = [(boxes[query, :2] + boxes[query, 2:]) / 2 for query in _queries(explanation, wish, threshold)]
@@ -119,16 +119,16 @@ def _encoder_figure(explanation: Explanation, wish: FigureWish, threshold: float
             colour=point_colour(number),
             point=point,
         )
-        for number, point in enumerate(points[:_MOST_PANELS])
+        for number, point in enumerate(points[:_MAX_PANELS])
     ]
     return draw_panels(explanation.photo, _map_size(explanation), panels, [], _where("encoder", explanation, wish))
 
 
-def _decoder_figure(explanation: Explanation, wish: FigureWish, threshold: float) -> Figure:
+def _decoder_figure(explanation: Explanation, wish: FigureOptions, threshold: float) -> Figure:
     queries = _queries(explanation, wish, threshold)
     if not queries:
         raise ConfigError(f"--figure decoder: nothing is detected at {threshold:g}; lower --threshold, or --queries")
-    drawn = {query: _detected(explanation, query) for query in queries[:_MOST_PANELS]}
+    drawn = {query: _detected(explanation, query) for query in queries[:_MAX_PANELS]}
     panels = [
         Panel(
             _map(explanation, "decoder_cross", wish, query),
@@ -143,7 +143,7 @@ def _decoder_figure(explanation: Explanation, wish: FigureWish, threshold: float
     return draw_panels(explanation.photo, _map_size(explanation), panels, list(drawn.values()), title)
 
 
-def _dots(explanation: Explanation, wish: FigureWish, query: int) -> Float[Tensor, "K 3"] | None:
+def _dots(explanation: Explanation, wish: FigureOptions, query: int) -> Float[Tensor, "K 3"] | None:
     """The points that a query samples, with their weights; None where it looks at all cells."""
     inputs = explanation.attention.inputs("decoder_cross", wish.layer)
     if not isinstance(inputs, SamplingInputs):
@@ -152,19 +152,19 @@ def _dots(explanation: Explanation, wish: FigureWish, query: int) -> Float[Tenso
     return torch.cat([found.points, found.weights[..., None]], dim=-1).flatten(0, -2)
 
 
-def _matching_figure(explanation: Explanation, _wish: FigureWish, _threshold: float) -> Figure:
+def _matching_figure(explanation: Explanation, _wish: FigureOptions, _threshold: float) -> Figure:
     matching, annotations = explanation.matching, explanation.annotations
     if matching is None or annotations is None:
         raise ConfigError("--figure matching: shows objects and who answers for them; add --annotations")
     query_of = {number: query for query, number in matching.layer_pairs[-1]}
-    objects = sorted(query_of)[:_MOST_OBJECTS]
+    objects = sorted(query_of)[:_MAX_OBJECTS]
     if not objects:
         raise ConfigError("--figure matching: this photo has no objects, so there is nothing to match")
     names = explanation.categories.names
     labels = annotations.labels.tolist()
     matched = [query_of[number] for number in objects]
     order = explanation.scores_and_labels[0].argsort(descending=True, stable=True).tolist()
-    others = [query for query in order if query not in query_of.values()][:_MOST_OTHERS]
+    others = [query for query in order if query not in query_of.values()][:_MAX_OTHERS]
     costs: np.ndarray = matching.cost[[*matched, *others]][:, objects].numpy()
     boxes = [
         one
@@ -189,7 +189,7 @@ def _matching_figure(explanation: Explanation, _wish: FigureWish, _threshold: fl
     )
 
 
-def write_stages_figure(passages: Sequence[Passage], image: tuple[int, ...], title: str, path: Path) -> None:
+def write_stages_figure(passages: Sequence[StageIO], image: tuple[int, ...], title: str, path: Path) -> None:
     """Draw the shapes at every stage and write the picture.
 
     Args:
@@ -218,7 +218,7 @@ def write_stages_figure(passages: Sequence[Passage], image: tuple[int, ...], tit
         save_figure(draw_stages(boxes, arrows, title), path)
 
 
-def _queries(explanation: Explanation, wish: FigureWish, threshold: float) -> list[int]:
+def _queries(explanation: Explanation, wish: FigureOptions, threshold: float) -> list[int]:
     """Those wished for, or the detections, best first."""
     if wish.queries:
         return list(wish.queries)
@@ -235,7 +235,7 @@ def _detected(explanation: Explanation, query: int) -> DrawnBox:
 
 
 def _map(
-    explanation: Explanation, kind: Literal["encoder", "decoder_cross"], wish: FigureWish, row: int
+    explanation: Explanation, kind: Literal["encoder", "decoder_cross"], wish: FigureOptions, row: int
 ) -> Float[Tensor, "h w"]:
     heads = None if wish.head is None else [wish.head]
     return explanation.attention.maps(kind, wish.layer, heads=heads, rows=[row]).mean(0)[0]
@@ -251,7 +251,7 @@ def _map_size(explanation: Explanation) -> tuple[float, float]:
     return height, width
 
 
-def _where(part: Literal["encoder", "decoder"], explanation: Explanation, wish: FigureWish) -> str:
+def _where(part: Literal["encoder", "decoder"], explanation: Explanation, wish: FigureOptions) -> str:
     count = len(explanation.attention.layers["encoder" if part == "encoder" else "decoder_cross"])
     heads = "all heads" if wish.head is None else f"head {wish.head}"
     return f"layer {wish.layer % count + 1} of {count}, {heads}"

@@ -22,14 +22,14 @@ _LAST_LAYER_BYTES = 730_000  # the last encoder layer, averaged over heads: 850 
 _OTHER_LAYERS_BYTES = 950_000
 _HEADS_BYTES = 600_000
 _QUERIES_BYTES = 1_000_000
-MOST_QUERIES = 100
+MAX_QUERIES = 100
 POINT_UNITS = 8192  # to a side of the photo, of places of sampled points: they may lie a few photos away
 _POINT_BYTES = 5  # two coordinates of two bytes each, and a weight
 _VALUES_AT_ONCE = 16_000_000  # attention weights in memory, 64 MB
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockLocation:
     """Where an array lies in the block: its first byte, its shape, its type."""
 
     offset: int
@@ -38,15 +38,15 @@ class Place:
 
 
 @dataclass
-class Block:
+class BinaryBlock:
     """Arrays one after the other, each beginning at a multiple of four bytes, as browsers want it."""
 
     content: bytearray = field(default_factory=bytearray)
 
-    def add(self, array: np.ndarray) -> Place:
+    def add(self, array: np.ndarray) -> BlockLocation:
         """Append an array, little-endian."""
         self.content += bytes(-len(self.content) % 4)
-        place = Place(len(self.content), array.shape, str(array.dtype))
+        place = BlockLocation(len(self.content), array.shape, str(array.dtype))
         self.content += array.astype(array.dtype.newbyteorder("<")).tobytes()
         return place
 
@@ -62,8 +62,8 @@ class PackedMaps:
         column_pool: the same of one column.
     """
 
-    bytes: Place
-    scales: Place
+    bytes: BlockLocation
+    scales: BlockLocation
     row_pool: int = 1
     column_pool: int = 1
 
@@ -76,24 +76,24 @@ class EncoderMaps:
     heads: PackedMaps
 
 
-def pack(block: Block, values: Float[Tensor, "*rows C"], row_pool: int = 1, column_pool: int = 1) -> PackedMaps:
+def pack(block: BinaryBlock, values: Float[Tensor, "*rows C"], row_pool: int = 1, column_pool: int = 1) -> PackedMaps:
     """Add maps to a block, each row with its own scale."""
     largest = values.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     levels = (values / largest * 255).round().to(torch.uint8)
     return PackedMaps(block.add(levels.numpy()), block.add(largest[..., 0].numpy()), row_pool, column_pool)
 
 
-def most_queries(attention: Attention, num_mask_values: int = 0) -> int:
+def max_queries(attention: Attention, num_mask_values: int = 0) -> int:
     """How many queries' maps find room, each with a mask of so many values."""
     layers = attention.layers["decoder_cross"]
     width = attention.grid.num_tokens + attention.predictions.boxes.shape[1]
     per_query = len(layers) * layers[0].module.num_heads * width + num_mask_values
     if isinstance(first := layers[0], SamplingInputs):
         per_query += len(layers) * first.module.num_heads * math.prod(first.module.per_head) * _POINT_BYTES
-    return max(1, min(MOST_QUERIES, _QUERIES_BYTES // per_query))
+    return max(1, min(MAX_QUERIES, _QUERIES_BYTES // per_query))
 
 
-def pack_decoder(block: Block, attention: Attention, queries: Sequence[int]) -> tuple[PackedMaps, PackedMaps]:
+def pack_decoder(block: BinaryBlock, attention: Attention, queries: Sequence[int]) -> tuple[PackedMaps, PackedMaps]:
     """Pack what chosen queries attend to, (queries, layers, heads, tokens) and (queries, layers, heads, queries)."""
     cross, to_queries = (
         torch.stack([attention.weights(kind, layer, rows=queries) for layer in range(len(attention.layers[kind]))])
@@ -113,13 +113,13 @@ class PackedPoints:
         units: to a side of the photo.
     """
 
-    places: Place
-    weights: Place
-    references: Place
+    places: BlockLocation
+    weights: BlockLocation
+    references: BlockLocation
     units: int = POINT_UNITS
 
 
-def pack_points(block: Block, attention: Attention, queries: Sequence[int]) -> PackedPoints | None:
+def pack_points(block: BinaryBlock, attention: Attention, queries: Sequence[int]) -> PackedPoints | None:
     """Pack the points of deformable cross-attention, those of all feature maps; None where queries look at all cells."""
     layers = [layer for layer in attention.layers["decoder_cross"] if isinstance(layer, SamplingInputs)]
     if not layers:
@@ -142,7 +142,7 @@ def _in_units(shares: Float[Tensor, "*N 2"]) -> np.ndarray:
     return (shares * POINT_UNITS).round().clamp(limits.min, limits.max).to(torch.int16).numpy()
 
 
-def pack_encoder(block: Block, attention: Attention) -> EncoderMaps | None:
+def pack_encoder(block: BinaryBlock, attention: Attention) -> EncoderMaps | None:
     """Pack the encoder's self-attention as finely as there is room; None when there is no encoder."""
     layers = attention.layers["encoder"]
     if not layers:

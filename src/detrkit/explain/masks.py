@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.data.categories import Categories
+from detrkit.explain.maps import BinaryBlock, BlockLocation
 from detrkit.models.attention.recording import Attention
-from detrkit.explain.maps import Block, Place
 from detrkit.models.detr import DETR
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.ops.masks import Size, covered, nearest
@@ -24,7 +24,7 @@ from detrkit.structures import Batch, MaskInputs, PanopticSegments
 
 LONGEST_MASK = 134  # values: half of what DETR draws at 800 x 1066 px
 _LONGEST_SEGMENTS = 267
-_MOST_SEGMENTS = 255  # a byte a pixel, 0 for none
+_MAX_SEGMENTS = 255  # a byte a pixel, 0 for none
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Masks:
         head: of the model.
         inputs: of the photo.
         resized: size of the photo as the model sees it, without padding.
-        exact_padding: as in `postprocess.masks.with_masks`.
+        padding_invariant: as in `postprocess.masks.with_masks`.
     """
 
     head: PanopticHead
     inputs: MaskInputs
     resized: Size
-    exact_padding: bool
+    padding_invariant: bool
 
     @torch.no_grad()
     def logits(self, queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P _ _"]:
@@ -53,7 +53,7 @@ class Masks:
     def cell(self) -> tuple[float, float]:
         """Height and width of a mask's cell, in pixels of the resized photo."""
         cells, padded = self.inputs.mask_size, self.inputs.padded
-        covers = covered(torch.empty(0, *cells), padded) if self.exact_padding else padded
+        covers = covered(torch.empty(0, *cells), padded) if self.padding_invariant else padded
         return covers[0] / cells[0], covers[1] / cells[1]
 
     @property
@@ -92,16 +92,16 @@ class PackedMasks:
         cell: height and width of the square that a value stands for, in pixels of the resized photo.
     """
 
-    bytes: Place
+    bytes: BlockLocation
     cell: tuple[float, float]
 
 
-def masks_of(model: DETR, attention: Attention, exact_padding: bool) -> Masks | None:
+def masks_of(model: DETR, attention: Attention, padding_invariant: bool) -> Masks | None:
     """Keep what it takes to draw masks; None where the model has no mask head."""
     inputs = attention.predictions.mask_inputs
     if model.panoptic is None or inputs is None:
         return None
-    return Masks(model.panoptic, inputs, attention.grid.resized, exact_padding)
+    return Masks(model.panoptic, inputs, attention.grid.resized, padding_invariant)
 
 
 def find_segments(
@@ -116,12 +116,12 @@ def find_segments(
         categories: of the model.
         threshold: least score of a query to take part.
     """
-    chosen = candidates_of(attention.predictions, masks.logits, batch, threshold, masks.exact_padding)[0]
+    chosen = candidates_of(attention.predictions, masks.logits, batch, threshold, masks.padding_invariant)[0]
     merged = merge_segments(chosen, categories.things)
     return to_segments(merged, categories.ids, categories.names, categories.things)
 
 
-def pack_masks(block: Block, masks: Masks, queries: Sequence[int]) -> PackedMasks:
+def pack_masks(block: BinaryBlock, masks: Masks, queries: Sequence[int]) -> PackedMasks:
     """Add the masks of some queries to a block, 8 bits a value, pooled where they are too fine for a page."""
     probabilities, pool = masks.probabilities(queries), masks.pool
     pooled = F.avg_pool2d(probabilities[:, None], pool, ceil_mode=True, count_include_pad=False)[:, 0]
@@ -129,10 +129,10 @@ def pack_masks(block: Block, masks: Masks, queries: Sequence[int]) -> PackedMask
     return PackedMasks(block.add(levels.numpy()), (masks.cell[0] * pool, masks.cell[1] * pool))
 
 
-def pack_segments(block: Block, segments: PanopticSegments) -> Place:
+def pack_segments(block: BinaryBlock, segments: PanopticSegments) -> BlockLocation:
     """Add a map of segments, a byte a pixel and no finer than a page needs; 0 is none."""
     longest = max(segments.ids.shape)
     shrink = min(1.0, _LONGEST_SEGMENTS / longest)
     height, width = (max(1, round(length * shrink)) for length in segments.ids.shape)
     ids = nearest(segments.ids, (height, width))
-    return block.add(ids.where(ids <= _MOST_SEGMENTS, 0).to(torch.uint8).numpy())
+    return block.add(ids.where(ids <= _MAX_SEGMENTS, 0).to(torch.uint8).numpy())

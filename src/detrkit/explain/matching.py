@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detrkit.losses.classification import AlignedClasses, Classification, FocalClasses
+from detrkit.losses.classification import Classification, IoUAwareClassification, SigmoidFocalClassification
+from detrkit.losses.criterion import SetCriterion
 from detrkit.losses.matcher import CostTerms
-from detrkit.losses.criterion import SetLoss
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Predictions, Target
 
@@ -73,7 +73,7 @@ class ObjectOutcome:
 
 
 @dataclass(frozen=True)
-class Matching:
+class MatchingExplanation:
     """The matching of one photo, after the last decoder layer unless said otherwise.
 
     Attributes:
@@ -103,7 +103,9 @@ class Matching:
 
 
 @torch.no_grad()
-def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, names: Sequence[str]) -> Matching:
+def explain_matching(
+    predictions: Predictions, target: Target, loss: SetCriterion, names: Sequence[str]
+) -> MatchingExplanation:
     """Match one photo as training does, and say what came of it.
 
     Args:
@@ -123,7 +125,7 @@ def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, na
     iou = box_iou(found, true)
     probabilities = predictions.probabilities[0]
     no_object = predictions.layer_no_object[-1, 0] if predictions.class_scores == "softmax" else None
-    return Matching(
+    return MatchingExplanation(
         class_cost=loss.matcher.class_cost * terms.classification[0, 0],
         box_cost=loss.matcher.box_cost * terms.distance[0, 0],
         giou_cost=-loss.matcher.giou_cost * terms.giou[0, 0],
@@ -137,9 +139,9 @@ def explain_matching(predictions: Predictions, target: Target, loss: SetLoss, na
 
 def _measure(way: Classification) -> str:
     """What the loss of one query's classes is called: of what it should have said, or of all classes together."""
-    if isinstance(way, AlignedClasses):
+    if isinstance(way, IoUAwareClassification):
         return "IoU-aware loss"
-    return "focal loss" if isinstance(way, FocalClasses) else "−log p"  # noqa: RUF001  # a minus, as in print
+    return "focal loss" if isinstance(way, SigmoidFocalClassification) else "−log p"  # noqa: RUF001  # a minus, as in print
 
 
 def _query_losses(
@@ -148,7 +150,7 @@ def _query_losses(
     iou: Float[Tensor, "Q N"],
     pairs: dict[int, int],
     target: Target,
-    loss: SetLoss,
+    loss: SetCriterion,
 ) -> list[QueryLoss]:
     """Divide the last layer's loss among the queries."""
     norms = loss.normalizers([target], num_queries=len(logits))

@@ -8,28 +8,28 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from detrkit.checkpoints.native import Checkpoint
+from detrkit._internal.files import write_text
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit._internal.text import plain_console, plural, printable
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.native import Checkpoint
+from detrkit.config.model import ModelConfig
+from detrkit.config.run import load_run_config
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import PhotoDataset, unannotated
+from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
-from detrkit.data.images import read_pixels
+from detrkit.data.images import read_image
+from detrkit.data.loaders import choose_device
 from detrkit.errors import ConfigError
+from detrkit.evaluation.threshold_store import check_categories
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import Explanation, explain
-from detrkit.explain.figures import SUFFIXES, FigureName, FigureWish, write_figure
+from detrkit.explain.figures import SUFFIXES, FigureName, FigureOptions, write_figure
 from detrkit.explain.page import build_page
-from detrkit._internal.files import write_text
-from detrkit.losses.criterion import SetLoss
-from detrkit.config.model import ModelConfig
-from detrkit.postprocess.panoptic import LEAST_SCORE
-from detrkit.training.build import loss_for
-from detrkit.config.run import load_run_config
-from detrkit.evaluation.threshold_store import check_categories
-from detrkit.data.loaders import choose_device
-from detrkit._internal.provenance import spare_others
+from detrkit.losses.criterion import SetCriterion
+from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.structures import Sample
-from detrkit._internal.text import plain_console, plural, printable
+from detrkit.training.build import loss_for
 
 _PAGES = (".html", ".htm")
 _POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
@@ -95,7 +95,7 @@ def explain_file(request: ExplainRequest) -> Path:
 def _segment_threshold(checkpoint: Checkpoint) -> float:
     """What evaluation found best, or the published one."""
     found = None if checkpoint.thresholds is None else checkpoint.thresholds.segments
-    return LEAST_SCORE if found is None else found
+    return MIN_SCORE if found is None else found
 
 
 def _checked_output(request: ExplainRequest) -> Path:
@@ -108,7 +108,7 @@ def _checked_output(request: ExplainRequest) -> Path:
     output = request.output or Path(f"{request.figure}.svg" if request.figure else "explained.html")
     if output.exists() and request.photo.exists() and output.samefile(request.photo):
         raise ConfigError(f"--output: {output} is the photo and would be overwritten; choose another name")
-    spare_others(output)
+    refuse_foreign_overwrite(output)
     if output.suffix.lower() not in suffixes:
         what = "a picture" if request.figure else "a page, or --figure for a picture"
         raise ConfigError(f"--output: found {output.name!r}, expected the name of {what}: {', '.join(suffixes)}")
@@ -126,7 +126,7 @@ def _check(request: ExplainRequest) -> None:
         raise ConfigError("--layer and --head: are for --figure encoder and decoder; the page has sliders")
 
 
-def _wish(request: ExplainRequest, checkpoint: Checkpoint) -> FigureWish:
+def _wish(request: ExplainRequest, checkpoint: Checkpoint) -> FigureOptions:
     """Understand points, layer and head.
 
     Raises:
@@ -148,7 +148,7 @@ def _wish(request: ExplainRequest, checkpoint: Checkpoint) -> FigureWish:
     for query in request.queries:
         if not 0 <= query < config.num_queries:
             raise ConfigError(f"--queries: found {query}, expected 0 to {config.num_queries - 1}")
-    return FigureWish(
+    return FigureOptions(
         points=tuple(points),
         queries=request.queries,
         layer=-1 if request.layer is None else request.layer - 1,
@@ -160,10 +160,10 @@ def _read_sample(photo: Path, annotations: Path | None, checkpoint: Checkpoint) 
     """Read the photo, with its objects if there are annotations."""
     channels = checkpoint.config.in_channels
     if annotations is None:
-        return unannotated(read_pixels(photo, channels=channels)), False
+        return unannotated(read_image(photo, channels=channels)), False
     split = find_record(photo, annotations)
     check_categories(checkpoint.categories, split.categories, split.source, "explain")
-    sample = PhotoDataset(split, channels=channels)[0]
+    sample = DetectionDataset(split, channels=channels)[0]
     return _with_labels_of(checkpoint.categories, sample, split.categories), True
 
 
@@ -175,14 +175,14 @@ def _with_labels_of(of_model: Categories, sample: Sample, of_data: Categories) -
     return replace(sample, annotations=replace(sample.annotations, labels=numbered))
 
 
-def _loss_of(weights: str, model: ModelConfig) -> SetLoss:
+def _loss_of(weights: str, model: ModelConfig) -> SetCriterion:
     """The loss of the run that the weights lie in, or else the published one."""
     place = Path(weights).absolute()
     runs = [folder.parent for folder in (place, place.parent) if folder.name in ("best", "last")]
     for config in (folder / "config.yaml" for folder in (place, *runs)):
         if config.is_file():
             return loss_for(model, load_run_config(config, {}, {}).training)
-    return SetLoss(model.num_classes, class_scores=model.class_scores)
+    return SetCriterion(model.num_classes, class_scores=model.class_scores)
 
 
 def _report(explanation: Explanation, threshold: float, output: Path) -> None:

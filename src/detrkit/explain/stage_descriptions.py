@@ -5,11 +5,11 @@ Input: a `ModelConfig`. Output: sentences, by the names of the parts.
 
 from collections.abc import Callable
 
-from detrkit.config.model import TIMM, ModelConfig
 from detrkit._internal.text import plural
+from detrkit.config.model import TIMM, ModelConfig
 
 
-def meaning_of(part: str, config: ModelConfig) -> str:
+def describe_part(part: str, config: ModelConfig) -> str:
     """Say what a part of the model does."""
     meanings: dict[str, Callable[[ModelConfig], str]] = {
         "backbone": _backbone,
@@ -25,7 +25,7 @@ def meaning_of(part: str, config: ModelConfig) -> str:
     return meanings[part](config)
 
 
-def meaning_of_answer(config: ModelConfig) -> str:
+def describe_outputs(config: ModelConfig) -> str:
     """Say how scores and boxes become detections."""
     if config.class_scores == "softmax":
         best = "best class of every query but no object"
@@ -57,9 +57,9 @@ def _backbone(config: ModelConfig) -> str:
 
 
 def _input_projection(config: ModelConfig) -> str:
-    further = config.num_levels - config.num_backbone_levels
+    further = config.num_feature_levels - config.num_backbone_levels
     made = f"{plural(further, 'coarser map')} made of the last; " if further else ""
-    every = "each cell" if config.num_levels == 1 else f"each cell of all {config.num_levels} maps"
+    every = "each cell" if config.num_feature_levels == 1 else f"each cell of all {config.num_feature_levels} maps"
     return f"convolutions bring the channels to the transformer's width; {made}{every} becomes a token"
 
 
@@ -75,7 +75,7 @@ def _positions(config: ModelConfig) -> str:
         uses.append(f"in the decoder {added[config.decoder_positions].format('keys')}")
     if config.position_encoding == "none":
         return "nothing here: the model is not told where its cells lie"
-    where = "where each cell lies" if config.num_levels == 1 else "where each cell lies, and in which map"
+    where = "where each cell lies" if config.num_feature_levels == 1 else "where each cell lies, and in which map"
     if not uses:
         return f"{where}; without encoder layers nothing reads it, for sampled points are places themselves"
     return f"{where}: {', '.join(uses)}, since a set of tokens has no order"
@@ -113,7 +113,7 @@ def _decoder(config: ModelConfig) -> str:
         "deformable": f"{_points(config)} of the memory",
     }[config.cross_attention]
     start = "the queries, starting from zero," if starts_empty else "the queries"
-    refines = "each layer moves the boxes of the one before; " if config.refine_boxes else ""
+    refines = "each layer moves the boxes of the one before; " if config.with_box_refine else ""
     return f"{start} look at each other and at {looks}; {refines}asked after every layer"
 
 
@@ -128,12 +128,12 @@ def _class_head(config: ModelConfig) -> str:
 def _box_head(config: ModelConfig) -> str:
     if config.queries == "learned":
         return "after every layer, for every query: centre, width and height; a sigmoid makes them 0 .. 1"
-    if config.refine_boxes:
+    if config.with_box_refine:
         return "after every layer, for every query: how its box differs from that before; a sigmoid makes it 0 .. 1"
     start = "point" if config.queries == "points" else "box"
     return f"after every layer, for every query: a box, counted from the query's {start}; a sigmoid makes it 0 .. 1"
 
 
 def _points(config: ModelConfig) -> str:
-    maps = "" if config.num_levels == 1 else f" in each of {config.num_levels} maps"
+    maps = "" if config.num_feature_levels == 1 else f" in each of {config.num_feature_levels} maps"
     return f"{plural(config.sampling_points, 'sampled point')}{maps} per head"

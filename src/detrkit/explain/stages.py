@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from detrkit.models.attention.recording import calls_noted
-from detrkit.explain.stage_descriptions import code_of, meaning_of
 from detrkit.config.model import ModelConfig
+from detrkit.explain.stage_descriptions import code_of, describe_part
+from detrkit.models.attention.recording import capture_calls
 from detrkit.models.detr import DETR
-from detrkit.models.queries.two_stage import ProposedQueries
+from detrkit.models.queries.two_stage import TwoStageQueries
 
 Shape = tuple[int, ...]
 
@@ -32,7 +32,7 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class Passage:
+class StageIO:
     """A stage of the forward pass.
 
     Attributes:
@@ -51,17 +51,17 @@ class Passage:
 
 
 @contextmanager
-def passages_noted(model: DETR) -> Iterator[list[Passage]]:
+def capture_stage_io(model: DETR) -> Iterator[list[StageIO]]:
     """Note what goes through every part while a model runs; the list is filled when the block ends."""
     absent = () if model.panoptic is not None else ("panoptic",)
     parts = [part for part in PARTS if part not in absent]
     modules = {part: model.get_submodule(part) for part in parts}
-    passages: list[Passage] = []
-    with calls_noted(list(modules.values())) as calls:
+    passages: list[StageIO] = []
+    with capture_calls(list(modules.values())) as calls:
         yield passages
     noted = {part: calls[module] for part, module in modules.items() if module in calls}
     for part in PARTS:
-        if part == "queries" and not isinstance(model.queries, ProposedQueries):  # a table: nothing goes in
+        if part == "queries" and not isinstance(model.queries, TwoStageQueries):  # a table: nothing goes in
             passages.append(_passage(model.config, part, {}, model.queries.weight))
         elif part == "positions" and model.config.has_pyramid:  # asked map by map
             given, _ = noted["encoder"]
@@ -70,9 +70,9 @@ def passages_noted(model: DETR) -> Iterator[list[Passage]]:
             passages.append(_passage(model.config, part, *noted[part]))
 
 
-def _passage(config: ModelConfig, part: str, given: dict[str, Any], output: Any) -> Passage:
+def _passage(config: ModelConfig, part: str, given: dict[str, Any], output: Any) -> StageIO:
     takes = tuple((name, shape) for argument in given.items() for name, shape in _named_shapes(*argument))
-    return Passage(part, takes, tuple(_shapes(output)), meaning_of(part, config), code_of(part, config))
+    return StageIO(part, takes, tuple(_shapes(output)), describe_part(part, config), code_of(part, config))
 
 
 def _named_shapes(name: str, value: Any) -> list[tuple[str, Shape]]:

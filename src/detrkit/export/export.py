@@ -13,39 +13,39 @@ from rich.console import Console
 from rich.progress import track
 from torch.export import ExportedProgram
 
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
+from detrkit._internal.files import check_is_free, make_folder
+from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.data.batching import collate
-from detrkit.data.dataset import PhotoDataset, unannotated
+from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.folder import read_dataset
-from detrkit.data.images import SUFFIXES, read_pixels
+from detrkit.data.images import SUFFIXES, read_image
 from detrkit.data.records import Split
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes, in_channels
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, ExportError
 from detrkit.evaluation.coco import annotations_of_split
+from detrkit.evaluation.threshold_store import check_categories
 from detrkit.export.graph import export_program
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.program_file import write_program
-from detrkit.export.verify import Comparison, compare
-from detrkit._internal.files import check_is_free, make_folder
+from detrkit.export.verify import ExportComparison, compare
 from detrkit.inference.engines.exported import Description, Precision, to_description
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import TorchRuntime
-from detrkit.evaluation.threshold_store import check_categories
 from detrkit.structures import Batch, Sample
-from detrkit._internal.text import plain_console, plural
 
-Form = Literal["onnx", "torch", "openvino"]
-DEFAULT_OUTPUT: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2", "openvino": "model_openvino"}
-_SUFFIX: dict[Form, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": ""}
+Format = Literal["onnx", "torch", "openvino"]
+DEFAULT_OUTPUT: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "openvino": "model_openvino"}
+_SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": ""}
 _BATCH_SIZE = 2  # of the check, so that photos are padded
 _DRAWN_SIZES = ((192, 256), (256, 192), (256, 256), (144, 256))  # (height, width) of drawn photos to check on
 
 
 @dataclass(frozen=True)
-class Photos:
+class CheckImages:
     """What an export is calibrated with and checked on."""
 
     calibration: Sequence[Sample]
@@ -56,7 +56,7 @@ class Photos:
 
 def export_model(
     source: str,
-    form: Form,
+    format: Format,
     *,
     precision: Precision,
     data: Path | None,
@@ -65,15 +65,15 @@ def export_model(
     num_check: int,
     num_calibration: int,
     output: Path | None,
-) -> Comparison:
+) -> ExportComparison:
     """Write, read back, compare with PyTorch, print what differs, and only then give the file its name.
 
     Raises:
         DetrkitError: the source or the data cannot be read, or the form cannot express the model.
         ExportError: the export says something else than PyTorch; nothing is left.
     """
-    output = output or Path(DEFAULT_OUTPUT[form])
-    _check_wishes(form, precision, data, output, num_check, num_calibration)
+    output = output or Path(DEFAULT_OUTPUT[format])
+    _check_wishes(format, precision, data, output, num_check, num_calibration)
     checkpoint = read_checkpoint(source)
     if image_size is not None:
         checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint.preprocessing, image_size))
@@ -88,11 +88,13 @@ def export_model(
         postprocess,
         checkpoint.thresholds,
     )
-    program = export_program(model, exact_padding=checkpoint.preprocessing.exact_padding, postprocess=postprocess)
+    program = export_program(
+        model, padding_invariant=checkpoint.preprocessing.padding_invariant, postprocess=postprocess
+    )
     with _aside(output) as place:
-        _write(form, program, description, place, photos.calibration)
+        _write(format, program, description, place, photos.calibration)
         comparison = compare(
-            TorchRuntime(model, torch.device("cpu"), checkpoint.preprocessing.exact_padding),
+            TorchRuntime(model, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
             load_exported(place),
             track(
                 _batches(photos.check),
@@ -108,24 +110,24 @@ def export_model(
         for line in comparison.lines():
             console.print(line, soft_wrap=True)
         comparison.check(precision)
-    console.print(f"{output}: {form}, {precision}, {_megabytes(output):.1f} MB", soft_wrap=True)
+    console.print(f"{output}: {format}, {precision}, {_megabytes(output):.1f} MB", soft_wrap=True)
     return comparison
 
 
 def _check_wishes(
-    form: Form, precision: Precision, data: Path | None, output: Path, num_check: int, num_calibration: int
+    format: Format, precision: Precision, data: Path | None, output: Path, num_check: int, num_calibration: int
 ) -> None:
-    if precision != "float32" and form != "openvino":
-        raise ConfigError(f"--precision {precision}: --format {form} holds float32 only; use --format openvino")
+    if precision != "float32" and format != "openvino":
+        raise ConfigError(f"--precision {precision}: --format {format} holds float32 only; use --format openvino")
     if precision == "int8" and data is None:
         raise ConfigError("--precision int8: needs photos to measure ranges on; give --data, your dataset or photos")
     if num_check < 1 or num_calibration < 1:
         raise ConfigError(
             f"found --photos {num_check} and --calibration {num_calibration}, expected at least 1 of each"
         )
-    if _SUFFIX[form] != output.suffix and (_SUFFIX[form] or output.suffix in _SUFFIX.values()):
-        expected = f"a file ending in {_SUFFIX[form]}" if _SUFFIX[form] else "a folder"
-        raise ConfigError(f"{output}: expected {expected} for --format {form}; rename it")
+    if _SUFFIX[format] != output.suffix and (_SUFFIX[format] or output.suffix in _SUFFIX.values()):
+        expected = f"a file ending in {_SUFFIX[format]}" if _SUFFIX[format] else "a folder"
+        raise ConfigError(f"{output}: expected {expected} for --format {format}; rename it")
     check_is_free(output)
 
 
@@ -137,12 +139,12 @@ def _resized(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
 
 
 def _write(
-    form: Form, program: ExportedProgram, description: Description, place: Path, calibration: Sequence[Sample]
+    format: Format, program: ExportedProgram, description: Description, place: Path, calibration: Sequence[Sample]
 ) -> None:
-    if form == "openvino":
+    if format == "openvino":
         write_openvino(program, description, make_folder(place), calibration)
         return
-    write: Callable[[ExportedProgram, Description, Path], None] = write_onnx if form == "onnx" else write_program
+    write: Callable[[ExportedProgram, Description, Path], None] = write_onnx if format == "onnx" else write_program
     write(program, description, place)
 
 
@@ -151,22 +153,22 @@ def _batches(samples: Sequence[Sample]) -> Iterator[Batch]:
     return (collate(list(samples[first : first + _BATCH_SIZE])) for first in range(0, len(samples), _BATCH_SIZE))
 
 
-def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_calibration: int) -> Photos:
+def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_calibration: int) -> CheckImages:
     """Prepare photos as the model will see them: from a dataset, from a folder of bare photos, or drawn."""
-    transform, channels = TestTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels
+    transform, channels = EvalTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels
     if data is None:
         drawn = [transform(_drawn(index, channels)) for index in range(min(num_check, len(_DRAWN_SIZES)))]
-        return Photos([], drawn, None, f"{plural(len(drawn), 'drawn photo')}; --data checks on your own")
+        return CheckImages([], drawn, None, f"{plural(len(drawn), 'drawn photo')}; --data checks on your own")
     bare = _bare_photos(data)
     if bare:
         calibration, check = (
             [transform(_bare(path, index, channels)) for index, path in enumerate(_spread(bare, count))]
             for count in (num_calibration, num_check)
         )
-        return Photos(calibration, check, None, f"photos of {data}")
+        return CheckImages(calibration, check, None, f"photos of {data}")
     folder = read_dataset(data)
     check_categories(checkpoint.categories, folder.val.categories, folder.val.source)
-    return Photos(
+    return CheckImages(
         calibration=_samples(folder.train, num_calibration, transform, channels),
         check=_samples(folder.val, num_check, transform, channels),
         annotations=annotations_of_split(folder.val),
@@ -174,8 +176,8 @@ def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_
     )
 
 
-def _samples(split: Split, count: int, transform: TestTransform, channels: int) -> list[Sample]:
-    dataset = PhotoDataset(split, transform, channels)
+def _samples(split: Split, count: int, transform: EvalTransform, channels: int) -> list[Sample]:
+    dataset = DetectionDataset(split, transform, channels)
     return [dataset[index] for index in _spread(range(len(dataset)), count)]
 
 
@@ -192,12 +194,12 @@ def _bare_photos(data: Path) -> list[Path]:
 
 
 def _bare(path: Path, index: int, channels: int) -> Sample:
-    return unannotated(read_pixels(path, channels=channels), index)
+    return unannotated(read_image(path, channels=channels), index)
 
 
 def _drawn(index: int, channels: int) -> Sample:
     height, width = _DRAWN_SIZES[index]
-    pixels = DrawnShapes(len(_DRAWN_SIZES), seed=0, style=DrawingStyle(size=256))[index].image[:, :height, :width]
+    pixels = SyntheticShapes(len(_DRAWN_SIZES), seed=0, style=SyntheticStyle(size=256))[index].image[:, :height, :width]
     return unannotated(in_channels(pixels, channels), index)
 
 

@@ -15,30 +15,30 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from detrkit.config.model import ModelConfig
 from detrkit.errors import ExportError
 from detrkit.inference.engines.exported import smallest_side
 from detrkit.inference.engines.onnx import first_line
-from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import folded
+from detrkit.models.fuse_conv_bn import fuse_conv_bn
 from detrkit.postprocess.boxes import best_of
 from detrkit.structures import Predictions
 
-MOST_PHOTOS = 1024  # in a batch
+MAX_IMAGES = 1024  # in a batch
 LONGEST_SIDE = 8192  # pixels
 
 
 class RelativeOutputs(nn.Module):
     """Class logits of the last layer, and boxes cxcywh relative to each image without its padding."""
 
-    def __init__(self, model: DETR, exact_padding: bool) -> None:
+    def __init__(self, model: DETR, padding_invariant: bool) -> None:
         super().__init__()
         self.model = model
-        self.exact_padding = exact_padding
+        self.padding_invariant = padding_invariant
 
     def forward(self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"]) -> tuple[Tensor, ...]:
         """Predict (B, Q, K+1) class logits, or (B, Q, K) of sigmoids; (B, Q, 4) boxes; (B, Q, h, w) masks."""
-        predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
+        predictions = self.model(images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True)
         return (predictions.class_logits, predictions.boxes, *_masks(predictions))
 
 
@@ -49,7 +49,7 @@ class PixelOutputs(RelativeOutputs):
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], sizes: Int64[Tensor, "B 2"]
     ) -> tuple[Tensor, ...]:
         """Predict and post-process: (B, A) scores, (B, A) labels, (B, A, 4) boxes, best first; (B, A, h, w) masks."""
-        predictions = self.model(images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True)
+        predictions = self.model(images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True)
         best = best_of(predictions, sizes)
         masks = _masks(predictions)
         if predictions.class_scores == "sigmoid":  # a query is answered as often as it says something
@@ -58,12 +58,12 @@ class PixelOutputs(RelativeOutputs):
         return (best.scores, best.labels, best.boxes, *masks)
 
 
-def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> ExportedProgram:
+def export_program(model: DETR, *, padding_invariant: bool, postprocess: bool) -> ExportedProgram:
     """Trace a model.
 
     Args:
         model: is left as it is.
-        exact_padding: see `DETR.forward`.
+        padding_invariant: see `DETR.forward`.
         postprocess: see `PixelOutputs`.
 
     Raises:
@@ -75,8 +75,8 @@ def export_program(model: DETR, *, exact_padding: bool, postprocess: bool) -> Ex
             "cannot hold; train with one that does not, such as tf_efficientnet_lite0"
         )
     # without gradients, and with filters in the order that other engines expect
-    quick = folded(copy.deepcopy(model).cpu()).requires_grad_(False).to(memory_format=torch.contiguous_format)
-    network = (PixelOutputs if postprocess else RelativeOutputs)(quick, exact_padding).eval()
+    quick = fuse_conv_bn(copy.deepcopy(model).cpu()).requires_grad_(False).to(memory_format=torch.contiguous_format)
+    network = (PixelOutputs if postprocess else RelativeOutputs)(quick, padding_invariant).eval()
     examples, shapes = _examples(model.config, postprocess)
     try:
         with _without_shape_checks(), warnings.catch_warnings():
@@ -100,7 +100,7 @@ def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...
             f"{3 * shortest}; train it with a larger position_table_size"
         )
     batch, height, width = (
-        Dim("batch", min=1, max=MOST_PHOTOS),
+        Dim("batch", min=1, max=MAX_IMAGES),
         Dim("height", min=shortest, max=longest),
         Dim("width", min=shortest, max=longest),
     )

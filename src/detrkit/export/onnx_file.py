@@ -23,7 +23,7 @@ from detrkit.inference.engines.exported import KEY, Description
 from detrkit.inference.engines.onnx import first_line
 
 OPSET = 18  # attention as an operator of its own, from 23 on, fails in ONNX Runtime
-_MOST_NUMBERS = 8  # that a name may hold
+_MAX_NUMBERS = 8  # that a name may hold
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules that a node comes from
 
 
@@ -132,7 +132,7 @@ def _name_constants(graph: Any) -> None:
         if "." in value.name:  # a weight
             continue
         array = value.const_value.numpy()
-        if array.size > _MOST_NUMBERS:
+        if array.size > _MAX_NUMBERS:
             name = "".join(f"{node.name}.table" for node in value.consumers()[:1]) or value.name
         else:
             name = f"constant_{array.tolist()}".replace(" ", "")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from detrkit._internal.files import write_text
 from detrkit.checkpoints.exported import DESCRIPTION_FILE, NETWORK_FILE
 from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError
 from detrkit.export.suppress_output import quiet
-from detrkit._internal.files import write_text
 from detrkit.inference.engines.exported import Description, at_least
 from detrkit.inference.engines.onnx import first_line
 from detrkit.inference.engines.openvino import load_openvino

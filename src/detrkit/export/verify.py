@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
@@ -21,7 +22,6 @@ from detrkit.inference.engines.torch import MaskRuntime, Runtime
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
-from detrkit._internal.text import plural
 
 LARGEST_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
 LARGEST_MEAN_BOX_DIFFERENCE = 0.05  # of the photo's sides, over all queries, in lower precision
@@ -31,16 +31,16 @@ THRESHOLD = 0.5  # of a detection that an export should find again
 _SAME_PLACE = 0.7  # IoU
 _SLACK = 0.2  # of the score: a detection may fall below the threshold that far
 _OTHER_CELL = 0.01  # of a photo's side that a query's box is elsewhere, when it started from another cell
-_LEAST_SCORE = 0.1  # of detections that both must have then, and how alike:
+_MIN_SCORE = 0.1  # of detections that both must have then, and how alike:
 _SAME_PLACE_THEN, _SLACK_THEN = 0.95, 0.02
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportComparison:
     """What differs between PyTorch and an exported file.
 
     Attributes:
-        num_photos: that both predicted.
+        num_images: that both predicted.
         logits: largest difference; None where the file gives scores only.
         scores: largest difference of the best class's score, over all queries.
         boxes: largest difference of a relative box.
@@ -54,7 +54,7 @@ class Comparison:
         num_agreed: detections on these.
     """
 
-    num_photos: int
+    num_images: int
     logits: float | None
     scores: float
     boxes: float
@@ -71,7 +71,7 @@ class Comparison:
         """Say it to people."""
         logits = "" if self.logits is None else f"logits {self.logits:.2g}, "
         said = [
-            f"against PyTorch on {plural(self.num_photos, 'photo')}, largest difference: {logits}scores {self.scores:.2g}, "
+            f"against PyTorch on {plural(self.num_images, 'photo')}, largest difference: {logits}scores {self.scores:.2g}, "
             f"boxes {self.boxes:.2g} of the photo's side" + ("" if self.masks is None else f", masks {self.masks:.2g}"),
             f"of PyTorch's {self.num_detections} detections above {THRESHOLD}, found again: {self.num_found}"
             if self.num_detections
@@ -80,7 +80,7 @@ class Comparison:
         if self.num_reordered:
             said.append(
                 f"on {self.num_reordered} of them queries start from other cells, and find the same {self.num_agreed} "
-                f"detections above {_LEAST_SCORE}"
+                f"detections above {_MIN_SCORE}"
             )
         if self.ap is not None:
             said.append(f"AP {self.ap[1]:.4f}, PyTorch's {self.ap[0]:.4f}, difference {self.ap[1] - self.ap[0]:+.4f}")
@@ -100,7 +100,7 @@ class Comparison:
             raise ExportError(f"export: the {precision} network {wrong}, expected {allowed}; nothing was written")
 
     def _fault_of_float32(self) -> tuple[str | None, str]:
-        if 0 < self.num_photos == self.num_reordered and not self.num_agreed:
+        if 0 < self.num_images == self.num_reordered and not self.num_agreed:
             return (
                 "starts from other cells on all photos and finds nothing",
                 "photos (--data) on which something is found",
@@ -129,7 +129,7 @@ def compare(
     annotations: Path | Mapping[str, Any] | None = None,
     *,
     has_logits: bool = True,
-) -> Comparison:
+) -> ExportComparison:
     """Let both predict, and measure.
 
     Args:
@@ -155,8 +155,8 @@ def compare(
         document = dict(annotations) if isinstance(annotations, Mapping) else annotations
         first, second = (evaluate_boxes(document, results, counts.image_ids).ap for results in counts.results)
         ap = (first, second) if first >= 0 else None
-    return Comparison(
-        num_photos=len(counts.image_ids),
+    return ExportComparison(
+        num_images=len(counts.image_ids),
         logits=counts.logits if has_logits else None,
         scores=counts.scores,
         boxes=counts.boxes,
@@ -206,7 +206,7 @@ class _Counts:
             self.num_found += num_found_again(confident, found)
             if not self.has_order and _largest(boxes[number]) > _OTHER_CELL and _say_the_same(wanted, found):
                 self.num_reordered += 1
-                self.num_agreed += len(wanted.keep(wanted.scores >= _LEAST_SCORE))
+                self.num_agreed += len(wanted.keep(wanted.scores >= _MIN_SCORE))
             else:
                 self.largest = max(self.largest, _largest(logits[number]), _largest(boxes[number]))
 
@@ -228,8 +228,7 @@ class _Counts:
 def _say_the_same(first: Detections, second: Detections) -> bool:
     """Whether each has the other's detections; those that hardly count may differ."""
     return all(
-        num_found_again(clear := one.keep(one.scores >= _LEAST_SCORE), other, _SAME_PLACE_THEN, _SLACK_THEN)
-        == len(clear)
+        num_found_again(clear := one.keep(one.scores >= _MIN_SCORE), other, _SAME_PLACE_THEN, _SLACK_THEN) == len(clear)
         for one, other in ((first, second), (second, first))
     )
 
@@ -260,9 +259,9 @@ def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
 def _masks(runtime: Runtime, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
     """The mask logits of every query, those of the first photo first."""
     assert isinstance(runtime, MaskRuntime), "only a model with a mask head is asked for masks"
-    num_photos, num_queries = predictions.boxes.shape[:2]
-    queries = torch.arange(num_queries).repeat(num_photos)
-    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_photos).float().cpu()
+    num_images, num_queries = predictions.boxes.shape[:2]
+    queries = torch.arange(num_queries).repeat(num_images)
+    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_images).float().cpu()
 
 
 def _differences_of_best(

@@ -15,27 +15,27 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.checkpoints.exported import is_exported
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.checkpoints.hub import FolderForm, push_checkpoint, write_model_folder
-from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.model_card import CardFacts
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import tensor_to_photo
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.images import tensor_to_image
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DataError, did_you_mean
-from detrkit.models.attention.recording import Attention, observe
 from detrkit.inference.engines.exported import ExportedRuntime
-from detrkit.inference.images import Photo, open_pixels
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import MaskRuntime, Precision, Runtime, TorchRuntime
-from detrkit.inference.stream import StreamSettings, stream_photos
+from detrkit.inference.images import ImageInput, read_image_input
+from detrkit.inference.stream import StreamConfig, stream_photos
+from detrkit.models.attention.recording import Attention, record_attention
 from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
 from detrkit.postprocess.masks import with_masks
-from detrkit.postprocess.panoptic import LEAST_SCORE, Style, candidates_of, merge_segments, to_segments
+from detrkit.postprocess.panoptic import MIN_SCORE, Style, candidates_of, merge_segments, to_segments
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions, Sample
 
 Threshold = float | Literal["auto"]
@@ -76,17 +76,17 @@ class Detector:
         return self.runtime.model
 
     @property
-    def most_padding(self) -> float:
+    def max_padding(self) -> float:
         """Share of padding in batches of photos that happen to wait together.
 
         Beyond a quarter, a smaller batch is sooner done. Where padding leaks into photos, as published, there is none: what
         is found in a photo must not depend on what came with it.
         """
-        return 0.25 if self._keeps_padding_out else 0.0
+        return 0.25 if self._supports_padding_invariance else 0.0
 
     @property
-    def _keeps_padding_out(self) -> bool:
-        return self.preprocessing.exact_padding and self.runtime.config.keeps_padding_out
+    def _supports_padding_invariance(self) -> bool:
+        return self.preprocessing.padding_invariant and self.runtime.config.supports_padding_invariance
 
     @classmethod
     def from_model(
@@ -122,7 +122,7 @@ class Detector:
                 "give one category per class"
             )
         preprocessing = Preprocessing(image_size=image_size)
-        runtime = TorchRuntime(model, torch.device(device), preprocessing.exact_padding, precision, compile_model)
+        runtime = TorchRuntime(model, torch.device(device), preprocessing.padding_invariant, precision, compile_model)
         return cls(runtime, categories, preprocessing)
 
     @classmethod
@@ -166,8 +166,8 @@ class Detector:
         compile_model: bool = False,
     ) -> Detector:
         """Make a detector of a checkpoint."""
-        exact_padding = checkpoint.preprocessing.exact_padding
-        runtime = TorchRuntime(checkpoint.build(), torch.device(device), exact_padding, precision, compile_model)
+        padding_invariant = checkpoint.preprocessing.padding_invariant
+        runtime = TorchRuntime(checkpoint.build(), torch.device(device), padding_invariant, precision, compile_model)
         return cls(runtime, checkpoint.categories, checkpoint.preprocessing, checkpoint.thresholds)
 
     @classmethod
@@ -183,7 +183,7 @@ class Detector:
         self,
         folder: Path | str,
         *,
-        form: FolderForm = "detrkit",
+        format: FolderForm = "detrkit",
         scores: Mapping[str, float] | None = None,
         licence: str | None = None,
     ) -> None:
@@ -191,7 +191,7 @@ class Detector:
 
         Args:
             folder: where to.
-            form: "detrkit", or what `transformers` reads: "huggingface" (timm's backbone) or "huggingface-no-timm".
+            format: "detrkit", or what `transformers` reads: "huggingface" (timm's backbone) or "huggingface-no-timm".
             scores: for the card, such as AP, 0 .. 1.
             licence: for the card, in the hub's words, such as "apache-2.0"; None leaves it to you.
 
@@ -200,13 +200,13 @@ class Detector:
             ConfigError: the folder cannot be written to, or the detector runs on another engine than PyTorch.
         """
         folder = Path(folder)
-        write_model_folder(folder, self.to_checkpoint(), form, CardFacts(folder.resolve().name, scores, licence))
+        write_model_folder(folder, self.to_checkpoint(), format, CardFacts(folder.resolve().name, scores, licence))
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        form: FolderForm = "detrkit",
+        format: FolderForm = "detrkit",
         scores: Mapping[str, float] | None = None,
         licence: str | None = None,
         private: bool = False,
@@ -216,7 +216,7 @@ class Detector:
 
         Args:
             repo_id: OWNER/NAME; made if it is not there.
-            form: see `save_pretrained`.
+            format: see `save_pretrained`.
             scores: see `save_pretrained`.
             licence: see `save_pretrained`.
             private: whether a new repository can be seen by its owner alone.
@@ -227,7 +227,7 @@ class Detector:
             ConfigError: the id is none, nobody has logged in, or the detector runs on another engine than PyTorch.
         """
         facts = CardFacts(repo_id, scores, licence)
-        return push_checkpoint(self.to_checkpoint(), form, facts, private=private, token=token)
+        return push_checkpoint(self.to_checkpoint(), format, facts, private=private, token=token)
 
     def to_checkpoint(self) -> Checkpoint:
         """Everything that `from_checkpoint` needs.
@@ -240,13 +240,15 @@ class Detector:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, photos: Photo, threshold: Threshold = ...
+        self, photos: ImageInput, threshold: Threshold = ...
     ) -> Detections: ...
 
     @overload
-    def predict(self, photos: Sequence[Photo], threshold: Threshold = ...) -> list[Detections]: ...
+    def predict(self, photos: Sequence[ImageInput], threshold: Threshold = ...) -> list[Detections]: ...
 
-    def predict(self, photos: Photo | Sequence[Photo], threshold: Threshold = 0.5) -> Detections | list[Detections]:
+    def predict(
+        self, photos: ImageInput | Sequence[ImageInput], threshold: Threshold = 0.5
+    ) -> Detections | list[Detections]:
         """Find the objects in one photo, or in each of several.
 
         Args:
@@ -259,12 +261,12 @@ class Detector:
             DataError: a photo cannot be read.
             ConfigError: the threshold is out of range, or "auto" and the model has not been evaluated.
         """
-        least = self.least_scores(threshold)
+        least = self.min_scores(threshold)
         if isinstance(photos, Path | str | Image.Image | ndarray | Tensor):
             return self._predict_batch([photos], least)[0]
         return self._predict_batch(list(photos), least) if photos else []
 
-    def attention(self, photo: Photo) -> Attention:
+    def attention(self, photo: ImageInput) -> Attention:
         """Look at one photo and keep what is needed to see who attended to what; matrices are computed when asked for.
 
         `detector.attention(photo).maps("decoder_cross", layer=-1, rows=[7])` is where query 7 looked, per head.
@@ -273,12 +275,12 @@ class Detector:
             DataError: the photo cannot be read.
             ConfigError: the detector runs on another engine than PyTorch.
         """
-        batch = collate([self.prepare(open_pixels(photo, self.runtime.config.in_channels))])
-        return observe(self.model, batch, exact_padding=self.preprocessing.exact_padding)[0]
+        batch = collate([self.prepare(read_image_input(photo, self.runtime.config.in_channels))])
+        return record_attention(self.model, batch, padding_invariant=self.preprocessing.padding_invariant)[0]
 
     def stream(
         self,
-        photos: Iterable[Photo],
+        photos: Iterable[ImageInput],
         threshold: Threshold = 0.5,
         *,
         batch_size: int = 1,
@@ -286,7 +288,7 @@ class Detector:
         classes: Collection[str] | None = None,
         tiling: Tiling | None = None,
         with_images: bool = True,
-        fault: Callable[[Photo, DataError], None] | None = None,
+        fault: Callable[[ImageInput, DataError], None] | None = None,
     ) -> Generator[Detections, None, None]:
         """Find the objects in any number of photos, one after the other, in memory that does not grow.
 
@@ -307,11 +309,11 @@ class Detector:
             DataError: a photo cannot be read, and nobody listens to faults.
             ConfigError: a setting is out of range, or there is no such class.
         """
-        least = self.least_scores(threshold)
-        settings = StreamSettings(least, batch_size, workers, self.labels_of(classes), tiling, with_images)
+        least = self.min_scores(threshold)
+        settings = StreamConfig(least, batch_size, workers, self.labels_of(classes), tiling, with_images)
         return stream_photos(self, photos, settings, fault)
 
-    def least_scores(self, threshold: Threshold) -> float | tuple[float, ...]:
+    def min_scores(self, threshold: Threshold) -> float | tuple[float, ...]:
         """Understand a threshold: of all labels, or of each.
 
         Raises:
@@ -328,7 +330,7 @@ class Detector:
             raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
         return threshold
 
-    def least_segment_score(self, threshold: Threshold) -> float:
+    def min_segment_score(self, threshold: Threshold) -> float:
         """Understand a threshold of `segments`.
 
         Raises:
@@ -338,7 +340,7 @@ class Detector:
             raise ConfigError("segments: this model has no mask head; train one of a preset that ends in -panoptic")
         if threshold == "auto":
             found = None if self.thresholds is None else self.thresholds.segments
-            return LEAST_SCORE if found is None else found
+            return MIN_SCORE if found is None else found
         if isinstance(threshold, str) or not 0 <= threshold <= 1:
             raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
         return threshold
@@ -358,11 +360,11 @@ class Detector:
             number for number, name in zip(self.categories.ids, self.categories.names, strict=True) if name in classes
         )
 
-    def _predict_batch(self, photos: Sequence[Photo], threshold: float | tuple[float, ...]) -> list[Detections]:
-        opened = [open_pixels(photo, self.runtime.config.in_channels) for photo in photos]
+    def _predict_batch(self, photos: Sequence[ImageInput], threshold: float | tuple[float, ...]) -> list[Detections]:
+        opened = [read_image_input(photo, self.runtime.config.in_channels) for photo in photos]
         found = self.find([self.prepare(pixels) for pixels in opened], threshold)
         return [
-            replace(one, image=tensor_to_photo(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
+            replace(one, image=tensor_to_image(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
             for one, pixels, photo in zip(found, opened, photos, strict=True)
         ]
 
@@ -372,7 +374,7 @@ class Detector:
         Raises:
             DataError: it is too small for an exported network.
         """
-        sample = TestTransform(self.preprocessing.image_size)(unannotated(pixels))
+        sample = EvalTransform(self.preprocessing.image_size)(unannotated(pixels))
         if isinstance(self.runtime, ExportedRuntime):
             self.runtime.check_size((sample.image.shape[-2], sample.image.shape[-1]))
         return sample
@@ -383,7 +385,7 @@ class Detector:
 
     def _apart(self, batch: Batch, find: Callable[[Batch], list[_Found]]) -> list[_Found]:
         """What is found in each photo of a batch, or of one for each size where padding leaks into photos."""
-        if self._keeps_padding_out or not batch.is_padded:
+        if self._supports_padding_invariance or not batch.is_padded:
             return find(batch)
         of_sizes = [iter(find(one)) for one in batch.unpadded()]
         of_size = dict(zip(dict.fromkeys(batch.sizes), of_sizes, strict=True))
@@ -395,14 +397,14 @@ class Detector:
         if not self.runtime.config.panoptic:
             return found
         draw = partial(self._draw_masks, predictions, batch)
-        found = with_masks(found, draw, batch, self.preprocessing.exact_padding)
+        found = with_masks(found, draw, batch, self.preprocessing.padding_invariant)
         if self.categories.is_thing is None:
             return found
-        segments = self._merged(predictions, batch, self.least_segment_score("auto"), "corrected")
+        segments = self._merged(predictions, batch, self.min_segment_score("auto"), "corrected")
         return [replace(one, segments=of_one) for one, of_one in zip(found, segments, strict=True)]
 
     def segments(
-        self, photos: Photo | Sequence[Photo], threshold: Threshold = "auto", style: Style = "corrected"
+        self, photos: ImageInput | Sequence[ImageInput], threshold: Threshold = "auto", style: Style = "corrected"
     ) -> PanopticSegments | list[PanopticSegments]:
         """Tell what every pixel belongs to, in one photo or in each of several, predicted as one batch.
 
@@ -416,15 +418,15 @@ class Detector:
             DataError: a photo cannot be read.
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
-        least = self.least_segment_score(threshold)
+        least = self.min_segment_score(threshold)
         is_one = isinstance(photos, Path | str | Image.Image | ndarray | Tensor)
-        chosen: list[Photo] = [photos] if is_one else list(photos)  # type: ignore[arg-type,list-item]
-        opened = [open_pixels(photo, self.runtime.config.in_channels) for photo in chosen]
+        chosen: list[ImageInput] = [photos] if is_one else list(photos)  # type: ignore[arg-type,list-item]
+        opened = [read_image_input(photo, self.runtime.config.in_channels) for photo in chosen]
         if not opened:
             return []
         batch = collate([self.prepare(pixels) for pixels in opened])
         found = [
-            replace(one, image=tensor_to_photo(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
+            replace(one, image=tensor_to_image(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
             for one, pixels, photo in zip(self.find_segments(batch, least, style), opened, chosen, strict=True)
         ]
         return found[0] if is_one else found
@@ -436,7 +438,7 @@ class Detector:
         return self.runtime.draw_masks(predictions, batch, queries, counts)
 
     def find_segments(
-        self, batch: Batch, threshold: float = LEAST_SCORE, style: Style = "corrected"
+        self, batch: Batch, threshold: float = MIN_SCORE, style: Style = "corrected"
     ) -> list[PanopticSegments]:
         """Predict and merge one batch of prepared photos; see `segments`."""
         return self._apart(batch, lambda one: self._merged(self.runtime.predict(one), one, threshold, style))
@@ -444,7 +446,7 @@ class Detector:
     def _merged(self, predictions: Predictions, batch: Batch, threshold: float, style: Style) -> list[PanopticSegments]:
         categories = self.categories
         draw = partial(self._draw_masks, predictions, batch)
-        is_exact = self.preprocessing.exact_padding and style == "corrected"
+        is_exact = self.preprocessing.padding_invariant and style == "corrected"
         return [
             to_segments(
                 merge_segments(candidates, categories.things, style),

@@ -8,20 +8,20 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
-from detrkit.data.images import image_to_pixels, read_pixels
+from detrkit.data.images import image_to_pixels, read_image
 from detrkit.errors import DataError
 
-Photo = Path | str | Image.Image | ndarray | Tensor
+ImageInput = Path | str | Image.Image | ndarray | Tensor
 
 
-def open_pixels(photo: Photo, channels: int) -> UInt8[Tensor, "C H W"]:
+def read_image_input(photo: ImageInput, channels: int) -> UInt8[Tensor, "C H W"]:
     """Read a photo's pixels.
 
     Raises:
         DataError: it cannot be read, or has another number of channels.
     """
     if isinstance(photo, Path | str):
-        return read_pixels(photo, channels=channels)
+        return read_image(photo, channels=channels)
     if isinstance(photo, Image.Image):
         return image_to_pixels(photo, channels)
     shape = photo.shape if isinstance(photo, Tensor) else photo.shape[-1:] + photo.shape[:-1]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.images import SUFFIXES
 from detrkit.data.video import VIDEO_SUFFIXES
-from detrkit.errors import ConfigError, DataError
 from detrkit.distributed.rank import Process, process_from_environment
-from detrkit._internal.provenance import is_signed
+from detrkit.errors import ConfigError, DataError
 
 _CAMERA = "camera:"
 _LIST = ".txt"
@@ -38,7 +38,7 @@ class Sources:
         return Sources(self.photos[rank::world], self.videos[rank::world], self.cameras[rank::world])
 
 
-def list_sources(given: Sequence[str], *, recursive: bool = False, leave_out: Path | None = None) -> Sources:
+def list_inputs(given: Sequence[str], *, recursive: bool = False, leave_out: Path | None = None) -> Sources:
     """List photos, videos and cameras.
 
     Args:
@@ -103,7 +103,7 @@ def _photos_inside(folder: Path, recursive: bool, leave_out: Path | None) -> Ite
 
 def _is_others_file(path: Path) -> bool:
     """Whether a file is not one of the pictures that detrkit draws beside photos."""
-    return path.is_file() and not (path.suffix.lower() == _DRAWN and is_signed(path))
+    return path.is_file() and not (path.suffix.lower() == _DRAWN and is_written_by_detrkit(path))
 
 
 def _lines_of(path: Path) -> Iterator[str]:

@@ -3,20 +3,20 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_overwrite
+from detrkit._internal.signals import StopSignal
+from detrkit._internal.text import plain_console
 from detrkit.checkpoints.exported import is_exported
-from detrkit.data.video import is_our_video
+from detrkit.data.loaders import device_for, device_of
+from detrkit.data.video import is_detrkit_video
+from detrkit.distributed.rank import Process
 from detrkit.errors import ConfigError, DataError
 from detrkit.inference.detector import Detector
-from detrkit.distributed.rank import Process
-from detrkit.inference.writers.jsonl import lines_name
-from detrkit.data.loaders import device_for, device_of
+from detrkit.inference.inputs import Sources, choose_shard, list_inputs, output_names
 from detrkit.inference.predict_images import PHOTO_KINDS, predict_photos
 from detrkit.inference.predict_videos import DEFAULT_KINDS, name_of_camera, predict_camera, predict_video
-from detrkit.inference.prediction import PredictionJob, PredictOptions
-from detrkit.inference.inputs import Sources, choose_shard, list_sources, output_names
-from detrkit._internal.provenance import is_signed, spare_others
-from detrkit._internal.text import plain_console
-from detrkit._internal.signals import StopSignal
+from detrkit.inference.prediction import PredictionRun, PredictOptions
+from detrkit.inference.writers.jsonl import lines_name
 
 
 def predict_files(source: str, given: Sequence[str], options: PredictOptions) -> int | None:
@@ -31,7 +31,7 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
         DetrkitError: the model cannot be read, or some of the photos and videos.
     """
     process, is_from_environment = choose_shard(options.shard)
-    sources = list_sources(given, recursive=options.recursive, leave_out=options.output)
+    sources = list_inputs(given, recursive=options.recursive, leave_out=options.output)
     _check_kinds(sources, options)
     files = [*sources.photos, *sources.videos]
     names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
@@ -43,18 +43,18 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     _spare_all_others(of_videos, options.kinds(DEFAULT_KINDS), _OF_VIDEOS, options.output)
     is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
     if sources.photos and "parquet" in options.kinds(PHOTO_KINDS):
-        spare_others(options.output / f"{lines_name(process)}.parquet")
+        refuse_foreign_overwrite(options.output / f"{lines_name(process)}.parquet")
     device = device_of(options.device, process) if is_ranked else device_for(source, options.device)
     detector = Detector.load(source, device, precision=options.precision)
     _check_masks(detector, options)
-    detector.least_scores(options.threshold)  # says now if there is none
+    detector.min_scores(options.threshold)  # says now if there is none
     detector.labels_of(options.class_names(detector))
     console = plain_console()
     if process.world > 1:
         console.print(f"share {process.rank}/{process.world} of {len(files)} photos and videos")
     mine = sources.share(process)
     with StopSignal() as stop:
-        job = PredictionJob(detector, options, names, stop, console)
+        job = PredictionRun(detector, options, names, stop, console)
         _predict_all(job, source, mine, process)
     count = len(mine.photos) + len(mine.videos) + len(mine.cameras)
     if job.tally.faults:
@@ -62,7 +62,7 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     return stop.received
 
 
-def _predict_all(job: PredictionJob, source: str, sources: Sources, process: Process) -> None:
+def _predict_all(job: PredictionRun, source: str, sources: Sources, process: Process) -> None:
     if sources.photos:
         predict_photos(job, source, sources.photos, process)
     for video in sources.videos:
@@ -91,12 +91,16 @@ def _check_masks(detector: Detector, options: PredictOptions) -> None:
 
 
 # kinds, their suffixes, and how a file of ours is known, which may be written anew
-_OF_PHOTOS = (("json", ".json", is_signed), ("pictures", ".png", is_signed), ("segments", ".segments.png", is_signed))
+_OF_PHOTOS = (
+    ("json", ".json", is_written_by_detrkit),
+    ("pictures", ".png", is_written_by_detrkit),
+    ("segments", ".segments.png", is_written_by_detrkit),
+)
 _OF_VIDEOS = (
-    ("pictures", ".mp4", is_our_video),
-    ("jsonl", ".jsonl", is_signed),
-    ("parquet", ".jsonl", is_signed),
-    ("parquet", ".parquet", is_signed),
+    ("pictures", ".mp4", is_detrkit_video),
+    ("jsonl", ".jsonl", is_written_by_detrkit),
+    ("parquet", ".jsonl", is_written_by_detrkit),
+    ("parquet", ".parquet", is_written_by_detrkit),
 )
 
 
@@ -109,7 +113,7 @@ def _spare_all_others(
     """See that nothing takes the place of what somebody else wrote: annotations and masks lie beside the photos, too."""
     for kind, suffix, is_ours in files:
         for path in (output / f"{name}{suffix}" for name in names if kind in kinds):
-            spare_others(path, is_ours=is_ours)
+            refuse_foreign_overwrite(path, is_ours=is_ours)
 
 
 def _spare_the_sources(names: dict[str, str], output: Path) -> None:

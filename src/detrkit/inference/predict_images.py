@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detrkit._internal.files import atomic_write, make_folder, write_text
+from detrkit._internal.provenance import provenance_mark
+from detrkit._internal.text import plural, printable
 from detrkit.checkpoints.load import local_file
 from detrkit.data.segment_png import write_ids
-from detrkit.errors import DataError
-from detrkit._internal.files import make_folder, replacing, write_text
-from detrkit.inference.images import Photo
 from detrkit.distributed.rank import Process
-from detrkit.inference.writers.jsonl import JsonLines, lines_name
+from detrkit.errors import DataError
+from detrkit.inference.images import ImageInput
+from detrkit.inference.prediction import PredictionRun, progress_bar
+from detrkit.inference.writers.jsonl import JsonlWriter, lines_name
 from detrkit.inference.writers.parquet import write_parquet
-from detrkit.inference.prediction import PredictionJob, progress_bar
-from detrkit._internal.provenance import signed
 from detrkit.structures import Detections
-from detrkit._internal.text import plural, printable
 
 PHOTO_KINDS = "pictures,json"
 
 
-def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], process: Process) -> None:
+def predict_photos(job: PredictionRun, source: str, photos: Sequence[str], process: Process) -> None:
     """Predict this process's photos.
 
     Raises:
@@ -34,7 +34,7 @@ def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], proce
         lines = None
         if kinds & {"jsonl", "parquet"}:
             path = output / f"{lines_name(process)}.jsonl"
-            lines = stack.enter_context(JsonLines(path, _settings(job, source, process)))
+            lines = stack.enter_context(JsonlWriter(path, _settings(job, source, process)))
         todo = [photo for photo in photos if lines is None or photo not in lines.done]
         if lines is not None and len(todo) < len(photos):
             job.console.print(
@@ -56,7 +56,7 @@ def predict_photos(job: PredictionJob, source: str, photos: Sequence[str], proce
 
 
 def _conclude(
-    job: PredictionJob, kinds: frozenset[str], lines: JsonLines | None, count: int, num_known_faults: int
+    job: PredictionRun, kinds: frozenset[str], lines: JsonlWriter | None, count: int, num_known_faults: int
 ) -> None:
     tally = job.tally
     if lines is None:
@@ -83,7 +83,7 @@ def _conclude(
     job.console.print(f"lines: {lines.path}", soft_wrap=True)
 
 
-def _settings(job: PredictionJob, source: str, process: Process) -> dict[str, Any]:
+def _settings(job: PredictionRun, source: str, process: Process) -> dict[str, Any]:
     """What decides about the numbers of the lines."""
     options = job.options
     weights = local_file(source)
@@ -95,7 +95,7 @@ def _settings(job: PredictionJob, source: str, process: Process) -> dict[str, An
     classes = options.class_names(job.detector)
     return {
         "model": model,
-        "threshold": job.detector.least_scores(options.threshold),
+        "threshold": job.detector.min_scores(options.threshold),
         "precision": options.precision,
         "classes": None if classes is None else sorted(set(classes)),
         "tile": options.tile,
@@ -108,9 +108,9 @@ def _settings(job: PredictionJob, source: str, process: Process) -> dict[str, An
 class _Outputs:
     """Writes what was found in each photo; its line last, for it says that the photo is done."""
 
-    job: PredictionJob
+    job: PredictionRun
     kinds: frozenset[str]
-    lines: JsonLines | None
+    lines: JsonlWriter | None
 
     def add(self, found: Detections) -> None:
         """Write all that is asked for of one photo."""
@@ -120,8 +120,8 @@ class _Outputs:
         name = self.job.names[path]
         make_folder(folder)
         if "pictures" in self.kinds:
-            with replacing(folder / f"{name}.png") as temporary:
-                found.draw().save(temporary, pnginfo=signed())
+            with atomic_write(folder / f"{name}.png") as temporary:
+                found.draw().save(temporary, pnginfo=provenance_mark())
         if "segments" in self.kinds and found.segments is not None:
             write_ids(folder / f"{name}.segments.png", found.segments.ids)
         if "json" in self.kinds:
@@ -136,7 +136,7 @@ class _Outputs:
         self.job.tally.photos += 1
         self.job.tally.objects += len(found)
 
-    def refuse(self, photo: Photo, error: DataError) -> None:
+    def refuse(self, photo: ImageInput, error: DataError) -> None:
         """Record a photo that cannot be read."""
         self.job.tally.refuse(str(error))
         if self.lines is not None:

@@ -12,23 +12,23 @@ from pathlib import Path
 
 from torch import Tensor
 
+from detrkit._internal.files import atomic_write
+from detrkit._internal.text import plural
 from detrkit.data.video import Video, VideoWriter, open_camera, open_video
 from detrkit.errors import DataError
-from detrkit._internal.files import replacing
+from detrkit.inference.prediction import PredictionRun, progress_bar
 from detrkit.inference.writers.parquet import write_parquet
-from detrkit.inference.prediction import PredictionJob, progress_bar
 from detrkit.structures import Detections
-from detrkit._internal.text import plural
 
 DEFAULT_KINDS = "pictures,jsonl"
 
 
-def predict_video(job: PredictionJob, path: str) -> None:
+def predict_video(job: PredictionRun, path: str) -> None:
     """Predict a video file."""
     _predict(job, path, job.names[path], open_video(Path(path)))
 
 
-def predict_camera(job: PredictionJob, name: str) -> None:
+def predict_camera(job: PredictionRun, name: str) -> None:
     """Predict a camera until Ctrl-C, or for as many frames as the options say."""
     _predict(job, f"camera:{name}", name_of_camera(name), open_camera(name))
 
@@ -38,7 +38,7 @@ def name_of_camera(name: str) -> str:
     return "camera-" + "".join(sign if sign.isalnum() else "-" for sign in name).strip("-")
 
 
-def _predict(job: PredictionJob, name: str, output: str, opened: AbstractContextManager[Video]) -> None:
+def _predict(job: PredictionRun, name: str, output: str, opened: AbstractContextManager[Video]) -> None:
     try:
         with opened as video:
             count, objects, fault = _predict_frames(job, video, job.options.output / output)
@@ -74,7 +74,7 @@ class _Frames:
             self.fault = error
 
 
-def _predict_frames(job: PredictionJob, video: Video, output: Path) -> tuple[int, int, DataError | None]:
+def _predict_frames(job: PredictionRun, video: Video, output: Path) -> tuple[int, int, DataError | None]:
     """Predict frame by frame; the files are in place when all is done.
 
     Returns:
@@ -110,13 +110,13 @@ def _predict_frames(job: PredictionJob, video: Video, output: Path) -> tuple[int
 
 
 def _picture_writer(stack: ExitStack, video: Video, output: Path) -> Callable[[Detections, float], None]:
-    path = stack.enter_context(replacing(output.with_name(f"{output.name}.mp4")))
+    path = stack.enter_context(atomic_write(output.with_name(f"{output.name}.mp4")))
     writer = stack.enter_context(VideoWriter(path, video.rate))
     return lambda found, seconds: writer.add(found.draw(), seconds)
 
 
 def _line_writer(stack: ExitStack, path: Path) -> Callable[[Detections, str, int, float], None]:
-    file = stack.enter_context(stack.enter_context(replacing(path)).open("w", encoding="utf-8"))
+    file = stack.enter_context(stack.enter_context(atomic_write(path)).open("w", encoding="utf-8"))
 
     def add(found: Detections, name: str, number: int, seconds: float) -> None:
         assert found.size is not None

@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from detrkit._internal.signals import StopSignal
 from detrkit.errors import ConfigError, DataError, did_you_mean
 from detrkit.inference.detector import Detector, Threshold
-from detrkit.inference.images import Photo
 from detrkit.inference.engines.torch import Precision
+from detrkit.inference.images import ImageInput
 from detrkit.inference.stream import check_counts
-from detrkit.ops.tiles import Tiling
 from detrkit.inference.writers.parquet import check_parquet
+from detrkit.ops.tiles import Tiling
 from detrkit.structures import Detections
-from detrkit._internal.signals import StopSignal
 
 _KINDS = ("pictures", "json", "jsonl", "parquet", "segments")
 
@@ -81,7 +81,7 @@ class PredictOptions:
 
 
 @dataclass
-class Tally:
+class Counters:
     """What has been done so far."""
 
     photos: int = 0
@@ -96,7 +96,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class PredictionJob:
+class PredictionRun:
     """What predicts, and where to.
 
     Attributes:
@@ -113,13 +113,13 @@ class PredictionJob:
     names: dict[str, str]
     stop: StopSignal
     console: Console
-    tally: Tally = field(default_factory=Tally)
+    tally: Counters = field(default_factory=Counters)
 
     def stream(
         self,
-        photos: Iterable[Photo],
+        photos: Iterable[ImageInput],
         with_images: bool,
-        fault: Callable[[Photo, DataError], None] | None = None,
+        fault: Callable[[ImageInput, DataError], None] | None = None,
     ) -> Generator[Detections, None, None]:
         """Predict photos or frames as the options say."""
         options = self.options

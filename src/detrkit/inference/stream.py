@@ -15,27 +15,27 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import tensor_to_photo
+from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import crop, size_of
 from detrkit.errors import ConfigError, DataError
-from detrkit.inference.images import Photo, open_pixels
 from detrkit.inference.engines.torch import Runtime
+from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample
 
 _BATCHES_WAITING = 8  # among whose photos like shapes are looked for
-_MOST_BYTES = 2**28  # of the pixels that wait: a dozen photos of a telephone, a hundred resized ones
+_MAX_BYTES = 2**28  # of the pixels that wait: a dozen photos of a telephone, a hundred resized ones
 
 
 @runtime_checkable
-class Finder(Protocol):
+class BatchPredictor(Protocol):
     """What prepares and predicts: a `Detector`."""
 
     runtime: Runtime
 
     @property
-    def most_padding(self) -> float:
+    def max_padding(self) -> float:
         """Share of a batch that may be padding, when batches are put together of what waits."""
 
     def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
@@ -46,7 +46,7 @@ class Finder(Protocol):
 
 
 @dataclass(frozen=True)
-class StreamSettings:
+class StreamConfig:
     """How photos are streamed; see `Detector.stream`."""
 
     threshold: float | tuple[float, ...]  # of all labels, or of each
@@ -79,7 +79,7 @@ def check_counts(batch_size: int, workers: int) -> None:
 class _Opened:
     """A photo that waits to be predicted."""
 
-    photo: Photo
+    photo: ImageInput
     pixels: UInt8[Tensor, "C H W"] | None  # as it was, where it will be drawn on or cut into tiles
     sample: Sample | None  # resized, unless it is cut into tiles
 
@@ -91,7 +91,10 @@ class _Opened:
 
 
 def stream_photos(
-    finder: Finder, photos: Iterable[Photo], settings: StreamSettings, fault: Callable[[Photo, DataError], None] | None
+    finder: BatchPredictor,
+    photos: Iterable[ImageInput],
+    settings: StreamConfig,
+    fault: Callable[[ImageInput, DataError], None] | None,
 ) -> Generator[Detections, None, None]:
     """Open, group, predict; see `Detector.stream`.
 
@@ -99,8 +102,8 @@ def stream_photos(
         DataError: a photo cannot be read, and nobody listens to faults.
     """
 
-    def open_one(photo: Photo) -> _Opened:
-        pixels = open_pixels(photo, finder.runtime.config.in_channels)
+    def open_one(photo: ImageInput) -> _Opened:
+        pixels = read_image_input(photo, finder.runtime.config.in_channels)
         views = [] if settings.tiling is None else settings.tiling.views((pixels.shape[1], pixels.shape[2]))
         is_cut = len(views) > 1
         keeps_pixels = settings.with_images or is_cut
@@ -108,7 +111,7 @@ def stream_photos(
 
     opened = _opened_ahead(photos, open_one, settings.workers, fault)
     for one, found in _in_order(finder, opened, settings):
-        image = tensor_to_photo(one.pixels) if settings.with_images and one.pixels is not None else None
+        image = tensor_to_image(one.pixels) if settings.with_images and one.pixels is not None else None
         path = str(one.photo) if isinstance(one.photo, Path | str) else None
         if settings.labels is not None:
             found = found.keep([i for i, label in enumerate(found.labels.tolist()) if label in settings.labels])
@@ -116,14 +119,14 @@ def stream_photos(
 
 
 def _opened_ahead(
-    photos: Iterable[Photo],
-    open_one: Callable[[Photo], _Opened],
+    photos: Iterable[ImageInput],
+    open_one: Callable[[ImageInput], _Opened],
     workers: int,
-    fault: Callable[[Photo, DataError], None] | None,
+    fault: Callable[[ImageInput, DataError], None] | None,
 ) -> Iterator[_Opened]:
     """Open photos in threads, at most two ahead for each; hand them over in their order."""
     pool = ThreadPoolExecutor(workers) if workers else None
-    ahead: deque[tuple[Photo, Future[_Opened] | None]] = deque()
+    ahead: deque[tuple[ImageInput, Future[_Opened] | None]] = deque()
 
     def next_one() -> Iterator[_Opened]:
         photo, future = ahead.popleft()
@@ -147,7 +150,7 @@ def _opened_ahead(
 
 
 def _in_order(
-    finder: Finder, opened: Iterator[_Opened], settings: StreamSettings
+    finder: BatchPredictor, opened: Iterator[_Opened], settings: StreamConfig
 ) -> Iterator[tuple[_Opened, Detections]]:
     """Let photos wait for others of their shape, and hand over what was found in the order in which they came."""
     most = settings.batch_size * _BATCHES_WAITING if settings.batch_size > 1 else 1
@@ -156,7 +159,7 @@ def _in_order(
     came = handed = num_bytes = 0
     is_over = False
     while held or not is_over:
-        while not is_over and (not held or (len(held) < most and num_bytes < _MOST_BYTES)):
+        while not is_over and (not held or (len(held) < most and num_bytes < _MAX_BYTES)):
             one = next(opened, None)
             is_over = one is None
             if one is not None:
@@ -165,7 +168,7 @@ def _in_order(
                 came += 1
         waiting = [number for number in held if number not in found]
         if waiting:
-            chosen = _batch_of(held, waiting, settings.batch_size, finder.most_padding)
+            chosen = _batch_of(held, waiting, settings.batch_size, finder.max_padding)
             found.update(zip(chosen, _predict(finder, [held[number] for number in chosen], settings), strict=True))
         while handed in found:
             one = held.pop(handed)
@@ -174,26 +177,26 @@ def _in_order(
             handed += 1
 
 
-def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int, most_padding: float) -> list[int]:
+def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int, max_padding: float) -> list[int]:
     """Choose the photo that has waited longest, and others to go with it; a photo in tiles is a batch of its own."""
     samples = ((number, held[number].sample) for number in waiting)
     sizes = {number: size_of(sample) for number, sample in samples if sample is not None}
     if waiting[0] not in sizes:
         return [waiting[0]]
-    return choose_batch(sizes, batch_size, most_padding)
+    return choose_batch(sizes, batch_size, max_padding)
 
 
-def choose_batch(sizes: Mapping[int, tuple[int, int]], batch_size: int, most_padding: float) -> list[int]:
+def choose_batch(sizes: Mapping[int, tuple[int, int]], batch_size: int, max_padding: float) -> list[int]:
     """Choose the photo that has waited longest, and those that need the least padding beside it.
 
     Args:
         sizes: (height, width) of what waits, by number, longest first.
         batch_size: photos at most.
-        most_padding: share of padding, of the first photo and each of the others.
+        max_padding: share of padding, of the first photo and each of the others.
     """
     (first, size), *others = sizes.items()
     paddings = ((share_of_padding(size, other), number) for number, other in others)
-    return [first, *(number for padding, number in sorted(paddings) if padding <= most_padding)][:batch_size]
+    return [first, *(number for padding, number in sorted(paddings) if padding <= max_padding)][:batch_size]
 
 
 def share_of_padding(first: tuple[int, int], second: tuple[int, int]) -> float:
@@ -202,7 +205,7 @@ def share_of_padding(first: tuple[int, int], second: tuple[int, int]) -> float:
     return 1 - (first[0] * first[1] + second[0] * second[1]) / (2 * height * width)
 
 
-def _predict(finder: Finder, chosen: Sequence[_Opened], settings: StreamSettings) -> list[Detections]:
+def _predict(finder: BatchPredictor, chosen: Sequence[_Opened], settings: StreamConfig) -> list[Detections]:
     samples = [one.sample for one in chosen if one.sample is not None]
     if len(samples) == len(chosen):
         return finder.find(samples, settings.threshold)
@@ -213,7 +216,7 @@ def _predict(finder: Finder, chosen: Sequence[_Opened], settings: StreamSettings
 
 
 def _predict_tiles(
-    finder: Finder, pixels: UInt8[Tensor, "C H W"], tiling: Tiling, settings: StreamSettings
+    finder: BatchPredictor, pixels: UInt8[Tensor, "C H W"], tiling: Tiling, settings: StreamConfig
 ) -> Detections:
     """Look at the whole photo and at each tile, and merge what was found."""
     size = (pixels.shape[1], pixels.shape[2])

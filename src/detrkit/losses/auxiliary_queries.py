@@ -1,6 +1,6 @@
 """What queries beside the model's own add to the loss, while training.
 
-Input: predictions with `extra`, targets. Output: a `LossReport`, in which their losses are named _group, _hybrid and _dn.
+Input: predictions with `extra`, targets. Output: a `LossOutput`, in which their losses are named _group, _hybrid and _dn.
 Sources: query groups, Group DETR, arXiv:2207.13085; hybrid matching, H-DETR, arXiv:2207.13080; denoising, DN-DETR,
 arXiv:2203.01305, and with negatives, DINO, arXiv:2203.03605.
 """
@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from detrkit.losses.matcher import Matches
 from detrkit.losses.boxes import to_device
-from detrkit.losses.criterion import DrawMasks, LossReport, Normalizers, SetLoss, published_name
-from detrkit.structures import Helper, Predictions, Target
+from detrkit.losses.criterion import DrawMasks, LossOutput, Normalizers, SetCriterion, published_name
+from detrkit.losses.matcher import Matches
+from detrkit.structures import AuxiliaryKind, Predictions, Target
 
-Parts = dict[str, Float[Tensor, ""]]
+LossDict = dict[str, Float[Tensor, ""]]
 _OF_MASKS = ("loss_mask", "loss_dice")  # asked of the model's own queries alone
 
 
@@ -29,7 +29,7 @@ class StepNormalizers:
     hybrid: Normalizers | None = None
 
 
-class HelpedLoss:
+class AuxiliaryCriterion:
     """The set loss of the model's own queries, and of those beside them.
 
     Query groups are averaged with the model's own; the mean over the copies, and the hybrid queries' loss, are added.
@@ -37,7 +37,7 @@ class HelpedLoss:
 
     def __init__(
         self,
-        set_loss: SetLoss,
+        set_loss: SetCriterion,
         *,
         copies: int = 0,
         has_negatives: bool = False,
@@ -60,7 +60,7 @@ class HelpedLoss:
         self.hybrid_repeats = hybrid_repeats
 
     def normalizers(self, targets: Sequence[Target], num_queries: int) -> StepNormalizers:
-        """Count what losses are divided by; see `SetLoss.normalizers`, all processes call this together."""
+        """Count what losses are divided by; see `SetCriterion.normalizers`, all processes call this together."""
         own = self.set_loss.normalizers(targets, num_queries)
         if not self.hybrid_queries:
             return StepNormalizers(own)
@@ -72,8 +72,8 @@ class HelpedLoss:
         targets: Sequence[Target],
         normalizers: StepNormalizers | None = None,
         draw_masks: DrawMasks | None = None,
-    ) -> LossReport:
-        """Compute the loss. Arguments and errors as of `SetLoss`."""
+    ) -> LossOutput:
+        """Compute the loss. Arguments and errors as of `SetCriterion`."""
         norms = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
         own, matches = self.set_loss.judge(predictions, targets, norms.own, draw_masks)
         without_masks = [Target(target.boxes, target.labels) for target in targets]
@@ -88,9 +88,9 @@ class HelpedLoss:
             mended = self._denoising(one, without_masks, norms.own)
             total = total + self.set_loss.weighted(mended)
             parts.update(_renamed(mended, "dn"))
-        return LossReport(total, {name: part.detach() for name, part in parts.items()}, matches)
+        return LossOutput(total, {name: part.detach() for name, part in parts.items()}, matches)
 
-    def _averaged(self, own: Parts, groups: Sequence[Parts]) -> Float[Tensor, ""]:
+    def _averaged(self, own: LossDict, groups: Sequence[LossDict]) -> Float[Tensor, ""]:
         """The mean over all groups; the mask losses are the first group's alone, and count whole."""
         total = self.set_loss.weighted(own)
         if not groups:
@@ -103,16 +103,16 @@ class HelpedLoss:
         times = self.hybrid_repeats
         return [Target(target.boxes.repeat(times, 1), target.labels.repeat(times)) for target in targets]
 
-    def _denoising(self, predictions: Predictions, targets: Sequence[Target], norms: Normalizers) -> Parts:
+    def _denoising(self, predictions: Predictions, targets: Sequence[Target], norms: Normalizers) -> LossDict:
         """Query i of a copy answers for object i; then come the negatives; what is left is not judged."""
         counts = [len(target.labels) for target in targets]
         size = predictions.boxes.shape[1] // self.copies
         judged = self._judged(to_device(counts, predictions.boxes.device), size)
         num_boxes = norms.num_boxes * self.copies
-        weight = 1 + self.set_loss.no_object_weight if self.has_negatives else 1.0
+        weight = 1 + self.set_loss.eos_coef if self.has_negatives else 1.0
         of_copies = Normalizers(num_boxes, num_boxes * weight)
         matches = self._known(counts, size, predictions.layer_boxes)
-        return self.set_loss.judge_known(predictions, matches, targets, of_copies, judged)
+        return self.set_loss.loss_for_matches(predictions, matches, targets, of_copies, judged)
 
     def _known(self, counts: Sequence[int], size: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:
         """Who answers for whom in all copies, after every layer alike."""
@@ -132,17 +132,17 @@ class HelpedLoss:
         return place[None] < counts[:, None]
 
 
-def _of(predictions: Predictions, helper: Helper) -> list[Predictions]:
+def _of(predictions: Predictions, helper: AuxiliaryKind) -> list[Predictions]:
     return [one.predictions for one in predictions.extra if one.helper == helper]
 
 
-def _mean(groups: Sequence[Parts]) -> Parts:
+def _mean(groups: Sequence[LossDict]) -> LossDict:
     if not groups:
         return {}
     return {name: torch.stack([group[name] for group in groups]).mean() for name in groups[0]}
 
 
-def _renamed(parts: Parts, helper: str) -> Parts:
+def _renamed(parts: LossDict, helper: str) -> LossDict:
     """loss_ce_0 -> loss_ce_dn_0; what is no loss is left out."""
     names = {name: published_name(name) for name in parts if name.startswith("loss")}
     return {f"{base}_{helper}{name[len(base) :]}": parts[name] for name, base in names.items()}

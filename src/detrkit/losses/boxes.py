@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from detrkit.losses.matcher import Matches
-from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou, overlap
+from detrkit.ops.boxes import box_iou_and_union, cxcywh_to_xyxy, generalized_iou
 from detrkit.structures import Target
 
 
@@ -32,13 +32,15 @@ def box_losses(
 
 
 @torch.no_grad()
-def overlaps(
+def matched_ious(
     boxes: Float[Tensor, "T B Q 4"], matches: Matches, object_index: Int64[Tensor, "TP"], targets: Sequence[Target]
 ) -> Float[Tensor, "T B Q"]:
     """IoU of every query with the object that it was matched with; 0 where there is none."""
     found, true = _boxes_of_pairs(boxes, matches, object_index, targets)
     values = boxes.new_zeros(boxes.shape[:-1])
-    values[matches.layers, matches.images, matches.queries] = overlap(cxcywh_to_xyxy(found), cxcywh_to_xyxy(true))
+    values[matches.layers, matches.images, matches.queries] = box_iou_and_union(
+        cxcywh_to_xyxy(found), cxcywh_to_xyxy(true)
+    )
     return values
 
 
@@ -68,10 +70,10 @@ def to_device(
 ) -> Shaped[Tensor, "N"]:
     """Copy a few numbers without waiting for the device, which pageable memory would make us do."""
     numbers = torch.tensor(numbers_here, dtype=kind)
-    return sent(numbers, device)
+    return to_device_async(numbers, device)
 
 
-def sent(numbers: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
+def to_device_async(numbers: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
     """Copy a tensor of the host's to a device, without waiting for it where that can be done."""
     return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=device.type == "cuda")
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from detrkit.errors import ConfigError
 from detrkit.structures import ClassScores, Target
 
-_LEAST_TRUTH = 0.01  # that a matched query should say, however bad its box: published code
+_MIN_TRUTH = 0.01  # that a matched query should say, however bad its box: published code
 _SMALLEST = 1e-8  # added before logarithms in costs, as published
 
 
@@ -57,11 +57,11 @@ class Classification(Protocol):
 
 
 @dataclass(frozen=True)
-class SoftmaxClasses:
+class SoftmaxClassification:
     """Cross entropy, in which queries without an object count less, for there are many more of them."""
 
     num_classes: int
-    no_object_weight: float = 0.1
+    eos_coef: float = 0.1
     weight: float = 1.0
     is_overlap_aware: bool = False
 
@@ -74,7 +74,7 @@ class SoftmaxClasses:
 
     def query_weights(self, wanted: Int64[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """1, or less for no object."""
-        return torch.where(wanted != self.num_classes, 1.0, self.no_object_weight)
+        return torch.where(wanted != self.num_classes, 1.0, self.eos_coef)
 
     def costs(self, logits: Float[Tensor, "T B Q L"], labels: Int64[Tensor, "B N"]) -> Float[Tensor, "T B Q N"]:
         """Minus the probability of the class."""
@@ -90,7 +90,7 @@ class SoftmaxClasses:
 
 
 @dataclass(frozen=True)
-class FocalClasses:
+class SigmoidFocalClassification:
     """Focal loss of every class by itself: entropies to which those already right hardly add."""
 
     num_classes: int
@@ -131,7 +131,7 @@ class FocalClasses:
 
 
 @dataclass(frozen=True)
-class AlignedClasses(FocalClasses):
+class IoUAwareClassification(SigmoidFocalClassification):
     """Scores that learn how well the box fits: cross entropy with score^a * IoU^(1 - a) (Align-DETR, arXiv:2304.07527).
 
     What a query should say of its object's class lies between the score that it gives and the IoU of its box. Other classes
@@ -150,20 +150,20 @@ class AlignedClasses(FocalClasses):
         with torch.no_grad():
             fit = torch.ones_like(logits) if overlap is None else overlap[..., None].to(logits.dtype)
             aligned = probability**self.score_share * fit ** (1 - self.score_share)
-            truth = torch.where(is_object, aligned.clamp(min=_LEAST_TRUTH), 0.0)
+            truth = torch.where(is_object, aligned.clamp(min=_MIN_TRUTH), 0.0)
         entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         return torch.where(is_object, entropy, probability**self.gamma * entropy).sum(-1)
 
 
 def classification_for(
-    class_scores: ClassScores, num_classes: int, no_object_weight: float = 0.1, *, iou_aware: bool = False
+    class_scores: ClassScores, num_classes: int, eos_coef: float = 0.1, *, iou_aware: bool = False
 ) -> Classification:
     """The published way to judge a kind of scores; `iou_aware` is for sigmoid scores alone."""
     if iou_aware:
-        return AlignedClasses(num_classes)
+        return IoUAwareClassification(num_classes)
     if class_scores == "sigmoid":
-        return FocalClasses(num_classes)
-    return SoftmaxClasses(num_classes, no_object_weight)
+        return SigmoidFocalClassification(num_classes)
+    return SoftmaxClassification(num_classes, eos_coef)
 
 
 def check_scores(found: ClassScores, expected: ClassScores) -> None:
@@ -174,11 +174,12 @@ def check_scores(found: ClassScores, expected: ClassScores) -> None:
     """
     if found != expected:
         raise ConfigError(
-            f"loss: the model has {found} class scores, the loss is for {expected}; SetLoss(..., class_scores={found!r})"
+            f"loss: the model has {found} class scores, the loss is for {expected}; "
+            f"SetCriterion(..., class_scores={found!r})"
         )
 
 
-def wanted_classes(
+def target_classes(
     shape: Sequence[int], places: tuple[Int64[Tensor, "P"], ...], labels: Int64[Tensor, "P"], num_classes: int
 ) -> Int64[Tensor, "*shape"]:
     """The class that each query should say: no object (K), but at the matched places."""

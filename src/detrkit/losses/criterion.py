@@ -1,6 +1,6 @@
 """The loss of a set of predictions (paper, equation 2, appendix A.2), for all decoder layers at once.
 
-Input: `Predictions` and one `Target` per photo. Output: a `LossReport`, whose parts keep the published names.
+Input: `Predictions` and one `Target` per photo. Output: a `LossOutput`, whose parts keep the published names.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,24 +10,24 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, distributed
 
+from detrkit.losses.boxes import box_losses, class_error, index_of_objects, matched_ious, to_device
 from detrkit.losses.classification import (
     Classification,
     check_scores,
     classification_for,
     of_one_class,
-    wanted_classes,
+    target_classes,
 )
 from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher, Matches
-from detrkit.losses.boxes import box_losses, class_error, index_of_objects, overlaps, to_device
-from detrkit.structures import ClassScores, MaskInputs, Predictions, Proposals, Target
+from detrkit.structures import ClassScores, EncoderProposals, MaskInputs, Predictions, Target
 
 # the queries of all photos, and how many belong to each
 DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P h w"]]
 
 
 @dataclass(frozen=True)
-class LossReport:
+class LossOutput:
     """The total to minimise, and what it consists of.
 
     Attributes:
@@ -53,14 +53,14 @@ class Normalizers:
 
     Attributes:
         num_boxes: objects, at least 1 in all.
-        class_weight: weights of all queries in the cross entropy.
+        cls_loss_coef: weights of all queries in the cross entropy.
     """
 
     num_boxes: Float[Tensor, ""] | float
-    class_weight: Float[Tensor, ""] | float
+    cls_loss_coef: Float[Tensor, ""] | float
 
 
-class SetLoss:
+class SetCriterion:
     """Matches queries to objects in every layer, then adds up class, box and mask losses."""
 
     def __init__(
@@ -68,14 +68,14 @@ class SetLoss:
         num_classes: int,
         *,
         class_scores: ClassScores = "softmax",
-        class_weight: float | None = None,
-        box_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        mask_weight: float = 1.0,
-        dice_weight: float = 1.0,
-        no_object_weight: float = 0.1,
+        cls_loss_coef: float | None = None,
+        bbox_loss_coef: float = 5.0,
+        giou_loss_coef: float = 2.0,
+        mask_loss_coef: float = 1.0,
+        dice_loss_coef: float = 1.0,
+        eos_coef: float = 0.1,
         matcher: HungarianMatcher | None = None,
-        exact_padding: bool = False,
+        padding_invariant: bool = False,
         masks_only: bool = False,
         classification: Classification | None = None,
     ) -> None:
@@ -84,32 +84,30 @@ class SetLoss:
         Args:
             num_classes: K, without no-object.
             class_scores: of the model: "softmax" is judged by cross entropy, "sigmoid" by focal loss.
-            class_weight: of the class loss; None takes the published one, 1, or 2 for sigmoid scores.
-            box_weight: of the L1 distance of boxes.
-            giou_weight: of 1 - generalised IoU.
-            mask_weight: of the focal loss of masks.
-            dice_weight: of the dice loss of masks.
-            no_object_weight: of queries without an object in the cross entropy; there are many more of them.
+            cls_loss_coef: of the class loss; None takes the published one, 1, or 2 for sigmoid scores.
+            bbox_loss_coef: of the L1 distance of boxes.
+            giou_loss_coef: of 1 - generalised IoU.
+            mask_loss_coef: of the focal loss of masks.
+            dice_loss_coef: of the dice loss of masks.
+            eos_coef: of queries without an object in the cross entropy; there are many more of them.
             matcher: how predictions are matched to objects.
-            exact_padding: masks are compared within each photo; False counts padding as outside, as published.
+            padding_invariant: masks are compared within each photo; False counts padding as outside, as published.
             masks_only: leave out the losses of classes and boxes, which are frozen when only the mask head learns.
             classification: how class logits are judged; None takes the published way for `class_scores`.
         """
         self.num_classes = num_classes
         self.class_scores: ClassScores = class_scores
-        self.classification: Classification = classification or classification_for(
-            class_scores, num_classes, no_object_weight
-        )
+        self.classification: Classification = classification or classification_for(class_scores, num_classes, eos_coef)
         self.weights = {
-            "loss_ce": self.classification.weight if class_weight is None else class_weight,
-            "loss_bbox": box_weight,
-            "loss_giou": giou_weight,
-            "loss_mask": mask_weight,
-            "loss_dice": dice_weight,
+            "loss_ce": self.classification.weight if cls_loss_coef is None else cls_loss_coef,
+            "loss_bbox": bbox_loss_coef,
+            "loss_giou": giou_loss_coef,
+            "loss_mask": mask_loss_coef,
+            "loss_dice": dice_loss_coef,
         }
-        self.no_object_weight = no_object_weight
+        self.eos_coef = eos_coef
         self.matcher = matcher or HungarianMatcher(classification=self.classification)
-        self.exact_padding = exact_padding
+        self.padding_invariant = padding_invariant
         self.masks_only = masks_only
 
     def normalizers(self, targets: Sequence[Target], num_queries: int) -> Normalizers:
@@ -124,11 +122,11 @@ class SetLoss:
         num_boxes = sum(len(target.labels) for target in targets)
         num_matched = sum(min(len(target.labels), num_queries) for target in targets)
         num_others = len(targets) * num_queries - num_matched
-        class_weight = num_matched + self.no_object_weight * num_others
+        cls_loss_coef = num_matched + self.eos_coef * num_others
         if not (distributed.is_available() and distributed.is_initialized()):
-            return Normalizers(float(max(num_boxes, 1)), class_weight)
+            return Normalizers(float(max(num_boxes, 1)), cls_loss_coef)
         device = targets[0].labels.device
-        sums = to_device([num_boxes, class_weight], device, torch.float64)
+        sums = to_device([num_boxes, cls_loss_coef], device, torch.float64)
         distributed.all_reduce(sums)
         means = sums.clamp(min=torch.finfo(torch.float32).tiny).float() / distributed.get_world_size()
         return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1])
@@ -139,7 +137,7 @@ class SetLoss:
         targets: Sequence[Target],
         normalizers: Normalizers | None = None,
         draw_masks: DrawMasks | None = None,
-    ) -> LossReport:
+    ) -> LossOutput:
         """Compute the loss in float32, under autocast too. What is not finite in the predictions makes it not finite.
 
         Args:
@@ -152,7 +150,7 @@ class SetLoss:
             ConfigError: the model's class scores are of another kind than the loss was made for.
         """
         parts, matches = self.judge(predictions, targets, normalizers, draw_masks)
-        return LossReport(self.weighted(parts), {name: part.detach() for name, part in parts.items()}, matches)
+        return LossOutput(self.weighted(parts), {name: part.detach() for name, part in parts.items()}, matches)
 
     def judge(
         self,
@@ -175,13 +173,13 @@ class SetLoss:
             parts = {} if self.masks_only else self._layer_losses(logits, boxes, matches, targets, norms)
             if masks is not None:
                 objects = matches.objects[len(matches.objects) - len(masks) :].split(_counts(predictions, targets))
-                losses = mask_losses(masks.float(), objects, targets, exact_padding=self.exact_padding)
+                losses = mask_losses(masks.float(), objects, targets, padding_invariant=self.padding_invariant)
                 parts["loss_mask"], parts["loss_dice"] = losses.sum(1) / norms.num_boxes
             if predictions.proposals is not None and not self.masks_only:
                 parts.update(self._proposal_losses(predictions.proposals, of_one_class(targets), norms))
         return parts, matches
 
-    def judge_known(
+    def loss_for_matches(
         self,
         predictions: Predictions,
         matches: Matches,
@@ -243,7 +241,7 @@ class SetLoss:
         """
         losses = self.classification.query_losses(logits, wanted, overlap)
         weights = self.classification.query_weights(wanted)
-        divisor = norms.class_weight if self.class_scores == "softmax" else norms.num_boxes
+        divisor = norms.cls_loss_coef if self.class_scores == "softmax" else norms.num_boxes
         return self.weights["loss_ce"] * losses / divisor, losses / weights
 
     def _class_losses(
@@ -259,10 +257,10 @@ class SetLoss:
         """Class loss within each layer: cross entropy by the weights of the queries, focal loss by the objects."""
         labels = torch.cat([target.labels for target in targets])
         places = matches.layers, matches.images, matches.queries
-        wanted = wanted_classes(logits.shape[:-1], places, labels[object_index], self.num_classes)
-        divisor = norms.class_weight if self.class_scores == "softmax" else norms.num_boxes
+        wanted = target_classes(logits.shape[:-1], places, labels[object_index], self.num_classes)
+        divisor = norms.cls_loss_coef if self.class_scores == "softmax" else norms.num_boxes
         sees_boxes = self.classification.is_overlap_aware
-        overlap = overlaps(boxes, matches, object_index, targets) if sees_boxes else None
+        overlap = matched_ious(boxes, matches, object_index, targets) if sees_boxes else None
         losses = self.classification.query_losses(logits, wanted, overlap)
         loss_ce = (losses if judged is None else losses * judged).sum((1, 2)) / divisor
 
@@ -272,7 +270,7 @@ class SetLoss:
         return {"loss_ce": loss_ce, "cardinality_error": cardinality_error}
 
     def _proposal_losses(
-        self, proposals: Proposals, targets: Sequence[Target], norms: Normalizers
+        self, proposals: EncoderProposals, targets: Sequence[Target], norms: Normalizers
     ) -> dict[str, Float[Tensor, ""]]:
         """The same losses of the encoder's proposals, which only tell objects from what is none (Deformable DETR, A.4)."""
         logits, boxes = proposals.class_logits.float()[None], proposals.boxes.float()[None]

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from detrkit.ops.masks import covered, enlarge
 from detrkit.structures import Target
 
-MOST_PIXELS = (
+MAX_PIXELS = (
     2**22
 )  # enlarged at a time: what a chunk needs for its gradient is computed again, so chunks add up to nothing
 
@@ -50,7 +50,7 @@ def mask_losses(
     objects: Sequence[Int64[Tensor, "_"]],
     targets: Sequence[Target],
     *,
-    exact_padding: bool,
+    padding_invariant: bool,
 ) -> Float[Tensor, "2 P"]:
     """Focal and dice loss of every pair, at the size of its photo.
 
@@ -58,16 +58,18 @@ def mask_losses(
         logits: of the pairs of all photos, one photo after the other.
         objects: numbers of the objects of each photo's pairs.
         targets: one per photo, with masks; the batch was padded to the largest height and width among them.
-        exact_padding: look at the photo alone. False counts its padding as outside, as published, where a photo weighs
+        padding_invariant: look at the photo alone. False counts its padding as outside, as published, where a photo weighs
             less the more it was padded.
     """
     masks = [target.masks for target in targets if target.masks is not None]
     padded = max(mask.shape[1] for mask in masks), max(mask.shape[2] for mask in masks)
-    at_once = max(1, MOST_PIXELS // (padded[0] * padded[1]))
+    at_once = max(1, MAX_PIXELS // (padded[0] * padded[1]))
     losses = []
     for mask, of_photo, numbers in zip(masks, logits.split([len(one) for one in objects]), objects, strict=True):
         for some, their_numbers in zip(of_photo.split(at_once), numbers.split(at_once), strict=True):
-            losses.append(checkpoint(_losses, some, mask, their_numbers, padded, exact_padding, use_reentrant=False))
+            losses.append(
+                checkpoint(_losses, some, mask, their_numbers, padded, padding_invariant, use_reentrant=False)
+            )
     return torch.cat(losses, dim=1)
 
 
@@ -76,11 +78,11 @@ def _losses(
     masks: Bool[Tensor, "N H W"],
     objects: Int64[Tensor, "n"],
     padded: tuple[int, int],
-    exact_padding: bool,
+    padding_invariant: bool,
 ) -> Float[Tensor, "2 n"]:
     size = (masks.shape[1], masks.shape[2])
     truth = masks[objects].to(logits.dtype)
-    if exact_padding:
+    if padding_invariant:
         enlarged = enlarge(logits, covered(logits, padded), size, size)
     else:
         enlarged = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]

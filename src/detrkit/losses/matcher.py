@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detrkit.losses.classification import Classification, SoftmaxClasses
+from detrkit.losses.classification import Classification, SoftmaxClassification
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.structures import Target
 
@@ -63,7 +63,7 @@ class HungarianMatcher:
             giou_cost: of 1 - generalised IoU.
             classification: how class logits are judged; None for softmax scores.
         """
-        self.classification = classification or SoftmaxClasses(0)  # costs do not ask how many classes there are
+        self.classification = classification or SoftmaxClassification(0)  # costs do not ask how many classes there are
         self.class_cost = self.classification.weight if class_cost is None else class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost

@@ -7,8 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def run(block: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
+def run(block: Callable[..., Any], activation_checkpointing: bool, *inputs: Any) -> Any:
     """Run a block; with `recompute`, keep nothing but its inputs until the gradient is asked for."""
-    if recompute and torch.is_grad_enabled():
+    if activation_checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

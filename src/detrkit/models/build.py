@@ -5,25 +5,25 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from detrkit.config.model import TIMM, ModelConfig
 from detrkit.errors import ConfigError
+from detrkit.models.attention.conditional import ConditionalDecoderLayer
+from detrkit.models.attention.deformable import DeformableDecoderLayer, DeformableEncoderLayer
 from detrkit.models.backbones.resnet import ResNetBackbone
 from detrkit.models.backbones.timm import TimmBackbone
-from detrkit.models.attention.conditional import ConditionalDecoderLayer
-from detrkit.config.model import TIMM, ModelConfig
-from detrkit.models.attention.deformable import DeformableDecoderLayer, DeformableEncoderLayer
-from detrkit.models.detr import Parts
+from detrkit.models.detr import DETRComponents
+from detrkit.models.feature_maps import LastMapProjection, PyramidProjection
 from detrkit.models.heads.detection import BoxHead, ClassHead, Heads
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
-from detrkit.models.queries.two_stage import ProposedQueries
-from detrkit.models.feature_maps import LastMapProjection, PyramidProjection
-from detrkit.models.queries.sources import AnchorQueries, Guide, LearnedQueries, PointQueries, two_layers
+from detrkit.models.queries.sources import AnchorQueries, LearnedQueries, PointQueries, QueryPositionEncoding, mlp
+from detrkit.models.queries.two_stage import TwoStageQueries
 from detrkit.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, LayerShape
 
 _FIRST_SIDES = -2.0  # logits of widths and heights around a point, as published for Deformable DETR: 0.12 of the photo
 
 
-def assemble(config: ModelConfig) -> Parts:
+def assemble(config: ModelConfig) -> DETRComponents:
     """Build the parts, with random weights.
 
     Raises:
@@ -33,14 +33,14 @@ def assemble(config: ModelConfig) -> Parts:
     shape = LayerShape(
         width=config.hidden_dim,
         num_heads=config.num_heads,
-        feedforward_dim=config.feedforward_dim,
+        dim_feedforward=config.dim_feedforward,
         dropout=config.dropout,
         pre_norm=config.pre_norm,
         activation=config.activation,
-        num_levels=config.num_levels,
+        num_feature_levels=config.num_feature_levels,
         sampling_points=config.sampling_points,
     )
-    return Parts(
+    return DETRComponents(
         backbone=backbone,
         positions=_positions(config),
         encoder=_encoder(config, shape),
@@ -63,14 +63,15 @@ def _backbone(config: ModelConfig) -> ResNetBackbone | TimmBackbone:
     )
     if len(backbone.channels) < config.num_backbone_levels:
         raise ConfigError(
-            f"backbone {config.backbone}: hands over {len(backbone.channels)} feature maps, num_levels={config.num_levels} "
+            f"backbone {config.backbone}: hands over {len(backbone.channels)} feature maps, "
+            f"num_feature_levels={config.num_feature_levels} "
             f"takes {config.num_backbone_levels}; choose fewer levels or another backbone"
         )
     expected = config.strides[: config.num_backbone_levels]
-    if config.exact_cells and backbone.strides[-len(expected) :] != expected:
+    if config.align_cells and backbone.strides[-len(expected) :] != expected:
         raise ConfigError(
-            f"backbone {config.backbone}: found maps with a cell every {_listed(backbone.strides)} pixels, exact_cells "
-            f"expected {_listed(expected)} of the last; set exact_cells=false or choose another backbone"
+            f"backbone {config.backbone}: found maps with a cell every {_listed(backbone.strides)} pixels, align_cells "
+            f"expected {_listed(expected)} of the last; set align_cells=false or choose another backbone"
         )
     return backbone
 
@@ -92,14 +93,14 @@ def _position_encoding(config: ModelConfig) -> SinePositions | LearnedPositions 
         return LearnedPositions(config.hidden_dim, config.position_table_size)
     if config.position_encoding == "none":
         return NoPositions(config.hidden_dim)
-    levels = config.num_levels if config.has_pyramid else 0
+    levels = config.num_feature_levels if config.has_pyramid else 0
     return SinePositions(config.hidden_dim, config.position_temperature, levels)
 
 
 def _encoder(config: ModelConfig, shape: LayerShape) -> Encoder:
     layer = DeformableEncoderLayer if config.encoder_attention == "deformable" else EncoderLayer
     width = config.hidden_dim
-    position_scale = two_layers(width, width, width) if config.scaled_positions else None
+    position_scale = mlp(width, width, width) if config.scaled_positions else None
     if position_scale is not None and not config.encoder_layers:
         position_scale.requires_grad_(False)  # as in _positions
     return Encoder(
@@ -120,7 +121,9 @@ def _decoder(config: ModelConfig, shape: LayerShape) -> Decoder:
             layers.append((DeformableDecoderLayer if config.cross_attention == "deformable" else DecoderLayer)(shape))
     # Deformable DETR's decoder, as published, reads the layers themselves, which end with a norm
     has_norm = config.cross_attention != "deformable" or config.pre_norm
-    guide = Guide(config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional)
+    guide = QueryPositionEncoding(
+        config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional
+    )
     if guide.content_scale is not None and config.decoder_layers == 1:
         guide.content_scale.requires_grad_(False)  # it scales what further layers ask by; and as in _positions
     return Decoder(
@@ -129,13 +132,13 @@ def _decoder(config: ModelConfig, shape: LayerShape) -> Decoder:
         guide,
         positions_at=config.decoder_positions,
         queries_at=config.query_positions,
-        refines=config.refine_boxes,
+        refines=config.with_box_refine,
         learns_through_references=is_conditional,
     )
 
 
 def _heads(config: ModelConfig) -> Heads:
-    count = config.decoder_layers if config.heads_per_layer else 1
+    count = config.decoder_layers if config.layerwise_heads else 1
     has_references = config.queries != "learned"
     class_heads = [ClassHead(config.hidden_dim, config.num_classes, config.class_scores) for _ in range(count)]
     box_heads = [BoxHead(config.hidden_dim, starts_at_zero=has_references) for _ in range(count)]
@@ -148,10 +151,10 @@ def _heads(config: ModelConfig) -> Heads:
 def _input_projection(config: ModelConfig, channels: tuple[int, ...]) -> LastMapProjection | PyramidProjection:
     if not config.has_pyramid:
         return LastMapProjection(channels, config.hidden_dim)
-    return PyramidProjection(channels[-config.num_backbone_levels :], config.hidden_dim, config.num_levels)
+    return PyramidProjection(channels[-config.num_backbone_levels :], config.hidden_dim, config.num_feature_levels)
 
 
-def build_queries(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | ProposedQueries:
+def build_queries(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries:
     """Build what object queries start from."""
     if config.queries == "points":
         with_content = config.cross_attention == "deformable"
@@ -160,5 +163,5 @@ def build_queries(config: ModelConfig) -> LearnedQueries | PointQueries | Anchor
         return AnchorQueries(config.num_queries, config.hidden_dim)
     if config.queries == "proposals":
         from_cells = config.proposal_content == "cell"
-        return ProposedQueries(config.num_queries, config.hidden_dim, config.num_classes, from_cells=from_cells)
+        return TwoStageQueries(config.num_queries, config.hidden_dim, config.num_classes, from_cells=from_cells)
     return LearnedQueries(config.num_queries, config.hidden_dim)

@@ -6,36 +6,36 @@ from dataclasses import dataclass, replace
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrkit.config.model import ModelConfig
 from detrkit.models.backbones.resnet import ResNetBackbone
 from detrkit.models.backbones.timm import TimmBackbone
-from detrkit.config.model import ModelConfig
+from detrkit.models.feature_maps import (
+    FeatureMaps,
+    LastMapProjection,
+    PaddingMasks,
+    PyramidProjection,
+    to_feature_maps,
+    unpadded_cells,
+)
 from detrkit.models.heads.detection import Heads
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
-from detrkit.models.queries.two_stage import ProposedQueries
-from detrkit.models.feature_maps import (
-    LastMapProjection,
-    Padding,
-    PyramidProjection,
-    Scene,
-    exact_photo_cells,
-    to_scene,
-)
 from detrkit.models.queries.sources import (
     AnchorQueries,
-    ExtraQueries,
-    ExtraSource,
+    AuxiliaryQueries,
+    AuxiliaryQuerySource,
     LearnedQueries,
     PointQueries,
     Queries,
-    joined,
+    concat_queries,
 )
+from detrkit.models.queries.two_stage import TwoStageQueries
 from detrkit.models.transformer import Decoder, Encoder
-from detrkit.structures import ExtraPredictions, MaskInputs, Predictions
+from detrkit.structures import AuxiliaryPredictions, MaskInputs, Predictions
 
 
 @dataclass(frozen=True)
-class Parts:
+class DETRComponents:
     """What a DETR is put together from; `presets.build_model` fills it in."""
 
     backbone: ResNetBackbone | TimmBackbone
@@ -45,7 +45,7 @@ class Parts:
     heads: Heads
     panoptic: PanopticHead | None
     input_projection: LastMapProjection | PyramidProjection
-    queries: LearnedQueries | PointQueries | AnchorQueries | ProposedQueries
+    queries: LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries
 
 
 class DETR(nn.Module):
@@ -57,7 +57,7 @@ class DETR(nn.Module):
             finest first.
     """
 
-    def __init__(self, parts: Parts, config: ModelConfig) -> None:
+    def __init__(self, parts: DETRComponents, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = parts.backbone
@@ -72,30 +72,30 @@ class DETR(nn.Module):
         self.has_strides = self.backbone.strides[-used:] == config.strides[:used]
         self.first_centres = _first_centres(config, parts.backbone.first_centres)
 
-    def recompute(self, on: bool) -> None:
+    def activation_checkpointing(self, on: bool) -> None:
         """Keep fewer activations while training, and compute them again (see `models.recompute`)."""
-        self.encoder.recompute = self.decoder.recompute = on
+        self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = on
         if self.panoptic is not None:
-            self.panoptic.recompute = on
+            self.panoptic.activation_checkpointing = on
         # ordinary batch norm would count every photo twice
-        self.backbone.recompute = on and self.config.backbone_normalization == "frozen"
+        self.backbone.activation_checkpointing = on and self.config.backbone_normalization == "frozen"
 
     def forward(
         self,
         images: Float[Tensor, "B C H W"],
         padding_mask: Bool[Tensor, "B H W"] | None = None,
         *,
-        exact_padding: bool = False,
+        padding_invariant: bool = False,
         last_layer_only: bool = False,
         all_masks: bool = True,
-        extra: ExtraSource | None = None,
+        extra: AuxiliaryQuerySource | None = None,
     ) -> Predictions:
         """Predict one class and one box per query.
 
         Args:
             images: normalised with the ImageNet mean and deviation, padded with zeros at the bottom and on the right.
             padding_mask: True on padding; None when there is none.
-            exact_padding: True makes classes and boxes of a photo independent of how far it was padded, and so of the
+            padding_invariant: True makes classes and boxes of a photo independent of how far it was padded, and so of the
                 other photos in its batch (not `masks`: the mask head normalises over the padding, as published; asked for
                 some queries, `self.panoptic` can leave it out). Backbones of timm let padding in all the same: batches of
                 photos of one size are exact with them.
@@ -107,16 +107,16 @@ class DETR(nn.Module):
             extra: makes queries that are decoded beside the model's own and change nothing of theirs (training helpers).
         """
         config = self.config
-        is_counted = self.has_strides and (exact_padding or config.exact_cells)  # cells of padding, by pixels
-        padding = Padding(padding_mask, config.strides if is_counted else None, exact_padding)
-        levels = self.backbone(images, padding_mask if exact_padding else None)
+        is_counted = self.has_strides and (padding_invariant or config.align_cells)  # cells of padding, by pixels
+        padding = PaddingMasks(padding_mask, config.strides if is_counted else None, padding_invariant)
+        levels = self.backbone(images, padding_mask if padding_invariant else None)
         maps = self.input_projection(levels, padding)
 
         scene = self._scene(images, maps, padding)
         scene = scene.holding(self.encoder(scene))
         queries = self.queries(scene, for_loss=not last_layer_only)
         beside = [] if extra is None else extra(scene)
-        decoded, references = self.decoder(joined(queries, beside) if beside else queries, scene, self.heads)
+        decoded, references = self.decoder(concat_queries(queries, beside) if beside else queries, scene, self.heads)
         if last_layer_only:
             decoded, references = decoded[-1:], None if references is None else references[-1:]
         layer_class_logits, layer_boxes = self.heads(decoded, references)
@@ -134,15 +134,15 @@ class DETR(nn.Module):
         return replace(predictions, masks=self.panoptic.draw_all(inputs))
 
     def _scene(
-        self, images: Float[Tensor, "B C H W"], maps: Sequence[Float[Tensor, "B D _ _"]], padding: Padding
-    ) -> Scene:
+        self, images: Float[Tensor, "B C H W"], maps: Sequence[Float[Tensor, "B D _ _"]], padding: PaddingMasks
+    ) -> FeatureMaps:
         """Put the maps' cells together, and tell each where it lies."""
         strides, is_padded = self.config.strides, padding.mask is not None
         masks = [padding.at(level, one) for level, one in enumerate(maps)]
-        if not self.config.exact_cells:
+        if not self.config.align_cells:
             placed = [self.positions(mask, is_padded=is_padded, level=level) for level, mask in enumerate(masks)]
-            return to_scene(maps, masks, placed, padding)
-        cells = exact_photo_cells(images, padding.mask, strides)
+            return to_feature_maps(maps, masks, placed, padding)
+        cells = unpadded_cells(images, padding.mask, strides)
         firsts = tuple(centre / stride for centre, stride in zip(self.first_centres, strides, strict=True))
         placed = [
             self.positions(
@@ -150,14 +150,14 @@ class DETR(nn.Module):
             )
             for level, mask in enumerate(masks)
         ]
-        return to_scene(maps, masks, placed, padding, cells, firsts)
+        return to_feature_maps(maps, masks, placed, padding, cells, firsts)
 
     def _predictions(
         self,
         layer_class_logits: Float[Tensor, "T B Q K1"],
         layer_boxes: Float[Tensor, "T B Q 4"],
         queries: Queries,
-        beside: Sequence[ExtraQueries],
+        beside: Sequence[AuxiliaryQueries],
     ) -> Predictions:
         """Hand out what was said, to the model's own queries and to each block beside them."""
         parts = [queries, *(one.queries for one in beside)]
@@ -174,13 +174,13 @@ class DETR(nn.Module):
                 layer_class_logits.split(sizes, 2), layer_boxes.split(sizes, 2), parts, strict=True
             )
         ]
-        extra = [ExtraPredictions(one.helper, other) for one, other in zip(beside, others, strict=True)]
+        extra = [AuxiliaryPredictions(one.helper, other) for one, other in zip(beside, others, strict=True)]
         return replace(own, extra=tuple(extra))
 
 
 def _first_centres(config: ModelConfig, of_backbone: Sequence[float]) -> tuple[float, ...]:
-    if not config.exact_cells:  # evenly over the photo, as published
+    if not config.align_cells:  # evenly over the photo, as published
         return tuple(stride / 2 for stride in config.strides)
     centres = list(of_backbone[-config.num_backbone_levels :])
     # further maps are made by convolutions that pad alike on both sides: their first cell is the one before's
-    return (*centres, *[centres[-1]] * (config.num_levels - len(centres)))
+    return (*centres, *[centres[-1]] * (config.num_feature_levels - len(centres)))

@@ -17,7 +17,7 @@ _GROUPS = 32  # of the norms, as published
 
 
 @dataclass(frozen=True)
-class Padding:
+class PaddingMasks:
     """The padding of a batch, at any feature map.
 
     Attributes:
@@ -43,7 +43,7 @@ class Padding:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FeatureMaps:
     """What the transformer sees of a batch: the cells of all feature maps, finest map first, row by row.
 
     Attributes:
@@ -70,7 +70,7 @@ class Scene:
     is_exact: bool = False
     located: Float[Tensor, "B S D"] | None = None
 
-    def holding(self, memory: Float[Tensor, "B S D"]) -> "Scene":
+    def holding(self, memory: Float[Tensor, "B S D"]) -> "FeatureMaps":
         """The same cells, holding something else."""
         return replace(self, tokens=memory)
 
@@ -115,14 +115,14 @@ class Scene:
         return centres
 
 
-def to_scene(
+def to_feature_maps(
     maps: Sequence[Float[Tensor, "B D _ _"]],
     masks: Sequence[Bool[Tensor, "B _ _"]],
     positions: Sequence[Float[Tensor, "B _ _ D"]],
-    padding: Padding,
+    padding: PaddingMasks,
     photo_cells: Float[Tensor, "B L 2"] | None = None,
     first_cells: tuple[float, ...] | None = None,
-) -> Scene:
+) -> FeatureMaps:
     """Put the cells of all maps one after the other.
 
     Args:
@@ -135,9 +135,9 @@ def to_scene(
     """
     tokens = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
     if photo_cells is None and padding.mask is not None:
-        photo_cells = torch.stack([_photo_size(mask) for mask in masks], dim=1)
+        photo_cells = torch.stack([_read_image_size(mask) for mask in masks], dim=1)
     sizes = tuple((one.shape[-2], one.shape[-1]) for one in maps)
-    return Scene(
+    return FeatureMaps(
         tokens=tokens,
         positions=torch.cat([one.flatten(1, 2) for one in positions], dim=1).to(tokens.dtype),
         padding_mask=None if padding.mask is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
@@ -149,7 +149,7 @@ def to_scene(
     )
 
 
-def exact_photo_cells(
+def unpadded_cells(
     images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, strides: Sequence[int]
 ) -> Float[Tensor, "B L 2"]:
     """How many columns and rows of each map the photos' pixels fill."""
@@ -159,11 +159,11 @@ def exact_photo_cells(
         ]
         size = torch.stack(sides, dim=-1)
     else:
-        size = _photo_size(padding_mask)
+        size = _read_image_size(padding_mask)
     return torch.stack([size / stride for stride in strides], dim=1)
 
 
-def _photo_size(mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
+def _read_image_size(mask: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
     """Columns and rows that are photo, read off the first row and column."""
     rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
     return torch.stack([columns, rows], dim=-1).float()
@@ -181,7 +181,7 @@ class LastMapProjection(nn.Conv2d):
         super().__init__(channels[-1], width, kernel_size=1)
 
     def forward(  # type: ignore[override]  # all maps go in, as into a pyramid
-        self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Padding
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: PaddingMasks
     ) -> list[Float[Tensor, "B D h w"]]:
         """Project the last map."""
         return [super().forward(levels[-1])]
@@ -203,16 +203,16 @@ class MapProjection(nn.Module):
 class PyramidProjection(nn.Module):
     """Deformable DETR's input projection: one per map; maps that the backbone lacks are made from the one before."""
 
-    def __init__(self, channels: Sequence[int], width: int, num_levels: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, num_feature_levels: int) -> None:
         """Build the projections.
 
         Args:
             channels: of the backbone's maps that are used, finest first.
             width: D.
-            num_levels: maps to make; those beyond the backbone's have half the size of the one before.
+            num_feature_levels: maps to make; those beyond the backbone's have half the size of the one before.
         """
         super().__init__()
-        made = [channels[-1], *[width] * (num_levels - len(channels) - 1)][: num_levels - len(channels)]
+        made = [channels[-1], *[width] * (num_feature_levels - len(channels) - 1)][: num_feature_levels - len(channels)]
         self.levels = nn.ModuleList(
             [
                 *(MapProjection(count, width, halves=False) for count in channels),
@@ -221,7 +221,9 @@ class PyramidProjection(nn.Module):
         )
         self.num_used = len(channels)
 
-    def forward(self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Padding) -> list[Float[Tensor, "B D _ _"]]:
+    def forward(
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: PaddingMasks
+    ) -> list[Float[Tensor, "B D _ _"]]:
         """Project the backbone's last maps, and make the coarser ones.
 
         Args:

@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detrkit.models.detr import DETR
 
 
-def folded(model: DETR) -> DETR:
+def fuse_conv_bn(model: DETR) -> DETR:
     """Copy a model, with the norms of its ResNet folded away; the transformer is the very same one.
 
     Args:

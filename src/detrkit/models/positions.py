@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.errors import ConfigError
 from detrkit.config.model import Place
+from detrkit.errors import ConfigError
 
-_MOST_SIZES = 32  # of feature maps whose encoding is remembered; a megabyte each for the largest photos
+_MAX_SIZES = 32  # of feature maps whose encoding is remembered; a megabyte each for the largest photos
 
 
 class SinePositions(nn.Module):
@@ -66,7 +66,7 @@ class SinePositions(nn.Module):
         batch_size, height, width = padding_mask.shape
         size = (height, width, padding_mask.device)
         if size not in self._of_size:
-            if len(self._of_size) >= _MOST_SIZES:
+            if len(self._of_size) >= _MAX_SIZES:
                 self._of_size.clear()
             with torch.inference_mode(False):  # training may use it later
                 self._of_size[size] = self._encode(torch.zeros(1, height, width, dtype=torch.bool, device=size[2]))
@@ -176,7 +176,7 @@ class NoPositions(nn.Module):
         return torch.zeros(*padding_mask.shape, self.width, device=padding_mask.device)
 
 
-def placed(
+def add_positions(
     tokens: Float[Tensor, "B N D"], positions: Float[Tensor, "B N D"], place: Place
 ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"]]:
     """Tell tokens and what every attention adds to them (paper, table 3).

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.build import assemble
-from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
 
 
@@ -38,9 +38,9 @@ _DEFORMABLE: dict[str, Any] = {
     "class_scores": "sigmoid",
     "queries": "points",
     "num_queries": 300,
-    "feedforward_dim": 1024,
+    "dim_feedforward": 1024,
 }
-_REFINE: dict[str, Any] = {"num_levels": 4, "refine_boxes": True, "heads_per_layer": True}
+_REFINE: dict[str, Any] = {"num_feature_levels": 4, "with_box_refine": True, "layerwise_heads": True}
 _OWN: dict[
     str, Any
 ] = {  # what learned soonest on small sets: benchmarks/convergence.py, docs/decisions/0009-our-own.md
@@ -48,7 +48,7 @@ _OWN: dict[
     **_REFINE,
     "queries": "proposals",
     "proposal_content": "cell",
-    "exact_cells": True,
+    "align_cells": True,
     "decoder_layers": 3,
     "dropout": 0.0,
 }
@@ -63,13 +63,13 @@ PRESETS: dict[str, ModelConfig] = {
         "dab-detr",
         **_CONDITIONAL,
         queries="anchors",
-        refine_boxes=True,
+        with_box_refine=True,
         activation="prelu",
         position_temperature=20.0,
         scaled_positions=True,
         num_detections=300,
     ),
-    "deformable-detr-r50": ModelConfig(**_DEFORMABLE, num_levels=4),
+    "deformable-detr-r50": ModelConfig(**_DEFORMABLE, num_feature_levels=4),
     "deformable-detr-r50-single-scale": ModelConfig(**_DEFORMABLE),
     "deformable-detr-r50-single-scale-dc5": ModelConfig(**_DEFORMABLE, dilation=True),
     "deformable-detr-r50-refine": ModelConfig(**_DEFORMABLE, **_REFINE),
@@ -84,7 +84,7 @@ PRESETS: dict[str, ModelConfig] = {
         hidden_dim=128,
         encoder_layers=2,
         decoder_layers=3,
-        feedforward_dim=512,
+        dim_feedforward=512,
         dropout=0.0,
         pre_norm=True,
     ),
@@ -94,15 +94,22 @@ PRESETS: dict[str, ModelConfig] = {
             "backbone": "resnet-tiny",
             "backbone_normalization": "batch",
             "frozen_backbone_stages": 0,
-            "num_levels": 2,
+            "num_feature_levels": 2,
             "num_queries": 50,
             "hidden_dim": 128,
             "encoder_layers": 0,
-            "feedforward_dim": 512,
+            "dim_feedforward": 512,
         }
     ),
     "detrkit-m": ModelConfig(
-        **{**_OWN, "backbone": "resnet18", "num_levels": 3, "num_queries": 100, "hidden_dim": 256, "encoder_layers": 1}
+        **{
+            **_OWN,
+            "backbone": "resnet18",
+            "num_feature_levels": 3,
+            "num_queries": 100,
+            "hidden_dim": 256,
+            "encoder_layers": 1,
+        }
     ),
 }
 

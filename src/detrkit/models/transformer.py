@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.config.model import Place
-from detrkit.models.dropout import Dropout
-from detrkit.models.heads.detection import Heads
-from detrkit.models.positions import placed
-from detrkit.models.feature_maps import Scene
-from detrkit.models.queries.sources import Guide, Queries, QueryPlace, as_boxes, refined
 from detrkit.models.activation_checkpointing import run
+from detrkit.models.attention.multi_head import MultiHeadAttention
+from detrkit.models.dropout import Dropout
+from detrkit.models.feature_maps import FeatureMaps
+from detrkit.models.heads.detection import Heads
+from detrkit.models.positions import add_positions
+from detrkit.models.queries.sources import LayerQueryPositions, Queries, QueryPositionEncoding, as_boxes, refined
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class LayerShape:
 
     width: int
     num_heads: int
-    feedforward_dim: int
+    dim_feedforward: int
     dropout: float
     pre_norm: bool
     activation: Literal["relu", "prelu"] = "relu"
-    num_levels: int = 1
+    num_feature_levels: int = 1
     sampling_points: int = 4
 
 
@@ -61,8 +61,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.expand = nn.Linear(shape.width, shape.feedforward_dim)
-        self.contract = nn.Linear(shape.feedforward_dim, shape.width)
+        self.expand = nn.Linear(shape.width, shape.dim_feedforward)
+        self.contract = nn.Linear(shape.dim_feedforward, shape.width)
         self.activation = nn.PReLU() if shape.activation == "prelu" else nn.ReLU()
         self.dropout = Dropout(shape.dropout)
         nn.init.xavier_uniform_(self.expand.weight)
@@ -84,7 +84,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_residual = Residual(shape)
 
     def forward(
-        self, tokens: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: Scene
+        self, tokens: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: FeatureMaps
     ) -> Float[Tensor, "B S D"]:
         """Let every token look around.
 
@@ -100,7 +100,7 @@ class EncoderLayer(nn.Module):
         return self.feed_forward_residual.after(tokens, change)
 
     def attend(
-        self, values: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: Scene
+        self, values: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: FeatureMaps
     ) -> Float[Tensor, "B S D"]:
         """Look at all cells."""
         located = values + positions
@@ -130,16 +130,16 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.positions_at = positions_at
         self.position_scale = position_scale
-        self.recompute = False
+        self.activation_checkpointing = False
         # post-norm layers end with a norm of their own
         self.norm = nn.LayerNorm(shape.width) if shape.pre_norm else nn.Identity()
 
-    def forward(self, scene: Scene) -> Float[Tensor, "B S D"]:
+    def forward(self, scene: FeatureMaps) -> Float[Tensor, "B S D"]:
         """Turn tokens into the memory that the decoder reads."""
-        tokens, positions = placed(scene.tokens, scene.positions, self.positions_at)
+        tokens, positions = add_positions(scene.tokens, scene.positions, self.positions_at)
         for layer in self.layers:
             scaled = positions if self.position_scale is None else positions * self.position_scale(tokens)
-            tokens = run(layer, self.recompute, tokens, scaled, scene)
+            tokens = run(layer, self.activation_checkpointing, tokens, scaled, scene)
         return self.norm(tokens)
 
 
@@ -158,7 +158,9 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(shape)
         self.feed_forward_residual = Residual(shape)
 
-    def forward(self, decoded: Float[Tensor, "B Q D"], place: QueryPlace, scene: Scene) -> Float[Tensor, "B Q D"]:
+    def forward(
+        self, decoded: Float[Tensor, "B Q D"], place: LayerQueryPositions, scene: FeatureMaps
+    ) -> Float[Tensor, "B Q D"]:
         """Let the queries agree on who takes what, and look at the photo.
 
         Args:
@@ -175,24 +177,26 @@ class DecoderLayer(nn.Module):
         change = self.feed_forward(self.feed_forward_residual.before(decoded))
         return self.feed_forward_residual.after(decoded, change)
 
-    def _attend_within_blocks(self, values: Float[Tensor, "B Q D"], place: QueryPlace) -> Float[Tensor, "B Q D"]:
+    def _attend_within_blocks(
+        self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions
+    ) -> Float[Tensor, "B Q D"]:
         if not place.blocks:
             return self.attend_to_queries(values, place)
         sizes, found = [block.num_queries for block in place.blocks], []
         parts = zip(place.blocks, values.split(sizes, 1), place.positions.split(sizes, 1), strict=True)
         for block, of_block, positions in parts:
-            own_place = QueryPlace(block.apart(positions), fillers=block.fillers_apart())
+            own_place = LayerQueryPositions(block.apart(positions), fillers=block.fillers_apart())
             found.append(block.together(self.attend_to_queries(block.apart(of_block), own_place)))
         return torch.cat(found, dim=1)
 
-    def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: QueryPlace) -> Float[Tensor, "B Q D"]:
+    def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions) -> Float[Tensor, "B Q D"]:
         """Look at all queries."""
         located = values + place.positions
         found: Tensor = self.self_attention(located, located, values, place.fillers)
         return found
 
     def attend_to_scene(
-        self, values: Float[Tensor, "B Q D"], place: QueryPlace, scene: Scene
+        self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions, scene: FeatureMaps
     ) -> Float[Tensor, "B Q D"]:
         """Look at all cells."""
         located = values + place.positions
@@ -207,7 +211,7 @@ class Decoder(nn.Module):
         self,
         layers: Iterable[DecoderLayer],
         norm: nn.Module,
-        guide: Guide,
+        guide: QueryPositionEncoding,
         *,
         positions_at: Place = "attention",
         queries_at: Place = "attention",
@@ -232,12 +236,12 @@ class Decoder(nn.Module):
         self.queries_at = queries_at
         self.refines = refines
         self.learns_through_references = learns_through_references
-        self.recompute = False
+        self.activation_checkpointing = False
         self.norm = norm
         self.guide = guide
 
     def forward(
-        self, queries: Queries, scene: Scene, heads: Heads
+        self, queries: Queries, scene: FeatureMaps, heads: Heads
     ) -> tuple[Float[Tensor, "T B Q D"], Float[Tensor, "T B Q 4"] | None]:
         """Decode all queries in parallel.
 
@@ -249,15 +253,15 @@ class Decoder(nn.Module):
         Returns:
             The normalised state after every layer, and the logits that each layer's boxes are counted from; None for zero.
         """
-        memory, cell_positions = placed(scene.tokens, scene.positions, self.positions_at)
+        memory, cell_positions = add_positions(scene.tokens, scene.positions, self.positions_at)
         scene = replace(scene, tokens=memory, positions=cell_positions, located=memory + cell_positions)
-        decoded, positions = placed(queries.content, queries.positions, self.queries_at)
+        decoded, positions = add_positions(queries.content, queries.positions, self.queries_at)
         reference = counted_from = queries.reference
         after_layer, references = [], []
         for number, layer in enumerate(self.layers):
             place = self.guide(number, decoded, positions, reference)
             place = replace(place, blocks=queries.blocks) if queries.blocks else place
-            decoded = run(layer, self.recompute, decoded, place, scene)
+            decoded = run(layer, self.activation_checkpointing, decoded, place, scene)
             after_layer.append(self.norm(decoded))
             references.append(counted_from)
             if self.refines and reference is not None and number + 1 < len(self.layers):

@@ -26,7 +26,7 @@ def box_area(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     return width * height
 
 
-def overlap(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+def box_iou_and_union(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     """IoU of xyxy boxes, pair by pair; 0 where both have no area."""
     sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
     intersection = sides.clamp(min=0).prod(-1)

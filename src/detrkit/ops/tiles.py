@@ -10,7 +10,7 @@ from detrkit.errors import ConfigError
 
 Rectangle = tuple[int, int, int, int]
 _SMALLEST = 32  # pixels a side: less than a cell of a feature map, no object is found in
-_MOST_OVERLAP = 0.5  # beyond it, every place is looked at more than four times
+_MAX_OVERLAP = 0.5  # beyond it, every place is looked at more than four times
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Tiling:
         """
         if self.size < _SMALLEST:
             raise ConfigError(f"--tile: found {self.size}, expected at least {_SMALLEST} pixels a side")
-        if not 0 <= self.overlap <= _MOST_OVERLAP:
+        if not 0 <= self.overlap <= _MAX_OVERLAP:
             raise ConfigError(
-                f"--overlap: found {self.overlap:g}, expected a share of the tile between 0 and {_MOST_OVERLAP}"
+                f"--overlap: found {self.overlap:g}, expected a share of the tile between 0 and {_MAX_OVERLAP}"
             )
 
     def views(self, size: tuple[int, int]) -> list[Rectangle]:

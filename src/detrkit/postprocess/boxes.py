@@ -15,7 +15,7 @@ from detrkit.structures import Detections, Predictions
 
 
 @dataclass(frozen=True)
-class Best:
+class TopK:
     """The answer for a batch: A pairs of a query and a class, all queries once or the best pairs.
 
     Attributes:
@@ -31,7 +31,7 @@ class Best:
     queries: Int64[Tensor, "B A"]
 
 
-def best_of(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> Best:
+def best_of(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> TopK:
     """Choose what is answered, without threshold, as published for each kind of scores.
 
     With softmax scores that is each query's best class, in the queries' order. With sigmoid scores it is the best pairs of
@@ -44,14 +44,14 @@ def best_of(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> Best:
     if predictions.class_scores == "softmax":
         best = best_class_boxes(predictions.class_logits, predictions.boxes, sizes)
         queries = torch.arange(best[0].shape[1], device=best[0].device)
-        return Best(*best, queries.expand(best[0].shape[0], -1))
+        return TopK(*best, queries.expand(best[0].shape[0], -1))
     probabilities = predictions.probabilities
     num_queries, num_classes = probabilities.shape[1:]
     count = min(predictions.most_detections or num_queries, num_queries * num_classes)
     scores, pairs = probabilities.flatten(1).topk(count, dim=1)
     queries = pairs // num_classes
     boxes = _in_pixels(predictions.boxes, sizes).gather(1, queries[..., None].expand(-1, -1, 4))
-    return Best(scores, pairs % num_classes, boxes, queries)
+    return TopK(scores, pairs % num_classes, boxes, queries)
 
 
 def best_class_boxes(

@@ -9,36 +9,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.ops.masks import Size, covered
-from detrkit.structures import Batch, Detections, DrawnMasks
+from detrkit.structures import Batch, Detections, LowResMasks
 
 # mask logits of some queries, those of the first photo first, and how many belong to each photo
-Draw = Callable[[Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
+MaskFunction = Callable[[Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
 
 
-def with_masks(found: Sequence[Detections], draw: Draw, batch: Batch, exact_padding: bool = False) -> list[Detections]:
+def with_masks(
+    found: Sequence[Detections], draw: MaskFunction, batch: Batch, padding_invariant: bool = False
+) -> list[Detections]:
     """Give detections their masks, drawn for their queries alone.
 
     Args:
         found: in each photo of the batch; each knows its queries.
         draw: gives mask logits.
         batch: tells the sizes.
-        exact_padding: masks lie where they would without padding; False puts them where the published code does.
+        padding_invariant: masks lie where they would without padding; False puts them where the published code does.
     """
     queries = [torch.empty(0, dtype=torch.int64) if one.queries is None else one.queries for one in found]
     counts = [len(of_photo) for of_photo in queries]
     logits = draw(torch.cat(queries), counts).float().cpu()
-    covers = covered_by(logits, batch, exact_padding)
+    covers = covered_by(logits, batch, padding_invariant)
     sizes = zip(batch.sizes, batch.original_sizes, strict=True)
     return [
-        replace(one, drawn=DrawnMasks(of_photo, covers, *of_one))
+        replace(one, drawn=LowResMasks(of_photo, covers, *of_one))
         for one, of_photo, of_one in zip(found, logits.split(counts), sizes, strict=True)
     ]
 
 
-def covered_by(logits: Float[Tensor, "P _ _"], batch: Batch, exact_padding: bool) -> Size:
+def covered_by(logits: Float[Tensor, "P _ _"], batch: Batch, padding_invariant: bool) -> Size:
     """Pixels of the padded batch that mask logits cover."""
     padded = (batch.images.shape[-2], batch.images.shape[-1])
-    return covered(logits, padded) if exact_padding else padded
+    return covered(logits, padded) if padding_invariant else padded
 
 
 def reference_instance_masks(

@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.ops.masks import Size, enlarge, nearest
-from detrkit.postprocess.masks import Draw, covered_by
+from detrkit.postprocess.masks import MaskFunction, covered_by
 from detrkit.structures import Batch, PanopticSegment, PanopticSegments, Predictions
 
 Style = Literal["corrected", "reference", "huggingface"]
-LEAST_SCORE = 0.85  # of the published code; the paper's section 4.4 has the same
+MIN_SCORE = 0.85  # of the published code; the paper's section 4.4 has the same
 SMALLEST = 4  # pixels: what is not larger is dropped, as published
 VOID = -1  # pixels of no segment, in these maps
 
 
 @dataclass(frozen=True)
-class Candidates:
+class KeptQueries:
     """The kept queries of one photo.
 
     Attributes:
@@ -45,7 +45,7 @@ class Candidates:
     processed: Size
     original: Size
 
-    def keep(self, chosen: Tensor) -> "Candidates":
+    def keep(self, chosen: Tensor) -> "KeptQueries":
         """Choose some of them."""
         return replace(self, logits=self.logits[chosen], labels=self.labels[chosen], scores=self.scores[chosen])
 
@@ -68,7 +68,7 @@ class Merged:
 
 
 def kept_queries(
-    probabilities: Float[Tensor, "Q K"], no_object: Float[Tensor, "Q"] | None, threshold: float = LEAST_SCORE
+    probabilities: Float[Tensor, "Q K"], no_object: Float[Tensor, "Q"] | None, threshold: float = MIN_SCORE
 ) -> Bool[Tensor, "Q"]:
     """Tell which queries name an object and are sure of it: no-object is not their likeliest class.
 
@@ -82,7 +82,7 @@ def kept_queries(
     return sure if no_object is None else sure & (scores >= no_object)
 
 
-def merge_segments(candidates: Candidates, is_thing: Sequence[bool], style: Style = "corrected") -> Merged:
+def merge_segments(candidates: KeptQueries, is_thing: Sequence[bool], style: Style = "corrected") -> Merged:
     """Give every pixel to one of the kept queries.
 
     Args:
@@ -97,8 +97,12 @@ def merge_segments(candidates: Candidates, is_thing: Sequence[bool], style: Styl
 
 
 def candidates_of(
-    predictions: Predictions, draw: Draw, batch: Batch, threshold: float = LEAST_SCORE, exact_padding: bool = False
-) -> list[Candidates]:
+    predictions: Predictions,
+    draw: MaskFunction,
+    batch: Batch,
+    threshold: float = MIN_SCORE,
+    padding_invariant: bool = False,
+) -> list[KeptQueries]:
     """Keep the queries of every photo of a batch that take part; only their masks are drawn.
 
     Args:
@@ -106,7 +110,7 @@ def candidates_of(
         draw: gives mask logits.
         batch: tells the sizes.
         threshold: least score of a query to be kept.
-        exact_padding: as in `with_masks`; not for the styles that follow others.
+        padding_invariant: as in `with_masks`; not for the styles that follow others.
     """
     probabilities = predictions.probabilities.cpu()
     no_object = predictions.after_layer(-1).layer_no_object[0].cpu() if predictions.class_scores == "softmax" else None
@@ -116,12 +120,12 @@ def candidates_of(
     ]
     counts = [int(keep.sum()) for _, keep in kept]
     masks = draw(torch.cat([keep.nonzero()[:, 0] for _, keep in kept]), counts)
-    covers = covered_by(masks, batch, exact_padding)
+    covers = covered_by(masks, batch, padding_invariant)
     found = []
     for image, (of_photo, (one, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):
         scores, labels = (best.to(masks.device) for best in one[keep].max(-1))
         sizes = batch.sizes[image], batch.original_sizes[image]
-        found.append(Candidates(of_photo, labels, scores, covers, *sizes))
+        found.append(KeptQueries(of_photo, labels, scores, covers, *sizes))
     return found
 
 
@@ -136,7 +140,7 @@ def to_segments(
     return PanopticSegments((merged.ids + 1).to("cpu", torch.int32), segments)
 
 
-def _corrected(candidates: Candidates, is_thing: Sequence[bool]) -> Merged:
+def _corrected(candidates: KeptQueries, is_thing: Sequence[bool]) -> Merged:
     logits = enlarge(candidates.logits, candidates.padded, candidates.processed, candidates.original)
     first_of_kind = torch.tensor(_first_of_kind(candidates.labels, is_thing), device=logits.device)
     segments = first_of_kind[logits.argmax(0)]
@@ -160,7 +164,7 @@ def _first_of_kind(labels: Int64[Tensor, "P"], is_thing: Sequence[bool]) -> list
     return [index if is_thing[label] else first.setdefault(label, index) for index, label in enumerate(labels.tolist())]
 
 
-def _numbered(segments: Int64[Tensor, "H W"], candidates: Candidates, first_of_kind: Int64[Tensor, "P"]) -> Merged:
+def _numbered(segments: Int64[Tensor, "H W"], candidates: KeptQueries, first_of_kind: Int64[Tensor, "P"]) -> Merged:
     """Number the segments that are left from 0."""
     areas = segments.flatten().bincount(minlength=len(first_of_kind))
     left = areas.nonzero()[:, 0]
@@ -175,7 +179,7 @@ def _numbered(segments: Int64[Tensor, "H W"], candidates: Candidates, first_of_k
     )
 
 
-def _reference(candidates: Candidates, is_thing: Sequence[bool]) -> Merged:
+def _reference(candidates: KeptQueries, is_thing: Sequence[bool]) -> Merged:
     """Follow the published code: enlarged over padding and all, merged once, and after that only dropped."""
     logits = F.interpolate(candidates.logits[:, None], candidates.processed, mode="bilinear", align_corners=False)[:, 0]
     # it looks for the winners and then drops pixels; dropping them first is less work, and gives the same
@@ -195,14 +199,14 @@ def _reference(candidates: Candidates, is_thing: Sequence[bool]) -> Merged:
 
 
 def _huggingface(
-    candidates: Candidates,
+    candidates: KeptQueries,
     is_thing: Sequence[bool],
     mask_threshold: float = 0.5,
-    least_share: float = 0.8,
+    min_share: float = 0.8,
 ) -> Merged:
     """Follow `transformers`, `post_process_panoptic_segmentation` with the stuff as `label_ids_to_fuse`.
 
-    A segment stays if more than `least_share` of what its own mask claims is left to it. Its numbering is kept too: a
+    A segment stays if more than `min_share` of what its own mask claims is left to it. Its numbering is kept too: a
     number can be given twice after stuff was fused, and then the two are one segment here as well, under the first label.
     """
     probabilities = candidates.logits.float().sigmoid()[None]
@@ -211,7 +215,7 @@ def _huggingface(
     winners = probabilities.argmax(0)
     claimed = (probabilities >= mask_threshold).sum((1, 2))
     won = winners.flatten().bincount(minlength=len(probabilities))
-    stays = ((won > 0) & (claimed > 0) & (won / claimed > least_share)).tolist()
+    stays = ((won > 0) & (claimed > 0) & (won / claimed > min_share)).tolist()
     ids = torch.full(candidates.original, VOID, device=winners.device)
     labels: dict[int, int] = {}
     scores: dict[int, float] = {}

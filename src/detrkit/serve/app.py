@@ -21,10 +21,10 @@ from starlette.requests import ClientDisconnect
 from detrkit import __version__
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Threshold
-from detrkit.serve.origin_check import Guard
+from detrkit.serve.http_errors import HttpError, http_error_for
 from detrkit.serve.metrics import Counted
+from detrkit.serve.origin_check import OriginCheck
 from detrkit.serve.page import live_page
-from detrkit.serve.http_errors import RefusalError, refusal_of
 from detrkit.serve.service import Service
 from detrkit.serve.uploads import Upload, read_upload
 from detrkit.structures import Detections
@@ -63,7 +63,7 @@ def build_app(service: Service, hosts: Iterable[str] | None = None) -> FastAPI:
     _add_status(app, service)
     _add_page(app, service)
     _add_errors(app)
-    app.add_middleware(Guard, hosts=hosts)
+    app.add_middleware(OriginCheck, hosts=hosts)
     app.add_middleware(Counted, metrics=service.metrics)  # outermost: it counts what the guard refuses, too
     return app
 
@@ -72,7 +72,7 @@ def _add_photos(app: FastAPI, service: Service) -> None:
     @app.post("/predict", openapi_extra=_BODY)
     async def predict(request: Request, threshold: str | None = None) -> Response:
         """Find the objects in a photo: names, category ids, scores, boxes (left, top, right, bottom in its pixels)."""
-        least = service.detector.least_scores(_threshold(threshold, service.settings.threshold))
+        least = service.detector.min_scores(_threshold(threshold, service.settings.threshold))
         found = await _answered(request, service, lambda upload: service.predict(upload, least))
         return _json_of(found)
 
@@ -80,11 +80,11 @@ def _add_photos(app: FastAPI, service: Service) -> None:
     async def explain(request: Request, threshold: str | None = None) -> Response:
         """Look into a photo: what the page shows, as JSON followed by bytes; X-Document-Bytes says where they begin."""
         if not service.explains:
-            raise RefusalError(
+            raise HttpError(
                 501, f"{service.name}: to look inside takes PyTorch weights; serve what it was exported from"
             )
         asked = _threshold(threshold, service.settings.threshold)
-        service.detector.least_scores(asked)
+        service.detector.min_scores(asked)
         least = 0.5 if isinstance(asked, str) else asked  # the page has one threshold for all classes
         packed, length = await _answered(request, service, lambda upload: service.explain(upload, least))
         headers = {"Content-Encoding": "gzip", "X-Document-Bytes": str(length)}
@@ -127,7 +127,7 @@ def _sending(kind: str, content: bytes) -> Callable[[], Coroutine[Any, Any, Resp
 
 def _add_errors(app: FastAPI) -> None:
     async def refuse(_request: Request, error: Exception) -> Response:
-        refusal = refusal_of(error)
+        refusal = http_error_for(error)
         if refusal.status == 500:
             _LOG.error("%s", refusal.sentence, exc_info=error)
         return JSONResponse({"error": refusal.sentence}, refusal.status, refusal.headers)
@@ -140,7 +140,7 @@ def _add_errors(app: FastAPI) -> None:
     async def refuse_query(request: Request, _error: Exception) -> Response:
         return JSONResponse({"error": f"{request.url.path}: its query cannot be read; expected ?threshold=0.5"}, 400)
 
-    for kind in (DetrkitError, RefusalError):
+    for kind in (DetrkitError, HttpError):
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(HTTPException, refuse_path)
     app.add_exception_handler(RequestValidationError, refuse_query)
@@ -152,27 +152,27 @@ async def _answered(
     """Read a request's photo and work on it, while its sender waits and for as long as patience lasts.
 
     Raises:
-        RefusalError: too many wait, the upload is none or too large or too slow, or the answer is.
+        HttpError: too many wait, the upload is none or too large or too slow, or the answer is.
         DetrkitError: the photo cannot be read.
     """
     seconds = service.settings.timeout
     try:
         with service.admitted():
-            slow = RefusalError(408, f"photo: it had not come after {seconds:g} seconds; send a smaller one")
-            upload = await _within(seconds, read_upload(request, service.settings.most_bytes), slow)
-            late = RefusalError(
+            slow = HttpError(408, f"photo: it had not come after {seconds:g} seconds; send a smaller one")
+            upload = await _within(seconds, read_upload(request, service.settings.max_bytes), slow)
+            late = HttpError(
                 504, f"server: no answer after {seconds:g} seconds; try again, or serve with a longer --timeout"
             )
             return await _within(seconds, _unless_gone(request, work(upload)), late)
     except ClientDisconnect:
-        raise RefusalError(_GONE, "the caller has gone") from None
-    except (RefusalError, DetrkitError):
+        raise HttpError(_GONE, "the caller has gone") from None
+    except (HttpError, DetrkitError):
         raise
     except Exception as error:
-        raise refusal_of(error) from error
+        raise http_error_for(error) from error
 
 
-async def _within(seconds: float, work: Awaitable[Answer], otherwise: RefusalError) -> Answer:
+async def _within(seconds: float, work: Awaitable[Answer], otherwise: HttpError) -> Answer:
     try:
         async with asyncio.timeout(seconds):
             return await work

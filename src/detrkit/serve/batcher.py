@@ -1,7 +1,7 @@
 """Photos of many callers -> batches of like shapes, one thread for each device.
 
 The photo that has waited longest is part of the next batch, so that none starves; others of like shape go with it. What is
-found in a photo does not depend on them (`Finder.most_padding`). Whatever a batch raises, its thread goes on.
+found in a photo does not depend on them (`Finder.max_padding`). Whatever a batch raises, its thread goes on.
 """
 
 import logging
@@ -15,11 +15,11 @@ from typing import Any, Generic, TypeVar
 
 from detrkit.data.transforms.geometry import size_of
 from detrkit.errors import DetrkitError
-from detrkit.inference.stream import Finder, choose_batch
+from detrkit.inference.stream import BatchPredictor, choose_batch
 from detrkit.structures import Detections, Sample
 
 _LOG = logging.getLogger(__name__)
-FinderT = TypeVar("FinderT", bound=Finder)
+FinderT = TypeVar("FinderT", bound=BatchPredictor)
 Answer = TypeVar("Answer")
 LeastScores = float | tuple[float, ...]  # of all labels, or of each
 
@@ -104,19 +104,19 @@ class Batcher(Generic[FinderT]):
         return job.future
 
     def _work(self, finder: FinderT) -> None:
-        while jobs := self._next_jobs(finder.most_padding):
+        while jobs := self._next_jobs(finder.max_padding):
             running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
             if running:
                 _run(finder, running, self._note_batch)
 
-    def _next_jobs(self, most_padding: float) -> list[_Job]:
+    def _next_jobs(self, max_padding: float) -> list[_Job]:
         """Wait for something to do; nothing at all means that it is over."""
         with self._changed:
             while not self._is_closed:
                 self._drop_cancelled()
                 patience = self._patience()
                 if patience is not None and patience <= 0:
-                    return self._take(most_padding)
+                    return self._take(max_padding)
                 self._changed.wait(patience)
         return []
 
@@ -132,14 +132,14 @@ class Batcher(Generic[FinderT]):
             return 0
         return self._waiting[0].since + self._batch_wait - time.monotonic()
 
-    def _take(self, most_padding: float) -> list[_Job]:
+    def _take(self, max_padding: float) -> list[_Job]:
         first = self._waiting[0]
         sizes = {
             number: size_of(job.sample)
             for number, job in enumerate(self._waiting)
             if job.sample is not None and job.threshold == first.threshold
         }
-        numbers = set(choose_batch(sizes, self._batch_size, most_padding)) if first.sample is not None else {0}
+        numbers = set(choose_batch(sizes, self._batch_size, max_padding)) if first.sample is not None else {0}
         jobs = [self._waiting[number] for number in sorted(numbers)]
         self._waiting = deque(job for number, job in enumerate(self._waiting) if number not in numbers)
         return jobs

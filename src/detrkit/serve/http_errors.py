@@ -5,7 +5,7 @@ from detrkit.errors import CheckpointError, ConfigError, DetrkitError
 _RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
 
-class RefusalError(Exception):
+class HttpError(Exception):
     """An answer of status 4xx or 5xx.
 
     Attributes:
@@ -21,22 +21,22 @@ class RefusalError(Exception):
         self.headers = headers or {}
 
 
-def busy(limit: int) -> RefusalError:
+def busy(limit: int) -> HttpError:
     """Too many wait already."""
     waiting = "a photo is" if limit == 1 else f"{limit} photos are"
-    return RefusalError(503, f"server: {waiting} waiting already; try again in a moment", _RETRY_AFTER)
+    return HttpError(503, f"server: {waiting} waiting already; try again in a moment", _RETRY_AFTER)
 
 
-def leaving() -> RefusalError:
+def shutting_down() -> HttpError:
     """The server is about to end."""
-    return RefusalError(503, "server: it is shutting down; try again in a moment", _RETRY_AFTER)
+    return HttpError(503, "server: it is shutting down; try again in a moment", _RETRY_AFTER)
 
 
-def refusal_of(error: Exception) -> RefusalError:
+def http_error_for(error: Exception) -> HttpError:
     """Whose fault an error is: of the photo (422), of the request (400), of the server (500)."""
-    if isinstance(error, RefusalError):
+    if isinstance(error, HttpError):
         return error
     if isinstance(error, CheckpointError) or not isinstance(error, DetrkitError):
         sentence = str(error) if isinstance(error, DetrkitError) else "server: something failed; its log says what"
-        return RefusalError(500, " ".join(sentence.split()))
-    return RefusalError(400 if isinstance(error, ConfigError) else 422, " ".join(str(error).split()))
+        return HttpError(500, " ".join(sentence.split()))
+    return HttpError(400 if isinstance(error, ConfigError) else 422, " ".join(str(error).split()))

@@ -23,7 +23,7 @@ _HEADERS = {
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
-class Guard:
+class OriginCheck:
     """Refuses foreign hosts and origins, and sends headers with every answer that keep browsers from surprises."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] | None) -> None:

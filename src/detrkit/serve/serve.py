@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from detrkit._internal.signals import StopSignal
+from detrkit._internal.text import plain_console, printable
+from detrkit.data.loaders import device_for
 from detrkit.errors import ConfigError, import_optional
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import Precision
-from detrkit.data.loaders import device_for
-from detrkit.serve.settings import ServeSettings
-from detrkit._internal.text import plain_console, printable
-from detrkit._internal.signals import StopSignal
+from detrkit.serve.settings import ServeConfig
 
 _EXTRA = {
     "fastapi": "fastapi",
@@ -26,7 +26,7 @@ _EXTRA = {
 
 def serve_model(
     source: str,
-    settings: ServeSettings,
+    settings: ServeConfig,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,

@@ -17,16 +17,16 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import uploaded_pixels
+from detrkit.data.images import read_uploaded_image
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchRuntime
-from detrkit.postprocess.panoptic import LEAST_SCORE
+from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.serve.batcher import Batcher, LeastScores
+from detrkit.serve.http_errors import busy, shutting_down
 from detrkit.serve.metrics import Metrics
-from detrkit.serve.http_errors import busy, leaving
-from detrkit.serve.settings import ServeSettings
+from detrkit.serve.settings import ServeConfig
 from detrkit.serve.uploads import Upload
 from detrkit.structures import Detections, Sample
 
@@ -46,7 +46,7 @@ class Service:
         batcher: what computes.
     """
 
-    def __init__(self, detectors: Sequence[Detector], name: str, settings: ServeSettings) -> None:
+    def __init__(self, detectors: Sequence[Detector], name: str, settings: ServeConfig) -> None:
         """Start the threads.
 
         Args:
@@ -61,7 +61,7 @@ class Service:
         self.settings = settings
         self._detectors = tuple(detectors)
         self.detector = detectors[0]
-        self.detector.least_scores(settings.threshold)
+        self.detector.min_scores(settings.threshold)
         self.metrics = Metrics()
         self.batcher = Batcher(detectors, settings.batch_size, settings.batch_wait / 1000, self.metrics.batches.observe)
         self.in_flight = 0
@@ -90,7 +90,7 @@ class Service:
         """Count a request in, until it is answered.
 
         Raises:
-            RefusalError: too many are there already.
+            HttpError: too many are there already.
         """
         if self.in_flight >= self.settings.queue:
             raise busy(self.settings.queue)
@@ -133,7 +133,7 @@ class Service:
 
     def _open(self, upload: Upload) -> UInt8[Tensor, "C H W"]:
         channels = self.detector.runtime.config.in_channels
-        return uploaded_pixels(upload.file, upload.name, channels, self.settings.most_pixels)
+        return read_uploaded_image(upload.file, upload.name, channels, self.settings.max_pixels)
 
     async def _in_thread(self, work: Callable[[], Answer], upload: Upload | None = None) -> Answer:
         """Let a thread work; it closes the upload when it is done, even when nobody waits any more."""
@@ -142,7 +142,7 @@ class Service:
         except RuntimeError:
             if upload is not None:
                 upload.file.close()
-            raise leaving() from None
+            raise shutting_down() from None
         if upload is not None:
             future.add_done_callback(lambda _: upload.file.close())
         return await _awaited(future)
@@ -160,7 +160,7 @@ class Service:
 
 
 def _explain(detector: Detector, sample: Sample) -> Explanation:
-    least = detector.least_segment_score("auto") if detector.model.config.panoptic else LEAST_SCORE
+    least = detector.min_segment_score("auto") if detector.model.config.panoptic else MIN_SCORE
     return explain(detector.model, detector.preprocessing, detector.categories, sample, segment_threshold=least)
 
 
@@ -182,12 +182,12 @@ async def _awaited(future: Future[Answer]) -> Answer:
     """Wait for a thread; when this is cancelled, what has not begun is not done at all.
 
     Raises:
-        RefusalError: the server ends.
+        HttpError: the server ends.
     """
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and not task.cancelling():  # the future was given up, and not this
-            raise leaving() from None
+            raise shutting_down() from None
         raise

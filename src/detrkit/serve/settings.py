@@ -7,7 +7,7 @@ from detrkit.inference.detector import Threshold
 
 
 @dataclass(frozen=True)
-class ServeSettings:
+class ServeConfig:
     """How to serve; `cli/serve.py` explains each."""
 
     threshold: Threshold = 0.5
@@ -39,11 +39,11 @@ class ServeSettings:
             )
 
     @property
-    def most_bytes(self) -> int:
+    def max_bytes(self) -> int:
         """Of an upload, with all that stands around the photo."""
         return int(self.upload_limit * 1e6)
 
     @property
-    def most_pixels(self) -> int:
+    def max_pixels(self) -> int:
         """Of a photo."""
         return int(self.pixel_limit * 1e6)

@@ -13,17 +13,17 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from detrkit.data.images import PhotoFile
-from detrkit.serve.http_errors import RefusalError
+from detrkit.data.images import ImageFile
+from detrkit.serve.http_errors import HttpError
 
 _IN_MEMORY = 1_000_000  # bytes
 _LONGEST_FIELD = 10_000  # bytes of what stands in a form beside the photo
 _LONGEST_NAME = 200
-_MOST_WASTED = 50_000_000  # bytes that are taken off a sender's hands, so that it hears that they are too many
+_MAX_WASTED = 50_000_000  # bytes that are taken off a sender's hands, so that it hears that they are too many
 
 
 @runtime_checkable
-class UploadedFile(PhotoFile, Protocol):
+class UploadedFile(ImageFile, Protocol):
     """A file that is closed by whoever has it."""
 
     def close(self) -> None:
@@ -43,14 +43,14 @@ class Upload:
     name: str
 
 
-async def read_upload(request: Request, most_bytes: int) -> Upload:
+async def read_upload(request: Request, max_bytes: int) -> Upload:
     """Read the photo of a request.
 
     Raises:
-        RefusalError: there is none, or it is too large.
+        HttpError: there is none, or it is too large.
         ClientDisconnect: the sender has gone.
     """
-    body = _counted(request, most_bytes)
+    body = _counted(request, max_bytes)
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await _from_form(request, body)
     file: Any = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (it outlives this function)
@@ -66,19 +66,19 @@ async def read_upload(request: Request, most_bytes: int) -> Upload:
     return Upload(file, "photo")
 
 
-async def _counted(request: Request, most_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """Hand on what comes until it is too much; of what is too much, take a part and forget it, then say so."""
     count = 0
     async for chunk in request.stream():
         count += len(chunk)
-        if count > most_bytes + _MOST_WASTED:
+        if count > max_bytes + _MAX_WASTED:
             break
-        if count <= most_bytes:
+        if count <= max_bytes:
             yield chunk
-    if count > most_bytes:
-        raise RefusalError(
+    if count > max_bytes:
+        raise HttpError(
             413,
-            f"photo: the upload is larger than {most_bytes / 1e6:g} MB; send a smaller one",
+            f"photo: the upload is larger than {max_bytes / 1e6:g} MB; send a smaller one",
             {"Connection": "close"},
         )
 
@@ -86,12 +86,10 @@ async def _counted(request: Request, most_bytes: int) -> AsyncGenerator[bytes, N
 async def _from_form(request: Request, body: AsyncGenerator[bytes, None]) -> Upload:
     parser = MultiPartParser(request.headers, body, max_files=1, max_fields=8, max_part_size=_LONGEST_FIELD)
     try:
-        form = await parser.parse()
+        format = await parser.parse()
     except MultiPartException as error:
-        raise RefusalError(
-            400, f"photo: the form cannot be read ({error.message}); send one file, named photo"
-        ) from None
-    for _, value in form.multi_items():
+        raise HttpError(400, f"photo: the form cannot be read ({error.message}); send one file, named photo") from None
+    for _, value in format.multi_items():
         if isinstance(value, UploadFile):
             if value.size:
                 return Upload(value.file, _plain(value.filename))
@@ -99,8 +97,8 @@ async def _from_form(request: Request, body: AsyncGenerator[bytes, None]) -> Upl
     raise _no_photo()
 
 
-def _no_photo() -> RefusalError:
-    return RefusalError(
+def _no_photo() -> HttpError:
+    return HttpError(
         400, "photo: found nothing in the request; send the photo as its body, or a form with a file photo"
     )
 

@@ -11,25 +11,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.errors import ConfigError, option
-from detrkit.losses.auxiliary_queries import HelpedLoss
-from detrkit.losses.criterion import SetLoss
-from detrkit.models.build import build_queries
 from detrkit.config.model import ModelConfig
+from detrkit.config.training import TrainingConfig
+from detrkit.errors import ConfigError, option
+from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
+from detrkit.losses.criterion import SetCriterion
+from detrkit.models.build import build_queries
 from detrkit.models.detr import DETR
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.positions import encode_coordinates
-from detrkit.models.queries.two_stage import ProposedQueries
-from detrkit.models.feature_maps import Scene
-from detrkit.models.queries.sources import LARGEST_LOGIT, Block, ExtraQueries, Queries, two_layers
+from detrkit.models.queries.sources import LARGEST_LOGIT, AuxiliaryQueries, Queries, QueryGroup, mlp
+from detrkit.models.queries.two_stage import TwoStageQueries
 from detrkit.structures import Predictions
-from detrkit.training.denoising import NoisedObjects
-from detrkit.config.training import TrainingSettings
+from detrkit.training.denoising import NoisedBoxes
 
 
-class TrainingHelpers(nn.Module):
+class AuxiliaryQueryGenerator(nn.Module):
     """Makes extra queries, and owns what is learned for them alone."""
 
-    def __init__(self, config: ModelConfig, settings: TrainingSettings) -> None:
+    def __init__(self, config: ModelConfig, settings: TrainingConfig) -> None:
         """Build what the settings ask for.
 
         Args:
@@ -47,10 +47,10 @@ class TrainingHelpers(nn.Module):
         self.labels = nn.Embedding(config.num_classes, width) if settings.denoising else None
         # anchors tell positions by themselves, and proposals have a projection for it
         tells = config.queries in ("anchors", "proposals")
-        self.position_head = two_layers(2 * width, width, width) if settings.denoising and not tells else None
+        self.position_head = mlp(2 * width, width, width) if settings.denoising and not tells else None
         self.kind = config.queries
 
-    def forward(self, scene: Scene, noised: NoisedObjects | None, own: nn.Module) -> list[ExtraQueries]:
+    def forward(self, scene: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
         """Make the queries.
 
         Args:
@@ -61,21 +61,21 @@ class TrainingHelpers(nn.Module):
         extra = []
         for group in self.groups:
             queries = group(scene)
-            extra.append(ExtraQueries(queries, "group", Block(queries.content.shape[1])))
+            extra.append(AuxiliaryQueries(queries, "group", QueryGroup(queries.content.shape[1])))
         if self.hybrid is not None:
             queries = self.hybrid(scene)
-            extra.append(ExtraQueries(queries, "hybrid", Block(queries.content.shape[1])))
+            extra.append(AuxiliaryQueries(queries, "hybrid", QueryGroup(queries.content.shape[1])))
         if noised is not None:
-            block = Block(noised.size, noised.copies, noised.fillers)
-            extra.append(ExtraQueries(self._noised_queries(noised, scene.tokens.dtype, own), "denoising", block))
+            block = QueryGroup(noised.size, noised.copies, noised.fillers)
+            extra.append(AuxiliaryQueries(self._noised_queries(noised, scene.tokens.dtype, own), "denoising", block))
         return extra
 
-    def _noised_queries(self, noised: NoisedObjects, kind: torch.dtype, own: nn.Module) -> Queries:
+    def _noised_queries(self, noised: NoisedBoxes, kind: torch.dtype, own: nn.Module) -> Queries:
         """Queries that hold a label and stand at a box."""
         assert self.labels is not None, "objects are noised where denoising is on"
         content = self.labels(noised.labels).to(kind)
         reference = torch.logit(noised.boxes).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        if isinstance(own, ProposedQueries):
+        if isinstance(own, TwoStageQueries):
             return Queries(content, own.vectors_of(reference, kind)[0], reference)
         if self.position_head is None:
             return Queries(content, torch.zeros_like(content), reference)
@@ -84,10 +84,10 @@ class TrainingHelpers(nn.Module):
         return Queries(content, positions, reference[..., :2] if self.kind == "points" else None)
 
 
-class HelpedModel(nn.Module):
+class ModelWithAuxiliaryQueries(nn.Module):
     """A DETR and its helpers: what several processes wrap together."""
 
-    def __init__(self, model: DETR, helpers: TrainingHelpers) -> None:
+    def __init__(self, model: DETR, helpers: AuxiliaryQueryGenerator) -> None:
         super().__init__()
         self.model = model
         self.helpers = helpers
@@ -97,29 +97,29 @@ class HelpedModel(nn.Module):
         images: Float[Tensor, "B C H W"],
         padding_mask: Bool[Tensor, "B H W"] | None = None,
         *,
-        noised: NoisedObjects | None = None,
+        noised: NoisedBoxes | None = None,
         **how: bool,
     ) -> Predictions:
         """Predict as the model does, and with the extra queries beside it."""
 
-        def extra(scene: Scene) -> Sequence[ExtraQueries]:
-            made: Sequence[ExtraQueries] = self.helpers(scene, noised, self.model.queries)
+        def extra(scene: FeatureMaps) -> Sequence[AuxiliaryQueries]:
+            made: Sequence[AuxiliaryQueries] = self.helpers(scene, noised, self.model.queries)
             return made
 
         predictions: Predictions = self.model(images, padding_mask, extra=extra, **how)
         return predictions
 
 
-def build_helpers(model: DETR, settings: TrainingSettings) -> TrainingHelpers | None:
+def build_auxiliary_queries(model: DETR, settings: TrainingConfig) -> AuxiliaryQueryGenerator | None:
     """Build what the settings ask for; None where that is nothing."""
     if not (settings.denoising or settings.query_groups > 1 or settings.hybrid_queries):
         return None
-    return TrainingHelpers(model.config, settings)
+    return AuxiliaryQueryGenerator(model.config, settings)
 
 
-def helped(loss: SetLoss, settings: TrainingSettings) -> HelpedLoss:
+def with_auxiliary_queries(loss: SetCriterion, settings: TrainingConfig) -> AuxiliaryCriterion:
     """The loss, with what the helpers add."""
-    return HelpedLoss(
+    return AuxiliaryCriterion(
         loss,
         copies=settings.denoising,
         has_negatives=settings.contrastive_denoising,
@@ -128,7 +128,7 @@ def helped(loss: SetLoss, settings: TrainingSettings) -> HelpedLoss:
     )
 
 
-def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only: bool = False) -> None:
+def check_auxiliary_queries(config: ModelConfig, settings: TrainingConfig, *, masks_only: bool = False) -> None:
     """See that helpers fit the model and each other.
 
     Args:
@@ -151,9 +151,9 @@ def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only
             "--contrastive-denoising: found --denoising 0, expected copies to add worse boxes to; add --denoising 5, say",
         ),
         (
-            settings.contrastive_denoising and not settings.box_noise,
-            "--contrastive-denoising: found --box-noise 0, expected worse boxes to differ from the objects' own; set "
-            "--box-noise 0.4, say",
+            settings.contrastive_denoising and not settings.box_noise_scale,
+            "--contrastive-denoising: found --box-noise-scale 0, expected worse boxes to differ from the objects' own; set "
+            "--box-noise-scale 0.4, say",
         ),
         (
             0 < settings.hybrid_queries < settings.hybrid_repeats,
@@ -161,7 +161,7 @@ def check_helpers(config: ModelConfig, settings: TrainingSettings, *, masks_only
             "--hybrid-repeats, and as many for every object of a photo; set more of them",
         ),
         (
-            settings.look_forward_twice and not config.refine_boxes,
+            settings.look_forward_twice and not config.with_box_refine,
             "--look-forward-twice: the model's layers do not refine each other's boxes; leave it out, or take a model that "
             "does (detrkit-s, detrkit-m, deformable-detr-r50-refine)",
         ),

@@ -6,22 +6,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from detrkit._internal.text import printable
+from detrkit.checkpoints.adapt import Adaptation, load_adapted
 from detrkit.checkpoints.backbones import load_backbone_file, load_imagenet_backbone
 from detrkit.checkpoints.load import read_checkpoint
-from detrkit.checkpoints.adapt import Adaptation, load_adapted
+from detrkit.config.model import ModelConfig
+from detrkit.config.run import RunConfig, read_yaml
+from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.losses.classification import classification_for
+from detrkit.losses.criterion import SetCriterion
 from detrkit.losses.matcher import HungarianMatcher
-from detrkit.losses.criterion import SetLoss
-from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
-from detrkit.config.run import RunConfig, read_yaml
+from detrkit.training.optimizer import lr_overrides, trains_masks_only
 from detrkit.training.planner import origin_of
-from detrkit._internal.text import printable
-from detrkit.training.optimizer import learns_masks_only, part_rates
-from detrkit.config.training import TrainingSettings
 
 
 def build_for(
@@ -42,7 +42,7 @@ def build_for(
     model = model_from_config(preset_config(config.model, **settings))
     if not with_weights:
         return model, None
-    if learns_masks_only(model.config, config.training) and config.weights in (None, "imagenet"):
+    if trains_masks_only(model.config, config.training) and config.weights in (None, "imagenet"):
         raise ConfigError(
             f"--freeze {config.training.freeze}: only the mask head would learn, above boxes that never did; give "
             "--weights of a model trained on boxes, or leave --freeze out to train both together"
@@ -63,7 +63,7 @@ def build_for(
     return model, adaptation
 
 
-def with_model_of_weights(config: RunConfig) -> RunConfig:
+def with_architecture_of_weights(config: RunConfig) -> RunConfig:
     """Take the architecture of the weights, where nobody named another.
 
     Raises:
@@ -101,7 +101,7 @@ def _check_frozen(config: RunConfig, categories: Categories, known: Categories, 
     Raises:
         ConfigError: some of it would stay as random as it starts.
     """
-    frozen = [part for part, rate in part_rates(config.training).items() if rate == 0]
+    frozen = [part for part, rate in lr_overrides(config.training).items() if rate == 0]
     missing = len(categories) - len(adaptation.known_classes)
     if "heads" in frozen and missing:
         raise ConfigError(
@@ -135,23 +135,23 @@ def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> N
         console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
 
 
-def loss_for(model: ModelConfig, settings: TrainingSettings, *, masks_only: bool = False) -> SetLoss:
+def loss_for(model: ModelConfig, settings: TrainingConfig, *, masks_only: bool = False) -> SetCriterion:
     """Weigh the losses, and the costs of the matching alike; with `masks_only`, boxes are frozen."""
-    weights = (settings.class_weight, settings.box_weight, settings.giou_weight)
+    weights = (settings.cls_loss_coef, settings.bbox_loss_coef, settings.giou_loss_coef)
     classification = classification_for(
-        model.class_scores, model.num_classes, settings.no_object_weight, iou_aware=settings.iou_aware
+        model.class_scores, model.num_classes, settings.eos_coef, iou_aware=settings.iou_aware
     )
-    return SetLoss(
+    return SetCriterion(
         model.num_classes,
         class_scores=model.class_scores,
-        class_weight=settings.class_weight,
-        box_weight=settings.box_weight,
-        giou_weight=settings.giou_weight,
-        mask_weight=settings.mask_weight,
-        dice_weight=settings.dice_weight,
-        no_object_weight=settings.no_object_weight,
+        cls_loss_coef=settings.cls_loss_coef,
+        bbox_loss_coef=settings.bbox_loss_coef,
+        giou_loss_coef=settings.giou_loss_coef,
+        mask_loss_coef=settings.mask_loss_coef,
+        dice_loss_coef=settings.dice_loss_coef,
+        eos_coef=settings.eos_coef,
         matcher=HungarianMatcher(*weights, classification),
-        exact_padding=settings.exact_padding,
+        padding_invariant=settings.padding_invariant,
         masks_only=masks_only,
         classification=classification,
     )

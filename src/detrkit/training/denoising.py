@@ -13,16 +13,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detrkit.data.samplers import mixed
-from detrkit.losses.boxes import sent
+from detrkit.config.training import TrainingConfig
+from detrkit.data.samplers import mix_seeds
+from detrkit.losses.boxes import to_device_async
 from detrkit.structures import Batch, Target
-from detrkit.config.training import TrainingSettings
 
-_LEAST_SIDE = 0.1  # that noise leaves of a side: nothing is learned from boxes without area
+_MIN_SIDE = 0.1  # that noise leaves of a side: nothing is learned from boxes without area
 
 
 @dataclass(frozen=True)
-class NoisedObjects:
+class NoisedBoxes:
     """Copies of the objects of each photo, one copy after the other.
 
     A copy holds every object and then, where it has negatives, every object again, with more noise; photos with fewer
@@ -40,7 +40,7 @@ class NoisedObjects:
         return self.labels.shape[1] // self.copies
 
 
-def noised_objects(batch: Batch, settings: TrainingSettings, num_classes: int, step: int) -> NoisedObjects:
+def noised_boxes(batch: Batch, settings: TrainingConfig, num_classes: int, step: int) -> NoisedBoxes:
     """Copy the objects of a batch, with noise.
 
     Args:
@@ -51,11 +51,11 @@ def noised_objects(batch: Batch, settings: TrainingSettings, num_classes: int, s
     """
     device = batch.images.device
     drawn = [
-        draw(len(target.labels), settings, num_classes, mixed(settings.seed, step, image_id % 2**64))
+        draw(len(target.labels), settings, num_classes, mix_seeds(settings.seed, step, image_id % 2**64))
         for target, image_id in zip(batch.targets, batch.image_ids, strict=True)
     ]
     shifts, others = (pad_sequence(list(each), batch_first=True) for each in zip(*drawn, strict=True))
-    shifts, others = (sent(_at_least_one(each), device) for each in (shifts, others))
+    shifts, others = (to_device_async(_at_least_one(each), device) for each in (shifts, others))
     boxes, labels = _padded(batch.targets)
     sides, copies = shifts.shape[2], shifts.shape[3]
     # photos, copies, sides, objects
@@ -63,33 +63,33 @@ def noised_objects(batch: Batch, settings: TrainingSettings, num_classes: int, s
     relabelled = torch.where(others < 0, labels[:, :, None, None], others).permute(0, 3, 2, 1).flatten(1)
     counts = [len(target.labels) for target in batch.targets]
     fillers = _fillers(counts, sides)
-    return NoisedObjects(shifted, relabelled, copies, None if fillers is None else sent(fillers, device))
+    return NoisedBoxes(shifted, relabelled, copies, None if fillers is None else to_device_async(fillers, device))
 
 
 def draw(
-    count: int, settings: TrainingSettings, num_classes: int, seed: int
+    count: int, settings: TrainingConfig, num_classes: int, seed: int
 ) -> tuple[Float[Tensor, "N G C 4"], Int64[Tensor, "N G C"]]:
     """Draw the noise of one photo: G is 2 where copies have negatives, or 1.
 
     Returns:
-        Shares by which centres and sides move, at most `box_noise`, and between once and twice of it for negatives; labels
-        in place of the true ones, or -1.
+        Shares by which centres and sides move, at most `box_noise_scale`, and between once and twice of it for negatives;
+        labels in place of the true ones, or -1.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     sides = 2 if settings.contrastive_denoising else 1
     shape = (count, sides, settings.denoising)
     sizes = torch.rand(*shape, 4, generator=generator) + torch.arange(sides)[:, None, None]
     signs = torch.randint(2, (*shape, 4), generator=generator) * 2 - 1
-    is_other = torch.rand(shape, generator=generator) < settings.label_noise
+    is_other = torch.rand(shape, generator=generator) < settings.label_noise_ratio
     others = torch.randint(num_classes, shape, generator=generator)
-    return settings.box_noise * sizes * signs, torch.where(is_other, others, -1)
+    return settings.box_noise_scale * sizes * signs, torch.where(is_other, others, -1)
 
 
 def move(boxes: Float[Tensor, "*#N 4"], shares: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*#N 4"]:
     """Move centres by shares of half a side, and let sides grow by shares of themselves; boxes cxcywh, in 0 .. 1."""
     centres, sides = boxes[..., :2], boxes[..., 2:]
     moved = (centres + shares[..., :2] * sides / 2).clamp(0, 1)
-    grown = (sides * (1 + shares[..., 2:]).clamp(min=_LEAST_SIDE)).clamp(max=1)
+    grown = (sides * (1 + shares[..., 2:]).clamp(min=_MIN_SIDE)).clamp(max=1)
     return torch.cat([moved, grown], dim=-1)
 
 

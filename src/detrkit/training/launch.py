@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from detrkit.errors import DetrkitError
+from detrkit._internal.signals import StopSignal
 from detrkit.config.run import RunConfig
 from detrkit.distributed.collectives import free_port
-from detrkit._internal.signals import StopSignal
+from detrkit.errors import DetrkitError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -7,17 +7,17 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from detrkit.errors import ConfigError, did_you_mean
 from detrkit.config.model import ModelConfig
+from detrkit.config.training import TrainingConfig
+from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.detr import DETR
-from detrkit.config.training import TrainingSettings
 
 BOXES = "boxes"  # in --freeze: all parts but the mask head
 _QUERIES = re.compile(r"(queries|hybrid|groups\.\d+)\.weight")  # of the model, and of helpers
 PARTS = ("backbone", "input_projection", "positions", "encoder", "queries", "decoder", "heads", "panoptic")
 
 
-def build_optimizer(model: DETR, settings: TrainingSettings, helpers: nn.Module | None = None) -> AdamW:
+def build_optimizer(model: DETR, settings: TrainingConfig, helpers: nn.Module | None = None) -> AdamW:
     """Group the trainable parameters by rate and decay, and freeze what the settings say.
 
     Weight decay goes to all parameters, biases and norms too, as published, unless `decay_norms` is off. A learned position
@@ -31,11 +31,11 @@ def build_optimizer(model: DETR, settings: TrainingSettings, helpers: nn.Module 
     Raises:
         ConfigError: there is no such part, or nothing is left to train.
     """
-    rates = part_rates(settings)
+    rates = lr_overrides(settings)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     beside = [("helpers", name, one) for name, one in helpers.named_parameters()] if helpers else []
     for part, name, parameter in [*_parameters_by_part(model), *beside]:
-        rate = rates.get(part, settings.learning_rate) * (settings.place_rate_factor if _says_where(name) else 1.0)
+        rate = rates.get(part, settings.lr) * (settings.offset_lr_factor if _says_where(name) else 1.0)
         if rate == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
@@ -48,35 +48,35 @@ def build_optimizer(model: DETR, settings: TrainingSettings, helpers: nn.Module 
         for (rate, decays), parameters in groups.items()
     ]
     # the log shows the first group's rate: the transformer's
-    options.sort(key=lambda group: group["lr"] != settings.learning_rate)
+    options.sort(key=lambda group: group["lr"] != settings.lr)
     return AdamW(options, fused=True)
 
 
-def part_rates(settings: TrainingSettings) -> dict[str, float]:
+def lr_overrides(settings: TrainingConfig) -> dict[str, float]:
     """Learning rate of every part; 0 for a frozen one.
 
     Raises:
         ConfigError: a part does not exist, or a rate is no number.
     """
-    rates = dict.fromkeys(PARTS, settings.learning_rate)
-    rates["backbone"] = settings.backbone_learning_rate
-    for entry in _entries(settings.part_rates):
+    rates = dict.fromkeys(PARTS, settings.lr)
+    rates["backbone"] = settings.backbone_lr
+    for entry in _entries(settings.lr_overrides):
         part, equals, value = entry.partition("=")
         try:
-            rates[_known_part(part, "--part-rates")] = float(value)
+            rates[_known_part(part, "--lr-overrides")] = float(value)
         except ValueError:
             equals = ""
         if not equals or not 0 <= rates[part.strip()] < float("inf"):
-            raise ConfigError(f"--part-rates: found {entry!r}, expected PART=RATE, for example heads=1e-3")
+            raise ConfigError(f"--lr-overrides: found {entry!r}, expected PART=RATE, for example heads=1e-3")
     for entry in _entries(settings.freeze):
         for part in [part for part in PARTS if part != "panoptic"] if entry == BOXES else [entry]:
             rates[_known_part(part, "--freeze")] = 0.0
     return rates
 
 
-def learns_masks_only(config: ModelConfig, settings: TrainingSettings) -> bool:
+def trains_masks_only(config: ModelConfig, settings: TrainingConfig) -> bool:
     """Whether all but the mask head is frozen, as in the second of the paper's two stages (section 4.4)."""
-    rates = part_rates(settings)
+    rates = lr_overrides(settings)
     return config.panoptic and rates["panoptic"] > 0 and not any(rates[part] for part in PARTS if part != "panoptic")
 
 

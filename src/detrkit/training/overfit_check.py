@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 import torch
 
-from detrkit.evaluation.scores import Scores
 from detrkit.config.model import ModelConfig
-from detrkit.data.splits import RunData
+from detrkit.data.splits import TrainingData
+from detrkit.evaluation.scores import Scores
 from detrkit.structures import Annotations
 
 ENOUGH = {"AP": 0.95, "mask AP": 0.8, "PQ": 0.8}  # masks are drawn on a grid of a quarter of the pixels
 _CLOSE = 0.9  # IoU of two boxes of one photo that nothing but their class tells apart
 
 
-def judge_learning_by_heart(scores: Scores, data: RunData, model: ModelConfig, image_size: int) -> Iterator[str]:
+def overfit_report(scores: Scores, data: TrainingData, model: ModelConfig, image_size: int) -> Iterator[str]:
     """Say what a run on a few photos has shown, a line each.
 
     Args:
@@ -27,7 +27,7 @@ def judge_learning_by_heart(scores: Scores, data: RunData, model: ModelConfig, i
         yield f"learned by heart ({said}): {'boxes' if scores.name == 'AP' else 'masks'}, classes and loss fit together"
         return
     yield f"not learned by heart ({said}, expected {enough} or more). What may be wrong:"
-    photos = [data.pictures[index] for index in range(len(data.test_ids))]
+    photos = [data.pictures[index] for index in range(len(data.val_ids))]
     objects = [(photo.image.shape[1:], photo.annotations) for photo in photos]
     reasons = list(_reasons(objects, model, image_size))
     per_class = scores.boxes.per_class
@@ -36,7 +36,7 @@ def judge_learning_by_heart(scores: Scores, data: RunData, model: ModelConfig, i
         found = ", ".join(f"{score.name} {score.ap:.2f}" for score in worst)
         reasons.append(f"some classes lag behind ({found}): look at their boxes with detrkit doctor")
     yield from (f"  {reason}" for reason in reasons)
-    yield "  if the loss was still falling: more --epochs, or a higher --learning-rate"
+    yield "  if the loss was still falling: more --epochs, or a higher --lr"
 
 
 def _reasons(objects: list[tuple[torch.Size, Annotations]], model: ModelConfig, image_size: int) -> Iterator[str]:

@@ -9,44 +9,44 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from detrkit.errors import ConfigError, option
-from detrkit.config.model import ModelConfig
-from detrkit.models.presets import preset_config
-from detrkit.config.run import RunConfig
 from detrkit._internal.text import plural
-from detrkit.training.auxiliary_queries import check_helpers
-from detrkit.training.optimizer import BOXES, learns_masks_only
-from detrkit.config.training import TrainingSettings
-from detrkit.training.trainer import Pace
+from detrkit.config.model import ModelConfig
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
+from detrkit.errors import ConfigError, option
+from detrkit.models.presets import preset_config
+from detrkit.training.auxiliary_queries import check_auxiliary_queries
+from detrkit.training.optimizer import BOXES, trains_masks_only
+from detrkit.training.trainer import Throughput
 
 Origin = Literal["detector", "imagenet", "scratch"]
 # for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
-TINY = {"image_size": 256, "batch_size": 8, "learning_rate": 5e-4, "clip_norm": 1.0, "class_weight": 2.0}
+TINY = {"image_size": 256, "batch_size": 8, "lr": 5e-4, "clip_grad_norm": 1.0, "cls_loss_coef": 2.0}
 # for the presets of our own, on photos: what suits blood cells and an aquarium (benchmarks/RESULTS.md)
 OWN = {
     "image_size": 320,
     "train_scale": 1.25,  # the paper's sizes end where tests begin, which long training forgives
     "batch_size": 4,  # small sets want updates
-    "learning_rate": 1e-3,
-    "backbone_learning_rate": 5e-4,
-    "place_rate_factor": 1.0,
-    "clip_norm": 1.0,
-    "class_weight": 3.0,
+    "lr": 1e-3,
+    "backbone_lr": 5e-4,
+    "offset_lr_factor": 1.0,
+    "clip_grad_norm": 1.0,
+    "cls_loss_coef": 3.0,
     "iou_aware": True,
     "look_forward_twice": True,
     "denoising": 3,
     "contrastive_denoising": True,
 }
-_GENTLY = {"learning_rate": 5e-4, "backbone_learning_rate": 1e-4}  # for those of them that are trained already
+_GENTLY = {"lr": 5e-4, "backbone_lr": 1e-4}  # for those of them that are trained already
 _OF_PRESETS: dict[str, dict[str, Any]] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
 _STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # however few photos there are
 _EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
-_DEFORMABLE = {"learning_rate": 2e-4, "backbone_learning_rate": 2e-5, "place_rate_factor": 0.1}  # published main.py
-_SUCCESSORS_RUN = {"epochs": 50, "drop_at": 0.8}  # all of them drop the rates after 40 of 50 epochs
+_DEFORMABLE = {"lr": 2e-4, "backbone_lr": 2e-5, "offset_lr_factor": 0.1}  # published main.py
+_SUCCESSORS_RUN = {"epochs": 50, "lr_drop": 0.8}  # all of them drop the rates after 40 of 50 epochs
 _FEW_PHOTOS = 300  # below which a detector's backbone is left alone
 _LONG_RUN = 5_000  # steps
 _STRONG = ("photometric", "scale_jitter", "mosaic", "mixup")  # changes of photos that end before the run does
-_MOST_EVALUATIONS = 20
+_MAX_EVALUATIONS = 20
 _EVALUATING = 0.1  # of the time that somebody gave, at most
 
 
@@ -89,7 +89,7 @@ def plan_model(config: RunConfig) -> RunConfig:
     given = config.training.model_fields_set
     model = preset_config(config.model, **config.model_settings)
     training = _filled(config.training, _settings_of(config, model))
-    check_helpers(model, training, masks_only=learns_masks_only(model, training))
+    check_auxiliary_queries(model, training, masks_only=trains_masks_only(model, training))
     _check_used(model, training)
     _check_model_settings(config, model)
     model_settings = config.model_settings
@@ -98,17 +98,17 @@ def plan_model(config: RunConfig) -> RunConfig:
         model_settings = {"backbone_normalization": "frozen", "frozen_backbone_stages": 2, **model_settings}
     if origin_of(config) == "scratch":
         model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
-        if "backbone_learning_rate" not in given:
-            training = training.model_copy(update={"backbone_learning_rate": training.learning_rate})
+        if "backbone_lr" not in given:
+            training = training.model_copy(update={"backbone_lr": training.lr})
     return config.model_copy(update={"model_settings": model_settings, "training": training})
 
 
-def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
+def _check_used(model: ModelConfig, settings: TrainingConfig) -> None:
     """See that nothing was given that would change nothing."""
     unused = {
         "changes denoising copies, and there are none; add --denoising 5, or leave it out": (
             not settings.denoising,
-            ("box_noise", "label_noise"),
+            ("box_noise_scale", "label_noise_ratio"),
         ),
         "is for hybrid queries, and there are none; add --hybrid-queries 300, or leave it out": (
             not settings.hybrid_queries,
@@ -116,33 +116,33 @@ def _check_used(model: ModelConfig, settings: TrainingSettings) -> None:
         ),
         "weighs no-object among softmax scores, and this model's scores are sigmoids; leave it out": (
             model.class_scores == "sigmoid",
-            ("no_object_weight",),
+            ("eos_coef",),
         ),
         "says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two out": (
             settings.schedule == "cosine",
-            ("drop_at",),
+            ("lr_drop",),
         ),
         "changes photos, which --no-augment forbids; leave one of the two out": (
             not settings.augment,
-            ("flip", "upside_down", "quarter_turns", "crop", *_STRONG),
+            ("horizontal_flip", "vertical_flip", "rotate90", "crop", *_STRONG),
         ),
         "says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or leave it out": (
             not any(getattr(settings, name) for name in _STRONG),
-            ("strong_until",),
+            ("strong_aug_until",),
         ),
         "weighs a loss of masks, and this model draws none; leave it out, or take a model that ends in -panoptic": (
             not model.panoptic,
-            ("mask_weight", "dice_weight"),
+            ("mask_loss_coef", "dice_loss_coef"),
         ),
         "is for what says where deformable attention looks, and this model has none; leave it out": (
             not model.is_deformable,
-            ("place_rate_factor",),
+            ("offset_lr_factor",),
         ),
     }
     for reason, (is_unused, names) in unused.items():
         for name in names:
             value = getattr(settings, name)
-            if is_unused and value != TrainingSettings.model_fields[name].default:
+            if is_unused and value != TrainingConfig.model_fields[name].default:
                 raise ConfigError(f"{option(name)} {value:g}: {reason}")
 
 
@@ -168,10 +168,10 @@ def _check_model_settings(config: RunConfig, model: ModelConfig) -> None:
 
 def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
     """What an architecture brings along, and then the preset."""
-    chosen: dict[str, Any] = {"class_weight": 2.0} if model.class_scores == "sigmoid" else {}  # of focal loss
+    chosen: dict[str, Any] = {"cls_loss_coef": 2.0} if model.class_scores == "sigmoid" else {}  # of focal loss
     chosen |= _DEFORMABLE if model.is_deformable else {}
     if config.recipe == "reference":
-        chosen |= {"exact_padding": False, "group_by_shape": False}
+        chosen |= {"padding_invariant": False, "group_by_aspect_ratio": False}
         return chosen | (_SUCCESSORS_RUN if model.queries != "learned" else {})
     own = _OF_PRESETS.get(config.model, {})
     chosen |= own | (_GENTLY if own is OWN and origin_of(config) == "detector" else {})
@@ -179,14 +179,14 @@ def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in unfit}
 
 
-def _unfit(given: TrainingSettings, model: ModelConfig) -> set[str]:
+def _unfit(given: TrainingConfig, model: ModelConfig) -> set[str]:
     """Helpers of a preset that what was given has no use for; --set may have made another model of it."""
     unfit = set() if model.class_scores == "sigmoid" else {"iou_aware"}
-    if not model.refine_boxes:
+    if not model.with_box_refine:
         unfit.add("look_forward_twice")
-    if learns_masks_only(model, given):
+    if trains_masks_only(model, given):
         unfit |= {"look_forward_twice", "denoising", "contrastive_denoising"}
-    if not given.box_noise or ("denoising" in given.model_fields_set and not given.denoising):
+    if not given.box_noise_scale or ("denoising" in given.model_fields_set and not given.denoising):
         unfit.add("contrastive_denoising")
     return unfit
 
@@ -194,18 +194,18 @@ def _unfit(given: TrainingSettings, model: ModelConfig) -> set[str]:
 def plan_training(
     config: RunConfig,
     given: set[str],
-    num_photos: int,
+    num_images: int,
     num_processes: int = 1,
-    most_evaluations: int = _MOST_EVALUATIONS,
+    max_evaluations: int = _MAX_EVALUATIONS,
 ) -> Plan:
     """Fill in the rest, from the size of the set.
 
     Args:
         config: of `plan_model`.
-        given: fields of `TrainingSettings` that somebody gave.
-        num_photos: to learn from.
+        given: fields of `TrainingConfig` that somebody gave.
+        num_images: to learn from.
         num_processes: that torchrun or srun started; those of `devices` are known.
-        most_evaluations: that a run should have.
+        max_evaluations: that a run should have.
     """
     settings = config.training
     together = settings.batch_size * max(settings.devices, num_processes)
@@ -214,24 +214,24 @@ def plan_training(
     choices = (
         _reference(model, together, masks_only)
         if config.recipe == "reference"
-        else _auto(config, given, num_photos, together, most_evaluations)
+        else _auto(config, given, num_images, together, max_evaluations)
     )
     if settings.overfit and config.recipe == "auto":
         choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
     is_ours = config.recipe == "auto" and config.model in _OF_PRESETS
     why = f"suits {config.model}" if is_ours else "as published"
     brought = {name: Choice(name, getattr(settings, name), why) for name in _settings_of(config, model)}
-    if origin_of(config) == "scratch" and "backbone_learning_rate" in brought:
-        rate = settings.backbone_learning_rate
+    if origin_of(config) == "scratch" and "backbone_lr" in brought:
+        rate = settings.backbone_lr
         why = "a backbone that starts at random learns as fast as the rest"
-        brought["backbone_learning_rate"] = Choice("backbone_learning_rate", rate, why)
+        brought["backbone_lr"] = Choice("backbone_lr", rate, why)
     choices = [*brought.values(), *choices]
     choices = [choice for choice in choices if choice.name not in given]
     training = settings.model_copy(update={choice.name: choice.value for choice in choices})
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
 
 
-def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], num_photos: int) -> Plan:
+def plan_within(seconds: float, pace: Throughput, config: RunConfig, given: set[str], num_images: int) -> Plan:
     """Plan as many updates as there is time for, in one process, evaluations included.
 
     Many photos to be judged by would leave little time to learn: no more than a tenth of it goes there, unless
@@ -241,16 +241,16 @@ def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], 
         seconds: that the run may take.
         pace: measured on this machine.
         config: of `plan_model`.
-        given: fields of `TrainingSettings` that somebody gave.
-        num_photos: to learn from.
+        given: fields of `TrainingConfig` that somebody gave.
+        num_images: to learn from.
     """
-    num_batches = max(1, num_photos // config.training.batch_size)
-    evaluations = min(_MOST_EVALUATIONS, max(1, int(_EVALUATING * seconds / pace.evaluation)))
+    num_batches = max(1, num_images // config.training.batch_size)
+    evaluations = min(_MAX_EVALUATIONS, max(1, int(_EVALUATING * seconds / pace.evaluation)))
 
     def of(steps: int) -> Plan:
         training = config.training.model_copy(update={"steps": steps})
         timed = config.model_copy(update={"training": training})
-        return plan_training(timed, {*given, "steps"}, num_photos, most_evaluations=evaluations)
+        return plan_training(timed, {*given, "steps"}, num_images, max_evaluations=evaluations)
 
     most = range(1, int(seconds / pace.step) + 1)
     steps = bisect_right(most, seconds, key=lambda steps: pace.seconds(num_batches, of(steps).config.training))
@@ -259,45 +259,47 @@ def plan_within(seconds: float, pace: Pace, config: RunConfig, given: set[str], 
 
 def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choice]:
     published = 64 if model.queries == "learned" else 32 if model.is_deformable else 16
-    accumulate = Choice("accumulate", max(1, published // together), f"{published} photos per update, as published")
+    gradient_accumulation = Choice(
+        "gradient_accumulation", max(1, published // together), f"{published} photos per update, as published"
+    )
     if not masks_only:
-        return [accumulate]
+        return [gradient_accumulation]
     # section 4.4 and the published log: 25 epochs, dropped after 15
     epochs = Choice("epochs", 25, "the mask head's second stage, as published")
-    return [accumulate, epochs, Choice("drop_at", 15 / 25, "the rate falls after 15 of them")]
+    return [gradient_accumulation, epochs, Choice("lr_drop", 15 / 25, "the rate falls after 15 of them")]
 
 
-def _auto(config: RunConfig, given: set[str], num_photos: int, together: int, most_evaluations: int) -> list[Choice]:
+def _auto(config: RunConfig, given: set[str], num_images: int, together: int, max_evaluations: int) -> list[Choice]:
     settings, origin = config.training, origin_of(config)
-    steps_an_epoch = -(-max(1, num_photos // together) // settings.accumulate)  # the last has fewer batches
+    steps_an_epoch = -(-max(1, num_images // together) // settings.gradient_accumulation)  # the last has fewer batches
     start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
     choices: list[Choice] = []
-    judged = f"at most {most_evaluations} evaluations" if most_evaluations > 1 else "one evaluation, at the end"
+    judged = f"at most {max_evaluations} evaluations" if max_evaluations > 1 else "one evaluation, at the end"
     epochs = settings.epochs
     if not given & {"epochs", "steps"}:
         epochs = -(-_STEPS[origin] // steps_an_epoch) + _EPOCHS[origin]
-        why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {plural(num_photos, 'photo')}"
+        why = f"{_STEPS[origin]} updates for {start}, and {_EPOCHS[origin]} rounds for {plural(num_images, 'photo')}"
         choices.append(Choice("epochs", epochs, why))
     steps = settings.steps or epochs * steps_an_epoch
     epochs = -(-steps // steps_an_epoch)
     choices += [
-        Choice("schedule", "step", "it drops, for --drop-at was given")
-        if "drop_at" in given
+        Choice("schedule", "step", "it drops, for --lr-drop was given")
+        if "lr_drop" in given
         else Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
         Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
         Choice(
             "ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better until the rates are low"
         ),
         Choice("decay_norms", False, "weight decay is meant for matrices"),
-        Choice("evaluate_every", -(-epochs // most_evaluations), judged),
+        Choice("evaluate_every", -(-epochs // max_evaluations), judged),
     ]
-    if origin == "detector" and num_photos < _FEW_PHOTOS:
+    if origin == "detector" and num_images < _FEW_PHOTOS:
         choices.append(
-            Choice("freeze", "backbone", f"{plural(num_photos, 'photo')}, too few to change a trained backbone")
+            Choice("freeze", "backbone", f"{plural(num_images, 'photo')}, too few to change a trained backbone")
         )
     return choices
 
 
-def _filled(settings: TrainingSettings, chosen: dict[str, Any]) -> TrainingSettings:
+def _filled(settings: TrainingConfig, chosen: dict[str, Any]) -> TrainingConfig:
     missing = {name: value for name, value in chosen.items() if name not in settings.model_fields_set}
     return settings.model_copy(update=missing)

@@ -12,36 +12,36 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit._internal.files import file_lock, make_folder, write_text
+from detrkit._internal.signals import StopSignal
+from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.load import WEIGHTS_FILE, read_checkpoint
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.state import read_state, write_state
+from detrkit.config.run import RunConfig, write_config
 from detrkit.data.categories import Categories
-from detrkit.data.samplers import Share, mixed
+from detrkit.data.loaders import device_of, evaluation_loader, train_loader
+from detrkit.data.samplers import Rank, mix_seeds
+from detrkit.data.splits import TrainingData
+from detrkit.distributed.collectives import process_group
+from detrkit.distributed.rank import Process, process_from_environment
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.analysis import Analysis
+from detrkit.evaluation.arrays import DetectionArrays
+from detrkit.evaluation.evaluator import Evaluator
 from detrkit.evaluation.inference_loop import collect
-from detrkit.evaluation.arrays import Found
+from detrkit.evaluation.report.pictures import draw_predictions
 from detrkit.evaluation.scores import Scores
-from detrkit._internal.files import held, make_folder, write_text
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchRuntime
 from detrkit.models.detr import DETR
-from detrkit.distributed.rank import Process, process_from_environment
 from detrkit.training.build import build_for, loss_for, print_adaptation
-from detrkit.training.overfit_check import judge_learning_by_heart
-from detrkit.config.run import RunConfig, write_config
-from detrkit.data.splits import RunData
-from detrkit.training.run_report import finish_run
-from detrkit.evaluation.evaluator import Judge
-from detrkit.data.loaders import device_of, evaluation_loader, train_loader
-from detrkit.evaluation.report.pictures import draw_predictions
-from detrkit._internal.text import plain_console, plural
-from detrkit.training.optimizer import learns_masks_only
-from detrkit.distributed.collectives import process_group
 from detrkit.training.loggers.run_log import NoLog, RunLog
-from detrkit.training.train_step import Stepper
-from detrkit._internal.signals import StopSignal
-from detrkit.training.trainer import Pace, RunHooks, Trainer, TrainingResult, planned_steps, strong_epochs
+from detrkit.training.optimizer import trains_masks_only
+from detrkit.training.overfit_check import overfit_report
+from detrkit.training.run_report import write_run_report
+from detrkit.training.train_step import TrainStep
+from detrkit.training.trainer import RunHooks, Throughput, Trainer, TrainingResult, planned_steps, strong_epochs
 
 STATE_FILE = "last/state.pt"
 _TIMED_STEPS, _TIMED_SECONDS = 4, 15.0  # at least so many, for about so long
@@ -50,7 +50,7 @@ NUM_EXAMPLES = 4  # photos shown in TensorBoard after every evaluation
 
 
 def run_training(
-    config: RunConfig, data: RunData, output: Path, console: Console | None = None, *, resume: bool = False
+    config: RunConfig, data: TrainingData, output: Path, console: Console | None = None, *, resume: bool = False
 ) -> TrainingResult:
     """Train on data that is already open, and leave a run folder.
 
@@ -61,7 +61,7 @@ def run_training(
     device = device_of(config.training.device, process)
     with process_group(process, device):
         run = Run(config, data, output, console or plain_console(), process, device, resume=resume)
-        with held(make_folder(output)) if process.is_first else nullcontext():
+        with file_lock(make_folder(output)) if process.is_first else nullcontext():
             return run.go_on() if resume else run.begin()
 
 
@@ -71,7 +71,7 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
-        data: RunData,
+        data: TrainingData,
         output: Path,
         console: Console,
         process: Process,
@@ -93,22 +93,22 @@ class Run:
         settings = config.training
         torch.manual_seed(settings.seed)
         self.model, self.adaptation = build_for(config, data.categories, with_weights=not resume)
-        share = Share(process.rank, process.world)
+        share = Rank(process.rank, process.world)
         self.loader = train_loader(data.train, data.arrangement, settings, device, share)
-        self.test_batches = evaluation_loader(
-            data.test, settings.batch_size, settings.workers, settings.most_unreadable, share
+        self.val_batches = evaluation_loader(
+            data.val, settings.batch_size, settings.workers, settings.max_unreadable, share
         )
-        self.preprocessing = Preprocessing(image_size=settings.image_size, exact_padding=settings.exact_padding)
+        self.preprocessing = Preprocessing(image_size=settings.image_size, padding_invariant=settings.padding_invariant)
         self.num_steps = planned_steps(len(self.loader), settings)
         data.train.strong_epochs = strong_epochs(len(self.loader), settings)
-        masks_only = learns_masks_only(self.model.config, settings)
+        masks_only = trains_masks_only(self.model.config, settings)
         loss = loss_for(self.model.config, settings, masks_only=masks_only)
-        self.stepper = Stepper(self.model, loss, settings, device, self.num_steps)
+        self.stepper = TrainStep(self.model, loss, settings, device, self.num_steps)
         most = self.model.config.most_detections
-        self.judge = Judge(data, most, self.test_batches, device, settings.exact_padding)
-        self.best: Found | None = None  # what the best checkpoint found
+        self.judge = Evaluator(data, most, self.val_batches, device, settings.padding_invariant)
+        self.best: DetectionArrays | None = None  # what the best checkpoint found
         if process.world > 1:  # weights are alike, dropout is not
-            torch.manual_seed(mixed(settings.seed, process.rank))
+            torch.manual_seed(mix_seeds(settings.seed, process.rank))
 
     def begin(self) -> TrainingResult:
         """Train from the start."""
@@ -158,15 +158,15 @@ class Run:
                 "that it was begun with, or begin again"
             ) from None
 
-    def measure_pace(self) -> Pace:
+    def measure_pace(self) -> Throughput:
         """Take some steps, the first of which does not count, and some batches of an evaluation."""
         self.stepper.train()
         settings = self.config.training
         batches = chain.from_iterable(repeat(self.loader))
-        accumulate = min(settings.accumulate, len(self.loader))  # an update ends with the round
+        gradient_accumulation = min(settings.gradient_accumulation, len(self.loader))  # an update ends with the round
         taken, start = -1, 0.0
         while taken < _TIMED_STEPS or time.perf_counter() - start < _TIMED_SECONDS:
-            self.stepper.step([batch.to(self.device) for batch in islice(batches, accumulate)])
+            self.stepper.step([batch.to(self.device) for batch in islice(batches, gradient_accumulation)])
             self.stepper.finish()
             taken += 1
             start = start if taken else time.perf_counter()
@@ -174,11 +174,11 @@ class Run:
         self._seconds_of_evaluation(1)  # what is done once for all
         first = self._seconds_of_evaluation(1)  # readers that start count once in an evaluation
         more = max(0.0, self._seconds_of_evaluation(_TIMED_BATCHES) - first) / (_TIMED_BATCHES - 1)
-        return Pace(step, first + more * (len(self.test_batches) - 1))
+        return Throughput(step, first + more * (len(self.val_batches) - 1))
 
     def _seconds_of_evaluation(self, num_batches: int) -> float:
-        start, exact = time.perf_counter(), self.config.training.exact_padding
-        collect(self.model, islice(self.test_batches, num_batches), self.data.categories, self.device, exact)
+        start, exact = time.perf_counter(), self.config.training.padding_invariant
+        collect(self.model, islice(self.val_batches, num_batches), self.data.categories, self.device, exact)
         return time.perf_counter() - start
 
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:
@@ -194,14 +194,14 @@ class Run:
         with log, StopSignal() as stop:
             result = trainer.fit(stop)
         if self.process.is_first:
-            for fault in sorted({*self.loader.skipped, *self.test_batches.skipped}):
+            for fault in sorted({*self.loader.skipped, *self.val_batches.skipped}):
                 self.console.print(f"left out: {fault}", soft_wrap=True)
             for note in result.notes:
                 self.console.print(note, soft_wrap=True)
             analysis = None if result.scores is None else self.analyse_best()
-            finish_run(self.output, self.config, self.data, result, analysis, self.console)
+            write_run_report(self.output, self.config, self.data, result, analysis, self.console)
             if settings.overfit and result.scores is not None:
-                for line in judge_learning_by_heart(result.scores, self.data, self.model.config, settings.image_size):
+                for line in overfit_report(result.scores, self.data, self.model.config, settings.image_size):
                     self.console.print(line)
         return result
 
@@ -231,15 +231,15 @@ class Run:
         """Look closer at what the best checkpoint found; one of before the run was gone on with is asked once more."""
         if self.best is None:
             model = read_checkpoint(self.output).build().to(self.device)
-            everything = evaluation_loader(
-                self.data.test, self.config.training.batch_size, workers=0, most_unreadable=1
+            everything = evaluation_loader(self.data.val, self.config.training.batch_size, workers=0, max_unreadable=1)
+            padding_invariant = self.config.training.padding_invariant
+            self.best = DetectionArrays.joined(
+                collect(model, everything, self.data.categories, self.device, padding_invariant)
             )
-            exact_padding = self.config.training.exact_padding
-            self.best = Found.joined(collect(model, everything, self.data.categories, self.device, exact_padding))
         return self.judge.look_closer(self.best)
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
-        runtime = TorchRuntime(model, self.device, self.preprocessing.exact_padding)
+        runtime = TorchRuntime(model, self.device, self.preprocessing.padding_invariant)
         detector = Detector(runtime, self.data.categories, self.preprocessing)
         return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
 

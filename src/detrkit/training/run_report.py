@@ -6,23 +6,28 @@ from typing import Any
 
 from rich.console import Console
 
+from detrkit._internal.files import write_text
+from detrkit._internal.text import plural
+from detrkit.config.run import RunConfig
+from detrkit.data.splits import TrainingData
 from detrkit.evaluation.analysis import Analysis, without_nan
 from detrkit.evaluation.report.page import write_report
-from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.report.table import print_panoptic, print_scores, shown
-from detrkit._internal.files import write_text
-from detrkit.inference.detector import Detector
-from detrkit.config.run import RunConfig
-from detrkit.data.splits import RunData
 from detrkit.evaluation.report.pictures import NUM_PICTURES, THRESHOLD, draw_predictions, draw_worst
-from detrkit._internal.text import plural
+from detrkit.evaluation.report.table import print_panoptic, print_scores, shown
+from detrkit.evaluation.scores import Scores
+from detrkit.inference.detector import Detector
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.trainer import TrainingResult
 from detrkit.visualization.curves import draw_curves
 
 
-def finish_run(
-    output: Path, config: RunConfig, data: RunData, result: TrainingResult, analysis: Analysis | None, console: Console
+def write_run_report(
+    output: Path,
+    config: RunConfig,
+    data: TrainingData,
+    result: TrainingResult,
+    analysis: Analysis | None,
+    console: Console,
 ) -> None:
     """Predict some test photos with the best checkpoint, write them and the report, and print the scores."""
     if result.interrupted:
@@ -37,7 +42,7 @@ def finish_run(
         if result.scores.panoptic is None
         else "what it finds is drawn as segments, with a name where there is room"
     )
-    learned_from_all = config.training.overfit > 0 or config.training.with_validation
+    learned_from_all = config.training.overfit > 0 or config.training.train_on_val
     write_report(
         output / "report.html",
         title=f"{config.model}: {headline(result.scores)}",
@@ -46,12 +51,12 @@ def finish_run(
         judged_by="the ones it was trained on" if learned_from_all else "not seen in training",
         curves=draw_curves(read_metrics(output)),
         gallery=gallery,
-        worst=draw_worst(analysis, data.pictures, data.test_ids),
+        worst=draw_worst(analysis, data.pictures, data.val_ids),
         masks=result.scores.masks,
         panoptic=result.scores.panoptic,
     )
     write_scores(output / "scores.json", analysis, result.scores)
-    print_all(result.scores, console)
+    print_scores_of_all(result.scores, console)
     console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -71,7 +76,7 @@ def write_scores(path: Path, analysis: Analysis, scores: Scores, **others: Any) 
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def print_all(scores: Scores, console: Console) -> None:
+def print_scores_of_all(scores: Scores, console: Console) -> None:
     """Print the scores of boxes, masks and segments, whichever there are."""
     print_scores(scores.boxes, console, "boxes" if scores.name != "AP" else "")
     if scores.masks is not None:

@@ -5,10 +5,10 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from detrkit.config.training import TrainingSettings
+from detrkit.config.training import TrainingConfig
 
 
-def rate_factor(step: int, num_steps: int, settings: TrainingSettings) -> float:
+def rate_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
     """Compute the factor at a step, counted from 0.
 
     "step" divides by ten once, after a share of the run (the published code divides again and again); "cosine" falls
@@ -17,10 +17,10 @@ def rate_factor(step: int, num_steps: int, settings: TrainingSettings) -> float:
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
     if settings.schedule == "step":
-        return 1.0 if step < settings.drop_at * num_steps else 0.1
+        return 1.0 if step < settings.lr_drop * num_steps else 0.1
     return 0.5 * (1 + math.cos(math.pi * min(step / max(num_steps, 1), 1)))
 
 
-def build_schedule(optimizer: Optimizer, num_steps: int, settings: TrainingSettings) -> LambdaLR:
+def build_schedule(optimizer: Optimizer, num_steps: int, settings: TrainingConfig) -> LambdaLR:
     """Attach the schedule to an optimizer; it is advanced once per step."""
     return LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, settings))

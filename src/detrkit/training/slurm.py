@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import ConfigError
-from detrkit.config.run import RunConfig
-from detrkit.training.run import STATE_FILE
-from detrkit.training.train import refuse_dataset_folder, refuse_used_folder, resume, train
 from detrkit._internal.text import plain_console
+from detrkit.config.run import RunConfig
+from detrkit.errors import ConfigError
+from detrkit.training.run import STATE_FILE
+from detrkit.training.train import refuse_dataset_folder, refuse_used_run_folder, resume, train
 
 _EXAMPLE = "partition=NAME,nodes=2,gpus_per_node=4,timeout_min=600"
 
@@ -57,7 +57,7 @@ def submit(config: RunConfig, output: Path, options: str, cluster: str | None = 
         raise ConfigError("--slurm: needs submitit; pip install 'detrkit[slurm]'") from None
     if cluster is None and shutil.which("sbatch") is None:
         raise ConfigError("--slurm: found no sbatch on this machine; submit from a login node of the cluster")
-    refuse_used_folder(output)
+    refuse_used_run_folder(output)
     refuse_dataset_folder(output, config.data)
     parsed = parse_options(options)
     parsed.setdefault("tasks_per_node", parsed.get("gpus_per_node", 1))

@@ -5,20 +5,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_overwrite
+from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.load import WEIGHTS_FILE
-from detrkit.data.images import SUFFIXES
-from detrkit.errors import ConfigError
-from detrkit.distributed.rank import process_from_environment
-from detrkit.training.build import with_model_of_weights
 from detrkit.config.run import RunConfig, load_run_config
-from detrkit.data.splits import RunData, open_data
-from detrkit.training.launch import launch
+from detrkit.data.images import SUFFIXES
 from detrkit.data.loaders import device_of
+from detrkit.data.splits import TrainingData, open_data
+from detrkit.distributed.rank import process_from_environment
+from detrkit.errors import ConfigError
+from detrkit.training.build import with_architecture_of_weights
+from detrkit.training.launch import launch
+from detrkit.training.loggers.run_log import METRICS_FILE
 from detrkit.training.planner import origin_of, plan_model, plan_training, plan_within
 from detrkit.training.run import STATE_FILE, Run, run_training
-from detrkit._internal.provenance import is_signed, spare_others
-from detrkit._internal.text import plain_console, plural
-from detrkit.training.loggers.run_log import METRICS_FILE
 from detrkit.training.trainer import TrainingResult
 
 _FILES = ("config.yaml", "categories.json", METRICS_FILE, "scores.json", "report.html")
@@ -45,18 +45,18 @@ def train(
         DetrkitError: of one kind or another, before anything is written.
     """
     if not dry_run:
-        refuse_used_folder(output)
+        refuse_used_run_folder(output)
         refuse_dataset_folder(output, config.data)
     config = config.model_copy(update={"data": str(Path(config.data).resolve())})  # so that it can be gone on with
     console = console or plain_console()
-    config, data = opened(config, console, minutes)
+    config, data = open_and_plan(config, console, minutes)
     if dry_run:
-        say_how_long(config, data, console)
+        print_time_estimate(config, data, console)
         return TrainingResult(None, 0)
     return _start(config, output, resume=False, data=data, console=console)
 
 
-def opened(config: RunConfig, console: Console, minutes: float | None = None) -> tuple[RunConfig, RunData]:
+def open_and_plan(config: RunConfig, console: Console, minutes: float | None = None) -> tuple[RunConfig, TrainingData]:
     """Open the data, plan what nobody gave, or what the minutes allow, and say what was noted and chosen.
 
     Raises:
@@ -64,7 +64,7 @@ def opened(config: RunConfig, console: Console, minutes: float | None = None) ->
     """
     if minutes is not None:
         _check_minutes(minutes, config)
-    with_model = with_model_of_weights(config)
+    with_model = with_architecture_of_weights(config)
     given = set(with_model.training.model_fields_set)
     planned = plan_model(with_model)
     data = open_data(planned)
@@ -105,7 +105,7 @@ def _check_minutes(minutes: float, config: RunConfig) -> None:
         )
 
 
-def say_how_long(config: RunConfig, data: RunData, console: Console) -> None:
+def print_time_estimate(config: RunConfig, data: TrainingData, console: Console) -> None:
     """Take some steps, and tell how long all of them would take."""
     run = _put_together(config, data)
     pace = run.measure_pace()
@@ -119,7 +119,7 @@ def say_how_long(config: RunConfig, data: RunData, console: Console) -> None:
     )
 
 
-def _put_together(config: RunConfig, data: RunData) -> Run:
+def _put_together(config: RunConfig, data: TrainingData) -> Run:
     """A run, or the first process's share of one, that is only to be timed."""
     process = process_from_environment()
     if process.world == 1:
@@ -142,7 +142,7 @@ def resume(folder: Path, console: Console | None = None) -> TrainingResult:
 
 
 def _start(
-    config: RunConfig, output: Path, *, resume: bool, data: RunData | None, console: Console | None
+    config: RunConfig, output: Path, *, resume: bool, data: TrainingData | None, console: Console | None
 ) -> TrainingResult:
     """Train in this process, or in several that are started for it."""
     if config.training.devices > 1 and process_from_environment().world == 1:
@@ -150,7 +150,7 @@ def _start(
     return run_training(config, data or open_data(config), output, console, resume=resume)
 
 
-def refuse_used_folder(output: Path) -> None:
+def refuse_used_run_folder(output: Path) -> None:
     """See that no run is overwritten, nor what somebody else wrote; a run that has no weights yet may be begun anew.
 
     Raises:
@@ -158,10 +158,10 @@ def refuse_used_folder(output: Path) -> None:
     """
     if any((output / name / WEIGHTS_FILE).exists() for name in ("last", "best")):
         raise ConfigError(f"{output}: holds a run already; choose another folder with --output, or remove this one")
-    if is_signed(output / "config.yaml"):
+    if is_written_by_detrkit(output / "config.yaml"):
         return
     for path in (*(output / name for name in _FILES), *(output / "predictions").glob("*.png")):
-        spare_others(path)
+        refuse_foreign_overwrite(path)
 
 
 def refuse_dataset_folder(output: Path, data: str) -> None:

@@ -16,19 +16,24 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from detrkit._internal.malloc import keep_freed_memory
+from detrkit.config.training import TrainingConfig
+from detrkit.distributed.collectives import average_in_place
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.losses.auxiliary_queries import StepNormalizers
-from detrkit.losses.criterion import LossReport, SetLoss
+from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
-from detrkit._internal.malloc import keep_freed_memory
 from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch, MaskInputs
-from detrkit.training.auxiliary_queries import HelpedModel, build_helpers, check_helpers, helped
-from detrkit.training.denoising import NoisedObjects, noised_objects
+from detrkit.training.auxiliary_queries import (
+    ModelWithAuxiliaryQueries,
+    build_auxiliary_queries,
+    check_auxiliary_queries,
+    with_auxiliary_queries,
+)
+from detrkit.training.denoising import NoisedBoxes, noised_boxes
 from detrkit.training.optimizer import build_optimizer, keep_frozen_parts_still
-from detrkit.distributed.collectives import average_in_place
 from detrkit.training.schedule import build_schedule
-from detrkit.config.training import TrainingSettings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HALVINGS = 16  # of the scale of float16 gradients, from 65,536 to 1, while it is looked for: no fault of the run's
@@ -41,10 +46,10 @@ class _Taken:
     step: int
     is_finite: Tensor  # on the host, perhaps still on its way there
     image_ids: list[int]
-    report: LossReport
+    report: LossOutput
 
 
-class Stepper:
+class TrainStep:
     """Owns what an update changes: the model, its optimizer, schedule and running average.
 
     Attributes:
@@ -55,20 +60,20 @@ class Stepper:
     """
 
     def __init__(
-        self, model: DETR, loss: SetLoss, settings: TrainingSettings, device: torch.device, num_steps: int
+        self, model: DETR, loss: SetCriterion, settings: TrainingConfig, device: torch.device, num_steps: int
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         # convolutions are quicker this way, on CPU by a twentieth; the numbers stay the same up to rounding
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.recompute(settings.recompute)
-        check_helpers(model.config, settings, masks_only=loss.masks_only)
+        self.model.activation_checkpointing(settings.activation_checkpointing)
+        check_auxiliary_queries(model.config, settings, masks_only=loss.masks_only)
         if settings.look_forward_twice:
             self.model.decoder.learns_through_references = True
-        self.helpers = build_helpers(model, settings)
+        self.helpers = build_auxiliary_queries(model, settings)
         if self.helpers is not None:
             self.helpers = self.helpers.to(device)
-        self.loss = helped(loss, settings)
+        self.loss = with_auxiliary_queries(loss, settings)
         self.settings = settings
         self.device = device
         self.optimizer = build_optimizer(model, settings, self.helpers)
@@ -102,7 +107,7 @@ class Stepper:
         if self.helpers is not None:
             self.helpers.train()
 
-    def step(self, batches: Sequence[Batch]) -> LossReport:
+    def step(self, batches: Sequence[Batch]) -> LossOutput:
         """Learn from one or several batches with one update.
 
         Returns:
@@ -169,7 +174,7 @@ class Stepper:
         self._streak = int(state["streak"])
 
     def _wrap(self) -> nn.Module:
-        model: nn.Module = self.model if self.helpers is None else HelpedModel(self.model, self.helpers)
+        model: nn.Module = self.model if self.helpers is None else ModelWithAuxiliaryQueries(self.model, self.helpers)
         if self.settings.compile:
             if self.device.type == "cpu":
                 raise ConfigError(
@@ -190,27 +195,27 @@ class Stepper:
             return nullcontext()
         return cast("AbstractContextManager[None]", self._wrapped.no_sync())
 
-    def _learn_from(self, batch: Batch, normalizers: StepNormalizers) -> LossReport:
+    def _learn_from(self, batch: Batch, normalizers: StepNormalizers) -> LossOutput:
         precision = self.settings.precision
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
             predictions = self._wrapped(
                 batch.images.contiguous(memory_format=torch.channels_last),
                 batch.padding_mask if batch.is_padded else None,
-                exact_padding=self.settings.exact_padding,
+                padding_invariant=self.settings.padding_invariant,
                 last_layer_only=self.loss.set_loss.masks_only,
                 all_masks=False,
                 **self._noised(batch),
             )
-        sizes = batch.sizes if self.settings.exact_padding and batch.is_padded else None
+        sizes = batch.sizes if self.settings.padding_invariant and batch.is_padded else None
         report = self.loss(predictions, batch.targets, normalizers, partial(self._draw_masks, sizes))
         self.scaler.scale(report.total).backward()
         return report
 
-    def _noised(self, batch: Batch) -> dict[str, NoisedObjects]:
+    def _noised(self, batch: Batch) -> dict[str, NoisedBoxes]:
         if not self.settings.denoising:
             return {}
         num_classes = self.model.config.num_classes
-        return {"noised": noised_objects(batch, self.settings, num_classes, self.step_number)}
+        return {"noised": noised_boxes(batch, self.settings, num_classes, self.step_number)}
 
     def _draw_masks(
         self,
@@ -224,11 +229,11 @@ class Stepper:
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
             return cast(Tensor, self.model.panoptic(inputs, queries, counts, sizes))
 
-    def _update(self, report: LossReport) -> Bool[Tensor, ""]:
+    def _update(self, report: LossOutput) -> Bool[Tensor, ""]:
         """Change the weights, unless the gradient is not finite; tell whether all was well."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        most = self.settings.clip_norm or float("inf")
+        most = self.settings.clip_grad_norm or float("inf")
         is_finite = report.total.detach().isfinite()
         if self.scaler.is_enabled():
             is_finite = is_finite & torch.nn.utils.clip_grad_norm_(self._trained, most).isfinite()
@@ -261,14 +266,14 @@ class Stepper:
         what = ", ".join(terms[:4]) or "the gradient"
         photos = ", ".join(map(str, last.image_ids[:8]))
         self.left_out.append(f"step {last.step} left out: {what} not finite, photos {photos}")
-        if self._streak >= self.settings.most_bad_steps:
+        if self._streak >= self.settings.max_nonfinite_steps:
             raise DetrkitError(
                 f"training: the last {self._streak} steps were not finite ({self.left_out[-1]}); the weights are those "
-                "before them; lower --learning-rate, or use --precision bfloat16 in place of float16"
+                "before them; lower --lr, or use --precision bfloat16 in place of float16"
             )
 
 
-def _added(reports: Sequence[LossReport]) -> LossReport:
+def _added(reports: Sequence[LossOutput]) -> LossOutput:
     if len(reports) == 1:
         return reports[0]
     means = {"class_error", *(name for name in reports[0].parts if name.startswith("cardinality_error"))}
@@ -277,7 +282,7 @@ def _added(reports: Sequence[LossReport]) -> LossReport:
         stacked = torch.stack([report.parts[name] for report in reports])
         parts[name] = stacked.nanmean() if name in means else stacked.sum()
     total = torch.stack([report.total for report in reports]).sum()
-    return LossReport(total, parts, reports[-1].matches)
+    return LossOutput(total, parts, reports[-1].matches)
 
 
 def _running_average(model: DETR, decay: float) -> AveragedModel:

@@ -12,22 +12,22 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from detrkit.evaluation.scores import Scores
-from detrkit.losses.criterion import LossReport
-from detrkit.models.detr import DETR
-from detrkit.structures import Batch
+from detrkit._internal.signals import StopSignal
+from detrkit.config.training import TrainingConfig
 from detrkit.distributed.collectives import (
-    agree_to_stop,
     average_over_processes,
     gather,
-    is_time_to_ask,
-    largest_of_all,
+    is_sync_step,
+    max_over_processes,
     rank,
+    stop_on_any_rank,
 )
+from detrkit.evaluation.scores import Scores
+from detrkit.losses.criterion import LossOutput
+from detrkit.models.detr import DETR
+from detrkit.structures import Batch
 from detrkit.training.loggers.run_log import Log
-from detrkit.config.training import TrainingSettings
-from detrkit.training.train_step import Stepper
-from detrkit._internal.signals import StopSignal
+from detrkit.training.train_step import TrainStep
 
 LEARNED_BY_HEART = 0.99  # AP, or PQ, at which a run with `overfit` has shown what it should
 _SECONDS_BETWEEN_SAVES = 300  # between evaluations, which save as well
@@ -61,7 +61,7 @@ class RunHooks:
 
 
 @dataclass(frozen=True)
-class Position:
+class Progress:
     """How far a run is.
 
     Attributes:
@@ -100,38 +100,38 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Seconds that an update takes on some machine, reading included, and those of an evaluation."""
 
     step: float
     evaluation: float
 
-    def seconds(self, num_batches: int, settings: TrainingSettings) -> float:
+    def seconds(self, num_batches: int, settings: TrainingConfig) -> float:
         """Of a whole run, whose photos are so many batches."""
         evaluations = -(-planned_epochs(num_batches, settings) // settings.evaluate_every)
         return planned_steps(num_batches, settings) * self.step + evaluations * self.evaluation
 
 
-def steps_per_epoch(num_batches: int, settings: TrainingSettings) -> int:
+def steps_per_epoch(num_batches: int, settings: TrainingConfig) -> int:
     """Updates of one epoch; the last may see fewer batches."""
-    return -(-num_batches // settings.accumulate)
+    return -(-num_batches // settings.gradient_accumulation)
 
 
-def planned_steps(num_batches: int, settings: TrainingSettings) -> int:
+def planned_steps(num_batches: int, settings: TrainingConfig) -> int:
     """Updates of a whole run."""
     return settings.steps or settings.epochs * steps_per_epoch(num_batches, settings)
 
 
-def planned_epochs(num_batches: int, settings: TrainingSettings) -> int:
+def planned_epochs(num_batches: int, settings: TrainingConfig) -> int:
     """Rounds through the photos of a whole run; the last may be cut short."""
     return -(-planned_steps(num_batches, settings) // steps_per_epoch(num_batches, settings))
 
 
-def strong_epochs(num_batches: int, settings: TrainingSettings) -> int:
+def strong_epochs(num_batches: int, settings: TrainingConfig) -> int:
     """Epochs, from the first on, that see strong augmentation; the last of several does only where all are to."""
     epochs = planned_epochs(num_batches, settings)
-    rounded = round(settings.strong_until * epochs)
-    return min(rounded, epochs - 1) if settings.strong_until < 1 and epochs > 1 else rounded
+    rounded = round(settings.strong_aug_until * epochs)
+    return min(rounded, epochs - 1) if settings.strong_aug_until < 1 and epochs > 1 else rounded
 
 
 class Trainer:
@@ -142,7 +142,7 @@ class Trainer:
     """
 
     def __init__(
-        self, stepper: Stepper, loader: Batches, settings: TrainingSettings, hooks: RunHooks, log: Log
+        self, stepper: TrainStep, loader: Batches, settings: TrainingConfig, hooks: RunHooks, log: Log
     ) -> None:
         self.stepper = stepper
         self.loader = loader
@@ -151,7 +151,7 @@ class Trainer:
         self.log = log
         self.num_steps = planned_steps(len(loader), settings)
         self.num_epochs = planned_epochs(len(loader), settings)
-        self.position = Position()
+        self.position = Progress()
         self.meter = Meter()
         self._saved_at = time.monotonic()
 
@@ -184,7 +184,7 @@ class Trainer:
             return True  # saved after its last step, and killed before it was evaluated
         self.stepper.train()
         self.loader.start_at(self.position.epoch, self.position.batch)
-        for batches in _in_groups(self.loader, self.settings.accumulate):
+        for batches in _in_groups(self.loader, self.settings.gradient_accumulation):
             report = self.stepper.step([batch.to(self.stepper.device) for batch in batches])
             self.position = replace(self.position, batch=self.position.batch + len(batches))
             self.meter.add(report, sum(len(batch.image_ids) for batch in batches))
@@ -194,9 +194,9 @@ class Trainer:
                 self.read_meter()
             if step >= self.num_steps:
                 break
-            if agree_to_stop(stop, step):
+            if stop_on_any_rank(stop, step):
                 return False
-            if is_time_to_ask(step):
+            if is_sync_step(step):
                 self.save_now_and_then()
         return True
 
@@ -222,7 +222,7 @@ class Trainer:
         """
         scores = self.hooks.evaluate(self.stepper.best_model)
         best = self.position.best
-        is_better = best is None or scores.value > best.value or self.settings.with_validation
+        is_better = best is None or scores.value > best.value or self.settings.train_on_val
         self.position = replace(self.position, waited=0 if is_better else self.position.waited + 1)
         # nothing found yet, or nothing there to be found: the last has learned most
         if is_better or (best is not None and scores.value == best.value == 0):
@@ -239,14 +239,14 @@ class Trainer:
 
     def save_now_and_then(self) -> None:
         """Save if that was long ago by the clock of any process; all save together."""
-        if largest_of_all(time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES):
+        if max_over_processes(time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES):
             self.save()
 
     def read_meter(self) -> None:
         """Copy the averages from the device and record them."""
-        values, photos_per_second = self.meter.read()
+        values, images_per_second = self.meter.read()
         self.meter = Meter()
-        rates = {"photos_per_second": photos_per_second, "learning_rate": self.stepper.optimizer.param_groups[0]["lr"]}
+        rates = {"images_per_second": images_per_second, "lr": self.stepper.optimizer.param_groups[0]["lr"]}
         self.log.losses(self.stepper.step_number, self.position.epoch, values, rates)
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class Trainer:
         self.stepper.load_state_dict(state["stepper"])
         position = dict(state["position"])
         best = position.pop("best")
-        self.position = Position(**position, best=None if best is None else Scores.from_json(best))
+        self.position = Progress(**position, best=None if best is None else Scores.from_json(best))
         torch.set_rng_state(state["random"][rank()])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"][rank()])
@@ -285,14 +285,14 @@ class Meter:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.sums: list[torch.Tensor] = []
-        self.num_photos = 0
+        self.num_images = 0
         self.since = time.perf_counter()
 
-    def add(self, report: LossReport, num_photos: int) -> None:
+    def add(self, report: LossOutput, num_images: int) -> None:
         """Count in one step, without waiting for the device."""
         self.names = ("loss", *report.parts)
         self.sums.append(torch.stack([report.total.detach(), *report.parts.values()]))
-        self.num_photos += num_photos
+        self.num_images += num_images
 
     def read(self) -> tuple[dict[str, float], float]:
         """Averages over steps and processes, and photos per second of all; waits for the device.
@@ -300,6 +300,6 @@ class Meter:
         Steps whose loss was not finite do not count, and class_error is averaged over the batches that hold objects.
         """
         steps = torch.stack(self.sums)
-        means, num_photos = average_over_processes(steps.where(steps.isfinite(), torch.nan).nanmean(0), self.num_photos)
-        rate = num_photos / (time.perf_counter() - self.since)
+        means, num_images = average_over_processes(steps.where(steps.isfinite(), torch.nan).nanmean(0), self.num_images)
+        rate = num_images / (time.perf_counter() - self.since)
         return dict(zip(self.names, means.tolist(), strict=True)), rate

@@ -12,7 +12,7 @@ from PIL import ImageDraw, ImageFont
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Corner = tuple[float, float]
 _MARGIN = 2  # pixels around the text
-_MOST_HIDDEN = 0.2  # share of an object that a caption may cover
+_MAX_HIDDEN = 0.2  # share of an object that a caption may cover
 
 
 def font_for(size: tuple[int, int], boxes: Float[np.ndarray, "N 4"]) -> Font:
@@ -46,7 +46,7 @@ def place_captions(
     for box, words in zip(boxes.tolist(), captions, strict=True):
         placed.append(None)
         for text, place in _places(box, words, font, size):
-            if _common(place, taken).any() or (_common(place, boxes) > _MOST_HIDDEN * areas).any():
+            if _common(place, taken).any() or (_common(place, boxes) > _MAX_HIDDEN * areas).any():
                 continue
             taken = np.vstack([taken, place])
             placed[-1] = text, (float(place[0]), float(place[1]))

@@ -22,7 +22,7 @@ _COLOURS = (
     "#c2418c",
 )  # told apart on white and on black, and by most colour-blind eyes
 _OF_SHAPES = {"small": "#0f9d6b", "wide": "#d9432f", "tall": "#3b6fd4"}  # as in the paper's figure 7
-_MOST_CLASSES = 30  # drawn as thin lines
+_MAX_CLASSES = 30  # drawn as thin lines
 
 
 def new_chart(xlabel: str, ylabel: str, *, is_square: bool = False) -> tuple[Figure, Axes]:
@@ -68,7 +68,7 @@ def draw_precision_recall(precision: np.ndarray) -> Figure:
     recall = np.linspace(0, 1, precision.shape[1])
     known = precision[:, :, (precision[0] > -1).any(0)]
     if known.shape[2]:
-        for label in range(known.shape[2] if 1 < known.shape[2] <= _MOST_CLASSES else 0):
+        for label in range(known.shape[2] if 1 < known.shape[2] <= _MAX_CLASSES else 0):
             axes.plot(recall, known[0, :, label], color=INK, alpha=0.25, linewidth=0.7)
         means = {"IoU 0.50": known[0].mean(1), "IoU 0.75": known[5].mean(1), "mean 0.50 to 0.95": known.mean((0, 2))}
         for (name, values), colour in zip(means.items(), _COLOURS, strict=False):

@@ -13,36 +13,36 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from detrkit.data.checks.annotations import ClassCount, Finding, Place
-from detrkit.data.checks.decode_cache import memory_of
-from detrkit.data.checks.examine import Diagnosis, examine
-from detrkit.data.formats.folder import Form
-from detrkit.data.images import open_photo
-from detrkit.data.records import Record, SplitName
-from detrkit.data.checks.fix import repaired
-from detrkit.errors import ConfigError, DataError
 from detrkit._internal.files import check_is_free, write_text
-from detrkit.models.presets import preset_config
-from detrkit.config.run import RunConfig
-from detrkit.data.convert import write_copy
-from detrkit.training.planner import plan_model
-from detrkit._internal.provenance import spare_others
+from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.text import plain_console, plural, printable
+from detrkit.config.run import RunConfig
+from detrkit.data.checks.annotations import ClassCount, Finding, Location
+from detrkit.data.checks.decode_cache import memory_of
+from detrkit.data.checks.examine import DatasetReport, examine
+from detrkit.data.checks.fix import fix_dataset
+from detrkit.data.convert import write_copy
+from detrkit.data.formats.folder import Format
+from detrkit.data.images import open_image
+from detrkit.data.records import Record, SplitName
+from detrkit.errors import ConfigError, DataError
+from detrkit.models.presets import preset_config
+from detrkit.training.planner import plan_model
 from detrkit.visualization.draw import draw_boxes
 from detrkit.visualization.page import gallery_of, html_page
 
 _FORMAT = "detrkit-findings-1"
-_MOST_PLACES = 3  # of a finding on the terminal; the JSON has them all
-_MOST_CLASSES = 30
-_MOST_LISTED = 1000  # places of a finding on the page
-_MOST_PICTURES = 8
+_MAX_PLACES = 3  # of a finding on the terminal; the JSON has them all
+_MAX_CLASSES = 30
+_MAX_LISTED = 1000  # places of a finding on the page
+_MAX_PICTURES = 8
 _PICTURE_SIDE = 480  # pixels
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def diagnose(
     data: Path,
-    form: Form | None,
+    format: Format | None,
     model: str,
     *,
     image_size: int | None,
@@ -51,7 +51,7 @@ def diagnose(
     html_file: Path | None,
     fix: Path | None,
     fresh: bool = False,
-) -> Diagnosis:
+) -> DatasetReport:
     """Examine a dataset for a model, print the findings, and write them, or a mended copy, if asked.
 
     Raises:
@@ -65,7 +65,7 @@ def diagnose(
         task = bar.add_task("decoding photos", total=None)
         diagnosis = examine(
             data,
-            form,
+            format,
             num_queries=config.num_queries,
             image_size=image_size,
             stride=config.stride,
@@ -81,9 +81,9 @@ def diagnose(
         write_page(html_file, diagnosis, data)
         console.print(f"page: {html_file}", soft_wrap=True)
     if fix is not None:
-        mended, counts = repaired(diagnosis.folder, diagnosis.unusable)
-        write_copy(mended, fix, diagnosis.form, console)
-        if diagnosis.form == "coco":
+        mended, counts = fix_dataset(diagnosis.folder, diagnosis.unusable)
+        write_copy(mended, fix, diagnosis.format, console)
+        if diagnosis.format == "coco":
             console.print("outlines of objects, where there were some, are not in the copy")
         console.print(
             f"left out: {plural(counts.photos, 'photo')}, {plural(counts.flat, 'box', 'boxes')} without an area, "
@@ -102,20 +102,20 @@ def _check_wishes(
     if workers < 1:
         raise ConfigError(f"--workers: found {workers}, expected at least 1")
     if json_file is not None:
-        spare_others(json_file, "--json")
+        refuse_foreign_overwrite(json_file, "--json")
     if html_file is not None:
-        spare_others(html_file, "--html")
+        refuse_foreign_overwrite(html_file, "--html")
     if fix is not None:
         check_is_free(fix)
 
 
-def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+def _as_json(diagnosis: DatasetReport) -> dict[str, Any]:
     return {
-        "format": _FORMAT,
+        "version": _FORMAT,
         "is_fit": diagnosis.is_fit,
-        "form": diagnosis.form,
-        "num_photos": diagnosis.num_photos,
-        "most_objects": diagnosis.most_objects,
+        "format": diagnosis.format,
+        "num_images": diagnosis.num_images,
+        "max_objects": diagnosis.max_objects,
         "notes": diagnosis.notes,
         "findings": [
             {
@@ -131,26 +131,26 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
+def write_page(path: Path, diagnosis: DatasetReport, data: Path) -> None:
     """Write all findings on one page, with pictures of the first places of each."""
-    photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_photos.items())
+    photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_images.items())
     body = [
-        f"<h1>{html.escape(str(data))}</h1><p>{diagnosis.form.upper()} dataset, photos: {photos}</p>",
+        f"<h1>{html.escape(str(data))}</h1><p>{diagnosis.format.upper()} dataset, photos: {photos}</p>",
         *(f"<p>{html.escape(note)}</p>" for note in diagnosis.notes),
         f"<p>{html.escape(_what_training_will_do(diagnosis))}</p>",
     ]
-    shown = {place.photo for finding in diagnosis.findings for place in finding.places[:_MOST_PICTURES]}
+    shown = {place.photo for finding in diagnosis.findings for place in finding.places[:_MAX_PICTURES]}
     splits_of_folder = diagnosis.folder.splits.values()
     records = {record.path: record for split in splits_of_folder for record in split.records if record.path in shown}
     for finding in diagnosis.findings:
         count = f" ({len(finding.places)})" if finding.places else ""
-        texts = [html.escape(_from_folder_on(place, data)) for place in finding.places[:_MOST_LISTED]]
+        texts = [html.escape(_from_folder_on(place, data)) for place in finding.places[:_MAX_LISTED]]
         body += [
             f"<h2>{finding.severity}: {html.escape(finding.what)}{count}</h2><p>{html.escape(finding.advice)}</p>",
             gallery_of(list(_pictures(finding, records))),
             f"<details><summary>places</summary><p>{'<br>'.join(texts)}</p></details>" if texts else "",
         ]
-    splits = list(diagnosis.num_photos)
+    splits = list(diagnosis.num_images)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in ("class", "id", *splits))
     rows = "".join(
         f"<tr><td>{html.escape(one.name)}</td><td>{one.category_id}</td>"
@@ -164,12 +164,12 @@ def write_page(path: Path, diagnosis: Diagnosis, data: Path) -> None:
 
 def _pictures(finding: Finding, records: Mapping[Path, Record]) -> Iterator[tuple[Image.Image, str]]:
     """The first photos of a finding, with the box at fault."""
-    for place in finding.places[:_MOST_PICTURES]:
+    for place in finding.places[:_MAX_PICTURES]:
         if place.photo is None or place.photo not in records:
             continue
         record = records[place.photo]
         try:
-            photo = open_photo(record.path, record.size, record.span)
+            photo = open_image(record.path, record.size, record.span)
         except DataError:
             continue
         scale = min(1.0, _PICTURE_SIDE / max(photo.size))
@@ -179,7 +179,7 @@ def _pictures(finding: Finding, records: Mapping[Path, Record]) -> Iterator[tupl
         yield photo, place.photo.name
 
 
-def _from_folder_on(place: Place, data: Path) -> str:
+def _from_folder_on(place: Location, data: Path) -> str:
     """Shorten paths below the dataset folder, which readers may have resolved."""
     return place.text.replace(f"{data.resolve()}/", "").removeprefix(f"{data}/")
 
@@ -191,22 +191,22 @@ def _visible(box: list[float]) -> list[float]:
     return [left - margin, top - margin, right + margin, bottom + margin]
 
 
-def print_diagnosis(diagnosis: Diagnosis, data: Path, console: Console) -> None:
+def print_diagnosis(diagnosis: DatasetReport, data: Path, console: Console) -> None:
     """Print findings, worst first, the classes, and what training would do; places are shown from the folder on."""
-    photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_photos.items())
-    console.print(f"{diagnosis.form.upper()} dataset, photos: {photos}")
+    photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_images.items())
+    console.print(f"{diagnosis.format.upper()} dataset, photos: {photos}")
     for note in diagnosis.notes:
         console.print(note)
     for finding in diagnosis.findings:
         count = f" ({len(finding.places)})" if finding.places else ""
         heading = Text.assemble("\n", (f"{finding.severity}: ", _COLOURS[finding.severity]))
         console.print(heading + printable(f"{finding.what}{count}: {finding.advice}"))
-        for place in finding.places[:_MOST_PLACES]:
+        for place in finding.places[:_MAX_PLACES]:
             console.print("  " + printable(_from_folder_on(place, data)), soft_wrap=True)
-        if len(finding.places) > _MOST_PLACES:
-            console.print(f"  ... and {len(finding.places) - _MOST_PLACES} more")
+        if len(finding.places) > _MAX_PLACES:
+            console.print(f"  ... and {len(finding.places) - _MAX_PLACES} more")
     console.print()
-    console.print(class_table(diagnosis.classes, diagnosis.num_photos))
+    console.print(class_table(diagnosis.classes, diagnosis.num_images))
     console.print(_what_training_will_do(diagnosis))
 
 
@@ -217,14 +217,14 @@ def class_table(classes: Iterable[ClassCount], splits: Collection[SplitName]) ->
     table.add_column("class", overflow="fold")
     for heading in ("id", *splits):
         table.add_column(heading, justify="right")
-    for one in classes[:_MOST_CLASSES]:
+    for one in classes[:_MAX_CLASSES]:
         table.add_row(Text(printable(one.name)), str(one.category_id), *(str(count) for count in one.objects.values()))
-    if len(classes) > _MOST_CLASSES:
-        table.add_row(f"... {len(classes) - _MOST_CLASSES} more", *[""] * (1 + len(splits)))
+    if len(classes) > _MAX_CLASSES:
+        table.add_row(f"... {len(classes) - _MAX_CLASSES} more", *[""] * (1 + len(splits)))
     return table
 
 
-def _what_training_will_do(diagnosis: Diagnosis) -> str:
+def _what_training_will_do(diagnosis: DatasetReport) -> str:
     num_errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     if num_errors:
         return (
@@ -234,6 +234,6 @@ def _what_training_will_do(diagnosis: Diagnosis) -> str:
     objects = sum(one.objects["train"] for one in diagnosis.classes)
     return (
         f"training will learn {plural(len(diagnosis.classes), 'class', 'classes')} from {plural(objects, 'object')} on "
-        f"{plural(diagnosis.num_photos['train'], 'photo')}, and be judged on {diagnosis.num_photos['val']}; the fullest "
-        f"photo has {plural(diagnosis.most_objects, 'object')}"
+        f"{plural(diagnosis.num_images['train'], 'photo')}, and be judged on {diagnosis.num_images['val']}; the fullest "
+        f"photo has {plural(diagnosis.max_objects, 'object')}"
     )

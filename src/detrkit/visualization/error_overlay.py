@@ -28,7 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def draw_judged(
+def draw_errors(
     photo: Image.Image,
     boxes: Sequence[Sequence[float]],
     kinds: Sequence[str],

@@ -20,7 +20,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL.Image import Image
 from torch import Tensor
 
-from detrkit._internal.files import replacing
+from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import MAKER
 from detrkit.visualization.draw import colour_of
 
@@ -201,7 +201,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         "pdf": {"CreationDate": None, "Creator": MAKER},
         "png": {"Software": MAKER},
     }[kind]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=kind, metadata=signed_and_undated)
 
 

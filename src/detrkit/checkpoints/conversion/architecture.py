@@ -17,7 +17,7 @@ KNOWN: dict[Family, dict[str, Any]] = {
         "cross_attention": "conditional",
         "class_scores": "sigmoid",
         "queries": "anchors",
-        "refine_boxes": True,
+        "with_box_refine": True,
         "position_temperature": 20.0,
         "num_detections": 300,
     },
@@ -33,9 +33,9 @@ def family_of(config: ModelConfig) -> Family | None:
         if family == "deformable":
             expected |= {
                 "queries": "proposals" if config.queries == "proposals" else "points",
-                "num_levels": config.num_levels,
-                "refine_boxes": config.refine_boxes,
-                "heads_per_layer": config.refine_boxes,
+                "num_feature_levels": config.num_feature_levels,
+                "with_box_refine": config.with_box_refine,
+                "layerwise_heads": config.with_box_refine,
             }
         if family == "dab":
             expected |= {"activation": config.activation, "scaled_positions": True}
@@ -51,10 +51,10 @@ _PLAIN: dict[str, Any] = {
     "class_scores": "softmax",
     "queries": "learned",
     "proposal_content": "place",
-    "num_levels": 1,
-    "exact_cells": False,
-    "refine_boxes": False,
-    "heads_per_layer": False,
+    "num_feature_levels": 1,
+    "align_cells": False,
+    "with_box_refine": False,
+    "layerwise_heads": False,
     "activation": "relu",
     "position_temperature": 10_000.0,
     "scaled_positions": False,

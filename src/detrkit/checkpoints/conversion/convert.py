@@ -7,65 +7,70 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from detrkit._internal.files import atomic_write
+from detrkit._internal.text import plain_console
 from detrkit.checkpoints.conversion import huggingface
 from detrkit.checkpoints.conversion.architecture import family_of
-from detrkit.checkpoints.native import Checkpoint, save_checkpoint
-from detrkit.checkpoints.hub import hub_token, push_checkpoint
-from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.conversion.detr import state_dict_as_official
+from detrkit.checkpoints.hub import hub_token, push_checkpoint
 from detrkit.checkpoints.load import read_checkpoint
-from detrkit.data.batching import collate
-from detrkit.data.synthetic import DrawingStyle, DrawnShapes, in_channels
-from detrkit.errors import CheckpointError, ConfigError, DetrkitError
-from detrkit._internal.files import replacing
+from detrkit.checkpoints.model_card import CardFacts
+from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.config.model import ModelConfig
+from detrkit.data.batching import collate
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
+from detrkit.errors import CheckpointError, ConfigError, DetrkitError
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
-from detrkit._internal.text import plain_console
 from detrkit.training.loggers.run_log import read_metrics
 
-Form = Literal["detrkit", "official", "huggingface", "huggingface-no-timm"]
-_SUFFIX: dict[Form, str] = {"detrkit": ".safetensors", "official": ".pth", "huggingface": "", "huggingface-no-timm": ""}
+Format = Literal["detrkit", "official", "huggingface", "huggingface-no-timm"]
+_SUFFIX: dict[Format, str] = {
+    "detrkit": ".safetensors",
+    "official": ".pth",
+    "huggingface": "",
+    "huggingface-no-timm": "",
+}
 
 
 def convert_weights(
-    source: str, output: Path, form: Form, dilation: bool | None = None, push: str | None = None
+    source: str, output: Path, format: Format, dilation: bool | None = None, push: str | None = None
 ) -> float:
     """Convert, read back, compare, and print the largest difference of the outputs.
 
     Args:
         source: of the weights.
         output: file or folder, as the form wants.
-        form: whose names.
+        format: whose names.
         dilation: see `cli/convert.py`.
         push: hub id to which the weights are then uploaded, in the same form, with a card.
 
     Raises:
         DetrkitError: the source cannot be read, the form cannot express it, the output exists, or the hub refuses.
     """
-    _check_output(output, form)
+    _check_output(output, format)
     if push is not None:
-        if form == "official":
+        if format == "official":
             raise ConfigError("--push: readers of the hub know no .pth of the published code; use --to detrkit")
         hub_token(push)
     checkpoint = read_checkpoint(source)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
     model = checkpoint.build().eval()
-    _write(checkpoint, model, output, form)
+    _write(checkpoint, model, output, format)
     written = read_checkpoint(output)
     difference = largest_difference(model, written.build().eval())
     console = plain_console()
-    console.print(f"{output}: {form}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    console.print(f"{output}: {format}, {sum(p.numel() for p in model.parameters()):,} parameters")
     console.print(f"largest difference of logits and boxes, read back: {difference:.3g}")
     if written.categories != checkpoint.categories:
         console.print("this form holds no category names and ids; keep the original for them")
     if written.preprocessing != checkpoint.preprocessing:
         size = checkpoint.preprocessing.image_size
         console.print(f"this form does not say that photos are resized to {size} px; remember it")
-    if push is not None and form != "official":
+    if push is not None and format != "official":
         try:
-            address = push_checkpoint(checkpoint, form, CardFacts(push, _scores_of(source)))
+            address = push_checkpoint(checkpoint, format, CardFacts(push, _scores_of(source)))
         except DetrkitError as error:
             raise type(error)(f"{error}; {output} is written, so give another place to try again") from None
         console.print(f"pushed to {address}", soft_wrap=True)
@@ -85,7 +90,7 @@ def _scores_of(source: str) -> dict[str, float] | None:
 @torch.inference_mode()
 def largest_difference(first: DETR, second: DETR) -> float:
     """Compare two models on a batch of two drawn photos of different sizes."""
-    drawn = [DrawnShapes(1, seed=0, style=DrawingStyle(size=size))[0] for size in (224, 160)]
+    drawn = [SyntheticShapes(1, seed=0, style=SyntheticStyle(size=size))[0] for size in (224, 160)]
     batch = collate([replace(one, image=in_channels(one.image, first.config.in_channels)) for one in drawn])
     answers = [_tensors(model(batch.images, batch.padding_mask)) for model in (first, second)]
     return max(float((a - b).abs().max()) for a, b in zip(*answers, strict=True))
@@ -96,10 +101,10 @@ def _tensors(predictions: Predictions) -> list[Tensor]:
     return tensors if predictions.masks is None else [*tensors, predictions.masks]
 
 
-def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> None:
-    if form == "detrkit":
+def _write(checkpoint: Checkpoint, model: DETR, output: Path, format: Format) -> None:
+    if format == "detrkit":
         save_checkpoint(output, checkpoint)
-    elif form == "official":
+    elif format == "official":
         if not checkpoint.config.has_published_backbone:
             raise CheckpointError(
                 f"the model uses backbone {checkpoint.config.backbone!r}, which the published code does not have; use "
@@ -116,10 +121,10 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, form: Form) -> Non
                 "the model adds positions elsewhere than at every attention, which the published code does not; use --to "
                 "detrkit"
             )
-        with replacing(output) as temporary:
+        with atomic_write(output) as temporary:
             torch.save({"model": state_dict_as_official(model), "args": _arguments(checkpoint.config)}, temporary)
     else:
-        huggingface.write_folder(output, checkpoint, native_backbone=form == "huggingface-no-timm")
+        huggingface.write_folder(output, checkpoint, native_backbone=format == "huggingface-no-timm")
 
 
 def _arguments(config: ModelConfig) -> dict[str, object]:
@@ -132,9 +137,9 @@ def _arguments(config: ModelConfig) -> dict[str, object]:
     return arguments
 
 
-def _check_output(output: Path, form: Form) -> None:
-    suffix = _SUFFIX[form]
+def _check_output(output: Path, format: Format) -> None:
+    suffix = _SUFFIX[format]
     if suffix and output.suffix != suffix:
-        raise ConfigError(f"{output}: expected a file ending in {suffix} for --to {form}; rename it")
+        raise ConfigError(f"{output}: expected a file ending in {suffix} for --to {format}; rename it")
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise ConfigError(f"{output}: exists already; choose another place, or remove it")

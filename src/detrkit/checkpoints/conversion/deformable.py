@@ -5,8 +5,8 @@ share with DETR's names is in `official`.
 """
 
 from detrkit.checkpoints.conversion.architecture import Family
-from detrkit.checkpoints.conversion.layer_heads import PROPOSALS
 from detrkit.checkpoints.conversion.key_mapping import Rule
+from detrkit.checkpoints.conversion.layer_heads import PROPOSALS
 
 _ENCODER, _DECODER = "transformer.encoder.layers.{n}.", "transformer.decoder.layers.{n}."
 
@@ -20,7 +20,7 @@ def successor_rules(family: Family) -> list[Rule]:
     return [*(_DAB if family == "dab" else []), *_CONDITIONAL]
 
 
-def two_layers(ours: str, theirs: str) -> list[Rule]:
+def mlp(ours: str, theirs: str) -> list[Rule]:
     """Rules of two linear layers, 0 and 2 here, 0 and 1 there."""
     return [(f"{ours}0.", f"{theirs}layers.0."), (f"{ours}2.", f"{theirs}layers.1.")]
 
@@ -54,14 +54,14 @@ HEAD_RULES: list[Rule] = [
 _CONDITIONAL: list[Rule] = [
     *((f"decoder.layers.{{n}}.{ours}", _DECODER + theirs) for ours, theirs in CONDITIONAL_PROJECTIONS.items()),
     ("decoder.layers.{n}.cross_attention.output_projection.", f"{_DECODER}cross_attn.out_proj."),
-    *two_layers("decoder.guide.content_scale.", "transformer.decoder.query_scale."),
-    *two_layers("queries.point_head.", "transformer.decoder.ref_point_head."),
+    *mlp("decoder.guide.content_scale.", "transformer.decoder.query_scale."),
+    *mlp("queries.point_head.", "transformer.decoder.ref_point_head."),
 ]
 _DAB: list[Rule] = [
     ("queries.weight", "refpoint_embed.weight"),
-    *two_layers("decoder.guide.position_head.", "transformer.decoder.ref_point_head."),
-    *two_layers("decoder.guide.size_head.", "transformer.decoder.ref_anchor_head."),
-    *two_layers("encoder.position_scale.", "transformer.encoder.query_scale."),
+    *mlp("decoder.guide.position_head.", "transformer.decoder.ref_point_head."),
+    *mlp("decoder.guide.size_head.", "transformer.decoder.ref_anchor_head."),
+    *mlp("encoder.position_scale.", "transformer.encoder.query_scale."),
     ("encoder.layers.{n}.feed_forward.activation.", f"{_ENCODER}activation."),
     ("decoder.layers.{n}.feed_forward.activation.", f"{_DECODER}activation."),
 ]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from detrkit.checkpoints.conversion.architecture import Family, family_of_state
+from detrkit.checkpoints.conversion.deformable import successor_rules
+from detrkit.checkpoints.conversion.key_mapping import Rule, to_ours, to_theirs
 from detrkit.checkpoints.conversion.layer_heads import listed_by_layer, listed_once
 from detrkit.checkpoints.loading import LoadReport, load_state
-from detrkit.checkpoints.conversion.key_mapping import Rule, to_ours, to_theirs
-from detrkit.checkpoints.conversion.deformable import successor_rules
 from detrkit.models.detr import DETR
 
 BOX_RULES: list[Rule] = [

@@ -12,24 +12,24 @@ from typing import Any
 
 from torch import Tensor
 
+from detrkit._internal.files import make_folder, write_tensors, write_text
 from detrkit.checkpoints.conversion.architecture import Family, family_of, family_of_state
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.checkpoints.conversion.huggingface_deformable import DECODER, MODEL_TYPES, family_of_names, successor_rules
-from detrkit.checkpoints.conversion.layer_heads import listed_by_layer, listed_once
 from detrkit.checkpoints.conversion.key_mapping import Rule, to_ours, to_theirs
+from detrkit.checkpoints.conversion.layer_heads import listed_by_layer, listed_once
 from detrkit.checkpoints.infer_config import infer_config
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
+from detrkit.config.model import ModelConfig
 from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
 from detrkit.data.categories import Categories
 from detrkit.data.transforms.geometry import long_side
 from detrkit.errors import CheckpointError
-from detrkit._internal.files import make_folder, write_tensors, write_text
-from detrkit.config.model import ModelConfig
 
 _POSITIONS = "positions elsewhere than at every attention"
 
 
 @dataclass(frozen=True)
-class Form:
+class Format:
     """Which of the names are meant."""
 
     in_memory: bool = False  # names of a live model since version 5, not those on disk
@@ -38,10 +38,10 @@ class Form:
     family: Family = "detr"
 
 
-def detect_form(state: Mapping[str, Tensor]) -> Form:
+def detect_format(state: Mapping[str, Tensor]) -> Format:
     """Tell the form by its entries."""
     family = family_of_names(state)
-    return Form(
+    return Format(
         in_memory=family != "dab" and any(".mlp.fc1." in name for name in state),
         native_backbone=any("embedder.embedder.convolution" in name for name in state),
         has_masks=any(name.startswith("mask_head.") for name in state),
@@ -56,21 +56,21 @@ def ours_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: an entry has no counterpart.
     """
     kept = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    form = detect_form(kept)
-    if form.family == "dab":
+    format = detect_format(kept)
+    if format.family == "dab":
         kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{DECODER}bbox_embed.")}
-    if form.family == "deformable":
+    if format.family == "deformable":
         kept = listed_once(kept, DECODER)
-    return to_ours(kept, _rules(form))
+    return to_ours(kept, _rules(format))
 
 
-def huggingface_from_ours(state: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:
+def huggingface_from_ours(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor]:
     """Rename our entries to one of the forms."""
-    named = to_theirs(state, _rules(form))
-    if form.family == "dab":
+    named = to_theirs(state, _rules(format))
+    if format.family == "dab":
         heads = {name: tensor for name, tensor in named.items() if name.startswith("bbox_predictor.")}
         named |= {name.replace("bbox_predictor.", f"{DECODER}bbox_embed."): tensor for name, tensor in heads.items()}
-    if form.family == "deformable":
+    if format.family == "deformable":
         named = listed_by_layer(
             named, DECODER, len({n.split(".")[2] for n in state if n.startswith("decoder.layers.")})
         )
@@ -162,8 +162,8 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
                 f"have; use --to {other}"
             )
     make_folder(folder)
-    form = Form(native_backbone=native_backbone, has_masks=config.panoptic, family=family)
-    tensors = huggingface_from_ours(checkpoint.state, form)
+    format = Format(native_backbone=native_backbone, has_masks=config.panoptic, family=family)
+    tensors = huggingface_from_ours(checkpoint.state, format)
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config_json(checkpoint, family, native_backbone), indent=2))
@@ -236,8 +236,8 @@ def _config_json(checkpoint: Checkpoint, family: Family, native_backbone: bool) 
         "decoder_layers": config.decoder_layers,
         "encoder_attention_heads": config.num_heads,
         "decoder_attention_heads": config.num_heads,
-        "encoder_ffn_dim": config.feedforward_dim,
-        "decoder_ffn_dim": config.feedforward_dim,
+        "encoder_ffn_dim": config.dim_feedforward,
+        "decoder_ffn_dim": config.dim_feedforward,
         "dropout": config.dropout,
         "position_embedding_type": config.position_encoding,
         "id2label": {str(label): name for label, name in enumerate(names)},
@@ -258,10 +258,10 @@ def _of_family(config: ModelConfig, family: Family) -> dict[str, Any]:
     if family == "deformable":
         is_two_stage = config.queries == "proposals"
         return {
-            "num_feature_levels": config.num_levels,
+            "num_feature_levels": config.num_feature_levels,
             "encoder_n_points": config.sampling_points,
             "decoder_n_points": config.sampling_points,
-            "with_box_refine": config.refine_boxes,
+            "with_box_refine": config.with_box_refine,
             "two_stage": is_two_stage,
             "two_stage_num_proposals": config.num_queries,
         }
@@ -284,17 +284,17 @@ def _preprocessor_json(preprocessing: Preprocessing, processor: str) -> dict[str
     }
 
 
-def _rules(form: Form) -> list[Rule]:
+def _rules(format: Format) -> list[Rule]:
     """Pair our names with those of a form; the first that fits wins."""
-    model = "detr." if form.has_masks else ""
-    output = "o_proj" if form.in_memory else "out_proj"
-    feed_forward = "mlp.fc" if form.in_memory else "fc"
-    backbone = "backbone.model." if form.in_memory else "backbone.conv_encoder.model."
-    if form.family == "dab" and not form.native_backbone:
+    model = "detr." if format.has_masks else ""
+    output = "o_proj" if format.in_memory else "out_proj"
+    feed_forward = "mlp.fc" if format.in_memory else "fc"
+    backbone = "backbone.model." if format.in_memory else "backbone.conv_encoder.model."
+    if format.family == "dab" and not format.native_backbone:
         backbone += "_backbone."
     box_rules: list[Rule] = [
-        *successor_rules(form.family, form.in_memory),
-        *_backbone_rules(f"model.{backbone}", form.native_backbone),
+        *successor_rules(format.family, format.in_memory),
+        *_backbone_rules(f"model.{backbone}", format.native_backbone),
         ("positions.rows.", "model.position_embedding.row_embeddings."),
         ("positions.columns.", "model.position_embedding.column_embeddings."),
         ("positions.rows.", "model.backbone.position_embedding.row_embeddings."),  # before version 5
@@ -324,7 +324,7 @@ def _rules(form: Form) -> list[Rule]:
             (f"{ours}feed_forward_residual.norm.", f"{theirs}final_layer_norm."),
         ]
     rules = [(ours, model + theirs) for ours, theirs in box_rules]
-    return rules + _mask_rules(form.in_memory)
+    return rules + _mask_rules(format.in_memory)
 
 
 def _backbone_rules(prefix: str, native: bool) -> list[Rule]:

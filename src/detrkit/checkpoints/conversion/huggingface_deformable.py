@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from detrkit.checkpoints.conversion.architecture import Family
-from detrkit.checkpoints.conversion.key_mapping import Rule
 from detrkit.checkpoints.conversion.deformable import (
     CONDITIONAL_PROJECTIONS,
     DEFORMABLE_PROJECTIONS,
     HEAD_RULES,
-    two_layers,
+    mlp,
 )
+from detrkit.checkpoints.conversion.key_mapping import Rule
 
 DECODER = "model.decoder."
 MODEL_TYPES: dict[Family, tuple[str, str]] = {
@@ -64,7 +64,7 @@ def successor_rules(family: Family, in_memory: bool) -> list[Rule]:
 
 
 def _guide() -> list[Rule]:
-    return two_layers("decoder.guide.content_scale.", f"{DECODER}query_scale.")
+    return mlp("decoder.guide.content_scale.", f"{DECODER}query_scale.")
 
 
 def _conditional(in_memory: bool) -> list[Rule]:
@@ -76,16 +76,16 @@ def _conditional(in_memory: bool) -> list[Rule]:
             theirs = f"{_IN_MEMORY[attention]}.{rest.replace('qcontent', 'q_content').replace('kcontent', 'k_content')}"
             theirs = theirs.replace("qpos", "q_pos").replace("kpos", "k_pos")
         projections.append((f"decoder.layers.{{n}}.{ours}", _DECODER_LAYER + theirs))
-    return [*projections, *_guide(), *two_layers("queries.point_head.", f"{DECODER}ref_point_head.")]
+    return [*projections, *_guide(), *mlp("queries.point_head.", f"{DECODER}ref_point_head.")]
 
 
 def _dab() -> list[Rule]:
     return [
         *((f"decoder.layers.{{n}}.{ours}", _DECODER_LAYER + theirs) for ours, theirs in _DAB_WORDS.items()),
         *_guide(),
-        *two_layers("decoder.guide.position_head.", f"{DECODER}ref_point_head."),
-        *two_layers("decoder.guide.size_head.", f"{DECODER}ref_anchor_head."),
-        *two_layers("encoder.position_scale.", "model.encoder.query_scale."),
+        *mlp("decoder.guide.position_head.", f"{DECODER}ref_point_head."),
+        *mlp("decoder.guide.size_head.", f"{DECODER}ref_anchor_head."),
+        *mlp("encoder.position_scale.", "model.encoder.query_scale."),
         ("encoder.layers.{n}.feed_forward.activation.", f"{_ENCODER_LAYER}activation_fn."),
         ("queries.weight", "model.query_refpoint_embeddings.weight"),
         ("heads.class_head.", "class_embed."),

@@ -11,19 +11,19 @@ from typing import Literal
 
 import numpy as np
 
+from detrkit._internal.text import printable
 from detrkit.data.formats.folder import DatasetFolder
 from detrkit.data.records import Record, Split, SplitName
-from detrkit._internal.text import printable
 
 Severity = Literal["error", "warning", "note"]
 _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
-MOST_UNEVEN = 100  # times that the most frequent class may outnumber the rarest before it is said
+MAX_IMBALANCE = 100  # times that the most frequent class may outnumber the rarest before it is said
 TINY = 2.0  # pixels a side, below which a box is most likely a slip
 EDGE = 1.0  # pixels by which boxes may pass the photo's edge: rounding of the tool that drew them
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a fault is: in words, and, as far as known, the photo and the box (xyxy in pixels)."""
 
     text: str
@@ -45,7 +45,7 @@ class Finding:
     severity: Severity
     what: str
     advice: str
-    places: tuple[Place, ...]
+    places: tuple[Location, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def examine_annotations(
     )
 
 
-def most_objects(folder: DatasetFolder) -> int:
+def max_objects(folder: DatasetFolder) -> int:
     """How many objects the fullest photo has, crowds left out."""
     return max((int(_Objects.of(split).counts.max(initial=0)) for split in folder.splits.values()), default=0)
 
@@ -133,14 +133,14 @@ class _Objects:
         """(N,) whether an object stands before in the same photo, box and class alike."""
         return _repeated(np.column_stack([self.photo, self.boxes, self.labels]))
 
-    def places(self, chosen: np.ndarray) -> list[Place]:
+    def places(self, chosen: np.ndarray) -> list[Location]:
         """Where chosen objects are."""
         places = []
         for index in chosen.nonzero()[0]:
             path = self.split.records.path(int(self.photo[index]))
             box = tuple(self.boxes[index].tolist())
             name = self.split.categories.names[self.labels[index]]
-            places.append(Place(f"{path}: {name} at " + " ".join(f"{value:g}" for value in box), path, box))
+            places.append(Location(f"{path}: {name} at " + " ".join(f"{value:g}" for value in box), path, box))
         return places
 
 
@@ -150,7 +150,7 @@ def _of_empty_photos(objects: Sequence[_Objects]) -> Iterator[Finding]:
         for records in (of_split.split.records for of_split in objects)
         for index in (records.columns.object_ends.diff() == 0).nonzero()[:, 0].tolist()
     ]
-    empty = [Place(str(path), path) for path in paths]
+    empty = [Location(str(path), path) for path in paths]
     if empty:
         advice = "right if nothing is there: they teach what is no object"
         yield Finding("note", "photos without objects", advice, tuple(empty))
@@ -158,10 +158,10 @@ def _of_empty_photos(objects: Sequence[_Objects]) -> Iterator[Finding]:
 
 def _of_single_boxes(objects: Sequence[_Objects]) -> Iterator[Finding]:
     """Boxes that are wrong by themselves."""
-    flat: list[Place] = []
-    tiny: list[Place] = []
-    outside: list[Place] = []
-    copies: list[Place] = []
+    flat: list[Location] = []
+    tiny: list[Location] = []
+    outside: list[Location] = []
+    copies: list[Location] = []
     for of_split in objects:
         has_area = np.asarray((of_split.sides > 0).all(1))
         flat += of_split.places(~has_area)
@@ -206,12 +206,12 @@ def _of_box_format(objects: Sequence[_Objects]) -> Iterator[Finding]:
 
 def _of_model(objects: Sequence[_Objects], num_queries: int, image_size: int, stride: int) -> Iterator[Finding]:
     """Objects that the model is too small for."""
-    too_many: list[Place] = []
+    too_many: list[Location] = []
     num_boxes = num_small = 0
     for of_split in objects:
         records, counts = of_split.split.records, of_split.counts
         crowded = [(records.path(index), counts[index]) for index in (counts > num_queries).nonzero()[0].tolist()]
-        too_many += [Place(f"{path}: {count} objects", path) for path, count in crowded]
+        too_many += [Location(f"{path}: {count} objects", path) for path, count in crowded]
         longest = of_split.sides.max(1, initial=0) * (image_size / of_split.sizes.min(1, initial=2**62))
         num_boxes += len(longest)
         num_small += int((longest < stride).sum())
@@ -227,7 +227,7 @@ def _of_model(objects: Sequence[_Objects], num_queries: int, image_size: int, st
         yield Finding(
             "note",
             f"{num_small} of {num_boxes} objects are smaller than a cell of {stride} px when photos have {image_size} px",
-            "if they matter: a larger --image-size, or a finer map (--set num_levels, or a preset with -dc5)",
+            "if they matter: a larger --image-size, or a finer map (--set num_feature_levels, or a preset with -dc5)",
             (),
         )
 
@@ -246,9 +246,9 @@ def _repeated(rows: np.ndarray) -> np.ndarray:
 
 def _of_classes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
     classes = list(count_classes(splits))
-    unlearned = tuple(Place(one.name) for one in classes if not one.objects["train"] and any(one.objects.values()))
-    unused = tuple(Place(one.name) for one in classes if not any(one.objects.values()))
-    unjudged = tuple(Place(one.name) for one in classes if one.objects["train"] and not one.objects["val"])
+    unlearned = tuple(Location(one.name) for one in classes if not one.objects["train"] and any(one.objects.values()))
+    unused = tuple(Location(one.name) for one in classes if not any(one.objects.values()))
+    unjudged = tuple(Location(one.name) for one in classes if one.objects["train"] and not one.objects["val"])
     if not any(one.objects["train"] for one in classes):
         yield Finding("error", "no object in the training split", "annotate some; crowds do not count", ())
     elif unlearned:
@@ -263,7 +263,7 @@ def _of_classes(splits: dict[SplitName, Split]) -> Iterator[Finding]:
     elif unjudged:
         yield Finding("warning", "classes that the validation split does not show", "their AP cannot be told", unjudged)
     counts = sorted((one.objects["train"], one.name) for one in classes if one.objects["train"])
-    if counts and counts[-1][0] > MOST_UNEVEN * counts[0][0]:
+    if counts and counts[-1][0] > MAX_IMBALANCE * counts[0][0]:
         (rarest, rare), (most, frequent) = counts[0], counts[-1]
         yield Finding(
             "note",
@@ -282,7 +282,7 @@ def _of_class_names(splits: dict[SplitName, Split]) -> Iterator[Finding]:
         ("classes without a name", "name them", lambda name: not name.strip()),
         ("class names with characters that are not shown", "take them out", lambda name: printable(name) != name),
     ):
-        places = tuple(Place(f"{name!r}, id {number}") for number, name in named if wrong(name))
+        places = tuple(Location(f"{name!r}, id {number}") for number, name in named if wrong(name))
         if places:
             yield Finding("warning", what, advice, places)
 

@@ -16,10 +16,10 @@ from typing import TextIO
 
 import PIL
 
-from detrkit.data.images import RGB, array_shape, open_photo, photo_bytes
+from detrkit._internal.files import make_folder, write_text
+from detrkit.data.images import RGB, array_shape, open_image, read_image_bytes
 from detrkit.data.records import Record
 from detrkit.errors import ConfigError, DataError
-from detrkit._internal.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def memory_of(dataset: Path) -> Path:
 
 def _decode(record: Record) -> DecodedPhoto:
     try:
-        digest = hashlib.sha256(photo_bytes(record.path, record.span)).hexdigest()
-        photo = open_photo(record.path, record.size, record.span)
+        digest = hashlib.sha256(read_image_bytes(record.path, record.span)).hexdigest()
+        photo = open_image(record.path, record.size, record.span)
         channels = array_shape(record.path, record.span)[2] if record.path.suffix.lower() == ".npy" else RGB
     except DataError as error:
         return DecodedPhoto("", None, 0, str(error))

@@ -8,31 +8,31 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detrkit._internal.text import plural
 from detrkit.data.checks.annotations import (
     ClassCount,
     Finding,
-    Place,
+    Location,
     count_classes,
     examine_annotations,
-    most_objects,
+    max_objects,
     worst_first,
 )
 from detrkit.data.checks.decode_cache import DecodedPhoto, decode_all
-from detrkit.data.formats.folder import DatasetFolder, Form, read_dataset
-from detrkit.data.records import Split, SplitName
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
+from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
+from detrkit.data.records import Split, SplitName
 from detrkit.errors import DataError
-from detrkit._internal.text import plural
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class DatasetReport:
     """Everything the doctor found.
 
     Attributes:
-        form: how the dataset is written down.
-        num_photos: photos of each split.
-        most_objects: of the fullest photo, crowds left out.
+        format: how the dataset is written down.
+        num_images: photos of each split.
+        max_objects: of the fullest photo, crowds left out.
         classes: in the order of the labels.
         findings: worst first.
         notes: what reading it decided.
@@ -40,9 +40,9 @@ class Diagnosis:
         unusable: photos that cannot be read, or are of another size than annotated; alike for their PNGs of segments.
     """
 
-    form: Form
-    num_photos: dict[SplitName, int]
-    most_objects: int
+    format: Format
+    num_images: dict[SplitName, int]
+    max_objects: int
     classes: tuple[ClassCount, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
@@ -57,7 +57,7 @@ class Diagnosis:
 
 def examine(
     path: Path,
-    form: Form | None = None,
+    format: Format | None = None,
     *,
     num_queries: int = 100,
     image_size: int = 800,
@@ -65,12 +65,12 @@ def examine(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
     memory: Path | None = None,
-) -> Diagnosis:
+) -> DatasetReport:
     """Read every file, decode every photo, and say what is wrong.
 
     Args:
         path: dataset folder.
-        form: how it is written down; None looks.
+        format: how it is written down; None looks.
         num_queries: objects that the model can find in one photo.
         image_size: shorter side to which photos are resized, pixels.
         stride: pixels per cell of the model's feature map.
@@ -82,7 +82,7 @@ def examine(
         DataError: the folder cannot be understood at all.
     """
     faults: list[DataError] = []
-    folder = read_dataset(path, form, fault=faults.append)
+    folder = read_dataset(path, format, fault=faults.append)
     splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
     photos = decode_all(records, workers, progress, memory)
@@ -93,10 +93,10 @@ def examine(
         *segment_findings(segments),
         *examine_annotations(folder, num_queries=num_queries, image_size=image_size, stride=stride),
     ]
-    return Diagnosis(
-        form=folder.form,
-        num_photos={name: len(split.records) for name, split in splits.items()},
-        most_objects=most_objects(folder),
+    return DatasetReport(
+        format=folder.format,
+        num_images={name: len(split.records) for name, split in splits.items()},
+        max_objects=max_objects(folder),
         classes=tuple(count_classes(splits)),
         findings=worst_first(findings),
         notes=folder.notes,
@@ -116,16 +116,18 @@ def _of_reading(faults: Sequence[DataError]) -> Iterator[Finding]:
             "error",
             "entries that cannot be read",
             "correct them, or let --fix leave them out",
-            tuple(Place(str(fault)) for fault in faults),
+            tuple(Location(str(fault)) for fault in faults),
         )
 
 
 def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
-    unreadable = tuple(Place(photo.fault) for photo in photos.values() if photo.fault)
+    unreadable = tuple(Location(photo.fault) for photo in photos.values() if photo.fault)
     if unreadable:
         yield Finding("error", "photos that cannot be read", "export them again, or drop them", unreadable)
     wrong_size = [
-        Place(f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}", record.path)
+        Location(
+            f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}", record.path
+        )
         for split in splits.values()
         for record in split.records
         if (size := photos[record.path].size) is not None and size != record.size
@@ -141,7 +143,7 @@ def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto])
     if len(kinds) > 1:
         usual = kinds.most_common(1)[0][0]
         others = [
-            Place(f"{path}: {plural(one.channels, 'channel')}", path)
+            Location(f"{path}: {plural(one.channels, 'channel')}", path)
             for path, one in photos.items()
             if one.channels not in (0, usual)
         ]
@@ -158,11 +160,11 @@ def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto])
         for record in split.records:
             if digest := photos[record.path].digest:
                 by_content.setdefault(digest, []).append((name, record.path))
-    shared: list[Place] = []
-    repeated: list[Place] = []
+    shared: list[Location] = []
+    repeated: list[Location] = []
     for copies in by_content.values():
         if len(copies) > 1:
-            place = Place(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
+            place = Location(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
             (shared if len({name for name, _ in copies}) > 1 else repeated).append(place)
     if shared:
         yield Finding(

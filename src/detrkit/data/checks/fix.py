@@ -21,7 +21,7 @@ class RepairCounts:
     cut: int = 0
 
 
-def repaired(folder: DatasetFolder, unusable: frozenset[Path]) -> tuple[DatasetFolder, RepairCounts]:
+def fix_dataset(folder: DatasetFolder, unusable: frozenset[Path]) -> tuple[DatasetFolder, RepairCounts]:
     """Leave out unusable photos, boxes without an area and repeated objects; cut boxes at the photo's edge.
 
     Args:

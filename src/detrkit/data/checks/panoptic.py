@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from detrkit.data.checks.annotations import Finding, Place
-from detrkit.data.segmentation import segment_ids
+from detrkit.data.checks.annotations import Finding, Location
 from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
+from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DataError
 from detrkit.ops.segments import VOID, have_pixels, ids_in, ids_to_masks, masks_to_boxes
 
@@ -77,7 +77,7 @@ def compare_segments(
 
 def segment_findings(comparisons: Mapping[Path, Comparison]) -> Iterator[Finding]:
     """Say what was found."""
-    unreadable = tuple(Place(one.fault, photo) for photo, one in comparisons.items() if one.fault)
+    unreadable = tuple(Location(one.fault, photo) for photo, one in comparisons.items() if one.fault)
     empty = _places(comparisons, lambda one: one.empty)
     unnamed = _places(comparisons, lambda one: one.unnamed)
     moved = _places(comparisons, lambda one: one.moved)
@@ -113,8 +113,10 @@ def _compare(record: Record) -> Comparison:
     )
 
 
-def _places(comparisons: Mapping[Path, Comparison], of: Callable[[Comparison], tuple[int, ...]]) -> tuple[Place, ...]:
-    return tuple(Place(f"{one.png}: {_listed(of(one))}", photo) for photo, one in comparisons.items() if of(one))
+def _places(
+    comparisons: Mapping[Path, Comparison], of: Callable[[Comparison], tuple[int, ...]]
+) -> tuple[Location, ...]:
+    return tuple(Location(f"{one.png}: {_listed(of(one))}", photo) for photo, one in comparisons.items() if of(one))
 
 
 def _listed(ids: tuple[int, ...]) -> str:

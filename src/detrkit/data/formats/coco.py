@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.data.categories import Categories
-from detrkit.data.segmentation import check_segmentation
-from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError, short
 from detrkit._internal.files import is_file
+from detrkit.data.categories import Categories
+from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.segmentation import check_segmentation
+from detrkit.errors import DataError, short
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 

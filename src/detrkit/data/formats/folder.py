@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from detrkit._internal.provenance import is_written_by_detrkit
+from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import folder_with, read_coco_file, read_coco_split, read_json
 from detrkit.data.formats.panoptic import is_panoptic_file, panoptic_files, read_panoptic_file, read_panoptic_split
@@ -14,10 +16,8 @@ from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit._internal.provenance import is_signed
-from detrkit._internal.text import plural
 
-Form = Literal["coco", "panoptic", "yolo", "voc", "shards"]
+Format = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
 _LAYOUTS = (
     "COCO: annotations/instances_train*.json beside folders of photos, train/_annotations.coco.json, or one JSON beside "
@@ -31,14 +31,14 @@ class DatasetFolder:
     """The splits of a dataset.
 
     Attributes:
-        form: how it is written down.
+        format: how it is written down.
         train: what to learn from.
         val: what to be judged by while learning.
         test: kept for the end; None where there is none.
         notes: what was decided on the way, a sentence each.
     """
 
-    form: Form
+    format: Format
     train: Split
     val: Split
     test: Split | None
@@ -55,7 +55,7 @@ class DatasetFolder:
 
 def read_dataset(
     path: Path | str,
-    form: Form | None = None,
+    format: Format | None = None,
     seed: int = 42,
     fault: FaultHandler = raise_fault,
     *,
@@ -65,7 +65,7 @@ def read_dataset(
 
     Args:
         path: its folder; or its data.yaml, or its COCO JSON.
-        form: how it is written down; None looks.
+        format: how it is written down; None looks.
         seed: of the photos that are set aside for validation, where no split exists.
         fault: told of everything that is malformed and left out; by default the first fault is raised.
         masks: keep what masks are made of; objects without it are faults.
@@ -74,19 +74,19 @@ def read_dataset(
         DataError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
     path = Path(path)
-    form, splits = _read_splits(path, form, fault, masks)
-    return _completed(path, form, splits, seed)
+    format, splits = _read_splits(path, format, fault, masks)
+    return _completed(path, format, splits, seed)
 
 
 def read_split(
-    path: Path | str, split: SplitName, form: Form | None = None, seed: int | None = None, *, masks: bool = False
+    path: Path | str, split: SplitName, format: Format | None = None, seed: int | None = None, *, masks: bool = False
 ) -> tuple[Split | None, tuple[str, ...]]:
     """Read one part of a dataset for those who only judge by it: there may be no photos to learn from.
 
     Args:
         path: its folder; or its data.yaml; or a COCO JSON, of which all photos are meant.
         split: which part.
-        form: how it is written down; None looks.
+        format: how it is written down; None looks.
         seed: with which a run on it set validation photos aside, where no split exists; None: no run did.
         masks: keep what masks are made of.
 
@@ -97,39 +97,39 @@ def read_split(
         DataError: as `read_dataset`.
     """
     path = Path(path)
-    form, splits = _read_splits(path, form, raise_fault, masks)
+    format, splits = _read_splits(path, format, raise_fault, masks)
     if "train" not in splits:
         return splits.get(split), ()
     if seed is None and path.suffix == ".json" and path.is_file():
         return splits["train"], (f"all of {path.name}: {plural(len(splits['train'].records), 'photo')}",)
-    folder = _completed(path, form, splits, 42 if seed is None else seed)
+    folder = _completed(path, format, splits, 42 if seed is None else seed)
     return folder.splits.get(split), folder.notes
 
 
 def _read_splits(
-    path: Path, form: Form | None, fault: FaultHandler, masks: bool
-) -> tuple[Form, dict[SplitName, Split]]:
+    path: Path, format: Format | None, fault: FaultHandler, masks: bool
+) -> tuple[Format, dict[SplitName, Split]]:
     """Read what there is."""
     if not path.exists():
         raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
-    form = form or detect_form(path)
-    if form == "coco":
-        return form, _read_coco(path, fault, masks)
-    if form == "panoptic":
-        return form, _read_panoptic(path, fault)
+    format = format or detect_format(path)
+    if format == "coco":
+        return format, _read_coco(path, fault, masks)
+    if format == "panoptic":
+        return format, _read_panoptic(path, fault)
     if masks:
         raise DataError(
-            f"{path}: detrkit reads no masks from {form.upper()} data, expected a COCO instances or panoptic dataset; "
+            f"{path}: detrkit reads no masks from {format.upper()} data, expected a COCO instances or panoptic dataset; "
             "train a model without masks, or give the annotations in one of these forms"
         )
-    return form, {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[form](path, fault)
+    return format, {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[format](path, fault)
 
 
-def _completed(path: Path, form: Form, splits: dict[SplitName, Split], seed: int) -> DatasetFolder:
+def _completed(path: Path, format: Format, splits: dict[SplitName, Split], seed: int) -> DatasetFolder:
     """See that there is something to learn from, and to be judged by."""
     train, val = splits.get("train"), splits.get("val")
     if train is None:
-        raise DataError(f"{path}: found no training photos in this {form.upper()} dataset; expected {_LAYOUTS}")
+        raise DataError(f"{path}: found no training photos in this {format.upper()} dataset; expected {_LAYOUTS}")
     notes: list[str] = []
     if val is None:
         train, val = _set_aside(train, seed)
@@ -142,10 +142,10 @@ def _completed(path: Path, form: Form, splits: dict[SplitName, Split], seed: int
             raise DataError(
                 f"{other.source}: its categories differ from those of the training split; give all the same list"
             )
-    return DatasetFolder(form, train, val, splits.get("test"), tuple(notes))
+    return DatasetFolder(format, train, val, splits.get("test"), tuple(notes))
 
 
-def detect_form(path: Path) -> Form:
+def detect_format(path: Path) -> Format:
     """Tell the format by what lies in the folder.
 
     Raises:
@@ -174,7 +174,7 @@ def detect_form(path: Path) -> Form:
     )
 
 
-def _form_of_file(path: Path) -> Form:
+def _form_of_file(path: Path) -> Format:
     if path.suffix in (".yaml", ".yml"):
         return "yolo"
     if path.suffix == ".json":
@@ -184,7 +184,7 @@ def _form_of_file(path: Path) -> Form:
 
 def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, Split]:
     if path.is_file():
-        return {"train": read_coco_file(path, photos_beside(path), fault, masks=masks)}
+        return {"train": read_coco_file(path, images_next_to(path), fault, masks=masks)}
     official = {
         split: read_coco_split(path, split, fault, masks=masks)
         for split in SPLIT_FOLDERS
@@ -205,7 +205,7 @@ def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, 
     single = _single_json(path)
     if single is None:
         raise DataError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
-    return {"train": read_coco_file(single, photos_beside(single), fault, masks=masks)}
+    return {"train": read_coco_file(single, images_next_to(single), fault, masks=masks)}
 
 
 def _read_panoptic(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
@@ -248,7 +248,7 @@ def _single_json(folder: Path) -> Path | None:
     """The annotations, where one JSON holds all of them; what detrkit found, and lists of other things, are none."""
     found = [*sorted(folder.glob("*.json")), *sorted(folder.glob("annotations/*.json"))]
     if len(found) > 1:
-        found = [file for file in found if not is_signed(file) and _names_photos(file)]
+        found = [file for file in found if not is_written_by_detrkit(file) and _names_photos(file)]
     return found[0] if len(found) == 1 else None
 
 
@@ -260,7 +260,7 @@ def _names_photos(file: Path) -> bool:
     return isinstance(content, dict) and "images" in content
 
 
-def photos_beside(file: Path) -> Path:
+def images_next_to(file: Path) -> Path:
     """The folder that the file names of a single JSON are relative to: where its photos lie."""
     content = read_json(file)
     folders = (

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_images, read_json
-from detrkit.data.formats.folder import photos_beside
-from detrkit.data.images import SUFFIXES, photo_size
+from detrkit.data.formats.folder import images_next_to
+from detrkit.data.images import SUFFIXES, read_image_size
 from detrkit.data.records import Record, Records, Split, raise_fault
 from detrkit.errors import DataError
-from detrkit._internal.provenance import is_signed
 
 _IMAGE_INFO = "image_info_"
 
 
-def find_unannotated(path: Path, split: str, categories: Categories) -> Split | None:
+def find_image_folder(path: Path, split: str, categories: Categories) -> Split | None:
     """Look for photos without annotations; None where there is something else.
 
     Args:
@@ -58,7 +58,7 @@ def read_image_info(path: Path, categories: Categories) -> Split:
     of_split = path.parent.parent / path.stem.removeprefix(_IMAGE_INFO)
     # "test-dev2017" is a part of the photos of "test2017"
     whole = path.parent.parent / path.stem.removeprefix(_IMAGE_INFO).replace("-dev", "")
-    folder = next((one for one in (of_split, whole) if one.is_dir()), None) or photos_beside(path)
+    folder = next((one for one in (of_split, whole) if one.is_dir()), None) or images_next_to(path)
     records = Records.of(read_images(content["images"], {}, folder, path, raise_fault))
     if not records:
         raise DataError(f"{path}: found no images, expected at least one")
@@ -78,7 +78,7 @@ def _read_folder(path: Path, categories: Categories) -> Split:
 
 def _files_of_others(path: Path) -> list[Path]:
     """What lies right inside, without what detrkit found in it before."""
-    return [one for one in path.iterdir() if one.is_file() and not is_signed(one)]
+    return [one for one in path.iterdir() if one.is_file() and not is_written_by_detrkit(one)]
 
 
 def _numbered(photos: list[Path]) -> Iterator[Record]:
@@ -90,4 +90,4 @@ def _numbered(photos: list[Path]) -> Iterator[Record]:
         ids = list(range(1, len(photos) + 1))
     for image_id, photo in zip(ids, photos, strict=True):
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-        yield Record(image_id, photo.absolute(), photo_size(photo), *nothing)
+        yield Record(image_id, photo.absolute(), read_image_size(photo), *nothing)

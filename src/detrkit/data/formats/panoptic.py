@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from detrkit._internal.files import is_file
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import (
     folder_with,
@@ -23,11 +24,10 @@ from detrkit.data.formats.coco import (
     read_json,
     read_label,
 )
-from detrkit.data.segmentation import segment_ids
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.data.segment_png import read_ids
+from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DataError, short
-from detrkit._internal.files import is_file
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_to_masks, masks_to_boxes
 
 _PREFIX = "panoptic_"

@@ -21,17 +21,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from detrkit._internal.files import atomic_write, check_is_free, make_folder, write_tensors, write_text
 from detrkit.data.categories import Categories
-from detrkit.data.images import photo_bytes
-from detrkit.data.records import Columns, FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.images import read_image_bytes
+from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit._internal.files import check_is_free, make_folder, replacing, write_tensors, write_text
 
 FORMAT = "detrkit-shards-1"
 PLAN_FILE = "shards.json"
 DEFAULT_SHARD_PHOTOS = 1000
-_COLUMNS = tuple(field.name for field in fields(Columns) if field.default is MISSING)  # outlines stay outside
-_MOST_JSON = 64 * 2**20  # bytes of one photo's annotations
+_COLUMNS = tuple(field.name for field in fields(RecordArrays) if field.default is MISSING)  # outlines stay outside
+_MAX_JSON = 64 * 2**20  # bytes of one photo's annotations
 
 
 def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
@@ -67,7 +67,7 @@ def write_shards(
     splits: dict[SplitName, Split],
     output: Path,
     *,
-    shard_photos: int = DEFAULT_SHARD_PHOTOS,
+    images_per_shard: int = DEFAULT_SHARD_PHOTOS,
     seed: int = 42,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -76,7 +76,7 @@ def write_shards(
     Args:
         splits: of one dataset.
         output: folder to create, or to complete.
-        shard_photos: photos of a shard.
+        images_per_shard: photos of a shard.
         seed: of the order.
         progress: told how many photos of how many are written.
 
@@ -86,7 +86,7 @@ def write_shards(
     Raises:
         DataError: a photo cannot be read, or the folder holds something else.
     """
-    plan = check_place(splits, output, shard_photos=shard_photos, seed=seed)
+    plan = check_place(splits, output, images_per_shard=images_per_shard, seed=seed)
     make_folder(output)
     write_text(output / PLAN_FILE, plan.to_json())
     total, done, found = sum(len(split.records) for split in splits.values()), 0, 0
@@ -94,9 +94,9 @@ def write_shards(
         order = list(range(len(split.records)))
         random.Random(seed).shuffle(order)  # so that a shard is a sample of the whole
         placed: list[Record] = []
-        for number, first in enumerate(range(0, len(order), shard_photos)):
+        for number, first in enumerate(range(0, len(order), images_per_shard)):
             path = output / f"{name}-{number:05d}.tar"
-            chosen = order[first : first + shard_photos]
+            chosen = order[first : first + images_per_shard]
             if path.is_file():
                 found += 1
             else:
@@ -115,14 +115,14 @@ class ShardPlan:
 
     Attributes:
         categories: of the dataset.
-        shard_photos: photos of a shard.
+        images_per_shard: photos of a shard.
         seed: of the order.
         photos: of every split.
         digests: of every split's annotations and names of photos.
     """
 
     categories: Categories
-    shard_photos: int
+    images_per_shard: int
     seed: int
     photos: dict[str, int]
     digests: dict[str, str]
@@ -133,7 +133,7 @@ class ShardPlan:
         return json.dumps(content, ensure_ascii=False, indent=1)
 
 
-def check_place(splits: dict[SplitName, Split], output: Path, *, shard_photos: int, seed: int) -> ShardPlan:
+def check_place(splits: dict[SplitName, Split], output: Path, *, images_per_shard: int, seed: int) -> ShardPlan:
     """See that shards can be written to a folder: it is new, or holds a part of the very same.
 
     Raises:
@@ -141,7 +141,7 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, shard_photos: i
     """
     plan = ShardPlan(
         splits["train"].categories,
-        shard_photos,
+        images_per_shard,
         seed,
         {name: len(split.records) for name, split in splits.items()},
         {name: _digest(split) for name, split in splits.items()},
@@ -179,7 +179,7 @@ def _read_plan(folder: Path) -> ShardPlan:
             raise DataError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         return ShardPlan(
             Categories.from_json(content["categories"]),
-            int(content["shard_photos"]),
+            int(content["images_per_shard"]),
             int(content["seed"]),
             {str(name): int(count) for name, count in content["photos"].items()},
             {str(name): str(digest) for name, digest in content["digests"].items()},
@@ -190,10 +190,10 @@ def _read_plan(folder: Path) -> ShardPlan:
 
 
 def _write_shard(path: Path, records: Sequence[Record], categories: Categories) -> None:
-    with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
+    with atomic_write(path) as temporary, tarfile.open(temporary, "w") as shard:
         for number, record in enumerate(records):
             key = f"{path.stem}-{number:06d}"
-            _add(shard, f"{key}{record.path.suffix.lower()}", photo_bytes(record.path, record.span))
+            _add(shard, f"{key}{record.path.suffix.lower()}", read_image_bytes(record.path, record.span))
             _add(shard, f"{key}.json", json.dumps(_description(record, categories)).encode())
 
 
@@ -230,7 +230,7 @@ def _walk(shards: Sequence[Path], categories: Categories, fault: FaultHandler) -
                         spans[name.stem] = name.name, (member.offset_data, member.size)
                         continue
                     content = opened.extractfile(member)
-                    text = content.read(_MOST_JSON) if content else b""
+                    text = content.read(_MAX_JSON) if content else b""
                     try:
                         yield _to_record(shard, spans.pop(name.stem, None), text, label_of, f"{shard}: {name}")
                     except DataError as error:
@@ -283,7 +283,7 @@ def _read_index(path: Path, shards: dict[str, Path]) -> Split:
             raise DataError(f"{path}: found format {header['format']!r}, expected {FORMAT!r}; update detrkit")
         categories = Categories.from_json(header["categories"])
         _check_columns(columns, len(categories))
-        records = Records(Columns(**columns), path.parent)
+        records = Records(RecordArrays(**columns), path.parent)
         _check_places(records, shards, path)
         return Split(records, categories, path.parent)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

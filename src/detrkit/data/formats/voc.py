@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
-from detrkit.data.images import SUFFIXES, photo_size
+from detrkit.data.images import SUFFIXES, read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError
-from detrkit._internal.files import is_file, read_names
 
-_MOST_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
+_MAX_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _read_pages(paths: Sequence[Path], fault: FaultHandler) -> Iterator[_Page]:
 
 def _read_page(path: Path, fault: FaultHandler) -> _Page:
     try:
-        content = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else None
+        content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
     except OSError:
         raise DataError(f"{path}: found nothing, expected the annotations of a photo; check the lists") from None
     # entities can read other files and expand without bounds; annotations need none (zeros: UTF-16)
@@ -173,7 +173,7 @@ def _to_record(page: _Page, number: int, categories: Categories, root: Path) -> 
     return Record(
         image_id=number,
         path=photo,
-        size=page.size or photo_size(photo),
+        size=page.size or read_image_size(photo),
         boxes=np.array([box for _, box, _ in page.objects], dtype=np.float32).reshape(-1, 4),
         labels=np.array([label_of[name] for name, _, _ in page.objects], dtype=np.int64),
         is_crowd=np.array([difficult for _, _, difficult in page.objects], dtype=bool),

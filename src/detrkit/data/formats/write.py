@@ -16,27 +16,27 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from detrkit.data.categories import Categories
-from detrkit.data.formats.folder import Form
-from detrkit.data.formats.shards import write_shards
-from detrkit.data.segmentation import area_of_runs, to_run_lengths
-from detrkit.data.images import photo_bytes
-from detrkit.data.records import Record, Split, SplitName
-from detrkit.errors import DataError
 from detrkit._internal.files import check_is_free, make_folder, write_text
+from detrkit.data.categories import Categories
+from detrkit.data.formats.folder import Format
+from detrkit.data.formats.shards import write_shards
+from detrkit.data.images import read_image_bytes
+from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.segmentation import area_of_runs, to_run_lengths
+from detrkit.errors import DataError
 
 CATEGORIES_FILE = "categories.json"
 
 
 def write_dataset(
-    splits: dict[SplitName, Split], output: Path, form: Form, progress: Callable[[int, int], None] | None = None
+    splits: dict[SplitName, Split], output: Path, format: Format, progress: Callable[[int, int], None] | None = None
 ) -> int:
     """Write a dataset folder.
 
     Args:
         splits: of one dataset.
         output: folder to create.
-        form: how to write it down.
+        format: how to write it down.
         progress: told how many photos of how many are copied.
 
     Returns:
@@ -46,18 +46,18 @@ def write_dataset(
         DataError: the folder holds something already, or the dataset has nothing that the form is made of.
     """
     check_is_free(output)
-    if form == "panoptic" and any(content.records.columns.mask_files is None for content in splits.values()):
+    if format == "panoptic" and any(content.records.columns.mask_files is None for content in splits.values()):
         raise DataError(
             f"{splits['train'].source}: holds no segments, which panoptic data are made of; choose another form"
         )
-    if form == "voc":
+    if format == "voc":
         _check_voc_names(splits["train"].categories)
-    if form == "shards":
+    if format == "shards":
         write_shards(splits, output, progress=progress)
         return 0
     names = _names_of(splits)
-    writer = {"coco": _write_coco, "panoptic": _write_panoptic, "yolo": _write_yolo, "voc": _write_voc}[form]
-    place = {"coco": "{split}", "panoptic": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[form]
+    writer = {"coco": _write_coco, "panoptic": _write_panoptic, "yolo": _write_yolo, "voc": _write_voc}[format]
+    place = {"coco": "{split}", "panoptic": "{split}", "yolo": "{split}/images", "voc": "JPEGImages"}[format]
     total, done = sum(len(content.records) for content in splits.values()), 0
     for split, content in splits.items():
         folder = make_folder(output / place.format(split=split))
@@ -68,10 +68,10 @@ def write_dataset(
                 progress(done, total)
         writer(split, content, output, names[split])
     categories = splits["train"].categories
-    if form == "yolo":
+    if format == "yolo":
         _write_data_yaml(splits, categories, output)
         return sum(int(record.is_crowd.sum()) for content in splits.values() for record in content.records)
-    if form == "voc":
+    if format == "voc":
         write_text(output / CATEGORIES_FILE, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
     return 0
 
@@ -96,7 +96,7 @@ def _copy(record: Record, target: Path) -> None:
         if record.span is None:
             shutil.copyfile(record.path, target)
         else:
-            target.write_bytes(photo_bytes(record.path, record.span))
+            target.write_bytes(read_image_bytes(record.path, record.span))
     except OSError as error:
         raise DataError(
             f"{target}: cannot be written ({error.strerror or error}); what is there is not whole"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
-from detrkit.data.images import SUFFIXES, photo_size
+from detrkit.data.images import SUFFIXES, read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.errors import DataError, short
-from detrkit._internal.files import is_file, read_names
 
-_MOST_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
+_MAX_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
 
 def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
@@ -140,7 +140,7 @@ def _read_records(
 ) -> Iterator[Record]:
     for index, photo in enumerate(photos):
         try:
-            size = photo_size(photo)
+            size = read_image_size(photo)
         except DataError as error:
             fault(error)
             continue
@@ -220,7 +220,7 @@ def _read_row(line: str, where: str, pose_columns: int | None = None) -> tuple[i
         box = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
     if max(values) > 2:
         raise DataError(f"{where}: found {max(values):g}, expected shares of the photo, 0 to 1; are these pixels?")
-    if min(box) < -_MOST_BEYOND or max(box) > 1 + _MOST_BEYOND:
+    if min(box) < -_MAX_BEYOND or max(box) > 1 + _MAX_BEYOND:
         raise DataError(
             f"{where}: the box reaches from {box[0]:.3f} {box[1]:.3f} to {box[2]:.3f} {box[3]:.3f}, expected shares of the "
             "photo, 0 to 1"

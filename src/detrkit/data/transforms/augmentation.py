@@ -1,7 +1,7 @@
 """Strong augmentation, beyond the paper's: other colours, other scales, several photos in one.
 
-Each takes samples and gives a sample, boxes xyxy in pixels, masks following. `TrainingPhotos` puts them before the paper's
-pipeline and switches them off for the last epochs.
+Each takes samples and gives a sample, boxes xyxy in pixels, masks following. `AugmentedDataset` puts them before the
+paper's pipeline and switches them off for the last epochs.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detrkit.data.samplers import Draw, mixed
+from detrkit.data.samplers import SampleKey, mix_seeds
 from detrkit.data.transforms.geometry import (
     TEST_SHORT_SIDE,
-    Framing,
+    CropParams,
     RandomOrientation,
     TrainTransform,
     Transform,
@@ -32,7 +32,7 @@ from detrkit.data.transforms.geometry import (
 from detrkit.ops.boxes import box_area
 from detrkit.structures import Annotations, Sample
 
-_LEAST_VISIBLE = 0.1  # share of its box that must be left of an object in a mosaic
+_MIN_VISIBLE = 0.1  # share of its box that must be left of an object in a mosaic
 _OF_BATCHES = 1  # tells their seeds from those of photos
 _BLEND = 32.0  # Beta(32, 32): about half of either photo, as in YOLOX (arXiv:2107.08430)
 
@@ -141,7 +141,7 @@ class StrongAugmentation:
         return max(self.photometric, self.scale_jitter, self.mosaic, self.mixup) > 0
 
 
-class TrainingPhotos(Dataset[Sample]):
+class AugmentedDataset(Dataset[Sample]):
     """Photos as they are learned from: changed at random, alike for the same seed, epoch and photo in any process."""
 
     def __init__(
@@ -171,21 +171,21 @@ class TrainingPhotos(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.photos)  # type: ignore[arg-type]  # every dataset of ours has a length
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleKey) -> Sample:
         # the caller's own randomness, dropout for one, must not depend on who prepares samples
         with torch.random.fork_rng(devices=[]):
             transform = self._transform_of(draw)
-            torch.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.index))
+            torch.default_generator.manual_seed(mix_seeds(self.seed, draw.epoch, draw.index))
             if self.strong is None or draw.epoch > self.strong_epochs:
                 return transform(self.photos[draw.index])
             return self._changed(self.photos[draw.index], transform, self.strong)
 
-    def _transform_of(self, draw: Draw) -> Transform:
+    def _transform_of(self, draw: SampleKey) -> Transform:
         """The last change, with the sizes of the sample's batch."""
         if draw.batch is None or not isinstance(self.transform, TrainTransform):
             return self.transform
-        torch.default_generator.manual_seed(mixed(self.seed, draw.epoch, draw.batch, _OF_BATCHES))
-        return partial(self.transform, framing=Framing.drawn())
+        torch.default_generator.manual_seed(mix_seeds(self.seed, draw.epoch, draw.batch, _OF_BATCHES))
+        return partial(self.transform, framing=CropParams.drawn())
 
     def _changed(self, sample: Sample, transform: Transform, strong: StrongAugmentation) -> Sample:
         if _happens(strong.mosaic):
@@ -227,7 +227,7 @@ def _fill(sample: Sample, size: tuple[int, int]) -> Sample:
     visible = torch.minimum(
         (boxes - torch.tensor([left, top, left, top])).clamp(min=0), torch.tensor([part[1], part[0], part[1], part[0]])
     )
-    is_left = box_area(visible) >= _LEAST_VISIBLE * box_area(boxes)
+    is_left = box_area(visible) >= _MIN_VISIBLE * box_area(boxes)
     return resize(crop(replace(sample, annotations=keep(sample.annotations, is_left)), top, left, *part), size)
 
 

@@ -86,17 +86,17 @@ def resize_masks(masks: Bool[Tensor, "N H W"], size: tuple[int, int]) -> Bool[Te
     return resized
 
 
-def flip(sample: Sample) -> Sample:
+def horizontal_flip(sample: Sample) -> Sample:
     """Mirror left and right."""
     return _apply(sample, transforms.horizontal_flip)
 
 
-def turn_upside_down(sample: Sample) -> Sample:
+def vertical_flip(sample: Sample) -> Sample:
     """Mirror top and bottom."""
     return _apply(sample, transforms.vertical_flip)
 
 
-def turn_quarter(sample: Sample) -> Sample:
+def rotate90(sample: Sample) -> Sample:
     """Turn by 90 degrees, counterclockwise."""
     annotations, width = sample.annotations, sample.image.shape[2]
     left, top, right, bottom = annotations.boxes.unbind(1)
@@ -136,23 +136,23 @@ class RandomOrientation:
     """Mirror some of the samples left to right, as in the paper; and those without an up in more ways, if asked.
 
     Attributes:
-        flip: share that is mirrored left to right.
-        upside_down: share that is mirrored top to bottom.
-        quarter_turns: share that is turned by 90 degrees.
+        horizontal_flip: share that is mirrored left to right.
+        vertical_flip: share that is mirrored top to bottom.
+        rotate90: share that is turned by 90 degrees.
     """
 
-    flip: float = 0.5
-    upside_down: float = 0.0
-    quarter_turns: float = 0.0
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    rotate90: float = 0.0
 
     def __call__(self, sample: Sample, at: float | None = None) -> Sample:
         """Transform a sample; `at`, 0 .. 1, decides on the quarter turn in place of chance."""
-        if torch.rand(()) < self.flip:
-            sample = flip(sample)
-        if self.upside_down and torch.rand(()) < self.upside_down:
-            sample = turn_upside_down(sample)
-        if self.quarter_turns and (float(torch.rand(())) if at is None else at) < self.quarter_turns:
-            sample = turn_quarter(sample)
+        if torch.rand(()) < self.horizontal_flip:
+            sample = horizontal_flip(sample)
+        if self.vertical_flip and torch.rand(()) < self.vertical_flip:
+            sample = vertical_flip(sample)
+        if self.rotate90 and (float(torch.rand(())) if at is None else at) < self.rotate90:
+            sample = rotate90(sample)
         return sample
 
 
@@ -192,7 +192,7 @@ class RandomSizeCrop:
 
 
 @dataclass(frozen=True)
-class Framing:
+class CropParams:
     """What decides the size of a training sample, each a number in 0 .. 1.
 
     Photos of one shape that share it come out alike and need no padding; where they are cut and mirrored is their own.
@@ -214,7 +214,7 @@ class Framing:
     turns: float
 
     @classmethod
-    def drawn(cls) -> "Framing":
+    def drawn(cls) -> "CropParams":
         """Draw one."""
         return cls(*torch.rand(6).tolist())
 
@@ -233,9 +233,9 @@ class TrainTransform:
     crop_probability: float = 0.5
     orientation: RandomOrientation = field(default_factory=RandomOrientation)
 
-    def __call__(self, sample: Sample, framing: Framing | None = None) -> Sample:
+    def __call__(self, sample: Sample, framing: CropParams | None = None) -> Sample:
         """Transform a sample; with its batch's framing, or one of its own."""
-        framing = framing or Framing.drawn()
+        framing = framing or CropParams.drawn()
         sample = self.orientation(sample, framing.turns)
         if framing.crops < self.crop_probability:
             # the published code sets no limit to the long side here, and a panorama eats the machine
@@ -252,7 +252,7 @@ class TrainTransform:
 
 
 @dataclass(frozen=True)
-class TestTransform:
+class EvalTransform:
     """Resize the shorter side to `image_size` (800 in the paper), the longer to at most `long_side` of it (1333)."""
 
     __test__ = False  # not a test case, whatever its name

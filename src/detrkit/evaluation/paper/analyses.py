@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detrkit.evaluation.arrays import Found, Truth
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.paper.instance_capacity import Count
 from detrkit.evaluation.paper.layers import NMS_IOU, LayerScore, score_layers
 from detrkit.evaluation.paper.queries import SMALL_SIDE, QueryMap, map_queries
@@ -13,7 +13,7 @@ from detrkit.evaluation.report.table import shown
 from detrkit.visualization.charts import as_png, as_svg, draw_counts, draw_layers, draw_query_map
 
 PAPER_ANALYSES = ("by_layer", "query_map", "counting")
-_MOST_PANELS = 20  # as in the paper
+_MAX_PANELS = 20  # as in the paper
 _OF_LEARNED = "Trained queries specialise in places and sizes; queries that all look alike have not yet."
 _OF_PROPOSALS = (
     "This model chooses its queries anew on every photo: query 0 starts from the box that is likeliest to hold an object, "
@@ -37,7 +37,7 @@ class PaperAnalysis:
     content: Any
 
 
-def analyse_layers(truth: Truth, layers: Sequence[Found], max_detections: int) -> PaperAnalysis:
+def analyse_layers(truth: GroundTruth, layers: Sequence[DetectionArrays], max_detections: int) -> PaperAnalysis:
     """AP after every decoder layer (figure 4)."""
     scores = score_layers(truth, layers, max_detections)
     figure = draw_layers(
@@ -66,10 +66,12 @@ def layers_as_text(analysis: PaperAnalysis) -> str:
     )
 
 
-def analyse_queries(truth: Truth, found: Found, num_queries: int, *, are_proposals: bool) -> PaperAnalysis:
+def analyse_queries(
+    truth: GroundTruth, found: DetectionArrays, num_queries: int, *, are_proposals: bool
+) -> PaperAnalysis:
     """Where each query predicts (figure 7); queries that are proposals have ranks, and no places of their own."""
     chart = map_queries(truth, found, num_queries)
-    chosen = chart.most_used(_MOST_PANELS).tolist()
+    chosen = chart.most_used(_MAX_PANELS).tolist()
     known, kinds = chart.is_known, {"small": chart.is_small, "wide": chart.is_wide, "tall": chart.is_tall}
     figure = draw_query_map(
         [f"query {query}" for query in chosen],
@@ -107,8 +109,8 @@ def analyse_counts(counts: Sequence[Count], num_queries: int) -> PaperAnalysis:
     figure = draw_counts(
         [one.present for one in counts],
         [one.found_mean for one in counts],
-        [one.found_least for one in counts],
-        [one.found_most for one in counts],
+        [one.found_min for one in counts],
+        [one.found_max for one in counts],
     )
     text = (
         f"Equal objects on a grid, ever more of them, and how many are found. {num_queries} queries can find no more than "

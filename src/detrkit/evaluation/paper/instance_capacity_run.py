@@ -14,27 +14,27 @@ from torch.utils.data import Dataset
 
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
-from detrkit.data.images import photo_to_tensor, tensor_to_photo
-from detrkit.data.synthetic import SHAPES, DrawingStyle, draw_equal
-from detrkit.data.transforms.geometry import TestTransform
+from detrkit.data.images import image_to_tensor, tensor_to_image
+from detrkit.data.loaders import evaluation_loader
+from detrkit.data.synthetic import SHAPES, SyntheticStyle, draw_identical_shapes
+from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.analysis import Analysis
+from detrkit.evaluation.arrays import EvalInput, GroundTruth
 from detrkit.evaluation.coco import annotations_of_samples
 from detrkit.evaluation.inference_loop import collect
-from detrkit.evaluation.arrays import Case, Truth
 from detrkit.evaluation.paper.instance_capacity import Count, count_found
 from detrkit.inference.detector import Detector
-from detrkit.data.loaders import evaluation_loader
 from detrkit.structures import Annotations, Sample
 
-MOST_CELLS = 10  # a side: 100 objects, as in the paper
+MAX_CELLS = 10  # a side: 100 objects, as in the paper
 _COUNTS = 20  # numbers of objects that are tried, at most
 _PHOTOS = 4  # of each number
 _MODELS = 6  # objects that are repeated, of as many classes as there are
 _SEED = 12
 
 
-def count_equal_objects(
+def measure_instance_capacity(
     detector: Detector,
     analysis: Analysis,
     pictures: Dataset[Sample],
@@ -51,7 +51,7 @@ def count_equal_objects(
     Returns:
         Nothing where the model found no object of the dataset that could be repeated.
     """
-    cells = min(max(math.ceil(detector.runtime.config.num_queries**0.5), 2), MOST_CELLS)
+    cells = min(max(math.ceil(detector.runtime.config.num_queries**0.5), 2), MAX_CELLS)
     counts = np.unique(np.linspace(1, cells * cells, _COUNTS).round().astype(int)).tolist()
     size = detector.preprocessing.image_size
     random = np.random.default_rng(_SEED)
@@ -59,9 +59,9 @@ def count_equal_objects(
     plan = [(count, number) for count in counts for number in range(_PHOTOS)]
     if set(SHAPES.names) <= set(ids_by_name):
         categories = Categories(tuple(ids_by_name[name] for name in SHAPES.names), SHAPES.names)
-        style = DrawingStyle(size=2 * size)
+        style = SyntheticStyle(size=2 * size)
         samples = [
-            draw_equal(number % len(SHAPES), count, cells, random, style, image_id)
+            draw_identical_shapes(number % len(SHAPES), count, cells, random, style, image_id)
             for image_id, (count, number) in enumerate(plan, start=1)
         ]
     else:
@@ -73,10 +73,10 @@ def count_equal_objects(
             tile(*crops[number % len(crops)], count, cells, size, random, image_id)
             for image_id, (count, number) in enumerate(plan, start=1)
         ]
-    batches = evaluation_loader(SampleDataset(samples, TestTransform(size)), 1, workers=0)
+    batches = evaluation_loader(SampleDataset(samples, EvalTransform(size)), 1, workers=0)
     found = collect(detector.runtime, batches, detector.categories)
-    truth = Truth.read(annotations_of_samples(samples, categories))
-    return count_found(Case.of(truth, found[0]), analysis.threshold)
+    truth = GroundTruth.read(annotations_of_samples(samples, categories))
+    return count_found(EvalInput.of(truth, found[0]), analysis.threshold)
 
 
 def found_objects(
@@ -96,7 +96,7 @@ def found_objects(
         image_id = int(case.truth.image_ids[case.photos[one]])
         x, y, width, height = case.found.boxes[one]
         try:
-            photo = tensor_to_photo(pictures[list(image_ids).index(image_id)].image)
+            photo = tensor_to_image(pictures[list(image_ids).index(image_id)].image)
         except DetrkitError:
             continue  # evaluation has told of it
         box = (max(x, 0), max(y, 0), min(x + width, photo.width), min(y + height, photo.height))
@@ -121,4 +121,4 @@ def tile(crop: Image.Image, label: int, count: int, cells: int, size: int, rando
         photo.paste(small, (left, top))
         boxes.append([left, top, left + small.width, top + small.height])
     annotations = Annotations(torch.tensor(boxes, dtype=torch.float32), torch.full((count,), label))
-    return Sample(photo_to_tensor(photo), annotations, image_id, (size, size))
+    return Sample(image_to_tensor(photo), annotations, image_id, (size, size))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.coco import evaluate_case
-from detrkit.evaluation.arrays import Case, Found, Truth
 
 NMS_IOU = 0.5  # the paper says "default parameters", which were those
 
@@ -28,20 +28,20 @@ class LayerScore:
     ap50_nms: float
 
 
-def score_layers(truth: Truth, layers: Sequence[Found], max_detections: int) -> tuple[LayerScore, ...]:
+def score_layers(truth: GroundTruth, layers: Sequence[DetectionArrays], max_detections: int) -> tuple[LayerScore, ...]:
     """Score the detections of every layer, first layer first."""
     scores = []
     for number, found in enumerate(layers, start=1):
-        case = Case.of(truth, found)
+        case = EvalInput.of(truth, found)
         plain, suppressed = (
             evaluate_case(one, max_detections, with_gains=False).scores.numbers
-            for one in (case, Case.of(truth, suppress(case)))
+            for one in (case, EvalInput.of(truth, suppress(case)))
         )
         scores.append(LayerScore(number, plain["AP"], plain["AP50"], suppressed["AP"], suppressed["AP50"]))
     return tuple(scores)
 
 
-def suppress(case: Case, iou: float = NMS_IOU) -> Found:
+def suppress(case: EvalInput, iou: float = NMS_IOU) -> DetectionArrays:
     """Leave out detections that overlap a better one of their class and photo by more than `iou`."""
     found = case.found
     corners = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1)

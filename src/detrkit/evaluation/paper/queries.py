@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit.evaluation.arrays import Found, Truth
+from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 
 SMALL_SIDE = 0.25  # of the photo's sides: boxes below in both are called small; the paper gives no number
 
@@ -51,7 +51,7 @@ class QueryMap:
         return np.sort(np.argsort(-self.scores.mean(1), kind="stable")[:limit])
 
 
-def map_queries(truth: Truth, found: Found, num_queries: int) -> QueryMap:
+def map_queries(truth: GroundTruth, found: DetectionArrays, num_queries: int) -> QueryMap:
     """Sort the detections of a model by query; photos that were not predicted are left out.
 
     Args:

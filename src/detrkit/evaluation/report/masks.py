@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from detrkit._internal.files import write_text
+from detrkit._internal.text import plural
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.panoptic import ClassQuality, PanopticScores
 from detrkit.evaluation.report.table import shown
-from detrkit._internal.files import write_text
-from detrkit._internal.text import plural
 from detrkit.visualization.page import gallery_of, html_page, table_of
 
 _EXPLAINED = {
@@ -80,7 +80,7 @@ def panoptic_section(scores: PanopticScores) -> list[str]:
     ]
     absent = len(scores.per_class) - len(known)
     said = (
-        f"{plural(scores.num_photos, 'photo')}, {plural(scores.num_segments, 'segment')}. PQ = SQ x RQ of each class: "
+        f"{plural(scores.num_images, 'photo')}, {plural(scores.num_segments, 'segment')}. PQ = SQ x RQ of each class: "
         "a segment is found when one of its class overlaps it by more than half; void pixels and crowds are "
         "neither right nor false. SQ: how well found segments fit; RQ: F1 of finding."
     )

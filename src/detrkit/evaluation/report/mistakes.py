@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from detrkit._internal.text import plural
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.tide import TIDE_NAMES
-from detrkit._internal.text import plural
 from detrkit.visualization.error_overlay import COLOURS, WORDS
 from detrkit.visualization.page import gallery_of, legend_of, table_of
 
@@ -25,8 +25,8 @@ _RULES = {
     "missed": "objects that no detection means. Lower the threshold, or add photos with such objects; small ones need "
     "larger photos.",
 }
-_MOST_CLASSES = 25  # rows of the matrix
-_MOST_CONFUSIONS = 10
+_MAX_CLASSES = 25  # rows of the matrix
+_MAX_CONFUSIONS = 10
 
 
 def errors_section(analysis: Analysis) -> list[str]:
@@ -49,7 +49,7 @@ def errors_section(analysis: Analysis) -> list[str]:
 
 def confusions_section(confusion: Confusion) -> list[str]:
     """Which class is taken for which: the most frequent in words, then the matrix."""
-    frequent = confusion.most_frequent(_MOST_CONFUSIONS)
+    frequent = confusion.most_frequent(_MAX_CONFUSIONS)
     said = (
         f"Threshold {confusion.threshold:.2f}, IoU 0.50. Rows: what it is; columns: what was said. Background: in its "
         "column objects that were not found, in its row detections of nothing."
@@ -60,7 +60,7 @@ def confusions_section(confusion: Confusion) -> list[str]:
     )
     body = ["<h2>Confusions</h2>", f"<p>{said}</p>"]
     body.append(f"<p>Most frequent: {words}.</p>" if words else "<p>No class was taken for another.</p>")
-    return [*body, _matrix(confusion.folded(_MOST_CLASSES))]
+    return [*body, _matrix(confusion.folded(_MAX_CLASSES))]
 
 
 def _matrix(confusion: Confusion) -> str:

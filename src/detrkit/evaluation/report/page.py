@@ -8,15 +8,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from detrkit._internal.files import write_text
+from detrkit._internal.text import plural
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, BoxScores
 from detrkit.evaluation.panoptic import PanopticScores
 from detrkit.evaluation.report.masks import masks_section, number_cells, panoptic_section
 from detrkit.evaluation.report.mistakes import confusions_section, errors_section, worst_section
 from detrkit.evaluation.report.table import shown
-from detrkit.evaluation.thresholds import FEWEST_OBJECTS
-from detrkit._internal.files import write_text
-from detrkit._internal.text import plural
+from detrkit.evaluation.thresholds import MIN_OBJECTS
 from detrkit.visualization.charts import as_svg, draw_precision_recall, draw_reliability, draw_threshold_curves
 from detrkit.visualization.page import charts_of, embedded_png, gallery_of, html_page, table_of
 
@@ -72,7 +72,7 @@ def write_report(
     body = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>",
         "<h2>Scores</h2>",
-        f"<p>{plural(scores.num_photos, 'photo')}, {plural(scores.num_objects, 'object')}, {html.escape(judged_by)}. "
+        f"<p>{plural(scores.num_images, 'photo')}, {plural(scores.num_objects, 'object')}, {html.escape(judged_by)}. "
         f"{html.escape(counted(scores))}</p>",
         number_cells(scores),
     ]
@@ -132,7 +132,7 @@ def _thresholds_section(analysis: Analysis) -> list[str]:
         said = (
             f"F1 is best at a score of {best.threshold:.2f}: {best.precision:.0%} of what is shown is right, and "
             f"{best.recall:.0%} of the objects are found. <code>detrkit predict --threshold auto</code> uses it once it is "
-            f"stored in the checkpoint, and for classes with at least {FEWEST_OBJECTS} objects their own. "
+            f"stored in the checkpoint, and for classes with at least {MIN_OBJECTS} objects their own. "
             "Thresholds change what is shown, never AP."
         )
     calibration = analysis.calibration

@@ -8,19 +8,19 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from detrkit.data.dataset import PhotoDataset
-from detrkit.data.images import tensor_to_photo
+from detrkit._internal.files import atomic_write
+from detrkit._internal.provenance import provenance_mark
+from detrkit._internal.text import plural
+from detrkit.data.dataset import DetectionDataset
+from detrkit.data.images import tensor_to_image
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.analysis import Analysis
-from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.evaluation.report.page import ReportPicture
-from detrkit._internal.files import replacing
+from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.inference.detector import Detector
-from detrkit._internal.provenance import signed
 from detrkit.structures import PanopticSegments, Sample
-from detrkit._internal.text import plural
 from detrkit.visualization.draw import draw_boxes, draw_detections
-from detrkit.visualization.error_overlay import RIGHT, draw_judged
+from detrkit.visualization.error_overlay import RIGHT, draw_errors
 from detrkit.visualization.segments import draw_segments
 
 NUM_PICTURES = 12
@@ -46,14 +46,14 @@ def draw_predictions(
         name = name_of_photo(pictures, index, sample.image_id)
         picture = _draw_segments(detector, sample, name) if has_segments else _draw_boxes(detector, sample, name)
         if folder is not None:
-            with replacing(folder / f"{sample.image_id}.png") as temporary:
-                picture.picture.save(temporary, pnginfo=signed())
+            with atomic_write(folder / f"{sample.image_id}.png") as temporary:
+                picture.picture.save(temporary, pnginfo=provenance_mark())
         gallery.append(picture)
     return gallery
 
 
 def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportPicture:
-    large, scale = enlarged(tensor_to_photo(sample.image))
+    large, scale = enlarged(tensor_to_image(sample.image))
     detections = detector.predict(sample.image, THRESHOLD)
     boxes = (sample.annotations.boxes * scale).tolist()
     with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [()] * len(boxes))
@@ -62,7 +62,7 @@ def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportPicture:
 
 
 def _draw_segments(detector: Detector, sample: Sample, name: str) -> ReportPicture:
-    large, scale = enlarged(tensor_to_photo(sample.image))
+    large, scale = enlarged(tensor_to_image(sample.image))
     found = detector.segments(sample.image)
     assert isinstance(found, PanopticSegments)
     picture = draw_segments(large, found.enlarged(scale))
@@ -89,7 +89,7 @@ def draw_worst(
             sample = pictures[place]
         except DetrkitError:
             continue  # evaluation has told of it
-        photo, scale = enlarged(tensor_to_photo(sample.image))
+        photo, scale = enlarged(tensor_to_image(sample.image))
         picture = _draw_mistakes(analysis, image_id, photo, scale)
         gallery.append(
             ReportPicture(picture, f"{name_of_photo(pictures, place, image_id)}: {plural(mistakes, 'mistake')}")
@@ -99,7 +99,7 @@ def draw_worst(
 
 def name_of_photo(pictures: Dataset[Sample], index: int, image_id: int) -> str:
     """What people call a photo: the name of its file; of drawings, which have none, their number."""
-    return pictures.split.records.path(index).name if isinstance(pictures, PhotoDataset) else f"photo {image_id}"
+    return pictures.split.records.path(index).name if isinstance(pictures, DetectionDataset) else f"photo {image_id}"
 
 
 def _draw_mistakes(analysis: Analysis, image_id: int, photo: Image.Image, scale: int) -> Image.Image:
@@ -116,7 +116,7 @@ def _draw_mistakes(analysis: Analysis, image_id: int, photo: Image.Image, scale:
     scores = [None] * len(theirs) + case.found.scores[ours].tolist()
     # mistakes end on top of what is right
     order = sorted(range(len(kinds)), key=lambda index: kinds[index] == RIGHT)
-    return draw_judged(
+    return draw_errors(
         photo,
         [boxes[index].tolist() for index in order],
         [kinds[index] for index in order],

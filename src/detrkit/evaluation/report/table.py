@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detrkit._internal.text import plural, printable
 from detrkit.evaluation.coco import BoxScores
 from detrkit.evaluation.panoptic import PanopticScores
-from detrkit._internal.text import plural, printable
 
-_MOST_CLASSES = 20
+_MAX_CLASSES = 20
 
 
 def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
@@ -23,7 +23,7 @@ def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
         what: has these scores, where it is not boxes alone.
     """
     most = f"AR{scores.max_detections}"
-    title = f"{what + ': ' if what else ''}{plural(scores.num_photos, 'photo')}, {plural(scores.num_objects, 'object')}"
+    title = f"{what + ': ' if what else ''}{plural(scores.num_images, 'photo')}, {plural(scores.num_objects, 'object')}"
     numbers = Table(title=title, title_justify="left")
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
@@ -46,7 +46,7 @@ def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
 
 def print_panoptic(scores: PanopticScores, console: Console) -> None:
     """Print PQ, SQ and RQ of all, things and stuff, and per class that occurs; of many, the best and the worst."""
-    title = f"panoptic quality: {plural(scores.num_photos, 'photo')}, {plural(scores.num_segments, 'segment')}"
+    title = f"panoptic quality: {plural(scores.num_images, 'photo')}, {plural(scores.num_segments, 'segment')}"
     groups = Table(title=title, title_justify="left")
     for heading in ("", "PQ", "SQ", "RQ", "classes"):
         groups.add_column(heading, justify="right" if heading else "left")
@@ -69,8 +69,8 @@ def _class_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Tabl
     table = Table()
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "class" else "right", overflow="fold")
-    half = _MOST_CLASSES // 2
-    is_long = len(rows) > _MOST_CLASSES
+    half = _MAX_CLASSES // 2
+    is_long = len(rows) > _MAX_CLASSES
     for row in rows[:half] if is_long else rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     if is_long:

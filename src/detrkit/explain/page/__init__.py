@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from detrkit.explain.document import PageDocument
 from detrkit._internal.provenance import MAKER_OF_PAGE
+from detrkit.explain.document import PageDocument
 
 _MASKS = "masks.js"  # the views of models with a mask head
 _SCRIPTS = (

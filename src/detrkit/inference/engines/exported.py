@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.checkpoints.native import Preprocessing, Thresholds
+from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, DataError
-from detrkit.config.model import ModelConfig
 from detrkit.ops.boxes import xyxy_to_cxcywh
 from detrkit.ops.padding import stride_of
 from detrkit.structures import Batch, ClassScores, Predictions
@@ -158,7 +158,7 @@ class ExportedRuntime:
             CheckpointError: the network does not give what its description says.
             DataError: of `check_size`.
         """
-        if self.config.panoptic and self.description.preprocessing.exact_padding and batch.is_padded:
+        if self.config.panoptic and self.description.preprocessing.padding_invariant and batch.is_padded:
             return _together([self.predict(alone) for alone in batch.one_by_one()])
         self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
         images, padding_mask = at_least(batch.images, batch.padding_mask, self.description.smallest_side)
@@ -176,8 +176,8 @@ class ExportedRuntime:
         Raises:
             DataError: it would have to be padded, and be found other objects in than by the checkpoint.
         """
-        least, keeps_out = self.description.smallest_side, self.config.keeps_padding_out
-        if min(size) < least and not (keeps_out and self.description.preprocessing.exact_padding):
+        least, keeps_out = self.description.smallest_side, self.config.supports_padding_invariance
+        if min(size) < least and not (keeps_out and self.description.preprocessing.padding_invariant):
             raise DataError(
                 f"photo: it is resized to {size[1]} x {size[0]} px, expected at least {least} px a side for {self.source}, "
                 "into which padding leaks; predict it with the checkpoint that was exported"

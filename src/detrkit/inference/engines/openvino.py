@@ -22,7 +22,7 @@ from detrkit.inference.engines.exported import Description, ExportedRuntime, Pre
 from detrkit.inference.engines.onnx import first_line
 
 WEIGHTS_FILE = "model.bin"
-_MOST_SIZES = 2  # with a network of their own, each of which holds the weights once more
+_MAX_SIZES = 2  # with a network of their own, each of which holds the weights once more
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
 
@@ -67,7 +67,7 @@ class OpenVinoEngine:
         if shape in self._of_size:
             return self._of_size[shape]
         self._seen[shape] += 1
-        if self._seen[shape] < 2 or len(self._of_size) >= _MOST_SIZES:
+        if self._seen[shape] < 2 or len(self._of_size) >= _MAX_SIZES:
             return None
         network = without_padding(self.network, shape)
         self._of_size[shape] = self.core.compile_model(network, "CPU", self.settings).create_infer_request()

@@ -26,7 +26,7 @@ _LISTS = ("data/weights/model_weights_config.json", "data/constants/model_consta
 _MARKS = ("archive_format", "archive_version", ".data/version", "byteorder", ".data/serialization_id")
 _TENSOR = re.compile(r"data/(?:weights/weight|constants/tensor)_\d+")
 _EXAMPLES = "data/sample_inputs/model.pt"  # pickled, where there are any
-_MOST_BYTES_OF_JSON = 100_000_000
+_MAX_BYTES_OF_JSON = 100_000_000
 
 _NAME = re.compile(r"[\w.+-]*", re.ASCII)
 _ARITHMETIC = re.compile(
@@ -90,7 +90,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
             )
             if not known or name in members or entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"it holds {entry.filename!r}, which no network needs")
-            if name.endswith(".json") and entry.file_size > _MOST_BYTES_OF_JSON:
+            if name.endswith(".json") and entry.file_size > _MAX_BYTES_OF_JSON:
                 raise ValueError(f"{entry.filename!r} has {entry.file_size} bytes")
             members[name] = archive.read(entry)
     if members.get(_EXAMPLES):

@@ -13,14 +13,14 @@ from torchvision.ops import box_iou
 
 from detrkit.config.model import ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import folded
+from detrkit.models.fuse_conv_bn import fuse_conv_bn
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch, Predictions
 
 Precision = Literal["auto", "float32", "bfloat16"]
 # what "the same detections" means to "auto"
-_LEAST_SCORE, _LEAST_IOU, _LARGEST_SCORE_CHANGE = 0.3, 0.95, 0.03
+_MIN_SCORE, _MIN_IOU, _LARGEST_SCORE_CHANGE = 0.3, 0.95, 0.03
 _NUM_COMPARED = 4  # batches
 
 
@@ -59,7 +59,7 @@ class TorchRuntime:
         self,
         model: DETR,
         device: torch.device,
-        exact_padding: bool,
+        padding_invariant: bool,
         precision: Precision = "float32",
         compile_model: bool = False,
     ) -> None:
@@ -68,7 +68,7 @@ class TorchRuntime:
         Args:
             model: moved to the device.
             device: where to predict.
-            exact_padding: see `DETR.forward`.
+            padding_invariant: see `DETR.forward`.
             precision: "auto" takes bfloat16 where the processor has it and the detections stay the same: the first
                 batches with objects in them are computed both ways, and one object of score 0.3 or more that changes
                 its class, its box by an IoU below 0.95 or its score by 0.03 sends it back to float32 for good.
@@ -77,7 +77,7 @@ class TorchRuntime:
         self.model = model.eval().to(device)
         self.config = model.config
         self.device = device
-        self.exact_padding = exact_padding
+        self.padding_invariant = padding_invariant
         self.precision = precision if precision != "auto" or has_bfloat16(device) else "float32"
         self._num_compared = 0
         self._compile = compile_model
@@ -93,7 +93,7 @@ class TorchRuntime:
         if self.precision != "auto":
             return self._run(images, padding_mask, self.precision == "bfloat16")
         exact = self._run(images, padding_mask, False)
-        if not (exact.probabilities >= _LEAST_SCORE).any():
+        if not (exact.probabilities >= _MIN_SCORE).any():
             return exact  # nothing to compare by
         rough = self._run(images, padding_mask, True)
         if not is_same(exact, rough):
@@ -114,7 +114,7 @@ class TorchRuntime:
         assert inputs is not None
         in_bfloat16 = inputs.decoded.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            sizes = batch.sizes if self.exact_padding and batch.is_padded else None
+            sizes = batch.sizes if self.padding_invariant and batch.is_padded else None
             return cast(Tensor, head(inputs, queries.to(self.device), counts, sizes))
 
     @property
@@ -122,7 +122,7 @@ class TorchRuntime:
         """The model that computes, folded and perhaps compiled; it follows the weights of `model`."""
         state = _state_of(self.model)
         if state != self._state:
-            self._quick = folded(self.model)
+            self._quick = fuse_conv_bn(self.model)
             if self._compile:
                 self._quick = cast(DETR, compiled(self._quick, self.device))
             self._state = state
@@ -133,7 +133,7 @@ class TorchRuntime:
     ) -> Predictions:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
             return self.quick(
-                images, padding_mask, exact_padding=self.exact_padding, last_layer_only=True, all_masks=False
+                images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True, all_masks=False
             )
 
 
@@ -157,9 +157,9 @@ def is_same(exact: Predictions, rough: Predictions) -> bool:
     alike = labels[:, :, None] == other_labels[:, None]
     alike &= (scores[:, :, None] - other_scores[:, None]).abs() <= _LARGEST_SCORE_CHANGE
     overlaps = [box_iou(first, second) for first, second in zip(boxes, other_boxes, strict=True)]
-    alike &= torch.stack(overlaps) >= _LEAST_IOU
-    is_kept = (scores < _LEAST_SCORE) | alike.any(2)
-    is_known = (other_scores < _LEAST_SCORE) | alike.any(1)
+    alike &= torch.stack(overlaps) >= _MIN_IOU
+    is_kept = (scores < _MIN_SCORE) | alike.any(2)
+    is_known = (other_scores < _MIN_SCORE) | alike.any(1)
     return bool(is_kept.all() and is_known.all())
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from detrkit.errors import ConfigError, DataError
-from detrkit._internal.files import held, make_folder, write_text
+from detrkit._internal.files import file_lock, make_folder, write_text
+from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.distributed.rank import Process
-from detrkit._internal.provenance import spare_others
+from detrkit.errors import ConfigError, DataError
 
 _FIRST = b'{"photo": '  # every line of ours begins so
 _LAST = b"}\n"
 _FORMAT = "detrkit-lines-1"
 
 
-class JsonLines:
+class JsonlWriter:
     """One process's file.
 
     Attributes:
@@ -48,11 +48,11 @@ class JsonLines:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
         with ExitStack() as stack:
             stack.callback(self._file.close)
-            stack.enter_context(held(path))
+            stack.enter_context(file_lock(path))
             self._recall()
             self._open = stack.pop_all()
 
-    def __enter__(self) -> "JsonLines":
+    def __enter__(self) -> "JsonlWriter":
         return self
 
     def __exit__(
@@ -77,7 +77,7 @@ class JsonLines:
     def _agree_on(self, settings: Mapping[str, Any]) -> None:
         beside = self.path.with_suffix(".settings.json")
         if not self.path.exists():
-            spare_others(beside)
+            refuse_foreign_overwrite(beside)
             write_text(beside, json.dumps({"format": _FORMAT, **settings}, ensure_ascii=False, indent=2))
             return
         try:

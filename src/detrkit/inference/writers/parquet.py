@@ -4,10 +4,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from detrkit.errors import import_optional
-from detrkit._internal.files import replacing
-from detrkit.inference.writers.jsonl import read_lines
+from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import PARQUET_METADATA
+from detrkit.errors import import_optional
+from detrkit.inference.writers.jsonl import read_lines
 
 _ROWS = 1000  # at a time
 
@@ -33,7 +33,7 @@ def write_parquet(lines: Path, output: Path) -> None:
 
     columns = _columns(pyarrow)
     entries = read_lines(lines)
-    with replacing(output) as temporary, ParquetWriter(temporary, columns) as writer:
+    with atomic_write(output) as temporary, ParquetWriter(temporary, columns) as writer:
         while rows := [_as_text(entry) for entry in islice(entries, _ROWS)]:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=columns))
 

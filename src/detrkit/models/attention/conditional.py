@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.models.attention.multi_head import ProjectedAttention
-from detrkit.models.feature_maps import Scene
-from detrkit.models.queries.sources import QueryPlace
+from detrkit.models.feature_maps import FeatureMaps
+from detrkit.models.queries.sources import LayerQueryPositions
 from detrkit.models.transformer import DecoderLayer, LayerShape
 
 
@@ -40,7 +40,7 @@ class ConditionalDecoderLayer(DecoderLayer):
         )
         self.is_first = is_first
 
-    def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: QueryPlace) -> Float[Tensor, "B Q D"]:
+    def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions) -> Float[Tensor, "B Q D"]:
         """Look at all queries."""
         project = self.among_queries
         queries = project["query_content"](values) + project["query_position"](place.positions)
@@ -49,7 +49,7 @@ class ConditionalDecoderLayer(DecoderLayer):
         return found
 
     def attend_to_scene(
-        self, values: Float[Tensor, "B Q D"], place: QueryPlace, scene: Scene
+        self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions, scene: FeatureMaps
     ) -> Float[Tensor, "B Q D"]:
         """Look at all cells, for what they hold and where they are."""
         assert place.sine is not None, "the guide of conditional layers gives sines"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from detrkit.models.feature_maps import Scene
-from detrkit.models.queries.sources import QueryPlace
+from detrkit.models.feature_maps import FeatureMaps
+from detrkit.models.queries.sources import LayerQueryPositions
 from detrkit.models.transformer import DecoderLayer, EncoderLayer, LayerShape
 
 Sizes = Sequence[tuple[int, int]]
@@ -33,8 +33,8 @@ class DeformableAttention(nn.Module):
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.num_heads = shape.num_heads
-        self.per_head = (shape.num_levels, shape.sampling_points)
-        num_points = shape.num_heads * shape.num_levels * shape.sampling_points
+        self.per_head = (shape.num_feature_levels, shape.sampling_points)
+        num_points = shape.num_heads * shape.num_feature_levels * shape.sampling_points
         self.offset_projection = nn.Linear(shape.width, 2 * num_points)
         self.weight_projection = nn.Linear(shape.width, num_points)
         self.value_projection = nn.Linear(shape.width, shape.width)
@@ -47,10 +47,10 @@ class DeformableAttention(nn.Module):
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
-        num_levels, num_points = self.per_head
+        num_feature_levels, num_points = self.per_head
         steps = torch.arange(1, num_points + 1)[:, None] * directions[:, None, None]
         with torch.no_grad():
-            self.offset_projection.bias.copy_(steps.expand(-1, num_levels, -1, -1).flatten())
+            self.offset_projection.bias.copy_(steps.expand(-1, num_feature_levels, -1, -1).flatten())
         nn.init.zeros_(self.weight_projection.weight)
         nn.init.zeros_(self.weight_projection.bias)
         for projection in (self.value_projection, self.output_projection):
@@ -58,7 +58,7 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], scene: Scene
+        self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], scene: FeatureMaps
     ) -> Float[Tensor, "B N D"]:
         """Look around the references.
 
@@ -103,7 +103,7 @@ class DeformableEncoderLayer(EncoderLayer):
         super().__init__(shape, DeformableAttention(shape))
 
     def attend(
-        self, values: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: Scene
+        self, values: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: FeatureMaps
     ) -> Float[Tensor, "B S D"]:
         """Look around every cell."""
         centres = scene.in_maps(torch.cat(scene.cell_centres(), dim=1))
@@ -118,7 +118,7 @@ class DeformableDecoderLayer(DecoderLayer):
         super().__init__(shape, cross_attention=DeformableAttention(shape))
 
     def attend_to_scene(
-        self, values: Float[Tensor, "B Q D"], place: QueryPlace, scene: Scene
+        self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions, scene: FeatureMaps
     ) -> Float[Tensor, "B Q D"]:
         """Look around every query."""
         assert place.reference is not None, "queries of deformable attention are somewhere"

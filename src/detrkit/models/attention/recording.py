@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.errors import ConfigError
-from detrkit.ops.grid import Grid, stride_of
-from detrkit.models.attention.recording_deformable import SamplingInputs
-from detrkit.models.attention.multi_head import ProjectedAttention
 from detrkit.models.attention.deformable import DeformableAttention
+from detrkit.models.attention.multi_head import ProjectedAttention
+from detrkit.models.attention.recording_deformable import SamplingInputs
 from detrkit.models.detr import DETR
+from detrkit.ops.grid import Grid, stride_of
 from detrkit.structures import Batch, Predictions
 
 Kind = Literal["encoder", "decoder_self", "decoder_cross"]
@@ -147,7 +147,7 @@ def _attention_of(layer: nn.Module, name: str) -> ProjectedAttention | Deformabl
 
 
 @contextmanager
-def calls_noted(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[dict[str, Any], Any]]]:
+def capture_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[dict[str, Any], Any]]]:
     """Note what modules are given, by the names in their signature, and what they give, until the block ends.
 
     Nothing stays behind: the hooks are taken off again, and a model that is not observed does nothing more than before.
@@ -168,29 +168,33 @@ def calls_noted(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[
 
 
 @torch.no_grad()
-def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[Attention]:
+def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = True) -> list[Attention]:
     """Run a model over a batch and keep what is needed to compute its attention.
 
     Args:
         model: in eval mode; on any device.
         batch: of prepared photos.
-        exact_padding: as in `DETR.forward`.
+        padding_invariant: as in `DETR.forward`.
 
     Raises:
         ConfigError: all cells of several feature maps look at each other, for which there is no map to draw.
     """
-    if model.config.num_levels > 1 and "dense" in (model.config.encoder_attention, model.config.cross_attention):
+    if model.config.num_feature_levels > 1 and "dense" in (
+        model.config.encoder_attention,
+        model.config.cross_attention,
+    ):
         raise ConfigError(
-            f"attention: the model looks at all cells of {model.config.num_levels} feature maps at once, expected one map "
+            f"attention: the model looks at all cells of {model.config.num_feature_levels} feature maps at once, expected one "
+            f"map "
             "or deformable attention"
         )
     device = next(model.parameters()).device
     on_device = batch.to(device)
     modules = attention_modules(model)
     observed = [model.input_projection, *(module for kind in modules.values() for module in kind)]
-    with calls_noted(observed) as calls:
+    with capture_calls(observed) as calls:
         padding_mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, padding_mask, exact_padding=exact_padding, all_masks=False)
+        predictions = model(on_device.images, padding_mask, padding_invariant=padding_invariant, all_masks=False)
     _, maps = calls[model.input_projection]
     level = model.config.num_backbone_levels - 1
     cells = (maps[level].shape[-2], maps[level].shape[-1])
@@ -207,7 +211,7 @@ def observe(model: DETR, batch: Batch, *, exact_padding: bool = True) -> list[At
             )
             for kind, found in modules.items()
         }
-        is_cut = exact_padding and batch.is_padded
+        is_cut = padding_invariant and batch.is_padded
         seen.append(Attention(grid, _of_photo(predictions, index, batch.sizes[index] if is_cut else None), layers))
     return seen
 

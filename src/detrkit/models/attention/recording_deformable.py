@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detrkit.ops.grid import Grid
 from detrkit.models.attention.deformable import DeformableAttention
+from detrkit.ops.grid import Grid
 
 
 @dataclass(frozen=True)

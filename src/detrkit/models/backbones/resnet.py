@@ -16,8 +16,8 @@ from torch.nn import functional
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from detrkit.errors import ConfigError
 from detrkit.config.model import BackboneName, Normalization
+from detrkit.errors import ConfigError
 from detrkit.models.activation_checkpointing import run
 from detrkit.ops.padding import padding_mask_at
 
@@ -86,7 +86,7 @@ class ResNetBackbone(nn.Module):
         del self.body.avgpool, self.body.fc
         if in_channels != self.body.conv1.in_channels:
             self.body.conv1 = _first_convolution(in_channels, self.body.conv1.out_channels)
-        self.recompute = False
+        self.activation_checkpointing = False
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
         self.strides = tuple(4 * math.prod(_stride(stage[0]) for stage in stages[: i + 1]) for i in range(len(stages)))
@@ -115,7 +115,7 @@ class ResNetBackbone(nn.Module):
         features = body.maxpool(_without_padding(features, padding_mask, stride=2))
         levels = []
         for stage, before in zip(self.stages, (4, *self.strides), strict=False):
-            features = run(partial(_run_stage, stage, before), self.recompute, features, padding_mask)
+            features = run(partial(_run_stage, stage, before), self.activation_checkpointing, features, padding_mask)
             levels.append(features)
         return levels
 

@@ -2,7 +2,7 @@
 
 Any model of timm that hands over feature maps will do; channels and strides are found by asking it. Unlike a ResNet's, its
 features near a photo's padded edge depend on the padding, which it sees as the mean colour
-(`ModelConfig.keeps_padding_out`).
+(`ModelConfig.supports_padding_invariance`).
 """
 
 from functools import partial
@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.errors import ConfigError, did_you_mean
-from detrkit.models.backbones.resnet import convolve_scaled
 from detrkit.config.model import TIMM, Normalization
+from detrkit.errors import ConfigError, did_you_mean
 from detrkit.models.activation_checkpointing import run
+from detrkit.models.backbones.resnet import convolve_scaled
 
 _PROBE_SIZE = 64  # pixels a side
 _FINEST_STRIDE = 4  # of the feature maps that are handed over, as with the ResNets
@@ -54,7 +54,7 @@ class TimmBackbone(nn.Module):
             ConfigError: timm is not installed, or has no such model with feature maps.
         """
         super().__init__()
-        self.recompute = False
+        self.activation_checkpointing = False
         self.body: Any = _build(name.removeprefix(TIMM), in_channels, 16 if dilation else 32)
         begins_at_edge = _begins_at_edge(self.body)
         _pad_alike(self.body)
@@ -72,7 +72,7 @@ class TimmBackbone(nn.Module):
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
     ) -> list[Float[Tensor, "B _ _ _"]]:
         """Compute the feature maps of strides 4 and more; `padding_mask` is not looked at."""
-        return cast(list[Tensor], run(self.body, self.recompute, images))
+        return cast(list[Tensor], run(self.body, self.activation_checkpointing, images))
 
     def _freeze(self, frozen_stages: int) -> None:
         """Freeze everything up to the end of a feature map's module; 1 is what comes before the first of them."""

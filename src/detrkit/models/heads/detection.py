@@ -67,7 +67,7 @@ def in_float32(
         return read(vectors.float())
 
 
-class PerLayer(nn.ModuleList):
+class LayerwiseHeads(nn.ModuleList):
     """A head of its own for every decoder layer."""
 
     def forward(self, decoded: Float[Tensor, "T B Q D"]) -> Float[Tensor, "T B Q _"]:
@@ -91,7 +91,7 @@ class Heads(nn.Module):
 
     def box_head_of(self, layer: int) -> nn.Module:
         """The head that reads the boxes of one decoder layer."""
-        return self.box_head[layer] if isinstance(self.box_head, PerLayer) else self.box_head
+        return self.box_head[layer] if isinstance(self.box_head, LayerwiseHeads) else self.box_head
 
     def forward(
         self, decoded: Float[Tensor, "T B Q D"], references: Float[Tensor, "T B Q 4"] | None = None
@@ -109,4 +109,4 @@ class Heads(nn.Module):
 
 def _joined(heads: Iterable[nn.Module]) -> nn.Module:
     several = list(heads)
-    return several[0] if len(several) == 1 else PerLayer(several)
+    return several[0] if len(several) == 1 else LayerwiseHeads(several)

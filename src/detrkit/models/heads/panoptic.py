@@ -18,7 +18,7 @@ from detrkit.structures import MaskInputs
 
 GROUPS = 8  # of the group norms
 _START_OF_MAPS = 2000.0  # times the usual first weights: the maps share out 1 among thousands of cells and heads
-MOST_PAIRS = 16  # drawn at a time where no gradient is kept: what is in use at once stays small
+MAX_PAIRS = 16  # drawn at a time where no gradient is kept: what is in use at once stays small
 
 
 class AttentionMaps(nn.Module):
@@ -84,7 +84,7 @@ class PanopticHead(nn.Module):
         """
         super().__init__()
         self.width = width
-        self.recompute = False
+        self.activation_checkpointing = False
         self.attention_maps = AttentionMaps(width, num_heads)
         widths = [width // 2 ** (index + 1) for index in range(len(channels) + 1)]
         self.entrance = nn.ModuleList(
@@ -133,8 +133,8 @@ class PanopticHead(nn.Module):
         maps = self.attention_maps(inputs.decoded, inputs.memory, inputs.padding_mask)[images, queries]
         shared = self._shared(inputs)
         if torch.is_grad_enabled():
-            return cast(Tensor, run(self._refine, self.recompute, maps, images, *shared))
-        parts = zip(maps.split(MOST_PAIRS), images.split(MOST_PAIRS), strict=True)
+            return cast(Tensor, run(self._refine, self.activation_checkpointing, maps, images, *shared))
+        parts = zip(maps.split(MAX_PAIRS), images.split(MAX_PAIRS), strict=True)
         return torch.cat([self._refine(some, of_images, *shared) for some, of_images in parts])
 
     def draw_all(self, inputs: MaskInputs) -> Float[Tensor, "B Q _ _"]:

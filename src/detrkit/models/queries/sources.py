@@ -4,7 +4,7 @@ DETR's queries are learned vectors. In its successors each has a place, too: a p
 Deformable DETR, arXiv:2010.04159), or an anchor box (DAB-DETR, arXiv:2201.12329), from which boxes are counted: a box is
 sigmoid(delta + reference), where the reference is made of logits and zero for plain DETR.
 
-Input: the encoder's scene. Output: `Queries`; and, before every decoder layer, a `QueryPlace`.
+Input: the encoder's scene. Output: `Queries`; and, before every decoder layer, a `LayerQueryPositions`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import in_float32
 from detrkit.models.positions import encode_coordinates
-from detrkit.models.feature_maps import Scene
-from detrkit.structures import Helper, Proposals
+from detrkit.structures import AuxiliaryKind, EncoderProposals
 
 # of references: sigmoid(11.5) is 1 - 1e-5, where the published code cuts off before it takes logarithms
 LARGEST_LOGIT = 11.512915
@@ -25,7 +25,7 @@ _LARGEST_HALF_RATIO = 256.0  # float16 ends at 65504, and sums of products with 
 
 
 @dataclass(frozen=True)
-class Block:
+class QueryGroup:
     """Queries that see each other and no others; or several such blocks of one size, which are computed together.
 
     Attributes:
@@ -71,12 +71,12 @@ class Queries:
     content: Float[Tensor, "B Q D"]
     positions: Float[Tensor, "B Q D"]
     reference: Float[Tensor, "B Q R"] | None = None
-    proposals: Proposals | None = None
-    blocks: tuple[Block, ...] = ()
+    proposals: EncoderProposals | None = None
+    blocks: tuple[QueryGroup, ...] = ()
 
 
 @dataclass(frozen=True)
-class ExtraQueries:
+class AuxiliaryQueries:
     """A block of queries that are decoded beside the model's own, while training (Group DETR, DN-DETR, H-DETR).
 
     Attributes:
@@ -86,16 +86,16 @@ class ExtraQueries:
     """
 
     queries: Queries
-    helper: Helper
-    block: Block
+    helper: AuxiliaryKind
+    block: QueryGroup
 
 
 # what the encoder left -> queries beside the model's own
-ExtraSource = Callable[[Scene], Sequence[ExtraQueries]]
+AuxiliaryQuerySource = Callable[[FeatureMaps], Sequence[AuxiliaryQueries]]
 
 
 @dataclass(frozen=True)
-class QueryPlace:
+class LayerQueryPositions:
     """What a decoder layer is told about its queries, besides their content.
 
     Attributes:
@@ -109,7 +109,7 @@ class QueryPlace:
     positions: Float[Tensor, "B Q D"]
     sine: Float[Tensor, "B Q D"] | None = None
     reference: Float[Tensor, "B Q R"] | None = None
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[QueryGroup, ...] = ()
     fillers: Bool[Tensor, "B Q"] | None = None
 
 
@@ -121,7 +121,7 @@ class LearnedQueries(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_queries, width))
         nn.init.normal_(self.weight)
 
-    def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
+    def forward(self, scene: FeatureMaps, *, for_loss: bool = True) -> Queries:
         """Hand the vectors to every photo."""
         positions = self.weight.expand(scene.tokens.shape[0], -1, -1).to(scene.tokens.dtype)
         return Queries(torch.zeros_like(positions), positions)
@@ -137,14 +137,14 @@ class PointQueries(nn.Module):
     def __init__(self, num_queries: int, width: int, *, with_content: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_queries, width * (2 if with_content else 1)))
-        self.point_head = nn.Linear(width, 2) if with_content else two_layers(width, width, 2)
+        self.point_head = nn.Linear(width, 2) if with_content else mlp(width, width, 2)
         self.with_content = with_content
         nn.init.normal_(self.weight)
         if isinstance(self.point_head, nn.Linear):
             nn.init.xavier_uniform_(self.point_head.weight)
             nn.init.zeros_(self.point_head.bias)
 
-    def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
+    def forward(self, scene: FeatureMaps, *, for_loss: bool = True) -> Queries:
         """Hand vectors and points to every photo."""
         vectors = self.weight.expand(scene.tokens.shape[0], -1, -1)
         if self.with_content:
@@ -165,14 +165,14 @@ class AnchorQueries(nn.Module):
         self.width = width
         nn.init.normal_(self.weight)
 
-    def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
+    def forward(self, scene: FeatureMaps, *, for_loss: bool = True) -> Queries:
         """Hand the boxes to every photo."""
         anchors = self.weight.expand(scene.tokens.shape[0], -1, -1).float()
         nothing = torch.zeros(*anchors.shape[:2], self.width, dtype=scene.tokens.dtype, device=anchors.device)
         return Queries(nothing, nothing, anchors)
 
 
-class Guide(nn.Module):
+class QueryPositionEncoding(nn.Module):
     """Tells a decoder layer where its queries are.
 
     DETR's and Deformable DETR's queries have positions of their own. Conditional cross-attention compares sines of the
@@ -182,9 +182,9 @@ class Guide(nn.Module):
 
     def __init__(self, width: int, *, has_anchors: bool, is_conditional: bool) -> None:
         super().__init__()
-        self.position_head = two_layers(2 * width, width, width) if has_anchors else None
-        self.content_scale = two_layers(width, width, width) if is_conditional else None
-        self.size_head = two_layers(width, width, 2) if has_anchors and is_conditional else None
+        self.position_head = mlp(2 * width, width, width) if has_anchors else None
+        self.content_scale = mlp(width, width, width) if is_conditional else None
+        self.size_head = mlp(width, width, 2) if has_anchors and is_conditional else None
 
     def forward(
         self,
@@ -192,7 +192,7 @@ class Guide(nn.Module):
         decoded: Float[Tensor, "B Q D"],
         positions: Float[Tensor, "B Q D"],
         reference: Float[Tensor, "B Q R"] | None,
-    ) -> QueryPlace:
+    ) -> LayerQueryPositions:
         """Say where the queries are before a layer.
 
         Args:
@@ -202,10 +202,10 @@ class Guide(nn.Module):
             reference: logits of where they are.
         """
         if reference is None:
-            return QueryPlace(positions)
+            return LayerQueryPositions(positions)
         place = reference.sigmoid()
         if self.position_head is None and self.content_scale is None:
-            return QueryPlace(positions, reference=place)
+            return LayerQueryPositions(positions, reference=place)
         width = decoded.shape[-1]
         # rows before columns, as the cells' positions have it
         row_first = place[..., :2].flip(-1)
@@ -215,13 +215,13 @@ class Guide(nn.Module):
         if self.position_head is not None:
             positions = self.position_head(sine)
         if self.content_scale is None:
-            return QueryPlace(positions, reference=place)
+            return LayerQueryPositions(positions, reference=place)
         sine = sine[..., :width]
         if layer > 0:
             sine = sine * self.content_scale(decoded)
         if self.size_head is not None:
             sine = sine * self._size_ratio(decoded, place)
-        return QueryPlace(positions, sine, place)
+        return LayerQueryPositions(positions, sine, place)
 
     def _size_ratio(self, decoded: Float[Tensor, "B Q D"], place: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
         """Expected height over the anchor's for the sines of the row, widths for those of the column."""
@@ -233,11 +233,11 @@ class Guide(nn.Module):
         return ratio.flip(-1).to(expected.dtype).repeat_interleave(decoded.shape[-1] // 2, dim=-1)
 
 
-def joined(own: Queries, extra: Sequence[ExtraQueries]) -> Queries:
+def concat_queries(own: Queries, extra: Sequence[AuxiliaryQueries]) -> Queries:
     """Put extra queries behind the model's own, each block for itself."""
     parts = [own, *(one.queries for one in extra)]
     references = [part.reference for part in parts if part.reference is not None]
-    blocks = [Block(own.content.shape[1])]
+    blocks = [QueryGroup(own.content.shape[1])]
     for block in (one.block for one in extra):
         last = blocks[-1]
         if len(blocks) > 1 and block.size == last.size and block.fillers is None and last.fillers is None:
@@ -265,7 +265,7 @@ def as_boxes(reference: Float[Tensor, "B Q R"]) -> Float[Tensor, "B Q 4"]:
     return torch.cat([reference, torch.zeros_like(reference)], dim=-1)
 
 
-def two_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
     """Two linear layers with ReLU between them."""
     layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
     for layer in (layers[0], layers[2]):

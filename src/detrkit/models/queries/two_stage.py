@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import BoxHead, ClassHead
 from detrkit.models.positions import encode_coordinates
-from detrkit.models.feature_maps import Scene
 from detrkit.models.queries.sources import LARGEST_LOGIT, Queries
-from detrkit.structures import Proposals
+from detrkit.structures import EncoderProposals
 
 _SMALLEST_SIDE = 0.05  # of the photo: boxes proposed on the finest map; they double from map to map
 _LARGEST_SIDE = 0.9  # of the photo: from the sixth map on, where doubling would leave it and nothing would be proposed
@@ -22,7 +22,7 @@ _MARGIN = 0.01  # of the photo's sides: cells closer to its edge propose nothing
 _NOWHERE = 1e4  # a logit whose sigmoid is 1, where the published code says infinity
 
 
-class ProposedQueries(nn.Module):
+class TwoStageQueries(nn.Module):
     """The encoder's best boxes, and vectors made of their sines.
 
     In our own presets a query also holds what its cell did, as in RT-DETR (arXiv:2304.08069; here the cell learns from it),
@@ -53,7 +53,7 @@ class ProposedQueries(nn.Module):
         for projection in (self.memory_projection, self.query_projection):
             nn.init.xavier_uniform_(projection.weight)
 
-    def forward(self, scene: Scene, *, for_loss: bool = True) -> Queries:
+    def forward(self, scene: FeatureMaps, *, for_loss: bool = True) -> Queries:
         """Choose the best proposals of each photo.
 
         Args:
@@ -72,7 +72,7 @@ class ProposedQueries(nn.Module):
         positions, content = self.vectors_of(proposed, memory.dtype)
         if self.weight is not None:
             content = content + held + self.weight.to(content.dtype)
-        proposals = Proposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
+        proposals = EncoderProposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
         return Queries(content, positions, proposed, proposals)
 
     def vectors_of(
@@ -111,7 +111,7 @@ class ProposedQueries(nn.Module):
         return held, anchors.gather(1, index.expand(-1, -1, 4)).masked_fill(is_filler, _NOWHERE)
 
 
-def _anchors(scene: Scene) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
+def _anchors(scene: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
     """Logits of a box around every cell, and which of them lie well inside the photo; elsewhere they are nowhere."""
     proposed = _around(scene.cell_centres())
     # a ResNet's first cells have their middles at the photo's very edge, and see what lies inside it

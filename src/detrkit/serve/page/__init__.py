@@ -4,17 +4,17 @@ import html
 from importlib.resources import files
 
 from detrkit.explain.page import filled, read_parts
-from detrkit.serve.settings import ServeSettings
+from detrkit.serve.settings import ServeConfig
 
 
-def live_page(model_name: str, settings: ServeSettings, explains: bool) -> dict[str, tuple[str, bytes]]:
+def live_page(model_name: str, settings: ServeConfig, explains: bool) -> dict[str, tuple[str, bytes]]:
     """Put the page together: by its address, the type and the content of each part."""
     parts = read_parts()
     fills = {
         "TITLE": html.escape(f"{model_name}: look into your photos"),
         "MODEL": html.escape(model_name),
         "BODY": parts.body,
-        "LIMIT": str(settings.most_bytes),
+        "LIMIT": str(settings.max_bytes),
         "EXPLAINS": "yes" if explains else "no",
     }
     script = f'"use strict";\n(() => {{\n{parts.script}\n{_text("live.js")}\n}})();\n'

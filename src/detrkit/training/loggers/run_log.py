@@ -13,10 +13,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from detrkit.evaluation.coco import numbers_as_json
-from detrkit.evaluation.scores import Scores
-from detrkit.evaluation.report.table import shown
 from detrkit._internal.files import make_folder, write_text
+from detrkit.evaluation.coco import numbers_as_json
+from detrkit.evaluation.report.table import shown
+from detrkit.evaluation.scores import Scores
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -143,11 +143,11 @@ class RunLog:
             step: steps done.
             epoch: counted from 1.
             values: "loss" and its parts, under the published names.
-            rates: "photos_per_second" and learning rates.
+            rates: "images_per_second" and learning rates.
         """
         self._write({"kind": "train", "step": step, "epoch": epoch, **values, **rates}, step)
-        photos_per_second = rates["photos_per_second"]
-        self._progress.update(self._task, epoch=epoch, loss=f"{values['loss']:.3f}", rate=f"{photos_per_second:.1f}")
+        images_per_second = rates["images_per_second"]
+        self._progress.update(self._task, epoch=epoch, loss=f"{values['loss']:.3f}", rate=f"{images_per_second:.1f}")
 
     def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
         """Record an evaluation."""
