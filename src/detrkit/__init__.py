@@ -6,24 +6,25 @@ The names below are loaded on first use, so that ``import detrkit`` and ``detrki
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from detrkit._version import __version__
+
 if TYPE_CHECKING:
     from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
     from detrkit.config.model import ModelConfig
-    from detrkit.errors import CheckpointError, ConfigError, DataError, DetrkitError, ExportError
+    from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
     from detrkit.inference.detector import Detector
     from detrkit.losses.criterion import SetCriterion
     from detrkit.models.detr import DETR
     from detrkit.models.presets import build_model
     from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
 
-__version__ = "0.1.0"
 
 _HOME_OF = {
     "load_official_state_dict": "detrkit.checkpoints.conversion.detr",
     "state_dict_as_official": "detrkit.checkpoints.conversion.detr",
     "CheckpointError": "detrkit.errors",
     "ConfigError": "detrkit.errors",
-    "DataError": "detrkit.errors",
+    "DatasetError": "detrkit.errors",
     "DetrkitError": "detrkit.errors",
     "ExportError": "detrkit.errors",
     "Detector": "detrkit.inference.detector",

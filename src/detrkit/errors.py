@@ -1,28 +1,73 @@
-"""What can go wrong and whom it concerns.
+"""Exceptions that users can act on, and how their messages name arguments.
 
-A message is one sentence: where, what was found, what was expected, what to do. The command line prints it and exits
-with code 2; Python callers catch `DetrkitError` or the kind they can act on.
+A message is one sentence, or two short ones: what is wrong and where, the value that was found, what was expected, what
+to do. Arguments are named with `arg`, so that Python callers read ``freeze='encoder'`` and the command line, which
+renders the same message with its own style, prints ``--freeze encoder``.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
 from reprlib import Repr
 from typing import Any
 
-_MAX_CHOICES = 20  # of names that a message lists
+_MAX_CHOICES = 20  # known names listed in a message
+_START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"  # private use: no argument's name or value contains them
+_ARGUMENT = re.compile(f"{_START}(.*?){_SEPARATOR}(.*?){_SEPARATOR}(.*?){_END}", re.DOTALL)
+_UNSET = object()
+
+# (name, repr of the value or "", text of the value or "") -> what a reader sees
+ArgumentStyle = Callable[[str, str, str], str]
+
+
+def arg(name: str, value: object = _UNSET) -> str:
+    """Name an argument in an error message.
+
+    Args:
+        name: of the Python argument or setting, for example ``"freeze"``.
+        value: the value that was found; omit it to name the argument alone.
+
+    Returns:
+        Text to put into the message of a `DetrkitError`, which renders it: ``freeze='encoder'`` in Python,
+        ``--freeze encoder`` on the command line.
+    """
+    shown, text = ("", "") if value is _UNSET else (short(value), str(value))
+    return f"{_START}{name}{_SEPARATOR}{shown}{_SEPARATOR}{text}{_END}"
+
+
+def python_style(name: str, shown: str, text: str) -> str:
+    """Render an argument as Python code: ``name=value``."""
+    return f"{name}={shown}"
 
 
 class DetrkitError(Exception):
-    """Any mistake that the caller can correct."""
+    """Base class of all mistakes that the caller can correct.
+
+    Attributes:
+        message: the text before arguments are rendered; pass it on when one error explains another.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(render_arguments(message, python_style))
+        self.message = message
+
+    def render(self, style: ArgumentStyle) -> str:
+        """Return the message with its arguments named in another style, such as the command line's."""
+        return render_arguments(self.message, style)
+
+
+def render_arguments(message: str, style: ArgumentStyle) -> str:
+    """Replace what `arg` inserted by what a reader sees."""
+    return _ARGUMENT.sub(lambda match: style(match[1], match[2], match[3]), message)
 
 
 class ConfigError(DetrkitError):
-    """A setting, preset or command-line argument is wrong."""
+    """A setting, preset or argument is wrong."""
 
 
-class DataError(DetrkitError):
-    """A photo, an annotation file or a dataset folder is missing or malformed."""
+class DatasetError(DetrkitError):
+    """An image, an annotation file or a dataset folder is missing or malformed."""
 
 
 class CheckpointError(DetrkitError):
@@ -30,11 +75,11 @@ class CheckpointError(DetrkitError):
 
 
 class ExportError(DetrkitError):
-    """A model cannot be written in the asked form."""
+    """A model cannot be exported to the requested format."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant, or list them all."""
+    """Suggest the closest known name, or list the known names."""
     known = list(known)
     close = get_close_matches(name, known, n=1)
     if close:
@@ -43,26 +88,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"choose one of {', '.join(known[:_MAX_CHOICES])}{f' and {rest} more' if rest > 0 else ''}"
 
 
-def option(name: str) -> str:
-    """What a user types for a setting."""
-    return f"--{name.replace('_', '-')}"
-
-
 def short(value: Any) -> str:
-    """Show a wrong value in a message; of nested ones, which aliases in YAML can make huge, no more than the beginning."""
+    """Return a short repr of a value for a message; nested ones, which YAML aliases can make huge, are cut."""
     brief = Repr()
     brief.maxlevel, brief.maxstring, brief.maxlong, brief.maxother = 3, 80, 80, 80
-    text = "nothing" if value is None else brief.repr(value)
+    text = brief.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def import_optional(package: str, purpose: str, install: str) -> Any:
-    """Import a package that not everybody needs.
+    """Import an optional dependency.
 
     Args:
         package: to import.
-        purpose: what it is for, as the beginning of a sentence.
-        install: what to ask pip for.
+        purpose: what needs it, as the beginning of a sentence.
+        install: what to install with pip.
 
     Raises:
         ConfigError: it is not installed.
@@ -70,4 +110,4 @@ def import_optional(package: str, purpose: str, install: str) -> Any:
     try:
         return import_module(package)
     except ImportError:
-        raise ConfigError(f"{purpose}: needs the package {package}; pip install '{install}'") from None
+        raise ConfigError(f"{purpose} needs the package {package}; install it with: pip install '{install}'") from None

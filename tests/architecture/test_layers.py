@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "detrkit"
 
 LAYER = {
-    "ops": 0, "config": 0, "errors": 0, "_internal": 0,
+    "_version": 0, "ops": 0, "config": 0, "errors": 0, "_internal": 0,
     "structures": 1, "distributed": 1,
     "data": 2, "models": 2, "losses": 2, "postprocess": 2,
     "checkpoints": 3, "visualization": 3,

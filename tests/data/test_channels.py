@@ -13,7 +13,7 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoin
 from detrkit.data.batching import collate, statistics
 from detrkit.data.categories import numbered_categories
 from detrkit.data.images import open_image, read_image, read_image_size
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.structures import Annotations, Sample
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 5), dtype=np.uint8)
@@ -28,7 +28,7 @@ def test_arrays_keep_every_channel(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "deep.npy", channels=5).permute(1, 2, 0), PIXELS)
     assert np.array_equal(read_image(tmp_path / "flat.npy", channels=1)[0], PIXELS[:, :, 0])
     assert np.array_equal(np.asarray(open_image(tmp_path / "five.npy")), PIXELS[:, :, :3])
-    with pytest.raises(DataError, match=r"five\.npy: has 5 channels, expected 3"):
+    with pytest.raises(DatasetError, match=r"five\.npy: has 5 channels, expected 3"):
         read_image(tmp_path / "five.npy")
 
 
@@ -36,7 +36,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
     pages = [Image.fromarray(PIXELS[:, :, channel]) for channel in range(5)]
     pages[0].save(tmp_path / "five.tif", save_all=True, append_images=pages[1:])
     assert np.array_equal(read_image(tmp_path / "five.tif", channels=5).permute(1, 2, 0), PIXELS)
-    with pytest.raises(DataError, match="no 6 channels"):
+    with pytest.raises(DatasetError, match="no 6 channels"):
         read_image(tmp_path / "five.tif", channels=6)
 
 
@@ -91,9 +91,9 @@ def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
     (tmp_path / "words.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"{'descr': (((((\n")
     for path in sorted(tmp_path.glob("*.npy")):
         if path.name != "first.npy":
-            with pytest.raises(DataError, match=path.name):
+            with pytest.raises(DatasetError, match=path.name):
                 read_image(path)
-    with pytest.raises(DataError, match="has 2 channels, expected 3"):
+    with pytest.raises(DatasetError, match="has 2 channels, expected 3"):
         read_image(tmp_path / "first.npy")
 
 
@@ -132,5 +132,5 @@ def test_a_model_of_other_channels(name: str, channels: int, tmp_path: Path) -> 
     found = detector.predict(pixels, threshold=0)
     assert found.image is not None
     assert found.image.mode == "RGB"
-    with pytest.raises(DataError, match=rf"\({channels}, H, W\)"):
+    with pytest.raises(DatasetError, match=rf"\({channels}, H, W\)"):
         detector.predict(torch.zeros(3, 8, 8, dtype=torch.uint8))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detrkit import DataError
+from detrkit import DatasetError
 from detrkit.data.dataset import DetectionDataset, usable_annotations
 from detrkit.data.formats.coco import read_coco_file, read_coco_split
 
@@ -100,21 +100,21 @@ MALFORMED = {
 @pytest.mark.parametrize("message", MALFORMED)
 def test_malformed_files_are_told_in_one_sentence(tmp_path: Path, message: str) -> None:
     write(tmp_path, MALFORMED[message])
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         read_coco_split(tmp_path, "train")
     assert "\n" not in str(caught.value)
 
 
 def test_wrong_layouts_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found nothing, expected a dataset folder"):
+    with pytest.raises(DatasetError, match="found nothing, expected a dataset folder"):
         read_coco_split(tmp_path / "nowhere", "train")
-    with pytest.raises(DataError, match=r"found no file annotations/instances_train"):
+    with pytest.raises(DatasetError, match=r"found no file annotations/instances_train"):
         read_coco_split(tmp_path, "train")
     write(tmp_path, DOCUMENT)
-    with pytest.raises(DataError, match="found no such folder, expected the photos"):
+    with pytest.raises(DatasetError, match="found no such folder, expected the photos"):
         read_coco_file(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "elsewhere")
     (tmp_path / "annotations" / "instances_train2017.json").write_text("{")
-    with pytest.raises(DataError, match="not readable as JSON"):
+    with pytest.raises(DatasetError, match="not readable as JSON"):
         read_coco_split(tmp_path, "train")
 
 
@@ -137,7 +137,7 @@ def test_no_malformed_coco_file_does_anything_but_load_or_raise_a_data_error(sha
     for file in files:
         try:
             split = read_coco_file(file, root / "images")
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             continue
         loaded += 1
@@ -159,5 +159,5 @@ def test_photos_may_be_links(folder: Path, tmp_path_factory: pytest.TempPathFact
 
 def test_a_photo_of_another_size_than_annotated_is_refused(folder: Path) -> None:
     Image.new("RGB", (60, 40)).save(folder / "train2017" / "a.png")
-    with pytest.raises(DataError, match="60 x 40 pixels, its annotations speak of 30 x 20"):
+    with pytest.raises(DatasetError, match="60 x 40 pixels, its annotations speak of 30 x 20"):
         DetectionDataset(read_coco_split(folder, "train"))[0]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from detrkit.data.checks.examine import DatasetReport, examine
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
 Document = dict[str, Any]
@@ -256,7 +256,7 @@ def test_the_nasty_files_load_or_are_named_and_never_crash(shared: Path) -> None
     for path in nasty_coco(shared):
         try:
             diagnosis = examine(path, workers=1)
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             outcome = "refused"
         else:

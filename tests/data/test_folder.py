@@ -9,7 +9,7 @@ import pytest
 
 from detrkit._internal.files import write_rows
 from detrkit.data.formats.folder import detect_format, images_next_to, read_dataset, read_split
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
 
@@ -61,7 +61,7 @@ def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path
     (folder / "package.json").write_text('{"name": "shapes"}')
     assert len(read_dataset(folder).train.records) == 3
     shutil.copy(folder / "labels.json", folder / "more.json")
-    with pytest.raises(DataError, match="found no file annotations/instances_train"):
+    with pytest.raises(DatasetError, match="found no file annotations/instances_train"):
         read_dataset(folder)  # which of the two?
 
 
@@ -101,7 +101,7 @@ def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp
         assert found.records.image_ids == whole.val.records.image_ids
         assert found.records[0].path.is_file()
     assert read_split(folder, "test") == (None, ())
-    with pytest.raises(DataError, match="found no training photos"):
+    with pytest.raises(DatasetError, match="found no training photos"):
         read_dataset(folder)
     # a run that learned from such a file set some aside, and is judged by these
     mine, notes = read_split(file, "val", seed=8)
@@ -112,11 +112,11 @@ def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp
 
 def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"expected one of COCO: .*YOLO: data\.yaml; Pascal VOC"):
+    with pytest.raises(DatasetError, match=r"expected one of COCO: .*YOLO: data\.yaml; Pascal VOC"):
         detect_format(tmp_path)
-    with pytest.raises(DataError, match="found a file"):
+    with pytest.raises(DatasetError, match="found a file"):
         detect_format(tmp_path / "notes.txt")
-    with pytest.raises(DataError, match="found nothing"):
+    with pytest.raises(DatasetError, match="found nothing"):
         read_dataset(tmp_path / "nowhere")
 
 
@@ -125,7 +125,7 @@ def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
     document = json.loads(path.read_text())
     document["categories"][0]["name"] = "disc"
     path.write_text(json.dumps(document))
-    with pytest.raises(DataError, match="its categories differ"):
+    with pytest.raises(DatasetError, match="its categories differ"):
         read_dataset(coco)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from detrkit import DataError
+from detrkit import DatasetError
 from detrkit.data.images import image_to_tensor, open_image, read_image_size, read_uploaded_image, tensor_to_image
 
 
@@ -65,7 +65,7 @@ def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes
     path = tmp_path / "photo.jpg"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         open_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -75,13 +75,13 @@ def test_a_truncated_photo_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "half.jpg"
     Image.effect_noise((200, 200), 50).save(path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         open_image(path)
 
 
 def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
-    with pytest.raises(DataError, match="found a folder"):
+    with pytest.raises(DatasetError, match="found a folder"):
         open_image(tmp_path / "folder.jpg")
 
 
@@ -90,7 +90,7 @@ def test_hostile_photos_open_or_are_refused(shared: Path) -> None:
     for path in sorted((shared / "data" / "nasty" / "images").rglob("*")):
         try:
             photo = open_image(path)
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             continue
         assert photo.mode == "RGB"
@@ -109,7 +109,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 OPEN_ALL = """
 import resource, sys
 from pathlib import Path
-from detrkit import DataError
+from detrkit import DatasetError
 from detrkit.data.images import open_image
 open_image(Path(sys.argv[1]))  # decoders are loaded
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,7 +117,7 @@ for path in sys.argv[2:]:
     try:
         open_image(Path(path))
         print("opened", path)
-    except DataError as error:
+    except DatasetError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
@@ -165,7 +165,7 @@ def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monke
     monkeypatch.setattr(
         TiffImagePlugin.TiffImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1]
     )
-    with pytest.raises(DataError, match="its 3 pages differ in size"):
+    with pytest.raises(DatasetError, match="its 3 pages differ in size"):
         read_uploaded_image(file, "a.tif", max_pixels=1000)
     assert set(decoded) == {(8, 8)}
 
@@ -188,5 +188,5 @@ def test_pages_of_an_upload_count_together() -> None:
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     assert read_uploaded_image(file, "a.tif", channels=6, max_pixels=2400).shape == (6, 30, 40)
-    with pytest.raises(DataError, match="40 x 30 pixels of 6 channels, at most 1000 are read"):
+    with pytest.raises(DatasetError, match="40 x 30 pixels of 6 channels, at most 1000 are read"):
         read_uploaded_image(file, "a.tif", channels=6, max_pixels=2000)

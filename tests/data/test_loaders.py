@@ -12,7 +12,7 @@ from detrkit.data.samplers import BatchGrouping, Rank
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.structures import Sample
 
 
@@ -28,7 +28,7 @@ class Faulty(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if index in self.unreadable:
-            raise DataError(f"photo at {index}: broken")
+            raise DatasetError(f"photo at {index}: broken")
         return self.samples[index]
 
 
@@ -54,12 +54,12 @@ def test_fewer_batches_than_processes_are_a_sentence() -> None:
 
 
 def test_too_many_unreadable_photos_stop_the_run() -> None:
-    with pytest.raises(DataError, match=r"photo at .: broken.*doctor"):
+    with pytest.raises(DatasetError, match=r"photo at .: broken.*doctor"):
         list(loader_of(6, {1, 3}, 0.2))
 
 
 def test_where_nothing_can_stand_in_the_run_stops() -> None:
-    with pytest.raises(DataError, match="photo at 0: broken"):
+    with pytest.raises(DatasetError, match="photo at 0: broken"):
         list(loader_of(1, {0}, 1.0))
 
 

@@ -13,7 +13,7 @@ from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.images import open_image
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def manifest(nasty: Path) -> dict[str, Any]:
     return dict(json.loads((nasty / "MANIFEST.json").read_text()))
 
 
-def named_in(faults: list[DataError]) -> set[str]:
+def named_in(faults: list[DatasetError]) -> set[str]:
     """File names that the messages begin with."""
     return {Path(str(fault).split(": ", 1)[0]).name for fault in faults}
 
 
 def test_yolo_rows(nasty: Path, manifest: dict[str, Any]) -> None:
-    faults: list[DataError] = []
+    faults: list[DatasetError] = []
     split = read_yolo(nasty / "yolo" / "yaml" / "ok.yaml", "train", faults.append)
     assert split is not None
     refused = {
@@ -55,7 +55,7 @@ def test_yolo_settings(nasty: Path) -> None:
         try:
             read_dataset(path, fault=lambda _fault: None)
             outcomes[path.stem] = "loaded"
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             outcomes[path.stem] = "refused"
     assert outcomes["ok"] == outcomes["names_dict"] == outcomes["list_of_dirs"] == "loaded"
@@ -64,7 +64,7 @@ def test_yolo_settings(nasty: Path) -> None:
 
 
 def test_voc_files(nasty: Path) -> None:
-    faults: list[DataError] = []
+    faults: list[DatasetError] = []
     split = read_voc(nasty / "voc", faults.append)["train"]
     assert named_in(faults) == {
         "no_bndbox.xml", "no_name.xml", "inverted.xml", "text_coords.xml", "malformed.xml", "empty.xml",
@@ -94,7 +94,7 @@ def test_photos(nasty: Path, manifest: dict[str, Any]) -> None:
         is_healthy = facts.get("pillow", {}).get("load") == "ok" and "bomb" not in name
         try:
             photo = open_image(path)
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             assert not is_healthy, f"{name}: {error}"
             outcomes["refused"] += 1
@@ -109,11 +109,11 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
     """Every one loads whole, loads without what is named, or is refused in one sentence."""
     whole, without, refused = [], {}, {}
     for name in sorted(manifest["panoptic"]):
-        faults: list[DataError] = []
+        faults: list[DatasetError] = []
         try:
             train = read_dataset(nasty / "panoptic" / name, fault=faults.append).train
             sample = DetectionDataset(train, masks=True)[0]
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             refused[name] = str(error)
             continue
@@ -134,7 +134,7 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
         "segment_not_in_png.json": (5, [empty]),
         "unknown_category.json": (4, [unnamed]),
     }
-    with pytest.raises(DataError, match=r"found no PNG .*png_missing\.png"):
+    with pytest.raises(DatasetError, match=r"found no PNG .*png_missing\.png"):
         read_dataset(nasty / "panoptic" / "png_missing.json")
     assert {name: message.split(": ", 1)[1][:30] for name, message in refused.items()} == {
         "png_gray.json": "is a grey PNG of 8 bits a chan",

@@ -18,7 +18,7 @@ from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.transforms.geometry import TrainTransform
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from tests.datasets import panoptic_document, write_coco, write_panoptic
 
 JSON = Path("annotations", "panoptic_train2017.json")
@@ -111,7 +111,7 @@ def test_training_on_boxes_opens_no_png(folder: Path) -> None:
         file.write_bytes(b"not looked at")
     train = read_dataset(folder).train
     assert DetectionDataset(train)[0].annotations.masks is None
-    with pytest.raises(DataError, match=r"1\.png: is no PNG"):
+    with pytest.raises(DatasetError, match=r"1\.png: is no PNG"):
         DetectionDataset(train, masks=True)[0]
 
 
@@ -152,7 +152,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("message", MALFORMED)
 def test_malformed_files_are_told_in_one_sentence(folder: Path, message: str) -> None:
     change(folder, MALFORMED[message])
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         read_dataset(folder)
     assert "\n" not in str(caught.value)
 
@@ -193,7 +193,7 @@ def write_png(path: Path, kind: str) -> None:
 def test_pngs_that_hold_no_ids_are_refused_when_masks_are_made(folder: Path, kind: str, message: str) -> None:
     write_png(folder / PNG, kind)
     photos = DetectionDataset(read_dataset(folder).train, masks=True)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         photos[0]
     assert "\n" not in str(caught.value)
     unreadable = [one for one in examine(folder, workers=1).findings if "PNGs of segments" in one.what]
@@ -244,7 +244,7 @@ def test_segments_survive_being_selected_mended_and_written(folder: Path, tmp_pa
 
 def test_panoptic_data_are_not_made_of_boxes(tmp_path: Path) -> None:
     splits = read_dataset(write_coco(tmp_path / "boxes")).splits
-    with pytest.raises(DataError, match="holds no segments, which panoptic data are made of"):
+    with pytest.raises(DatasetError, match="holds no segments, which panoptic data are made of"):
         write_dataset(splits, tmp_path / "out", "panoptic")
 
 

@@ -16,7 +16,7 @@ from detrkit.data.formats.folder import read_dataset
 from detrkit.data.records import Records, Split
 from detrkit.data.segmentation import read_masks, to_run_lengths
 from detrkit.data.splits import open_data
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.ops.masks import encode_masks
 from tests.datasets import write_coco
 
@@ -102,7 +102,7 @@ MALFORMED: dict[str, Any] = {
 
 @pytest.mark.parametrize("message", MALFORMED)
 def test_malformed_outlines_are_told_in_one_sentence(tmp_path: Path, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         masks_of(write(tmp_path, [MALFORMED[message]]))
     assert "\n" not in str(caught.value)
     assert len(read_dataset(tmp_path / "instances.json").train.records[0].labels) == 1, "boxes alone do not need it"
@@ -118,7 +118,7 @@ def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
     train = read_dataset(file).train
     assert not train.records.have_outlines
     assert DetectionDataset(train)[0].annotations.masks is None
-    with pytest.raises(DataError, match="holds boxes without outlines"):
+    with pytest.raises(DatasetError, match="holds boxes without outlines"):
         DetectionDataset(train, masks=True)
     assert DetectionDataset(read_dataset(file, masks=True).train)[0].annotations.masks is None
 
@@ -138,11 +138,11 @@ def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Pat
 def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
     config = RunConfig(data=str(write_coco(tmp_path / "boxes")), model="detr-r18")
     panoptic = config.model_copy(update={"model_settings": {"panoptic": True}})
-    with pytest.raises(DataError, match=r"segmentation: found nothing, expected polygons"):
+    with pytest.raises(DatasetError, match=r"segmentation: found nothing, expected polygons"):
         open_data(panoptic)
     (tmp_path / "yolo" / "train" / "images").mkdir(parents=True)
     (tmp_path / "yolo" / "data.yaml").write_text("train: train/images\nnames: [a]\n")
-    with pytest.raises((DataError, ConfigError), match="reads no masks from YOLO data"):
+    with pytest.raises((DatasetError, ConfigError), match="reads no masks from YOLO data"):
         open_data(panoptic.model_copy(update={"data": str(tmp_path / "yolo")}))
 
 

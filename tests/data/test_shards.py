@@ -17,7 +17,7 @@ from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.samplers import BatchGrouping
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
 
@@ -89,7 +89,7 @@ def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
 def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> None:
     splits = read_dataset(folder).splits
     splits["train"].records.columns.boxes[0] += 1
-    with pytest.raises(DataError, match="another dataset"):
+    with pytest.raises(DatasetError, match="another dataset"):
         write_shards(splits, shards, images_per_shard=3)
 
 
@@ -98,17 +98,17 @@ def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> No
 )
 def test_a_malformed_plan_is_one_sentence(shards: Path, content: str) -> None:
     (shards / "shards.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(DataError, match=r"shards\.json"):
+    with pytest.raises(DatasetError, match=r"shards\.json"):
         read_dataset(shards)
 
 
 def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
     splits = read_dataset(folder).splits
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(DatasetError, match="other settings"):
         write_shards(splits, shards, images_per_shard=4)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(DataError, match="nothing is overwritten"):
+    with pytest.raises(DatasetError, match="nothing is overwritten"):
         write_shards(splits, tmp_path / "full")
 
 
@@ -116,23 +116,23 @@ def test_damage_is_named(shards: Path) -> None:
     shard = shards / "train-00001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"train-00001\.tar: ends at"):
+    with pytest.raises(DatasetError, match=r"train-00001\.tar: ends at"):
         read_dataset(shards)
     (shards / "train.index").unlink()
-    with pytest.raises(DataError, match=r"train-00001\.tar: not readable as a tar file"):
+    with pytest.raises(DatasetError, match=r"train-00001\.tar: not readable as a tar file"):
         read_dataset(shards)
     shard.unlink()
-    with pytest.raises(DataError, match="found 4 train photos, expected 7"):
+    with pytest.raises(DatasetError, match="found 4 train photos, expected 7"):
         read_dataset(shards)
     for path in shards.glob("val*"):
         path.unlink()
-    with pytest.raises(DataError, match="incomplete"):
+    with pytest.raises(DatasetError, match="incomplete"):
         read_dataset(shards)
 
 
 def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
     (shards / "train-00002.tar").unlink()
-    with pytest.raises(DataError, match=r"names the shard train-00002\.tar"):
+    with pytest.raises(DatasetError, match=r"names the shard train-00002\.tar"):
         read_dataset(shards)
 
 
@@ -154,10 +154,10 @@ def test_a_malformed_index_never_leads_astray(shards: Path, column: str, value: 
     columns = load_file(path)
     header = {"detrkit": json.dumps({"format": "detrkit-shards-1", "categories": [{"id": 1, "name": "a"}]})}
     save_file({**columns, column: value}, path, metadata=header)
-    with pytest.raises(DataError, match=r"train\.index: not readable as an index"):
+    with pytest.raises(DatasetError, match=r"train\.index: not readable as an index"):
         read_dataset(shards)
     path.write_bytes(b"not an index")
-    with pytest.raises(DataError, match="remove it"):
+    with pytest.raises(DatasetError, match="remove it"):
         read_dataset(shards)
 
 
@@ -196,7 +196,7 @@ def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
                 member = tarfile.TarInfo(name)
                 member.size = len(text)
                 opened.addfile(member, io.BytesIO(text))
-    faults: list[DataError] = []
+    faults: list[DatasetError] = []
     read_dataset(shards, fault=faults.append)
     assert len(faults) == len(bad) + 1
     assert all("val-00000.tar: " in str(fault) for fault in faults[:-1])
@@ -225,5 +225,5 @@ def test_any_damage_to_a_shard_is_a_sentence_or_nothing(shards: Path) -> None:
         for place in random.integers(header, min(header + 512, len(content)), 6):
             content[place] = random.integers(256)
         path.write_bytes(content)
-        with suppress(DataError):
+        with suppress(DatasetError):
             assert read_dataset(shards).val.records[0].span is not None

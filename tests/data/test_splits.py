@@ -11,7 +11,7 @@ from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.splits import TrainingData, concat_splits, open_data
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.scores import Scores
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.train import train
@@ -77,7 +77,7 @@ def test_without_an_object_nothing_is_learned(tmp_path: Path) -> None:
     without_objects(folder, "train")
     for training in ({}, {"overfit": 2}):
         with pytest.raises(
-            DataError, match=r"instances_train2017.json: found no object in the \d photos to learn from"
+            DatasetError, match=r"instances_train2017.json: found no object in the \d photos to learn from"
         ):
             open_data(config(folder, **training))
     assert open_data(config(folder, train_on_val=True)).train is not None

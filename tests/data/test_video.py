@@ -11,7 +11,7 @@ from PIL import Image
 from detrkit.data import video as videos
 from detrkit.data.images import tensor_to_image
 from detrkit.data.video import Frame, VideoWriter, camera_address, open_camera, open_video
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 
 GREYS = [20 * number for number in range(12)]
 
@@ -84,12 +84,12 @@ def test_a_video_taken_sideways_comes_upright(tmp_path: Path) -> None:
 def test_what_is_no_video_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     with (
-        pytest.raises(DataError, match=r"a\.mp4: .*(cannot be opened|no picture)") as caught,
+        pytest.raises(DatasetError, match=r"a\.mp4: .*(cannot be opened|no picture)") as caught,
         open_video(tmp_path / "a.mp4") as opened,
     ):
         list(opened)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="found nothing"), open_video(tmp_path / "b.mp4"):
+    with pytest.raises(DatasetError, match="found nothing"), open_video(tmp_path / "b.mp4"):
         pass
 
 
@@ -104,7 +104,7 @@ def test_playlists_lead_nowhere(video: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with av.open(str(tmp_path / name)) as followed:
             assert followed.streams.video, "without our list of formats, it is followed"
-        with pytest.raises(DataError, match="cannot be opened"), open_video(tmp_path / name):
+        with pytest.raises(DatasetError, match="cannot be opened"), open_video(tmp_path / name):
             pass
 
 
@@ -120,7 +120,7 @@ def test_a_video_cut_short_gives_its_frames_and_then_a_sentence(video: Path, tmp
     start = content.index(b"mdat")
     moved.write_bytes(content[: start + (len(content) - start) * 9 // 10])
     frames: list[Frame] = []
-    with open_video(moved) as opened, pytest.raises(DataError, match=r"ends after|is broken after"):
+    with open_video(moved) as opened, pytest.raises(DatasetError, match=r"ends after|is broken after"):
         frames.extend(opened)
     assert 0 < len(frames) < 12
 
@@ -140,13 +140,13 @@ def test_damaged_videos_decode_or_end_in_a_sentence(video: Path, tmp_path: Path)
             with open_video(path) as opened:
                 for frame in opened:
                     assert frame.pixels.shape[0] == 3
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
 
 
 def test_frames_larger_than_any_photo_are_refused(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "MAX_PIXELS", 1000)
-    with pytest.raises(DataError, match="66 x 48 pixels"), open_video(video):
+    with pytest.raises(DatasetError, match="66 x 48 pixels"), open_video(video):
         pass
 
 
@@ -166,7 +166,7 @@ def test_a_camera_is_read_like_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_camera_is_one_sentence() -> None:
-    with pytest.raises(DataError, match="camera:/dev/nothing: cannot be opened"), open_camera("/dev/nothing"):
+    with pytest.raises(DatasetError, match="camera:/dev/nothing: cannot be opened"), open_camera("/dev/nothing"):
         pass
 
 

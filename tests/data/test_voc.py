@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detrkit.data.formats.folder import read_dataset
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 OBJECT = (
     "<object><name>{name}</name><difficult>{difficult}</difficult>"
@@ -105,14 +105,14 @@ def test_parts_of_a_person_are_no_objects(folder: Path) -> None:
 )
 def test_faulty_files_are_refused_by_name(folder: Path, text: str, says: str) -> None:
     write(folder, "b", text)
-    with pytest.raises(DataError, match=says) as refused:
+    with pytest.raises(DatasetError, match=says) as refused:
         read_dataset(folder)
     assert str(folder / "Annotations" / "b.xml") in str(refused.value)
 
 
 def test_a_missing_photo_is_named(folder: Path) -> None:
     (folder / "JPEGImages" / "c.jpg").unlink()
-    with pytest.raises(DataError, match=r"c\.xml: found no photo 'c\.jpg'"):
+    with pytest.raises(DatasetError, match=r"c\.xml: found no photo 'c\.jpg'"):
         read_dataset(folder)
 
 
@@ -145,12 +145,12 @@ def test_an_empty_list_is_no_split(folder: Path) -> None:
 def test_a_list_in_another_encoding_is_named(folder: Path) -> None:
     lists(folder, train="abc")
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"train\.txt: not readable as a list.*save it in UTF-8"):
+    with pytest.raises(DatasetError, match=r"train\.txt: not readable as a list.*save it in UTF-8"):
         read_dataset(folder)
 
 
 def test_a_name_longer_than_any_file_s_is_a_missing_photo(folder: Path) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), f"<filename>{'a' * 300}.jpg</filename>"))
     (folder / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"a\.xml: found no photo 'aaa"):
+    with pytest.raises(DatasetError, match=r"a\.xml: found no photo 'aaa"):
         read_dataset(folder)

@@ -17,7 +17,7 @@ from detrkit.data.convert import convert_dataset
 from detrkit.data.formats.folder import Format, read_dataset
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.records import Record, Records, Split, SplitName
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
 CATEGORIES = Categories((3, 7, 90), ("blood cell", "plättchen & co", "<star>"))
@@ -135,10 +135,10 @@ def test_a_faulty_list_of_categories_is_refused(tmp_path: Path) -> None:
     data = read_dataset(write_coco(tmp_path / "shapes"))
     write_dataset({"train": data.train, "val": data.val}, tmp_path / "voc", "voc")
     (tmp_path / "voc" / "categories.json").write_text('[{"id": 1, "name": "circle"}]')
-    with pytest.raises(DataError, match="does not name the class"):
+    with pytest.raises(DatasetError, match="does not name the class"):
         read_dataset(tmp_path / "voc")
     (tmp_path / "voc" / "categories.json").write_text("[5]")
-    with pytest.raises(DataError, match="expected a list of objects"):
+    with pytest.raises(DatasetError, match="expected a list of objects"):
         read_dataset(tmp_path / "voc")
 
 
@@ -150,7 +150,7 @@ def test_classes_that_voc_cannot_tell_apart_are_refused_before_anything_is_copie
     Image.new("RGB", (50, 50)).save(photo)
     record = Record(1, photo, (50, 50), np.ones((1, 4), np.float32), np.array([0]), np.array([False]))
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), Categories((1, 2), names), tmp_path)}
-    with pytest.raises(DataError, match="expected a name of its own"):
+    with pytest.raises(DatasetError, match="expected a name of its own"):
         write_dataset(splits, tmp_path / "voc", "voc")
     assert not (tmp_path / "voc").exists()
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_legal_rows(folder: Path, rows: str, expected: list[list[float]]) -> Non
 )
 def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
     write(folder, rows)
-    with pytest.raises(DataError, match=says) as refused:
+    with pytest.raises(DatasetError, match=says) as refused:
         read_dataset(folder)
     assert str(folder / "train" / "labels" / "a.b.txt") in str(refused.value)
 
@@ -95,7 +95,7 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
 )
 def test_mistakes_in_data_yaml(folder: Path, content: str, says: str) -> None:
     (folder / "data.yaml").write_text(content)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DatasetError, match=says):
         read_dataset(folder)
 
 
@@ -106,7 +106,7 @@ def test_aliases_within_aliases_are_not_written_out(folder: Path, key: str) -> N
     lines += [f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]" for before, one in pairwise(names)]
     others = {"names": "[cat, dog]", "train": "train/images", key: "[*j, *j]"}  # 9 ** 10 names, or 3.5 GB of them
     (folder / "data.yaml").write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in others.items())]))
-    with pytest.raises(DataError, match=r"found \[\[\[\[\.\.\.\]") as refused:
+    with pytest.raises(DatasetError, match=r"found \[\[\[\[\.\.\.\]") as refused:
         read_dataset(folder)
     assert len(str(refused.value)) < 400
 
@@ -116,7 +116,7 @@ def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
     (folder / "lists").mkdir()
     (folder / "lists" / "train.txt").write_bytes(b"caf\xe9.jpg")
     (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
-    with pytest.raises(DataError, match=r"not readable as a list of photos"):
+    with pytest.raises(DatasetError, match=r"not readable as a list of photos"):
         read_dataset(folder)
 
 
@@ -129,7 +129,7 @@ def test_key_points_follow_the_box(folder: Path, points: int) -> None:
         read_dataset(folder).train.records[0].boxes, [[80, 30, 120, 70], [20, 20, 100, 60]], atol=1e-4
     )
     (folder / "data.yaml").write_text(f"{head}kpt_shape: many\n")
-    with pytest.raises(DataError, match=r"kpt_shape: found 'many', expected \[NUMBER OF POINTS, 2 or 3\]"):
+    with pytest.raises(DatasetError, match=r"kpt_shape: found 'many', expected \[NUMBER OF POINTS, 2 or 3\]"):
         read_dataset(folder)
 
 
@@ -158,11 +158,11 @@ def test_a_list_of_photos_may_not_lead_out_of_the_folder(
     Image.new("RGB", (9, 9)).save(outside)
     (folder / "list.txt").write_text(f"{outside}\n")
     (folder / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
-    with pytest.raises(DataError, match="found no photo"):
+    with pytest.raises(DatasetError, match="found no photo"):
         read_dataset(folder)
     (folder / "train" / "images" / "link.jpg").symlink_to(outside)
     (folder / "list.txt").write_text("train/images/link.jpg\n")
-    with pytest.raises(DataError, match="found no photo"):
+    with pytest.raises(DatasetError, match="found no photo"):
         read_dataset(folder)
 
 

@@ -25,7 +25,7 @@ from detrkit.cli import main
 from detrkit.data import video as videos
 from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 from detrkit.data.video import VideoWriter, open_video
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.inference.writers.jsonl import read_lines
 
 COUNT = 24
@@ -404,7 +404,7 @@ def test_exported_files_predict_on_the_cpu_beside_a_gpu(place: Path, monkeypatch
 
     def load(_source: str, device: torch.device, **_: object) -> Detector:
         asked.append(device.type)
-        raise DataError("enough")
+        raise DatasetError("enough")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("detrkit.inference.predict.is_exported", lambda _source: True)

@@ -18,7 +18,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.segmentation import read_masks
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.coco import annotations_of_split, evaluate_boxes, evaluate_masks
 from detrkit.evaluation.inference_loop import collect
@@ -78,7 +78,7 @@ def test_nothing_found_scores_nothing() -> None:
 
 
 def test_annotations_without_outlines_are_told() -> None:
-    with pytest.raises(DataError, match="annotation 1 of image 1: has no outline that can be read"):
+    with pytest.raises(DatasetError, match="annotation 1 of image 1: has no outline that can be read"):
         GroundTruth.read(document(None), masks=True)
     assert GroundTruth.read(document(None)).masks is None
 
@@ -145,7 +145,7 @@ MALFORMED = [
 @pytest.mark.parametrize("index", range(len(MALFORMED)))
 def test_malformed_masks_are_refused(tmp_path: Path, index: int) -> None:
     (tmp_path / "results.json").write_text(json.dumps([MALFORMED[index]]))
-    with pytest.raises(DataError, match=r"entry 0 is .*expected COCO results") as caught:
+    with pytest.raises(DatasetError, match=r"entry 0 is .*expected COCO results") as caught:
         read_results(tmp_path / "results.json", GroundTruth.read(document([[0, 0, 10, 0, 10, 10]])))
     assert "\n" not in str(caught.value)
 
@@ -153,7 +153,7 @@ def test_malformed_masks_are_refused(tmp_path: Path, index: int) -> None:
 def test_masks_of_another_size_than_their_photo_are_refused(tmp_path: Path) -> None:
     other = encode_masks(torch.ones(1, 30, 20, dtype=torch.bool))[0]
     (tmp_path / "results.json").write_text(json.dumps([result(other)]))
-    with pytest.raises(DataError, match=r"entry 0 has a mask of \[30, 20\] .*image 1 has \[20, 30\]"):
+    with pytest.raises(DatasetError, match=r"entry 0 has a mask of \[30, 20\] .*image 1 has \[20, 30\]"):
         read_results(tmp_path / "results.json", GroundTruth.read(document([[0, 0, 10, 0, 10, 10]])))
 
 

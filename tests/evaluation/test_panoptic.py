@@ -16,7 +16,7 @@ import torch
 from detrkit.data.categories import Categories
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.records import Split
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.evaluation.panoptic import (
     GroundTruthSegments,
     PanopticCounts,
@@ -322,6 +322,6 @@ def test_malformed_results_are_told_in_one_sentence(saved: tuple[Split, Path], m
     document = json.loads(results.read_text())
     MALFORMED[message](document)
     results.write_text(json.dumps(document))
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         list(read_panoptic_results(results, split))
     assert "\n" not in str(caught.value)

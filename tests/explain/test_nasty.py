@@ -4,7 +4,7 @@ from pathlib import Path
 
 from detrkit import Detector
 from detrkit.checkpoints.native import save_checkpoint
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.explain.run import ExplainRequest, explain_file
 
 _LARGEST_PAGE = 5_000_000  # bytes
@@ -17,7 +17,7 @@ def test_every_nasty_photo_is_explained_or_refused(shared: Path, detector: Detec
     for photo in sorted((shared / "data" / "nasty" / "images").iterdir()):
         try:
             explain_file(ExplainRequest(photo, str(weights), output=page, threshold=0))
-        except DataError as error:
+        except DatasetError as error:
             assert "\n" not in str(error)
             assert not page.exists(), "nothing is left"
             refused.append(photo.name)

@@ -13,7 +13,7 @@ import torch
 
 from detrkit import Detector
 from detrkit.checkpoints.native import Preprocessing
-from detrkit.errors import CheckpointError, DataError, ExportError
+from detrkit.errors import CheckpointError, DatasetError, ExportError
 from detrkit.export.graph import export_program
 from detrkit.export.program_file import write_program
 from detrkit.inference.engines.program import read_program
@@ -173,10 +173,10 @@ def test_a_photo_that_a_leaking_network_would_have_to_pad_is_refused(tmp_path: P
     sentence = (
         f"resized to 100 x 40 px, expected at least 64 px a side for {tmp_path / 'model.pt2'}, into which padding leaks"
     )
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DatasetError, match=sentence):
         runtime.predict(batch_of([(40, 100)]))
     detector = Detector(runtime, CATEGORIES, Preprocessing(image_size=40))
-    with pytest.raises(DataError, match=r"resized to 60 x 40 px, expected at least 64 px a side"):
+    with pytest.raises(DatasetError, match=r"resized to 60 x 40 px, expected at least 64 px a side"):
         detector.predict(np.zeros((80, 120, 3), np.uint8))
 
 

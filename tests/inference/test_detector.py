@@ -12,7 +12,7 @@ from detrkit import Detector, build_model
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.inference_loop import collect
 from detrkit.inference.images import read_image_input
 
@@ -109,13 +109,13 @@ def test_labels_are_the_datasets_ids() -> None:
 
 def test_refusals(detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "no_image.jpg").write_text("hello")
-    with pytest.raises(DataError, match=r"no_image\.jpg"):
+    with pytest.raises(DatasetError, match=r"no_image\.jpg"):
         detector.predict(tmp_path / "no_image.jpg")
-    with pytest.raises(DataError, match=r"missing\.jpg"):
+    with pytest.raises(DatasetError, match=r"missing\.jpg"):
         detector.predict(tmp_path / "missing.jpg")
     with pytest.raises(ConfigError, match="between 0 and 1"):
         detector.predict(photo(0, 64, 64), threshold=50)
-    with pytest.raises(DataError, match=r"expected uint8, \(H, W, 3\)"):
+    with pytest.raises(DatasetError, match=r"expected uint8, \(H, W, 3\)"):
         detector.predict(np.zeros((8, 8), np.float32))
     with pytest.raises(ConfigError, match="2 categories and a model with 3 classes"):
         Detector.from_model(detector.model, ["a", "b"])

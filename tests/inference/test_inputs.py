@@ -10,7 +10,7 @@ from PIL import Image
 
 from detrkit._internal.provenance import provenance_mark
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.inputs import Sources, choose_shard, list_inputs, output_names
 
 
@@ -38,7 +38,7 @@ def test_pictures_that_detrkit_drew_are_taken_where_they_are_named_alone(place: 
     assert list_inputs(["a", "a/*.*"]).photos == ("a/1.PNG", "a/2.jpg")
     assert list_inputs(["a/5.png"]).photos == ("a/5.png",)
     shutil.copy(drawn, "empty")
-    with pytest.raises(DataError, match=r"empty: found no photo in this folder.*; what detrkit drew does not count"):
+    with pytest.raises(DatasetError, match=r"empty: found no photo in this folder.*; what detrkit drew does not count"):
         list_inputs(["empty"])
 
 
@@ -79,7 +79,7 @@ def test_a_list_names_what_lies_beside_it_or_here(place: Path) -> None:
 def test_what_is_not_there_is_one_sentence(place: Path, given: list[str], says: str) -> None:
     (place / "blank.txt").write_text(" \n")
     (place / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DatasetError, match=says):
         list_inputs(given)
     with pytest.raises(ConfigError, match="found no photos"):
         list_inputs([])

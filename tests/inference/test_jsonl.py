@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.writers.jsonl import JsonlWriter, lines_name, read_lines
 from detrkit.inference.writers.parquet import write_parquet
 
@@ -68,7 +68,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(lines: Path) -> None:
 def test_someone_elses_file_is_refused_and_left_as_it_is(lines: Path) -> None:
     for content in (b'{"image": 3}\n', b"\x00" * 50 + b"\n", b'{"photo": 3\n', b'{"photo": "a"\xff}\n'):
         lines.write_bytes(content)
-        with pytest.raises(DataError, match="line 1: is none of detrkit predict"):
+        with pytest.raises(DatasetError, match="line 1: is none of detrkit predict"):
             JsonlWriter(lines, SETTINGS)
         assert lines.read_bytes() == content
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from detrkit import Detections, Detector
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.stream import choose_batch, share_of_padding
 from detrkit.ops.tiles import Tiling
 from detrkit.structures import Batch, Predictions
@@ -132,7 +132,7 @@ def test_a_photo_that_cannot_be_read_is_told_of_and_passed_over(
     assert [one.path for one in found] == [str(paths[0]), str(paths[1])]
     assert [where for where, _ in faults] == [str(bad)] * 2
     assert all("cannot be read as a photo" in says for _, says in faults)
-    with pytest.raises(DataError, match=r"bad\.png"):
+    with pytest.raises(DatasetError, match=r"bad\.png"):
         list(detector.stream(mixed, 0))
 
 

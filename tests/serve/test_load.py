@@ -16,7 +16,7 @@ import pytest
 
 from detrkit import Detector
 from detrkit.checkpoints.native import save_checkpoint
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from tests.conftest import SHARED
 from tests.serve.test_server import same
 
@@ -93,7 +93,7 @@ def check(uploads: list[tuple[str, bytes]], answers: list[httpx.Response], expec
 def predicted(detector: Detector, path: Path) -> Any:
     try:
         return detector.predict(path, 0)
-    except DataError:
+    except DatasetError:
         return None
 
 

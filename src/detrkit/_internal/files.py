@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,12 +87,12 @@ def read_names(path: Path) -> list[str]:
     """Read a list of photos, a name a line.
 
     Raises:
-        DataError: it is no text.
+        DatasetError: it is no text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as a list of photos ({error}); save it in UTF-8") from None
+        raise DatasetError(f"{path}: not readable as a list of photos ({error}); save it in UTF-8") from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -139,7 +139,7 @@ def check_is_free(output: Path) -> None:
     """See that nothing would be overwritten.
 
     Raises:
-        DataError: something lies there.
+        DatasetError: something lies there.
     """
     if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise DataError(f"{output}: exists already, and nothing is overwritten; choose another place")
+        raise DatasetError(f"{output}: exists already, and nothing is overwritten; choose another place")

@@ -13,7 +13,7 @@ from detrkit.data.checks.annotations import count_classes
 from detrkit.data.images import tensor_to_image
 from detrkit.data.loaders import train_order
 from detrkit.data.splits import TrainingData
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.structures import Sample
 from detrkit.training.train import open_and_plan
 from detrkit.training.trainer import planned_epochs, strong_epochs
@@ -45,7 +45,7 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     for fault in faults:
         console.print(f"left out: {fault}", soft_wrap=True)
     if not samples:
-        raise DataError(f"{config.data}: none of the first {count} samples can be read; run detrkit doctor")
+        raise DatasetError(f"{config.data}: none of the first {count} samples can be read; run detrkit doctor")
     with atomic_write(output) as temporary:
         contact_sheet([_picture(sample, data) for sample in samples]).save(temporary, "PNG", pnginfo=provenance_mark())
     sides = [side for sample in samples for side in sample.image.shape[1:]]
@@ -69,7 +69,7 @@ def _first_samples(config: RunConfig, data: TrainingData, count: int, epoch: int
     for draw in draws[:count]:
         try:
             samples.append(data.train[draw])
-        except DataError as error:
+        except DatasetError as error:
             faults.append(str(error))
     return samples, faults
 

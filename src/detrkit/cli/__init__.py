@@ -7,9 +7,10 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 from pydantic import ValidationError
 
-from detrkit import __version__
 from detrkit._internal.text import printable
-from detrkit.errors import DetrkitError, option
+from detrkit._version import __version__
+from detrkit.cli.flags import flag, flag_style
+from detrkit.errors import DetrkitError
 
 VERBS = {
     "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
@@ -78,12 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """One line; of a typed setting that is out of range, its option and what is wrong, not pydantic's paragraph."""
+    """Return a one-line message; for a setting that fails validation, its flag and the reason, not pydantic's report."""
     if isinstance(error.__cause__, ValidationError):
         first = error.__cause__.errors()[0]
-        name = option("-".join(str(part) for part in first["loc"]))
+        name = flag("_".join(str(part) for part in first["loc"]))
         return f"{name}: found {first['input']}; {first['msg'].lower()}"
-    return " ".join(str(error).split())
+    text = error.render(flag_style) if isinstance(error, DetrkitError) else str(error)
+    return " ".join(text.split())
 
 
 def _say(sentence: str) -> None:

@@ -7,9 +7,10 @@ import yaml
 from cyclopts import Parameter
 
 from detrkit.cli.exit_codes import exit_with
+from detrkit.cli.flags import flag
 from detrkit.config.run import load_run_config
 from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, option
+from detrkit.errors import ConfigError
 
 
 def train(
@@ -94,7 +95,7 @@ def train(
             "--set": set_,
         }
         given_here = [name for name, value in beside.items() if value is not None and value is not False]
-        given_here += [option(name) for name in (training.model_fields_set if training else ())]
+        given_here += [flag(name) for name in (training.model_fields_set if training else ())]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
         exit_with(training_train.resume(resume).stopped_by)

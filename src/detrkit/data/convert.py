@@ -9,14 +9,14 @@ from detrkit._internal.files import check_is_free
 from detrkit._internal.text import plain_console, plural
 from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
 from detrkit.data.formats.write import write_dataset
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 def convert_dataset(source: Path, output: Path, format: Format, source_format: Format | None = None) -> DatasetFolder:
     """Read a dataset and write it in another form.
 
     Raises:
-        DataError: the source cannot be read, or the output exists.
+        DatasetError: the source cannot be read, or the output exists.
     """
     check_is_free(output)
     console = plain_console()
@@ -24,7 +24,7 @@ def convert_dataset(source: Path, output: Path, format: Format, source_format: F
     if format == folder.format == "coco":
         try:
             folder = read_dataset(source, "coco", masks=True)
-        except DataError as error:
+        except DatasetError as error:
             console.print(f"outlines are left out: {error}", soft_wrap=True)
     return write_copy(folder, output, format, console)
 

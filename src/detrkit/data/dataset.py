@@ -13,7 +13,7 @@ from detrkit.data.images import RGB, read_image
 from detrkit.data.records import Record, Split
 from detrkit.data.segmentation import read_masks
 from detrkit.data.transforms.geometry import Transform, keep
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.ops.segments import have_pixels, masks_to_boxes
 from detrkit.structures import Annotations, Sample
 
@@ -33,10 +33,10 @@ class DetectionDataset(Dataset[Sample]):
             masks: make the objects' masks, too; without, nothing of them is decoded.
 
         Raises:
-            DataError: masks are asked for, and the records were read without outlines.
+            DatasetError: masks are asked for, and the records were read without outlines.
         """
         if masks and not split.records.have_outlines:
-            raise DataError(
+            raise DatasetError(
                 f"{split.source}: holds boxes without outlines, from which no masks can be made; give COCO instances or "
                 "panoptic annotations, or train a model without masks"
             )
@@ -53,7 +53,7 @@ class DetectionDataset(Dataset[Sample]):
         image = read_image(record.path, record.size, record.span, self.channels)
         size = (image.shape[1], image.shape[2])
         if size != record.size:
-            raise DataError(
+            raise DatasetError(
                 f"{record.path}: the photo has {size[1]} x {size[0]} pixels, its annotations speak of "
                 f"{record.size[1]} x {record.size[0]}, so boxes would miss; export the two together"
             )
@@ -104,7 +104,7 @@ def annotations_with_masks(record: Record) -> Annotations:
     masks, whatever the JSON says; those of instances are the annotated ones, cut at the photo's edges.
 
     Raises:
-        DataError: an outline does not fit the photo, or its PNG cannot be read.
+        DatasetError: an outline does not fit the photo, or its PNG cannot be read.
     """
     boxes = _cut(record.boxes, record.size)
     is_usable = ~record.is_crowd

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from detrkit._internal.files import is_file
 from detrkit.data.suppress_warnings import SuppressWarnings
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
@@ -58,7 +58,7 @@ def open_image(
         span: (offset, length) in bytes of a photo inside a shard, which is the folder of `path`.
 
     Raises:
-        DataError: the file is missing, no image, truncated, or unreasonably large.
+        DatasetError: the file is missing, no image, truncated, or unreasonably large.
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
@@ -79,7 +79,7 @@ def read_image(
     `.npy` array, or as pages of a TIFF. Arguments else as in `open_image`.
 
     Raises:
-        DataError: as in `open_image`, or it has another number of channels.
+        DatasetError: as in `open_image`, or it has another number of channels.
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
@@ -100,7 +100,7 @@ def read_uploaded_image(
         max_pixels: larger photos are refused before they are decoded.
 
     Raises:
-        DataError: as in `read_image`.
+        DatasetError: as in `read_image`.
     """
     if Path(name).suffix.lower() == ".npy":
         return _with_channels_of_array(_array_in(file, name, max_pixels), channels, name)
@@ -118,7 +118,7 @@ def image_to_pixels(
     """Copy an opened image's pixels, as `read_image` does.
 
     Raises:
-        DataError: it cannot have that many channels.
+        DatasetError: it cannot have that many channels.
     """
     if _has_channels_as_pages(image, channels):
         return _pages_as_channels(image, annotated_size, where, max_pixels)
@@ -146,7 +146,7 @@ def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
     """Read a photo's file, or its part of a shard, as it stands.
 
     Raises:
-        DataError: it is not there, or the shard ends before it.
+        DatasetError: it is not there, or the shard ends before it.
     """
     try:
         if span is None:
@@ -155,17 +155,19 @@ def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
             shard.seek(span[0])
             content = shard.read(span[1])
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
     if len(content) != span[1]:
-        raise DataError(f"{path}: its shard ends before the photo does; copy the shard again")
+        raise DatasetError(f"{path}: its shard ends before the photo does; copy the shard again")
     return content
 
 
 @contextmanager
 def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
-    """Open a photo and see that it is of a reasonable size; whatever its decoding raises becomes a `DataError`."""
+    """Open a photo and see that it is of a reasonable size; whatever its decoding raises becomes a `DatasetError`."""
     if span is None and not is_file(path):
-        raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path")
+        raise DatasetError(
+            f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path"
+        )
     # from memory, for Pillow maps uncompressed TIFF files from disk and turns them wrongly
     in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
     source = io.BytesIO(read_image_bytes(path, span)) if in_memory else path
@@ -179,12 +181,12 @@ def _image_in(source: Path | ImageFile, where: Path | str, max_pixels: int) -> I
         with _QUIET, Image.open(cast("Path | IO[bytes]", source), formats=_readable_formats()) as image:
             _check_size(image.height, image.width, where, max_pixels)
             yield image
-    except DataError:
+    except DatasetError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"{where}: the photo unpacks to more than {MAX_PIXELS} pixels; make it smaller") from None
+        raise DatasetError(f"{where}: the photo unpacks to more than {MAX_PIXELS} pixels; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
-        raise DataError(
+        raise DatasetError(
             f"{where}: cannot be read as a photo ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
         ) from None
 
@@ -199,7 +201,7 @@ def _readable_formats() -> tuple[str, ...]:
 def _check_size(height: int, width: int, where: Path | str, max_pixels: int = MAX_PIXELS, channels: int = RGB) -> None:
     if width * height * channels > max_pixels * RGB:
         of_channels = "" if channels == RGB else f" of {channels} channels"
-        raise DataError(
+        raise DatasetError(
             f"{where}: the photo has {width} x {height} pixels{of_channels}, at most {max_pixels * RGB // channels} "
             "are read; make it smaller or cut it into tiles"
         )
@@ -209,7 +211,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
     """Read (height, width) of a photo, upright, from its header, without decoding it.
 
     Raises:
-        DataError: it is missing or no image.
+        DatasetError: it is missing or no image.
     """
     if path.suffix.lower() == ".npy":
         return array_shape(path)[:2]
@@ -222,20 +224,20 @@ def read_image_size(path: Path) -> tuple[int, int]:
                 return upright.height, upright.width
             return (image.width, image.height) if lies_on_its_side else (image.height, image.width)
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
-        raise DataError(f"{path}: cannot be read as a photo ({_one_line(error)})") from None
+        raise DatasetError(f"{path}: cannot be read as a photo ({_one_line(error)})") from None
 
 
 def array_shape(path: Path, span: tuple[int, int] | None = None) -> tuple[int, int, int]:
     """Read (height, width, channels) of a .npy file from its header.
 
     Raises:
-        DataError: it is no such array.
+        DatasetError: it is no such array.
     """
     try:
         with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
             shape, _, _ = _read_array_header(file, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
     return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
@@ -267,7 +269,7 @@ def _pages_as_channels(
         if page.size == size
     ]
     if len({layer.shape for layer in layers}) > 1 or len(layers) < pages:
-        raise DataError(f"{where}: its {pages} pages differ in size, expected one page per channel")
+        raise DatasetError(f"{where}: its {pages} pages differ in size, expected one page per channel")
     return torch.from_numpy(np.stack(layers))
 
 
@@ -275,7 +277,7 @@ def _with_channels(
     image: Image.Image, channels: int, annotated_size: tuple[int, int] | None, where: str
 ) -> UInt8[Tensor, "C H W"]:
     if channels not in _MODES:
-        raise DataError(
+        raise DatasetError(
             f"{where}: a photo of mode {image.mode} has no {channels} channels; expected a .npy array "
             "(height, width, channels) or a TIFF of as many pages"
         )
@@ -286,7 +288,7 @@ def _with_channels(
 
 def _with_channels_of_array(pixels: UInt8[Tensor, "C H W"], channels: int, where: Path | str) -> UInt8[Tensor, "C H W"]:
     if len(pixels) != channels:
-        raise DataError(f"{where}: has {len(pixels)} channels, expected {channels}; set in_channels of the model")
+        raise DatasetError(f"{where}: has {len(pixels)} channels, expected {channels}; set in_channels of the model")
     return pixels
 
 
@@ -295,7 +297,7 @@ def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H 
         with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
             return _array_in(file, path, MAX_PIXELS)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _array_in(file: ImageFile, where: Path | str, max_pixels: int) -> UInt8[Tensor, "C H W"]:
@@ -306,7 +308,7 @@ def _array_in(file: ImageFile, where: Path | str, max_pixels: int) -> UInt8[Tens
         content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
         pixels = content.reshape(shape, order="F" if in_columns else "C")
     except ValueError:
-        raise DataError(f"{where}: ends before its pixels do; copy it again") from None
+        raise DatasetError(f"{where}: ends before its pixels do; copy it again") from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     eight_bits = (pixels >> 8).astype(np.uint8) if kind.itemsize == 2 else np.array(pixels)
     return torch.from_numpy(eight_bits).permute(2, 0, 1)
@@ -316,18 +318,18 @@ def _read_array_header(file: ImageFile, where: Path | str) -> tuple[tuple[int, .
     """Read what a .npy file says of itself: shape, order, type; objects, which could run code, are refused.
 
     Raises:
-        DataError: it is none, or holds no photo of a reasonable size.
+        DatasetError: it is none, or holds no photo of a reasonable size.
     """
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, in_columns, kind = read(file)
     except Exception as error:  # the header is parsed as Python: it can be wrong in any way
-        raise DataError(f"{where}: cannot be read as an array ({_one_line(error)})") from None
+        raise DatasetError(f"{where}: cannot be read as an array ({_one_line(error)})") from None
     if len(shape) not in (2, 3) or kind not in (np.uint8, np.uint16, np.dtype(">u2")):
-        raise DataError(f"{where}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
+        raise DatasetError(f"{where}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
     if min(shape) < 1 or (len(shape) == 3 and shape[2] > shape[0] * shape[1]):
-        raise DataError(f"{where}: found the shape {shape}, expected (height, width, channels)")
+        raise DatasetError(f"{where}: found the shape {shape}, expected (height, width, channels)")
     _check_size(shape[0], shape[1], where, channels=math.prod(shape[2:]))
     return shape, in_columns, kind
 

@@ -13,7 +13,7 @@ from detrkit.data.batching import collate
 from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler, mix_seeds
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.errors import ConfigError, DatasetError, DetrkitError
 from detrkit.inference.stream import check_counts
 from detrkit.structures import Batch, Sample
 
@@ -116,14 +116,14 @@ class Loader:
         """Iterate over one epoch, or what is left of it.
 
         Raises:
-            DataError: more photos than allowed could not be read.
+            DatasetError: more photos than allowed could not be read.
         """
         for loaded in self._loader:
             self.skipped += [fault for fault in loaded.faults if fault not in self.skipped]
             is_lost = loaded.batch is None and self._order is not None
             if is_lost or len(self.skipped) > self._max_unreadable * self._num_images:
                 others = f" (and {len(self.skipped) - 1} more photos)" if len(self.skipped) > 1 else ""
-                raise DataError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
+                raise DatasetError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
             if loaded.batch is not None:
                 yield loaded.batch
 

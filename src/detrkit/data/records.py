@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from detrkit.data.categories import Categories
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 # told of everything that is wrong; raises it, or goes on without what is at fault
-FaultHandler = Callable[[DataError], None]
+FaultHandler = Callable[[DatasetError], None]
 
 
-def raise_fault(fault: DataError) -> None:
+def raise_fault(fault: DatasetError) -> None:
     """Stop at the first fault."""
     raise fault
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import provenance_mark
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -31,17 +31,17 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
         size: (height, width) that it has to have.
 
     Raises:
-        DataError: it is missing, of another kind or size, or damaged.
+        DatasetError: it is missing, of another kind or size, or damaged.
     """
     _check_header(path, size)
     try:
         with Image.open(path) as image:
             pixels = np.array(image)
     except MemoryError:
-        raise DataError(f"{path}: does not fit into memory; make photo and PNG smaller") from None
+        raise DatasetError(f"{path}: does not fit into memory; make photo and PNG smaller") from None
     except Exception as error:  # Pillow's decoders raise what they like on malformed files
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise DataError(f"{path}: cannot be read as a PNG ({reason}); export it again") from None
+        raise DatasetError(f"{path}: cannot be read as a PNG ({reason}); export it again") from None
     return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
 
 
@@ -56,15 +56,15 @@ def _check_header(path: Path, size: tuple[int, int]) -> None:
         with path.open("rb") as file:
             header = file.read(_HEADER)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
     if len(header) < _HEADER or not header.startswith(_SIGNATURE):
-        raise DataError(f"{path}: is no PNG, {_EXPECTED}; other forms do not keep ids")
+        raise DatasetError(f"{path}: is no PNG, {_EXPECTED}; other forms do not keep ids")
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     bits, kind = header[24], header[25]
     if bits != 8 or kind not in (2, 6):
         found = f"{_KINDS.get(kind, 'strange')} PNG of {bits} bits a channel"
-        raise DataError(f"{path}: is a {found}; {_EXPECTED}")
+        raise DatasetError(f"{path}: is a {found}; {_EXPECTED}")
     if (height, width) != size:
-        raise DataError(
+        raise DatasetError(
             f"{path}: has {width} x {height} pixels, its photo {size[1]} x {size[0]}; export the two together"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.ops.segments import ids_to_masks
 
 _MIN_NUMBERS = 6  # of a polygon with an area: three points
@@ -35,19 +35,19 @@ def check_segmentation(segmentation: Any, where: str) -> bytes:
         JSON. Polygons of fewer than three points, which hold no pixel, are left out.
 
     Raises:
-        DataError: it is none, or nothing is left of it.
+        DatasetError: it is none, or nothing is left of it.
     """
     expected = "expected polygons [[x, y, x, y, ...], ...] or run lengths {'size': [height, width], 'counts': ...}"
     if isinstance(segmentation, dict):
         if not _are_runs(segmentation):
-            raise DataError(f"{where}.segmentation: found malformed run lengths, {expected}")
+            raise DatasetError(f"{where}.segmentation: found malformed run lengths, {expected}")
         return _compact({"size": segmentation["size"], "counts": segmentation["counts"]})
     if not isinstance(segmentation, list) or not all(_is_polygon(part) for part in segmentation):
         what = "nothing" if segmentation is None else "malformed polygons"
-        raise DataError(f"{where}.segmentation: found {what}, {expected}")
+        raise DatasetError(f"{where}.segmentation: found {what}, {expected}")
     polygons = [part for part in segmentation if len(part) >= _MIN_NUMBERS]
     if not polygons:
-        raise DataError(f"{where}.segmentation: found no polygon of three points or more, {expected}")
+        raise DatasetError(f"{where}.segmentation: found no polygon of three points or more, {expected}")
     return _compact(polygons)
 
 
@@ -59,7 +59,7 @@ def read_masks(record: Record, chosen: np.ndarray) -> Bool[Tensor, "N H W"]:
         chosen: indices of its objects.
 
     Raises:
-        DataError: an outline does not fit the photo, or its PNG cannot be read.
+        DatasetError: an outline does not fit the photo, or its PNG cannot be read.
     """
     assert record.outlines is not None, "asked for masks of records without outlines"
     outlines = [record.outlines[index] for index in chosen.tolist()]
@@ -72,7 +72,7 @@ def read_masks(record: Record, chosen: np.ndarray) -> Bool[Tensor, "N H W"]:
             mask.numpy()[:] = runs.decode(rle)
         except (ValueError, TypeError, OverflowError) as error:
             reason = str(error).splitlines()[0][:100]
-            raise DataError(f"{record.path}: the outline of an object cannot be read ({reason}); mend it") from None
+            raise DatasetError(f"{record.path}: the outline of an object cannot be read ({reason}); mend it") from None
     return masks
 
 

@@ -20,7 +20,7 @@ from detrkit.data.records import Records, Split, SplitName
 from detrkit.data.samplers import BatchGrouping
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation, TrainTransform, Transform
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.models.presets import preset_config
@@ -50,7 +50,7 @@ def open_data(config: RunConfig) -> TrainingData:
     """Read the annotations of a dataset folder.
 
     Raises:
-        DataError: the folder is missing or malformed.
+        DatasetError: the folder is missing or malformed.
         ConfigError: the settings ask for what cannot be.
     """
     settings = config.training
@@ -146,11 +146,11 @@ def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
     """See that there is something to learn from, and to be judged by where something waits for it.
 
     Raises:
-        DataError: there is no object to learn from.
+        DatasetError: there is no object to learn from.
         ConfigError: something waits for scores that never come.
     """
     if not _has_objects(train):
-        raise DataError(
+        raise DatasetError(
             f"{train.source}: found no object in the {len(train.records)} photos to learn from, expected some; annotate "
             "them, and not as crowds, which do not count"
         )

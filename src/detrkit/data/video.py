@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from detrkit.data.images import MAX_PIXELS
-from detrkit.errors import ConfigError, DataError, import_optional
+from detrkit.errors import ConfigError, DatasetError, import_optional
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
@@ -64,7 +64,7 @@ class Video:
         """Decode frame by frame, once.
 
         Raises:
-            DataError: the video is broken from here on, or ends before its header says.
+            DatasetError: the video is broken from here on, or ends before its header says.
         """
         number, start = 0, None
         try:
@@ -73,14 +73,16 @@ class Video:
                 start = time if start is None else start
                 yield Frame(number, max(0.0, time - start), _pixels(decoded, self.name))
                 number += 1
-        except DataError:
+        except DatasetError:
             raise
         except Exception as error:  # the decoders raise errors of many kinds
-            raise DataError(f"{self.name}: is broken after {number} frames ({_reason(error)}); copy it again") from None
+            raise DatasetError(
+                f"{self.name}: is broken after {number} frames ({_reason(error)}); copy it again"
+            ) from None
         if not number:
-            raise DataError(f"{self.name}: holds no picture that can be decoded; copy it again")
+            raise DatasetError(f"{self.name}: holds no picture that can be decoded; copy it again")
         if number < self.num_frames * (1 - _MAX_MISSING):
-            raise DataError(f"{self.name}: ends after {number} of {self.num_frames} frames; copy it again")
+            raise DatasetError(f"{self.name}: ends after {number} of {self.num_frames} frames; copy it again")
 
 
 @contextmanager
@@ -88,11 +90,13 @@ def open_video(path: Path) -> Iterator[Video]:
     """Open a video file.
 
     Raises:
-        DataError: it is missing, no video, or unreasonably large.
+        DatasetError: it is missing, no video, or unreasonably large.
         ConfigError: PyAV is not installed.
     """
     if not path.is_file():
-        raise DataError(f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a video; check the path")
+        raise DatasetError(
+            f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a video; check the path"
+        )
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     expected = "expected an MP4, MOV, MKV, WebM or AVI file"
     with _opened(str(path), str(path), expected, options=options) as video:
@@ -104,7 +108,7 @@ def open_camera(name: str) -> Iterator[Video]:
     """Open a camera by its number, or by what the system calls it.
 
     Raises:
-        DataError: there is none.
+        DatasetError: there is none.
         ConfigError: PyAV is not installed.
     """
     address, format = camera_address(name, sys.platform)
@@ -142,13 +146,13 @@ def _opened(name: str, address: str, expected: str, **how: Any) -> Iterator[Vide
     try:
         container = av.open(address, **how)
     except Exception as error:  # the decoders raise errors of many kinds
-        raise DataError(f"{name}: cannot be opened ({_reason(error)}); {expected}") from None
+        raise DatasetError(f"{name}: cannot be opened ({_reason(error)}); {expected}") from None
     with container:
         if not container.streams.video:
-            raise DataError(f"{name}: holds no pictures; {expected}")
+            raise DatasetError(f"{name}: holds no pictures; {expected}")
         stream = container.streams.video[0]
         if stream.codec_context is None:
-            raise DataError(f"{name}: its pictures are of a kind that cannot be decoded; {expected}")
+            raise DatasetError(f"{name}: its pictures are of a kind that cannot be decoded; {expected}")
         _check_size(stream.codec_context.height, stream.codec_context.width, name)
         stream.thread_type = "AUTO"
         yield Video(name, stream.frames, stream.average_rate or _USUAL_RATE, container)
@@ -162,7 +166,7 @@ def _pixels(decoded: Any, name: str) -> UInt8[Tensor, "3 H W"]:
 
 def _check_size(height: int, width: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        raise DataError(f"{name}: its frames have {width} x {height} pixels, at most {MAX_PIXELS} are read")
+        raise DatasetError(f"{name}: its frames have {width} x {height} pixels, at most {MAX_PIXELS} are read")
 
 
 def _import_av(name: str) -> Any:

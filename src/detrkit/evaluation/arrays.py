@@ -13,7 +13,7 @@ import numpy as np
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
 from detrkit.data.segmentation import box_of_runs, to_run_lengths
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GroundTruth:
             masks: read the objects' outlines, too.
 
         Raises:
-            DataError: masks are asked for, and an object has none.
+            DatasetError: masks are asked for, and an object has none.
         """
         document = annotations if isinstance(annotations, dict) else read_json(annotations)
         chosen = None if image_ids is None else set(image_ids)
@@ -214,7 +214,7 @@ def _masks_of(entries: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]
         try:
             found.append(to_run_lengths(entry["segmentation"], size))
         except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
-            raise DataError(
+            raise DatasetError(
                 f"annotation {entry.get('id')} of image {entry['image_id']}: has no outline that can be read "
                 f"({type(error).__name__}), expected a segmentation; run detrkit doctor, or score boxes alone"
             ) from None

@@ -237,7 +237,7 @@ def annotations_of_split(split: Split, *, masks: bool = False) -> Path | dict[st
         masks: with the masks of panoptic segments, whose PNGs are read; a COCO file has its own.
 
     Raises:
-        DataError: a PNG cannot be read.
+        DatasetError: a PNG cannot be read.
     """
     is_panoptic = split.records.columns.mask_files is not None
     if split.source.suffix == ".json" and not is_panoptic:

@@ -19,7 +19,7 @@ from detrkit.data.images import RGB
 from detrkit.data.loaders import Loader, device_for, evaluation_loader
 from detrkit.data.records import Split, SplitName
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import Analysis, analyse
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.coco import (
@@ -185,7 +185,7 @@ def _open(
     format, seed = format or (run.format if run else None), run.training.seed if run else None
     try:
         records = chosen_split(data, split, format, seed, console, masks=masks)
-    except DataError as error:
+    except DatasetError as error:
         if not masks:
             raise
         records = chosen_split(data, split, format, seed, console)

@@ -12,7 +12,7 @@ from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.panoptic import is_panoptic_file
 from detrkit.data.records import Split, SplitName
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import FORMAT, analyse, without_nan
 from detrkit.evaluation.arrays import GroundTruth
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, annotations_of_split, evaluate_masks
@@ -75,7 +75,7 @@ def _evaluate_panoptic(
         DetrkitError: results or data cannot be read, or do not belong together.
     """
     if records.records.columns.mask_files is None:
-        raise DataError(
+        raise DatasetError(
             f"{records.source}: has no PNGs of segments, by which panoptic results are judged; name a panoptic dataset, "
             "with --format panoptic where the folder holds instances as well"
         )

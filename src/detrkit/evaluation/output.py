@@ -11,7 +11,7 @@ from detrkit._internal.files import atomic_write, make_folder, write_rows
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.data.formats.folder import Format, read_split
 from detrkit.data.records import Records, Split, SplitName
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
 from detrkit.evaluation.paper.analyses import PAPER_ANALYSES, PaperAnalysis
@@ -28,11 +28,11 @@ def chosen_split(
     """Read one part of a dataset, and say what was noted; arguments as in `read_split`.
 
     Raises:
-        DataError: there is no such part, or it is malformed.
+        DatasetError: there is no such part, or it is malformed.
     """
     records, notes = read_split(data, split, format, seed, masks=masks)
     if records is None:
-        raise DataError(f"{data}: found no {split} split, expected one; choose another --split")
+        raise DatasetError(f"{data}: found no {split} split, expected one; choose another --split")
     for note in notes:
         console.print(note)
     return records

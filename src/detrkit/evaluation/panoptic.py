@@ -151,7 +151,7 @@ class GroundTruthSegments:
         """Read the PNG of a record.
 
         Raises:
-            DataError: it cannot be read.
+            DatasetError: it cannot be read.
         """
         assert record.mask_file is not None
         assert record.outlines is not None
@@ -181,7 +181,7 @@ def count_panoptic(split: Split, predicted: Iterable[tuple[int, PanopticSegments
             segments of categories that it does not have do not count, like detections of such.
 
     Raises:
-        DataError: a PNG of the truth cannot be read.
+        DatasetError: a PNG of the truth cannot be read.
     """
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     counts = (

@@ -9,7 +9,7 @@ import numpy as np
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
 from detrkit.data.segmentation import area_of_runs, check_segmentation
-from detrkit.errors import DataError, short
+from detrkit.errors import DatasetError, short
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 
 _EXPECTED = (
@@ -27,14 +27,14 @@ def read_results(path: Path, truth: GroundTruth, categories: Categories | None =
         categories: that results may be of; None takes those of the annotations.
 
     Raises:
-        DataError: it is missing, malformed, or speaks of photos or classes that the data does not have.
+        DatasetError: it is missing, malformed, or speaks of photos or classes that the data does not have.
     """
     content = read_json(path)
     if not isinstance(content, list):
-        raise DataError(f"{path}: found {type(content).__name__}, {_EXPECTED}")
+        raise DatasetError(f"{path}: found {type(content).__name__}, {_EXPECTED}")
     for index, entry in enumerate(content):
         if not _is_result(entry) or not _has_shape(entry):
-            raise DataError(f"{path}: entry {index} is {short(entry)}, {_EXPECTED}")
+            raise DatasetError(f"{path}: entry {index} is {short(entry)}, {_EXPECTED}")
     found = DetectionArrays.from_coco(content)
     for what, given, known in (
         ("image_id", found.image_ids, truth.image_ids),
@@ -43,7 +43,7 @@ def read_results(path: Path, truth: GroundTruth, categories: Categories | None =
         unknown = ~np.isin(given, known)
         if unknown.any():
             first = int(unknown.argmax())
-            raise DataError(
+            raise DatasetError(
                 f"{path}: entry {first} has {what} {int(given[first])}, which these photos do not have "
                 f"({int(unknown.sum())} of {len(found)} entries); name the dataset and split that were predicted"
             )
@@ -57,7 +57,7 @@ def _check_mask_sizes(found: DetectionArrays, truth: GroundTruth, path: Path) ->
     size_of = dict(zip(truth.image_ids.tolist(), truth.sizes.tolist(), strict=True))
     for index, (image_id, mask) in enumerate(zip(found.image_ids.tolist(), found.masks, strict=True)):
         if mask["size"] != size_of[image_id]:
-            raise DataError(
+            raise DatasetError(
                 f"{path}: entry {index} has a mask of {mask['size']} (height, width), image {image_id} has "
                 f"{size_of[image_id]}; write masks of the size of the original photos"
             )
@@ -88,7 +88,7 @@ def _is_mask(mask: Any) -> bool:
     try:
         check_segmentation(mask, "")
         area_of_runs(mask)
-    except (DataError, ValueError, TypeError, OverflowError):
+    except (DatasetError, ValueError, TypeError, OverflowError):
         return False
     return True
 

@@ -15,7 +15,7 @@ from detrkit._internal.files import write_text
 from detrkit.data.formats.coco import inside, integer, read_json
 from detrkit.data.records import Split
 from detrkit.data.segment_png import read_ids, write_ids
-from detrkit.errors import DataError, short
+from detrkit.errors import DatasetError, short
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_in
 from detrkit.structures import PanopticSegment, PanopticSegments
 
@@ -72,13 +72,13 @@ class SegmentsFromFiles:
         """Read image ids and segments.
 
         Raises:
-            DataError: a PNG cannot be read, or has ids that the JSON does not name.
+            DatasetError: a PNG cannot be read, or has ids that the JSON does not name.
         """
         for image_id, file, size, segments in self.entries:
             ids = read_ids(file, size)
             unnamed = ids_in(ids) - {VOID, *(one.id for one in segments)}
             if unnamed:
-                raise DataError(
+                raise DatasetError(
                     f"{file}: {len(unnamed)} ids of its pixels are not in the JSON's segments_info, first {min(unnamed)}; "
                     "write the two together"
                 )
@@ -93,13 +93,13 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
         split: of panoptic data.
 
     Raises:
-        DataError: it is missing or malformed, speaks of photos or classes that the data does not have, or not of all
+        DatasetError: it is missing or malformed, speaks of photos or classes that the data does not have, or not of all
             photos.
     """
     content = read_json(path)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
-        raise DataError(f"{path}: found {short(content)}, {_EXPECTED}")
+        raise DatasetError(f"{path}: found {short(content)}, {_EXPECTED}")
     folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
     sizes = dict(zip(split.records.image_ids, split.records.columns.sizes.tolist(), strict=True))
     things = split.categories.is_thing or (True,) * len(split.categories)
@@ -108,21 +108,21 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
     for index, entry in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise DataError(f"{where}: found {short(entry)}, {_EXPECTED}")
+            raise DatasetError(f"{where}: found {short(entry)}, {_EXPECTED}")
         image_id = integer(entry.get("image_id"), f"{where}.image_id")
         if image_id not in sizes:
-            raise DataError(
+            raise DatasetError(
                 f"{where}: has image_id {image_id}, which these photos do not have; name the dataset and split that were "
                 "predicted"
             )
         if image_id in entries:
-            raise DataError(f"{where}: image_id {image_id} stands twice; keep one")
+            raise DatasetError(f"{where}: image_id {image_id} stands twice; keep one")
         file = inside(folder, entry["file_name"], where)
         height, width = sizes[image_id]
         entries[image_id] = (image_id, file, (height, width), _segments(entry.get("segments_info"), is_thing, where))
     if len(entries) < len(sizes):
         first = next(image_id for image_id in sizes if image_id not in entries)
-        raise DataError(
+        raise DatasetError(
             f"{path}: has no entry for {len(sizes) - len(entries)} of {len(sizes)} photos, first {first}; predict all of "
             "them, with an empty PNG where nothing is found"
         )
@@ -131,18 +131,18 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
 
 def _segments(content: Any, is_thing: dict[int, bool], where: str) -> tuple[PanopticSegment, ...]:
     if not isinstance(content, list):
-        raise DataError(f"{where}.segments_info: found {short(content)}, expected a list of objects")
+        raise DatasetError(f"{where}.segments_info: found {short(content)}, expected a list of objects")
     found: dict[int, PanopticSegment] = {}
     for number, entry in enumerate(content):
         place = f"{where}.segments_info[{number}]"
         if not isinstance(entry, dict):
-            raise DataError(f"{place}: found {short(entry)}, expected an object with id and category_id")
+            raise DatasetError(f"{place}: found {short(entry)}, expected an object with id and category_id")
         segment_id = integer(entry.get("id"), f"{place}.id")
         label = integer(entry.get("category_id"), f"{place}.category_id")
         if not VOID < segment_id <= LARGEST_ID or segment_id in found:
-            raise DataError(f"{place}.id: found {segment_id}, expected 1 to {LARGEST_ID}, each once")
+            raise DatasetError(f"{place}.id: found {segment_id}, expected 1 to {LARGEST_ID}, each once")
         if label not in is_thing:
-            raise DataError(
+            raise DatasetError(
                 f"{place}: has category_id {label}, which the dataset does not have; name the right dataset"
             )
         found[segment_id] = PanopticSegment(

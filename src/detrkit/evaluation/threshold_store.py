@@ -12,7 +12,7 @@ from detrkit.checkpoints.native import Thresholds, is_own_file, store_thresholds
 from detrkit.config.run import RunConfig, load_run_config
 from detrkit.data.categories import Categories
 from detrkit.data.records import SplitName
-from detrkit.errors import ConfigError, DataError, DetrkitError
+from detrkit.errors import ConfigError, DatasetError, DetrkitError
 
 
 def run_of(source: str, data: str) -> RunConfig | None:
@@ -93,17 +93,17 @@ def check_categories(of_model: Categories, of_data: Categories, source: Path, ve
     """See that a category id means the same to the model and to the data.
 
     Raises:
-        DataError: it does not.
+        DatasetError: it does not.
     """
     known = dict(zip(of_model.ids, of_model.names, strict=True))
     for number, name in zip(of_data.ids, of_data.names, strict=True):
         if number not in known:
-            raise DataError(
+            raise DatasetError(
                 f"{source}: category {number} ({name}) is unknown to the model, which knows {len(known)} categories; "
                 f"{verb} on data with the categories that it was trained on"
             )
         if known[number] != name and not known[number].startswith("class "):
-            raise DataError(
+            raise DatasetError(
                 f"{source}: category {number} is {name!r} here and {known[number]!r} to the model; "
                 f"{verb} on data with the categories that it was trained on"
             )

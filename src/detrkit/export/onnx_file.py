@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from detrkit import __version__
+from detrkit._version import __version__
 from detrkit.data.batching import statistics
 from detrkit.data.transforms.geometry import long_side
 from detrkit.errors import ConfigError, ExportError

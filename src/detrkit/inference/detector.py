@@ -24,7 +24,7 @@ from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.errors import ConfigError, DataError, did_you_mean
+from detrkit.errors import ConfigError, DatasetError, did_you_mean
 from detrkit.inference.engines.exported import ExportedRuntime
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import MaskRuntime, Precision, Runtime, TorchRuntime
@@ -258,7 +258,7 @@ class Detector:
             threshold: least score of an object to be returned, 0 .. 1; "auto" takes what evaluation found best.
 
         Raises:
-            DataError: a photo cannot be read.
+            DatasetError: a photo cannot be read.
             ConfigError: the threshold is out of range, or "auto" and the model has not been evaluated.
         """
         least = self.min_scores(threshold)
@@ -272,7 +272,7 @@ class Detector:
         `detector.attention(photo).maps("decoder_cross", layer=-1, rows=[7])` is where query 7 looked, per head.
 
         Raises:
-            DataError: the photo cannot be read.
+            DatasetError: the photo cannot be read.
             ConfigError: the detector runs on another engine than PyTorch.
         """
         batch = collate([self.prepare(read_image_input(photo, self.runtime.config.in_channels))])
@@ -288,7 +288,7 @@ class Detector:
         classes: Collection[str] | None = None,
         tiling: Tiling | None = None,
         with_images: bool = True,
-        fault: Callable[[ImageInput, DataError], None] | None = None,
+        fault: Callable[[ImageInput, DatasetError], None] | None = None,
     ) -> Generator[Detections, None, None]:
         """Find the objects in any number of photos, one after the other, in memory that does not grow.
 
@@ -306,7 +306,7 @@ class Detector:
             fault: told of a photo that cannot be read, which is then passed over; by default its error is raised.
 
         Raises:
-            DataError: a photo cannot be read, and nobody listens to faults.
+            DatasetError: a photo cannot be read, and nobody listens to faults.
             ConfigError: a setting is out of range, or there is no such class.
         """
         least = self.min_scores(threshold)
@@ -372,7 +372,7 @@ class Detector:
         """Resize a photo as the model wants it; any thread may.
 
         Raises:
-            DataError: it is too small for an exported network.
+            DatasetError: it is too small for an exported network.
         """
         sample = EvalTransform(self.preprocessing.image_size)(unannotated(pixels))
         if isinstance(self.runtime, ExportedRuntime):
@@ -415,7 +415,7 @@ class Detector:
                 `postprocess.panoptic`.
 
         Raises:
-            DataError: a photo cannot be read.
+            DatasetError: a photo cannot be read.
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
         least = self.min_segment_score(threshold)

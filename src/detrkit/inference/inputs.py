@@ -11,7 +11,7 @@ from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.images import SUFFIXES
 from detrkit.data.video import VIDEO_SUFFIXES
 from detrkit.distributed.rank import Process, process_from_environment
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 
 _CAMERA = "camera:"
 _LIST = ".txt"
@@ -49,7 +49,7 @@ def list_inputs(given: Sequence[str], *, recursive: bool = False, leave_out: Pat
 
     Raises:
         ConfigError: nothing was given.
-        DataError: a path does not exist, or there is no photo in a folder.
+        DatasetError: a path does not exist, or there is no photo in a folder.
     """
     if not given:
         raise ConfigError("predict: found no photos, expected at least one; name files or a folder after the model")
@@ -72,7 +72,7 @@ def _files_of(name: str, recursive: bool, leave_out: Path | None) -> list[str]:
         inside = sorted(_photos_inside(path, recursive, None if leave_out is None else leave_out.resolve()))
         if not inside:
             where = "" if recursive else ", and --recursive was not asked for"
-            raise DataError(
+            raise DatasetError(
                 f"{path}: found no photo in this folder, expected {', '.join(sorted(SUFFIXES))}{where}; what detrkit "
                 "drew does not count"
             )
@@ -85,11 +85,13 @@ def _files_of(name: str, recursive: bool, leave_out: Path | None) -> list[str]:
         away = None if leave_out is None else leave_out.resolve()
         matching = sorted(file for file in known if away is None or away not in Path(file).resolve().parents)
         if not matching:
-            raise DataError(
+            raise DatasetError(
                 f"{name}: found no photo or video that fits this pattern, but for what detrkit drew; check it"
             )
         return matching
-    raise DataError(f"{path}: found nothing, expected a photo, a video, a folder, a list or a pattern; check the path")
+    raise DatasetError(
+        f"{path}: found nothing, expected a photo, a video, a folder, a list or a pattern; check the path"
+    )
 
 
 def _photos_inside(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[str]:
@@ -112,9 +114,11 @@ def _lines_of(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8-sig") as lines:
             names = [line.strip() for line in lines if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as text ({error}); expected the path of a photo in each line") from None
+        raise DatasetError(
+            f"{path}: not readable as text ({error}); expected the path of a photo in each line"
+        ) from None
     if not names:
-        raise DataError(f"{path}: found an empty list, expected the path of a photo in each line")
+        raise DatasetError(f"{path}: found an empty list, expected the path of a photo in each line")
     for name in names:
         beside = path.parent / name
         yield str(beside) if beside.exists() else name

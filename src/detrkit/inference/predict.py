@@ -10,7 +10,7 @@ from detrkit.checkpoints.exported import is_exported
 from detrkit.data.loaders import device_for, device_of
 from detrkit.data.video import is_detrkit_video
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.detector import Detector
 from detrkit.inference.inputs import Sources, choose_shard, list_inputs, output_names
 from detrkit.inference.predict_images import PHOTO_KINDS, predict_photos
@@ -58,7 +58,7 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
         _predict_all(job, source, mine, process)
     count = len(mine.photos) + len(mine.videos) + len(mine.cameras)
     if job.tally.faults:
-        raise DataError(f"{job.tally.faults} of {count} photos were not predicted; {job.tally.first_fault}")
+        raise DatasetError(f"{job.tally.faults} of {count} photos were not predicted; {job.tally.first_fault}")
     return stop.received
 
 

@@ -13,7 +13,7 @@ from detrkit._internal.text import plural, printable
 from detrkit.checkpoints.load import local_file
 from detrkit.data.segment_png import write_ids
 from detrkit.distributed.rank import Process
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.inference.images import ImageInput
 from detrkit.inference.prediction import PredictionRun, progress_bar
 from detrkit.inference.writers.jsonl import JsonlWriter, lines_name
@@ -136,7 +136,7 @@ class _Outputs:
         self.job.tally.photos += 1
         self.job.tally.objects += len(found)
 
-    def refuse(self, photo: ImageInput, error: DataError) -> None:
+    def refuse(self, photo: ImageInput, error: DatasetError) -> None:
         """Record a photo that cannot be read."""
         self.job.tally.refuse(str(error))
         if self.lines is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from detrkit._internal.files import atomic_write
 from detrkit._internal.text import plural
 from detrkit.data.video import Video, VideoWriter, open_camera, open_video
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.inference.prediction import PredictionRun, progress_bar
 from detrkit.inference.writers.parquet import write_parquet
 from detrkit.structures import Detections
@@ -42,7 +42,7 @@ def _predict(job: PredictionRun, name: str, output: str, opened: AbstractContext
     try:
         with opened as video:
             count, objects, fault = _predict_frames(job, video, job.options.output / output)
-    except DataError as error:
+    except DatasetError as error:
         job.tally.refuse(str(error))
         job.console.print(f"{Path(name).name}: not predicted", soft_wrap=True)
         return
@@ -62,7 +62,7 @@ class _Frames:
 
     def __init__(self, video: Video, most: int | None) -> None:
         self.waiting: deque[tuple[int, float]] = deque()
-        self.fault: DataError | None = None
+        self.fault: DatasetError | None = None
         self._frames = islice(video, most)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -70,18 +70,18 @@ class _Frames:
             for frame in self._frames:
                 self.waiting.append((frame.number, frame.seconds))
                 yield frame.pixels
-        except DataError as error:
+        except DatasetError as error:
             self.fault = error
 
 
-def _predict_frames(job: PredictionRun, video: Video, output: Path) -> tuple[int, int, DataError | None]:
+def _predict_frames(job: PredictionRun, video: Video, output: Path) -> tuple[int, int, DatasetError | None]:
     """Predict frame by frame; the files are in place when all is done.
 
     Returns:
         How many frames and objects there were, and what was wrong with the next frame.
 
     Raises:
-        DataError: no frame can be read.
+        DatasetError: no frame can be read.
     """
     kinds = job.options.kinds(DEFAULT_KINDS)
     frames = _Frames(video, job.options.frames)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detrkit._internal.signals import StopSignal
-from detrkit.errors import ConfigError, DataError, did_you_mean
+from detrkit.errors import ConfigError, DatasetError, did_you_mean
 from detrkit.inference.detector import Detector, Threshold
 from detrkit.inference.engines.torch import Precision
 from detrkit.inference.images import ImageInput
@@ -119,7 +119,7 @@ class PredictionRun:
         self,
         photos: Iterable[ImageInput],
         with_images: bool,
-        fault: Callable[[ImageInput, DataError], None] | None = None,
+        fault: Callable[[ImageInput, DatasetError], None] | None = None,
     ) -> Generator[Detections, None, None]:
         """Predict photos or frames as the options say."""
         options = self.options

@@ -17,7 +17,7 @@ from torch import Tensor
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import crop, size_of
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.engines.torch import Runtime
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.ops.tiles import Tiling
@@ -94,12 +94,12 @@ def stream_photos(
     finder: BatchPredictor,
     photos: Iterable[ImageInput],
     settings: StreamConfig,
-    fault: Callable[[ImageInput, DataError], None] | None,
+    fault: Callable[[ImageInput, DatasetError], None] | None,
 ) -> Generator[Detections, None, None]:
     """Open, group, predict; see `Detector.stream`.
 
     Raises:
-        DataError: a photo cannot be read, and nobody listens to faults.
+        DatasetError: a photo cannot be read, and nobody listens to faults.
     """
 
     def open_one(photo: ImageInput) -> _Opened:
@@ -122,7 +122,7 @@ def _opened_ahead(
     photos: Iterable[ImageInput],
     open_one: Callable[[ImageInput], _Opened],
     workers: int,
-    fault: Callable[[ImageInput, DataError], None] | None,
+    fault: Callable[[ImageInput, DatasetError], None] | None,
 ) -> Iterator[_Opened]:
     """Open photos in threads, at most two ahead for each; hand them over in their order."""
     pool = ThreadPoolExecutor(workers) if workers else None
@@ -132,7 +132,7 @@ def _opened_ahead(
         photo, future = ahead.popleft()
         try:
             yield future.result() if future is not None else open_one(photo)
-        except DataError as error:
+        except DatasetError as error:
             if fault is None:
                 raise
             fault(photo, error)

@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from detrkit import __version__
+from detrkit._version import __version__
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Threshold
 from detrkit.serve.http_errors import HttpError, http_error_for

@@ -104,7 +104,7 @@ class Service:
         """Find the objects in a photo.
 
         Raises:
-            DataError: it cannot be read.
+            DatasetError: it cannot be read.
         """
         async with _place_in(self._room, upload):
             sample = await self._in_thread(lambda: self.detector.prepare(self._open(upload)), upload)
@@ -119,7 +119,7 @@ class Service:
             bytes the former has.
 
         Raises:
-            DataError: it cannot be read.
+            DatasetError: it cannot be read.
         """
         async with _place_in(self._room_to_explain, upload):
             sample = await self._in_thread(lambda: unannotated(self._open(upload)), upload)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from detrkit.errors import ConfigError, option
+from detrkit.errors import ConfigError, arg
 from detrkit.inference.detector import Threshold
 
 
@@ -29,10 +29,10 @@ class ServeConfig:
             raise ConfigError(f"--threshold: found {self.threshold:g}, expected a score between 0 and 1, or auto")
         for name in ("batch_size", "queue", "workers"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{option(name)}: found {getattr(self, name)}, expected at least 1")
+                raise ConfigError(f"{arg(name)}: found {getattr(self, name)}, expected at least 1")
         for name in ("timeout", "upload_limit", "pixel_limit"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{option(name)}: found {getattr(self, name)}, expected more than 0")
+                raise ConfigError(f"{arg(name)}: found {getattr(self, name)}, expected more than 0")
         if not 0 <= self.batch_wait <= 1000 * self.timeout:
             raise ConfigError(
                 f"--batch-wait: found {self.batch_wait} milliseconds, expected 0 to {1000 * self.timeout:g}, the timeout"

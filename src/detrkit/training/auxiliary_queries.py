@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detrkit.config.model import ModelConfig
 from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, option
+from detrkit.errors import ConfigError, arg
 from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.build import build_queries

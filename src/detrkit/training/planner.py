@@ -13,7 +13,7 @@ from detrkit._internal.text import plural
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, option
+from detrkit.errors import ConfigError, arg
 from detrkit.models.presets import preset_config
 from detrkit.training.auxiliary_queries import check_auxiliary_queries
 from detrkit.training.optimizer import BOXES, trains_masks_only
@@ -143,7 +143,7 @@ def _check_used(model: ModelConfig, settings: TrainingConfig) -> None:
         for name in names:
             value = getattr(settings, name)
             if is_unused and value != TrainingConfig.model_fields[name].default:
-                raise ConfigError(f"{option(name)} {value:g}: {reason}")
+                raise ConfigError(f"{arg(name, value)}: {reason}")
 
 
 def _check_model_settings(config: RunConfig, model: ModelConfig) -> None:

@@ -25,7 +25,7 @@ from detrkit.data.convert import write_copy
 from detrkit.data.formats.folder import Format
 from detrkit.data.images import open_image
 from detrkit.data.records import Record, SplitName
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 from detrkit.models.presets import preset_config
 from detrkit.training.planner import plan_model
 from detrkit.visualization.draw import draw_boxes
@@ -170,7 +170,7 @@ def _pictures(finding: Finding, records: Mapping[Path, Record]) -> Iterator[tupl
         record = records[place.photo]
         try:
             photo = open_image(record.path, record.size, record.span)
-        except DataError:
+        except DatasetError:
             continue
         scale = min(1.0, _PICTURE_SIDE / max(photo.size))
         photo = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))

@@ -19,7 +19,7 @@ import PIL
 from detrkit._internal.files import make_folder, write_text
 from detrkit.data.images import RGB, array_shape, open_image, read_image_bytes
 from detrkit.data.records import Record
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def decode_all(
                 if progress:
                     progress(len(found), len(jobs))
     except BrokenProcessPool:
-        raise DataError(
+        raise DatasetError(
             f"photos: a process that decoded them was killed after {len(found)} of {len(jobs)}, most likely for want of "
             "memory; run again with --workers 1"
         ) from None
@@ -91,7 +91,7 @@ def _decode(record: Record) -> DecodedPhoto:
         digest = hashlib.sha256(read_image_bytes(record.path, record.span)).hexdigest()
         photo = open_image(record.path, record.size, record.span)
         channels = array_shape(record.path, record.span)[2] if record.path.suffix.lower() == ".npy" else RGB
-    except DataError as error:
+    except DatasetError as error:
         return DecodedPhoto("", None, 0, str(error))
     except MemoryError:
         return DecodedPhoto("", None, 0, f"{record.path}: does not fit into memory; make it smaller")

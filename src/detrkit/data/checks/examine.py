@@ -22,7 +22,7 @@ from detrkit.data.checks.decode_cache import DecodedPhoto, decode_all
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
 from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
 from detrkit.data.records import Split, SplitName
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def examine(
         memory: file of what was decoded before, and where to add to it; None decodes all.
 
     Raises:
-        DataError: the folder cannot be understood at all.
+        DatasetError: the folder cannot be understood at all.
     """
-    faults: list[DataError] = []
+    faults: list[DatasetError] = []
     folder = read_dataset(path, format, fault=faults.append)
     splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
@@ -110,7 +110,7 @@ def examine(
     )
 
 
-def _of_reading(faults: Sequence[DataError]) -> Iterator[Finding]:
+def _of_reading(faults: Sequence[DatasetError]) -> Iterator[Finding]:
     if faults:
         yield Finding(
             "error",

@@ -8,7 +8,7 @@ import numpy as np
 from detrkit.data.checks.annotations import is_copy
 from detrkit.data.formats.folder import DatasetFolder
 from detrkit.data.records import Record, Records, Split
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 @dataclass
@@ -29,7 +29,7 @@ def fix_dataset(folder: DatasetFolder, unusable: frozenset[Path]) -> tuple[Datas
         unusable: photos that cannot be read, or are of another size than annotated.
 
     Raises:
-        DataError: nothing would be left of a split.
+        DatasetError: nothing would be left of a split.
     """
     counts = RepairCounts()
     return (
@@ -47,7 +47,7 @@ def _repaired_split(split: Split, unusable: frozenset[Path], counts: RepairCount
     usable = [record for record in split.records if record.path not in unusable]
     counts.photos += len(split.records) - len(usable)
     if not usable:
-        raise DataError(f"{split.source}: none of {len(split.records)} photos can be used, so nothing can be mended")
+        raise DatasetError(f"{split.source}: none of {len(split.records)} photos can be used, so nothing can be mended")
     return replace(split, records=Records.of(_repaired_record(record, counts) for record in usable))
 
 

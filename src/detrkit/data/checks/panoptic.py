@@ -15,7 +15,7 @@ from detrkit.data.checks.annotations import Finding, Location
 from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 from detrkit.ops.segments import VOID, have_pixels, ids_in, ids_to_masks, masks_to_boxes
 
 _SLACK = 1.0  # pixels by which a box may differ from its mask's: tools count the last pixel or do not
@@ -55,7 +55,7 @@ def compare_segments(
         What was found, by the photo's path.
 
     Raises:
-        DataError: a process was killed.
+        DatasetError: a process was killed.
     """
     jobs = [record for record in records if record.mask_file is not None]
     found: dict[Path, Comparison] = {}
@@ -68,7 +68,7 @@ def compare_segments(
                 if progress:
                     progress(len(found), len(jobs))
     except BrokenProcessPool:
-        raise DataError(
+        raise DatasetError(
             f"PNGs of segments: a process that decoded them was killed after {len(found)} of {len(jobs)}, most likely for "
             "want of memory; run again with --workers 1"
         ) from None
@@ -98,7 +98,7 @@ def _compare(record: Record) -> Comparison:
     assert record.outlines is not None
     try:
         ids = read_ids(record.mask_file, record.size)
-    except DataError as error:
+    except DatasetError as error:
         return Comparison(record.mask_file, str(error))
     wanted = segment_ids(record.outlines)
     masks = ids_to_masks(ids, wanted)

@@ -17,7 +17,7 @@ from detrkit._internal.files import is_file
 from detrkit.data.categories import Categories
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.data.segmentation import check_segmentation
-from detrkit.errors import DataError, short
+from detrkit.errors import DatasetError, short
 
 LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folders of photos with the same names"
 
@@ -34,17 +34,17 @@ def read_coco_split(
         masks: keep the outlines of the objects, too.
 
     Raises:
-        DataError: the folder or file is missing, ambiguous or malformed.
+        DatasetError: the folder or file is missing, ambiguous or malformed.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(
+        raise DatasetError(
             f"{root}: found {'a file' if root.exists() else 'nothing'}, expected a dataset folder; check the path"
         )
     found = sorted(root.glob(f"annotations/instances_{split}*.json"))
     if len(found) != 1:
         what = f"{len(found)} files" if found else "no file"
-        raise DataError(
+        raise DatasetError(
             f"{root}: found {what} annotations/instances_{split}*.json, expected one; a COCO dataset holds {LAYOUT}"
         )
     photos = root / found[0].stem.removeprefix("instances_")
@@ -63,20 +63,22 @@ def read_coco_file(
         masks: keep the outlines of the objects, too; objects without any are faults.
 
     Raises:
-        DataError: the file or the folder is missing, or the file is malformed; the message names the first fault.
+        DatasetError: the file or the folder is missing, or the file is malformed; the message names the first fault.
     """
     path, photos = Path(path), Path(photos)
     if not photos.is_dir():
-        raise DataError(f"{photos}: found no such folder, expected the photos of {path.name} in it")
+        raise DatasetError(f"{photos}: found no such folder, expected the photos of {path.name} in it")
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise DataError(f"{path}: expected a COCO instances file with lists 'images', 'annotations' and 'categories'")
+        raise DatasetError(
+            f"{path}: expected a COCO instances file with lists 'images', 'annotations' and 'categories'"
+        )
     if not isinstance(content.get("annotations"), list):
-        raise DataError(
+        raise DatasetError(
             f"{path}: found no list 'annotations'; to predict photos without annotations, use detrkit predict"
         )
     if any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"][:1]):
-        raise DataError(
+        raise DatasetError(
             f"{path}: is a panoptic file, whose objects are segments; expected an instances file with boxes, or --format "
             "panoptic"
         )
@@ -84,10 +86,10 @@ def read_coco_file(
     of_image = _read_annotations(content["annotations"], categories, path, fault, masks)
     records = Records.of(read_images(content["images"], of_image, photos, path, fault, masks=masks))
     if not records:
-        raise DataError(f"{path}: found no images, expected at least one")
+        raise DatasetError(f"{path}: found no images, expected at least one")
     if of_image:
         fault(
-            DataError(
+            DatasetError(
                 f"{path}: {len(of_image)} image ids have annotations and no entry in 'images', first "
                 f"{next(iter(of_image))!r}; add the images or drop the annotations"
             )
@@ -99,33 +101,33 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: it is missing or malformed.
+        DatasetError: it is missing or malformed.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"{path}: found nothing, expected a JSON file; check the path") from None
+        raise DatasetError(f"{path}: found nothing, expected a JSON file; check the path") from None
     except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{path}: not readable as JSON ({str(error).splitlines()[0][:100]})") from None
+        raise DatasetError(f"{path}: not readable as JSON ({str(error).splitlines()[0][:100]})") from None
 
 
 def read_categories(entries: list[Any], path: Path) -> Categories:
     """Read ids and names, in rising order of the ids.
 
     Raises:
-        DataError: there are none, or one is malformed.
+        DatasetError: there are none, or one is malformed.
     """
     named: dict[int, str] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: categories[{index}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise DataError(f"{where}: found {short(entry)}, expected an object with 'id' and 'name'")
+            raise DatasetError(f"{where}: found {short(entry)}, expected an object with 'id' and 'name'")
         number = integer(entry.get("id"), f"{where}.id")
         if number in named:
-            raise DataError(f"{where}: category id {number} stands twice; give every category its own id")
+            raise DatasetError(f"{where}: category id {number} stands twice; give every category its own id")
         named[number] = entry["name"]
     if not named:
-        raise DataError(f"{path}: found no categories, expected at least one")
+        raise DatasetError(f"{path}: found no categories, expected at least one")
     ids = tuple(sorted(named))
     return Categories(ids, tuple(named[number] for number in ids))
 
@@ -139,7 +141,7 @@ def _read_annotations(
     for index, entry in enumerate(entries):
         try:
             image_id, annotation = _read_annotation(entry, label_of, f"{path}: annotations[{index}]", masks)
-        except DataError as error:
+        except DatasetError as error:
             fault(error)
         else:
             of_image[image_id].append(annotation)
@@ -148,7 +150,7 @@ def _read_annotations(
 
 def _read_annotation(entry: Any, label_of: dict[int, int], where: str, masks: bool) -> tuple[int, tuple[Any, ...]]:
     if not isinstance(entry, dict):
-        raise DataError(f"{where}: found {short(entry)}, expected an object")
+        raise DatasetError(f"{where}: found {short(entry)}, expected an object")
     where += f" (id {short(entry.get('id'))})"
     label = read_label(entry, label_of, where)
     box = read_box(entry.get("bbox"), where)
@@ -161,11 +163,13 @@ def read_label(entry: dict[str, Any], label_of: dict[int, int], where: str) -> i
     """Read which of the categories an object has.
 
     Raises:
-        DataError: it is none of them.
+        DatasetError: it is none of them.
     """
     category = integer(entry.get("category_id"), f"{where}.category_id")
     if category not in label_of:
-        raise DataError(f"{where}: category_id {category} is not in 'categories'; add it there or drop the annotation")
+        raise DatasetError(
+            f"{where}: category_id {category} is not in 'categories'; add it there or drop the annotation"
+        )
     return label_of[category]
 
 
@@ -173,13 +177,13 @@ def read_box(box: Any, where: str) -> tuple[float, float, float, float]:
     """Read x, y, width, height as xyxy.
 
     Raises:
-        DataError: it is none.
+        DatasetError: it is none.
     """
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise DataError(f"{where}.bbox: found {short(box)}, expected [x, y, width, height] in pixels")
+        raise DatasetError(f"{where}.bbox: found {short(box)}, expected [x, y, width, height] in pixels")
     x, y, width, height = box
     if width < 0 or height < 0:
-        raise DataError(f"{where}.bbox: found {box} with a negative size, expected [x, y, width, height] in pixels")
+        raise DatasetError(f"{where}.bbox: found {box} with a negative size, expected [x, y, width, height] in pixels")
     return x, y, x + width, y + height
 
 
@@ -204,8 +208,8 @@ def read_images(
         try:
             image_id, photo, size = _read_image(entry, photos, where)
             if image_id in seen:
-                raise DataError(f"{where}: image id {image_id} stands twice; give every image its own id")
-        except DataError as error:
+                raise DatasetError(f"{where}: image id {image_id} stands twice; give every image its own id")
+        except DatasetError as error:
             if isinstance(entry, dict) and isinstance(entry.get("id"), int) and entry["id"] not in seen:
                 of_image.pop(entry["id"], None)  # the image is left out, and they with it
             fault(error)
@@ -225,14 +229,16 @@ def read_images(
 
 def _read_image(entry: Any, photos: Path, where: str) -> tuple[int, Path, tuple[int, int]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise DataError(f"{where}: found {short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'")
+        raise DatasetError(
+            f"{where}: found {short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'"
+        )
     image_id = integer(entry.get("id"), f"{where}.id")
     photo = inside(photos, entry["file_name"], where)
     if not is_file(photo):
-        raise DataError(f"{where}: found no photo {photo}; complete the folder, or drop the image from the file")
+        raise DatasetError(f"{where}: found no photo {photo}; complete the folder, or drop the image from the file")
     height, width = (integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
     if min(height, width) < 1:
-        raise DataError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
+        raise DatasetError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
     return image_id, photo, (height, width)
 
 
@@ -240,14 +246,14 @@ def inside(root: Path, file_name: str, where: str) -> Path:
     """Find a file below its folder and nowhere else; links that lie there may point where their owner wants.
 
     Raises:
-        DataError: its name is no path, or leads out.
+        DatasetError: its name is no path, or leads out.
     """
     root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links)
     if "\0" in file_name:
-        raise DataError(f"{where}: file_name {short(file_name)} is no path")
+        raise DatasetError(f"{where}: file_name {short(file_name)} is no path")
     photo = Path(os.path.abspath(root / file_name))  # noqa: PTH100
     if not photo.is_relative_to(root):
-        raise DataError(f"{where}: file_name {short(file_name)} leads out of {root}; only files below it are read")
+        raise DatasetError(f"{where}: file_name {short(file_name)} leads out of {root}; only files below it are read")
     return photo
 
 
@@ -261,7 +267,7 @@ def folder_with(entries: Any, folders: Iterable[Path]) -> Path | None:
     names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
     for name in (one for one in names if isinstance(one, str)):
         for folder in there:
-            with suppress(DataError):
+            with suppress(DatasetError):
                 if is_file(inside(folder, name, "")):
                     return folder
     return None
@@ -271,12 +277,12 @@ def integer(value: Any, where: str) -> int:
     """Take a number that has to be whole.
 
     Raises:
-        DataError: it is not, or is too large to be an id.
+        DatasetError: it is not, or is too large to be an id.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(f"{where}: found {short(value)}, expected an integer")
+        raise DatasetError(f"{where}: found {short(value)}, expected an integer")
     if not -(2**63) <= value < 2**63:
-        raise DataError(f"{where}: found {short(value)}, expected an integer of at most 64 bits")
+        raise DatasetError(f"{where}: found {short(value)}, expected an integer of at most 64 bits")
     return value
 
 

@@ -15,7 +15,7 @@ from detrkit.data.formats.shards import PLAN_FILE, read_shards
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 Format = Literal["coco", "panoptic", "yolo", "voc", "shards"]
 VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
@@ -71,7 +71,7 @@ def read_dataset(
         masks: keep what masks are made of; objects without it are faults.
 
     Raises:
-        DataError: nothing is there, the format is not known or has no masks, or a file is malformed.
+        DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
     path = Path(path)
     format, splits = _read_splits(path, format, fault, masks)
@@ -94,7 +94,7 @@ def read_split(
         The part, None if there is none, and what was decided on the way.
 
     Raises:
-        DataError: as `read_dataset`.
+        DatasetError: as `read_dataset`.
     """
     path = Path(path)
     format, splits = _read_splits(path, format, raise_fault, masks)
@@ -111,14 +111,14 @@ def _read_splits(
 ) -> tuple[Format, dict[SplitName, Split]]:
     """Read what there is."""
     if not path.exists():
-        raise DataError(f"{path}: found nothing, expected a dataset folder; check the path")
+        raise DatasetError(f"{path}: found nothing, expected a dataset folder; check the path")
     format = format or detect_format(path)
     if format == "coco":
         return format, _read_coco(path, fault, masks)
     if format == "panoptic":
         return format, _read_panoptic(path, fault)
     if masks:
-        raise DataError(
+        raise DatasetError(
             f"{path}: detrkit reads no masks from {format.upper()} data, expected a COCO instances or panoptic dataset; "
             "train a model without masks, or give the annotations in one of these forms"
         )
@@ -129,7 +129,7 @@ def _completed(path: Path, format: Format, splits: dict[SplitName, Split], seed:
     """See that there is something to learn from, and to be judged by."""
     train, val = splits.get("train"), splits.get("val")
     if train is None:
-        raise DataError(f"{path}: found no training photos in this {format.upper()} dataset; expected {_LAYOUTS}")
+        raise DatasetError(f"{path}: found no training photos in this {format.upper()} dataset; expected {_LAYOUTS}")
     notes: list[str] = []
     if val is None:
         train, val = _set_aside(train, seed)
@@ -139,7 +139,7 @@ def _completed(path: Path, format: Format, splits: dict[SplitName, Split], seed:
         )
     for other in (val, splits.get("test")):
         if other is not None and other.categories != train.categories:
-            raise DataError(
+            raise DatasetError(
                 f"{other.source}: its categories differ from those of the training split; give all the same list"
             )
     return DatasetFolder(format, train, val, splits.get("test"), tuple(notes))
@@ -149,7 +149,7 @@ def detect_format(path: Path) -> Format:
     """Tell the format by what lies in the folder.
 
     Raises:
-        DataError: nothing known lies there.
+        DatasetError: nothing known lies there.
     """
     if path.is_file():
         return _form_of_file(path)
@@ -168,7 +168,7 @@ def detect_format(path: Path) -> Format:
     single = _single_json(path)
     if single is not None:
         return _form_of_file(single)
-    raise DataError(
+    raise DatasetError(
         f"{path}: found no file annotations/instances_train*.json, data.yaml or Annotations/*.xml, expected one of "
         f"{_LAYOUTS}"
     )
@@ -179,7 +179,7 @@ def _form_of_file(path: Path) -> Format:
         return "yolo"
     if path.suffix == ".json":
         return "panoptic" if is_panoptic_file(path) else "coco"
-    raise DataError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
+    raise DatasetError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
 
 
 def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, Split]:
@@ -204,7 +204,7 @@ def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, 
         )
     single = _single_json(path)
     if single is None:
-        raise DataError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
+        raise DatasetError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
     return {"train": read_coco_file(single, images_next_to(single), fault, masks=masks)}
 
 
@@ -221,7 +221,7 @@ def _read_panoptic(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
 def _read_yolo(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
     file = path if path.is_file() else _yaml_of(path)
     if file is None:
-        raise DataError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
+        raise DatasetError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
     found = {split: read_yolo(file, split, fault) for split in SPLIT_FOLDERS}
     return {split: records for split, records in found.items() if records is not None}
 
@@ -255,7 +255,7 @@ def _single_json(folder: Path) -> Path | None:
 def _names_photos(file: Path) -> bool:
     try:
         content = read_json(file)
-    except DataError:
+    except DatasetError:
         return True  # whoever reads it says what is wrong
     return isinstance(content, dict) and "images" in content
 

@@ -14,7 +14,7 @@ from detrkit.data.formats.coco import read_images, read_json
 from detrkit.data.formats.folder import images_next_to
 from detrkit.data.images import SUFFIXES, read_image_size
 from detrkit.data.records import Record, Records, Split, raise_fault
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 _IMAGE_INFO = "image_info_"
 
@@ -28,7 +28,7 @@ def find_image_folder(path: Path, split: str, categories: Categories) -> Split |
         categories: of the model, which such photos cannot name.
 
     Raises:
-        DataError: there are such photos, but something is wrong with them.
+        DatasetError: there are such photos, but something is wrong with them.
     """
     if path.is_file() and path.suffix == ".json":
         content = read_json(path)
@@ -41,7 +41,7 @@ def find_image_folder(path: Path, split: str, categories: Categories) -> Split |
     if infos and not annotated:
         if len(infos) > 1:
             names = ", ".join(info.name for info in infos)
-            raise DataError(
+            raise DatasetError(
                 f"{path}: found {len(infos)} files for this split ({names}), expected one; name the file itself"
             )
         return read_image_info(infos[0], categories)
@@ -52,7 +52,7 @@ def read_image_info(path: Path, categories: Categories) -> Split:
     """Read a JSON with images and no annotations.
 
     Raises:
-        DataError: it is malformed, or a photo is missing.
+        DatasetError: it is malformed, or a photo is missing.
     """
     content = read_json(path)
     of_split = path.parent.parent / path.stem.removeprefix(_IMAGE_INFO)
@@ -61,7 +61,7 @@ def read_image_info(path: Path, categories: Categories) -> Split:
     folder = next((one for one in (of_split, whole) if one.is_dir()), None) or images_next_to(path)
     records = Records.of(read_images(content["images"], {}, folder, path, raise_fault))
     if not records:
-        raise DataError(f"{path}: found no images, expected at least one")
+        raise DatasetError(f"{path}: found no images, expected at least one")
     return Split(records, categories, path)
 
 

@@ -10,7 +10,7 @@ from detrkit.data.formats.coco import read_coco_file, read_json
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.panoptic import is_panoptic_file, read_panoptic_file
 from detrkit.data.records import Records, Split
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 
 def find_record(photo: Path, annotations: Path) -> Split:
@@ -19,10 +19,10 @@ def find_record(photo: Path, annotations: Path) -> Split:
     Faults elsewhere in the annotations do not matter here.
 
     Raises:
-        DataError: the annotations cannot be read, or do not speak of this photo.
+        DatasetError: the annotations cannot be read, or do not speak of this photo.
     """
     if not photo.is_file():
-        raise DataError(f"{photo}: found nothing, expected a photo; check the path")
+        raise DatasetError(f"{photo}: found nothing, expected a photo; check the path")
     if annotations.suffix.lower() == ".json":
         is_panoptic = is_panoptic_file(annotations)
         splits = [read_panoptic_file(annotations, _pass_over) if is_panoptic else _read_beside(photo, annotations)]
@@ -37,12 +37,12 @@ def find_record(photo: Path, annotations: Path) -> Split:
     same = [(split, index) for split, index in named if _is_same(split.records.path(index), photo)]
     found = same or named
     if not found:
-        raise DataError(
+        raise DatasetError(
             f"{annotations}: says nothing of a photo named {photo.name}, expected its annotations; name the file or "
             "folder that describes it, or leave out --annotations"
         )
     if len(found) > 1 and not same:
-        raise DataError(
+        raise DatasetError(
             f"{annotations}: {len(found)} photos are named {photo.name}; give the one inside of the dataset"
         )
     split, index = found[0]
@@ -66,7 +66,7 @@ def _read_beside(photo: Path, file: Path) -> Split:
     return read_coco_file(file, folder, _pass_over)
 
 
-def _pass_over(_fault: DataError) -> None:
+def _pass_over(_fault: DatasetError) -> None:
     """Faults of other photos."""
 
 

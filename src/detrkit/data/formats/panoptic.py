@@ -27,7 +27,7 @@ from detrkit.data.formats.coco import (
 from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
-from detrkit.errors import DataError, short
+from detrkit.errors import DatasetError, short
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_to_masks, masks_to_boxes
 
 _PREFIX = "panoptic_"
@@ -67,14 +67,14 @@ def read_panoptic_split(root: Path, split: SplitName, fault: FaultHandler = rais
         The split; None where the folder has none.
 
     Raises:
-        DataError: there are several, or it is malformed.
+        DatasetError: there are several, or it is malformed.
     """
     found = panoptic_files(root, split)
     if not found:
         return None
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
-        raise DataError(
+        raise DatasetError(
             f"{root}: found {len(found)} panoptic files for {split} ({names}), expected one; keep one of them"
         )
     return read_panoptic_file(found[0], fault)
@@ -88,17 +88,17 @@ def read_panoptic_file(path: Path, fault: FaultHandler = raise_fault) -> Split:
         fault: told of every image and segment that is malformed and left out; by default the first is raised.
 
     Raises:
-        DataError: it is missing or malformed, or there is no folder of photos or PNGs.
+        DatasetError: it is missing or malformed, or there is no folder of photos or PNGs.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in _LISTS):
-        raise DataError(f"{path}: expected a COCO panoptic file with lists 'images', 'annotations' and 'categories'")
+        raise DatasetError(f"{path}: expected a COCO panoptic file with lists 'images', 'annotations' and 'categories'")
     categories = _with_things(read_categories(content["categories"], path), content["categories"], path)
     reader = _Reader(path, _folder_of_pngs(path, content["annotations"]), categories, fault)
     photos = _folder_of_photos(path, content["images"])
     records = Records.of(reader.read(content["images"], content["annotations"], photos))
     if not records:
-        raise DataError(f"{path}: found no photo with a PNG of segments, expected at least one")
+        raise DatasetError(f"{path}: found no photo with a PNG of segments, expected at least one")
     return Split(records, categories, path)
 
 
@@ -119,10 +119,10 @@ class _Reader:
             try:
                 image_id, file, found = self._annotation(entry, f"{self.path}: annotations[{index}]")
                 if image_id in files:
-                    raise DataError(
+                    raise DatasetError(
                         f"{self.path}: annotations[{index}]: image id {image_id} is annotated twice; keep one"
                     )
-            except DataError as error:
+            except DatasetError as error:
                 self.fault(error)
                 told |= _image_id_of(entry)
             else:
@@ -131,16 +131,16 @@ class _Reader:
             if record.image_id not in files:
                 if record.image_id not in told:
                     missing = f"image id {record.image_id} has no PNG of segments; add it or drop the image"
-                    self.fault(DataError(f"{self.path}: {missing}"))
+                    self.fault(DatasetError(f"{self.path}: {missing}"))
                 continue
             try:
                 yield _with_boxes(replace(record, mask_file=files[record.image_id]))
-            except DataError as error:
+            except DatasetError as error:
                 self.fault(error)
         if segments:
             first = next(iter(segments))
             self.fault(
-                DataError(
+                DatasetError(
                     f"{self.path}: {len(segments)} image ids have annotations and no entry in 'images', first {first}; add "
                     "the images or drop the annotations"
                 )
@@ -149,21 +149,21 @@ class _Reader:
     def _annotation(self, entry: Any, where: str) -> tuple[int, Path, list[tuple[Any, ...]]]:
         is_entry = isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
         if not is_entry or not isinstance(entry.get("segments_info"), list):
-            raise DataError(f"{where}: found {short(entry)}, expected 'image_id', 'file_name' and 'segments_info'")
+            raise DatasetError(f"{where}: found {short(entry)}, expected 'image_id', 'file_name' and 'segments_info'")
         image_id = integer(entry.get("image_id"), f"{where}.image_id")
         file = inside(self.pngs, entry["file_name"], where)
         if not is_file(file):
-            raise DataError(f"{where}: found no PNG {file}; complete the folder, or drop the image {image_id}")
+            raise DatasetError(f"{where}: found no PNG {file}; complete the folder, or drop the image {image_id}")
         label_of = {number: label for label, number in enumerate(self.categories.ids)}
         found: dict[int, tuple[Any, ...]] = {}
         for number, segment in enumerate(entry["segments_info"]):
             try:
                 segment_id, read = _segment(segment, label_of, f"{where}.segments_info[{number}]")
                 if segment_id in found:
-                    raise DataError(
+                    raise DatasetError(
                         f"{where}.segments_info[{number}]: segment id {segment_id} stands twice; keep one of them"
                     )
-            except DataError as error:
+            except DatasetError as error:
                 self.fault(error)
             else:
                 found[segment_id] = read
@@ -181,14 +181,14 @@ _UNKNOWN_BOX = (float("nan"),) * 4
 def _segment(entry: Any, label_of: dict[int, int], where: str) -> tuple[int, tuple[Any, ...]]:
     """Read (xyxy, label, is_crowd, id as text) of a segment."""
     if not isinstance(entry, dict):
-        raise DataError(f"{where}: found {short(entry)}, expected an object")
+        raise DatasetError(f"{where}: found {short(entry)}, expected an object")
     segment_id = integer(entry.get("id"), f"{where}.id")
     if not VOID < segment_id <= LARGEST_ID:
-        raise DataError(f"{where}.id: found {segment_id}, expected 1 to {LARGEST_ID}, which three bytes can hold")
+        raise DatasetError(f"{where}.id: found {segment_id}, expected 1 to {LARGEST_ID}, which three bytes can hold")
     label = read_label(entry, label_of, where)
     try:
         box = read_box(entry.get("bbox"), where)
-    except DataError:
+    except DatasetError:
         box = _UNKNOWN_BOX  # the PNG knows
     return segment_id, (box, label, is_crowd(entry), str(segment_id).encode())
 
@@ -214,7 +214,7 @@ def _with_things(categories: Categories, entries: list[dict[str, Any]], path: Pa
         return categories
     for number, value in given.items():
         if value not in (0, 1):
-            raise DataError(
+            raise DatasetError(
                 f"{path}: category {number} has isthing {short(value)}, expected 1 for things or 0 for stuff in every one"
             )
     return replace(categories, is_thing=tuple(bool(given[number]) for number in categories.ids))
@@ -237,12 +237,12 @@ def _found_or_usual(entries: list[Any], folders: Sequence[Path], path: Path, wha
     """Find the folder with the first file that entries name; or else the usual one, of which faults will tell.
 
     Raises:
-        DataError: there is none.
+        DatasetError: there is none.
     """
     found = folder_with(entries, folders)
     if found:
         return found
     there = [folder for folder in folders[:-1] if folder.is_dir()]
     if not there:
-        raise DataError(f"{usual}: found no such folder, expected {what} of {path.name} in it")
+        raise DatasetError(f"{usual}: found no such folder, expected {what} of {path.name} in it")
     return usual if usual.is_dir() else there[0]

@@ -25,7 +25,7 @@ from detrkit._internal.files import atomic_write, check_is_free, make_folder, wr
 from detrkit.data.categories import Categories
 from detrkit.data.images import read_image_bytes
 from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 FORMAT = "detrkit-shards-1"
 PLAN_FILE = "shards.json"
@@ -41,7 +41,7 @@ def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_faul
         The split; None when the folder has no shard of it.
 
     Raises:
-        DataError: the index or a shard is malformed or missing.
+        DatasetError: the index or a shard is malformed or missing.
     """
     plan = _read_plan(folder)
     expected = plan.photos.get(split, 0)
@@ -55,7 +55,7 @@ def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_faul
         read = Split(Records.of(_walk(shards, plan.categories, fault)), plan.categories, folder)
     if len(read.records) != expected:
         fault(
-            DataError(
+            DatasetError(
                 f"{folder}: found {len(read.records)} {split} photos, expected {expected}; the shards are incomplete: run "
                 "detrkit shard again, or copy what is missing"
             )
@@ -84,7 +84,7 @@ def write_shards(
         How many shards were there already.
 
     Raises:
-        DataError: a photo cannot be read, or the folder holds something else.
+        DatasetError: a photo cannot be read, or the folder holds something else.
     """
     plan = check_place(splits, output, images_per_shard=images_per_shard, seed=seed)
     make_folder(output)
@@ -137,7 +137,7 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, images_per_shar
     """See that shards can be written to a folder: it is new, or holds a part of the very same.
 
     Raises:
-        DataError: it holds something else.
+        DatasetError: it holds something else.
     """
     plan = ShardPlan(
         splits["train"].categories,
@@ -149,7 +149,9 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, images_per_shar
     if not (output / PLAN_FILE).is_file():
         check_is_free(output)
     elif _read_plan(output) != plan:
-        raise DataError(f"{output}: holds shards of another dataset, or made with other settings; choose another place")
+        raise DatasetError(
+            f"{output}: holds shards of another dataset, or made with other settings; choose another place"
+        )
     return plan
 
 
@@ -176,7 +178,7 @@ def _read_plan(folder: Path) -> ShardPlan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise DataError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
+            raise DatasetError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         return ShardPlan(
             Categories.from_json(content["categories"]),
             int(content["images_per_shard"]),
@@ -186,7 +188,7 @@ def _read_plan(folder: Path) -> ShardPlan:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
-        raise DataError(f"{path}: not readable ({reason}); write the shards again") from None
+        raise DatasetError(f"{path}: not readable ({reason}); write the shards again") from None
 
 
 def _write_shard(path: Path, records: Sequence[Record], categories: Categories) -> None:
@@ -233,10 +235,10 @@ def _walk(shards: Sequence[Path], categories: Categories, fault: FaultHandler) -
                     text = content.read(_MAX_JSON) if content else b""
                     try:
                         yield _to_record(shard, spans.pop(name.stem, None), text, label_of, f"{shard}: {name}")
-                    except DataError as error:
+                    except DatasetError as error:
                         fault(error)
         except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-            raise DataError(f"{shard}: not readable as a tar file ({error}); copy it again") from None
+            raise DatasetError(f"{shard}: not readable as a tar file ({error}); copy it again") from None
 
 
 def _to_record(
@@ -247,7 +249,7 @@ def _to_record(
     where: str,
 ) -> Record:
     if photo is None:
-        raise DataError(f"{where}: found no photo before it, expected one of the same name")
+        raise DatasetError(f"{where}: found no photo before it, expected one of the same name")
     try:
         content = json.loads(text)
         boxes = np.array(content["boxes_xyxy"], dtype=np.float32).reshape(-1, 4)
@@ -256,12 +258,12 @@ def _to_record(
         size = (int(content["height"]), int(content["width"]))
         record = Record(int(content["image_id"]), shard / photo[0], size, boxes, labels, is_crowd, photo[1])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(
+        raise DatasetError(
             f"{where}: is malformed ({type(error).__name__}: {str(error)[:80]}); write the shard again"
         ) from None
     fits = abs(record.image_id) < 2**63 and min(size) >= 1 and max(size) < 2**31
     if not fits or not len(boxes) == len(labels) == len(is_crowd) or not np.isfinite(boxes).all():
-        raise DataError(f"{where}: boxes, classes and size do not agree; write the shard again")
+        raise DatasetError(f"{where}: boxes, classes and size do not agree; write the shard again")
     return record
 
 
@@ -280,7 +282,7 @@ def _read_index(path: Path, shards: dict[str, Path]) -> Split:
             header = json.loads((opened.metadata() or {})["detrkit"])
             columns = {name: opened.get_tensor(name) for name in _COLUMNS}
         if header["format"] != FORMAT:
-            raise DataError(f"{path}: found format {header['format']!r}, expected {FORMAT!r}; update detrkit")
+            raise DatasetError(f"{path}: found format {header['format']!r}, expected {FORMAT!r}; update detrkit")
         categories = Categories.from_json(header["categories"])
         _check_columns(columns, len(categories))
         records = Records(RecordArrays(**columns), path.parent)
@@ -288,23 +290,23 @@ def _read_index(path: Path, shards: dict[str, Path]) -> Split:
         return Split(records, categories, path.parent)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error).splitlines()[0][:100]
-        raise DataError(f"{path}: not readable as an index ({reason}); remove it, and the shards are read") from None
+        raise DatasetError(f"{path}: not readable as an index ({reason}); remove it, and the shards are read") from None
 
 
 def _check_places(records: Records, shards: dict[str, Path], index: Path) -> None:
     """See that every photo lies in a shard beside the index, whole.
 
     Raises:
-        DataError: it does not.
+        DatasetError: it does not.
     """
     sizes = {shard: shard.stat().st_size for shard in shards.values()}
     ends = records.columns.spans.sum(1).tolist()
     for number, end in enumerate(ends):
         shard = records.path(number).parent
         if shard not in sizes:
-            raise DataError(f"{index}: names the shard {shard.name}, which is not beside it; copy it, too")
+            raise DatasetError(f"{index}: names the shard {shard.name}, which is not beside it; copy it, too")
         if end > sizes[shard]:
-            raise DataError(f"{shard}: ends at {sizes[shard]} bytes, before its photos do; copy the shard again")
+            raise DatasetError(f"{shard}: ends at {sizes[shard]} bytes, before its photos do; copy the shard again")
 
 
 def _check_columns(columns: dict[str, Tensor], num_classes: int) -> None:

@@ -19,7 +19,7 @@ from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
 from detrkit.data.images import SUFFIXES, read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 _MAX_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
 
@@ -46,16 +46,16 @@ def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, S
         The splits; all photos are "train" where nothing says otherwise.
 
     Raises:
-        DataError: a file is malformed or a photo is missing; the message names the first fault.
+        DatasetError: a file is malformed or a photo is missing; the message names the first fault.
     """
     pages = {split: list(_read_pages(paths, fault)) for split, paths in _files_of(root).items()}
     names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
     if not names:
-        raise DataError(f"{root}: found no objects in any XML file, expected at least one")
+        raise DatasetError(f"{root}: found no objects in any XML file, expected at least one")
     categories = _read_categories(root) or Categories(tuple(range(1, len(names) + 1)), tuple(names))
     for name in names:
         if name not in categories.names:
-            raise DataError(f"{root / 'categories.json'}: does not name the class {name!r} of the XML files; add it")
+            raise DatasetError(f"{root / 'categories.json'}: does not name the class {name!r} of the XML files; add it")
     return {
         split: Split(
             Records.of(_to_records(of_split, categories, root, fault)),
@@ -74,7 +74,9 @@ def _read_categories(root: Path) -> Categories | None:
     try:
         return Categories.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
-        raise DataError(f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it") from None
+        raise DatasetError(
+            f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it"
+        ) from None
 
 
 def _files_of(root: Path) -> dict[SplitName, list[Path]]:
@@ -105,7 +107,7 @@ def _read_pages(paths: Sequence[Path], fault: FaultHandler) -> Iterator[_Page]:
     for path in paths:
         try:
             yield _read_page(path, fault)
-        except DataError as error:
+        except DatasetError as error:
             fault(error)
 
 
@@ -113,21 +115,21 @@ def _read_page(path: Path, fault: FaultHandler) -> _Page:
     try:
         content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
     except OSError:
-        raise DataError(f"{path}: found nothing, expected the annotations of a photo; check the lists") from None
+        raise DatasetError(f"{path}: found nothing, expected the annotations of a photo; check the lists") from None
     # entities can read other files and expand without bounds; annotations need none (zeros: UTF-16)
     if content is None or b"<!" in content.replace(b"\0", b"").replace(b"<!--", b""):
-        raise DataError(f"{path}: is too large, or declares entities, which annotations do not need; remove them")
+        raise DatasetError(f"{path}: is too large, or declares entities, which annotations do not need; remove them")
     try:
         top = ElementTree.fromstring(content)  # noqa: S314  (declarations were refused above)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: not readable as XML ({error})") from None
+        raise DatasetError(f"{path}: not readable as XML ({error})") from None
     if top.tag != "annotation":
-        raise DataError(f"{path}: found <{top.tag}>, expected <annotation> as in Pascal VOC")
+        raise DatasetError(f"{path}: found <{top.tag}>, expected <annotation> as in Pascal VOC")
     objects = []
     for index, element in enumerate(top.findall("object"), start=1):
         try:
             objects.append(_read_object(element, f"{path}: object {index}"))
-        except DataError as error:
+        except DatasetError as error:
             fault(error)
     return _Page(path, (top.findtext("filename") or "").strip() or None, _read_size(top), tuple(objects))
 
@@ -144,7 +146,7 @@ def _read_size(top: ElementTree.Element) -> tuple[int, int] | None:
 def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[float, float, float, float], bool]:
     name = " ".join((element.findtext("name") or "").split())
     if not name:
-        raise DataError(f"{where}: found no <name>, expected the class")
+        raise DatasetError(f"{where}: found no <name>, expected the class")
     where += f" ({name})"
     corners = []
     for side in ("xmin", "ymin", "xmax", "ymax"):
@@ -152,10 +154,12 @@ def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[f
         try:
             corners.append(float(text or ""))
         except ValueError:
-            raise DataError(f"{where}: <{side}>: found {text!r}, expected a number of pixels") from None
+            raise DatasetError(f"{where}: <{side}>: found {text!r}, expected a number of pixels") from None
     x1, y1, x2, y2 = corners
     if not all(math.isfinite(value) and abs(value) < 1e9 for value in corners) or x2 < x1 or y2 < y1:
-        raise DataError(f"{where}: found the box {x1:g} {y1:g} {x2:g} {y2:g}, expected xmin <= xmax and ymin <= ymax")
+        raise DatasetError(
+            f"{where}: found the box {x1:g} {y1:g} {x2:g} {y2:g}, expected xmin <= xmax and ymin <= ymax"
+        )
     return name, (x1, y1, x2, y2), (element.findtext("difficult") or "0").strip() not in ("0", "")
 
 
@@ -163,7 +167,7 @@ def _to_records(pages: Sequence[_Page], categories: Categories, root: Path, faul
     for number, page in enumerate(pages, start=1):
         try:
             yield _to_record(page, number, categories, root)
-        except DataError as error:
+        except DatasetError as error:
             fault(error)
 
 
@@ -190,4 +194,4 @@ def _find_photo(page: _Page, root: Path) -> Path:
         for folder in folders:
             if is_file(folder / name):
                 return folder / name
-    raise DataError(f"{page.path}: found no photo {names[0]!r} in {root / 'JPEGImages'} or beside the file")
+    raise DatasetError(f"{page.path}: found no photo {names[0]!r} in {root / 'JPEGImages'} or beside the file")

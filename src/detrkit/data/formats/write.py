@@ -23,7 +23,7 @@ from detrkit.data.formats.shards import write_shards
 from detrkit.data.images import read_image_bytes
 from detrkit.data.records import Record, Split, SplitName
 from detrkit.data.segmentation import area_of_runs, to_run_lengths
-from detrkit.errors import DataError
+from detrkit.errors import DatasetError
 
 CATEGORIES_FILE = "categories.json"
 
@@ -43,11 +43,11 @@ def write_dataset(
         How many crowds were left out, which YOLO cannot express.
 
     Raises:
-        DataError: the folder holds something already, or the dataset has nothing that the form is made of.
+        DatasetError: the folder holds something already, or the dataset has nothing that the form is made of.
     """
     check_is_free(output)
     if format == "panoptic" and any(content.records.columns.mask_files is None for content in splits.values()):
-        raise DataError(
+        raise DatasetError(
             f"{splits['train'].source}: holds no segments, which panoptic data are made of; choose another form"
         )
     if format == "voc":
@@ -80,12 +80,12 @@ def _check_voc_names(categories: Categories) -> None:
     """See that classes can be told by their names, which is all that VOC's files know of them.
 
     Raises:
-        DataError: they cannot.
+        DatasetError: they cannot.
     """
     names = [" ".join(name.split()) for name in categories.names]
     for name, given in zip(names, categories.names, strict=True):
         if not name or names.count(name) > 1 or not name.isprintable():
-            raise DataError(
+            raise DatasetError(
                 f"class {given!r}: expected a name of its own, of printable signs, for Pascal VOC tells classes by their "
                 "names alone; rename it, or choose another form"
             )
@@ -98,7 +98,7 @@ def _copy(record: Record, target: Path) -> None:
         else:
             target.write_bytes(read_image_bytes(record.path, record.span))
     except OSError as error:
-        raise DataError(
+        raise DatasetError(
             f"{target}: cannot be written ({error.strerror or error}); what is there is not whole"
         ) from None
 

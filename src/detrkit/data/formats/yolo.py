@@ -16,7 +16,7 @@ from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
 from detrkit.data.images import SUFFIXES, read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
-from detrkit.errors import DataError, short
+from detrkit.errors import DatasetError, short
 
 _MAX_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
@@ -33,7 +33,7 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
         The split; None when the file names none and no folder has its name.
 
     Raises:
-        DataError: the file, a folder or a label is malformed; the message names the first fault.
+        DatasetError: the file, a folder or a label is malformed; the message names the first fault.
     """
     content = _read_yaml(path)
     categories = _read_names(content, path)
@@ -49,7 +49,7 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
     photos = list(dict.fromkeys(photo for place in places for photo in _photos_of(root, place, f"{path}: {split}")))
     records = Records.of(_read_records(photos, categories, _pose_columns(content, path), fault))
     if not records:
-        raise DataError(f"{path}: {split}: found no photos in {short(value)}, expected at least one")
+        raise DatasetError(f"{path}: {split}: found no photos in {short(value)}, expected at least one")
     return Split(records, categories, path)
 
 
@@ -57,11 +57,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"{path}: found nothing, expected a data.yaml; check the path") from None
+        raise DatasetError(f"{path}: found nothing, expected a data.yaml; check the path") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from None
+        raise DatasetError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: found no settings, expected at least 'train' and 'names'")
+        raise DatasetError(f"{path}: found no settings, expected at least 'train' and 'names'")
     return content
 
 
@@ -70,13 +70,13 @@ def _read_names(content: dict[str, Any], path: Path) -> Categories:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(type(number) is int for number in names):
-        raise DataError(f"{path}: names: found {short(names)}, expected a list of class names, or NUMBER: NAME")
+        raise DatasetError(f"{path}: names: found {short(names)}, expected a list of class names, or NUMBER: NAME")
     count = content.get("nc")
     if isinstance(count, int) and count != len(names):
-        raise DataError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of the two")
+        raise DatasetError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of the two")
     for number, name in names.items():
         if not isinstance(name, str | int | float):
-            raise DataError(f"{path}: names: found {short(name)} for class {number}, expected its name")
+            raise DatasetError(f"{path}: names: found {short(name)} for class {number}, expected its name")
     ids = tuple(sorted(names))
     return Categories(ids, tuple(str(names[number]) for number in ids))
 
@@ -99,17 +99,17 @@ def _photos_of(root: Path, place: Any, where: str) -> list[Path]:
     the path that exists below `root` is meant.
     """
     if not isinstance(place, str):
-        raise DataError(f"{where}: found {short(place)}, expected a folder or a list of folders")
+        raise DatasetError(f"{where}: found {short(place)}, expected a folder or a list of folders")
     found = _find_below(root, place)
     if found is None:
-        raise DataError(f"{where}: found no folder {place!r} below {root}, expected the photos there")
+        raise DatasetError(f"{where}: found no folder {place!r} below {root}, expected the photos there")
     if found.is_dir():
         return sorted(one for one in found.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
     photos = []
     for name in read_names(found):
         photo = _find_below(root, name)
         if photo is None:
-            raise DataError(f"{found}: found no photo {name!r} below {root}")
+            raise DatasetError(f"{found}: found no photo {name!r} below {root}")
         photos.append(photo)
     return photos
 
@@ -131,7 +131,7 @@ def _pose_columns(content: dict[str, Any], path: Path) -> int | None:
     if not (
         isinstance(shape, list) and len(shape) == 2 and all(type(one) is int and 0 < one < 10_000 for one in shape)
     ):
-        raise DataError(f"{path}: kpt_shape: found {short(shape)}, expected [NUMBER OF POINTS, 2 or 3]")
+        raise DatasetError(f"{path}: kpt_shape: found {short(shape)}, expected [NUMBER OF POINTS, 2 or 3]")
     return 5 + shape[0] * shape[1]
 
 
@@ -141,7 +141,7 @@ def _read_records(
     for index, photo in enumerate(photos):
         try:
             size = read_image_size(photo)
-        except DataError as error:
+        except DatasetError as error:
             fault(error)
             continue
         boxes, labels = _read_labels(_label_file(photo), categories, size, pose_columns, fault)
@@ -174,8 +174,8 @@ def _read_labels(
             category, box = _read_row(line, f"{path}: line {number}", pose_columns)
             if category not in label_of:
                 known = ", ".join(map(str, categories.ids[:10]))
-                raise DataError(f"{path}: line {number}: class {category} is not in data.yaml, which names {known}")
-        except DataError as error:
+                raise DatasetError(f"{path}: line {number}: class {category} is not in data.yaml, which names {known}")
+        except DatasetError as error:
             fault(error)
         else:
             rows[(label_of[category], *box)] = None
@@ -188,7 +188,7 @@ def _lines_of(path: Path, fault: FaultHandler) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
     except (OSError, ValueError) as error:
-        fault(DataError(f"{path}: not readable as text ({error}); save it in UTF-8"))
+        fault(DatasetError(f"{path}: not readable as text ({error}); save it in UTF-8"))
         return []
 
 
@@ -200,28 +200,28 @@ def _read_row(line: str, where: str, pose_columns: int | None = None) -> tuple[i
     try:
         numbers = [float(word) for word in line.split()]
     except ValueError:
-        raise DataError(f"{where}: found {line.strip()[:60]!r}, expected numbers separated by spaces") from None
+        raise DatasetError(f"{where}: found {line.strip()[:60]!r}, expected numbers separated by spaces") from None
     if len(numbers) == pose_columns:
         numbers = numbers[:5]
     is_box, is_polygon = len(numbers) == 5, len(numbers) >= 7 and len(numbers) % 2 == 1
     if not (is_box or is_polygon) or not all(math.isfinite(number) for number in numbers):
-        raise DataError(
+        raise DatasetError(
             f"{where}: found {len(numbers)} columns, expected CLASS CX CY WIDTH HEIGHT or CLASS X Y X Y X Y ..., finite"
         )
     category, values = numbers[0], numbers[1:]
     if category != int(category):
-        raise DataError(f"{where}: found class {category}, expected an integer")
+        raise DatasetError(f"{where}: found class {category}, expected an integer")
     if is_box:
         cx, cy, width, height = values
         if width < 0 or height < 0:
-            raise DataError(f"{where}: found a box of width {width} and height {height}, expected no negative size")
+            raise DatasetError(f"{where}: found a box of width {width} and height {height}, expected no negative size")
         box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
     else:
         box = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
     if max(values) > 2:
-        raise DataError(f"{where}: found {max(values):g}, expected shares of the photo, 0 to 1; are these pixels?")
+        raise DatasetError(f"{where}: found {max(values):g}, expected shares of the photo, 0 to 1; are these pixels?")
     if min(box) < -_MAX_BEYOND or max(box) > 1 + _MAX_BEYOND:
-        raise DataError(
+        raise DatasetError(
             f"{where}: the box reaches from {box[0]:.3f} {box[1]:.3f} to {box[2]:.3f} {box[3]:.3f}, expected shares of the "
             "photo, 0 to 1"
         )

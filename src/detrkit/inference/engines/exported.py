@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from detrkit.checkpoints.native import Preprocessing, Thresholds
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError, DataError
+from detrkit.errors import CheckpointError, DatasetError
 from detrkit.ops.boxes import xyxy_to_cxcywh
 from detrkit.ops.padding import stride_of
 from detrkit.structures import Batch, ClassScores, Predictions
@@ -156,7 +156,7 @@ class ExportedRuntime:
 
         Raises:
             CheckpointError: the network does not give what its description says.
-            DataError: of `check_size`.
+            DatasetError: of `check_size`.
         """
         if self.config.panoptic and self.description.preprocessing.padding_invariant and batch.is_padded:
             return _together([self.predict(alone) for alone in batch.one_by_one()])
@@ -174,11 +174,11 @@ class ExportedRuntime:
         """See whether a photo of that (height, width) is large enough; where padding stays out, none is too small.
 
         Raises:
-            DataError: it would have to be padded, and be found other objects in than by the checkpoint.
+            DatasetError: it would have to be padded, and be found other objects in than by the checkpoint.
         """
         least, keeps_out = self.description.smallest_side, self.config.supports_padding_invariance
         if min(size) < least and not (keeps_out and self.description.preprocessing.padding_invariant):
-            raise DataError(
+            raise DatasetError(
                 f"photo: it is resized to {size[1]} x {size[0]} px, expected at least {least} px a side for {self.source}, "
                 "into which padding leaks; predict it with the checkpoint that was exported"
             )

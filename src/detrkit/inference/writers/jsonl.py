@@ -14,7 +14,7 @@ from typing import Any
 from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DataError
+from detrkit.errors import ConfigError, DatasetError
 
 _FIRST = b'{"photo": '  # every line of ours begins so
 _LAST = b"}\n"
@@ -35,7 +35,7 @@ class JsonlWriter:
 
         Raises:
             ConfigError: it was made with other settings, cannot be written, or another process writes it now.
-            DataError: something else lies there.
+            DatasetError: something else lies there.
         """
         self.path = path
         self.done: set[str] = set()
@@ -112,14 +112,14 @@ def _photo_of(line: bytes, where: str) -> str:
             raise ValueError
         return str(json.JSONDecoder().raw_decode(line.decode("utf-8"), len(_FIRST))[0])
     except ValueError:
-        raise DataError(f"{where}: is none of detrkit predict; choose another --output") from None
+        raise DatasetError(f"{where}: is none of detrkit predict; choose another --output") from None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Read a file of lines, one after the other; a last line that has no end is left out.
 
     Raises:
-        DataError: it cannot be read.
+        DatasetError: it cannot be read.
     """
     try:
         with path.open("rb") as lines:
@@ -127,7 +127,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 if line.endswith(b"\n"):
                     yield json.loads(line)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON lines ({error}); write it again") from None
+        raise DatasetError(f"{path}: not readable as JSON lines ({error}); write it again") from None
 
 
 def lines_name(process: Process) -> str:

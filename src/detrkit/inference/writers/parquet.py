@@ -26,7 +26,7 @@ def write_parquet(lines: Path, output: Path) -> None:
 
     Raises:
         ConfigError: pyarrow is not installed, or the file cannot be written.
-        DataError: the lines cannot be read.
+        DatasetError: the lines cannot be read.
     """
     pyarrow = check_parquet()
     from pyarrow.parquet import ParquetWriter

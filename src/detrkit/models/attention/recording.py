@@ -184,9 +184,8 @@ def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = Tru
         model.config.cross_attention,
     ):
         raise ConfigError(
-            f"attention: the model looks at all cells of {model.config.num_feature_levels} feature maps at once, expected one "
-            f"map "
-            "or deformable attention"
+            f"attention: the model attends densely to {model.config.num_feature_levels} feature maps; expected one map, or "
+            "deformable attention"
         )
     device = next(model.parameters()).device
     on_device = batch.to(device)
