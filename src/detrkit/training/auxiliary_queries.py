@@ -176,7 +176,7 @@ def check_auxiliary_queries(config: ModelConfig, settings: TrainingConfig, *, ma
         ),
         (
             masks_only and bool(asked),
-            f"{', '.join(map(option, asked))}: help boxes to be learned, which --freeze leaves as they are; leave one or "
+            f"{', '.join(map(arg, asked))}: help boxes to be learned, which --freeze leaves as they are; leave one or "
             "the other out",
         ),
     ):
