@@ -1,4 +1,4 @@
-"""What people read: names of classes and files are shown as they are, but none is obeyed; numbers fit their nouns."""
+"""Text for people: control characters escaped, plurals."""
 
 import re
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tabs and line ends
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and newline
 
 
 def printable(name: str) -> str:
-    """Write out the control characters of a name, with which it could hide lines and write others; in one line."""
-    return _written_out(name).replace("\n", "\\n")
+    """Return a name on one line, its control characters escaped."""
+    return escape_control_characters(name).replace("\n", "\\n")
 
 
 def plain_console() -> Console:
@@ -20,7 +20,7 @@ def plain_console() -> Console:
 
 
 def plural(number: int, noun: str, nouns: str = "") -> str:
-    """Write a number before its noun: 1 photo, 2 photos; `nouns` where these do not end in an s alone."""
+    """Return a number with its noun: 1 image, 2 images; `nouns` is the plural where it is not `noun` + s."""
     return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
@@ -28,8 +28,9 @@ class _PlainConsole(Console):
     """Writes out control characters of all text that is printed, in tables too."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(_written_out(text), **how)
+        return super().render_str(escape_control_characters(text), **how)
 
 
-def _written_out(text: str) -> str:
-    return _OBEYED.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+def escape_control_characters(text: str) -> str:
+    """Escape control characters other than tab and newline, which could hide or forge lines on a terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
