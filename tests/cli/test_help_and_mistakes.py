@@ -10,7 +10,7 @@ import torch
 
 from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.cli import VERBS, main
+from detrkit.cli import COMMANDS, main
 from detrkit.data.synthetic import SHAPES
 from tests.datasets import write_coco
 
@@ -72,7 +72,7 @@ MISTAKES = {
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
     "no such device": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"],
-        "detrkit: device 'gpu9': found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'",
+        "error: device 'gpu9': found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'",
     ),
     "a device that computes nothing": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "meta"],
@@ -330,13 +330,13 @@ def test_a_mistake_is_one_sentence(
     code, out, err = run(arguments, capsys)
     assert code == 2
     assert says in err
-    assert err.startswith("detrkit: ")
+    assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before, "something was written"
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
+@pytest.mark.parametrize("verb", [None, *COMMANDS])
 def test_help_teaches_within_80_columns(
     verb: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,7 +347,7 @@ def test_help_teaches_within_80_columns(
     assert left.value.code in (0, None)
     assert max(len(line) for line in out.splitlines()) <= 80
     if verb is None:
-        assert all(each in out for each in VERBS)
+        assert all(each in out for each in COMMANDS)
     elif verb != "demo":
         assert f"detrkit {verb}" in " ".join(out.split())
         assert "Example" in out

@@ -191,7 +191,7 @@ def test_a_photo_cut_short_is_one_sentence_from_any_process(
     arguments = ["train", str(data), "--model", "detr-tiny", *short]
     assert run(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"detrkit: {photo}: cannot be read as a photo")
+    assert error.startswith(f"error: {photo}: cannot be read as a photo")
     assert "Traceback" not in error
     # nothing was learned, so the corrected data can be trained on into the same folder
     write_coco(tmp_path / "good")

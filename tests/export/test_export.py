@@ -138,7 +138,7 @@ def test_no_more_photos_are_drawn_than_asked_for(
     code, out, err = run(
         ["export", "model.safetensors", "--format", "torch", "--photos", str(asked), "-o", output], capsys
     )
-    assert (code, err.strip()) == (2, "detrkit: enough")
+    assert (code, err.strip()) == (2, "error: enough")
     assert f"checked on {drawn}" in out
     assert sum(len(batch.image_ids) for batch in batches) == int(drawn[0])
 

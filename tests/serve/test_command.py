@@ -44,7 +44,7 @@ def test_a_setting_that_makes_no_sense(
     code, output, errors = run(["serve", weights, *port, *options], capsys)
     assert code == 2
     assert told in errors
-    assert errors.startswith("detrkit: ")
+    assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
     assert output == ""
 
@@ -52,7 +52,7 @@ def test_a_setting_that_makes_no_sense(
 def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(["serve", "nowhere.safetensors", "--port", "0"], capsys)
     assert code == 2
-    assert errors.startswith("detrkit: nowhere.safetensors: found nothing")
+    assert errors.startswith("error: nowhere.safetensors: found nothing")
 
 
 def test_a_port_that_is_taken(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
