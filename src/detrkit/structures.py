@@ -238,11 +238,12 @@ class PanopticSegment:
     """One segment of a photo: a thing, or all of one kind of stuff."""
 
     id: int  # in the picture of ids, 1 or more
-    label: int  # the dataset's own category id, as in Detections
+    label: int  # 0 .. K-1
+    category_id: int  # the dataset's own
     is_thing: bool
     score: float  # 0 .. 1
     area: int  # pixels
-    name: str = ""
+    class_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,8 @@ class PanopticSegments:
         return [
             {
                 "id": one.id,
-                "name": one.name,
-                "category_id": one.label,
+                "name": one.class_name,
+                "category_id": one.category_id,
                 "is_thing": one.is_thing,
                 "score": round(one.score, 6),
                 "area": one.area,
@@ -324,8 +325,9 @@ class Detections:
 
     boxes: Float[Tensor, "N 4"]  # xyxy in pixels of the original photo
     scores: Float[Tensor, "N"]  # 0 .. 1
-    labels: Int64[Tensor, "N"]  # the dataset's own category ids
-    names: tuple[str, ...]
+    labels: Int64[Tensor, "N"]  # 0 .. K-1
+    category_ids: Int64[Tensor, "N"]  # the dataset's own
+    class_names: tuple[str, ...]
     image: Image | None = None  # the photo itself, when the caller may want to draw on it
     path: str | None = None
     size: tuple[int, int] | None = None  # (height, width) of the photo
@@ -352,7 +354,8 @@ class Detections:
             boxes=self.boxes[index],
             scores=self.scores[index],
             labels=self.labels[index],
-            names=tuple(self.names[i] for i in index.tolist()),
+            category_ids=self.category_ids[index],
+            class_names=tuple(self.class_names[i] for i in index.tolist()),
             queries=None if self.queries is None else self.queries[index],
             drawn=None if self.drawn is None else self.drawn.keep(index),
         )
@@ -370,9 +373,9 @@ class Detections:
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """List the objects as COCO results: xywh in pixels, category ids of the dataset; masks as run lengths."""
         results = [
-            {"image_id": image_id, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-            for (x1, y1, x2, y2), label, score in zip(
-                self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True
+            {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), category_id, score in zip(
+                self.boxes.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True
             )
         ]
         return [{**one, **mask} for one, mask in zip(results, self._masks_as("segmentation"), strict=True)]
@@ -380,9 +383,9 @@ class Detections:
     def to_objects(self) -> list[dict[str, Any]]:
         """List the objects as JSON has them: name, category_id, score, box (xyxy in pixels), mask (COCO run lengths)."""
         objects = [
-            {"name": name, "category_id": label, "score": round(score, 6), "box": [round(x, 3) for x in box]}
-            for name, label, score, box in zip(
-                self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
+            {"name": name, "category_id": category_id, "score": round(score, 6), "box": [round(x, 3) for x in box]}
+            for name, category_id, score, box in zip(
+                self.class_names, self.category_ids.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
             )
         ]
         return [{**one, **mask} for one, mask in zip(objects, self._masks_as("mask"), strict=True)]
@@ -405,7 +408,7 @@ class Detections:
         return [{key: encoded} for encoded in encode_masks(masks)]
 
     def to_supervision(self) -> Any:
-        """Convert to `supervision.Detections`.
+        """Convert to `supervision.Detections`; `class_id` holds the labels 0 .. K-1, `data` class names and category ids.
 
         Raises:
             ConfigError: the package is not installed.
@@ -415,7 +418,10 @@ class Detections:
             xyxy=self.boxes.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
-            data={"class_name": np.array(self.names, dtype=str)},
+            data={
+                "class_name": np.array(self.class_names, dtype=str),
+                "category_id": self.category_ids.cpu().numpy(),
+            },
         )
 
     def to_pandas(self) -> Any:
@@ -429,30 +435,23 @@ class Detections:
         return pandas.DataFrame(
             {
                 "photo": [self.path] * len(self),
-                "name": list(self.names),
-                "category_id": self.labels.cpu().numpy(),
+                "class_name": list(self.class_names),
+                "label": self.labels.cpu().numpy(),
+                "category_id": self.category_ids.cpu().numpy(),
                 "score": self.scores.cpu().numpy(),
                 **{"x1": x1, "y1": y1, "x2": x2, "y2": y2},
             }
         )
 
-    def to_yolo(
-        self,
-        category_ids: Sequence[int] | None = None,
-        size: tuple[int, int] | None = None,
-        *,
-        with_scores: bool = False,
-    ) -> str:
-        """Write the objects as YOLO rows: CLASS CX CY WIDTH HEIGHT, relative to the photo, to which boxes are cut.
+    def to_yolo(self, size: tuple[int, int] | None = None, *, with_scores: bool = False) -> str:
+        """Write the objects as YOLO rows: LABEL CX CY WIDTH HEIGHT, relative to the photo, to which boxes are cut.
 
         Args:
-            category_ids: of all classes in their order (`detector.categories.ids`), for classes 0 .. K-1; without them,
-                a row's class is the category id, which for a dataset that came from YOLO is its class number.
             size: (height, width) of the photo in pixels, where these detections do not know it.
             with_scores: add the score as a sixth column.
 
         Raises:
-            ValueError: the size is not known, or an id is not among the given ones.
+            ValueError: the size is not known.
         """
         size = size or self.size
         if size is None:
@@ -466,9 +465,8 @@ class Detections:
             self.labels.tolist(), self.scores.tolist(), centres.tolist(), sides.tolist(), strict=True
         ):
             if min(side) > 0:
-                number = label if category_ids is None else list(category_ids).index(label)
                 values = [*centre, *side, score] if with_scores else [*centre, *side]
-                rows.append(" ".join([str(number), *(f"{value:.6f}" for value in values)]) + "\n")
+                rows.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n")
         return "".join(rows)
 
     def draw(self) -> Image:

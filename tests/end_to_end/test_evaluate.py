@@ -166,7 +166,7 @@ def test_auto_uses_them_and_says_what_to_do_where_there_are_none(
     path = a_run / "best" / "model.safetensors"
     from detrkit.checkpoints.native import store_thresholds
 
-    first = int(everything.labels[0])
+    first = int(everything.category_ids[0])
     store_thresholds(path, Thresholds(overall=middle, per_class={first: 1.0}))
     assert go("predict", a_run, photo, "--threshold", "auto", "-o", tmp_path / "found") == 0
     objects = json.loads((tmp_path / "found" / "2.json").read_text())["objects"]
@@ -311,7 +311,7 @@ def test_saved_panoptic_results_are_scored(shapes: Path, tmp_path: Path, capsys:
     for record in split.records:
         true = GroundTruthSegments.of(record)
         numbers = zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True)
-        segments = tuple(PanopticSegment(n, split.categories.ids[k], True, 1.0, 1) for n, k in numbers)
+        segments = tuple(PanopticSegment(n, k, split.categories.ids[k], True, 1.0, 1) for n, k in numbers)
         found = PanopticSegments(torch.from_numpy(true.ids), segments)
         entries.append(write_segments(results, record.image_id, found))
     write_panoptic_results(results, entries)

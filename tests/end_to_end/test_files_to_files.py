@@ -138,7 +138,7 @@ def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: p
     objects = content["objects"] if isinstance(content, dict) else content
     found = Detector.load(place / "run").predict(photos / "2.png", threshold=0)
     assert len(objects) == len(found) == 25
-    assert objects[0]["name"] == found.names[0]
+    assert objects[0]["name"] == found.class_names[0]
     assert objects[0]["score"] == pytest.approx(float(found.scores[0]), abs=1e-4)
     with Image.open(tmp_path / "out" / "2.png") as picture:
         assert picture.size == (64, 64)

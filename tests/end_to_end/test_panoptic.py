@@ -151,9 +151,9 @@ def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> N
     found = detector.segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
     assert isinstance(found, PanopticSegments)
     assert found.ids.shape == (64, 64)
-    assert all(one.name in SCENES.names for one in found.segments)
+    assert all(one.class_name in SCENES.names for one in found.segments)
     things = dict(zip(SCENES.names, SCENES.things, strict=True))
-    assert all(one.is_thing == things[one.name] for one in found.segments)
+    assert all(one.is_thing == things[one.class_name] for one in found.segments)
     assert np.asarray(found.draw()).shape == (64, 64, 3)
 
 

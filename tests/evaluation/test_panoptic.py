@@ -31,6 +31,7 @@ from detrkit.structures import PanopticSegment, PanopticSegments
 from tests.datasets import write_panoptic
 
 CLASSES = Categories((3, 7, 20), ("cat", "sky", "dog"), (True, False, True))
+LABELS = {number: label for label, number in enumerate(CLASSES.ids)}
 Pairs = list[tuple[int, PanopticSegments]]
 
 
@@ -45,7 +46,11 @@ def said(rows: list[list[int]], labels: dict[int, int]) -> PanopticSegments:
     """Segments by id and category id."""
     ids = torch.tensor(rows, dtype=torch.int32)
     return PanopticSegments(
-        ids, tuple(PanopticSegment(n, label, True, 1.0, int((ids == n).sum())) for n, label in labels.items())
+        ids,
+        tuple(
+            PanopticSegment(n, LABELS.get(number, 0), number, True, 1.0, int((ids == n).sum()))
+            for n, number in labels.items()
+        ),
     )
 
 
@@ -186,7 +191,7 @@ def perturbed(split: Split, seed: int) -> Pairs:
 
 def partners_of(mask: np.ndarray, category: int, void: np.ndarray, predicted: PanopticSegments) -> dict[int, float]:
     """Predicted segments of a class that overlap a true one by more than half."""
-    others = {one.id: predicted.ids.numpy() == one.id for one in predicted.segments if one.label == category}
+    others = {one.id: predicted.ids.numpy() == one.id for one in predicted.segments if one.category_id == category}
     overlaps = {n: float((mask & other).sum() / (mask | (other & ~void)).sum()) for n, other in others.items()}
     return {number: overlap for number, overlap in overlaps.items() if overlap > 0.5}
 
@@ -208,7 +213,7 @@ def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, f
             matched |= partners.keys()
             num_wrong[label] += not is_crowd and not partners
         for one in predicted.segments:
-            label, mask = split.categories.ids.index(one.label), ids == one.id
+            label, mask = split.categories.ids.index(one.category_id), ids == one.id
             excused = (mask & (void | crowds.get(label, np.zeros_like(void)))).sum() / mask.sum()
             num_wrong[label] += one.id not in matched and excused <= 0.5
     qualities = {}

@@ -75,7 +75,7 @@ def test_exported_files_predict_and_are_scored_like_the_model(
         found, expected = exported.predict(photo, 0.0), detector.predict(photo, 0.0)
         torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-3)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.1)
-        assert found.names == expected.names
+        assert found.class_names == expected.class_names
     code, out, _ = run(["evaluate", output, "shapes", "--workers", "0", "-o", f"{output}.json"], capsys)
     assert code == 0
     assert len(json.loads(Path(f"{output}.json").read_text())) == 3 * exported.runtime.config.num_queries

@@ -96,13 +96,14 @@ def test_threshold_and_order(detector: Detector) -> None:
     assert detector.predict([]) == []
 
 
-def test_labels_are_the_datasets_ids() -> None:
+def test_category_ids_are_those_of_the_dataset() -> None:
     torch.manual_seed(0)
     categories = Categories(ids=(18, 44), names=("dog", "bottle"))
     detector = Detector.from_model(build_model("detr-tiny", num_classes=2), categories, image_size=64)
     found = detector.predict(photo(0, 64, 64), threshold=0)
-    assert set(found.labels.tolist()) <= {18, 44}
-    assert {18: "dog", 44: "bottle"}[int(found.labels[0])] == found.names[0]
+    assert set(found.category_ids.tolist()) <= {18, 44}
+    assert {18: "dog", 44: "bottle"}[int(found.category_ids[0])] == found.class_names[0]
+    assert found.category_ids.tolist() == [(18, 44)[label] for label in found.labels.tolist()]
     json.dumps(found.to_json())
     assert {entry["category_id"] for entry in found.to_coco(5)} <= {18, 44}
 

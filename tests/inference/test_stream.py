@@ -24,7 +24,7 @@ def same(one: Detections, other: Detections) -> None:
     torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
     torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=0.02)
     assert torch.equal(one.labels, other.labels)
-    assert one.names == other.names
+    assert one.class_names == other.class_names
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,11 @@ def test_a_photo_that_cannot_be_read_is_told_of_and_passed_over(
 
 def test_classes_are_chosen_by_name(detector: Detector, paths: list[Path]) -> None:
     everything = list(detector.stream(paths, 0))
-    names = {name for one in everything for name in one.names}
+    names = {name for one in everything for name in one.class_names}
     wanted = sorted(names)[0]
     assert len(names) > 1
     for all_of_them, some in zip(everything, detector.stream(paths, 0, classes=[wanted]), strict=True):
-        same(some, all_of_them.keep([i for i, name in enumerate(all_of_them.names) if name == wanted]))
+        same(some, all_of_them.keep([i for i, name in enumerate(all_of_them.class_names) if name == wanted]))
     with pytest.raises(ConfigError, match="did you mean 'square'"):
         detector.stream(paths, classes=["sqare"])
 

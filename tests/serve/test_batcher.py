@@ -42,7 +42,8 @@ class Fake:
             raise self.poison
         nothing = torch.zeros(0)
         return [
-            Detections(torch.zeros(0, 4), nothing, nothing.long(), (), path=str(number)) for number in self.batches[-1]
+            Detections(torch.zeros(0, 4), nothing, nothing.long(), nothing.long(), (), path=str(number))
+            for number in self.batches[-1]
         ]
 
 

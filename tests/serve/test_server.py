@@ -29,8 +29,8 @@ def same(answer: dict[str, Any], expected: Detections) -> None:
     assert expected.size is not None
     assert [answer["height"], answer["width"]] == list(expected.size)
     objects = answer["objects"]
-    assert [one["name"] for one in objects] == list(expected.names)
-    assert [one["category_id"] for one in objects] == expected.labels.tolist()
+    assert [one["name"] for one in objects] == list(expected.class_names)
+    assert [one["category_id"] for one in objects] == expected.category_ids.tolist()
     np.testing.assert_allclose([one["score"] for one in objects], expected.scores, atol=1e-4)
     boxes = np.array([one["box"] for one in objects]).reshape(-1, 4)
     np.testing.assert_allclose(boxes, expected.boxes, atol=1e-4 * max(expected.size) + 1e-3)

@@ -346,7 +346,7 @@ class Detector:
         return threshold
 
     def labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
-        """Tell the category ids of classes by their names; None, for all of them, stays None.
+        """Labels of the classes with the given names; None (all classes) stays None.
 
         Raises:
             ConfigError: there is no such class.
@@ -356,9 +356,7 @@ class Detector:
         for name in classes:
             if name not in self.categories.names:
                 raise ConfigError(f"class {name!r}: the model has none; {did_you_mean(name, self.categories.names)}")
-        return frozenset(
-            number for number, name in zip(self.categories.ids, self.categories.names, strict=True) if name in classes
-        )
+        return frozenset(label for label, name in enumerate(self.categories.names) if name in classes)
 
     def _predict_batch(self, photos: Sequence[ImageInput], threshold: float | tuple[float, ...]) -> list[Detections]:
         opened = [read_image_input(photo, self.runtime.config.in_channels) for photo in photos]

@@ -130,7 +130,7 @@ class _Outputs:
             height, width = found.size
             self.lines.add({"photo": path, "width": width, "height": height, **found.to_content()})
         else:
-            pairs = zip(found.names, found.scores.tolist(), strict=True)
+            pairs = zip(found.class_names, found.scores.tolist(), strict=True)
             in_words = ", ".join(f"{printable(name)} {score:.2f}" for name, score in pairs)
             self.job.console.print(f"{Path(path).name}: {in_words or 'nothing above the threshold'}")
         self.job.tally.photos += 1
