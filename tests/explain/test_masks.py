@@ -23,7 +23,7 @@ from detrkit.explain.masks import LONGEST_MASK, Masks, masks_of, pack_masks, pac
 from detrkit.explain.page import build_page, read_parts
 from detrkit.models.attention.recording import record_attention
 from detrkit.structures import Annotations, PanopticSegments
-from tests.explain.conftest import NAMES, small_detector
+from tests.detectors import NAMES, small_detector
 from tests.explain.test_page import Opened, browser, document_of
 
 __all__ = ["browser"]  # a fixture

@@ -23,7 +23,7 @@ from detrkit.inference.engines.torch import TorchRuntime
 from detrkit.models.detr import DETR
 from detrkit.models.presets import build_model
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions
-from tests.explain.conftest import small_detector
+from tests.detectors import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, batch_of, eager, small_model, traced
 
 _THINGS = replace(CATEGORIES, is_thing=(True, False, True))

@@ -30,7 +30,7 @@ from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import MaskRuntime, Precision, Runtime, TorchRuntime
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.inference.stream import StreamConfig, stream_photos
-from detrkit.models.attention.recording import Attention, record_attention
+from detrkit.models.attention.recording import RecordedAttention, record_attention
 from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
@@ -266,10 +266,10 @@ class Detector:
             return self._predict_batch([photos], least)[0]
         return self._predict_batch(list(photos), least) if photos else []
 
-    def attention(self, photo: ImageInput) -> Attention:
+    def attention(self, photo: ImageInput) -> RecordedAttention:
         """Look at one photo and keep what is needed to see who attended to what; matrices are computed when asked for.
 
-        `detector.attention(photo).maps("decoder_cross", layer=-1, rows=[7])` is where query 7 looked, per head.
+        `detector.attention(photo).maps("decoder_cross", layer=-1, queries=[7])` is where query 7 looked, per head.
 
         Raises:
             DatasetError: the photo cannot be read.
