@@ -72,11 +72,11 @@ MISTAKES = {
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
     "no such device": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"],
-        "error: device 'gpu9': found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'",
+        "error: --device gpu9 is not a device; use 'cpu', 'cuda', 'cuda:1' or 'auto'",
     ),
     "a device that computes nothing": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "meta"],
-        "device 'meta': computes nothing",
+        "--device meta computes nothing",
     ),
     "a name longer than any file's": (["predict", "model.safetensors", f"{'a' * 300}.jpg"], "check the path"),
     "photos without a side": (["describe", "detr-tiny", "--size", "00x00"], "expected HEIGHTxWIDTH"),
@@ -115,7 +115,10 @@ MISTAKES = {
     "model setting like a date": (["train", "shapes", "--set", "num_queries=2024-13-45"], "num_queries=2024-13-45"),
     "model setting without an end": (["train", "shapes", "--set", "num_queries=["], "num_queries=["),
     "negative seed": (["demo", "--seed", "-1"], "--seed"),
-    "no photo at a time": (["evaluate", "model.safetensors", "shapes", "--batch-size", "0"], "batch size 0"),
+    "no photo at a time": (
+        ["evaluate", "model.safetensors", "shapes", "--batch-size", "0"],
+        "--batch-size 0 is too small",
+    ),
     "results into a folder": (["evaluate", "model.safetensors", "shapes", "-o", "folder.json"], "is a folder"),
     "a report into a file": (["evaluate", "model.safetensors", "shapes", "-o", "no_image.jpg"], "is a file"),
     "evaluated nothing": (["evaluate", "model.safetensors"], "expected a model and a dataset"),

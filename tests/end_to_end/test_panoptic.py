@@ -148,7 +148,7 @@ def test_boxes_without_outlines_cannot_train_masks(tmp_path: Path, capsys: pytes
 
 def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> None:
     detector = Detector.load(run)
-    found = detector.segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
+    found = detector.predict_segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
     assert isinstance(found, PanopticSegments)
     assert found.ids.shape == (64, 64)
     assert all(one.class_name in SCENES.names for one in found.segments)

@@ -148,7 +148,7 @@ def test_a_fine_mask_is_pooled_by_its_mean(explained: Explanation) -> None:
 
 def test_the_segments_are_those_of_the_detector(mask_detector: Detector, photo: Sample, explained: Explanation) -> None:
     _, segments = _of(explained)
-    expected = mask_detector.segments(photo.image, threshold=0.1)
+    expected = mask_detector.predict_segments(photo.image, threshold=0.1)
     assert isinstance(expected, PanopticSegments)
     assert len(segments) > 1, "one segment would fit anything"
     # its norms are folded, so that pixels on an edge may fall to the other side

@@ -161,7 +161,7 @@ class Answers:
         shape = 1, len(batch.image_ids), 2
         return Predictions(torch.zeros(*shape, len(CATEGORIES) + 1), torch.full((*shape, 4), next(self.boxes)))
 
-    def draw_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
+    def compute_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
         return next(self.masks)
 
 

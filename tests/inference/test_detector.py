@@ -44,7 +44,7 @@ def test_alone_and_in_a_batch_with_a_backbone_that_lets_padding_in() -> None:
         alone = detector.predict(one, threshold=0)
         torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-6)
         torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-3)
-    batch = collate([detector.prepare(read_image_input(one, 3)) for one in photos])
+    batch = collate([detector.preprocess(read_image_input(one, 3)) for one in photos])
     categories = detector.categories
     found = [
         collect(detector.model, batches, categories)[0] for batches in ([batch], batch.one_by_one(), batch.unpadded())

@@ -33,8 +33,8 @@ def weights(detector: Detector, tmp_path: Path) -> str:
         (["--threshold", "auto"], "this model holds no thresholds of its own"),
         (["--port", "70000"], "--port: found 70000, expected 0 to 65535"),
         (["--host", "no.such.host.invalid"], "--host: 'no.such.host.invalid' is no address of this machine"),
-        (["--device", "gpu9"], "device 'gpu9'"),
-        (["--device", "cpu,"], "device ''"),
+        (["--device", "gpu9"], "--device gpu9 is not a device"),
+        (["--device", "cpu,"], "--device is not a device"),
     ],
 )
 def test_a_setting_that_makes_no_sense(

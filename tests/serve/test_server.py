@@ -19,7 +19,7 @@ from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_image
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import explain
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.serve.settings import ServeConfig
 from detrkit.structures import Batch, Predictions
 from tests.serve.conftest import Served, serving, wait_until
@@ -48,8 +48,8 @@ class Gated:
     """An engine that waits until it may, and counts what it is given."""
 
     def __init__(self, detector: Detector) -> None:
-        self.config = detector.runtime.config
-        self._inner = detector.runtime
+        self.config = detector.engine.config
+        self._inner = detector.engine
         self.may_go = threading.Event()
         self.given = 0
         self.fault: Exception | None = None
@@ -308,7 +308,7 @@ def test_a_model_that_fails_is_a_sentence_in_the_answer_and_a_trace_in_the_log(
 def test_another_engine_predicts_and_says_why_it_cannot_explain(gate: Gate, drawn: list[Path]) -> None:
     served, engine = gate(ServeConfig(threshold=0))
     engine.may_go.set()
-    assert not isinstance(served.service.detector.runtime, TorchRuntime)
+    assert not isinstance(served.service.detector.engine, TorchEngine)
     assert served.post("/predict", drawn[0].read_bytes()).status_code == 200
     response = served.post("/explain", drawn[0].read_bytes())
     assert response.status_code == 501

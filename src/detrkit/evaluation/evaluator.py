@@ -23,7 +23,7 @@ from detrkit.evaluation.scores import Scores
 from detrkit.evaluation.segments import THRESHOLDS, PanopticEvaluator, drawer_of, masks_of_all
 from detrkit.evaluation.thresholds import best_thresholds
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import Runtime
+from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
 
@@ -118,16 +118,16 @@ class MaskEvaluators:
 
     @classmethod
     def of(
-        cls, detector: Detector, model: DETR | Runtime, records: Split, *, learns_threshold: bool
+        cls, detector: Detector, model: DETR | Engine, records: Split, *, learns_threshold: bool
     ) -> "MaskEvaluators":
         """Choose them."""
-        if not detector.runtime.config.panoptic or not records.records.have_outlines:
+        if not detector.engine.config.panoptic or not records.records.have_outlines:
             return cls()
         padding_invariant = detector.preprocessing.padding_invariant
         draw = drawer_of(model, padding_invariant)
         segments = None
         if records.records.columns.mask_files is not None:
-            thresholds = THRESHOLDS if learns_threshold else (detector.min_segment_score("auto"),)
+            thresholds = THRESHOLDS if learns_threshold else (detector.resolve_segment_threshold("auto"),)
             truth_of = ground_truth_segments(records)
             segments = PanopticEvaluator(draw, detector.categories, truth_of, padding_invariant, thresholds)
         return cls(masks_of_all(draw, padding_invariant), segments)

@@ -95,7 +95,7 @@ def _settings(job: PredictionRun, source: str, process: Process) -> dict[str, An
     classes = options.class_names(job.detector)
     return {
         "model": model,
-        "threshold": job.detector.min_scores(options.threshold),
+        "threshold": job.detector.resolve_threshold(options.threshold),
         "precision": options.precision,
         "classes": None if classes is None else sorted(set(classes)),
         "tile": options.tile,

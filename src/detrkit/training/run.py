@@ -20,10 +20,11 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoin
 from detrkit.checkpoints.state import read_state, write_state
 from detrkit.config.run import RunConfig, write_config
 from detrkit.data.categories import Categories
-from detrkit.data.loaders import device_of, evaluation_loader, train_loader
+from detrkit.data.loaders import evaluation_loader, train_loader
 from detrkit.data.samplers import Rank, mix_seeds
 from detrkit.data.splits import TrainingData
 from detrkit.distributed.collectives import process_group
+from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Process, process_from_environment
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.analysis import Analysis
@@ -33,7 +34,7 @@ from detrkit.evaluation.inference_loop import collect
 from detrkit.evaluation.report.pictures import draw_predictions
 from detrkit.evaluation.scores import Scores
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.training.build import build_for, loss_for, print_adaptation
 from detrkit.training.loggers.run_log import NoLog, RunLog
@@ -58,7 +59,7 @@ def run_training(
         DetrkitError: of one kind or another, before anything is written.
     """
     process = process_from_environment()
-    device = device_of(config.training.device, process)
+    device = choose_rank_device(config.training.device, process)
     with process_group(process, device):
         run = Run(config, data, output, console or plain_console(), process, device, resume=resume)
         with file_lock(make_folder(output)) if process.is_first else nullcontext():
@@ -239,8 +240,8 @@ class Run:
         return self.judge.look_closer(self.best)
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
-        runtime = TorchRuntime(model, self.device, self.preprocessing.padding_invariant)
-        detector = Detector(runtime, self.data.categories, self.preprocessing)
+        engine = TorchEngine(model, self.device, self.preprocessing.padding_invariant)
+        detector = Detector(engine, self.data.categories, self.preprocessing)
         return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
 
     def save_weights(self, name: str, model: DETR) -> None:
