@@ -21,7 +21,7 @@ LAYER = {
     "benchmark": 8, "serve": 8, "demo": 8,
     "cli": 9, "__main__": 9,
 }  # fmt: skip
-ALLOWED: set[tuple[str, str]] = set()
+ALLOWED = {("structures", "visualization")}  # `Detections.draw` and its like, which import when they are called
 
 
 def room(module: str) -> str:
