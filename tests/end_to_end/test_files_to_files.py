@@ -123,8 +123,8 @@ def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.C
     scored = [entry for entry in read_metrics(tmp_path / "run") if entry["kind"] == "evaluation"][-1]
     scores = evaluate_source(str(tmp_path / "run"), str(folder), workers=0, device="cpu")
     assert scores.ap > 0.01
-    assert scores.ap == pytest.approx(scored["AP"], abs=1e-6)
-    assert scores.numbers["AR100"] == pytest.approx(scored["AR100"], abs=1e-6)
+    assert scores.ap == pytest.approx(scored["ap"], abs=1e-6)
+    assert scores.values["ar100"] == pytest.approx(scored["ar100"], abs=1e-6)
 
 
 def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def shown_to_self(split: Split) -> Pairs:
     """The truth as if somebody had predicted it."""
     pairs = []
     for record in split.records:
-        true = GroundTruthSegments.of(record)
+        true = GroundTruthSegments.from_record(record)
         numbers = dict(zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True))
         pairs.append(
             (record.image_id, said(true.ids.tolist(), {n: split.categories.ids[k] for n, k in numbers.items()}))
@@ -158,7 +158,7 @@ def perturbed(split: Split, seed: int) -> Pairs:
     random = np.random.default_rng(seed)
     pairs = []
     for record in split.records:
-        true = GroundTruthSegments.of(record)
+        true = GroundTruthSegments.from_record(record)
         height, width = true.ids.shape
         ids, labels = np.zeros_like(true.ids), {}
 
@@ -202,7 +202,7 @@ def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, f
     num_wrong: dict[int, int] = defaultdict(int)  # missed and false
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     for image_id, predicted in pairs:
-        true, ids = GroundTruthSegments.of(split.records[place_of[image_id]]), predicted.ids.numpy()
+        true, ids = GroundTruthSegments.from_record(split.records[place_of[image_id]]), predicted.ids.numpy()
         masks = [(k, true.ids == n) for n, k in zip(true.segment_ids, true.labels.tolist(), strict=True)]
         crowds = {k: mask for (k, mask), is_crowd in zip(masks, true.is_crowd, strict=True) if is_crowd}
         void, matched = true.ids == 0, set()
@@ -309,7 +309,7 @@ MALFORMED: dict[str, Callable[[Document], Any]] = {
     r"annotations\[0\]: found 3, expected COCO panoptic": lambda d: d["annotations"].insert(0, 3),
     "leads out of": lambda d: d["annotations"][0].update(file_name="../x.png"),
     "cannot be read": lambda d: d["annotations"][0].update(file_name="x.png"),
-    r"segments_info: found nothing": lambda d: d["annotations"][0].pop("segments_info"),
+    r"segments_info: found None": lambda d: d["annotations"][0].pop("segments_info"),
     r"segments_info\[0\]: found 1": lambda d: d["annotations"][0]["segments_info"].insert(0, 1),
     r"id: found 300, expected 1 to": lambda d: d["annotations"][0]["segments_info"].append(
         d["annotations"][0]["segments_info"][1]

@@ -28,6 +28,7 @@ from detrkit.evaluation.coco import (
 )
 from detrkit.evaluation.evaluator import MaskEvaluators, with_segments
 from detrkit.evaluation.inference_loop import LAST, collect
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.output import check_output, chosen_split, print_analysis, write_evaluation, write_images
 from detrkit.evaluation.paper.analyses import (
     PaperAnalysis,
@@ -37,7 +38,6 @@ from detrkit.evaluation.paper.analyses import (
     layers_as_text,
 )
 from detrkit.evaluation.paper.instance_capacity_run import measure_instance_capacity
-from detrkit.evaluation.scores import Scores
 from detrkit.evaluation.threshold_store import (
     check_categories,
     run_of,
@@ -81,7 +81,7 @@ def evaluate_source(
     workers: int = 2,
     output: Path | None = None,
     extras: Extras | None = None,
-) -> Scores | None:
+) -> EvalMetrics | None:
     """Score a model, print the scores, and write what was asked for.
 
     Args:

@@ -147,7 +147,7 @@ class GroundTruthSegments:
     is_crowd: np.ndarray
 
     @classmethod
-    def of(cls, record: Record) -> "GroundTruthSegments":
+    def from_record(cls, record: Record) -> "GroundTruthSegments":
         """Read the PNG of a record.
 
         Raises:
@@ -159,7 +159,7 @@ class GroundTruthSegments:
         return cls(ids, segment_ids(record.outlines).numpy(), record.labels, record.is_crowd)
 
     @classmethod
-    def of_annotations(cls, annotations: Annotations) -> "GroundTruthSegments":
+    def from_annotations(cls, annotations: Annotations) -> "GroundTruthSegments":
         """Take masks that do not overlap; the rest is void."""
         assert annotations.masks is not None
         numbers = np.arange(1, len(annotations.labels) + 1)
@@ -185,7 +185,7 @@ def count_panoptic(split: Split, predicted: Iterable[tuple[int, PanopticSegments
     """
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     counts = (
-        count_photo(GroundTruthSegments.of(split.records[place_of[image_id]]), segments, split.categories)
+        count_photo(GroundTruthSegments.from_record(split.records[place_of[image_id]]), segments, split.categories)
         for image_id, segments in predicted
     )
     return PanopticCounts.joined(counts, len(split.categories))

@@ -31,8 +31,8 @@ from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import DetectionArrays
 from detrkit.evaluation.evaluator import Evaluator
 from detrkit.evaluation.inference_loop import collect
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.report.pictures import draw_predictions
-from detrkit.evaluation.scores import Scores
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
@@ -221,7 +221,7 @@ class Run:
         layers = self.model.config.decoder_layers
         return RunLog(self.output, self.num_steps, self.console, done=done, epoch=epoch, num_layers=layers)
 
-    def evaluate(self, model: DETR, log: RunLog | NoLog) -> Scores:
+    def evaluate(self, model: DETR, log: RunLog | NoLog) -> EvalMetrics:
         """Score a model on the test photos, which the processes share out."""
         scores = self.judge.score(model, self.process.is_first)
         if self.process.is_first:

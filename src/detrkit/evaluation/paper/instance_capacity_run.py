@@ -21,7 +21,7 @@ from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import EvalInput, GroundTruth
-from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.evaluation.coco import samples_to_coco
 from detrkit.evaluation.inference_loop import collect
 from detrkit.evaluation.paper.instance_capacity import Count, count_found
 from detrkit.inference.detector import Detector
@@ -75,7 +75,7 @@ def measure_instance_capacity(
         ]
     batches = evaluation_loader(SampleDataset(samples, EvalTransform(size)), 1, workers=0)
     found = collect(detector.engine, batches, detector.categories)
-    truth = GroundTruth.read(annotations_of_samples(samples, categories))
+    truth = GroundTruth.read(samples_to_coco(samples, categories))
     return count_found(EvalInput.of(truth, found[0]), analysis.threshold)
 
 
