@@ -91,12 +91,12 @@ def test_a_photo_as_body_as_form_or_in_pieces_gets_the_objects_of_predict(
         content = path.read_bytes()
         expected = detector.predict(path, 0)
         as_form = served.post("/predict", content, path.name).json()
-        assert as_form["photo"] == path.name
+        assert as_form["image"] == path.name
         as_body = served.client.post("/predict", content=content).json()
         pieces = (content[start : start + 100] for start in range(0, len(content), 100))
         in_pieces = served.client.post("/predict", content=pieces).json()
         for answer in (as_form, as_body, in_pieces):
-            assert set(answer) == {"photo", "width", "height", "objects"}
+            assert set(answer) == {"image", "width", "height", "objects"}
             same(answer, expected)
 
 

@@ -47,9 +47,9 @@ def test_yolo_rows_are_read_back(found: Detections) -> None:
 
 def test_pandas_has_a_row_per_object(found: Detections) -> None:
     table = found.to_pandas()
-    assert list(table.columns) == ["photo", "class_name", "label", "category_id", "score", "x1", "y1", "x2", "y2"]
+    assert list(table.columns) == ["image", "class_name", "label", "category_id", "score", "x1", "y1", "x2", "y2"]
     assert table.loc[1].to_dict() == {
-        **{"photo": "photo.jpg", "class_name": "bottle", "label": 1, "category_id": 44, "score": 0.75},
+        **{"image": "photo.jpg", "class_name": "bottle", "label": 1, "category_id": 44, "score": 0.75},
         **{"x1": -5, "y1": 50, "x2": 20, "y2": 120},
     }
     assert len(found.keep([]).to_pandas()) == 0

@@ -128,7 +128,7 @@ class _Outputs:
             write_text(folder / f"{name}.json", found.to_json())
         if self.lines is not None:
             height, width = found.size
-            self.lines.add({"photo": path, "width": width, "height": height, **found.to_content()})
+            self.lines.add({"image": path, "width": width, "height": height, **found.to_content()})
         else:
             pairs = zip(found.class_names, found.scores.tolist(), strict=True)
             in_words = ", ".join(f"{printable(name)} {score:.2f}" for name, score in pairs)
@@ -140,6 +140,6 @@ class _Outputs:
         """Record a photo that cannot be read."""
         self.job.tally.refuse(str(error))
         if self.lines is not None:
-            self.lines.add({"photo": str(photo), "error": str(error), "objects": []})
+            self.lines.add({"image": str(photo), "error": str(error), "objects": []})
         else:
             self.job.console.print(f"{Path(str(photo)).name}: not predicted")

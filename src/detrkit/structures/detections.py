@@ -125,7 +125,7 @@ class Detections:
 
     def to_json(self) -> str:
         """Write the photo's path and `to_content` as one JSON document."""
-        return json.dumps({"photo": self.path, **self.to_content()}, ensure_ascii=False, indent=2)
+        return json.dumps({"image": self.path, **self.to_content()}, ensure_ascii=False, indent=2)
 
     def _masks_as(self, key: str) -> list[dict[str, Any]]:
         masks = self.masks
@@ -162,7 +162,7 @@ class Detections:
         x1, y1, x2, y2 = self.boxes.cpu().numpy().T
         return pandas.DataFrame(
             {
-                "photo": [self.path] * len(self),
+                "image": [self.path] * len(self),
                 "class_name": list(self.class_names),
                 "label": self.labels.cpu().numpy(),
                 "category_id": self.category_ids.cpu().numpy(),
