@@ -12,7 +12,7 @@ from detrkit.config.training import TrainingConfig
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.splits import TrainingData, concat_splits, open_data
 from detrkit.errors import ConfigError, DatasetError
-from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.evaluation.scores import Scores
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.train import train
 from tests.datasets import write_coco, write_panoptic
@@ -22,7 +22,7 @@ TINY = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 1, "dim_feedfor
 
 def config(data: Path, **training: Any) -> RunConfig:
     given = {"image_size": 64, "workers": 0, "batch_size": 2, "epochs": 1, **training}
-    return RunConfig(data=str(data), model="detr-tiny", model_settings=TINY, training=TrainingConfig(**given))
+    return RunConfig(data=str(data), model="detr-tiny", model_overrides=TINY, training=TrainingConfig(**given))
 
 
 def pictures_of(data: TrainingData) -> list[torch.Tensor]:
@@ -32,7 +32,7 @@ def pictures_of(data: TrainingData) -> list[torch.Tensor]:
 def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=4, num_val=3)
     apart, together = open_data(config(folder)), open_data(config(folder, train_on_val=True))
-    assert (len(apart.train), len(together.train), len(together.test)) == (4, 7, 3)
+    assert (len(apart.train), len(together.train), len(together.val)) == (4, 7, 3)
     validation = [together.pictures[index].image for index in range(3)]
     assert all(
         torch.equal(a, b) for a, b in zip(pictures_of(together), [*pictures_of(apart), *validation], strict=True)
@@ -102,19 +102,19 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
     assert result.scores is not None
     assert (run / "best" / "model.safetensors").read_bytes() == (run / "last" / "model.safetensors").read_bytes()
     said = capsys.readouterr().out
-    assert "epoch 1: AP -, AP50 -\nepoch 2: AP -, AP50 -\n" in said
+    assert "epoch 1: AP - AP50 -\nepoch 2: AP - AP50 -\n" in said
     assert "-1.000" not in said + (run / "report.html").read_text()
     evaluations = [entry for entry in read_metrics(run) if entry["kind"] == "evaluation"]
-    assert [(entry["ap"], entry["ap_small"]) for entry in evaluations] == [(None, None), (None, None)]
-    numbers = json.loads((run / "scores.json").read_text())["metrics"]
+    assert [(entry["AP"], entry["APs"]) for entry in evaluations] == [(None, None), (None, None)]
+    numbers = json.loads((run / "scores.json").read_text())["numbers"]
     assert set(numbers.values()) == {None}
-    assert EvalMetrics.from_json(result.scores.to_json()).values == result.scores.values
-    with pytest.raises(ConfigError, match=r"--patience 3: waits .* has no object to be judged by"):
+    assert Scores.from_json(result.scores.to_json()).numbers == result.scores.numbers
+    with pytest.raises(ConfigError, match=r"^patience=3 waits for better scores, but .* has no objects"):
         open_data(config(folder, patience=3))
 
 
 @pytest.mark.parametrize("other", [{"patience": 3}, {"overfit": 2}])
 def test_nothing_may_wait_for_scores_of_photos_that_are_learned_from(tmp_path: Path, other: dict[str, int]) -> None:
     folder = write_coco(tmp_path / "shapes")
-    with pytest.raises(ConfigError, match=r"--train-on-val.*leave one out"):
+    with pytest.raises(ConfigError, match=r"^train_on_val=True leaves no images for evaluation"):
         open_data(config(folder, train_on_val=True, **other))

@@ -11,6 +11,7 @@ from detrkit._internal.text import plural, printable
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
+from detrkit.config.validation import check_augmentation, check_evaluation
 from detrkit.data.categories import Categories
 from detrkit.data.checks.annotations import examine_annotations
 from detrkit.data.dataset import DetectionDataset
@@ -20,7 +21,7 @@ from detrkit.data.records import Records, Split, SplitName
 from detrkit.data.samplers import BatchGrouping
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation, TrainTransform, Transform
-from detrkit.errors import ConfigError, DatasetError
+from detrkit.errors import ConfigError, DatasetError, arg
 from detrkit.evaluation.coco import annotations_of_split
 from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.models.presets import preset_config
@@ -54,9 +55,9 @@ def open_data(config: RunConfig) -> TrainingData:
         ConfigError: the settings ask for what cannot be.
     """
     settings = config.training
-    model = preset_config(config.model, **config.model_settings)
+    model = preset_config(config.model, **config.model_overrides)
     check_augmentation(settings, model.in_channels)
-    check_judges(settings)
+    check_evaluation(settings)
     folder = read_dataset(config.data, config.format, settings.seed, masks=model.panoptic)
     train_split, val_split = folder.train, folder.val
     notes = (*folder.notes, *_warnings(folder, model, settings.image_size))
@@ -77,7 +78,7 @@ def open_data(config: RunConfig) -> TrainingData:
     has_segments = val_split.records.columns.mask_files is not None
     return TrainingData(
         train=training_dataset(photos, settings),
-        arrangement=BatchGrouping.of(train_split.records, by_shape=settings.group_by_aspect_ratio),
+        arrangement=BatchGrouping.of(train_split.records, by_shape=settings.loading.group_by_aspect_ratio),
         val=DetectionDataset(val_split, to_model, model.in_channels),
         pictures=DetectionDataset(val_split, channels=model.in_channels),
         annotations=annotations_of_split(val_split),
@@ -101,45 +102,26 @@ def concat_splits(first: Split, second: Split) -> Split:
 def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
     """What tells the segments of a panoptic split's photo by its id; its PNG is read when it is asked for."""
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
-    return lambda image_id: GroundTruthSegments.from_record(split.records[place_of[image_id]])
+    return lambda image_id: GroundTruthSegments.of(split.records[place_of[image_id]])
 
 
 def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
     """Change photos as the settings say."""
-    changes = settings.augment and not settings.overfit
-    orientation = RandomOrientation(settings.horizontal_flip, settings.vertical_flip, settings.rotate90)
-    transform: Transform = EvalTransform(settings.image_size)
+    augmentation, size = settings.augmentation, settings.image_size
+    changes = augmentation.augment and not settings.overfit
+    orientation = RandomOrientation(augmentation.horizontal_flip, augmentation.vertical_flip, augmentation.rotate90)
+    transform: Transform = EvalTransform(size)
     if changes:
-        transform = TrainTransform(round(settings.train_scale * settings.image_size), settings.crop, orientation)
+        transform = TrainTransform(round(augmentation.train_scale * size), augmentation.crop, orientation)
     strong = StrongAugmentation(
-        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, orientation
+        size,
+        augmentation.photometric,
+        augmentation.scale_jitter,
+        augmentation.mosaic,
+        augmentation.mixup,
+        orientation,
     )
     return AugmentedDataset(photos, transform, seed=settings.seed, strong=strong if changes else None)
-
-
-def check_augmentation(settings: TrainingConfig, channels: int) -> None:
-    """See that photos of that many channels can be changed as the settings say.
-
-    Raises:
-        ConfigError: they cannot.
-    """
-    if settings.photometric and channels not in (1, 3):
-        raise ConfigError(
-            f"--photometric: changes colours of RGB or grey photos, found {channels} channels; set it to 0"
-        )
-
-
-def check_judges(settings: TrainingConfig) -> None:
-    """See that nothing waits for scores on photos that are learned from.
-
-    Raises:
-        ConfigError: something does.
-    """
-    for name, value in (("patience", settings.patience), ("overfit", settings.overfit)):
-        if settings.train_on_val and value:
-            raise ConfigError(
-                f"--train-on-val: leaves no photos to be judged by, and --{name} {value} needs some; leave one out"
-            )
 
 
 def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
@@ -154,10 +136,10 @@ def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
             f"{train.source}: found no object in the {len(train.records)} photos to learn from, expected some; annotate "
             "them, and not as crowds, which do not count"
         )
-    if settings.patience and not _has_objects(test):
+    if settings.evaluation.patience and not _has_objects(test):
         raise ConfigError(
-            f"--patience {settings.patience}: waits for better scores, and {test.source} has no object to be judged by; "
-            "annotate some validation photos, or leave it out"
+            f"{arg('patience', settings.evaluation.patience)} waits for better scores, but {test.source} has no objects. "
+            "Annotate some validation images, or leave it out."
         )
 
 

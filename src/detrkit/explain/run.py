@@ -19,7 +19,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.images import read_image
-from detrkit.distributed.devices import choose_device
+from detrkit.data.loaders import choose_device
 from detrkit.errors import ConfigError
 from detrkit.evaluation.threshold_store import check_categories
 from detrkit.explain.document import page_document
@@ -181,7 +181,7 @@ def _loss_of(weights: str, model: ModelConfig) -> SetCriterion:
     runs = [folder.parent for folder in (place, place.parent) if folder.name in ("best", "last")]
     for config in (folder / "config.yaml" for folder in (place, *runs)):
         if config.is_file():
-            return loss_for(model, load_run_config(config, {}, {}).training)
+            return loss_for(model, load_run_config(config).training)
     return SetCriterion(model.num_classes, class_scores=model.class_scores)
 
 

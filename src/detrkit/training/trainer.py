@@ -22,7 +22,7 @@ from detrkit.distributed.collectives import (
     rank,
     stop_on_any_rank,
 )
-from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.evaluation.scores import Scores
 from detrkit.losses.criterion import LossOutput
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
@@ -55,7 +55,7 @@ class RunHooks:
         save_state: write what `Trainer.load_state_dict` takes.
     """
 
-    evaluate: Callable[[DETR], EvalMetrics]
+    evaluate: Callable[[DETR], Scores]
     save_weights: Callable[[str, DETR], None]
     save_state: Callable[[dict[str, Any]], None]
 
@@ -73,7 +73,7 @@ class Progress:
 
     epoch: int = 1
     batch: int = 0
-    best: EvalMetrics | None = None
+    best: Scores | None = None
     waited: int = 0
 
 
@@ -88,7 +88,7 @@ class TrainingResult:
         notes: what happened on the way, a sentence each.
     """
 
-    scores: EvalMetrics | None
+    scores: Scores | None
     epochs: int
     stopped_by: int | None = None
     notes: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class Throughput:
 
     def seconds(self, num_batches: int, settings: TrainingConfig) -> float:
         """Of a whole run, whose photos are so many batches."""
-        evaluations = -(-planned_epochs(num_batches, settings) // settings.evaluate_every)
+        evaluations = -(-planned_epochs(num_batches, settings) // settings.evaluation.evaluate_every)
         return planned_steps(num_batches, settings) * self.step + evaluations * self.evaluation
 
 
@@ -130,8 +130,8 @@ def planned_epochs(num_batches: int, settings: TrainingConfig) -> int:
 def strong_epochs(num_batches: int, settings: TrainingConfig) -> int:
     """Epochs, from the first on, that see strong augmentation; the last of several does only where all are to."""
     epochs = planned_epochs(num_batches, settings)
-    rounded = round(settings.strong_aug_until * epochs)
-    return min(rounded, epochs - 1) if settings.strong_aug_until < 1 and epochs > 1 else rounded
+    rounded = round(settings.augmentation.strong_aug_until * epochs)
+    return min(rounded, epochs - 1) if settings.augmentation.strong_aug_until < 1 and epochs > 1 else rounded
 
 
 class Trainer:
@@ -159,8 +159,8 @@ class Trainer:
     def has_ended(self) -> bool:
         """Whether nothing is left to do."""
         best = self.position.best
-        waits_for_nothing = 0 < self.settings.patience <= self.position.waited
-        knows_all = self.settings.overfit > 0 and best is not None and best.primary_value >= LEARNED_BY_HEART
+        waits_for_nothing = 0 < self.settings.evaluation.patience <= self.position.waited
+        knows_all = self.settings.overfit > 0 and best is not None and best.value >= LEARNED_BY_HEART
         return self.position.epoch > self.num_epochs or waits_for_nothing or knows_all
 
     def fit(self, stop: StopSignal | None = None) -> TrainingResult:
@@ -203,7 +203,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Evaluate if it is time to, and save."""
         epoch = self.position.epoch
-        is_due = epoch == self.num_epochs or epoch % self.settings.evaluate_every == 0
+        is_due = epoch == self.num_epochs or epoch % self.settings.evaluation.evaluate_every == 0
         if is_due and self.meter.sums:
             self.read_meter()
         if is_due:
@@ -222,10 +222,10 @@ class Trainer:
         """
         scores = self.hooks.evaluate(self.stepper.best_model)
         best = self.position.best
-        is_better = best is None or scores.primary_value > best.primary_value or self.settings.train_on_val
+        is_better = best is None or scores.value > best.value or self.settings.train_on_val
         self.position = replace(self.position, waited=0 if is_better else self.position.waited + 1)
         # nothing found yet, or nothing there to be found: the last has learned most
-        if is_better or (best is not None and scores.primary_value == best.primary_value == 0):
+        if is_better or (best is not None and scores.value == best.value == 0):
             self.position = replace(self.position, best=scores)
             self.hooks.save_weights("best", self.stepper.best_model)
         self.log.scores(self.stepper.step_number, epoch, scores, best=self.position.waited == 0)
@@ -267,7 +267,7 @@ class Trainer:
         self.stepper.load_state_dict(state["stepper"])
         position = dict(state["position"])
         best = position.pop("best")
-        self.position = Progress(**position, best=None if best is None else EvalMetrics.from_json(best))
+        self.position = Progress(**position, best=None if best is None else Scores.from_json(best))
         torch.set_rng_state(state["random"][rank()])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"][rank()])

@@ -220,14 +220,14 @@ def _of_model(objects: Sequence[_Objects], num_queries: int, image_size: int, st
         yield Finding(
             "warning",
             f"photos with more objects than the {num_queries} queries",
-            f"the rest cannot be found; train with --set num_queries={2 * most}, twice what the fullest photo has",
+            f"the rest cannot be found; train with --num-queries {2 * most}, twice what the fullest photo has",
             tuple(too_many),
         )
     if num_small:
         yield Finding(
             "note",
             f"{num_small} of {num_boxes} objects are smaller than a cell of {stride} px when photos have {image_size} px",
-            "if they matter: a larger --image-size, or a finer map (--set num_feature_levels, or a preset with -dc5)",
+            "if they matter: a larger --image-size, or a finer map (--num-feature-levels, or a preset with -dc5)",
             (),
         )
 
