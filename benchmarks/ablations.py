@@ -22,12 +22,13 @@ import yaml
 
 from detrkit._internal.files import write_text
 from detrkit.config.run import RunConfig, run_config
+from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.run import STATE_FILE
 from detrkit.training.train import resume, train
 
-COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
+COLUMNS = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
 def run_table(table: str, config: RunConfig, output: Path) -> str:
     """Train the rows, or read what they gave; tell the table, as Markdown."""
     scores = [row_scores(row, config, output / row.name) for row in TABLES[table]]
-    base = scores[-1]["AP"]
-    heads = [*HEADINGS[table], "parameters", *COLUMNS, "difference", "paper's AP"]
+    base = scores[-1]["ap"]
+    heads = [*HEADINGS[table], "parameters", *map(metric_label, COLUMNS), "difference", "paper's AP"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row, one in zip(TABLES[table], scores, strict=True):
         numbers = ["-" if one[name] < 0 else f"{100 * one[name]:.1f}" for name in COLUMNS]
-        difference = f"{100 * (one['AP'] - base):+.1f}"
+        difference = f"{100 * (one['ap'] - base):+.1f}"
         cells = [*row.cells, f"{one['parameters'] / 1e6:.1f} M", *numbers, difference, str(row.published)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -119,7 +120,7 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
     if result.interrupted:
         raise SystemExit(f"{row.name}: stopped; the same command goes on")
     evaluations = [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
-    best = max(evaluations, key=lambda entry: _number(entry["AP"]))
+    best = max(evaluations, key=lambda entry: _number(entry["ap"]))
     scores = {name: _number(best[name]) for name in COLUMNS}
     scores["parameters"] = float(count_parameters(folder))
     write_text(known, json.dumps(scores))

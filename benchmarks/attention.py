@@ -37,7 +37,9 @@ def shares_of(detector: Detector, num_images: int) -> tuple[torch.Tensor, torch.
                 continue
             box = sample.annotations.boxes[outcome.object]
             layers = range(model.config.decoder_layers)
-            weights = [attention.mean_weights("decoder_cross", layer, rows=[outcome.found_by])[0] for layer in layers]
+            weights = [
+                attention.mean_weights("decoder_cross", layer, queries=[outcome.found_by])[0] for layer in layers
+            ]
             inside.append(attention.grid.mass_inside(torch.stack(weights), box))
             uniform.append(attention.grid.area_share(box))
     return torch.stack(inside), torch.tensor(uniform)

@@ -48,6 +48,7 @@ from detrkit.demo.run import draw_data
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluate import evaluate_source
+from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.planner import OWN, plan_model, plan_training
@@ -78,7 +79,7 @@ FRAMING = (
     "image_size", "train_scale", "augment", "horizontal_flip", "vertical_flip", "rotate90", "crop",
     "photometric", "scale_jitter",
 )  # fmt: skip
-COLUMNS = ("AP", "AP50", "APs", "APm", "APl")
+COLUMNS = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")
 _TIMINGS = 7  # rounds, of other photos each, and of so many steps:
 _TIMED_STEPS = 6
 _COLOURS = 10  # of lines; further ones are dashed
@@ -315,7 +316,7 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
         found = folder / f"on-{bench.split}"
         if not (found / "scores.json").is_file():
             evaluate_source(str(folder), bench.common.data, bench.split, output=found)
-        last = json.loads((found / "scores.json").read_text())["numbers"]
+        last = json.loads((found / "scores.json").read_text())["metrics"]
     scores = {name: -1.0 if last[name] is None else float(str(last[name])) for name in COLUMNS}
     return {**scores, "parameters": float(count_parameters(folder))}
 
@@ -333,7 +334,9 @@ def has_ended(folder: Path, steps: int) -> bool:
 
 def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> str:
     """The results as Markdown: means of the seeds that there are."""
-    lines = ["| | " + " | ".join([*COLUMNS, "AP of each seed", "steps", "cells, px", "parameters"]) + " |"]
+    lines = [
+        "| | " + " | ".join([*map(metric_label, COLUMNS), "AP of each seed", "steps", "cells, px", "parameters"]) + " |"
+    ]
     lines.append("|---" * (len(COLUMNS) + 5) + "|")
     for row in bench.rows:
         seeds = results.get(row.name, [])
@@ -341,7 +344,7 @@ def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]],
             known = [[one[name] for one in seeds if one[name] >= 0] for name in COLUMNS]
             means = [mean(values) if values else -1.0 for values in known]
             cells = [row.what, *("-" if value < 0 else f"{value:.3f}" for value in means)]
-            cells.append(", ".join(f"{one['AP']:.3f}" for one in seeds))
+            cells.append(", ".join(f"{one['ap']:.3f}" for one in seeds))
             strides = preset_config(row.model, **bench.fields_of(row)).strides
             cells += [str(steps[row.name]), ", ".join(map(str, strides)), f"{seeds[0]['parameters'] / 1e6:.1f} M"]
             lines.append("| " + " | ".join(cells) + " |")
@@ -358,7 +361,7 @@ def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]
         curves = []
         for seed in bench.seeds[: len(results[row.name])]:
             points = evaluations_of(bench.folder(row, seed))
-            curves.append([(float(str(one["step"])), float(str(one["AP"] or 0))) for one in points])
+            curves.append([(float(str(one["step"])), float(str(one["ap"] or 0))) for one in points])
         share = bench.minutes / curves[0][-1][0]
         heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
         places = [step * share for step, _ in curves[0]]

@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detrkit.evaluation.analysis import analyse
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
-from detrkit.evaluation.coco import NAMES, evaluate_boxes
+from detrkit.evaluation.coco import COCO_METRICS, evaluate_boxes
 
 NUM_CLASSES = 80
 OBJECTS = 7.3  # per photo on average, as in COCO val2017
@@ -110,7 +110,7 @@ def main() -> None:
     truth = GroundTruth.read(document)
     _, whole = timed(lambda: analyse(truth, found, 100), 1)
     expected, reference = timed(lambda: by_pycocotools(document, results), 1)
-    ours = [scores.numbers[name] for name in NAMES]
+    ours = [scores.values[name] for name in COCO_METRICS]
     for name, one, other in zip(NAMES, ours, expected, strict=True):
         print(f"{name:6} {one:.15f} {other:.15f} {'equal' if one == other else f'differs by {abs(one - other):.1e}'}")
     print(f"pycocotools {reference:.1f} s")

@@ -34,7 +34,7 @@ from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.inference.engines.exported import Precision, to_description
 from detrkit.inference.engines.load import load_exported
-from detrkit.inference.engines.torch import Runtime, TorchRuntime
+from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.inference.inputs import list_inputs
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch, Sample
@@ -85,11 +85,11 @@ def their_predict(model: Any) -> Callable[[Batch], Answer]:
     return predict
 
 
-def our_predict(runtime: Runtime) -> Callable[[Batch], Answer]:
+def our_predict(engine: Engine) -> Callable[[Batch], Answer]:
     """One prediction of an engine of ours."""
 
     def predict(batch: Batch) -> Answer:
-        predictions = runtime.predict(batch)
+        predictions = engine.predict(batch)
         return predictions.class_logits, predictions.boxes
 
     return predict
@@ -106,7 +106,7 @@ def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Ba
 
     found = {
         "transformers, eager, float32": their_predict(theirs),
-        "detrkit, eager, float32": our_predict(TorchRuntime(ours, torch.device("cpu"), padding_invariant=True)),
+        "detrkit, eager, float32": our_predict(TorchEngine(ours, torch.device("cpu"), padding_invariant=True)),
     }
     write_onnx(program, described("float32"), folder / "model.onnx")
     found["ONNX Runtime, float32"] = our_predict(load_exported(folder / "model.onnx"))

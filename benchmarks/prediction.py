@@ -134,7 +134,7 @@ def main() -> None:
         write_photos(root / "photos", arguments.photos)
         write_model(root / "model.safetensors")
         runs = run_share(root, 0, kill_at=arguments.photos / WORLD / 2) + run_share(root, 1, kill_at=np.inf)
-        seen = Counter(line["photo"] for rank in range(WORLD) for line in read_lines(lines_of(root, rank)))
+        seen = Counter(line["image"] for rank in range(WORLD) for line in read_lines(lines_of(root, rank)))
         print(f"{arguments.photos} photos: {len(seen)} in the lines, at most {max(seen.values())} time(s) each")
         for label, readings in runs:
             memory = [one[1] for one in readings]

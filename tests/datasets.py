@@ -12,7 +12,7 @@ from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.segment_png import write_ids
 from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
-from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.evaluation.coco import samples_to_coco
 
 
 def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64) -> Path:
@@ -20,7 +20,7 @@ def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64)
     (root / "annotations").mkdir(parents=True)
     for seed, (name, count) in enumerate({"train2017": num_train, "val2017": num_val}.items()):
         samples = SyntheticShapes(count, seed, SyntheticStyle(size=size)).draw_all()
-        document = annotations_of_samples(samples, SHAPES)
+        document = samples_to_coco(samples, SHAPES)
         document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] != 1]
         (root / name).mkdir()
         for sample, entry in zip(samples, document["images"], strict=True):

@@ -1,11 +1,15 @@
-"""The house: who may import whom, and what must stay light."""
+"""Dependency rules of the packages, and what must not be imported early."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from detrkit.cli import COMMANDS
 
 SOURCE = Path(__file__).parents[2] / "src" / "detrkit"
 
@@ -21,54 +25,130 @@ LAYER = {
     "benchmark": 8, "serve": 8, "demo": 8,
     "cli": 9, "__main__": 9,
 }  # fmt: skip
-ALLOWED: set[tuple[str, str]] = set()
+# Detections.draw() is part of the public contract; it imports the drawing code when it is called
+ALLOWED = {("structures", "visualization")}
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def imports() -> list[tuple[str, str, Path]]:
-    found = []
+def imports(path: Path) -> Iterator[str]:
+    """Names of detrkit's modules that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "detrkit":
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("detrkit."))
+
+
+def package_imports() -> set[tuple[str, str, str]]:
+    found = set()
     for path in SOURCE.rglob("*.py"):
-        own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                modules = [node.module]
-            elif isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            found += [(own, room(module), path) for module in modules if module.startswith("detrkit.")]
+        package = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if package == "__init__":
+            continue  # lists the public names of all packages, which are imported on first use
+        for module in imports(path):
+            if (other := package_of(module)) in LAYER and other != package:
+                found.add((package, other, path.relative_to(SOURCE).as_posix()))
     return found
 
 
-def test_every_room_has_a_layer() -> None:
-    rooms = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"}
-    assert rooms == set(LAYER)
+def test_every_package_has_a_layer() -> None:
+    packages = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"}
+    assert packages == set(LAYER)
 
 
 def test_imports_only_point_down() -> None:
+    upward = [
+        f"{path}: {package} imports {other}"
+        for package, other, path in sorted(package_imports())
+        if (package, other) not in ALLOWED and LAYER[package] < LAYER[other]
+    ]
+    assert not upward
+
+
+def test_data_models_losses_and_postprocess_never_import_each_other() -> None:
+    separate = {"data", "models", "losses", "postprocess"}
     wrong = [
-        f"{path.name}: {own} imports {other}"
-        for own, other, path in imports()
-        if own not in ("__init__", other) and (own, other) not in ALLOWED and LAYER[own] < LAYER[other]
+        f"{path}: {package} imports {other}"
+        for package, other, path in package_imports()
+        if {package, other} <= separate
     ]
     assert not wrong
 
 
-def test_rooms_that_make_the_model_never_import_each_other() -> None:
-    apart = {"data", "models", "losses", "postprocess"}
-    wrong = [
-        f"{path}: {own} imports {other}" for own, other, path in imports() if {own, other} <= apart and own != other
-    ]
-    assert not wrong
+def test_packages_import_each_other_without_cycles() -> None:
+    graph: dict[str, set[str]] = {}
+    for package, other, _ in package_imports():
+        if (package, other) not in ALLOWED:
+            graph.setdefault(package, set()).add(other)
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError if there is one
 
 
-@pytest.mark.parametrize("statement", ["import detrkit", "from detrkit.cli import build_app; build_app()"])
-def test_torch_is_not_loaded_before_it_is_needed(statement: str) -> None:
-    code = f"{statement}; import sys; print([m for m in ('torch', 'matplotlib', 'scipy') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+def test_modules_import_each_other_without_cycles() -> None:
+    modules = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        modules[".".join(("detrkit", *(parts[:-1] if parts[-1] == "__init__" else parts)))] = path
+    graph = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text())
+        at_top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        targets = set()
+        for node in at_top.body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+                targets |= names or ({node.module} & modules.keys())
+            elif isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names} & modules.keys()
+        graph[name] = targets - {name}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def loaded_by(code: str, *arguments: str) -> list[str]:
+    """Heavy modules that are imported after some code has run in a fresh interpreter."""
+    heavy = ("torch", "torchvision", "matplotlib", "scipy", "transformers", "onnxruntime", "openvino")
+    report = f"import sys; print('LOADED', *(name for name in {heavy} if name in sys.modules))"
+    program = f"try:\n    {code}\nexcept SystemExit:\n    pass\n{report}"
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return result.stdout.rpartition("LOADED")[2].split()
+
+
+def test_importing_detrkit_loads_nothing_heavy() -> None:
+    assert loaded_by("import detrkit") == []
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert loaded_by("from detrkit.cli import main; main(['--help'])") == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
+    assert loaded_by(f"from detrkit.cli import main; main(['{command}', '--help'])") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "nowhere"),
+        ("evaluate", "nowhere.safetensors", "nowhere"),
+        ("predict", "nowhere.safetensors", "nowhere.jpg"),
+        ("explain", "nowhere.safetensors", "nowhere.jpg"),
+        ("serve", "nowhere.safetensors"),
+        ("doctor", "nowhere"),
+        ("export", "nowhere.safetensors", "--format", "onnx"),
+        ("convert", "nowhere.pth", "out", "--to", "huggingface"),
+        ("convert-data", "nowhere", "out", "--to", "yolo"),
+        ("shard", "nowhere", "out"),
+        ("benchmark", "nowhere.safetensors"),
+        ("describe", "nowhere.safetensors"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_wrong_paths_are_reported_before_anything_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
+    assert loaded_by("import sys; from detrkit.cli import main; main(sys.argv[1:])", *arguments) == []
 
 
 def test_every_public_name_can_be_loaded() -> None:

@@ -33,7 +33,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_who_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("detrkit.benchmark.run.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("detrkit.benchmark.run.has_fast_bfloat16", lambda device: False)
     (tmp_path / "model.xml").touch()
     exported = str(tmp_path)
     found = list_benchmark_cases(["detr-r18", exported], ("float32", "bfloat16"), True, torch.device("cpu"))

@@ -134,7 +134,7 @@ def test_photos_are_framed_and_looked_at_alike_by_all_architectures(tmp_path: Pa
 
 
 def test_an_evaluation_written_twice_counts_once(tmp_path: Path) -> None:
-    entries = [{"kind": "evaluation", "step": step, "AP": ap} for step, ap in ((5, 0.1), (5, 0.1), (9, 0.2))]
+    entries = [{"kind": "evaluation", "step": step, "ap": ap} for step, ap in ((5, 0.1), (5, 0.1), (9, 0.2))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     assert [one["step"] for one in evaluations_of(tmp_path)] == [5, 9]
 

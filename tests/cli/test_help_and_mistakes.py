@@ -10,7 +10,7 @@ import torch
 
 from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.cli import VERBS, main
+from detrkit.cli import COMMANDS, main
 from detrkit.data.synthetic import SHAPES
 from tests.datasets import write_coco
 
@@ -72,11 +72,11 @@ MISTAKES = {
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
     "no such device": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"],
-        "detrkit: device 'gpu9': found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'",
+        "error: --device gpu9 is not a device; use 'cpu', 'cuda', 'cuda:1' or 'auto'",
     ),
     "a device that computes nothing": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "meta"],
-        "device 'meta': computes nothing",
+        "--device meta computes nothing",
     ),
     "a name longer than any file's": (["predict", "model.safetensors", f"{'a' * 300}.jpg"], "check the path"),
     "photos without a side": (["describe", "detr-tiny", "--size", "00x00"], "expected HEIGHTxWIDTH"),
@@ -110,7 +110,10 @@ MISTAKES = {
     "option out of range": (["train", "shapes", "--epochs", "0"], "--epochs: found 0"),
     "model setting like a date": (["train", "shapes", "--num-queries", "2024-13-45"], "--num-queries"),
     "negative seed": (["demo", "--seed", "-1"], "--seed"),
-    "no photo at a time": (["evaluate", "model.safetensors", "shapes", "--batch-size", "0"], "batch size 0"),
+    "no photo at a time": (
+        ["evaluate", "model.safetensors", "shapes", "--batch-size", "0"],
+        "--batch-size 0 is too small",
+    ),
     "results into a folder": (["evaluate", "model.safetensors", "shapes", "-o", "folder.json"], "is a folder"),
     "a report into a file": (["evaluate", "model.safetensors", "shapes", "-o", "no_image.jpg"], "is a file"),
     "evaluated nothing": (["evaluate", "model.safetensors"], "expected a model and a dataset"),
@@ -325,13 +328,13 @@ def test_a_mistake_is_one_sentence(
     code, out, err = run(arguments, capsys)
     assert code == 2
     assert says in err
-    assert err.startswith("detrkit: ")
+    assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before, "something was written"
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
+@pytest.mark.parametrize("verb", [None, *COMMANDS])
 def test_help_teaches_within_80_columns(
     verb: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,7 +345,7 @@ def test_help_teaches_within_80_columns(
     assert left.value.code in (0, None)
     assert max(len(line) for line in out.splitlines()) <= 80
     if verb is None:
-        assert all(each in out for each in VERBS)
+        assert all(each in out for each in COMMANDS)
     elif verb != "demo":
         assert f"detrkit {verb}" in " ".join(out.split())
         assert "Example" in out

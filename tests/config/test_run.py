@@ -51,7 +51,7 @@ def test_epochs_that_are_given_replace_steps_of_the_file(tmp_path: Path) -> None
         run_config({"data": "images", "epochs": 5, "steps": 7})
 
 
-def test_another_model_does_not_inherit_the_model_settings_of_the_file(file: Path) -> None:
+def test_another_model_does_not_inherit_overrides_of_the_file(file: Path) -> None:
     config = run_config({"model": "detr-r18", "num_queries": 5}, file)
     assert config.model_overrides == {"num_queries": 5}
 

@@ -55,7 +55,7 @@ def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path
     shutil.copytree(coco / "train2017", folder)
     shutil.copy(coco / "annotations" / "instances_train2017.json", folder / "labels.json")
     (folder / "findings.json").write_text('{\n "format": "detrkit-findings-1",\n "images": []\n}')
-    (folder / "0.json").write_text('{"photo": "0.png", "objects": []}')
+    (folder / "0.json").write_text('{"image": "0.png", "objects": []}')
     write_rows(folder / "results.json", [{"image_id": 1, "category_id": 1}])
     (folder / "theirs.json").write_text('[{"image_id": 1, "category_id": 1}]')
     (folder / "package.json").write_text('{"name": "shapes"}')

@@ -12,7 +12,7 @@ from detrkit.config.training import TrainingConfig
 from detrkit.data.formats.folder import read_dataset
 from detrkit.data.splits import TrainingData, concat_splits, open_data
 from detrkit.errors import ConfigError, DatasetError
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.train import train
 from tests.datasets import write_coco, write_panoptic
@@ -102,13 +102,13 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
     assert result.scores is not None
     assert (run / "best" / "model.safetensors").read_bytes() == (run / "last" / "model.safetensors").read_bytes()
     said = capsys.readouterr().out
-    assert "epoch 1: AP - AP50 -\nepoch 2: AP - AP50 -\n" in said
+    assert "epoch 1: AP -, AP50 -\nepoch 2: AP -, AP50 -\n" in said
     assert "-1.000" not in said + (run / "report.html").read_text()
     evaluations = [entry for entry in read_metrics(run) if entry["kind"] == "evaluation"]
-    assert [(entry["AP"], entry["APs"]) for entry in evaluations] == [(None, None), (None, None)]
-    numbers = json.loads((run / "scores.json").read_text())["numbers"]
+    assert [(entry["ap"], entry["ap_small"]) for entry in evaluations] == [(None, None), (None, None)]
+    numbers = json.loads((run / "scores.json").read_text())["metrics"]
     assert set(numbers.values()) == {None}
-    assert Scores.from_json(result.scores.to_json()).numbers == result.scores.numbers
+    assert EvalMetrics.from_json(result.scores.to_json()).values == result.scores.values
     with pytest.raises(ConfigError, match=r"^patience=3 waits for better scores, but .* has no objects"):
         open_data(config(folder, patience=3))
 

@@ -123,7 +123,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
         with pytest.raises(SystemExit) as left:
             main(arguments)
         assert left.value.code == 2
-        assert capsys.readouterr().err.startswith("detrkit: ")
+        assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "new").exists()
     with pytest.raises(SystemExit) as left:
         main(["convert-data", str(shapes), str(tmp_path / "new"), "--to", "voc"])

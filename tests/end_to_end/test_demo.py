@@ -53,7 +53,7 @@ def test_the_panoptic_demo_leaves_segments(
     assert not left.value.code
     assert "panoptic quality" in capsys.readouterr().out
     assert read_checkpoint(tmp_path / "run").categories.is_thing == (True, True, True, False, False, False)
-    assert "PQ" in read_metrics(tmp_path / "run")[-1]
+    assert "pq" in read_metrics(tmp_path / "run")[-1]
 
 
 def test_training_and_test_drawings_never_meet() -> None:

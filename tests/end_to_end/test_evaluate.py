@@ -107,7 +107,7 @@ def test_a_folder_gets_detections_scores_and_a_report_with_the_paper_s_pictures(
     assert "mistakes:" in said
     scores = strict(out / "scores.json")
     assert [entry["layer"] for entry in scores["by_layer"]] == [1, 2, 3]
-    assert scores["by_layer"][-1]["ap"] == scores["numbers"]["AP"]
+    assert scores["by_layer"][-1]["ap"] == scores["metrics"]["ap"]
     assert len(scores["query_map"]) == QUERIES
     assert [entry["present"] for entry in scores["counting"]][-1] == 25
     assert scores["num_detections"] == len(strict(out / "detections.json")) == 12 * QUERIES
@@ -166,7 +166,7 @@ def test_auto_uses_them_and_says_what_to_do_where_there_are_none(
     path = a_run / "best" / "model.safetensors"
     from detrkit.checkpoints.native import store_thresholds
 
-    first = int(everything.labels[0])
+    first = int(everything.category_ids[0])
     store_thresholds(path, Thresholds(overall=middle, per_class={first: 1.0}))
     assert go("predict", a_run, photo, "--threshold", "auto", "-o", tmp_path / "found") == 0
     objects = json.loads((tmp_path / "found" / "2.json").read_text())["objects"]
@@ -232,7 +232,7 @@ def test_a_training_s_best_checkpoint_holds_thresholds(shapes: Path, tmp_path: P
     assert stored is not None
     scores = strict(tmp_path / "run" / "scores.json")
     assert scores["thresholds"]["overall"] == stored.overall
-    assert scores["numbers"]["AP"] == pytest.approx(1)
+    assert scores["metrics"]["ap"] == pytest.approx(1)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Kinds of mistakes" in page
     assert "http" not in page
@@ -309,9 +309,9 @@ def test_saved_panoptic_results_are_scored(shapes: Path, tmp_path: Path, capsys:
     results = tmp_path / "theirs" / "panoptic_predictions.json"
     entries = []
     for record in split.records:
-        true = GroundTruthSegments.of(record)
+        true = GroundTruthSegments.from_record(record)
         numbers = zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True)
-        segments = tuple(PanopticSegment(n, split.categories.ids[k], True, 1.0, 1) for n, k in numbers)
+        segments = tuple(PanopticSegment(n, k, split.categories.ids[k], True, 1.0, 1) for n, k in numbers)
         found = PanopticSegments(torch.from_numpy(true.ids), segments)
         entries.append(write_segments(results, record.image_id, found))
     write_panoptic_results(results, entries)
@@ -333,7 +333,7 @@ def test_saved_masks_are_scored_beside_their_boxes(tmp_path: Path, capsys: pytes
     results = [{**entry, "score": 0.9} for entry in document["annotations"] if not entry["iscrowd"]]
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert go("evaluate", data, "--predictions", tmp_path / "results.json", "-o", tmp_path / "out") == 0
-    assert strict(tmp_path / "out" / "scores.json")["masks"]["numbers"]["AP"] == pytest.approx(1)
+    assert strict(tmp_path / "out" / "scores.json")["masks"]["values"]["ap"] == pytest.approx(1)
     assert "masks: 2 photos, 4 objects" in capsys.readouterr().out
     assert "<h2>Masks</h2>" in (tmp_path / "out" / "report.html").read_text()
 
@@ -342,7 +342,7 @@ def test_an_empty_list_of_results_scores_nothing(shapes: Path, tmp_path: Path) -
     (tmp_path / "results.json").write_text("[]")
     assert go("evaluate", shapes, "--predictions", tmp_path / "results.json", "-o", tmp_path / "out") == 0
     scores = strict(tmp_path / "out" / "scores.json")
-    assert scores["numbers"]["AP"] == 0
+    assert scores["metrics"]["ap"] == 0
     assert scores["thresholds"] is None
     assert scores["errors"]["counts"]["missed"] == scores["num_objects"]
 

@@ -123,8 +123,8 @@ def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.C
     scored = [entry for entry in read_metrics(tmp_path / "run") if entry["kind"] == "evaluation"][-1]
     scores = evaluate_source(str(tmp_path / "run"), str(folder), workers=0, device="cpu")
     assert scores.ap > 0.01
-    assert scores.ap == pytest.approx(scored["AP"], abs=1e-6)
-    assert scores.numbers["AR100"] == pytest.approx(scored["AR100"], abs=1e-6)
+    assert scores.ap == pytest.approx(scored["ap"], abs=1e-6)
+    assert scores.values["ar100"] == pytest.approx(scored["ar100"], abs=1e-6)
 
 
 def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: p
     objects = content["objects"] if isinstance(content, dict) else content
     found = Detector.load(place / "run").predict(photos / "2.png", threshold=0)
     assert len(objects) == len(found) == 25
-    assert objects[0]["name"] == found.names[0]
+    assert objects[0]["name"] == found.class_names[0]
     assert objects[0]["score"] == pytest.approx(float(found.scores[0]), abs=1e-4)
     with Image.open(tmp_path / "out" / "2.png") as picture:
         assert picture.size == (64, 64)
@@ -191,7 +191,7 @@ def test_a_photo_cut_short_is_one_sentence_from_any_process(
     arguments = ["train", str(data), "--model", "detr-tiny", *short]
     assert run(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"detrkit: {photo}: cannot be read as a photo")
+    assert error.startswith(f"error: {photo}: cannot be read as a photo")
     assert "Traceback" not in error
     # nothing was learned, so the corrected data can be trained on into the same folder
     write_coco(tmp_path / "good")

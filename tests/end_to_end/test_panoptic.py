@@ -38,7 +38,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for sample in samples:
             name = f"{sample.image_id:012d}"
             tensor_to_image(sample.image).save(folder / f"{name}.jpg")
-            truth = GroundTruthSegments.of_annotations(sample.annotations)
+            truth = GroundTruthSegments.from_annotations(sample.annotations)
             pixels = ids_to_rgb(torch.from_numpy(truth.ids).int()).numpy()
             Image.fromarray(pixels).save(pngs / f"{name}.png")
             segments = [
@@ -75,7 +75,7 @@ def test_joint_training_is_judged_by_panoptic_quality(run: Path) -> None:
     losses = next(entry for entry in entries if entry["kind"] == "train")
     assert {"loss_ce", "loss_bbox_0", "loss_mask", "loss_dice"} <= set(losses)
     evaluation = next(entry for entry in entries if entry["kind"] == "evaluation")
-    assert {"AP", "PQ", "SQ", "RQ", "PQ things", "PQ stuff"} <= set(evaluation)
+    assert {"ap", "pq", "sq", "rq", "pq_things", "pq_stuff"} <= set(evaluation)
     assert read_checkpoint(run).categories == SCENES
     assert "Panoptic quality" in (run / "report.html").read_text()
     assert "panoptic" in json.loads((run / "scores.json").read_text())
@@ -95,7 +95,7 @@ def test_evaluation_says_what_training_said(scenes: Path, tmp_path: Path) -> Non
     said = json.loads((tmp_path / "run" / "scores.json").read_text())
     scores = json.loads((tmp_path / "e" / "scores.json").read_text())
     assert scores["panoptic"]["num_images"] == 3
-    assert set(scores["masks"]["numbers"]) == set(scores["numbers"])
+    assert set(scores["masks"]["values"]) == set(scores["metrics"])
     assert scores["panoptic"]["overall"] == said["panoptic"]["overall"]
     assert scores["panoptic"]["overall"]["pq"] > 0
 
@@ -148,12 +148,12 @@ def test_boxes_without_outlines_cannot_train_masks(tmp_path: Path, capsys: pytes
 
 def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> None:
     detector = Detector.load(run)
-    found = detector.segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
+    found = detector.predict_segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
     assert isinstance(found, PanopticSegments)
     assert found.ids.shape == (64, 64)
-    assert all(one.name in SCENES.names for one in found.segments)
+    assert all(one.class_name in SCENES.names for one in found.segments)
     things = dict(zip(SCENES.names, SCENES.things, strict=True))
-    assert all(one.is_thing == things[one.name] for one in found.segments)
+    assert all(one.is_thing == things[one.class_name] for one in found.segments)
     assert np.asarray(found.draw()).shape == (64, 64, 3)
 
 

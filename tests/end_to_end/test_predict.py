@@ -72,14 +72,14 @@ def test_lines_and_table_hold_what_predict_finds(place: Path, tmp_path: Path) ->
     assert len(lines) == COUNT
     detector = Detector.load("model.safetensors")
     for line in lines[::5]:
-        found = detector.predict(line["photo"], 0)
+        found = detector.predict(line["image"], 0)
         assert found.image is not None
         assert (line["width"], line["height"]) == found.image.size
         for one, other in zip(line["objects"], found.to_objects(), strict=True):
             assert one["score"] == pytest.approx(other["score"], abs=1e-4)
             assert one["box"] == pytest.approx(other["box"], abs=0.01)
     table = pyarrow.parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
-    assert [row["photo"] for row in table] == [line["photo"] for line in lines]
+    assert [row["image"] for row in table] == [line["image"] for line in lines]
     assert sum(len(row["objects"]) for row in table) == 8 * COUNT
 
 
@@ -92,7 +92,7 @@ def test_a_second_call_predicts_only_what_is_new(
     assert predict(output, *some, "photos/3.png", "--write", "jsonl") == 0
     assert "2 of 3 photos done already" in capsys.readouterr().out
     assert (output / "predictions.jsonl").read_bytes().startswith(first)
-    assert [line["photo"] for line in read_lines(output / "predictions.jsonl")] == [*some, "photos/3.png"]
+    assert [line["image"] for line in read_lines(output / "predictions.jsonl")] == [*some, "photos/3.png"]
     # with another threshold, or other weights, the file would mean nothing
     assert predict(output, *some, "--write", "jsonl", threshold="0.3") == 2
     assert "was begun with threshold 0.0, found 0.3" in capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_shares_have_files_of_their_own_and_every_photo_once(
     assert predict(tmp_path, "photos", "--recursive", "--write", "jsonl") == 0
     files = sorted(tmp_path.glob("*.jsonl"))
     assert [file.name for file in files] == [f"predictions-{rank}-of-3.jsonl" for rank in range(3)]
-    seen = Counter(line["photo"] for file in files for line in read_lines(file))
+    seen = Counter(line["image"] for file in files for line in read_lines(file))
     assert len(seen) == COUNT
     assert set(seen.values()) == {1}
 
@@ -131,7 +131,7 @@ def test_pictures_of_shares_never_take_each_others_place(place: Path, tmp_path: 
     for rank in ("0/2", "1/2"):
         assert predict(out, str(tmp_path / "x" / "1.png"), str(tmp_path / "y" / "1.png"), "--shard", rank) == 0
     assert len(list(out.glob("*.png"))) == len(list(out.glob("*.json"))) == 2
-    named = {json.loads(file.read_text())["photo"] for file in out.glob("*.json")}
+    named = {json.loads(file.read_text())["image"] for file in out.glob("*.json")}
     assert len(named) == 2
 
 
@@ -158,15 +158,15 @@ def test_killed_at_random_moments_every_photo_has_one_line(place: Path, tmp_path
         assert process.returncode == -signal.SIGKILL
     assert wanted <= sum(1 for _ in read_lines(lines)) < COUNT
     with lines.open("ab") as file:  # and once in the middle of a line
-        file.write(b'{"photo": "photos/1.p')
+        file.write(b'{"image": "photos/1.p')
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    seen = Counter(json.loads(line)["photo"] for line in lines.read_text().splitlines())
+    seen = Counter(json.loads(line)["image"] for line in lines.read_text().splitlines())
     assert len(seen) == COUNT
     assert set(seen.values()) == {1}
     assert predict(tmp_path / "whole", "photos", "--recursive", "--write", "jsonl") == 0
-    whole = {line["photo"]: line["objects"] for line in read_lines(tmp_path / "whole" / "predictions.jsonl")}
+    whole = {line["image"]: line["objects"] for line in read_lines(tmp_path / "whole" / "predictions.jsonl")}
     for line in read_lines(lines):
-        for one, other in zip(line["objects"], whole[line["photo"]], strict=True):
+        for one, other in zip(line["objects"], whole[line["image"]], strict=True):
             assert one["box"] == pytest.approx(other["box"], abs=0.01)
 
 
@@ -199,7 +199,7 @@ def test_unreadable_photos_are_named_and_recorded(
     given = ["photos/1.png", str(tmp_path / "bad.png"), "photos/2.png", "--write", "jsonl"]
     assert predict(tmp_path / "out", *given) == 2
     assert "1 of 3 photos were not predicted" in capsys.readouterr().err
-    lines = {line["photo"]: line for line in read_lines(tmp_path / "out" / "predictions.jsonl")}
+    lines = {line["image"]: line for line in read_lines(tmp_path / "out" / "predictions.jsonl")}
     assert len(lines) == 3
     assert "cannot be read as a photo" in lines[str(tmp_path / "bad.png")]["error"]
     # the second call has nothing to do, and ends as the first
@@ -264,7 +264,7 @@ def test_a_video_becomes_a_video_and_lines(
     lines = list(read_lines(tmp_path / "film.jsonl"))
     assert [line["frame"] for line in lines] == list(range(7))
     assert [line["seconds"] for line in lines] == pytest.approx([number / 5 for number in range(7)])
-    assert {line["photo"] for line in lines} == {str(film)}
+    assert {line["image"] for line in lines} == {str(film)}
     with open_video(film) as source:
         pixels = [frame.pixels for frame in source]
     found = Detector.load("model.safetensors").predict(pixels[4], 0)
@@ -287,12 +287,12 @@ def test_a_broken_video_costs_neither_the_others_nor_an_earlier_result(
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(film.read_bytes()[:500])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "bad.jsonl").write_text('{"photo": "earlier"}')
+    (tmp_path / "out" / "bad.jsonl").write_text('{"image": "earlier"}')
     assert predict(tmp_path / "out", str(bad), str(film)) == 2
     error = capsys.readouterr().err
     assert "bad.mp4: cannot be opened" in error
     assert "Traceback" not in error
-    assert (tmp_path / "out" / "bad.jsonl").read_text() == '{"photo": "earlier"}'
+    assert (tmp_path / "out" / "bad.jsonl").read_text() == '{"image": "earlier"}'
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["bad.jsonl", "film.jsonl", "film.mp4"]
 
 
@@ -422,4 +422,4 @@ def test_a_name_that_is_no_text_is_predicted_like_any(
     assert predict(tmp_path / "out", str(tmp_path)) == 0
     assert "pictures and JSON are in" in capsys.readouterr().out
     content = json.loads((tmp_path / "out" / f"{odd.stem}.json").read_text())
-    assert os.fsencode(content["photo"]) == os.fsencode(odd)
+    assert os.fsencode(content["image"]) == os.fsencode(odd)

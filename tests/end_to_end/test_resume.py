@@ -74,7 +74,7 @@ def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.
     entries = read_metrics(output)
     assert [entry["step"] for entry in entries if entry["kind"] == "train"] == list(range(1, 2 * epochs + 1))
     # the evaluation that two processes shared out, and one of the same weights by itself
-    together = [entry["AP"] for entry in entries if entry["kind"] == "evaluation"][-1]
+    together = [entry["ap"] for entry in entries if entry["kind"] == "evaluation"][-1]
     model = str(output / "last" / "model.safetensors")
     alone = [
         "evaluate",
@@ -88,7 +88,7 @@ def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.
         str(tmp_path / "alone"),
     ]
     assert run(alone) == 0
-    ap = json.loads((tmp_path / "alone" / "scores.json").read_text())["numbers"]["AP"]
+    ap = json.loads((tmp_path / "alone" / "scores.json").read_text())["metrics"]["ap"]
     assert ap > 0.01
     assert together == pytest.approx(ap, abs=1e-6)
     capfd.readouterr()

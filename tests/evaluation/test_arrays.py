@@ -57,7 +57,7 @@ def test_a_model_with_more_queries_is_heard_to_the_end() -> None:
     assert max_detections_to_evaluate(25) == max_detections_to_evaluate(100) == 100
     published = evaluate_boxes(truth, found)
     whole = evaluate_boxes(truth, found, max_detections=max_detections_to_evaluate(150))
-    np.testing.assert_allclose([published.numbers["AR100"], whole.numbers["AR150"]], [2 / 3, 1])
+    np.testing.assert_allclose([published.values["ar100"], whole.values["ar150"]], [2 / 3, 1])
     assert whole.ap > 0.999
-    assert tuple(whole.numbers) == coco_metric_names(150)
-    assert whole.per_class[0].recall == 1
+    assert tuple(whole.values) == coco_metric_names(150)
+    assert whole.per_class[0].ar == 1

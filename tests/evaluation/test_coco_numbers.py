@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detrkit.evaluation.coco import NAMES, evaluate_boxes
+from detrkit.evaluation.coco import COCO_METRICS, evaluate_boxes
 from detrkit.evaluation.report.table import print_scores
 
 pycocotools_coco = pytest.importorskip("pycocotools.coco")
@@ -71,7 +71,7 @@ def test_equal_to_pycocotools(seed: int) -> None:
         evaluation.accumulate()
         evaluation.summarize()
     scores = evaluate_boxes(truth, results)
-    np.testing.assert_allclose([scores.numbers[name] for name in NAMES], evaluation.stats, rtol=0, atol=1e-9)
+    np.testing.assert_allclose([scores.values[name] for name in COCO_METRICS], evaluation.stats, rtol=0, atol=1e-9)
     for index, score in enumerate(scores.per_class):
         precision = evaluation.eval["precision"][:, :, index, 0, 2]
         expected = precision[precision > -1].mean() if (precision > -1).any() else math.nan
@@ -110,7 +110,7 @@ def test_classes_are_scored_by_size() -> None:
     ]
     (score,) = evaluate_boxes(document(objects, 1, (1,)), found).per_class
     assert (score.ap_small, score.ap_medium, score.ap_large) == (pytest.approx(1), 0, pytest.approx(0.5))
-    assert score.recall == pytest.approx((1 + 0 + 0.5) / 3)
+    assert score.ar == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_nothing_found_and_nothing_there() -> None:
@@ -124,7 +124,7 @@ def test_nothing_found_and_nothing_there() -> None:
 def test_only_the_chosen_photos_count() -> None:
     objects = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 90, 90]} for i in (1, 2)]
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.5}]
-    assert evaluate_boxes(document(objects, 2, (1,)), found).numbers["AR100"] == pytest.approx(0.5)
+    assert evaluate_boxes(document(objects, 2, (1,)), found).values["ar100"] == pytest.approx(0.5)
     assert evaluate_boxes(document(objects, 2, (1,)), found, image_ids=[1]).ap == pytest.approx(1)
 
 
@@ -146,7 +146,7 @@ def test_the_table_fits_80_columns() -> None:
 def test_files_in_the_wild_are_scored(tmp_path: Path) -> None:
     """Negative ids, loose types and a byte order mark, which strict readers refuse, give the same numbers."""
     truth, results = random_case(1)
-    expected = evaluate_boxes(truth, results).numbers
+    expected = evaluate_boxes(truth, results).values
     category = {entry["id"]: -entry["id"] for entry in truth["categories"]}
     wild: dict[str, Any] = {
         "info": [],
@@ -171,7 +171,7 @@ def test_files_in_the_wild_are_scored(tmp_path: Path) -> None:
     ]
     path = tmp_path / "instances.json"
     path.write_text("\ufeff" + json.dumps(wild), encoding="utf-8")
-    actual = evaluate_boxes(path, moved).numbers
+    actual = evaluate_boxes(path, moved).values
     assert actual == pytest.approx(expected, abs=1e-12)
 
 

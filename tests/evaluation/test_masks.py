@@ -106,7 +106,7 @@ def test_perturbed_masks_of_coco_mini_score_as_with_pycocotools(shared: Path) ->
         expected.evaluate()
         expected.accumulate()
         expected.summarize()
-    np.testing.assert_allclose(list(scores.numbers.values()), expected.stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(list(scores.values.values()), expected.stats, rtol=0, atol=1e-12)
     assert 0.1 < scores.ap < 0.5
 
 

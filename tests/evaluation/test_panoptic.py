@@ -31,6 +31,7 @@ from detrkit.structures import PanopticSegment, PanopticSegments
 from tests.datasets import write_panoptic
 
 CLASSES = Categories((3, 7, 20), ("cat", "sky", "dog"), (True, False, True))
+LABELS = {number: label for label, number in enumerate(CLASSES.ids)}
 Pairs = list[tuple[int, PanopticSegments]]
 
 
@@ -45,7 +46,11 @@ def said(rows: list[list[int]], labels: dict[int, int]) -> PanopticSegments:
     """Segments by id and category id."""
     ids = torch.tensor(rows, dtype=torch.int32)
     return PanopticSegments(
-        ids, tuple(PanopticSegment(n, label, True, 1.0, int((ids == n).sum())) for n, label in labels.items())
+        ids,
+        tuple(
+            PanopticSegment(n, LABELS.get(number, 0), number, True, 1.0, int((ids == n).sum()))
+            for n, number in labels.items()
+        ),
     )
 
 
@@ -140,7 +145,7 @@ def shown_to_self(split: Split) -> Pairs:
     """The truth as if somebody had predicted it."""
     pairs = []
     for record in split.records:
-        true = GroundTruthSegments.of(record)
+        true = GroundTruthSegments.from_record(record)
         numbers = dict(zip(true.segment_ids.tolist(), true.labels.tolist(), strict=True))
         pairs.append(
             (record.image_id, said(true.ids.tolist(), {n: split.categories.ids[k] for n, k in numbers.items()}))
@@ -153,7 +158,7 @@ def perturbed(split: Split, seed: int) -> Pairs:
     random = np.random.default_rng(seed)
     pairs = []
     for record in split.records:
-        true = GroundTruthSegments.of(record)
+        true = GroundTruthSegments.from_record(record)
         height, width = true.ids.shape
         ids, labels = np.zeros_like(true.ids), {}
 
@@ -186,7 +191,7 @@ def perturbed(split: Split, seed: int) -> Pairs:
 
 def partners_of(mask: np.ndarray, category: int, void: np.ndarray, predicted: PanopticSegments) -> dict[int, float]:
     """Predicted segments of a class that overlap a true one by more than half."""
-    others = {one.id: predicted.ids.numpy() == one.id for one in predicted.segments if one.label == category}
+    others = {one.id: predicted.ids.numpy() == one.id for one in predicted.segments if one.category_id == category}
     overlaps = {n: float((mask & other).sum() / (mask | (other & ~void)).sum()) for n, other in others.items()}
     return {number: overlap for number, overlap in overlaps.items() if overlap > 0.5}
 
@@ -197,7 +202,7 @@ def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, f
     num_wrong: dict[int, int] = defaultdict(int)  # missed and false
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     for image_id, predicted in pairs:
-        true, ids = GroundTruthSegments.of(split.records[place_of[image_id]]), predicted.ids.numpy()
+        true, ids = GroundTruthSegments.from_record(split.records[place_of[image_id]]), predicted.ids.numpy()
         masks = [(k, true.ids == n) for n, k in zip(true.segment_ids, true.labels.tolist(), strict=True)]
         crowds = {k: mask for (k, mask), is_crowd in zip(masks, true.is_crowd, strict=True) if is_crowd}
         void, matched = true.ids == 0, set()
@@ -208,7 +213,7 @@ def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, f
             matched |= partners.keys()
             num_wrong[label] += not is_crowd and not partners
         for one in predicted.segments:
-            label, mask = split.categories.ids.index(one.label), ids == one.id
+            label, mask = split.categories.ids.index(one.category_id), ids == one.id
             excused = (mask & (void | crowds.get(label, np.zeros_like(void)))).sum() / mask.sum()
             num_wrong[label] += one.id not in matched and excused <= 0.5
     qualities = {}
@@ -304,7 +309,7 @@ MALFORMED: dict[str, Callable[[Document], Any]] = {
     r"annotations\[0\]: found 3, expected COCO panoptic": lambda d: d["annotations"].insert(0, 3),
     "leads out of": lambda d: d["annotations"][0].update(file_name="../x.png"),
     "cannot be read": lambda d: d["annotations"][0].update(file_name="x.png"),
-    r"segments_info: found nothing": lambda d: d["annotations"][0].pop("segments_info"),
+    r"segments_info: found None": lambda d: d["annotations"][0].pop("segments_info"),
     r"segments_info\[0\]: found 1": lambda d: d["annotations"][0]["segments_info"].insert(0, 1),
     r"id: found 300, expected 1 to": lambda d: d["annotations"][0]["segments_info"].append(
         d["annotations"][0]["segments_info"][1]

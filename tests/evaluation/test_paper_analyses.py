@@ -9,7 +9,7 @@ from detrkit import build_model
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle, draw_identical_shapes
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
-from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.evaluation.coco import samples_to_coco
 from detrkit.evaluation.inference_loop import collect
 from detrkit.evaluation.paper.analyses import analyse_queries
 from detrkit.evaluation.paper.instance_capacity import Count, count_found
@@ -95,7 +95,7 @@ def test_equal_objects_are_drawn_in_cells_of_their_own() -> None:
     assert sample.annotations.labels.tolist() == [2] * 9
     cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 // 32).int()
     assert sorted(map(tuple, cells.tolist())) == [(x, y) for x in range(3) for y in range(3)]
-    truth = GroundTruth.read(annotations_of_samples([sample], SHAPES))
+    truth = GroundTruth.read(samples_to_coco([sample], SHAPES))
     perfect = DetectionArrays(np.full(9, 5), np.full(9, 3), truth.boxes, np.linspace(0.9, 0.1, 9), np.arange(9))
     assert count_found(EvalInput.of(truth, perfect), 0.45) == (Count(9, 5.0, 5, 5, 5.0),)
 

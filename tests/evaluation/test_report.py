@@ -62,7 +62,7 @@ def test_more_queries_than_published_are_said(tmp_path: Path) -> None:
     page = page_of(tmp_path, analyse(one.truth, one.found, 300))
     assert "published numbers count 100" in page
     assert "AR300" in page
-    assert "AR100" not in page
+    assert "ar100" not in page
 
 
 def test_charts_take_the_page_s_colours_and_also_stand_alone() -> None:
@@ -96,7 +96,7 @@ def panoptic_scores(things: tuple[bool, ...] | None) -> PanopticScores:
 def test_the_page_shows_masks_and_segments_where_there_are_any(tmp_path: Path) -> None:
     one = random_case(1)
     analysis = analyse(one.truth, one.found, 100)
-    masks = replace(analysis.scores, numbers={**analysis.scores.numbers, "AP": 0.123})
+    masks = replace(analysis.scores, values={**analysis.scores.values, "ap": 0.123})
     path = tmp_path / "report.html"
     scores = panoptic_scores((True, False, True))
     write_report(path, title="t", subtitle="s", analysis=analysis, judged_by="unseen", masks=masks, panoptic=scores)

@@ -10,9 +10,9 @@ from torch import Tensor
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SCENES, SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.coco import CocoMetrics
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.panoptic import GroundTruthSegments, PanopticCounts
-from detrkit.evaluation.scores import Scores
 from detrkit.evaluation.segments import PanopticEvaluator, masks_of_all
 from detrkit.structures import Batch, Predictions, Sample
 
@@ -53,7 +53,7 @@ def drawing_truth(scenes: list[Sample]) -> object:
 
 
 def judge(scenes: list[Sample], logit: float) -> PanopticEvaluator:
-    truths = {scene.image_id: GroundTruthSegments.of_annotations(scene.annotations) for scene in scenes}
+    truths = {scene.image_id: GroundTruthSegments.from_annotations(scene.annotations) for scene in scenes}
     judge = PanopticEvaluator(drawing_truth(scenes), SCENES, truths.__getitem__, padding_invariant=True)
     judge(*knows_all(scenes, logit))
     return judge
@@ -97,10 +97,9 @@ def test_masks_of_all_queries_come_photo_by_photo(scenes: list[Sample]) -> None:
 
 
 def test_scores_are_compared_by_what_the_data_has() -> None:
-    boxes = BoxScores({"AP": 0.3, "AP50": 0.5}, (), 1, 1)
-    assert (Scores(boxes).name, Scores(boxes).value) == ("AP", 0.3)
-    masks = Scores(boxes, BoxScores({"AP": 0.2}, (), 1, 1))
-    assert (masks.name, masks.value, masks.numbers["mask AP"]) == ("mask AP", 0.2, 0.2)
-    assert Scores(BoxScores({"AP": -1.0}, (), 1, 0)).value == 0
-    assert Scores.from_json(masks.to_json()) == masks
-    assert Scores.from_json(boxes.to_json()) == Scores(boxes)  # of a run of before there were masks
+    boxes = CocoMetrics({"ap": 0.3, "ap50": 0.5}, (), 1, 1)
+    assert (EvalMetrics(boxes).primary, EvalMetrics(boxes).primary_value) == ("ap", 0.3)
+    masks = EvalMetrics(boxes, CocoMetrics({"ap": 0.2}, (), 1, 1))
+    assert (masks.primary, masks.primary_value, masks.values["mask_ap"]) == ("mask_ap", 0.2, 0.2)
+    assert EvalMetrics(CocoMetrics({"ap": -1.0}, (), 1, 0)).primary_value == 0
+    assert EvalMetrics.from_json(masks.to_json()) == masks

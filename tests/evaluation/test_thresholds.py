@@ -96,7 +96,7 @@ def test_thresholds_never_change_ap() -> None:
     analysis = analyse(one.truth, one.found, 100)
     assert 0.2 < analysis.threshold < 1
     everything = evaluate_boxes(one.truth, one.found)
-    assert analysis.scores.numbers == everything.numbers
+    assert analysis.scores.values == everything.values
     assert [score.ap for score in analysis.scores.per_class] == [score.ap for score in everything.per_class]
     cut = evaluate_boxes(one.truth, one.found.select(one.found.scores >= analysis.threshold))
     assert cut.ap < analysis.scores.ap  # so it would have mattered

@@ -12,7 +12,7 @@ from detrkit.data.synthetic import SHAPES
 from detrkit.errors import DetrkitError
 from detrkit.explain.run import ExplainRequest, explain_file
 from tests.datasets import write_coco
-from tests.explain.conftest import small_detector
+from tests.detectors import small_detector
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from detrkit import ConfigError, Detector, Sample, build_model
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.figures import FIGURES, FigureName, FigureOptions, draw_figure, write_figure, write_stages_figure
 from detrkit.explain.stages import capture_stage_io
-from detrkit.models.attention.recording_deformable import SamplingInputs
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.visualization.figures import COLUMN, PAGE
 
 
@@ -78,8 +78,10 @@ def test_proposed_queries_are_a_stage_that_reads_the_scene(content: str) -> None
     assert queries.code == "models/queries/two_stage.py"
 
 
-def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector: Detector, sample: Sample) -> None:
-    found = explain(sampling_detector.model, sampling_detector.preprocessing, sampling_detector.categories, sample)
+def test_sampled_points_are_dots_of_the_chosen_layer_and_head(deformable_detector: Detector, sample: Sample) -> None:
+    found = explain(
+        deformable_detector.model, deformable_detector.preprocessing, deformable_detector.categories, sample
+    )
     for wish, heads in (
         (FigureOptions(queries=(2,), layer=1, head=5), [5]),
         (FigureOptions(queries=(2,), layer=1), None),
@@ -87,8 +89,8 @@ def test_sampled_points_are_dots_of_the_chosen_layer_and_head(sampling_detector:
         figure = draw_figure("decoder", found, wish)
         dots = [one for one in figure.findobj(PathCollection) if len(one.get_offsets())]
         inputs = found.attention.inputs("decoder_cross", 1)
-        assert isinstance(inputs, SamplingInputs)
-        expected = inputs.sampled(heads, [2]).points.flatten(0, -2)
+        assert isinstance(inputs, DeformableAttentionInputs)
+        expected = inputs.sampling_points(heads, [2]).points.flatten(0, -2)
         assert len(dots) == 1
         np.testing.assert_allclose(dots[0].get_offsets(), expected.numpy(), atol=1e-3)
 

@@ -9,7 +9,7 @@ from detrkit import Predictions
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.maps import BinaryBlock, BlockLocation, PackedMaps, max_queries, pack, pack_decoder, pack_encoder
 from detrkit.models.attention.multi_head import MultiHeadAttention
-from detrkit.models.attention.recording import KINDS, Attention, AttentionInputs
+from detrkit.models.attention.recording import KINDS, AttentionInputs, RecordedAttention
 from detrkit.ops.grid import Grid
 
 
@@ -42,13 +42,13 @@ def test_small_maps_are_kept_whole(explanation: Explanation) -> None:
     assert (encoder.heads.row_pool, encoder.heads.column_pool) == (1, 1)
     torch.testing.assert_close(unpacked(block, encoder.heads)[0], expected, rtol=0, atol=2e-3)
     torch.testing.assert_close(unpacked(block, encoder.layers[0]), expected.mean(0), rtol=0, atol=2e-3)
-    expected = attention.weights("decoder_cross", 1, rows=[4, 2]).transpose(0, 1)
+    expected = attention.weights("decoder_cross", 1, queries=[4, 2]).transpose(0, 1)
     torch.testing.assert_close(unpacked(block, cross)[:, 1], expected, rtol=0, atol=2e-3)
-    expected = attention.weights("decoder_self", 2, rows=[4, 2]).transpose(0, 1)
+    expected = attention.weights("decoder_self", 2, queries=[4, 2]).transpose(0, 1)
     torch.testing.assert_close(unpacked(block, to_queries)[:, 2], expected, rtol=0, atol=2e-3)
 
 
-def imagined_attention(cells: tuple[int, int], width: int = 16, num_queries: int = 100) -> Attention:
+def imagined_attention(cells: tuple[int, int], width: int = 16, num_queries: int = 100) -> RecordedAttention:
     """Attention of six layers and eight heads over random tokens, without a backbone before it."""
     torch.manual_seed(0)
 
@@ -60,7 +60,7 @@ def imagined_attention(cells: tuple[int, int], width: int = 16, num_queries: int
     tokens = cells[0] * cells[1]
     sides = {"encoder": (tokens, tokens), "decoder_self": (num_queries,) * 2, "decoder_cross": (num_queries, tokens)}
     size = (cells[0] * 32, cells[1] * 32)
-    return Attention(
+    return RecordedAttention(
         Grid(cells, 32, size, size, size),
         Predictions(torch.zeros(6, 1, num_queries, 5), torch.zeros(6, 1, num_queries, 4)),
         {kind: tuple(layer(*sides[kind]) for _ in range(6)) for kind in KINDS},
@@ -82,6 +82,6 @@ def test_maps_of_a_large_photo_leave_room_for_it_in_five_megabytes(cells: tuple[
         assert kept >= 20
         means = unpacked(block, encoder.layers[0])[:2]
         expected = torch.nn.functional.avg_pool2d(
-            attention.mean_weights("encoder", 0, rows=[0, 1]).reshape(2, 1, *cells), 2, ceil_mode=True
+            attention.mean_weights("encoder", 0, queries=[0, 1]).reshape(2, 1, *cells), 2, ceil_mode=True
         ).flatten(1)
         torch.testing.assert_close(means, expected, rtol=0, atol=float(expected.max()) / 250)

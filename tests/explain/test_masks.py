@@ -23,7 +23,7 @@ from detrkit.explain.masks import LONGEST_MASK, Masks, masks_of, pack_masks, pac
 from detrkit.explain.page import build_page, read_parts
 from detrkit.models.attention.recording import record_attention
 from detrkit.structures import Annotations, PanopticSegments
-from tests.explain.conftest import NAMES, small_detector
+from tests.detectors import NAMES, small_detector
 from tests.explain.test_page import Opened, browser, document_of
 
 __all__ = ["browser"]  # a fixture
@@ -148,7 +148,7 @@ def test_a_fine_mask_is_pooled_by_its_mean(explained: Explanation) -> None:
 
 def test_the_segments_are_those_of_the_detector(mask_detector: Detector, photo: Sample, explained: Explanation) -> None:
     _, segments = _of(explained)
-    expected = mask_detector.segments(photo.image, threshold=0.1)
+    expected = mask_detector.predict_segments(photo.image, threshold=0.1)
     assert isinstance(expected, PanopticSegments)
     assert len(segments) > 1, "one segment would fit anything"
     # its norms are folded, so that pixels on an edge may fall to the other side
@@ -157,7 +157,7 @@ def test_the_segments_are_those_of_the_detector(mask_detector: Detector, photo: 
     page = document_of(explained, mask_detector)
     packed = page.document["masks"]["segments"]
     np.testing.assert_array_equal(_array(page, packed["ids"]), segments.ids.numpy())
-    assert [one["name"] for one in packed["named"]] == [one.name for one in segments.segments]
+    assert [one["name"] for one in packed["named"]] == [one.class_name for one in segments.segments]
     assert sum(one["share"] for one in packed["named"]) == pytest.approx(1, abs=0.01)
 
 
@@ -258,7 +258,7 @@ def test_the_segments_view_names_and_shows_them(opened: Opened, explained: Expla
     assert not opened.page.is_visible("#segments")
     opened.page.check('input[value="segments"]')
     names = opened.page.locator("#segments button")
-    assert [text.split(" 0.")[0] for text in names.all_text_contents()] == [one.name for one in segments.segments]
+    assert [text.split(" 0.")[0] for text in names.all_text_contents()] == [one.class_name for one in segments.segments]
     assert f"{len(segments)} segments" in opened.text("#status")
     rows, columns = segments.ids.shape
     colours = {}
@@ -266,7 +266,7 @@ def test_the_segments_view_names_and_shows_them(opened: Opened, explained: Expla
         number = int(segments.ids[row, column])
         opened.click_photo((column + 0.5) / columns, (row + 0.5) / rows)
         assert names.nth(number - 1).get_attribute("aria-pressed") == "true"
-        assert segments.segments[number - 1].name in opened.text("#status")
+        assert segments.segments[number - 1].class_name in opened.text("#status")
         colours.setdefault(number, set()).add(tuple(opened.heat_at(row, column, (rows, columns))))
     assert all(len(of_one) == 1 for of_one in colours.values())
     wide = opened.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")

@@ -16,8 +16,8 @@ from detrkit import Detector, Sample
 from detrkit.explain.document import PageDocument, page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.page import build_page
-from detrkit.models.attention.recording_deformable import SamplingInputs
-from tests.explain.conftest import NAMES, small_detector
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
+from tests.detectors import NAMES, small_detector
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -108,7 +108,7 @@ def test_a_detection_chosen_shows_where_its_query_looks(opened: Opened, explanat
     seen = set()
     for number, query in enumerate(scores.argsort(descending=True).tolist()[:4]):
         chips.nth(number).click()
-        weights = attention.mean_weights("decoder_cross", rows=[query])[0]
+        weights = attention.mean_weights("decoder_cross", queries=[query])[0]
         assert opened.hottest() == place_of(weights, 8)
         seen.add(tuple(opened.hottest()))
         hot, cold = (opened.heat_at(*place_of(each, 8), (8, 8)) for each in (weights, -weights))
@@ -128,12 +128,12 @@ def test_a_pixel_clicked_shows_where_its_cell_looks(opened: Opened, explanation:
     for x, y in ((0.1, 0.1), (0.6, 0.3), (0.95, 0.8)):
         opened.click_photo(x, y)
         token = attention.grid.token_at(x * 96, y * 96)
-        assert opened.hottest() == place_of(attention.mean_weights("encoder", rows=[token])[0], 8)
+        assert opened.hottest() == place_of(attention.mean_weights("encoder", queries=[token])[0], 8)
         assert f"row {token // 8 + 1}, column {token % 8 + 1} of 8 \u00d7 8" in opened.text("#status")
         seen.add(tuple(opened.hottest()))
     assert len(seen) > 1
     opened.page.locator("#boxes").press("ArrowUp")
-    expected = attention.mean_weights("encoder", rows=[token - 8])[0]
+    expected = attention.mean_weights("encoder", queries=[token - 8])[0]
     assert opened.hottest() == place_of(expected, 8)
 
 
@@ -144,14 +144,14 @@ def test_sliders_choose_layer_head_and_threshold(opened: Opened, explanation: Ex
         for head in (2, 7):
             opened.slide("layer", layer + 1)
             opened.slide("head", head + 1)
-            weights = attention.weights("decoder_cross", layer, heads=[head], rows=[best])
+            weights = attention.weights("decoder_cross", layer, heads=[head], queries=[best])
             assert opened.hottest() == place_of(weights, 8), (layer, head)
     opened.page.check('input[value="cell"]')
     for layer, x in ((0, 0.3), (1, 0.3), (1, 0.8), (0, 0.8)):
         opened.slide("layer", layer + 1)
         opened.click_photo(x, 0.7)
         token = attention.grid.token_at(x * 96, 0.7 * 96)
-        assert opened.hottest() == place_of(attention.weights("encoder", layer, heads=[7], rows=[token]), 8)
+        assert opened.hottest() == place_of(attention.weights("encoder", layer, heads=[7], queries=[token]), 8)
     opened.slide("threshold", 0.5)
     assert opened.page.locator("#detections button").count() == int((scores >= 0.5).sum()) < len(scores)
     opened.slide("threshold", 1)
@@ -168,7 +168,7 @@ def test_the_layers_show_how_box_and_class_move(opened: Opened, explanation: Exp
         label = int(explanation.layer_probabilities[layer, best, :-1].argmax())
         assert NAMES[label] in cards.nth(layer).text_content()
     cards.nth(0).click()
-    expected = explanation.attention.mean_weights("decoder_cross", 0, rows=[best])
+    expected = explanation.attention.mean_weights("decoder_cross", 0, queries=[best])
     assert opened.hottest() == place_of(expected, 8)
     assert opened.text("#layerValue") == "1 of 3"
 
@@ -234,9 +234,9 @@ def test_a_photo_without_annotations_and_a_model_without_encoder(browser: Any, s
 
 
 def test_sampled_points_are_in_the_page_and_drawn(
-    browser: Any, sampling_detector: Detector, sample: Sample, tmp_path: Path
+    browser: Any, deformable_detector: Detector, sample: Sample, tmp_path: Path
 ) -> None:
-    detector = sampling_detector
+    detector = deformable_detector
     found = explain(detector.model, detector.preprocessing, detector.categories, sample)
     document = document_of(found, detector, queries=[4])
     packed = document.document["maps"]["points"]
@@ -249,14 +249,14 @@ def test_sampled_points_are_in_the_page_and_drawn(
         return torch.from_numpy(values.astype(np.float32))
 
     inputs = found.attention.inputs("decoder_cross", layer)
-    assert isinstance(inputs, SamplingInputs)
-    sampled = inputs.sampled([head], [4])
+    assert isinstance(inputs, DeformableAttentionInputs)
+    sampled = inputs.sampling_points([head], [4])
     places = array("places", "<i2")[kept, layer, head] / packed["units"] * 96
     torch.testing.assert_close(places, sampled.points[0, 0].flatten(0, 1), rtol=0, atol=96 / 8192)
     weights = array("weights", "u1")[kept, layer, head] / 255
     torch.testing.assert_close(weights, sampled.weights[0, 0].flatten(), rtol=0, atol=1 / 255)
     reference = array("references", "<i2")[kept, layer] / packed["units"] * 96
-    torch.testing.assert_close(reference, sampled.references[0, 0], rtol=0, atol=96 / 8192)
+    torch.testing.assert_close(reference, sampled.reference_points[0, 0], rtol=0, atol=96 / 8192)
 
     path = tmp_path / "points.html"
     path.write_text(build_page(document), encoding="utf-8")

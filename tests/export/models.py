@@ -7,8 +7,8 @@ from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.export.graph import export_program
-from detrkit.inference.engines.exported import Description, Precision, to_description
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.exported import ExportMetadata, Precision, make_metadata
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Batch, Sample
 
@@ -35,8 +35,8 @@ def described(
     preprocessing: Preprocessing = PREPROCESSING,
     precision: Precision = "float32",
     postprocess: bool = False,
-) -> Description:
-    return to_description(model.config, CATEGORIES, preprocessing, precision, postprocess)
+) -> ExportMetadata:
+    return make_metadata(model.config, CATEGORIES, preprocessing, precision, postprocess)
 
 
 def traced(model: DETR, postprocess: bool = False, padding_invariant: bool = True) -> torch.export.ExportedProgram:
@@ -53,5 +53,5 @@ def batch_of(sizes: list[tuple[int, int]], channels: int = 3) -> Batch:
     )
 
 
-def eager(model: DETR, padding_invariant: bool = True) -> TorchRuntime:
-    return TorchRuntime(model, torch.device("cpu"), padding_invariant)
+def eager(model: DETR, padding_invariant: bool = True) -> TorchEngine:
+    return TorchEngine(model, torch.device("cpu"), padding_invariant)

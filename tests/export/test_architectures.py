@@ -41,20 +41,20 @@ def model_of(kind: str) -> DETR:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_engine_gives_the_numbers_of_pytorch(kind: str, tmp_path: Path) -> None:
     model = model_of(kind)
-    program, description = traced(model), described(model)
+    program, metadata = traced(model), described(model)
     (tmp_path / "openvino").mkdir()
-    write_onnx(program, description, tmp_path / "model.onnx")
-    write_openvino(program, description, tmp_path / "openvino")
-    write_program(program, description, tmp_path / "model.pt2")
-    runtimes = [read_onnx(tmp_path / "model.onnx"), read_openvino(tmp_path / "openvino")]
-    runtimes.append(read_program(tmp_path / "model.pt2"))
+    write_onnx(program, metadata, tmp_path / "model.onnx")
+    write_openvino(program, metadata, tmp_path / "openvino")
+    write_program(program, metadata, tmp_path / "model.pt2")
+    engines = [read_onnx(tmp_path / "model.onnx"), read_openvino(tmp_path / "openvino")]
+    engines.append(read_program(tmp_path / "model.pt2"))
     for sizes in SIZES:
         batch = batch_of(sizes)
         expected = eager(model).predict(batch)
         assert expected.class_logits.std() > 0.1
         assert expected.boxes.std() > 0.05
-        for runtime in runtimes:
-            found = runtime.predict(batch)
+        for engine in engines:
+            found = engine.predict(batch)
             assert (found.class_scores, found.most_detections) == ("sigmoid", 12)
             torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-3)
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
@@ -62,12 +62,12 @@ def test_every_engine_gives_the_numbers_of_pytorch(kind: str, tmp_path: Path) ->
 
 def test_post_processing_in_the_graph_chooses_the_best_pairs(tmp_path: Path) -> None:
     model = model_of("conditional-detr-r50")
-    description = described(model, postprocess=True)
-    write_onnx(traced(model, postprocess=True), description, tmp_path / "model.onnx")
+    metadata = described(model, postprocess=True)
+    write_onnx(traced(model, postprocess=True), metadata, tmp_path / "model.onnx")
     batches = [batch_of(sizes) for sizes in SIZES]
-    runtime = read_onnx(tmp_path / "model.onnx")
-    assert runtime.predict(batches[1]).boxes.shape == (2, 12, 4)
-    comparison = compare(eager(model), runtime, batches, CATEGORIES, has_logits=False)
+    engine = read_onnx(tmp_path / "model.onnx")
+    assert engine.predict(batches[1]).boxes.shape == (2, 12, 4)
+    comparison = compare(eager(model), engine, batches, CATEGORIES, has_logits=False)
     assert comparison.logits is None
     comparison.check("float32")
 

@@ -12,14 +12,14 @@ from detrkit import Detector
 from detrkit.checkpoints.exported import is_exported
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import Description, ExportedRuntime, logits_of
+from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, scores_to_logits
 from tests.export.models import batch_of, described, small_model
 
 GOOD = described(small_model(), Preprocessing(image_size=123, padding_invariant=False), "int8", postprocess=True)
 
 
 def test_a_description_comes_back_as_it_was_written() -> None:
-    assert Description.from_text(GOOD.to_text(), "here") == GOOD
+    assert ExportMetadata.from_text(GOOD.to_text(), "here") == GOOD
 
 
 def changed(**changes: object) -> str:
@@ -29,7 +29,7 @@ def changed(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "no description by detrkit"),
+        (None, "no metadata by detrkit"),
         ("", "malformed"),
         ("[]", "malformed"),
         ("{", "malformed"),
@@ -48,12 +48,12 @@ def changed(**changes: object) -> str:
 )
 def test_a_malformed_description_is_one_sentence(text: str | None, says: str) -> None:
     with pytest.raises(CheckpointError, match=r"^here: ") as error:
-        Description.from_text(text, "here")
+        ExportMetadata.from_text(text, "here")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
 
 
-class FixedEngine:
+class FixedSession:
     def __init__(self, outputs: Mapping[str, Tensor]) -> None:
         self.outputs = outputs
 
@@ -72,13 +72,13 @@ class FixedEngine:
 )
 def test_a_network_that_gives_something_else_is_refused(outputs: dict[str, Tensor], says: str) -> None:
     with pytest.raises(CheckpointError) as error:
-        ExportedRuntime(FixedEngine(outputs), GOOD, "here").predict(batch_of([(64, 64)]))
+        ExportedEngine(FixedSession(outputs), GOOD, "here").predict(batch_of([(64, 64)]))
     assert says in str(error.value)
 
 
 def test_scores_and_labels_become_logits_that_say_the_same() -> None:
     scores, labels = torch.tensor([[0.25, 0.0, 1.0]]), torch.tensor([[1, 0, 2]])
-    probabilities = logits_of(scores, labels, 3).softmax(-1)
+    probabilities = scores_to_logits(scores, labels, 3).softmax(-1)
     torch.testing.assert_close(probabilities, torch.tensor([[[0, 0.25, 0, 0.75], [0, 0, 0, 1], [0, 0, 1, 0.0]]]))
 
 

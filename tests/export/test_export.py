@@ -70,15 +70,15 @@ def test_exported_files_predict_and_are_scored_like_the_model(
     assert exported.thresholds == detector.thresholds
     assert exported.preprocessing.image_size == (64 if "--image-size" in options else 80)
     photo = next(iter(sorted(Path("bare").iterdir())))
-    assert len(exported.predict([photo, photo], threshold=0.0)[1]) == exported.runtime.config.num_queries
+    assert len(exported.predict([photo, photo], threshold=0.0)[1]) == exported.engine.config.num_queries
     if "--image-size" not in options and "int8" not in options:
         found, expected = exported.predict(photo, 0.0), detector.predict(photo, 0.0)
         torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-3)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.1)
-        assert found.names == expected.names
+        assert found.class_names == expected.class_names
     code, out, _ = run(["evaluate", output, "shapes", "--workers", "0", "-o", f"{output}.json"], capsys)
     assert code == 0
-    assert len(json.loads(Path(f"{output}.json").read_text())) == 3 * exported.runtime.config.num_queries
+    assert len(json.loads(Path(f"{output}.json").read_text())) == 3 * exported.engine.config.num_queries
     code, out, _ = run(["predict", output, str(photo), "-o", f"{output}.found"], capsys)
     assert code == 0
     assert Path(f"{output}.found", f"{photo.stem}.json").is_file()
@@ -95,7 +95,7 @@ def test_nothing_is_left_of_an_export_that_says_something_else(
             model.get_parameter("heads.class_head.bias").add_(torch.tensor([0.0, 0.01, 0.0, 0.0]))
         return real(model, **settings)  # type: ignore[arg-type]
 
-    class Reference(recipe.TorchRuntime):
+    class Reference(recipe.TorchEngine):
         def predict(self, batch):  # type: ignore[no-untyped-def]
             with torch.no_grad():
                 self.model.heads.class_head.bias[1] -= 0.01
@@ -104,7 +104,7 @@ def test_nothing_is_left_of_an_export_that_says_something_else(
             return found
 
     monkeypatch.setattr(recipe, "export_program", spoiled)
-    monkeypatch.setattr(recipe, "TorchRuntime", Reference)
+    monkeypatch.setattr(recipe, "TorchEngine", Reference)
     folder = place / f"bad_{format}"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -138,7 +138,7 @@ def test_no_more_photos_are_drawn_than_asked_for(
     code, out, err = run(
         ["export", "model.safetensors", "--format", "torch", "--photos", str(asked), "-o", output], capsys
     )
-    assert (code, err.strip()) == (2, "detrkit: enough")
+    assert (code, err.strip()) == (2, "error: enough")
     assert f"checked on {drawn}" in out
     assert sum(len(batch.image_ids) for batch in batches) == int(drawn[0])
 

@@ -17,13 +17,13 @@ from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.program_file import write_program
 from detrkit.export.verify import ExportComparison, compare
-from detrkit.inference.engines.exported import CategoryEntry, Description, ExportedRuntime, to_description
+from detrkit.inference.engines.exported import CategoryEntry, ExportedEngine, ExportMetadata, make_metadata
 from detrkit.inference.engines.load import load_exported
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.models.presets import build_model
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions
-from tests.explain.conftest import small_detector
+from tests.detectors import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, batch_of, eager, small_model, traced
 
 _THINGS = replace(CATEGORIES, is_thing=(True, False, True))
@@ -44,24 +44,24 @@ def model() -> DETR:
 @pytest.fixture(scope="module", params=_CASES, ids=lambda case: f"{case[0]}{', post-processed' * case[1]}")
 def path(request: pytest.FixtureRequest, model: DETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
     format, postprocess = request.param
-    description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess)
+    metadata = make_metadata(model.config, _THINGS, PREPROCESSING, "float32", postprocess)
     suffix = {"onnx": ".onnx", "openvino": "_openvino", "torch": ".pt2"}[format]
     place = tmp_path_factory.mktemp("masks") / f"model{suffix}"
     if format == "onnx":
-        write_onnx(traced(model, postprocess), description, place)
+        write_onnx(traced(model, postprocess), metadata, place)
     elif format == "torch":
-        write_program(traced(model, postprocess), description, place)
+        write_program(traced(model, postprocess), metadata, place)
     else:
         place.mkdir()
-        write_openvino(traced(model, postprocess), description, place)
+        write_openvino(traced(model, postprocess), metadata, place)
     return place
 
 
-def _masks(runtime: TorchRuntime | ExportedRuntime, batch: Batch) -> Tensor:
-    predictions = runtime.predict(batch)
+def _masks(engine: TorchEngine | ExportedEngine, batch: Batch) -> Tensor:
+    predictions = engine.predict(batch)
     num_images, num_queries = predictions.boxes.shape[:2]
     queries = torch.arange(num_queries).repeat(num_images)
-    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_images).sigmoid()
+    return engine.compute_masks(predictions, batch, queries, [num_queries] * num_images).sigmoid()
 
 
 @pytest.mark.parametrize("sizes", _SIZES[:3], ids=str)
@@ -69,16 +69,16 @@ def test_masks_are_those_of_pytorch(model: DETR, path: Path, sizes: list[tuple[i
     batch = batch_of(sizes)
     expected = _masks(eager(model), batch)
     assert expected.std() > 0.05
-    runtime = load_exported(path)
-    assert isinstance(runtime, ExportedRuntime)
-    torch.testing.assert_close(_masks(runtime, batch), expected, rtol=0, atol=1e-4)
+    engine = load_exported(path)
+    assert isinstance(engine, ExportedEngine)
+    torch.testing.assert_close(_masks(engine, batch), expected, rtol=0, atol=1e-4)
 
 
 def test_the_comparison_measures_masks(model: DETR, path: Path) -> None:
-    runtime = load_exported(path)
+    engine = load_exported(path)
     batches = [batch_of(sizes) for sizes in _SIZES]
-    has_logits = not runtime.description.postprocess
-    found = compare(eager(model), runtime, batches, CATEGORIES, has_logits=has_logits)
+    has_logits = not engine.metadata.postprocess
+    found = compare(eager(model), engine, batches, CATEGORIES, has_logits=has_logits)
     assert found.masks is not None
     assert found.masks < 1e-3
     found.check("float32")
@@ -96,11 +96,11 @@ def test_a_detector_of_the_file_gives_masks_and_segments(model: DETR, path: Path
     assert expected.masks is not None
     assert found.masks.shape == (len(found), 110, 150)
     assert (found.masks == expected.masks).float().mean() > 0.995
-    segments, wanted = (one.segments(photo, threshold=0.1) for one in (detector, torch_detector))
+    segments, wanted = (one.predict_segments(photo, threshold=0.1) for one in (detector, torch_detector))
     assert isinstance(segments, PanopticSegments)
     assert isinstance(wanted, PanopticSegments)
     assert len(wanted) > 0
-    if load_exported(path).description.postprocess:
+    if load_exported(path).metadata.postprocess:
         # what the graph leaves of the scores does not tell how likely no object was: only who is surer than not takes part
         return
     assert [one.label for one in segments.segments] == [one.label for one in wanted.segments]
@@ -113,8 +113,8 @@ def test_masks_of_a_query_that_says_two_things_are_given_twice(tmp_path: Path) -
         "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, dim_feedforward=64, panoptic=True
     ).eval()
     torch.nn.init.normal_(model.get_parameter("heads.class_head.weight"), std=0.3)  # queries that differ
-    description = to_description(model.config, _THINGS, PREPROCESSING, "float32", postprocess=True)
-    write_onnx(traced(model, True), description, tmp_path / "model.onnx")
+    metadata = make_metadata(model.config, _THINGS, PREPROCESSING, "float32", postprocess=True)
+    write_onnx(traced(model, True), metadata, tmp_path / "model.onnx")
     photo = Image.effect_noise((150, 110), 80).convert("RGB")
     expected = Detector.from_model(model, _THINGS, image_size=64).predict(photo, threshold=0.0)
     found = Detector.load(tmp_path / "model.onnx").predict(photo, threshold=0.0)
@@ -132,8 +132,8 @@ def test_masks_of_a_query_that_says_two_things_are_given_twice(tmp_path: Path) -
 
 def test_a_narrow_photo_keeps_its_masks_in_place(path: Path) -> None:
     """Graphs take 64 pixels at least; what is added to a photo for that is taken from its masks."""
-    runtime = load_exported(path)
-    predictions = runtime.predict(batch_of([(30, 75)]))
+    engine = load_exported(path)
+    predictions = engine.predict(batch_of([(30, 75)]))
     assert predictions.masks is not None
     assert predictions.masks.shape[2:] == (8, 19)
 
@@ -142,18 +142,18 @@ def test_categories_of_which_nobody_said_are_written_as_before() -> None:
     assert CategoryEntry(id=1, name="a").model_dump() == {"id": 1, "name": "a"}
     model = small_model(panoptic=True)
     for categories in (CATEGORIES, _THINGS):
-        text = to_description(model.config, categories, PREPROCESSING, "float32", False).to_text()
-        assert Description.from_text(text, "file").named_categories == categories
+        text = make_metadata(model.config, categories, PREPROCESSING, "float32", False).to_text()
+        assert ExportMetadata.from_text(text, "file").named_categories == categories
         assert ("isthing" in text) == (categories.is_thing is not None)
 
 
-class _Off(TorchRuntime):
+class _Off(TorchEngine):
     """PyTorch with a number added to one mask."""
 
     off = 0.0
 
-    def draw_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: object) -> Tensor:
-        masks = super().draw_masks(predictions, batch, queries, counts).clone()  # type: ignore[arg-type]
+    def compute_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: object) -> Tensor:
+        masks = super().compute_masks(predictions, batch, queries, counts).clone()  # type: ignore[arg-type]
         masks[3, 2, 5] += self.off
         return masks
 

@@ -47,10 +47,10 @@ def test_logits_and_boxes_are_those_of_pytorch(model: DETR, path: Path, sizes: l
 
 
 def test_a_photo_does_not_depend_on_the_others_in_its_batch(path: Path) -> None:
-    runtime = read_onnx(path)
-    together = runtime.predict(batch_of([(70, 90), (128, 100)]))
+    engine = read_onnx(path)
+    together = engine.predict(batch_of([(70, 90), (128, 100)]))
     generator_twin = batch_of([(70, 90), (128, 100)])
-    alone = runtime.predict(
+    alone = engine.predict(
         type(generator_twin)(
             images=generator_twin.images[:1, :, :70, :90],
             padding_mask=generator_twin.padding_mask[:1, :70, :90],
@@ -126,7 +126,7 @@ def test_the_metadata_tell_classes_and_preprocessing(path: Path) -> None:
     assert preprocessing["mean"] == list(IMAGENET_MEAN)
     assert preprocessing["deviation"] == list(IMAGENET_DEVIATION)
     assert preprocessing["image_size"] == 64
-    assert read_onnx(path).description == described(small_model())
+    assert read_onnx(path).metadata == described(small_model())
 
 
 @pytest.mark.parametrize(

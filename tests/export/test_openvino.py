@@ -9,8 +9,8 @@ import torch
 
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.verify import compare
-from detrkit.inference.engines.exported import ExportedRuntime
-from detrkit.inference.engines.openvino import OpenVinoEngine, load_openvino, read_openvino
+from detrkit.inference.engines.exported import ExportedEngine
+from detrkit.inference.engines.openvino import OpenVinoSession, load_openvino, read_openvino
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Sample
 from tests.export.models import CATEGORIES, SIZES, batch_of, described, eager, small_model, traced
@@ -33,35 +33,35 @@ def float32(model: DETR, program: torch.export.ExportedProgram, tmp_path_factory
     return folder
 
 
-def engine_of(runtime: ExportedRuntime) -> OpenVinoEngine:
-    assert isinstance(runtime.engine, OpenVinoEngine)
-    return runtime.engine
+def session_of(engine: ExportedEngine) -> OpenVinoSession:
+    assert isinstance(engine.session, OpenVinoSession)
+    return engine.session
 
 
 def test_float32_gives_the_numbers_of_pytorch_in_every_order_of_sizes(model: DETR, float32: Path) -> None:
     """A size that comes again, unpadded, gets a network of its own, which has to say the same."""
-    runtime = read_openvino(float32)
+    engine = read_openvino(float32)
     for sizes in SIZES + SIZES + SIZES:
         batch = batch_of(sizes)
-        expected, found = eager(model).predict(batch), runtime.predict(batch)
+        expected, found = eager(model).predict(batch), engine.predict(batch)
         torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-3)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
-    assert set(engine_of(runtime)._of_size) == {(1, 3, 96, 128)}
+    assert set(session_of(engine)._of_size) == {(1, 3, 96, 128)}
 
 
 def test_an_answer_outlives_the_next_one(float32: Path) -> None:
-    runtime = read_openvino(float32)
-    first = runtime.predict(batch_of([(96, 128)]))
+    engine = read_openvino(float32)
+    first = engine.predict(batch_of([(96, 128)]))
     kept = first.class_logits.clone()
-    runtime.predict(batch_of([(80, 128)]))
+    engine.predict(batch_of([(80, 128)]))
     assert torch.equal(first.class_logits, kept)
 
 
 def test_post_processing_in_the_graph(model: DETR, tmp_path: Path) -> None:
     write_openvino(traced(model, postprocess=True), described(model, postprocess=True), tmp_path)
-    runtime = read_openvino(tmp_path)
+    engine = read_openvino(tmp_path)
     batches = [batch_of(sizes) for sizes in ([(130, 97), (64, 200)], [(64, 96)], [(64, 96)], [(64, 96)])]
-    comparison = compare(eager(model), runtime, batches, CATEGORIES, has_logits=False)
+    comparison = compare(eager(model), engine, batches, CATEGORIES, has_logits=False)
     assert comparison.scores < 1e-4
     assert comparison.boxes < 1e-4
     assert comparison.num_found == comparison.num_detections > 0
@@ -71,13 +71,13 @@ def test_bfloat16_is_a_property_of_the_folder(
     model: DETR, program: torch.export.ExportedProgram, float32: Path, tmp_path: Path
 ) -> None:
     write_openvino(program, described(model, precision="bfloat16"), tmp_path)
-    runtime = read_openvino(tmp_path)
+    engine = read_openvino(tmp_path)
     can = "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert engine_of(runtime).settings["INFERENCE_PRECISION_HINT"] == ("bf16" if can else "f32")
-    assert engine_of(read_openvino(float32)).settings["INFERENCE_PRECISION_HINT"] == "f32"
+    assert session_of(engine).settings["INFERENCE_PRECISION_HINT"] == ("bf16" if can else "f32")
+    assert session_of(read_openvino(float32)).settings["INFERENCE_PRECISION_HINT"] == "f32"
     assert (tmp_path / "model.bin").stat().st_size < 0.6 * (float32 / "model.bin").stat().st_size
     batches = [batch_of(sizes) for sizes in SIZES + SIZES + SIZES]
-    comparison = compare(eager(model), runtime, batches, CATEGORIES)
+    comparison = compare(eager(model), engine, batches, CATEGORIES)
     assert comparison.mean_boxes < 0.01
     assert comparison.num_found >= 0.9 * comparison.num_detections > 0
 

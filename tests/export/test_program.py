@@ -36,11 +36,11 @@ def path(model: DETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_logits_and_boxes_are_those_of_pytorch(model: DETR, path: Path) -> None:
-    runtime = read_program(path)
-    assert runtime.description == described(model)
+    engine = read_program(path)
+    assert engine.metadata == described(model)
     for sizes in SIZES:
         batch = batch_of(sizes)
-        expected, found = eager(model).predict(batch), runtime.predict(batch)
+        expected, found = eager(model).predict(batch), engine.predict(batch)
         torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-3)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
 
@@ -160,22 +160,22 @@ def test_an_unchanged_copy_is_read(model: DETR, path: Path, tmp_path: Path) -> N
 def test_a_backbone_that_padded_as_tensorflow_does_is_exported_for_any_size(tmp_path: Path) -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
     write_program(traced(model), described(model), tmp_path / "model.pt2")
-    runtime, batch = read_program(tmp_path / "model.pt2"), batch_of([(97, 130), (97, 130)])
+    engine, batch = read_program(tmp_path / "model.pt2"), batch_of([(97, 130), (97, 130)])
     with torch.inference_mode():
         expected = model(batch.images).class_logits
-    torch.testing.assert_close(runtime.predict(batch).class_logits, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(engine.predict(batch).class_logits, expected, rtol=0, atol=1e-4)
 
 
 def test_a_photo_that_a_leaking_network_would_have_to_pad_is_refused(tmp_path: Path) -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
     write_program(traced(model), described(model), tmp_path / "model.pt2")
-    runtime = read_program(tmp_path / "model.pt2")
+    engine = read_program(tmp_path / "model.pt2")
     sentence = (
         f"resized to 100 x 40 px, expected at least 64 px a side for {tmp_path / 'model.pt2'}, into which padding leaks"
     )
     with pytest.raises(DatasetError, match=sentence):
-        runtime.predict(batch_of([(40, 100)]))
-    detector = Detector(runtime, CATEGORIES, Preprocessing(image_size=40))
+        engine.predict(batch_of([(40, 100)]))
+    detector = Detector(engine, CATEGORIES, Preprocessing(image_size=40))
     with pytest.raises(DatasetError, match=r"resized to 60 x 40 px, expected at least 64 px a side"):
         detector.predict(np.zeros((80, 120, 3), np.uint8))
 

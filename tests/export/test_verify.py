@@ -161,7 +161,7 @@ class Answers:
         shape = 1, len(batch.image_ids), 2
         return Predictions(torch.zeros(*shape, len(CATEGORIES) + 1), torch.full((*shape, 4), next(self.boxes)))
 
-    def draw_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
+    def compute_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
         return next(self.masks)
 
 
@@ -201,7 +201,9 @@ def test_where_nothing_is_found_nothing_is_compared() -> None:
 
 def test_a_detection_is_found_again_by_class_place_and_score() -> None:
     def detections(box: list[float], label: int, score: float) -> Detections:
-        return Detections(torch.tensor([box]), torch.tensor([score]), torch.tensor([label]), ("a",))
+        return Detections(
+            torch.tensor([box]), torch.tensor([score]), torch.tensor([label]), torch.tensor([label]), ("a",)
+        )
 
     wanted = detections([0.0, 0.0, 10.0, 10.0], 1, 0.9)
     assert num_found_again(wanted, detections([0.0, 0.0, 10.0, 9.0], 1, 0.8)) == 1

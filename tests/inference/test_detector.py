@@ -44,7 +44,7 @@ def test_alone_and_in_a_batch_with_a_backbone_that_lets_padding_in() -> None:
         alone = detector.predict(one, threshold=0)
         torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-6)
         torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-3)
-    batch = collate([detector.prepare(read_image_input(one, 3)) for one in photos])
+    batch = collate([detector.preprocess(read_image_input(one, 3)) for one in photos])
     categories = detector.categories
     found = [
         collect(detector.model, batches, categories)[0] for batches in ([batch], batch.one_by_one(), batch.unpadded())
@@ -96,13 +96,14 @@ def test_threshold_and_order(detector: Detector) -> None:
     assert detector.predict([]) == []
 
 
-def test_labels_are_the_datasets_ids() -> None:
+def test_category_ids_are_those_of_the_dataset() -> None:
     torch.manual_seed(0)
     categories = Categories(ids=(18, 44), names=("dog", "bottle"))
     detector = Detector.from_model(build_model("detr-tiny", num_classes=2), categories, image_size=64)
     found = detector.predict(photo(0, 64, 64), threshold=0)
-    assert set(found.labels.tolist()) <= {18, 44}
-    assert {18: "dog", 44: "bottle"}[int(found.labels[0])] == found.names[0]
+    assert set(found.category_ids.tolist()) <= {18, 44}
+    assert {18: "dog", 44: "bottle"}[int(found.category_ids[0])] == found.class_names[0]
+    assert found.category_ids.tolist() == [(18, 44)[label] for label in found.labels.tolist()]
     json.dumps(found.to_json())
     assert {entry["category_id"] for entry in found.to_coco(5)} <= {18, 44}
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.inference.engines import torch as runtime
-from detrkit.inference.engines.torch import TorchRuntime, has_bfloat16, is_same
+from detrkit.inference.engines import torch as torch_engine
+from detrkit.inference.engines.torch import TorchEngine, has_fast_bfloat16, same_detections
 from detrkit.structures import Batch, Predictions
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def predictions(score: float, label: int = 0, box: tuple[float, ...] = (0.5, 0.5
 
 def test_the_engine_knows_when_weights_change() -> None:
     model = build_model("detr-tiny", num_classes=3)
-    engine = TorchRuntime(model, CPU, padding_invariant=True)
+    engine = TorchEngine(model, CPU, padding_invariant=True)
     before = engine.predict(batch())
     with torch.no_grad():
         model.backbone.body.conv1.weight.mul_(2)
@@ -58,8 +58,8 @@ def test_the_engine_knows_when_weights_change() -> None:
     ],
 )
 def test_what_counts_as_the_same_detections(other: Predictions, same: bool) -> None:
-    assert is_same(predictions(0.6), other) == same
-    assert is_same(predictions(0.2), predictions(0.2, label=1))  # nobody would have seen it
+    assert same_detections(predictions(0.6), other) == same
+    assert same_detections(predictions(0.2), predictions(0.2, label=1))  # nobody would have seen it
 
 
 def test_objects_are_the_same_whichever_query_found_them() -> None:
@@ -69,42 +69,42 @@ def test_objects_are_the_same_whichever_query_found_them() -> None:
         logits = torch.cat([one.layer_class_logits for one in several], 2)
         return Predictions(logits, torch.cat([one.layer_boxes for one in several], 2))
 
-    assert is_same(joined(first, second), joined(second, first))
-    assert not is_same(joined(first, second), joined(first, first))
-    assert not is_same(joined(first, first), joined(first, second))  # one more than there was
+    assert same_detections(joined(first, second), joined(second, first))
+    assert not same_detections(joined(first, second), joined(first, first))
+    assert not same_detections(joined(first, first), joined(first, second))  # one more than there was
 
 
 def test_auto_takes_bfloat16_once_the_detections_proved_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
-    engine = TorchRuntime(sure_model(), CPU, padding_invariant=True, precision="auto")
-    for _ in range(runtime._NUM_COMPARED):
+    monkeypatch.setattr(torch_engine, "has_fast_bfloat16", lambda device: True)
+    engine = TorchEngine(sure_model(), CPU, padding_invariant=True, precision="auto")
+    for _ in range(torch_engine._NUM_COMPARED):
         assert engine.precision == "auto"
         engine.predict(batch())
     assert engine.precision == "bfloat16"
 
 
 def test_auto_goes_back_to_float32_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
-    monkeypatch.setattr(runtime, "is_same", lambda exact, rough: False)
+    monkeypatch.setattr(torch_engine, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(torch_engine, "same_detections", lambda exact, rough: False)
     model = sure_model()
-    engine = TorchRuntime(model, CPU, padding_invariant=True, precision="auto")
+    engine = TorchEngine(model, CPU, padding_invariant=True, precision="auto")
     found = engine.predict(batch())
     assert engine.precision == "float32"
-    exact = TorchRuntime(model, CPU, padding_invariant=True).predict(batch())
+    exact = TorchEngine(model, CPU, padding_invariant=True).predict(batch())
     torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0)
 
 
 def test_auto_is_float32_where_the_processor_has_nothing_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    assert not has_bfloat16(CPU)
-    assert TorchRuntime(sure_model(), CPU, padding_invariant=True, precision="auto").precision == "float32"
+    assert not has_fast_bfloat16(CPU)
+    assert TorchEngine(sure_model(), CPU, padding_invariant=True, precision="auto").precision == "float32"
 
 
 def test_nothing_seen_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: True)
-    engine = TorchRuntime(sure_model(-1.0), CPU, padding_invariant=True, precision="auto")
+    monkeypatch.setattr(torch_engine, "has_fast_bfloat16", lambda device: True)
+    engine = TorchEngine(sure_model(-1.0), CPU, padding_invariant=True, precision="auto")
     with torch.no_grad():
         engine.model.heads.class_head.bias[-1] = 20  # no object anywhere
-    for _ in range(runtime._NUM_COMPARED + 1):
+    for _ in range(torch_engine._NUM_COMPARED + 1):
         engine.predict(batch())
     assert engine.precision == "auto"

@@ -19,7 +19,7 @@ NAMES = ["a.jpg", 'with "quotes" {and} , commas.jpg', "new\nline.jpg", "bytes\ud
 
 
 def entry(name: str) -> dict[str, object]:
-    return {"photo": name, "width": 6, "height": 7, "objects": [OBJECT]}
+    return {"image": name, "width": 6, "height": 7, "objects": [OBJECT]}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_what_was_written_is_read_back_and_known(lines: Path) -> None:
     with JsonlWriter(lines, SETTINGS) as file:
         assert file.done == set(NAMES)
         assert file.faults == {}
-        file.add({"photo": "bad.jpg", "error": "cannot be read", "objects": []})
+        file.add({"image": "bad.jpg", "error": "cannot be read", "objects": []})
     with JsonlWriter(lines, SETTINGS) as file:
         assert file.faults == {"bad.jpg": "cannot be read"}
         assert len(file.done) == len(NAMES) + 1
@@ -46,7 +46,7 @@ def test_cut_at_any_byte_it_goes_on_with_whole_lines(lines: Path) -> None:
     whole = lines.read_bytes()
     for length in range(len(whole)):
         lines.write_bytes(whole[:length])
-        assert [one["photo"] for one in read_lines(lines)] == NAMES[: whole[:length].count(b"\n")]
+        assert [one["image"] for one in read_lines(lines)] == NAMES[: whole[:length].count(b"\n")]
         with JsonlWriter(lines, SETTINGS) as file:
             assert file.done == set(NAMES[: whole[:length].count(b"\n")])
             for name in NAMES:
@@ -66,7 +66,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(lines: Path) -> None:
 
 
 def test_someone_elses_file_is_refused_and_left_as_it_is(lines: Path) -> None:
-    for content in (b'{"image": 3}\n', b"\x00" * 50 + b"\n", b'{"photo": 3\n', b'{"photo": "a"\xff}\n'):
+    for content in (b'{"photo": 3}\n', b"\x00" * 50 + b"\n", b'{"image": 3\n', b'{"image": "a"\xff}\n'):
         lines.write_bytes(content)
         with pytest.raises(DatasetError, match="line 1: is none of detrkit predict"):
             JsonlWriter(lines, SETTINGS)
@@ -102,12 +102,12 @@ def test_parquet_holds_what_the_lines_hold(lines: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(parquet, "_ROWS", 2)  # several groups of rows
     named = [{**entry(name), "objects": []} for name in ("c.jpg", "d.jpg")]
-    bad = {"photo": "e.jpg", "error": "cannot be read", "objects": []}
-    frame = {"photo": "f.mp4", "frame": 3, "seconds": 0.125, "width": 6, "height": 7, "objects": [OBJECT, OBJECT]}
+    bad = {"image": "e.jpg", "error": "cannot be read", "objects": []}
+    frame = {"image": "f.mp4", "frame": 3, "seconds": 0.125, "width": 6, "height": 7, "objects": [OBJECT, OBJECT]}
     lines.write_text("".join(json.dumps(one) + "\n" for one in [entry("a.jpg"), *named, bad, frame]))
     write_parquet(lines, lines.with_suffix(".parquet"))
     rows = pyarrow.parquet.read_table(lines.with_suffix(".parquet")).to_pylist()
-    everything = dict.fromkeys(("photo", "frame", "seconds", "width", "height", "error", "objects"))
+    everything = dict.fromkeys(("image", "frame", "seconds", "width", "height", "error", "objects"))
     assert rows[1:4] == [{**everything, **one} for one in [*named, bad]]
     assert rows[4]["frame"] == 3
     assert rows[0]["objects"][0]["name"] == OBJECT["name"]
@@ -118,7 +118,7 @@ def test_parquet_holds_what_the_lines_hold(lines: Path, monkeypatch: pytest.Monk
 def test_names_that_are_no_text_come_into_parquet(lines: Path) -> None:
     lines.write_text(json.dumps(entry(os.fsdecode(b"f\xf6to.jpg"))) + "\n")
     write_parquet(lines, lines.with_suffix(".parquet"))
-    assert pyarrow.parquet.read_table(lines.with_suffix(".parquet")).to_pylist()[0]["photo"] == "f\\udcf6to.jpg"
+    assert pyarrow.parquet.read_table(lines.with_suffix(".parquet")).to_pylist()[0]["image"] == "f\\udcf6to.jpg"
 
 
 def test_without_pyarrow_there_is_one_sentence(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:

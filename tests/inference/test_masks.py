@@ -52,7 +52,7 @@ def test_no_objects_have_no_masks(detector: Detector, photos: list[torch.Tensor]
 
 @pytest.mark.parametrize("style", ["corrected", "reference", "huggingface"])
 def test_segments_cover_the_photo(detector: Detector, photos: list[torch.Tensor], style: str) -> None:
-    together = detector.segments(photos, threshold=0.2, style=style)
+    together = detector.predict_segments(photos, threshold=0.2, style=style)
     assert isinstance(together, list)
     for photo, found in zip(photos, together, strict=True):
         assert found.ids.shape == photo.shape[1:]
@@ -60,7 +60,7 @@ def test_segments_cover_the_photo(detector: Detector, photos: list[torch.Tensor]
         assert [one.area for one in found.segments] == [int(found.mask(one).sum()) for one in found.segments]
         assert found.draw().size == (photo.shape[2], photo.shape[1])
     if style == "corrected":
-        alone = detector.segments(photos[1], threshold=0.2)
+        alone = detector.predict_segments(photos[1], threshold=0.2)
         assert (alone.ids != together[1].ids).float().mean() < 1e-3
 
 
@@ -68,7 +68,7 @@ def test_segments_want_a_mask_head_and_a_sensible_threshold(detector: Detector) 
     boxes_only = Detector.from_model(build_model("detr-tiny", num_classes=3), ["sky", "cat", "dog"], image_size=64)
     photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="no mask head"):
-        boxes_only.segments(photo)
+        boxes_only.predict_segments(photo)
     with pytest.raises(ConfigError, match="expected a score"):
-        detector.segments(photo, threshold=2)
-    assert detector.segments([]) == []
+        detector.predict_segments(photo, threshold=2)
+    assert detector.predict_segments([]) == []

@@ -24,7 +24,7 @@ def same(one: Detections, other: Detections) -> None:
     torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
     torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=0.02)
     assert torch.equal(one.labels, other.labels)
-    assert one.names == other.names
+    assert one.class_names == other.class_names
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ class Watched:
     """An engine that notes the shapes of its batches."""
 
     def __init__(self, detector: Detector) -> None:
-        self.config = detector.runtime.config
-        self._inner = detector.runtime
+        self.config = detector.engine.config
+        self._inner = detector.engine
         self.sizes: list[list[tuple[int, int]]] = []
 
     def predict(self, batch: Batch) -> Predictions:
@@ -49,8 +49,8 @@ class Watched:
 
 
 def watched(detector: Detector) -> tuple[Detector, Watched]:
-    runtime = Watched(detector)
-    return Detector(runtime, detector.categories, detector.preprocessing), runtime
+    engine = Watched(detector)
+    return Detector(engine, detector.categories, detector.preprocessing), engine
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -71,12 +71,12 @@ def test_a_stream_finds_what_predict_finds_in_the_same_order(
 
 
 def test_photos_of_like_shape_are_predicted_together(detector: Detector, paths: list[Path]) -> None:
-    there, runtime = watched(detector)
+    there, engine = watched(detector)
     list(there.stream(paths * 4, 0, batch_size=3, workers=0))
-    assert sum(len(sizes) for sizes in runtime.sizes) == 36
-    for sizes in runtime.sizes:
+    assert sum(len(sizes) for sizes in engine.sizes) == 36
+    for sizes in engine.sizes:
         assert all(share_of_padding(sizes[0], size) <= 0.25 for size in sizes)
-    assert sum(len(sizes) == 3 for sizes in runtime.sizes) >= 9, "batches are filled"
+    assert sum(len(sizes) == 3 for sizes in engine.sizes) >= 9, "batches are filled"
 
 
 def test_share_of_padding_by_hand() -> None:
@@ -90,7 +90,7 @@ def test_where_padding_leaks_only_photos_of_one_size_go_together(detector: Detec
     assert choose_batch(sizes, 4, detector.max_padding) == [3, 5, 8, 4]
     assert choose_batch(sizes, 2, detector.max_padding) == [3, 5]
     as_published = detector.preprocessing.model_copy(update={"padding_invariant": False})
-    leaking = Detector(detector.runtime, detector.categories, as_published)
+    leaking = Detector(detector.engine, detector.categories, as_published)
     assert choose_batch(sizes, 4, leaking.max_padding) == [3, 5, 8]
 
 
@@ -138,11 +138,11 @@ def test_a_photo_that_cannot_be_read_is_told_of_and_passed_over(
 
 def test_classes_are_chosen_by_name(detector: Detector, paths: list[Path]) -> None:
     everything = list(detector.stream(paths, 0))
-    names = {name for one in everything for name in one.names}
+    names = {name for one in everything for name in one.class_names}
     wanted = sorted(names)[0]
     assert len(names) > 1
     for all_of_them, some in zip(everything, detector.stream(paths, 0, classes=[wanted]), strict=True):
-        same(some, all_of_them.keep([i for i, name in enumerate(all_of_them.names) if name == wanted]))
+        same(some, all_of_them.keep([i for i, name in enumerate(all_of_them.class_names) if name == wanted]))
     with pytest.raises(ConfigError, match="did you mean 'square'"):
         detector.stream(paths, classes=["sqare"])
 
@@ -163,12 +163,12 @@ def test_without_images_nothing_can_be_drawn_but_the_size_is_known(
 
 
 def test_tiles_are_looked_at_and_merged(detector: Detector) -> None:
-    there, runtime = watched(detector)
+    there, engine = watched(detector)
     large, small = photo(0, 150, 100), photo(1, 64, 64)
     tiling = Tiling(100, 0.2)
     found = list(there.stream([large, small], 0.5, tiling=tiling, batch_size=2, workers=1))
     # the whole photo, its two tiles in one batch, and the small one
-    assert [len(sizes) for sizes in runtime.sizes] == [1, 2, 1]
+    assert [len(sizes) for sizes in engine.sizes] == [1, 2, 1]
     same(found[1], detector.predict(small, 0.5))
     assert found[0].size == (100, 150)
     assert found[0].image is not None

@@ -38,10 +38,10 @@ def written(folder: Path) -> list[Path]:
     """A file of every kind that detrkit writes."""
     names = ("a.json", "b.json", "c.json", "d.jsonl", "e.html", "f.png", "g.png", "h.svg", "i.pdf", "j.png", "k.yaml")
     paths = [folder / name for name in names]
-    write_text(paths[0], json.dumps({"photo": "a.jpg", "objects": []}, indent=2))
+    write_text(paths[0], json.dumps({"image": "a.jpg", "objects": []}, indent=2))
     write_text(paths[1], json.dumps({"format": "detrkit-findings-1", "findings": []}, indent=1))
     write_rows(paths[2], [{"image_id": 1, "score": 0.5}, {"image_id": 2, "score": 0.5}])
-    write_text(paths[3], '{"photo": "a.jpg", "objects": []}\n' * 2000)
+    write_text(paths[3], '{"image": "a.jpg", "objects": []}\n' * 2000)
     write_text(paths[4], html_page("doctor", ["<p>fine</p>"]))
     Image.new("RGB", (9, 9)).save(paths[5], pnginfo=provenance_mark())
     paths[6].write_bytes(as_png(Figure()))

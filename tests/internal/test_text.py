@@ -25,7 +25,7 @@ def test_a_console_hands_none_on_in_lines_and_in_tables(capsys: pytest.CaptureFi
 def test_a_mistake_hands_none_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["doctor", "no\x1b[2Jwhere"])
-    assert "detrkit: no\\x1b[2Jwhere: found nothing" in capsys.readouterr().err
+    assert "error: no\\x1b[2Jwhere: found nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0 photos"), (1, "1 photo"), (2, "2 photos"), (1000, "1000 photos")])

@@ -1,4 +1,4 @@
-"""Deformable attention looked at: points, weights and maps are those by which the layer computed."""
+"""Recorded deformable attention: points, weights and maps are those of the forward pass."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ import torch
 from detrkit import ConfigError, build_model
 from detrkit.data.batching import collate
 from detrkit.models.attention.deformable import DeformableAttention
-from detrkit.models.attention.recording import KINDS, Attention, record_attention
-from detrkit.models.attention.recording_deformable import SamplingInputs
+from detrkit.models.attention.recording import KINDS, RecordedAttention, record_attention
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Batch, Sample
 
 SMALL = {"num_classes": 3, "num_queries": 6, "encoder_layers": 2, "decoder_layers": 2, "dim_feedforward": 64}
 
 
-def model_of(name: str, **changes: object) -> DETR:
+def random_model(name: str, **changes: object) -> DETR:
     torch.manual_seed(0)
     model = build_model(name, backbone="resnet-tiny", **{**SMALL, **changes}).eval()
     with torch.no_grad():
@@ -25,90 +25,90 @@ def model_of(name: str, **changes: object) -> DETR:
 
 
 def batch() -> Batch:
-    """Two photos of other sizes than they had on disk, one of them padded."""
-    nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    """Two images, one padded and resized from twice its size."""
+    empty = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     generator = torch.Generator().manual_seed(0)
     samples = [
-        Sample(torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator), nothing, index, original)
+        Sample(torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator), empty, index, original)
         for index, (size, original) in enumerate((((96, 128), (192, 256)), ((80, 64), (80, 64))))
     ]
     return collate(samples)
 
 
 @pytest.mark.parametrize("name", ["conditional-detr-r50", "dab-detr-r50"])
-def test_weights_of_conditional_attention_mix_the_values_as_the_layer_did(name: str) -> None:
-    for attention in record_attention(model_of(name), batch()):
+def test_weights_of_conditional_attention_reproduce_the_output_of_the_layer(name: str) -> None:
+    for attention in record_attention(random_model(name), batch()):
         for kind in KINDS:
             inputs = attention.inputs(kind, -1)
             weights = attention.weights(kind, -1)
             torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]), rtol=0, atol=1e-5)
-            # the decoder's attentions were given what was projected before
+            # in the decoder, the values were projected before the attention layer
             values = inputs.module.value_projection(inputs.values) if kind == "encoder" else inputs.values
-            mixed = weights[None] @ inputs.module.split_heads(values)
-            expected = inputs.module.output_projection(mixed.transpose(1, 2).flatten(2))
+            attended = weights[None] @ inputs.module.split_heads(values)
+            expected = inputs.module.output_projection(attended.transpose(1, 2).flatten(2))
             torch.testing.assert_close(expected, inputs.output, rtol=0, atol=1e-5)
 
 
-def seen(name: str = "deformable-detr-r50-refine") -> list[Attention]:
-    return record_attention(model_of(name, num_feature_levels=3, hidden_dim=64), batch())
+def record(name: str = "deformable-detr-r50-refine") -> list[RecordedAttention]:
+    return record_attention(random_model(name, num_feature_levels=3, hidden_dim=64), batch())
 
 
-def test_points_are_in_pixels_of_the_photo_on_disk() -> None:
-    attention = seen()[0]
+def test_points_are_in_pixels_of_the_original_image() -> None:
+    attention = record()[0]
     inputs = attention.inputs("encoder", 0)
-    assert isinstance(inputs, SamplingInputs)
-    # the cell in the first row and the second column of the coarsest map, 16 px a cell, enlarged twice
-    found = inputs.sampled(rows=[1])
-    assert found.references[0].tolist() == [[48.0, 16.0]] * 3
-    assert found.points.shape == (8, 1, 3, 4, 2)
-    torch.testing.assert_close(found.weights.sum((2, 3)), torch.ones(8, 1))
+    assert isinstance(inputs, DeformableAttentionInputs)
+    # first row, second column of the coarsest map: 16 px per cell, times 2 for the original image
+    sampled = inputs.sampling_points(queries=[1])
+    assert sampled.reference_points[0].tolist() == [[48.0, 16.0]] * 3
+    assert sampled.points.shape == (8, 1, 3, 4, 2)
+    torch.testing.assert_close(sampled.weights.sum((2, 3)), torch.ones(8, 1))
 
 
-def test_points_start_in_a_ring_around_the_reference() -> None:
+def test_initial_points_lie_in_a_ring_around_the_reference_point() -> None:
     torch.manual_seed(0)
     settings = {"num_feature_levels": 3, "hidden_dim": 64, "backbone": "resnet-tiny", **SMALL}
     attention = record_attention(build_model("deformable-detr-r50", **settings).eval(), batch())[0]
-    found = attention.inputs("decoder_cross", 0).sampled(heads=[0], rows=[2])
-    # the first head looks to the right: 1, 2, 3 and 4 cells of 4, 8 and 16 px, enlarged twice
-    steps = found.points[0, 0] - found.references[0][:, None]
+    sampled = attention.inputs("decoder_cross", 0).sampling_points(heads=[0], queries=[2])
+    # the first head samples to the right: 1, 2, 3 and 4 cells of 4, 8 and 16 px, times 2 for the original image
+    steps = sampled.points[0, 0] - sampled.reference_points[0][:, None]
     expected = torch.tensor([[8.0, 16.0, 24.0, 32.0], [16.0, 32.0, 48.0, 64.0], [32.0, 64.0, 96.0, 128.0]])
     torch.testing.assert_close(steps[..., 0], expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(steps[..., 1], torch.zeros(3, 4), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder_cross"])
-def test_maps_hold_all_weight_that_lies_inside(kind: str) -> None:
-    for attention in seen():
+def test_maps_sum_to_the_weights_of_the_points_inside(kind: str) -> None:
+    for attention in record():
         inputs = attention.inputs(kind, 0)  # type: ignore[arg-type]
         assert isinstance(inputs.module, DeformableAttention)
         weights = attention.weights(kind, 0)  # type: ignore[arg-type]
-        assert weights.shape[1:] == (inputs.num_rows, attention.grid.num_tokens)
-        found = inputs.sampled()
+        assert weights.shape[1:] == (inputs.num_queries, attention.grid.num_tokens)
+        sampled = inputs.sampling_points()
         stride, (height, width) = attention.grid.stride, attention.grid.cells
         scale = attention.grid.original[0] / attention.grid.resized[0]
-        cells = found.points / (scale * stride)
-        # points at least half a cell away from the map's edge give all of their weight
+        cells = sampled.points / (scale * stride)
+        # points at least half a cell inside the map keep their whole weight
         inside = ((cells >= 0.5) & (cells <= torch.tensor([width - 0.5, height - 0.5]))).all(-1)
         outside = ((cells < -0.5) | (cells > torch.tensor([width + 0.5, height + 0.5]))).any(-1)
         total = weights.sum(-1)
-        assert (total >= (found.weights * inside).sum((2, 3)) - 1e-5).all()
-        assert (total <= (found.weights * ~outside).sum((2, 3)) + 1e-5).all()
+        assert (total >= (sampled.weights * inside).sum((2, 3)) - 1e-5).all()
+        assert (total <= (sampled.weights * ~outside).sum((2, 3)) + 1e-5).all()
 
 
-def test_a_single_point_in_the_middle_of_a_cell_is_all_of_its_map() -> None:
-    model = model_of("deformable-detr-r50-single-scale", sampling_points=1, hidden_dim=64)
+def test_point_at_the_center_of_a_cell_gives_that_cell_all_weight() -> None:
+    model = random_model("deformable-detr-r50-single-scale", sampling_points=1, hidden_dim=64)
     attention = record_attention(model, batch())[0]
     inputs = attention.inputs("encoder", 0)
     with torch.no_grad():
         inputs.module.offset_projection.weight.zero_()
         inputs.module.offset_projection.bias.zero_()
-    weights = inputs.weights(heads=[0], rows=[3])
+    weights = inputs.weights(heads=[0], queries=[3])
     expected = torch.zeros(1, 1, attention.grid.num_tokens)
     expected[0, 0, 3] = 1
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
 
 
-def test_all_cells_of_several_maps_cannot_be_drawn() -> None:
-    model = model_of("detr-tiny", num_feature_levels=2, class_scores="sigmoid")
-    with pytest.raises(ConfigError, match="looks at all cells of 2 feature maps"):
+def test_dense_attention_to_several_feature_maps_is_rejected() -> None:
+    model = random_model("detr-tiny", num_feature_levels=2, class_scores="sigmoid")
+    with pytest.raises(ConfigError, match="attends densely to 2 feature maps"):
         record_attention(model, batch())

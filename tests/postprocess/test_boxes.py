@@ -41,8 +41,9 @@ def test_a_query_may_say_two_things() -> None:
     found = to_detections(
         sigmoid_predictions([[0.9, 0.7], [0.2, 0.1]], most=4), [(100, 200)], [3, 18], ["cat", "dog"], threshold=0.5
     )[0]
-    assert found.names == ("cat", "dog")
-    assert found.labels.tolist() == [3, 18]
+    assert found.class_names == ("cat", "dog")
+    assert found.labels.tolist() == [0, 1]
+    assert found.category_ids.tolist() == [3, 18]
     assert torch.equal(found.boxes[0], found.boxes[1])
 
 

@@ -18,13 +18,15 @@ def found(*rows: Row) -> Detections:
         torch.tensor([row[0] for row in rows]).reshape(-1, 4).float(),
         torch.tensor([row[1] for row in rows]),
         torch.tensor([row[2] for row in rows], dtype=torch.int64),
+        torch.tensor([row[2] + 10 for row in rows], dtype=torch.int64),
         tuple(f"class {row[2]}" for row in rows),
     )
 
 
 def merged(left: list[Row], right: list[Row]) -> list[tuple[list[float], float, int]]:
     one = merge_views([found(*left), found(*right)], [LEFT, RIGHT], SIZE)
-    assert one.names == tuple(f"class {label}" for label in one.labels.tolist())
+    assert one.class_names == tuple(f"class {label}" for label in one.labels.tolist())
+    assert torch.equal(one.category_ids, one.labels + 10)
     scores = [round(score, 4) for score in one.scores.tolist()]
     return list(zip(one.boxes.tolist(), scores, one.labels.tolist(), strict=True))
 
@@ -122,8 +124,8 @@ def test_a_single_view_is_left_as_it_is() -> None:
     boxes = torch.cat([corners, corners + torch.rand(40, 2, generator=generator) * 40], 1)
     scores = torch.rand(40, generator=generator).sort(descending=True).values
     labels = torch.randint(3, (40,), generator=generator)
-    alone = Detections(boxes, scores, labels, tuple(f"class {label}" for label in labels.tolist()))
+    alone = Detections(boxes, scores, labels, labels, tuple(f"class {label}" for label in labels.tolist()))
     one = merge_views([alone], [(0, 0, 100, 100)], (100, 100))
     assert torch.equal(one.boxes, boxes)
     assert torch.equal(one.scores, scores)
-    assert one.names == alone.names
+    assert one.class_names == alone.class_names

@@ -20,7 +20,7 @@ from detrkit.serve.serve import bound
 from detrkit.serve.server import server_of
 from detrkit.serve.service import Service
 from detrkit.serve.settings import ServeConfig
-from tests.explain.conftest import small_detector
+from tests.detectors import small_detector
 
 
 class Served:

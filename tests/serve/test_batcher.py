@@ -21,7 +21,7 @@ class Fake:
     """Finds nothing, notes what it was given, and waits where it is told to."""
 
     def __init__(self, max_padding: float = 0.25) -> None:
-        self.runtime: Any = None
+        self.engine: Any = None
         self.max_padding = max_padding
         self.batches: list[list[int]] = []
         self.thresholds: list[Any] = []
@@ -30,10 +30,10 @@ class Fake:
         self.is_in = threading.Event()
         self.poison: BaseException | None = None
 
-    def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
+    def preprocess(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
         return unannotated(pixels)
 
-    def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
+    def predict_samples(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
         self.is_in.set()
         assert self.may_go.wait(20)
         self.batches.append([int(sample.image[0, 0, 0]) for sample in samples])
@@ -42,7 +42,8 @@ class Fake:
             raise self.poison
         nothing = torch.zeros(0)
         return [
-            Detections(torch.zeros(0, 4), nothing, nothing.long(), (), path=str(number)) for number in self.batches[-1]
+            Detections(torch.zeros(0, 4), nothing, nothing.long(), nothing.long(), (), path=str(number))
+            for number in self.batches[-1]
         ]
 
 

@@ -33,8 +33,8 @@ def weights(detector: Detector, tmp_path: Path) -> str:
         (["--threshold", "auto"], "this model holds no thresholds of its own"),
         (["--port", "70000"], "--port: found 70000, expected 0 to 65535"),
         (["--host", "no.such.host.invalid"], "--host: 'no.such.host.invalid' is no address of this machine"),
-        (["--device", "gpu9"], "device 'gpu9'"),
-        (["--device", "cpu,"], "device ''"),
+        (["--device", "gpu9"], "--device gpu9 is not a device"),
+        (["--device", "cpu,"], "--device is not a device"),
     ],
 )
 def test_a_setting_that_makes_no_sense(
@@ -44,7 +44,7 @@ def test_a_setting_that_makes_no_sense(
     code, output, errors = run(["serve", weights, *port, *options], capsys)
     assert code == 2
     assert told in errors
-    assert errors.startswith("detrkit: ")
+    assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
     assert output == ""
 
@@ -52,7 +52,7 @@ def test_a_setting_that_makes_no_sense(
 def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(["serve", "nowhere.safetensors", "--port", "0"], capsys)
     assert code == 2
-    assert errors.startswith("detrkit: nowhere.safetensors: found nothing")
+    assert errors.startswith("error: nowhere.safetensors: found nothing")
 
 
 def test_a_port_that_is_taken(weights: str, capsys: pytest.CaptureFixture[str]) -> None:

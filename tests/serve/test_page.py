@@ -79,13 +79,13 @@ def test_photos_are_sent_and_explored_one_after_the_other(visit: Visit, detector
         assert chips.count() == visit.page.locator("#query option").count() == 9
         for number, query in enumerate(scores.argsort(descending=True).tolist()[:3]):
             chips.nth(number).click()
-            weights = expected.attention.mean_weights("decoder_cross", rows=[query])[0]
+            weights = expected.attention.mean_weights("decoder_cross", queries=[query])[0]
             assert visit.hottest() == place_of(weights, columns)
         place = visit.page.locator("#boxes").bounding_box()
         visit.page.locator("#boxes").click(position={"x": 0.2 * place["width"], "y": 0.7 * place["height"]})
         height, width = expected.attention.grid.original
         token = expected.attention.grid.token_at(0.2 * width, 0.7 * height)
-        assert visit.hottest() == place_of(expected.attention.mean_weights("encoder", rows=[token])[0], columns)
+        assert visit.hottest() == place_of(expected.attention.mean_weights("encoder", queries=[token])[0], columns)
         assert visit.fits()
 
 

@@ -19,7 +19,7 @@ from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_image
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import explain
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.serve.settings import ServeConfig
 from detrkit.structures import Batch, Predictions
 from tests.serve.conftest import Served, serving, wait_until
@@ -29,8 +29,8 @@ def same(answer: dict[str, Any], expected: Detections) -> None:
     assert expected.size is not None
     assert [answer["height"], answer["width"]] == list(expected.size)
     objects = answer["objects"]
-    assert [one["name"] for one in objects] == list(expected.names)
-    assert [one["category_id"] for one in objects] == expected.labels.tolist()
+    assert [one["name"] for one in objects] == list(expected.class_names)
+    assert [one["category_id"] for one in objects] == expected.category_ids.tolist()
     np.testing.assert_allclose([one["score"] for one in objects], expected.scores, atol=1e-4)
     boxes = np.array([one["box"] for one in objects]).reshape(-1, 4)
     np.testing.assert_allclose(boxes, expected.boxes, atol=1e-4 * max(expected.size) + 1e-3)
@@ -48,8 +48,8 @@ class Gated:
     """An engine that waits until it may, and counts what it is given."""
 
     def __init__(self, detector: Detector) -> None:
-        self.config = detector.runtime.config
-        self._inner = detector.runtime
+        self.config = detector.engine.config
+        self._inner = detector.engine
         self.may_go = threading.Event()
         self.given = 0
         self.fault: Exception | None = None
@@ -91,12 +91,12 @@ def test_a_photo_as_body_as_form_or_in_pieces_gets_the_objects_of_predict(
         content = path.read_bytes()
         expected = detector.predict(path, 0)
         as_form = served.post("/predict", content, path.name).json()
-        assert as_form["photo"] == path.name
+        assert as_form["image"] == path.name
         as_body = served.client.post("/predict", content=content).json()
         pieces = (content[start : start + 100] for start in range(0, len(content), 100))
         in_pieces = served.client.post("/predict", content=pieces).json()
         for answer in (as_form, as_body, in_pieces):
-            assert set(answer) == {"photo", "width", "height", "objects"}
+            assert set(answer) == {"image", "width", "height", "objects"}
             same(answer, expected)
 
 
@@ -308,7 +308,7 @@ def test_a_model_that_fails_is_a_sentence_in_the_answer_and_a_trace_in_the_log(
 def test_another_engine_predicts_and_says_why_it_cannot_explain(gate: Gate, drawn: list[Path]) -> None:
     served, engine = gate(ServeConfig(threshold=0))
     engine.may_go.set()
-    assert not isinstance(served.service.detector.runtime, TorchRuntime)
+    assert not isinstance(served.service.detector.engine, TorchEngine)
     assert served.post("/predict", drawn[0].read_bytes()).status_code == 200
     response = served.post("/explain", drawn[0].read_bytes())
     assert response.status_code == 501

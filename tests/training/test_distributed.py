@@ -30,8 +30,8 @@ from detrkit.distributed.collectives import (
 )
 from detrkit.distributed.rank import Process, process_from_environment
 from detrkit.errors import ConfigError
-from detrkit.evaluation.coco import BoxScores
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.coco import CocoMetrics
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.structures import Batch, Sample
@@ -131,7 +131,7 @@ class OneBatch:
 
 def go_back(process: Process, stepper: TrainStep) -> None:
     """Each process draws again what it drew after the state was taken, which is not what the other draws."""
-    hooks = RunHooks(lambda _: Scores(BoxScores({}, (), 1, 1)), lambda *_: None, lambda _: None)
+    hooks = RunHooks(lambda _: EvalMetrics(CocoMetrics({}, (), 1, 1)), lambda *_: None, lambda _: None)
     trainer = Trainer(stepper, OneBatch(), TrainingConfig(), hooks, NoLog())
     torch.manual_seed(process.rank)
     state = trainer.state_dict()

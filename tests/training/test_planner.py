@@ -18,8 +18,8 @@ from detrkit.data.dataset import SampleDataset
 from detrkit.data.samplers import BatchGrouping, SampleKey
 from detrkit.data.splits import TrainingData, training_dataset
 from detrkit.errors import CheckpointError
-from detrkit.evaluation.coco import BoxScores, ClassScore
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.coco import ClassMetrics, CocoMetrics
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.presets import build_model
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import with_architecture_of_weights
@@ -342,8 +342,10 @@ def test_what_training_will_see_shows_strong_augmentation_until_it_ends(tmp_path
     assert same == [False, False, True, True]
 
 
-def scores(ap: float) -> Scores:
-    return Scores(BoxScores({"AP": ap}, (ClassScore("cat", 2, ap, ap), ClassScore("dog", 1, 1.0, 1.0)), 1, 3))
+def scores(ap: float) -> EvalMetrics:
+    return EvalMetrics(
+        CocoMetrics({"ap": ap}, (ClassMetrics("cat", 2, ap, ap), ClassMetrics("dog", 1, 1.0, 1.0)), 1, 3)
+    )
 
 
 def test_what_keeps_photos_from_being_learned_is_said() -> None:

@@ -24,8 +24,8 @@ from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DetrkitError
-from detrkit.evaluation.coco import BoxScores
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.coco import CocoMetrics
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
@@ -59,9 +59,9 @@ class Script:
     saved: list[str] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
 
-    def evaluate(self, _model: DETR) -> Scores:
+    def evaluate(self, _model: DETR) -> EvalMetrics:
         ap = self.scores.pop(0)
-        return Scores(BoxScores({"AP": ap, "AP50": ap}, (), 1, 1))
+        return EvalMetrics(CocoMetrics({"ap": ap, "ap50": ap}, (), 1, 1))
 
     def save_state(self, state: dict[str, Any]) -> None:
         """As a file would: a copy, of what may be read safely."""
@@ -148,7 +148,7 @@ def test_best_and_last_are_saved_and_metrics_written(tmp_path: Path) -> None:
     losses = [entry for entry in entries if entry["kind"] == "train"]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "lr", "images_per_second"} <= set(losses[0])
-    assert [entry["AP"] for entry in entries if entry["kind"] == "evaluation"] == [0.2, 0.1]
+    assert [entry["ap"] for entry in entries if entry["kind"] == "evaluation"] == [0.2, 0.1]
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -163,7 +163,7 @@ def test_photos_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> No
 
 
 def test_an_evaluation_that_fails_costs_nothing_and_comes_again(tmp_path: Path) -> None:
-    def fail(_model: DETR) -> Scores:
+    def fail(_model: DETR) -> EvalMetrics:
         raise DetrkitError("a photo is broken")
 
     script = Script([])
@@ -204,7 +204,7 @@ def test_where_nothing_is_found_the_last_is_the_best_but_patience_ends(tmp_path:
 
 
 def test_a_run_killed_in_its_last_evaluation_takes_no_step_more(tmp_path: Path) -> None:
-    def killed(_model: DETR) -> Scores:
+    def killed(_model: DETR) -> EvalMetrics:
         raise KeyboardInterrupt
 
     settings = SETTINGS.replace(epochs=1, steps=2)

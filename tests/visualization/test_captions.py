@@ -79,7 +79,8 @@ def test_many_small_objects_get_small_captions_and_thin_lines() -> None:
     assert sizes[0] < sizes[1]
     photo = Image.new("RGB", (800, 800))
     boxes = torch.tensor([[100.0, 100, 110, 110], [300.0, 300, 600, 600]])
-    drawn = draw_detections(photo, Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), ("a", "b")))
+    ones = torch.tensor([1, 1])
+    drawn = draw_detections(photo, Detections(boxes, torch.tensor([0.9, 0.8]), ones, ones, ("a", "b")))
     assert [drawn.getpixel(place) == colour_of(1) for place in ((100, 105), (102, 105), (300, 450), (302, 450))] == [
         True, False, True, True,
     ]  # fmt: skip

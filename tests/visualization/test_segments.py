@@ -13,7 +13,7 @@ def test_segments_are_coloured_and_the_rest_is_left_alone() -> None:
     ids = torch.zeros(60, 90, dtype=torch.int32)
     ids[:30, :40] = 1
     ids[:30, 40:80] = 2
-    segments = tuple(PanopticSegment(number, 3, True, 0.9, 1200, "cat") for number in (1, 2))
+    segments = tuple(PanopticSegment(number, 0, 3, True, 0.9, 1200, "cat") for number in (1, 2))
     photo = Image.new("RGB", (90, 60), "grey")
     picture = np.asarray(draw_segments(photo, PanopticSegments(ids, segments)))
     assert (picture[40:, :] == 128).all()  # no segment there

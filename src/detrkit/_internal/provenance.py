@@ -30,7 +30,7 @@ _MARKS = tuple(
 )
 # a photo's JSON or line, a document that names its form, a list with a row a line, YAML
 _BEGINNINGS = re.compile(
-    rb'\s*\{\s*"photo": |\s*\{\s*"format": "detrkit-|\[\n\{"(image_id|id)": |' + MAKER_OF_YAML.encode()
+    rb'\s*\{\s*"image": |\s*\{\s*"format": "detrkit-|\[\n\{"(image_id|id)": |' + MAKER_OF_YAML.encode()
 )
 _HEADER = 4096  # bytes, in which marks are
 _FOOTER = 65536  # bytes, in which they are where files describe themselves at their end

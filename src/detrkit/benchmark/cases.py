@@ -18,7 +18,7 @@ from detrkit.checkpoints.conversion.huggingface import write_folder
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import Precision, TorchRuntime
+from detrkit.inference.engines.torch import Precision, TorchEngine
 from detrkit.models.presets import PRESETS, build_model
 from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Batch, Predictions
@@ -113,18 +113,18 @@ def _build(contender: BenchmarkCase, work: BenchmarkConfig) -> _Running:
     if contender.kind == "transformers":
         return _build_transformers(contender, batch, work)
     detector = _load(contender, work.device)
-    runtime, categories = detector.runtime, detector.categories
-    if runtime.config.in_channels != 3:
-        raise ConfigError(f"{contender.source}: takes {runtime.config.in_channels} channels, expected 3")
+    engine, categories = detector.engine, detector.categories
+    if engine.config.in_channels != 3:
+        raise ConfigError(f"{contender.source}: takes {engine.config.in_channels} channels, expected 3")
 
     def predict() -> object:
-        return to_detections(runtime.predict(batch), sizes, categories.ids, categories.names, 0.5)
+        return to_detections(engine.predict(batch), sizes, categories.ids, categories.names, 0.5)
 
-    if not isinstance(runtime, TorchRuntime):
+    if not isinstance(engine, TorchEngine):
         return _Running(predict, None, {})
     predict()  # folds
-    quick = runtime.quick
-    return _Running(predict, runtime.model, {name: quick.get_submodule(name) for name in _STAGES})
+    fused_model = engine.fused_model
+    return _Running(predict, engine.model, {name: fused_model.get_submodule(name) for name in _STAGES})
 
 
 def _load(contender: BenchmarkCase, device: str) -> Detector:

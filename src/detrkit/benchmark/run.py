@@ -22,7 +22,7 @@ from detrkit._internal.text import plain_console, plural
 from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig, BenchmarkResult, run_benchmark_case
 from detrkit.checkpoints.exported import is_exported
 from detrkit.errors import ConfigError, DetrkitError
-from detrkit.inference.engines.torch import Precision, has_bfloat16
+from detrkit.inference.engines.torch import Precision, has_fast_bfloat16
 from detrkit.visualization.page import html_page
 from detrkit.visualization.speeds import draw_speeds
 
@@ -73,7 +73,7 @@ def list_benchmark_cases(
     contenders: list[BenchmarkCase] = []
     for source in sources:
         is_torch = not is_exported(source)
-        wanted = [one for one in precisions if one == "float32" or has_bfloat16(device)]
+        wanted = [one for one in precisions if one == "float32" or has_fast_bfloat16(device)]
         contenders += [BenchmarkCase("detrkit", source, precision) for precision in (wanted if is_torch else EXPORTED)]
         if is_torch and rivals:
             contenders += [BenchmarkCase("transformers", source, precision) for precision in wanted]

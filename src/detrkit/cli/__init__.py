@@ -1,6 +1,13 @@
-"""The command line: one small file a verb, loaded when it is used. A user's mistake is one sentence and exit code 2."""
+"""The command line: one module per command, imported when the command runs.
 
+A command parses its arguments, calls one public function and prints the result. User errors are one sentence and exit
+code 2.
+"""
+
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 
 from cyclopts import App
@@ -9,76 +16,94 @@ from pydantic import ValidationError
 
 from detrkit._internal.text import printable
 from detrkit._version import __version__
+from detrkit.cli.console import WarningPrinter
 from detrkit.cli.flags import flag, flag_style
 from detrkit.errors import DetrkitError
 
-VERBS = {
-    "demo": "Train a small DETR on drawn shapes, in minutes, and show what it found.",
-    "train": "Train a model on a dataset folder.",
-    "evaluate": "Score a model on a dataset: COCO numbers, thresholds, kinds of mistakes, a report.",
-    "predict": "Find objects in photos and videos; write pictures, JSON, tables.",
-    "explain": "Show what a model saw in a photo, and why it missed what it missed.",
-    "serve": "Answer photos over HTTP: a live page to explore them, and JSON.",
-    "doctor": "Find what is wrong with a dataset, before anything is learned from it.",
-    "export": "Write a model for ONNX Runtime, torch.export or OpenVINO, and compare it.",
-    "convert": "Rewrite weights under other names: detrkit, official or Hugging Face.",
-    "convert-data": "Rewrite a dataset in another form: COCO, YOLO or Pascal VOC.",
-    "shard": "Pack a dataset into tar files with an index, for sets beyond one disk.",
-    "benchmark": "Measure models on this machine: speed, memory, GFLOPs, beside others.",
-    "describe": "Show a model's parts and shapes; `describe data`: photos as training sees them.",
+COMMANDS = {
+    "demo": "Train a small DETR on synthetic shapes, in minutes, and show its detections.",
+    "train": "Train or fine-tune a detector on a dataset folder.",
+    "evaluate": "Evaluate a model: COCO metrics, score thresholds, error types, a report.",
+    "predict": "Detect objects in images and videos; write pictures, JSON, tables.",
+    "explain": "Show the attention and matching behind a model's detections in an image.",
+    "serve": "Serve a model over HTTP: a live page and a JSON API.",
+    "doctor": "Check a dataset for errors before training on it.",
+    "export": "Export a model to ONNX, torch.export or OpenVINO, and verify the result.",
+    "convert": "Convert a checkpoint between detrkit, official and Hugging Face formats.",
+    "convert-data": "Convert a dataset to COCO, YOLO or Pascal VOC format.",
+    "shard": "Pack a dataset into tar shards with an index, for very large datasets.",
+    "benchmark": "Benchmark models on this machine: latency, memory, GFLOPs, baselines.",
+    "describe": "Show a model's layers and shapes; `describe data`: augmented samples.",
 }
 
 
 def build_app(chosen: str | None = None) -> App:
-    """Put the verbs together, without loading any.
+    """Build the application without importing any command.
 
     Args:
-        chosen: the verb about to run, whose own docstring is its help. The others show their line of `VERBS`, which
-            does not load them.
+        chosen: the command about to run, whose own docstring is its help. The others show their line of `COMMANDS`,
+            which does not import them.
     """
     app = App(
         name="detrkit",
-        help="DETR that anyone can train on their own photos, trust to the last digit, look inside, and ship.",
-        help_epilogue="Start with `detrkit demo`. Each verb has its own --help.",
+        help="Detection transformers: train on your own images, evaluate, explain, export, serve.",
+        help_epilogue="Start with `detrkit demo`. Each command has its own --help.",
         version=__version__,
         help_format="markdown",
         suppress_keyboard_interrupt=False,
     )
-    for verb, summary in VERBS.items():
-        if verb == chosen == "describe":
+    for command, summary in COMMANDS.items():
+        if command == chosen == "describe":
             from detrkit.cli.describe import build_describe
 
             app.command(build_describe())
             continue
-        function = verb.replace("-", "_")
-        app.command(f"detrkit.cli.{function}:{function}", name=verb, help=None if verb == chosen else summary)
+        function = command.replace("-", "_")
+        app.command(f"detrkit.cli.{function}:{function}", name=command, help=None if command == chosen else summary)
     return app
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command line and exit: 0 for success, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Run a command line and exit: 0 for success, 2 for a user error, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names of files and classes may hold bytes that are no text
+        if isinstance(stream, TextIOWrapper):  # names of files and classes may hold bytes that are not valid text
             stream.reconfigure(errors="backslashreplace")
     try:
-        build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
+        with _warnings_on_stderr():
+            build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
     except (DetrkitError, CycloptsError) as error:
-        _say(_sentence(error))
+        _print_error(_error_line(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("stopped")
+        _print_error("stopped")
         sys.exit(130)
     except BrokenPipeError:
-        # whoever read our output has gone (`detrkit describe ... | head`); keep Python from complaining at exit
+        # the reader of our output has closed it (`detrkit describe ... | head`); keep Python from complaining at exit
         sys.stderr.close()
         sys.exit(0)
-    except OSError as error:  # a full disk, a folder of somebody else's: whatever nobody closer to it understood
-        _say(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk")
+    except OSError as error:  # a full disk, missing permissions: whatever was not handled closer to its cause
+        _print_error(
+            f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"
+        )
         sys.exit(2)
 
 
-def _sentence(error: Exception) -> str:
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Print warnings that the library logs, while a command runs."""
+    handler = WarningPrinter(logging.WARNING)
+    logger = logging.getLogger("detrkit")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _error_line(error: Exception) -> str:
     """Return a one-line message; for a setting that fails validation, its flag and the reason, not pydantic's report."""
     if isinstance(error.__cause__, ValidationError):
         first = error.__cause__.errors()[0]
@@ -88,5 +113,5 @@ def _sentence(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _say(sentence: str) -> None:
-    print(f"detrkit: {printable(sentence)}", file=sys.stderr)  # noqa: T201  (the command line's own voice)
+def _print_error(sentence: str) -> None:
+    print(f"error: {printable(sentence)}", file=sys.stderr)  # noqa: T201  the command line prints

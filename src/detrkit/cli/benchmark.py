@@ -48,7 +48,7 @@ def benchmark(
     from detrkit.benchmark.cases import BenchmarkConfig
     from detrkit.benchmark.describe import parse_size
     from detrkit.benchmark.run import benchmark as run_benchmark
-    from detrkit.data.loaders import choose_device
+    from detrkit.distributed.devices import choose_device
 
     run_benchmark(
         sources or ("detr-r50",),

@@ -9,12 +9,25 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from detrkit.errors import ConfigError, arg
 from detrkit.ops.boxes import xyxy_to_cxcywh
 from detrkit.ops.padding import empty_batch
 from detrkit.structures import Batch, Sample, Target
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def check_batching(batch_size: int, workers: int) -> None:
+    """Check the size of batches and the number of processes or threads that read images.
+
+    Raises:
+        ConfigError: the batch size is not positive, or the number of workers is negative.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"{arg('batch_size', batch_size)} is too small; use at least 1")
+    if workers < 0:
+        raise ConfigError(f"{arg('workers', workers)} is negative; use at least 0")
 
 
 def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detrkit.checkpoints.exported import is_exported
 from detrkit.config.training import MAX_UNREADABLE, TrainingConfig
-from detrkit.data.batching import collate
+from detrkit.data.batching import check_batching, collate
 from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler, mix_seeds
 from detrkit.data.transforms.augmentation import AugmentedDataset
-from detrkit.distributed.rank import Process
 from detrkit.errors import ConfigError, DatasetError, DetrkitError
-from detrkit.inference.stream import check_counts
 from detrkit.structures import Batch, Sample
 
 _MAX_STAND_INS = 20  # tried for one photo; with one of a hundred unreadable, two are hardly ever needed
@@ -175,7 +172,7 @@ def evaluation_loader(
     Raises:
         ConfigError: no photo at a time, or fewer than no workers.
     """
-    check_counts(batch_size, workers)
+    check_batching(batch_size, workers)
     share = share or Rank()
     count = len(dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
     batches = [list(range(first, min(first + batch_size, count))) for first in range(0, count, batch_size)]
@@ -190,49 +187,3 @@ def evaluation_loader(
         ),
         max_unreadable,
     )
-
-
-def device_of(name: str, process: Process) -> torch.device:
-    """The device of one process: each has a GPU of its own.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    device = choose_device(name)
-    if device.type == "cuda" and process.world > 1:
-        device = choose_device(f"cuda:{process.local_rank}")
-        torch.cuda.set_device(device)
-    return device
-
-
-def device_for(source: str, name: str) -> torch.device:
-    """Understand a device's name for a model to predict on: "auto" is the CPU for exported files.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    return choose_device("cpu" if name == "auto" and is_exported(source) else name)
-
-
-def choose_device(name: str) -> torch.device:
-    """Understand a device's name; "auto" takes a GPU if there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:  # whose words list devices that hardly anybody has
-        raise ConfigError(
-            f"device {name!r}: found no such device, expected 'cpu', 'cuda', 'cuda:1' or 'auto'"
-        ) from None
-    if device.type == "meta":
-        raise ConfigError("device 'meta': computes nothing; use 'cpu' or 'auto'")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
-        raise ConfigError(f"device {name!r}: {reason}; use 'cpu' or 'auto'") from None
-    return device

@@ -102,7 +102,7 @@ def concat_splits(first: Split, second: Split) -> Split:
 def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
     """What tells the segments of a panoptic split's photo by its id; its PNG is read when it is asked for."""
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
-    return lambda image_id: GroundTruthSegments.of(split.records[place_of[image_id]])
+    return lambda image_id: GroundTruthSegments.from_record(split.records[place_of[image_id]])
 
 
 def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:

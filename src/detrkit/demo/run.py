@@ -21,7 +21,7 @@ from detrkit.data.synthetic import SCENES, SHAPES, SyntheticShapes, SyntheticSty
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation
 from detrkit.errors import ConfigError
-from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.evaluation.coco import samples_to_coco
 from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.structures import Sample
 from detrkit.training.run import run_training
@@ -109,14 +109,14 @@ def draw_data(
     scenes = SyntheticShapes(num_test, 2 * seed + 1, style).draw_all()
     test = [without_masks(one) for one in scenes]
     segments = (
-        {one.image_id: GroundTruthSegments.of_annotations(one.annotations) for one in scenes} if with_masks else {}
+        {one.image_id: GroundTruthSegments.from_annotations(one.annotations) for one in scenes} if with_masks else {}
     )
     return TrainingData(
         train=AugmentedDataset(SampleDataset(train), RandomOrientation(), seed=seed),
         arrangement=BatchGrouping.anything(num_train),
         val=SampleDataset(test, to_model),
         pictures=SampleDataset(test),
-        annotations=annotations_of_samples(test, categories),
+        annotations=samples_to_coco(test, categories),
         val_ids=[sample.image_id for sample in test],
         categories=categories,
         segments=segments.__getitem__ if with_masks else None,
@@ -131,7 +131,7 @@ def without_masks(sample: Sample) -> Sample:
 def _write_drawings(folder: Path, pictures: Dataset[Sample], categories: Categories) -> None:
     """Leave some unseen drawings as files with their annotations, to be predicted and explained."""
     samples = [pictures[index] for index in range(NUM_DRAWINGS)]
-    write_text(folder / "annotations.json", json.dumps(annotations_of_samples(samples, categories)))
+    write_text(folder / "annotations.json", json.dumps(samples_to_coco(samples, categories)))
     for sample in samples:
         with atomic_write(folder / f"{sample.image_id}.png") as temporary:
             tensor_to_image(sample.image).save(temporary)

@@ -8,7 +8,7 @@ import numpy as np
 
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.calibration import Calibration, calibrate
-from detrkit.evaluation.coco import BoxScores, CocoEvaluation, evaluate_case, numbers_as_json
+from detrkit.evaluation.coco import CocoEvaluation, CocoMetrics, evaluate_coco, metrics_to_json
 from detrkit.evaluation.coco_matching import compute_ious, match
 from detrkit.evaluation.confusion import Confusion, confuse
 from detrkit.evaluation.thresholds import BestThresholds, ThresholdCurves, best_thresholds, threshold_curves
@@ -41,7 +41,7 @@ class Analysis:
     calibration: Calibration
 
     @property
-    def scores(self) -> BoxScores:
+    def scores(self) -> CocoMetrics:
         """COCO's numbers."""
         return self.evaluation.scores
 
@@ -67,7 +67,7 @@ class Analysis:
             "num_objects": self.scores.num_objects,
             "num_detections": len(self.case.found),
             "max_detections": self.scores.max_detections,
-            "numbers": numbers_as_json(self.scores.numbers),
+            "metrics": metrics_to_json(self.scores.values),
             "per_class": [
                 {"id": number, **asdict(score), "best_threshold": None if best is None else asdict(best)}
                 for number, score, best in per_class
@@ -113,7 +113,7 @@ def analyse(truth: GroundTruth, found: DetectionArrays, max_detections: int) -> 
     threshold = best.overall.threshold if best.overall else _USUAL_THRESHOLD
     return Analysis(
         case=case,
-        evaluation=evaluate_case(case, max_detections),
+        evaluation=evaluate_coco(case, max_detections),
         best=best,
         curves=threshold_curves(case, matching),
         errors=classify_errors(case, overlaps, matching, threshold),

@@ -24,15 +24,15 @@ PUBLISHED_MAX_DETECTIONS = 100  # per photo and class, in pycocotools and in pub
 
 def coco_metric_names(max_detections: int) -> tuple[str, ...]:
     """The 12 numbers, in COCO's order."""
-    recalls = ("AR1", "AR10", f"AR{max_detections}", "ARs", "ARm", "ARl")
-    return ("AP", "AP50", "AP75", "APs", "APm", "APl", *recalls)
+    recalls = ("ar1", "ar10", f"ar{max_detections}", "ar_small", "ar_medium", "ar_large")
+    return ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", *recalls)
 
 
-NAMES = coco_metric_names(PUBLISHED_MAX_DETECTIONS)
+COCO_METRICS = coco_metric_names(PUBLISHED_MAX_DETECTIONS)
 
 
 @dataclass(frozen=True)
-class ClassScore:
+class ClassMetrics:
     """Scores of one category, averaged over IoU 0.50 to 0.95 unless said otherwise; NaN where there is nothing to score.
 
     Attributes:
@@ -44,7 +44,7 @@ class ClassScore:
         ap_small: of objects below 32² px.
         ap_medium: of those between.
         ap_large: of objects above 96² px.
-        recall: share of objects found at all.
+        ar: average recall.
     """
 
     name: str
@@ -55,34 +55,34 @@ class ClassScore:
     ap_small: float = float("nan")
     ap_medium: float = float("nan")
     ap_large: float = float("nan")
-    recall: float = float("nan")
+    ar: float = float("nan")
 
 
 @dataclass(frozen=True)
-class BoxScores:
+class CocoMetrics:
     """Scores of a set of detections, 0 .. 1; -1 where there is nothing to score, as COCO has it."""
 
-    numbers: dict[str, float]
-    per_class: tuple[ClassScore, ...]
+    values: dict[str, float]
+    per_class: tuple[ClassMetrics, ...]
     num_images: int
     num_objects: int
     max_detections: int = PUBLISHED_MAX_DETECTIONS  # of one class on one photo, that count
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; None where there is nothing to score."""
-        return {**asdict(self), "numbers": numbers_as_json(self.numbers)}
+        return {**asdict(self), "values": metrics_to_json(self.values)}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "BoxScores":
+    def from_json(cls, content: dict[str, Any]) -> "CocoMetrics":
         """Read what `to_json` gave."""
-        numbers = {name: -1.0 if value is None else value for name, value in content["numbers"].items()}
-        per_class = tuple(ClassScore(**score) for score in content["per_class"])
-        return cls(**{**content, "numbers": numbers, "per_class": per_class})
+        values = {name: -1.0 if value is None else value for name, value in content["values"].items()}
+        per_class = tuple(ClassMetrics(**score) for score in content["per_class"])
+        return cls(**{**content, "values": values, "per_class": per_class})
 
     @property
     def ap(self) -> float:
         """AP averaged over IoU 0.50 to 0.95, the number models are compared by."""
-        return self.numbers["AP"]
+        return self.values["ap"]
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class CocoEvaluation:
         gains: AP50 that would be added if errors of a kind were mended (TIDE, Bolya et al. 2020), under its names.
     """
 
-    scores: BoxScores
+    scores: CocoMetrics
     precision: np.ndarray
     gains: dict[str, float]
 
 
-def numbers_as_json(numbers: Mapping[str, float]) -> dict[str, float | None]:
+def metrics_to_json(values: Mapping[str, float]) -> dict[str, float | None]:
     """Put None in place of COCO's -1, and of NaN: there is nothing to score."""
-    return {name: value if value >= 0 else None for name, value in numbers.items()}
+    return {name: value if value >= 0 else None for name, value in values.items()}
 
 
 def max_detections_to_evaluate(most_detections: int) -> int:
@@ -116,7 +116,7 @@ def evaluate_boxes(
     results: DetectionArrays | Sequence[dict[str, Any]],
     image_ids: Collection[int] | None = None,
     max_detections: int = PUBLISHED_MAX_DETECTIONS,
-) -> BoxScores:
+) -> CocoMetrics:
     """Score detections.
 
     Args:
@@ -128,12 +128,12 @@ def evaluate_boxes(
     """
     truth = annotations if isinstance(annotations, GroundTruth) else GroundTruth.read(annotations, image_ids)
     found = results if isinstance(results, DetectionArrays) else DetectionArrays.from_coco(results)
-    return evaluate_case(EvalInput.of(truth, found), max_detections, with_gains=False).scores
+    return evaluate_coco(EvalInput.of(truth, found), max_detections, with_gains=False).scores
 
 
 def evaluate_masks(
     truth: GroundTruth, found: DetectionArrays, max_detections: int = PUBLISHED_MAX_DETECTIONS
-) -> BoxScores:
+) -> CocoMetrics:
     """Score the masks of detections: the same 12 numbers, by intersection over union of masks.
 
     Args:
@@ -141,10 +141,10 @@ def evaluate_masks(
         found: detections with masks; none at all may come without.
         max_detections: of one class on one photo, that count.
     """
-    return evaluate_case(EvalInput.of(truth, found), max_detections, with_gains=False, kind="segm").scores
+    return evaluate_coco(EvalInput.of(truth, found), max_detections, with_gains=False, kind="segm").scores
 
 
-def evaluate_case(
+def evaluate_coco(
     case: EvalInput, max_detections: int, *, with_gains: bool = True, kind: Literal["bbox", "segm"] = "bbox"
 ) -> CocoEvaluation:
     """Score boxes or masks of detections, and keep what the scores are made of."""
@@ -152,8 +152,8 @@ def evaluate_case(
     evaluation = _run(case, max_detections, kind)
     content = evaluation.eval or {}
     precision, recall = np.asarray(content["precision"]), np.asarray(content["recall"])
-    scores = BoxScores(
-        numbers=dict(zip(coco_metric_names(max_detections), (float(value) for value in evaluation.stats), strict=True)),
+    scores = CocoMetrics(
+        values=dict(zip(coco_metric_names(max_detections), (float(value) for value in evaluation.stats), strict=True)),
         per_class=_per_class(truth, precision, recall),
         num_images=len(truth.image_ids),
         num_objects=truth.num_objects,
@@ -202,11 +202,11 @@ def _masks_of(case: EvalInput) -> tuple[list[Any], list[Any]]:
     return list(case.truth.masks), [] if case.found.masks is None else list(case.found.masks)
 
 
-def _per_class(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray) -> tuple[ClassScore, ...]:
+def _per_class(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray) -> tuple[ClassMetrics, ...]:
     """Average (IoU, recall, class, size, detections) and (IoU, class, size, detections), class by class."""
     counts = truth.objects_per_class().tolist()
     return tuple(
-        ClassScore(
+        ClassMetrics(
             name=name,
             num_objects=counts[label],
             ap=_mean(precision[:, :, label, 0, -1]),
@@ -215,7 +215,7 @@ def _per_class(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray) ->
             ap_small=_mean(precision[:, :, label, 1, -1]),
             ap_medium=_mean(precision[:, :, label, 2, -1]),
             ap_large=_mean(precision[:, :, label, 3, -1]),
-            recall=_mean(recall[:, label, 0, -1]),
+            ar=_mean(recall[:, label, 0, -1]),
         )
         for label, name in enumerate(truth.categories.names)
     )
@@ -264,7 +264,7 @@ def annotations_of_split(split: Split, *, masks: bool = False) -> Path | dict[st
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def annotations_of_samples(samples: Sequence[Sample], categories: Categories) -> dict[str, Any]:
+def samples_to_coco(samples: Sequence[Sample], categories: Categories) -> dict[str, Any]:
     """Write samples, transformed or not, as a COCO document in pixels of the samples."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
-from detrkit.data.loaders import Loader, device_for, evaluation_loader
+from detrkit.data.loaders import Loader, evaluation_loader
 from detrkit.data.records import Split, SplitName
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DatasetError
@@ -28,6 +28,7 @@ from detrkit.evaluation.coco import (
 )
 from detrkit.evaluation.evaluator import MaskEvaluators, with_segments
 from detrkit.evaluation.inference_loop import LAST, collect
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.output import check_output, chosen_split, print_analysis, write_evaluation, write_images
 from detrkit.evaluation.paper.analyses import (
     PaperAnalysis,
@@ -37,7 +38,6 @@ from detrkit.evaluation.paper.analyses import (
     layers_as_text,
 )
 from detrkit.evaluation.paper.instance_capacity_run import measure_instance_capacity
-from detrkit.evaluation.scores import Scores
 from detrkit.evaluation.threshold_store import (
     check_categories,
     run_of,
@@ -46,7 +46,8 @@ from detrkit.evaluation.threshold_store import (
     threshold_store_for,
 )
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import Runtime, TorchRuntime
+from detrkit.inference.engines.load import choose_inference_device
+from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.structures import Sample
 from detrkit.training.run_report import print_scores_of_all
@@ -80,7 +81,7 @@ def evaluate_source(
     workers: int = 2,
     output: Path | None = None,
     extras: Extras | None = None,
-) -> Scores | None:
+) -> EvalMetrics | None:
     """Score a model, print the scores, and write what was asked for.
 
     Args:
@@ -103,16 +104,16 @@ def evaluate_source(
     """
     console, extras = plain_console(), extras or Extras()
     check_output(output)
-    chosen_device = device_for(source, device)
+    chosen_device = choose_inference_device(source, device)
     kept_in = threshold_store_for(source, data, split, extras.store_thresholds)
     evaluated = () if kept_in is None else state_of_file(kept_in)
     detector = Detector.load(source, chosen_device)
-    config = detector.runtime.config
+    config = detector.engine.config
     records = _open(data, split, format, detector.categories, source, console, masks=config.panoptic)
     is_scored = any(len(record.labels) for record in records.records)
     _check_extras(extras, data, is_scored, output, config.in_channels)
-    is_torch = isinstance(detector.runtime, TorchRuntime) or extras.by_layer  # which exported files cannot tell
-    model = detector.model if is_torch else detector.runtime  # unfolded: the very digits that training saw
+    is_torch = isinstance(detector.engine, TorchEngine) or extras.by_layer  # which exported files cannot tell
+    model = detector.model if is_torch else detector.engine  # unfolded: the very digits that training saw
     judges = (
         MaskEvaluators.of(detector, model, records, learns_threshold=kept_in is not None)
         if is_scored
@@ -145,7 +146,7 @@ def evaluate_source(
 
 
 def _answers(
-    model: DETR | Runtime,
+    model: DETR | Engine,
     batches: Loader,
     detector: Detector,
     device: torch.device,
@@ -160,7 +161,7 @@ def _answers(
         detector.categories,
         device,
         detector.preprocessing.padding_invariant,
-        tuple(range(detector.runtime.config.decoder_layers)) if by_layer else (LAST,),
+        tuple(range(detector.engine.config.decoder_layers)) if by_layer else (LAST,),
         masks=judges.masks,
         watch=judges.segments,
     )
@@ -234,13 +235,13 @@ def _paper_analyses(
     extras: Extras,
     console: Console,
 ) -> list[PaperAnalysis]:
-    truth, queries = analysis.case.truth, detector.runtime.config.num_queries
+    truth, queries = analysis.case.truth, detector.engine.config.num_queries
     papers = []
     if extras.by_layer:
         papers.append(analyse_layers(truth, answers, analysis.scores.max_detections))
         console.print(layers_as_text(papers[-1]))
     if extras.query_map:
-        are_proposals = detector.runtime.config.queries == "proposals"
+        are_proposals = detector.engine.config.queries == "proposals"
         papers.append(analyse_queries(truth, answers[-1], queries, are_proposals=are_proposals))
     if extras.counting:
         counts = measure_instance_capacity(detector, analysis, pictures, image_ids)

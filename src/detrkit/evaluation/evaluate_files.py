@@ -16,13 +16,13 @@ from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import FORMAT, analyse, without_nan
 from detrkit.evaluation.arrays import GroundTruth
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, annotations_of_split, evaluate_masks
+from detrkit.evaluation.metrics import EvalMetrics, format_metric
 from detrkit.evaluation.output import check_output, chosen_split, print_analysis, write_evaluation
 from detrkit.evaluation.panoptic import PanopticScores, evaluate_panoptic
 from detrkit.evaluation.report.masks import write_panoptic_report
-from detrkit.evaluation.report.table import print_panoptic, shown
+from detrkit.evaluation.report.table import print_panoptic
 from detrkit.evaluation.results_io import read_results
 from detrkit.evaluation.results_io_panoptic import read_panoptic_results
-from detrkit.evaluation.scores import Scores
 from detrkit.training.run_report import print_scores_of_all
 
 
@@ -33,7 +33,7 @@ def evaluate_saved(
     *,
     format: Format | None = None,
     output: Path | None = None,
-) -> Scores | PanopticScores:
+) -> EvalMetrics | PanopticScores:
     """Score saved COCO results of any model; print the scores, and write the report if asked.
 
     Results with masks are scored by boxes and by masks; panoptic results (a JSON and its PNGs) by panoptic quality.
@@ -59,7 +59,7 @@ def evaluate_saved(
     elif found.masks is not None:
         truth = GroundTruth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
         masks = evaluate_masks(truth, found)
-    scores = Scores(analysis.scores, masks)
+    scores = EvalMetrics(analysis.scores, masks)
     print_scores_of_all(scores, console)
     print_analysis(analysis, console)
     write_evaluation(output, analysis, scores, [], DetectionDataset(records), records, title, console)
@@ -88,6 +88,6 @@ def _evaluate_panoptic(
         content = {"format": FORMAT, "title": title, "panoptic": scores.to_json()}
         write_text(output / "scores.json", json.dumps(without_nan(content), indent=1, ensure_ascii=False))
         page = output / "report.html"
-        write_panoptic_report(page, title=f"PQ {shown(scores.pq)}", subtitle=title, scores=scores)
+        write_panoptic_report(page, title=f"PQ {format_metric(scores.pq)}", subtitle=title, scores=scores)
         console.print(f"report: {page}", soft_wrap=True)
     return scores

@@ -12,18 +12,18 @@ from detrkit.distributed.collectives import broadcast_from_first, gather
 from detrkit.evaluation.analysis import Analysis, analyse
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.coco import (
-    BoxScores,
+    CocoMetrics,
     annotations_of_split,
     evaluate_boxes,
     evaluate_masks,
     max_detections_to_evaluate,
 )
 from detrkit.evaluation.inference_loop import MaskMaker, collect
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.segments import THRESHOLDS, PanopticEvaluator, drawer_of, masks_of_all
 from detrkit.evaluation.thresholds import best_thresholds
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import Runtime
+from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
 
@@ -54,7 +54,7 @@ class Evaluator:
         self.found: DetectionArrays | None = None
         self.segment_threshold: float | None = None
 
-    def score(self, model: DETR, is_first: bool) -> Scores:
+    def score(self, model: DETR, is_first: bool) -> EvalMetrics:
         """Score a model; all processes call it, and all get the scores."""
         segments, masks = None, None
         if self.data.segments is not None:
@@ -80,14 +80,14 @@ class Evaluator:
         if segments is not None:
             self.segment_threshold, panoptic = segments.best(counts)
         return broadcast_from_first(
-            Scores(
+            EvalMetrics(
                 boxes=evaluate_boxes(self.truth, self.found, max_detections=self.max_detections),
                 masks=None if masks is None or self.true_masks is None else self._score_masks(self.true_masks),
                 panoptic=panoptic,
             )
         )
 
-    def _score_masks(self, truth: GroundTruth) -> BoxScores:
+    def _score_masks(self, truth: GroundTruth) -> CocoMetrics:
         assert self.found is not None
         return evaluate_masks(truth, self.found, self.max_detections)
 
@@ -118,21 +118,21 @@ class MaskEvaluators:
 
     @classmethod
     def of(
-        cls, detector: Detector, model: DETR | Runtime, records: Split, *, learns_threshold: bool
+        cls, detector: Detector, model: DETR | Engine, records: Split, *, learns_threshold: bool
     ) -> "MaskEvaluators":
         """Choose them."""
-        if not detector.runtime.config.panoptic or not records.records.have_outlines:
+        if not detector.engine.config.panoptic or not records.records.have_outlines:
             return cls()
         padding_invariant = detector.preprocessing.padding_invariant
         draw = drawer_of(model, padding_invariant)
         segments = None
         if records.records.columns.mask_files is not None:
-            thresholds = THRESHOLDS if learns_threshold else (detector.min_segment_score("auto"),)
+            thresholds = THRESHOLDS if learns_threshold else (detector.resolve_segment_threshold("auto"),)
             truth_of = ground_truth_segments(records)
             segments = PanopticEvaluator(draw, detector.categories, truth_of, padding_invariant, thresholds)
         return cls(masks_of_all(draw, padding_invariant), segments)
 
-    def scores(self, analysis: Analysis, records: Split, found: DetectionArrays) -> tuple[Scores, float | None]:
+    def scores(self, analysis: Analysis, records: Split, found: DetectionArrays) -> tuple[EvalMetrics, float | None]:
         """All scores, and the least score of segments."""
         masks, panoptic, threshold = None, None, None
         if self.masks is not None:
@@ -140,7 +140,7 @@ class MaskEvaluators:
             masks = evaluate_masks(truth, found, analysis.scores.max_detections)
         if self.segments is not None:
             threshold, panoptic = self.segments.best()
-        return Scores(analysis.scores, masks, panoptic), threshold
+        return EvalMetrics(analysis.scores, masks, panoptic), threshold
 
 
 def with_segments(boxes: Thresholds | None, segments: float | None) -> Thresholds | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from detrkit.data.categories import Categories
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.arrays import DetectionArrays, objects_column
-from detrkit.inference.engines.torch import Runtime
+from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import encode_masks
 from detrkit.postprocess.boxes import TopK, best_of
@@ -23,7 +23,7 @@ MaskMaker = Callable[[Predictions, Batch], Iterable[Bool[Tensor, "Q H W"]]]
 
 @torch.inference_mode()
 def collect(
-    model: DETR | Runtime,
+    model: DETR | Engine,
     batches: Iterable[Batch],
     categories: Categories,
     device: torch.device | None = None,

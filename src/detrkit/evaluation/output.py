@@ -14,12 +14,12 @@ from detrkit.data.records import Records, Split, SplitName
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
+from detrkit.evaluation.metrics import EvalMetrics, headline
 from detrkit.evaluation.paper.analyses import PAPER_ANALYSES, PaperAnalysis
 from detrkit.evaluation.report.page import counted, write_report
 from detrkit.evaluation.report.pictures import draw_worst
-from detrkit.evaluation.scores import Scores
 from detrkit.structures import Sample
-from detrkit.training.run_report import headline, write_scores
+from detrkit.training.run_report import write_scores
 
 
 def chosen_split(
@@ -95,7 +95,7 @@ def write_images(folder: Path, records: Records) -> None:
 def write_evaluation(
     output: Path | None,
     analysis: Analysis,
-    scores: Scores,
+    scores: EvalMetrics,
     papers: Sequence[PaperAnalysis],
     pictures: Dataset[Sample],
     records: Split,

@@ -147,7 +147,7 @@ class GroundTruthSegments:
     is_crowd: np.ndarray
 
     @classmethod
-    def of(cls, record: Record) -> "GroundTruthSegments":
+    def from_record(cls, record: Record) -> "GroundTruthSegments":
         """Read the PNG of a record.
 
         Raises:
@@ -159,7 +159,7 @@ class GroundTruthSegments:
         return cls(ids, segment_ids(record.outlines).numpy(), record.labels, record.is_crowd)
 
     @classmethod
-    def of_annotations(cls, annotations: Annotations) -> "GroundTruthSegments":
+    def from_annotations(cls, annotations: Annotations) -> "GroundTruthSegments":
         """Take masks that do not overlap; the rest is void."""
         assert annotations.masks is not None
         numbers = np.arange(1, len(annotations.labels) + 1)
@@ -177,15 +177,15 @@ def count_panoptic(split: Split, predicted: Iterable[tuple[int, PanopticSegments
 
     Args:
         split: of panoptic data.
-        predicted: image ids and segments, any part of the split's photos; labels are the dataset's category ids, and
-            segments of categories that it does not have do not count, like detections of such.
+        predicted: image ids and segments, any part of the split's photos; segments whose category id
+            the dataset does not have do not count, like detections of such.
 
     Raises:
         DatasetError: a PNG of the truth cannot be read.
     """
     place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
     counts = (
-        count_photo(GroundTruthSegments.of(split.records[place_of[image_id]]), segments, split.categories)
+        count_photo(GroundTruthSegments.from_record(split.records[place_of[image_id]]), segments, split.categories)
         for image_id, segments in predicted
     )
     return PanopticCounts.joined(counts, len(split.categories))
@@ -197,9 +197,9 @@ def count_photo(truth: GroundTruthSegments, found: PanopticSegments, categories:
     Of several crowds of one class the last counts, as in panopticapi.
     """
     label_of = {number: label for label, number in enumerate(categories.ids)}
-    known = [one for one in found.segments if one.label in label_of]
+    known = [one for one in found.segments if one.category_id in label_of]
     found_ids = np.array([one.id for one in known], np.int64)
-    found_labels = np.array([label_of[one.label] for one in known], np.int64)
+    found_labels = np.array([label_of[one.category_id] for one in known], np.int64)
     shared = _shared_pixels(truth.ids, truth.segment_ids, found.ids.cpu().numpy(), found_ids)
     true_areas, areas = shared[1:].sum(1), shared[:, 1:].sum(0)
     inside, on_void = shared[1:, 1:], shared[0, 1:]

@@ -39,7 +39,7 @@ def write_segments(results: Path, image_id: int, found: PanopticSegments) -> dic
     segments = [
         {
             "id": one.id,
-            "category_id": one.label,
+            "category_id": one.category_id,
             "isthing": int(one.is_thing),
             "score": round(one.score, 6),
             "area": one.area,
@@ -103,7 +103,7 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
     folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
     sizes = dict(zip(split.records.image_ids, split.records.columns.sizes.tolist(), strict=True))
     things = split.categories.is_thing or (True,) * len(split.categories)
-    is_thing = dict(zip(split.categories.ids, things, strict=True))
+    classes = {number: (label, things[label]) for label, number in enumerate(split.categories.ids)}
     entries: dict[int, tuple[int, Path, tuple[int, int], tuple[PanopticSegment, ...]]] = {}
     for index, entry in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
@@ -119,7 +119,7 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
             raise DatasetError(f"{where}: image_id {image_id} stands twice; keep one")
         file = inside(folder, entry["file_name"], where)
         height, width = sizes[image_id]
-        entries[image_id] = (image_id, file, (height, width), _segments(entry.get("segments_info"), is_thing, where))
+        entries[image_id] = (image_id, file, (height, width), _segments(entry.get("segments_info"), classes, where))
     if len(entries) < len(sizes):
         first = next(image_id for image_id in sizes if image_id not in entries)
         raise DatasetError(
@@ -129,7 +129,8 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
     return SegmentsFromFiles(tuple(entries.values()))
 
 
-def _segments(content: Any, is_thing: dict[int, bool], where: str) -> tuple[PanopticSegment, ...]:
+def _segments(content: Any, classes: dict[int, tuple[int, bool]], where: str) -> tuple[PanopticSegment, ...]:
+    """Read the segments of one image; `classes` maps category ids to labels and whether they are things."""
     if not isinstance(content, list):
         raise DatasetError(f"{where}.segments_info: found {short(content)}, expected a list of objects")
     found: dict[int, PanopticSegment] = {}
@@ -138,15 +139,16 @@ def _segments(content: Any, is_thing: dict[int, bool], where: str) -> tuple[Pano
         if not isinstance(entry, dict):
             raise DatasetError(f"{place}: found {short(entry)}, expected an object with id and category_id")
         segment_id = integer(entry.get("id"), f"{place}.id")
-        label = integer(entry.get("category_id"), f"{place}.category_id")
+        category_id = integer(entry.get("category_id"), f"{place}.category_id")
         if not VOID < segment_id <= LARGEST_ID or segment_id in found:
             raise DatasetError(f"{place}.id: found {segment_id}, expected 1 to {LARGEST_ID}, each once")
-        if label not in is_thing:
+        if category_id not in classes:
             raise DatasetError(
-                f"{place}: has category_id {label}, which the dataset does not have; name the right dataset"
+                f"{place}: has category_id {category_id}, which the dataset does not have; name the right dataset"
             )
+        label, is_thing = classes[category_id]
         found[segment_id] = PanopticSegment(
-            segment_id, label, is_thing[label], _score(entry.get("score")), _area(entry)
+            segment_id, label, category_id, is_thing, _score(entry.get("score")), _area(entry)
         )
     return tuple(found.values())
 

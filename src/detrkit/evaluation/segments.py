@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detrkit.data.categories import Categories
 from detrkit.evaluation.panoptic import GroundTruthSegments, PanopticCounts, PanopticScores, count_photo, score_panoptic
-from detrkit.inference.engines.torch import MaskRuntime, Runtime
+from detrkit.inference.engines.torch import Engine, MaskEngine
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import cut_masks
 from detrkit.postprocess.masks import covered_by
@@ -21,10 +21,10 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, MIN_SCORE)
 Drawer = Callable[[Predictions, Batch, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
 
 
-def drawer_of(model: DETR | Runtime, padding_invariant: bool) -> Drawer:
+def drawer_of(model: DETR | Engine, padding_invariant: bool) -> Drawer:
     """What draws the masks of a model, or of an engine, which is not asked about padding."""
-    if isinstance(model, MaskRuntime):
-        return model.draw_masks
+    if isinstance(model, MaskEngine):
+        return model.compute_masks
     assert isinstance(model, DETR)
     head = model.panoptic
     assert head is not None, "only a model with a mask head draws masks"

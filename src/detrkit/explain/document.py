@@ -181,8 +181,8 @@ def _masks(explanation: Explanation, masks: Masks, block: BinaryBlock, kept: lis
     height, width = segments.ids.shape
     named = [
         {
-            "name": one.name,
-            "label": explanation.categories.ids.index(one.label),
+            "name": one.class_name,
+            "label": one.label,
             "isThing": one.is_thing,
             "score": round(one.score, 4),
             "share": _significant(one.area / (height * width)),

@@ -20,7 +20,7 @@ from detrkit.explain.masks import Masks, find_segments, masks_of
 from detrkit.explain.matching import MatchingExplanation, explain_matching
 from detrkit.explain.stages import StageIO, capture_stage_io
 from detrkit.losses.criterion import SetCriterion
-from detrkit.models.attention.recording import Attention, record_attention
+from detrkit.models.attention.recording import RecordedAttention, record_attention
 from detrkit.models.detr import DETR
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.postprocess.panoptic import MIN_SCORE
@@ -44,7 +44,7 @@ class Explanation:
 
     photo: Image
     categories: Categories
-    attention: Attention
+    attention: RecordedAttention
     passages: tuple[StageIO, ...]
     annotations: Annotations | None
     matching: MatchingExplanation | None

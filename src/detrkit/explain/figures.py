@@ -18,7 +18,7 @@ from torch import Tensor
 from detrkit.errors import ConfigError
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.stages import StageIO
-from detrkit.models.attention.recording_deformable import SamplingInputs
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.visualization.draw import colour_of
 from detrkit.visualization.figures import (
     DrawnBox,
@@ -69,7 +69,7 @@ class FigureOptions:
             raise ConfigError("--points: this model has no encoder")
         for point in self.points:
             attention.grid.token_at(*point)
-        attention.weights("decoder_cross", -1, heads=heads, rows=list(self.queries) or [0])
+        attention.weights("decoder_cross", -1, heads=heads, queries=list(self.queries) or [0])
 
 
 def write_figure(
@@ -146,9 +146,9 @@ def _decoder_figure(explanation: Explanation, wish: FigureOptions, threshold: fl
 def _dots(explanation: Explanation, wish: FigureOptions, query: int) -> Float[Tensor, "K 3"] | None:
     """The points that a query samples, with their weights; None where it looks at all cells."""
     inputs = explanation.attention.inputs("decoder_cross", wish.layer)
-    if not isinstance(inputs, SamplingInputs):
+    if not isinstance(inputs, DeformableAttentionInputs):
         return None
-    found = inputs.sampled(None if wish.head is None else [wish.head], [query])
+    found = inputs.sampling_points(None if wish.head is None else [wish.head], [query])
     return torch.cat([found.points, found.weights[..., None]], dim=-1).flatten(0, -2)
 
 
@@ -238,7 +238,7 @@ def _map(
     explanation: Explanation, kind: Literal["encoder", "decoder_cross"], wish: FigureOptions, row: int
 ) -> Float[Tensor, "h w"]:
     heads = None if wish.head is None else [wish.head]
-    return explanation.attention.maps(kind, wish.layer, heads=heads, rows=[row]).mean(0)[0]
+    return explanation.attention.maps(kind, wish.layer, heads=heads, queries=[row]).mean(0)[0]
 
 
 def _map_size(explanation: Explanation) -> tuple[float, float]:

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.models.attention.recording import Attention, AttentionInputs
-from detrkit.models.attention.recording_deformable import SamplingInputs
+from detrkit.models.attention.recording import AttentionInputs, RecordedAttention
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 
 # bytes, before they are written as text (4/3 of that): together with a photo they stay below 5 MB
 _LAST_LAYER_BYTES = 730_000  # the last encoder layer, averaged over heads: 850 x 850, DETR's at 800 x 1066 px
@@ -83,20 +83,22 @@ def pack(block: BinaryBlock, values: Float[Tensor, "*rows C"], row_pool: int = 1
     return PackedMaps(block.add(levels.numpy()), block.add(largest[..., 0].numpy()), row_pool, column_pool)
 
 
-def max_queries(attention: Attention, num_mask_values: int = 0) -> int:
+def max_queries(attention: RecordedAttention, num_mask_values: int = 0) -> int:
     """How many queries' maps find room, each with a mask of so many values."""
     layers = attention.layers["decoder_cross"]
     width = attention.grid.num_tokens + attention.predictions.boxes.shape[1]
     per_query = len(layers) * layers[0].module.num_heads * width + num_mask_values
-    if isinstance(first := layers[0], SamplingInputs):
+    if isinstance(first := layers[0], DeformableAttentionInputs):
         per_query += len(layers) * first.module.num_heads * math.prod(first.module.per_head) * _POINT_BYTES
     return max(1, min(MAX_QUERIES, _QUERIES_BYTES // per_query))
 
 
-def pack_decoder(block: BinaryBlock, attention: Attention, queries: Sequence[int]) -> tuple[PackedMaps, PackedMaps]:
+def pack_decoder(
+    block: BinaryBlock, attention: RecordedAttention, queries: Sequence[int]
+) -> tuple[PackedMaps, PackedMaps]:
     """Pack what chosen queries attend to, (queries, layers, heads, tokens) and (queries, layers, heads, queries)."""
     cross, to_queries = (
-        torch.stack([attention.weights(kind, layer, rows=queries) for layer in range(len(attention.layers[kind]))])
+        torch.stack([attention.weights(kind, layer, queries=queries) for layer in range(len(attention.layers[kind]))])
         for kind in ("decoder_cross", "decoder_self")
     )
     return pack(block, cross.movedim(2, 0)), pack(block, to_queries.movedim(2, 0))
@@ -119,17 +121,17 @@ class PackedPoints:
     units: int = POINT_UNITS
 
 
-def pack_points(block: BinaryBlock, attention: Attention, queries: Sequence[int]) -> PackedPoints | None:
+def pack_points(block: BinaryBlock, attention: RecordedAttention, queries: Sequence[int]) -> PackedPoints | None:
     """Pack the points of deformable cross-attention, those of all feature maps; None where queries look at all cells."""
-    layers = [layer for layer in attention.layers["decoder_cross"] if isinstance(layer, SamplingInputs)]
+    layers = [layer for layer in attention.layers["decoder_cross"] if isinstance(layer, DeformableAttentionInputs)]
     if not layers:
         return None
     height, width = attention.grid.original
     sides = torch.tensor([width, height])
-    found = [layer.sampled(rows=queries) for layer in layers]
+    found = [layer.sampling_points(queries=queries) for layer in layers]
     places = torch.stack([one.points.transpose(0, 1).flatten(2, 3) for one in found], dim=1)
     weights = torch.stack([one.weights.transpose(0, 1).flatten(2, 3) for one in found], dim=1)
-    references = torch.stack([one.references[:, 0] for one in found], dim=1)  # in pixels, alike on all maps
+    references = torch.stack([one.reference_points[:, 0] for one in found], dim=1)  # in pixels, alike on all maps
     return PackedPoints(
         block.add(_in_units(places / sides)),
         block.add((weights * 255).round().to(torch.uint8).numpy()),
@@ -142,7 +144,7 @@ def _in_units(shares: Float[Tensor, "*N 2"]) -> np.ndarray:
     return (shares * POINT_UNITS).round().clamp(limits.min, limits.max).to(torch.int16).numpy()
 
 
-def pack_encoder(block: BinaryBlock, attention: Attention) -> EncoderMaps | None:
+def pack_encoder(block: BinaryBlock, attention: RecordedAttention) -> EncoderMaps | None:
     """Pack the encoder's self-attention as finely as there is room; None when there is no encoder."""
     layers = attention.layers["encoder"]
     if not layers:
@@ -174,7 +176,7 @@ def _num_blocks(cells: tuple[int, int], pool: int) -> int:
 
 
 def _pooled(
-    inputs: AttentionInputs | SamplingInputs,
+    inputs: AttentionInputs | DeformableAttentionInputs,
     cells: tuple[int, int],
     mean_pools: tuple[int, int],
     head_pools: tuple[int, int],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from detrkit.data.categories import Categories
 from detrkit.explain.maps import BinaryBlock, BlockLocation
-from detrkit.models.attention.recording import Attention
+from detrkit.models.attention.recording import RecordedAttention
 from detrkit.models.detr import DETR
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.ops.masks import Size, covered, nearest
@@ -96,7 +96,7 @@ class PackedMasks:
     cell: tuple[float, float]
 
 
-def masks_of(model: DETR, attention: Attention, padding_invariant: bool) -> Masks | None:
+def masks_of(model: DETR, attention: RecordedAttention, padding_invariant: bool) -> Masks | None:
     """Keep what it takes to draw masks; None where the model has no mask head."""
     inputs = attention.predictions.mask_inputs
     if model.panoptic is None or inputs is None:
@@ -105,7 +105,7 @@ def masks_of(model: DETR, attention: Attention, padding_invariant: bool) -> Mask
 
 
 def find_segments(
-    masks: Masks, attention: Attention, batch: Batch, categories: Categories, threshold: float
+    masks: Masks, attention: RecordedAttention, batch: Batch, categories: Categories, threshold: float
 ) -> PanopticSegments:
     """Share the photo out among its segments, as `Detector.segments` does.
 

@@ -19,7 +19,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.images import read_image
-from detrkit.data.loaders import choose_device
+from detrkit.distributed.devices import choose_device
 from detrkit.errors import ConfigError
 from detrkit.evaluation.threshold_store import check_categories
 from detrkit.explain.document import page_document

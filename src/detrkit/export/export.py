@@ -32,9 +32,9 @@ from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.program_file import write_program
 from detrkit.export.verify import ExportComparison, compare
-from detrkit.inference.engines.exported import Description, Precision, to_description
+from detrkit.inference.engines.exported import ExportMetadata, Precision, make_metadata
 from detrkit.inference.engines.load import load_exported
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.structures import Batch, Sample
 
 Format = Literal["onnx", "torch", "openvino"]
@@ -80,7 +80,7 @@ def export_model(
     photos = _open_photos(data, checkpoint, num_check, num_calibration if precision == "int8" else 0)
     console, model = plain_console(), checkpoint.build().eval()
     console.print(f"checked on {photos.origin}", soft_wrap=True)
-    description = to_description(
+    metadata = make_metadata(
         checkpoint.config,
         checkpoint.categories,
         checkpoint.preprocessing,
@@ -92,9 +92,9 @@ def export_model(
         model, padding_invariant=checkpoint.preprocessing.padding_invariant, postprocess=postprocess
     )
     with _aside(output) as place:
-        _write(format, program, description, place, photos.calibration)
+        _write(format, program, metadata, place, photos.calibration)
         comparison = compare(
-            TorchRuntime(model, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
+            TorchEngine(model, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
             load_exported(place),
             track(
                 _batches(photos.check),
@@ -139,13 +139,13 @@ def _resized(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
 
 
 def _write(
-    format: Format, program: ExportedProgram, description: Description, place: Path, calibration: Sequence[Sample]
+    format: Format, program: ExportedProgram, metadata: ExportMetadata, place: Path, calibration: Sequence[Sample]
 ) -> None:
     if format == "openvino":
-        write_openvino(program, description, make_folder(place), calibration)
+        write_openvino(program, metadata, make_folder(place), calibration)
         return
-    write: Callable[[ExportedProgram, Description, Path], None] = write_onnx if format == "onnx" else write_program
-    write(program, description, place)
+    write: Callable[[ExportedProgram, ExportMetadata, Path], None] = write_onnx if format == "onnx" else write_program
+    write(program, metadata, place)
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[Batch]:

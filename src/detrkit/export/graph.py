@@ -1,7 +1,7 @@
 """The graph that is exported: the model's own forward, with its outputs by name, for batches and photos of any size.
 
 Input: a model in eval mode. Output: a `torch.export` program with the inputs images (B, C, H, W), padding_mask (B, H, W)
-and, with post-processing, sizes (B, 2), and the outputs that `Description.output_names` lists.
+and, with post-processing, sizes (B, 2), and the outputs that `ExportMetadata.output_names` lists.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ExportError
-from detrkit.inference.engines.exported import smallest_side
+from detrkit.inference.engines.exported import min_side
 from detrkit.inference.engines.onnx import first_line
 from detrkit.models.detr import DETR
 from detrkit.models.fuse_conv_bn import fuse_conv_bn
@@ -91,7 +91,7 @@ def export_program(model: DETR, *, padding_invariant: bool, postprocess: bool) -
 
 def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...], dict[str, dict[int, Dim]]]:
     """Inputs to trace with, and which of their axes may have any length."""
-    longest, shortest = LONGEST_SIDE, smallest_side(config)
+    longest, shortest = LONGEST_SIDE, min_side(config)
     if config.position_encoding == "learned":
         longest = min(longest, config.position_table_size * config.stride)
     if longest <= 3 * shortest:

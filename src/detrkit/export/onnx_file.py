@@ -1,7 +1,7 @@
 """A program -> an ONNX file that opens well in a viewer and runs in ONNX Runtime.
 
 Nodes are named after the modules of the model that they come from, weights after ours, axes batch, height and width. The
-metadata hold the description that `Detector.load` reads, and the same for people: classes and preprocessing.
+metadata hold the metadata that `Detector.load` reads, and the same for people: classes and preprocessing.
 """
 
 import ast
@@ -19,7 +19,7 @@ from detrkit.data.batching import statistics
 from detrkit.data.transforms.geometry import long_side
 from detrkit.errors import ConfigError, ExportError
 from detrkit.export.suppress_output import quiet
-from detrkit.inference.engines.exported import KEY, Description
+from detrkit.inference.engines.exported import KEY, ExportMetadata
 from detrkit.inference.engines.onnx import first_line
 
 OPSET = 18  # attention as an operator of its own, from 23 on, fails in ONNX Runtime
@@ -27,7 +27,7 @@ _MAX_NUMBERS = 8  # that a name may hold
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules that a node comes from
 
 
-def write_onnx(program: ExportedProgram, description: Description, path: Path) -> None:
+def write_onnx(program: ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
     """Write one file.
 
     Raises:
@@ -44,8 +44,8 @@ def write_onnx(program: ExportedProgram, description: Description, path: Path) -
                 dynamo=True,
                 opset_version=OPSET,
                 verbose=False,
-                input_names=list(description.input_names),
-                output_names=list(description.output_names),
+                input_names=list(metadata.input_names),
+                output_names=list(metadata.output_names),
             )
     except Exception as error:  # the exporter raises many kinds
         raise ExportError(f"export: ONNX cannot express the model ({first_line(error)})") from None
@@ -56,28 +56,28 @@ def write_onnx(program: ExportedProgram, description: Description, path: Path) -
     model.producer_name, model.producer_version = "detrkit", __version__
     model.graph.name = "detr"
     model.metadata_props.clear()
-    model.metadata_props.update(metadata(description))
+    model.metadata_props.update(onnx_metadata(metadata))
     exported.save(path)
 
 
-def metadata(description: Description) -> dict[str, str]:
+def onnx_metadata(metadata: ExportMetadata) -> dict[str, str]:
     """What the file says about itself: to `Detector.load`, and to people."""
-    mean, deviation = statistics(description.model.in_channels)
-    size = description.preprocessing.image_size
+    mean, deviation = statistics(metadata.model.in_channels)
+    size = metadata.preprocessing.image_size
     preprocessing = {
         "resize": f"shorter side to {size} pixels, longer side at most {long_side(size)}, bilinear with antialiasing",
         "image_size": size,
         "scale": 1 / 255,
         "mean": mean,
         "deviation": deviation,
-        "channels": "RGB" if description.model.in_channels == 3 else description.model.in_channels,
+        "channels": "RGB" if metadata.model.in_channels == 3 else metadata.model.in_channels,
         "padding": "zeros after normalisation, at the bottom and on the right; padding_mask is true there",
     }
-    names = {index: one.name for index, one in enumerate(description.categories)}
-    ids = {index: one.id for index, one in enumerate(description.categories)}
+    names = {index: one.name for index, one in enumerate(metadata.categories)}
+    ids = {index: one.id for index, one in enumerate(metadata.categories)}
     readable = {"names": names, "category_ids": ids, "preprocessing": preprocessing}
     return {
-        KEY: description.to_text(),
+        KEY: metadata.to_text(),
         **{key: json.dumps(value, ensure_ascii=False) for key, value in readable.items()},
     }
 

@@ -12,11 +12,11 @@ import torch
 from torch.export import ExportedProgram
 
 from detrkit._internal.files import write_text
-from detrkit.checkpoints.exported import DESCRIPTION_FILE, NETWORK_FILE
+from detrkit.checkpoints.exported import METADATA_FILE, NETWORK_FILE
 from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError
 from detrkit.export.suppress_output import quiet
-from detrkit.inference.engines.exported import Description, at_least
+from detrkit.inference.engines.exported import ExportMetadata, pad_to_min_side
 from detrkit.inference.engines.onnx import first_line
 from detrkit.inference.engines.openvino import load_openvino
 from detrkit.structures import Sample
@@ -29,13 +29,13 @@ _HEAD_OPERATIONS = {
 
 
 def write_openvino(
-    program: ExportedProgram, description: Description, folder: Path, calibration: Sequence[Sample] = ()
+    program: ExportedProgram, metadata: ExportMetadata, folder: Path, calibration: Sequence[Sample] = ()
 ) -> None:
-    """Write the network's two files and its description.
+    """Write the network's two files and its metadata.
 
     Args:
         program: what to write.
-        description: its precision decides the form.
+        metadata: its precision decides the form.
         folder: exists.
         calibration: photos to measure ranges on, for int8.
 
@@ -49,14 +49,14 @@ def write_openvino(
             network = openvino.convert_model(program)
     except Exception as error:  # its frontends raise many kinds
         raise ExportError(f"export: OpenVINO cannot express the model ({first_line(error)})") from None
-    for port, name in zip(network.inputs, description.input_names, strict=True):
+    for port, name in zip(network.inputs, metadata.input_names, strict=True):
         _call(port, name)
-    for port, name in zip(network.outputs, description.output_names, strict=True):
+    for port, name in zip(network.outputs, metadata.output_names, strict=True):
         _call(port, name)
-    if description.precision == "int8":
-        network = _quantize(network, calibration, description)
-    openvino.save_model(network, folder / NETWORK_FILE, compress_to_fp16=description.precision == "bfloat16")
-    write_text(folder / DESCRIPTION_FILE, description.to_text())
+    if metadata.precision == "int8":
+        network = _quantize(network, calibration, metadata)
+    openvino.save_model(network, folder / NETWORK_FILE, compress_to_fp16=metadata.precision == "bfloat16")
+    write_text(folder / METADATA_FILE, metadata.to_text())
 
 
 def _call(port: Any, name: str) -> None:
@@ -64,7 +64,7 @@ def _call(port: Any, name: str) -> None:
     port.get_node().set_friendly_name(name)
 
 
-def _quantize(network: Any, calibration: Sequence[Sample], description: Description) -> Any:
+def _quantize(network: Any, calibration: Sequence[Sample], metadata: ExportMetadata) -> Any:
     """Quantize the backbone with its sums, and the transformer's linear layers.
 
     The transformer's attention, norms and sums stay in float, and so do the heads: a box is a sigmoid of a number whose
@@ -76,26 +76,26 @@ def _quantize(network: Any, calibration: Sequence[Sample], description: Descript
             import nncf
     except ImportError:
         raise ConfigError("--precision int8: needs nncf; pip install 'detrkit[openvino]'") from None
-    has_places = description.model.queries != "learned"
+    has_places = metadata.model.queries != "learned"
     in_float = [*_heads(network), *(_work_on_tokens(network) if has_places else _sums_of_tokens(network))]
     names = [node.get_friendly_name() for node in in_float]
     with quiet():
         return nncf.quantize(
             network,
-            nncf.Dataset(list(calibration), _inputs_of(network, description.smallest_side)),
+            nncf.Dataset(list(calibration), _inputs_of(network, metadata.min_side)),
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=names, types=["ScaledDotProductAttention"], validate=False),
         )
 
 
-def _inputs_of(network: Any, smallest_side: int) -> Callable[[Sample], dict[str, Any]]:
+def _inputs_of(network: Any, min_side: int) -> Callable[[Sample], dict[str, Any]]:
     """What a network is given for a photo alone."""
     names = [port.get_any_name() for port in network.inputs]
 
     def inputs(sample: Sample) -> dict[str, Any]:
         batch = collate([sample])
-        images, padding_mask = at_least(batch.images, batch.padding_mask, smallest_side)
+        images, padding_mask = pad_to_min_side(batch.images, batch.padding_mask, min_side)
         values = {"images": images, "padding_mask": padding_mask, "sizes": torch.tensor(batch.original_sizes)}
         return {name: values[name].numpy() for name in names}
 

@@ -1,19 +1,19 @@
-"""A program -> a `.pt2` file of `torch.export`, with the description as an extra file in it."""
+"""A program -> a `.pt2` file of `torch.export`, with the metadata as an extra file in it."""
 
 from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
 
-from detrkit.checkpoints.exported import DESCRIPTION_FILE
-from detrkit.inference.engines.exported import Description
+from detrkit.checkpoints.exported import METADATA_FILE
+from detrkit.inference.engines.exported import ExportMetadata
 
 
-def write_program(program: ExportedProgram, description: Description, path: Path) -> None:
+def write_program(program: ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
     """Write one file, without what `exported_program.read_program` would refuse: pickles, Python code and paths."""
     program._example_inputs = None  # they would be pickled
     program._guards_code = []  # checks of the inputs as Python source; the ranges of the axes are kept
     for node in program.graph.nodes:
         for note in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(note, None)
-    torch.export.save(program, path, extra_files={DESCRIPTION_FILE: description.to_text()})
+    torch.export.save(program, path, extra_files={METADATA_FILE: metadata.to_text()})

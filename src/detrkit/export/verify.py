@@ -17,8 +17,8 @@ from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
-from detrkit.inference.engines.exported import Precision, smallest_side
-from detrkit.inference.engines.torch import MaskRuntime, Runtime
+from detrkit.inference.engines.exported import Precision, min_side
+from detrkit.inference.engines.torch import Engine, MaskEngine
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
@@ -122,8 +122,8 @@ class ExportComparison:
 
 
 def compare(
-    reference: Runtime,
-    exported: Runtime,
+    reference: Engine,
+    exported: Engine,
     batches: Iterable[Batch],
     categories: Categories,
     annotations: Path | Mapping[str, Any] | None = None,
@@ -147,7 +147,7 @@ def compare(
     for batch in batches:
         expected, found = reference.predict(batch), exported.predict(batch)
         counts.add(batch, expected, found, categories)
-        if reference.config.panoptic and min(map(min, batch.sizes)) >= smallest_side(reference.config):
+        if reference.config.panoptic and min(map(min, batch.sizes)) >= min_side(reference.config):
             # smaller ones are padded for the graph, and the mask head lets padding in
             counts.add_masks(*(_masks(*one, batch) for one in ((reference, expected), (exported, found))))
     ap = None
@@ -256,12 +256,12 @@ def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
     return predictions.probabilities.amax(-1)
 
 
-def _masks(runtime: Runtime, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
+def _masks(engine: Engine, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
     """The mask logits of every query, those of the first photo first."""
-    assert isinstance(runtime, MaskRuntime), "only a model with a mask head is asked for masks"
+    assert isinstance(engine, MaskEngine), "only a model with a mask head is asked for masks"
     num_images, num_queries = predictions.boxes.shape[:2]
     queries = torch.arange(num_queries).repeat(num_images)
-    return runtime.draw_masks(predictions, batch, queries, [num_queries] * num_images).float().cpu()
+    return engine.compute_masks(predictions, batch, queries, [num_queries] * num_images).float().cpu()
 
 
 def _differences_of_best(

@@ -25,12 +25,12 @@ from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DatasetError, did_you_mean
-from detrkit.inference.engines.exported import ExportedRuntime
+from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.inference.engines.load import load_exported
-from detrkit.inference.engines.torch import MaskRuntime, Precision, Runtime, TorchRuntime
+from detrkit.inference.engines.torch import Engine, MaskEngine, Precision, TorchEngine
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.inference.stream import StreamConfig, stream_photos
-from detrkit.models.attention.recording import Attention, record_attention
+from detrkit.models.attention.recording import RecordedAttention, record_attention
 from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.boxes import to_detections
@@ -46,7 +46,7 @@ class Detector:
     """A model with its categories and its preprocessing, ready to predict.
 
     Attributes:
-        runtime: what computes: PyTorch, or another engine.
+        engine: what computes: PyTorch, or another engine.
         categories: ids and names of its classes.
         preprocessing: how photos are prepared for it.
         thresholds: what "auto" means; None until the model has been evaluated.
@@ -54,12 +54,12 @@ class Detector:
 
     def __init__(
         self,
-        runtime: Runtime,
+        engine: Engine,
         categories: Categories,
         preprocessing: Preprocessing,
         thresholds: Thresholds | None = None,
     ) -> None:
-        self.runtime = runtime
+        self.engine = engine
         self.categories = categories
         self.preprocessing = preprocessing
         self.thresholds = thresholds
@@ -71,9 +71,9 @@ class Detector:
         Raises:
             ConfigError: the detector runs on another engine than PyTorch.
         """
-        if not isinstance(self.runtime, TorchRuntime):
+        if not isinstance(self.engine, TorchEngine):
             raise ConfigError("detector: an exported file holds no PyTorch model; load the checkpoint it was made of")
-        return self.runtime.model
+        return self.engine.model
 
     @property
     def max_padding(self) -> float:
@@ -86,7 +86,7 @@ class Detector:
 
     @property
     def _supports_padding_invariance(self) -> bool:
-        return self.preprocessing.padding_invariant and self.runtime.config.supports_padding_invariance
+        return self.preprocessing.padding_invariant and self.engine.config.supports_padding_invariance
 
     @classmethod
     def from_model(
@@ -106,7 +106,7 @@ class Detector:
             categories: of the model's classes, or their names in the order of the labels; None numbers them.
             image_size: shorter side in pixels to which photos are resized.
             device: where to predict.
-            precision: see `TorchRuntime`.
+            precision: see `TorchEngine`.
             compile_model: compile it: slow at first, quicker after.
 
         Raises:
@@ -122,8 +122,8 @@ class Detector:
                 "give one category per class"
             )
         preprocessing = Preprocessing(image_size=image_size)
-        runtime = TorchRuntime(model, torch.device(device), preprocessing.padding_invariant, precision, compile_model)
-        return cls(runtime, categories, preprocessing)
+        engine = TorchEngine(model, torch.device(device), preprocessing.padding_invariant, precision, compile_model)
+        return cls(engine, categories, preprocessing)
 
     @classmethod
     def load(
@@ -139,7 +139,7 @@ class Detector:
         Args:
             source: of the weights; or what `detrkit export` wrote, which its own engine computes, on the CPU.
             device: where to predict.
-            precision: see `TorchRuntime`.
+            precision: see `TorchEngine`.
             compile_model: compile it: slow at first, quicker after.
 
         Raises:
@@ -152,8 +152,8 @@ class Detector:
                     f"{source}: exported files predict on the CPU, found device {str(device)!r}; use 'cpu'"
                 )
             exported = load_exported(Path(source))
-            description = exported.description
-            return cls(exported, description.named_categories, description.preprocessing, description.thresholds)
+            metadata = exported.metadata
+            return cls(exported, metadata.named_categories, metadata.preprocessing, metadata.thresholds)
         return cls.from_checkpoint(read_checkpoint(source), device, precision=precision, compile_model=compile_model)
 
     @classmethod
@@ -167,8 +167,8 @@ class Detector:
     ) -> Detector:
         """Make a detector of a checkpoint."""
         padding_invariant = checkpoint.preprocessing.padding_invariant
-        runtime = TorchRuntime(checkpoint.build(), torch.device(device), padding_invariant, precision, compile_model)
-        return cls(runtime, checkpoint.categories, checkpoint.preprocessing, checkpoint.thresholds)
+        engine = TorchEngine(checkpoint.build(), torch.device(device), padding_invariant, precision, compile_model)
+        return cls(engine, checkpoint.categories, checkpoint.preprocessing, checkpoint.thresholds)
 
     @classmethod
     def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
@@ -261,21 +261,21 @@ class Detector:
             DatasetError: a photo cannot be read.
             ConfigError: the threshold is out of range, or "auto" and the model has not been evaluated.
         """
-        least = self.min_scores(threshold)
+        least = self.resolve_threshold(threshold)
         if isinstance(photos, Path | str | Image.Image | ndarray | Tensor):
             return self._predict_batch([photos], least)[0]
         return self._predict_batch(list(photos), least) if photos else []
 
-    def attention(self, photo: ImageInput) -> Attention:
+    def attention(self, photo: ImageInput) -> RecordedAttention:
         """Look at one photo and keep what is needed to see who attended to what; matrices are computed when asked for.
 
-        `detector.attention(photo).maps("decoder_cross", layer=-1, rows=[7])` is where query 7 looked, per head.
+        `detector.attention(photo).maps("decoder_cross", layer=-1, queries=[7])` is where query 7 looked, per head.
 
         Raises:
             DatasetError: the photo cannot be read.
             ConfigError: the detector runs on another engine than PyTorch.
         """
-        batch = collate([self.prepare(read_image_input(photo, self.runtime.config.in_channels))])
+        batch = collate([self.preprocess(read_image_input(photo, self.engine.config.in_channels))])
         return record_attention(self.model, batch, padding_invariant=self.preprocessing.padding_invariant)[0]
 
     def stream(
@@ -309,11 +309,11 @@ class Detector:
             DatasetError: a photo cannot be read, and nobody listens to faults.
             ConfigError: a setting is out of range, or there is no such class.
         """
-        least = self.min_scores(threshold)
-        settings = StreamConfig(least, batch_size, workers, self.labels_of(classes), tiling, with_images)
+        least = self.resolve_threshold(threshold)
+        settings = StreamConfig(least, batch_size, workers, self.resolve_classes(classes), tiling, with_images)
         return stream_photos(self, photos, settings, fault)
 
-    def min_scores(self, threshold: Threshold) -> float | tuple[float, ...]:
+    def resolve_threshold(self, threshold: Threshold) -> float | tuple[float, ...]:
         """Understand a threshold: of all labels, or of each.
 
         Raises:
@@ -330,13 +330,13 @@ class Detector:
             raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
         return threshold
 
-    def min_segment_score(self, threshold: Threshold) -> float:
-        """Understand a threshold of `segments`.
+    def resolve_segment_threshold(self, threshold: Threshold) -> float:
+        """Understand a threshold of `predict_segments`.
 
         Raises:
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
-        if not self.runtime.config.panoptic:
+        if not self.engine.config.panoptic:
             raise ConfigError("segments: this model has no mask head; train one of a preset that ends in -panoptic")
         if threshold == "auto":
             found = None if self.thresholds is None else self.thresholds.segments
@@ -345,8 +345,8 @@ class Detector:
             raise ConfigError(f"threshold: found {threshold}, expected a score between 0 and 1, or auto")
         return threshold
 
-    def labels_of(self, classes: Collection[str] | None) -> frozenset[int] | None:
-        """Tell the category ids of classes by their names; None, for all of them, stays None.
+    def resolve_classes(self, classes: Collection[str] | None) -> frozenset[int] | None:
+        """Return the labels of the classes with the given names; None (all classes) stays None.
 
         Raises:
             ConfigError: there is no such class.
@@ -356,30 +356,28 @@ class Detector:
         for name in classes:
             if name not in self.categories.names:
                 raise ConfigError(f"class {name!r}: the model has none; {did_you_mean(name, self.categories.names)}")
-        return frozenset(
-            number for number, name in zip(self.categories.ids, self.categories.names, strict=True) if name in classes
-        )
+        return frozenset(label for label, name in enumerate(self.categories.names) if name in classes)
 
     def _predict_batch(self, photos: Sequence[ImageInput], threshold: float | tuple[float, ...]) -> list[Detections]:
-        opened = [read_image_input(photo, self.runtime.config.in_channels) for photo in photos]
-        found = self.find([self.prepare(pixels) for pixels in opened], threshold)
+        opened = [read_image_input(photo, self.engine.config.in_channels) for photo in photos]
+        found = self.predict_samples([self.preprocess(pixels) for pixels in opened], threshold)
         return [
             replace(one, image=tensor_to_image(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
             for one, pixels, photo in zip(found, opened, photos, strict=True)
         ]
 
-    def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
+    def preprocess(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
         """Resize a photo as the model wants it; any thread may.
 
         Raises:
             DatasetError: it is too small for an exported network.
         """
         sample = EvalTransform(self.preprocessing.image_size)(unannotated(pixels))
-        if isinstance(self.runtime, ExportedRuntime):
-            self.runtime.check_size((sample.image.shape[-2], sample.image.shape[-1]))
+        if isinstance(self.engine, ExportedEngine):
+            self.engine.check_size((sample.image.shape[-2], sample.image.shape[-1]))
         return sample
 
-    def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
+    def predict_samples(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
         """Predict one batch of prepared photos; boxes are in pixels of the photos as they were."""
         return self._apart(collate(samples), partial(self._find, threshold=threshold))
 
@@ -392,18 +390,18 @@ class Detector:
         return [next(of_size[size]) for size in batch.sizes]
 
     def _find(self, batch: Batch, threshold: float | tuple[float, ...]) -> list[Detections]:
-        predictions = self.runtime.predict(batch)
+        predictions = self.engine.predict(batch)
         found = to_detections(predictions, batch.original_sizes, self.categories.ids, self.categories.names, threshold)
-        if not self.runtime.config.panoptic:
+        if not self.engine.config.panoptic:
             return found
         draw = partial(self._draw_masks, predictions, batch)
         found = with_masks(found, draw, batch, self.preprocessing.padding_invariant)
         if self.categories.is_thing is None:
             return found
-        segments = self._merged(predictions, batch, self.min_segment_score("auto"), "corrected")
+        segments = self._merged(predictions, batch, self.resolve_segment_threshold("auto"), "corrected")
         return [replace(one, segments=of_one) for one, of_one in zip(found, segments, strict=True)]
 
-    def segments(
+    def predict_segments(
         self, photos: ImageInput | Sequence[ImageInput], threshold: Threshold = "auto", style: Style = "corrected"
     ) -> PanopticSegments | list[PanopticSegments]:
         """Tell what every pixel belongs to, in one photo or in each of several, predicted as one batch.
@@ -418,30 +416,30 @@ class Detector:
             DatasetError: a photo cannot be read.
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
-        least = self.min_segment_score(threshold)
+        least = self.resolve_segment_threshold(threshold)
         is_one = isinstance(photos, Path | str | Image.Image | ndarray | Tensor)
         chosen: list[ImageInput] = [photos] if is_one else list(photos)  # type: ignore[arg-type,list-item]
-        opened = [read_image_input(photo, self.runtime.config.in_channels) for photo in chosen]
+        opened = [read_image_input(photo, self.engine.config.in_channels) for photo in chosen]
         if not opened:
             return []
-        batch = collate([self.prepare(pixels) for pixels in opened])
+        batch = collate([self.preprocess(pixels) for pixels in opened])
         found = [
             replace(one, image=tensor_to_image(pixels), path=str(photo) if isinstance(photo, Path | str) else None)
-            for one, pixels, photo in zip(self.find_segments(batch, least, style), opened, chosen, strict=True)
+            for one, pixels, photo in zip(self._predict_segments(batch, least, style), opened, chosen, strict=True)
         ]
         return found[0] if is_one else found
 
     def _draw_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
-        assert isinstance(self.runtime, MaskRuntime)
-        return self.runtime.draw_masks(predictions, batch, queries, counts)
+        assert isinstance(self.engine, MaskEngine)
+        return self.engine.compute_masks(predictions, batch, queries, counts)
 
-    def find_segments(
+    def _predict_segments(
         self, batch: Batch, threshold: float = MIN_SCORE, style: Style = "corrected"
     ) -> list[PanopticSegments]:
-        """Predict and merge one batch of prepared photos; see `segments`."""
-        return self._apart(batch, lambda one: self._merged(self.runtime.predict(one), one, threshold, style))
+        """Predict and merge one batch of prepared photos; see `predict_segments`."""
+        return self._apart(batch, lambda one: self._merged(self.engine.predict(one), one, threshold, style))
 
     def _merged(self, predictions: Predictions, batch: Batch, threshold: float, style: Style) -> list[PanopticSegments]:
         categories = self.categories

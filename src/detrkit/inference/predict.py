@@ -7,11 +7,12 @@ from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_o
 from detrkit._internal.signals import StopSignal
 from detrkit._internal.text import plain_console
 from detrkit.checkpoints.exported import is_exported
-from detrkit.data.loaders import device_for, device_of
 from detrkit.data.video import is_detrkit_video
+from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Process
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.detector import Detector
+from detrkit.inference.engines.load import choose_inference_device
 from detrkit.inference.inputs import Sources, choose_shard, list_inputs, output_names
 from detrkit.inference.predict_images import PHOTO_KINDS, predict_photos
 from detrkit.inference.predict_videos import DEFAULT_KINDS, name_of_camera, predict_camera, predict_video
@@ -44,11 +45,13 @@ def predict_files(source: str, given: Sequence[str], options: PredictOptions) ->
     is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
     if sources.photos and "parquet" in options.kinds(PHOTO_KINDS):
         refuse_foreign_overwrite(options.output / f"{lines_name(process)}.parquet")
-    device = device_of(options.device, process) if is_ranked else device_for(source, options.device)
+    device = (
+        choose_rank_device(options.device, process) if is_ranked else choose_inference_device(source, options.device)
+    )
     detector = Detector.load(source, device, precision=options.precision)
     _check_masks(detector, options)
-    detector.min_scores(options.threshold)  # says now if there is none
-    detector.labels_of(options.class_names(detector))
+    detector.resolve_threshold(options.threshold)  # says now if there is none
+    detector.resolve_classes(options.class_names(detector))
     console = plain_console()
     if process.world > 1:
         console.print(f"share {process.rank}/{process.world} of {len(files)} photos and videos")
@@ -81,7 +84,7 @@ def _check_kinds(sources: Sources, options: PredictOptions) -> None:
 
 def _check_masks(detector: Detector, options: PredictOptions) -> None:
     """See that the model can do what is asked of its masks."""
-    if options.tile is not None and detector.runtime.config.panoptic:
+    if options.tile is not None and detector.engine.config.panoptic:
         raise ConfigError("--tile: puts boxes of tiles together, and masks are not; leave it out for this model")
     if "segments" in options.kinds("") and detector.categories.is_thing is None:
         raise ConfigError(

@@ -95,7 +95,7 @@ def _settings(job: PredictionRun, source: str, process: Process) -> dict[str, An
     classes = options.class_names(job.detector)
     return {
         "model": model,
-        "threshold": job.detector.min_scores(options.threshold),
+        "threshold": job.detector.resolve_threshold(options.threshold),
         "precision": options.precision,
         "classes": None if classes is None else sorted(set(classes)),
         "tile": options.tile,
@@ -128,9 +128,9 @@ class _Outputs:
             write_text(folder / f"{name}.json", found.to_json())
         if self.lines is not None:
             height, width = found.size
-            self.lines.add({"photo": path, "width": width, "height": height, **found.to_content()})
+            self.lines.add({"image": path, "width": width, "height": height, **found.to_content()})
         else:
-            pairs = zip(found.names, found.scores.tolist(), strict=True)
+            pairs = zip(found.class_names, found.scores.tolist(), strict=True)
             in_words = ", ".join(f"{printable(name)} {score:.2f}" for name, score in pairs)
             self.job.console.print(f"{Path(path).name}: {in_words or 'nothing above the threshold'}")
         self.job.tally.photos += 1
@@ -140,6 +140,6 @@ class _Outputs:
         """Record a photo that cannot be read."""
         self.job.tally.refuse(str(error))
         if self.lines is not None:
-            self.lines.add({"photo": str(photo), "error": str(error), "objects": []})
+            self.lines.add({"image": str(photo), "error": str(error), "objects": []})
         else:
             self.job.console.print(f"{Path(str(photo)).name}: not predicted")

@@ -121,7 +121,7 @@ def _line_writer(stack: ExitStack, path: Path) -> Callable[[Detections, str, int
     def add(found: Detections, name: str, number: int, seconds: float) -> None:
         assert found.size is not None
         height, width = found.size
-        where = {"photo": name, "frame": number, "seconds": round(seconds, 6)}
+        where = {"image": name, "frame": number, "seconds": round(seconds, 6)}
         file.write(json.dumps({**where, "width": width, "height": height, "objects": found.to_objects()}) + "\n")
 
     return add

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detrkit._internal.signals import StopSignal
+from detrkit.data.batching import check_batching
 from detrkit.errors import ConfigError, DatasetError, did_you_mean
 from detrkit.inference.detector import Detector, Threshold
 from detrkit.inference.engines.torch import Precision
 from detrkit.inference.images import ImageInput
-from detrkit.inference.stream import check_counts
 from detrkit.inference.writers.parquet import check_parquet
 from detrkit.ops.tiles import Tiling
 from detrkit.structures import Detections
@@ -48,7 +48,7 @@ class PredictOptions:
             raise ConfigError(f"--threshold: found {self.threshold}, expected a score between 0 and 1, or auto")
         if self.frames is not None and self.frames < 1:
             raise ConfigError(f"--frames: found {self.frames}, expected at least 1")
-        check_counts(self.batch_size, self.workers)
+        check_batching(self.batch_size, self.workers)
         if "parquet" in self.kinds(""):
             check_parquet()
         _ = self.tiling

@@ -14,11 +14,12 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import UInt8
 from torch import Tensor
 
+from detrkit.data.batching import check_batching
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import crop, size_of
-from detrkit.errors import ConfigError, DatasetError
-from detrkit.inference.engines.torch import Runtime
+from detrkit.errors import DatasetError
+from detrkit.inference.engines.torch import Engine
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
@@ -32,16 +33,16 @@ _MAX_BYTES = 2**28  # of the pixels that wait: a dozen photos of a telephone, a 
 class BatchPredictor(Protocol):
     """What prepares and predicts: a `Detector`."""
 
-    runtime: Runtime
+    engine: Engine
 
     @property
     def max_padding(self) -> float:
         """Share of a batch that may be padding, when batches are put together of what waits."""
 
-    def prepare(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
+    def preprocess(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
         """Resize a photo; called by threads."""
 
-    def find(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
+    def predict_samples(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
         """Predict one batch."""
 
 
@@ -62,17 +63,7 @@ class StreamConfig:
         Raises:
             ConfigError: they do not.
         """
-        check_counts(self.batch_size, self.workers)
-
-
-def check_counts(batch_size: int, workers: int) -> None:
-    """See that there is something to predict at a time.
-
-    Raises:
-        ConfigError: no photo at a time, or fewer than no workers.
-    """
-    if batch_size < 1 or workers < 0:
-        raise ConfigError(f"found batch size {batch_size} and {workers} workers, expected at least 1 and at least 0")
+        check_batching(self.batch_size, self.workers)
 
 
 @dataclass(frozen=True)
@@ -103,11 +94,11 @@ def stream_photos(
     """
 
     def open_one(photo: ImageInput) -> _Opened:
-        pixels = read_image_input(photo, finder.runtime.config.in_channels)
+        pixels = read_image_input(photo, finder.engine.config.in_channels)
         views = [] if settings.tiling is None else settings.tiling.views((pixels.shape[1], pixels.shape[2]))
         is_cut = len(views) > 1
         keeps_pixels = settings.with_images or is_cut
-        return _Opened(photo, pixels if keeps_pixels else None, None if is_cut else finder.prepare(pixels))
+        return _Opened(photo, pixels if keeps_pixels else None, None if is_cut else finder.preprocess(pixels))
 
     opened = _opened_ahead(photos, open_one, settings.workers, fault)
     for one, found in _in_order(finder, opened, settings):
@@ -208,7 +199,7 @@ def share_of_padding(first: tuple[int, int], second: tuple[int, int]) -> float:
 def _predict(finder: BatchPredictor, chosen: Sequence[_Opened], settings: StreamConfig) -> list[Detections]:
     samples = [one.sample for one in chosen if one.sample is not None]
     if len(samples) == len(chosen):
-        return finder.find(samples, settings.threshold)
+        return finder.predict_samples(samples, settings.threshold)
     (one,) = chosen
     assert one.pixels is not None
     assert settings.tiling is not None
@@ -227,5 +218,5 @@ def _predict_tiles(
     starts = [0, *range(1, len(views), settings.batch_size)]
     for start, end in zip(starts, [*starts[1:], len(views)], strict=True):
         cuts = [crop(whole, top, left, bottom - top, right - left) for left, top, right, bottom in views[start:end]]
-        found += finder.find([finder.prepare(cut.image) for cut in cuts], settings.threshold)
+        found += finder.predict_samples([finder.preprocess(cut.image) for cut in cuts], settings.threshold)
     return merge_views([one.moved(view[:2]) for one, view in zip(found, views, strict=True)], views, size)

@@ -81,7 +81,7 @@ def to_detections(
     predictions: Predictions,
     sizes: Sequence[tuple[int, int]],
     category_ids: Sequence[int],
-    names: Sequence[str],
+    class_names: Sequence[str],
     threshold: float | Sequence[float] = 0.0,
 ) -> list[Detections]:
     """Turn predictions into the objects of each photo, best first.
@@ -90,7 +90,7 @@ def to_detections(
         predictions: of a batch.
         sizes: (height, width) of each original photo in pixels.
         category_ids: the dataset's own id of each label.
-        names: name of each label.
+        class_names: name of each label.
         threshold: least score to be kept, of all labels or of each; 0 keeps every query, as evaluation needs.
     """
     found = []
@@ -100,8 +100,8 @@ def to_detections(
     best = best_of(predictions, in_pixels)
     on_host = (one.cpu() for one in (best.scores, best.labels, best.boxes, best.queries))
     for scores, labels, pixel_boxes, queries, size in zip(*on_host, sizes, strict=True):
-        found_names = tuple(names[label] for label in labels.tolist())
-        detections = Detections(pixel_boxes, scores, ids[labels], found_names, size=size, queries=queries)
+        names = tuple(class_names[label] for label in labels.tolist())
+        detections = Detections(pixel_boxes, scores, labels, ids[labels], names, size=size, queries=queries)
         order = scores.argsort(descending=True, stable=True)
         found.append(detections.keep(order[scores[order] >= least[labels[order]]].tolist()))
     return found

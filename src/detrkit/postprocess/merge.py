@@ -55,7 +55,13 @@ def merge_views(
     Returns:
         All objects, best first.
     """
-    names = {label: name for one in found for label, name in zip(one.labels.tolist(), one.names, strict=True)}
+    classes = {
+        label: (category_id, name)
+        for one in found
+        for label, category_id, name in zip(
+            one.labels.tolist(), one.category_ids.tolist(), one.class_names, strict=True
+        )
+    }
     boxes = torch.cat([one.boxes for one in found])
     scores = torch.cat([one.scores for one in found])
     labels = torch.cat([one.labels for one in found])
@@ -63,7 +69,7 @@ def merge_views(
     cut = torch.cat([cut_sides(one.boxes, view, size) for one, view in zip(found, views, strict=True)])
     merged = {
         label: _merge(_Found(boxes[mine], scores[mine], view_of[mine], cut[mine]))
-        for label in names
+        for label in classes
         for mine in [labels == label]
     }
     if not merged:
@@ -74,7 +80,8 @@ def merge_views(
         boxes=torch.cat([one.boxes for one in merged.values()]),
         scores=torch.cat([one.scores for one in merged.values()]),
         labels=torch.cat([torch.full((count,), label) for label, count in counts]),
-        names=tuple(names[label] for label, count in counts for _ in range(count)),
+        category_ids=torch.cat([torch.full((count,), classes[label][0]) for label, count in counts]),
+        class_names=tuple(classes[label][1] for label, count in counts for _ in range(count)),
         size=size,
     )
     return together.keep(together.scores.argsort(descending=True, stable=True).tolist())

@@ -130,11 +130,11 @@ def candidates_of(
 
 
 def to_segments(
-    merged: Merged, category_ids: Sequence[int], names: Sequence[str], is_thing: Sequence[bool]
+    merged: Merged, category_ids: Sequence[int], class_names: Sequence[str], is_thing: Sequence[bool]
 ) -> PanopticSegments:
     """Name the segments of a photo, and number them from 1."""
     segments = tuple(
-        PanopticSegment(number, category_ids[label], is_thing[label], score, area, names[label])
+        PanopticSegment(number, label, category_ids[label], is_thing[label], score, area, class_names[label])
         for number, (label, score, area) in enumerate(zip(merged.labels, merged.scores, merged.areas, strict=True), 1)
     )
     return PanopticSegments((merged.ids + 1).to("cpu", torch.int32), segments)

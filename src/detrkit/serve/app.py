@@ -72,7 +72,7 @@ def _add_photos(app: FastAPI, service: Service) -> None:
     @app.post("/predict", openapi_extra=_BODY)
     async def predict(request: Request, threshold: str | None = None) -> Response:
         """Find the objects in a photo: names, category ids, scores, boxes (left, top, right, bottom in its pixels)."""
-        least = service.detector.min_scores(_threshold(threshold, service.settings.threshold))
+        least = service.detector.resolve_threshold(_threshold(threshold, service.settings.threshold))
         found = await _answered(request, service, lambda upload: service.predict(upload, least))
         return _json_of(found)
 
@@ -84,7 +84,7 @@ def _add_photos(app: FastAPI, service: Service) -> None:
                 501, f"{service.name}: to look inside takes PyTorch weights; serve what it was exported from"
             )
         asked = _threshold(threshold, service.settings.threshold)
-        service.detector.min_scores(asked)
+        service.detector.resolve_threshold(asked)
         least = 0.5 if isinstance(asked, str) else asked  # the page has one threshold for all classes
         packed, length = await _answered(request, service, lambda upload: service.explain(upload, least))
         headers = {"Content-Encoding": "gzip", "X-Document-Bytes": str(length)}
@@ -216,7 +216,7 @@ def _json_of(found: Detections) -> Response:
     """As the lines of `detrkit predict` have it."""
     assert found.size is not None
     height, width = found.size
-    content = {"photo": found.path, "width": width, "height": height, **found.to_content()}
+    content = {"image": found.path, "width": width, "height": height, **found.to_content()}
     return Response(
         json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"), media_type="application/json"
     )

@@ -151,7 +151,7 @@ def _run(finder: FinderT, jobs: list[_Job], note_batch: Callable[[int], None]) -
     try:
         if samples:
             note_batch(len(samples))
-            answers: list[Any] = list(finder.find(samples, jobs[0].threshold))
+            answers: list[Any] = list(finder.predict_samples(samples, jobs[0].threshold))
         else:
             answers = [job.call(finder) for job in jobs if job.call is not None]
         assert len(answers) == len(jobs)

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from detrkit._internal.signals import StopSignal
 from detrkit._internal.text import plain_console, printable
-from detrkit.data.loaders import device_for
 from detrkit.errors import ConfigError, import_optional
 from detrkit.inference.detector import Detector
+from detrkit.inference.engines.load import choose_inference_device
 from detrkit.inference.engines.torch import Precision
 from detrkit.serve.settings import ServeConfig
 
@@ -41,7 +41,7 @@ def serve_model(
         host: name or address to listen on.
         port: 0 takes any that is free.
         device: or several, with commas between them; each has a copy of the model.
-        precision: see `TorchRuntime`.
+        precision: see `TorchEngine`.
 
     Returns:
         The signal.
@@ -59,7 +59,7 @@ def serve_model(
     console = plain_console()
     with StopSignal() as stop, bound(host, port) as listener:
         with Console(stderr=True).status(Text(printable(f"loading {source}"))):
-            devices = [device_for(source, name.strip()) for name in device.split(",")]
+            devices = [choose_inference_device(source, name.strip()) for name in device.split(",")]
             detectors = [Detector.load(source, one, precision=precision) for one in devices]
             service = Service(detectors, Path(source).name or source, settings)
         address = listener.getsockname()[0]

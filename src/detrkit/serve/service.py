@@ -21,7 +21,7 @@ from detrkit.data.images import read_uploaded_image
 from detrkit.explain.document import page_document
 from detrkit.explain.explanation import Explanation, explain
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.serve.batcher import Batcher, LeastScores
 from detrkit.serve.http_errors import busy, shutting_down
@@ -61,7 +61,7 @@ class Service:
         self.settings = settings
         self._detectors = tuple(detectors)
         self.detector = detectors[0]
-        self.detector.min_scores(settings.threshold)
+        self.detector.resolve_threshold(settings.threshold)
         self.metrics = Metrics()
         self.batcher = Batcher(detectors, settings.batch_size, settings.batch_wait / 1000, self.metrics.batches.observe)
         self.in_flight = 0
@@ -77,13 +77,13 @@ class Service:
     def devices(self) -> tuple[str, ...]:
         """What computes: devices of PyTorch, or the CPU with another engine."""
         return tuple(
-            str(one.runtime.device) if isinstance(one.runtime, TorchRuntime) else "cpu" for one in self._detectors
+            str(one.engine.device) if isinstance(one.engine, TorchEngine) else "cpu" for one in self._detectors
         )
 
     @property
     def explains(self) -> bool:
         """Whether it can look inside the model."""
-        return isinstance(self.detector.runtime, TorchRuntime)
+        return isinstance(self.detector.engine, TorchEngine)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -107,7 +107,7 @@ class Service:
             DatasetError: it cannot be read.
         """
         async with _place_in(self._room, upload):
-            sample = await self._in_thread(lambda: self.detector.prepare(self._open(upload)), upload)
+            sample = await self._in_thread(lambda: self.detector.preprocess(self._open(upload)), upload)
             found = await _awaited(self.batcher.predict(sample, threshold))
         return replace(found, path=upload.name)
 
@@ -132,7 +132,7 @@ class Service:
         self._pool.shutdown(cancel_futures=True)
 
     def _open(self, upload: Upload) -> UInt8[Tensor, "C H W"]:
-        channels = self.detector.runtime.config.in_channels
+        channels = self.detector.engine.config.in_channels
         return read_uploaded_image(upload.file, upload.name, channels, self.settings.max_pixels)
 
     async def _in_thread(self, work: Callable[[], Answer], upload: Upload | None = None) -> Answer:
@@ -150,7 +150,7 @@ class Service:
     def _packed(self, explanation: Explanation, photo_name: str, threshold: float) -> tuple[bytes, int]:
         page = page_document(
             explanation,
-            self.detector.runtime.config,
+            self.detector.engine.config,
             photo_name=photo_name,
             model_name=self.name,
             threshold=threshold,
@@ -160,7 +160,7 @@ class Service:
 
 
 def _explain(detector: Detector, sample: Sample) -> Explanation:
-    least = detector.min_segment_score("auto") if detector.model.config.panoptic else MIN_SCORE
+    least = detector.resolve_segment_threshold("auto") if detector.model.config.panoptic else MIN_SCORE
     return explain(detector.model, detector.preprocessing, detector.categories, sample, segment_threshold=least)
 
 

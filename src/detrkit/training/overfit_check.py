@@ -6,14 +6,14 @@ import torch
 
 from detrkit.config.model import ModelConfig
 from detrkit.data.splits import TrainingData
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.metrics import EvalMetrics, metric_label
 from detrkit.structures import Annotations
 
-ENOUGH = {"AP": 0.95, "mask AP": 0.8, "PQ": 0.8}  # masks are drawn on a grid of a quarter of the pixels
+ENOUGH = {"ap": 0.95, "mask_ap": 0.8, "pq": 0.8}  # masks are drawn on a grid of a quarter of the pixels
 _CLOSE = 0.9  # IoU of two boxes of one photo that nothing but their class tells apart
 
 
-def overfit_report(scores: Scores, data: TrainingData, model: ModelConfig, image_size: int) -> Iterator[str]:
+def overfit_report(scores: EvalMetrics, data: TrainingData, model: ModelConfig, image_size: int) -> Iterator[str]:
     """Say what a run on a few photos has shown, a line each.
 
     Args:
@@ -22,16 +22,16 @@ def overfit_report(scores: Scores, data: TrainingData, model: ModelConfig, image
         model: what learned.
         image_size: shorter side of the photos as the model saw them, pixels.
     """
-    enough, said = ENOUGH[scores.name], f"{scores.name} {scores.value:.3f}"
-    if scores.value >= enough:
-        yield f"learned by heart ({said}): {'boxes' if scores.name == 'AP' else 'masks'}, classes and loss fit together"
+    enough, said = ENOUGH[scores.primary], f"{metric_label(scores.primary)} {scores.primary_value:.3f}"
+    if scores.primary_value >= enough:
+        yield f"learned by heart ({said}): {'boxes' if scores.primary == 'ap' else 'masks'}, classes and loss fit together"
         return
     yield f"not learned by heart ({said}, expected {enough} or more). What may be wrong:"
     photos = [data.pictures[index] for index in range(len(data.val_ids))]
     objects = [(photo.image.shape[1:], photo.annotations) for photo in photos]
     reasons = list(_reasons(objects, model, image_size))
     per_class = scores.boxes.per_class
-    worst = [score for score in sorted(per_class, key=lambda score: score.ap) if score.ap < ENOUGH["AP"]][:3]
+    worst = [score for score in sorted(per_class, key=lambda score: score.ap) if score.ap < ENOUGH["ap"]][:3]
     if worst and len(worst) < sum(score.num_objects > 0 for score in per_class):
         found = ", ".join(f"{score.name} {score.ap:.2f}" for score in worst)
         reasons.append(f"some classes lag behind ({found}): look at their boxes with detrkit doctor")

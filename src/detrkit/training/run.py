@@ -20,20 +20,21 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoin
 from detrkit.checkpoints.state import read_state, write_state
 from detrkit.config.run import RunConfig, write_config
 from detrkit.data.categories import Categories
-from detrkit.data.loaders import device_of, evaluation_loader, train_loader
+from detrkit.data.loaders import evaluation_loader, train_loader
 from detrkit.data.samplers import Rank, mix_seeds
 from detrkit.data.splits import TrainingData
 from detrkit.distributed.collectives import process_group
+from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Process, process_from_environment
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import DetectionArrays
 from detrkit.evaluation.evaluator import Evaluator
 from detrkit.evaluation.inference_loop import collect
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.report.pictures import draw_predictions
-from detrkit.evaluation.scores import Scores
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import TorchRuntime
+from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.training.build import build_for, loss_for, print_adaptation
 from detrkit.training.loggers.run_log import NoLog, RunLog
@@ -57,7 +58,7 @@ def run_training(
         DetrkitError: of one kind or another, before anything is written.
     """
     process = process_from_environment()
-    device = device_of(config.training.hardware.device, process)
+    device = choose_rank_device(config.training.hardware.device, process)
     with process_group(process, device):
         run = Run(config, data, output, console or plain_console(), process, device, resume=resume)
         with file_lock(make_folder(output)) if process.is_first else nullcontext():
@@ -219,7 +220,7 @@ class Run:
         layers = self.model.config.decoder_layers
         return RunLog(self.output, self.num_steps, self.console, done=done, epoch=epoch, num_layers=layers)
 
-    def evaluate(self, model: DETR, log: RunLog | NoLog) -> Scores:
+    def evaluate(self, model: DETR, log: RunLog | NoLog) -> EvalMetrics:
         """Score a model on the test photos, which the processes share out."""
         scores = self.judge.score(model, self.process.is_first)
         if self.process.is_first:
@@ -238,8 +239,8 @@ class Run:
         return self.judge.look_closer(self.best)
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
-        runtime = TorchRuntime(model, self.device, self.preprocessing.padding_invariant)
-        detector = Detector(runtime, self.data.categories, self.preprocessing)
+        engine = TorchEngine(model, self.device, self.preprocessing.padding_invariant)
+        detector = Detector(engine, self.data.categories, self.preprocessing)
         return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
 
     def save_weights(self, name: str, model: DETR) -> None:

@@ -11,10 +11,10 @@ from detrkit._internal.text import plural
 from detrkit.config.run import RunConfig
 from detrkit.data.splits import TrainingData
 from detrkit.evaluation.analysis import Analysis, without_nan
+from detrkit.evaluation.metrics import EvalMetrics, headline
 from detrkit.evaluation.report.page import write_report
 from detrkit.evaluation.report.pictures import NUM_PICTURES, THRESHOLD, draw_predictions, draw_worst
-from detrkit.evaluation.report.table import print_panoptic, print_scores, shown
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.report.table import print_panoptic, print_scores
 from detrkit.inference.detector import Detector
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.trainer import TrainingResult
@@ -60,13 +60,7 @@ def write_run_report(
     console.print(f"report: {output / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def headline(scores: Scores) -> str:
-    """The numbers to look at first."""
-    first = "" if scores.name == "AP" else f"{scores.name} {shown(scores.numbers[scores.name])}, boxes "
-    return f"{first}AP {shown(scores.numbers['AP'])}, AP50 {shown(scores.numbers['AP50'])}"
-
-
-def write_scores(path: Path, analysis: Analysis, scores: Scores, **others: Any) -> None:
+def write_scores(path: Path, analysis: Analysis, scores: EvalMetrics, **others: Any) -> None:
     """Write everything that was measured as JSON."""
     content = {**analysis.to_json(), **others}
     if scores.masks is not None:
@@ -76,9 +70,9 @@ def write_scores(path: Path, analysis: Analysis, scores: Scores, **others: Any) 
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def print_scores_of_all(scores: Scores, console: Console) -> None:
+def print_scores_of_all(scores: EvalMetrics, console: Console) -> None:
     """Print the scores of boxes, masks and segments, whichever there are."""
-    print_scores(scores.boxes, console, "boxes" if scores.name != "AP" else "")
+    print_scores(scores.boxes, console, "boxes" if scores.primary != "ap" else "")
     if scores.masks is not None:
         print_scores(scores.masks, console, "masks")
     if scores.panoptic is not None:

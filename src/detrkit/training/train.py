@@ -11,8 +11,8 @@ from detrkit.checkpoints.load import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, load_run_config
 from detrkit.config.validation import check_minutes
 from detrkit.data.images import SUFFIXES
-from detrkit.data.loaders import device_of
 from detrkit.data.splits import TrainingData, open_data
+from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import ConfigError
 from detrkit.training.build import with_architecture_of_weights
@@ -116,7 +116,8 @@ def _put_together(config: RunConfig, data: TrainingData) -> Run:
     process = process_from_environment()
     if process.world == 1:
         process = replace(process, world=config.training.hardware.devices)
-    return Run(config, data, Path(), Console(quiet=True), process, device_of(config.training.hardware.device, process))
+    device = choose_rank_device(config.training.hardware.device, process)
+    return Run(config, data, Path(), Console(quiet=True), process, device)
 
 
 def resume(folder: Path, console: Console | None = None) -> TrainingResult:

@@ -22,7 +22,7 @@ from detrkit.distributed.collectives import (
     rank,
     stop_on_any_rank,
 )
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.losses.criterion import LossOutput
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
@@ -55,7 +55,7 @@ class RunHooks:
         save_state: write what `Trainer.load_state_dict` takes.
     """
 
-    evaluate: Callable[[DETR], Scores]
+    evaluate: Callable[[DETR], EvalMetrics]
     save_weights: Callable[[str, DETR], None]
     save_state: Callable[[dict[str, Any]], None]
 
@@ -73,7 +73,7 @@ class Progress:
 
     epoch: int = 1
     batch: int = 0
-    best: Scores | None = None
+    best: EvalMetrics | None = None
     waited: int = 0
 
 
@@ -88,7 +88,7 @@ class TrainingResult:
         notes: what happened on the way, a sentence each.
     """
 
-    scores: Scores | None
+    scores: EvalMetrics | None
     epochs: int
     stopped_by: int | None = None
     notes: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ class Trainer:
         """Whether nothing is left to do."""
         best = self.position.best
         waits_for_nothing = 0 < self.settings.evaluation.patience <= self.position.waited
-        knows_all = self.settings.overfit > 0 and best is not None and best.value >= LEARNED_BY_HEART
+        knows_all = self.settings.overfit > 0 and best is not None and best.primary_value >= LEARNED_BY_HEART
         return self.position.epoch > self.num_epochs or waits_for_nothing or knows_all
 
     def fit(self, stop: StopSignal | None = None) -> TrainingResult:
@@ -222,10 +222,10 @@ class Trainer:
         """
         scores = self.hooks.evaluate(self.stepper.best_model)
         best = self.position.best
-        is_better = best is None or scores.value > best.value or self.settings.train_on_val
+        is_better = best is None or scores.primary_value > best.primary_value or self.settings.train_on_val
         self.position = replace(self.position, waited=0 if is_better else self.position.waited + 1)
         # nothing found yet, or nothing there to be found: the last has learned most
-        if is_better or (best is not None and scores.value == best.value == 0):
+        if is_better or (best is not None and scores.primary_value == best.primary_value == 0):
             self.position = replace(self.position, best=scores)
             self.hooks.save_weights("best", self.stepper.best_model)
         self.log.scores(self.stepper.step_number, epoch, scores, best=self.position.waited == 0)
@@ -267,7 +267,7 @@ class Trainer:
         self.stepper.load_state_dict(state["stepper"])
         position = dict(state["position"])
         best = position.pop("best")
-        self.position = Progress(**position, best=None if best is None else Scores.from_json(best))
+        self.position = Progress(**position, best=None if best is None else EvalMetrics.from_json(best))
         torch.set_rng_state(state["random"][rank()])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"][rank()])

@@ -29,7 +29,7 @@ def draw_curves(metrics: Sequence[Mapping[str, object]]) -> bytes:
         if steps:
             losses.plot(steps, values, label=label, marker="." if len(steps) == 1 else "", linewidth=1.2)
     losses.set(xlabel="step", ylabel="training loss", yscale="log")
-    for name, label in (("AP", "AP"), ("AP50", "AP at IoU 0.50"), ("mask AP", "mask AP"), ("PQ", "panoptic quality")):
+    for name, label in (("ap", "AP"), ("ap50", "AP at IoU 0.50"), ("mask_ap", "mask AP"), ("pq", "panoptic quality")):
         steps, values = _series(metrics, "evaluation", name)
         if steps:
             scores.plot(steps, values, label=label, marker=".", linewidth=1.2)

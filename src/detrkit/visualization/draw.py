@@ -28,10 +28,10 @@ def draw_detections(photo: Image.Image, detections: Detections) -> Image.Image:
     """Draw detections, with their masks if they have any, on a copy of the photo they were found in, the best on top."""
     masks = detections.masks
     if masks is not None:
-        photo = draw_masks(photo, masks.numpy(), [colour_of(one) for one in detections.labels.tolist()])
+        photo = draw_masks(photo, masks.numpy(), [colour_of(one) for one in detections.category_ids.tolist()])
     scores = [f"{score:.2f}" for score in detections.scores.tolist()]
-    captions = [(f"{name} {score}", score) for name, score in zip(detections.names, scores, strict=True)]
-    return draw_boxes(photo, detections.boxes.tolist(), detections.labels.tolist(), captions)
+    captions = [(f"{name} {score}", score) for name, score in zip(detections.class_names, scores, strict=True)]
+    return draw_boxes(photo, detections.boxes.tolist(), detections.category_ids.tolist(), captions)
 
 
 def draw_boxes(

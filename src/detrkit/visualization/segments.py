@@ -19,12 +19,12 @@ def draw_segments(photo: Image.Image, found: PanopticSegments) -> Image.Image:
     colours = np.zeros((int(ids.max(initial=0)) + 1, 3), dtype=np.uint8)
     seen: dict[int, int] = {}
     for segment in found.segments:
-        number = seen[segment.label] = seen.get(segment.label, -1) + 1
-        colours[segment.id] = _shade(colour_of(segment.label), number)
+        number = seen[segment.category_id] = seen.get(segment.category_id, -1) + 1
+        colours[segment.id] = _shade(colour_of(segment.category_id), number)
     picture = blend(photo, colours[ids], ids > 0)
     outline(picture, ids)
     captions: list[tuple[str, np.ndarray, tuple[int, int, int]]] = [
-        (f"{one.name} {one.score:.2f}", ids == one.id, tuple(colours[one.id].tolist()))
+        (f"{one.class_name} {one.score:.2f}", ids == one.id, tuple(colours[one.id].tolist()))
         for one in found.segments
         if (ids == one.id).mean() >= _LARGE
     ]

@@ -80,11 +80,12 @@ def convert_weights(
 def _scores_of(source: str) -> dict[str, float] | None:
     """The best scores of a run folder, which its weights in best/ have."""
     evaluations = (entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation")
-    scored = [entry for entry in evaluations if entry["AP"] is not None]
+    scored = [entry for entry in evaluations if entry["ap"] is not None]
     if not scored:
         return None
     best = next((entry for entry in reversed(scored) if entry.get("best")), scored[-1])
-    return {name: float(str(best[name])) for name in ("AP", "AP50", "AP75") if best.get(name) is not None}
+    keys = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
+    return {name: float(str(best[key])) for name, key in keys.items() if best.get(key) is not None}
 
 
 @torch.inference_mode()

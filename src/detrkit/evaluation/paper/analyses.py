@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
+from detrkit.evaluation.metrics import format_metric
 from detrkit.evaluation.paper.instance_capacity import Count
 from detrkit.evaluation.paper.layers import NMS_IOU, LayerScore, score_layers
 from detrkit.evaluation.paper.queries import SMALL_SIDE, QueryMap, map_queries
 from detrkit.evaluation.report.page import ReportChart
-from detrkit.evaluation.report.table import shown
 from detrkit.visualization.charts import as_png, as_svg, draw_counts, draw_layers, draw_query_map
 
 PAPER_ANALYSES = ("by_layer", "query_map", "counting")
@@ -60,8 +60,8 @@ def layers_as_text(analysis: PaperAnalysis) -> str:
     """One line a layer."""
     rows = (LayerScore(**entry) for entry in analysis.content)
     return "\n".join(
-        f"decoder layer {one.layer}: AP {shown(one.ap)}, after NMS {shown(one.ap_nms)}; AP50 {shown(one.ap50)}, after NMS "
-        f"{shown(one.ap50_nms)}"
+        f"decoder layer {one.layer}: AP {format_metric(one.ap)}, after NMS {format_metric(one.ap_nms)}; "
+        f"AP50 {format_metric(one.ap50)}, after NMS {format_metric(one.ap50_nms)}"
         for one in rows
     )
 

@@ -21,7 +21,7 @@ from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import EvalInput, GroundTruth
-from detrkit.evaluation.coco import annotations_of_samples
+from detrkit.evaluation.coco import samples_to_coco
 from detrkit.evaluation.inference_loop import collect
 from detrkit.evaluation.paper.instance_capacity import Count, count_found
 from detrkit.inference.detector import Detector
@@ -51,7 +51,7 @@ def measure_instance_capacity(
     Returns:
         Nothing where the model found no object of the dataset that could be repeated.
     """
-    cells = min(max(math.ceil(detector.runtime.config.num_queries**0.5), 2), MAX_CELLS)
+    cells = min(max(math.ceil(detector.engine.config.num_queries**0.5), 2), MAX_CELLS)
     counts = np.unique(np.linspace(1, cells * cells, _COUNTS).round().astype(int)).tolist()
     size = detector.preprocessing.image_size
     random = np.random.default_rng(_SEED)
@@ -74,8 +74,8 @@ def measure_instance_capacity(
             for image_id, (count, number) in enumerate(plan, start=1)
         ]
     batches = evaluation_loader(SampleDataset(samples, EvalTransform(size)), 1, workers=0)
-    found = collect(detector.runtime, batches, detector.categories)
-    truth = GroundTruth.read(annotations_of_samples(samples, categories))
+    found = collect(detector.engine, batches, detector.categories)
+    truth = GroundTruth.read(samples_to_coco(samples, categories))
     return count_found(EvalInput.of(truth, found[0]), analysis.threshold)
 
 

@@ -12,7 +12,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
-from detrkit.evaluation.coco import evaluate_case
+from detrkit.evaluation.coco import evaluate_coco
 
 NMS_IOU = 0.5  # the paper says "default parameters", which were those
 
@@ -34,10 +34,10 @@ def score_layers(truth: GroundTruth, layers: Sequence[DetectionArrays], max_dete
     for number, found in enumerate(layers, start=1):
         case = EvalInput.of(truth, found)
         plain, suppressed = (
-            evaluate_case(one, max_detections, with_gains=False).scores.numbers
+            evaluate_coco(one, max_detections, with_gains=False).scores.values
             for one in (case, EvalInput.of(truth, suppress(case)))
         )
-        scores.append(LayerScore(number, plain["AP"], plain["AP50"], suppressed["AP"], suppressed["AP50"]))
+        scores.append(LayerScore(number, plain["ap"], plain["ap50"], suppressed["ap"], suppressed["ap50"]))
     return tuple(scores)
 
 

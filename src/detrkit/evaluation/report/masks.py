@@ -9,40 +9,41 @@ from PIL import Image
 
 from detrkit._internal.files import write_text
 from detrkit._internal.text import plural
-from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.coco import CocoMetrics
+from detrkit.evaluation.metrics import format_metric, metric_label
 from detrkit.evaluation.panoptic import ClassQuality, PanopticScores
-from detrkit.evaluation.report.table import shown
 from detrkit.visualization.page import gallery_of, html_page, table_of
 
 _EXPLAINED = {
-    "AP": "IoU 0.50 to 0.95",
-    "AP50": "IoU 0.50",
-    "AP75": "IoU 0.75",
-    "APs": "small objects, area < 32² px",
-    "APm": "medium objects",
-    "APl": "large objects, area > 96² px",
-    "AR1": "recall, 1 detection",
-    "AR10": "recall, 10 detections",
-    "ARs": "recall, small",
-    "ARm": "recall, medium",
-    "ARl": "recall, large",
+    "ap": "IoU 0.50 to 0.95",
+    "ap50": "IoU 0.50",
+    "ap75": "IoU 0.75",
+    "ap_small": "small objects, area < 32² px",
+    "ap_medium": "medium objects",
+    "ap_large": "large objects, area > 96² px",
+    "ar1": "recall, 1 detection",
+    "ar10": "recall, 10 detections",
+    "ar_small": "recall, small",
+    "ar_medium": "recall, medium",
+    "ar_large": "recall, large",
 }
 
 
-def number_cells(scores: BoxScores) -> str:
+def number_cells(scores: CocoMetrics) -> str:
     """The 12 numbers, each with what it is."""
 
     def explained(name: str) -> str:
         return _EXPLAINED.get(name, f"recall, {scores.max_detections} detections")
 
     cells = (
-        f'<div title="{explained(name)}"><dt>{name}</dt><dd>{shown(value)}</dd><dt>{explained(name)}</dt></div>'
-        for name, value in scores.numbers.items()
+        f'<div title="{explained(name)}"><dt>{metric_label(name)}</dt><dd>{format_metric(value)}</dd>'
+        f"<dt>{explained(name)}</dt></div>"
+        for name, value in scores.values.items()
     )
     return f"<dl>{''.join(cells)}</dl>"
 
 
-def masks_section(masks: BoxScores, boxes: BoxScores | None = None) -> list[str]:
+def masks_section(masks: CocoMetrics, boxes: CocoMetrics | None = None) -> list[str]:
     """The 12 numbers of masks, and AP class by class beside that of boxes."""
     of_boxes = {} if boxes is None else {one.name: one.ap for one in boxes.per_class}
     headings = ("class", "objects", "", "mask AP", "AP50", "AP75", "small", "medium", "large", "recall", "box AP")
@@ -50,9 +51,11 @@ def masks_section(masks: BoxScores, boxes: BoxScores | None = None) -> list[str]
     for one in masks.per_class:
         if math.isnan(one.ap):
             continue
-        numbers = (one.ap, one.ap50, one.ap75, one.ap_small, one.ap_medium, one.ap_large, one.recall)
-        box_ap = shown(of_boxes.get(one.name, float("nan")))
-        rows.append([html.escape(one.name), str(one.num_objects), _bar(one.ap), *(shown(n) for n in numbers), box_ap])
+        numbers = (one.ap, one.ap50, one.ap75, one.ap_small, one.ap_medium, one.ap_large, one.ar)
+        box_ap = format_metric(of_boxes.get(one.name, float("nan")))
+        rows.append(
+            [html.escape(one.name), str(one.num_objects), _bar(one.ap), *(format_metric(n) for n in numbers), box_ap]
+        )
     said = (
         "The same numbers as of boxes, by intersection over union of masks: outlines have to fit, not only their frames. "
         "Small, medium and large are told by a mask's area."
@@ -63,7 +66,7 @@ def masks_section(masks: BoxScores, boxes: BoxScores | None = None) -> list[str]
 def panoptic_section(scores: PanopticScores) -> list[str]:
     """Panoptic quality of all, things and stuff, and class by class, best first."""
     groups = [
-        [name, str(quality.num_classes), *(shown(value) for value in (quality.pq, quality.sq, quality.rq))]
+        [name, str(quality.num_classes), *(format_metric(value) for value in (quality.pq, quality.sq, quality.rq))]
         for name, quality in scores.groups.items()
     ]
     known = [one for one in scores.per_class if not math.isnan(one.pq)]
@@ -73,7 +76,7 @@ def panoptic_section(scores: PanopticScores) -> list[str]:
             _kind(one),
             str(one.num_segments),
             _bar(one.pq),
-            *(shown(number) for number in (one.pq, one.sq, one.rq)),
+            *(format_metric(number) for number in (one.pq, one.sq, one.rq)),
             *(str(count) for count in (one.num_right, one.num_false, one.num_segments - one.num_right)),
         ]
         for one in sorted(known, key=lambda one: one.pq, reverse=True)

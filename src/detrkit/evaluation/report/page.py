@@ -11,11 +11,11 @@ from PIL import Image
 from detrkit._internal.files import write_text
 from detrkit._internal.text import plural
 from detrkit.evaluation.analysis import Analysis
-from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, BoxScores
+from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, CocoMetrics
+from detrkit.evaluation.metrics import format_metric
 from detrkit.evaluation.panoptic import PanopticScores
 from detrkit.evaluation.report.masks import masks_section, number_cells, panoptic_section
 from detrkit.evaluation.report.mistakes import confusions_section, errors_section, worst_section
-from detrkit.evaluation.report.table import shown
 from detrkit.evaluation.thresholds import MIN_OBJECTS
 from detrkit.visualization.charts import as_svg, draw_precision_recall, draw_reliability, draw_threshold_curves
 from detrkit.visualization.page import charts_of, embedded_png, gallery_of, html_page, table_of
@@ -50,7 +50,7 @@ def write_report(
     gallery: Sequence[ReportPicture] = (),
     worst: Sequence[ReportPicture] = (),
     charts: Sequence[ReportChart] = (),
-    masks: BoxScores | None = None,
+    masks: CocoMetrics | None = None,
     panoptic: PanopticScores | None = None,
 ) -> None:
     """Write the page.
@@ -101,7 +101,7 @@ def write_report(
     write_text(path, html_page(title, body))
 
 
-def counted(scores: BoxScores) -> str:
+def counted(scores: CocoMetrics) -> str:
     """Say how many detections counted, and whether the numbers compare with published ones."""
     most = scores.max_detections
     if most == PUBLISHED_MAX_DETECTIONS:
@@ -115,11 +115,13 @@ def counted(scores: BoxScores) -> str:
 def _classes(analysis: Analysis) -> str:
     rows = []
     for score, best in zip(analysis.scores.per_class, analysis.best.per_class, strict=True):
-        numbers = (score.ap, score.ap50, score.ap75, score.ap_small, score.ap_medium, score.ap_large, score.recall)
+        numbers = (score.ap, score.ap50, score.ap75, score.ap_small, score.ap_medium, score.ap_large, score.ar)
         own = ("-", "-") if best is None else (f"{best.threshold:.2f}", f"{best.f1:.2f}")
         width = 0 if math.isnan(score.ap) else 100 * score.ap
         bar = f'<span class="bar"><span style="width:{width:.1f}%"></span></span>'
-        rows.append([html.escape(score.name), str(score.num_objects), bar, *(shown(one) for one in numbers), *own])
+        rows.append(
+            [html.escape(score.name), str(score.num_objects), bar, *(format_metric(one) for one in numbers), *own]
+        )
     headings = ("class", "objects", "", "AP", "AP50", "AP75", "small", "medium", "large", "recall", "threshold", "F1")
     return table_of(headings, rows)
 
@@ -159,7 +161,8 @@ def _thresholds_section(analysis: Analysis) -> list[str]:
                 )
             ),
             "Calibration: below the dashed line, scores promise too much. Expected calibration error "
-            f"{shown(calibration.error)}, of shown detections {shown(calibration.error_shown)}; numbers: detections.",
+            f"{format_metric(calibration.error)}, of shown detections {format_metric(calibration.error_shown)}; "
+            "numbers: detections.",
         ),
     ]
     return ["<h2>Thresholds and curves</h2>", f"<p>{said}</p>", charts_of(charts)]

@@ -36,7 +36,7 @@ def draw_predictions(
 
     Of a panoptic model, the segments are drawn; of others, boxes, with masks if there are any.
     """
-    has_segments = detector.runtime.config.panoptic and detector.categories.is_thing is not None
+    has_segments = detector.engine.config.panoptic and detector.categories.is_thing is not None
     gallery = []
     for index in range(min(count, len(pictures))):  # type: ignore[arg-type]  # every dataset of ours has a length
         try:
@@ -63,7 +63,7 @@ def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportPicture:
 
 def _draw_segments(detector: Detector, sample: Sample, name: str) -> ReportPicture:
     large, scale = enlarged(tensor_to_image(sample.image))
-    found = detector.segments(sample.image)
+    found = detector.predict_segments(sample.image)
     assert isinstance(found, PanopticSegments)
     picture = draw_segments(large, found.enlarged(scale))
     annotated = len(sample.annotations.labels)

@@ -8,13 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from detrkit._internal.text import plural, printable
-from detrkit.evaluation.coco import BoxScores
+from detrkit.evaluation.coco import CocoMetrics
+from detrkit.evaluation.metrics import format_metric
 from detrkit.evaluation.panoptic import PanopticScores
 
 _MAX_CLASSES = 20
 
 
-def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
+def print_scores(scores: CocoMetrics, console: Console, what: str = "") -> None:
     """Print the 12 numbers and AP per class that occurs; of many, the best and the worst.
 
     Args:
@@ -22,21 +23,26 @@ def print_scores(scores: BoxScores, console: Console, what: str = "") -> None:
         console: where to.
         what: has these scores, where it is not boxes alone.
     """
-    most = f"AR{scores.max_detections}"
+    most = f"ar{scores.max_detections}"
     title = f"{what + ': ' if what else ''}{plural(scores.num_images, 'photo')}, {plural(scores.num_objects, 'object')}"
     numbers = Table(title=title, title_justify="left")
     for heading in ("", "AP", "AP50", "AP75", "small", "medium", "large"):
         numbers.add_column(heading, justify="left" if not heading else "right")
-    value = scores.numbers
-    numbers.add_row("precision", *(shown(value[name]) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")))
+    value = scores.values
+    numbers.add_row(
+        "precision",
+        *(format_metric(value[name]) for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")),
+    )
     numbers.add_section()
-    numbers.add_row("", "AR1", "AR10", most, "small", "medium", "large", style="bold")
-    numbers.add_row("recall", *(shown(value[name]) for name in ("AR1", "AR10", most, "ARs", "ARm", "ARl")))
+    numbers.add_row("", "AR1", "AR10", most.upper(), "small", "medium", "large", style="bold")
+    numbers.add_row(
+        "recall", *(format_metric(value[name]) for name in ("ar1", "ar10", most, "ar_small", "ar_medium", "ar_large"))
+    )
     console.print(numbers)
 
     present = [score for score in scores.per_class if not math.isnan(score.ap)]
     rows = [
-        (score.name, str(score.num_objects), shown(score.ap), shown(score.ap50))
+        (score.name, str(score.num_objects), format_metric(score.ap), format_metric(score.ap50))
         for score in sorted(present, key=lambda score: score.ap, reverse=True)
     ]
     console.print(_class_table(("class", "objects", "AP", "AP50"), rows))
@@ -52,11 +58,11 @@ def print_panoptic(scores: PanopticScores, console: Console) -> None:
         groups.add_column(heading, justify="right" if heading else "left")
     for name, quality in scores.groups.items():
         numbers = (quality.pq, quality.sq, quality.rq)
-        groups.add_row(name, *(shown(number) for number in numbers), str(quality.num_classes))
+        groups.add_row(name, *(format_metric(number) for number in numbers), str(quality.num_classes))
     console.print(groups)
     present = [one for one in scores.per_class if not math.isnan(one.pq)]
     rows = [
-        (one.name, str(one.num_segments), shown(one.pq), shown(one.sq), shown(one.rq))
+        (one.name, str(one.num_segments), format_metric(one.pq), format_metric(one.sq), format_metric(one.rq))
         for one in sorted(present, key=lambda one: one.pq, reverse=True)
     ]
     console.print(_class_table(("class", "segments", "PQ", "SQ", "RQ"), rows))
@@ -78,8 +84,3 @@ def _class_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Tabl
         for row in rows[-half:]:
             table.add_row(*(Text(printable(cell)) for cell in row))
     return table
-
-
-def shown(value: float) -> str:
-    """Write a score with three digits; a dash where there was nothing to score."""
-    return "-" if math.isnan(value) or value < 0 else f"{value:.3f}"

@@ -1,6 +1,6 @@
 """Exported files as engines of a `Detector`: what lies beside the network, what goes in, and what comes out.
 
-Input: a `Batch`. Output: `Predictions`, whichever of the two kinds of outputs the file has. The description is a JSON
+Input: a `Batch`. Output: `Predictions`, whichever of the two kinds of outputs the file has. The metadata is a JSON
 document in the file's metadata (or beside it), which may come from anyone: every value is checked.
 """
 
@@ -31,7 +31,7 @@ from detrkit.ops.padding import stride_of
 from detrkit.structures import Batch, ClassScores, Predictions
 
 FORMAT = "detrkit-export-1"
-KEY = "detrkit"  # of the description, in metadata that hold several texts
+KEY = "detrkit"  # of the metadata, in metadata that hold several texts
 _SMALLEST_SIDE = 64  # pixels, at least
 _LONGEST_TEXT = 10_000_000  # characters: a hundred thousand classes fit
 
@@ -53,7 +53,7 @@ class CategoryEntry(BaseModel):
         return {name: value for name, value in write(self).items() if value is not None}
 
 
-class Description(BaseModel):
+class ExportMetadata(BaseModel):
     """What an exported network means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,48 +89,44 @@ class Description(BaseModel):
         return (*named, "masks") if self.model.panoptic else named
 
     @property
-    def smallest_side(self) -> int:
+    def min_side(self) -> int:
         """Pixels: below, feature maps of a single cell would need a graph of their own."""
-        return smallest_side(self.model)
+        return min_side(self.model)
 
     def to_text(self) -> str:
         """Write as JSON."""
         return self.model_dump_json()
 
     @classmethod
-    def from_text(cls, text: str | None, source: object) -> "Description":
+    def from_text(cls, text: str | None, source: object) -> "ExportMetadata":
         """Read what `to_text` wrote.
 
         Raises:
             CheckpointError: it is missing, malformed, or of another version.
         """
         if text is None:
-            raise CheckpointError(f"{source}: holds no description by detrkit; export it with detrkit export")
+            raise CheckpointError(f"{source}: holds no metadata by detrkit; export it with detrkit export")
         if len(text) > _LONGEST_TEXT:
-            raise CheckpointError(
-                f"{source}: its description is longer than {_LONGEST_TEXT} characters; export it again"
-            )
+            raise CheckpointError(f"{source}: its metadata is longer than {_LONGEST_TEXT} characters; export it again")
         try:
             content = json.loads(text)
             if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
                 raise CheckpointError(
                     f"{source}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit"
                 )
-            description = cls.model_validate(content)
+            metadata = cls.model_validate(content)
         except (ValidationError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{source}: its metadata is malformed ({_reason(error)}); export it again") from None
+        if len(metadata.categories) != metadata.model.num_classes:
             raise CheckpointError(
-                f"{source}: its description is malformed ({_reason(error)}); export it again"
-            ) from None
-        if len(description.categories) != description.model.num_classes:
-            raise CheckpointError(
-                f"{source}: found {len(description.categories)} categories for {description.model.num_classes} classes; "
+                f"{source}: found {len(metadata.categories)} categories for {metadata.model.num_classes} classes; "
                 "export it again"
             )
-        return description
+        return metadata
 
 
 @runtime_checkable
-class Engine(Protocol):
+class Session(Protocol):
     """Computes a network: tensors by name in, tensors by name out."""
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -141,13 +137,13 @@ class Engine(Protocol):
         """
 
 
-class ExportedRuntime:
-    """An exported network with its engine (a `Runtime`)."""
+class ExportedEngine:
+    """An exported network with its session (an `Engine`)."""
 
-    def __init__(self, engine: Engine, description: Description, source: object) -> None:
-        self.engine = engine
-        self.description = description
-        self.config = description.model
+    def __init__(self, session: Session, metadata: ExportMetadata, source: object) -> None:
+        self.session = session
+        self.metadata = metadata
+        self.config = metadata.model
         self.source = source
 
     @torch.inference_mode()
@@ -155,17 +151,17 @@ class ExportedRuntime:
         """Predict a batch; with masks, photo by photo, since graphs draw them as published: padding changes them.
 
         Raises:
-            CheckpointError: the network does not give what its description says.
+            CheckpointError: the network does not give what its metadata says.
             DatasetError: of `check_size`.
         """
-        if self.config.panoptic and self.description.preprocessing.padding_invariant and batch.is_padded:
+        if self.config.panoptic and self.metadata.preprocessing.padding_invariant and batch.is_padded:
             return _together([self.predict(alone) for alone in batch.one_by_one()])
         self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
-        images, padding_mask = at_least(batch.images, batch.padding_mask, self.description.smallest_side)
+        images, padding_mask = pad_to_min_side(batch.images, batch.padding_mask, self.metadata.min_side)
         inputs = {"images": images, "padding_mask": padding_mask}
-        if self.description.postprocess:
+        if self.metadata.postprocess:
             inputs["sizes"] = torch.ones(len(images), 2, dtype=torch.int64)  # boxes stay relative to each photo
-        outputs = self.engine.run(inputs)
+        outputs = self.session.run(inputs)
         self._check(outputs, len(images))
         predictions = self._to_predictions(outputs)
         return replace(predictions, masks=_cut(predictions.masks, images, batch.images))
@@ -176,14 +172,14 @@ class ExportedRuntime:
         Raises:
             DatasetError: it would have to be padded, and be found other objects in than by the checkpoint.
         """
-        least, keeps_out = self.description.smallest_side, self.config.supports_padding_invariance
-        if min(size) < least and not (keeps_out and self.description.preprocessing.padding_invariant):
+        least, keeps_out = self.metadata.min_side, self.config.supports_padding_invariance
+        if min(size) < least and not (keeps_out and self.metadata.preprocessing.padding_invariant):
             raise DatasetError(
                 f"photo: it is resized to {size[1]} x {size[0]} px, expected at least {least} px a side for {self.source}, "
                 "into which padding leaks; predict it with the checkpoint that was exported"
             )
 
-    def draw_masks(
+    def compute_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
         """Choose from the masks of all queries, which is what exported networks give."""
@@ -193,9 +189,9 @@ class ExportedRuntime:
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
         classes = self.config.num_classes
         logits = classes + (self.config.class_scores == "softmax")
-        queries = self.config.most_detections if self.description.postprocess else self.config.num_queries
+        queries = self.config.most_detections if self.metadata.postprocess else self.config.num_queries
         last_axis = {"class_logits": (logits,), "boxes": (4,), "scores": (), "labels": ()}
-        for name in self.description.output_names:
+        for name in self.metadata.output_names:
             found = tuple(outputs[name].shape) if name in outputs else None
             expected = (batch_size, queries, *last_axis.get(name, ()))
             if found is None or (found[:2] if name == "masks" else found) != expected:
@@ -207,9 +203,9 @@ class ExportedRuntime:
             raise CheckpointError(f"{self.source}: it gives labels that are not in 0 .. {classes - 1}; export it again")
 
     def _to_predictions(self, outputs: Mapping[str, Tensor]) -> Predictions:
-        if self.description.postprocess:
+        if self.metadata.postprocess:
             scores, labels = outputs["scores"].float(), outputs["labels"].long()
-            logits = logits_of(scores, labels, self.config.num_classes, self.config.class_scores)
+            logits = scores_to_logits(scores, labels, self.config.num_classes, self.config.class_scores)
             boxes = xyxy_to_cxcywh(outputs["boxes"].float())
         else:
             logits, boxes = outputs["class_logits"].float(), outputs["boxes"].float()
@@ -238,7 +234,7 @@ def _together(alone: Sequence[Predictions]) -> Predictions:
 def _cut(
     masks: Float[Tensor, "B Q _ _"] | None, images: Float[Tensor, "B C _ _"], wanted: Float[Tensor, "B C _ _"]
 ) -> Float[Tensor, "B Q _ _"] | None:
-    """Take from masks what `at_least` added to the images."""
+    """Take from masks what `pad_to_min_side` added to the images."""
     if masks is None:
         return None
     height, width = (
@@ -248,12 +244,12 @@ def _cut(
     return masks[:, :, :height, :width]
 
 
-def smallest_side(config: ModelConfig) -> int:
+def min_side(config: ModelConfig) -> int:
     """Pixels a side of the smallest batch that a graph takes: two cells of the coarsest feature map."""
     return max(_SMALLEST_SIDE, 2 * config.strides[-1])
 
 
-def at_least(
+def pad_to_min_side(
     images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], side: int
 ) -> tuple[Float[Tensor, "B C _ _"], Bool[Tensor, "B _ _"]]:
     """Pad a batch so that both sides are at least so long."""
@@ -263,7 +259,7 @@ def at_least(
     return F.pad(images, (0, right, 0, bottom)), F.pad(padding_mask, (0, right, 0, bottom), value=True)
 
 
-def logits_of(
+def scores_to_logits(
     scores: Float[Tensor, "B Q"], labels: Int64[Tensor, "B Q"], num_classes: int, class_scores: ClassScores = "softmax"
 ) -> Float[Tensor, "B Q K1"]:
     """Class logits whose softmax gives each query's best class its score, and no-object the rest; or whose sigmoid does."""
@@ -275,17 +271,17 @@ def logits_of(
     return logits.scatter(-1, labels[..., None], scores.log()[..., None])
 
 
-def to_description(
+def make_metadata(
     config: ModelConfig,
     categories: Categories,
     preprocessing: Preprocessing,
     precision: Precision,
     postprocess: bool,
     thresholds: Thresholds | None = None,
-) -> Description:
+) -> ExportMetadata:
     """Describe a network that is about to be exported."""
     entries: list[Any] = categories.to_json()
-    return Description(
+    return ExportMetadata(
         format="detrkit-export-1",
         model=config,
         categories=tuple(CategoryEntry.model_validate(entry) for entry in entries),

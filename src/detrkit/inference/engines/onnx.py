@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import KEY, Description, ExportedRuntime
+from detrkit.inference.engines.exported import KEY, ExportedEngine, ExportMetadata
 
 
-class OnnxEngine:
+class OnnxSession:
     """A session of ONNX Runtime."""
 
     def __init__(self, session: Any, source: object) -> None:
@@ -29,7 +29,7 @@ class OnnxEngine:
         return {name: torch.from_numpy(array) for name, array in zip(self.output_names, outputs, strict=True)}
 
 
-def read_onnx(path: Path) -> ExportedRuntime:
+def read_onnx(path: Path) -> ExportedEngine:
     """Open an exported ONNX file. Nothing in it is executed but its graph.
 
     Raises:
@@ -47,14 +47,14 @@ def read_onnx(path: Path) -> ExportedRuntime:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise CheckpointError(f"{path}: not readable as ONNX ({first_line(error)}); export it again") from None
-    description = Description.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     names = tuple(one.name for one in session.get_inputs())
-    if names != description.input_names:
-        raise CheckpointError(f"{path}: found inputs {names}, expected {description.input_names}; export it again")
-    return ExportedRuntime(OnnxEngine(session, path), description, path)
+    if names != metadata.input_names:
+        raise CheckpointError(f"{path}: found inputs {names}, expected {metadata.input_names}; export it again")
+    return ExportedEngine(OnnxSession(session, path), metadata, path)
 
 
 def first_line(error: Exception) -> str:
-    """What an engine says, cut to a part of a sentence."""
+    """What a session says, cut to a part of a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__

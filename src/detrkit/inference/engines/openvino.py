@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detrkit.checkpoints.exported import DESCRIPTION_FILE, NETWORK_FILE
+from detrkit.checkpoints.exported import METADATA_FILE, NETWORK_FILE
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import Description, ExportedRuntime, Precision
+from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, Precision
 from detrkit.inference.engines.onnx import first_line
 
 WEIGHTS_FILE = "model.bin"
@@ -26,7 +26,7 @@ _MAX_SIZES = 2  # with a network of their own, each of which holds the weights o
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
 
-class OpenVinoEngine:
+class OpenVinoSession:
     """A network for photos of any size, and some for one size each, without padding."""
 
     def __init__(self, core: Any, network: Any, precision: Precision, source: object) -> None:
@@ -116,7 +116,7 @@ def hint_of(precision: Precision, core: Any) -> str:
     return "f32" if "BF16" not in can else _HINTS[precision]
 
 
-def read_openvino(folder: Path) -> ExportedRuntime:
+def read_openvino(folder: Path) -> ExportedEngine:
     """Open a folder with an exported OpenVINO network. Nothing in it is executed but its graph.
 
     Raises:
@@ -125,23 +125,21 @@ def read_openvino(folder: Path) -> ExportedRuntime:
     """
     core = load_openvino().Core()
     try:
-        text = (folder / DESCRIPTION_FILE).read_text(encoding="utf-8")
+        text = (folder / METADATA_FILE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION_FILE}: not readable ({first_line(error)}); export it again"
+            f"{folder / METADATA_FILE}: not readable ({first_line(error)}); export it again"
         ) from None
-    description = Description.from_text(text, folder / DESCRIPTION_FILE)
+    metadata = ExportMetadata.from_text(text, folder / METADATA_FILE)
     for name in (NETWORK_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: found nothing, expected a part of the network; export it again")
     try:
         network = core.read_model(folder / NETWORK_FILE, folder / WEIGHTS_FILE)
         names = tuple(parameter.get_any_name() for parameter in network.inputs)
-        if sorted(names) != sorted(description.input_names):
-            raise CheckpointError(
-                f"{folder}: found inputs {names}, expected {description.input_names}; export it again"
-            )
-        engine = OpenVinoEngine(core, network, description.precision, folder)
+        if sorted(names) != sorted(metadata.input_names):
+            raise CheckpointError(f"{folder}: found inputs {names}, expected {metadata.input_names}; export it again")
+        session = OpenVinoSession(core, network, metadata.precision, folder)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: not readable as OpenVINO ({first_line(error)}); export it again") from None
-    return ExportedRuntime(engine, description, folder)
+    return ExportedEngine(session, metadata, folder)

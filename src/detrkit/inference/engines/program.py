@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrkit.checkpoints.exported import DESCRIPTION_FILE
+from detrkit.checkpoints.exported import METADATA_FILE
 from detrkit.errors import CheckpointError
-from detrkit.inference.engines.exported import Description, ExportedRuntime
+from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata
 from detrkit.inference.engines.onnx import first_line
 
 _GRAPH = "models/model.json"
@@ -41,24 +41,24 @@ _ATEN_OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
 _HARMLESS_TEXTS = {"approximate", "rounding_mode", "padding_mode"}  # arguments; others name files
 
 
-class ProgramEngine:
+class ProgramSession:
     """A program that torch computes on the CPU."""
 
-    def __init__(self, module: Any, description: Description, source: object) -> None:
+    def __init__(self, module: Any, metadata: ExportMetadata, source: object) -> None:
         self.module = module
-        self.description = description
+        self.metadata = metadata
         self.source = source
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute once."""
         try:
-            outputs = self.module(*(inputs[name] for name in self.description.input_names))
-            return dict(zip(self.description.output_names, outputs, strict=True))
+            outputs = self.module(*(inputs[name] for name in self.metadata.input_names))
+            return dict(zip(self.metadata.output_names, outputs, strict=True))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise CheckpointError(f"{self.source}: torch cannot compute it ({first_line(error)})") from None
 
 
-def read_program(path: Path) -> ExportedRuntime:
+def read_program(path: Path) -> ExportedEngine:
     """Open an exported `.pt2` file, after looking at every word of it.
 
     Raises:
@@ -66,17 +66,17 @@ def read_program(path: Path) -> ExportedRuntime:
     """
     try:
         members = _read_members(path)
-        description = Description.from_text(_text(members.pop(f"extra/{DESCRIPTION_FILE}", b"")), path)
+        metadata = ExportMetadata.from_text(_text(members.pop(f"extra/{METADATA_FILE}", b"")), path)
         for name in _LISTS:
             _check_list(json.loads(members[name]))
         _check_graph(json.loads(members[_GRAPH]))
         program = torch.export.load(_archive(members))
-        engine = ProgramEngine(program.module(), description, path)
+        session = ProgramSession(program.module(), metadata, path)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, json and torch raise many kinds on malformed content
         raise CheckpointError(f"{path}: not readable as a .pt2 file ({first_line(error)}); export it again") from None
-    return ExportedRuntime(engine, description, path)
+    return ExportedEngine(session, metadata, path)
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
@@ -85,9 +85,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             name = entry.filename.partition("/")[2]
-            known = name in (_GRAPH, *_LISTS, *_MARKS, _EXAMPLES, f"extra/{DESCRIPTION_FILE}") or _TENSOR.fullmatch(
-                name
-            )
+            known = name in (_GRAPH, *_LISTS, *_MARKS, _EXAMPLES, f"extra/{METADATA_FILE}") or _TENSOR.fullmatch(name)
             if not known or name in members or entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"it holds {entry.filename!r}, which no network needs")
             if name.endswith(".json") and entry.file_size > _MAX_BYTES_OF_JSON:

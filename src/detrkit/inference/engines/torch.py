@@ -25,7 +25,7 @@ _NUM_COMPARED = 4  # batches
 
 
 @runtime_checkable
-class Runtime(Protocol):
+class Engine(Protocol):
     """An engine with a model in it.
 
     Attributes:
@@ -39,16 +39,16 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
-class MaskRuntime(Runtime, Protocol):
+class MaskEngine(Engine, Protocol):
     """An engine whose model has a mask head."""
 
-    def draw_masks(
+    def compute_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
         """Draw mask logits of some queries of what was predicted; arguments as those of `PanopticHead`, on the host."""
 
 
-class TorchRuntime:
+class TorchEngine:
     """PyTorch, on any device, with norms folded into filters and channels last.
 
     Attributes:
@@ -78,10 +78,10 @@ class TorchRuntime:
         self.config = model.config
         self.device = device
         self.padding_invariant = padding_invariant
-        self.precision = precision if precision != "auto" or has_bfloat16(device) else "float32"
+        self.precision = precision if precision != "auto" or has_fast_bfloat16(device) else "float32"
         self._num_compared = 0
         self._compile = compile_model
-        self._quick = model
+        self._fused = model
         self._state: tuple[int, ...] | None = None
 
     @torch.inference_mode()
@@ -96,7 +96,7 @@ class TorchRuntime:
         if not (exact.probabilities >= _MIN_SCORE).any():
             return exact  # nothing to compare by
         rough = self._run(images, padding_mask, True)
-        if not is_same(exact, rough):
+        if not same_detections(exact, rough):
             self.precision = "float32"
             return exact
         self._num_compared += 1
@@ -105,7 +105,7 @@ class TorchRuntime:
         return rough
 
     @torch.inference_mode()
-    def draw_masks(
+    def compute_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
         """Draw mask logits of some queries, in the precision in which they were predicted."""
@@ -118,26 +118,26 @@ class TorchRuntime:
             return cast(Tensor, head(inputs, queries.to(self.device), counts, sizes))
 
     @property
-    def quick(self) -> DETR:
+    def fused_model(self) -> DETR:
         """The model that computes, folded and perhaps compiled; it follows the weights of `model`."""
         state = _state_of(self.model)
         if state != self._state:
-            self._quick = fuse_conv_bn(self.model)
+            self._fused = fuse_conv_bn(self.model)
             if self._compile:
-                self._quick = cast(DETR, compiled(self._quick, self.device))
+                self._fused = cast(DETR, compiled(self._fused, self.device))
             self._state = state
-        return self._quick
+        return self._fused
 
     def _run(
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, in_bfloat16: bool
     ) -> Predictions:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            return self.quick(
+            return self.fused_model(
                 images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True, all_masks=False
             )
 
 
-def has_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
     """Tell whether a processor multiplies bfloat16 quicker than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -149,7 +149,7 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def is_same(exact: Predictions, rough: Predictions) -> bool:
+def same_detections(exact: Predictions, rough: Predictions) -> bool:
     """Tell whether two predictions of the same photos hold the same objects, whichever queries found them."""
     scores, labels = exact.probabilities.max(-1)
     other_scores, other_labels = rough.probabilities.max(-1)

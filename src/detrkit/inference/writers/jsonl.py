@@ -16,7 +16,7 @@ from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.distributed.rank import Process
 from detrkit.errors import ConfigError, DatasetError
 
-_FIRST = b'{"photo": '  # every line of ours begins so
+_FIRST = b'{"image": '  # every line of ours begins so
 _LAST = b"}\n"
 _FORMAT = "detrkit-lines-1"
 
@@ -61,7 +61,7 @@ class JsonlWriter:
         self._open.close()
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Write a line; its first entry is "photo".
+        """Write a line; its first entry is "image".
 
         Raises:
             ConfigError: the disk is full.

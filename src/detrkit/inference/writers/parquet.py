@@ -56,7 +56,7 @@ def _columns(pyarrow: Any) -> Any:
     return pyarrow.schema(
         metadata=PARQUET_METADATA,
         fields=[
-            ("photo", pyarrow.string()),
+            ("image", pyarrow.string()),
             ("frame", pyarrow.int64()),
             ("seconds", pyarrow.float64()),
             ("width", pyarrow.int32()),

@@ -1,9 +1,8 @@
-"""Attention on demand: which cells or queries every layer looked at, exactly as the model did.
+"""Record the attention of a forward pass.
 
-The model keeps no attention matrix. While it is observed, the inputs of every attention are kept (tokens, not matrices: 18
-times 850 x 256 numbers at most for DETR with ResNet-50), and a matrix is computed when somebody asks for it.
-
-Input: a model and a batch. Output: one `Attention` per photo.
+The model stores no attention matrix. `record_attention` keeps the inputs of every attention layer with forward hooks
+(tokens, not matrices: at most 18 tensors of 850 x 256 values for DETR-R50), and `RecordedAttention` recomputes the weights
+of the requested layers, heads and queries from them, exactly as the model computed them.
 """
 
 import inspect
@@ -16,21 +15,30 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, arg
 from detrkit.models.attention.deformable import DeformableAttention
 from detrkit.models.attention.multi_head import ProjectedAttention
-from detrkit.models.attention.recording_deformable import SamplingInputs
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.models.detr import DETR
 from detrkit.ops.grid import Grid, stride_of
 from detrkit.structures import Batch, Predictions
 
-Kind = Literal["encoder", "decoder_self", "decoder_cross"]
-KINDS: tuple[Kind, ...] = ("encoder", "decoder_self", "decoder_cross")
+AttentionKind = Literal["encoder", "decoder_self", "decoder_cross"]
+KINDS: tuple[AttentionKind, ...] = ("encoder", "decoder_self", "decoder_cross")
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one attention layer was given for one photo; enough to compute its weights again, row by row."""
+    """Inputs and output of one dense attention layer for one image, from which its weights are recomputed.
+
+    Attributes:
+        module: the attention layer.
+        queries: attention queries, including their position encoding where the layer adds one.
+        keys: attention keys, likewise.
+        values: attention values.
+        padding_mask: True for keys in the padding; None without padding.
+        output: output of the layer.
+    """
 
     module: ProjectedAttention
     queries: Float[Tensor, "1 N E"]
@@ -40,57 +48,62 @@ class AttentionInputs:
     output: Float[Tensor, "1 N D"]
 
     @property
-    def num_rows(self) -> int:
-        """How many queries can be asked for."""
+    def num_queries(self) -> int:
+        """Number of attention queries N: tokens in the encoder, object queries in the decoder."""
         return self.queries.shape[1]
 
     @torch.no_grad()
-    def weights(self, heads: Sequence[int] | None, rows: Sequence[int] | None) -> Float[Tensor, "M N S"]:
-        """Compute the weights of some heads and rows; None takes all."""
-        queries = self.queries if rows is None else self.queries[:, list(rows)]
-        return self.module.weights(queries, self.keys, self.padding_mask, heads)[0].float().cpu()
+    def weights(self, heads: Sequence[int] | None, queries: Sequence[int] | None) -> Float[Tensor, "M N S"]:
+        """Compute the attention weights of some heads and queries; None selects all."""
+        selected = self.queries if queries is None else self.queries[:, list(queries)]
+        return self.module.weights(selected, self.keys, self.padding_mask, heads)[0].float().cpu()
 
 
 @dataclass(frozen=True)
-class Attention:
-    """All attention of one forward pass over one photo.
+class RecordedAttention:
+    """Attention of one forward pass for one image; weights are computed when requested.
 
     Attributes:
-        grid: where the tokens lie in the photo.
-        predictions: what the model said, of this photo alone (B = 1).
-        layers: what each attention layer was given, by kind, first layer first.
+        grid: position of the feature map's cells in the image.
+        predictions: predictions for this image (B = 1).
+        layers: inputs of the attention layers by kind, first layer first.
     """
 
     grid: Grid
     predictions: Predictions
-    layers: dict[Kind, tuple[AttentionInputs | SamplingInputs, ...]]
+    layers: dict[AttentionKind, tuple[AttentionInputs | DeformableAttentionInputs, ...]]
 
     def weights(
         self,
-        kind: Kind,
+        kind: AttentionKind,
         layer: int = -1,
         *,
         heads: Sequence[int] | None = None,
-        rows: Sequence[int] | None = None,
+        queries: Sequence[int] | None = None,
     ) -> Float[Tensor, "M N S"]:
-        """Compute attention weights: for every head and row, who is looked at how much; every row sums to 1.
+        """Compute attention weights; every row sums to 1.
 
-        Of deformable attention, tokens are the grid's cells, and a row sums to what lies within them.
+        The weights of deformable attention are spread over the cells of the feature map; a row sums to the share of the
+        weights that lies within the map.
 
         Args:
-            kind: "encoder" (tokens look at tokens), "decoder_self" (queries at queries), "decoder_cross" (queries at
-                tokens).
-            layer: from 0; negative ones count from the last.
-            heads: which heads; None takes all.
-            rows: which tokens or queries look; None takes all of them (in a large encoder, choose).
+            kind: "encoder" (self-attention of the tokens), "decoder_self" (self-attention of the object queries) or
+                "decoder_cross" (cross-attention of the object queries to the tokens).
+            layer: from 0; negative numbers count from the last.
+            heads: heads to return; None selects all.
+            queries: attention queries to return: token indices for "encoder", object queries otherwise. None selects
+                all, which is a large matrix for an encoder on a large image.
+
+        Returns:
+            Weights (heads, queries, keys).
 
         Raises:
-            ConfigError: there is no such layer, head or row.
+            ConfigError: there is no such layer, head or query.
         """
         inputs = self.inputs(kind, layer)
-        _check(heads, inputs.module.num_heads, "head")
-        _check(rows, inputs.num_rows, "token" if kind == "encoder" else "query")
-        return inputs.weights(heads, rows)
+        _check_indices("heads", heads, inputs.module.num_heads)
+        _check_indices("queries", queries, inputs.num_queries)
+        return inputs.weights(heads, queries)
 
     def maps(
         self,
@@ -98,68 +111,68 @@ class Attention:
         layer: int = -1,
         *,
         heads: Sequence[int] | None = None,
-        rows: Sequence[int] | None = None,
+        queries: Sequence[int] | None = None,
     ) -> Float[Tensor, "M N h w"]:
-        """The weights over tokens, laid out as the feature map; `grid.boxes()` has each cell's place in the photo."""
-        return self.weights(kind, layer, heads=heads, rows=rows).unflatten(-1, self.grid.cells)
+        """Compute attention maps: `weights` reshaped to the feature map; `grid.boxes()` has the position of each cell."""
+        return self.weights(kind, layer, heads=heads, queries=queries).unflatten(-1, self.grid.cells)
 
-    def inputs(self, kind: Kind, layer: int) -> AttentionInputs | SamplingInputs:
-        """What a layer was given.
+    def inputs(self, kind: AttentionKind, layer: int = -1) -> AttentionInputs | DeformableAttentionInputs:
+        """Return the recorded inputs of a layer.
 
         Raises:
             ConfigError: there is no such layer.
         """
         layers = self.layers[kind]
         if not -len(layers) <= layer < len(layers):
-            raise ConfigError(f"attention: found layer {layer} of {kind}, which has {len(layers)} layers, from 0")
+            raise ConfigError(f"{arg('layer', layer)} does not exist: {kind} has {len(layers)} layers, counted from 0.")
         return layers[layer]
 
-    def mean_weights(self, kind: Kind, layer: int = -1, rows: Sequence[int] | None = None) -> Float[Tensor, "N S"]:
-        """The weights averaged over the heads, one head in memory at a time."""
+    def mean_weights(
+        self, kind: AttentionKind, layer: int = -1, queries: Sequence[int] | None = None
+    ) -> Float[Tensor, "N S"]:
+        """Compute the weights averaged over the heads, with one head in memory at a time."""
         num_heads = self.inputs(kind, layer).module.num_heads
-        total = sum(self.weights(kind, layer, heads=[head], rows=rows)[0] for head in range(num_heads))
+        total = sum(self.weights(kind, layer, heads=[head], queries=queries)[0] for head in range(num_heads))
         assert isinstance(total, Tensor), "a layer has at least one head"
         return total / num_heads
 
 
-def _check(chosen: Sequence[int] | None, count: int, what: str) -> None:
-    wrong = [number for number in chosen or () if not 0 <= number < count]
-    if wrong:
-        raise ConfigError(f"attention: found {what} {wrong[0]}, expected 0 to {count - 1}")
+def _check_indices(name: str, indices: Sequence[int] | None, count: int) -> None:
+    for index in indices or ():
+        if not 0 <= index < count:
+            raise ConfigError(f"{arg(name, index)} is out of range; expected 0 to {count - 1}.")
 
 
-def attention_modules(model: DETR) -> dict[Kind, list[ProjectedAttention | DeformableAttention]]:
-    """The attention layers of a model, by kind, first layer first."""
+def attention_modules(model: DETR) -> dict[AttentionKind, list[ProjectedAttention | DeformableAttention]]:
+    """Return the attention layers of a model by kind, first layer first."""
     encoder, decoder = list(model.encoder.layers), list(model.decoder.layers)
     return {
-        "encoder": [_attention_of(layer, "self_attention") for layer in encoder],
-        "decoder_self": [_attention_of(layer, "self_attention") for layer in decoder],
-        "decoder_cross": [_attention_of(layer, "cross_attention") for layer in decoder],
+        "encoder": [_attention_module(layer, "self_attention") for layer in encoder],
+        "decoder_self": [_attention_module(layer, "self_attention") for layer in decoder],
+        "decoder_cross": [_attention_module(layer, "cross_attention") for layer in decoder],
     }
 
 
-def _attention_of(layer: nn.Module, name: str) -> ProjectedAttention | DeformableAttention:
+def _attention_module(layer: nn.Module, name: str) -> ProjectedAttention | DeformableAttention:
     module = layer.get_submodule(name)
-    assert isinstance(module, ProjectedAttention | DeformableAttention), (
-        f"{name} of a transformer layer is its attention"
-    )
+    assert isinstance(module, ProjectedAttention | DeformableAttention), f"{name} is not an attention layer"
     return module
 
 
 @contextmanager
 def capture_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[dict[str, Any], Any]]]:
-    """Note what modules are given, by the names in their signature, and what they give, until the block ends.
+    """Capture the arguments, by parameter name, and the outputs of modules while the context is active.
 
-    Nothing stays behind: the hooks are taken off again, and a model that is not observed does nothing more than before.
+    Uses forward hooks, which are removed at the end; the model runs unchanged afterwards.
     """
     calls: dict[nn.Module, tuple[dict[str, Any], Any]] = {}
 
-    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        bound = inspect.signature(module.forward).bind(*given, **named)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
         calls[module] = (dict(bound.arguments), output)
 
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     try:
         yield calls
     finally:
@@ -168,54 +181,57 @@ def capture_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tupl
 
 
 @torch.no_grad()
-def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = True) -> list[Attention]:
-    """Run a model over a batch and keep what is needed to compute its attention.
+def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = True) -> list[RecordedAttention]:
+    """Run a model on a batch and record the inputs of its attention layers.
 
     Args:
         model: in eval mode; on any device.
-        batch: of prepared photos.
+        batch: of preprocessed images.
         padding_invariant: as in `DETR.forward`.
 
+    Returns:
+        One recording per image.
+
     Raises:
-        ConfigError: all cells of several feature maps look at each other, for which there is no map to draw.
+        ConfigError: the model attends densely to several feature maps, for which there is no single map to show.
     """
-    if model.config.num_feature_levels > 1 and "dense" in (
-        model.config.encoder_attention,
-        model.config.cross_attention,
-    ):
+    config = model.config
+    if config.num_feature_levels > 1 and "dense" in (config.encoder_attention, config.cross_attention):
         raise ConfigError(
-            f"attention: the model attends densely to {model.config.num_feature_levels} feature maps; expected one map, or "
-            "deformable attention"
+            f"The attention of this model cannot be shown: it attends densely to {config.num_feature_levels} feature "
+            "maps, expected one feature map or deformable attention."
         )
     device = next(model.parameters()).device
     on_device = batch.to(device)
     modules = attention_modules(model)
-    observed = [model.input_projection, *(module for kind in modules.values() for module in kind)]
-    with capture_calls(observed) as calls:
+    hooked = [model.input_projection, *(module for of_kind in modules.values() for module in of_kind)]
+    with capture_calls(hooked) as calls:
         padding_mask = on_device.padding_mask if batch.is_padded else None
         predictions = model(on_device.images, padding_mask, padding_invariant=padding_invariant, all_masks=False)
     _, maps = calls[model.input_projection]
-    level = model.config.num_backbone_levels - 1
+    level = config.num_backbone_levels - 1
     cells = (maps[level].shape[-2], maps[level].shape[-1])
-    first = sum(one.shape[-2] * one.shape[-1] for one in maps[:level])
-    seen = []
+    first_cell = sum(feature.shape[-2] * feature.shape[-1] for feature in maps[:level])
+    recordings = []
     for index in range(len(batch.sizes)):
-        grid = _grid_of(batch, index, cells, model.config.strides[level])
+        grid = _grid(batch, index, cells, config.strides[level])
         layers = {
             kind: tuple(
-                _inputs_of(calls[one], one, index)
-                if isinstance(one, ProjectedAttention)
-                else _sampling_of(calls[one], model, one, index, grid, first if kind == "encoder" else None)
-                for one in found
+                _dense_inputs(calls[module], module, index)
+                if isinstance(module, ProjectedAttention)
+                else _deformable_inputs(
+                    calls[module], model, module, index, grid, first_cell if kind == "encoder" else None
+                )
+                for module in of_kind
             )
-            for kind, found in modules.items()
+            for kind, of_kind in modules.items()
         }
-        is_cut = padding_invariant and batch.is_padded
-        seen.append(Attention(grid, _of_photo(predictions, index, batch.sizes[index] if is_cut else None), layers))
-    return seen
+        size = batch.sizes[index] if padding_invariant and batch.is_padded else None
+        recordings.append(RecordedAttention(grid, _select_image(predictions, index, size), layers))
+    return recordings
 
 
-def _grid_of(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid:
+def _grid(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid:
     padded = (batch.images.shape[2], batch.images.shape[3])
     return Grid(
         cells=cells,
@@ -226,8 +242,8 @@ def _grid_of(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> G
     )
 
 
-def _of_photo(predictions: Predictions, index: int, size: tuple[int, int] | None) -> Predictions:
-    """What was said about one photo; what masks are drawn from is cut to a size, or keeps its padding, as published."""
+def _select_image(predictions: Predictions, index: int, size: tuple[int, int] | None) -> Predictions:
+    """Select the predictions of one image; mask inputs are cropped to `size`, or keep their padding if it is None."""
     one, inputs = slice(index, index + 1), predictions.mask_inputs
     if inputs is not None:
         mask = None if size or inputs.padding_mask is None else inputs.padding_mask[one]
@@ -241,38 +257,38 @@ def _of_photo(predictions: Predictions, index: int, size: tuple[int, int] | None
     )
 
 
-def _inputs_of(call: tuple[dict[str, Any], Any], module: ProjectedAttention, index: int) -> AttentionInputs:
-    given, output = call
+def _dense_inputs(call: tuple[dict[str, Any], Any], module: ProjectedAttention, index: int) -> AttentionInputs:
+    arguments, output = call
     one = slice(index, index + 1)
-    mask = given["key_padding_mask"]
+    mask = arguments["key_padding_mask"]
     return AttentionInputs(
         module=module,
-        queries=given["queries"][one],
-        keys=given["keys"][one],
-        values=given["values"][one],
+        queries=arguments["queries"][one],
+        keys=arguments["keys"][one],
+        values=arguments["values"][one],
         padding_mask=None if mask is None else mask[one],
         output=output[one],
     )
 
 
-def _sampling_of(
+def _deformable_inputs(
     call: tuple[dict[str, Any], Any],
     model: DETR,
     module: DeformableAttention,
     index: int,
     grid: Grid,
     first_cell: int | None,
-) -> SamplingInputs:
-    """Keep what a layer was given; where all cells ask, `first_cell` is the first one of the grid."""
-    given, output = call
+) -> DeformableAttentionInputs:
+    """Select the inputs of one image; in the encoder, `first_cell` is the token of the grid's first cell."""
+    arguments, output = call
     one = slice(index, index + 1)
-    num_queries = given["queries"].shape[1]
+    num_queries = arguments["queries"].shape[1]
     rows = range(num_queries) if first_cell is None else range(first_cell, first_cell + grid.num_tokens)
-    return SamplingInputs(
+    return DeformableAttentionInputs(
         module=module,
-        queries=given["queries"][one],
-        references=given["references"][one],
-        sizes=given["scene"].sizes,
+        queries=arguments["queries"][one],
+        references=arguments["references"][one],
+        sizes=arguments["scene"].sizes,
         strides=model.config.strides,
         first_centres=model.first_centres,
         grid=grid,

@@ -75,7 +75,7 @@ class Live {
     canvas.setAttribute("aria-label", `Photo with ${plural(items.length, "object")}, listed below`);
     byId("shown").replaceChildren(canvas, element("ul", {}, ...items));
     document.body.dataset.ready = "yes";
-    this.done(answer.photo, items.length, " This is an exported model: to look inside, serve the weights that it was made of.");
+    this.done(answer.image, items.length, " This is an exported model: to look inside, serve the weights that it was made of.");
   }
 
   done(name, count, more = "") {

@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from detrkit._internal.files import make_folder, write_text
-from detrkit.evaluation.coco import numbers_as_json
-from detrkit.evaluation.report.table import shown
-from detrkit.evaluation.scores import Scores
+from detrkit.evaluation.coco import metrics_to_json
+from detrkit.evaluation.metrics import EvalMetrics, format_metric, headline, metric_label
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -31,7 +30,7 @@ class Log(Protocol):
     def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Record losses."""
 
-    def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
+    def scores(self, step: int, epoch: int, scores: EvalMetrics, best: bool) -> None:
         """Record an evaluation."""
 
 
@@ -52,7 +51,7 @@ class NoLog:
     def losses(self, step: int, epoch: int, values: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Record nothing."""
 
-    def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
+    def scores(self, step: int, epoch: int, scores: EvalMetrics, best: bool) -> None:
         """Record nothing."""
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
@@ -149,17 +148,15 @@ class RunLog:
         images_per_second = rates["images_per_second"]
         self._progress.update(self._task, epoch=epoch, loss=f"{values['loss']:.3f}", rate=f"{images_per_second:.1f}")
 
-    def scores(self, step: int, epoch: int, scores: Scores, best: bool) -> None:
+    def scores(self, step: int, epoch: int, scores: EvalMetrics, best: bool) -> None:
         """Record an evaluation."""
-        numbers = scores.numbers
-        entry = {"kind": "evaluation", "step": step, "epoch": epoch, "best": best, **numbers_as_json(numbers)}
+        numbers = scores.values
+        entry = {"kind": "evaluation", "step": step, "epoch": epoch, "best": best, **metrics_to_json(numbers)}
         self._write(entry, step)
-        self._progress.update(self._task, ap=f"{scores.name} {shown(numbers[scores.name])}")
+        self._progress.update(self._task, ap=f"{metric_label(scores.primary)} {format_metric(numbers[scores.primary])}")
         if not self.console.is_terminal:  # a bar is lost in a log file
-            mark = " (best)" if best and numbers[scores.name] >= 0 else ""
-            what = "" if scores.name == "AP" else f"{scores.name} {shown(numbers[scores.name])}, boxes "
-            said = f"{what}AP {shown(numbers['AP'])} AP50 {shown(numbers['AP50'])}"
-            self.console.print(f"epoch {epoch}: {said}{mark}", highlight=False)
+            mark = " (best)" if best and numbers[scores.primary] >= 0 else ""
+            self.console.print(f"epoch {epoch}: {headline(scores)}{mark}", highlight=False)
 
     def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
         """Show in TensorBoard what is found now."""

@@ -1,0 +1,41 @@
+"""Names of devices (``"auto"``, ``"cpu"``, ``"cuda:1"``) to `torch.device`."""
+
+import torch
+
+from detrkit.distributed.rank import Process
+from detrkit.errors import ConfigError, arg
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """Return the device of this name; ``"auto"`` is a GPU if there is one, otherwise the CPU.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # torch's own message lists devices that are hardly ever present
+        raise ConfigError(f"{arg('device', name)} is not a device; use 'cpu', 'cuda', 'cuda:1' or 'auto'") from None
+    if device.type == "meta":
+        raise ConfigError(f"{arg('device', name)} computes nothing; use 'cpu' or 'auto'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"{arg('device', name)} is not available: {reason}; use 'cpu' or 'auto'") from None
+    return device
+
+
+def choose_rank_device(name: str, process: Process) -> torch.device:
+    """Return the device of one of several processes: each has a GPU of its own, which becomes torch's current one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    device = choose_device(name)
+    if device.type == "cuda" and process.world > 1:
+        device = choose_device(f"cuda:{process.local_rank}")
+        torch.cuda.set_device(device)
+    return device
