@@ -34,6 +34,7 @@ _HOME_OF = {
     "build_model": "detrkit.models.presets",
     "Annotations": "detrkit.structures",
     "Batch": "detrkit.structures",
+    "Detection": "detrkit.structures",
     "Detections": "detrkit.structures",
     "Predictions": "detrkit.structures",
     "Sample": "detrkit.structures",

@@ -37,11 +37,11 @@ def test_masks_have_the_photos_size_and_do_not_depend_on_the_batch(
 def test_masks_follow_their_objects(detector: Detector, photos: list[torch.Tensor]) -> None:
     found = detector.predict(photos[0], threshold=0.0)
     assert isinstance(found, Detections)
-    chosen = found.keep([3, 1])
+    chosen = found[[3, 1]]
     assert torch.equal(chosen.masks, found.masks[[3, 1]])
     assert chosen.queries.tolist() == [found.queries[3], found.queries[1]]
-    assert found.scaled(2.0).masks.shape == (len(found), 150, 240)
-    assert found.moved((5, 5)).masks is None
+    assert found.scale(2.0).masks.shape == (len(found), 150, 240)
+    assert found.translate((5, 5)).masks is None
 
 
 def test_no_objects_have_no_masks(detector: Detector, photos: list[torch.Tensor]) -> None:

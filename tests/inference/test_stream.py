@@ -142,7 +142,7 @@ def test_classes_are_chosen_by_name(detector: Detector, paths: list[Path]) -> No
     wanted = sorted(names)[0]
     assert len(names) > 1
     for all_of_them, some in zip(everything, detector.stream(paths, 0, classes=[wanted]), strict=True):
-        same(some, all_of_them.keep([i for i, name in enumerate(all_of_them.class_names) if name == wanted]))
+        same(some, all_of_them[[i for i, name in enumerate(all_of_them.class_names) if name == wanted]])
     with pytest.raises(ConfigError, match="did you mean 'square'"):
         detector.stream(paths, classes=["sqare"])
 
@@ -173,7 +173,7 @@ def test_tiles_are_looked_at_and_merged(detector: Detector) -> None:
     assert found[0].size == (100, 150)
     assert found[0].image is not None
     views = tiling.views((100, 150))
-    alone = [detector.predict(large.crop(view), 0.5).moved(view[:2]) for view in views]
+    alone = [detector.predict(large.crop(view), 0.5).translate(view[:2]) for view in views]
     for box, label in zip(found[0].boxes, found[0].labels.tolist(), strict=True):
         # each box is one of a view's, or put together of some
         assert any(label in one.labels.tolist() for one in alone)

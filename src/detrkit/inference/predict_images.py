@@ -128,7 +128,7 @@ class _Outputs:
             write_text(folder / f"{name}.json", found.to_json())
         if self.lines is not None:
             height, width = found.size
-            self.lines.add({"image": path, "width": width, "height": height, **found.to_content()})
+            self.lines.add({"image": path, "width": width, "height": height, **found.to_dict()})
         else:
             pairs = zip(found.class_names, found.scores.tolist(), strict=True)
             in_words = ", ".join(f"{printable(name)} {score:.2f}" for name, score in pairs)

@@ -122,6 +122,6 @@ def _line_writer(stack: ExitStack, path: Path) -> Callable[[Detections, str, int
         assert found.size is not None
         height, width = found.size
         where = {"image": name, "frame": number, "seconds": round(seconds, 6)}
-        file.write(json.dumps({**where, "width": width, "height": height, "objects": found.to_objects()}) + "\n")
+        file.write(json.dumps({**where, "width": width, "height": height, "objects": found.to_list()}) + "\n")
 
     return add

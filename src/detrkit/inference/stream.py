@@ -105,7 +105,7 @@ def stream_photos(
         image = tensor_to_image(one.pixels) if settings.with_images and one.pixels is not None else None
         path = str(one.photo) if isinstance(one.photo, Path | str) else None
         if settings.labels is not None:
-            found = found.keep([i for i, label in enumerate(found.labels.tolist()) if label in settings.labels])
+            found = found[[i for i, label in enumerate(found.labels.tolist()) if label in settings.labels]]
         yield replace(found, image=image, path=path)
 
 
@@ -219,4 +219,4 @@ def _predict_tiles(
     for start, end in zip(starts, [*starts[1:], len(views)], strict=True):
         cuts = [crop(whole, top, left, bottom - top, right - left) for left, top, right, bottom in views[start:end]]
         found += finder.predict_samples([finder.preprocess(cut.image) for cut in cuts], settings.threshold)
-    return merge_views([one.moved(view[:2]) for one, view in zip(found, views, strict=True)], views, size)
+    return merge_views([one.translate(view[:2]) for one, view in zip(found, views, strict=True)], views, size)
