@@ -38,18 +38,18 @@ from rich.console import Console
 from detrkit._internal.files import atomic_write, make_folder, write_text
 from detrkit.config.run import RunConfig, run_config
 from detrkit.config.training import TrainingConfig
-from detrkit.data.loaders import device_of
 from detrkit.data.records import SplitName
-from detrkit.data.splits import TrainingData
 from detrkit.data.synthetic import SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import RandomOrientation
 from detrkit.demo.run import draw_data
+from detrkit.distributed.devices import device_of
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluate import evaluate_source
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
+from detrkit.training.data import TrainingData
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.planner import OWN, plan_model, plan_training
 from detrkit.training.run import STATE_FILE, Run, run_training

@@ -9,10 +9,10 @@ import torch
 
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
-from detrkit.data.formats.folder import read_dataset
-from detrkit.data.splits import TrainingData, concat_splits, open_data
+from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.training.data import TrainingData, concat_splits, open_data
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.train import train
 from tests.datasets import write_coco, write_panoptic
@@ -43,12 +43,12 @@ def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_p
 
 def test_a_photo_that_is_all_there_is_is_learned_from_once(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=1, num_val=1)
-    only = read_dataset(folder).train
+    only = load_dataset(folder).train
     assert len(concat_splits(only, only).records) == 1
 
 
 def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
-    folder = read_dataset(write_panoptic(tmp_path / "panoptic"), masks=True)
+    folder = load_dataset(write_panoptic(tmp_path / "panoptic"), masks=True)
     both = concat_splits(folder.train, folder.val).records
     expected = [*folder.train.records, *folder.val.records]
     assert [record.mask_file for record in both] == [record.mask_file for record in expected]

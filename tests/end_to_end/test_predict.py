@@ -408,7 +408,7 @@ def test_exported_files_predict_on_the_cpu_beside_a_gpu(place: Path, monkeypatch
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("detrkit.inference.predict.is_exported", lambda _source: True)
-    monkeypatch.setattr("detrkit.data.loaders.is_exported", lambda _source: True)
+    monkeypatch.setattr("detrkit.inference.device.is_exported", lambda _source: True)
     monkeypatch.setattr(Detector, "load", load)
     assert run(["predict", "model.onnx", "photos/1.png", "--output", "x"]) == 2
     assert asked == ["cpu"]

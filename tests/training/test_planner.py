@@ -16,13 +16,14 @@ from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.samplers import BatchGrouping, SampleKey
-from detrkit.data.splits import TrainingData, training_dataset
+from detrkit.data.torch_dataset import read_torch_dataset
 from detrkit.errors import CheckpointError
 from detrkit.evaluation.coco import ClassMetrics, CocoMetrics
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.presets import build_model
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import with_architecture_of_weights
+from detrkit.training.data import TrainingData, training_dataset
 from detrkit.training.overfit_check import overfit_report
 from detrkit.training.planner import Plan, plan_model, plan_training, plan_within
 from detrkit.training.train import open_and_plan
@@ -286,7 +287,8 @@ def run_data(annotations: Annotations) -> TrainingData:
     sample = Sample(torch.zeros(3, 100, 200, dtype=torch.uint8), annotations, 1, (100, 200))
     photos = SampleDataset([sample])
     train = training_dataset(photos, TrainingConfig(overfit=1))
-    return TrainingData(train, BatchGrouping.anything(1), photos, photos, {}, [1], Categories((1, 2), ("cat", "dog")))
+    split = read_torch_dataset(photos, Categories((1, 2), ("cat", "dog")))
+    return TrainingData(train, BatchGrouping.anything(1), split, photos, photos)
 
 
 def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:

@@ -54,7 +54,7 @@ def launch(config: RunConfig, output: Path, resume: bool) -> int | None:
 
 def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, resume: bool, messages: Path) -> None:
     """Be one of the processes."""
-    from detrkit.data.splits import open_data
+    from detrkit.training.data import open_data
     from detrkit.training.run import run_training
 
     os.environ.update(

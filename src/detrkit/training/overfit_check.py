@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from detrkit.config.model import ModelConfig
-from detrkit.data.splits import TrainingData
 from detrkit.evaluation.metrics import EvalMetrics, metric_label
 from detrkit.structures import Annotations
+from detrkit.training.data import TrainingData
 
 ENOUGH = {"ap": 0.95, "mask_ap": 0.8, "pq": 0.8}  # masks are drawn on a grid of a quarter of the pixels
 _CLOSE = 0.9  # IoU of two boxes of one photo that nothing but their class tells apart

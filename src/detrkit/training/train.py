@@ -11,11 +11,11 @@ from detrkit.checkpoints.load import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, load_run_config
 from detrkit.config.validation import check_minutes
 from detrkit.data.images import SUFFIXES
-from detrkit.data.splits import TrainingData, open_data
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import ConfigError
 from detrkit.training.build import with_architecture_of_weights
+from detrkit.training.data import TrainingData, open_data
 from detrkit.training.launch import launch
 from detrkit.training.loggers.run_log import METRICS_FILE
 from detrkit.training.planner import plan_model, plan_training, plan_within

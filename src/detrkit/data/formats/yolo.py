@@ -14,8 +14,9 @@ import yaml
 
 from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.images import SUFFIXES, read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, SplitName, raise_fault
 from detrkit.errors import DatasetError, short
 
 _MAX_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
