@@ -32,7 +32,7 @@ from detrkit.data.transforms.geometry import EvalTransform, resize
 from detrkit.export.graph import export_program
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
-from detrkit.inference.engines.exported import Precision, to_description
+from detrkit.inference.engines.exported import ExportPrecision, to_description
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.inference.inputs import list_inputs
@@ -101,7 +101,7 @@ def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Ba
     ours = build_ours(theirs)
     program = export_program(ours, padding_invariant=True, postprocess=False)
 
-    def described(precision: Precision) -> Any:
+    def described(precision: ExportPrecision) -> Any:
         return to_description(ours.config, numbered_categories(91), Preprocessing(), precision, postprocess=False)
 
     found = {
@@ -110,7 +110,7 @@ def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Ba
     }
     write_onnx(program, described("float32"), folder / "model.onnx")
     found["ONNX Runtime, float32"] = our_predict(load_exported(folder / "model.onnx"))
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+    precisions: tuple[ExportPrecision, ...] = ("float32", "bfloat16", "int8")
     for precision in precisions:
         place = folder / precision
         place.mkdir()

@@ -11,10 +11,9 @@ from detrkit._version import __version__
 if TYPE_CHECKING:
     from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
     from detrkit.config.model import ModelConfig
-    from detrkit.data.dataset import DatasetSplits
-    from detrkit.data.splits import load_dataset
     from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
     from detrkit.inference.detector import Detector
+    from detrkit.inference.predict import predict_files
     from detrkit.losses.criterion import SetCriterion
     from detrkit.models.detr import DETR
     from detrkit.models.presets import build_model
@@ -24,21 +23,19 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "load_official_state_dict": "detrkit.checkpoints.conversion.detr",
     "state_dict_as_official": "detrkit.checkpoints.conversion.detr",
-    "DatasetSplits": "detrkit.data.dataset",
-    "load_dataset": "detrkit.data.splits",
     "CheckpointError": "detrkit.errors",
     "ConfigError": "detrkit.errors",
     "DatasetError": "detrkit.errors",
     "DetrkitError": "detrkit.errors",
     "ExportError": "detrkit.errors",
     "Detector": "detrkit.inference.detector",
+    "predict_files": "detrkit.inference.predict",
     "SetCriterion": "detrkit.losses.criterion",
     "DETR": "detrkit.models.detr",
     "ModelConfig": "detrkit.config.model",
     "build_model": "detrkit.models.presets",
     "Annotations": "detrkit.structures",
     "Batch": "detrkit.structures",
-    "Detection": "detrkit.structures",
     "Detections": "detrkit.structures",
     "Predictions": "detrkit.structures",
     "Sample": "detrkit.structures",

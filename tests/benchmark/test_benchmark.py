@@ -13,7 +13,7 @@ from detrkit.benchmark.run import list_benchmark_cases, page_of, rows_of
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
-from detrkit.inference.engines.torch import Precision
+from detrkit.inference.options import Precision
 
 WORK = BenchmarkConfig((64, 96), 2, "cpu")
 

@@ -20,7 +20,7 @@ from detrkit.structures import PanopticSegments
 from detrkit.training.loggers.run_log import read_metrics
 
 TINY = [
-    *("--model", "detr-tiny", "--panoptic", "--num-queries", "10", "--image-size", "64"),
+    *("--model", "detr-tiny", "--set", "panoptic=true", "--set", "num_queries=10", "--image-size", "64"),
     *("--workers", "0", "--log-every", "1", "--device", "cpu"),
 ]
 
@@ -160,7 +160,7 @@ def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> N
 def test_prediction_writes_masks_and_segments(run: Path, scenes: Path, tmp_path: Path) -> None:
     from detrkit.data.segment_png import read_ids
 
-    kinds = ("--write", "pictures,json,segments", "--threshold", "0.05", "--device", "cpu")
+    kinds = ("--write", "images,json,segments", "--threshold", "0.05", "--device", "cpu")
     assert go("predict", run, scenes / "val2017", *kinds, "-o", tmp_path) == 0
     documents = sorted(tmp_path.glob("*.json"))
     assert len(documents) == 3

@@ -7,7 +7,7 @@ from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.export.graph import export_program
-from detrkit.inference.engines.exported import ExportMetadata, Precision, make_metadata
+from detrkit.inference.engines.exported import ExportMetadata, ExportPrecision, make_metadata
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Batch, Sample
@@ -33,7 +33,7 @@ def small_model(name: str = "detr-tiny", **overrides: object) -> DETR:
 def described(
     model: DETR,
     preprocessing: Preprocessing = PREPROCESSING,
-    precision: Precision = "float32",
+    precision: ExportPrecision = "float32",
     postprocess: bool = False,
 ) -> ExportMetadata:
     return make_metadata(model.config, CATEGORIES, preprocessing, precision, postprocess)

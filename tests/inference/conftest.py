@@ -1,4 +1,4 @@
-"""A small detector, of random weights."""
+"""A small detector with random weights."""
 
 import pytest
 import torch
@@ -11,5 +11,5 @@ def detector() -> Detector:
     torch.manual_seed(0)
     model = build_model("detr-tiny", num_classes=3)
     with torch.no_grad():
-        model.heads.class_head.weight.mul_(20)  # scores that differ
+        model.heads.class_head.weight.mul_(20)  # spread the scores
     return Detector.from_model(model, ["circle", "square", "star"], image_size=64)

@@ -1,4 +1,4 @@
-"""PyTorch as an engine: quick, and never another answer than the model's own."""
+"""PyTorch engine: fused weights and automatic bfloat16 keep the detections of the model."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ def batch() -> Batch:
     return Batch(torch.randn(2, 3, *shape), mask, [], [0, 1], [shape] * 2, [shape] * 2)
 
 
-def sure_model(certainty: float = 1.0) -> torch.nn.Module:
-    """A model that is sure of what it sees, so that there is something to compare."""
+def confident_model(bias: float = 1.0) -> torch.nn.Module:
+    """A model with confident predictions, so that there are detections to compare."""
     torch.manual_seed(0)
     model = build_model("detr-tiny", num_classes=3)
     with torch.no_grad():
-        model.heads.class_head.bias += torch.tensor([3.0, 0, 0, 0]) * certainty
+        model.heads.class_head.bias += torch.tensor([3.0, 0, 0, 0]) * bias
     return model
 
 
@@ -34,7 +34,7 @@ def predictions(score: float, label: int = 0, box: tuple[float, ...] = (0.5, 0.5
     return Predictions(shares.log()[None, None, None], torch.tensor(box)[None, None, None])
 
 
-def test_the_engine_knows_when_weights_change() -> None:
+def test_changed_weights_are_used_by_the_next_prediction() -> None:
     model = build_model("detr-tiny", num_classes=3)
     engine = TorchEngine(model, CPU, padding_invariant=True)
     before = engine.predict(batch())
@@ -57,36 +57,36 @@ def test_the_engine_knows_when_weights_change() -> None:
         (predictions(0.6, box=(0.506, 0.5, 0.2, 0.2)), False),  # IoU 0.942
     ],
 )
-def test_what_counts_as_the_same_detections(other: Predictions, same: bool) -> None:
+def test_same_detections_tolerates_small_changes_only(other: Predictions, same: bool) -> None:
     assert same_detections(predictions(0.6), other) == same
-    assert same_detections(predictions(0.2), predictions(0.2, label=1))  # nobody would have seen it
+    assert same_detections(predictions(0.2), predictions(0.2, label=1))  # below the compared scores
 
 
-def test_objects_are_the_same_whichever_query_found_them() -> None:
+def test_same_detections_ignores_the_order_of_queries() -> None:
     first, second = predictions(0.6), predictions(0.9, label=1, box=(0.2, 0.2, 0.1, 0.1))
 
-    def joined(*several: Predictions) -> Predictions:
+    def concatenate(*several: Predictions) -> Predictions:
         logits = torch.cat([one.layer_class_logits for one in several], 2)
         return Predictions(logits, torch.cat([one.layer_boxes for one in several], 2))
 
-    assert same_detections(joined(first, second), joined(second, first))
-    assert not same_detections(joined(first, second), joined(first, first))
-    assert not same_detections(joined(first, first), joined(first, second))  # one more than there was
+    assert same_detections(concatenate(first, second), concatenate(second, first))
+    assert not same_detections(concatenate(first, second), concatenate(first, first))
+    assert not same_detections(concatenate(first, first), concatenate(first, second))  # one more than there was
 
 
-def test_auto_takes_bfloat16_once_the_detections_proved_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_becomes_bfloat16_after_equal_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_engine, "has_fast_bfloat16", lambda device: True)
-    engine = TorchEngine(sure_model(), CPU, padding_invariant=True, precision="auto")
+    engine = TorchEngine(confident_model(), CPU, padding_invariant=True, precision="auto")
     for _ in range(torch_engine._NUM_COMPARED):
         assert engine.precision == "auto"
         engine.predict(batch())
     assert engine.precision == "bfloat16"
 
 
-def test_auto_goes_back_to_float32_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_stays_float32_after_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_engine, "has_fast_bfloat16", lambda device: True)
     monkeypatch.setattr(torch_engine, "same_detections", lambda exact, rough: False)
-    model = sure_model()
+    model = confident_model()
     engine = TorchEngine(model, CPU, padding_invariant=True, precision="auto")
     found = engine.predict(batch())
     assert engine.precision == "float32"
@@ -94,15 +94,15 @@ def test_auto_goes_back_to_float32_for_good(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0)
 
 
-def test_auto_is_float32_where_the_processor_has_nothing_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_is_float32_without_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert not has_fast_bfloat16(CPU)
-    assert TorchEngine(sure_model(), CPU, padding_invariant=True, precision="auto").precision == "float32"
+    assert TorchEngine(confident_model(), CPU, padding_invariant=True, precision="auto").precision == "float32"
 
 
-def test_nothing_seen_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_is_undecided_without_detections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_engine, "has_fast_bfloat16", lambda device: True)
-    engine = TorchEngine(sure_model(-1.0), CPU, padding_invariant=True, precision="auto")
+    engine = TorchEngine(confident_model(-1.0), CPU, padding_invariant=True, precision="auto")
     with torch.no_grad():
         engine.model.heads.class_head.bias[-1] = 20  # no object anywhere
     for _ in range(torch_engine._NUM_COMPARED + 1):

@@ -1,4 +1,4 @@
-"""Photos without end: the objects of `predict`, in order, with little padding, in memory that does not grow."""
+"""`Detector.stream`: order, batches, bounded reading ahead, errors, tiles."""
 
 import threading
 import warnings
@@ -12,15 +12,15 @@ from PIL import Image
 
 from detrkit import Detections, Detector
 from detrkit.errors import ConfigError, DatasetError
-from detrkit.inference.stream import choose_batch, share_of_padding
+from detrkit.inference.stream import choose_batch, padding_share
 from detrkit.ops.tiles import Tiling
 from detrkit.structures import Batch, Predictions
-from tests.inference.test_detector import photo
+from tests.inference.test_detector import shape_image
 
 SIZES = [(96, 64), (64, 96), (96, 66), (200, 50), (60, 96), (96, 64), (64, 90), (64, 64), (96, 64)]
 
 
-def same(one: Detections, other: Detections) -> None:
+def assert_same_detections(one: Detections, other: Detections) -> None:
     torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
     torch.testing.assert_close(one.boxes, other.boxes, rtol=0, atol=0.02)
     assert torch.equal(one.labels, other.labels)
@@ -29,14 +29,14 @@ def same(one: Detections, other: Detections) -> None:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("photos")
+    folder = tmp_path_factory.mktemp("images")
     for number, (width, height) in enumerate(SIZES):
-        photo(number, width, height).save(folder / f"{number}.png")
+        shape_image(number, width, height).save(folder / f"{number}.png")
     return sorted(folder.iterdir())
 
 
-class Watched:
-    """An engine that notes the shapes of its batches."""
+class RecordingEngine:
+    """An engine that records the sizes of its batches."""
 
     def __init__(self, detector: Detector) -> None:
         self.config = detector.engine.config
@@ -48,14 +48,14 @@ class Watched:
         return self._inner.predict(batch)
 
 
-def watched(detector: Detector) -> tuple[Detector, Watched]:
-    engine = Watched(detector)
+def with_recording_engine(detector: Detector) -> tuple[Detector, RecordingEngine]:
+    engine = RecordingEngine(detector)
     return Detector(engine, detector.categories, detector.preprocessing), engine
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_stream_finds_what_predict_finds_in_the_same_order(
+def test_stream_gives_the_detections_of_predict_in_order(
     detector: Detector,
     paths: list[Path],
     workers: int,
@@ -64,28 +64,28 @@ def test_a_stream_finds_what_predict_finds_in_the_same_order(
     streamed = list(detector.stream(paths, 0, batch_size=batch_size, workers=workers))
     assert [one.path for one in streamed] == [str(path) for path in paths]
     for path, one, size in zip(paths, streamed, SIZES, strict=True):
-        same(one, detector.predict(path, 0))
+        assert_same_detections(one, detector.predict(path, 0))
         assert one.image is not None
         assert one.image.size == size
         assert one.size == size[::-1]
 
 
-def test_photos_of_like_shape_are_predicted_together(detector: Detector, paths: list[Path]) -> None:
-    there, engine = watched(detector)
-    list(there.stream(paths * 4, 0, batch_size=3, workers=0))
+def test_images_of_similar_shape_share_a_batch(detector: Detector, paths: list[Path]) -> None:
+    recorded, engine = with_recording_engine(detector)
+    list(recorded.stream(paths * 4, 0, batch_size=3, workers=0))
     assert sum(len(sizes) for sizes in engine.sizes) == 36
     for sizes in engine.sizes:
-        assert all(share_of_padding(sizes[0], size) <= 0.25 for size in sizes)
+        assert all(padding_share(sizes[0], size) <= 0.25 for size in sizes)
     assert sum(len(sizes) == 3 for sizes in engine.sizes) >= 9, "batches are filled"
 
 
-def test_share_of_padding_by_hand() -> None:
-    assert share_of_padding((2, 4), (2, 4)) == 0
-    assert share_of_padding((2, 4), (4, 2)) == 0.5
-    assert share_of_padding((4, 4), (4, 2)) == 0.25
+def test_padding_share_of_hand_computed_cases() -> None:
+    assert padding_share((2, 4), (2, 4)) == 0
+    assert padding_share((2, 4), (4, 2)) == 0.5
+    assert padding_share((4, 4), (4, 2)) == 0.25
 
 
-def test_where_padding_leaks_only_photos_of_one_size_go_together(detector: Detector) -> None:
+def test_model_without_padding_invariance_gets_batches_of_one_size(detector: Detector) -> None:
     sizes = {3: (8, 8), 4: (8, 9), 5: (8, 8), 7: (20, 8), 8: (8, 8)}
     assert choose_batch(sizes, 4, detector.max_padding) == [3, 5, 8, 4]
     assert choose_batch(sizes, 2, detector.max_padding) == [3, 5]
@@ -95,7 +95,7 @@ def test_where_padding_leaks_only_photos_of_one_size_go_together(detector: Detec
 
 
 @pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (2, 1), (2, 4)])
-def test_photos_are_read_only_as_far_ahead_as_needed(
+def test_images_are_read_only_as_far_ahead_as_needed(
     detector: Detector,
     workers: int,
     batch_size: int,
@@ -117,63 +117,64 @@ def test_photos_are_read_only_as_far_ahead_as_needed(
     assert threading.active_count() == before, "the threads have ended"
 
 
-def test_a_photo_that_cannot_be_read_is_told_of_and_passed_over(
+def test_unreadable_image_is_reported_and_skipped(
     detector: Detector,
     paths: list[Path],
     tmp_path: Path,
 ) -> None:
     bad = tmp_path / "bad.png"
-    bad.write_text("no photo")
+    bad.write_text("not an image")
     mixed = [paths[0], bad, paths[1], bad]
-    faults: list[tuple[str, str]] = []
+    errors: list[tuple[str, str]] = []
     found = list(
-        detector.stream(mixed, 0, batch_size=2, fault=lambda photo, error: faults.append((str(photo), str(error))))
+        detector.stream(mixed, 0, batch_size=2, on_error=lambda image, error: errors.append((str(image), str(error))))
     )
     assert [one.path for one in found] == [str(paths[0]), str(paths[1])]
-    assert [where for where, _ in faults] == [str(bad)] * 2
-    assert all("cannot be read as a photo" in says for _, says in faults)
+    assert [where for where, _ in errors] == [str(bad)] * 2
+    assert all("cannot be read as a photo" in message for _, message in errors)
     with pytest.raises(DatasetError, match=r"bad\.png"):
         list(detector.stream(mixed, 0))
 
 
-def test_classes_are_chosen_by_name(detector: Detector, paths: list[Path]) -> None:
-    everything = list(detector.stream(paths, 0))
-    names = {name for one in everything for name in one.class_names}
-    wanted = sorted(names)[0]
+def test_classes_are_selected_by_name(detector: Detector, paths: list[Path]) -> None:
+    unfiltered = list(detector.stream(paths, 0))
+    names = {name for one in unfiltered for name in one.class_names}
+    name = sorted(names)[0]
     assert len(names) > 1
-    for all_of_them, some in zip(everything, detector.stream(paths, 0, classes=[wanted]), strict=True):
-        same(some, all_of_them[[i for i, name in enumerate(all_of_them.class_names) if name == wanted]])
+    for all_of_them, some in zip(unfiltered, detector.stream(paths, 0, classes=[name]), strict=True):
+        chosen = [i for i, other in enumerate(all_of_them.class_names) if other == name]
+        assert_same_detections(some, all_of_them.keep(chosen))
     with pytest.raises(ConfigError, match="did you mean 'square'"):
         detector.stream(paths, classes=["sqare"])
 
 
-def test_settings_out_of_range_are_refused_before_anything_is_read(detector: Detector) -> None:
+def test_settings_out_of_range_are_rejected_before_reading(detector: Detector) -> None:
     for settings in ({"threshold": 7}, {"batch_size": 0}, {"workers": -1}):
         with pytest.raises(ConfigError):
             detector.stream(iter([1]), **settings)  # type: ignore[arg-type]
 
 
-def test_without_images_nothing_can_be_drawn_but_the_size_is_known(
+def test_detections_without_images_keep_the_image_size(
     detector: Detector,
     paths: list[Path],
 ) -> None:
-    for one, (width, height) in zip(detector.stream(paths, 0, with_images=False), SIZES, strict=True):
+    for one, (width, height) in zip(detector.stream(paths, 0, keep_images=False), SIZES, strict=True):
         assert one.image is None
         assert one.size == (height, width)
 
 
-def test_tiles_are_looked_at_and_merged(detector: Detector) -> None:
-    there, engine = watched(detector)
-    large, small = photo(0, 150, 100), photo(1, 64, 64)
+def test_tiles_are_predicted_and_merged(detector: Detector) -> None:
+    recorded, engine = with_recording_engine(detector)
+    large, small = shape_image(0, 150, 100), shape_image(1, 64, 64)
     tiling = Tiling(100, 0.2)
-    found = list(there.stream([large, small], 0.5, tiling=tiling, batch_size=2, workers=1))
-    # the whole photo, its two tiles in one batch, and the small one
+    found = list(recorded.stream([large, small], 0.5, tiling=tiling, batch_size=2, workers=1))
+    # the whole image, its two tiles in one batch, and the small one
     assert [len(sizes) for sizes in engine.sizes] == [1, 2, 1]
-    same(found[1], detector.predict(small, 0.5))
+    assert_same_detections(found[1], detector.predict(small, 0.5))
     assert found[0].size == (100, 150)
     assert found[0].image is not None
     views = tiling.views((100, 150))
-    alone = [detector.predict(large.crop(view), 0.5).translate(view[:2]) for view in views]
+    alone = [detector.predict(large.crop(view), 0.5).moved(view[:2]) for view in views]
     for box, label in zip(found[0].boxes, found[0].labels.tolist(), strict=True):
         # each box is one of a view's, or put together of some
         assert any(label in one.labels.tolist() for one in alone)
@@ -181,12 +182,12 @@ def test_tiles_are_looked_at_and_merged(detector: Detector) -> None:
     assert len(found[0]) <= sum(len(one) for one in alone)
 
 
-def test_a_photo_of_one_tile_is_predicted_as_it_is(detector: Detector, paths: list[Path]) -> None:
+def test_image_of_one_tile_is_predicted_whole(detector: Detector, paths: list[Path]) -> None:
     for path, one in zip(paths, detector.stream(paths, 0, tiling=Tiling(200), batch_size=3), strict=True):
-        same(one, detector.predict(path, 0))
+        assert_same_detections(one, detector.predict(path, 0))
 
 
-def test_threads_leave_the_warning_filters_as_they_were(detector: Detector, tmp_path: Path) -> None:
+def test_threads_do_not_change_the_warning_filters(detector: Detector, tmp_path: Path) -> None:
     palette = Image.new("P", (64, 64))
     palette.info["transparency"] = b"\x00\xff"
     for number in range(12):

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from detrkit._internal.files import write_rows, write_text
+from detrkit._internal.files import write_json_rows, write_text
 from detrkit._internal.provenance import is_written_by_detrkit, provenance_mark, refuse_foreign_overwrite
 from detrkit.cli import main
 from detrkit.config.run import RunConfig, write_config
@@ -40,7 +40,7 @@ def written(folder: Path) -> list[Path]:
     paths = [folder / name for name in names]
     write_text(paths[0], json.dumps({"image": "a.jpg", "objects": []}, indent=2))
     write_text(paths[1], json.dumps({"format": "detrkit-findings-1", "findings": []}, indent=1))
-    write_rows(paths[2], [{"image_id": 1, "score": 0.5}, {"image_id": 2, "score": 0.5}])
+    write_json_rows(paths[2], [{"image_id": 1, "score": 0.5}, {"image_id": 2, "score": 0.5}])
     write_text(paths[3], '{"image": "a.jpg", "objects": []}\n' * 2000)
     write_text(paths[4], html_page("doctor", ["<p>fine</p>"]))
     Image.new("RGB", (9, 9)).save(paths[5], pnginfo=provenance_mark())
@@ -61,7 +61,7 @@ def test_every_kind_of_file_of_ours_is_known(tmp_path: Path) -> None:
 def test_rows_are_the_list_that_they_were(tmp_path: Path) -> None:
     rows = [{"image_id": 1, "name": "é"}, {"image_id": 2, "name": "\n"}]
     for content in (rows, []):
-        write_rows(tmp_path / "rows.json", content)
+        write_json_rows(tmp_path / "rows.json", content)
         assert json.loads((tmp_path / "rows.json").read_text("utf-8")) == content
 
 
@@ -82,7 +82,7 @@ def test_files_of_others_are_spared(tmp_path: Path, name: str, content: str) -> 
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* --html"):
-        refuse_foreign_overwrite(path, "--html")
+        refuse_foreign_overwrite(path, "html")
     path.write_text("")
     refuse_foreign_overwrite(path)  # nobody's work
     path.unlink()
@@ -151,7 +151,7 @@ def test_what_a_verb_wrote_it_writes_again(place: Path, tmp_path: Path, monkeypa
         ["describe", "detr-tiny", "--size", "64x64", "-o", tmp_path / "shapes.pdf"],
         ["describe", "data", "photos", "--model", "detr-tiny", "-o", tmp_path / "samples.png"],
         ["explain", photo, "--weights", "whole.safetensors", "-o", tmp_path / "page.html"],
-        ["predict", "whole.safetensors", photo, "--write", "pictures,json", "-o", tmp_path / "found"],
+        ["predict", "whole.safetensors", photo, "--write", "images,json", "-o", tmp_path / "found"],
         ["predict", "whole.safetensors", photo, "--write", "parquet", "-o", tmp_path / "table"],
     ):
         assert [go(*arguments), go(*arguments)] == [0, 0], arguments

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves either the old content or the new, never half of it."""
+"""Atomic writes, folders and locks: after a crash a file has its old content or its new, never a part of it."""
 
 import json
 import os
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.errors import ConfigError, DatasetError
+from detrkit.errors import ConfigError, DatasetError, arg
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _LOCK = ".lock"
-_TEMPORARY = ".detrkit-"  # and not the name, which may be as long as names can be
+_TEMPORARY_PREFIX = ".detrkit-"  # without the name, which may already have the maximum length
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place when the block ends without an error.
+    """Yield a temporary path beside `path` that replaces it when the block ends without an error.
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -27,9 +27,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=path.suffix)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place with --output") from None
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another {arg('output')}") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,9 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:
             temporary.replace(path)
         except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be written ({error.strerror}); choose another place with --output"
-            ) from None
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another {arg('output')}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,12 +48,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_write(path) as temporary:
-        # names of files and classes may hold bytes that are no text
+        # names of files and classes may contain bytes that are not valid text
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSON list atomically, a row a line: people can read it, and `signatures` knows it."""
+def write_json_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON list atomically, one row per line: readable, and recognised by `provenance`."""
     write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
 
 
@@ -63,7 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[st
     """Write a `.safetensors` file atomically.
 
     Raises:
-        ConfigError: the disk is full, or the folder cannot be written to; what was there before is still there.
+        ConfigError: the disk is full, or the folder cannot be written to; the old file is kept.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -71,12 +69,12 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[st
     with atomic_write(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=metadata)
-        except SafetensorError as error:  # its writer's word for a full disk
-            raise ConfigError(f"{path}: cannot be written ({error}); make room, and give the command again") from None
+        except SafetensorError as error:  # raised if the disk is full
+            raise ConfigError(f"{path}: cannot be written ({error}); free disk space and try again") from None
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a file lies there; names that were read from files may be longer than the system takes."""
+    """Whether a path is a file; False for names longer than the system allows, which occur in annotation files."""
     try:
         return path.is_file()
     except OSError:
@@ -84,39 +82,37 @@ def is_file(path: Path) -> bool:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read a list of photos, a name a line.
+    """Read a list of names, one per line.
 
     Raises:
-        DatasetError: it is no text.
+        DatasetError: the file is not valid text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not readable as a list of photos ({error}); save it in UTF-8") from None
+        raise DatasetError(f"{path}: not readable as a list of images ({error}); save it in UTF-8") from None
     return [line.strip() for line in lines if line.strip()]
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and those above it.
+    """Create a folder and its parents.
 
     Raises:
-        ConfigError: something else lies there, or it cannot be created.
+        ConfigError: the path is a file, or the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be a folder ({error.strerror}); choose another place with --output"
-        ) from None
+        raise ConfigError(f"{path}: cannot be a folder ({error.strerror}); choose another {arg('output')}") from None
     return path
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Be the only one who writes to a folder, or to a file; a process that dies lets go of it.
+    """Lock a folder or a file for writing by one process; the lock of a killed process is released.
 
     Raises:
-        ConfigError: somebody else does, or the folder cannot be created.
+        ConfigError: another process has the lock, or the folder cannot be created.
     """
     from filelock import FileLock, Timeout
 
@@ -125,21 +121,21 @@ def file_lock(path: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(
-            f"{path}: another process writes to it; wait until it ends, or choose another place with --output"
+            f"{path}: another process writes to it; wait until it ends, or choose another {arg('output')}"
         ) from None
     except (NotImplementedError, OSError):
-        pass  # some network disks know no locks
+        pass  # some network file systems have no locks
     try:
         yield
     finally:
         lock.release()
 
 
-def check_is_free(output: Path) -> None:
-    """See that nothing would be overwritten.
+def refuse_overwrite(output: Path) -> None:
+    """Check that an output path is unused: a new file, or a new or empty folder.
 
     Raises:
-        DatasetError: something lies there.
+        DatasetError: it is in use.
     """
     if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise DatasetError(f"{output}: exists already, and nothing is overwritten; choose another place")
+        raise DatasetError(f"{output}: exists already and is not overwritten; choose another {arg('output')}")

@@ -1,6 +1,7 @@
-"""What detrkit wrote is known by a mark in it, and may be written anew; what somebody else wrote is spared.
+"""Marks that identify files written by detrkit.
 
-Pictures, pages and tables name their maker; JSON and lines of it begin as only ours do.
+They let a command replace its own earlier outputs without an --overwrite option, refuse to replace annotations, masks or
+configs of the user that have the same name, and skip annotated images when a folder is predicted again.
 """
 
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrkit._internal.files import is_file
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, arg
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
@@ -24,21 +25,21 @@ _MARKS = tuple(
         f"tEXtSoftware\0{MAKER}",  # PNG
         f"<dc:title>{MAKER}</dc:title>",  # SVG: its creator
         f"/Creator ({MAKER})",  # PDF
-        f"maker\x18\x07{MAKER}",  # Parquet: a kind and a length stand before a text
+        f"maker\x18\x07{MAKER}",  # Parquet: a type and a length precede a string
         MAKER_OF_PAGE,
     )
 )
-# a photo's JSON or line, a document that names its form, a list with a row a line, YAML
+# JSON of an image or line, a document with a format field, a list with one row per line, YAML
 _BEGINNINGS = re.compile(
     rb'\s*\{\s*"image": |\s*\{\s*"format": "detrkit-|\[\n\{"(image_id|id)": |' + MAKER_OF_YAML.encode()
 )
-_HEADER = 4096  # bytes, in which marks are
-_FOOTER = 65536  # bytes, in which they are where files describe themselves at their end
-_DESCRIBED_AT_THE_END = (".pdf", ".parquet")
+_HEADER_BYTES = 4096
+_FOOTER_BYTES = 65536  # of files whose metadata are at the end
+_FOOTER_SUFFIXES = (".pdf", ".parquet")
 
 
 def provenance_mark() -> "PngInfo":
-    """The mark of a PNG."""
+    """Return the mark of a PNG file, for Pillow's `pnginfo`."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -47,12 +48,12 @@ def provenance_mark() -> "PngInfo":
 
 
 def is_written_by_detrkit(path: Path) -> bool:
-    """Whether detrkit wrote a picture, a page, a table, JSON, lines of it, or a config."""
+    """Whether detrkit wrote a file: an image, HTML page, table, JSON document, JSON Lines or config."""
     try:
         with path.open("rb") as file:
-            content = file.read(_HEADER)
-            if path.suffix.lower() in _DESCRIBED_AT_THE_END:
-                file.seek(max(0, path.stat().st_size - _FOOTER))
+            content = file.read(_HEADER_BYTES)
+            if path.suffix.lower() in _FOOTER_SUFFIXES:
+                file.seek(max(0, path.stat().st_size - _FOOTER_BYTES))
                 content += file.read()
     except OSError:
         return False
@@ -60,19 +61,21 @@ def is_written_by_detrkit(path: Path) -> bool:
 
 
 def refuse_foreign_overwrite(
-    path: Path, option: str = "--output", is_ours: Callable[[Path], bool] = is_written_by_detrkit
+    path: Path, argument: str = "output", is_own: Callable[[Path], bool] = is_written_by_detrkit
 ) -> None:
-    """See that a file takes the place of nothing but what detrkit wrote before; an empty file is nobody's work.
+    """Check that writing a file replaces nothing, an empty file, or a file that detrkit wrote.
 
     Args:
-        path: of the file that is to be written.
-        option: that chooses it.
-        is_ours: tells what detrkit wrote.
+        path: file to be written.
+        argument: name of the argument that chooses it.
+        is_own: whether detrkit wrote a file.
 
     Raises:
-        ConfigError: a folder lies there, or what somebody else wrote.
+        ConfigError: the path is a folder, or a file that detrkit did not write.
     """
     if path.is_dir():
-        raise ConfigError(f"{option}: {path} is a folder, expected the name of a file")
-    if is_file(path) and path.stat().st_size and not is_ours(path):
-        raise ConfigError(f"{path}: was not written by detrkit and would be overwritten; choose another {option}")
+        raise ConfigError(f"{arg(argument, str(path))} is a folder; pass the name of a file")
+    if is_file(path) and path.stat().st_size and not is_own(path):
+        raise ConfigError(
+            f"{path}: was not written by detrkit and would be overwritten; choose another {arg(argument)}"
+        )

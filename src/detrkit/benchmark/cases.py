@@ -18,7 +18,8 @@ from detrkit.checkpoints.conversion.huggingface import write_folder
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import Precision, TorchEngine
+from detrkit.inference.engines.torch import TorchEngine
+from detrkit.inference.options import Precision
 from detrkit.models.presets import PRESETS, build_model
 from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Batch, Predictions

@@ -22,7 +22,8 @@ from detrkit._internal.text import plain_console, plural
 from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig, BenchmarkResult, run_benchmark_case
 from detrkit.checkpoints.exported import is_exported
 from detrkit.errors import ConfigError, DetrkitError
-from detrkit.inference.engines.torch import Precision, has_fast_bfloat16
+from detrkit.inference.engines.torch import has_fast_bfloat16
+from detrkit.inference.options import Precision
 from detrkit.visualization.page import html_page
 from detrkit.visualization.speeds import draw_speeds
 

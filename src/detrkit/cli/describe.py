@@ -1,12 +1,13 @@
 """`detrkit describe MODEL` and `detrkit describe data FOLDER`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from detrkit.cli.settings import RunSettings, given_settings
-from detrkit.config.run import run_config
+from detrkit.cli.train import model_field
+from detrkit.config.run import load_run_config
+from detrkit.config.training import TrainingConfig
 
 
 def build_describe() -> App:
@@ -50,7 +51,8 @@ def data(
     epoch: int = 1,
     config: Path | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("samples.png"),
-    settings: Annotated[RunSettings | None, Parameter(name="*")] = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Show photos as training sees them: after augmentation, with their boxes; and the table of classes.
 
@@ -74,10 +76,13 @@ def data(
         YAML file of `detrkit train`; the command line wins over it.
     output
         Picture to write, as PNG.
+    set_
+        Field of the model, as NAME=VALUE: in_channels decides how photos are read.
     """
     from detrkit.benchmark.describe_data import describe_data
 
-    given = {"data": data, "format": format, "model": model}
-    given = {name: value for name, value in given.items() if value is not None}
-    resolved = run_config({**given, **given_settings(settings)}, config)
-    describe_data(resolved, count=count, epoch=epoch, output=output)
+    given: dict[str, Any] = {"data": data, "format": format, "model": model}
+    if set_:
+        given["model_settings"] = dict(model_field(each) for each in set_)
+    chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
+    describe_data(load_run_config(config, given, chosen), count=count, epoch=epoch, output=output)

@@ -1,35 +1,31 @@
 """`detrkit predict`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+from detrkit.inference.options import PredictOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from detrkit.inference.predict import FileResult, PredictResult
 
 
 def predict(
     source: str,
     /,
-    *photos: str,
-    threshold: float | Literal["auto"] = 0.5,
-    classes: str | None = None,
-    tile: int | None = None,
-    overlap: float = 0.2,
-    batch_size: int = 1,
-    workers: int = 2,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    device: str = "auto",
-    recursive: Annotated[bool, Parameter(negative="")] = False,
-    frames: int | None = None,
-    shard: str | None = None,
-    write: str | None = None,
+    *images: str,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("predictions"),
+    options: Annotated[PredictOptions | None, Parameter(name="*", negative="")] = None,
 ) -> None:
-    """Find objects in photos and videos; write annotated pictures, JSON, tables.
+    """Detect objects in images and videos; write annotated images, JSON, tables.
 
-    For each photo, NAME.png shows the objects, and NAME.json lists them: name, category_id, score, box (left, top,
-    right, bottom in pixels of the photo), and mask (COCO run lengths) where the model draws masks. For each video,
-    NAME.mp4 and NAME.jsonl, a line per frame. With `--write jsonl`, all photos share a file predictions.jsonl, which the
-    same command goes on with if it was stopped.
+    For each image, NAME.png shows the detections and NAME.json lists them: name, category_id, score, box (left, top,
+    right, bottom in pixels of the image), and mask (COCO RLE) if the model predicts masks. For each video, NAME.mp4 and
+    NAME.jsonl, one line per frame. With `--write jsonl`, all images share a file predictions.jsonl, and the same command
+    resumes it after a stop.
 
     Example: `detrkit predict runs/first holiday/*.jpg --threshold 0.7`
 
@@ -37,54 +33,76 @@ def predict(
     ----------
     source
         Run folder, weights file, exported file, Hugging Face folder or id, or preset.
-    photos
-        Photos, videos, folders of photos, patterns such as `'a/**/*.jpg'`, .txt lists of paths; `camera:0`.
-    threshold
-        Least score of an object, 0 to 1; `auto` takes what `detrkit evaluate` found best for each class and stored.
-    classes
-        Only objects of these classes: names, with commas between them.
-    tile
-        Also look at large photos tile by tile, each this many pixels a side.
-    overlap
-        What neighbouring tiles have in common: share of a tile's side, 0 to 0.5.
-    batch_size
-        Photos or tiles at a time; those of like shapes are put together.
-    workers
-        Threads that open photos ahead.
-    precision
-        Of the model; `auto` takes bfloat16 where the processor has it and the first photos' objects stay the same.
-    device
-        `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
-    recursive
-        Look into the folders of folders, too.
-    frames
-        At most so many frames of each video or camera.
-    shard
-        I/N: only the I-th of N shares, counted from 0; torchrun and srun say it themselves.
-    write
-        Of `pictures`, `json`, `jsonl`, `parquet`, `segments` (NAME.segments.png, COCO's panoptic form, of models that know
-        stuff), with commas between them. [default: pictures,json; for videos
-        pictures,jsonl]
+    images
+        Images, videos, folders of images, patterns such as `'a/**/*.jpg'`, .txt lists of paths; `camera:0`.
     output
-        Folder for all that is written.
+        Folder to write to.
     """
+    from detrkit.cli.console import progress_bar
     from detrkit.cli.exit_codes import exit_with
-    from detrkit.inference.predict import predict_files
-    from detrkit.inference.prediction import PredictOptions
+    from detrkit.errors import DatasetError
+    from detrkit.inference.inputs import list_inputs
 
-    options = PredictOptions(
-        threshold=threshold,
-        classes=classes,
-        tile=tile,
-        overlap=overlap,
-        batch_size=batch_size,
-        workers=workers,
-        precision=precision,
-        device=device,
-        recursive=recursive,
-        frames=frames,
-        shard=shard,
-        write=write,
-        output=output,
-    )
-    exit_with(predict_files(source, photos, options))
+    options = options or PredictOptions()
+    inputs = list_inputs(images, recursive=options.recursive, exclude=output)
+    from detrkit.inference.predict import predict_files
+
+    writes_lines = not options.image_outputs.isdisjoint({"jsonl", "parquet"})
+    has_videos = bool(inputs.videos or inputs.cameras)
+    with progress_bar("frames" if has_videos else "images", visible=writes_lines or has_videos) as progress:
+        result = predict_files(
+            source, inputs, output=output, options=options, progress=progress, on_result=_result_printer(writes_lines)
+        )
+    _print_summary(result)
+    if result.errors:
+        raise DatasetError(f"{len(result.errors)} of {result.num_inputs} inputs were not predicted; {result.errors[0]}")
+    exit_with(result.stopped_by)
+
+
+def _result_printer(writes_lines: bool) -> "Callable[[FileResult], None]":
+    """Return a function that prints one line per video, and per image unless the images share a file."""
+    from detrkit._internal.text import plural, printable
+    from detrkit.cli.console import get_console
+
+    console = get_console()
+
+    def print_result(result: "FileResult") -> None:
+        name = Path(result.name).name
+        if result.num_frames == 0:
+            if not (writes_lines and result.error):
+                console.print(f"{name}: not predicted", soft_wrap=True)
+        elif result.detections is None:
+            frames, objects = plural(result.num_frames, "frame"), plural(result.num_objects, "object")
+            console.print(f"{name}: {frames}, {objects}", soft_wrap=True)
+        elif not writes_lines:
+            pairs = zip(result.detections.class_names, result.detections.scores.tolist(), strict=True)
+            listed = ", ".join(f"{printable(label)} {score:.2f}" for label, score in pairs)
+            console.print(f"{name}: {listed or 'nothing above the threshold'}", soft_wrap=True)
+
+    return print_result
+
+
+def _print_summary(result: "PredictResult") -> None:
+    from detrkit._internal.text import plural
+    from detrkit.cli.console import get_console
+
+    console = get_console()
+    if result.process.world > 1:
+        console.print(f"partition {result.process.rank}/{result.process.world}: {plural(result.num_inputs, 'input')}")
+    if result.num_resumed:
+        console.print(f"resumed: {plural(result.num_resumed, 'image')} already done")
+    if result.num_earlier_errors:
+        console.print(
+            f"{plural(result.num_earlier_errors, 'image')} could not be read by an earlier call; remove their lines to "
+            "try them again"
+        )
+    if result.lines is None:
+        if result.num_predicted:
+            console.print(f"written to {result.output}", soft_wrap=True)
+        return
+    console.print(f"{plural(result.num_predicted, 'input')} predicted, {plural(result.num_objects, 'object')} detected")
+    if result.stopped_by is not None:
+        console.print("stopped; the same command resumes")
+        return
+    for path in filter(None, (result.table, result.lines)):
+        console.print(f"written: {path}", soft_wrap=True)

@@ -23,7 +23,6 @@ from detrkit.data.suppress_warnings import SuppressWarnings
 from detrkit.errors import DatasetError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy"})
 RGB = 3
 # Pillow knows more, of which some start other programs (EPS asks Ghostscript)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")

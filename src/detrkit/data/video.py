@@ -22,7 +22,6 @@ from torch import Tensor
 from detrkit.data.images import MAX_PIXELS
 from detrkit.errors import ConfigError, DatasetError, import_optional
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
 _TICKS = 90_000  # per second: MPEG's own clock, in which all usual frame rates are whole numbers
 _USUAL_RATE = Fraction(30)

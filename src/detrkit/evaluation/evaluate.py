@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from detrkit._internal.files import make_folder, write_rows
+from detrkit._internal.files import make_folder, write_json_rows
 from detrkit._internal.text import plain_console, plural
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import DetectionDataset, Split
+from detrkit.data.dataset import DetectionDataset
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
 from detrkit.data.loaders import Loader, evaluation_loader
-from detrkit.data.records import SplitName
+from detrkit.data.records import Split, SplitName
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import Analysis, analyse
@@ -213,7 +213,7 @@ def _check_extras(extras: Extras, data: str, is_scored: bool, output: Path | Non
 def _write_detections(output: Path | None, found: DetectionArrays) -> None:
     if output is not None:
         path = output if output.suffix == ".json" else make_folder(output) / "detections.json"
-        write_rows(path, found.to_coco())
+        write_json_rows(path, found.to_coco())
 
 
 def _say_unscored(records: Split, output: Path | None, console: Console) -> None:

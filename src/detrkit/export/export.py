@@ -13,14 +13,16 @@ from rich.console import Console
 from rich.progress import track
 from torch.export import ExportedProgram
 
-from detrkit._internal.files import check_is_free, make_folder
+from detrkit._internal.files import make_folder, refuse_overwrite
 from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.data.batching import collate
-from detrkit.data.dataset import DetectionDataset, Split, unannotated
-from detrkit.data.images import SUFFIXES, read_image
-from detrkit.data.splits import load_dataset
+from detrkit.data.dataset import DetectionDataset, unannotated
+from detrkit.data.formats.folder import read_dataset
+from detrkit.data.images import read_image
+from detrkit.data.records import Split
+from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, ExportError
@@ -31,7 +33,7 @@ from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
 from detrkit.export.program_file import write_program
 from detrkit.export.verify import ExportComparison, compare
-from detrkit.inference.engines.exported import ExportMetadata, Precision, make_metadata
+from detrkit.inference.engines.exported import ExportMetadata, ExportPrecision, make_metadata
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.structures import Batch, Sample
@@ -57,7 +59,7 @@ def export_model(
     source: str,
     format: Format,
     *,
-    precision: Precision,
+    precision: ExportPrecision,
     data: Path | None,
     postprocess: bool,
     image_size: int | None,
@@ -114,7 +116,7 @@ def export_model(
 
 
 def _check_wishes(
-    format: Format, precision: Precision, data: Path | None, output: Path, num_check: int, num_calibration: int
+    format: Format, precision: ExportPrecision, data: Path | None, output: Path, num_check: int, num_calibration: int
 ) -> None:
     if precision != "float32" and format != "openvino":
         raise ConfigError(f"--precision {precision}: --format {format} holds float32 only; use --format openvino")
@@ -127,7 +129,7 @@ def _check_wishes(
     if _SUFFIX[format] != output.suffix and (_SUFFIX[format] or output.suffix in _SUFFIX.values()):
         expected = f"a file ending in {_SUFFIX[format]}" if _SUFFIX[format] else "a folder"
         raise ConfigError(f"{output}: expected {expected} for --format {format}; rename it")
-    check_is_free(output)
+    refuse_overwrite(output)
 
 
 def _resized(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
@@ -165,7 +167,7 @@ def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_
             for count in (num_calibration, num_check)
         )
         return CheckImages(calibration, check, None, f"photos of {data}")
-    folder = load_dataset(data)
+    folder = read_dataset(data)
     check_categories(checkpoint.categories, folder.val.categories, folder.val.source)
     return CheckImages(
         calibration=_samples(folder.train, num_calibration, transform, channels),
@@ -189,7 +191,7 @@ def _spread(things: Sequence[Any], count: int) -> list[Any]:
 def _bare_photos(data: Path) -> list[Path]:
     """The photos of a folder that holds nothing else."""
     inside = sorted(one for one in data.iterdir() if not one.name.startswith(".")) if data.is_dir() else []
-    return inside if all(one.is_file() and one.suffix.lower() in SUFFIXES for one in inside) else []
+    return inside if all(one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES for one in inside) else []
 
 
 def _bare(path: Path, index: int, channels: int) -> Sample:

@@ -17,7 +17,7 @@ from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
-from detrkit.inference.engines.exported import Precision, min_side
+from detrkit.inference.engines.exported import ExportPrecision, min_side
 from detrkit.inference.engines.torch import Engine, MaskEngine
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
@@ -86,7 +86,7 @@ class ExportComparison:
             said.append(f"AP {self.ap[1]:.4f}, PyTorch's {self.ap[0]:.4f}, difference {self.ap[1] - self.ap[0]:+.4f}")
         return said
 
-    def check(self, precision: Precision) -> None:
+    def check(self, precision: ExportPrecision) -> None:
         """See that the export may be used.
 
         Raises:
@@ -201,12 +201,12 @@ class _Counts:
             for image_id, found in zip(batch.image_ids, of_photos, strict=True):
                 results.extend(found.to_coco(image_id))
         for number, (wanted, found) in enumerate(zip(*detections, strict=True)):
-            confident = wanted[wanted.scores >= THRESHOLD]
+            confident = wanted.keep(wanted.scores >= THRESHOLD)
             self.num_detections += len(confident)
             self.num_found += num_found_again(confident, found)
             if not self.has_order and _largest(boxes[number]) > _OTHER_CELL and _say_the_same(wanted, found):
                 self.num_reordered += 1
-                self.num_agreed += len(wanted[wanted.scores >= _MIN_SCORE])
+                self.num_agreed += len(wanted.keep(wanted.scores >= _MIN_SCORE))
             else:
                 self.largest = max(self.largest, _largest(logits[number]), _largest(boxes[number]))
 
@@ -228,7 +228,7 @@ class _Counts:
 def _say_the_same(first: Detections, second: Detections) -> bool:
     """Whether each has the other's detections; those that hardly count may differ."""
     return all(
-        num_found_again(clear := one[one.scores >= _MIN_SCORE], other, _SAME_PLACE_THEN, _SLACK_THEN) == len(clear)
+        num_found_again(clear := one.keep(one.scores >= _MIN_SCORE), other, _SAME_PLACE_THEN, _SLACK_THEN) == len(clear)
         for one, other in ((first, second), (second, first))
     )
 

@@ -1,4 +1,4 @@
-"""Every kind of photo that a caller may hand over -> uint8 pixels."""
+"""Read an image passed to `Detector.predict`: a path, Pillow image, array or tensor."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ from detrkit.errors import DatasetError
 ImageInput = Path | str | Image.Image | ndarray | Tensor
 
 
-def read_image_input(photo: ImageInput, channels: int) -> UInt8[Tensor, "C H W"]:
-    """Read a photo's pixels.
+def read_image_input(image: ImageInput, channels: int) -> UInt8[Tensor, "C H W"]:
+    """Read the pixels of an image.
 
     Raises:
-        DatasetError: it cannot be read, or has another number of channels.
+        DatasetError: the image cannot be read, or has another number of channels.
     """
-    if isinstance(photo, Path | str):
-        return read_image(photo, channels=channels)
-    if isinstance(photo, Image.Image):
-        return image_to_pixels(photo, channels)
-    shape = photo.shape if isinstance(photo, Tensor) else photo.shape[-1:] + photo.shape[:-1]
-    if len(shape) != 3 or shape[0] != channels or str(photo.dtype).removeprefix("torch.") != "uint8":
+    if isinstance(image, Path | str):
+        return read_image(image, channels=channels)
+    if isinstance(image, Image.Image):
+        return image_to_pixels(image, channels)
+    shape = image.shape if isinstance(image, Tensor) else image.shape[-1:] + image.shape[:-1]
+    if len(shape) != 3 or shape[0] != channels or str(image.dtype).removeprefix("torch.") != "uint8":
         raise DatasetError(
-            f"photo: found an array of shape {tuple(photo.shape)} and type {photo.dtype}, "
+            f"image: found an array of shape {tuple(image.shape)} and type {image.dtype}, "
             f"expected uint8, (H, W, {channels}) as an array or ({channels}, H, W) as a tensor"
         )
-    return photo.cpu() if isinstance(photo, Tensor) else torch.from_numpy(photo.copy()).movedim(-1, 0)
+    return image.cpu() if isinstance(image, Tensor) else torch.from_numpy(image.copy()).movedim(-1, 0)

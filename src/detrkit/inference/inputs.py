@@ -1,4 +1,4 @@
-"""What to predict: photos and videos named one by one, by folder, by pattern or in a list; cameras; a process's share."""
+"""Files and cameras to predict: single files, folders, glob patterns, lists, and one process's part of them."""
 
 import glob
 import os
@@ -8,156 +8,158 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detrkit._internal.provenance import is_written_by_detrkit
-from detrkit.data.images import SUFFIXES
-from detrkit.data.video import VIDEO_SUFFIXES
+from detrkit.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from detrkit.distributed.rank import Process, process_from_environment
-from detrkit.errors import ConfigError, DatasetError
+from detrkit.errors import ConfigError, DatasetError, arg
 
-_CAMERA = "camera:"
-_LIST = ".txt"
-_DRAWN = ".png"
+_CAMERA_PREFIX = "camera:"
+_LIST_SUFFIX = ".txt"
+_DRAWN_SUFFIX = ".png"
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What was found, each once; the paths as they were given.
+class Inputs:
+    """Inputs of a prediction, each once, with their paths as given.
 
     Attributes:
-        photos: files.
-        videos: files.
-        cameras: their numbers or names.
+        images: image files.
+        videos: video files.
+        cameras: numbers or names of cameras.
     """
 
-    photos: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
 
-    def share(self, process: Process) -> "Sources":
-        """Take every n-th for one of n processes."""
+    def __len__(self) -> int:
+        return len(self.images) + len(self.videos) + len(self.cameras)
+
+    def partition(self, process: Process) -> "Inputs":
+        """Return every n-th input, for one of n processes."""
         rank, world = process.rank, process.world
-        return Sources(self.photos[rank::world], self.videos[rank::world], self.cameras[rank::world])
+        return Inputs(self.images[rank::world], self.videos[rank::world], self.cameras[rank::world])
 
 
-def list_inputs(given: Sequence[str], *, recursive: bool = False, leave_out: Path | None = None) -> Sources:
-    """List photos, videos and cameras.
+def list_inputs(given: Sequence[str], *, recursive: bool = False, exclude: Path | None = None) -> Inputs:
+    """List images, videos and cameras.
 
     Args:
-        given: files; folders, whose photos are taken, without what detrkit drew; patterns such as `photos/**/*.jpg`; `.txt`
-            files with a path a line; `camera:0`.
-        recursive: look into the folders of folders, too; links to folders are not followed.
-        leave_out: folder that is not looked into: the output, which holds pictures as well.
+        given: files; folders, of which all images are taken that detrkit did not draw; glob patterns such as
+            `images/**/*.jpg`; `.txt` files with one path per line; `camera:0`.
+        recursive: include the images in subfolders; links to folders are not followed.
+        exclude: folder to skip: the output folder, which contains images as well.
 
     Raises:
         ConfigError: nothing was given.
-        DatasetError: a path does not exist, or there is no photo in a folder.
+        DatasetError: a path does not exist, or a folder contains no image.
     """
     if not given:
-        raise ConfigError("predict: found no photos, expected at least one; name files or a folder after the model")
+        raise ConfigError(f"{arg('images')}: found none, expected at least one; pass files or a folder after the model")
     files: list[str] = []
     cameras: list[str] = []
     for name in given:
-        if name.startswith(_CAMERA):
-            cameras.append(name.removeprefix(_CAMERA))
+        if name.startswith(_CAMERA_PREFIX):
+            cameras.append(name.removeprefix(_CAMERA_PREFIX))
         else:
-            files += _files_of(name, recursive, leave_out)
+            files += _list_files(name, recursive, None if exclude is None else exclude.resolve())
     files = list(dict.fromkeys(files))
-    photos = tuple(file for file in files if not _is_video(file))
+    images = tuple(file for file in files if not _is_video(file))
     videos = tuple(file for file in files if _is_video(file))
-    return Sources(photos, videos, tuple(dict.fromkeys(cameras)))
+    return Inputs(images, videos, tuple(dict.fromkeys(cameras)))
 
 
-def _files_of(name: str, recursive: bool, leave_out: Path | None) -> list[str]:
+def _list_files(name: str, recursive: bool, exclude: Path | None) -> list[str]:
     path = Path(name)
     if path.is_dir():
-        inside = sorted(_photos_inside(path, recursive, None if leave_out is None else leave_out.resolve()))
+        inside = sorted(_images_in_folder(path, recursive, exclude))
         if not inside:
-            where = "" if recursive else ", and --recursive was not asked for"
+            hint = "" if recursive else f"; {arg('recursive', True)} includes subfolders"
             raise DatasetError(
-                f"{path}: found no photo in this folder, expected {', '.join(sorted(SUFFIXES))}{where}; what detrkit "
-                "drew does not count"
+                f"{path}: found no image in this folder, expected {', '.join(sorted(IMAGE_SUFFIXES))}; images that "
+                f"detrkit drew are skipped{hint}"
             )
         return inside
     if path.is_file():
-        return list(_lines_of(path)) if path.suffix.lower() == _LIST else [str(path)]
+        return list(_read_list(path)) if path.suffix.lower() == _LIST_SUFFIX else [str(path)]
     if glob.has_magic(name):
-        fitting = glob.iglob(name, recursive=True)  # noqa: PTH207  (patterns may be absolute)
-        known = (file for file in fitting if (_is_photo(file) or _is_video(file)) and _is_others_file(Path(file)))
-        away = None if leave_out is None else leave_out.resolve()
-        matching = sorted(file for file in known if away is None or away not in Path(file).resolve().parents)
+        matches = glob.iglob(name, recursive=True)  # noqa: PTH207  (patterns may be absolute)
+        known = (file for file in matches if (_is_image(file) or _is_video(file)) and not _is_drawn(Path(file)))
+        matching = sorted(file for file in known if exclude is None or exclude not in Path(file).resolve().parents)
         if not matching:
             raise DatasetError(
-                f"{name}: found no photo or video that fits this pattern, but for what detrkit drew; check it"
+                f"{name}: found no image or video that matches this pattern (images that detrkit drew are skipped); "
+                "check the pattern"
             )
         return matching
     raise DatasetError(
-        f"{path}: found nothing, expected a photo, a video, a folder, a list or a pattern; check the path"
+        f"{path}: found nothing, expected an image, a video, a folder, a list or a pattern; check the path"
     )
 
 
-def _photos_inside(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[str]:
+def _images_in_folder(folder: Path, recursive: bool, exclude: Path | None) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
-        is_left_out = leave_out is not None and place != str(folder) and Path(place).resolve() == leave_out
-        if is_left_out or not recursive:
+        is_excluded = exclude is not None and place != str(folder) and Path(place).resolve() == exclude
+        if is_excluded or not recursive:
             folders.clear()
-        if not is_left_out:
-            yield from (str(path) for name in files if _is_photo(name) and _is_others_file(path := Path(place, name)))
+        if not is_excluded:
+            yield from (str(path) for name in files if _is_image(name) and not _is_drawn(path := Path(place, name)))
 
 
-def _is_others_file(path: Path) -> bool:
-    """Whether a file is not one of the pictures that detrkit draws beside photos."""
-    return path.is_file() and not (path.suffix.lower() == _DRAWN and is_written_by_detrkit(path))
+def _is_drawn(path: Path) -> bool:
+    """Whether a path is an annotated image that detrkit wrote next to its input, or not a file at all."""
+    return not path.is_file() or (path.suffix.lower() == _DRAWN_SUFFIX and is_written_by_detrkit(path))
 
 
-def _lines_of(path: Path) -> Iterator[str]:
-    """Read a list: paths beside it, or from where one is."""
+def _read_list(path: Path) -> Iterator[str]:
+    """Read a list of paths, relative to the list or to the working directory."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
             names = [line.strip() for line in lines if line.strip()]
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path}: not readable as text ({error}); expected the path of a photo in each line"
-        ) from None
+        raise DatasetError(f"{path}: not readable as text ({error}); expected the path of an image per line") from None
     if not names:
-        raise DatasetError(f"{path}: found an empty list, expected the path of a photo in each line")
+        raise DatasetError(f"{path}: found an empty list, expected the path of an image per line")
     for name in names:
         beside = path.parent / name
         yield str(beside) if beside.exists() else name
 
 
-def _is_photo(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _is_video(name: str) -> bool:
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def choose_shard(text: str | None) -> tuple[Process, bool]:
-    """Tell which share is this process's.
+def parse_partition(text: str | None) -> tuple[Process, bool]:
+    """Return which part of the inputs this process predicts.
 
     Args:
-        text: I/N, the I-th (from 0) of N; None asks torchrun's and srun's environment.
+        text: INDEX/COUNT, with INDEX from 0; None reads the environment of torchrun and srun.
 
     Returns:
-        The process, and whether the environment told it.
+        The process, and whether it was read from the environment.
 
     Raises:
-        ConfigError: it makes no sense.
+        ConfigError: the text is malformed.
     """
     if text is None:
         return process_from_environment(), True
     rank, _, world = text.partition("/")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise ConfigError(f"--shard: found {text!r}, expected I/N with I from 0 to N - 1, for example 0/2 and 1/2")
+        raise ConfigError(
+            f"{arg('partition', text)} is not INDEX/COUNT with INDEX from 0 to COUNT - 1; use for example 0/2 and 1/2"
+        )
     return Process(int(rank), int(world)), False
 
 
 def output_names(paths: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
-    """Name the output of each photo: its own name, without suffix where that is still its own alone.
+    """Name the outputs of each input: its stem, or its name with suffix if several share a stem.
 
     Args:
-        paths: of all photos, whichever process predicts them.
-        taken: names that others have.
+        paths: of all inputs, whichever process predicts them.
+        taken: names that are used otherwise.
     """
     plain = [Path(path) for path in paths]
     stems = Counter(path.stem for path in plain)
@@ -170,3 +172,8 @@ def output_names(paths: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
         used.add(name)
         names.append(name)
     return names
+
+
+def camera_output_name(camera: str) -> str:
+    """Name the outputs of a camera."""
+    return "camera-" + "".join(sign if sign.isalnum() else "-" for sign in camera).strip("-")

@@ -1,130 +1,356 @@
-"""Predicting whatever a user names: photos, videos and cameras, or one process's share of them."""
+"""Predict files: images, videos and cameras, or one process's part of them, with outputs on disk."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_overwrite
+from torch import Tensor
+
+from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.signals import StopSignal
-from detrkit._internal.text import plain_console
 from detrkit.checkpoints.exported import is_exported
-from detrkit.data.video import is_detrkit_video
+from detrkit.checkpoints.load import local_file
+from detrkit.data.video import Video, open_camera, open_video
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DatasetError
+from detrkit.errors import ConfigError, DatasetError, arg
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.load import choose_inference_device
-from detrkit.inference.inputs import Sources, choose_shard, list_inputs, output_names
-from detrkit.inference.predict_images import PHOTO_KINDS, predict_photos
-from detrkit.inference.predict_videos import DEFAULT_KINDS, name_of_camera, predict_camera, predict_video
-from detrkit.inference.prediction import PredictionRun, PredictOptions
-from detrkit.inference.writers.jsonl import lines_name
+from detrkit.inference.images import ImageInput
+from detrkit.inference.inputs import Inputs, camera_output_name, list_inputs, output_names, parse_partition
+from detrkit.inference.options import PredictOptions, parse_settings
+from detrkit.inference.stream import ErrorHandler
+from detrkit.inference.writers.images import ImageWriter, check_image_outputs
+from detrkit.inference.writers.jsonl import JsonlWriter, jsonl_name
+from detrkit.inference.writers.parquet import write_parquet
+from detrkit.inference.writers.video import VideoOutputWriter, check_video_outputs
+from detrkit.structures import Detections
+
+ProgressFunction = Callable[[int, int], None]
 
 
-def predict_files(source: str, given: Sequence[str], options: PredictOptions) -> int | None:
-    """Predict everything that was named, or this process's share of it.
+@dataclass(frozen=True)
+class FileResult:
+    """Result of one input.
 
-    A photo that cannot be read is named and passed over; the others are predicted.
-
-    Returns:
-        The signal that stopped it, or None.
-
-    Raises:
-        DetrkitError: the model cannot be read, or some of the photos and videos.
+    Attributes:
+        name: path of the file, or `camera:0`.
+        num_frames: predicted frames; 1 for an image.
+        num_objects: detected objects, in all frames.
+        detections: of an image; None for a video.
+        error: why it was not predicted, or not to its end.
     """
-    process, is_from_environment = choose_shard(options.shard)
-    sources = list_inputs(given, recursive=options.recursive, leave_out=options.output)
-    _check_kinds(sources, options)
-    files = [*sources.photos, *sources.videos]
-    names = dict(zip(files, output_names(files, taken=[lines_name(process)] if sources.videos else []), strict=True))
-    _spare_the_sources(names, options.output)
-    _spare_all_others(
-        [names[photo] for photo in sources.photos], options.kinds(PHOTO_KINDS), _OF_PHOTOS, options.output
-    )
-    of_videos = [*(names[video] for video in sources.videos), *map(name_of_camera, sources.cameras)]
-    _spare_all_others(of_videos, options.kinds(DEFAULT_KINDS), _OF_VIDEOS, options.output)
-    is_ranked = is_from_environment and not is_exported(source)  # a GPU for each process, if there are some
-    if sources.photos and "parquet" in options.kinds(PHOTO_KINDS):
-        refuse_foreign_overwrite(options.output / f"{lines_name(process)}.parquet")
-    device = (
-        choose_rank_device(options.device, process) if is_ranked else choose_inference_device(source, options.device)
-    )
-    detector = Detector.load(source, device, precision=options.precision)
-    _check_masks(detector, options)
-    detector.resolve_threshold(options.threshold)  # says now if there is none
-    detector.resolve_classes(options.class_names(detector))
-    console = plain_console()
-    if process.world > 1:
-        console.print(f"share {process.rank}/{process.world} of {len(files)} photos and videos")
-    mine = sources.share(process)
-    with StopSignal() as stop:
-        job = PredictionRun(detector, options, names, stop, console)
-        _predict_all(job, source, mine, process)
-    count = len(mine.photos) + len(mine.videos) + len(mine.cameras)
-    if job.tally.faults:
-        raise DatasetError(f"{job.tally.faults} of {count} photos were not predicted; {job.tally.first_fault}")
-    return stop.received
+
+    name: str
+    num_frames: int = 0
+    num_objects: int = 0
+    detections: Detections | None = None
+    error: str | None = None
 
 
-def _predict_all(job: PredictionRun, source: str, sources: Sources, process: Process) -> None:
-    if sources.photos:
-        predict_photos(job, source, sources.photos, process)
-    for video in sources.videos:
-        if job.stop.received is None:
-            predict_video(job, video)
-    for camera in sources.cameras:
-        if job.stop.received is None:
-            predict_camera(job, camera)
+@dataclass(frozen=True)
+class PredictResult:
+    """Result of `predict_files`.
 
+    Attributes:
+        output: folder that was written to.
+        process: which part of the inputs this was.
+        num_inputs: inputs of this part.
+        num_predicted: images, videos and cameras predicted by this call.
+        num_objects: objects detected by this call.
+        num_resumed: images that were done by an earlier call.
+        errors: one message for each input that could not be predicted, now or by an earlier call.
+        num_earlier_errors: how many of the errors are from an earlier call.
+        lines: the JSON Lines of the images, if written.
+        table: the Parquet table of the images, if written.
+        stopped_by: number of the signal that stopped the call early.
+    """
 
-def _check_kinds(sources: Sources, options: PredictOptions) -> None:
-    """See that everything that was asked for can be written."""
-    if (sources.videos or sources.cameras) and "json" in options.kinds(DEFAULT_KINDS):
-        raise ConfigError("--write json: is for photos; --write jsonl has a line for each frame of a video")
+    output: Path
+    process: Process
+    num_inputs: int
+    num_predicted: int
+    num_objects: int
+    num_resumed: int
+    errors: tuple[str, ...]
+    num_earlier_errors: int
+    lines: Path | None
+    table: Path | None
+    stopped_by: int | None
 
-
-def _check_masks(detector: Detector, options: PredictOptions) -> None:
-    """See that the model can do what is asked of its masks."""
-    if options.tile is not None and detector.engine.config.panoptic:
-        raise ConfigError("--tile: puts boxes of tiles together, and masks are not; leave it out for this model")
-    if "segments" in options.kinds("") and detector.categories.is_thing is None:
-        raise ConfigError(
-            "--write segments: this model tells no things from stuff; train one on panoptic data, with a preset that "
-            "ends in -panoptic"
+    def __repr__(self) -> str:
+        return (
+            f"PredictResult({self.num_predicted} of {self.num_inputs} inputs predicted, {self.num_objects} objects, "
+            f"{len(self.errors)} errors, output={str(self.output)!r})"
         )
 
 
-# kinds, their suffixes, and how a file of ours is known, which may be written anew
-_OF_PHOTOS = (
-    ("json", ".json", is_written_by_detrkit),
-    ("pictures", ".png", is_written_by_detrkit),
-    ("segments", ".segments.png", is_written_by_detrkit),
-)
-_OF_VIDEOS = (
-    ("pictures", ".mp4", is_detrkit_video),
-    ("jsonl", ".jsonl", is_written_by_detrkit),
-    ("parquet", ".jsonl", is_written_by_detrkit),
-    ("parquet", ".parquet", is_written_by_detrkit),
-)
+def predict_files(
+    source: Path | str,
+    inputs: Path | str | Sequence[Path | str] | Inputs,
+    *,
+    output: Path | str = "predictions",
+    progress: ProgressFunction | None = None,
+    on_result: Callable[[FileResult], None] | None = None,
+    options: PredictOptions | None = None,
+    **settings: Any,
+) -> PredictResult:
+    """Predict images, videos and cameras, and write the detections to a folder.
+
+    An input that cannot be read is recorded in the result; the others are predicted. Ctrl-C and SIGTERM end the call after
+    the current image; with "jsonl" among the outputs, the same call resumes it.
+
+    Args:
+        source: see `Detector.load`.
+        inputs: files, folders, glob patterns, `.txt` lists of paths, `camera:0`; or what `list_inputs` returned.
+        output: folder to write to.
+        progress: called with (done, total) after every image, and after every frame of a video; total is 0 if unknown.
+        on_result: called after every input.
+        options: the settings as an object.
+        **settings: fields of `PredictOptions`: `threshold`, `classes`, `partition`, `write` and others.
+
+    Raises:
+        ConfigError: a setting is wrong, or an output would replace a file that detrkit did not write.
+        DatasetError: an input does not exist.
+        CheckpointError: the model cannot be read.
+    """
+    options = options or parse_settings(PredictOptions, settings)
+    output = Path(output)
+    process, is_from_environment = parse_partition(options.partition)
+    if not isinstance(inputs, Inputs):
+        given = [inputs] if isinstance(inputs, Path | str) else inputs
+        inputs = list_inputs([str(one) for one in given], recursive=options.recursive, exclude=output)
+    names = _check_outputs(inputs, output, options, process)
+    # one GPU per process, if there are several
+    by_rank = is_from_environment and not is_exported(source)
+    device = choose_rank_device(options.device, process) if by_rank else choose_inference_device(source, options.device)
+    detector = Detector.load(source, device, precision=options.precision)
+    _check_model(detector, options)
+    with StopSignal() as stop:
+        run = _Run(detector, str(source), output, options, process, names, stop, progress, on_result)
+        return run.predict(inputs.partition(process))
 
 
-def _spare_all_others(
-    names: Sequence[str],
-    kinds: frozenset[str],
-    files: Sequence[tuple[str, str, Callable[[Path], bool]]],
-    output: Path,
-) -> None:
-    """See that nothing takes the place of what somebody else wrote: annotations and masks lie beside the photos, too."""
-    for kind, suffix, is_ours in files:
-        for path in (output / f"{name}{suffix}" for name in names if kind in kinds):
-            refuse_foreign_overwrite(path, is_ours=is_ours)
+def _check_outputs(inputs: Inputs, output: Path, options: PredictOptions, process: Process) -> dict[str, str]:
+    """Name the outputs of every file, and check that they replace no file of the user."""
+    if (inputs.videos or inputs.cameras) and "json" in options.video_outputs:
+        raise ConfigError(f"{arg('write', 'json')} is for images; 'jsonl' has one line per frame of a video")
+    files = [*inputs.images, *inputs.videos]
+    lines_name = jsonl_name(process)
+    names = dict(zip(files, output_names(files, taken=[lines_name] if inputs.videos else []), strict=True))
+    _check_inputs_are_kept(names, output)
+    check_image_outputs(output, [names[image] for image in inputs.images], options.image_outputs)
+    of_videos = [*(names[video] for video in inputs.videos), *map(camera_output_name, inputs.cameras)]
+    check_video_outputs(output, of_videos, options.video_outputs)
+    if inputs.images and "parquet" in options.image_outputs:
+        refuse_foreign_overwrite(output / f"{lines_name}.parquet")
+    return names
 
 
-def _spare_the_sources(names: dict[str, str], output: Path) -> None:
-    """See that no picture takes the place of a photo or a video."""
-    folders = {folder for folder in {Path(path).parent for path in names} if folder.resolve() == output.resolve()}
-    if not folders:
+def _check_inputs_are_kept(names: dict[str, str], output: Path) -> None:
+    """Check that no annotated image or video replaces an input."""
+    output = output.resolve()
+    if all(Path(path).parent.resolve() != output for path in names):
         return
-    there = {output.resolve() / f"{name}{suffix}" for name in names.values() for suffix in (".png", ".mp4")}
+    written = {output / f"{name}{suffix}" for name in names.values() for suffix in (".png", ".mp4")}
     for path in names:
-        if Path(path).resolve() in there:
-            raise ConfigError(f"{path}: would be overwritten by what is found in it; choose another --output")
+        if Path(path).resolve() in written:
+            raise ConfigError(f"{path}: would be overwritten by its own predictions; choose another {arg('output')}")
+
+
+def _check_model(detector: Detector, options: PredictOptions) -> None:
+    """Check the settings that depend on the model."""
+    detector.resolve_threshold(options.threshold)
+    detector.resolve_classes(options.class_names(detector.categories.names))
+    if options.tile is not None and detector.engine.config.panoptic:
+        raise ConfigError(f"{arg('tile', options.tile)} merges boxes only, and this model predicts masks; omit it")
+    if options.write is not None and "segments" in options.image_outputs and detector.categories.is_thing is None:
+        raise ConfigError(
+            f"{arg('write', 'segments')} needs a panoptic model; train a preset whose name ends in -panoptic on panoptic "
+            "data"
+        )
+
+
+@dataclass
+class _Run:
+    """One call of `predict_files`, and its counters."""
+
+    detector: Detector
+    source: str
+    output: Path
+    options: PredictOptions
+    process: Process
+    names: dict[str, str]
+    stop: StopSignal
+    progress: ProgressFunction | None
+    on_result: Callable[[FileResult], None] | None
+    num_predicted: int = 0
+    num_objects: int = 0
+    num_resumed: int = 0
+    errors: list[str] = field(default_factory=list)
+    earlier_errors: list[str] = field(default_factory=list)
+    lines: Path | None = None
+    table: Path | None = None
+
+    def predict(self, inputs: Inputs) -> PredictResult:
+        """Predict this process's inputs."""
+        if inputs.images:
+            self._predict_images(inputs.images)
+        for path in inputs.videos:
+            if self.stop.received is None:
+                self._predict_video(path, self.names[path], open_video(Path(path)))
+        for camera in inputs.cameras:
+            if self.stop.received is None:
+                self._predict_video(f"camera:{camera}", camera_output_name(camera), open_camera(camera))
+        return PredictResult(
+            self.output,
+            self.process,
+            len(inputs),
+            self.num_predicted,
+            self.num_objects,
+            self.num_resumed,
+            (*self.errors, *self.earlier_errors),
+            len(self.earlier_errors),
+            self.lines,
+            self.table,
+            self.stop.received,
+        )
+
+    def _predict_images(self, images: Sequence[str]) -> None:
+        outputs, folder = self.options.image_outputs, self.output
+        lines = None
+        if outputs & {"jsonl", "parquet"}:
+            lines = JsonlWriter(folder / f"{jsonl_name(self.process)}.jsonl", self._line_settings())
+            self.lines = lines.path
+        with lines or nullcontext():
+            todo = [image for image in images if lines is None or image not in lines.done]
+            self.num_resumed = len(images) - len(todo)
+            if (
+                lines is not None
+            ):  # an earlier call's errors are repeated, so that the result does not depend on resuming
+                self.earlier_errors = [lines.errors[image] for image in images if image in lines.errors]
+            writer = ImageWriter(folder, self.names, outputs, lines)
+
+            def on_error(image: ImageInput, error: DatasetError) -> None:
+                writer.add_error(str(image), error)
+                self._report(FileResult(str(image), error=str(error)))
+                self._advance(len(todo))
+
+            with closing(self._stream(todo, "images" in outputs, on_error)) as results:
+                for detections in results:
+                    writer.add(detections)
+                    self._report(FileResult(detections.path or "", 1, len(detections), detections))
+                    self._advance(len(todo))
+                    if self.stop.received is not None:
+                        return
+        if lines is not None and "parquet" in outputs:
+            self.table = lines.path.with_suffix(".parquet")
+            write_parquet(lines.path, self.table)
+
+    def _predict_video(self, name: str, output: str, opened: AbstractContextManager[Video]) -> None:
+        """Predict a video; a video that is damaged somewhere is predicted up to there, and counts as an error."""
+        try:
+            with opened as video:
+                result = self._predict_frames(name, video, self.output / output)
+        except DatasetError as error:
+            result = FileResult(name, error=str(error))
+        self._report(result)
+
+    def _predict_frames(self, name: str, video: Video, output: Path) -> FileResult:
+        """Predict frame by frame.
+
+        Raises:
+            DatasetError: no frame can be read.
+        """
+        max_frames = self.options.max_frames
+        frames = _Frames(video, max_frames)
+        total = max_frames or video.num_frames or 0
+        num_frames = num_objects = 0
+        with (
+            VideoOutputWriter(output, video, self.options.video_outputs) as writer,
+            closing(self._stream(frames, writer.draws)) as results,
+        ):
+            for detections in results:
+                writer.add(detections, *frames.waiting.popleft())
+                num_frames, num_objects = num_frames + 1, num_objects + len(detections)
+                if self.progress is not None:
+                    self.progress(num_frames, total)
+                if self.stop.received is not None:
+                    break
+            if frames.error is not None and not num_frames:
+                raise frames.error  # before an empty file replaces an earlier result
+        return FileResult(name, num_frames, num_objects, error=None if frames.error is None else str(frames.error))
+
+    def _report(self, result: FileResult) -> None:
+        if result.error is not None:
+            self.errors.append(result.error)
+        if result.num_frames or result.error is None:
+            self.num_predicted += 1
+            self.num_objects += result.num_objects
+        if self.on_result is not None:
+            self.on_result(result)
+
+    def _advance(self, total: int) -> None:
+        if self.progress is not None:
+            self.progress(self.num_predicted + len(self.errors), total)
+
+    def _stream(
+        self, images: Iterable[ImageInput], keep_images: bool, on_error: ErrorHandler | None = None
+    ) -> Generator[Detections, None, None]:
+        options = self.options
+        return self.detector.stream(
+            images,
+            options.threshold,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            classes=options.class_names(self.detector.categories.names),
+            tiling=options.tiling,
+            keep_images=keep_images,
+            on_error=on_error,
+        )
+
+    def _line_settings(self) -> dict[str, Any]:
+        """Return everything that the numbers in the lines depend on."""
+        options = self.options
+        weights = local_file(self.source)
+        model = self.source
+        if weights is not None:
+            with weights.open("rb") as content:
+                model = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+        classes = options.class_names(self.detector.categories.names)
+        return {
+            "model": model,
+            "threshold": self.detector.resolve_threshold(options.threshold),
+            "precision": options.precision,
+            "classes": None if classes is None else sorted(set(classes)),
+            "tile": options.tile,
+            "overlap": None if options.tile is None else options.overlap,
+            "partition": f"{self.process.rank}/{self.process.world}",
+        }
+
+
+class _Frames:
+    """Iterates over the pixels of a video, and remembers number and time of the frames that are not predicted yet.
+
+    Attributes:
+        waiting: number and seconds of each.
+        error: what ended the video early.
+    """
+
+    def __init__(self, video: Video, max_frames: int | None) -> None:
+        self.waiting: deque[tuple[int, float]] = deque()
+        self.error: DatasetError | None = None
+        self._frames = islice(video, max_frames)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        try:
+            for frame in self._frames:
+                self.waiting.append((frame.number, frame.seconds))
+                yield frame.pixels
+        except DatasetError as error:
+            self.error = error

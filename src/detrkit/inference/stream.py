@@ -1,7 +1,7 @@
-"""Photos without end -> detections in the photos' own order, in memory that does not grow.
+"""Detections of any number of images, in their order and in bounded memory.
 
-Threads open and resize photos ahead. A few photos wait, so that those of like shapes can be predicted together with
-little padding; the one that has waited longest is always part of the next batch.
+Threads read and resize images ahead. A few images wait, so that those of similar size share a batch with little padding;
+the one that has waited longest is always part of the next batch.
 """
 
 from collections import deque
@@ -19,118 +19,125 @@ from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import crop, size_of
 from detrkit.errors import DatasetError
+from detrkit.inference.batches import MinScores
 from detrkit.inference.engines.torch import Engine
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample
 
-_BATCHES_WAITING = 8  # among whose photos like shapes are looked for
-_MAX_BYTES = 2**28  # of the pixels that wait: a dozen photos of a telephone, a hundred resized ones
+_BATCHES_AHEAD = 8  # batches of images among which similar sizes are sought
+_MAX_WAITING_BYTES = 2**28  # of the waiting pixels: a dozen phone photos, or a hundred resized images
+
+ErrorHandler = Callable[[ImageInput, DatasetError], None]
 
 
 @runtime_checkable
 class BatchPredictor(Protocol):
-    """What prepares and predicts: a `Detector`."""
+    """Preprocesses images and predicts batches; implemented by `Detector`."""
 
     engine: Engine
 
     @property
     def max_padding(self) -> float:
-        """Share of a batch that may be padding, when batches are put together of what waits."""
+        """Maximum share of padding in a batch of images that were not passed together."""
 
     def preprocess(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
-        """Resize a photo; called by threads."""
+        """Resize an image; called by threads."""
 
-    def predict_samples(self, samples: Sequence[Sample], threshold: float | tuple[float, ...]) -> list[Detections]:
+    def predict_samples(self, samples: Sequence[Sample], min_scores: MinScores) -> list[Detections]:
         """Predict one batch."""
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How photos are streamed; see `Detector.stream`."""
+    """Settings of a stream; see `Detector.stream`."""
 
-    threshold: float | tuple[float, ...]  # of all labels, or of each
+    min_scores: MinScores
     batch_size: int
     workers: int
     labels: frozenset[int] | None
     tiling: Tiling | None
-    with_images: bool
+    keep_images: bool
 
     def __post_init__(self) -> None:
-        """See that the numbers make sense.
+        """Check the numbers.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: one is out of range.
         """
         check_batching(self.batch_size, self.workers)
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A photo that waits to be predicted."""
+class _WaitingImage:
+    """An image that waits to be predicted."""
 
-    photo: ImageInput
-    pixels: UInt8[Tensor, "C H W"] | None  # as it was, where it will be drawn on or cut into tiles
-    sample: Sample | None  # resized, unless it is cut into tiles
+    image: ImageInput
+    pixels: UInt8[Tensor, "C H W"] | None  # original pixels, if they are drawn on or cut into tiles
+    sample: Sample | None  # resized, unless the image is cut into tiles
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory in use."""
         tensors = (self.pixels, None if self.sample is None else self.sample.image)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def stream_photos(
-    finder: BatchPredictor,
-    photos: Iterable[ImageInput],
-    settings: StreamConfig,
-    fault: Callable[[ImageInput, DatasetError], None] | None,
+def stream_images(
+    predictor: BatchPredictor,
+    images: Iterable[ImageInput],
+    config: StreamConfig,
+    on_error: ErrorHandler | None,
 ) -> Generator[Detections, None, None]:
-    """Open, group, predict; see `Detector.stream`.
+    """Read, group and predict images; see `Detector.stream`.
 
     Raises:
-        DatasetError: a photo cannot be read, and nobody listens to faults.
+        DatasetError: an image cannot be read, and there is no `on_error`.
     """
 
-    def open_one(photo: ImageInput) -> _Opened:
-        pixels = read_image_input(photo, finder.engine.config.in_channels)
-        views = [] if settings.tiling is None else settings.tiling.views((pixels.shape[1], pixels.shape[2]))
-        is_cut = len(views) > 1
-        keeps_pixels = settings.with_images or is_cut
-        return _Opened(photo, pixels if keeps_pixels else None, None if is_cut else finder.preprocess(pixels))
+    def read(image: ImageInput) -> _WaitingImage:
+        pixels = read_image_input(image, predictor.engine.config.in_channels)
+        views = [] if config.tiling is None else config.tiling.views((pixels.shape[1], pixels.shape[2]))
+        is_tiled = len(views) > 1
+        keeps_pixels = config.keep_images or is_tiled
+        return _WaitingImage(
+            image, pixels if keeps_pixels else None, None if is_tiled else predictor.preprocess(pixels)
+        )
 
-    opened = _opened_ahead(photos, open_one, settings.workers, fault)
-    for one, found in _in_order(finder, opened, settings):
-        image = tensor_to_image(one.pixels) if settings.with_images and one.pixels is not None else None
-        path = str(one.photo) if isinstance(one.photo, Path | str) else None
-        if settings.labels is not None:
-            found = found[[i for i, label in enumerate(found.labels.tolist()) if label in settings.labels]]
-        yield replace(found, image=image, path=path)
+    waiting = _read_ahead(images, read, config.workers, on_error)
+    for one, detections in _predict_in_order(predictor, waiting, config):
+        image = tensor_to_image(one.pixels) if config.keep_images and one.pixels is not None else None
+        path = str(one.image) if isinstance(one.image, Path | str) else None
+        if config.labels is not None:
+            detections = detections.keep(
+                [i for i, label in enumerate(detections.labels.tolist()) if label in config.labels]
+            )
+        yield replace(detections, image=image, path=path)
 
 
-def _opened_ahead(
-    photos: Iterable[ImageInput],
-    open_one: Callable[[ImageInput], _Opened],
+def _read_ahead(
+    images: Iterable[ImageInput],
+    read: Callable[[ImageInput], _WaitingImage],
     workers: int,
-    fault: Callable[[ImageInput, DatasetError], None] | None,
-) -> Iterator[_Opened]:
-    """Open photos in threads, at most two ahead for each; hand them over in their order."""
+    on_error: ErrorHandler | None,
+) -> Iterator[_WaitingImage]:
+    """Read images in threads, at most two ahead per thread; yield them in their order."""
     pool = ThreadPoolExecutor(workers) if workers else None
-    ahead: deque[tuple[ImageInput, Future[_Opened] | None]] = deque()
+    ahead: deque[tuple[ImageInput, Future[_WaitingImage] | None]] = deque()
 
-    def next_one() -> Iterator[_Opened]:
-        photo, future = ahead.popleft()
+    def next_one() -> Iterator[_WaitingImage]:
+        image, future = ahead.popleft()
         try:
-            yield future.result() if future is not None else open_one(photo)
+            yield future.result() if future is not None else read(image)
         except DatasetError as error:
-            if fault is None:
+            if on_error is None:
                 raise
-            fault(photo, error)
+            on_error(image, error)
 
     try:
-        for photo in photos:
-            ahead.append((photo, None if pool is None else pool.submit(open_one, photo)))
+        for image in images:
+            ahead.append((image, None if pool is None else pool.submit(read, image)))
             if len(ahead) > 2 * workers:
                 yield from next_one()
         while ahead:
@@ -140,36 +147,38 @@ def _opened_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
-    finder: BatchPredictor, opened: Iterator[_Opened], settings: StreamConfig
-) -> Iterator[tuple[_Opened, Detections]]:
-    """Let photos wait for others of their shape, and hand over what was found in the order in which they came."""
-    most = settings.batch_size * _BATCHES_WAITING if settings.batch_size > 1 else 1
-    held: dict[int, _Opened] = {}  # what waits to be predicted or to be handed over
-    found: dict[int, Detections] = {}
-    came = handed = num_bytes = 0
-    is_over = False
-    while held or not is_over:
-        while not is_over and (not held or (len(held) < most and num_bytes < _MAX_BYTES)):
-            one = next(opened, None)
-            is_over = one is None
+def _predict_in_order(
+    predictor: BatchPredictor, images: Iterator[_WaitingImage], config: StreamConfig
+) -> Iterator[tuple[_WaitingImage, Detections]]:
+    """Batch images with others of similar size; yield the detections in the order of the images."""
+    max_waiting = config.batch_size * _BATCHES_AHEAD if config.batch_size > 1 else 1
+    held: dict[int, _WaitingImage] = {}  # not yet yielded, by number
+    results: dict[int, Detections] = {}
+    num_read = num_yielded = num_bytes = 0
+    is_exhausted = False
+    while held or not is_exhausted:
+        while not is_exhausted and (not held or (len(held) < max_waiting and num_bytes < _MAX_WAITING_BYTES)):
+            one = next(images, None)
+            is_exhausted = one is None
             if one is not None:
-                held[came] = one
+                held[num_read] = one
                 num_bytes += one.num_bytes
-                came += 1
-        waiting = [number for number in held if number not in found]
+                num_read += 1
+        waiting = [number for number in held if number not in results]
         if waiting:
-            chosen = _batch_of(held, waiting, settings.batch_size, finder.max_padding)
-            found.update(zip(chosen, _predict(finder, [held[number] for number in chosen], settings), strict=True))
-        while handed in found:
-            one = held.pop(handed)
+            chosen = _next_batch(held, waiting, config.batch_size, predictor.max_padding)
+            results.update(zip(chosen, _predict(predictor, [held[number] for number in chosen], config), strict=True))
+        while num_yielded in results:
+            one = held.pop(num_yielded)
             num_bytes -= one.num_bytes
-            yield one, found.pop(handed)
-            handed += 1
+            yield one, results.pop(num_yielded)
+            num_yielded += 1
 
 
-def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int, max_padding: float) -> list[int]:
-    """Choose the photo that has waited longest, and others to go with it; a photo in tiles is a batch of its own."""
+def _next_batch(
+    held: dict[int, _WaitingImage], waiting: Sequence[int], batch_size: int, max_padding: float
+) -> list[int]:
+    """Choose the image that has waited longest, and others of similar size; a tiled image is a batch of its own."""
     samples = ((number, held[number].sample) for number in waiting)
     sizes = {number: size_of(sample) for number, sample in samples if sample is not None}
     if waiting[0] not in sizes:
@@ -178,45 +187,49 @@ def _batch_of(held: dict[int, _Opened], waiting: Sequence[int], batch_size: int,
 
 
 def choose_batch(sizes: Mapping[int, tuple[int, int]], batch_size: int, max_padding: float) -> list[int]:
-    """Choose the photo that has waited longest, and those that need the least padding beside it.
+    """Choose the image that has waited longest, and those that need the least padding beside it.
 
     Args:
-        sizes: (height, width) of what waits, by number, longest first.
-        batch_size: photos at most.
-        max_padding: share of padding, of the first photo and each of the others.
+        sizes: (height, width) of the waiting images, by number, longest waiting first.
+        batch_size: maximum number of images.
+        max_padding: maximum `padding_share` of the first image and each of the others.
+
+    Returns:
+        The numbers of the images.
     """
     (first, size), *others = sizes.items()
-    paddings = ((share_of_padding(size, other), number) for number, other in others)
+    paddings = ((padding_share(size, other), number) for number, other in others)
     return [first, *(number for padding, number in sorted(paddings) if padding <= max_padding)][:batch_size]
 
 
-def share_of_padding(first: tuple[int, int], second: tuple[int, int]) -> float:
-    """How much of a batch of two photos is padding; sizes are (height, width)."""
+def padding_share(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Return the share of padding, 0 to 1, in a batch of two images of these (height, width)."""
     height, width = max(first[0], second[0]), max(first[1], second[1])
     return 1 - (first[0] * first[1] + second[0] * second[1]) / (2 * height * width)
 
 
-def _predict(finder: BatchPredictor, chosen: Sequence[_Opened], settings: StreamConfig) -> list[Detections]:
+def _predict(predictor: BatchPredictor, chosen: Sequence[_WaitingImage], config: StreamConfig) -> list[Detections]:
     samples = [one.sample for one in chosen if one.sample is not None]
     if len(samples) == len(chosen):
-        return finder.predict_samples(samples, settings.threshold)
+        return predictor.predict_samples(samples, config.min_scores)
     (one,) = chosen
     assert one.pixels is not None
-    assert settings.tiling is not None
-    return [_predict_tiles(finder, one.pixels, settings.tiling, settings)]
+    assert config.tiling is not None
+    return [_predict_tiles(predictor, one.pixels, config.tiling, config)]
 
 
 def _predict_tiles(
-    finder: BatchPredictor, pixels: UInt8[Tensor, "C H W"], tiling: Tiling, settings: StreamConfig
+    predictor: BatchPredictor, pixels: UInt8[Tensor, "C H W"], tiling: Tiling, config: StreamConfig
 ) -> Detections:
-    """Look at the whole photo and at each tile, and merge what was found."""
+    """Predict the whole image and each tile, and merge the detections."""
     size = (pixels.shape[1], pixels.shape[2])
     whole = unannotated(pixels)
     views = tiling.views(size)
-    found: list[Detections] = []
-    # the first view is the whole photo, of another shape than the tiles
-    starts = [0, *range(1, len(views), settings.batch_size)]
+    detections: list[Detections] = []
+    # the first view is the whole image, whose shape differs from the tiles'
+    starts = [0, *range(1, len(views), config.batch_size)]
     for start, end in zip(starts, [*starts[1:], len(views)], strict=True):
         cuts = [crop(whole, top, left, bottom - top, right - left) for left, top, right, bottom in views[start:end]]
-        found += finder.predict_samples([finder.preprocess(cut.image) for cut in cuts], settings.threshold)
-    return merge_views([one.translate(view[:2]) for one, view in zip(found, views, strict=True)], views, size)
+        samples = [predictor.preprocess(cut.image) for cut in cuts]
+        detections += predictor.predict_samples(samples, config.min_scores)
+    return merge_views([one.moved(view[:2]) for one, view in zip(detections, views, strict=True)], views, size)

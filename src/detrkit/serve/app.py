@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from detrkit._version import __version__
 from detrkit.errors import ConfigError, DetrkitError
-from detrkit.inference.detector import Threshold
+from detrkit.inference.options import Threshold
 from detrkit.serve.http_errors import HttpError, http_error_for
 from detrkit.serve.metrics import Counted
 from detrkit.serve.origin_check import OriginCheck
@@ -216,7 +216,7 @@ def _json_of(found: Detections) -> Response:
     """As the lines of `detrkit predict` have it."""
     assert found.size is not None
     height, width = found.size
-    content = {"image": found.path, "width": width, "height": height, **found.to_dict()}
+    content = {"image": found.path, "width": width, "height": height, **found.to_content()}
     return Response(
         json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"), media_type="application/json"
     )

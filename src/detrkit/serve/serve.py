@@ -13,7 +13,7 @@ from detrkit._internal.text import plain_console, printable
 from detrkit.errors import ConfigError, import_optional
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.load import choose_inference_device
-from detrkit.inference.engines.torch import Precision
+from detrkit.inference.options import Precision
 from detrkit.serve.settings import ServeConfig
 
 _EXTRA = {

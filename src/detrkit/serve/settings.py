@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from detrkit.errors import ConfigError, arg
-from detrkit.inference.detector import Threshold
+from detrkit.inference.options import Threshold
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ from detrkit.data.checks.annotations import (
 )
 from detrkit.data.checks.decode_cache import DecodedPhoto, decode_all
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
-from detrkit.data.dataset import DatasetSplits, Split
-from detrkit.data.formats.folder import Format
-from detrkit.data.records import SplitName
-from detrkit.data.splits import load_dataset, require_train
+from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
+from detrkit.data.records import Split, SplitName
 from detrkit.errors import DatasetError
 
 
@@ -42,13 +40,13 @@ class DatasetReport:
         unusable: photos that cannot be read, or are of another size than annotated; alike for their PNGs of segments.
     """
 
-    format: str | None
+    format: Format
     num_images: dict[SplitName, int]
     max_objects: int
     classes: tuple[ClassCount, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
-    folder: DatasetSplits
+    folder: DatasetFolder
     unusable: frozenset[Path]
 
     @property
@@ -84,8 +82,7 @@ def examine(
         DatasetError: the folder cannot be understood at all.
     """
     faults: list[DatasetError] = []
-    folder = load_dataset(path, format, on_error=faults.append)
-    require_train(folder)
+    folder = read_dataset(path, format, fault=faults.append)
     splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
     photos = decode_all(records, workers, progress, memory)

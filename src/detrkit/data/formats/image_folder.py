@@ -10,11 +10,11 @@ import numpy as np
 
 from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import read_images, read_json
 from detrkit.data.formats.folder import images_next_to
-from detrkit.data.images import SUFFIXES, read_image_size
-from detrkit.data.records import Record, Records, raise_fault
+from detrkit.data.images import read_image_size
+from detrkit.data.records import Record, Records, Split, raise_fault
+from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 
 _IMAGE_INFO = "image_info_"
@@ -69,11 +69,11 @@ def read_image_info(path: Path, categories: Categories) -> Split:
 def _is_folder_of_photos(path: Path) -> bool:
     """Whether photos lie right inside, and nothing that would annotate them."""
     kinds = {one.suffix.lower() for one in _files_of_others(path)}
-    return bool(kinds & SUFFIXES) and not kinds & {".json", ".xml", ".yaml", ".yml", ".txt", ".tar"}
+    return bool(kinds & IMAGE_SUFFIXES) and not kinds & {".json", ".xml", ".yaml", ".yml", ".txt", ".tar"}
 
 
 def _read_folder(path: Path, categories: Categories) -> Split:
-    photos = sorted(one for one in _files_of_others(path) if one.suffix.lower() in SUFFIXES)
+    photos = sorted(one for one in _files_of_others(path) if one.suffix.lower() in IMAGE_SUFFIXES)
     return Split(Records.of(_numbered(photos)), categories, path)
 
 

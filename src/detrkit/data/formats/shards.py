@@ -21,11 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write, check_is_free, make_folder, write_tensors, write_text
+from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite, write_tensors, write_text
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import Split
 from detrkit.data.images import read_image_bytes
-from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, SplitName, raise_fault
+from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, Split, SplitName, raise_fault
 from detrkit.errors import DatasetError
 
 FORMAT = "detrkit-shards-1"
@@ -148,7 +147,7 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, images_per_shar
         {name: _digest(split) for name, split in splits.items()},
     )
     if not (output / PLAN_FILE).is_file():
-        check_is_free(output)
+        refuse_overwrite(output)
     elif _read_plan(output) != plan:
         raise DatasetError(
             f"{output}: holds shards of another dataset, or made with other settings; choose another place"

@@ -17,9 +17,9 @@ import numpy as np
 
 from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import Split
-from detrkit.data.images import SUFFIXES, read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, SplitName, raise_fault
+from detrkit.data.images import read_image_size
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 
 _MAX_BYTES = 20_000_000  # of an annotation file: a photo has thousands of objects, not millions
@@ -188,7 +188,7 @@ def _to_record(page: _Page, number: int, categories: Categories, root: Path) -> 
 def _find_photo(page: _Page, root: Path) -> Path:
     """By the XML's own name, then by the name it gives; folders that it names belong to another machine."""
     folders: Sequence[Path] = (root / "JPEGImages", root / "images", page.path.parent)
-    names = [f"{page.path.stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png", *sorted(SUFFIXES))]
+    names = [f"{page.path.stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png", *sorted(IMAGE_SUFFIXES))]
     if page.file_name:
         names.insert(0, PurePosixPath(page.file_name.replace("\\", "/")).name)
     for name in names:

@@ -16,13 +16,12 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from detrkit._internal.files import check_is_free, make_folder, write_text
+from detrkit._internal.files import make_folder, refuse_overwrite, write_text
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import Split
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.images import read_image_bytes
-from detrkit.data.records import Record, SplitName
+from detrkit.data.records import Record, Split, SplitName
 from detrkit.data.segmentation import area_of_runs, to_run_lengths
 from detrkit.errors import DatasetError
 
@@ -46,7 +45,7 @@ def write_dataset(
     Raises:
         DatasetError: the folder holds something already, or the dataset has nothing that the form is made of.
     """
-    check_is_free(output)
+    refuse_overwrite(output)
     if format == "panoptic" and any(content.records.columns.mask_files is None for content in splits.values()):
         raise DatasetError(
             f"{splits['train'].source}: holds no segments, which panoptic data are made of; choose another form"

@@ -14,9 +14,9 @@ import yaml
 
 from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import Split
-from detrkit.data.images import SUFFIXES, read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, SplitName, raise_fault
+from detrkit.data.images import read_image_size
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError, short
 
 _MAX_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
@@ -105,7 +105,7 @@ def _photos_of(root: Path, place: Any, where: str) -> list[Path]:
     if found is None:
         raise DatasetError(f"{where}: found no folder {place!r} below {root}, expected the photos there")
     if found.is_dir():
-        return sorted(one for one in found.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        return sorted(one for one in found.rglob("*") if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
     photos = []
     for name in read_names(found):
         photo = _find_below(root, name)

@@ -35,7 +35,7 @@ KEY = "detrkit"  # of the metadata, in metadata that hold several texts
 _SMALLEST_SIDE = 64  # pixels, at least
 _LONGEST_TEXT = 10_000_000  # characters: a hundred thousand classes fit
 
-Precision = Literal["float32", "bfloat16", "int8"]
+ExportPrecision = Literal["float32", "bfloat16", "int8"]
 
 
 class CategoryEntry(BaseModel):
@@ -63,7 +63,7 @@ class ExportMetadata(BaseModel):
     categories: tuple[CategoryEntry, ...] = Field(description="id and name, in the order of the labels")
     preprocessing: Preprocessing
     thresholds: Thresholds | None = Field(None, description="what was found best when the model was evaluated")
-    precision: Precision = Field("float32", description="in which it was meant to be computed")
+    precision: ExportPrecision = Field("float32", description="in which it was meant to be computed")
     postprocess: bool = Field(False, description="whether it gives scores, labels and boxes in pixels")
 
     @field_validator("categories")
@@ -145,6 +145,9 @@ class ExportedEngine:
         self.metadata = metadata
         self.config = metadata.model
         self.source = source
+
+    def __repr__(self) -> str:
+        return f"ExportedEngine({str(self.source)!r}, precision={self.metadata.precision!r})"
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:
@@ -275,7 +278,7 @@ def make_metadata(
     config: ModelConfig,
     categories: Categories,
     preprocessing: Preprocessing,
-    precision: Precision,
+    precision: ExportPrecision,
     postprocess: bool,
     thresholds: Thresholds | None = None,
 ) -> ExportMetadata:

@@ -18,18 +18,18 @@ from torch import Tensor
 
 from detrkit.checkpoints.exported import METADATA_FILE, NETWORK_FILE
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, Precision
+from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, ExportPrecision
 from detrkit.inference.engines.onnx import first_line
 
 WEIGHTS_FILE = "model.bin"
 _MAX_SIZES = 2  # with a network of their own, each of which holds the weights once more
-_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
+_HINTS: dict[ExportPrecision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
 
 class OpenVinoSession:
     """A network for photos of any size, and some for one size each, without padding."""
 
-    def __init__(self, core: Any, network: Any, precision: Precision, source: object) -> None:
+    def __init__(self, core: Any, network: Any, precision: ExportPrecision, source: object) -> None:
         self.core = core
         self.network = network
         self.source = source
@@ -110,7 +110,7 @@ def load_openvino() -> Any:
         raise ConfigError("openvino is not installed; pip install 'detrkit[openvino]'") from None
 
 
-def hint_of(precision: Precision, core: Any) -> str:
+def hint_of(precision: ExportPrecision, core: Any) -> str:
     """The precision to compute in; float32 where the processor has no bfloat16."""
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "f32" if "BF16" not in can else _HINTS[precision]

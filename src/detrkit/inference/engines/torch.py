@@ -4,7 +4,7 @@ Input: a `Batch` of prepared photos. Output: `Predictions` of the last decoder l
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,13 +12,13 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detrkit.config.model import ModelConfig
+from detrkit.inference.options import Precision
 from detrkit.models.detr import DETR
 from detrkit.models.fuse_conv_bn import fuse_conv_bn
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch, Predictions
 
-Precision = Literal["auto", "float32", "bfloat16"]
 # what "the same detections" means to "auto"
 _MIN_SCORE, _MIN_IOU, _LARGEST_SCORE_CHANGE = 0.3, 0.95, 0.03
 _NUM_COMPARED = 4  # batches
@@ -83,6 +83,9 @@ class TorchEngine:
         self._compile = compile_model
         self._fused = model
         self._state: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"TorchEngine(device={str(self.device)!r}, precision={self.precision!r})"
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:

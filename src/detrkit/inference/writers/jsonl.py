@@ -1,7 +1,8 @@
-"""Predictions as JSON lines: a file that only grows, and that says itself what is done, so that a second call goes on.
+"""Append-only JSON Lines writer that can be resumed.
 
-A line is written when its photo is done. A process that is killed leaves at most one line without an end, which the next
-call cuts off. What the lines were made with lies beside them, so that two thresholds or two models never share a file.
+A line is appended when its image is done. A killed process leaves at most one incomplete line, which the next call
+removes. The settings of the predictions are stored in a file beside the lines, so that two thresholds or two models never
+share a file.
 """
 
 import json
@@ -14,42 +15,46 @@ from typing import Any
 from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.distributed.rank import Process
-from detrkit.errors import ConfigError, DatasetError
+from detrkit.errors import ConfigError, DatasetError, arg
 
-_FIRST = b'{"image": '  # every line of ours begins so
-_LAST = b"}\n"
-_FORMAT = "detrkit-lines-1"
+_LINE_START = b'{"image": '  # of every line
+_LINE_END = b"}\n"
+_FORMAT = "detrkit-predictions-1"
 
 
 class JsonlWriter:
-    """One process's file.
+    """The file of one process.
 
     Attributes:
-        path: of the file.
-        done: photos that have a line already, from an earlier call.
-        faults: what is wrong with those of them that could not be read.
+        path: path of the file.
+        done: images that have a line from an earlier call.
+        errors: of those, the unreadable images and their error messages.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Begin the file, or go on with it.
+        """Create the file, or resume it.
+
+        Args:
+            path: path of the file.
+            settings: everything that the content of the lines depends on.
 
         Raises:
-            ConfigError: it was made with other settings, cannot be written, or another process writes it now.
-            DatasetError: something else lies there.
+            ConfigError: the file was written with other settings, cannot be written, or is in use by another process.
+            DatasetError: the file was not written by detrkit.
         """
         self.path = path
         self.done: set[str] = set()
-        self.faults: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
         make_folder(path.parent)
-        self._agree_on(settings)
+        self._check_settings(settings)
         try:
             self._file = path.open("r+b" if path.exists() else "x+b")
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another {arg('output')}") from None
         with ExitStack() as stack:
             stack.callback(self._file.close)
             stack.enter_context(file_lock(path))
-            self._recall()
+            self._read_done()
             self._open = stack.pop_all()
 
     def __enter__(self) -> "JsonlWriter":
@@ -61,7 +66,7 @@ class JsonlWriter:
         self._open.close()
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Write a line; its first entry is "image".
+        """Append a line; its first key is "image".
 
         Raises:
             ConfigError: the disk is full.
@@ -71,55 +76,55 @@ class JsonlWriter:
             self._file.flush()
         except OSError as error:
             raise ConfigError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
+                f"{self.path}: cannot be written ({error.strerror}); free disk space and repeat the call, which resumes"
             ) from None
 
-    def _agree_on(self, settings: Mapping[str, Any]) -> None:
-        beside = self.path.with_suffix(".settings.json")
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        settings_file = self.path.with_suffix(".settings.json")
         if not self.path.exists():
-            refuse_foreign_overwrite(beside)
-            write_text(beside, json.dumps({"format": _FORMAT, **settings}, ensure_ascii=False, indent=2))
+            refuse_foreign_overwrite(settings_file)
+            write_text(settings_file, json.dumps({"format": _FORMAT, **settings}, ensure_ascii=False, indent=2))
             return
         try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
+            before = json.loads(settings_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
-        advice = "choose another --output, or remove the file to begin anew"
+        advice = f"choose another {arg('output')}, or remove the file to start again"
         if not isinstance(before, dict):
-            raise ConfigError(f"{self.path}: exists already, and no {beside.name} says what it was made with; {advice}")
+            raise ConfigError(f"{self.path}: exists, but its settings in {settings_file.name} are missing; {advice}")
         for name, value in settings.items():
             if before.get(name) != value:
-                raise ConfigError(f"{self.path}: was begun with {name} {before.get(name)}, found {value}; {advice}")
+                raise ConfigError(f"{self.path}: was written with {name} {before.get(name)}, not {value}; {advice}")
 
-    def _recall(self) -> None:
-        """Read which photos are done, and cut off a line that has no end."""
+    def _read_done(self) -> None:
+        """Read which images are done, and cut off an incomplete line."""
         end = 0
         for number, line in enumerate(self._file, start=1):
             if line.endswith(b"\n"):
-                photo = _photo_of(line, f"{self.path}: line {number}")
-                self.done.add(photo)
+                image = _image_of_line(line, f"{self.path}: line {number}")
+                self.done.add(image)
                 if b', "error": ' in line:
-                    self.faults[photo] = str(json.loads(line)["error"])
+                    self.errors[image] = str(json.loads(line)["error"])
                 end += len(line)
         self._file.truncate(end)
         self._file.seek(end)
 
 
-def _photo_of(line: bytes, where: str) -> str:
-    """Read the photo's path from the beginning of a line; the rest was written in the same go."""
+def _image_of_line(line: bytes, where: str) -> str:
+    """Read the path of the image from the start of a line; the rest was written in the same call."""
     try:
-        if not (line.startswith(_FIRST) and line.endswith(_LAST)):
+        if not (line.startswith(_LINE_START) and line.endswith(_LINE_END)):
             raise ValueError
-        return str(json.JSONDecoder().raw_decode(line.decode("utf-8"), len(_FIRST))[0])
+        return str(json.JSONDecoder().raw_decode(line.decode("utf-8"), len(_LINE_START))[0])
     except ValueError:
-        raise DatasetError(f"{where}: is none of detrkit predict; choose another --output") from None
+        raise DatasetError(f"{where}: was not written by detrkit; choose another {arg('output')}") from None
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of lines, one after the other; a last line that has no end is left out.
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Iterate over the lines of a file; an incomplete last line is skipped.
 
     Raises:
-        DatasetError: it cannot be read.
+        DatasetError: the file cannot be read.
     """
     try:
         with path.open("rb") as lines:
@@ -127,11 +132,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 if line.endswith(b"\n"):
                     yield json.loads(line)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not readable as JSON lines ({error}); write it again") from None
+        raise DatasetError(f"{path}: not readable as JSON Lines ({error}); write it again") from None
 
 
-def lines_name(process: Process) -> str:
-    """Name a process's file, without suffix: each has its own."""
+def jsonl_name(process: Process) -> str:
+    """Return the name of a process's file, without suffix; each process has its own."""
     if process.world == 1:
         return "predictions"
     digits = len(str(process.world - 1))

@@ -1,4 +1,4 @@
-"""JSON lines -> Parquet, a row per photo or frame (extra `parquet`: pyarrow), in memory that does not grow."""
+"""Convert JSON Lines to Parquet, one row per image or frame, in bounded memory (extra `parquet`: pyarrow)."""
 
 from itertools import islice
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import Any
 
 from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import PARQUET_METADATA
-from detrkit.errors import import_optional
-from detrkit.inference.writers.jsonl import read_lines
+from detrkit.errors import arg, import_optional
+from detrkit.inference.writers.jsonl import read_jsonl
 
-_ROWS = 1000  # at a time
+_ROWS_PER_GROUP = 1000
 
 
 def check_parquet() -> Any:
-    """See that Parquet can be written, before there is anything to write.
+    """Import pyarrow.
 
     Raises:
-        ConfigError: pyarrow is not installed.
+        ConfigError: it is not installed.
     """
-    return import_optional("pyarrow", "--write parquet", "detrkit[parquet]")
+    return import_optional("pyarrow", arg("write", "parquet"), "detrkit[parquet]")
 
 
 def write_parquet(lines: Path, output: Path) -> None:
-    """Write the lines of a file as a table: the same columns, null where a line has none.
+    """Convert a file of lines to a table with the same columns; missing values are null.
 
     Raises:
         ConfigError: pyarrow is not installed, or the file cannot be written.
@@ -31,21 +31,21 @@ def write_parquet(lines: Path, output: Path) -> None:
     pyarrow = check_parquet()
     from pyarrow.parquet import ParquetWriter
 
-    columns = _columns(pyarrow)
-    entries = read_lines(lines)
-    with atomic_write(output) as temporary, ParquetWriter(temporary, columns) as writer:
-        while rows := [_as_text(entry) for entry in islice(entries, _ROWS)]:
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=columns))
+    schema = _schema(pyarrow)
+    entries = read_jsonl(lines)
+    with atomic_write(output) as temporary, ParquetWriter(temporary, schema) as writer:
+        while rows := [_escape_undecodable(entry) for entry in islice(entries, _ROWS_PER_GROUP)]:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
 
-def _as_text(entry: dict[str, Any]) -> dict[str, Any]:
-    """Names of files may hold bytes that are no text: they are written out, as in files of text."""
+def _escape_undecodable(entry: dict[str, Any]) -> dict[str, Any]:
+    """Escape bytes in file names that are not valid text, as the text files do."""
     texts = {name: value for name, value in entry.items() if isinstance(value, str)}
     return {**entry, **{name: value.encode(errors="backslashreplace").decode() for name, value in texts.items()}}
 
 
-def _columns(pyarrow: Any) -> Any:
-    found = pyarrow.struct(
+def _schema(pyarrow: Any) -> Any:
+    detection = pyarrow.struct(
         [
             ("name", pyarrow.string()),
             ("category_id", pyarrow.int64()),
@@ -62,6 +62,6 @@ def _columns(pyarrow: Any) -> Any:
             ("width", pyarrow.int32()),
             ("height", pyarrow.int32()),
             ("error", pyarrow.string()),
-            ("objects", pyarrow.list_(found)),
+            ("objects", pyarrow.list_(detection)),
         ],
     )
