@@ -1,6 +1,6 @@
 """The paper's ablations as trainings of your own (tables 2, 3 and 4): what is each part worth on this dataset?
 
-    python -m benchmarks.ablations encoder DATA [--set NAME=VALUE ...] [--output FOLDER] [training settings ...]
+    python -m benchmarks.ablations encoder DATA [--output FOLDER] [settings ...]
     python -m benchmarks.ablations positions coco --weights imagenet --device cuda --devices 8
 
 `encoder` changes the number of encoder layers (table 2), `positions` how and where positions are added (table 3), `losses`
@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from detrkit._internal.files import write_text
-from detrkit.cli.train import model_field
-from detrkit.config.run import RunConfig, load_run_config
+from detrkit.config.run import RunConfig, run_config
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
 from detrkit.training.loggers.run_log import read_metrics
@@ -105,11 +106,11 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
     """Train one row, go on with it, or read it; tell the scores of its best checkpoint, and its size."""
     own = config.model_copy(
         update={
-            "model_settings": {**config.model_settings, **row.model},
-            "training": type(config.training)(**{**config.training.model_dump(exclude_unset=True), **row.training}),
+            "model_overrides": {**config.model_overrides, **row.model},
+            "training": type(config.training)(**{**config.training.explicit, **row.training}),
         }
     )
-    preset_config(own.model, **own.model_settings)  # says now what is wrong with it
+    preset_config(own.model, **own.model_overrides)  # says now what is wrong with it
     known = folder / "row.json"  # of a row that has ended: one that was stopped has checkpoints and a report, too
     if known.is_file():
         return {name: float(value) for name, value in json.loads(known.read_text()).items()}
@@ -134,29 +135,23 @@ def count_parameters(folder: Path) -> int:
 
 
 def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:
-    """Read the command line: options that are not known here are training settings."""
+    """Read the command line: options that are not known here are settings of the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("data", help="dataset folder")
     parser.add_argument("--model", default="detr-r50", help="preset")
     parser.add_argument("--weights", help="what every row starts from, as in detrkit train")
     parser.add_argument("--recipe", choices=("reference", "auto"), default="reference", help="as in detrkit train")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="field of the model, in all rows"
-    )
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     known, others = parser.parse_known_args(arguments)
-    training = dict(
-        model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in pairs(others)
-    )
+    settings = {name.removeprefix("--").replace("-", "_"): yaml.safe_load(value) for name, value in pairs(others)}
     given = {
         "data": known.data,
         "model": known.model,
-        "weights": known.weights,
+        **({"weights": known.weights} if known.weights else {}),
         "recipe": known.recipe,
-        "model_settings": dict(model_field(each) for each in known.set),
     }
-    return known.table, load_run_config(None, given, training), known.output / known.table
+    return known.table, run_config({**given, **settings}), known.output / known.table
 
 
 def pairs(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,8 +2,8 @@ r"""How soon does each architecture learn, and what is each ingredient of detrki
 
     python -m benchmarks.convergence peers drawn --minutes 5 --seeds 1 2 3
     python -m benchmarks.convergence ingredients drawn --minutes 5 --seeds 1
-    python -m benchmarks.convergence peers bccd-voc --minutes 40 --split test --set num_queries=100 \
-        --backbone-weights FILE --set backbone=timm:tf_efficientnet_lite0 --set backbone_normalization=frozen
+    python -m benchmarks.convergence peers bccd-voc --minutes 40 --split test --num-queries 100 \
+        --backbone-weights FILE --backbone timm:tf_efficientnet_lite0 --backbone-normalization frozen
 
 `peers` are the architectures at the size of detrkit-s, `ingredients` are detrkit-s with one part taken out or put in. DATA
 is a dataset folder, or `drawn`: 10,000 drawings of 128 px with 1 to 5 shapes of 3 classes to learn from, 500 others to be
@@ -31,25 +31,25 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import yaml
 from benchmarks.ablations import count_parameters, pairs
 from rich.console import Console
 
 from detrkit._internal.files import atomic_write, make_folder, write_text
-from detrkit.cli.train import model_field
-from detrkit.config.run import RunConfig, load_run_config
+from detrkit.config.run import RunConfig, run_config
 from detrkit.config.training import TrainingConfig
-from detrkit.data.loaders import device_of
 from detrkit.data.records import SplitName
-from detrkit.data.splits import TrainingData
 from detrkit.data.synthetic import SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import RandomOrientation
 from detrkit.demo.run import draw_data
+from detrkit.distributed.devices import device_of
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluate import evaluate_source
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
+from detrkit.training.data import TrainingData
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.planner import OWN, plan_model, plan_training
 from detrkit.training.run import STATE_FILE, Run, run_training
@@ -98,7 +98,7 @@ class Row:
         model: preset.
         settings: fields of `ModelConfig` that make it what it is.
         training: fields of `TrainingConfig`.
-        drawn, photos: further fields of `ModelConfig`, for drawings and for folders, which --set may change.
+        drawn, photos: further fields of `ModelConfig`, for drawings and for folders, which options may change.
     """
 
     name: str
@@ -211,7 +211,7 @@ class Bench:
     def open(self, row: Row, seed: int, steps: int | None = None) -> tuple[RunConfig, TrainingData]:
         """Plan a run and open its data."""
         is_drawn = self.common.data == DRAWN
-        given = self.common.training.model_dump(exclude_unset=True)
+        given = self.common.training.explicit
         own = {name: value for name, value in row.training.items() if is_drawn or name not in _RATES}
         usual: Mapping[str, Any] = OF_DRAWN if is_drawn else OF_PHOTOS
         if not is_drawn and self.common.backbone_weights:
@@ -222,7 +222,7 @@ class Bench:
         config = self.common.model_copy(
             update={
                 "model": row.model,
-                "model_settings": self.fields_of(row),
+                "model_overrides": self.fields_of(row),
                 "training": TrainingConfig(**training),
             }
         )
@@ -230,20 +230,20 @@ class Bench:
             return open_and_plan(config, Console(quiet=True))
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
         settings, drawn = config.training, drawings()
-        strong = StrongAugmentation(STYLE.size, mosaic=settings.mosaic)
+        strong = StrongAugmentation(STYLE.size, mosaic=settings.augmentation.mosaic)
         photos = AugmentedDataset(drawn.train.photos, RandomOrientation(), seed=seed, strong=strong)
         return config, replace(drawn, train=photos)
 
     def fields_of(self, row: Row) -> dict[str, Any]:
         """What a row's model has other than its preset."""
         usual = row.drawn if self.common.data == DRAWN else row.photos
-        return {**usual, **self.common.model_settings, **row.settings}
+        return {**usual, **self.common.model_overrides, **row.settings}
 
     def run(self, row: Row, seed: int, steps: int | None = None) -> Run:
         """Put a run together, in this process."""
         config, data = self.open(row, seed, steps)
         process = process_from_environment()
-        device = device_of(config.training.device, process)
+        device = device_of(config.training.hardware.device, process)
         return Run(config, data, self.folder(row, seed), Console(quiet=True), process, device)
 
 
@@ -305,7 +305,7 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
         config, data = bench.open(row, seed, steps)
         settings = config.training
         epochs = -(-steps * settings.batch_size * settings.gradient_accumulation // max(1, len(data.train)))
-        often = settings.model_copy(update={"evaluate_every": -(-epochs // _MAX_EVALUATIONS)})
+        often = settings.replace(evaluate_every=-(-epochs // _MAX_EVALUATIONS))
         config = config.model_copy(update={"training": often})
         resumes = (folder / STATE_FILE).is_file()
         print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
@@ -414,7 +414,7 @@ def run_bench(bench: Bench) -> str:
 
 
 def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
-    """Read the command line: options that are not known here are training settings."""
+    """Read the command line: options that are not known here are settings of the run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -424,7 +424,6 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", help="names of some rows; all when not given")
     parser.add_argument("--split", choices=["train", "val", "test"], help="judge the best checkpoint by these photos")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="field of all models")
     parser.add_argument("--backbone-weights", help="file, as in detrkit train")
     parser.add_argument("--output", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--write", type=Path, metavar="FILE", help="document with a place for the table")
@@ -437,19 +436,16 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
         raise SystemExit("--split: drawings are judged by 500 that nobody learns from; leave it out")
     if known.minutes <= 0:
         raise SystemExit(f"--minutes: found {known.minutes:g}, expected more than 0")
-    training = dict(
-        model_field(f"{name.removeprefix('--').replace('-', '_')}={value}") for name, value in pairs(others)
-    )
-    refuse_decided(training, known.data)
+    settings = {name.removeprefix("--").replace("-", "_"): yaml.safe_load(value) for name, value in pairs(others)}
+    refuse_decided(settings, known.data)
     given = {
         "data": known.data if known.data == DRAWN else str(Path(known.data).resolve()),
-        "backbone_weights": known.backbone_weights,
-        "model_settings": dict(model_field(each) for each in known.set),
+        **({"backbone_weights": known.backbone_weights} if known.backbone_weights else {}),
     }
     name = known.data if known.data == DRAWN else Path(known.data).resolve().name
     bench = Bench(
         table=known.table,
-        common=load_run_config(None, given, training),
+        common=run_config({**given, **settings}),
         minutes=known.minutes,
         seeds=known.seeds,
         rows=rows,
@@ -477,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         bench, document = parsed(arguments)
         for row in bench.rows:
-            preset_config(row.model, **bench.fields_of(row))  # says now, not after hours, what is wrong with --set
+            preset_config(row.model, **bench.fields_of(row))  # says now, not after hours, what is wrong with it
         if document is not None:
             write_into(document, bench.output.name, None)  # nor that there is no place for the table
         text = run_bench(bench)

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as F
 
 from detrkit.data.batching import collate
-from detrkit.data.dataset import DetectionDataset
-from detrkit.data.formats.folder import read_dataset
-from detrkit.data.records import Record, Records, Split
+from detrkit.data.dataset import DetectionDataset, Split
+from detrkit.data.records import Record, Records
 from detrkit.data.samplers import BatchGrouping, TrainBatchSampler
+from detrkit.data.splits import load_dataset
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import (
     CROP_SHORT_SIDES,
@@ -171,7 +171,7 @@ def report_padding(split: Split, batch_size: int = 4) -> None:
 def main(folder: str, count: int) -> None:
     """Print samples per second and their ratio."""
     torch.set_num_threads(1)
-    split = read_dataset(folder).train
+    split = load_dataset(folder).train
     count = min(count, len(split.records))
     ours = DetectionDataset(split, TrainTransform())
     times = {"detrkit": 0.0, "Pillow": 0.0}

@@ -11,6 +11,8 @@ from detrkit._version import __version__
 if TYPE_CHECKING:
     from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
     from detrkit.config.model import ModelConfig
+    from detrkit.data.dataset import DatasetSplits
+    from detrkit.data.splits import load_dataset
     from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
     from detrkit.inference.detector import Detector
     from detrkit.inference.predict import predict_files
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "load_official_state_dict": "detrkit.checkpoints.conversion.detr",
     "state_dict_as_official": "detrkit.checkpoints.conversion.detr",
+    "DatasetSplits": "detrkit.data.dataset",
+    "load_dataset": "detrkit.data.splits",
     "CheckpointError": "detrkit.errors",
     "ConfigError": "detrkit.errors",
     "DatasetError": "detrkit.errors",
@@ -36,6 +40,7 @@ _HOME_OF = {
     "build_model": "detrkit.models.presets",
     "Annotations": "detrkit.structures",
     "Batch": "detrkit.structures",
+    "Detection": "detrkit.structures",
     "Detections": "detrkit.structures",
     "Predictions": "detrkit.structures",
     "Sample": "detrkit.structures",

@@ -64,10 +64,10 @@ def test_a_row_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_options_are_those_of_training() -> None:
-    table, config, output = parsed(["encoder", "coco", "--epochs", "150", "--set", "dropout=0", "--device", "cuda"])
+    table, config, output = parsed(["encoder", "coco", "--epochs", "150", "--dropout", "0", "--device", "cuda"])
     assert (table, config.data, output) == ("encoder", "coco", Path("runs/ablations/encoder"))
-    assert (config.training.epochs, config.training.device) == (150, "cuda")
-    assert config.model_settings == {"dropout": 0}
+    assert (config.training.epochs, config.training.hardware.device) == (150, "cuda")
+    assert config.model_overrides == {"dropout": 0}
     assert config.recipe == "reference"
     assert parsed(["encoder", "coco", "--recipe", "auto"])[1].recipe == "auto"
     with pytest.raises(SystemExit, match="expected training settings"):

@@ -112,7 +112,7 @@ def test_drawings_are_planned_without_a_folder(tmp_path: Path, monkeypatch: pyte
     mosaic = next(row for row in bench.rows if row.name == "mosaic")
     config, data = bench.open(mosaic, seed=7, steps=20)
     assert (config.training.batch_size, config.training.seed, config.training.steps) == (8, 7, 20)
-    assert config.training.iou_aware
+    assert config.training.loss.iou_aware
     assert data.train.strong is not None
     assert bench.run(mosaic, seed=7, steps=20).data.train.strong_epochs == 3  # 0.7 of the 4 rounds that 20 steps are
     _, plain = bench.open(bench.rows[0], seed=7, steps=20)
@@ -122,11 +122,11 @@ def test_drawings_are_planned_without_a_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_photos_are_framed_and_looked_at_alike_by_all_architectures(tmp_path: Path) -> None:
     shapes = write_coco(tmp_path / "shapes", 4, 2)
-    bench, _ = parsed(["peers", str(shapes), "--set", "num_queries=70", "--set", "backbone=resnet50"])
+    bench, _ = parsed(["peers", str(shapes), "--num-queries", "70", "--backbone", "resnet50"])
     configs = [bench.open(row, seed=1, steps=5)[0] for row in bench.rows]
     alike = ("image_size", "train_scale", "batch_size", "clip_grad_norm", "horizontal_flip", "crop")
-    assert len({tuple(getattr(config.training, name) for name in alike) for config in configs}) == 1
-    models = [preset_config(config.model, **config.model_settings) for config in configs]
+    assert len({tuple(config.training[name] for name in alike) for config in configs}) == 1
+    models = [preset_config(config.model, **config.model_overrides) for config in configs]
     assert {model.num_queries for model in models} == {70}
     assert [model.strides for model in models] == [(16,), (16,), (16,), (16, 32), (16, 32)]
     bench, _ = parsed(["peers", str(shapes)])
@@ -151,10 +151,9 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--crop: drawings are shown as they are"):
         parsed(["peers", "drawn", "--crop", "1"])
     for name, value, told in (
-        ("--learning-rat", "3", "'training.learning_rat' does not exist"),
-        ("--lr", "abc", "learning_rate.* found 'abc'"),
-        ("--set", "foo", "found 'foo'"),
-        ("--set", "hidden_dimm=3", "hidden_dimm"),
+        ("--learning-rat", "3", "'learning_rat' does not exist"),
+        ("--lr", "abc", "lr='abc': input should"),
+        ("--hidden-dimm", "3", "hidden_dimm"),
     ):
         with pytest.raises(SystemExit, match=told):
             main(["peers", "drawn", "--output", str(tmp_path), name, value])

@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "folder.json").mkdir()
     (root / "cut.yaml").write_text("epochs: [1,")
     (root / "evil.yaml").write_text('data: !!python/object/apply:os.system ["touch witness"]')
-    (root / "misspelt.yaml").write_text("training:\n  epoch: 3\n")
+    (root / "misspelt.yaml").write_text("epoch: 3\n")
     (root / "broken" / "annotations").mkdir(parents=True)
     (root / "broken" / "train2017").mkdir()
     (root / "broken" / "annotations" / "instances_train2017.json").write_text('{"images": [')
@@ -91,29 +91,24 @@ MISTAKES = {
     "cut annotations": (["train", "broken"], "not readable as JSON"),
     "no dataset": (["train"], "data"),
     "unknown preset": (["train", "shapes", "--model", "detr-r5O"], "detr-r50"),
-    "unknown model setting": (["train", "shapes", "--model", "detr-tiny", "--set", "num_querys=5"], "num_queries"),
-    "model setting that the dataset makes": (
-        ["train", "shapes", "--set", "num_classes=9"],
-        "--set num_classes=9: the dataset's own list of classes says how many there are",
-    ),
+    "unknown model setting": (["train", "shapes", "--model", "detr-tiny", "--num-querys", "5"], "--num-queries"),
+    "number of classes": (["train", "shapes", "--num-classes", "9"], "Unknown option: --num-classes"),
     "epochs beside steps": (
         ["train", "shapes", "--epochs", "2", "--steps", "3"],
-        "--epochs: found --steps as well, expected one of the two",
+        "--epochs and --steps exclude each other",
     ),
     "a size that no photo has": (
         ["doctor", "shapes", "--image-size", "3"],
         "--image-size: found 3, expected 32 to 10000 pixels",
     ),
     "nobody to decode photos": (["doctor", "shapes", "--workers", "0"], "--workers: found 0, expected at least 1"),
-    "model setting without a value": (["train", "shapes", "--set", "num_queries"], "expected NAME=VALUE"),
     "model setting out of range": (
-        ["train", "shapes", "--model", "detr-tiny", "--set", "num_queries=0"],
-        "num_queries",
+        ["train", "shapes", "--model", "detr-tiny", "--num-queries", "0"],
+        "--num-queries: found 0",
     ),
     "misspelt option": (["train", "shapes", "--epoch", "3"], "--epochs"),
     "option out of range": (["train", "shapes", "--epochs", "0"], "--epochs: found 0"),
-    "model setting like a date": (["train", "shapes", "--set", "num_queries=2024-13-45"], "num_queries=2024-13-45"),
-    "model setting without an end": (["train", "shapes", "--set", "num_queries=["], "num_queries=["),
+    "model setting like a date": (["train", "shapes", "--num-queries", "2024-13-45"], "--num-queries"),
     "negative seed": (["demo", "--seed", "-1"], "--seed"),
     "no photo at a time": (
         ["evaluate", "model.safetensors", "shapes", "--batch-size", "0"],
@@ -171,15 +166,15 @@ MISTAKES = {
     "no photo opened": (["predict", "model.safetensors", "shapes/val2017", "--workers", "-1"], "--workers: found -1"),
     "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: found nothing"),
     "masks of a narrow model": (
-        ["train", "shapes", "--model", "detr-tiny", "--set", "panoptic=true", "--set", "hidden_dim=96"],
+        ["train", "shapes", "--model", "detr-tiny", "--panoptic", "--hidden-dim", "96"],
         "mask head",
     ),
     "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),
     "cut settings": (["train", "shapes", "--config", "cut.yaml"], "not readable as YAML"),
     "settings that would run a command": (["train", "shapes", "--config", "evil.yaml"], "not readable as YAML"),
-    "missing settings": (["train", "shapes", "--config", "nowhere.yaml"], "nowhere.yaml: found nothing"),
+    "missing settings": (["train", "shapes", "--config", "nowhere.yaml"], "nowhere.yaml: the file does not exist"),
     "weights of another model": (
-        ["train", "shapes", "--model", "detr-tiny", "--set", "hidden_dim=64", "--weights", "nine.safetensors"],
+        ["train", "shapes", "--model", "detr-tiny", "--hidden-dim", "64", "--weights", "nine.safetensors"],
         "--weights nine.safetensors: only",
     ),
     "a Slurm job without Slurm": (
@@ -188,8 +183,8 @@ MISTAKES = {
     ),
     "gone on with nothing": (["train", "--resume", "empty"], "empty: found no config.yaml"),
     "gone on with another model": (["train", "--resume", "empty", "--model", "detr-tiny"], "leave out --model"),
-    "frozen nose": (["train", "shapes", "--model", "detr-tiny", "--freeze", "nose"], "'nose' is no part"),
-    "a backbone that timm lacks": (["train", "shapes", "--set", "backbone=timm:resnet5"], "timm has no such model"),
+    "frozen nose": (["train", "shapes", "--model", "detr-tiny", "--freeze", "nose"], "--freeze: found nose"),
+    "a backbone that timm lacks": (["train", "shapes", "--backbone", "timm:resnet5"], "timm has no such model"),
     "evaluated on other classes": (["evaluate", "nine.safetensors", "shapes"], "thing 0"),
     "exported to no form": (["export", "model.safetensors"], "--format"),
     "exported to an unknown form": (["export", "model.safetensors", "--format", "tflite"], "tflite"),
@@ -315,11 +310,11 @@ MISTAKES = {
     "packed into something": (["shard", "shapes", "shapes"], "nothing is overwritten"),
     "packed in shards of none": (["shard", "shapes", "packed", "--photos", "0"], "--photos 0"),
     "colours of many channels": (
-        ["train", "shapes", "--model", "detr-tiny", "--set", "in_channels=5", "--photometric", "1"],
-        "found 5 channels",
+        ["train", "shapes", "--model", "detr-tiny", "--in-channels", "5", "--photometric", "1"],
+        "these have 5 channels",
     ),
     "more channels than there are": (
-        ["train", "shapes", "--model", "detr-tiny", "--set", "in_channels=5", "--workers", "0", "-o", "five"],
+        ["train", "shapes", "--model", "detr-tiny", "--in-channels", "5", "--workers", "0", "-o", "five"],
         "has no 5 channels",
     ),
 }

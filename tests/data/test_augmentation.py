@@ -12,7 +12,6 @@ from detrkit.config.training import TrainingConfig
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.loaders import train_loader
 from detrkit.data.samplers import BatchGrouping, SampleKey
-from detrkit.data.splits import check_augmentation
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.augmentation import (
     AugmentedDataset,
@@ -31,7 +30,6 @@ from detrkit.data.transforms.geometry import (
     TrainTransform,
     horizontal_flip,
 )
-from detrkit.errors import ConfigError
 from detrkit.structures import Annotations, Sample
 from tests.data.test_transforms import DRAWN, check_in_step
 
@@ -285,13 +283,6 @@ def test_sizes_of_batches_are_as_likely_as_those_of_photos() -> None:
     for axis in (0, 1):
         quartiles = [sorted(size[axis] for size in sizes)[150::150] for sizes in (alike, own)]
         assert quartiles[0] == pytest.approx(quartiles[1], rel=0.1)
-
-
-def test_colours_of_many_channels_are_refused() -> None:
-    check_augmentation(TrainingConfig(photometric=1), 1)
-    check_augmentation(TrainingConfig(mosaic=1), 5)
-    with pytest.raises(ConfigError, match="found 5 channels"):
-        check_augmentation(TrainingConfig(photometric=0.1), 5)
 
 
 def test_scale_jitter_keeps_the_flip() -> None:

@@ -159,5 +159,5 @@ def test_photos_may_be_links(folder: Path, tmp_path_factory: pytest.TempPathFact
 
 def test_a_photo_of_another_size_than_annotated_is_refused(folder: Path) -> None:
     Image.new("RGB", (60, 40)).save(folder / "train2017" / "a.png")
-    with pytest.raises(DatasetError, match="60 x 40 pixels, its annotations speak of 30 x 20"):
+    with pytest.raises(DatasetError, match="60 x 40 pixels, but its annotations are for 30 x 20"):
         DetectionDataset(read_coco_split(folder, "train"))[0]

@@ -48,7 +48,7 @@ def test_photos_fuller_than_the_model_are_told_with_the_number_that_helps(folder
     diagnosis = examine(folder, workers=1, num_queries=8)
     assert diagnosis.max_objects == fullest(folder) >= 10
     advice = next(one.advice for one in diagnosis.findings if "more objects than the 8 queries" in one.what)
-    assert f"--set num_queries={2 * fullest(folder)}," in advice
+    assert f"--num-queries {2 * fullest(folder)}," in advice
     # crowds are never learned
     change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]])
     change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]], "val2017")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from detrkit._internal.files import write_json_rows
-from detrkit.data.formats.folder import detect_format, images_next_to, read_dataset, read_split
+from detrkit.data.formats.folder import detect_format, images_next_to
+from detrkit.data.splits import load_dataset, load_split, require_train
 from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
@@ -29,13 +30,13 @@ def as_roboflow(coco: Path, target: Path) -> Path:
 
 
 def test_coco_2017(coco: Path) -> None:
-    data = read_dataset(coco)
-    assert (data.format, len(data.train.records), len(data.val.records), data.test) == ("coco", 4, 3, None)
+    data = load_dataset(coco)
+    assert (data.format, len(data.train.records), len(data.val.records), len(data.test)) == ("coco", 4, 3, 0)
 
 
 def test_a_roboflow_export_loses_its_group(coco: Path, tmp_path: Path) -> None:
-    data = read_dataset(as_roboflow(coco, tmp_path / "export"))
-    original = read_dataset(coco)
+    data = load_dataset(as_roboflow(coco, tmp_path / "export"))
+    original = load_dataset(coco)
     assert data.train.categories == original.train.categories
     for ours, theirs in zip(data.train.records, original.train.records, strict=True):
         assert ours.labels.tolist() == theirs.labels.tolist()
@@ -47,7 +48,7 @@ def test_a_used_category_0_is_kept(coco: Path, tmp_path: Path) -> None:
     document: dict[str, Any] = json.loads(path.read_text())
     document["annotations"][0]["category_id"] = 0
     path.write_text(json.dumps(document))
-    assert read_dataset(export).train.categories.ids == (0, 1, 2, 3)
+    assert load_dataset(export).train.categories.ids == (0, 1, 2, 3)
 
 
 def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path: Path) -> None:
@@ -59,10 +60,10 @@ def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path
     write_json_rows(folder / "results.json", [{"image_id": 1, "category_id": 1}])
     (folder / "theirs.json").write_text('[{"image_id": 1, "category_id": 1}]')
     (folder / "package.json").write_text('{"name": "shapes"}')
-    assert len(read_dataset(folder).train.records) == 3
+    assert len(load_dataset(folder).train.records) == 3
     shutil.copy(folder / "labels.json", folder / "more.json")
     with pytest.raises(DatasetError, match="found no file annotations/instances_train"):
-        read_dataset(folder)  # which of the two?
+        load_dataset(folder)  # which of the two?
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -71,9 +72,9 @@ def test_one_json_and_its_photos(coco: Path, tmp_path: Path, beside: bool) -> No
     shutil.copytree(coco / "train2017", folder if beside else folder / "images")
     shutil.copy(coco / "annotations" / "instances_train2017.json", folder / "labels.json")
     for path in (folder, folder / "labels.json"):
-        data = read_dataset(path)
+        data = load_dataset(path)
         assert (len(data.train.records), len(data.val.records)) == (3, 1)
-        assert "1 of 4 photos were set aside" in data.notes[0]
+        assert "1 of 4 images were set aside" in data.notes[0]
 
 
 @pytest.mark.parametrize("first", ["../lies_outside.png", "missing.png", 7])
@@ -89,22 +90,23 @@ def test_a_faulty_first_name_does_not_hide_where_the_photos_are(coco: Path, tmp_
 
 
 def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp_path: Path) -> None:
-    whole = read_dataset(coco)
+    whole = load_dataset(coco)
     folder = tmp_path / "val-only"
     shutil.copytree(coco / "val2017", folder / "val2017")
     (folder / "annotations").mkdir()
     file = folder / "annotations" / "instances_val2017.json"
     shutil.copy(coco / "annotations" / "instances_val2017.json", file)
     for path in (folder, file):
-        found, _ = read_split(path, "val")
+        found, _ = load_split(path, "val")
         assert found is not None
         assert found.records.image_ids == whole.val.records.image_ids
         assert found.records[0].path.is_file()
-    assert read_split(folder, "test") == (None, ())
-    with pytest.raises(DatasetError, match="found no training photos"):
-        read_dataset(folder)
+    assert load_split(folder, "test") == (None, ())
+    assert len(load_dataset(folder).train) == 0
+    with pytest.raises(DatasetError, match="found no training images"):
+        require_train(load_dataset(folder))
     # a run that learned from such a file set some aside, and is judged by these
-    mine, notes = read_split(file, "val", seed=8)
+    mine, notes = load_split(file, "val", seed=8)
     assert mine is not None
     assert 0 < len(mine.records) < len(whole.val.records)
     assert "(seed 8)" in notes[0]
@@ -117,7 +119,7 @@ def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="found a file"):
         detect_format(tmp_path / "notes.txt")
     with pytest.raises(DatasetError, match="found nothing"):
-        read_dataset(tmp_path / "nowhere")
+        load_dataset(tmp_path / "nowhere")
 
 
 def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
@@ -125,8 +127,8 @@ def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
     document = json.loads(path.read_text())
     document["categories"][0]["name"] = "disc"
     path.write_text(json.dumps(document))
-    with pytest.raises(DatasetError, match="its categories differ"):
-        read_dataset(coco)
+    with pytest.raises(DatasetError, match="the categories differ"):
+        load_dataset(coco)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -138,7 +140,7 @@ def test_setting_photos_aside_leaves_training_an_example_of_every_class(tmp_path
     document["categories"].append({"id": 9, "name": "rare"})
     rare["category_id"] = 9
     (folder / "train2017" / "labels.json").write_text(json.dumps(document))
-    data = read_dataset(folder / "train2017", seed=seed)
+    data = load_dataset(folder / "train2017", seed=seed)
     label = data.train.categories.ids.index(9)
     assert any(label in record.labels for record in data.train.records)
     assert len(data.val.records) == 2

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.formats.write import write_dataset
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_found_by_folder_by_file_and_from_elsewhere(folder: Path, tmp_path: Path) -> None:
     photo = folder / "val2017" / "2.png"
-    expected = read_dataset(folder).val.records[1]
+    expected = load_dataset(folder).val.records[1]
     elsewhere = tmp_path / "elsewhere.json"
     shutil.copy(folder / "annotations" / "instances_val2017.json", elsewhere)
     for annotations in (folder, folder / "annotations" / "instances_val2017.json", elsewhere):
@@ -52,7 +52,7 @@ def test_file_names_with_folders(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["yolo", "voc"])
 def test_other_forms(format: str, folder: Path, tmp_path: Path) -> None:
-    write_dataset(read_dataset(folder).splits, tmp_path / format, format)  # type: ignore[arg-type]
+    write_dataset(load_dataset(folder).splits, tmp_path / format, format)  # type: ignore[arg-type]
     photo = next(path for path in sorted((tmp_path / format).rglob("*.png")) if path.stem.endswith("3"))
     assert find_record(photo, tmp_path / format).records[0].path == photo
 

@@ -9,10 +9,10 @@ import pytest
 
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
 from detrkit.data.dataset import DetectionDataset
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.images import open_image
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 
 
@@ -53,7 +53,7 @@ def test_yolo_settings(nasty: Path) -> None:
     outcomes = {}
     for path in sorted((nasty / "yolo" / "yaml").iterdir()):
         try:
-            read_dataset(path, fault=lambda _fault: None)
+            load_dataset(path, on_error=lambda _fault: None)
             outcomes[path.stem] = "loaded"
         except DatasetError as error:
             assert "\n" not in str(error)
@@ -111,7 +111,7 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
     for name in sorted(manifest["panoptic"]):
         faults: list[DatasetError] = []
         try:
-            train = read_dataset(nasty / "panoptic" / name, fault=faults.append).train
+            train = load_dataset(nasty / "panoptic" / name, on_error=faults.append).train
             sample = DetectionDataset(train, masks=True)[0]
         except DatasetError as error:
             assert "\n" not in str(error)
@@ -135,7 +135,7 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
         "unknown_category.json": (4, [unnamed]),
     }
     with pytest.raises(DatasetError, match=r"found no PNG .*png_missing\.png"):
-        read_dataset(nasty / "panoptic" / "png_missing.json")
+        load_dataset(nasty / "panoptic" / "png_missing.json")
     assert {name: message.split(": ", 1)[1][:30] for name, message in refused.items()} == {
         "png_gray.json": "is a grey PNG of 8 bits a chan",
         "png_missing.json": "found no photo with a PNG of s",

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from detrkit.config.run import RunConfig
-from detrkit.data.dataset import DetectionDataset
+from detrkit.data.dataset import DetectionDataset, Split
 from detrkit.data.formats.coco import read_coco_file
-from detrkit.data.formats.folder import read_dataset
-from detrkit.data.records import Records, Split
+from detrkit.data.records import Records
 from detrkit.data.segmentation import read_masks, to_run_lengths
-from detrkit.data.splits import open_data
+from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.ops.masks import encode_masks
+from detrkit.training.data import open_data
 from tests.datasets import write_coco
 
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
@@ -51,7 +51,7 @@ def write(root: Path, segmentations: list[Any], crowds: tuple[int, ...] = ()) ->
 
 
 def masks_of(file: Path) -> np.ndarray:
-    train = read_dataset(file, masks=True).train
+    train = load_dataset(file, masks=True).train
     masks = DetectionDataset(train, masks=True)[0].annotations.masks
     assert masks is not None
     return masks.numpy()
@@ -105,7 +105,7 @@ def test_malformed_outlines_are_told_in_one_sentence(tmp_path: Path, message: st
     with pytest.raises(DatasetError, match=message) as caught:
         masks_of(write(tmp_path, [MALFORMED[message]]))
     assert "\n" not in str(caught.value)
-    assert len(read_dataset(tmp_path / "instances.json").train.records[0].labels) == 1, "boxes alone do not need it"
+    assert len(load_dataset(tmp_path / "instances.json").train.records[0].labels) == 1, "boxes alone do not need it"
 
 
 def test_a_polygon_far_outside_does_not_eat_the_machine() -> None:
@@ -115,12 +115,12 @@ def test_a_polygon_far_outside_does_not_eat_the_machine() -> None:
 
 def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
     file = write(tmp_path, [[SQUARE]])
-    train = read_dataset(file).train
+    train = load_dataset(file).train
     assert not train.records.have_outlines
     assert DetectionDataset(train)[0].annotations.masks is None
-    with pytest.raises(DatasetError, match="holds boxes without outlines"):
+    with pytest.raises(DatasetError, match="boxes without masks"):
         DetectionDataset(train, masks=True)
-    assert DetectionDataset(read_dataset(file, masks=True).train)[0].annotations.masks is None
+    assert DetectionDataset(load_dataset(file, masks=True).train)[0].annotations.masks is None
 
 
 def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Pat
 
 def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
     config = RunConfig(data=str(write_coco(tmp_path / "boxes")), model="detr-r18")
-    panoptic = config.model_copy(update={"model_settings": {"panoptic": True}})
+    panoptic = config.model_copy(update={"model_overrides": {"panoptic": True}})
     with pytest.raises(DatasetError, match=r"segmentation: found nothing, expected polygons"):
         open_data(panoptic)
     (tmp_path / "yolo" / "train" / "images").mkdir(parents=True)
@@ -150,7 +150,7 @@ def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
 def test_masks_of_coco_mini_are_those_of_pycocotools(shared: Path) -> None:
     judge = pytest.importorskip("pycocotools.mask")
     root = shared / "data" / "coco-mini-dev"
-    split = read_dataset(root, masks=True).val
+    split = load_dataset(root, masks=True).val
     document = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     kinds = set()
     for record in split.records:
@@ -168,6 +168,6 @@ def test_masks_of_coco_mini_are_those_of_pycocotools(shared: Path) -> None:
 def test_split_of_masks_can_be_sent_to_workers(tmp_path: Path) -> None:
     import pickle
 
-    split = read_dataset(write(tmp_path, [[SQUARE]]), masks=True).train
+    split = load_dataset(write(tmp_path, [[SQUARE]]), masks=True).train
     again: Split = pickle.loads(pickle.dumps(split))
     assert again.records[0].outlines == split.records[0].outlines

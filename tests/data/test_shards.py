@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from detrkit.data.checks.examine import examine
 from detrkit.data.dataset import DetectionDataset
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.formats.write import write_dataset
 from detrkit.data.samplers import BatchGrouping
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
@@ -28,12 +28,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(folder: Path, tmp_path: Path) -> Path:
-    write_shards(read_dataset(folder).splits, tmp_path / "shards", images_per_shard=3)
+    write_shards(load_dataset(folder).splits, tmp_path / "shards", images_per_shard=3)
     return tmp_path / "shards"
 
 
 def check_same(shards: Path, folder: Path) -> None:
-    ours, theirs = read_dataset(shards), read_dataset(folder)
+    ours, theirs = load_dataset(shards), load_dataset(folder)
     assert ours.format == "shards"
     for name in ("train", "val"):
         here, there = ours.splits[name], theirs.splits[name]
@@ -55,7 +55,7 @@ def test_what_goes_in_comes_out(shards: Path, folder: Path) -> None:
         "val-00000.tar",
     ]
     check_same(shards, folder)
-    train = read_dataset(shards).train.records
+    train = load_dataset(shards).train.records
     assert train.image_ids != sorted(train.image_ids), "photos are packed in random order"
     arrangement = BatchGrouping.of(train, by_shape=False)
     assert arrangement.shard is not None
@@ -81,13 +81,13 @@ def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
     (shards / "train-00001.tar").unlink()
     (shards / "val.index").unlink()
     kept = (shards / "train-00000.tar").stat().st_mtime_ns
-    assert write_shards(read_dataset(folder).splits, shards, images_per_shard=3) == 3
+    assert write_shards(load_dataset(folder).splits, shards, images_per_shard=3) == 3
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
     assert (shards / "train-00000.tar").stat().st_mtime_ns == kept
 
 
 def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> None:
-    splits = read_dataset(folder).splits
+    splits = load_dataset(folder).splits
     splits["train"].records.columns.boxes[0] += 1
     with pytest.raises(DatasetError, match="another dataset"):
         write_shards(splits, shards, images_per_shard=3)
@@ -99,11 +99,11 @@ def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> No
 def test_a_malformed_plan_is_one_sentence(shards: Path, content: str) -> None:
     (shards / "shards.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(DatasetError, match=r"shards\.json"):
-        read_dataset(shards)
+        load_dataset(shards)
 
 
 def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
-    splits = read_dataset(folder).splits
+    splits = load_dataset(folder).splits
     with pytest.raises(DatasetError, match="other settings"):
         write_shards(splits, shards, images_per_shard=4)
     (tmp_path / "full").mkdir()
@@ -117,23 +117,23 @@ def test_damage_is_named(shards: Path) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     with pytest.raises(DatasetError, match=r"train-00001\.tar: ends at"):
-        read_dataset(shards)
+        load_dataset(shards)
     (shards / "train.index").unlink()
     with pytest.raises(DatasetError, match=r"train-00001\.tar: not readable as a tar file"):
-        read_dataset(shards)
+        load_dataset(shards)
     shard.unlink()
     with pytest.raises(DatasetError, match="found 4 train photos, expected 7"):
-        read_dataset(shards)
+        load_dataset(shards)
     for path in shards.glob("val*"):
         path.unlink()
     with pytest.raises(DatasetError, match="incomplete"):
-        read_dataset(shards)
+        load_dataset(shards)
 
 
 def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
     (shards / "train-00002.tar").unlink()
     with pytest.raises(DatasetError, match=r"names the shard train-00002\.tar"):
-        read_dataset(shards)
+        load_dataset(shards)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_a_malformed_index_never_leads_astray(shards: Path, column: str, value: 
     header = {"detrkit": json.dumps({"format": "detrkit-shards-1", "categories": [{"id": 1, "name": "a"}]})}
     save_file({**columns, column: value}, path, metadata=header)
     with pytest.raises(DatasetError, match=r"train\.index: not readable as an index"):
-        read_dataset(shards)
+        load_dataset(shards)
     path.write_bytes(b"not an index")
     with pytest.raises(DatasetError, match="remove it"):
-        read_dataset(shards)
+        load_dataset(shards)
 
 
 def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
     plan = json.loads((shards / "shards.json").read_text())
     (shards / "shards.json").write_text(json.dumps({**plan, "photos": {"train": 7, "val": 1}}))
     before = sorted(tmp_path.rglob("*"))
-    split = read_dataset(shards).val
+    split = load_dataset(shards).val
     assert split.records[0].path == shards / "val-00000.tar" / "x.png"
     assert DetectionDataset(split)[0].image.shape == (3, 6, 8)
     assert sorted(tmp_path.rglob("*")) == before
@@ -197,7 +197,7 @@ def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
                 member.size = len(text)
                 opened.addfile(member, io.BytesIO(text))
     faults: list[DatasetError] = []
-    read_dataset(shards, fault=faults.append)
+    load_dataset(shards, on_error=faults.append)
     assert len(faults) == len(bad) + 1
     assert all("val-00000.tar: " in str(fault) for fault in faults[:-1])
     assert "found 0 val photos, expected 3" in str(faults[-1])
@@ -207,7 +207,7 @@ def test_a_doctor_examines_shards_and_other_forms_are_written_from_them(shards: 
     diagnosis = examine(shards, workers=1)
     assert (diagnosis.format, diagnosis.is_fit, diagnosis.unusable) == ("shards", True, frozenset())
     write_dataset(diagnosis.folder.splits, tmp_path / "yolo", "yolo")
-    again = read_dataset(tmp_path / "yolo")
+    again = load_dataset(tmp_path / "yolo")
     assert len(again.train.records) == 7
     assert sum(len(one.labels) for one in again.train.records) == sum(
         len(one.labels) for one in diagnosis.folder.train.records
@@ -226,4 +226,4 @@ def test_any_damage_to_a_shard_is_a_sentence_or_nothing(shards: Path) -> None:
             content[place] = random.integers(256)
         path.write_bytes(content)
         with suppress(DatasetError):
-            assert read_dataset(shards).val.records[0].span is not None
+            assert load_dataset(shards).val.records[0].span is not None

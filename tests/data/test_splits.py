@@ -9,10 +9,10 @@ import torch
 
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
-from detrkit.data.formats.folder import read_dataset
-from detrkit.data.splits import TrainingData, concat_splits, open_data
+from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.training.data import TrainingData, concat_splits, open_data
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.train import train
 from tests.datasets import write_coco, write_panoptic
@@ -22,7 +22,7 @@ TINY = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 1, "dim_feedfor
 
 def config(data: Path, **training: Any) -> RunConfig:
     given = {"image_size": 64, "workers": 0, "batch_size": 2, "epochs": 1, **training}
-    return RunConfig(data=str(data), model="detr-tiny", model_settings=TINY, training=TrainingConfig(**given))
+    return RunConfig(data=str(data), model="detr-tiny", model_overrides=TINY, training=TrainingConfig(**given))
 
 
 def pictures_of(data: TrainingData) -> list[torch.Tensor]:
@@ -32,7 +32,7 @@ def pictures_of(data: TrainingData) -> list[torch.Tensor]:
 def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=4, num_val=3)
     apart, together = open_data(config(folder)), open_data(config(folder, train_on_val=True))
-    assert (len(apart.train), len(together.train), len(together.test)) == (4, 7, 3)
+    assert (len(apart.train), len(together.train), len(together.val)) == (4, 7, 3)
     validation = [together.pictures[index].image for index in range(3)]
     assert all(
         torch.equal(a, b) for a, b in zip(pictures_of(together), [*pictures_of(apart), *validation], strict=True)
@@ -43,12 +43,12 @@ def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_p
 
 def test_a_photo_that_is_all_there_is_is_learned_from_once(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=1, num_val=1)
-    only = read_dataset(folder).train
+    only = load_dataset(folder).train
     assert len(concat_splits(only, only).records) == 1
 
 
 def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
-    folder = read_dataset(write_panoptic(tmp_path / "panoptic"), masks=True)
+    folder = load_dataset(write_panoptic(tmp_path / "panoptic"), masks=True)
     both = concat_splits(folder.train, folder.val).records
     expected = [*folder.train.records, *folder.val.records]
     assert [record.mask_file for record in both] == [record.mask_file for record in expected]
@@ -109,12 +109,12 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
     numbers = json.loads((run / "scores.json").read_text())["metrics"]
     assert set(numbers.values()) == {None}
     assert EvalMetrics.from_json(result.scores.to_json()).values == result.scores.values
-    with pytest.raises(ConfigError, match=r"--patience 3: waits .* has no object to be judged by"):
+    with pytest.raises(ConfigError, match=r"^patience=3 waits for better scores, but .* has no objects"):
         open_data(config(folder, patience=3))
 
 
 @pytest.mark.parametrize("other", [{"patience": 3}, {"overfit": 2}])
 def test_nothing_may_wait_for_scores_of_photos_that_are_learned_from(tmp_path: Path, other: dict[str, int]) -> None:
     folder = write_coco(tmp_path / "shapes")
-    with pytest.raises(ConfigError, match=r"--train-on-val.*leave one out"):
+    with pytest.raises(ConfigError, match=r"^train_on_val=True leaves no images for evaluation"):
         open_data(config(folder, train_on_val=True, **other))

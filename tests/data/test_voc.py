@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data.formats.folder import read_dataset
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 
 OBJECT = (
@@ -47,7 +47,7 @@ def test_lists_names_and_boxes(folder: Path) -> None:
     lists(folder, train="abc", val="d", test="e")
     both = OBJECT.format(name="  wild\n cat ", difficult=1) + OBJECT.format(name="dog", difficult=0)
     write(folder, "a", page(both))
-    data = read_dataset(folder)
+    data = load_dataset(folder)
     assert data.test is not None
     assert [len(split.records) for split in (data.train, data.val, data.test)] == [3, 1, 1]
     assert data.train.categories.ids == (1, 2)
@@ -59,9 +59,9 @@ def test_lists_names_and_boxes(folder: Path) -> None:
 
 
 def test_without_lists_a_fifth_is_set_aside(folder: Path) -> None:
-    data = read_dataset(folder)
+    data = load_dataset(folder)
     assert (len(data.train.records), len(data.val.records)) == (4, 1)
-    assert "1 of 5 photos" in data.notes[0]
+    assert "1 of 5 images" in data.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_without_lists_a_fifth_is_set_aside(folder: Path) -> None:
 def test_what_the_file_says_of_its_photo_is_not_trusted(folder: Path, head: str) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), head))
     record = next(
-        one for one in [*read_dataset(folder).train.records, *read_dataset(folder).val.records] if one.path.stem == "a"
+        one for one in [*load_dataset(folder).train.records, *load_dataset(folder).val.records] if one.path.stem == "a"
     )
     assert record.size == (90, 100)
     assert record.path == folder / "JPEGImages" / "a.jpg"
@@ -85,7 +85,7 @@ def test_what_the_file_says_of_its_photo_is_not_trusted(folder: Path, head: str)
 def test_parts_of_a_person_are_no_objects(folder: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     write(folder, "a", page(OBJECT.format(name="person", difficult=0).replace("</object>", f"{part}</object>")))
-    assert read_dataset(folder).train.categories.names == ("dog", "person")
+    assert load_dataset(folder).train.categories.names == ("dog", "person")
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,18 @@ def test_parts_of_a_person_are_no_objects(folder: Path) -> None:
 def test_faulty_files_are_refused_by_name(folder: Path, text: str, says: str) -> None:
     write(folder, "b", text)
     with pytest.raises(DatasetError, match=says) as refused:
-        read_dataset(folder)
+        load_dataset(folder)
     assert str(folder / "Annotations" / "b.xml") in str(refused.value)
 
 
 def test_a_missing_photo_is_named(folder: Path) -> None:
     (folder / "JPEGImages" / "c.jpg").unlink()
     with pytest.raises(DatasetError, match=r"c\.xml: found no photo 'c\.jpg'"):
-        read_dataset(folder)
+        load_dataset(folder)
 
 
 def test_the_blood_cells(shared: Path) -> None:
-    data = read_dataset(shared / "data" / "bccd-voc")
+    data = load_dataset(shared / "data" / "bccd-voc")
     assert data.test is not None
     splits = (data.train, data.val, data.test)
     assert [len(split.records) for split in splits] == [205, 87, 72]
@@ -130,14 +130,14 @@ def test_names_in_lists_may_hold_spaces_folders_and_marks(folder: Path) -> None:
     for kind in ("Annotations/a.xml", "JPEGImages/a.jpg"):
         (folder / kind).rename((folder / kind).with_stem("photo one"))
     lists(folder, train=["photo one", "VOC2012/b.jpg.x/b", "c  1"], val=["d -1"])
-    data = read_dataset(folder)
+    data = load_dataset(folder)
     assert [record.path.stem for record in data.train.records] == ["photo one", "b", "c"]
     assert [record.path.stem for record in data.val.records] == ["d"]
 
 
 def test_an_empty_list_is_no_split(folder: Path) -> None:
     lists(folder, train="abcde", val="")
-    data = read_dataset(folder)
+    data = load_dataset(folder)
     assert len(data.val.records) > 0
     assert "no validation split" in data.notes[0]
 
@@ -146,11 +146,11 @@ def test_a_list_in_another_encoding_is_named(folder: Path) -> None:
     lists(folder, train="abc")
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DatasetError, match=r"train\.txt: not readable as a list.*save it in UTF-8"):
-        read_dataset(folder)
+        load_dataset(folder)
 
 
 def test_a_name_longer_than_any_file_s_is_a_missing_photo(folder: Path) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), f"<filename>{'a' * 300}.jpg</filename>"))
     (folder / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"a\.xml: found no photo 'aaa"):
-        read_dataset(folder)
+        load_dataset(folder)

@@ -14,9 +14,11 @@ from PIL import Image
 from detrkit.cli import main
 from detrkit.data.categories import Categories
 from detrkit.data.convert import convert_dataset
-from detrkit.data.formats.folder import Format, read_dataset
+from detrkit.data.dataset import Split
+from detrkit.data.formats.folder import Format
 from detrkit.data.formats.write import write_dataset
-from detrkit.data.records import Record, Records, Split, SplitName
+from detrkit.data.records import Record, Records, SplitName
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from tests.datasets import write_coco
 
@@ -57,7 +59,7 @@ def test_round_trip(data: st.DataObject, format: Format) -> None:
             "val": Split(Records.of([val]), CATEGORIES, Path(place)),
         }
         assert write_dataset(splits, Path(place) / "out", format) == 0
-        read = read_dataset(Path(place) / "out")
+        read = load_dataset(Path(place) / "out")
         assert read.format == format
         assert read.train.categories == CATEGORIES
         for before, after in ((content, read.train.records[0]), (val, read.val.records[0])):
@@ -67,12 +69,12 @@ def test_round_trip(data: st.DataObject, format: Format) -> None:
 
 
 def test_photos_of_the_same_name_stay_apart(tmp_path: Path) -> None:
-    data = read_dataset(write_coco(tmp_path / "shapes"))
+    data = load_dataset(write_coco(tmp_path / "shapes"))
     for format in ("coco", "yolo", "voc"):
         write_dataset(
             {"train": data.train, "val": data.val}, tmp_path / format, format
         )  # both hold 1.png, 2.png, 3.png
-        again = read_dataset(tmp_path / format)
+        again = load_dataset(tmp_path / format)
         for before, after in ((data.train, again.train), (data.val, again.val)):
             for ours, theirs in zip(before.records, after.records, strict=True):
                 assert theirs.path.read_bytes() == ours.path.read_bytes()
@@ -87,7 +89,7 @@ def test_crowds(tmp_path: Path) -> None:
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
     for format, left_out in (("coco", 0), ("voc", 0), ("yolo", 1)):
         assert write_dataset(splits, tmp_path / format, format) == left_out  # type: ignore[arg-type]
-        read = read_dataset(tmp_path / format).train.records[0]
+        read = load_dataset(tmp_path / format).train.records[0]
         assert read.is_crowd.tolist() == ([False] if left_out else [True, False])
 
 
@@ -105,7 +107,7 @@ def test_outlines_and_their_areas_come_along(tmp_path: Path, capsys: pytest.Capt
     assert copied[0]["segmentation"] == triangle
     assert copied[0]["area"] == pytest.approx(512, abs=32)
     assert copied[1]["area"] == 10
-    assert read_dataset(tmp_path / "copy", masks=True).train.records.have_outlines
+    assert load_dataset(tmp_path / "copy", masks=True).train.records.have_outlines
     document["annotations"][0].pop("segmentation")
     path.write_text(json.dumps(document))
     convert_dataset(folder, tmp_path / "boxes", "coco")
@@ -132,14 +134,14 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_faulty_list_of_categories_is_refused(tmp_path: Path) -> None:
-    data = read_dataset(write_coco(tmp_path / "shapes"))
+    data = load_dataset(write_coco(tmp_path / "shapes"))
     write_dataset({"train": data.train, "val": data.val}, tmp_path / "voc", "voc")
     (tmp_path / "voc" / "categories.json").write_text('[{"id": 1, "name": "circle"}]')
     with pytest.raises(DatasetError, match="does not name the class"):
-        read_dataset(tmp_path / "voc")
+        load_dataset(tmp_path / "voc")
     (tmp_path / "voc" / "categories.json").write_text("[5]")
     with pytest.raises(DatasetError, match="expected a list of objects"):
-        read_dataset(tmp_path / "voc")
+        load_dataset(tmp_path / "voc")
 
 
 @pytest.mark.parametrize("names", [("fish", " fish"), ("a\x01b", "c"), ("", "a"), ("fish \ud83d", "a")])
@@ -162,4 +164,4 @@ def test_boxes_beyond_the_edge_are_cut_for_yolo(tmp_path: Path) -> None:
     record = Record(1, photo, (40, 50), box, np.array([0]), np.array([False]))
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
     write_dataset(splits, tmp_path / "yolo", "yolo")
-    np.testing.assert_allclose(read_dataset(tmp_path / "yolo").train.records[0].boxes, [[0, 10, 50, 30]], atol=1e-4)
+    np.testing.assert_allclose(load_dataset(tmp_path / "yolo").train.records[0].boxes, [[0, 10, 50, 30]], atol=1e-4)

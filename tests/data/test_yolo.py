@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.yolo import read_yolo
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 
 
@@ -29,7 +29,7 @@ def write(folder: Path, rows: str) -> None:
 
 
 def test_boxes_by_hand(folder: Path) -> None:
-    data = read_dataset(folder)
+    data = load_dataset(folder)
     assert data.format == "yolo"
     assert data.train.categories.ids == (0, 1)
     record = data.train.records[0]
@@ -54,7 +54,7 @@ def test_boxes_by_hand(folder: Path) -> None:
 )
 def test_legal_rows(folder: Path, rows: str, expected: list[list[float]]) -> None:
     write(folder, rows)
-    np.testing.assert_allclose(read_dataset(folder).train.records[0].boxes, np.reshape(expected, (-1, 4)), atol=1e-4)
+    np.testing.assert_allclose(load_dataset(folder).train.records[0].boxes, np.reshape(expected, (-1, 4)), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_legal_rows(folder: Path, rows: str, expected: list[list[float]]) -> Non
 def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
     write(folder, rows)
     with pytest.raises(DatasetError, match=says) as refused:
-        read_dataset(folder)
+        load_dataset(folder)
     assert str(folder / "train" / "labels" / "a.b.txt") in str(refused.value)
 
 
@@ -84,7 +84,7 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
     ("content", "says"),
     [
         ("", "found no settings"),
-        ("train: train/images\nnc: 2", "names: found nothing"),
+        ("train: train/images\nnc: 2", "names: found None"),
         ("train: train/images\nnames: [a, [b]]", r"names: found \['b'\] for class 1"),
         ("train: train/images\nnc: 5\nnames: [a, b]", "nc is 5, but names has 2"),
         ("train: nowhere\nnames: [a, b]", "found no folder 'nowhere'"),
@@ -96,7 +96,7 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
 def test_mistakes_in_data_yaml(folder: Path, content: str, says: str) -> None:
     (folder / "data.yaml").write_text(content)
     with pytest.raises(DatasetError, match=says):
-        read_dataset(folder)
+        load_dataset(folder)
 
 
 @pytest.mark.parametrize("key", ["names", "train"])
@@ -107,7 +107,7 @@ def test_aliases_within_aliases_are_not_written_out(folder: Path, key: str) -> N
     others = {"names": "[cat, dog]", "train": "train/images", key: "[*j, *j]"}  # 9 ** 10 names, or 3.5 GB of them
     (folder / "data.yaml").write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in others.items())]))
     with pytest.raises(DatasetError, match=r"found \[\[\[\[\.\.\.\]") as refused:
-        read_dataset(folder)
+        load_dataset(folder)
     assert len(str(refused.value)) < 400
 
 
@@ -117,7 +117,7 @@ def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
     (folder / "lists" / "train.txt").write_bytes(b"caf\xe9.jpg")
     (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
     with pytest.raises(DatasetError, match=r"not readable as a list of photos"):
-        read_dataset(folder)
+        load_dataset(folder)
 
 
 @pytest.mark.parametrize("points", [2, 3])
@@ -126,11 +126,11 @@ def test_key_points_follow_the_box(folder: Path, points: int) -> None:
     (folder / "data.yaml").write_text(f"{head}kpt_shape: [4, {points}]\n")
     write(folder, "1 0.5 0.5 0.2 0.4 " + " ".join(["0.1"] * 4 * points) + "\n0 0.1 0.2 0.5 0.2 0.3 0.6\n")
     np.testing.assert_allclose(
-        read_dataset(folder).train.records[0].boxes, [[80, 30, 120, 70], [20, 20, 100, 60]], atol=1e-4
+        load_dataset(folder).train.records[0].boxes, [[80, 30, 120, 70], [20, 20, 100, 60]], atol=1e-4
     )
     (folder / "data.yaml").write_text(f"{head}kpt_shape: many\n")
     with pytest.raises(DatasetError, match=r"kpt_shape: found 'many', expected \[NUMBER OF POINTS, 2 or 3\]"):
-        read_dataset(folder)
+        load_dataset(folder)
 
 
 def test_names_as_a_dict_keep_their_numbers(folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_paths_of_another_machine_are_found_here(folder: Path) -> None:
     (folder / "data.yaml").write_text(
         "train: /content/pets-3/train/images\nval: C:\\pets\\valid\\images\nnames: [cat, dog]\n"
     )
-    data = read_dataset(folder / "data.yaml")
+    data = load_dataset(folder / "data.yaml")
     assert data.train.records[0].path == folder / "train" / "images" / "a.b.jpg"
     assert data.val.records[0].path.is_relative_to(folder / "valid")
 
@@ -159,11 +159,11 @@ def test_a_list_of_photos_may_not_lead_out_of_the_folder(
     (folder / "list.txt").write_text(f"{outside}\n")
     (folder / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
     with pytest.raises(DatasetError, match="found no photo"):
-        read_dataset(folder)
+        load_dataset(folder)
     (folder / "train" / "images" / "link.jpg").symlink_to(outside)
     (folder / "list.txt").write_text("train/images/link.jpg\n")
     with pytest.raises(DatasetError, match="found no photo"):
-        read_dataset(folder)
+        load_dataset(folder)
 
 
 def test_a_missing_validation_split_is_set_aside_and_said(folder: Path) -> None:
@@ -171,17 +171,17 @@ def test_a_missing_validation_split_is_set_aside_and_said(folder: Path) -> None:
     for number in range(9):
         Image.new("RGB", (20, 20)).save(folder / "train" / "images" / f"{number}.png")
     (folder / "data.yaml").write_text("train: train/images\nnames: [cat, dog]\n")
-    data = read_dataset(folder, seed=1)
+    data = load_dataset(folder, seed=1)
     train, val = ({record.path for record in split.records} for split in (data.train, data.val))
     assert (len(train), len(val)) == (8, 2)
     assert not train & val
-    assert "2 of 10 photos were set aside" in data.notes[0]
-    again = read_dataset(folder, seed=1)
+    assert "2 of 10 images were set aside" in data.notes[0]
+    again = load_dataset(folder, seed=1)
     assert {record.path for record in again.val.records} == val
 
 
 def test_the_aquarium_set(shared: Path) -> None:
-    data = read_dataset(shared / "data" / "aquarium-yolo")
+    data = load_dataset(shared / "data" / "aquarium-yolo")
     assert data.test is not None
     splits = (data.train, data.val, data.test)
     assert [len(split.records) for split in splits] == [74, 23, 17]

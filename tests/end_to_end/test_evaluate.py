@@ -17,8 +17,8 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, sa
 from detrkit.cli import main
 from detrkit.config.run import RunConfig, write_config
 from detrkit.data.convert import convert_dataset
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.segmentation import to_run_lengths
+from detrkit.data.splits import load_dataset
 from detrkit.data.synthetic import SHAPES
 from detrkit.evaluation import evaluate
 from detrkit.evaluation import evaluator as judging
@@ -244,7 +244,7 @@ def test_a_run_is_judged_by_the_photos_that_it_set_aside_itself(a_run: Path, sha
     config = RunConfig(data=str(data)).model_copy(update={"training": RunConfig(data="").training})
     seeded = config.training.model_copy(update={"seed": 8})
     write_config(a_run / "config.yaml", config.model_copy(update={"training": seeded}), {})
-    expected, others = (set(read_dataset(data, None, seed).val.records.image_ids) for seed in (8, 42))
+    expected, others = (set(load_dataset(data, seed=seed).val.records.image_ids) for seed in (8, 42))
     assert expected != others
     assert go("evaluate", a_run, data, "--workers", 0, "-o", tmp_path / "found.json") == 0
     assert {entry["image_id"] for entry in strict(tmp_path / "found.json")} == expected
@@ -305,7 +305,7 @@ def test_malformed_results_are_refused_in_one_sentence(
 
 def test_saved_panoptic_results_are_scored(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_panoptic(tmp_path / "data")
-    split = read_dataset(data).val
+    split = load_dataset(data).val
     results = tmp_path / "theirs" / "panoptic_predictions.json"
     entries = []
     for record in split.records:
@@ -327,7 +327,7 @@ def test_saved_panoptic_results_are_scored(shapes: Path, tmp_path: Path, capsys:
 
 def test_saved_masks_are_scored_beside_their_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_panoptic(tmp_path / "data")
-    split = read_dataset(data).val
+    split = load_dataset(data).val
     document = annotations_of_split(split, masks=True)
     assert isinstance(document, dict)
     results = [{**entry, "score": 0.9} for entry in document["annotations"] if not entry["iscrowd"]]

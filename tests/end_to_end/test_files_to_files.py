@@ -250,13 +250,13 @@ def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
 
     config = RunConfig(data="x", model="detr-r18", training=TrainingConfig(lr=3e-4))
     scratch = with_defaults(config)
-    assert scratch.training.backbone_lr == 3e-4
+    assert scratch.training.optimizer.backbone_lr == 3e-4
     model, _ = build_for(scratch, read_checkpoint(place / "run").categories)
     assert model.config.backbone_normalization == "batch"
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.backbone_lr == 1e-5
+    assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.optimizer.backbone_lr == 1e-5
     given = config.model_copy(update={"training": TrainingConfig(backbone_lr=1e-4)})
-    assert with_defaults(given).training.backbone_lr == 1e-4
+    assert with_defaults(given).training.optimizer.backbone_lr == 1e-4
     tiny = RunConfig(data="x", model="detr-tiny", training=TrainingConfig(batch_size=3))
     assert with_defaults(tiny).training.batch_size == 3
     assert with_defaults(tiny).training.image_size == 256
@@ -276,7 +276,7 @@ def test_grey_photos_in_shards_with_everything_on(
     assert "4 samples of epoch 1" in printed
     with Image.open(sheet) as picture:
         assert picture.size[0] == 640
-    grey = ["--set", "in_channels=1", "--output", str(folder)]
+    grey = ["--in-channels", "1", "--output", str(folder)]
     assert run(["train", str(shards), "--model", "detr-tiny", *SHORT, *strong, *grey]) == 0
     assert run(["evaluate", str(folder), str(shards), "-o", str(tmp_path / "scores")]) == 0
     photo = next((place / "shapes" / "val2017").glob("*.png"))

@@ -14,7 +14,7 @@ from detrkit.training.run import Run
 from detrkit.training.trainer import Throughput
 from tests.datasets import write_coco
 
-SMALL = ["--batch-size", "2", "--workers", "0", "--image-size", "64", "--set", "decoder_layers=1", "--device", "cpu"]
+SMALL = ["--batch-size", "2", "--workers", "0", "--image-size", "64", "--decoder-layers", "1", "--device", "cpu"]
 
 
 def code_of(*arguments: str) -> object:
@@ -45,7 +45,7 @@ def test_a_run_of_minutes_is_the_run_of_as_many_steps(
     monkeypatch.setattr(Run, "measure_pace", slow)
     assert code_of("train", shapes, *SMALL, "--minutes", "0.06", "--output", str(tmp_path / "timed")) == 0
     assert "3 updates in 0.06 min: 1.00 s each" in capsys.readouterr().out
-    assert load_run_config(tmp_path / "timed" / "config.yaml", {}, {}).training.steps == 3
+    assert load_run_config(tmp_path / "timed" / "config.yaml").training.steps == 3
     assert code_of("train", shapes, *SMALL, "--steps", "3", "--output", str(tmp_path / "counted")) == 0
     timed, counted = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("timed", "counted"))
     assert timed.keys() == counted.keys()
@@ -77,9 +77,9 @@ def test_a_dry_run_counts_the_steps_of_one_of_several_processes(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--minutes", "0"], "--minutes: found 0, expected a time to train for, above 0"),
-        (["--minutes", "5", "--epochs", "3"], "--minutes: found --epochs as well, expected one of the two"),
-        (["--minutes", "5", "--devices", "2"], "--minutes: found several processes, expected one"),
+        (["--minutes", "0"], "--minutes 0 must be positive"),
+        (["--minutes", "5", "--epochs", "3"], "--minutes and --epochs exclude each other"),
+        (["--minutes", "5", "--devices", "2"], "--minutes needs a single process"),
         (["--minutes", "5", "--slurm", "partition=x"], "--minutes: steps are timed here"),
         (["--dry-run", "--slurm", "partition=x"], "--dry-run: steps are timed here"),
     ],

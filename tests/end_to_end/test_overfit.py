@@ -14,7 +14,7 @@ def overfit(data: Path, output: Path, photos: int, epochs: int) -> float:
     config = RunConfig(
         data=str(data),
         model="detr-tiny",
-        model_settings={"num_queries": 12, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 128},
+        model_overrides={"num_queries": 12, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 128},
         training=TrainingConfig(
             epochs=epochs,
             evaluate_every=epochs,
@@ -25,7 +25,7 @@ def overfit(data: Path, output: Path, photos: int, epochs: int) -> float:
             backbone_lr=1e-3,
             clip_grad_norm=1.0,
             cls_loss_coef=2.0,
-            schedule="cosine",
+            lr_scheduler="cosine",
             workers=0,
         ),
     )

@@ -20,7 +20,7 @@ from detrkit.structures import PanopticSegments
 from detrkit.training.loggers.run_log import read_metrics
 
 TINY = [
-    *("--model", "detr-tiny", "--set", "panoptic=true", "--set", "num_queries=10", "--image-size", "64"),
+    *("--model", "detr-tiny", "--panoptic", "--num-queries", "10", "--image-size", "64"),
     *("--workers", "0", "--log-every", "1", "--device", "cpu"),
 ]
 

@@ -75,7 +75,7 @@ def test_lines_and_table_hold_the_detections(place: Path, tmp_path: Path) -> Non
         detections = detector.predict(line["image"], 0)
         assert detections.image is not None
         assert (line["width"], line["height"]) == detections.image.size
-        for one, other in zip(line["objects"], detections.to_objects(), strict=True):
+        for one, other in zip(line["objects"], detections.to_list(), strict=True):
             assert one["score"] == pytest.approx(other["score"], abs=1e-4)
             assert one["box"] == pytest.approx(other["box"], abs=0.01)
     table = pyarrow.parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
@@ -267,7 +267,7 @@ def test_video_gives_an_annotated_video_and_lines(
     with open_video(film) as source:
         pixels = [frame.pixels for frame in source]
     detections = Detector.load("model.safetensors").predict(pixels[4], 0)
-    assert lines[4]["objects"][0]["box"] == pytest.approx(detections.to_objects()[0]["box"], abs=0.01)
+    assert lines[4]["objects"][0]["box"] == pytest.approx(detections.to_list()[0]["box"], abs=0.01)
     with open_video(tmp_path / "film.mp4") as drawn:
         frames = list(drawn)
     assert [frame.seconds for frame in frames] == pytest.approx([number / 5 for number in range(7)])

@@ -117,8 +117,8 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Pat
         "4",
         "--ema-decay",
         "0.9",
-        "--set",
-        "dropout=0.1",
+        "--dropout",
+        "0.1",
     ]
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"

@@ -15,8 +15,8 @@ import torch
 from detrkit import build_model
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.segmentation import read_masks
+from detrkit.data.splits import load_dataset
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import DatasetError
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
@@ -87,7 +87,7 @@ def test_annotations_without_outlines_are_told() -> None:
 def test_perturbed_masks_of_coco_mini_score_as_with_pycocotools(shared: Path) -> None:
     pycocotools_coco = pytest.importorskip("pycocotools.coco")
     pycocotools_eval = pytest.importorskip("pycocotools.cocoeval")
-    split = read_dataset(shared / "data" / "coco-mini-dev", masks=True).val
+    split = load_dataset(shared / "data" / "coco-mini-dev", masks=True).val
     random = np.random.default_rng(0)
     results = []
     for record in split.records:
@@ -111,7 +111,7 @@ def test_perturbed_masks_of_coco_mini_score_as_with_pycocotools(shared: Path) ->
 
 
 def test_of_panoptic_data_things_are_judged(tmp_path: Path) -> None:
-    split = read_dataset(write_panoptic(tmp_path)).val
+    split = load_dataset(write_panoptic(tmp_path)).val
     boxes = annotations_of_split(split)
     assert isinstance(boxes, dict)
     assert [one["name"] for one in boxes["categories"]] == ["ant", "zebra"]

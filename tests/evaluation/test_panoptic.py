@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from detrkit.data.categories import Categories
-from detrkit.data.formats.folder import read_dataset
-from detrkit.data.records import Split
+from detrkit.data.dataset import Split
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from detrkit.evaluation.panoptic import (
     GroundTruthSegments,
@@ -227,7 +227,7 @@ def quality_by_the_rules(split: Split, pairs: Pairs) -> dict[str, tuple[float, f
 
 @pytest.fixture(scope="module")
 def mini(shared: Path) -> Split:
-    return read_dataset(shared / "data" / "coco-panoptic-mini").val
+    return load_dataset(shared / "data" / "coco-panoptic-mini").val
 
 
 def test_truth_against_itself_is_perfect(mini: Split) -> None:
@@ -273,7 +273,7 @@ def test_files_are_read_back_and_scored_alike_by_another_implementation(mini: Sp
 
 
 def test_processes_share_photos_and_add_what_they_counted(tmp_path: Path) -> None:
-    split = read_dataset(write_panoptic(tmp_path / "a", num_images=5)).val
+    split = load_dataset(write_panoptic(tmp_path / "a", num_images=5)).val
     pairs = perturbed(split, 2)
     whole = count_panoptic(split, pairs)
     parts = [count_panoptic(split, pairs[rank::2]) for rank in range(2)]
@@ -286,7 +286,7 @@ def test_processes_share_photos_and_add_what_they_counted(tmp_path: Path) -> Non
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Split, Path]:
-    split = read_dataset(write_panoptic(tmp_path / "data")).val
+    split = load_dataset(write_panoptic(tmp_path / "data")).val
     results = tmp_path / "run" / "panoptic_predictions.json"
     write_panoptic_results(results, [write_segments(results, *pair) for pair in shown_to_self(split)])
     return split, results

@@ -37,11 +37,11 @@ def test_masks_have_the_image_size_and_do_not_depend_on_the_batch(
 def test_selected_detections_keep_their_masks(detector: Detector, images: list[torch.Tensor]) -> None:
     detections = detector.predict(images[0], threshold=0.0)
     assert isinstance(detections, Detections)
-    chosen = detections.keep([3, 1])
+    chosen = detections[[3, 1]]
     assert torch.equal(chosen.masks, detections.masks[[3, 1]])
     assert chosen.queries.tolist() == [detections.queries[3], detections.queries[1]]
-    assert detections.scaled(2.0).masks.shape == (len(detections), 150, 240)
-    assert detections.moved((5, 5)).masks is None
+    assert detections.scale(2.0).masks.shape == (len(detections), 150, 240)
+    assert detections.translate((5, 5)).masks is None
 
 
 def test_empty_detections_have_empty_masks(detector: Detector, images: list[torch.Tensor]) -> None:

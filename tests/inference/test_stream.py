@@ -143,7 +143,7 @@ def test_classes_are_selected_by_name(detector: Detector, paths: list[Path]) -> 
     assert len(names) > 1
     for all_of_them, some in zip(unfiltered, detector.stream(paths, 0, classes=[name]), strict=True):
         chosen = [i for i, other in enumerate(all_of_them.class_names) if other == name]
-        assert_same_detections(some, all_of_them.keep(chosen))
+        assert_same_detections(some, all_of_them[chosen])
     with pytest.raises(ConfigError, match="did you mean 'square'"):
         detector.stream(paths, classes=["sqare"])
 
@@ -174,7 +174,7 @@ def test_tiles_are_predicted_and_merged(detector: Detector) -> None:
     assert found[0].size == (100, 150)
     assert found[0].image is not None
     views = tiling.views((100, 150))
-    alone = [detector.predict(large.crop(view), 0.5).moved(view[:2]) for view in views]
+    alone = [detector.predict(large.crop(view), 0.5).translate(view[:2]) for view in views]
     for box, label in zip(found[0].boxes, found[0].labels.tolist(), strict=True):
         # each box is one of a view's, or put together of some
         assert any(label in one.labels.tolist() for one in alone)

@@ -43,12 +43,12 @@ def test_a_share_of_the_labels_is_drawn_anew() -> None:
     _, others = draw(2000, CONTRASTIVE, 5, seed=0)
     assert 0.48 < float((others >= 0).float().mean()) < 0.52
     assert set(others.unique().tolist()) == {-1, 0, 1, 2, 3, 4}
-    _, kept = draw(50, CONTRASTIVE.model_copy(update={"label_noise_ratio": 0.0}), 5, seed=0)
+    _, kept = draw(50, CONTRASTIVE.replace(label_noise_ratio=0.0), 5, seed=0)
     assert bool((kept == -1).all())
 
 
 def test_places_of_copies_objects_and_negatives_by_hand() -> None:
-    still = CONTRASTIVE.model_copy(update={"denoising": 2, "box_noise_scale": 0.0, "label_noise_ratio": 0.0})
+    still = CONTRASTIVE.replace(denoising=2, box_noise_scale=0.0, label_noise_ratio=0.0)
     noised = noised_boxes(batch([1, 2, 0], [7, 8, 9]), still, 5, step=0)
     assert (noised.copies, noised.size) == (2, 4)
     assert noised.labels[1].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
@@ -73,5 +73,5 @@ def test_noise_is_the_photos_own_whatever_the_batch() -> None:
     other = noised_boxes(batch([2], [8]), CONTRASTIVE, 5, step=3)
     assert not torch.equal(later.boxes, alone.boxes)
     assert not torch.equal(other.boxes, alone.boxes)
-    seeded = noised_boxes(batch([2], [7]), CONTRASTIVE.model_copy(update={"seed": 1}), 5, step=3)
+    seeded = noised_boxes(batch([2], [7]), CONTRASTIVE.replace(seed=1), 5, step=3)
     assert not torch.equal(seeded.boxes, alone.boxes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from detrkit.config.run import RunConfig, load_run_config
+from detrkit.config.run import RunConfig, run_config
 from detrkit.errors import ConfigError
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.slurm import SlurmRun, parse_options, submit
@@ -13,7 +13,7 @@ from tests.datasets import write_coco
 
 def config_of(folder: Path) -> RunConfig:
     training = {"epochs": 2, "batch_size": 2, "image_size": 64, "workers": 0}
-    return load_run_config(None, {"data": str(folder), "model": "detr-tiny"}, training)
+    return run_config({"data": str(folder), "model": "detr-tiny", **training})
 
 
 def test_options() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from detrkit import build_model
 from detrkit._internal.signals import StopSignal
-from detrkit.config.training import TrainingConfig
+from detrkit.config.training import PARTS, TrainingConfig
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.loaders import Loader, train_loader
 from detrkit.data.samplers import BatchGrouping
@@ -31,7 +31,7 @@ from detrkit.models.detr import DETR
 from detrkit.structures import Batch
 from detrkit.training.build import loss_for
 from detrkit.training.loggers.run_log import NoLog, RunLog, read_metrics
-from detrkit.training.optimizer import PARTS, build_optimizer
+from detrkit.training.optimizer import build_optimizer
 from detrkit.training.schedule import rate_factor
 from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import RunHooks, Trainer, strong_epochs
@@ -126,9 +126,9 @@ def test_what_says_where_to_look_learns_at_a_rate_of_its_own() -> None:
 
 
 def test_rates_by_hand() -> None:
-    step = TrainingConfig(schedule="step", lr_drop=0.5)
+    step = TrainingConfig(lr_scheduler="step", lr_drop=0.5)
     assert [rate_factor(s, 4, step) for s in range(4)] == [1, 1, 0.1, 0.1]
-    cosine = TrainingConfig(schedule="cosine", warmup_steps=3)
+    cosine = TrainingConfig(lr_scheduler="cosine", warmup_steps=3)
     assert [rate_factor(s, 100, cosine) for s in range(3)] == [0.25, 0.5, 0.75]
     assert rate_factor(50, 100, cosine) == pytest.approx(0.5)
     assert rate_factor(100, 100, cosine) == pytest.approx(0)
@@ -154,7 +154,7 @@ def test_best_and_last_are_saved_and_metrics_written(tmp_path: Path) -> None:
 
 def test_photos_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> None:
     script = Script([0.2, 0.1])
-    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"train_on_val": True}))
+    loop, log = trainer(tmp_path, script, SETTINGS.replace(train_on_val=True))
     with log:
         result = loop.fit()
     assert script.saved == ["last", "best", "last"] * 2
@@ -191,14 +191,14 @@ def test_a_worse_start_than_nothing_is_still_saved(tmp_path: Path) -> None:
 
 def test_where_nothing_is_found_the_last_is_the_best_but_patience_ends(tmp_path: Path) -> None:
     script = Script([0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0])
-    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"epochs": 7, "patience": 4}))
+    loop, log = trainer(tmp_path, script, SETTINGS.replace(epochs=7, patience=4))
     with log:
         loop.fit()
     assert loop.position.waited == 2
     # the fifth was better, the sixth and seventh are not
     assert script.saved == ["last", "best", "last"] * 5 + ["last", "last"] * 2
     impatient = Script([0.0, 0.0, 0.0])
-    loop, log = trainer(tmp_path / "other", impatient, SETTINGS.model_copy(update={"epochs": 7, "patience": 2}))
+    loop, log = trainer(tmp_path / "other", impatient, SETTINGS.replace(epochs=7, patience=2))
     with log:
         assert loop.fit().epochs == 3
 
@@ -207,7 +207,7 @@ def test_a_run_killed_in_its_last_evaluation_takes_no_step_more(tmp_path: Path) 
     def killed(_model: DETR) -> EvalMetrics:
         raise KeyboardInterrupt
 
-    settings = SETTINGS.model_copy(update={"epochs": 1, "steps": 2})
+    settings = SETTINGS.replace(epochs=1, steps=2)
     script = Script([])
     loop, log = trainer(tmp_path, script, settings)
     loop.hooks = replace(loop.hooks, evaluate=killed)
@@ -248,7 +248,7 @@ def test_a_signal_lets_the_step_end_and_saves(
 
 
 def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update={"max_nonfinite_steps": 3})
+    settings = SETTINGS.replace(max_nonfinite_steps=3)
     loop, log = trainer(tmp_path, Script([0.0, 0.0]), settings)
     with torch.no_grad():
         loop.stepper.model.heads.class_head.weight.fill_(float("inf"))
@@ -260,7 +260,7 @@ def test_steps_that_are_not_finite_are_left_out_and_too_many_stop_the_run(tmp_pa
 
 
 def test_a_single_bad_batch_is_passed_over() -> None:
-    loop = stepper(SETTINGS.model_copy(update={"ema_decay": 0.9}), backbone_normalization="batch")
+    loop = stepper(SETTINGS.replace(ema_decay=0.9), backbone_normalization="batch")
     batches = list(drawn(SETTINGS))
     broken = replace(batches[1], images=batches[1].images * float("nan"))
     loop.train()
@@ -288,7 +288,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
 
 
 def test_clipping_bounds_the_update() -> None:
-    settings = SETTINGS.model_copy(update={"clip_grad_norm": 1e-3})
+    settings = SETTINGS.replace(clip_grad_norm=1e-3)
     loop = stepper(settings)
     loop.step([next(iter(drawn(settings)))])
     gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
@@ -297,7 +297,7 @@ def test_clipping_bounds_the_update() -> None:
 
 
 def test_float16_gradients_that_are_never_finite_stop_the_run() -> None:
-    loop = stepper(SETTINGS.model_copy(update={"precision": "float16", "max_nonfinite_steps": 3}))
+    loop = stepper(SETTINGS.replace(precision="float16", max_nonfinite_steps=3))
     batch = next(iter(drawn(SETTINGS)))
     first = next(p for p in loop.model.decoder.parameters())
     first.register_hook(lambda gradient: gradient * float("nan"))
@@ -314,7 +314,7 @@ def test_float16_gradients_that_are_never_finite_stop_the_run() -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_keeps_weights_and_losses_in_float32(precision: str) -> None:
-    loop = stepper(SETTINGS.model_copy(update={"precision": precision}))
+    loop = stepper(SETTINGS.replace(precision=precision))
     before = [p.clone() for p in loop.model.parameters()]
     for batch in drawn(SETTINGS):
         report = loop.step([batch])
@@ -326,7 +326,7 @@ def test_low_precision_keeps_weights_and_losses_in_float32(precision: str) -> No
 def test_accumulated_batches_are_one_large_batch() -> None:
     """Exact padding, no dropout and frozen norms: a photo's gradient does not depend on its batch."""
     changes = {"dropout": 0.0, "backbone_normalization": "frozen"}
-    settings = SETTINGS.model_copy(update={"batch_size": 6})
+    settings = SETTINGS.replace(batch_size=6)
     apart, together = stepper(**changes), stepper(**changes)
     for epoch in (1, 2):
         loaders = drawn(SETTINGS), drawn(settings)
@@ -343,7 +343,7 @@ def test_accumulated_batches_are_one_large_batch() -> None:
 
 
 def test_the_running_average_by_hand() -> None:
-    loop = stepper(SETTINGS.model_copy(update={"ema_decay": 0.5}))
+    loop = stepper(SETTINGS.replace(ema_decay=0.5))
     weight = "heads.class_head.bias"
     seen = []
     for batch in drawn(SETTINGS):
@@ -368,7 +368,7 @@ def test_recomputing_gives_the_same_gradients() -> None:
     gradients = []
     for activation_checkpointing in (False, True):
         loop = stepper(
-            SETTINGS.model_copy(update={"activation_checkpointing": activation_checkpointing}),
+            SETTINGS.replace(activation_checkpointing=activation_checkpointing),
             backbone_normalization="frozen",
         )
         torch.manual_seed(5)
@@ -382,7 +382,7 @@ def test_recomputing_gives_the_same_gradients() -> None:
 def test_recomputing_does_not_count_photos_twice() -> None:
     statistics = []
     for activation_checkpointing in (False, True):
-        loop = stepper(SETTINGS.model_copy(update={"activation_checkpointing": activation_checkpointing}))
+        loop = stepper(SETTINGS.replace(activation_checkpointing=activation_checkpointing))
         loop.step([next(iter(drawn(SETTINGS)))])
         statistics.append([b.clone() for n, b in loop.model.named_buffers() if n.endswith("running_mean")])
     for one, other in zip(*statistics, strict=True):
@@ -390,7 +390,9 @@ def test_recomputing_does_not_count_photos_twice() -> None:
 
 
 def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
-    settings = TrainingConfig(freeze="backbone, encoder", lr_overrides="heads=1e-3,queries=0", decay_norms=False)
+    settings = TrainingConfig(
+        freeze=["backbone", "encoder"], lr_overrides={"heads": 1e-3, "queries": 0}, decay_norms=False
+    )
     loop = stepper(settings)
     loop.train()
     trained = {name.partition(".")[0] for name, p in loop.model.named_parameters() if p.requires_grad}
@@ -400,12 +402,8 @@ def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
     assert loop.model.decoder.training
     rates = {(group["lr"], group["weight_decay"]) for group in loop.optimizer.param_groups}
     assert rates == {(1e-4, 1e-4), (1e-4, 0.0), (1e-3, 1e-4), (1e-3, 0.0)}
-    for bad in ("--freeze nose", "--lr-overrides heads", "--lr-overrides nose=1", "--lr-overrides heads=-1"):
-        option, _, value = bad.partition(" ")
-        with pytest.raises(ConfigError, match=option):
-            stepper(TrainingConfig(**{option[2:].replace("-", "_"): value}))
     with pytest.raises(ConfigError, match="nothing is left to train"):
-        stepper(TrainingConfig(freeze=",".join(PARTS)))
+        stepper(TrainingConfig(freeze=PARTS))
 
 
 def test_norms_of_frozen_stages_keep_their_statistics() -> None:
@@ -425,11 +423,11 @@ def test_the_last_epoch_is_plain_unless_all_are_to_be_strong(share: float, epoch
 
 
 def test_a_run_ends_after_its_steps_or_when_nothing_gets_better(tmp_path: Path) -> None:
-    loop, log = trainer(tmp_path / "a", Script([0.1, 0.2]), SETTINGS.model_copy(update={"steps": 4}))
+    loop, log = trainer(tmp_path / "a", Script([0.1, 0.2]), SETTINGS.replace(steps=4))
     with log:
         assert loop.fit().epochs == 2
     assert loop.stepper.step_number == 4
-    patient = SETTINGS.model_copy(update={"epochs": 9, "patience": 2})
+    patient = SETTINGS.replace(epochs=9, patience=2)
     loop, log = trainer(tmp_path / "b", Script([0.1, 0.3, 0.3, 0.2]), patient)
     with log:
         result = loop.fit()
@@ -441,7 +439,7 @@ SHAKEN = {
     "epochs": 3,
     "ema_decay": 0.9,
     "gradient_accumulation": 2,
-    "schedule": "cosine",
+    "lr_scheduler": "cosine",
     "warmup_steps": 3,
     "workers": 0,
 }
@@ -454,7 +452,7 @@ HELPED = {"denoising": 2, "contrastive_denoising": True, "query_groups": 2, "hyb
 def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(
     stop_at: int, helpers: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = SETTINGS.model_copy(update={**SHAKEN, **helpers})
+    settings = SETTINGS.replace(**SHAKEN, **helpers)
     whole, log = trainer(tmp_path / "whole", Script([0.1, 0.3, 0.2]), settings)
     with log:
         whole.fit()
@@ -491,12 +489,12 @@ def test_stopped_and_gone_on_is_never_stopped_bit_for_bit(
 
 def test_an_evaluation_that_was_not_saved_is_told_once(tmp_path: Path) -> None:
     script = Script([0.1, 0.3])
-    loop, log = trainer(tmp_path, script, SETTINGS.model_copy(update={"epochs": 1}))
+    loop, log = trainer(tmp_path, script, SETTINGS.replace(epochs=1))
     with log:
         loop.fit()
     saved_before_it = script.states[-2]  # as by a process that was killed right after it
     again = Script([0.1])
-    other, _ = trainer(tmp_path / "other", again, SETTINGS.model_copy(update={"epochs": 1}))
+    other, _ = trainer(tmp_path / "other", again, SETTINGS.replace(epochs=1))
     other.load_state_dict(saved_before_it)
     other.log = RunLog(tmp_path, 3, done=3, epoch=other.position.epoch)
     with other.log:
@@ -522,7 +520,7 @@ def test_steps_on_a_gpu_follow_the_cpu(name: str, small: dict[str, int], precisi
     """With a running average, and a bad step in between; on the CPU, bfloat16 is held against float32."""
 
     def totals(device: str, precision: str) -> list[float]:
-        settings = SETTINGS.model_copy(update={"precision": precision, "ema_decay": 0.9})
+        settings = SETTINGS.replace(precision=precision, ema_decay=0.9)
         torch.manual_seed(0)
         model = build_model(
             name, num_classes=4, decoder_layers=2, num_queries=8, num_detections=8, dropout=0.0, **small

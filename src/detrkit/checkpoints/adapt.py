@@ -105,7 +105,7 @@ def load_adapted(model: DETR, categories: Categories, state: Mapping[str, Tensor
         found = tuple(given[misfit].shape) if misfit in given else "nothing"
         raise CheckpointError(
             f"only {len(loaded)} of the model's {len(own)} entries fit ({misfit}: found {found}, expected "
-            f"{tuple(own[misfit].shape)}); use weights of the same kind of model, or build it like them with --set"
+            f"{tuple(own[misfit].shape)}); use weights of the same kind of model, or give it the same shape"
         )
     model.load_state_dict(result, strict=False)
     known = tuple(categories.names[label] for label in same_name)

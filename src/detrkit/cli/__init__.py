@@ -107,7 +107,7 @@ def _error_line(error: Exception) -> str:
     """Return a one-line message; for a setting that fails validation, its flag and the reason, not pydantic's report."""
     if isinstance(error.__cause__, ValidationError):
         first = error.__cause__.errors()[0]
-        name = flag("_".join(str(part) for part in first["loc"]))
+        name = flag(".".join(str(part) for part in first["loc"] if not isinstance(part, int)))
         return f"{name}: found {first['input']}; {first['msg'].lower()}"
     text = error.render(flag_style) if isinstance(error, DetrkitError) else str(error)
     return " ".join(text.split())

@@ -1,13 +1,12 @@
 """`detrkit describe MODEL` and `detrkit describe data FOLDER`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from detrkit.cli.train import model_field
-from detrkit.config.run import load_run_config
-from detrkit.config.training import TrainingConfig
+from detrkit.cli.settings import RunSettings, given_settings
+from detrkit.config.run import run_config
 
 
 def build_describe() -> App:
@@ -51,8 +50,7 @@ def data(
     epoch: int = 1,
     config: Path | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("samples.png"),
-    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
-    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
+    settings: Annotated[RunSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Show photos as training sees them: after augmentation, with their boxes; and the table of classes.
 
@@ -76,13 +74,10 @@ def data(
         YAML file of `detrkit train`; the command line wins over it.
     output
         Picture to write, as PNG.
-    set_
-        Field of the model, as NAME=VALUE: in_channels decides how photos are read.
     """
     from detrkit.benchmark.describe_data import describe_data
 
-    given: dict[str, Any] = {"data": data, "format": format, "model": model}
-    if set_:
-        given["model_settings"] = dict(model_field(each) for each in set_)
-    chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    describe_data(load_run_config(config, given, chosen), count=count, epoch=epoch, output=output)
+    given = {"data": data, "format": format, "model": model}
+    given = {name: value for name, value in given.items() if value is not None}
+    resolved = run_config({**given, **given_settings(settings)}, config)
+    describe_data(resolved, count=count, epoch=epoch, output=output)

@@ -1,15 +1,14 @@
 """`detrkit train`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from cyclopts import Parameter
 
 from detrkit.cli.exit_codes import exit_with
 from detrkit.cli.flags import flag
-from detrkit.config.run import load_run_config
-from detrkit.config.training import TrainingConfig
+from detrkit.cli.settings import RunSettings, given_settings
+from detrkit.config.run import run_config
 from detrkit.errors import ConfigError
 
 
@@ -28,8 +27,7 @@ def train(
     minutes: float | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     slurm: str | None = None,
-    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
-    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
+    settings: Annotated[RunSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model on a dataset folder.
 
@@ -72,10 +70,6 @@ def train(
     slurm
         Queue the run on a Slurm cluster instead, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,
         timeout_min=600. A job that is preempted or out of time is queued again and goes on.
-    set_
-        Field of the model to change, as NAME=VALUE; may be repeated. Most useful: num_queries, encoder_layers,
-        decoder_layers, hidden_dim, num_heads, dim_feedforward, dropout, pre_norm, position_encoding, dilation,
-        backbone, backbone_normalization, frozen_backbone_stages.
     """
     from detrkit.training import train as training_train
 
@@ -92,21 +86,23 @@ def train(
             "--minutes": minutes,
             "--dry-run": dry_run,
             "--slurm": slurm,
-            "--set": set_,
         }
         given_here = [name for name, value in beside.items() if value is not None and value is not False]
-        given_here += [flag(name) for name in (training.model_fields_set if training else ())]
+        given_here += [flag(name) for name in given_settings(settings)]
         if given_here:
             raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
         exit_with(training_train.resume(resume).stopped_by)
         return
-    given: dict[str, Any] = {"data": data, "format": format, "model": model, "weights": weights, "recipe": recipe}
-    if backbone_weights is not None:
-        given["backbone_weights"] = str(backbone_weights)
-    if set_:
-        given["model_settings"] = dict(model_field(each) for each in set_)
-    chosen = {} if training is None else training.model_dump(include=training.model_fields_set)
-    loaded = load_run_config(config, given, chosen)
+    given = {
+        "data": data,
+        "format": format,
+        "model": model,
+        "weights": weights,
+        "recipe": recipe,
+        "backbone_weights": None if backbone_weights is None else str(backbone_weights),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    loaded = run_config({**given, **given_settings(settings)}, config)
     output = output or Path("runs/train")
     if slurm is not None:
         from detrkit.training.slurm import submit
@@ -118,20 +114,3 @@ def train(
         submit(loaded, output, slurm)
         return
     exit_with(training_train.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
-
-
-def model_field(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE.
-
-    Raises:
-        ConfigError: it is something else, or nothing that is chosen.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set: found {text!r}, expected NAME=VALUE, for example num_queries=50")
-    if name.strip() == "num_classes":
-        raise ConfigError(f"--set {text}: the dataset's own list of classes says how many there are; leave it out")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets without end
-        raise ConfigError(f"--set: found {text!r}, whose value is no number, word or list") from None

@@ -1,5 +1,6 @@
-"""A run as a typed config, from a YAML file and the command line. Light: reading it does not wait for torch."""
+"""Configuration of a training run, from a YAML file and from settings given by name. Importing it does not import torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,69 +9,96 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detrkit._internal.files import write_text
 from detrkit._internal.provenance import MAKER_OF_YAML
-from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, did_you_mean, short
+from detrkit.config.model import ModelConfig
+from detrkit.config.training import GROUPS, SETTING_GROUPS, TrainingConfig
+from detrkit.config.validation import check_given
+from detrkit.errors import ConfigError, arg, did_you_mean, short
+
+Origin = Literal["detector", "imagenet", "scratch"]
+MODEL_SETTINGS = tuple(name for name in ModelConfig.model_fields if name != "num_classes")  # the data has the classes
 
 
-def _usual_model(given: dict[str, Any]) -> str:
-    """Our own; or the paper's for the paper's recipe, or one whose backbone has ImageNet weights where those are wanted."""
+def _default_model(given: dict[str, Any]) -> str:
+    """The paper's model for the paper's recipe; detrkit-m, whose backbone has ImageNet weights, to start from these."""
     if given.get("recipe") == "reference":
         return "detr-r50"
-    wants_imagenet = given.get("weights") == "imagenet" and "backbone" not in given.get("model_settings", {})
-    return "detrkit-m" if wants_imagenet else "detrkit-s"
+    uses_imagenet = given.get("weights") == "imagenet" and "backbone" not in given.get("model_overrides", {})
+    return "detrkit-m" if uses_imagenet else "detrkit-s"
 
 
 class RunConfig(BaseModel):
-    """What to train, on what, and how."""
+    """A training run: data, model, first weights and training settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(description="dataset folder")
     format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = Field(
-        default=None, description="of the dataset; None looks"
+        default=None, description="annotation format; detected from the folder if omitted"
     )
     recipe: Literal["auto", "reference"] = Field(
-        default="auto", description="how gaps are filled: from the data, or as in the paper"
+        default="auto", description="unset settings are chosen for the data ('auto'), or as in the paper ('reference')"
     )
-    model_settings: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
+    model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the preset to change")
     weights: str | None = Field(default=None, description="'imagenet', or a checkpoint to start from")
     backbone_weights: str | None = Field(default=None, description="file with ImageNet weights of the backbone alone")
-    model: str = Field(default_factory=_usual_model, description="preset")
+    model: str = Field(default_factory=_default_model, description="preset")
     training: TrainingConfig = Field(default_factory=TrainingConfig)
 
+    @property
+    def origin(self) -> Origin:
+        """Origin of the first weights: a detector's checkpoint, an ImageNet backbone, or random."""
+        if self.weights not in (None, "imagenet"):
+            return "detector"
+        return "imagenet" if self.weights == "imagenet" or self.backbone_weights else "scratch"
 
-def load_run_config(file: Path | None, given: dict[str, Any], training: dict[str, Any]) -> RunConfig:
-    """Combine a YAML file with settings given elsewhere, which win.
+    def replace(self, **changes: Any) -> "RunConfig":
+        """Return a copy with other values; fields that were not given before count as given."""
+        return self.model_copy(update=changes)
+
+
+RUN_SETTINGS = tuple(name for name in RunConfig.model_fields if name not in ("training", "model_overrides"))
+
+
+def run_config(settings: Mapping[str, Any], file: Path | None = None) -> RunConfig:
+    """Combine settings given by name with a YAML file, over which they win.
 
     Args:
-        file: YAML with fields of `RunConfig`, or None.
-        given: fields of `RunConfig` that were given; None counts as not given.
-        training: fields of `TrainingConfig` that were given.
+        settings: fields of `RunConfig`, `ModelConfig` and `TrainingConfig` by their names alone.
+        file: YAML file as `write_config` writes it: settings at the top level or under their group, and fields of the
+            model under ``model``, beside its ``name``.
 
     Raises:
-        ConfigError: the file is missing or malformed, a setting does not exist or is out of range, or two say the same.
+        ConfigError: the file is missing or malformed, or a setting does not exist, is out of range or contradicts another.
     """
-    content = read_yaml(file) if file else {}
-    inner = content.get("training") or {}
-    if not isinstance(inner, dict):
-        raise ConfigError(f"{file}: training: found {short(inner)}, expected settings")
-    if {"epochs", "steps"} <= training.keys():
-        raise ConfigError("--epochs: found --steps as well, expected one of the two")
-    if "epochs" in training:
-        inner = {name: value for name, value in inner.items() if name != "steps"}  # they would win over epochs
-    given = {key: value for key, value in given.items() if value is not None}
-    model_settings = content.get("model_settings") or {}
-    if not isinstance(model_settings, dict):
-        raise ConfigError(f"{file}: model_settings: found {short(model_settings)}, expected settings")
-    if given.get("model", content.get("model")) != content.get("model"):
-        model_settings = {}  # they belong to the file's model
-    merged = {
-        **content,
-        **given,
-        "model_settings": {**model_settings, **given.get("model_settings", {})},
-        "training": {**inner, **training},
+    check_given(settings)
+    of_file = {} if file is None else _flat(read_yaml(file), str(file))
+    if "epochs" in settings:
+        of_file.pop("steps", None)  # which would win over epochs
+    if settings.get("model", of_file.get("model")) != of_file.get("model"):
+        of_file = {name: value for name, value in of_file.items() if name not in MODEL_SETTINGS}  # of the file's model
+    merged = {**of_file, **settings}
+    known = (*RUN_SETTINGS, *MODEL_SETTINGS, *SETTING_GROUPS)
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"setting {name!r} does not exist; {did_you_mean(name, known)}")
+    content = {
+        **{name: value for name, value in merged.items() if name in RUN_SETTINGS and value is not None},
+        "model_overrides": {name: value for name, value in merged.items() if name in MODEL_SETTINGS},
+        "training": {name: value for name, value in merged.items() if name in SETTING_GROUPS},
     }
-    return _validated(merged, str(file) if file else "settings")
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise _config_error(error, settings, str(file) if file else "") from None
+
+
+def load_run_config(file: Path) -> RunConfig:
+    """Read the configuration of a run from its ``config.yaml``.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or a setting does not exist or is out of range.
+    """
+    return run_config({}, file)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -82,32 +110,54 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: found nothing, expected a YAML file of settings; check the path") from None
+        raise ConfigError(f"{path}: the file does not exist, expected YAML settings; check the path") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: found a {type(content).__name__}, expected settings, one a line: epochs: 50")
+        raise ConfigError(f"{path}: found a {type(content).__name__}, expected settings, one per line: epochs: 50")
     return content
 
 
-def write_config(path: Path, config: RunConfig, model: dict[str, Any]) -> None:
+def write_config(path: Path, config: RunConfig, model: Mapping[str, Any]) -> None:
     """Write the resolved configuration: every setting of the run, and every field of the model."""
-    content = config.model_dump(mode="json")
-    content["model_settings"] = model
+    content: dict[str, Any] = config.model_dump(mode="json", include=set(RUN_SETTINGS) - {"model"})
+    content["model"] = {"name": config.model, **{name: model[name] for name in MODEL_SETTINGS if name in model}}
+    content |= config.training.model_dump(mode="json")
     write_text(path, MAKER_OF_YAML + yaml.safe_dump(content, sort_keys=False))
 
 
-def _validated(content: dict[str, Any], where: str) -> RunConfig:
-    try:
-        return RunConfig.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["loc"] == ("data",) and first["type"] == "missing":
-            raise ConfigError(f"{where}: found no dataset, expected a folder; detrkit train FOLDER") from None
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            fields = TrainingConfig.model_fields if first["loc"][0] == "training" else RunConfig.model_fields
-            raise ConfigError(
-                f"{where}: setting {name!r} does not exist; {did_you_mean(str(first['loc'][-1]), fields)}"
-            ) from None
-        raise ConfigError(f"{where}: {name}: found {short(first['input'])}; {first['msg'].lower()}") from None
+def _flat(content: dict[str, Any], file: str) -> dict[str, Any]:
+    """Return the settings of a YAML file by their names alone."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if name == "model" and isinstance(value, dict):
+            fields = {"name": None, **dict.fromkeys(MODEL_SETTINGS)}
+            _check_names(value, fields, file, "model.")
+            flat |= {"model" if key == "name" else key: setting for key, setting in value.items()}
+        elif name in GROUPS:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{file}: {name}: found {short(value)}, expected settings, one per line")
+            _check_names(value, GROUPS[name].model_fields, file, f"{name}.")
+            flat |= value
+        else:
+            _check_names([name], (*RUN_SETTINGS, *GROUPS, *SETTING_GROUPS), file)
+            flat[name] = value
+    return flat
+
+
+def _check_names(names: Any, known: Any, file: str, prefix: str = "") -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{file}: {prefix}{name}: no such setting; {did_you_mean(str(name), known)}")
+
+
+def _config_error(error: ValidationError, given: Mapping[str, Any], file: str) -> ConfigError:
+    first = error.errors()[0]
+    if first["loc"] == ("data",) and first["type"] == "missing":
+        return ConfigError(f"{file or 'settings'}: no dataset was given, expected a folder as {arg('data')}")
+    names = [str(part) for part in first["loc"] if part in (*RUN_SETTINGS, *SETTING_GROUPS)]
+    name = names[-1] if names else ".".join(map(str, first["loc"]))
+    reason = first["msg"][:1].lower() + first["msg"][1:]
+    if name in given:
+        return ConfigError(f"{arg(name, first['input'])}: {reason}")
+    return ConfigError(f"{file}: {name}: found {short(first['input'])}; {reason}")

@@ -1,156 +1,331 @@
-"""How a model is trained, as one typed value. Light: reading it does not wait for torch."""
+"""Training settings in nested groups. Importing this module does not import torch.
 
-from typing import Literal
+Every setting has one name. In Python and on the command line it is given by that name alone (``lr=1e-3``, ``--lr 1e-3``);
+in YAML it stands under its group (``optimizer: {lr: 0.001}``). Names are unique over all groups, so that both are clear.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-MAX_UNREADABLE = 0.01  # share of the photos
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from detrkit.config.model import ModelConfig
+from detrkit.errors import ConfigError, arg, did_you_mean
+
+MAX_UNREADABLE = 0.01  # fraction of the images
+Part = Literal["backbone", "input_projection", "positions", "encoder", "queries", "decoder", "heads", "panoptic"]
+PARTS: tuple[Part, ...] = get_args(Part)
+BOXES = "boxes"  # in `freeze`: every part but the mask head
 
 
-class TrainingConfig(BaseModel):
-    """Everything that decides a run, apart from the data and the model. The defaults are the published ones."""
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
+
+class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=300, ge=1, description="times that every photo is seen")
-    steps: int | None = Field(default=None, ge=1, description="updates after which the run ends, in place of epochs")
-    batch_size: int = Field(default=2, ge=1, description="photos per batch, of each process")
-    gradient_accumulation: int = Field(default=1, ge=1, description="batches per update")
-    lr: float = Field(default=1e-4, gt=0, description="of everything but the backbone")
-    backbone_lr: float = Field(default=1e-5, ge=0, description="of the backbone; 0 freezes it")
-    lr_overrides: str = Field(default="", description="other learning rates, PART=RATE,PART=RATE; parts as in --freeze")
+
+class OptimizerConfig(_Group):
+    """AdamW: learning rates, weight decay, gradient clipping and frozen parts."""
+
+    lr: float = Field(default=1e-4, gt=0, description="learning rate of everything but the backbone")
+    backbone_lr: float = Field(default=1e-5, ge=0, description="learning rate of the backbone; 0 freezes it")
+    lr_overrides: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description=f"learning rates of other parts; 0 freezes one: {', '.join(PARTS)}"
+    )
     offset_lr_factor: float = Field(
         default=1.0,
         ge=0,
-        description="times the rate, for what says where deformable attention looks: offsets and reference points",
+        description="factor on the learning rate of deformable attention's sampling offsets and reference points",
     )
-    freeze: str = Field(
-        default="",
-        description="parts that are not trained, with commas: backbone, input_projection, positions, encoder, queries, "
-        "decoder, heads, panoptic; or 'boxes': all but the mask head, panoptic",
+    freeze: Annotated[tuple[Literal[Part, "boxes"], ...], BeforeValidator(_as_list)] = Field(
+        default=(), description="parts that are not trained; 'boxes' is every part but the mask head"
     )
-    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's")
-    decay_norms: bool = Field(default=True, description="weight decay of norms, biases and queries too, as published")
+    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay of AdamW")
+    decay_norms: bool = Field(
+        default=True, description="apply weight decay to norms, biases and queries too, as published"
+    )
+    clip_grad_norm: float = Field(default=0.1, ge=0, description="maximum norm of the gradient; 0 disables clipping")
+    max_nonfinite_steps: int = Field(
+        default=10, ge=1, description="consecutive steps with a non-finite loss or gradient after which the run fails"
+    )
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> "OptimizerConfig":
+        for name in self.lr_overrides:
+            if name not in PARTS:
+                raise ConfigError(f"{arg('lr_overrides')}: {name!r} is no part of a model; {did_you_mean(name, PARTS)}")
+        return self
+
+    def lr_of_parts(self) -> dict[Part, float]:
+        """Learning rate of every part of the model; 0 for a frozen one."""
+        rates: dict[Part, float] = dict.fromkeys(PARTS, self.lr)
+        rates["backbone"] = self.backbone_lr
+        for part in PARTS:
+            rates[part] = self.lr_overrides.get(part, rates[part])
+            if part in self.freeze or (BOXES in self.freeze and part != "panoptic"):
+                rates[part] = 0.0
+        return rates
+
+    def trains_masks_only(self, model: ModelConfig) -> bool:
+        """Whether only the mask head is trained, as in the second of the paper's two stages (section 4.4)."""
+        rates = self.lr_of_parts()
+        return model.panoptic and rates["panoptic"] > 0 and not any(rates[part] for part in PARTS if part != "panoptic")
+
+
+class ScheduleConfig(_Group):
+    """Learning rate schedule."""
+
+    lr_scheduler: Literal["step", "cosine"] = Field(
+        default="step", description="'step' divides the learning rates by 10 once, 'cosine' lowers them to 0"
+    )
+    lr_drop: float = Field(
+        default=2 / 3, gt=0, le=1, description="fraction of the run after which 'step' divides by 10"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up from 0")
+
+
+class EMAConfig(_Group):
+    """Exponential moving average of the weights."""
+
     ema_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="of a running average of the weights, which is evaluated and saved; 0: none",
+        description="decay of the exponential moving average of the weights, which is evaluated and saved; 0 disables it",
     )
-    clip_grad_norm: float = Field(default=0.1, ge=0, description="largest norm of the gradient; 0 does not clip")
-    schedule: Literal["step", "cosine"] = Field(default="step", description="how the rates fall")
-    lr_drop: float = Field(default=2 / 3, gt=0, le=1, description="share of the run after which 'step' divides by 10")
-    warmup_steps: int = Field(default=0, ge=0, description="steps in which the rates rise from 0")
-    image_size: int = Field(
-        default=800,
-        ge=32,
-        le=10_000,
-        description="shorter side of photos in tests, pixels; training sizes follow (detrkit-...: 320, detr-tiny: 256)",
-    )
+
+
+class AugmentationConfig(_Group):
+    """Random transforms of training images."""
+
+    augment: bool = Field(default=True, description="flip, crop and resize training images at random")
     train_scale: float = Field(
         default=1.0,
         gt=0,
         le=4,
-        description="factor of training sizes, in the paper 0.6 to 1 times the image size (detrkit-...: 1.25, which puts "
-        "tests into the middle)",
+        description="factor on the training sizes, which are 0.6 to 1 times the image size in the paper (detrkit-...: "
+        "1.25, which centres them on the evaluation size)",
     )
-    augment: bool = Field(default=True, description="flip, crop and resize at random while training")
     horizontal_flip: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of photos mirrored left to right; 0 where it matters, as for letters",
+        default=0.5, ge=0, le=1, description="probability of a horizontal flip; 0 if orientation matters (text)"
     )
     vertical_flip: float = Field(
-        default=0.0, ge=0, le=1, description="share of photos mirrored top to bottom: for those without an up"
+        default=0.0, ge=0, le=1, description="probability of a vertical flip, for images without an up direction"
     )
     rotate90: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of batches turned by 90 degrees: for photos without an up; with --vertical-flip, all eight ways",
+        description="probability that a batch is rotated by 90 degrees, for images without an up direction",
     )
-    crop: float = Field(
-        default=0.5,
+    crop: float = Field(default=0.5, ge=0, le=1, description="probability of a random crop, which is then resized")
+    photometric: float = Field(default=0.0, ge=0, le=1, description="probability of brightness and colour changes")
+    scale_jitter: float = Field(
+        default=0.0,
         ge=0,
         le=1,
-        description="share of photos of which a part is cut out and enlarged",
+        description="probability of large-scale jitter (0.1 to 2) instead of the paper's resizing",
     )
-    photometric: float = Field(default=0.0, ge=0, le=1, description="share of photos with other colours and brightness")
-    scale_jitter: float = Field(
-        default=0.0, ge=0, le=1, description="share of photos resized by 0.1 to 2, in place of the paper's resizing"
-    )
-    mosaic: float = Field(default=0.0, ge=0, le=1, description="share of samples put together from four photos")
-    mixup: float = Field(default=0.0, ge=0, le=1, description="share of samples blended with another photo")
+    mosaic: float = Field(default=0.0, ge=0, le=1, description="probability of a mosaic of four images")
+    mixup: float = Field(default=0.0, ge=0, le=1, description="probability of blending with another image")
     strong_aug_until: float = Field(
-        default=0.9, ge=0, le=1, description="share of the run after which the last four are off"
-    )
-    group_by_aspect_ratio: bool = Field(
-        default=True,
-        description="batches of tall or of wide photos, cut and resized alike: less padding; false: as published",
-    )
-    train_on_val: bool = Field(
-        default=False,
-        description="learn from the validation photos, too, once all else is chosen; the last checkpoint is kept",
-    )
-    overfit: int = Field(default=0, ge=0, description="train and evaluate on the first N photos, unaugmented; 0: all")
-    cls_loss_coef: float = Field(default=1.0, ge=0, description="of the class, in the loss and in the matching")
-    bbox_loss_coef: float = Field(
-        default=5.0, ge=0, description="of the L1 distance of boxes, in the loss and the matching"
-    )
-    giou_loss_coef: float = Field(default=2.0, ge=0, description="of the generalised IoU, in the loss and the matching")
-    mask_loss_coef: float = Field(default=1.0, ge=0, description="of the focal loss of masks")
-    dice_loss_coef: float = Field(default=1.0, ge=0, description="of the dice loss of masks")
-    eos_coef: float = Field(default=0.1, gt=0, description="weight of no-object in the class loss")
-    denoising: int = Field(
-        default=0,
+        default=0.9,
         ge=0,
-        le=100,
-        description="noised copies of the objects that extra queries learn to mend (DN-DETR); 0: none",
+        le=1,
+        description="fraction of the run after which photometric, scale_jitter, mosaic and mixup are off",
+    )
+
+
+class LossConfig(_Group):
+    """Loss coefficients, which are the matching costs too."""
+
+    cls_loss_coef: float = Field(default=1.0, ge=0, description="weight of the classification loss and matching cost")
+    bbox_loss_coef: float = Field(default=5.0, ge=0, description="weight of the L1 box loss and matching cost")
+    giou_loss_coef: float = Field(default=2.0, ge=0, description="weight of the GIoU loss and matching cost")
+    mask_loss_coef: float = Field(default=1.0, ge=0, description="weight of the focal loss of masks")
+    dice_loss_coef: float = Field(default=1.0, ge=0, description="weight of the dice loss of masks")
+    eos_coef: float = Field(default=0.1, gt=0, description="weight of the no-object class in the cross-entropy")
+    iou_aware: bool = Field(
+        default=False, description="classification targets follow the box's IoU (Align-DETR); for sigmoid scores"
+    )
+    look_forward_twice: bool = Field(
+        default=False,
+        description="gradients of refined boxes also reach the layer before (DINO); for models with_box_refine",
+    )
+
+
+class AuxiliaryQueriesConfig(_Group):
+    """Training-only queries."""
+
+    denoising: int = Field(
+        default=0, ge=0, le=100, description="noised copies of the ground truth per image (DN-DETR); 0 disables them"
     )
     contrastive_denoising: bool = Field(
-        default=False, description="each copy holds worse boxes, too, which extra queries learn to refuse (DINO)"
+        default=False, description="each copy also holds negatives with more noise (DINO)"
     )
     box_noise_scale: float = Field(
         default=0.4,
         ge=0,
         le=1,
-        description="of the copies: share of half a side by which centres move, of a side it grows",
+        description="noise of denoising boxes: centres move by up to this fraction of half a side, sides change by it",
     )
-    label_noise_ratio: float = Field(default=0.2, ge=0, le=1, description="of the copies: share of labels drawn anew")
+    label_noise_ratio: float = Field(
+        default=0.2, ge=0, le=1, description="fraction of denoising labels drawn at random"
+    )
     query_groups: int = Field(
-        default=1, ge=1, le=50, description="groups of queries, each matched for itself; one is kept (Group DETR)"
+        default=1, ge=1, le=50, description="groups of queries, each matched separately; one is kept (Group DETR)"
     )
     hybrid_queries: int = Field(
-        default=0, ge=0, le=10_000, description="extra queries among which every object has several (H-DETR); 0: none"
+        default=0, ge=0, le=10_000, description="one-to-many matched queries (H-DETR); 0 disables them"
     )
-    hybrid_repeats: int = Field(default=6, ge=2, le=100, description="of each object, for the hybrid queries")
-    look_forward_twice: bool = Field(
-        default=False, description="refined boxes also teach the layer before (DINO); models that refine boxes"
+    hybrid_repeats: int = Field(default=6, ge=2, le=100, description="matches per object among the hybrid queries")
+
+
+class EvaluationConfig(_Group):
+    """Evaluation on the validation split while training."""
+
+    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
+    patience: int = Field(
+        default=0, ge=0, description="evaluations without a better score after which the run ends; 0 disables it"
     )
-    iou_aware: bool = Field(
-        default=False, description="scores learn how well the box fits (Align-DETR); models with sigmoid scores"
+
+
+class LoadingConfig(_Group):
+    """Data loading."""
+
+    workers: int = Field(default=2, ge=0, description="processes that load images; 0 loads in the training process")
+    max_unreadable: float = Field(
+        default=MAX_UNREADABLE, ge=0, le=1, description="fraction of images that may be unreadable before the run fails"
     )
-    padding_invariant: bool = Field(default=True, description="keep padding out of the backbone; false: as published")
+    group_by_aspect_ratio: bool = Field(
+        default=True,
+        description="batch portrait and landscape images separately, with one crop and size per batch: less padding; "
+        "false: as published",
+    )
+
+
+class HardwareConfig(_Group):
+    """Devices, precision and memory."""
+
+    device: str = Field(default="auto", description="'cpu', 'cuda', 'cuda:1', ...; 'auto' uses a GPU if there is one")
+    devices: int = Field(default=1, ge=1, description="training processes on this machine, one per GPU, or on the CPU")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="of the model; matching and losses are float32"
+        default="float32", description="autocast precision of the model; matching and losses are float32"
     )
     compile: bool = Field(
-        default=False, description="compile the model, on a GPU: minutes at the start, quicker steps after"
+        default=False, description="compile the model on a GPU: minutes at the start, faster steps afterwards"
     )
     activation_checkpointing: bool = Field(
-        default=False, description="compute activations again for the gradient: less memory, a third slower"
+        default=False, description="recompute activations in the backward pass: less memory, a third slower"
     )
-    max_nonfinite_steps: int = Field(
-        default=10, ge=1, description="steps in a row that may not be finite; more stop the run"
+
+
+class TrainingConfig(BaseModel):
+    """Training settings, apart from the data and the model. The defaults are the published ones.
+
+    Settings may be given flat or in their groups: ``TrainingConfig(lr=1e-3)`` is
+    ``TrainingConfig(optimizer={"lr": 1e-3})``.
+    """
+
+    model_config = ConfigDict(frozen=True)  # unknown names are refused by the validator below
+
+    epochs: int = Field(default=300, ge=1, description="passes over the training images")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps of the run, instead of epochs")
+    batch_size: int = Field(default=2, ge=1, description="images per batch and process")
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
+    image_size: int = Field(
+        default=800,
+        ge=32,
+        le=10_000,
+        description="shorter side of images in evaluation, pixels; training sizes follow (detrkit-...: 320, detr-tiny: "
+        "256)",
     )
-    patience: int = Field(default=0, ge=0, description="evaluations without a better AP before the run ends; 0: never")
-    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
-    log_every: int = Field(default=10, ge=1, description="steps between readings of the losses")
-    max_unreadable: float = Field(
-        default=MAX_UNREADABLE, ge=0, le=1, description="share of photos that may be unreadable; more stop the run"
+    padding_invariant: bool = Field(
+        default=True, description="keep padding from affecting the backbone's features; false: as published"
     )
-    workers: int = Field(default=2, ge=0, description="processes that read photos; 0 reads in this one")
-    devices: int = Field(default=1, ge=1, description="processes that train together, one per GPU or on the CPU")
-    device: str = Field(default="auto", description="'cpu', 'cuda', 'cuda:1', ...; 'auto' takes a GPU if there is one")
-    seed: int = Field(default=42, ge=0, le=2**63 - 1, description="of weights, order and augmentation")
+    train_on_val: bool = Field(
+        default=False,
+        description="also train on the validation images, for a final model; the last checkpoint becomes the best",
+    )
+    overfit: int = Field(
+        default=0, ge=0, description="train and evaluate on the first N images without augmentation; 0 uses all"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between logged losses")
+    seed: int = Field(default=42, ge=0, le=2**63 - 1, description="random seed of weights, data order and augmentation")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    ema: EMAConfig = Field(default_factory=EMAConfig)
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    auxiliary_queries: AuxiliaryQueriesConfig = Field(default_factory=AuxiliaryQueriesConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    loading: LoadingConfig = Field(default_factory=LoadingConfig)
+    hardware: HardwareConfig = Field(default_factory=HardwareConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grouped(cls, values: Any) -> Any:
+        """Move settings that were given flat into their groups."""
+        if not isinstance(values, Mapping):
+            return values
+        nested: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in GROUPS and name not in SETTING_GROUPS:
+                raise ConfigError(f"setting {name!r} does not exist; {did_you_mean(str(name), SETTING_GROUPS)}")
+            group = name if name in GROUPS else SETTING_GROUPS[name]
+            if not group:
+                nested[name] = value
+            elif group != name:
+                nested[group] = {**nested.get(group, {}), name: value}
+            elif isinstance(value, Mapping | BaseModel):
+                content = value if isinstance(value, Mapping) else value.model_dump(exclude_unset=True)
+                nested[group] = {**content, **nested.get(group, {})}
+            else:
+                raise ConfigError(f"{arg(name, value)}: expected settings by name")
+        return nested
+
+    def flat(self) -> dict[str, Any]:
+        """Return all settings by their names, without groups."""
+        return {name: self[name] for name in SETTING_GROUPS}
+
+    @property
+    def explicit(self) -> dict[str, Any]:
+        """The settings that were given, as opposed to defaults, by their names."""
+        given = set(self.model_fields_set).difference(GROUPS)
+        for group in GROUPS:
+            given |= getattr(self, group).model_fields_set
+        return {name: self[name] for name in SETTING_GROUPS if name in given}
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a setting by its name alone."""
+        group = SETTING_GROUPS[name]
+        return getattr(getattr(self, group) if group else self, name)
+
+    def replace(self, **settings: Any) -> "TrainingConfig":
+        """Return a copy with other values, given by name; they are validated and count as given.
+
+        Raises:
+            pydantic.ValidationError: a setting does not exist or is out of range.
+        """
+        return TrainingConfig.model_validate({**self.explicit, **settings})
+
+
+GROUPS: dict[str, type[BaseModel]] = {
+    name: field.annotation
+    for name, field in TrainingConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+# group of every setting, or "" at the top level
+SETTING_GROUPS: dict[str, str] = {
+    **{name: "" for name in TrainingConfig.model_fields if name not in GROUPS},
+    **{name: group for group, content in GROUPS.items() for name in content.model_fields},
+}
+
+
+def setting_field(name: str) -> FieldInfo:
+    """Return the description, type and default of a setting."""
+    group = SETTING_GROUPS[name]
+    return (GROUPS[group] if group else TrainingConfig).model_fields[name]

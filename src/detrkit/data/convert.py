@@ -7,12 +7,14 @@ from rich.progress import Progress
 
 from detrkit._internal.files import refuse_overwrite
 from detrkit._internal.text import plain_console, plural
-from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
+from detrkit.data.dataset import DatasetSplits
+from detrkit.data.formats.folder import Format
 from detrkit.data.formats.write import write_dataset
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 
 
-def convert_dataset(source: Path, output: Path, format: Format, source_format: Format | None = None) -> DatasetFolder:
+def convert_dataset(source: Path, output: Path, format: Format, source_format: Format | None = None) -> DatasetSplits:
     """Read a dataset and write it in another form.
 
     Raises:
@@ -20,16 +22,16 @@ def convert_dataset(source: Path, output: Path, format: Format, source_format: F
     """
     refuse_overwrite(output)
     console = plain_console()
-    folder = read_dataset(source, source_format)
+    folder = load_dataset(source, source_format)
     if format == folder.format == "coco":
         try:
-            folder = read_dataset(source, "coco", masks=True)
+            folder = load_dataset(source, "coco", masks=True)
         except DatasetError as error:
             console.print(f"outlines are left out: {error}", soft_wrap=True)
     return write_copy(folder, output, format, console)
 
 
-def write_copy(folder: DatasetFolder, output: Path, format: Format, console: Console) -> DatasetFolder:
+def write_copy(folder: DatasetSplits, output: Path, format: Format, console: Console) -> DatasetSplits:
     """Write a dataset, read it back, and say what was written."""
     splits = folder.splits
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -41,7 +43,7 @@ def write_copy(folder: DatasetFolder, output: Path, format: Format, console: Con
         console.print(note)
     if left_out:
         console.print(f"left out: {plural(left_out, 'crowd')}, which {format.upper()} cannot express")
-    written = read_dataset(output, format)
+    written = load_dataset(output, format)
     counts = ", ".join(f"{len(content.records)} {name}" for name, content in written.splits.items())
     console.print(
         f"{output}: {format.upper()}, {plural(len(written.train.categories), 'class', 'classes')}, photos: {counts}",

@@ -146,13 +146,13 @@ def train_loader(
     loader = DataLoader(
         _WithStandIns(photos),
         batch_sampler=order,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
+        num_workers=settings.loading.workers,
+        persistent_workers=settings.loading.workers > 0,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's randomness
     )
-    return Loader(loader, settings.max_unreadable, order)
+    return Loader(loader, settings.loading.max_unreadable, order)
 
 
 def train_order(arrangement: BatchGrouping, settings: TrainingConfig, share: Rank | None = None) -> TrainBatchSampler:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detrkit.data.categories import Categories
 from detrkit.errors import DatasetError
 
 # told of everything that is wrong; raises it, or goes on without what is at fault
@@ -239,15 +238,6 @@ class Records(Sequence[Record]):
     def image_ids(self) -> list[int]:
         """The dataset's own ids."""
         return self.columns.image_ids.tolist()
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of a dataset: its photos, its categories, and the annotation file they came from."""
-
-    records: Records
-    categories: Categories
-    source: Path
 
 
 def _texts_of(parts: Sequence[Sequence[bytes] | None]) -> PackedStrings | None:

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from detrkit._internal.text import plain_console, plural
-from detrkit.data.formats.folder import Format, read_dataset
+from detrkit.data.formats.folder import Format
 from detrkit.data.formats.shards import check_place, write_shards
+from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError
 
 
@@ -20,7 +21,7 @@ def shard_dataset(data: Path, output: Path, format: Format | None, *, images_per
     if images_per_shard < 1 or seed < 0:
         raise ConfigError(f"found --photos {images_per_shard} and --seed {seed}, expected at least 1 and at least 0")
     console = plain_console()
-    folder = read_dataset(data, format, seed)
+    folder = load_dataset(data, format, seed=seed)
     for note in folder.notes:
         console.print(note)
     splits = folder.splits

@@ -1,177 +1,202 @@
-"""A dataset folder -> what a run learns from and is judged by."""
+"""Datasets from folders or `torch` datasets, divided into splits."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from detrkit._internal.text import plural, printable
-from detrkit.config.model import ModelConfig
-from detrkit.config.run import RunConfig
-from detrkit.config.training import TrainingConfig
+from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
-from detrkit.data.checks.annotations import examine_annotations
-from detrkit.data.dataset import DetectionDataset
-from detrkit.data.formats.folder import DatasetFolder, read_dataset
-from detrkit.data.images import RGB
-from detrkit.data.records import Records, Split, SplitName
-from detrkit.data.samplers import BatchGrouping
-from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
-from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation, TrainTransform, Transform
-from detrkit.errors import ConfigError, DatasetError
-from detrkit.evaluation.coco import annotations_of_split
-from detrkit.evaluation.panoptic import GroundTruthSegments
-from detrkit.models.presets import preset_config
-from detrkit.structures import Sample
+from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
+from detrkit.data.formats.folder import LAYOUTS, Format, read_splits
+from detrkit.data.records import FaultHandler, SplitName, raise_fault
+from detrkit.data.torch_dataset import class_names_of, is_torch_dataset, read_torch_dataset
+from detrkit.errors import ConfigError, DatasetError, arg
+
+VAL_FRACTION = 0.2  # of the images, set aside where there is no validation split
+
+# data that training and evaluation take: a folder, its splits, or a dataset of (image, target)
+Data = str | Path | DatasetSplits | Dataset[Any]
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run learns from and is judged by."""
+def load_dataset(
+    path: str | Path,
+    format: Format | None = None,
+    *,
+    masks: bool = False,
+    seed: int = 42,
+    on_error: FaultHandler = raise_fault,
+) -> DatasetSplits:
+    """Load a dataset folder.
 
-    train: AugmentedDataset
-    arrangement: BatchGrouping  # of the training photos
-    val: Dataset[Sample]
-    pictures: Dataset[Sample]  # the test photos as people see them
-    annotations: Path | dict[str, Any]  # of the test photos, as COCO has it
-    val_ids: list[int]
-    categories: Categories
-    outlines: Path | dict[str, Any] | None = None  # annotations with masks, where masks are judged by AP
-    segments: Callable[[int], GroundTruthSegments] | None = (
-        None  # of a test photo by its id, where panoptic quality is judged
-    )
-    splits: dict[SplitName, Split] = field(default_factory=dict)  # where the data is a folder
-    notes: tuple[str, ...] = ()  # what was decided while reading
+    Only annotations are read; images are read when a sample is asked for. If there is no validation split, a fifth of the
+    training images is set aside at random.
 
+    Args:
+        path: dataset folder; or a data.yaml, or a COCO JSON.
+        format: of the annotations; detected from the folder if omitted.
+        masks: load instance masks or panoptic segments.
+        seed: of the images that are set aside for validation.
+        on_error: called with every malformed entry, which is then left out; by default the first one is raised.
 
-def open_data(config: RunConfig) -> TrainingData:
-    """Read the annotations of a dataset folder.
+    Returns:
+        `.train`, `.val` and `.test`, which are datasets of `Sample`; those that the folder does not have are empty.
 
     Raises:
-        DatasetError: the folder is missing or malformed.
-        ConfigError: the settings ask for what cannot be.
+        DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
-    settings = config.training
-    model = preset_config(config.model, **config.model_settings)
-    check_augmentation(settings, model.in_channels)
-    check_judges(settings)
-    folder = read_dataset(config.data, config.format, settings.seed, masks=model.panoptic)
-    train_split, val_split = folder.train, folder.val
-    notes = (*folder.notes, *_warnings(folder, model, settings.image_size))
-    if settings.train_on_val:
-        train_split = concat_splits(folder.train, folder.val)
-        notes = (
-            *notes,
-            f"also learned from: {plural(len(folder.val.records), 'validation photo')}, so scores on them say little",
+    path = Path(path)
+    format, splits = read_splits(path, format, on_error, masks)
+    return _with_val(splits, format, seed)
+
+
+def load_split(
+    path: str | Path, split: SplitName, format: Format | None = None, seed: int | None = None, *, masks: bool = False
+) -> tuple[Split | None, tuple[str, ...]]:
+    """Load one split of a dataset folder, to evaluate on.
+
+    Args:
+        path: dataset folder; or a data.yaml; or a COCO JSON, of which all images are taken.
+        split: name of the split.
+        format: of the annotations; detected from the folder if omitted.
+        seed: with which a training run has set aside validation images; None if no run did.
+        masks: load instance masks or panoptic segments.
+
+    Returns:
+        The split, or None if there is none, and the decisions taken while reading.
+
+    Raises:
+        DatasetError: as `load_dataset`.
+    """
+    path = Path(path)
+    format, splits = read_splits(path, format, raise_fault, masks)
+    if "train" not in splits:
+        return splits.get(split), ()
+    if seed is None and path.suffix == ".json" and path.is_file():
+        return splits["train"], (f"all of {path.name}: {plural(len(splits['train']), 'image')}",)
+    dataset = _with_val(splits, format, 42 if seed is None else seed)
+    return dataset.splits.get(split), dataset.notes
+
+
+def as_splits(
+    data: Data,
+    *,
+    val: Data | None = None,
+    classes: Sequence[str] | None = None,
+    format: Format | None = None,
+    masks: bool = False,
+    seed: int = 42,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> DatasetSplits:
+    """Turn any supported data into splits.
+
+    Args:
+        data: dataset folder, the result of `load_dataset`, or a map-style `torch.utils.data.Dataset` of
+            `(image, target)` in torchvision's form: an image (PIL, uint8 or float tensor (C, H, W), or array (H, W, C)),
+            and a dict with `boxes` (N, 4) xyxy in pixels, `labels` (N,) 0 .. K-1 and optionally `masks` (N, H, W),
+            `iscrowd` (N,) and `image_id`. Every sample of such a dataset is read once, to check it.
+        val: validation data, likewise; if omitted, and `data` has no validation split, a fifth of `data`.
+        classes: class names, in the order of the labels; only for `torch` datasets.
+        format: of a folder's annotations; detected if omitted.
+        masks: load instance masks or panoptic segments.
+        seed: of the images that are set aside for validation.
+        workers: processes that read a `torch` dataset.
+        progress: called with the number of samples read and the total.
+
+    Raises:
+        DatasetError: the data cannot be read, or a target is malformed.
+        ConfigError: the class names are missing or do not apply.
+    """
+    if classes is not None and not is_torch_dataset(data):
+        raise ConfigError(f"{arg('classes')} applies to torch datasets only; a dataset folder names its classes itself")
+    if isinstance(data, DatasetSplits):
+        dataset = data
+    elif isinstance(data, str | Path):
+        dataset = load_dataset(data, format, masks=masks, seed=seed)
+    else:
+        categories = class_names_of(data, classes)
+        train = read_torch_dataset(data, categories, masks=masks, workers=workers, progress=progress)
+        dataset = DatasetSplits.of({"train": train}) if val is not None else _with_val({"train": train}, None, seed)
+    if val is None:
+        return dataset
+    split = _val_of(val, dataset.categories, format, masks=masks, workers=workers, progress=progress)
+    _check_categories(split, dataset.categories)
+    return replace(dataset, val=split, notes=())
+
+
+def _val_of(
+    val: Data,
+    categories: Categories,
+    format: Format | None,
+    *,
+    masks: bool,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Split:
+    """Read validation data of its own: the validation split of a folder, or all of it if it has only one split."""
+    if isinstance(val, DatasetSplits):
+        return val.val
+    if isinstance(val, str | Path):
+        _, splits = read_splits(Path(val), format, raise_fault, masks)
+        return splits["val"] if "val" in splits else next(iter(splits.values()))
+    split = read_torch_dataset(val, categories, masks=masks, workers=workers, progress=progress)
+    return replace(split, fixed_sizes=True)
+
+
+def _with_val(splits: dict[SplitName, Split], format: Format | None, seed: int) -> DatasetSplits:
+    """Set a validation split aside if there is none, and check that all splits have the same categories."""
+    train, notes = splits.get("train"), []
+    if train is not None and "val" not in splits:
+        train, val = _set_aside(train, seed)
+        if isinstance(val, SampleSplit):
+            val = replace(val, fixed_sizes=True)
+        splits = {**splits, "train": train, "val": val}
+        notes.append(
+            f"no validation split: {len(val)} of {len(train) + len(val)} images were set aside at random (seed {seed})"
         )
-    if settings.overfit:
-        train_split = val_split = replace(folder.train, records=folder.train.records[: settings.overfit])
-        notes = ()
-    check_objects(train_split, val_split, settings)
-    to_model = EvalTransform(settings.image_size)
-    photos = DetectionDataset(train_split, channels=model.in_channels, masks=model.panoptic)
-    if model.in_channels != RGB:
-        photos[0]  # says now, not after the first step, whether photos have these channels
-    has_segments = val_split.records.columns.mask_files is not None
-    return TrainingData(
-        train=training_dataset(photos, settings),
-        arrangement=BatchGrouping.of(train_split.records, by_shape=settings.group_by_aspect_ratio),
-        val=DetectionDataset(val_split, to_model, model.in_channels),
-        pictures=DetectionDataset(val_split, channels=model.in_channels),
-        annotations=annotations_of_split(val_split),
-        val_ids=val_split.records.image_ids,
-        categories=train_split.categories,
-        outlines=annotations_of_split(val_split, masks=True) if model.panoptic and not has_segments else None,
-        segments=ground_truth_segments(val_split) if model.panoptic and has_segments else None,
-        splits=folder.splits,
-        notes=notes,
-    )
+    first = train or next(iter(splits.values()))
+    for split in splits.values():
+        _check_categories(split, first.categories)
+    return DatasetSplits.of(splits, format, notes)
 
 
-def concat_splits(first: Split, second: Split) -> Split:
-    """The photos of both, each once: the split of a single photo is also what it is judged by."""
-    known = {record.path for record in first.records}
-    return replace(
-        first, records=Records.of([*first.records, *(one for one in second.records if one.path not in known)])
-    )
-
-
-def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
-    """What tells the segments of a panoptic split's photo by its id; its PNG is read when it is asked for."""
-    place_of = {image_id: place for place, image_id in enumerate(split.records.image_ids)}
-    return lambda image_id: GroundTruthSegments.from_record(split.records[place_of[image_id]])
-
-
-def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
-    """Change photos as the settings say."""
-    changes = settings.augment and not settings.overfit
-    orientation = RandomOrientation(settings.horizontal_flip, settings.vertical_flip, settings.rotate90)
-    transform: Transform = EvalTransform(settings.image_size)
-    if changes:
-        transform = TrainTransform(round(settings.train_scale * settings.image_size), settings.crop, orientation)
-    strong = StrongAugmentation(
-        settings.image_size, settings.photometric, settings.scale_jitter, settings.mosaic, settings.mixup, orientation
-    )
-    return AugmentedDataset(photos, transform, seed=settings.seed, strong=strong if changes else None)
-
-
-def check_augmentation(settings: TrainingConfig, channels: int) -> None:
-    """See that photos of that many channels can be changed as the settings say.
+def require_train(dataset: DatasetSplits) -> Split:
+    """Return the training split.
 
     Raises:
-        ConfigError: they cannot.
+        DatasetError: there is none.
     """
-    if settings.photometric and channels not in (1, 3):
-        raise ConfigError(
-            f"--photometric: changes colours of RGB or grey photos, found {channels} channels; set it to 0"
-        )
+    if not len(dataset.train):
+        where = next(iter(dataset.splits.values()), dataset.train).source
+        raise DatasetError(f"{where}: found no training images; expected {LAYOUTS}")
+    return dataset.train
 
 
-def check_judges(settings: TrainingConfig) -> None:
-    """See that nothing waits for scores on photos that are learned from.
-
-    Raises:
-        ConfigError: something does.
-    """
-    for name, value in (("patience", settings.patience), ("overfit", settings.overfit)):
-        if settings.train_on_val and value:
-            raise ConfigError(
-                f"--train-on-val: leaves no photos to be judged by, and --{name} {value} needs some; leave one out"
-            )
-
-
-def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
-    """See that there is something to learn from, and to be judged by where something waits for it.
-
-    Raises:
-        DatasetError: there is no object to learn from.
-        ConfigError: something waits for scores that never come.
-    """
-    if not _has_objects(train):
+def _check_categories(split: Split, categories: Categories) -> None:
+    if split.categories != categories:
         raise DatasetError(
-            f"{train.source}: found no object in the {len(train.records)} photos to learn from, expected some; annotate "
-            "them, and not as crowds, which do not count"
-        )
-    if settings.patience and not _has_objects(test):
-        raise ConfigError(
-            f"--patience {settings.patience}: waits for better scores, and {test.source} has no object to be judged by; "
-            "annotate some validation photos, or leave it out"
+            f"{split.source}: the categories differ from those of the training split; use the same list in all splits"
         )
 
 
-def _has_objects(split: Split) -> bool:
-    return not bool(split.records.columns.is_crowd.all())
-
-
-def _warnings(folder: DatasetFolder, model: ModelConfig, size: int) -> Iterator[str]:
-    """What the doctor says without opening a photo, a line each."""
-    for finding in examine_annotations(folder, num_queries=model.num_queries, image_size=size, stride=model.stride):
-        if finding.severity != "note":
-            count, first = (
-                (f" ({len(finding.places)})", f"; first {printable(str(finding.places[0]))}")
-                if finding.places
-                else ("", "")
-            )
-            yield f"{finding.severity}: {finding.what}{count}: {finding.advice}{first}"
+def _set_aside(split: Split, seed: int) -> tuple[Split, Split]:
+    """Divide a split at random; training keeps an image of every class if possible."""
+    if len(split) < 2:
+        return split, split
+    order = list(range(len(split)))
+    random.Random(seed).shuffle(order)
+    classes = [set(record.labels[~record.is_crowd].tolist()) for record in split.records]
+    images_left = Counter(label for labels in classes for label in labels)
+    count = max(1, round(VAL_FRACTION * len(order)))
+    chosen: set[int] = set()
+    for index in order:
+        if len(chosen) < count and all(images_left[label] > 1 for label in classes[index]):
+            chosen.add(index)
+            images_left.subtract(classes[index])
+    chosen = chosen or {order[0]}
+    return split.select(index for index in range(len(order)) if index not in chosen), split.select(sorted(chosen))

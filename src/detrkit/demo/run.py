@@ -16,14 +16,14 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.images import tensor_to_image
 from detrkit.data.samplers import BatchGrouping
-from detrkit.data.splits import TrainingData
 from detrkit.data.synthetic import SCENES, SHAPES, SyntheticShapes, SyntheticStyle
+from detrkit.data.torch_dataset import read_torch_dataset
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation
 from detrkit.errors import ConfigError
 from detrkit.evaluation.coco import samples_to_coco
-from detrkit.evaluation.panoptic import GroundTruthSegments
 from detrkit.structures import Sample
+from detrkit.training.data import TrainingData
 from detrkit.training.run import run_training
 from detrkit.training.train import refuse_used_run_folder
 from detrkit.training.trainer import TrainingResult
@@ -52,7 +52,7 @@ def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s"
     return RunConfig(
         data="drawn scenes" if task == "panoptic" else "drawn shapes",
         model=model,
-        model_settings={"num_queries": 25 if is_own else 12, **with_masks},
+        model_overrides={"num_queries": 25 if is_own else 12, **with_masks},
         training=TrainingConfig(
             epochs=EPOCHS[model, task],
             evaluate_every=max(1, EPOCHS[model, task] // 4),
@@ -108,18 +108,13 @@ def draw_data(
     train = [to_model(one if with_masks else without_masks(one)) for one in drawn]
     scenes = SyntheticShapes(num_test, 2 * seed + 1, style).draw_all()
     test = [without_masks(one) for one in scenes]
-    segments = (
-        {one.image_id: GroundTruthSegments.from_annotations(one.annotations) for one in scenes} if with_masks else {}
-    )
+    val = read_torch_dataset(SampleDataset(scenes), categories, masks=with_masks, is_panoptic=with_masks)
     return TrainingData(
         train=AugmentedDataset(SampleDataset(train), RandomOrientation(), seed=seed),
-        arrangement=BatchGrouping.anything(num_train),
+        grouping=BatchGrouping.anything(num_train),
+        val_split=val,
         val=SampleDataset(test, to_model),
         pictures=SampleDataset(test),
-        annotations=samples_to_coco(test, categories),
-        val_ids=[sample.image_id for sample in test],
-        categories=categories,
-        segments=segments.__getitem__ if with_masks else None,
     )
 
 

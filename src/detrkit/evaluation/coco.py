@@ -13,7 +13,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
-from detrkit.data.records import Split
+from detrkit.data.dataset import Split
 from detrkit.data.segmentation import area_of_runs, read_masks
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.ops.masks import encode_masks

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 from detrkit._internal.files import make_folder, write_json_rows
 from detrkit._internal.text import plain_console, plural
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import DetectionDataset
+from detrkit.data.dataset import DetectionDataset, Split
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
 from detrkit.data.loaders import Loader, evaluation_loader
-from detrkit.data.records import Split, SplitName
+from detrkit.data.records import SplitName
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import Analysis, analyse

@@ -8,10 +8,10 @@ from rich.progress import track
 
 from detrkit._internal.files import make_folder, write_text
 from detrkit._internal.text import plain_console
-from detrkit.data.dataset import DetectionDataset
+from detrkit.data.dataset import DetectionDataset, Split
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.panoptic import is_panoptic_file
-from detrkit.data.records import Split, SplitName
+from detrkit.data.records import SplitName
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import FORMAT, analyse, without_nan
 from detrkit.evaluation.arrays import GroundTruth

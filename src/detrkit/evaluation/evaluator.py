@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from detrkit.checkpoints.native import Thresholds
-from detrkit.data.records import Split
-from detrkit.data.splits import TrainingData, ground_truth_segments
+from detrkit.data.dataset import Split
 from detrkit.distributed.collectives import broadcast_from_first, gather
 from detrkit.evaluation.analysis import Analysis, analyse
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
@@ -20,6 +19,7 @@ from detrkit.evaluation.coco import (
 )
 from detrkit.evaluation.inference_loop import MaskMaker, collect
 from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.evaluation.panoptic import ground_truth_segments
 from detrkit.evaluation.segments import THRESHOLDS, PanopticEvaluator, drawer_of, masks_of_all
 from detrkit.evaluation.thresholds import best_thresholds
 from detrkit.inference.detector import Detector
@@ -38,34 +38,51 @@ class Evaluator:
 
     def __init__(
         self,
-        data: TrainingData,
+        split: Split,
         most_detections: int,
         batches: Iterable[Batch],
         device: torch.device,
         padding_invariant: bool,
+        *,
+        masks: bool = False,
     ) -> None:
-        self.data = data
+        """Read the ground truth of a split.
+
+        Args:
+            split: images and ground truth.
+            most_detections: of the model, per image.
+            batches: of the images; this process's part of them.
+            device: of the model.
+            padding_invariant: run the model without the influence of padding.
+            masks: evaluate masks, or panoptic segments if the split has them.
+        """
+        has_masks = masks and split.has_masks
+        self.categories = split.categories
         self.batches = batches
         self.device = device
         self.padding_invariant = padding_invariant
         self.max_detections = max_detections_to_evaluate(most_detections)
-        self.truth = GroundTruth.read(data.annotations, data.val_ids)
-        self.true_masks = None if data.outlines is None else GroundTruth.read(data.outlines, data.val_ids, masks=True)
+        ids = split.records.image_ids
+        self.truth = GroundTruth.read(annotations_of_split(split), ids)
+        self.segments = ground_truth_segments(split) if has_masks and split.has_segments else None
+        self.true_masks = None
+        if has_masks and self.segments is None:
+            self.true_masks = GroundTruth.read(annotations_of_split(split, masks=True), ids, masks=True)
         self.found: DetectionArrays | None = None
         self.segment_threshold: float | None = None
 
     def score(self, model: DETR, is_first: bool) -> EvalMetrics:
         """Score a model; all processes call it, and all get the scores."""
         segments, masks = None, None
-        if self.data.segments is not None:
+        if self.segments is not None:
             draw = drawer_of(model, self.padding_invariant)
-            segments = PanopticEvaluator(draw, self.data.categories, self.data.segments, self.padding_invariant)
+            segments = PanopticEvaluator(draw, self.categories, self.segments, self.padding_invariant)
         elif self.true_masks is not None:
             masks = masks_of_all(drawer_of(model, self.padding_invariant), self.padding_invariant)
         mine = collect(
             model,
             self.batches,
-            self.data.categories,
+            self.categories,
             self.device,
             self.padding_invariant,
             masks=masks,
@@ -121,12 +138,12 @@ class MaskEvaluators:
         cls, detector: Detector, model: DETR | Engine, records: Split, *, learns_threshold: bool
     ) -> "MaskEvaluators":
         """Choose them."""
-        if not detector.engine.config.panoptic or not records.records.have_outlines:
+        if not detector.engine.config.panoptic or not records.has_masks:
             return cls()
         padding_invariant = detector.preprocessing.padding_invariant
         draw = drawer_of(model, padding_invariant)
         segments = None
-        if records.records.columns.mask_files is not None:
+        if records.has_segments:
             thresholds = THRESHOLDS if learns_threshold else (detector.resolve_segment_threshold("auto"),)
             truth_of = ground_truth_segments(records)
             segments = PanopticEvaluator(draw, detector.categories, truth_of, padding_invariant, thresholds)

@@ -9,8 +9,10 @@ from torch.utils.data import Dataset
 
 from detrkit._internal.files import atomic_write, make_folder, write_json_rows
 from detrkit._internal.provenance import refuse_foreign_overwrite
-from detrkit.data.formats.folder import Format, read_split
-from detrkit.data.records import Records, Split, SplitName
+from detrkit.data.dataset import Split
+from detrkit.data.formats.folder import Format
+from detrkit.data.records import Records, SplitName
+from detrkit.data.splits import load_split
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
@@ -25,12 +27,12 @@ from detrkit.training.run_report import write_scores
 def chosen_split(
     data: str, split: SplitName, format: Format | None, seed: int | None, console: Console, *, masks: bool = False
 ) -> Split:
-    """Read one part of a dataset, and say what was noted; arguments as in `read_split`.
+    """Read one part of a dataset, and say what was noted; arguments as in `load_split`.
 
     Raises:
         DatasetError: there is no such part, or it is malformed.
     """
-    records, notes = read_split(data, split, format, seed, masks=masks)
+    records, notes = load_split(data, split, format, seed, masks=masks)
     if records is None:
         raise DatasetError(f"{data}: found no {split} split, expected one; choose another --split")
     for note in notes:

@@ -8,14 +8,15 @@ Input: records with PNGs of segments, and `PanopticSegments`. Output: `PanopticC
 photos and processes, and the `PanopticScores` made of all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.records import Record, Split
+from detrkit.data.dataset import Split
+from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.structures import Annotations, PanopticSegments
@@ -165,6 +166,16 @@ class GroundTruthSegments:
         numbers = np.arange(1, len(annotations.labels) + 1)
         ids = (annotations.masks.numpy() * numbers[:, None, None]).sum(0)
         return cls(ids, numbers, annotations.labels.numpy(), np.zeros(len(numbers), bool))
+
+
+def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
+    """Return a function from the id of an image to its annotated segments, which are read when it is called."""
+    index_of = {image_id: index for index, image_id in enumerate(split.records.image_ids)}
+    if split.records.columns.mask_files is None:
+        return lambda image_id: GroundTruthSegments.from_annotations(
+            split.read(index_of[image_id], masks=True).annotations
+        )
+    return lambda image_id: GroundTruthSegments.from_record(split.records[index_of[image_id]])
 
 
 def evaluate_panoptic(split: Split, predicted: Iterable[tuple[int, PanopticSegments]]) -> PanopticScores:

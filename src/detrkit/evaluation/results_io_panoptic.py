@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from detrkit._internal.files import write_text
+from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import inside, integer, read_json
-from detrkit.data.records import Split
 from detrkit.data.segment_png import read_ids, write_ids
 from detrkit.errors import DatasetError, short
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_in

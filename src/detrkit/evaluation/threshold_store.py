@@ -23,7 +23,7 @@ def run_of(source: str, data: str) -> RunConfig | None:
     if file is None:
         return None
     try:
-        config = load_run_config(file, {}, {})
+        config = load_run_config(file)
     except DetrkitError:
         return None  # a config of something else
     return config if Path(config.data).resolve() == Path(data).resolve() else None

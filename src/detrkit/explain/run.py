@@ -181,7 +181,7 @@ def _loss_of(weights: str, model: ModelConfig) -> SetCriterion:
     runs = [folder.parent for folder in (place, place.parent) if folder.name in ("best", "last")]
     for config in (folder / "config.yaml" for folder in (place, *runs)):
         if config.is_file():
-            return loss_for(model, load_run_config(config, {}, {}).training)
+            return loss_for(model, load_run_config(config).training)
     return SetCriterion(model.num_classes, class_scores=model.class_scores)
 
 

@@ -18,10 +18,9 @@ from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.data.batching import collate
-from detrkit.data.dataset import DetectionDataset, unannotated
-from detrkit.data.formats.folder import read_dataset
+from detrkit.data.dataset import DetectionDataset, Split, unannotated
 from detrkit.data.images import read_image
-from detrkit.data.records import Split
+from detrkit.data.splits import load_dataset
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
 from detrkit.data.transforms.geometry import EvalTransform
@@ -167,7 +166,7 @@ def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_
             for count in (num_calibration, num_check)
         )
         return CheckImages(calibration, check, None, f"photos of {data}")
-    folder = read_dataset(data)
+    folder = load_dataset(data)
     check_categories(checkpoint.categories, folder.val.categories, folder.val.source)
     return CheckImages(
         calibration=_samples(folder.train, num_calibration, transform, channels),

@@ -201,12 +201,12 @@ class _Counts:
             for image_id, found in zip(batch.image_ids, of_photos, strict=True):
                 results.extend(found.to_coco(image_id))
         for number, (wanted, found) in enumerate(zip(*detections, strict=True)):
-            confident = wanted.keep(wanted.scores >= THRESHOLD)
+            confident = wanted[wanted.scores >= THRESHOLD]
             self.num_detections += len(confident)
             self.num_found += num_found_again(confident, found)
             if not self.has_order and _largest(boxes[number]) > _OTHER_CELL and _say_the_same(wanted, found):
                 self.num_reordered += 1
-                self.num_agreed += len(wanted.keep(wanted.scores >= _MIN_SCORE))
+                self.num_agreed += len(wanted[wanted.scores >= _MIN_SCORE])
             else:
                 self.largest = max(self.largest, _largest(logits[number]), _largest(boxes[number]))
 
@@ -228,7 +228,7 @@ class _Counts:
 def _say_the_same(first: Detections, second: Detections) -> bool:
     """Whether each has the other's detections; those that hardly count may differ."""
     return all(
-        num_found_again(clear := one.keep(one.scores >= _MIN_SCORE), other, _SAME_PLACE_THEN, _SLACK_THEN) == len(clear)
+        num_found_again(clear := one[one.scores >= _MIN_SCORE], other, _SAME_PLACE_THEN, _SLACK_THEN) == len(clear)
         for one, other in ((first, second), (second, first))
     )
 

@@ -110,9 +110,7 @@ def stream_images(
         image = tensor_to_image(one.pixels) if config.keep_images and one.pixels is not None else None
         path = str(one.image) if isinstance(one.image, Path | str) else None
         if config.labels is not None:
-            detections = detections.keep(
-                [i for i, label in enumerate(detections.labels.tolist()) if label in config.labels]
-            )
+            detections = detections[[i for i, label in enumerate(detections.labels.tolist()) if label in config.labels]]
         yield replace(detections, image=image, path=path)
 
 
@@ -232,4 +230,4 @@ def _predict_tiles(
         cuts = [crop(whole, top, left, bottom - top, right - left) for left, top, right, bottom in views[start:end]]
         samples = [predictor.preprocess(cut.image) for cut in cuts]
         detections += predictor.predict_samples(samples, config.min_scores)
-    return merge_views([one.moved(view[:2]) for one, view in zip(detections, views, strict=True)], views, size)
+    return merge_views([one.translate(view[:2]) for one, view in zip(detections, views, strict=True)], views, size)

@@ -103,5 +103,5 @@ def to_detections(
         names = tuple(class_names[label] for label in labels.tolist())
         detections = Detections(pixel_boxes, scores, labels, ids[labels], names, size=size, queries=queries)
         order = scores.argsort(descending=True, stable=True)
-        found.append(detections.keep(order[scores[order] >= least[labels[order]]].tolist()))
+        found.append(detections[order[scores[order] >= least[labels[order]]]])
     return found

@@ -32,7 +32,7 @@ def with_masks(
     covers = covered_by(logits, batch, padding_invariant)
     sizes = zip(batch.sizes, batch.original_sizes, strict=True)
     return [
-        replace(one, drawn=LowResMasks(of_photo, covers, *of_one))
+        replace(one, low_res_masks=LowResMasks(of_photo, covers, *of_one))
         for one, of_photo, of_one in zip(found, logits.split(counts), sizes, strict=True)
     ]
 

@@ -84,7 +84,7 @@ def merge_views(
         class_names=tuple(classes[label][1] for label, count in counts for _ in range(count)),
         size=size,
     )
-    return together.keep(together.scores.argsort(descending=True, stable=True).tolist())
+    return together[together.scores.argsort(descending=True, stable=True)]
 
 
 def cut_sides(

@@ -216,7 +216,7 @@ def _json_of(found: Detections) -> Response:
     """As the lines of `detrkit predict` have it."""
     assert found.size is not None
     height, width = found.size
-    content = {"image": found.path, "width": width, "height": height, **found.to_content()}
+    content = {"image": found.path, "width": width, "height": height, **found.to_dict()}
     return Response(
         json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"), media_type="application/json"
     )

@@ -7,7 +7,7 @@ True on padding.
 
 from detrkit.structures.annotations import Annotations, Sample, Target
 from detrkit.structures.batch import Batch
-from detrkit.structures.detections import Detections, LowResMasks
+from detrkit.structures.detections import Detection, Detections, LowResMasks
 from detrkit.structures.panoptic import PanopticSegment, PanopticSegments
 from detrkit.structures.predictions import (
     AuxiliaryKind,
@@ -24,6 +24,7 @@ __all__ = [
     "AuxiliaryPredictions",
     "Batch",
     "ClassScores",
+    "Detection",
     "Detections",
     "EncoderProposals",
     "LowResMasks",

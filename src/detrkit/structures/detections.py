@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from detrkit._internal.notebook import html_table, png_bytes
 from detrkit.errors import import_optional
+from detrkit.ops.masks import cut_masks, encode_masks
+from detrkit.structures.collection import Position, Selection, resolve_index, summary
 from detrkit.structures.panoptic import PanopticSegments
 
 if TYPE_CHECKING:
@@ -21,139 +24,204 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowResMasks:
-    """Masks of the objects of one photo, as small as the model draws them; enlarged when they are asked for.
+    """Mask logits of the objects of one image at the mask head's resolution, resized to the image on demand.
 
-    Sizes are (height, width).
+    Attributes:
+        logits: over the padded image.
+        padded_size: (height, width) of the padded image.
+        size: (height, width) of the resized image within it, top left.
+        original_size: (height, width) of the original image.
     """
 
-    logits: Float[Tensor, "N h w"]  # over the padded image
-    padded: tuple[int, int]  # size of the padded image
-    processed: tuple[int, int]  # size of the image within it, top left
-    original: tuple[int, int]  # size of the photo that was resized to it
+    logits: Float[Tensor, "N h w"]
+    padded_size: tuple[int, int]
+    size: tuple[int, int]
+    original_size: tuple[int, int]
 
-    def keep(self, index: Int64[Tensor, "n"]) -> LowResMasks:
-        """Choose some of them, in the wanted order."""
+    def select(self, index: Int64[Tensor, "n"]) -> LowResMasks:
+        """Select masks by index."""
         return replace(self, logits=self.logits[index])
 
-    def scaled(self, factor: float) -> LowResMasks:
-        """Masks of the photo enlarged."""
-        height, width = (round(side * factor) for side in self.original)
-        return replace(self, original=(height, width))
+    def scale(self, factor: float) -> LowResMasks:
+        """Masks of the original image enlarged by a factor."""
+        height, width = (round(side * factor) for side in self.original_size)
+        return replace(self, original_size=(height, width))
 
-    def cut(self, threshold: float = 0.5) -> Bool[Tensor, "N H W"]:
-        """The pixels of the photo whose probability is above a threshold."""
-        from detrkit.ops.masks import cut_masks
-
-        return cut_masks(self.logits, self.padded, self.processed, self.original, threshold)
+    def to_masks(self, threshold: float = 0.5) -> Bool[Tensor, "N H W"]:
+        """Masks of the original image: pixels whose probability exceeds the threshold."""
+        return cut_masks(self.logits, self.padded_size, self.size, self.original_size, threshold)
 
 
 @dataclass(frozen=True)
-class Detections:
-    """The objects found in one photo, best first."""
+class Detection:
+    """One detected object; what iterating over `Detections` yields.
 
-    boxes: Float[Tensor, "N 4"]  # xyxy in pixels of the original photo
-    scores: Float[Tensor, "N"]  # 0 .. 1
-    labels: Int64[Tensor, "N"]  # 0 .. K-1
-    category_ids: Int64[Tensor, "N"]  # the dataset's own
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the original image.
+        score: 0 .. 1.
+        label: class in 0 .. K-1.
+        category_id: the dataset's own id of the class.
+        class_name: name of the class.
+        low_res_mask: mask of this object alone, of models with a mask head.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    category_id: int
+    class_name: str
+    low_res_mask: LowResMasks | None = None
+
+    @property
+    def mask(self) -> Bool[Tensor, "H W"] | None:
+        """Mask of the object in the original image, of models with a mask head."""
+        return None if self.low_res_mask is None else self.low_res_mask.to_masks()[0]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """Objects detected in one image, by descending score: a collection of `Detection`.
+
+    `len`, iteration and an integer index go over single objects (`Detection`); a slice, a boolean mask or indices select
+    some of them (`Detections`), for example ``detections[detections.scores > 0.7]`` or ``detections[:10]``. In a notebook
+    it shows the image with boxes, or a table if the image was not kept.
+
+    Attributes:
+        boxes: xyxy in pixels of the original image.
+        scores: 0 .. 1.
+        labels: classes in 0 .. K-1.
+        category_ids: the dataset's own ids of the classes.
+        class_names: names of the classes.
+        image: the original image, if it was kept for drawing.
+        path: of the image file.
+        size: (height, width) of the original image in pixels.
+        queries: index of the query that predicted each object; None if several views were merged.
+        low_res_masks: of models with a mask head.
+        segments: panoptic segments, of panoptic models; not affected by selections.
+    """
+
+    boxes: Float[Tensor, "N 4"]
+    scores: Float[Tensor, "N"]
+    labels: Int64[Tensor, "N"]
+    category_ids: Int64[Tensor, "N"]
     class_names: tuple[str, ...]
-    image: Image | None = None  # the photo itself, when the caller may want to draw on it
+    image: Image | None = None
     path: str | None = None
-    size: tuple[int, int] | None = None  # (height, width) of the photo
-    queries: Int64[Tensor, "N"] | None = None  # which query says so; None where several views were merged
-    drawn: LowResMasks | None = None  # of models with a mask head
-    segments: PanopticSegments | None = None  # of models that know stuff, too; whichever objects are kept
+    size: tuple[int, int] | None = None
+    queries: Int64[Tensor, "N"] | None = None
+    low_res_masks: LowResMasks | None = None
+    segments: PanopticSegments | None = None
 
     @property
     def masks(self) -> Bool[Tensor, "N H W"] | None:
-        """Pixels of each object in the photo, of models with a mask head; enlarged anew at every call."""
-        return None if self.drawn is None else self.drawn.cut()
+        """Masks in the original image, of models with a mask head; computed at every access."""
+        return None if self.low_res_masks is None else self.low_res_masks.to_masks()
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def keep(self, chosen: Bool[Tensor, "N"] | Sequence[int]) -> Detections:
-        """Select some of the objects, by a mask or by indices in the wanted order."""
-        index = torch.as_tensor(chosen)
-        if index.dtype == torch.bool:
-            index = index.nonzero()[:, 0]
-        index = index.to(torch.int64)
+    def __iter__(self) -> Iterator[Detection]:
+        return (self[number] for number in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: Position) -> Detection: ...
+    @overload
+    def __getitem__(self, index: Selection) -> Detections: ...
+    def __getitem__(self, index: Position | Selection) -> Detection | Detections:
+        chosen = resolve_index(index, len(self))
+        return self._one(chosen) if isinstance(chosen, int) else self._select(chosen)
+
+    def _one(self, index: int) -> Detection:
+        x1, y1, x2, y2 = self.boxes[index].tolist()
+        return Detection(
+            box=(x1, y1, x2, y2),
+            score=float(self.scores[index]),
+            label=int(self.labels[index]),
+            category_id=int(self.category_ids[index]),
+            class_name=self.class_names[index],
+            low_res_mask=None if self.low_res_masks is None else self.low_res_masks.select(torch.tensor([index])),
+        )
+
+    def _select(self, index: Int64[Tensor, "n"]) -> Detections:
         return replace(
             self,
             boxes=self.boxes[index],
             scores=self.scores[index],
             labels=self.labels[index],
             category_ids=self.category_ids[index],
-            class_names=tuple(self.class_names[i] for i in index.tolist()),
+            class_names=tuple(self.class_names[number] for number in index.tolist()),
             queries=None if self.queries is None else self.queries[index],
-            drawn=None if self.drawn is None else self.drawn.keep(index),
+            low_res_masks=None if self.low_res_masks is None else self.low_res_masks.select(index),
         )
 
-    def scaled(self, factor: float) -> Detections:
-        """Multiply boxes and masks, as if the photo had been enlarged."""
-        drawn = None if self.drawn is None else self.drawn.scaled(factor)
-        return replace(self, boxes=self.boxes * factor, size=None, drawn=drawn, segments=None)
+    def __repr__(self) -> str:
+        return f"Detections({summary('object', self.class_names, self.size)})"
 
-    def moved(self, by: tuple[float, float]) -> Detections:
-        """Add (x, y) in pixels to the boxes, as if the photo were a part of a larger one; masks are left behind."""
-        boxes = self.boxes + torch.tensor([*by, *by], dtype=self.boxes.dtype)
-        return replace(self, boxes=boxes, size=None, queries=None, drawn=None, segments=None)
+    def scale(self, factor: float) -> Detections:
+        """Multiply boxes and masks by a factor, for an enlarged image."""
+        masks = None if self.low_res_masks is None else self.low_res_masks.scale(factor)
+        return replace(self, boxes=self.boxes * factor, size=None, low_res_masks=masks, segments=None)
+
+    def translate(self, offset: tuple[float, float]) -> Detections:
+        """Add (x, y) in pixels to the boxes, for a larger image that this one is a crop of; masks are dropped."""
+        boxes = self.boxes + torch.tensor([*offset, *offset], dtype=self.boxes.dtype)
+        return replace(self, boxes=boxes, size=None, queries=None, low_res_masks=None, segments=None)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """List the objects as COCO results: xywh in pixels, category ids of the dataset; masks as run lengths."""
+        """Convert to COCO results: boxes as xywh in pixels, the dataset's category ids, masks as run-length encodings."""
         results = [
             {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
             for (x1, y1, x2, y2), category_id, score in zip(
                 self.boxes.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True
             )
         ]
-        return [{**one, **mask} for one, mask in zip(results, self._masks_as("segmentation"), strict=True)]
+        return [{**result, **mask} for result, mask in zip(results, self._encoded_masks("segmentation"), strict=True)]
 
-    def to_objects(self) -> list[dict[str, Any]]:
-        """List the objects as JSON has them: name, category_id, score, box (xyxy in pixels), mask (COCO run lengths)."""
+    def to_list(self) -> list[dict[str, Any]]:
+        """List the objects as in JSON: name, category_id, score, box (xyxy in pixels) and mask (COCO run lengths)."""
         objects = [
             {"name": name, "category_id": category_id, "score": round(score, 6), "box": [round(x, 3) for x in box]}
             for name, category_id, score, box in zip(
                 self.class_names, self.category_ids.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
             )
         ]
-        return [{**one, **mask} for one, mask in zip(objects, self._masks_as("mask"), strict=True)]
+        return [{**one, **mask} for one, mask in zip(objects, self._encoded_masks("mask"), strict=True)]
 
-    def to_content(self) -> dict[str, Any]:
-        """What was found in the photo, as JSON has it: objects, and segments where the model knows them."""
-        content: dict[str, Any] = {"objects": self.to_objects()}
+    def to_dict(self) -> dict[str, Any]:
+        """Return `objects` and, of panoptic models, `segments`, as in JSON."""
+        content: dict[str, Any] = {"objects": self.to_list()}
         return content if self.segments is None else {**content, "segments": self.segments.to_list()}
 
     def to_json(self) -> str:
-        """Write the photo's path and `to_content` as one JSON document."""
-        return json.dumps({"image": self.path, **self.to_content()}, ensure_ascii=False, indent=2)
+        """Return the image's path and `to_dict` as a JSON document."""
+        return json.dumps({"image": self.path, **self.to_dict()}, ensure_ascii=False, indent=2)
 
-    def _masks_as(self, key: str) -> list[dict[str, Any]]:
+    def _encoded_masks(self, key: str) -> list[dict[str, Any]]:
         masks = self.masks
         if masks is None:
             return [{}] * len(self)
-        from detrkit.ops.masks import encode_masks
-
         return [{key: encoded} for encoded in encode_masks(masks)]
 
     def to_supervision(self) -> Any:
-        """Convert to `supervision.Detections`; `class_id` holds the labels 0 .. K-1, `data` class names and category ids.
+        """Convert to `supervision.Detections`.
+
+        `class_id` holds the labels 0 .. K-1; `data` holds `class_name` and `category_id`.
 
         Raises:
             ConfigError: the package is not installed.
         """
         supervision = import_optional("supervision", "to_supervision", "supervision")
+        masks = self.masks
         return supervision.Detections(
             xyxy=self.boxes.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
-            data={
-                "class_name": np.array(self.class_names, dtype=str),
-                "category_id": self.category_ids.cpu().numpy(),
-            },
+            mask=None if masks is None else masks.numpy(),
+            data={"class_name": np.array(self.class_names, dtype=str), "category_id": self.category_ids.cpu().numpy()},
         )
 
     def to_pandas(self) -> Any:
-        """Convert to a `pandas.DataFrame`: a row per object, its box in columns x1, y1, x2, y2 in pixels of the photo.
+        """Convert to a `pandas.DataFrame` with a row per object; x1, y1, x2, y2 are in pixels of the original image.
 
         Raises:
             ConfigError: the package is not installed.
@@ -172,38 +240,53 @@ class Detections:
         )
 
     def to_yolo(self, size: tuple[int, int] | None = None, *, with_scores: bool = False) -> str:
-        """Write the objects as YOLO rows: LABEL CX CY WIDTH HEIGHT, relative to the photo, to which boxes are cut.
+        """Convert to YOLO rows "label cx cy width height", relative to the image, to which boxes are clipped.
 
         Args:
-            size: (height, width) of the photo in pixels, where these detections do not know it.
+            size: (height, width) of the image in pixels; default: `self.size`.
             with_scores: add the score as a sixth column.
 
         Raises:
-            ValueError: the size is not known.
+            ValueError: the size is unknown.
         """
         size = size or self.size
         if size is None:
-            raise ValueError("to_yolo: these detections do not know how large the photo is; give its (height, width)")
+            raise ValueError("to_yolo: the image's size is unknown; pass size=(height, width)")
         height, width = size
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)
         corners = self.boxes.cpu().clamp(min=0).minimum(limits) / limits
-        centres, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        centers, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
         rows = []
-        for label, score, centre, side in zip(
-            self.labels.tolist(), self.scores.tolist(), centres.tolist(), sides.tolist(), strict=True
+        for label, score, center, side in zip(
+            self.labels.tolist(), self.scores.tolist(), centers.tolist(), sides.tolist(), strict=True
         ):
             if min(side) > 0:
-                values = [*centre, *side, score] if with_scores else [*centre, *side]
+                values = [*center, *side, score] if with_scores else [*center, *side]
                 rows.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n")
         return "".join(rows)
 
-    def draw(self) -> Image:
-        """Draw what was found on a copy of the photo: segments where the model knows them, or else the objects."""
+    def draw(self, image: Image | None = None) -> Image:
+        """Draw boxes and masks, or the segments of a panoptic model, on a copy of the image.
+
+        Args:
+            image: of the original size; default: `self.image`.
+
+        Raises:
+            ValueError: neither image is known.
+        """
         from detrkit.visualization.draw import draw_detections
         from detrkit.visualization.segments import draw_segments
 
-        if self.image is None:
-            raise ValueError(
-                "these detections hold no photo; use detrkit.visualization.draw.draw_detections(photo, detections)"
-            )
-        return draw_detections(self.image, self) if self.segments is None else draw_segments(self.image, self.segments)
+        image = image or self.image
+        if image is None:
+            raise ValueError("draw: these detections hold no image; pass it, as in detections.draw(image)")
+        return draw_detections(image, self) if self.segments is None else draw_segments(image, self.segments)
+
+    def _repr_png_(self) -> bytes | None:
+        return None if self.image is None else png_bytes(self.draw())
+
+    def _repr_html_(self) -> str | None:
+        if self.image is not None:  # notebooks prefer HTML to the drawn image
+            return None
+        rows = [(one.class_name, one.score, *(round(value, 1) for value in one.box)) for one in self]
+        return html_table(("class", "score", "x1", "y1", "x2", "y2"), rows, repr(self))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from detrkit.config.model import ModelConfig
 from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, arg
 from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.build import build_queries
@@ -38,16 +37,18 @@ class AuxiliaryQueryGenerator(nn.Module):
         """
         super().__init__()
         width = config.hidden_dim
-        self.groups = nn.ModuleList(build_queries(config) for _ in range(settings.query_groups - 1))
+        self.groups = nn.ModuleList(build_queries(config) for _ in range(settings.auxiliary_queries.query_groups - 1))
         self.hybrid = (
-            build_queries(config.model_copy(update={"num_queries": settings.hybrid_queries}))
-            if settings.hybrid_queries
+            build_queries(config.model_copy(update={"num_queries": settings.auxiliary_queries.hybrid_queries}))
+            if settings.auxiliary_queries.hybrid_queries
             else None
         )
-        self.labels = nn.Embedding(config.num_classes, width) if settings.denoising else None
+        self.labels = nn.Embedding(config.num_classes, width) if settings.auxiliary_queries.denoising else None
         # anchors tell positions by themselves, and proposals have a projection for it
         tells = config.queries in ("anchors", "proposals")
-        self.position_head = mlp(2 * width, width, width) if settings.denoising and not tells else None
+        self.position_head = (
+            mlp(2 * width, width, width) if settings.auxiliary_queries.denoising and not tells else None
+        )
         self.kind = config.queries
 
     def forward(self, scene: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
@@ -112,7 +113,11 @@ class ModelWithAuxiliaryQueries(nn.Module):
 
 def build_auxiliary_queries(model: DETR, settings: TrainingConfig) -> AuxiliaryQueryGenerator | None:
     """Build what the settings ask for; None where that is nothing."""
-    if not (settings.denoising or settings.query_groups > 1 or settings.hybrid_queries):
+    if not (
+        settings.auxiliary_queries.denoising
+        or settings.auxiliary_queries.query_groups > 1
+        or settings.auxiliary_queries.hybrid_queries
+    ):
         return None
     return AuxiliaryQueryGenerator(model.config, settings)
 
@@ -121,64 +126,8 @@ def with_auxiliary_queries(loss: SetCriterion, settings: TrainingConfig) -> Auxi
     """The loss, with what the helpers add."""
     return AuxiliaryCriterion(
         loss,
-        copies=settings.denoising,
-        has_negatives=settings.contrastive_denoising,
-        hybrid_queries=settings.hybrid_queries,
-        hybrid_repeats=settings.hybrid_repeats,
+        copies=settings.auxiliary_queries.denoising,
+        has_negatives=settings.auxiliary_queries.contrastive_denoising,
+        hybrid_queries=settings.auxiliary_queries.hybrid_queries,
+        hybrid_repeats=settings.auxiliary_queries.hybrid_repeats,
     )
-
-
-def check_auxiliary_queries(config: ModelConfig, settings: TrainingConfig, *, masks_only: bool = False) -> None:
-    """See that helpers fit the model and each other.
-
-    Args:
-        config: of the model.
-        settings: of the run.
-        masks_only: whether only the mask head learns.
-
-    Raises:
-        ConfigError: one does not.
-    """
-    extra = {
-        "denoising": settings.denoising > 0,
-        "query_groups": settings.query_groups > 1,
-        "hybrid_queries": settings.hybrid_queries > 0,
-    }
-    asked = [name for name, is_on in {**extra, "look_forward_twice": settings.look_forward_twice}.items() if is_on]
-    for is_wrong, sentence in (
-        (
-            settings.contrastive_denoising and not settings.denoising,
-            "--contrastive-denoising: found --denoising 0, expected copies to add worse boxes to; add --denoising 5, say",
-        ),
-        (
-            settings.contrastive_denoising and not settings.box_noise_scale,
-            "--contrastive-denoising: found --box-noise-scale 0, expected worse boxes to differ from the objects' own; set "
-            "--box-noise-scale 0.4, say",
-        ),
-        (
-            0 < settings.hybrid_queries < settings.hybrid_repeats,
-            f"--hybrid-queries: found {settings.hybrid_queries}, expected at least the {settings.hybrid_repeats} of "
-            "--hybrid-repeats, and as many for every object of a photo; set more of them",
-        ),
-        (
-            settings.look_forward_twice and not config.with_box_refine,
-            "--look-forward-twice: the model's layers do not refine each other's boxes; leave it out, or take a model that "
-            "does (detrkit-s, detrkit-m, deformable-detr-r50-refine)",
-        ),
-        (
-            settings.look_forward_twice and config.cross_attention == "conditional",
-            "--look-forward-twice: layers of DAB-DETR and Conditional DETR learn so already, as published; leave it out",
-        ),
-        (
-            settings.iou_aware and config.class_scores != "sigmoid",
-            f"--iou-aware: found {config.class_scores} class scores, expected sigmoid ones, which can say how well a box "
-            "fits; leave it out, or --set class_scores=sigmoid",
-        ),
-        (
-            masks_only and bool(asked),
-            f"{', '.join(map(arg, asked))}: help boxes to be learned, which --freeze leaves as they are; leave one or "
-            "the other out",
-        ),
-    ):
-        if is_wrong:
-            raise ConfigError(sentence)

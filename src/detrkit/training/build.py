@@ -20,8 +20,6 @@ from detrkit.losses.criterion import SetCriterion
 from detrkit.losses.matcher import HungarianMatcher
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
-from detrkit.training.optimizer import lr_overrides, trains_masks_only
-from detrkit.training.planner import origin_of
 
 
 def build_for(
@@ -38,15 +36,10 @@ def build_for(
         ConfigError: no such preset or setting.
         CheckpointError: the weights do not fit.
     """
-    settings = {**config.model_settings, "num_classes": len(categories)}
+    settings = {**config.model_overrides, "num_classes": len(categories)}
     model = model_from_config(preset_config(config.model, **settings))
     if not with_weights:
         return model, None
-    if trains_masks_only(model.config, config.training) and config.weights in (None, "imagenet"):
-        raise ConfigError(
-            f"--freeze {config.training.freeze}: only the mask head would learn, above boxes that never did; give "
-            "--weights of a model trained on boxes, or leave --freeze out to train both together"
-        )
     if config.backbone_weights is not None:
         load_backbone_file(model, Path(config.backbone_weights))
     if config.weights is None:
@@ -69,7 +62,7 @@ def with_architecture_of_weights(config: RunConfig) -> RunConfig:
     Raises:
         CheckpointError: they cannot be read.
     """
-    if config.model_fields_set & {"model"} or config.weights is None or origin_of(config) != "detector":
+    if config.model_fields_set & {"model"} or config.weights is None or config.origin != "detector":
         return config
     try:
         checkpoint = read_checkpoint(config.weights)
@@ -77,10 +70,10 @@ def with_architecture_of_weights(config: RunConfig) -> RunConfig:
         raise CheckpointError(f"--weights {config.weights}: {error}") from None
     known = checkpoint.config.model_dump(exclude={"num_classes"})
     training = config.training
-    if "image_size" not in training.model_fields_set:
-        training = training.model_copy(update={"image_size": checkpoint.preprocessing.image_size})
+    if "image_size" not in training.explicit:
+        training = training.replace(image_size=checkpoint.preprocessing.image_size)
     changes = {"model": _preset_like(Path(config.weights), known), "training": training}
-    return config.model_copy(update={**changes, "model_settings": {**known, **config.model_settings}})
+    return config.model_copy(update={**changes, "model_overrides": {**known, **config.model_overrides}})
 
 
 def _preset_like(weights: Path, known: dict[str, Any]) -> str:
@@ -101,7 +94,7 @@ def _check_frozen(config: RunConfig, categories: Categories, known: Categories, 
     Raises:
         ConfigError: some of it would stay as random as it starts.
     """
-    frozen = [part for part, rate in lr_overrides(config.training).items() if rate == 0]
+    frozen = [part for part, rate in config.training.optimizer.lr_of_parts().items() if rate == 0]
     missing = len(categories) - len(adaptation.known_classes)
     if "heads" in frozen and missing:
         raise ConfigError(
@@ -137,19 +130,19 @@ def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> N
 
 def loss_for(model: ModelConfig, settings: TrainingConfig, *, masks_only: bool = False) -> SetCriterion:
     """Weigh the losses, and the costs of the matching alike; with `masks_only`, boxes are frozen."""
-    weights = (settings.cls_loss_coef, settings.bbox_loss_coef, settings.giou_loss_coef)
+    weights = (settings.loss.cls_loss_coef, settings.loss.bbox_loss_coef, settings.loss.giou_loss_coef)
     classification = classification_for(
-        model.class_scores, model.num_classes, settings.eos_coef, iou_aware=settings.iou_aware
+        model.class_scores, model.num_classes, settings.loss.eos_coef, iou_aware=settings.loss.iou_aware
     )
     return SetCriterion(
         model.num_classes,
         class_scores=model.class_scores,
-        cls_loss_coef=settings.cls_loss_coef,
-        bbox_loss_coef=settings.bbox_loss_coef,
-        giou_loss_coef=settings.giou_loss_coef,
-        mask_loss_coef=settings.mask_loss_coef,
-        dice_loss_coef=settings.dice_loss_coef,
-        eos_coef=settings.eos_coef,
+        cls_loss_coef=settings.loss.cls_loss_coef,
+        bbox_loss_coef=settings.loss.bbox_loss_coef,
+        giou_loss_coef=settings.loss.giou_loss_coef,
+        mask_loss_coef=settings.loss.mask_loss_coef,
+        dice_loss_coef=settings.loss.dice_loss_coef,
+        eos_coef=settings.loss.eos_coef,
         matcher=HungarianMatcher(*weights, classification),
         padding_invariant=settings.padding_invariant,
         masks_only=masks_only,

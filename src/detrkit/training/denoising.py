@@ -76,13 +76,13 @@ def draw(
         labels in place of the true ones, or -1.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
-    sides = 2 if settings.contrastive_denoising else 1
-    shape = (count, sides, settings.denoising)
+    sides = 2 if settings.auxiliary_queries.contrastive_denoising else 1
+    shape = (count, sides, settings.auxiliary_queries.denoising)
     sizes = torch.rand(*shape, 4, generator=generator) + torch.arange(sides)[:, None, None]
     signs = torch.randint(2, (*shape, 4), generator=generator) * 2 - 1
-    is_other = torch.rand(shape, generator=generator) < settings.label_noise_ratio
+    is_other = torch.rand(shape, generator=generator) < settings.auxiliary_queries.label_noise_ratio
     others = torch.randint(num_classes, shape, generator=generator)
-    return settings.box_noise_scale * sizes * signs, torch.where(is_other, others, -1)
+    return settings.auxiliary_queries.box_noise_scale * sizes * signs, torch.where(is_other, others, -1)
 
 
 def move(boxes: Float[Tensor, "*#N 4"], shares: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*#N 4"]:

@@ -27,8 +27,8 @@ def launch(config: RunConfig, output: Path, resume: bool) -> int | None:
     Raises:
         DetrkitError: one of them failed; the others were ended.
     """
-    world = config.training.devices
-    if torch.cuda.is_available() and world > torch.cuda.device_count() and config.training.device != "cpu":
+    world = config.training.hardware.devices
+    if torch.cuda.is_available() and world > torch.cuda.device_count() and config.training.hardware.device != "cpu":
         raise DetrkitError(f"--devices {world}: found {torch.cuda.device_count()} GPUs, expected one per process")
     with tempfile.TemporaryDirectory() as folder, StopSignal() as stop:
         context = start_processes(
@@ -54,7 +54,7 @@ def launch(config: RunConfig, output: Path, resume: bool) -> int | None:
 
 def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, resume: bool, messages: Path) -> None:
     """Be one of the processes."""
-    from detrkit.data.splits import open_data
+    from detrkit.training.data import open_data
     from detrkit.training.run import run_training
 
     os.environ.update(

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from detrkit.config.model import ModelConfig
-from detrkit.data.splits import TrainingData
 from detrkit.evaluation.metrics import EvalMetrics, metric_label
 from detrkit.structures import Annotations
+from detrkit.training.data import TrainingData
 
 ENOUGH = {"ap": 0.95, "mask_ap": 0.8, "pq": 0.8}  # masks are drawn on a grid of a quarter of the pixels
 _CLOSE = 0.9  # IoU of two boxes of one photo that nothing but their class tells apart
@@ -42,7 +42,7 @@ def overfit_report(scores: EvalMetrics, data: TrainingData, model: ModelConfig, 
 def _reasons(objects: list[tuple[torch.Size, Annotations]], model: ModelConfig, image_size: int) -> Iterator[str]:
     most = max((len(annotations.labels) for _, annotations in objects), default=0)
     if most > model.num_queries:
-        yield f"a photo has {most} objects, the model {model.num_queries} queries: --set num_queries={2 * most}"
+        yield f"a photo has {most} objects, the model {model.num_queries} queries: --num-queries {2 * most}"
     small = sum(
         int(((_sides(annotations).amax(1) * image_size / min(size)) < model.stride / 2).sum())
         for size, annotations in objects

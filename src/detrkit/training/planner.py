@@ -7,19 +7,16 @@ successors that of their published code.
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from detrkit._internal.text import plural
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
-from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, arg
+from detrkit.config.training import BOXES, TrainingConfig
+from detrkit.config.validation import check_run
 from detrkit.models.presets import preset_config
-from detrkit.training.auxiliary_queries import check_auxiliary_queries
-from detrkit.training.optimizer import BOXES, trains_masks_only
 from detrkit.training.trainer import Throughput
 
-Origin = Literal["detector", "imagenet", "scratch"]
 # for small pictures and slow machines: what learns drawn shapes and eight photos in minutes
 TINY = {"image_size": 256, "batch_size": 8, "lr": 5e-4, "clip_grad_norm": 1.0, "cls_loss_coef": 2.0}
 # for the presets of our own, on photos: what suits blood cells and an aquarium (benchmarks/RESULTS.md)
@@ -70,13 +67,6 @@ class Plan:
     choices: tuple[Choice, ...]
 
 
-def origin_of(config: RunConfig) -> Origin:
-    """Where the first weights come from."""
-    if config.weights not in (None, "imagenet"):
-        return "detector"
-    return "imagenet" if config.weights == "imagenet" or config.backbone_weights else "scratch"
-
-
 def plan_model(config: RunConfig) -> RunConfig:
     """Fill in what must be known before the data is opened; what was given stays.
 
@@ -86,84 +76,19 @@ def plan_model(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: no such preset or setting, or helpers that do not fit the model.
     """
-    given = config.training.model_fields_set
-    model = preset_config(config.model, **config.model_settings)
+    given = config.training.explicit
+    model = preset_config(config.model, **config.model_overrides)
     training = _filled(config.training, _settings_of(config, model))
-    check_auxiliary_queries(model, training, masks_only=trains_masks_only(model, training))
-    _check_used(model, training)
-    _check_model_settings(config, model)
-    model_settings = config.model_settings
-    if origin_of(config) == "imagenet" and model.backbone_normalization == "batch":
+    check_run(config.replace(training=training), model, preset_config(config.model))
+    model_overrides = config.model_overrides
+    if config.origin == "imagenet" and model.backbone_normalization == "batch":
         # a backbone that can see, in place of one that a preset trains from scratch: as published
-        model_settings = {"backbone_normalization": "frozen", "frozen_backbone_stages": 2, **model_settings}
-    if origin_of(config) == "scratch":
-        model_settings = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_settings}
+        model_overrides = {"backbone_normalization": "frozen", "frozen_backbone_stages": 2, **model_overrides}
+    if config.origin == "scratch":
+        model_overrides = {"backbone_normalization": "batch", "frozen_backbone_stages": 0, **model_overrides}
         if "backbone_lr" not in given:
-            training = training.model_copy(update={"backbone_lr": training.lr})
-    return config.model_copy(update={"model_settings": model_settings, "training": training})
-
-
-def _check_used(model: ModelConfig, settings: TrainingConfig) -> None:
-    """See that nothing was given that would change nothing."""
-    unused = {
-        "changes denoising copies, and there are none; add --denoising 5, or leave it out": (
-            not settings.denoising,
-            ("box_noise_scale", "label_noise_ratio"),
-        ),
-        "is for hybrid queries, and there are none; add --hybrid-queries 300, or leave it out": (
-            not settings.hybrid_queries,
-            ("hybrid_repeats",),
-        ),
-        "weighs no-object among softmax scores, and this model's scores are sigmoids; leave it out": (
-            model.class_scores == "sigmoid",
-            ("eos_coef",),
-        ),
-        "says when the rates drop, and with --schedule cosine they fall smoothly; leave one of the two out": (
-            settings.schedule == "cosine",
-            ("lr_drop",),
-        ),
-        "changes photos, which --no-augment forbids; leave one of the two out": (
-            not settings.augment,
-            ("horizontal_flip", "vertical_flip", "rotate90", "crop", *_STRONG),
-        ),
-        "says when strong changes of photos end, and there are none; add --mosaic 0.5, say, or leave it out": (
-            not any(getattr(settings, name) for name in _STRONG),
-            ("strong_aug_until",),
-        ),
-        "weighs a loss of masks, and this model draws none; leave it out, or take a model that ends in -panoptic": (
-            not model.panoptic,
-            ("mask_loss_coef", "dice_loss_coef"),
-        ),
-        "is for what says where deformable attention looks, and this model has none; leave it out": (
-            not model.is_deformable,
-            ("offset_lr_factor",),
-        ),
-    }
-    for reason, (is_unused, names) in unused.items():
-        for name in names:
-            value = getattr(settings, name)
-            if is_unused and value != TrainingConfig.model_fields[name].default:
-                raise ConfigError(f"{arg(name, value)}: {reason}")
-
-
-def _check_model_settings(config: RunConfig, model: ModelConfig) -> None:
-    """See that nothing was given with --set that would change nothing."""
-    has_sines = model.position_encoding == "sine"
-    unused = {
-        "sampling_points": (not model.is_deformable, "is for deformable attention, and this model has none"),
-        "num_detections": (model.class_scores == "softmax", "is for sigmoid scores, and this model's share a softmax"),
-        "position_table_size": (model.position_encoding != "learned", "is for position_encoding=learned"),
-        "position_temperature": (not has_sines, "is for position_encoding=sine"),
-        "scaled_positions": (
-            not model.encoder_layers or model.position_encoding == "none",
-            "is for encoder layers that are told positions, and this model has none",
-        ),
-    }
-    usual = preset_config(config.model)
-    for name, (is_unused, reason) in unused.items():
-        value = config.model_settings.get(name, getattr(usual, name))
-        if is_unused and value != getattr(usual, name):
-            raise ConfigError(f"--set {name}={value}: {reason}; leave it out")
+            training = training.replace(backbone_lr=training.optimizer.lr)
+    return config.model_copy(update={"model_overrides": model_overrides, "training": training})
 
 
 def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
@@ -174,19 +99,20 @@ def _settings_of(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
         chosen |= {"padding_invariant": False, "group_by_aspect_ratio": False}
         return chosen | (_SUCCESSORS_RUN if model.queries != "learned" else {})
     own = _OF_PRESETS.get(config.model, {})
-    chosen |= own | (_GENTLY if own is OWN and origin_of(config) == "detector" else {})
+    chosen |= own | (_GENTLY if own is OWN and config.origin == "detector" else {})
     unfit = _unfit(config.training, model)
     return {name: value for name, value in chosen.items() if name not in unfit}
 
 
 def _unfit(given: TrainingConfig, model: ModelConfig) -> set[str]:
-    """Helpers of a preset that what was given has no use for; --set may have made another model of it."""
+    """Helpers of a preset that what was given has no use for; model settings may have made another model of it."""
+    auxiliary = given.auxiliary_queries
     unfit = set() if model.class_scores == "sigmoid" else {"iou_aware"}
     if not model.with_box_refine:
         unfit.add("look_forward_twice")
-    if trains_masks_only(model, given):
+    if given.optimizer.trains_masks_only(model):
         unfit |= {"look_forward_twice", "denoising", "contrastive_denoising"}
-    if not given.box_noise_scale or ("denoising" in given.model_fields_set and not given.denoising):
+    if not auxiliary.box_noise_scale or ("denoising" in given.explicit and not auxiliary.denoising):
         unfit.add("contrastive_denoising")
     return unfit
 
@@ -208,9 +134,9 @@ def plan_training(
         max_evaluations: that a run should have.
     """
     settings = config.training
-    together = settings.batch_size * max(settings.devices, num_processes)
-    model = preset_config(config.model, **config.model_settings)
-    masks_only = BOXES in settings.freeze
+    together = settings.batch_size * max(settings.hardware.devices, num_processes)
+    model = preset_config(config.model, **config.model_overrides)
+    masks_only = BOXES in settings.optimizer.freeze
     choices = (
         _reference(model, together, masks_only)
         if config.recipe == "reference"
@@ -220,14 +146,14 @@ def plan_training(
         choices = []  # learning by heart is a test: what is given and what the preset brings, and nothing else
     is_ours = config.recipe == "auto" and config.model in _OF_PRESETS
     why = f"suits {config.model}" if is_ours else "as published"
-    brought = {name: Choice(name, getattr(settings, name), why) for name in _settings_of(config, model)}
-    if origin_of(config) == "scratch" and "backbone_lr" in brought:
-        rate = settings.backbone_lr
+    brought = {name: Choice(name, settings[name], why) for name in _settings_of(config, model)}
+    if config.origin == "scratch" and "backbone_lr" in brought:
+        rate = settings.optimizer.backbone_lr
         why = "a backbone that starts at random learns as fast as the rest"
         brought["backbone_lr"] = Choice("backbone_lr", rate, why)
     choices = [*brought.values(), *choices]
     choices = [choice for choice in choices if choice.name not in given]
-    training = settings.model_copy(update={choice.name: choice.value for choice in choices})
+    training = settings.replace(**{choice.name: choice.value for choice in choices})
     return Plan(config.model_copy(update={"training": training}), tuple(choices))
 
 
@@ -248,7 +174,7 @@ def plan_within(seconds: float, pace: Throughput, config: RunConfig, given: set[
     evaluations = min(_MAX_EVALUATIONS, max(1, int(_EVALUATING * seconds / pace.evaluation)))
 
     def of(steps: int) -> Plan:
-        training = config.training.model_copy(update={"steps": steps})
+        training = config.training.replace(steps=steps)
         timed = config.model_copy(update={"training": training})
         return plan_training(timed, {*given, "steps"}, num_images, max_evaluations=evaluations)
 
@@ -270,7 +196,7 @@ def _reference(model: ModelConfig, together: int, masks_only: bool) -> list[Choi
 
 
 def _auto(config: RunConfig, given: set[str], num_images: int, together: int, max_evaluations: int) -> list[Choice]:
-    settings, origin = config.training, origin_of(config)
+    settings, origin = config.training, config.origin
     steps_an_epoch = -(-max(1, num_images // together) // settings.gradient_accumulation)  # the last has fewer batches
     start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}[origin]
     choices: list[Choice] = []
@@ -283,9 +209,9 @@ def _auto(config: RunConfig, given: set[str], num_images: int, together: int, ma
     steps = settings.steps or epochs * steps_an_epoch
     epochs = -(-steps // steps_an_epoch)
     choices += [
-        Choice("schedule", "step", "it drops, for --lr-drop was given")
+        Choice("lr_scheduler", "step", "a drop was asked for")
         if "lr_drop" in given
-        else Choice("schedule", "cosine", "the rates fall smoothly to 0, wherever the end is"),
+        else Choice("lr_scheduler", "cosine", "the rates fall smoothly to 0, wherever the end is"),
         Choice("warmup_steps", min(1000, steps // 20), "a twentieth of the run, against a rough start"),
         Choice(
             "ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "averaged weights score better until the rates are low"
@@ -295,11 +221,10 @@ def _auto(config: RunConfig, given: set[str], num_images: int, together: int, ma
     ]
     if origin == "detector" and num_images < _FEW_PHOTOS:
         choices.append(
-            Choice("freeze", "backbone", f"{plural(num_images, 'photo')}, too few to change a trained backbone")
+            Choice("freeze", ("backbone",), f"{plural(num_images, 'photo')}, too few to change a trained backbone")
         )
     return choices
 
 
 def _filled(settings: TrainingConfig, chosen: dict[str, Any]) -> TrainingConfig:
-    missing = {name: value for name, value in chosen.items() if name not in settings.model_fields_set}
-    return settings.model_copy(update=missing)
+    return settings.replace(**{name: value for name, value in chosen.items() if name not in settings.explicit})

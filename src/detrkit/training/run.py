@@ -22,7 +22,6 @@ from detrkit.config.run import RunConfig, write_config
 from detrkit.data.categories import Categories
 from detrkit.data.loaders import evaluation_loader, train_loader
 from detrkit.data.samplers import Rank, mix_seeds
-from detrkit.data.splits import TrainingData
 from detrkit.distributed.collectives import process_group
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Process, process_from_environment
@@ -37,8 +36,8 @@ from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.training.build import build_for, loss_for, print_adaptation
+from detrkit.training.data import TrainingData
 from detrkit.training.loggers.run_log import NoLog, RunLog
-from detrkit.training.optimizer import trains_masks_only
 from detrkit.training.overfit_check import overfit_report
 from detrkit.training.run_report import write_run_report
 from detrkit.training.train_step import TrainStep
@@ -59,7 +58,7 @@ def run_training(
         DetrkitError: of one kind or another, before anything is written.
     """
     process = process_from_environment()
-    device = choose_rank_device(config.training.device, process)
+    device = choose_rank_device(config.training.hardware.device, process)
     with process_group(process, device):
         run = Run(config, data, output, console or plain_console(), process, device, resume=resume)
         with file_lock(make_folder(output)) if process.is_first else nullcontext():
@@ -95,18 +94,25 @@ class Run:
         torch.manual_seed(settings.seed)
         self.model, self.adaptation = build_for(config, data.categories, with_weights=not resume)
         share = Rank(process.rank, process.world)
-        self.loader = train_loader(data.train, data.arrangement, settings, device, share)
+        self.loader = train_loader(data.train, data.grouping, settings, device, share)
         self.val_batches = evaluation_loader(
-            data.val, settings.batch_size, settings.workers, settings.max_unreadable, share
+            data.val, settings.batch_size, settings.loading.workers, settings.loading.max_unreadable, share
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, padding_invariant=settings.padding_invariant)
         self.num_steps = planned_steps(len(self.loader), settings)
         data.train.strong_epochs = strong_epochs(len(self.loader), settings)
-        masks_only = trains_masks_only(self.model.config, settings)
+        masks_only = settings.optimizer.trains_masks_only(self.model.config)
         loss = loss_for(self.model.config, settings, masks_only=masks_only)
         self.stepper = TrainStep(self.model, loss, settings, device, self.num_steps)
         most = self.model.config.most_detections
-        self.judge = Evaluator(data, most, self.val_batches, device, settings.padding_invariant)
+        self.judge = Evaluator(
+            data.val_split,
+            most,
+            self.val_batches,
+            device,
+            settings.padding_invariant,
+            masks=self.model.config.panoptic,
+        )
         self.best: DetectionArrays | None = None  # what the best checkpoint found
         if process.world > 1:  # weights are alike, dropout is not
             torch.manual_seed(mix_seeds(settings.seed, process.rank))

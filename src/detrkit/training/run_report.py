@@ -9,13 +9,13 @@ from rich.console import Console
 from detrkit._internal.files import write_text
 from detrkit._internal.text import plural
 from detrkit.config.run import RunConfig
-from detrkit.data.splits import TrainingData
 from detrkit.evaluation.analysis import Analysis, without_nan
 from detrkit.evaluation.metrics import EvalMetrics, headline
 from detrkit.evaluation.report.page import write_report
 from detrkit.evaluation.report.pictures import NUM_PICTURES, THRESHOLD, draw_predictions, draw_worst
 from detrkit.evaluation.report.table import print_panoptic, print_scores
 from detrkit.inference.detector import Detector
+from detrkit.training.data import TrainingData
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.trainer import TrainingResult
 from detrkit.visualization.curves import draw_curves

@@ -14,10 +14,10 @@ def rate_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
     "step" divides by ten once, after a share of the run (the published code divides again and again); "cosine" falls
     from 1 to 0. A warm-up rises in a straight line before either.
     """
-    if step < settings.warmup_steps:
-        return (step + 1) / (settings.warmup_steps + 1)
-    if settings.schedule == "step":
-        return 1.0 if step < settings.lr_drop * num_steps else 0.1
+    if step < settings.schedule.warmup_steps:
+        return (step + 1) / (settings.schedule.warmup_steps + 1)
+    if settings.schedule.lr_scheduler == "step":
+        return 1.0 if step < settings.schedule.lr_drop * num_steps else 0.1
     return 0.5 * (1 + math.cos(math.pi * min(step / max(num_steps, 1), 1)))
 
 

@@ -9,15 +9,16 @@ from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_o
 from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.load import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, load_run_config
-from detrkit.data.splits import TrainingData, open_data
+from detrkit.config.validation import check_minutes
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import ConfigError
 from detrkit.training.build import with_architecture_of_weights
+from detrkit.training.data import TrainingData, open_data
 from detrkit.training.launch import launch
 from detrkit.training.loggers.run_log import METRICS_FILE
-from detrkit.training.planner import origin_of, plan_model, plan_training, plan_within
+from detrkit.training.planner import plan_model, plan_training, plan_within
 from detrkit.training.run import STATE_FILE, Run, run_training
 from detrkit.training.trainer import TrainingResult
 
@@ -63,9 +64,11 @@ def open_and_plan(config: RunConfig, console: Console, minutes: float | None = N
         DetrkitError: the data or the settings do not fit.
     """
     if minutes is not None:
-        _check_minutes(minutes, config)
+        check_minutes(
+            minutes, config.training.explicit, max(config.training.hardware.devices, process_from_environment().world)
+        )
     with_model = with_architecture_of_weights(config)
-    given = set(with_model.training.model_fields_set)
+    given = set(with_model.training.explicit)
     planned = plan_model(with_model)
     data = open_data(planned)
     plan = plan_training(planned, given, len(data.train), process_from_environment().world)
@@ -85,24 +88,13 @@ def open_and_plan(config: RunConfig, console: Console, minutes: float | None = N
             )
         for note in data.notes:
             console.print(note)
-        if origin_of(config) == "scratch" and not config.training.overfit:
+        if config.origin == "scratch" and not config.training.overfit:
             console.print(
                 "no --weights: all is learned from scratch; --model detrkit-m --weights imagenet needs fewer photos"
             )
         for choice in plan.choices:
             console.print(f"  {choice}", soft_wrap=True)
     return plan.config, data
-
-
-def _check_minutes(minutes: float, config: RunConfig) -> None:
-    if not 0 < minutes < float("inf"):
-        raise ConfigError(f"--minutes: found {minutes:g}, expected a time to train for, above 0")
-    if given := config.training.model_fields_set & {"epochs", "steps"}:
-        raise ConfigError(f"--minutes: found --{min(given)} as well, expected one of the two")
-    if max(config.training.devices, process_from_environment().world) > 1:
-        raise ConfigError(
-            "--minutes: found several processes, expected one, for its steps are timed alone; give --steps"
-        )
 
 
 def print_time_estimate(config: RunConfig, data: TrainingData, console: Console) -> None:
@@ -123,8 +115,9 @@ def _put_together(config: RunConfig, data: TrainingData) -> Run:
     """A run, or the first process's share of one, that is only to be timed."""
     process = process_from_environment()
     if process.world == 1:
-        process = replace(process, world=config.training.devices)
-    return Run(config, data, Path(), Console(quiet=True), process, choose_rank_device(config.training.device, process))
+        process = replace(process, world=config.training.hardware.devices)
+    device = choose_rank_device(config.training.hardware.device, process)
+    return Run(config, data, Path(), Console(quiet=True), process, device)
 
 
 def resume(folder: Path, console: Console | None = None) -> TrainingResult:
@@ -137,7 +130,7 @@ def resume(folder: Path, console: Console | None = None) -> TrainingResult:
         raise ConfigError(f"--resume {folder}: found no config.yaml, expected the folder of a run")
     if not (folder / STATE_FILE).is_file():
         raise ConfigError(f"--resume {folder}: found no {STATE_FILE}; the run was not saved yet, start it again")
-    config = load_run_config(folder / "config.yaml", {}, {})
+    config = load_run_config(folder / "config.yaml")
     return _start(config, folder, resume=True, data=None, console=console)
 
 
@@ -145,7 +138,7 @@ def _start(
     config: RunConfig, output: Path, *, resume: bool, data: TrainingData | None, console: Console | None
 ) -> TrainingResult:
     """Train in this process, or in several that are started for it."""
-    if config.training.devices > 1 and process_from_environment().world == 1:
+    if config.training.hardware.devices > 1 and process_from_environment().world == 1:
         return TrainingResult(None, 0, launch(config, output, resume))
     return run_training(config, data or open_data(config), output, console, resume=resume)
 

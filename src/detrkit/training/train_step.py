@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from detrkit._internal.malloc import keep_freed_memory
 from detrkit.config.training import TrainingConfig
+from detrkit.config.validation import check_auxiliary_queries
 from detrkit.distributed.collectives import average_in_place
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.losses.auxiliary_queries import StepNormalizers
@@ -28,7 +29,6 @@ from detrkit.structures import Batch, MaskInputs
 from detrkit.training.auxiliary_queries import (
     ModelWithAuxiliaryQueries,
     build_auxiliary_queries,
-    check_auxiliary_queries,
     with_auxiliary_queries,
 )
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
@@ -66,9 +66,9 @@ class TrainStep:
             keep_freed_memory()
         # convolutions are quicker this way, on CPU by a twentieth; the numbers stay the same up to rounding
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.activation_checkpointing(settings.activation_checkpointing)
-        check_auxiliary_queries(model.config, settings, masks_only=loss.masks_only)
-        if settings.look_forward_twice:
+        self.model.activation_checkpointing(settings.hardware.activation_checkpointing)
+        check_auxiliary_queries(model.config, settings)
+        if settings.loss.look_forward_twice:
             self.model.decoder.learns_through_references = True
         self.helpers = build_auxiliary_queries(model, settings)
         if self.helpers is not None:
@@ -78,8 +78,8 @@ class TrainStep:
         self.device = device
         self.optimizer = build_optimizer(model, settings, self.helpers)
         self.schedule = build_schedule(self.optimizer, num_steps, settings)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-        self.average = _running_average(self.model, settings.ema_decay) if settings.ema_decay > 0 else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.hardware.precision == "float16")
+        self.average = _running_average(self.model, settings.ema.ema_decay) if settings.ema.ema_decay > 0 else None
         self.step_number = 0
         self.left_out: list[str] = []
         beside = () if self.helpers is None else self.helpers.parameters()
@@ -175,7 +175,7 @@ class TrainStep:
 
     def _wrap(self) -> nn.Module:
         model: nn.Module = self.model if self.helpers is None else ModelWithAuxiliaryQueries(self.model, self.helpers)
-        if self.settings.compile:
+        if self.settings.hardware.compile:
             if self.device.type == "cpu":
                 raise ConfigError(
                     "--compile: on a CPU, compiled steps were no quicker than others where we measured, after minutes of "
@@ -196,7 +196,7 @@ class TrainStep:
         return cast("AbstractContextManager[None]", self._wrapped.no_sync())
 
     def _learn_from(self, batch: Batch, normalizers: StepNormalizers) -> LossOutput:
-        precision = self.settings.precision
+        precision = self.settings.hardware.precision
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
             predictions = self._wrapped(
                 batch.images.contiguous(memory_format=torch.channels_last),
@@ -212,7 +212,7 @@ class TrainStep:
         return report
 
     def _noised(self, batch: Batch) -> dict[str, NoisedBoxes]:
-        if not self.settings.denoising:
+        if not self.settings.auxiliary_queries.denoising:
             return {}
         num_classes = self.model.config.num_classes
         return {"noised": noised_boxes(batch, self.settings, num_classes, self.step_number)}
@@ -225,7 +225,7 @@ class TrainStep:
         counts: Sequence[int],
     ) -> Float[Tensor, "P h w"]:
         assert self.model.panoptic is not None, "only a model with a mask head hands over mask inputs"
-        precision = self.settings.precision
+        precision = self.settings.hardware.precision
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
             return cast(Tensor, self.model.panoptic(inputs, queries, counts, sizes))
 
@@ -233,7 +233,7 @@ class TrainStep:
         """Change the weights, unless the gradient is not finite; tell whether all was well."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        most = self.settings.clip_grad_norm or float("inf")
+        most = self.settings.optimizer.clip_grad_norm or float("inf")
         is_finite = report.total.detach().isfinite()
         if self.scaler.is_enabled():
             is_finite = is_finite & torch.nn.utils.clip_grad_norm_(self._trained, most).isfinite()
@@ -266,7 +266,7 @@ class TrainStep:
         what = ", ".join(terms[:4]) or "the gradient"
         photos = ", ".join(map(str, last.image_ids[:8]))
         self.left_out.append(f"step {last.step} left out: {what} not finite, photos {photos}")
-        if self._streak >= self.settings.max_nonfinite_steps:
+        if self._streak >= self.settings.optimizer.max_nonfinite_steps:
             raise DetrkitError(
                 f"training: the last {self._streak} steps were not finite ({self.left_out[-1]}); the weights are those "
                 "before them; lower --lr, or use --precision bfloat16 in place of float16"

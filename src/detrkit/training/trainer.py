@@ -108,7 +108,7 @@ class Throughput:
 
     def seconds(self, num_batches: int, settings: TrainingConfig) -> float:
         """Of a whole run, whose photos are so many batches."""
-        evaluations = -(-planned_epochs(num_batches, settings) // settings.evaluate_every)
+        evaluations = -(-planned_epochs(num_batches, settings) // settings.evaluation.evaluate_every)
         return planned_steps(num_batches, settings) * self.step + evaluations * self.evaluation
 
 
@@ -130,8 +130,8 @@ def planned_epochs(num_batches: int, settings: TrainingConfig) -> int:
 def strong_epochs(num_batches: int, settings: TrainingConfig) -> int:
     """Epochs, from the first on, that see strong augmentation; the last of several does only where all are to."""
     epochs = planned_epochs(num_batches, settings)
-    rounded = round(settings.strong_aug_until * epochs)
-    return min(rounded, epochs - 1) if settings.strong_aug_until < 1 and epochs > 1 else rounded
+    rounded = round(settings.augmentation.strong_aug_until * epochs)
+    return min(rounded, epochs - 1) if settings.augmentation.strong_aug_until < 1 and epochs > 1 else rounded
 
 
 class Trainer:
@@ -159,7 +159,7 @@ class Trainer:
     def has_ended(self) -> bool:
         """Whether nothing is left to do."""
         best = self.position.best
-        waits_for_nothing = 0 < self.settings.patience <= self.position.waited
+        waits_for_nothing = 0 < self.settings.evaluation.patience <= self.position.waited
         knows_all = self.settings.overfit > 0 and best is not None and best.primary_value >= LEARNED_BY_HEART
         return self.position.epoch > self.num_epochs or waits_for_nothing or knows_all
 
@@ -203,7 +203,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Evaluate if it is time to, and save."""
         epoch = self.position.epoch
-        is_due = epoch == self.num_epochs or epoch % self.settings.evaluate_every == 0
+        is_due = epoch == self.num_epochs or epoch % self.settings.evaluation.evaluate_every == 0
         if is_due and self.meter.sums:
             self.read_meter()
         if is_due:

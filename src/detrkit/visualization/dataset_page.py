@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from rich.console import Console
@@ -82,7 +82,7 @@ def diagnose(
         console.print(f"page: {html_file}", soft_wrap=True)
     if fix is not None:
         mended, counts = fix_dataset(diagnosis.folder, diagnosis.unusable)
-        write_copy(mended, fix, diagnosis.format, console)
+        write_copy(mended, fix, cast("Format", diagnosis.format), console)
         if diagnosis.format == "coco":
             console.print("outlines of objects, where there were some, are not in the copy")
         console.print(
@@ -135,7 +135,7 @@ def write_page(path: Path, diagnosis: DatasetReport, data: Path) -> None:
     """Write all findings on one page, with pictures of the first places of each."""
     photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_images.items())
     body = [
-        f"<h1>{html.escape(str(data))}</h1><p>{diagnosis.format.upper()} dataset, photos: {photos}</p>",
+        f"<h1>{html.escape(str(data))}</h1><p>{str(diagnosis.format).upper()} dataset, photos: {photos}</p>",
         *(f"<p>{html.escape(note)}</p>" for note in diagnosis.notes),
         f"<p>{html.escape(_what_training_will_do(diagnosis))}</p>",
     ]
@@ -194,7 +194,7 @@ def _visible(box: list[float]) -> list[float]:
 def print_diagnosis(diagnosis: DatasetReport, data: Path, console: Console) -> None:
     """Print findings, worst first, the classes, and what training would do; places are shown from the folder on."""
     photos = ", ".join(f"{count} {name}" for name, count in diagnosis.num_images.items())
-    console.print(f"{diagnosis.format.upper()} dataset, photos: {photos}")
+    console.print(f"{str(diagnosis.format).upper()} dataset, photos: {photos}")
     for note in diagnosis.notes:
         console.print(note)
     for finding in diagnosis.findings:

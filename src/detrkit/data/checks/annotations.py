@@ -1,6 +1,6 @@
 """What annotations alone show to be wrong: boxes, classes, photos without objects. Opens no photo.
 
-Input: a `DatasetFolder`. Output: `Finding`s, worst first.
+Input: a `DatasetSplits`. Output: `Finding`s, worst first.
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from detrkit._internal.text import printable
-from detrkit.data.formats.folder import DatasetFolder
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.dataset import DatasetSplits, Split
+from detrkit.data.records import Record, SplitName
 
 Severity = Literal["error", "warning", "note"]
 _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
@@ -58,7 +58,7 @@ class ClassCount:
 
 
 def examine_annotations(
-    folder: DatasetFolder, *, num_queries: int, image_size: int, stride: int
+    folder: DatasetSplits, *, num_queries: int, image_size: int, stride: int
 ) -> tuple[Finding, ...]:
     """The cheap part, which opens no photo: boxes and classes. Arguments as in `examine`."""
     objects = [_Objects.of(split) for split in folder.splits.values()]
@@ -74,7 +74,7 @@ def examine_annotations(
     )
 
 
-def max_objects(folder: DatasetFolder) -> int:
+def max_objects(folder: DatasetSplits) -> int:
     """How many objects the fullest photo has, crowds left out."""
     return max((int(_Objects.of(split).counts.max(initial=0)) for split in folder.splits.values()), default=0)
 
@@ -220,14 +220,14 @@ def _of_model(objects: Sequence[_Objects], num_queries: int, image_size: int, st
         yield Finding(
             "warning",
             f"photos with more objects than the {num_queries} queries",
-            f"the rest cannot be found; train with --set num_queries={2 * most}, twice what the fullest photo has",
+            f"the rest cannot be found; train with --num-queries {2 * most}, twice what the fullest photo has",
             tuple(too_many),
         )
     if num_small:
         yield Finding(
             "note",
             f"{num_small} of {num_boxes} objects are smaller than a cell of {stride} px when photos have {image_size} px",
-            "if they matter: a larger --image-size, or a finer map (--set num_feature_levels, or a preset with -dc5)",
+            "if they matter: a larger --image-size, or a finer map (--num-feature-levels, or a preset with -dc5)",
             (),
         )
 

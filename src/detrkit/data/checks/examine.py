@@ -20,8 +20,10 @@ from detrkit.data.checks.annotations import (
 )
 from detrkit.data.checks.decode_cache import DecodedPhoto, decode_all
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
-from detrkit.data.formats.folder import DatasetFolder, Format, read_dataset
-from detrkit.data.records import Split, SplitName
+from detrkit.data.dataset import DatasetSplits, Split
+from detrkit.data.formats.folder import Format
+from detrkit.data.records import SplitName
+from detrkit.data.splits import load_dataset, require_train
 from detrkit.errors import DatasetError
 
 
@@ -40,13 +42,13 @@ class DatasetReport:
         unusable: photos that cannot be read, or are of another size than annotated; alike for their PNGs of segments.
     """
 
-    format: Format
+    format: str | None
     num_images: dict[SplitName, int]
     max_objects: int
     classes: tuple[ClassCount, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
-    folder: DatasetFolder
+    folder: DatasetSplits
     unusable: frozenset[Path]
 
     @property
@@ -82,7 +84,8 @@ def examine(
         DatasetError: the folder cannot be understood at all.
     """
     faults: list[DatasetError] = []
-    folder = read_dataset(path, format, fault=faults.append)
+    folder = load_dataset(path, format, on_error=faults.append)
+    require_train(folder)
     splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
     photos = decode_all(records, workers, progress, memory)

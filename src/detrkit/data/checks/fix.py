@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from detrkit.data.checks.annotations import is_copy
-from detrkit.data.formats.folder import DatasetFolder
-from detrkit.data.records import Record, Records, Split
+from detrkit.data.dataset import DatasetSplits, Split
+from detrkit.data.records import Record, Records
 from detrkit.errors import DatasetError
 
 
@@ -21,7 +21,7 @@ class RepairCounts:
     cut: int = 0
 
 
-def fix_dataset(folder: DatasetFolder, unusable: frozenset[Path]) -> tuple[DatasetFolder, RepairCounts]:
+def fix_dataset(folder: DatasetSplits, unusable: frozenset[Path]) -> tuple[DatasetSplits, RepairCounts]:
     """Leave out unusable photos, boxes without an area and repeated objects; cut boxes at the photo's edge.
 
     Args:
@@ -37,7 +37,7 @@ def fix_dataset(folder: DatasetFolder, unusable: frozenset[Path]) -> tuple[Datas
             folder,
             train=_repaired_split(folder.train, unusable, counts),
             val=_repaired_split(folder.val, unusable, counts),
-            test=None if folder.test is None else _repaired_split(folder.test, unusable, counts),
+            test=_repaired_split(folder.test, unusable, counts) if len(folder.test) else folder.test,
         ),
         counts,
     )

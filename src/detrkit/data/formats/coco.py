@@ -15,7 +15,8 @@ import numpy as np
 
 from detrkit._internal.files import is_file
 from detrkit.data.categories import Categories
-from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.dataset import Split
+from detrkit.data.records import FaultHandler, Record, Records, SplitName, raise_fault
 from detrkit.data.segmentation import check_segmentation
 from detrkit.errors import DatasetError, short
 

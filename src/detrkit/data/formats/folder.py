@@ -1,148 +1,65 @@
 """Whatever folder a person has -> its splits. The format is told by what lies in the folder."""
 
-import random
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from detrkit._internal.provenance import is_written_by_detrkit
-from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import folder_with, read_coco_file, read_coco_split, read_json
 from detrkit.data.formats.panoptic import is_panoptic_file, panoptic_files, read_panoptic_file, read_panoptic_split
 from detrkit.data.formats.shards import PLAN_FILE, read_shards
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, SplitName
 from detrkit.errors import DatasetError
 
 Format = Literal["coco", "panoptic", "yolo", "voc", "shards"]
-VALIDATION_SHARE = 0.2  # of the photos, where no validation split exists
-_LAYOUTS = (
+LAYOUTS = (
     "COCO: annotations/instances_train*.json beside folders of photos, train/_annotations.coco.json, or one JSON beside "
     "the photos; COCO panoptic: annotations/panoptic_train*.json and folders of PNGs; YOLO: data.yaml; Pascal VOC: "
     "Annotations/*.xml; shards: train-*.tar"
 )
 
 
-@dataclass(frozen=True)
-class DatasetFolder:
-    """The splits of a dataset.
-
-    Attributes:
-        format: how it is written down.
-        train: what to learn from.
-        val: what to be judged by while learning.
-        test: kept for the end; None where there is none.
-        notes: what was decided on the way, a sentence each.
-    """
-
-    format: Format
-    train: Split
-    val: Split
-    test: Split | None
-    notes: tuple[str, ...]
-
-    @property
-    def splits(self) -> dict[SplitName, Split]:
-        """The splits that there are, training first."""
-        splits: dict[SplitName, Split] = {"train": self.train, "val": self.val}
-        if self.test is not None:
-            splits["test"] = self.test
-        return splits
-
-
-def read_dataset(
-    path: Path | str,
-    format: Format | None = None,
-    seed: int = 42,
-    fault: FaultHandler = raise_fault,
-    *,
-    masks: bool = False,
-) -> DatasetFolder:
-    """Read a dataset.
+def read_splits(
+    path: Path, format: Format | None, fault: FaultHandler, masks: bool
+) -> tuple[Format, dict[SplitName, Split]]:
+    """Read the splits of a dataset.
 
     Args:
-        path: its folder; or its data.yaml, or its COCO JSON.
-        format: how it is written down; None looks.
-        seed: of the photos that are set aside for validation, where no split exists.
-        fault: told of everything that is malformed and left out; by default the first fault is raised.
-        masks: keep what masks are made of; objects without it are faults.
+        path: its folder; or its data.yaml, or its COCO JSON, which is the training split.
+        format: of the annotations; None detects it.
+        fault: called with every malformed entry, which is then left out.
+        masks: keep what masks are made of.
+
+    Returns:
+        The format, and at least one split.
 
     Raises:
         DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
-    path = Path(path)
-    format, splits = _read_splits(path, format, fault, masks)
-    return _completed(path, format, splits, seed)
-
-
-def read_split(
-    path: Path | str, split: SplitName, format: Format | None = None, seed: int | None = None, *, masks: bool = False
-) -> tuple[Split | None, tuple[str, ...]]:
-    """Read one part of a dataset for those who only judge by it: there may be no photos to learn from.
-
-    Args:
-        path: its folder; or its data.yaml; or a COCO JSON, of which all photos are meant.
-        split: which part.
-        format: how it is written down; None looks.
-        seed: with which a run on it set validation photos aside, where no split exists; None: no run did.
-        masks: keep what masks are made of.
-
-    Returns:
-        The part, None if there is none, and what was decided on the way.
-
-    Raises:
-        DatasetError: as `read_dataset`.
-    """
-    path = Path(path)
-    format, splits = _read_splits(path, format, raise_fault, masks)
-    if "train" not in splits:
-        return splits.get(split), ()
-    if seed is None and path.suffix == ".json" and path.is_file():
-        return splits["train"], (f"all of {path.name}: {plural(len(splits['train'].records), 'photo')}",)
-    folder = _completed(path, format, splits, 42 if seed is None else seed)
-    return folder.splits.get(split), folder.notes
-
-
-def _read_splits(
-    path: Path, format: Format | None, fault: FaultHandler, masks: bool
-) -> tuple[Format, dict[SplitName, Split]]:
-    """Read what there is."""
     if not path.exists():
         raise DatasetError(f"{path}: found nothing, expected a dataset folder; check the path")
     format = format or detect_format(path)
+    splits = _read_format(path, format, fault, masks)
+    if not splits:
+        raise DatasetError(f"{path}: found no images in this {format.upper()} dataset; expected {LAYOUTS}")
+    return format, splits
+
+
+def _read_format(path: Path, format: Format, fault: FaultHandler, masks: bool) -> dict[SplitName, Split]:
     if format == "coco":
-        return format, _read_coco(path, fault, masks)
+        return _read_coco(path, fault, masks)
     if format == "panoptic":
-        return format, _read_panoptic(path, fault)
+        return _read_panoptic(path, fault)
     if masks:
         raise DatasetError(
             f"{path}: detrkit reads no masks from {format.upper()} data, expected a COCO instances or panoptic dataset; "
             "train a model without masks, or give the annotations in one of these forms"
         )
-    return format, {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[format](path, fault)
-
-
-def _completed(path: Path, format: Format, splits: dict[SplitName, Split], seed: int) -> DatasetFolder:
-    """See that there is something to learn from, and to be judged by."""
-    train, val = splits.get("train"), splits.get("val")
-    if train is None:
-        raise DatasetError(f"{path}: found no training photos in this {format.upper()} dataset; expected {_LAYOUTS}")
-    notes: list[str] = []
-    if val is None:
-        train, val = _set_aside(train, seed)
-        notes.append(
-            f"no validation split: {len(val.records)} of {len(train.records) + len(val.records)} photos were set aside "
-            f"at random (seed {seed})"
-        )
-    for other in (val, splits.get("test")):
-        if other is not None and other.categories != train.categories:
-            raise DatasetError(
-                f"{other.source}: its categories differ from those of the training split; give all the same list"
-            )
-    return DatasetFolder(format, train, val, splits.get("test"), tuple(notes))
+    return {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[format](path, fault)
 
 
 def detect_format(path: Path) -> Format:
@@ -170,7 +87,7 @@ def detect_format(path: Path) -> Format:
         return _form_of_file(single)
     raise DatasetError(
         f"{path}: found no file annotations/instances_train*.json, data.yaml or Annotations/*.xml, expected one of "
-        f"{_LAYOUTS}"
+        f"{LAYOUTS}"
     )
 
 
@@ -204,7 +121,7 @@ def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, 
         )
     single = _single_json(path)
     if single is None:
-        raise DatasetError(f"{path}: found no COCO annotations, expected {_LAYOUTS}")
+        raise DatasetError(f"{path}: found no COCO annotations, expected {LAYOUTS}")
     return {"train": read_coco_file(single, images_next_to(single), fault, masks=masks)}
 
 
@@ -292,23 +209,3 @@ def _without_groups(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
         )
         for name, split in splits.items()
     }
-
-
-def _set_aside(split: Split, seed: int) -> tuple[Split, Split]:
-    """Divide by photo, at random, the same way for the same seed; training keeps an example of every class if it can."""
-    if len(split.records) < 2:
-        return split, split
-    order = list(range(len(split.records)))
-    random.Random(seed).shuffle(order)
-    classes = [set(record.labels[~record.is_crowd].tolist()) for record in split.records]
-    photos_left = Counter(label for labels in classes for label in labels)
-    wanted = max(1, round(VALIDATION_SHARE * len(order)))
-    chosen: set[int] = set()
-    for index in order:
-        if len(chosen) < wanted and all(photos_left[label] > 1 for label in classes[index]):
-            chosen.add(index)
-            photos_left.subtract(classes[index])
-    chosen = chosen or {order[0]}
-    val = split.records.select(sorted(chosen))
-    train = split.records.select(index for index in range(len(order)) if index not in chosen)
-    return replace(split, records=train), replace(split, records=val)

@@ -10,10 +10,11 @@ import numpy as np
 
 from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import read_images, read_json
 from detrkit.data.formats.folder import images_next_to
 from detrkit.data.images import read_image_size
-from detrkit.data.records import Record, Records, Split, raise_fault
+from detrkit.data.records import Record, Records, raise_fault
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 

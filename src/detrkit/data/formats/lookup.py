@@ -6,10 +6,11 @@ Input: a photo on disk and a COCO JSON or a dataset folder of any form. Output: 
 from dataclasses import replace
 from pathlib import Path
 
+from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import read_coco_file, read_json
-from detrkit.data.formats.folder import read_dataset
 from detrkit.data.formats.panoptic import is_panoptic_file, read_panoptic_file
-from detrkit.data.records import Records, Split
+from detrkit.data.records import Records
+from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 
 
@@ -27,7 +28,7 @@ def find_record(photo: Path, annotations: Path) -> Split:
         is_panoptic = is_panoptic_file(annotations)
         splits = [read_panoptic_file(annotations, _pass_over) if is_panoptic else _read_beside(photo, annotations)]
     else:
-        splits = list(read_dataset(annotations, fault=_pass_over).splits.values())
+        splits = list(load_dataset(annotations, on_error=_pass_over).splits.values())
     named = [
         (split, index)
         for split in splits

@@ -13,6 +13,7 @@ import numpy as np
 
 from detrkit._internal.files import is_file
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import (
     folder_with,
     inside,
@@ -24,7 +25,7 @@ from detrkit.data.formats.coco import (
     read_json,
     read_label,
 )
-from detrkit.data.records import FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.records import FaultHandler, Record, Records, SplitName, raise_fault
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DatasetError, short

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite, write_tensors, write_text
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.images import read_image_bytes
-from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, Split, SplitName, raise_fault
+from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, SplitName, raise_fault
 from detrkit.errors import DatasetError
 
 FORMAT = "detrkit-shards-1"

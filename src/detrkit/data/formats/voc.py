@@ -17,8 +17,9 @@ import numpy as np
 
 from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, Split, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, SplitName, raise_fault
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 

@@ -18,10 +18,11 @@ import yaml
 
 from detrkit._internal.files import make_folder, refuse_overwrite, write_text
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import Split
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.images import read_image_bytes
-from detrkit.data.records import Record, Split, SplitName
+from detrkit.data.records import Record, SplitName
 from detrkit.data.segmentation import area_of_runs, to_run_lengths
 from detrkit.errors import DatasetError
 

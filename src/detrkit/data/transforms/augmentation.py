@@ -15,15 +15,14 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from detrkit.data.dataset import Transform, keep
 from detrkit.data.samplers import SampleKey, mix_seeds
 from detrkit.data.transforms.geometry import (
     TEST_SHORT_SIDE,
     CropParams,
     RandomOrientation,
     TrainTransform,
-    Transform,
     crop,
-    keep,
     long_side,
     resize,
     resized_size,

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
+from detrkit.data.dataset import keep
 from detrkit.ops.segments import have_pixels, masks_to_boxes
 from detrkit.structures import Annotations, Sample
-
-Transform = Callable[[Sample], Sample]
 
 TRAIN_SHORT_SIDES = tuple(range(480, 801, 32))
 CROP_SHORT_SIDES = (400, 500, 600)
@@ -293,11 +292,3 @@ def _apply(sample: Sample, operation: Callable[[Tensor], Tensor]) -> Sample:
             masks=None if masks is None else operation(tv_tensors.Mask(masks)).as_subclass(Tensor),
         ),
     )
-
-
-def keep(annotations: Annotations, chosen: Bool[Tensor, "N"]) -> Annotations:
-    """Leave out the objects that are not chosen."""
-    if chosen.all():  # masks are large: none is copied without need
-        return annotations
-    masks = annotations.masks
-    return Annotations(annotations.boxes[chosen], annotations.labels[chosen], None if masks is None else masks[chosen])

@@ -57,7 +57,7 @@ def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportPicture:
     detections = detector.predict(sample.image, THRESHOLD)
     boxes = (sample.annotations.boxes * scale).tolist()
     with_truth = draw_boxes(large, boxes, [-1] * len(boxes), [()] * len(boxes))
-    picture = draw_detections(with_truth, detections.scaled(scale))
+    picture = draw_detections(with_truth, detections.scale(scale))
     return ReportPicture(picture, f"{name}: {len(detections)} found, {len(boxes)} annotated")
 
 
@@ -65,7 +65,7 @@ def _draw_segments(detector: Detector, sample: Sample, name: str) -> ReportPictu
     large, scale = enlarged(tensor_to_image(sample.image))
     found = detector.predict_segments(sample.image)
     assert isinstance(found, PanopticSegments)
-    picture = draw_segments(large, found.enlarged(scale))
+    picture = draw_segments(large, found.enlarge(scale))
     annotated = len(sample.annotations.labels)
     return ReportPicture(picture, f"{name}: {plural(len(found), 'segment')} found, {annotated} annotated")
 

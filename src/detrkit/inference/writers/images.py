@@ -50,7 +50,7 @@ class ImageWriter:
             write_text(self.folder / f"{name}.json", detections.to_json())
         if self.lines is not None:
             height, width = detections.size
-            self.lines.add({"image": detections.path, "width": width, "height": height, **detections.to_content()})
+            self.lines.add({"image": detections.path, "width": width, "height": height, **detections.to_dict()})
 
     def add_error(self, image: str, error: DatasetError) -> None:
         """Record an image that cannot be read."""

@@ -78,7 +78,7 @@ class VideoOutputWriter:
             height, width = detections.size
             position = {"image": self._video.name, "frame": number, "seconds": round(seconds, 6)}
             size = {"width": width, "height": height}
-            self._lines.write(json.dumps({**position, **size, "objects": detections.to_objects()}) + "\n")
+            self._lines.write(json.dumps({**position, **size, "objects": detections.to_list()}) + "\n")
 
 
 def check_video_outputs(folder: Path, names: Collection[str], outputs: Collection[Output]) -> None:

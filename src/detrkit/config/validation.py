@@ -1,0 +1,280 @@
+"""Rules across settings, of models and of training runs. Importing this module does not import torch.
+
+Rules within one field (types, ranges) stand with the field; rules that need the data or the hardware, where known.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from detrkit.config.model import ModelConfig
+from detrkit.config.training import TrainingConfig, setting_field
+from detrkit.errors import ConfigError, arg
+
+if TYPE_CHECKING:
+    from detrkit.config.run import RunConfig
+
+STRONG_AUGMENTATION = ("photometric", "scale_jitter", "mosaic", "mixup")  # end at `strong_aug_until`
+Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
+
+
+def check_given(settings: Mapping[str, Any]) -> None:
+    """Check settings that were given together, by name.
+
+    Raises:
+        ConfigError: two contradict each other, or one comes from the data.
+    """
+    _check(
+        [
+            (
+                settings.get("epochs") is not None and settings.get("steps") is not None,
+                f"{arg('epochs')} and {arg('steps')} exclude each other: both give the length of the run. Leave one out.",
+            ),
+            (
+                "num_classes" in settings,
+                f"{arg('num_classes', settings.get('num_classes'))} cannot be set: the number of classes comes from the "
+                "dataset. Leave it out.",
+            ),
+        ]
+    )
+
+
+def check_minutes(minutes: float, given: Collection[str], num_processes: int) -> None:
+    """Check a time limit in place of a number of steps.
+
+    Args:
+        minutes: time limit.
+        given: names of the settings that were given.
+        num_processes: that train together.
+
+    Raises:
+        ConfigError: it is not positive, the length is given otherwise, or steps cannot be timed in one process.
+    """
+    length = min({"epochs", "steps"} & set(given), default="")
+    _check(
+        [
+            (
+                not 0 < minutes < math.inf,
+                f"{arg('minutes', minutes)} must be positive: it is the time to train for.",
+            ),
+            (
+                bool(length),
+                f"{arg('minutes')} and {arg(length)} exclude each other: both give the length of the run. Leave one out.",
+            ),
+            (
+                num_processes > 1,
+                f"{arg('minutes')} needs a single process, found {num_processes}: steps are timed in one process alone. "
+                f"Give {arg('steps')} instead.",
+            ),
+        ]
+    )
+
+
+def check_run(config: "RunConfig", model: ModelConfig, preset: ModelConfig) -> None:
+    """Check the settings of a run against each other and against its model.
+
+    Args:
+        config: settings, with the defaults of the model filled in.
+        model: the preset with the run's overrides.
+        preset: the preset itself.
+
+    Raises:
+        ConfigError: two settings contradict each other, or one has no effect.
+    """
+    settings = config.training
+    _check(_first_weights_rules(config, model))
+    check_auxiliary_queries(model, settings)
+    check_augmentation(settings, model.in_channels)
+    check_evaluation(settings)
+    _check_settings_with_effect(model, settings)
+    _check_overrides_with_effect(config, model, preset)
+
+
+def check_auxiliary_queries(model: ModelConfig, settings: TrainingConfig) -> None:
+    """Check training-only queries and box losses against each other and the model.
+
+    Raises:
+        ConfigError: one does not fit.
+    """
+    auxiliary, loss = settings.auxiliary_queries, settings.loss
+    enabled = [
+        name
+        for name, is_on in {
+            "denoising": auxiliary.denoising > 0,
+            "query_groups": auxiliary.query_groups > 1,
+            "hybrid_queries": auxiliary.hybrid_queries > 0,
+            "look_forward_twice": loss.look_forward_twice,
+        }.items()
+        if is_on
+    ]
+    contrastive = arg("contrastive_denoising", auxiliary.contrastive_denoising)
+    twice = arg("look_forward_twice", loss.look_forward_twice)
+    _check(
+        [
+            (
+                auxiliary.contrastive_denoising and not auxiliary.denoising,
+                f"{contrastive} needs denoising copies to add negatives to, but {arg('denoising', 0)}. "
+                f"Set {arg('denoising', 5)}, for example.",
+            ),
+            (
+                auxiliary.contrastive_denoising and not auxiliary.box_noise_scale,
+                f"{contrastive} needs noise that makes negatives differ from the objects, but "
+                f"{arg('box_noise_scale', auxiliary.box_noise_scale)}. Set {arg('box_noise_scale', 0.4)}, for example.",
+            ),
+            (
+                0 < auxiliary.hybrid_queries < auxiliary.hybrid_repeats,
+                f"{arg('hybrid_queries', auxiliary.hybrid_queries)} is less than the "
+                f"{arg('hybrid_repeats', auxiliary.hybrid_repeats)} matches of a single object. Use more queries: "
+                "repeats times the objects of an image.",
+            ),
+            (
+                loss.look_forward_twice and not model.with_box_refine,
+                f"{twice} needs a model whose layers refine each other's boxes. Leave it out, or choose such a model "
+                "(detrkit-s, detrkit-m, deformable-detr-r50-refine).",
+            ),
+            (
+                loss.look_forward_twice and model.cross_attention == "conditional",
+                f"{twice} has no effect: DAB-DETR and Conditional DETR already pass gradients to the layer before, as "
+                "published. Leave it out.",
+            ),
+            (
+                loss.iou_aware and model.class_scores != "sigmoid",
+                f"{arg('iou_aware', loss.iou_aware)} needs sigmoid class scores, but the model has {model.class_scores} "
+                f"scores. Leave it out, or set {arg('class_scores', 'sigmoid')}.",
+            ),
+            (
+                settings.optimizer.trains_masks_only(model) and bool(enabled),
+                f"{', '.join(map(arg, enabled))} only trains boxes, which {_freeze(settings)} keeps frozen. Leave one of "
+                "the two out.",
+            ),
+        ]
+    )
+
+
+def check_augmentation(settings: TrainingConfig, channels: int) -> None:
+    """Check augmentation against the channels of the images.
+
+    Raises:
+        ConfigError: a transform is not defined for so many channels.
+    """
+    photometric = settings.augmentation.photometric
+    _check(
+        [
+            (
+                bool(photometric) and channels not in (1, 3),
+                f"{arg('photometric', photometric)} is for RGB or grey images, and these have {channels} channels. Set "
+                "it to 0.",
+            )
+        ]
+    )
+
+
+def check_evaluation(settings: TrainingConfig) -> None:
+    """Check that no setting depends on scores of images that are trained on.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for name, value in (("patience", settings.evaluation.patience), ("overfit", settings.overfit)):
+        if settings.train_on_val and value:
+            raise ConfigError(
+                f"{arg('train_on_val', True)} leaves no images for evaluation, which {arg(name, value)} needs. Leave one "
+                "of the two out."
+            )
+
+
+def _first_weights_rules(config: "RunConfig", model: ModelConfig) -> Rules:
+    settings = config.training
+    return [
+        (
+            settings.optimizer.trains_masks_only(model) and config.origin != "detector",
+            f"{_freeze(settings)} leaves only the mask head trainable, but the boxes it builds on are untrained. Pass "
+            f"{arg('weights')} of a model trained on boxes, or do not freeze.",
+        )
+    ]
+
+
+def _freeze(settings: TrainingConfig) -> str:
+    frozen = settings.optimizer.freeze
+    return arg("freeze", frozen[0] if len(frozen) == 1 else list(frozen)) if frozen else arg("lr_overrides")
+
+
+def _check_settings_with_effect(model: ModelConfig, settings: TrainingConfig) -> None:
+    """Check that no setting was changed that has no effect."""
+    augmentation = settings.augmentation
+    transforms = ("horizontal_flip", "vertical_flip", "rotate90", "crop", *STRONG_AUGMENTATION)
+    copies, hybrid = settings.auxiliary_queries.denoising, settings.auxiliary_queries.hybrid_queries
+    without_effect: list[tuple[bool, tuple[str, ...], str]] = [
+        (
+            not copies,
+            ("box_noise_scale", "label_noise_ratio"),
+            f"there are no denoising queries. Set {arg('denoising', 5)}, for example, or leave it out.",
+        ),
+        (
+            not hybrid,
+            ("hybrid_repeats",),
+            f"there are no hybrid queries. Set {arg('hybrid_queries', 300)}, for example, or leave it out.",
+        ),
+        (
+            model.class_scores == "sigmoid",
+            ("eos_coef",),
+            "it weights the no-object class of softmax scores, and this model has sigmoid scores. Leave it out.",
+        ),
+        (
+            settings.schedule.lr_scheduler == "cosine",
+            ("lr_drop",),
+            f"{arg('lr_scheduler', 'cosine')} lowers the learning rate smoothly. Leave one of the two out.",
+        ),
+        (
+            not augmentation.augment,
+            transforms,
+            f"{arg('augment', False)} disables augmentation. Leave one of the two out.",
+        ),
+        (
+            not any(getattr(augmentation, name) for name in STRONG_AUGMENTATION),
+            ("strong_aug_until",),
+            f"there is no strong augmentation. Set {arg('mosaic', 0.5)}, for example, or leave it out.",
+        ),
+        (
+            not model.panoptic,
+            ("mask_loss_coef", "dice_loss_coef"),
+            "this model predicts no masks. Leave it out, or choose a model that ends in -panoptic.",
+        ),
+        (
+            not model.is_deformable,
+            ("offset_lr_factor",),
+            "it is for sampling offsets of deformable attention, which this model does not have. Leave it out.",
+        ),
+    ]
+    for is_unused, names, reason in without_effect:
+        for name in names:
+            if is_unused and settings[name] != setting_field(name).default:
+                raise ConfigError(f"{arg(name, settings[name])} has no effect: {reason}")
+
+
+def _check_overrides_with_effect(config: "RunConfig", model: ModelConfig, preset: ModelConfig) -> None:
+    """Check that no field of the model was changed that has no effect."""
+    positions = model.position_encoding
+    without_effect = {
+        "sampling_points": (not model.is_deformable, "this model has no deformable attention"),
+        "num_detections": (
+            model.class_scores == "softmax",
+            "it is for sigmoid scores, and this model has softmax scores",
+        ),
+        "position_table_size": (positions != "learned", f"it is for {arg('position_encoding', 'learned')}"),
+        "position_temperature": (positions != "sine", f"it is for {arg('position_encoding', 'sine')}"),
+        "scaled_positions": (
+            not model.encoder_layers or positions == "none",
+            "this model has no encoder layers that use position encodings",
+        ),
+    }
+    for name, (is_unused, reason) in without_effect.items():
+        value = config.model_overrides.get(name, getattr(preset, name))
+        if is_unused and value != getattr(preset, name):
+            raise ConfigError(f"{arg(name, value)} has no effect: {reason}. Leave it out.")
+
+
+def _check(rules: Rules) -> None:
+    for is_broken, message in rules:
+        if is_broken:
+            raise ConfigError(message)

@@ -1,0 +1,164 @@
+"""Data of a training run: augmented training samples, and the validation split."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch.utils.data import Dataset
+
+from detrkit._internal.text import plural, printable
+from detrkit.config.model import ModelConfig
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
+from detrkit.config.validation import check_augmentation, check_evaluation
+from detrkit.data.categories import Categories
+from detrkit.data.checks.annotations import examine_annotations
+from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split, Transform, concat_splits
+from detrkit.data.images import RGB
+from detrkit.data.records import SplitName
+from detrkit.data.samplers import BatchGrouping
+from detrkit.data.splits import load_dataset, require_train
+from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
+from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation, TrainTransform
+from detrkit.errors import ConfigError, DatasetError, arg
+from detrkit.models.presets import preset_config
+from detrkit.structures import Sample
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Data of a training run.
+
+    Attributes:
+        train: augmented training samples.
+        grouping: constraints on the order of the training images.
+        val_split: validation images and their ground truth.
+        val: validation samples, transformed for the model.
+        pictures: validation samples, not transformed.
+        splits: all splits; empty for data that is drawn.
+        notes: decisions taken while reading.
+    """
+
+    train: AugmentedDataset
+    grouping: BatchGrouping
+    val_split: Split
+    val: Dataset[Sample]
+    pictures: Dataset[Sample]
+    splits: dict[SplitName, Split] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def categories(self) -> Categories:
+        """The categories of the dataset."""
+        return self.val_split.categories
+
+    @property
+    def val_ids(self) -> list[int]:
+        """Ids of the validation images."""
+        return self.val_split.records.image_ids
+
+
+def open_data(config: RunConfig) -> TrainingData:
+    """Read the annotations of a dataset folder.
+
+    Raises:
+        DatasetError: the folder is missing or malformed.
+        ConfigError: the settings do not fit the data.
+    """
+    return training_data(
+        config, load_dataset(config.data, config.format, seed=config.training.seed, masks=_masks(config))
+    )
+
+
+def _masks(config: RunConfig) -> bool:
+    return preset_config(config.model, **config.model_overrides).panoptic
+
+
+def training_data(config: RunConfig, dataset: DatasetSplits) -> TrainingData:
+    """Prepare the splits of a dataset for a run.
+
+    Raises:
+        DatasetError: there is nothing to train on, or no masks for a model with a mask head.
+        ConfigError: the settings do not fit the data.
+    """
+    settings = config.training
+    model = preset_config(config.model, **config.model_overrides)
+    check_augmentation(settings, model.in_channels)
+    check_evaluation(settings)
+    train_split, val_split = require_train(dataset), dataset.val
+    notes = (*dataset.notes, *_warnings(dataset, model, settings.image_size))
+    if settings.train_on_val:
+        train_split = concat_splits(train_split, val_split)
+        notes = (
+            *notes,
+            f"also learned from: {plural(len(val_split), 'validation photo')}, so scores on them say little",
+        )
+    if settings.overfit:
+        train_split = val_split = train_split.select(range(min(settings.overfit, len(train_split))))
+        notes = ()
+    check_objects(train_split, val_split, settings)
+    photos = DetectionDataset(train_split, channels=model.in_channels, masks=model.panoptic)
+    if model.in_channels != RGB:
+        photos[0]  # says now, not after the first step, whether photos have these channels
+    return TrainingData(
+        train=training_dataset(photos, settings),
+        grouping=BatchGrouping.of(train_split.records, by_shape=settings.loading.group_by_aspect_ratio),
+        val_split=val_split,
+        val=DetectionDataset(val_split, EvalTransform(settings.image_size), model.in_channels),
+        pictures=DetectionDataset(val_split, channels=model.in_channels),
+        splits=dataset.splits,
+        notes=notes,
+    )
+
+
+def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
+    """Change photos as the settings say."""
+    augmentation, size = settings.augmentation, settings.image_size
+    changes = augmentation.augment and not settings.overfit
+    orientation = RandomOrientation(augmentation.horizontal_flip, augmentation.vertical_flip, augmentation.rotate90)
+    transform: Transform = EvalTransform(size)
+    if changes:
+        transform = TrainTransform(round(augmentation.train_scale * size), augmentation.crop, orientation)
+    strong = StrongAugmentation(
+        size,
+        augmentation.photometric,
+        augmentation.scale_jitter,
+        augmentation.mosaic,
+        augmentation.mixup,
+        orientation,
+    )
+    return AugmentedDataset(photos, transform, seed=settings.seed, strong=strong if changes else None)
+
+
+def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
+    """See that there is something to learn from, and to be judged by where something waits for it.
+
+    Raises:
+        DatasetError: there is no object to learn from.
+        ConfigError: something waits for scores that never come.
+    """
+    if not _has_objects(train):
+        raise DatasetError(
+            f"{train.source}: found no object in the {len(train.records)} photos to learn from, expected some; annotate "
+            "them, and not as crowds, which do not count"
+        )
+    if settings.evaluation.patience and not _has_objects(test):
+        raise ConfigError(
+            f"{arg('patience', settings.evaluation.patience)} waits for better scores, but {test.source} has no objects. "
+            "Annotate some validation images, or leave it out."
+        )
+
+
+def _has_objects(split: Split) -> bool:
+    return not bool(split.records.columns.is_crowd.all())
+
+
+def _warnings(dataset: DatasetSplits, model: ModelConfig, size: int) -> Iterator[str]:
+    """What the doctor says without opening a photo, a line each."""
+    for finding in examine_annotations(dataset, num_queries=model.num_queries, image_size=size, stride=model.stride):
+        if finding.severity != "note":
+            count, first = (
+                (f" ({len(finding.places)})", f"; first {printable(str(finding.places[0]))}")
+                if finding.places
+                else ("", "")
+            )
+            yield f"{finding.severity}: {finding.what}{count}: {finding.advice}{first}"

@@ -1,0 +1,122 @@
+"""Rules across settings of a training run."""
+
+import re
+from typing import Any
+
+import pytest
+
+from detrkit.cli.flags import flag_style
+from detrkit.config.run import run_config
+from detrkit.config.training import TrainingConfig
+from detrkit.config.validation import check_augmentation, check_evaluation, check_minutes, check_run
+from detrkit.errors import ConfigError
+from detrkit.models.presets import preset_config
+
+
+def check(**settings: Any) -> None:
+    config = run_config({"data": "x", "model": "detr-r50", **settings})
+    preset = preset_config(config.model)
+    check_run(config, preset_config(config.model, **config.model_overrides), preset)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contrastive_denoising": True}, "contrastive_denoising=True needs denoising copies to add negatives to"),
+        (
+            {"denoising": 2, "contrastive_denoising": True, "box_noise_scale": 0},
+            "contrastive_denoising=True needs noise that makes negatives differ from the objects, but box_noise_scale=0",
+        ),
+        ({"hybrid_queries": 5}, "hybrid_queries=5 is less than the hybrid_repeats=6 matches of a single object"),
+        ({"look_forward_twice": True}, "look_forward_twice=True needs a model whose layers refine each other's boxes"),
+        (
+            {"model": "conditional-detr-r50", "look_forward_twice": True},
+            "look_forward_twice=True needs a model whose layers refine each other's boxes",
+        ),
+        (
+            {"model": "dab-detr-r50", "look_forward_twice": True},
+            "look_forward_twice=True has no effect: DAB-DETR and Conditional DETR already pass gradients",
+        ),
+        ({"iou_aware": True}, "iou_aware=True needs sigmoid class scores, but the model has softmax scores"),
+        (
+            {"panoptic": True, "weights": "a", "query_groups": 2, "denoising": 1, "freeze": "boxes"},
+            "denoising=, query_groups= only trains boxes, which freeze='boxes' keeps frozen",
+        ),
+        ({"panoptic": True, "freeze": "boxes"}, "freeze='boxes' leaves only the mask head trainable, but the boxes"),
+        (
+            {"panoptic": True, "freeze": "boxes", "weights": "imagenet"},
+            "freeze='boxes' leaves only the mask head trainable, but the boxes",
+        ),
+        (
+            {"train_on_val": True, "patience": 3},
+            "train_on_val=True leaves no images for evaluation, which patience=3",
+        ),
+        (
+            {"in_channels": 5, "photometric": 0.1},
+            "photometric=0.1 is for RGB or grey images, and these have 5 channels",
+        ),
+        ({"box_noise_scale": 0.3}, "box_noise_scale=0.3 has no effect: there are no denoising queries"),
+        ({"hybrid_repeats": 3}, "hybrid_repeats=3 has no effect: there are no hybrid queries"),
+        (
+            {"model": "detrkit-s", "eos_coef": 0.3},
+            "eos_coef=0.3 has no effect: it weights the no-object class of softmax",
+        ),
+        (
+            {"lr_drop": 0.9, "lr_scheduler": "cosine"},
+            "lr_drop=0.9 has no effect: lr_scheduler='cosine' lowers the learning rate smoothly",
+        ),
+        ({"augment": False, "mosaic": 0.5}, "mosaic=0.5 has no effect: augment=False disables augmentation"),
+        ({"strong_aug_until": 0.5}, "strong_aug_until=0.5 has no effect: there is no strong augmentation"),
+        ({"dice_loss_coef": 2.0}, "dice_loss_coef=2.0 has no effect: this model predicts no masks"),
+        ({"offset_lr_factor": 0.1}, "offset_lr_factor=0.1 has no effect: it is for sampling offsets of deformable"),
+        ({"sampling_points": 2}, "sampling_points=2 has no effect: this model has no deformable attention"),
+        ({"num_detections": 50}, "num_detections=50 has no effect: it is for sigmoid scores"),
+        ({"position_table_size": 60}, "position_table_size=60 has no effect: it is for position_encoding='learned'"),
+        (
+            {"position_encoding": "learned", "position_temperature": 20.0},
+            "position_temperature=20.0 has no effect: it is for position_encoding='sine'",
+        ),
+        (
+            {"scaled_positions": True, "encoder_layers": 0},
+            "scaled_positions=True has no effect: this model has no encoder layers that use position encodings",
+        ),
+        ({"scaled_positions": True, "position_encoding": "none"}, "scaled_positions=True has no effect"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
+        check(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_valid_settings_pass() -> None:
+    check()
+    check(model="dab-detr-r50", encoder_layers=0)  # the preset's own scaled_positions stay
+    check(model="dab-detr-r50", iou_aware=True)
+    check(panoptic=True, freeze="boxes", weights="runs/boxes")
+    check_augmentation(TrainingConfig(photometric=1), 1)
+    check_augmentation(TrainingConfig(mosaic=1), 5)
+    check_evaluation(TrainingConfig(patience=3))
+    check_minutes(5, {"lr"}, 1)
+
+
+def test_arguments_are_named_as_options_on_the_command_line() -> None:
+    with pytest.raises(ConfigError) as error:
+        check(augment=False, mosaic=0.5)
+    assert error.value.render(flag_style).startswith("--mosaic 0.5 has no effect: --no-augment disables augmentation")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "given", "processes", "message"),
+    [
+        (0, (), 1, "^minutes=0 must be positive"),
+        (float("nan"), (), 1, "^minutes=nan must be positive"),
+        (5, ("epochs",), 1, "^minutes= and epochs= exclude each other"),
+        (5, (), 2, "^minutes= needs a single process, found 2"),
+    ],
+)
+def test_minutes_that_cannot_be_planned_are_refused(
+    minutes: float, given: tuple[str, ...], processes: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_minutes(minutes, given, processes)
