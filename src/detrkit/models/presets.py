@@ -43,7 +43,7 @@ _DEFORMABLE: dict[str, Any] = {
 _REFINE: dict[str, Any] = {"num_feature_levels": 4, "with_box_refine": True, "layerwise_heads": True}
 _OWN: dict[
     str, Any
-] = {  # what learned soonest on small sets: benchmarks/convergence.py, docs/decisions/0009-our-own.md
+] = {  # what learned soonest on small sets: benchmarks/convergence.py, docs/decisions/0009-detrkit-presets.md
     **_DEFORMABLE,
     **_REFINE,
     "queries": "proposals",
