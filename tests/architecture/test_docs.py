@@ -1,0 +1,37 @@
+"""Files and names that the documentation mentions exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PATH = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|js|html))(?:: ([^`]+))?`")
+LINK = re.compile(r"\]\(((?!https?:|#)[^)#\s]+)")
+
+
+def places(name: str) -> list[Path]:
+    return [root / name for root in (ROOT, ROOT / "src" / "detrkit", ROOT / "docs") if (root / name).is_file()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_mentioned_source_files_and_names_exist(page: Path) -> None:
+    missing = []
+    for path, names in PATH.findall(page.read_text()):
+        found = places(path)
+        if not found:
+            missing.append(path)
+            continue
+        source = found[0].read_text()
+        for name in re.findall(r"[A-Za-z_][\w.]*", names):
+            if not re.search(
+                rf"(?:def|class) {re.escape(name.split('.')[-1])}\b|^{re.escape(name.split('.')[-1])}\b", source, re.M
+            ):
+                missing.append(f"{path}: {name}")
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_files_resolve(page: Path) -> None:
+    assert not [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
