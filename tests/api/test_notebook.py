@@ -53,7 +53,7 @@ class StopAfter(detrkit.Callback):
 
 
 @pytest.fixture(scope="module")
-def silent_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[detrkit.TrainResult, StopAfter]]:
+def silent_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[detrkit.TrainResult, StopAfter]:
     callback = StopAfter(20)
     result = detrkit.train(
         ShapesInTorchvisionForm(16, seed=1),
@@ -69,7 +69,7 @@ def silent_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[detrk
         num_workers=0,
         model_config={"num_queries": 10, "hidden_dim": 64, "decoder_layers": 1},
     )
-    yield result, callback
+    return result, callback
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,10 @@ def places(name: str) -> list[Path]:
     return [root / name for root in (ROOT, ROOT / "src" / "detrkit", ROOT / "docs") if (root / name).is_file()]
 
 
+def defines(source: str, name: str) -> bool:
+    return re.search(rf"(?:def|class) {name}\b|^{name}\b", source, re.MULTILINE) is not None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_mentioned_source_files_and_names_exist(page: Path) -> None:
     missing = []
@@ -24,11 +28,8 @@ def test_mentioned_source_files_and_names_exist(page: Path) -> None:
             missing.append(path)
             continue
         source = found[0].read_text()
-        for name in re.findall(r"[A-Za-z_][\w.]*", names):
-            if not re.search(
-                rf"(?:def|class) {re.escape(name.split('.')[-1])}\b|^{re.escape(name.split('.')[-1])}\b", source, re.M
-            ):
-                missing.append(f"{path}: {name}")
+        mentioned = [name.split(".")[-1] for name in re.findall(r"[A-Za-z_][\w.]*", names)]
+        missing += [f"{path}: {name}" for name in mentioned if not defines(source, name)]
     assert not missing
 
 
