@@ -66,8 +66,10 @@ def silent_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[detrkit.TrainR
         steps=40,
         batch_size=4,
         image_size=64,
-        num_workers=0,
-        model_config={"num_queries": 10, "hidden_dim": 64, "decoder_layers": 1},
+        workers=0,
+        num_queries=10,
+        hidden_dim=64,
+        decoder_layers=1,
     )
     return result, callback
 
