@@ -1,4 +1,4 @@
-"""Ground truth: annotated objects, samples and targets."""
+"""Ground truth of an image: annotations in pixels, samples, and training targets."""
 
 from __future__ import annotations
 
@@ -11,35 +11,52 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Annotations:
-    """The objects of one photo."""
+    """Annotated objects of one image.
 
-    boxes: Float[Tensor, "N 4"]  # xyxy in pixels
-    labels: Int64[Tensor, "N"]  # 0 .. K-1
+    Attributes:
+        boxes: xyxy in pixels.
+        labels: classes in 0 .. K-1.
+        masks: of the objects, if they are annotated.
+    """
+
+    boxes: Float[Tensor, "N 4"]
+    labels: Int64[Tensor, "N"]
     masks: Bool[Tensor, "N H W"] | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One photo with its objects, on the way through the transforms."""
+    """An image with its annotations, before and after transforms.
+
+    Attributes:
+        image: 0 .. 255.
+        annotations: in pixels of `image`.
+        image_id: the dataset's own.
+        original_size: (height, width) of the image file in pixels, after EXIF orientation.
+    """
 
     image: UInt8[Tensor, "C H W"]
     annotations: Annotations
     image_id: int
-    original_size: tuple[int, int]  # (height, width) of the photo on disk, EXIF orientation honoured
+    original_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the model should have said about one photo."""
+    """Training target of one image.
 
-    boxes: Float[Tensor, "N 4"]  # cxcywh relative to the image without padding
+    Attributes:
+        boxes: cxcywh in 0 .. 1, relative to the image without padding.
+        labels: classes in 0 .. K-1.
+        masks: of the image without padding.
+    """
+
+    boxes: Float[Tensor, "N 4"]
     labels: Int64[Tensor, "N"]
-    masks: Bool[Tensor, "N H W"] | None = (
-        None  # of this image without padding, which batches add on the right and below
-    )
+    masks: Bool[Tensor, "N H W"] | None = None
 
     def to(self, device: torch.device | str) -> Target:
-        """Copy to a device, without waiting for it."""
+        """Copy to a device asynchronously."""
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return Target(self.boxes.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), masks)
 

@@ -14,17 +14,26 @@ from detrkit.structures.annotations import Target
 
 @dataclass(frozen=True)
 class Batch:
-    """Photos padded at the bottom and on the right to a common size, normalised, with their targets."""
+    """Normalised images, padded at the bottom and right to a common size, with their targets.
+
+    Attributes:
+        images: normalised.
+        padding_mask: True on padding.
+        targets: of each image; empty for inference.
+        image_ids: the dataset's own.
+        sizes: (height, width) of each image without padding.
+        original_sizes: (height, width) of each image file.
+    """
 
     images: Float[Tensor, "B C H W"]
     padding_mask: Bool[Tensor, "B H W"]
     targets: list[Target]
     image_ids: list[int]
-    sizes: list[tuple[int, int]]  # of the images, without padding
-    original_sizes: list[tuple[int, int]]  # of the photos on disk
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copy to a device, without waiting for it."""
+        """Copy to a device asynchronously."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -34,21 +43,21 @@ class Batch:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any photo was padded: their sizes differ. Known without looking at the mask."""
+        """Whether any image is padded, that is, whether sizes differ (known without reading the mask from the device)."""
         return len(set(self.sizes)) > 1
 
     def unpadded(self) -> list[Batch]:
-        """Photos of one size each, without padding, in the order of the first of them."""
-        of_size: dict[tuple[int, int], list[int]] = {}
+        """Split into batches of images of equal size, without padding, in order of first occurrence."""
+        indices_by_size: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(self.sizes):
-            of_size.setdefault(size, []).append(index)
-        return [self._of(indices, size) for size, indices in of_size.items()]
+            indices_by_size.setdefault(size, []).append(index)
+        return [self._select(indices, size) for size, indices in indices_by_size.items()]
 
     def one_by_one(self) -> list[Batch]:
-        """Every photo alone, without padding."""
-        return [self._of([index], size) for index, size in enumerate(self.sizes)]
+        """Split into batches of one image each, without padding."""
+        return [self._select([index], size) for index, size in enumerate(self.sizes)]
 
-    def _of(self, indices: Sequence[int], size: tuple[int, int]) -> Batch:
+    def _select(self, indices: Sequence[int], size: tuple[int, int]) -> Batch:
         height, width = size
         return Batch(
             images=self.images[list(indices), :, :height, :width],
