@@ -31,7 +31,7 @@ def compare(file: Path) -> tuple[float, float, float]:
     )
     losses = max(
         abs(float(value) - float(golden[f"loss/{part}"])) / max(abs(float(golden[f"loss/{part}"])), 1e-12)
-        for part, value in report.parts.items()
+        for part, value in report.losses.items()
     )
     norms = official_gradient_norms(model)
     expected = {

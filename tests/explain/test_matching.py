@@ -55,7 +55,7 @@ def test_the_queries_losses_add_up_to_the_reported_ones(num_objects: int, way: C
     predictions = Predictions(logits, 0.2 + 0.3 * torch.rand(3, 1, 7, 4), class_scores=scores)
     target = Target(0.2 + 0.3 * torch.rand(num_objects, 4), torch.randint(0, 3, (num_objects,)))
     loss = SetCriterion(3, cls_loss_coef=2, eos_coef=0.3, class_scores=scores, classification=way)
-    parts = loss(predictions, [target]).parts
+    parts = loss(predictions, [target]).losses
     matching = explain_matching(predictions, target, loss, ("a", "b", "c"))
     assert sum(one.class_loss for one in matching.losses) == pytest.approx(2 * parts["loss_ce"].item(), rel=1e-4)
     assert sum(one.box_loss for one in matching.losses) == pytest.approx(5 * parts["loss_bbox"].item(), rel=1e-4)

@@ -1,11 +1,11 @@
-"""How class scores are judged: focal loss and its costs by hand, and what makes the encoder's proposals learn."""
+"""Classification losses and matching costs, and the losses of the encoder's proposals."""
 
 import math
 
 import pytest
 import torch
 
-from detrkit import SetCriterion
+from detrkit import ConfigError, SetCriterion
 from detrkit.losses.classification import SigmoidFocalClassification, SoftmaxClassification
 from detrkit.structures import EncoderProposals, Predictions, Target
 
@@ -18,29 +18,29 @@ def logit(probability: float) -> float:
 LOGITS = torch.tensor([[logit(0.8), logit(0.1)]], dtype=torch.float64)
 
 
-def test_focal_loss_by_hand() -> None:
+def test_focal_loss_of_one_query_is_exact() -> None:
     focal = SigmoidFocalClassification(2)
-    right = 0.25 * 0.2**2 * -math.log(0.8) + 0.75 * 0.1**2 * -math.log(0.9)
+    correct = 0.25 * 0.2**2 * -math.log(0.8) + 0.75 * 0.1**2 * -math.log(0.9)
     wrong = 0.75 * 0.8**2 * -math.log(0.2) + 0.25 * 0.9**2 * -math.log(0.1)
-    nothing = 0.75 * 0.8**2 * -math.log(0.2) + 0.75 * 0.1**2 * -math.log(0.9)
-    for wanted, expected in ((0, right), (1, wrong), (2, nothing)):
-        assert focal.query_losses(LOGITS, torch.tensor([wanted])).item() == pytest.approx(expected)
+    no_object = 0.75 * 0.8**2 * -math.log(0.2) + 0.75 * 0.1**2 * -math.log(0.9)
+    for target_class, expected in ((0, correct), (1, wrong), (2, no_object)):
+        assert focal.query_losses(LOGITS, torch.tensor([target_class])).item() == pytest.approx(expected)
 
 
-def test_focal_costs_by_hand() -> None:
+def test_focal_matching_costs_are_exact() -> None:
     costs = SigmoidFocalClassification(2).costs(LOGITS[None, None].float(), torch.tensor([[0, 1]]))
-    yes = [0.25 * 0.2**2 * -math.log(0.8), 0.25 * 0.9**2 * -math.log(0.1)]
-    no = [0.75 * 0.8**2 * -math.log(0.2), 0.75 * 0.1**2 * -math.log(0.9)]
-    assert costs[0, 0, 0].tolist() == pytest.approx([yes[0] - no[0], yes[1] - no[1]], abs=1e-6)
+    positive = [0.25 * 0.2**2 * -math.log(0.8), 0.25 * 0.9**2 * -math.log(0.1)]
+    negative = [0.75 * 0.8**2 * -math.log(0.2), 0.75 * 0.1**2 * -math.log(0.9)]
+    assert costs[0, 0, 0].tolist() == pytest.approx([positive[0] - negative[0], positive[1] - negative[1]], abs=1e-6)
 
 
-def test_what_counts_as_found() -> None:
+def test_objects_and_labels_predicted_from_logits() -> None:
     sigmoid = torch.tensor([[-1.0, 0.1], [-1.0, -0.1]])
-    assert SigmoidFocalClassification(2).finds(sigmoid).tolist() == [True, False]
-    assert SigmoidFocalClassification(2).guesses(sigmoid).tolist() == [1, 1]
+    assert SigmoidFocalClassification(2).is_object(sigmoid).tolist() == [True, False]
+    assert SigmoidFocalClassification(2).predicted_labels(sigmoid).tolist() == [1, 1]
     softmax = torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
-    assert SoftmaxClassification(2).finds(softmax).tolist() == [True, False]
-    assert SoftmaxClassification(2).guesses(softmax).tolist() == [1, 2]
+    assert SoftmaxClassification(2).is_object(softmax).tolist() == [True, False]
+    assert SoftmaxClassification(2).predicted_labels(softmax).tolist() == [1, 2]
 
 
 def predictions(**changes: object) -> Predictions:
@@ -60,48 +60,53 @@ TARGETS = [
 
 
 def test_focal_loss_is_divided_by_the_number_of_objects() -> None:
-    report = SetCriterion(3, class_scores="sigmoid")(predictions(), TARGETS)
-    queries, objects = report.matches.pairs(-1, 0)
-    wanted = torch.full((2, 4), 3)
-    wanted[0, queries] = TARGETS[0].labels[objects]
-    expected = SigmoidFocalClassification(3).query_losses(predictions().class_logits, wanted).sum() / 2
-    torch.testing.assert_close(report.parts["loss_ce"], expected)
+    output = SetCriterion(3, class_scores="sigmoid")(predictions(), TARGETS)
+    queries, objects = output.matches.pairs(-1, 0)
+    target_classes = torch.full((2, 4), 3)
+    target_classes[0, queries] = TARGETS[0].labels[objects]
+    expected = SigmoidFocalClassification(3).query_losses(predictions().class_logits, target_classes).sum() / 2
+    torch.testing.assert_close(output.losses["loss_ce"], expected)
     weights = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}  # the published ones
     total = sum(
-        weights[name.removesuffix("_0")] * part for name, part in report.parts.items() if name.startswith("loss")
+        weights[name.removesuffix("_0")] * part for name, part in output.losses.items() if name.startswith("loss")
     )
-    torch.testing.assert_close(report.total, total)
+    torch.testing.assert_close(output.total, total)
 
 
-def test_the_matching_weighs_classes_as_published_for_each_kind_of_scores() -> None:
-    assert SetCriterion(3, class_scores="sigmoid").matcher.class_cost == 2
-    assert SetCriterion(3).matcher.class_cost == 1
+def test_default_classification_costs_are_the_published_ones() -> None:
+    assert SetCriterion(3, class_scores="sigmoid").matcher.cost_class == 2
+    assert SetCriterion(3).matcher.cost_class == 1
 
 
-def test_proposals_are_matched_by_boxes_and_the_first_class_alone() -> None:
-    # cells 1 and 3 lie on the objects; whatever their other logits say
+def test_proposals_are_matched_by_boxes_and_the_first_logit() -> None:
+    # proposals 1 and 3 are the boxes of the objects; their other logits have no effect
     boxes = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.7, 0.6, 0.3, 0.2], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.2, 0.2]])
     logits = torch.zeros(2, 4, 3)
     logits[..., 0] = torch.tensor([-5.0, 5.0, -5.0, 5.0])
     proposals = EncoderProposals(logits, boxes.expand(2, -1, -1))
-    report = SetCriterion(3, class_scores="sigmoid")(predictions(proposals=proposals), TARGETS)
-    assert report.parts["loss_bbox_enc"].item() == pytest.approx(0, abs=1e-6)
-    assert report.parts["loss_giou_enc"].item() == pytest.approx(0, abs=1e-6)
-    wanted = torch.tensor([[3, 0, 3, 0], [3, 3, 3, 3]])
-    expected = SigmoidFocalClassification(3).query_losses(logits, wanted).sum() / 2
-    torch.testing.assert_close(report.parts["loss_ce_enc"], expected)
-    assert report.parts["cardinality_error_enc"].item() == 1  # nothing too much in one photo, two in the other
+    output = SetCriterion(3, class_scores="sigmoid")(predictions(proposals=proposals), TARGETS)
+    assert output.losses["loss_bbox_enc"].item() == pytest.approx(0, abs=1e-6)
+    assert output.losses["loss_giou_enc"].item() == pytest.approx(0, abs=1e-6)
+    target_classes = torch.tensor([[3, 0, 3, 0], [3, 3, 3, 3]])
+    expected = SigmoidFocalClassification(3).query_losses(logits, target_classes).sum() / 2
+    torch.testing.assert_close(output.losses["loss_ce_enc"], expected)
+    assert output.losses["cardinality_error_enc"].item() == 1  # no error in the first image, two in the second
     without = SetCriterion(3, class_scores="sigmoid")(predictions(), TARGETS)
     parts = ("loss_ce_enc", "loss_bbox_enc", "loss_giou_enc")
-    added = sum(weight * report.parts[name] for weight, name in zip((2, 5, 2), parts, strict=True))
-    torch.testing.assert_close(report.total, without.total + added)
+    added = sum(weight * output.losses[name] for weight, name in zip((2, 5, 2), parts, strict=True))
+    torch.testing.assert_close(output.total, without.total + added)
 
 
 def test_photos_without_objects_teach_that_nothing_is_there() -> None:
     empty = [TARGETS[1], TARGETS[1]]
     given = predictions(layer_class_logits=torch.zeros(2, 2, 4, 3, requires_grad=True))
-    report = SetCriterion(3, class_scores="sigmoid")(given, empty)
-    report.total.backward()
+    output = SetCriterion(3, class_scores="sigmoid")(given, empty)
+    output.total.backward()
     # 8 queries of 3 classes, each at one half: 0.75 * 0.25 * log 2; divided by 1
-    assert report.parts["loss_ce"].item() == pytest.approx(24 * 0.75 * 0.25 * math.log(2), rel=1e-5)
+    assert output.losses["loss_ce"].item() == pytest.approx(24 * 0.75 * 0.25 * math.log(2), rel=1e-5)
     assert (given.layer_class_logits.grad > 0).all()
+
+
+def test_criterion_for_other_class_scores_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"class_scores='softmax' of the criterion .* Pass class_scores='sigmoid'"):
+        SetCriterion(3)(predictions(), TARGETS)

@@ -1,4 +1,4 @@
-"""Mask losses: small numbers by hand, padding, chunks, and that matched queries alone are drawn."""
+"""Mask losses: exact small numbers, padding, chunks, and masks of matched queries only."""
 
 import math
 
@@ -12,7 +12,7 @@ from detrkit.structures import MaskInputs
 
 
 def square(size: tuple[int, int], *corners: tuple[int, int, int, int]) -> Target:
-    """A photo with filled rectangles: x1, y1, x2, y2 in pixels."""
+    """Target of an image with filled rectangles: x1, y1, x2, y2 in pixels."""
     height, width = size
     masks = torch.zeros(len(corners), height, width, dtype=torch.bool)
     boxes = []
@@ -23,7 +23,7 @@ def square(size: tuple[int, int], *corners: tuple[int, int, int, int]) -> Target
     return Target(torch.tensor(boxes).reshape(-1, 4), labels, masks)
 
 
-def test_losses_of_a_flat_mask_by_hand() -> None:
+def test_losses_of_a_constant_mask_are_exact() -> None:
     """Logit 0 everywhere, a quarter of the pixels inside."""
     focal, dice = mask_losses(
         torch.zeros(1, 2, 2), [torch.tensor([0])], [square((8, 8), (0, 0, 4, 4))], padding_invariant=True
@@ -33,7 +33,7 @@ def test_losses_of_a_flat_mask_by_hand() -> None:
     assert dice.item() == pytest.approx(1 - (2 * 0.5 * 16 + 1) / (0.5 * 64 + 16 + 1))
 
 
-def test_as_published_padding_lies_below_and_to_the_right() -> None:
+def test_published_loss_counts_padding_below_and_right_as_outside() -> None:
     small, large = square((8, 8), (0, 0, 8, 8)), square((16, 16), (0, 0, 8, 8))
     drawn = torch.full((16, 16), -40.0)
     drawn[:8, :8] = 40.0
@@ -41,7 +41,7 @@ def test_as_published_padding_lies_below_and_to_the_right() -> None:
     torch.testing.assert_close(losses, torch.zeros(2, 2), atol=1e-4, rtol=0)
 
 
-def test_a_photo_weighs_the_same_however_far_it_was_padded() -> None:
+def test_padding_invariant_loss_does_not_depend_on_padding() -> None:
     torch.manual_seed(0)
     small, large = square((16, 16), (2, 2, 9, 12)), square((16, 32), (4, 0, 20, 8))
     logits = torch.randn(1, 4, 4)
@@ -50,18 +50,18 @@ def test_a_photo_weighs_the_same_however_far_it_was_padded() -> None:
     objects, both = [torch.tensor([0])] * 2, torch.cat([padded, torch.randn(1, 4, 8)])
     together = mask_losses(both, objects, [small, large], padding_invariant=True)
     published = mask_losses(both, objects, [small, large], padding_invariant=False)
-    # but for the columns at its edge, which look at a cell of the padding
+    # except for the columns at the edge, which interpolate with a cell of the padding
     torch.testing.assert_close(together[:, 0], alone[:, 0], rtol=0.1, atol=0.02)
     assert (published[0, 0] - together[0, 0]).abs() > 0.01
-    torch.testing.assert_close(published[:, 1], together[:, 1])  # the larger photo has no padding
+    torch.testing.assert_close(published[:, 1], together[:, 1])  # the larger image has no padding
 
 
 def test_chunks_change_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     target = square((24, 40), (0, 0, 9, 9), (5, 5, 30, 20), (1, 8, 39, 23))
     results = []
-    for most in (2**22, 1):
-        monkeypatch.setattr("detrkit.losses.masks.MAX_PIXELS", most)
+    for max_pixels in (2**22, 1):
+        monkeypatch.setattr("detrkit.losses.masks.MAX_PIXELS", max_pixels)
         logits = torch.linspace(-3, 3, 3 * 6 * 10).view(3, 6, 10).requires_grad_()
         losses = mask_losses(logits, [torch.tensor([2, 0, 1])], [target], padding_invariant=True)
         losses.sum().backward()
@@ -69,7 +69,7 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_matched_queries_alone_give_the_losses_and_gradients_of_all() -> None:
+def test_masks_of_matched_queries_only_give_the_same_losses_and_gradients() -> None:
     torch.manual_seed(2)
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3, backbone_normalization="frozen")
     images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 48, 64), torch.randn(3, 64, 64)])
@@ -78,52 +78,52 @@ def test_matched_queries_alone_give_the_losses_and_gradients_of_all() -> None:
     totals, gradients = [], []
     for all_masks in (True, False):
         model.zero_grad()
-        report = loss(model(images, padding_mask, all_masks=all_masks), targets, draw_masks=model.panoptic)
-        report.total.backward()
-        totals.append(report.total)
+        output = loss(model(images, padding_mask, all_masks=all_masks), targets, draw_masks=model.panoptic)
+        output.total.backward()
+        totals.append(output.total)
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(totals[0], totals[1])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
 
 
-def test_the_mask_head_is_asked_for_no_more_than_the_matched_pairs() -> None:
+def test_mask_head_gets_matched_queries_only() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
-    asked = []
+    calls = []
 
     def draw(inputs: MaskInputs, queries: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        asked.append((queries.tolist(), counts))
+        calls.append((queries.tolist(), counts))
         return model.panoptic(inputs, queries, counts)
 
     targets = [square((64, 64), (0, 0, 50, 30), (40, 20, 60, 60)), square((64, 64), (9, 9, 40, 50))]
-    report = SetCriterion(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
-    queries = [report.matches.pairs(-1, photo)[0].tolist() for photo in (0, 1)]
-    assert asked == [([*queries[0], *queries[1]], [2, 1])]
+    output = SetCriterion(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
+    queries = [output.matches.pairs(-1, image)[0].tolist() for image in (0, 1)]
+    assert calls == [([*queries[0], *queries[1]], [2, 1])]
 
 
-def test_without_objects_the_head_still_takes_part_with_gradients_of_zero() -> None:
-    """Several processes wait for the gradients of all parameters, also where one of them saw no object."""
+def test_mask_head_has_zero_gradients_without_objects() -> None:
+    """Distributed training waits for the gradients of all parameters, also on a rank without objects."""
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
-    report = SetCriterion(3)(
+    output = SetCriterion(3)(
         model(torch.randn(1, 3, 64, 64), all_masks=False), [square((64, 64))], draw_masks=model.panoptic
     )
-    report.total.backward()
-    assert report.parts["loss_mask"].item() == report.parts["loss_dice"].item() == 0
+    output.total.backward()
+    assert output.losses["loss_mask"].item() == output.losses["loss_dice"].item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.panoptic.parameters())
 
 
-def test_with_masks_only_nothing_else_is_asked_for() -> None:
+def test_masks_only_criterion_computes_no_other_loss() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
     predictions = model(torch.randn(1, 3, 64, 64), last_layer_only=True, all_masks=False)
-    report = SetCriterion(3, masks_only=True)(
+    output = SetCriterion(3, masks_only=True)(
         predictions, [square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic
     )
-    assert set(report.parts) == {"loss_mask", "loss_dice"}
-    torch.testing.assert_close(report.total.detach(), report.parts["loss_mask"] + report.parts["loss_dice"])
+    assert set(output.losses) == {"loss_mask", "loss_dice"}
+    torch.testing.assert_close(output.total.detach(), output.losses["loss_mask"] + output.losses["loss_dice"])
 
 
-def test_more_objects_than_queries_are_cut_alike() -> None:
+def test_masks_with_more_objects_than_queries() -> None:
     model = build_model("detr-tiny", panoptic=True, num_queries=2, num_classes=3)
     many = square((64, 64), *((x, x, x + 20, x + 20) for x in range(5)))
     predictions = model(torch.randn(2, 3, 64, 64), all_masks=False)
-    report = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic)
-    assert report.parts["loss_dice"].isfinite()
+    output = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic)
+    assert output.losses["loss_dice"].isfinite()

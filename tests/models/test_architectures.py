@@ -488,15 +488,6 @@ def test_what_does_not_fit_together_is_said_in_a_sentence(changes: dict[str, obj
     assert "\n" not in str(error.value)
 
 
-def test_a_loss_for_other_scores_is_refused() -> None:
-    predictions = small("dab-detr-r50")(torch.randn(1, 3, 64, 64))
-    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(
-        ConfigError, match=r"sigmoid class scores, the loss is for softmax; SetCriterion\(..., class_scores"
-    ):
-        SetCriterion(3)(predictions, [target])
-
-
 def test_backbones_of_timm_hand_over_several_maps() -> None:
     pytest.importorskip("timm")
     model = build_model("deformable-detr-r50", backbone="timm:resnet10t", **SMALL)

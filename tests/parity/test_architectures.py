@@ -132,7 +132,7 @@ def test_their_losses_are_ours_where_they_are_right(preset: str) -> None:
         expected = theirs(pixel_values=images, pixel_mask=(~padding_mask).long(), labels=labels).loss_dict
         report = SetCriterion(5, class_scores="sigmoid")(ours(images, padding_mask), targets)
     for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"):
-        torch.testing.assert_close(report.parts[name], expected[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(report.losses[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["timm", "native"])

@@ -63,7 +63,7 @@ def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
             queries, objects = report.matches.pairs(layer, photo)
             label = "_last" if layer == -1 else str(layer)
             expect(f"match_layer{label}_image{photo}", torch.stack([queries, objects]), rtol=0, atol=0)
-    for part, value in report.parts.items():
+    for part, value in report.losses.items():
         expect(f"loss/{part}", value, rtol=1e-4, atol=0)
     expect("loss_total", report.total, rtol=1e-4, atol=0)
 

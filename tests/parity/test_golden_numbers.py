@@ -32,8 +32,8 @@ def test_detr_r50_on_formula_weights() -> None:
     for layer, key in ((-1, "matches_of_last_layer"), (0, "matches_of_layer_0")):
         for photo in range(2):
             assert torch.stack(report.matches.pairs(layer, photo)).tolist() == GOLDEN[key][photo], key
-    assert report.parts.keys() == GOLDEN["losses"].keys()
-    for part, value in report.parts.items():
+    assert report.losses.keys() == GOLDEN["losses"].keys()
+    for part, value in report.losses.items():
         np.testing.assert_allclose(float(value), GOLDEN["losses"][part], rtol=1e-4, atol=1e-6, err_msg=part)
     np.testing.assert_allclose(float(report.total.detach()), GOLDEN["loss_total"], rtol=1e-4)
 

@@ -164,7 +164,7 @@ def test_every_architecture_learns_with_every_helper(architecture: str, helper: 
     learner.finish()
     assert not learner.left_out
     assert report.total.isfinite()
-    assert all(part.isfinite() for part in report.parts.values())
+    assert all(part.isfinite() for part in report.losses.values())
     # every weight takes part in every step: processes would wait for those that do not
     missing = [
         name for name, one in learner.helpers.named_parameters() if one.grad is None or not one.grad.isfinite().all()
@@ -181,7 +181,7 @@ def test_a_batch_without_any_object_is_a_step(architecture: str) -> None:
     report = learner.step([batch])
     assert learner.helpers is not None
     assert report.total.isfinite()
-    assert float(report.parts["loss_ce_dn"]) == float(report.parts["loss_bbox_dn"]) == 0
+    assert float(report.losses["loss_ce_dn"]) == float(report.losses["loss_bbox_dn"]) == 0
     grads = [one.grad for one in learner.helpers.parameters()]
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
 
@@ -233,7 +233,7 @@ def test_without_helpers_a_step_is_what_it_was() -> None:
     learner = stepper(small("plain"))
     report = learner.step([photos()])
     assert learner.helpers is None
-    assert not any(name.endswith(("_dn", "_group", "_hybrid")) for name in report.parts)
+    assert not any(name.endswith(("_dn", "_group", "_hybrid")) for name in report.losses)
     expected = loss_for(learner.model.config, learner.settings)(
         small("plain").train()(photos().images), photos().targets
     )
@@ -256,8 +256,8 @@ def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
 
     whole, halves = stepper(small("plain"), **HELPERS["all"]), stepper(small("plain"), **HELPERS["all"])
     report, added = whole.step([batch]), halves.step([part(slice(0, 2)), part(slice(2, 4))])
-    for name in (name for name in report.parts if name.startswith("loss")):
-        torch.testing.assert_close(added.parts[name], report.parts[name], rtol=1e-4, atol=1e-5, msg=name)
+    for name in (name for name in report.losses if name.startswith("loss")):
+        torch.testing.assert_close(added.losses[name], report.losses[name], rtol=1e-4, atol=1e-5, msg=name)
     torch.testing.assert_close(added.total, report.total, rtol=1e-4, atol=1e-5)
 
 

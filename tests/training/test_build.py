@@ -17,11 +17,11 @@ WEIGHTS = {
 def test_every_weight_is_the_one_that_was_given_and_matching_costs_are_alike() -> None:
     settings = TrainingConfig.model_validate({**WEIGHTS, "eos_coef": 0.3, "padding_invariant": False})
     loss = loss_for(preset_config("detr-tiny"), settings)
-    assert loss.weights == {
+    assert loss.weight_dict == {
         "loss_ce": 1.5, "loss_bbox": 4.0, "loss_giou": 3.0, "loss_mask": 7.0, "loss_dice": 6.0,
     }  # fmt: skip
     matcher = loss.matcher
-    assert (matcher.class_cost, matcher.box_cost, matcher.giou_cost) == (1.5, 4.0, 3.0)
+    assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (1.5, 4.0, 3.0)
     assert (loss.eos_coef, loss.padding_invariant, loss.masks_only) == (0.3, False, False)
     other = loss_for(preset_config("detr-tiny"), TrainingConfig(padding_invariant=True), masks_only=True)
     assert (other.eos_coef, other.padding_invariant, other.masks_only) == (0.1, True, True)

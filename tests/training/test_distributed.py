@@ -89,8 +89,8 @@ def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
                     name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
                 }
             # the first process has no object at all in some steps: its NaN class error must not spoil the average
-            of_helpers = [report.parts[name] for name in sorted(report.parts) if "_dn" in name or "_hybrid" in name]
-            named = [report.parts["loss_ce"], *of_helpers, report.parts["class_error"]]
+            of_helpers = [report.losses[name] for name in sorted(report.losses) if "_dn" in name or "_hybrid" in name]
+            named = [report.losses["loss_ce"], *of_helpers, report.losses["class_error"]]
             values = torch.stack([report.total.detach(), *named])
             means, photos = average_over_processes(values, len(batch.image_ids))
             assert photos == BATCH

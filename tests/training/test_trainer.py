@@ -337,7 +337,7 @@ def test_accumulated_batches_are_one_large_batch() -> None:
         reports = apart.step(batches), together.step([whole])
         torch.testing.assert_close(reports[0].total, reports[1].total)
         for name in ("loss_ce", "loss_bbox_0", "loss_giou", "cardinality_error"):
-            torch.testing.assert_close(reports[0].parts[name], reports[1].parts[name])
+            torch.testing.assert_close(reports[0].losses[name], reports[1].losses[name])
     for one, other in zip(apart.model.parameters(), together.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from detrkit.losses.classification import Classification, IoUAwareClassification, SigmoidFocalClassification
 from detrkit.losses.criterion import SetCriterion
-from detrkit.losses.matcher import CostTerms
+from detrkit.losses.matcher import MatchingCosts
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Predictions, Target
 
@@ -120,15 +120,15 @@ def explain_matching(
         tuple(zip(*(numbers.tolist() for numbers in matches.pairs(layer, 0)), strict=True))
         for layer in range(len(logits))
     )
-    terms = loss.matcher.terms(logits[-1:], boxes[-1:], [target])
+    terms = loss.matcher.unweighted_costs(logits[-1:], boxes[-1:], [target])
     found, true = cxcywh_to_xyxy(boxes[-1, 0]), cxcywh_to_xyxy(target.boxes.float())
     iou = box_iou(found, true)
     probabilities = predictions.probabilities[0]
     no_object = predictions.layer_no_object[-1, 0] if predictions.class_scores == "softmax" else None
     return MatchingExplanation(
-        class_cost=loss.matcher.class_cost * terms.classification[0, 0],
-        box_cost=loss.matcher.box_cost * terms.distance[0, 0],
-        giou_cost=-loss.matcher.giou_cost * terms.giou[0, 0],
+        class_cost=loss.matcher.cost_class * terms.classification[0, 0],
+        box_cost=loss.matcher.cost_bbox * terms.distance[0, 0],
+        giou_cost=-loss.matcher.cost_giou * terms.giou[0, 0],
         layer_pairs=pairs,
         iou=iou,
         losses=tuple(_query_losses(logits[-1, 0], terms, iou, dict(pairs[-1]), target, loss)),
@@ -146,7 +146,7 @@ def _measure(way: Classification) -> str:
 
 def _query_losses(
     logits: Float[Tensor, "Q K1"],
-    terms: CostTerms,
+    terms: MatchingCosts,
     iou: Float[Tensor, "Q N"],
     pairs: dict[int, int],
     target: Target,
@@ -159,13 +159,13 @@ def _query_losses(
     wanted = torch.tensor([loss.num_classes if one is None else int(target.labels[one]) for one in numbers])
     overlap = logits.new_zeros(len(logits))
     overlap[list(pairs)] = iou[list(pairs), list(pairs.values())]
-    class_losses, entropies = loss.class_losses_of_queries(logits, wanted.to(logits.device), norms, overlap)
+    class_losses, entropies = loss.query_class_losses(logits, wanted.to(logits.device), norms, overlap)
     parts = []
     for query, number in enumerate(numbers):
         box_loss = giou_loss = 0.0
         if number is not None:
-            box_loss = loss.weights["loss_bbox"] * float(terms.distance[0, 0, query, number]) / num_boxes
-            giou_loss = loss.weights["loss_giou"] * (1 - float(terms.giou[0, 0, query, number])) / num_boxes
+            box_loss = loss.weight_dict["loss_bbox"] * float(terms.distance[0, 0, query, number]) / num_boxes
+            giou_loss = loss.weight_dict["loss_giou"] * (1 - float(terms.giou[0, 0, query, number])) / num_boxes
         parts.append(QueryLoss(query, number, float(entropies[query]), float(class_losses[query]), box_loss, giou_loss))
     return parts
 

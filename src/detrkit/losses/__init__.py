@@ -1,1 +1,1 @@
-"""The set loss (paper, section 3.1): match predictions to objects, then compare the pairs."""
+"""Set loss of DETR (paper, section 3.1): Hungarian matching, then classification, box and mask losses."""

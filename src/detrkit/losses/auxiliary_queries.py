@@ -1,8 +1,7 @@
-"""What queries beside the model's own add to the loss, while training.
+"""Losses of training-only queries: query groups, hybrid matching and denoising.
 
-Input: predictions with `extra`, targets. Output: a `LossOutput`, in which their losses are named _group, _hybrid and _dn.
-Sources: query groups, Group DETR, arXiv:2207.13085; hybrid matching, H-DETR, arXiv:2207.13080; denoising, DN-DETR,
-arXiv:2203.01305, and with negatives, DINO, arXiv:2203.03605.
+Sources: Group DETR, arXiv:2207.13085; H-DETR, arXiv:2207.13080; DN-DETR, arXiv:2203.01305; contrastive denoising of DINO,
+arXiv:2203.03605.
 """
 
 from collections.abc import Sequence
@@ -12,59 +11,62 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from detrkit.losses.boxes import to_device
-from detrkit.losses.criterion import DrawMasks, LossOutput, Normalizers, SetCriterion, published_name
+from detrkit.losses.criterion import DrawMasks, LossDict, LossOutput, Normalizers, SetCriterion, base_name, is_loss
 from detrkit.losses.matcher import Matches
+from detrkit.ops.transfer import to_device
 from detrkit.structures import AuxiliaryKind, Predictions, Target
 
-LossDict = dict[str, Float[Tensor, ""]]
-_OF_MASKS = ("loss_mask", "loss_dice")  # asked of the model's own queries alone
+_MASK_LOSSES = ("loss_mask", "loss_dice")  # computed for the model's own queries only
 
 
 @dataclass(frozen=True)
 class StepNormalizers:
-    """What losses of a step are divided by: of the model's own queries, and of the hybrid ones."""
+    """Divisors of the losses of a training step.
+
+    Attributes:
+        own: for the model's own queries, query groups and denoising queries.
+        hybrid: for hybrid queries, whose objects are repeated.
+    """
 
     own: Normalizers
     hybrid: Normalizers | None = None
 
 
 class AuxiliaryCriterion:
-    """The set loss of the model's own queries, and of those beside them.
+    """Set criterion of the model's own and its training-only queries.
 
-    Query groups are averaged with the model's own; the mean over the copies, and the hybrid queries' loss, are added.
+    The losses of query groups are averaged with those of the model's own queries; denoising losses, averaged over the
+    copies, and hybrid losses are added. `LossOutput.losses` has them under the suffixes _group, _dn and _hybrid.
+
+    Args:
+        criterion: of one set of queries.
+        copies: noised copies of the objects (denoising).
+        has_negatives: each copy also has a negative for every object (contrastive denoising).
+        hybrid_queries: number of queries that are matched with repeated objects.
+        hybrid_repeats: repeats of each object.
     """
 
     def __init__(
         self,
-        set_loss: SetCriterion,
+        criterion: SetCriterion,
         *,
         copies: int = 0,
         has_negatives: bool = False,
         hybrid_queries: int = 0,
         hybrid_repeats: int = 1,
     ) -> None:
-        """Take the loss.
-
-        Args:
-            set_loss: of one set of queries.
-            copies: of the objects, for denoising.
-            has_negatives: whether each copy holds as many boxes again that are no objects.
-            hybrid_queries: that are matched with repeated objects.
-            hybrid_repeats: of each object.
-        """
-        self.set_loss = set_loss
+        self.criterion = criterion
         self.copies = copies
         self.has_negatives = has_negatives
         self.hybrid_queries = hybrid_queries
         self.hybrid_repeats = hybrid_repeats
 
     def normalizers(self, targets: Sequence[Target], num_queries: int) -> StepNormalizers:
-        """Count what losses are divided by; see `SetCriterion.normalizers`, all processes call this together."""
-        own = self.set_loss.normalizers(targets, num_queries)
+        """Compute the divisors of the losses of a training step; see `SetCriterion.normalizers` (a collective call)."""
+        own = self.criterion.normalizers(targets, num_queries)
         if not self.hybrid_queries:
             return StepNormalizers(own)
-        return StepNormalizers(own, self.set_loss.normalizers(self._repeated(targets), self.hybrid_queries))
+        return StepNormalizers(own, self.criterion.normalizers(self._repeat_objects(targets), self.hybrid_queries))
 
     def __call__(
         self,
@@ -73,67 +75,75 @@ class AuxiliaryCriterion:
         normalizers: StepNormalizers | None = None,
         draw_masks: DrawMasks | None = None,
     ) -> LossOutput:
-        """Compute the loss. Arguments and errors as of `SetCriterion`."""
-        norms = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
-        own, matches = self.set_loss.judge(predictions, targets, norms.own, draw_masks)
-        without_masks = [Target(target.boxes, target.labels) for target in targets]
-        groups = [self.set_loss.judge(one, without_masks, norms.own)[0] for one in _of(predictions, "group")]
-        total = self._averaged(own, groups)
-        parts = {**own, **_renamed(_mean(groups), "group")}
-        for one in _of(predictions, "hybrid"):
-            hybrid, _ = self.set_loss.judge(one, self._repeated(without_masks), norms.hybrid)
-            total = total + self.set_loss.weighted(hybrid)
-            parts.update(_renamed(hybrid, "hybrid"))
-        for one in _of(predictions, "denoising"):
-            mended = self._denoising(one, without_masks, norms.own)
-            total = total + self.set_loss.weighted(mended)
-            parts.update(_renamed(mended, "dn"))
-        return LossOutput(total, {name: part.detach() for name, part in parts.items()}, matches)
+        """Compute the loss. Arguments and errors as in `SetCriterion`."""
+        normalizers = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
+        own, matches = self.criterion.compute_losses(predictions, targets, normalizers.own, draw_masks)
+        boxes_only = [Target(target.boxes, target.labels) for target in targets]
+        groups = [
+            self.criterion.compute_losses(group, boxes_only, normalizers.own)[0]
+            for group in _auxiliary(predictions, "group")
+        ]
+        total = self._average_groups(own, groups)
+        losses = {**own, **_with_suffix(_mean(groups), "group")}
+        for block in _auxiliary(predictions, "hybrid"):
+            hybrid, _ = self.criterion.compute_losses(block, self._repeat_objects(boxes_only), normalizers.hybrid)
+            total = total + self.criterion.weighted_sum(hybrid)
+            losses.update(_with_suffix(hybrid, "hybrid"))
+        for block in _auxiliary(predictions, "denoising"):
+            denoising = self._denoising_losses(block, boxes_only, normalizers.own)
+            total = total + self.criterion.weighted_sum(denoising)
+            losses.update(_with_suffix(denoising, "dn"))
+        return LossOutput(total, {name: loss.detach() for name, loss in losses.items()}, matches)
 
-    def _averaged(self, own: LossDict, groups: Sequence[LossDict]) -> Float[Tensor, ""]:
-        """The mean over all groups; the mask losses are the first group's alone, and count whole."""
-        total = self.set_loss.weighted(own)
+    def _average_groups(self, own: LossDict, groups: Sequence[LossDict]) -> Float[Tensor, ""]:
+        """Average the total over all groups; mask losses, which only the model's own queries have, are not divided."""
+        total = self.criterion.weighted_sum(own)
         if not groups:
             return total
-        of_masks = {name: part for name, part in own.items() if name in _OF_MASKS}
-        masks = self.set_loss.weighted(of_masks) if of_masks else torch.zeros_like(total)
-        return masks + torch.stack([total - masks, *(self.set_loss.weighted(group) for group in groups)]).mean()
+        mask_losses = {name: loss for name, loss in own.items() if name in _MASK_LOSSES}
+        masks = self.criterion.weighted_sum(mask_losses) if mask_losses else torch.zeros_like(total)
+        return masks + torch.stack([total - masks, *(self.criterion.weighted_sum(group) for group in groups)]).mean()
 
-    def _repeated(self, targets: Sequence[Target]) -> list[Target]:
-        times = self.hybrid_repeats
-        return [Target(target.boxes.repeat(times, 1), target.labels.repeat(times)) for target in targets]
+    def _repeat_objects(self, targets: Sequence[Target]) -> list[Target]:
+        repeats = self.hybrid_repeats
+        return [Target(target.boxes.repeat(repeats, 1), target.labels.repeat(repeats)) for target in targets]
 
-    def _denoising(self, predictions: Predictions, targets: Sequence[Target], norms: Normalizers) -> LossDict:
-        """Query i of a copy answers for object i; then come the negatives; what is left is not judged."""
+    def _denoising_losses(
+        self, predictions: Predictions, targets: Sequence[Target], normalizers: Normalizers
+    ) -> LossDict:
+        """Losses of denoising queries: query i of a copy is matched to object i; then negatives; the rest is padding."""
         counts = [len(target.labels) for target in targets]
         size = predictions.boxes.shape[1] // self.copies
-        judged = self._judged(to_device(counts, predictions.boxes.device), size)
-        num_boxes = norms.num_boxes * self.copies
-        weight = 1 + self.set_loss.eos_coef if self.has_negatives else 1.0
-        of_copies = Normalizers(num_boxes, num_boxes * weight)
-        matches = self._known(counts, size, predictions.layer_boxes)
-        return self.set_loss.loss_for_matches(predictions, matches, targets, of_copies, judged)
+        num_boxes = normalizers.num_boxes * self.copies
+        weight = 1 + self.criterion.eos_coef if self.has_negatives else 1.0
+        return self.criterion.loss_for_matches(
+            predictions,
+            targets,
+            self._denoising_matches(counts, size, predictions.layer_boxes),
+            normalizers=Normalizers(num_boxes, num_boxes * weight),
+            valid_queries=self._valid_queries(to_device(counts, predictions.boxes.device), size),
+        )
 
-    def _known(self, counts: Sequence[int], size: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:
-        """Who answers for whom in all copies, after every layer alike."""
+    def _denoising_matches(self, counts: Sequence[int], size: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:
+        """Known matches of all copies, the same in every layer."""
         device = layer_boxes.device
         images = to_device([image for image, count in enumerate(counts) for _ in range(count)], device)
         objects = to_device([number for count in counts for number in range(count)], device)
         layers = torch.arange(len(layer_boxes), device=device)[:, None, None]
         starts = (torch.arange(self.copies, device=device) * size)[None, :, None]
-        nothing = torch.zeros_like(layers + starts + objects)
-        rows = (layers + nothing, images + nothing, starts + objects + nothing, objects + nothing)
+        zeros = torch.zeros_like(layers + starts + objects)
+        rows = (layers + zeros, images + zeros, starts + objects + zeros, objects + zeros)
         return Matches(*(row.flatten() for row in rows))
 
-    def _judged(self, counts: Int64[Tensor, "B"], size: int) -> Bool[Tensor, "B Q"]:
-        """Which queries stand for an object, or for a box that is none."""
+    def _valid_queries(self, counts: Int64[Tensor, "B"], size: int) -> Bool[Tensor, "B Q"]:
+        """Queries of an object or of its negative, not padding."""
         sides = 1 + self.has_negatives
-        place = torch.arange(size // sides, device=counts.device).repeat(sides * self.copies)
-        return place[None] < counts[:, None]
+        number = torch.arange(size // sides, device=counts.device).repeat(sides * self.copies)
+        return number[None] < counts[:, None]
 
 
-def _of(predictions: Predictions, helper: AuxiliaryKind) -> list[Predictions]:
-    return [one.predictions for one in predictions.extra if one.helper == helper]
+def _auxiliary(predictions: Predictions, kind: AuxiliaryKind) -> list[Predictions]:
+    return [block.predictions for block in predictions.extra if block.helper == kind]
 
 
 def _mean(groups: Sequence[LossDict]) -> LossDict:
@@ -142,7 +152,7 @@ def _mean(groups: Sequence[LossDict]) -> LossDict:
     return {name: torch.stack([group[name] for group in groups]).mean() for name in groups[0]}
 
 
-def _renamed(parts: LossDict, helper: str) -> LossDict:
-    """loss_ce_0 -> loss_ce_dn_0; what is no loss is left out."""
-    names = {name: published_name(name) for name in parts if name.startswith("loss")}
-    return {f"{base}_{helper}{name[len(base) :]}": parts[name] for name, base in names.items()}
+def _with_suffix(losses: LossDict, suffix: str) -> LossDict:
+    """Insert a suffix before that of the layer: loss_ce_0 -> loss_ce_dn_0; entries that are not losses are left out."""
+    bases = {name: base_name(name) for name in losses if is_loss(name)}
+    return {f"{base}_{suffix}{name[len(base) :]}": losses[name] for name, base in bases.items()}

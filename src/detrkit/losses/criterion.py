@@ -1,6 +1,6 @@
-"""The loss of a set of predictions (paper, equation 2, appendix A.2), for all decoder layers at once.
+"""Set criterion of DETR (paper, equation 2 and appendix A.2): Hungarian matching, then classification, box and mask losses.
 
-Input: `Predictions` and one `Target` per photo. Output: a `LossOutput`, whose parts keep the published names.
+All decoder layers are computed in one batched call.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,58 +10,79 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, distributed
 
-from detrkit.losses.boxes import box_losses, class_error, index_of_objects, matched_ious, to_device
+from detrkit.losses.boxes import box_losses, matched_ious
 from detrkit.losses.classification import (
     Classification,
-    check_scores,
+    check_class_scores,
+    class_agnostic,
+    class_error,
     classification_for,
-    of_one_class,
-    target_classes,
+    target_classes_of,
 )
 from detrkit.losses.masks import mask_losses
-from detrkit.losses.matcher import HungarianMatcher, Matches
+from detrkit.losses.matcher import HungarianMatcher, MatchedObjects, Matches
+from detrkit.ops.transfer import to_device
 from detrkit.structures import ClassScores, EncoderProposals, MaskInputs, Predictions, Target
 
-# the queries of all photos, and how many belong to each
+# (inputs, queries of all images, number of queries of each image) -> mask logits of these queries
 DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P h w"]]
+LossDict = dict[str, Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The total to minimise, and what it consists of.
+    """Losses of a batch.
 
     Attributes:
-        total: weighted sum of the losses of all layers.
-        parts: unweighted values under the published names. loss_ce, loss_bbox, loss_giou, cardinality_error for the
-            last layer and with _0, _1 ... for the others; class_error (percent of matched queries with a wrong class;
-            NaN when no photo holds an object), loss_mask and loss_dice for the last layer only; with _enc for the encoder's
-            proposals, if it made any.
-        matches: who answered for whom.
+        total: weighted sum of the losses of all layers, to be minimized.
+        losses: unweighted values under the published names, detached: loss_ce, loss_bbox, loss_giou and cardinality_error
+            of the last layer, with _0, _1 ... of the other layers; class_error (percentage of matched queries with a wrong
+            class; NaN if no image has an object), loss_mask and loss_dice of the last layer only; with _enc of the
+            encoder's proposals (two-stage).
+        matches: matched pairs of all layers.
     """
 
     total: Float[Tensor, ""]
-    parts: dict[str, Float[Tensor, ""]]
+    losses: LossDict
     matches: Matches
 
 
 @dataclass(frozen=True)
 class Normalizers:
-    """What losses are divided by: sums over a whole step, that is, over its batches and the processes, per process.
+    """Divisors of the losses: sums over the batches of a training step and all ranks, divided by the number of ranks.
 
-    So every object and every query weighs the same wherever it was, and the average of the processes' gradients is the
-    gradient of one process with all of the photos.
+    With them every object and query has the same weight in whichever batch or rank it is, and the average of the ranks'
+    gradients is the gradient of a single process with all images.
 
     Attributes:
-        num_boxes: objects, at least 1 in all.
-        cls_loss_coef: weights of all queries in the cross entropy.
+        num_boxes: number of objects, at least 1 over all ranks.
+        ce_normalizer: sum of the weights of all queries in the cross-entropy.
     """
 
     num_boxes: Float[Tensor, ""] | float
-    cls_loss_coef: Float[Tensor, ""] | float
+    ce_normalizer: Float[Tensor, ""] | float
 
 
 class SetCriterion:
-    """Matches queries to objects in every layer, then adds up class, box and mask losses."""
+    """Computes the DETR set loss.
+
+    Predictions of every decoder layer are matched to the ground truth by a `HungarianMatcher`; matched queries contribute
+    classification, L1 and GIoU losses, unmatched ones only classification. Mask losses are those of the last layer.
+
+    Args:
+        num_classes: number of object classes K, without "no object".
+        class_scores: of the model: "softmax" for cross-entropy, "sigmoid" for focal loss.
+        cls_loss_coef: weight of the classification loss. Default: 1 for softmax, 2 for sigmoid models, as published.
+        bbox_loss_coef: weight of the L1 box loss.
+        giou_loss_coef: weight of the GIoU loss.
+        mask_loss_coef: weight of the focal loss of masks.
+        dice_loss_coef: weight of the dice loss of masks.
+        eos_coef: weight of the "no object" class in the cross-entropy.
+        matcher: default: a `HungarianMatcher` with the published costs.
+        padding_invariant: compare masks within each image only. False counts padding as outside, as published.
+        masks_only: compute mask losses only, for training a mask head on a frozen detector.
+        classification: default: the published loss for `class_scores`.
+    """
 
     def __init__(
         self,
@@ -79,27 +100,11 @@ class SetCriterion:
         masks_only: bool = False,
         classification: Classification | None = None,
     ) -> None:
-        """Set the weights; the defaults are the published ones.
-
-        Args:
-            num_classes: K, without no-object.
-            class_scores: of the model: "softmax" is judged by cross entropy, "sigmoid" by focal loss.
-            cls_loss_coef: of the class loss; None takes the published one, 1, or 2 for sigmoid scores.
-            bbox_loss_coef: of the L1 distance of boxes.
-            giou_loss_coef: of 1 - generalised IoU.
-            mask_loss_coef: of the focal loss of masks.
-            dice_loss_coef: of the dice loss of masks.
-            eos_coef: of queries without an object in the cross entropy; there are many more of them.
-            matcher: how predictions are matched to objects.
-            padding_invariant: masks are compared within each photo; False counts padding as outside, as published.
-            masks_only: leave out the losses of classes and boxes, which are frozen when only the mask head learns.
-            classification: how class logits are judged; None takes the published way for `class_scores`.
-        """
         self.num_classes = num_classes
         self.class_scores: ClassScores = class_scores
         self.classification: Classification = classification or classification_for(class_scores, num_classes, eos_coef)
-        self.weights = {
-            "loss_ce": self.classification.weight if cls_loss_coef is None else cls_loss_coef,
+        self.weight_dict = {
+            "loss_ce": self.classification.default_coef if cls_loss_coef is None else cls_loss_coef,
             "loss_bbox": bbox_loss_coef,
             "loss_giou": giou_loss_coef,
             "loss_mask": mask_loss_coef,
@@ -111,22 +116,21 @@ class SetCriterion:
         self.masks_only = masks_only
 
     def normalizers(self, targets: Sequence[Target], num_queries: int) -> Normalizers:
-        """Count what losses are divided by; with several processes, all of them must call this together.
+        """Compute the divisors of the losses of a training step; a collective call in distributed training.
 
-        The published code counts objects over all processes, but averages the cross entropy within each.
+        The published code counts objects over all ranks, but normalizes the cross-entropy within each.
 
         Args:
-            targets: of all photos that this process sees before the next update.
+            targets: of all images that this rank processes before the next optimizer step.
             num_queries: Q.
         """
         num_boxes = sum(len(target.labels) for target in targets)
         num_matched = sum(min(len(target.labels), num_queries) for target in targets)
-        num_others = len(targets) * num_queries - num_matched
-        cls_loss_coef = num_matched + self.eos_coef * num_others
+        num_unmatched = len(targets) * num_queries - num_matched
+        ce_normalizer = num_matched + self.eos_coef * num_unmatched
         if not (distributed.is_available() and distributed.is_initialized()):
-            return Normalizers(float(max(num_boxes, 1)), cls_loss_coef)
-        device = targets[0].labels.device
-        sums = to_device([num_boxes, cls_loss_coef], device, torch.float64)
+            return Normalizers(float(max(num_boxes, 1)), ce_normalizer)
+        sums = to_device([num_boxes, ce_normalizer], targets[0].labels.device, torch.float64)
         distributed.all_reduce(sums)
         means = sums.clamp(min=torch.finfo(torch.float32).tiny).float() / distributed.get_world_size()
         return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1])
@@ -138,156 +142,172 @@ class SetCriterion:
         normalizers: Normalizers | None = None,
         draw_masks: DrawMasks | None = None,
     ) -> LossOutput:
-        """Compute the loss in float32, under autocast too. What is not finite in the predictions makes it not finite.
+        """Compute the loss, in float32 also under autocast. It is not finite if predictions are not.
 
         Args:
             predictions: of a batch.
-            targets: one per photo, on the same device; photos without objects have boxes of shape (0, 4).
-            normalizers: of the whole step; None when this batch is all of it.
-            draw_masks: the mask head, for predictions that hold `mask_inputs`: it draws the matched queries alone.
+            targets: one per image, on the same device; images without objects have boxes of shape (0, 4).
+            normalizers: of the training step; default: those of this batch.
+            draw_masks: mask head, for predictions with `mask_inputs`: it predicts masks of the matched queries only.
 
         Raises:
-            ConfigError: the model's class scores are of another kind than the loss was made for.
+            ConfigError: the model's class scores are not of the criterion's kind.
         """
-        parts, matches = self.judge(predictions, targets, normalizers, draw_masks)
-        return LossOutput(self.weighted(parts), {name: part.detach() for name, part in parts.items()}, matches)
+        losses, matches = self.compute_losses(predictions, targets, normalizers, draw_masks)
+        return LossOutput(self.weighted_sum(losses), {name: loss.detach() for name, loss in losses.items()}, matches)
 
-    def judge(
+    def compute_losses(
         self,
         predictions: Predictions,
         targets: Sequence[Target],
         normalizers: Normalizers | None = None,
         draw_masks: DrawMasks | None = None,
-    ) -> tuple[dict[str, Float[Tensor, ""]], Matches]:
-        """Match, and compute the parts of the loss, each with its gradient. Arguments and errors as above."""
-        check_scores(predictions.class_scores, self.class_scores)
+    ) -> tuple[LossDict, Matches]:
+        """Match and compute unweighted losses with gradients. Arguments and errors as in `__call__`."""
+        check_class_scores(predictions.class_scores, self.class_scores)
         device = predictions.layer_boxes.device.type
         logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
         with torch.autocast(device, enabled=False):
             matches = self.matcher(logits, boxes, targets)
         masks = None
         if all(target.masks is not None for target in targets):
-            masks = _matched_masks(predictions, matches, targets, draw_masks)  # in the precision of the model
+            masks = _matched_masks(predictions, matches, targets, draw_masks)  # in the model's precision
         with torch.autocast(device, enabled=False):
-            norms = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
-            parts = {} if self.masks_only else self._layer_losses(logits, boxes, matches, targets, norms)
+            normalizers = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
+            losses = {} if self.masks_only else self._layer_losses(logits, boxes, targets, matches, normalizers)
             if masks is not None:
-                objects = matches.objects[len(matches.objects) - len(masks) :].split(_counts(predictions, targets))
-                losses = mask_losses(masks.float(), objects, targets, padding_invariant=self.padding_invariant)
-                parts["loss_mask"], parts["loss_dice"] = losses.sum(1) / norms.num_boxes
+                objects = matches.objects[len(matches.objects) - len(masks) :].split(_num_pairs(predictions, targets))
+                of_pairs = mask_losses(masks.float(), objects, targets, padding_invariant=self.padding_invariant)
+                losses["loss_mask"], losses["loss_dice"] = of_pairs.sum(1) / normalizers.num_boxes
             if predictions.proposals is not None and not self.masks_only:
-                parts.update(self._proposal_losses(predictions.proposals, of_one_class(targets), norms))
-        return parts, matches
+                losses.update(self._proposal_losses(predictions.proposals, class_agnostic(targets), normalizers))
+        return losses, matches
 
     def loss_for_matches(
         self,
         predictions: Predictions,
-        matches: Matches,
         targets: Sequence[Target],
-        norms: Normalizers,
-        judged: Bool[Tensor, "B Q"],
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The parts of the loss where it is known who answers for whom.
+        matches: Matches,
+        *,
+        normalizers: Normalizers,
+        valid_queries: Bool[Tensor, "B Q"],
+    ) -> LossDict:
+        """Compute the losses for given matches (denoising queries, whose targets are known).
 
         Args:
             predictions: of a batch.
-            matches: the pairs.
-            targets: one per photo.
-            norms: of the whole step.
-            judged: False on queries whose class is not looked at.
+            targets: one per image.
+            matches: pairs of queries and objects.
+            normalizers: of the training step.
+            valid_queries: False for queries without a classification loss.
         """
         logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
         with torch.autocast(boxes.device.type, enabled=False):
-            return self._layer_losses(logits, boxes, matches, targets, norms, judged)
+            return self._layer_losses(logits, boxes, targets, matches, normalizers, valid_queries)
 
-    def weighted(self, parts: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-        """Add up the losses among the parts, each with its weight."""
-        losses = [self.weights[published_name(name)] * part for name, part in parts.items() if name.startswith("loss")]
-        return torch.stack(losses).sum()
+    def weighted_sum(self, losses: LossDict) -> Float[Tensor, ""]:
+        """Sum the losses with their weights; entries that are not losses (class_error ...) are left out."""
+        weighted = [self.weight_dict[base_name(name)] * loss for name, loss in losses.items() if is_loss(name)]
+        return torch.stack(weighted).sum()
+
+    def query_class_losses(
+        self,
+        logits: Float[Tensor, "*N K1"],
+        target_classes: Int64[Tensor, "*N"],
+        normalizers: Normalizers,
+        iou: Float[Tensor, "*N"],
+    ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+        """Compute each query's share of the weighted classification loss, and its unweighted classification loss.
+
+        Args:
+            logits: class logits of queries.
+            target_classes: 0 .. K-1, or K for "no object".
+            normalizers: of the training step.
+            iou: of each query's box with that of its matched object; ignored for unmatched queries.
+        """
+        losses = self.classification.query_losses(logits, target_classes, iou)
+        weights = self.classification.query_weights(target_classes)
+        return self.weight_dict["loss_ce"] * losses / self._class_normalizer(normalizers), losses / weights
 
     def _layer_losses(
         self,
         logits: Float[Tensor, "T B Q K1"],
         boxes: Float[Tensor, "T B Q 4"],
-        matches: Matches,
         targets: Sequence[Target],
-        norms: Normalizers,
-        judged: Bool[Tensor, "B Q"] | None = None,
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Class and box losses of all layers at once."""
-        object_index = index_of_objects(matches, targets)
-        of_layers = {
-            **self._class_losses(logits, boxes, matches, object_index, targets, norms, judged),
-            **box_losses(boxes, matches, object_index, targets, norms.num_boxes),
+        matches: Matches,
+        normalizers: Normalizers,
+        valid_queries: Bool[Tensor, "B Q"] | None = None,
+    ) -> LossDict:
+        """Classification and box losses of all layers."""
+        objects = matches.gather(targets)
+        by_layer = {
+            **self._class_losses(logits, boxes, targets, matches, objects, normalizers, valid_queries),
+            **box_losses(boxes, matches, objects, normalizers.num_boxes),
         }
-        parts = _name_by_layer(of_layers)
-        parts["class_error"] = class_error(self.classification.guesses(logits), matches, object_index, targets)
-        return parts
-
-    def class_losses_of_queries(
-        self,
-        logits: Float[Tensor, "*N K1"],
-        wanted: Int64[Tensor, "*N"],
-        norms: Normalizers,
-        overlap: Float[Tensor, "*N"],
-    ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
-        """What each query adds to the total by its class, weighted and divided; and the same as if it were the only one.
-
-        Args:
-            logits: of queries.
-            wanted: the class that each should say, K for no object.
-            norms: of the step.
-            overlap: IoU of each query's box with that of its object; whatever without one.
-        """
-        losses = self.classification.query_losses(logits, wanted, overlap)
-        weights = self.classification.query_weights(wanted)
-        divisor = norms.cls_loss_coef if self.class_scores == "softmax" else norms.num_boxes
-        return self.weights["loss_ce"] * losses / divisor, losses / weights
+        losses = {name: values[-1] for name, values in by_layer.items()}
+        for name, values in by_layer.items():
+            losses.update({f"{name}_{layer}": value for layer, value in enumerate(values[:-1])})
+        index = matches.layers, matches.images, matches.queries
+        losses["class_error"] = class_error(self.classification.predicted_labels(logits), index, objects.labels)
+        return losses
 
     def _class_losses(
         self,
         logits: Float[Tensor, "T B Q K1"],
         boxes: Float[Tensor, "T B Q 4"],
-        matches: Matches,
-        object_index: Int64[Tensor, "TP"],
         targets: Sequence[Target],
-        norms: Normalizers,
-        judged: Bool[Tensor, "B Q"] | None = None,
+        matches: Matches,
+        objects: MatchedObjects,
+        normalizers: Normalizers,
+        valid_queries: Bool[Tensor, "B Q"] | None = None,
     ) -> dict[str, Float[Tensor, "T"]]:
-        """Class loss within each layer: cross entropy by the weights of the queries, focal loss by the objects."""
-        labels = torch.cat([target.labels for target in targets])
-        places = matches.layers, matches.images, matches.queries
-        wanted = target_classes(logits.shape[:-1], places, labels[object_index], self.num_classes)
-        divisor = norms.cls_loss_coef if self.class_scores == "softmax" else norms.num_boxes
-        sees_boxes = self.classification.is_overlap_aware
-        overlap = matched_ious(boxes, matches, object_index, targets) if sees_boxes else None
-        losses = self.classification.query_losses(logits, wanted, overlap)
-        loss_ce = (losses if judged is None else losses * judged).sum((1, 2)) / divisor
-
+        """Classification loss and cardinality error of each layer."""
+        index = matches.layers, matches.images, matches.queries
+        target_classes = target_classes_of(logits.shape[:-1], index, objects.labels, self.num_classes)
+        iou = matched_ious(boxes, matches, objects) if self.classification.is_iou_aware else None
+        losses = self.classification.query_losses(logits, target_classes, iou)
+        if valid_queries is not None:
+            losses = losses * valid_queries
         num_objects = to_device([len(target.labels) for target in targets], logits.device)
-        num_found = self.classification.finds(logits).sum(-1)
-        cardinality_error = (num_found - num_objects).abs().float().mean(-1)
-        return {"loss_ce": loss_ce, "cardinality_error": cardinality_error}
+        num_predicted = self.classification.is_object(logits).sum(-1)
+        return {
+            "loss_ce": losses.sum((1, 2)) / self._class_normalizer(normalizers),
+            "cardinality_error": (num_predicted - num_objects).abs().float().mean(-1),
+        }
+
+    def _class_normalizer(self, normalizers: Normalizers) -> Float[Tensor, ""] | float:
+        """Cross-entropy is a weighted mean over queries; sigmoid losses are divided by the number of objects."""
+        return normalizers.ce_normalizer if self.class_scores == "softmax" else normalizers.num_boxes
 
     def _proposal_losses(
-        self, proposals: EncoderProposals, targets: Sequence[Target], norms: Normalizers
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The same losses of the encoder's proposals, which only tell objects from what is none (Deformable DETR, A.4)."""
+        self, proposals: EncoderProposals, targets: Sequence[Target], normalizers: Normalizers
+    ) -> LossDict:
+        """Losses of the encoder's proposals, which are class-agnostic (Deformable DETR, appendix A.4)."""
         logits, boxes = proposals.class_logits.float()[None], proposals.boxes.float()[None]
         matches = self.matcher(logits, boxes, targets)
-        object_index = index_of_objects(matches, targets)
+        objects = matches.gather(targets)
         losses = {
-            **self._class_losses(logits, boxes, matches, object_index, targets, norms),
-            **box_losses(boxes, matches, object_index, targets, norms.num_boxes),
+            **self._class_losses(logits, boxes, targets, matches, objects, normalizers),
+            **box_losses(boxes, matches, objects, normalizers.num_boxes),
         }
         return {f"{name}_enc": values[0] for name, values in losses.items()}
+
+
+def is_loss(name: str) -> bool:
+    """Whether an entry of `LossOutput.losses` is a loss, not a metric such as class_error."""
+    return name.startswith("loss")
+
+
+def base_name(name: str) -> str:
+    """Return the name of a loss without the suffix of its layer or of the encoder: loss_ce_0, loss_ce_enc -> loss_ce."""
+    return name.removesuffix("_enc").rstrip("0123456789").rstrip("_")
 
 
 def _matched_masks(
     predictions: Predictions, matches: Matches, targets: Sequence[Target], draw_masks: DrawMasks | None
 ) -> Float[Tensor, "P h w"] | None:
-    """Logits of the queries that the last layer's pairs hold."""
-    counts = _counts(predictions, targets)
+    """Mask logits of the queries matched in the last layer; None if the model predicts no masks."""
+    counts = _num_pairs(predictions, targets)
     first = len(matches.images) - sum(counts)
     images, queries = matches.images[first:], matches.queries[first:]
     if predictions.mask_inputs is not None and draw_masks is not None:
@@ -295,18 +315,6 @@ def _matched_masks(
     return None if predictions.masks is None else predictions.masks[images, queries]
 
 
-def _counts(predictions: Predictions, targets: Sequence[Target]) -> list[int]:
-    """How many pairs each photo has in a layer."""
+def _num_pairs(predictions: Predictions, targets: Sequence[Target]) -> list[int]:
+    """Number of matched pairs of each image in one layer."""
     return [min(len(target.labels), predictions.boxes.shape[1]) for target in targets]
-
-
-def _name_by_layer(of_layers: dict[str, Float[Tensor, "T"]]) -> dict[str, Float[Tensor, ""]]:
-    parts = {name: values[-1] for name, values in of_layers.items()}
-    for name, values in of_layers.items():
-        parts.update({f"{name}_{layer}": value for layer, value in enumerate(values[:-1])})
-    return parts
-
-
-def published_name(name: str) -> str:
-    """The name of a part without what says whose it is: drop the layer's number, or the encoder's mark."""
-    return name.removesuffix("_enc").rstrip("0123456789").rstrip("_")

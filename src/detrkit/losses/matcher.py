@@ -1,7 +1,4 @@
-"""Hungarian matching (paper, equation 1; costs from equation 2 and appendix A.2).
-
-Input: class logits and boxes of every decoder layer, targets of every photo. Output: which query answers for which object.
-"""
+"""Hungarian matching of queries and ground truth (paper, equation 1; costs from equation 2 and appendix A.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,60 +10,92 @@ from torch import Tensor
 
 from detrkit.losses.classification import Classification, SoftmaxClassification
 from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.ops.transfer import to_device
 from detrkit.structures import Target
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The matched pairs of all layers, layer after layer, photo after photo, in rising order of the query.
+    """Matched pairs of all layers, ordered by layer, image and query.
 
-    Every layer has the same number of pairs, P: the sum over the photos of min(queries, objects).
+    Every layer has the same number of pairs, P: the sum over the images of min(queries, objects).
+
+    Attributes:
+        layers: decoder layer of each pair.
+        images: index of the image in the batch.
+        queries: index of the query.
+        objects: index of the object among those of its image.
     """
 
     layers: Int64[Tensor, "TP"]
     images: Int64[Tensor, "TP"]
     queries: Int64[Tensor, "TP"]
-    objects: Int64[Tensor, "TP"]  # number of the object within its photo
+    objects: Int64[Tensor, "TP"]
 
     def pairs(self, layer: int, image: int) -> tuple[Int64[Tensor, "n"], Int64[Tensor, "n"]]:
-        """The queries and objects matched in one photo after one layer (negative layers count from the last)."""
+        """Return the queries and objects matched in one image after one layer; negative layers count from the last."""
         last = int(self.layers.max()) if len(self.layers) else 0
         chosen = (self.layers == layer % (last + 1)) & (self.images == image)
         return self.queries[chosen], self.objects[chosen]
 
+    def gather(self, targets: Sequence[Target]) -> "MatchedObjects":
+        """Gather boxes and labels of the matched objects, in the order of the pairs."""
+        counts = [0, *(len(target.labels) for target in targets)]
+        first = to_device(counts[:-1], self.images.device).cumsum(0)
+        index = first[self.images] + self.objects
+        boxes = torch.cat([target.boxes.float() for target in targets])
+        return MatchedObjects(boxes[index], torch.cat([target.labels for target in targets])[index])
+
 
 @dataclass(frozen=True)
-class CostTerms:
-    """What the cost of a query for an object consists of, before weights; what belongs to no object has any value."""
+class MatchedObjects:
+    """Ground truth of matched pairs.
 
-    classification: Float[Tensor, "T B Q N"]  # of saying the object's class: minus its probability, for softmax scores
-    distance: Float[Tensor, "T B Q N"]  # L1, between relative cxcywh boxes
+    Attributes:
+        boxes: cxcywh, relative.
+        labels: classes in 0 .. K-1.
+    """
+
+    boxes: Float[Tensor, "TP 4"]
+    labels: Int64[Tensor, "TP"]
+
+
+@dataclass(frozen=True)
+class MatchingCosts:
+    """Unweighted matching costs of queries and objects; values beyond an image's number of objects are meaningless.
+
+    Attributes:
+        classification: for softmax scores, minus the probability of the object's class.
+        distance: L1 distance of the relative cxcywh boxes.
+        giou: GIoU (not its negative).
+    """
+
+    classification: Float[Tensor, "T B Q N"]
+    distance: Float[Tensor, "T B Q N"]
     giou: Float[Tensor, "T B Q N"]
 
 
 class HungarianMatcher:
-    """Finds the assignment of queries to objects with the least total cost."""
+    """Finds the one-to-one assignment of queries to objects with the lowest total cost.
+
+    Args:
+        cost_class: weight of the classification cost. Default: 1 for softmax, 2 for sigmoid scores, as published.
+        cost_bbox: weight of the L1 distance of the boxes, relative cxcywh.
+        cost_giou: weight of -GIoU.
+        classification: defines the classification cost. Default: that of softmax scores.
+    """
 
     def __init__(
         self,
-        class_cost: float | None = None,
-        box_cost: float = 5.0,
-        giou_cost: float = 2.0,
+        cost_class: float | None = None,
+        cost_bbox: float = 5.0,
+        cost_giou: float = 2.0,
         classification: Classification | None = None,
     ) -> None:
-        """Weigh the terms.
-
-        Args:
-            class_cost: of what saying the object's class costs: for softmax scores, minus its probability. None takes the
-                published one, 1, or 2 for sigmoid scores.
-            box_cost: of the L1 distance between boxes, relative cxcywh.
-            giou_cost: of 1 - generalised IoU.
-            classification: how class logits are judged; None for softmax scores.
-        """
-        self.classification = classification or SoftmaxClassification(0)  # costs do not ask how many classes there are
-        self.class_cost = self.classification.weight if class_cost is None else class_cost
-        self.box_cost = box_cost
-        self.giou_cost = giou_cost
+        self.classification = classification or SoftmaxClassification(0)  # its costs do not depend on num_classes
+        self.cost_class = self.classification.default_coef if cost_class is None else cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
 
     @torch.no_grad()
     def __call__(
@@ -75,10 +104,10 @@ class HungarianMatcher:
         layer_boxes: Float[Tensor, "T B Q 4"],
         targets: Sequence[Target],
     ) -> Matches:
-        """Match all layers and photos: one cost computation, one copy from the device.
+        """Match all layers and images, with one cost computation and one copy from the device.
 
-        Where the model's output is not finite, any matching will do: the loss will not be finite either, which is for the
-        caller to see, on all processes alike.
+        Costs that are not finite are replaced by 0: any matching will do, for the loss is not finite either, which the
+        training step detects on all ranks alike.
         """
         costs = self.costs(layer_class_logits.float(), layer_boxes.float(), targets).cpu()
         if not costs.isfinite().all():
@@ -97,20 +126,20 @@ class HungarianMatcher:
         layer_boxes: Float[Tensor, "T B Q 4"],
         targets: Sequence[Target],
     ) -> Float[Tensor, "T B Q N"]:
-        """Cost of every query for every object of its own photo; N is the largest number of objects, the rest is zero."""
-        terms = self.terms(layer_class_logits, layer_boxes, targets)
-        return self.box_cost * terms.distance + self.class_cost * terms.classification - self.giou_cost * terms.giou
+        """Compute the total cost of every query for every object of its image; N is the maximum number of objects."""
+        costs = self.unweighted_costs(layer_class_logits, layer_boxes, targets)
+        return self.cost_bbox * costs.distance + self.cost_class * costs.classification - self.cost_giou * costs.giou
 
-    def terms(
+    def unweighted_costs(
         self,
         layer_class_logits: Float[Tensor, "T B Q K1"],
         layer_boxes: Float[Tensor, "T B Q 4"],
         targets: Sequence[Target],
-    ) -> CostTerms:
-        """Compare every query with every object of its own photo."""
+    ) -> MatchingCosts:
+        """Compute the terms of the cost of every query for every object of its image."""
         labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
         boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
 
         distance = torch.cdist(layer_boxes, boxes.expand(len(layer_boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
-        return CostTerms(self.classification.costs(layer_class_logits, labels), distance, giou)
+        return MatchingCosts(self.classification.costs(layer_class_logits, labels), distance, giou)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detrkit.config.training import TrainingConfig
 from detrkit.data.samplers import mix_seeds
-from detrkit.losses.boxes import to_device_async
+from detrkit.ops.transfer import to_device_async
 from detrkit.structures import Batch, Target
 
 _MIN_SIDE = 0.1  # that noise leaves of a side: nothing is learned from boxes without area

@@ -202,7 +202,7 @@ class TrainStep:
                 batch.images.contiguous(memory_format=torch.channels_last),
                 batch.padding_mask if batch.is_padded else None,
                 padding_invariant=self.settings.padding_invariant,
-                last_layer_only=self.loss.set_loss.masks_only,
+                last_layer_only=self.loss.criterion.masks_only,
                 all_masks=False,
                 **self._noised(batch),
             )
@@ -258,7 +258,7 @@ class TrainStep:
         if bool(last.is_finite):
             self._streak = self._overflows = 0
             return
-        terms = [name for name, part in last.report.parts.items() if name.startswith("loss") and not part.isfinite()]
+        terms = [name for name, part in last.report.losses.items() if name.startswith("loss") and not part.isfinite()]
         if self.scaler.is_enabled() and not terms and self._overflows < _HALVINGS:
             self._overflows += 1
             return
@@ -276,10 +276,10 @@ class TrainStep:
 def _added(reports: Sequence[LossOutput]) -> LossOutput:
     if len(reports) == 1:
         return reports[0]
-    means = {"class_error", *(name for name in reports[0].parts if name.startswith("cardinality_error"))}
+    means = {"class_error", *(name for name in reports[0].losses if name.startswith("cardinality_error"))}
     parts = {}
-    for name in reports[0].parts:
-        stacked = torch.stack([report.parts[name] for report in reports])
+    for name in reports[0].losses:
+        stacked = torch.stack([report.losses[name] for report in reports])
         parts[name] = stacked.nanmean() if name in means else stacked.sum()
     total = torch.stack([report.total for report in reports]).sum()
     return LossOutput(total, parts, reports[-1].matches)

@@ -290,8 +290,8 @@ class Meter:
 
     def add(self, report: LossOutput, num_images: int) -> None:
         """Count in one step, without waiting for the device."""
-        self.names = ("loss", *report.parts)
-        self.sums.append(torch.stack([report.total.detach(), *report.parts.values()]))
+        self.names = ("loss", *report.losses)
+        self.sums.append(torch.stack([report.total.detach(), *report.losses.values()]))
         self.num_images += num_images
 
     def read(self) -> tuple[dict[str, float], float]:
