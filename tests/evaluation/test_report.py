@@ -17,7 +17,7 @@ from detrkit.evaluation.report.page import ReportPicture, write_report
 from detrkit.evaluation.report.table import print_panoptic
 from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.visualization.charts import as_png, as_svg, draw_query_map, draw_reliability
-from detrkit.visualization.error_overlay import COLOURS, WORDS, draw_errors
+from detrkit.visualization.draw import ERROR_CAPTIONS, ERROR_COLORS, draw_errors
 from tests.evaluation.cases import case, random_case
 
 
@@ -79,13 +79,13 @@ def test_charts_take_the_page_s_colours_and_also_stand_alone() -> None:
 
 
 def test_a_mistake_is_drawn_in_the_colour_of_its_kind() -> None:
-    assert COLOURS.keys() == WORDS.keys() == {"right", *KINDS, MISSED}
+    assert ERROR_COLORS.keys() == ERROR_CAPTIONS.keys() == {"correct", *KINDS, MISSED}
     drawn = draw_errors(
-        Image.new("RGB", (200, 200)), [[20.0, 100, 80, 180], [100, 100, 180, 180]], ["duplicate", "right"], ["cat"] * 2,
+        Image.new("RGB", (200, 200)), [[20.0, 100, 80, 180], [100, 100, 180, 180]], ["duplicate", "correct"], ["cat"] * 2,
         [0.9, 0.8],
     )  # fmt: skip
-    assert drawn.getpixel((20, 150)) == COLOURS["duplicate"]
-    assert drawn.getpixel((100, 150)) == COLOURS["right"]
+    assert drawn.getpixel((20, 150)) == ERROR_COLORS["duplicate"]
+    assert drawn.getpixel((100, 150)) == ERROR_COLORS["correct"]
 
 
 def panoptic_scores(things: tuple[bool, ...] | None) -> PanopticScores:

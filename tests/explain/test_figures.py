@@ -15,7 +15,7 @@ from detrkit.explain.explanation import Explanation, explain
 from detrkit.explain.figures import FIGURES, FigureName, FigureOptions, draw_figure, write_figure, write_stages_figure
 from detrkit.explain.stages import capture_stage_io
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
-from detrkit.visualization.figures import COLUMN, PAGE
+from detrkit.visualization.figures import COLUMN_WIDTH, PAGE_WIDTH
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -31,7 +31,7 @@ def test_pictures_are_legible_and_whole(
     wish = FigureOptions(points=points, queries=(0,) if len(points) == 1 else (0, 1, 2, 3, 4))
     figure = draw_figure(name, explanation, wish)
     width, height = figure.get_size_inches() * figure.dpi
-    assert figure.get_figwidth() in (COLUMN, PAGE)
+    assert figure.get_figwidth() in (COLUMN_WIDTH, PAGE_WIDTH)
     for text in texts(figure):
         assert text.get_fontsize() >= 7
         place = text.get_window_extent()
@@ -49,7 +49,7 @@ def test_the_same_picture_gives_the_same_file(suffix: str, explanation: Explanat
     assert paths[0].read_bytes() == paths[1].read_bytes()
     if suffix == ".png":
         with Image.open(paths[0]) as picture:
-            assert picture.width == round(300 * PAGE)
+            assert picture.width == round(300 * PAGE_WIDTH)
     if suffix == ".svg":
         assert "<svg" in paths[0].read_text()
 

@@ -128,9 +128,9 @@ def test_hybrid_queries_are_matched_with_repeated_objects() -> None:
     criterion = AuxiliaryCriterion(SetCriterion(3), hybrid_queries=9, hybrid_repeats=3)
     output = criterion(with_extra(own, hybrid=[block]), targets)
     repeated = [Target(one.boxes.repeat(3, 1), one.labels.repeat(3)) for one in targets]
-    alone, beside = SetCriterion(3)(own, targets), SetCriterion(3)(block, repeated)
-    torch.testing.assert_close(output.total, alone.total + beside.total)
-    torch.testing.assert_close(output.losses["loss_ce_hybrid_0"], beside.losses["loss_ce_0"])
+    alone, hybrid = SetCriterion(3)(own, targets), SetCriterion(3)(block, repeated)
+    torch.testing.assert_close(output.total, alone.total + hybrid.total)
+    torch.testing.assert_close(output.losses["loss_ce_hybrid_0"], hybrid.losses["loss_ce_0"])
 
 
 def test_criterion_without_auxiliary_queries_is_the_set_criterion() -> None:

@@ -18,7 +18,7 @@ from detrkit.training.data import TrainingData
 from detrkit.training.train import open_and_plan
 from detrkit.training.trainer import planned_epochs, strong_epochs
 from detrkit.visualization.dataset_page import class_table
-from detrkit.visualization.draw import contact_sheet, draw_boxes, fitted
+from detrkit.visualization.draw import contact_sheet, draw_boxes, fit_to_cell
 
 _MAX_SAMPLES = 100
 
@@ -78,7 +78,7 @@ def _picture(sample: Sample, data: TrainingData) -> tuple[Image.Image, str]:
     labels = sample.annotations.labels.tolist()
     names = [(data.categories.names[label],) for label in labels]
     height, width = sample.image.shape[1:]
-    photo, scale = fitted(tensor_to_image(sample.image))
+    photo, scale = fit_to_cell(tensor_to_image(sample.image))
     drawn = draw_boxes(photo, (sample.annotations.boxes * scale).tolist(), labels, names)
     return drawn, f"photo {sample.image_id}, {width} x {height} px"
 

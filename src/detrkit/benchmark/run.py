@@ -24,8 +24,8 @@ from detrkit.checkpoints.exported import is_exported
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.engines.torch import has_fast_bfloat16
 from detrkit.inference.options import Precision
+from detrkit.visualization.charts import draw_throughput
 from detrkit.visualization.page import html_page
-from detrkit.visualization.speeds import draw_speeds
 
 NUM_WARM_UPS = 2
 _FORMAT = "detrkit-benchmark-1"
@@ -61,7 +61,7 @@ def benchmark(
         content = {"format": _FORMAT, "work": asdict(work), "measured": [asdict(m) for m in measured]}
         write_text(output / "benchmark.json", json.dumps(content))
         with atomic_write(output / "benchmark.png") as temporary:
-            temporary.write_bytes(draw_speeds(bars_of(measured, work)))
+            temporary.write_bytes(draw_throughput(bars_of(measured, work)))
         write_text(output / "benchmark.html", page_of(measured, work))
         console.print(f"page, plot and JSON are in {output}", soft_wrap=True)
     return measured

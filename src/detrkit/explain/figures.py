@@ -19,7 +19,7 @@ from detrkit.errors import ConfigError
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.stages import StageIO
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
-from detrkit.visualization.draw import colour_of
+from detrkit.visualization.draw import color_of
 from detrkit.visualization.figures import (
     DrawnBox,
     Panel,
@@ -27,7 +27,7 @@ from detrkit.visualization.figures import (
     draw_matching,
     draw_panels,
     draw_stages,
-    point_colour,
+    point_color,
     print_style,
     save_figure,
 )
@@ -116,7 +116,7 @@ def _encoder_figure(explanation: Explanation, wish: FigureOptions, threshold: fl
         Panel(
             map=_map(explanation, "encoder", wish, grid.token_at(*point)),
             title=f"from ({point[0]:.0f}, {point[1]:.0f})",
-            colour=point_colour(number),
+            color=point_color(number),
             point=point,
         )
         for number, point in enumerate(points[:_MAX_PANELS])
@@ -133,7 +133,7 @@ def _decoder_figure(explanation: Explanation, wish: FigureOptions, threshold: fl
         Panel(
             _map(explanation, "decoder_cross", wish, query),
             f"{query}: {box.caption}",
-            box.colour,
+            box.color,
             box.box,
             dots=_dots(explanation, wish, query),
         )
@@ -174,7 +174,7 @@ def _matching_figure(explanation: Explanation, _wish: FigureOptions, _threshold:
             DrawnBox(
                 tuple(explanation.layer_boxes[-1, query_of[number]].tolist()),
                 f"{number}: query {query_of[number]}",
-                colour_of(labels[number]),
+                color_of(labels[number]),
             ),
         )
     ]
@@ -231,7 +231,7 @@ def _detected(explanation: Explanation, query: int) -> DrawnBox:
     scores, labels = explanation.scores_and_labels
     label = int(labels[query])
     caption = f"{explanation.categories.names[label]} {scores[query]:.2f}"
-    return DrawnBox(tuple(explanation.layer_boxes[-1, query].tolist()), caption, colour_of(label))
+    return DrawnBox(tuple(explanation.layer_boxes[-1, query].tolist()), caption, color_of(label))
 
 
 def _map(

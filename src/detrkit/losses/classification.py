@@ -33,7 +33,7 @@ class Classification(Protocol):
 
     @property
     def is_iou_aware(self) -> bool:
-        """Whether `query_losses` uses the IoU of the queries' boxes."""
+        """True if `query_losses` uses the IoU of the queries' boxes."""
 
     def query_losses(
         self, logits: Float[Tensor, "*N L"], target_classes: Int64[Tensor, "*N"], iou: Float[Tensor, "*N"] | None = None
@@ -53,7 +53,7 @@ class Classification(Protocol):
         """Compute the matching cost of every query for every label."""
 
     def is_object(self, logits: Float[Tensor, "*N L"]) -> Bool[Tensor, "*N"]:
-        """Whether a query predicts an object."""
+        """Return True for queries that predict an object."""
 
     def predicted_labels(self, logits: Float[Tensor, "*N L"]) -> Int64[Tensor, "*N"]:
         """Return the predicted class in 0 .. K-1, or K for "no object"."""
@@ -91,7 +91,7 @@ class SoftmaxClassification:
         return -_gather_labels(logits.softmax(-1), labels)
 
     def is_object(self, logits: Float[Tensor, "*N L"]) -> Bool[Tensor, "*N"]:
-        """Whether "no object" is not the most probable class."""
+        """Return True where "no object" is not the most probable class."""
         return self.predicted_labels(logits) != self.num_classes
 
     def predicted_labels(self, logits: Float[Tensor, "*N L"]) -> Int64[Tensor, "*N"]:
@@ -143,7 +143,7 @@ class SigmoidFocalClassification:
         return _gather_labels(positive - negative, labels)
 
     def is_object(self, logits: Float[Tensor, "*N L"]) -> Bool[Tensor, "*N"]:
-        """Whether any class has a probability above 1/2."""
+        """Return True where any class has a probability above 1/2."""
         return logits.amax(-1) > 0
 
     def predicted_labels(self, logits: Float[Tensor, "*N L"]) -> Int64[Tensor, "*N"]:

@@ -294,7 +294,7 @@ class SetCriterion:
 
 
 def is_loss(name: str) -> bool:
-    """Whether an entry of `LossOutput.losses` is a loss, not a metric such as class_error."""
+    """Return True for losses in `LossOutput.losses`, False for metrics such as class_error."""
     return name.startswith("loss")
 
 

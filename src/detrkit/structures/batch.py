@@ -43,7 +43,7 @@ class Batch:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any image is padded, that is, whether sizes differ (known without reading the mask from the device)."""
+        """True if any image is padded, that is, if sizes differ (known without reading the mask from the device)."""
         return len(set(self.sizes)) > 1
 
     def unpadded(self) -> list[Batch]:

@@ -274,8 +274,7 @@ class Detections:
         Raises:
             ValueError: neither image is known.
         """
-        from detrkit.visualization.draw import draw_detections
-        from detrkit.visualization.segments import draw_segments
+        from detrkit.visualization.draw import draw_detections, draw_segments
 
         image = image or self.image
         if image is None:

@@ -25,7 +25,7 @@ class PanopticSegment:
         id: value of its pixels in `PanopticSegments.ids`, 1 or more.
         label: class in 0 .. K-1.
         category_id: the dataset's own id of the class.
-        is_thing: whether the class is countable (a thing, not stuff).
+        is_thing: True for countable classes (things), False for stuff.
         score: 0 .. 1.
         area: in pixels.
         class_name: name of the class.
@@ -48,7 +48,7 @@ class PanopticSegments:
     leave the pixels of the others without a segment.
 
     Attributes:
-        ids: segment of every pixel of the original image; 0 where there is none.
+        ids: segment id of every pixel of the original image; 0 for pixels without a segment.
         segments: the segments.
         image: the original image, if it was kept for drawing.
         path: of the image file.
@@ -113,7 +113,7 @@ class PanopticSegments:
         Raises:
             ValueError: neither image is known.
         """
-        from detrkit.visualization.segments import draw_segments
+        from detrkit.visualization.draw import draw_segments
 
         image = image or self.image
         if image is None:

@@ -18,7 +18,7 @@ from detrkit.inference.detector import Detector
 from detrkit.training.data import TrainingData
 from detrkit.training.loggers.run_log import read_metrics
 from detrkit.training.trainer import TrainingResult
-from detrkit.visualization.curves import draw_curves
+from detrkit.visualization.charts import draw_training_curves
 
 
 def write_run_report(
@@ -49,7 +49,7 @@ def write_run_report(
         subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}; {drawn}",
         analysis=analysis,
         judged_by="the ones it was trained on" if learned_from_all else "not seen in training",
-        curves=draw_curves(read_metrics(output)),
+        curves=draw_training_curves(read_metrics(output)),
         gallery=gallery,
         worst=draw_worst(analysis, data.pictures, data.val_ids),
         masks=result.scores.masks,

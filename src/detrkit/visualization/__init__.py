@@ -1,1 +1,1 @@
-"""Pictures: boxes on photos, curves."""
+"""Drawing on images, charts, figures for papers, and HTML pages."""

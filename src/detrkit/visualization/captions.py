@@ -1,7 +1,4 @@
-"""Captions on photos: where there is room for them, and none where they would hide objects.
-
-Input: boxes (xyxy in pixels) and what is to stand at each, in longer and shorter words. Output: places for them.
-"""
+"""Placement and drawing of captions on images: near their boxes, inside the image, without hiding objects."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,82 +7,90 @@ from jaxtyping import Float
 from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-Corner = tuple[float, float]
+Point = tuple[float, float]
 _MARGIN = 2  # pixels around the text
-_MAX_HIDDEN = 0.2  # share of an object that a caption may cover
+_MAX_COVERED = 0.2  # fraction of an object that a caption may cover
 
 
 def font_for(size: tuple[int, int], boxes: Float[np.ndarray, "N 4"]) -> Font:
-    """A font that suits a photo of (width, height), and its boxes: many small ones get small captions."""
-    least, largest = (max(11, max(size) // share) for share in (90, 40))
+    """Choose a font size for an image: smaller if its boxes are small.
+
+    Args:
+        size: (width, height) of the image.
+        boxes: xyxy in pixels.
+    """
+    smallest, largest = (max(11, max(size) // divisor) for divisor in (90, 40))
     if not len(boxes):
         return ImageFont.load_default(size=largest)
     side = float(np.median(np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))))
-    return ImageFont.load_default(size=min(largest, max(least, round(side / 7))))
+    return ImageFont.load_default(size=min(largest, max(smallest, round(side / 7))))
 
 
 def place_captions(
     boxes: Float[np.ndarray, "N 4"], captions: Sequence[Sequence[str]], font: Font, size: tuple[int, int]
-) -> list[tuple[str, Corner] | None]:
-    """Find a place for the longest words of every box that fit, the first boxes first.
+) -> list[tuple[str, Point] | None]:
+    """Place the longest caption that fits at every box, giving precedence to earlier boxes.
 
-    Captions lie beside each other, inside the photo, and hide no more than a fifth of any object.
+    Captions do not overlap each other, lie inside the image, and cover at most a fifth of any object.
 
     Args:
-        boxes: of all objects, inside the photo.
-        captions: of each box, from long to short; none for a box without.
+        boxes: of all objects, inside the image.
+        captions: alternatives for each box, from long to short; empty for a box without a caption.
         font: of the captions.
-        size: (width, height) of the photo.
+        size: (width, height) of the image.
 
     Returns:
-        What stands at each box, and the upper left corner of it; None where nothing fits.
+        Caption and its upper left corner for each box; None if nothing fits.
     """
     areas = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1.0)
-    taken = np.zeros((0, 4))
-    placed: list[tuple[str, Corner] | None] = []
-    for box, words in zip(boxes.tolist(), captions, strict=True):
+    occupied = np.zeros((0, 4))
+    placed: list[tuple[str, Point] | None] = []
+    for box, alternatives in zip(boxes.tolist(), captions, strict=True):
         placed.append(None)
-        for text, place in _places(box, words, font, size):
-            if _common(place, taken).any() or (_common(place, boxes) > _MAX_HIDDEN * areas).any():
+        for text, place in _candidate_places(box, alternatives, font, size):
+            if _intersection(place, occupied).any() or (_intersection(place, boxes) > _MAX_COVERED * areas).any():
                 continue
-            taken = np.vstack([taken, place])
+            occupied = np.vstack([occupied, place])
             placed[-1] = text, (float(place[0]), float(place[1]))
             break
     return placed
 
 
-def above(corner: Corner, extent: tuple[float, float], size: tuple[int, int]) -> Corner:
-    """Where a caption of (width, height) lies above a corner, or below it where there is no room above."""
-    left = min(max(corner[0], 0), max(size[0] - extent[0], 0))
-    return left, corner[1] - extent[1] if corner[1] >= extent[1] else corner[1]
+def above(corner: Point, text_size: tuple[float, float], size: tuple[int, int]) -> Point:
+    """Return the upper left corner of a caption above a point, or below it if there is no room above."""
+    left = min(max(corner[0], 0), max(size[0] - text_size[0], 0))
+    return left, corner[1] - text_size[1] if corner[1] >= text_size[1] else corner[1]
 
 
-def extent_of(caption: str, font: Font) -> tuple[float, float]:
-    """Width and height of a caption, with its ground."""
+def caption_size(caption: str, font: Font) -> tuple[float, float]:
+    """Return width and height of a caption with its background, in pixels."""
     x0, y0, x1, y1 = font.getbbox(caption)
     return x1 - x0 + 2 * _MARGIN, y1 - y0 + 2 * _MARGIN
 
 
-def write_caption(
-    pen: ImageDraw.ImageDraw, corner: Corner, caption: str, colour: tuple[int, int, int], font: Font
+def draw_caption(
+    pen: ImageDraw.ImageDraw, corner: Point, caption: str, color: tuple[int, int, int], font: Font
 ) -> None:
-    """Write on a ground of the colour whose upper left corner is given."""
-    left, top = round(corner[0]), round(corner[1])  # Pillow cuts text that starts between pixels above the photo's edge
-    width, height = extent_of(caption, font)
+    """Draw a caption on a background of the given colour with the given upper left corner."""
+    left, top = round(corner[0]), round(corner[1])  # Pillow clips text at fractional positions at the upper edge
+    width, height = caption_size(caption, font)
     x0, y0, _, _ = font.getbbox(caption)
-    pen.rectangle((left, top, left + width, top + height), fill=colour)
-    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    ink = "black" if brightness > 140 else "white"
-    pen.text((left + _MARGIN - x0, top + _MARGIN - y0), caption, fill=ink, font=font)
+    pen.rectangle((left, top, left + width, top + height), fill=color)
+    pen.text((left + _MARGIN - x0, top + _MARGIN - y0), caption, fill=text_color_on(color), font=font)
 
 
-def _places(
-    box: Sequence[float], words: Sequence[str], font: Font, size: tuple[int, int]
+def text_color_on(color: tuple[int, int, int]) -> str:
+    """Return "black" or "white", whichever is legible on a background."""
+    return "black" if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else "white"
+
+
+def _candidate_places(
+    box: Sequence[float], alternatives: Sequence[str], font: Font, size: tuple[int, int]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Where words could stand inside the photo, the best place first: above or below the box, beside it, inside."""
+    """Yield captions and places (xyxy) inside the image, best first: above or below the box, beside it, inside."""
     x0, y0, x1, y1 = box
-    for text in filter(None, words):
-        width, height = extent_of(text, font)
+    for text in filter(None, alternatives):
+        width, height = caption_size(text, font)
         for left, top in (
             above((x0, y0), (width, height), size),
             (x1 - width, y0 - height),
@@ -99,7 +104,7 @@ def _places(
                 yield text, np.array([left, top, left + width, top + height])
 
 
-def _common(place: np.ndarray, boxes: Float[np.ndarray, "N 4"]) -> np.ndarray:
-    """The area that a place has in common with each box."""
+def _intersection(place: np.ndarray, boxes: Float[np.ndarray, "N 4"]) -> np.ndarray:
+    """Area that a place has in common with each box."""
     low, high = np.maximum(place[:2], boxes[:, :2]), np.minimum(place[2:], boxes[:, 2:])
     return np.asarray((high - low).clip(min=0).prod(1))

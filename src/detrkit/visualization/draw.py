@@ -1,4 +1,7 @@
-"""Boxes with names and scores on a photo; several photos on a sheet."""
+"""Draw boxes, masks, panoptic segments and detection errors on images.
+
+All functions return a copy of the image. Boxes are xyxy in pixels.
+"""
 
 import colorsys
 import math
@@ -7,89 +10,185 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from detrkit.structures import Detections
-from detrkit.visualization.captions import font_for, place_captions, write_caption
-from detrkit.visualization.mask_overlay import draw_masks
+from detrkit.structures import Detections, PanopticSegments
+from detrkit.visualization.captions import above, caption_size, draw_caption, font_for, place_captions
 
-_CELL = 320  # pixels a side of a photo on a contact sheet
+Color = tuple[int, int, int]
+_CELL = 320  # pixels a side of an image on a contact sheet
 _LINE = 22  # pixels for its caption
-_GOLDEN_RATIO = 0.618034  # steps of it round the colour circle keep neighbours apart
+_GOLDEN_RATIO = 0.618034  # steps of it around the colour circle give neighbours different hues
+_OPACITY = 0.45  # of masks
+_MIN_NAMED_AREA = 0.004  # fraction of the image; smaller segments have no caption, which would cover them
+_SHADES = (1.0, 0.62, 0.8, 0.45)  # brightness of the segments of one class, in turn
+
+CORRECT = "correct"
+# written next to the box for each kind of error, so that the colours need not be distinguished
+ERROR_CAPTIONS = {
+    CORRECT: "",
+    "badly placed": "localization",
+    "wrong class": "class",
+    "duplicate": "duplicate",
+    "background": "background",
+    "wrong class and badly placed": "class + localization",
+    "missed": "missed",
+}
+ERROR_COLORS: dict[str, Color] = {
+    CORRECT: (60, 200, 110),
+    "badly placed": (250, 170, 40),
+    "wrong class": (210, 90, 250),
+    "duplicate": (60, 170, 250),
+    "background": (250, 80, 70),
+    "wrong class and badly placed": (250, 120, 180),
+    "missed": (255, 255, 80),
+}
 
 
-def colour_of(label: int) -> tuple[int, int, int]:
-    """A bright colour for a category, always the same; white for -1."""
-    if label < 0:
+def color_of(category_id: int) -> Color:
+    """Return the colour of a category; white for -1."""
+    if category_id < 0:
         return 255, 255, 255
-    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1.0, 0.85, 0.95)
+    red, green, blue = colorsys.hsv_to_rgb(category_id * _GOLDEN_RATIO % 1.0, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(photo: Image.Image, detections: Detections) -> Image.Image:
-    """Draw detections, with their masks if they have any, on a copy of the photo they were found in, the best on top."""
+def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
+    """Draw detections, and their masks if they have any, on the image they were detected in; best scores on top."""
+    category_ids = detections.category_ids.tolist()
     masks = detections.masks
     if masks is not None:
-        photo = draw_masks(photo, masks.numpy(), [colour_of(one) for one in detections.category_ids.tolist()])
+        image = draw_masks(image, masks.numpy(), [color_of(number) for number in category_ids])
     scores = [f"{score:.2f}" for score in detections.scores.tolist()]
     captions = [(f"{name} {score}", score) for name, score in zip(detections.class_names, scores, strict=True)]
-    return draw_boxes(photo, detections.boxes.tolist(), detections.category_ids.tolist(), captions)
+    return draw_boxes(image, detections.boxes.tolist(), category_ids, captions)
 
 
 def draw_boxes(
-    photo: Image.Image,
+    image: Image.Image,
     boxes: Sequence[Sequence[float]],
-    labels: Sequence[int],
+    category_ids: Sequence[int],
     captions: Sequence[Sequence[str]],
-    colours: Sequence[tuple[int, int, int]] | None = None,
+    colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """Draw boxes with captions on a copy of a photo, the first on top.
+    """Draw boxes with captions, the first on top.
 
     Args:
-        photo: of any mode.
+        image: of any mode.
         boxes: xyxy in pixels.
-        labels: choose the colours, where none are given; -1 is drawn with a thin line.
-        captions: of each box, from long to short: the longest is written for which there is room, or else none.
-        colours: of the boxes.
+        category_ids: choose the colours if none are given; -1 is drawn with a thin line.
+        captions: alternatives for each box, from long to short; the longest that fits is drawn.
+        colors: of the boxes.
     """
-    picture = photo.convert("RGB")
-    pen = ImageDraw.Draw(picture)
-    colours = colours or [colour_of(label) for label in labels]
-    cut = [_inside(box, picture.size) for box in boxes]
-    for (left, top, right, bottom), label, colour in reversed(list(zip(cut, labels, colours, strict=True))):
-        # a line of usual width would hide what is tiny
-        usual, own = max(picture.size) / 240, min(right - left, bottom - top) / 16
-        thickness = max(1, max(picture.size) // 1000, round(min(usual, own)))
-        pen.rectangle((left, top, right, bottom), outline=colour, width=thickness if label >= 0 else 1)
-    places = np.array(cut).reshape(-1, 4)
-    font = font_for(picture.size, places)
-    placed = place_captions(places, captions, font, picture.size)
-    for found, colour in zip(placed, colours, strict=True):
-        if found is not None:
-            write_caption(pen, found[1], found[0], colour, font)
-    return picture
+    drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    colors = colors or [color_of(number) for number in category_ids]
+    clipped = [_clip(box, drawn.size) for box in boxes]
+    for (left, top, right, bottom), number, color in reversed(list(zip(clipped, category_ids, colors, strict=True))):
+        # the usual line width would hide tiny objects
+        usual, own = max(drawn.size) / 240, min(right - left, bottom - top) / 16
+        width = max(1, max(drawn.size) // 1000, round(min(usual, own)))
+        pen.rectangle((left, top, right, bottom), outline=color, width=width if number >= 0 else 1)
+    places = np.array(clipped).reshape(-1, 4)
+    font = font_for(drawn.size, places)
+    for placed, color in zip(place_captions(places, captions, font, drawn.size), colors, strict=True):
+        if placed is not None:
+            draw_caption(pen, placed[1], placed[0], color, font)
+    return drawn
 
 
-def _inside(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def draw_masks(image: Image.Image, masks: np.ndarray, colors: Sequence[Color]) -> Image.Image:
+    """Draw boolean masks (N, H, W) with white outlines, the first on top."""
+    ids = np.zeros(masks.shape[1:], dtype=np.int64)
+    palette = np.zeros((len(masks) + 1, 3), dtype=np.uint8)
+    for index in reversed(range(len(masks))):
+        ids[masks[index]] = index + 1
+        palette[index + 1] = colors[index]
+    return _overlay(image, ids, palette)
+
+
+def draw_segments(image: Image.Image, segments: PanopticSegments) -> Image.Image:
+    """Draw panoptic segments with outlines and captions; things of one class have different shades of its colour."""
+    ids = segments.ids.numpy()
+    palette = np.zeros((int(ids.max(initial=0)) + 1, 3), dtype=np.uint8)
+    counts: dict[int, int] = {}
+    for segment in segments:
+        number = counts[segment.category_id] = counts.get(segment.category_id, -1) + 1
+        shade = _SHADES[number % len(_SHADES)]
+        palette[segment.id] = [round(value * shade) for value in color_of(segment.category_id)]
+    drawn = _overlay(image, ids, palette)
+    for segment in segments:
+        mask = ids == segment.id
+        if mask.mean() >= _MIN_NAMED_AREA:
+            _draw_name(drawn, f"{segment.class_name} {segment.score:.2f}", mask, tuple(palette[segment.id].tolist()))
+    return drawn
+
+
+def draw_errors(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    kinds: Sequence[str],
+    class_names: Sequence[str],
+    scores: Sequence[float | None],
+) -> Image.Image:
+    """Draw detections and missed objects in the colour of their kind of error; correct ones have no caption.
+
+    Args:
+        image: of any mode.
+        boxes: xyxy in pixels.
+        kinds: of each box, a key of `ERROR_COLORS`.
+        class_names: of each box.
+        scores: of each detection; None for missed objects.
+    """
+    captions = []
+    for kind, name, score in zip(kinds, class_names, scores, strict=True):
+        words, number = ERROR_CAPTIONS[kind], "" if score is None else f" {score:.2f}"
+        captions.append(() if kind == CORRECT else (f"{words}: {name}{number}", words))
+    return draw_boxes(image, boxes, [0] * len(boxes), captions, [ERROR_COLORS[kind] for kind in kinds])
+
+
+def contact_sheet(images: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Arrange images, each from `fit_to_cell`, in a grid with their captions below."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * _CELL, rows * (_CELL + _LINE)), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for number, (image, caption) in enumerate(images):
+        left, top = number % columns * _CELL, number // columns * (_CELL + _LINE)
+        sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
+        pen.text((left + 6, top + _CELL), caption, fill="black", font=font)
+    return sheet
+
+
+def fit_to_cell(image: Image.Image) -> tuple[Image.Image, float]:
+    """Resize an image to the cell of a contact sheet, and return the scale factor."""
+    scale = (_CELL - 6) / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), scale
+
+
+def _clip(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     width, height = size
     left, right = sorted(min(max(x, 0), width - 1) for x in box[0::2])
     top, bottom = sorted(min(max(y, 0), height - 1) for y in box[1::2])
     return left, top, right, bottom
 
 
-def contact_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """Lay photos out in a grid, each `fitted` and with its caption below."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * _CELL, rows * (_CELL + _LINE)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=14)
-    for number, (picture, caption) in enumerate(pictures):
-        left, top = number % columns * _CELL, number // columns * (_CELL + _LINE)
-        sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
-        pen.text((left + 6, top + _CELL), caption, fill="black", font=font)
-    return sheet
+def _overlay(image: Image.Image, ids: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Blend the colours of ids (H, W) into an image, 0 excepted, with white lines where ids differ."""
+    pixels = np.asarray(image.convert("RGB"))
+    mixed = pixels * (1 - _OPACITY) + palette[ids] * _OPACITY
+    drawn = Image.fromarray(np.where((ids > 0)[..., None], mixed, pixels).astype(np.uint8))
+    edge = np.zeros(ids.shape, dtype=bool)
+    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    edge[1:] |= ids[1:] != ids[:-1]
+    drawn.paste((255, 255, 255), mask=Image.fromarray(edge.astype(np.uint8) * 200))
+    return drawn
 
 
-def fitted(photo: Image.Image) -> tuple[Image.Image, float]:
-    """Make a photo as large as its place on a contact sheet; tell by which factor."""
-    scale = (_CELL - 6) / max(photo.size)
-    return photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))), scale
+def _draw_name(drawn: Image.Image, caption: str, mask: np.ndarray, color: Color) -> None:
+    """Draw the caption of a segment at its pixel closest to its centroid."""
+    pen = ImageDraw.Draw(drawn)
+    font = ImageFont.load_default(size=max(10, max(drawn.size) // 45))
+    rows, columns = mask.nonzero()
+    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
+    corner = (float(columns[nearest]) - pen.textlength(caption, font=font) / 2, float(rows[nearest]) + 6)
+    draw_caption(pen, above(corner, caption_size(caption, font), drawn.size), caption, color, font)

@@ -1,6 +1,6 @@
-"""Pictures for papers: legible in print at one column (3.35 in) or two (6.9 in), as SVG, PDF or PNG.
+"""Figures for papers: legible in print at one column (3.35 in) or two (6.9 in), as SVG, PDF or PNG.
 
-Input: a photo, maps and boxes as plain values; boxes are xyxy in pixels of the photo. Output: a matplotlib figure.
+Boxes are xyxy in pixels of the image.
 """
 
 import math
@@ -22,42 +22,43 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import MAKER
-from detrkit.visualization.draw import colour_of
+from detrkit.visualization.captions import text_color_on
+from detrkit.visualization.draw import color_of
 
-COLUMN = 3.35  # inches, of a paper with two columns
-PAGE = 6.9
-_SMALL = 7.0  # points: the least that can be read in print
+COLUMN_WIDTH = 3.35  # inches, of a paper with two columns
+PAGE_WIDTH = 6.9
+_SMALL = 7.0  # points: the smallest size that is legible in print
 _CAPTION = 8.0
-_SMALL_PHOTO = 400  # pixels a side
+_SMALL_IMAGE = 400  # pixels a side
 _STYLE: dict[Any, Any] = {
     "font.size": _CAPTION,
     "axes.titlesize": _CAPTION,
     "xtick.labelsize": _SMALL,
     "ytick.labelsize": _SMALL,
     "axes.linewidth": 0.5,
-    "svg.fonttype": "path",  # looks the same everywhere
-    "svg.hashsalt": "detrkit",  # the same picture gives the same file
-    "pdf.fonttype": 42,  # publishers want TrueType
+    "svg.fonttype": "path",  # text as paths: no fonts needed
+    "svg.hashsalt": "detrkit",  # deterministic ids
+    "pdf.fonttype": 42,  # TrueType, as publishers ask for
     "savefig.dpi": 300,
 }
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A photo with a map over it.
+    """An image with a heat map over it.
 
     Attributes:
-        map: (h, w) of any scale, drawn from 0 to its largest value.
-        title: above it.
-        box: drawn on it, xyxy.
-        point: marked on it, x and y.
-        colour: of both.
-        dots: sampled points, (x, y, weight); the weightier the larger.
+        map: (h, w), drawn from 0 to its maximum.
+        title: above the image.
+        color: of box and point.
+        box: xyxy in pixels, or None.
+        point: x and y of a marked point in pixels, or None.
+        dots: sampling points (x, y, weight); larger weights are drawn larger.
     """
 
     map: Float[Tensor, "h w"]
     title: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     box: tuple[float, ...] | None = None
     point: tuple[float, float] | None = None
     dots: Float[Tensor, "K 3"] | None = None
@@ -65,54 +66,54 @@ class Panel:
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box with a word."""
+    """A box with a caption."""
 
     box: tuple[float, ...]
     caption: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     is_dashed: bool = False
 
 
 @contextmanager
 def print_style() -> Iterator[None]:
-    """Draw for print, until the block ends."""
+    """Context manager that sets matplotlib's style for print."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
-def point_colour(number: int) -> tuple[int, int, int]:
-    """A colour for a point."""
-    return colour_of(number)
+def point_color(number: int) -> tuple[int, int, int]:
+    """Return the colour of the marked point with this number."""
+    return color_of(number)
 
 
 def draw_panels(
-    photo: Image, map_size: tuple[float, float], panels: Sequence[Panel], boxes: Sequence[DrawnBox], title: str
+    image: Image, map_size: tuple[float, float], panels: Sequence[Panel], boxes: Sequence[DrawnBox], title: str
 ) -> Figure:
-    """Draw the photo with its boxes and the marked points, and then a panel per map.
+    """Draw an image with boxes and marked points, followed by a panel per heat map.
 
     Args:
-        photo: in colours; below the maps it is grey.
-        map_size: (height, width) in pixels of the photo that the maps cover: cells may reach beyond its edge.
+        image: shown in colour in the first panel, in grey below the maps.
+        map_size: (height, width) in pixels that the maps cover; cells may reach beyond the image.
         panels: the maps.
-        boxes: on the photo.
-        title: of the photo.
+        boxes: on the first panel.
+        title: of the first panel.
     """
     count = 1 + len(panels)
     columns = 2 if count in (1, 2, 4) else 3 if count <= 6 else 4
     rows = math.ceil(count / columns)
-    width = COLUMN if columns <= 2 else PAGE
+    width = COLUMN_WIDTH if columns <= 2 else PAGE_WIDTH
     side = width / columns
-    shape = min(max(photo.height / photo.width, 0.25), 2.5)
+    shape = min(max(image.height / image.width, 0.25), 2.5)
     engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     figure = Figure(figsize=(width, rows * (side * shape + 0.22)), layout=engine)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    _show_photo(axes[0], photo, title)
+    _show_image(axes[0], image, title)
     for box in boxes:
         _show_box(axes[0], box)
     for panel in panels:
         if panel.point is not None:
-            _mark(axes[0], panel.point, panel.colour)
-    grey = photo.convert("L").convert("RGB")
+            _mark(axes[0], panel.point, panel.color)
+    grey = image.convert("L").convert("RGB")
     for one, panel in zip(axes[1:], panels, strict=False):
         _show_panel(one, grey, map_size, panel)
     for one in axes[count:]:
@@ -121,29 +122,35 @@ def draw_panels(
 
 
 def draw_matching(
-    photo: Image, boxes: Sequence[DrawnBox], costs: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
+    image: Image, boxes: Sequence[DrawnBox], costs: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
-    """Draw the photo with objects and their queries beside the matrix of costs.
+    """Draw an image with objects and their matched queries beside the matrix of matching costs.
 
     Args:
-        photo: the photo.
-        boxes: true boxes dashed, predicted ones not.
-        costs: (rows, columns); the first min(rows, columns) rows are the matched queries, of the objects in order.
+        image: the image.
+        boxes: dashed for ground truth.
+        costs: (rows, columns); the first min(rows, columns) rows are the queries matched to the objects in order.
         rows: names of the queries.
         columns: names of the objects.
         title: of the matrix.
     """
     height = max(2.2, 0.17 * len(rows) + 0.8)
-    figure = Figure(figsize=(PAGE, min(height, 8)), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, min(height, 8)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    _show_photo(left, photo, "objects (dashed) and their queries")
+    _show_image(left, image, "objects (dashed) and matched queries")
     for box in boxes:
         _show_box(left, box)
-    colours = right.imshow(costs, cmap="Blues_r", aspect="auto").to_rgba(costs)
+    cell_colors = right.imshow(costs, cmap="Blues_r", aspect="auto").to_rgba(costs)
     for (row, column), cost in np.ndenumerate(costs):
-        red, green, blue = (round(255 * part) for part in colours[row, column, :3])
+        red, green, blue = (round(255 * part) for part in cell_colors[row, column, :3])
         right.text(
-            column, row, f"{cost:.1f}", ha="center", va="center", fontsize=_SMALL, color=_ink_on((red, green, blue))
+            column,
+            row,
+            f"{cost:.1f}",
+            ha="center",
+            va="center",
+            fontsize=_SMALL,
+            color=text_color_on((red, green, blue)),
         )
         if row == column:
             right.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#d62728", linewidth=1.5))
@@ -156,7 +163,7 @@ def draw_matching(
 
 @dataclass(frozen=True)
 class StageBox:
-    """A stage in the picture of a model: its name, lines of shapes, and its place in a grid of two rows."""
+    """A stage of a model in `draw_stages`: name, lines of shapes, and its cell in a grid of two rows."""
 
     name: str
     lines: tuple[str, ...]
@@ -165,14 +172,14 @@ class StageBox:
 
 
 def draw_stages(boxes: Sequence[StageBox], arrows: Sequence[tuple[str, str]], title: str) -> Figure:
-    """Draw what passes between the parts of a model, with shapes."""
+    """Draw the stages of a model with the shapes of their outputs, and arrows (start, end) between them."""
     columns = 1 + max(box.column for box in boxes)
     tallest = max(len(box.lines) for box in boxes)
-    step, tall, wide = 0.62 + 0.14 * tallest, 0.3 + 0.14 * tallest, PAGE / columns
+    step, tall, wide = 0.62 + 0.14 * tallest, 0.3 + 0.14 * tallest, PAGE_WIDTH / columns
     rows = 1 + max(box.row for box in boxes)
-    figure = Figure(figsize=(PAGE, rows * step + 0.2))
+    figure = Figure(figsize=(PAGE_WIDTH, rows * step + 0.2))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, PAGE), ylim=(rows * step, -0.2))
+    axes.set(xlim=(0, PAGE_WIDTH), ylim=(rows * step, -0.2))
     axes.set_axis_off()
     axes.text(0.06, -0.05, title, fontsize=_CAPTION, fontweight="bold", va="center")
     middle = {box.name: ((box.column + 0.5) * wide, box.row * step + 0.05 + tall / 2) for box in boxes}
@@ -194,19 +201,19 @@ def draw_stages(boxes: Sequence[StageBox], arrows: Sequence[tuple[str, str]], ti
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; the suffix says how. The same figure gives the same bytes."""
-    kind = path.suffix.lower().lstrip(".")
-    signed_and_undated = {
+    """Save a figure atomically, in the format of the suffix (svg, pdf, png); deterministic."""
+    format = path.suffix.lower().lstrip(".")
+    metadata = {
         "svg": {"Date": None, "Creator": MAKER},
         "pdf": {"CreationDate": None, "Creator": MAKER},
         "png": {"Software": MAKER},
-    }[kind]
+    }[format]
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format=kind, metadata=signed_and_undated)
+        figure.savefig(temporary, format=format, metadata=metadata)
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float], size: tuple[float, float]) -> FancyArrowPatch:
-    """From edge to edge: sideways within a row, downwards between rows."""
+    """Arrow between the edges of two boxes: horizontal within a row, vertical between rows."""
     (x0, y0), (x1, y1) = start, end
     if abs(y1 - y0) < 0.01:
         side = math.copysign(size[0] / 2, x1 - x0)
@@ -219,36 +226,36 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], size: tuple[flo
     )
 
 
-def _show_photo(axes: Axes, photo: Image, title: str) -> None:
-    # a vector picture holds a small photo as it is, and of a large one no more than can be printed
-    interpolation = "none" if max(photo.size) <= _SMALL_PHOTO else "antialiased"
-    axes.imshow(photo, extent=(0, photo.width, photo.height, 0), interpolation=interpolation)
-    axes.set(xlim=(0, photo.width), ylim=(photo.height, 0), xticks=[], yticks=[], title=title)
+def _show_image(axes: Axes, image: Image, title: str) -> None:
+    # vector formats embed a small image as it is, a large one resampled to the resolution of print
+    interpolation = "none" if max(image.size) <= _SMALL_IMAGE else "antialiased"
+    axes.imshow(image, extent=(0, image.width, image.height, 0), interpolation=interpolation)
+    axes.set(xlim=(0, image.width), ylim=(image.height, 0), xticks=[], yticks=[], title=title)
 
 
 def _show_panel(axes: Axes, grey: Image, map_size: tuple[float, float], panel: Panel) -> None:
-    _show_photo(axes, grey, panel.title)
+    _show_image(axes, grey, panel.title)
     values = panel.map.numpy()
     share = values / max(float(values.max()), 1e-12)
-    coloured = matplotlib.colormaps["inferno"](share)
-    coloured[..., 3] = 0.15 + 0.75 * np.sqrt(share)
-    axes.imshow(coloured, extent=(0, map_size[1], map_size[0], 0), interpolation="none")  # cells stay cells
+    overlay = matplotlib.colormaps["inferno"](share)
+    overlay[..., 3] = 0.15 + 0.75 * np.sqrt(share)
+    axes.imshow(overlay, extent=(0, map_size[1], map_size[0], 0), interpolation="none")
     axes.set(xlim=(0, grey.width), ylim=(grey.height, 0))
     if panel.box is not None:
-        _show_box(axes, DrawnBox(panel.box, "", panel.colour))
+        _show_box(axes, DrawnBox(panel.box, "", panel.color))
     if panel.dots is not None:
         left, top, weights = panel.dots.unbind(-1)
         sizes = 0.5 + 20 * weights.numpy()
         axes.scatter(left.numpy(), top.numpy(), sizes, "#77ffee", edgecolors="black", linewidths=0.4)
     if panel.point is not None:
-        _mark(axes, panel.point, panel.colour)
+        _mark(axes, panel.point, panel.color)
 
 
 def _show_box(axes: Axes, drawn: DrawnBox) -> None:
     left, top, right, bottom = drawn.box
-    colour = _hex(drawn.colour)
+    color = _hex(drawn.color)
     style = (0, (3, 2)) if drawn.is_dashed else "solid"
-    for edge, line in (("black", 2.2), (colour, 1.2)):
+    for edge, line in (("black", 2.2), (color, 1.2)):
         axes.add_patch(
             Rectangle(
                 (left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=line, linestyle=style
@@ -258,20 +265,14 @@ def _show_box(axes: Axes, drawn: DrawnBox) -> None:
         (low, high), (bottom_edge, _) = axes.get_xlim(), axes.get_ylim()
         place = min(max(left, low), high), min(max(top, 0), bottom_edge)
         side = "bottom" if place[1] > 0.1 * bottom_edge else "top"  # above the box, if there is room
-        label = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-        ink = _ink_on(drawn.colour)
+        label = {"facecolor": color, "edgecolor": "none", "pad": 0.8}
+        ink = text_color_on(drawn.color)
         axes.text(*place, drawn.caption, fontsize=_SMALL, va=side, color=ink, bbox=label, clip_on=True)
 
 
-def _mark(axes: Axes, point: tuple[float, float], colour: tuple[int, int, int]) -> None:
-    axes.plot(
-        *point, marker="o", markersize=5, markerfacecolor=_hex(colour), markeredgecolor="white", markeredgewidth=1
-    )
+def _mark(axes: Axes, point: tuple[float, float], color: tuple[int, int, int]) -> None:
+    axes.plot(*point, marker="o", markersize=5, markerfacecolor=_hex(color), markeredgecolor="white", markeredgewidth=1)
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _ink_on(colour: tuple[int, int, int]) -> str:
-    return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)

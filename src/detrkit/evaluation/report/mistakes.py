@@ -9,7 +9,7 @@ from detrkit._internal.text import plural
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.confusion import Confusion
 from detrkit.evaluation.tide import TIDE_NAMES
-from detrkit.visualization.error_overlay import COLOURS, WORDS
+from detrkit.visualization.draw import ERROR_CAPTIONS, ERROR_COLORS
 from detrkit.visualization.page import gallery_of, legend_of, table_of
 
 _RULES = {
@@ -88,6 +88,9 @@ def worst_section(pictures: Sequence[tuple[Image.Image, str]]) -> list[str]:
     if not pictures:
         return []
     legend = legend_of(
-        [(COLOURS[kind], f"{word}: {kind}" if word not in ("", kind) else kind) for kind, word in WORDS.items()]
+        [
+            (ERROR_COLORS[kind], f"{word}: {kind}" if word not in ("", kind) else kind)
+            for kind, word in ERROR_CAPTIONS.items()
+        ]
     )
     return ["<h2>Photos with most mistakes</h2>", legend, gallery_of(pictures, "photos large")]

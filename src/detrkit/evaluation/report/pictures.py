@@ -19,9 +19,7 @@ from detrkit.evaluation.report.page import ReportPicture
 from detrkit.evaluation.tide import KINDS, MISSED
 from detrkit.inference.detector import Detector
 from detrkit.structures import PanopticSegments, Sample
-from detrkit.visualization.draw import draw_boxes, draw_detections
-from detrkit.visualization.error_overlay import RIGHT, draw_errors
-from detrkit.visualization.segments import draw_segments
+from detrkit.visualization.draw import CORRECT, draw_boxes, draw_detections, draw_errors, draw_segments
 
 NUM_PICTURES = 12
 THRESHOLD = 0.5
@@ -111,11 +109,11 @@ def _draw_mistakes(analysis: Analysis, image_id: int, photo: Image.Image, scale:
     theirs = np.flatnonzero((case.truth.photos == place) & errors.is_unanswered)
     boxes = np.concatenate([case.truth.boxes[theirs], case.found.boxes[ours]]) * scale
     boxes[:, 2:] += boxes[:, :2]
-    kinds = [MISSED] * len(theirs) + [RIGHT if errors.is_right[one] else KINDS[errors.kind_of[one]] for one in ours]
+    kinds = [MISSED] * len(theirs) + [CORRECT if errors.is_right[one] else KINDS[errors.kind_of[one]] for one in ours]
     labels = np.r_[case.truth.labels[theirs], case.labels[ours]]
     scores = [None] * len(theirs) + case.found.scores[ours].tolist()
     # mistakes end on top of what is right
-    order = sorted(range(len(kinds)), key=lambda index: kinds[index] == RIGHT)
+    order = sorted(range(len(kinds)), key=lambda index: kinds[index] == CORRECT)
     return draw_errors(
         photo,
         [boxes[index].tolist() for index in order],
