@@ -55,7 +55,7 @@ def positions(encoding: str, encoder: str, decoder: str, queries: str, published
     places = {"encoder_positions": encoder, "decoder_positions": decoder, "query_positions": queries}
     named = {place: "none" if place == "none" else f"{encoding} at {place}" for place in (encoder, decoder)}
     cells = (named[encoder], named[decoder], f"learned at {queries}")
-    model = {"position_encoding": encoding if {encoder, decoder} != {"none"} else "none", **places}
+    model = {"position_embedding": encoding if {encoder, decoder} != {"none"} else "none", **places}
     return Row(f"{encoding}-{encoder}-{decoder}-{queries}", cells, published, model)
 
 

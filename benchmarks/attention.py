@@ -54,7 +54,7 @@ def main() -> None:
     if not arguments.run.exists():
         run_demo(arguments.run, SEED, model="detr-tiny")
     detector = Detector.load(arguments.run)
-    if detector.model.config.cross_attention != "dense" or detector.model.config.class_scores != "softmax":
+    if detector.model.config.decoder != "dense" or detector.model.config.class_scores != "softmax":
         raise SystemExit(f"{arguments.run}: found another model, expected plain DETR; detrkit demo --model detr-tiny")
     inside, uniform = shares_of(detector, arguments.photos)
     print(f"{len(uniform)} objects found in {arguments.photos} unseen drawings; uniform share {uniform.mean():.3f}")

@@ -121,7 +121,7 @@ def _bare(
 _SIGMOID = {"class_scores": "sigmoid", "pre_norm": False}
 _QUERIES = {"num_queries": 50}
 _COARSE = {**_QUERIES, "dilation": False}  # a cell every 16 px, where DETR's 25 queries have one every 8
-_SAMPLED = {"encoder_attention": "deformable", "cross_attention": "deformable"}
+_SAMPLED = {"encoder": "deformable", "decoder": "deformable"}
 _FIVE_E4 = {"lr": 5e-4, "backbone_lr": 5e-4}  # where 1e-3 was worse
 TABLES: dict[str, tuple[Row, ...]] = {
     "peers": (
@@ -130,7 +130,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
             "conditional",
             "Conditional DETR",
             "detr-tiny",
-            {**_SIGMOID, "queries": "points", "cross_attention": "conditional"},
+            {**_SIGMOID, "queries": "points", "decoder": "conditional"},
             _FIVE_E4,
             drawn=_COARSE,
             photos=_QUERIES,
@@ -142,7 +142,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
             {
                 **_SIGMOID,
                 "queries": "anchors",
-                "cross_attention": "conditional",
+                "decoder": "conditional",
                 "with_box_refine": True,
                 "position_temperature": 20.0,
             },
@@ -167,17 +167,17 @@ TABLES: dict[str, tuple[Row, ...]] = {
         _bare(
             "no-proposals",
             "without proposals: learned anchors",
-            settings={"queries": "anchors", "proposal_content": "place"},
+            settings={"queries": "anchors", "two_stage_content": "box"},
         ),
-        _bare("no-content", "without what cells held", settings={"proposal_content": "place"}),
+        _bare("no-content", "without what cells held", settings={"two_stage_content": "box"}),
         _bare(
             "no-refinement",
             "without proposals and refinement",
-            settings={"queries": "points", "proposal_content": "place", "with_box_refine": False},
+            settings={"queries": "points", "two_stage_content": "box", "with_box_refine": False},
             training={"look_forward_twice": False},
         ),
         _bare("one-map", "without the finer map", settings={"num_feature_levels": 1}),
-        _bare("dense", "without sampling: all cells are looked at", settings={"cross_attention": "dense"}),
+        _bare("dense", "without sampling: all cells are looked at", settings={"decoder": "dense"}),
         _bare("shared-heads", "without heads for each layer", settings={"layerwise_heads": False}),
         _bare("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
         _bare("not-iou-aware", "without scores that know the overlap", training={"iou_aware": False}),

@@ -48,7 +48,7 @@ def scene_of(sizes: tuple[tuple[int, int], ...]) -> FeatureMaps:
 def build(name: str, sizes: tuple[tuple[int, int], ...]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """One layer, and how to ask it."""
     torch.manual_seed(0)
-    shape = LayerShape(WIDTH, HEADS, 4 * WIDTH, 0.0, False, num_feature_levels=len(sizes), sampling_points=POINTS)
+    shape = LayerShape(WIDTH, HEADS, 4 * WIDTH, 0.0, False, num_feature_levels=len(sizes), num_points=POINTS)
     ours = DeformableAttention(shape)
     nn.init.normal_(ours.offset_projection.weight, std=0.1)
     nn.init.normal_(ours.weight_projection.weight, std=0.1)

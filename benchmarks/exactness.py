@@ -23,7 +23,7 @@ def compare(file: Path) -> tuple[float, float, float]:
     model = formula_model(name, **overrides)
     num_classes = model.config.num_classes
     predictions = model(*formula_batch())
-    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
+    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.mask_head))
     report.total.backward()
     outputs = max(
         float((torch.from_numpy(golden[key]) - tensor.detach()).abs().max())

@@ -144,9 +144,9 @@ def prediction(which: str) -> Step:
     @torch.inference_mode()
     def predict_ours() -> float:
         said = model(images, last_layer_only=True, all_masks=False)
-        assert model.panoptic is not None
+        assert model.mask_head is not None
         assert said.mask_inputs is not None
-        return float(model.panoptic(said.mask_inputs, queries, [len(queries)])[0, 0, 0])
+        return float(model.mask_head(said.mask_inputs, queries, [len(queries)])[0, 0, 0])
 
     return predict_ours
 

@@ -13,7 +13,7 @@ def small_detector(**overrides: object) -> Detector:
     torch.manual_seed(3)
     model = build_model("detr-tiny", num_classes=3, num_queries=9, **overrides)
     with torch.no_grad():
-        model.queries.weight.mul_(3)
+        model.query_source.weight.mul_(3)
         for name, parameter in model.named_parameters():
             if name.endswith(("query_projection.weight", "key_projection.weight")):
                 parameter.mul_(4)

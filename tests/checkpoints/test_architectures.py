@@ -26,13 +26,13 @@ def test_classes_of_the_same_name_keep_their_rows(preset: str) -> None:
     source = build_model(preset, num_classes=3, num_queries=8, **SMALL)
     model = build_model(preset, num_classes=2, num_queries=12, **SMALL)
     name = next(one for one in model.state_dict() if one.startswith("heads.class_head.") and one.endswith("weight"))
-    before, queries = model.state_dict()[name].clone(), model.queries.weight.detach().clone()
+    before, queries = model.state_dict()[name].clone(), model.query_source.weight.detach().clone()
     adaptation = load_adapted(model, WANTED, source.state_dict(), KNOWN)
     # the last class is one like the others: sigmoid scores know no no-object
     assert torch.equal(model.state_dict()[name][0], source.state_dict()[name][2])
     assert torch.equal(model.state_dict()[name][1], before[1])
-    assert torch.equal(model.queries.weight[:8], source.queries.weight)
-    assert torch.equal(model.queries.weight[8:], queries[8:])
+    assert torch.equal(model.query_source.weight[:8], source.query_source.weight)
+    assert torch.equal(model.query_source.weight[8:], queries[8:])
     assert adaptation.known_classes == ("horse",)
     assert not adaptation.new
 
@@ -49,7 +49,7 @@ def test_whether_anything_is_there_is_kept_for_other_classes() -> None:
     preset = "deformable-detr-r50-two-stage"
     source, model = (build_model(preset, num_classes=count, num_queries=5, **SMALL) for count in (3, 2))
     adaptation = load_adapted(model, WANTED, source.state_dict(), KNOWN)
-    assert torch.equal(model.queries.class_head.weight[0], source.queries.class_head.weight[0])
+    assert torch.equal(model.query_source.class_head.weight[0], source.query_source.class_head.weight[0])
     assert not adaptation.new
 
 

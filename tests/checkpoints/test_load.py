@@ -38,13 +38,13 @@ def outputs(model: DETR) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"position_encoding": "learned"}, {"pre_norm": True}, {"panoptic": True}], ids=str
+    "changes", [{}, {"position_embedding": "learned"}, {"pre_norm": True}, {"mask_head": True}], ids=str
 )
 def test_published_form_round_trip(tmp_path: Path, changes: dict[str, object]) -> None:
     model = small(**changes)
     torch.save({"model": state_dict_as_official(model)}, tmp_path / "a.pth")
     read = read_checkpoint(tmp_path / "a.pth")
-    for field in ("num_classes", "num_queries", "encoder_layers", "position_encoding", "pre_norm", "panoptic"):
+    for field in ("num_classes", "num_queries", "encoder_layers", "position_embedding", "pre_norm", "mask_head"):
         assert getattr(read.config, field) == getattr(model.config, field), field
     assert torch.equal(outputs(read.build()), outputs(model))
 

@@ -53,11 +53,11 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_a_run_folder_gives_its_best(tmp_path: Path) -> None:
     best, last = tiny(), tiny()
     with torch.no_grad():
-        best.queries.weight.fill_(0.5)
+        best.query_source.weight.fill_(0.5)
     for part, model in (("best", best), ("last", last)):
         (tmp_path / part).mkdir()
         save_checkpoint(tmp_path / part / "model.safetensors", checkpoint(model))
-    assert (read_checkpoint(tmp_path).build().queries.weight == 0.5).all()
+    assert (read_checkpoint(tmp_path).build().query_source.weight == 0.5).all()
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +136,14 @@ def test_weights_of_another_shape_name_the_first_difference(tmp_path: Path) -> N
     model = tiny()
     wrong = replace(checkpoint(model), config=model.config.model_copy(update={"num_queries": 7}))
     save_checkpoint(tmp_path / "a.safetensors", wrong)
-    with pytest.raises(CheckpointError, match=r"queries\.weight"):
+    with pytest.raises(CheckpointError, match=r"query_source\.weight"):
         read_checkpoint(tmp_path / "a.safetensors").build()
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"num_queries": 99_999}, r"queries\.weight"),
+        ({"num_queries": 99_999}, r"query_source\.weight"),
         ({"num_queries": 10**13}, "malformed"),
         ({"decoder_layers": 90}, "entries missing"),
         ({"num_classes": 3}, "2 categories for 3 classes"),

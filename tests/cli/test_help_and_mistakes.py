@@ -166,7 +166,7 @@ MISTAKES = {
     "no photo opened": (["predict", "model.safetensors", "shapes/val2017", "--workers", "-1"], "--workers: found -1"),
     "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: found nothing"),
     "masks of a narrow model": (
-        ["train", "shapes", "--model", "detr-tiny", "--panoptic", "--hidden-dim", "96"],
+        ["train", "shapes", "--model", "detr-tiny", "--mask-head", "--hidden-dim", "96"],
         "mask head",
     ),
     "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),

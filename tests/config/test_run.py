@@ -85,13 +85,13 @@ def test_flat_and_grouped_settings_are_the_same_config() -> None:
 
 
 def test_learning_rates_of_parts_follow_overrides_and_frozen_parts() -> None:
-    settings = TrainingConfig(lr=1.0, backbone_lr=0.5, lr_overrides={"heads": 2.0, "queries": 0}, freeze="encoder")
+    settings = TrainingConfig(lr=1.0, backbone_lr=0.5, lr_overrides={"heads": 2.0, "query_source": 0}, freeze="encoder")
     rates = settings.optimizer.lr_of_parts()
-    assert (rates["backbone"], rates["heads"], rates["queries"], rates["encoder"]) == (0.5, 2.0, 0.0, 0.0)
+    assert (rates["backbone"], rates["heads"], rates["query_source"], rates["encoder"]) == (0.5, 2.0, 0.0, 0.0)
     assert rates["decoder"] == 1.0
     only_masks = TrainingConfig(freeze=["boxes"]).optimizer
-    assert {part for part, rate in only_masks.lr_of_parts().items() if rate} == {"panoptic"}
-    assert only_masks.trains_masks_only(ModelConfig(panoptic=True))
+    assert {part for part, rate in only_masks.lr_of_parts().items() if rate} == {"mask_head"}
+    assert only_masks.trains_masks_only(ModelConfig(mask_head=True))
     assert not only_masks.trains_masks_only(ModelConfig())
 
 

@@ -39,12 +39,12 @@ def check(**settings: Any) -> None:
         ),
         ({"iou_aware": True}, "iou_aware=True needs sigmoid class scores, but the model has softmax scores"),
         (
-            {"panoptic": True, "weights": "a", "query_groups": 2, "denoising": 1, "freeze": "boxes"},
+            {"mask_head": True, "weights": "a", "query_groups": 2, "denoising": 1, "freeze": "boxes"},
             "denoising=, query_groups= only trains boxes, which freeze='boxes' keeps frozen",
         ),
-        ({"panoptic": True, "freeze": "boxes"}, "freeze='boxes' leaves only the mask head trainable, but the boxes"),
+        ({"mask_head": True, "freeze": "boxes"}, "freeze='boxes' leaves only the mask head trainable, but the boxes"),
         (
-            {"panoptic": True, "freeze": "boxes", "weights": "imagenet"},
+            {"mask_head": True, "freeze": "boxes", "weights": "imagenet"},
             "freeze='boxes' leaves only the mask head trainable, but the boxes",
         ),
         (
@@ -69,18 +69,21 @@ def check(**settings: Any) -> None:
         ({"strong_aug_until": 0.5}, "strong_aug_until=0.5 has no effect: there is no strong augmentation"),
         ({"dice_loss_coef": 2.0}, "dice_loss_coef=2.0 has no effect: this model predicts no masks"),
         ({"offset_lr_factor": 0.1}, "offset_lr_factor=0.1 has no effect: it is for sampling offsets of deformable"),
-        ({"sampling_points": 2}, "sampling_points=2 has no effect: this model has no deformable attention"),
-        ({"num_detections": 50}, "num_detections=50 has no effect: it is for sigmoid scores"),
-        ({"position_table_size": 60}, "position_table_size=60 has no effect: it is for position_encoding='learned'"),
+        ({"num_points": 2}, "num_points=2 has no effect: this model has no deformable attention"),
+        ({"max_detections": 50}, "max_detections=50 has no effect: it is for sigmoid scores"),
         (
-            {"position_encoding": "learned", "position_temperature": 20.0},
-            "position_temperature=20.0 has no effect: it is for position_encoding='sine'",
+            {"max_position_embeddings": 60},
+            "max_position_embeddings=60 has no effect: it is for position_embedding='learned'",
+        ),
+        (
+            {"position_embedding": "learned", "position_temperature": 20.0},
+            "position_temperature=20.0 has no effect: it is for position_embedding='sine'",
         ),
         (
             {"scaled_positions": True, "encoder_layers": 0},
             "scaled_positions=True has no effect: this model has no encoder layers that use position encodings",
         ),
-        ({"scaled_positions": True, "position_encoding": "none"}, "scaled_positions=True has no effect"),
+        ({"scaled_positions": True, "position_embedding": "none"}, "scaled_positions=True has no effect"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -93,7 +96,7 @@ def test_valid_settings_pass() -> None:
     check()
     check(model="dab-detr-r50", encoder_layers=0)  # the preset's own scaled_positions stay
     check(model="dab-detr-r50", iou_aware=True)
-    check(panoptic=True, freeze="boxes", weights="runs/boxes")
+    check(mask_head=True, freeze="boxes", weights="runs/boxes")
     check_augmentation(TrainingConfig(photometric=1), 1)
     check_augmentation(TrainingConfig(mosaic=1), 5)
     check_evaluation(TrainingConfig(patience=3))

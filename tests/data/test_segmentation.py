@@ -137,7 +137,7 @@ def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Pat
 
 def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
     config = RunConfig(data=str(write_coco(tmp_path / "boxes")), model="detr-r18")
-    panoptic = config.model_copy(update={"model_overrides": {"panoptic": True}})
+    panoptic = config.model_copy(update={"model_overrides": {"mask_head": True}})
     with pytest.raises(DatasetError, match=r"segmentation: found nothing, expected polygons"):
         open_data(panoptic)
     (tmp_path / "yolo" / "train" / "images").mkdir(parents=True)

@@ -20,7 +20,7 @@ from detrkit.structures import PanopticSegments
 from detrkit.training.loggers.run_log import read_metrics
 
 TINY = [
-    *("--model", "detr-tiny", "--panoptic", "--num-queries", "10", "--image-size", "64"),
+    *("--model", "detr-tiny", "--mask-head", "--num-queries", "10", "--image-size", "64"),
     *("--workers", "0", "--log-every", "1", "--device", "cpu"),
 ]
 
@@ -83,10 +83,10 @@ def test_joint_training_is_judged_by_panoptic_quality(run: Path) -> None:
 
 
 def test_evaluation_says_what_training_said(scenes: Path, tmp_path: Path) -> None:
-    model = build_model("detr-tiny", num_classes=len(SCENES), num_queries=10, panoptic=True)
+    model = build_model("detr-tiny", num_classes=len(SCENES), num_queries=10, mask_head=True)
     with torch.no_grad():  # one stuff class everywhere: right where it covers most of a drawing
         model.heads.class_head.bias[SCENES.names.index("grass")] = 10
-        model.panoptic.exit.bias.fill_(10)
+        model.mask_head.output.bias.fill_(10)
     everywhere = Checkpoint(model.state_dict(), model.config, SCENES, Preprocessing())
     save_checkpoint(tmp_path / "w.safetensors", everywhere)
     rates = ("--weights", tmp_path / "w.safetensors", "--lr", 1e-6, "--backbone-lr", 1e-6)

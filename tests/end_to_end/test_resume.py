@@ -200,7 +200,7 @@ def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert run(["train", "--resume", str(output)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "state.pt: is not of the run that config.yaml describes (size mismatch for queries.weight" in said
+    assert "state.pt: is not of the run that config.yaml describes (size mismatch for query_source.weight" in said
     config.write_text(text)
     for key in ("position", "num_steps"):
         write_state(output / "last" / "state.pt", {name: value for name, value in state.items() if name != key})

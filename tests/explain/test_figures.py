@@ -66,12 +66,12 @@ def test_layers_heads_and_points_change_the_picture(explanation: Explanation, tm
     assert len({(tmp_path / f"{number}.png").read_bytes() for number in range(4)}) == 4
 
 
-@pytest.mark.parametrize("content", ["place", "cell"])
+@pytest.mark.parametrize("content", ["box", "memory"])
 def test_proposed_queries_are_a_stage_that_reads_the_scene(content: str) -> None:
-    model = build_model("detrkit-s", num_queries=6, hidden_dim=64, proposal_content=content).eval()
+    model = build_model("detrkit-s", num_queries=6, hidden_dim=64, two_stage_content=content).eval()
     with capture_stage_io(model) as passages:
         model(torch.zeros(1, 3, 64, 64))
-    queries = next(one for one in passages if one.part == "queries")
+    queries = next(one for one in passages if one.part == "query_source")
     assert queries.takes
     assert queries.gives
     assert queries.gives[0] == (1, 6, 64)

@@ -33,12 +33,12 @@ _STUFF = Categories((1, 2, 5), NAMES, (True, True, False))
 @pytest.fixture(scope="module")
 def mask_detector(photo: Sample) -> Detector:
     """Masks that differ from query to query and cell to cell, and are sure of little."""
-    detector = small_detector(panoptic=True)
-    head = detector.model.panoptic
+    detector = small_detector(mask_head=True)
+    head = detector.model.mask_head
     assert head is not None
     with torch.no_grad():
         detector.model.get_parameter("heads.class_head.bias")[-1] -= 2  # so that queries take part in the segments
-        first = head.get_parameter("entrance.0.convolution.weight")
+        first = head.get_parameter("input_stages.0.convolution.weight")
         first[:, head.width :].mul_(400)  # what differs between queries, against what they share
         logits = _all_logits(detector, photo)
         head.exit.weight.div_(logits.std())
@@ -114,7 +114,7 @@ def test_padding_is_cut_off(mask_detector: Detector, photo: Sample, padding_inva
         predictions = mask_detector.model(
             batch.images, batch.padding_mask, padding_invariant=padding_invariant, all_masks=False
         )
-        head, inputs = mask_detector.model.panoptic, predictions.mask_inputs
+        head, inputs = mask_detector.model.mask_head, predictions.mask_inputs
         assert head is not None
         sizes = batch.sizes if padding_invariant else None
         whole = head(inputs, torch.tensor([3, 8, 0]), [2, 1], sizes).sigmoid()
@@ -170,14 +170,14 @@ def test_a_large_map_of_segments_is_thinned() -> None:
 
 
 def test_the_stages_tell_of_the_mask_head(explained: Explanation) -> None:
-    passage = next(one for one in explained.passages if one.part == "panoptic")
+    passage = next(one for one in explained.passages if one.part == "mask_head")
     assert passage.gives[0][0] == 1
 
 
 def test_a_damaged_mask_head_ends_in_a_sentence(photo: Sample) -> None:
-    detector = small_detector(panoptic=True)
+    detector = small_detector(mask_head=True)
     with torch.no_grad():
-        detector.model.get_parameter("panoptic.exit.bias").fill_(torch.nan)
+        detector.model.get_parameter("mask_head.output.bias").fill_(torch.nan)
     with pytest.raises(CheckpointError, match="not finite"):
         _explained(detector, photo)
 

@@ -15,7 +15,7 @@ from detrkit.models.presets import PRESETS, preset_config
         ("positions", "added to queries and keys", "without encoder layers nothing reads it"),
         ("encoder", "every token looks at every other", "no layers in this model"),
         (
-            "queries",
+            "query_source",
             "learned vectors, the same for every photo",
             "the best become queries, chosen anew for every photo",
         ),
@@ -36,10 +36,10 @@ def test_plain_detr_and_our_own_are_told_apart(part: str, of_detr: str, of_own: 
     [
         ("detrkit-m", "encoder", "every token looks at 4 sampled points in each of 3 maps per head"),
         ("detrkit-m", "positions", "and in which map: in the encoder added to what chooses the points, since"),
-        ("detrkit-m", "queries", "sines of that box, what its cell held, and a learned vector of its rank"),
-        ("deformable-detr-r50-two-stage", "queries", "Each holds sines of that box"),
+        ("detrkit-m", "query_source", "sines of that box, what its cell held, and a learned vector of its rank"),
+        ("deformable-detr-r50-two-stage", "query_source", "Each holds sines of that box"),
         ("deformable-detr-r50", "input_projection", "1 coarser map made of the last"),
-        ("deformable-detr-r50", "queries", "learned vectors, each with a point"),
+        ("deformable-detr-r50", "query_source", "learned vectors, each with a point"),
         ("deformable-detr-r50", "heads.box_head", "a box, counted from the query's point"),
         (
             "deformable-detr-r50-single-scale",
@@ -52,7 +52,7 @@ def test_plain_detr_and_our_own_are_told_apart(part: str, of_detr: str, of_own: 
             "starting from zero, look at each other and at the memory, by content and by",
         ),
         ("conditional-detr-r50", "positions", "in the decoder compared with the places of the queries"),
-        ("dab-detr-r50", "queries", "learned boxes"),
+        ("dab-detr-r50", "query_source", "learned boxes"),
         ("dab-detr-r50", "decoder", "each layer moves the boxes of the one before"),
     ],
 )
@@ -63,7 +63,7 @@ def test_successors_are_told_as_they_are(name: str, part: str, says: str) -> Non
 def test_positions_elsewhere_are_told_where_they_are() -> None:
     once = preset_config("detr-r50", encoder_positions="input", decoder_positions="none")
     assert "in the encoder added once, to its input, in the decoder not used" in describe_part("positions", once)
-    assert "not told" in describe_part("positions", preset_config("detr-r50", position_encoding="none"))
+    assert "not told" in describe_part("positions", preset_config("detr-r50", position_embedding="none"))
 
 
 def test_the_answer_is_of_queries_or_of_pairs() -> None:

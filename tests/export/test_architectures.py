@@ -29,12 +29,12 @@ SIZES = [[(96, 128)], [(130, 97), (64, 200)], [(40, 75)]]
 def model_of(kind: str) -> DETR:
     torch.manual_seed(0)
     few = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, "dim_feedforward": 32, "hidden_dim": 64}
-    settings = {"backbone": "resnet-tiny", "num_detections": 12, **few, **KINDS[kind]}
+    settings = {"backbone": "resnet-tiny", "max_detections": 12, **few, **KINDS[kind]}
     model = build_model(kind, num_classes=len(CATEGORIES), **settings).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:  # much of it starts at zero
-                parameter.normal_(0, 1.0 if name == "queries.weight" else 1.5 * parameter.shape[1] ** -0.5)
+                parameter.normal_(0, 1.0 if name == "query_source.weight" else 1.5 * parameter.shape[1] ** -0.5)
     return model
 
 
@@ -55,7 +55,7 @@ def test_every_engine_gives_the_numbers_of_pytorch(kind: str, tmp_path: Path) ->
         assert expected.boxes.std() > 0.05
         for engine in engines:
             found = engine.predict(batch)
-            assert (found.class_scores, found.most_detections) == ("sigmoid", 12)
+            assert (found.class_scores, found.max_detections) == ("sigmoid", 12)
             torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-3)
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
 

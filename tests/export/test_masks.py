@@ -33,10 +33,10 @@ _SIZES = [[(96, 128)], [(64, 64), (100, 70)], [(130, 97), (64, 200)], [(96, 128)
 
 @pytest.fixture(scope="module")
 def model() -> DETR:
-    model = small_detector(panoptic=True).model.eval()
+    model = small_detector(mask_head=True).model.eval()
     with torch.no_grad():
         model.get_parameter("heads.class_head.bias")[-1] -= 2  # objects that are sure enough to be segments
-        first = model.get_parameter("panoptic.entrance.0.convolution.weight")
+        first = model.get_parameter("mask_head.input_stages.0.convolution.weight")
         first[:, model.config.hidden_dim :].mul_(400)  # what differs between queries, against what they share
     return model
 
@@ -110,7 +110,7 @@ def test_a_detector_of_the_file_gives_masks_and_segments(model: DETR, path: Path
 def test_masks_of_a_query_that_says_two_things_are_given_twice(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(
-        "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, dim_feedforward=64, panoptic=True
+        "detrkit-s", num_classes=3, num_queries=6, hidden_dim=64, decoder_layers=1, dim_feedforward=64, mask_head=True
     ).eval()
     torch.nn.init.normal_(model.get_parameter("heads.class_head.weight"), std=0.3)  # queries that differ
     metadata = make_metadata(model.config, _THINGS, PREPROCESSING, "float32", postprocess=True)
@@ -140,7 +140,7 @@ def test_a_narrow_photo_keeps_its_masks_in_place(path: Path) -> None:
 
 def test_categories_of_which_nobody_said_are_written_as_before() -> None:
     assert CategoryEntry(id=1, name="a").model_dump() == {"id": 1, "name": "a"}
-    model = small_model(panoptic=True)
+    model = small_model(mask_head=True)
     for categories in (CATEGORIES, _THINGS):
         text = make_metadata(model.config, categories, PREPROCESSING, "float32", False).to_text()
         assert ExportMetadata.from_text(text, "file").named_categories == categories

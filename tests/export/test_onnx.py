@@ -132,8 +132,8 @@ def test_the_metadata_tell_classes_and_preprocessing(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "padding_invariant"),
     [
-        ("detr-r18", {"hidden_dim": 32, "dim_feedforward": 64, "position_encoding": "learned"}, False),
-        ("detr-r18", {"hidden_dim": 128, "dim_feedforward": 64, "panoptic": True}, True),
+        ("detr-r18", {"hidden_dim": 32, "dim_feedforward": 64, "position_embedding": "learned"}, False),
+        ("detr-r18", {"hidden_dim": 128, "dim_feedforward": 64, "mask_head": True}, True),
         ("detr-tiny", {"in_channels": 5}, True),
     ],
     ids=["frozen norms, learned positions, padding as published", "mask head", "five channels"],

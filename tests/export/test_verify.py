@@ -154,7 +154,7 @@ class Answers:
     """What was said of a batch of two photos, and of one of a single photo: by two queries, whose boxes are a number."""
 
     def __init__(self, boxes: Sequence[float] = (0.5, 0.5), masks: Sequence[Tensor] = ()) -> None:
-        self.config = preset_config("detr-tiny", num_classes=len(CATEGORIES), panoptic=len(masks) > 0)
+        self.config = preset_config("detr-tiny", num_classes=len(CATEGORIES), mask_head=len(masks) > 0)
         self.boxes, self.masks = iter(boxes), iter(masks)
 
     def predict(self, batch: Batch) -> Predictions:

@@ -10,7 +10,7 @@ from detrkit.structures import Detections
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     torch.manual_seed(3)
-    model = build_model("detr-tiny", panoptic=True, num_classes=3, num_queries=12)
+    model = build_model("detr-tiny", mask_head=True, num_classes=3, num_queries=12)
     return Detector.from_model(model, ["sky", "cat", "dog"], image_size=64)
 
 

@@ -71,14 +71,14 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch: pytest.MonkeyPa
 
 def test_masks_of_matched_queries_only_give_the_same_losses_and_gradients() -> None:
     torch.manual_seed(2)
-    model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3, backbone_normalization="frozen")
+    model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3, backbone_normalization="frozen")
     images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 48, 64), torch.randn(3, 64, 64)])
     targets = [square((64, 96), (0, 0, 50, 30), (40, 20, 90, 60)), square((48, 64)), square((64, 64), (9, 9, 40, 50))]
     loss = SetCriterion(3, padding_invariant=True)
     totals, gradients = [], []
     for all_masks in (True, False):
         model.zero_grad()
-        output = loss(model(images, padding_mask, all_masks=all_masks), targets, draw_masks=model.panoptic)
+        output = loss(model(images, padding_mask, all_masks=all_masks), targets, draw_masks=model.mask_head)
         output.total.backward()
         totals.append(output.total)
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -87,12 +87,12 @@ def test_masks_of_matched_queries_only_give_the_same_losses_and_gradients() -> N
 
 
 def test_mask_head_gets_matched_queries_only() -> None:
-    model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
+    model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3)
     calls = []
 
     def draw(inputs: MaskInputs, queries: torch.Tensor, counts: list[int]) -> torch.Tensor:
         calls.append((queries.tolist(), counts))
-        return model.panoptic(inputs, queries, counts)
+        return model.mask_head(inputs, queries, counts)
 
     targets = [square((64, 64), (0, 0, 50, 30), (40, 20, 60, 60)), square((64, 64), (9, 9, 40, 50))]
     output = SetCriterion(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
@@ -102,28 +102,28 @@ def test_mask_head_gets_matched_queries_only() -> None:
 
 def test_mask_head_has_zero_gradients_without_objects() -> None:
     """Distributed training waits for the gradients of all parameters, also on a rank without objects."""
-    model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
+    model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3)
     output = SetCriterion(3)(
-        model(torch.randn(1, 3, 64, 64), all_masks=False), [square((64, 64))], draw_masks=model.panoptic
+        model(torch.randn(1, 3, 64, 64), all_masks=False), [square((64, 64))], draw_masks=model.mask_head
     )
     output.total.backward()
     assert output.losses["loss_mask"].item() == output.losses["loss_dice"].item() == 0
-    assert all(p.grad is not None and not p.grad.any() for p in model.panoptic.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in model.mask_head.parameters())
 
 
 def test_masks_only_criterion_computes_no_other_loss() -> None:
-    model = build_model("detr-tiny", panoptic=True, num_queries=9, num_classes=3)
+    model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3)
     predictions = model(torch.randn(1, 3, 64, 64), last_layer_only=True, all_masks=False)
     output = SetCriterion(3, masks_only=True)(
-        predictions, [square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic
+        predictions, [square((64, 64), (9, 9, 40, 50))], draw_masks=model.mask_head
     )
     assert set(output.losses) == {"loss_mask", "loss_dice"}
     torch.testing.assert_close(output.total.detach(), output.losses["loss_mask"] + output.losses["loss_dice"])
 
 
 def test_masks_with_more_objects_than_queries() -> None:
-    model = build_model("detr-tiny", panoptic=True, num_queries=2, num_classes=3)
+    model = build_model("detr-tiny", mask_head=True, num_queries=2, num_classes=3)
     many = square((64, 64), *((x, x, x + 20, x + 20) for x in range(5)))
     predictions = model(torch.randn(2, 3, 64, 64), all_masks=False)
-    output = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.panoptic)
+    output = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.mask_head)
     assert output.losses["loss_dice"].isfinite()

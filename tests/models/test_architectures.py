@@ -38,15 +38,15 @@ SUCCESSORS = [
 MIXTURES = {
     "deformable anchors": {
         "queries": "anchors",
-        "encoder_attention": "deformable",
-        "cross_attention": "deformable",
+        "encoder": "deformable",
+        "decoder": "deformable",
         "num_feature_levels": 3,
         "with_box_refine": True,
     },
-    "conditional points, refined": {"queries": "points", "cross_attention": "conditional", "with_box_refine": True},
+    "conditional points, refined": {"queries": "points", "decoder": "conditional", "with_box_refine": True},
     "dense encoder of two maps": {
-        "queries": "proposals",
-        "cross_attention": "deformable",
+        "queries": "two_stage",
+        "decoder": "deformable",
         "num_feature_levels": 2,
         "with_box_refine": True,
     },
@@ -116,7 +116,7 @@ def test_untrained_boxes_are_where_they_start_from() -> None:
     model = build_model("dab-detr-r50", **SMALL).eval()
     with torch.inference_mode():
         predictions = model(torch.randn(1, 3, 64, 64))
-    anchors = model.queries.weight.sigmoid()
+    anchors = model.query_source.weight.sigmoid()
     torch.testing.assert_close(predictions.layer_boxes[:, 0], anchors.expand(2, -1, -1))
     # log(0.01 / 0.99): every class starts with a score of 0.01
     assert model.heads.class_head.bias.tolist() == pytest.approx([-4.59512] * 3)
@@ -128,7 +128,7 @@ def test_first_boxes_of_deformable_detr_are_small() -> None:
     assert model.heads.box_head[1].last.bias.tolist() == [0, 0, 0, 0]
     two_stage = build_model("deformable-detr-r50-two-stage", **SMALL)
     assert two_stage.heads.box_head[0].last.bias.tolist() == [0, 0, 0, 0]
-    assert not two_stage.get_parameter("queries.box_head.4.weight").any(), "proposals start on their anchors"
+    assert not two_stage.get_parameter("query_source.box_head.4.weight").any(), "proposals start on their anchors"
     assert build_model("conditional-detr-r50", **SMALL).heads.box_head.last.bias.tolist() == [0, 0, 0, 0]
 
 
@@ -222,12 +222,12 @@ def test_points_and_anchors_are_read_off_their_tables() -> None:
     scene = small("conditional-detr-r50")
     captured = _decoder_inputs(scene)[0]
     assert captured.reference.shape == (1, 6, 2)
-    assert isinstance(scene.queries, PointQueries)
+    assert isinstance(scene.query_source, PointQueries)
     assert not captured.content.any()
     anchors = small("dab-detr-r50")
     captured = _decoder_inputs(anchors)[0]
-    assert isinstance(anchors.queries, AnchorQueries)
-    assert torch.equal(captured.reference[0], anchors.queries.weight)
+    assert isinstance(anchors.query_source, AnchorQueries)
+    assert torch.equal(captured.reference[0], anchors.query_source.weight)
 
 
 def test_norms_of_maps_count_the_photo_alone() -> None:
@@ -299,13 +299,13 @@ def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
 def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
     images, mask = pad_to_batch([torch.randn(3, 128, 128)])
     contents = {}
-    for content in ("place", "cell"):
-        model = small("detrkit-s", proposal_content=content).eval()
+    for content in ("box", "memory"):
+        model = small("detrkit-s", two_stage_content=content).eval()
         with torch.inference_mode():
             queries, scene = _decoder_inputs_of(model, images, mask)
-            source = model.queries
+            source = model.query_source
             contents[content] = queries.content
-            if content == "cell":
+            if content == "memory":
                 held = source.memory_norm(source.memory_projection(scene.tokens))
                 best = source.class_head(held)[..., 0].topk(6, dim=1).indices
                 rest = queries.content - source.weight - held[0, best[0]]
@@ -313,7 +313,7 @@ def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
                 torch.testing.assert_close(rest, sines, rtol=0, atol=1e-4)
             else:
                 assert source.weight is None
-    assert contents["cell"].shape == contents["place"].shape
+    assert contents["memory"].shape == contents["box"].shape
 
 
 @pytest.mark.parametrize("padded", [0, 40])
@@ -468,17 +468,17 @@ def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"cross_attention": "conditional"}, "learned queries are nowhere; set queries=points"),
-        ({"cross_attention": "deformable"}, "learned queries are nowhere"),
+        ({"decoder": "conditional"}, "learned queries are nowhere; set queries=points"),
+        ({"decoder": "deformable"}, "learned queries are nowhere"),
         ({"with_box_refine": True}, "learned queries have none"),
-        ({"proposal_content": "cell"}, "is for proposals; set queries=proposals"),
-        ({"queries": "proposals"}, "set with_box_refine=true"),
+        ({"two_stage_content": "memory"}, "is for proposals; set queries=two_stage"),
+        ({"queries": "two_stage"}, "set with_box_refine=true"),
         ({"align_cells": True}, "is for deformable attention and proposals; leave it out"),
-        ({"queries": "proposals", "with_box_refine": True}, "set class_scores=sigmoid"),
-        ({"num_feature_levels": 3, "position_encoding": "learned"}, "need position_encoding=sine"),
+        ({"queries": "two_stage", "with_box_refine": True}, "set class_scores=sigmoid"),
+        ({"num_feature_levels": 3, "position_embedding": "learned"}, "need position_embedding=sine"),
         ({"num_feature_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),
         ({"queries": "points", "encoder_positions": "input"}, "leave encoder_positions"),
-        ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'proposals'"),
+        ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'two_stage'"),
         ({"num_feature_levels": 9}, "less than or equal to 8"),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_point_that_is_no_number_spoils_its_own_query_alone() -> None:
 
 
 SHAPE = LayerShape(
-    width=8, num_heads=2, dim_feedforward=8, dropout=0.0, pre_norm=False, num_feature_levels=3, sampling_points=2
+    width=8, num_heads=2, dim_feedforward=8, dropout=0.0, pre_norm=False, num_feature_levels=3, num_points=2
 )
 
 
@@ -184,7 +184,7 @@ def test_gradients_of_a_layer_are_right(num_coordinates: int) -> None:
 
 
 def test_heads_start_looking_in_all_directions() -> None:
-    attention = DeformableAttention(LayerShape(16, 8, 8, 0.0, False, num_feature_levels=2, sampling_points=3))
+    attention = DeformableAttention(LayerShape(16, 8, 8, 0.0, False, num_feature_levels=2, num_points=3))
     offsets = attention.offset_projection.bias.view(8, 2, 3, 2)
     diagonal = [[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]
     for step in range(3):

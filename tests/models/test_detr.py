@@ -49,9 +49,9 @@ def test_the_contract_names_all_presets() -> None:
 
 def test_the_mask_head_hears_its_attention_maps_from_the_start() -> None:
     torch.manual_seed(0)
-    head = build_model("detr-tiny", panoptic=True).panoptic
+    head = build_model("detr-tiny", mask_head=True).mask_head
     assert head is not None
-    weight = head.get_parameter("entrance.0.convolution.weight")
+    weight = head.get_parameter("input_stages.0.convolution.weight")
     of_features, of_maps = weight[:, : head.width].std(), weight[:, head.width :].std()
     assert 1800 < of_maps / of_features < 2200  # maps share out 1 among heads and cells
 
@@ -67,7 +67,7 @@ def test_building_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", ["detr-r18", "detr-r50-dc5", "detr-tiny"])
 @pytest.mark.parametrize("positions", ["sine", "learned"])
 def test_a_photo_gives_the_same_alone_and_padded(name: str, positions: str) -> None:
-    model = randomize(build_model(name, position_encoding=positions, **SMALL)).eval()
+    model = randomize(build_model(name, position_embedding=positions, **SMALL)).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
     with torch.inference_mode():
         alone = model(small[None], padding_invariant=True)
@@ -130,7 +130,7 @@ def test_positions_of_unpadded_photos_are_remembered_and_the_same() -> None:
 def test_learned_positions_say_when_the_photo_is_too_large() -> None:
     positions = LearnedPositions(8, table_size=5)
     assert positions(torch.zeros(2, 5, 3, dtype=torch.bool)).shape == (2, 5, 3, 8)
-    with pytest.raises(ConfigError, match=r"6 x 3 cells and the tables hold 5.*position_table_size=6"):
+    with pytest.raises(ConfigError, match=r"6 x 3 cells and the tables hold 5.*max_position_embeddings=6"):
         positions(torch.zeros(1, 6, 3, dtype=torch.bool))
 
 
@@ -171,15 +171,15 @@ def test_cuda_gives_the_cpus_numbers() -> None:
 @pytest.mark.parametrize("name", ["detr-r18", "detr-r50-dc5", "detr-tiny"])
 def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
     changes = {} if name == "detr-tiny" else {"hidden_dim": 128}
-    model = randomize(build_model(name, panoptic=True, **{**SMALL, **changes})).eval()
+    model = randomize(build_model(name, mask_head=True, **{**SMALL, **changes})).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
     queries, sizes = torch.tensor([4, 1, 0, 5]), [(130, 101), (75, 90)]
-    assert model.panoptic is not None
+    assert model.mask_head is not None
     with torch.inference_mode():
         alone = model(small[None], padding_invariant=True)
         padded = model(*pad_to_batch([large, small]), padding_invariant=True, all_masks=False)
-        masks = model.panoptic(padded.mask_inputs, queries, [2, 2], sizes)
-        published = model.panoptic(padded.mask_inputs, queries, [2, 2])
+        masks = model.mask_head(padded.mask_inputs, queries, [2, 2], sizes)
+        published = model.mask_head(padded.mask_inputs, queries, [2, 2])
     height, width = alone.masks.shape[-2:]
     torch.testing.assert_close(masks[2:, :height, :width], alone.masks[0, [0, 5]], rtol=0, atol=1e-4)
     assert (published[2:, :height, :width] - alone.masks[0, [0, 5]]).abs().max() > 1e-3
@@ -191,15 +191,15 @@ def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["detr-r18", "detr-tiny", "detr-r50-panoptic"])
 def test_masks_of_some_queries_are_those_of_all(name: str) -> None:
-    model = randomize(build_model(name, **{**SMALL, "panoptic": True, "num_queries": 40})).eval()
+    model = randomize(build_model(name, **{**SMALL, "mask_head": True, "num_queries": 40})).eval()
     images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 80, 64)])
-    assert model.panoptic is not None
+    assert model.mask_head is not None
     with torch.inference_mode():
         everything = model(images, padding_mask).masks
         inputs = model(images, padding_mask, all_masks=False).mask_inputs
         queries = torch.cat([torch.arange(40), torch.tensor([39, 3])])
-        some = model.panoptic(inputs, queries, [40, 2])
-        none = model.panoptic(inputs, queries[:0], [0, 0])
+        some = model.mask_head(inputs, queries, [40, 2])
+        none = model.mask_head(inputs, queries[:0], [0, 0])
     torch.testing.assert_close(some[:40], everything[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(some[40:], everything[1, [39, 3]], rtol=0, atol=1e-5)
     assert none.shape == (0, 20, 24)

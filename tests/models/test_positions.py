@@ -65,13 +65,13 @@ def answers(**settings: object) -> torch.Tensor:
 
 def test_every_place_computes_something_else() -> None:
     places = [{}, {"encoder_positions": "input"}, {"decoder_positions": "none"}, {"query_positions": "input"}]
-    places += [{"position_encoding": "none"}]
+    places += [{"position_embedding": "none"}]
     outputs = [answers(**settings) for settings in places]
     for first in range(len(outputs)):
         for second in range(first):
             assert not torch.allclose(outputs[first], outputs[second]), (places[first], places[second])
     nowhere = answers(encoder_positions="none", decoder_positions="none")
-    torch.testing.assert_close(nowhere, answers(position_encoding="none"))
+    torch.testing.assert_close(nowhere, answers(position_embedding="none"))
 
 
 def test_without_positions_cells_can_be_exchanged() -> None:
@@ -84,10 +84,10 @@ def test_without_positions_cells_can_be_exchanged() -> None:
 
 
 def test_learned_positions_that_nothing_uses_are_refused() -> None:
-    with pytest.raises(ConfigError, match="position_encoding=none"):
-        build_model("detr-tiny", position_encoding="learned", encoder_positions="none", decoder_positions="none")
-    with pytest.raises(ConfigError, match="position_encoding=none"):
-        build_model("detr-tiny", position_encoding="learned", encoder_layers=0, decoder_positions="none")
+    with pytest.raises(ConfigError, match="position_embedding=none"):
+        build_model("detr-tiny", position_embedding="learned", encoder_positions="none", decoder_positions="none")
+    with pytest.raises(ConfigError, match="position_embedding=none"):
+        build_model("detr-tiny", position_embedding="learned", encoder_layers=0, decoder_positions="none")
 
 
 @pytest.mark.parametrize("format", ["official", "huggingface"])

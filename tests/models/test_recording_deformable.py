@@ -96,7 +96,7 @@ def test_maps_sum_to_the_weights_of_the_points_inside(kind: str) -> None:
 
 
 def test_point_at_the_center_of_a_cell_gives_that_cell_all_weight() -> None:
-    model = random_model("deformable-detr-r50-single-scale", sampling_points=1, hidden_dim=64)
+    model = random_model("deformable-detr-r50-single-scale", num_points=1, hidden_dim=64)
     attention = record_attention(model, batch())[0]
     inputs = attention.inputs("encoder", 0)
     with torch.no_grad():

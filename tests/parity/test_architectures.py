@@ -79,7 +79,9 @@ def randomize(model: torch.nn.Module) -> None:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
             elif tensor.ndim == 2:
-                is_table = any(part in name for part in ("query", "queries.weight", "level")) and "proj" not in name
+                is_table = (
+                    any(part in name for part in ("query", "query_source.weight", "level")) and "proj" not in name
+                )
                 tensor.normal_(0, 1 if is_table and "scale" not in name else tensor.shape[1] ** -0.5)
             elif tensor.is_floating_point() and tensor.ndim == 1:
                 tensor.add_(0.05 * torch.randn_like(tensor))
@@ -211,6 +213,6 @@ def test_published_names_are_written_and_read_back(preset: str) -> None:
     assert set(back) == set(ours)
     assert all(torch.equal(back[name], ours[name]) for name in ours)
     known = {"dilation": model.config.dilation}
-    if model.config.queries == "proposals":
+    if model.config.queries == "two_stage":
         known["num_queries"] = NUM_QUERIES
     assert infer_config(back, **known).model_dump(exclude={"dropout"}) == model.config.model_dump(exclude={"dropout"})

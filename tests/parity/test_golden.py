@@ -14,7 +14,7 @@ VARIANTS = {
     "detr_resnet50": ("detr-r50", {}),
     "detr_resnet50_dc5": ("detr-r50-dc5", {}),
     "detr_resnet101": ("detr-r101", {}),
-    "detr_resnet50_prenorm_learned": ("detr-r50", {"pre_norm": True, "position_encoding": "learned"}),
+    "detr_resnet50_prenorm_learned": ("detr-r50", {"pre_norm": True, "position_embedding": "learned"}),
     "detr_resnet50_panoptic": ("detr-r50-panoptic", {}),
 }
 
@@ -57,7 +57,7 @@ def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
         expect("pred_masks_first8", predictions.masks[:, :8], rtol=0, atol=2e-4)
         expect("pred_masks_mean", predictions.masks.mean((-2, -1)), rtol=0, atol=2e-4)
 
-    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.panoptic))
+    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.mask_head))
     for layer in (-1, 0, 1, 2, 3, 4):
         for photo in range(2):
             queries, objects = report.matches.pairs(layer, photo)

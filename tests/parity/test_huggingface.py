@@ -27,9 +27,9 @@ SMALL = {"num_classes": 5, "num_queries": 7, "encoder_layers": 2, "decoder_layer
 
 def huggingface_config(backbone: str, **changes: object) -> object:
     native = transformers.ResNetConfig(out_features=["stage4"]) if backbone == "native" else None
-    if backbone == "native" and changes.get("panoptic"):
+    if backbone == "native" and changes.get("mask_head"):
         native = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-    changes.pop("panoptic", None)
+    changes.pop("mask_head", None)
     return transformers.DetrConfig(
         backbone_config=native,
         num_queries=7,
@@ -79,7 +79,7 @@ def test_their_weights_give_their_outputs_here(backbone: str, changes: dict[str,
         "detr-r50",
         **SMALL,
         dilation=bool(changes.get("dilation")),
-        position_encoding=changes.get("position_embedding_type", "sine"),
+        position_embedding=changes.get("position_embedding_type", "sine"),
     )
     load_state(ours, ours_from_huggingface(theirs.state_dict()))
     assert compare(theirs, ours) < 1e-4
@@ -93,7 +93,7 @@ def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native:
     randomize(ours)
     checkpoint = Checkpoint(ours.state_dict(), ours.config, numbered_categories(5), Preprocessing())
     write_folder(tmp_path, checkpoint, native_backbone=native)
-    kind = transformers.DetrForSegmentation if ours.config.panoptic else transformers.DetrForObjectDetection
+    kind = transformers.DetrForSegmentation if ours.config.mask_head else transformers.DetrForObjectDetection
     theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

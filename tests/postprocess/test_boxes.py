@@ -12,7 +12,7 @@ BOXES = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.25, 0.5, 0.1, 0.2]]])
 
 def sigmoid_predictions(scores: list[list[float]], most: int | None) -> Predictions:
     logits = torch.logit(torch.tensor(scores))[None, None]
-    return Predictions(logits, BOXES[None], class_scores="sigmoid", most_detections=most)
+    return Predictions(logits, BOXES[None], class_scores="sigmoid", max_detections=most)
 
 
 def test_best_pairs_by_hand() -> None:

@@ -45,13 +45,13 @@ SMALL = {
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("detr-r50", {}),
     "plain with positions at the input": ("detr-r50", {"query_positions": "input"}),
-    "masks": ("detr-tiny", {"panoptic": True}),
+    "masks": ("detr-tiny", {"mask_head": True}),
     "conditional": ("conditional-detr-r50", {}),
     "dab": ("dab-detr-r50", {}),
     "deformable": ("deformable-detr-r50", {"num_feature_levels": 2}),
     "refined": ("deformable-detr-r50-refine", {"num_feature_levels": 2}),
     "two-stage": ("deformable-detr-r50-two-stage", {"num_feature_levels": 2}),
-    "our own, with masks": ("detrkit-s", {"panoptic": True}),
+    "our own, with masks": ("detrkit-s", {"mask_head": True}),
 }
 HELPERS: dict[str, dict[str, Any]] = {
     "denoising": {"denoising": 2},
@@ -136,9 +136,9 @@ def test_noised_boxes_of_two_stage_models_are_placed_as_the_models_own() -> None
     assert helpers is not None
     tokens = torch.randn(1, 9, 64)
     scene = FeatureMaps(tokens, torch.zeros_like(tokens), None, ((3, 3),))
-    own = model.queries(scene)
+    own = model.query_source(scene)
     noised = NoisedBoxes(own.reference.sigmoid(), torch.arange(7)[None] % 3, 1, None)
-    (extra,) = helpers(scene, noised, model.queries)
+    (extra,) = helpers(scene, noised, model.query_source)
     torch.testing.assert_close(extra.queries.reference, own.reference, rtol=0, atol=1e-4)
     torch.testing.assert_close(extra.queries.positions, own.positions, rtol=0, atol=1e-4)
     assert torch.equal(extra.queries.content[0, :3], helpers.labels.weight)
@@ -155,7 +155,7 @@ def test_the_loss_knows_what_the_settings_made() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_with_every_helper(architecture: str, helper: str) -> None:
     model = small(architecture)
-    refines = model.config.with_box_refine and model.config.cross_attention != "conditional"
+    refines = model.config.with_box_refine and model.config.decoder != "conditional"
     learner = stepper(
         model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **HELPERS[helper]
     )
@@ -300,6 +300,6 @@ def test_weights_decay_and_rates_of_helpers_follow_the_models() -> None:
 
 
 def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
-    parts = [part for part in PARTS if part != "panoptic"]
+    parts = [part for part in PARTS if part != "mask_head"]
     with pytest.raises(ConfigError, match="nothing is left to train"):
         stepper(small("plain"), freeze=parts, query_groups=2)

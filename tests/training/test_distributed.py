@@ -74,7 +74,7 @@ def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
     changes: dict[str, Any] = {"num_classes": 3, "num_queries": 6, "decoder_layers": 2}
     if name == "detr-tiny":
         changes["encoder_layers"] = 1
-    model = build_model(name, backbone_normalization="frozen", panoptic=with_masks, **changes)
+    model = build_model(name, backbone_normalization="frozen", mask_head=with_masks, **changes)
     settings = TrainingConfig(ema_decay=0.9, **more)
     samples, share = uneven_photos(), BATCH // process.world
     with process_group(process, torch.device("cpu")):
@@ -198,7 +198,7 @@ def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path, of_tw
             torch.testing.assert_close(two["model"][weight], tensor, rtol=0, atol=1e-5, msg=weight)
 
 
-SMALL = {"hidden_dim": 64, "dim_feedforward": 32, "num_queries": 12, "num_detections": 12, "num_classes": 3}
+SMALL = {"hidden_dim": 64, "dim_feedforward": 32, "num_queries": 12, "max_detections": 12, "num_classes": 3}
 
 
 def without_gradient(model: DETR) -> list[str]:

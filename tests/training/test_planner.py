@@ -66,7 +66,7 @@ def test_what_a_published_architecture_brings_along_is_told(recipe: str) -> None
 
 
 def test_a_tiny_model_made_deformable_keeps_the_published_rate_of_places() -> None:
-    changes = {"queries": "points", "cross_attention": "deformable", "class_scores": "sigmoid"}
+    changes = {"queries": "points", "decoder": "deformable", "class_scores": "sigmoid"}
     training = planned(1000, model="detr-tiny", model_overrides=changes).config.training
     assert (training["offset_lr_factor"], training["lr"], training["iou_aware"]) == (0.1, 5e-4, False)
 
@@ -98,12 +98,12 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
     assert (adapted["lr"], adapted["backbone_lr"], adapted.batch_size) == (5e-4, 1e-4, 4)
     published = planned(1000, model="deformable-detr-r50", weights="runs/first").config.training
     assert published["lr"] == 2e-4
-    settings = {"class_scores": "softmax", "queries": "points", "proposal_content": "place", "with_box_refine": False}
+    settings = {"class_scores": "softmax", "queries": "points", "two_stage_content": "box", "with_box_refine": False}
     changed = planned(1000, model="detrkit-s", model_overrides=settings, training={"lr": 3e-4})
     assert (changed.config.training["iou_aware"], changed.config.training["look_forward_twice"]) == (False, False)
     assert changed.config.training["lr"] == 3e-4
     masks = planned(
-        1000, model="detrkit-s", model_overrides={"panoptic": True}, weights="a", training={"freeze": "boxes"}
+        1000, model="detrkit-s", model_overrides={"mask_head": True}, weights="a", training={"freeze": "boxes"}
     )
     assert not masks.config.training["look_forward_twice"]  # it teaches boxes, which stay as they are
     assert (

@@ -119,7 +119,7 @@ def test_what_says_where_to_look_learns_at_a_rate_of_its_own() -> None:
         for place in (
             "encoder.layers.0.self_attention.offset_projection",
             "decoder.layers.0.cross_attention.offset_projection",
-            "queries.point_head",
+            "query_source.point_head",
         )
         for kind in ("weight", "bias")
     }
@@ -391,7 +391,7 @@ def test_recomputing_does_not_count_photos_twice() -> None:
 
 def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
     settings = TrainingConfig(
-        freeze=["backbone", "encoder"], lr_overrides={"heads": 1e-3, "queries": 0}, decay_norms=False
+        freeze=["backbone", "encoder"], lr_overrides={"heads": 1e-3, "query_source": 0}, decay_norms=False
     )
     loop = stepper(settings)
     loop.train()
@@ -523,7 +523,7 @@ def test_steps_on_a_gpu_follow_the_cpu(name: str, small: dict[str, int], precisi
         settings = SETTINGS.replace(precision=precision, ema_decay=0.9)
         torch.manual_seed(0)
         model = build_model(
-            name, num_classes=4, decoder_layers=2, num_queries=8, num_detections=8, dropout=0.0, **small
+            name, num_classes=4, decoder_layers=2, num_queries=8, max_detections=8, dropout=0.0, **small
         )
         loop = TrainStep(model, loss_for(model.config, settings), settings, torch.device(device), 6)
         batches = [batch.to(loop.device) for batch in drawn(settings)]

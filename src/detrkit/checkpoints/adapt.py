@@ -113,8 +113,8 @@ def load_adapted(model: DETR, categories: Categories, state: Mapping[str, Tensor
 
 
 # of the head that judges the encoder's cells, the first row counts: whether anything is there
-_PROPOSALS = ("queries.class_head.weight", "queries.class_head.bias")
-_TABLES = ("queries.weight", "positions.rows.weight", "positions.columns.weight", *_PROPOSALS)
+_PROPOSALS = ("query_source.class_head.weight", "query_source.class_head.bias")
+_TABLES = ("query_source.weight", "positions.rows.weight", "positions.columns.weight", *_PROPOSALS)
 
 
 def _is_count(name: str) -> bool:

@@ -51,9 +51,9 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         "encoder_layers": _count(state, "encoder.layers"),
         "decoder_layers": _count(state, "decoder.layers"),
         "pre_norm": "encoder.norm.weight" in state,
-        "panoptic": "panoptic.exit.weight" in state,
-        "position_encoding": "sine" if table is None else "learned",
-        "position_table_size": 50 if table is None else table.shape[0],
+        "mask_head": "mask_head.output.weight" in state,
+        "position_embedding": "sine" if table is None else "learned",
+        "max_position_embeddings": 50 if table is None else table.shape[0],
         "backbone": _backbone(state),
         "in_channels": in_channels,
     }
@@ -74,16 +74,16 @@ def _of_family(state: Mapping[str, Tensor], family: Family, num_heads: int) -> d
         levels = state["positions.levels"].shape[0]
         offsets = state["decoder.layers.0.cross_attention.offset_projection.weight"].shape[0]
         is_per_layer = "heads.class_head.0.weight" in state
-        is_two_stage = "queries.memory_projection.weight" in state
+        is_two_stage = "query_source.memory_projection.weight" in state
         return {
             "num_feature_levels": levels,
-            "sampling_points": offsets // (2 * num_heads * levels),
-            "queries": "proposals" if is_two_stage else "points",
-            "num_queries": 300 if is_two_stage else state["queries.weight"].shape[0],
+            "num_points": offsets // (2 * num_heads * levels),
+            "queries": "two_stage" if is_two_stage else "points",
+            "num_queries": 300 if is_two_stage else state["query_source.weight"].shape[0],
             "with_box_refine": is_per_layer,
             "layerwise_heads": is_per_layer,
         }
-    shown: dict[str, Any] = {"num_queries": state["queries.weight"].shape[0]}
+    shown: dict[str, Any] = {"num_queries": state["query_source.weight"].shape[0]}
     if family == "dab":
         shown["activation"] = "prelu" if "decoder.layers.0.feed_forward.activation.weight" in state else "relu"
         shown["scaled_positions"] = "encoder.position_scale.0.weight" in state

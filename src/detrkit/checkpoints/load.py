@@ -143,7 +143,7 @@ def _known_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "pe_temperatureH" in arguments:
         known["position_temperature"] = float(arguments["pe_temperatureH"])
     if "num_select" in arguments:
-        known["num_detections"] = arguments["num_select"]
+        known["max_detections"] = arguments["num_select"]
     return known
 
 

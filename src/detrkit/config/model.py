@@ -8,7 +8,7 @@ BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-
 TIMM = "timm:"  # before the name of a backbone of the timm library
 Normalization = Literal["frozen", "batch"]
 Place = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
-QueryKind = Literal["learned", "points", "anchors", "proposals"]
+QueryKind = Literal["learned", "points", "anchors", "two_stage"]
 CrossAttention = Literal["dense", "conditional", "deformable"]
 _MAX_BACKBONE_LEVELS = 3  # feature maps that a pyramid takes from the backbone; coarser ones are made from the last
 
@@ -33,7 +33,7 @@ class ModelConfig(BaseModel):
         2, ge=0, le=5, description="parts of the backbone never trained: 1 is the stem, 2 adds layer1 (as published)"
     )
     dilation: bool = Field(False, description="last stage keeps its input's stride: 16 instead of 32 (DC5); tiny: 8")
-    position_encoding: Literal["sine", "learned", "none"] = Field("sine", description="how cells know where they are")
+    position_embedding: Literal["sine", "learned", "none"] = Field("sine", description="how cells know where they are")
     encoder_positions: Place = Field(
         "attention", description="where cells' positions are added: at every attention, once at the input, or nowhere"
     )
@@ -41,7 +41,7 @@ class ModelConfig(BaseModel):
     query_positions: Literal["attention", "input"] = Field(
         "attention", description="where learned queries are added: at every attention, or once as the decoder's input"
     )
-    position_table_size: int = Field(
+    max_position_embeddings: int = Field(
         50, ge=1, le=10_000, description="rows and columns that learned positions can tell apart"
     )
     hidden_dim: int = Field(256, ge=4, le=16_384, description="D, width of the transformer")
@@ -58,10 +58,10 @@ class ModelConfig(BaseModel):
     scaled_positions: bool = Field(
         False, description="each encoder layer scales cells' positions by what the cells hold (DAB-DETR)"
     )
-    encoder_attention: Literal["dense", "deformable"] = Field(
+    encoder: Literal["dense", "deformable"] = Field(
         "dense", description="cells look at all cells, or at a few sampled points (Deformable DETR)"
     )
-    cross_attention: CrossAttention = Field(
+    decoder: CrossAttention = Field(
         "dense",
         description="how queries look at the photo: as in DETR, with content and place apart (Conditional DETR), or at a "
         "few sampled points (Deformable DETR)",
@@ -69,7 +69,7 @@ class ModelConfig(BaseModel):
     num_feature_levels: int = Field(
         1, ge=1, le=8, description="feature maps that the transformer sees, each half the size"
     )
-    sampling_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
+    num_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
     align_cells: bool = Field(
         False,
         description="cells of deformable attention and proposals lie where their pixels are; false spreads them evenly "
@@ -80,9 +80,9 @@ class ModelConfig(BaseModel):
         description="what queries start from: learned vectors (DETR), vectors that each have a point (Conditional, "
         "Deformable DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR)",
     )
-    proposal_content: Literal["place", "cell"] = Field(
-        "place",
-        description="what queries=proposals hold at first: sines of the box, as published, or also what the cell held "
+    two_stage_content: Literal["box", "memory"] = Field(
+        "box",
+        description="what queries=two_stage hold at first: sines of the box, as published, or also what the cell held "
         "and a learned vector of their rank, which tells apart those that start from one object",
     )
     with_box_refine: bool = Field(False, description="each decoder layer starts from the boxes of the one before it")
@@ -90,10 +90,10 @@ class ModelConfig(BaseModel):
     class_scores: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="one of K classes or no object, or a yes or no for every class"
     )
-    num_detections: int = Field(
+    max_detections: int = Field(
         100, ge=1, le=100_000, description="best pairs of query and class that make the answer, with sigmoid scores"
     )
-    panoptic: bool = Field(False, description="with the mask head")
+    mask_head: bool = Field(False, description="predict a mask for every query")
 
     @property
     def has_published_backbone(self) -> bool:
@@ -108,7 +108,7 @@ class ModelConfig(BaseModel):
     @property
     def has_published_positions(self) -> bool:
         """Whether positions are added where the published code and Hugging Face's add them."""
-        return self.position_encoding != "none" and self.position_places == {"attention"}
+        return self.position_embedding != "none" and self.position_places == {"attention"}
 
     @property
     def position_places(self) -> set[Place]:
@@ -139,7 +139,7 @@ class ModelConfig(BaseModel):
     @property
     def is_deformable(self) -> bool:
         """Whether any attention samples points instead of looking at all cells."""
-        return "deformable" in (self.encoder_attention, self.cross_attention)
+        return "deformable" in (self.encoder, self.decoder)
 
     @property
     def has_pyramid(self) -> bool:
@@ -147,11 +147,11 @@ class ModelConfig(BaseModel):
         return self.is_deformable or self.num_feature_levels > 1
 
     @property
-    def most_detections(self) -> int:
+    def detections_per_image(self) -> int:
         """Objects that the answer for one photo can hold."""
         if self.class_scores == "softmax":
             return self.num_queries
-        return min(self.num_detections, self.num_queries * self.num_classes)
+        return min(self.max_detections, self.num_queries * self.num_classes)
 
     @model_validator(mode="after")
     def _widths_divide(self) -> "ModelConfig":
@@ -162,10 +162,10 @@ class ModelConfig(BaseModel):
                 f"backbone {self.backbone!r} cannot be dilated, only resnet50, resnet101 and resnet-tiny can"
             )
         in_encoder = self.encoder_positions == "input" or (self.encoder_layers > 0 and self.encoder_positions != "none")
-        if self.position_encoding == "learned" and not in_encoder and self.decoder_positions == "none":
-            raise ValueError("learned positions that are added nowhere cannot be learned; set position_encoding=none")
+        if self.position_embedding == "learned" and not in_encoder and self.decoder_positions == "none":
+            raise ValueError("learned positions that are added nowhere cannot be learned; set position_embedding=none")
         min_width = 64 if self.backbone == "resnet-tiny" else 128  # halved at every stage, down to groups of norms
-        if self.panoptic and (self.hidden_dim % min_width or self.num_heads % 8):
+        if self.mask_head and (self.hidden_dim % min_width or self.num_heads % 8):
             raise ValueError(
                 f"the mask head of this backbone needs hidden_dim a multiple of {min_width} and num_heads of 8"
             )
@@ -175,8 +175,8 @@ class ModelConfig(BaseModel):
     def _parts_fit(self) -> "ModelConfig":
         for is_wrong, sentence in (
             (
-                self.queries == "learned" and self.cross_attention != "dense",
-                f"{self.cross_attention} cross-attention asks where a query is, and learned queries are nowhere; set "
+                self.queries == "learned" and self.decoder != "dense",
+                f"{self.decoder} cross-attention asks where a query is, and learned queries are nowhere; set "
                 "queries=points or queries=anchors",
             ),
             (
@@ -184,26 +184,26 @@ class ModelConfig(BaseModel):
                 "with_box_refine starts from a box, and learned queries have none; set queries=points or queries=anchors",
             ),
             (
-                self.queries == "proposals" and not self.with_box_refine,
-                "queries=proposals are boxes to be refined; set with_box_refine=true",
+                self.queries == "two_stage" and not self.with_box_refine,
+                "queries=two_stage are boxes to be refined; set with_box_refine=true",
             ),
             (
-                self.queries != "proposals" and self.proposal_content != "place",
-                f"proposal_content={self.proposal_content} is for proposals; set queries=proposals, or "
-                "proposal_content=place",
+                self.queries != "two_stage" and self.two_stage_content != "box",
+                f"two_stage_content={self.two_stage_content} is for proposals; set queries=two_stage, or "
+                "two_stage_content=box",
             ),
             (
-                self.queries == "proposals" and self.class_scores != "sigmoid",
-                "queries=proposals are chosen by a yes or no for every cell; set class_scores=sigmoid",
+                self.queries == "two_stage" and self.class_scores != "sigmoid",
+                "queries=two_stage are chosen by a yes or no for every cell; set class_scores=sigmoid",
             ),
             (
-                self.align_cells and not (self.is_deformable or self.queries == "proposals"),
+                self.align_cells and not (self.is_deformable or self.queries == "two_stage"),
                 "align_cells is for deformable attention and proposals; leave it out",
             ),
             (
-                self.has_pyramid and self.position_encoding != "sine",
-                f"several feature maps, and deformable attention, need position_encoding=sine, found "
-                f"{self.position_encoding!r}",
+                self.has_pyramid and self.position_embedding != "sine",
+                f"several feature maps, and deformable attention, need position_embedding=sine, found "
+                f"{self.position_embedding!r}",
             ),
             (
                 self.has_pyramid and (self.hidden_dim % 32 != 0 or self.hidden_dim == 32),

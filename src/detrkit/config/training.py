@@ -14,7 +14,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, did_you_mean
 
 MAX_UNREADABLE = 0.01  # fraction of the images
-Part = Literal["backbone", "input_projection", "positions", "encoder", "queries", "decoder", "heads", "panoptic"]
+Part = Literal["backbone", "input_projection", "positions", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 BOXES = "boxes"  # in `freeze`: every part but the mask head
 
@@ -65,14 +65,16 @@ class OptimizerConfig(_Group):
         rates["backbone"] = self.backbone_lr
         for part in PARTS:
             rates[part] = self.lr_overrides.get(part, rates[part])
-            if part in self.freeze or (BOXES in self.freeze and part != "panoptic"):
+            if part in self.freeze or (BOXES in self.freeze and part != "mask_head"):
                 rates[part] = 0.0
         return rates
 
     def trains_masks_only(self, model: ModelConfig) -> bool:
         """Whether only the mask head is trained, as in the second of the paper's two stages (section 4.4)."""
         rates = self.lr_of_parts()
-        return model.panoptic and rates["panoptic"] > 0 and not any(rates[part] for part in PARTS if part != "panoptic")
+        return (
+            model.mask_head and rates["mask_head"] > 0 and not any(rates[part] for part in PARTS if part != "mask_head")
+        )
 
 
 class ScheduleConfig(_Group):

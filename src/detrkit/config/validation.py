@@ -133,7 +133,7 @@ def check_auxiliary_queries(model: ModelConfig, settings: TrainingConfig) -> Non
                 "(detrkit-s, detrkit-m, deformable-detr-r50-refine).",
             ),
             (
-                loss.look_forward_twice and model.cross_attention == "conditional",
+                loss.look_forward_twice and model.decoder == "conditional",
                 f"{twice} has no effect: DAB-DETR and Conditional DETR already pass gradients to the layer before, as "
                 "published. Leave it out.",
             ),
@@ -236,7 +236,7 @@ def _check_settings_with_effect(model: ModelConfig, settings: TrainingConfig) ->
             f"there is no strong augmentation. Set {arg('mosaic', 0.5)}, for example, or leave it out.",
         ),
         (
-            not model.panoptic,
+            not model.mask_head,
             ("mask_loss_coef", "dice_loss_coef"),
             "this model predicts no masks. Leave it out, or choose a model that ends in -panoptic.",
         ),
@@ -254,15 +254,15 @@ def _check_settings_with_effect(model: ModelConfig, settings: TrainingConfig) ->
 
 def _check_overrides_with_effect(config: "RunConfig", model: ModelConfig, preset: ModelConfig) -> None:
     """Check that no field of the model was changed that has no effect."""
-    positions = model.position_encoding
+    positions = model.position_embedding
     without_effect = {
-        "sampling_points": (not model.is_deformable, "this model has no deformable attention"),
-        "num_detections": (
+        "num_points": (not model.is_deformable, "this model has no deformable attention"),
+        "max_detections": (
             model.class_scores == "softmax",
             "it is for sigmoid scores, and this model has softmax scores",
         ),
-        "position_table_size": (positions != "learned", f"it is for {arg('position_encoding', 'learned')}"),
-        "position_temperature": (positions != "sine", f"it is for {arg('position_encoding', 'sine')}"),
+        "max_position_embeddings": (positions != "learned", f"it is for {arg('position_embedding', 'learned')}"),
+        "position_temperature": (positions != "sine", f"it is for {arg('position_embedding', 'sine')}"),
         "scaled_positions": (
             not model.encoder_layers or positions == "none",
             "this model has no encoder layers that use position encodings",

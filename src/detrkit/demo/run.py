@@ -46,7 +46,7 @@ RATES: dict[Model, tuple[float, float]] = {"detrkit-s": (1e-3, 1e-3), "detr-tiny
 
 def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> RunConfig:
     """The demo's settings, as `config.yaml` in its run folder shows them."""
-    with_masks = {"panoptic": True} if task == "panoptic" else {}
+    with_masks = {"mask_head": True} if task == "panoptic" else {}
     is_own = model == "detrkit-s"
     rate, backbone_rate = RATES[model]
     return RunConfig(

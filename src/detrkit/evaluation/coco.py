@@ -106,9 +106,9 @@ def metrics_to_json(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if value >= 0 else None for name, value in values.items()}
 
 
-def max_detections_to_evaluate(most_detections: int) -> int:
+def max_detections_to_evaluate(max_detections: int) -> int:
     """How many detections of one class on one photo count: 100 as published, and all of a model that can say more."""
-    return max(PUBLISHED_MAX_DETECTIONS, most_detections)
+    return max(PUBLISHED_MAX_DETECTIONS, max_detections)
 
 
 def evaluate_boxes(

@@ -109,7 +109,7 @@ def evaluate_source(
     evaluated = () if kept_in is None else state_of_file(kept_in)
     detector = Detector.load(source, chosen_device)
     config = detector.engine.config
-    records = _open(data, split, format, detector.categories, source, console, masks=config.panoptic)
+    records = _open(data, split, format, detector.categories, source, console, masks=config.mask_head)
     is_scored = any(len(record.labels) for record in records.records)
     _check_extras(extras, data, is_scored, output, config.in_channels)
     is_torch = isinstance(detector.engine, TorchEngine) or extras.by_layer  # which exported files cannot tell
@@ -130,7 +130,7 @@ def evaluate_source(
         return None
 
     truth = GroundTruth.read(annotations_of_split(records), records.records.image_ids)
-    analysis = analyse(truth, answers[-1], max_detections_to_evaluate(config.most_detections))
+    analysis = analyse(truth, answers[-1], max_detections_to_evaluate(config.detections_per_image))
     scores, segment_threshold = judges.scores(analysis, records, answers[-1])
     pictures = DetectionDataset(records, channels=config.in_channels)
     print_scores_of_all(scores, console)
@@ -241,7 +241,7 @@ def _paper_analyses(
         papers.append(analyse_layers(truth, answers, analysis.scores.max_detections))
         console.print(layers_as_text(papers[-1]))
     if extras.query_map:
-        are_proposals = detector.engine.config.queries == "proposals"
+        are_proposals = detector.engine.config.queries == "two_stage"
         papers.append(analyse_queries(truth, answers[-1], queries, are_proposals=are_proposals))
     if extras.counting:
         counts = measure_instance_capacity(detector, analysis, pictures, image_ids)

@@ -39,7 +39,7 @@ class Evaluator:
     def __init__(
         self,
         split: Split,
-        most_detections: int,
+        max_detections: int,
         batches: Iterable[Batch],
         device: torch.device,
         padding_invariant: bool,
@@ -50,7 +50,7 @@ class Evaluator:
 
         Args:
             split: images and ground truth.
-            most_detections: of the model, per image.
+            max_detections: of the model, per image.
             batches: of the images; this process's part of them.
             device: of the model.
             padding_invariant: run the model without the influence of padding.
@@ -61,7 +61,7 @@ class Evaluator:
         self.batches = batches
         self.device = device
         self.padding_invariant = padding_invariant
-        self.max_detections = max_detections_to_evaluate(most_detections)
+        self.max_detections = max_detections_to_evaluate(max_detections)
         ids = split.records.image_ids
         self.truth = GroundTruth.read(annotations_of_split(split), ids)
         self.segments = ground_truth_segments(split) if has_masks and split.has_segments else None
@@ -138,7 +138,7 @@ class MaskEvaluators:
         cls, detector: Detector, model: DETR | Engine, records: Split, *, learns_threshold: bool
     ) -> "MaskEvaluators":
         """Choose them."""
-        if not detector.engine.config.panoptic or not records.has_masks:
+        if not detector.engine.config.mask_head or not records.has_masks:
             return cls()
         padding_invariant = detector.preprocessing.padding_invariant
         draw = drawer_of(model, padding_invariant)

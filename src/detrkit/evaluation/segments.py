@@ -26,7 +26,7 @@ def drawer_of(model: DETR | Engine, padding_invariant: bool) -> Drawer:
     if isinstance(model, MaskEngine):
         return model.compute_masks
     assert isinstance(model, DETR)
-    head = model.panoptic
+    head = model.mask_head
     assert head is not None, "only a model with a mask head draws masks"
 
     def draw(

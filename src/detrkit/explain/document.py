@@ -74,7 +74,7 @@ def page_document(
             "encoderLayers": config.encoder_layers,
             "decoderLayers": config.decoder_layers,
             "levels": config.num_feature_levels,
-            "answer": {"boxes": config.most_detections, "meaning": describe_outputs(config)},
+            "answer": {"boxes": config.detections_per_image, "meaning": describe_outputs(config)},
         },
         "classes": explanation.categories.names,
         "grid": asdict(attention.grid),

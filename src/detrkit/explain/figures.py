@@ -205,14 +205,14 @@ def write_stages_figure(passages: Sequence[StageIO], image: tuple[int, ...], tit
         StageBox("backbone", shapes["backbone"], 0, 1),
         StageBox("projection", (*shapes["input_projection"], "as tokens:", tokens), 0, 2),
         StageBox("encoder", ("with positions", *shapes["positions"], "gives memory:", *shapes["encoder"]), 0, 3),
-        StageBox("queries", shapes["queries"], 1, 2),
+        StageBox("queries", shapes["query_source"], 1, 2),
         StageBox("decoder", ("after every layer:", *shapes["decoder"]), 1, 3),
         StageBox("heads", ("classes:", *shapes["heads.class_head"], "boxes:", *shapes["heads.box_head"]), 1, 4),
     ]
     arrows = [("photo", "backbone"), ("backbone", "projection"), ("projection", "encoder"), ("encoder", "decoder")]
     arrows += [("queries", "decoder"), ("decoder", "heads")]
-    if "panoptic" in shapes:
-        boxes.append(StageBox("mask head", shapes["panoptic"], 0, 4))
+    if "mask_head" in shapes:
+        boxes.append(StageBox("mask head", shapes["mask_head"], 0, 4))
         arrows.append(("encoder", "mask head"))
     with print_style():
         save_figure(draw_stages(boxes, arrows, title), path)

@@ -99,9 +99,9 @@ class PackedMasks:
 def masks_of(model: DETR, attention: RecordedAttention, padding_invariant: bool) -> Masks | None:
     """Keep what it takes to draw masks; None where the model has no mask head."""
     inputs = attention.predictions.mask_inputs
-    if model.panoptic is None or inputs is None:
+    if model.mask_head is None or inputs is None:
         return None
-    return Masks(model.panoptic, inputs, attention.grid.resized, padding_invariant)
+    return Masks(model.mask_head, inputs, attention.grid.resized, padding_invariant)
 
 
 def find_segments(

@@ -16,11 +16,11 @@ def describe_part(part: str, config: ModelConfig) -> str:
         "input_projection": _input_projection,
         "positions": _positions,
         "encoder": _encoder,
-        "queries": _queries,
+        "query_source": _queries,
         "decoder": _decoder,
         "heads.class_head": _class_head,
         "heads.box_head": _box_head,
-        "panoptic": lambda _: "one mask per query, from its attention and the finer feature maps",
+        "mask_head": lambda _: "one mask per query, from its attention and the finer feature maps",
     }
     return meanings[part](config)
 
@@ -30,7 +30,7 @@ def describe_outputs(config: ModelConfig) -> str:
     if config.class_scores == "softmax":
         best = "best class of every query but no object"
     else:
-        best = f"the {config.most_detections} best pairs of query and class, so that a query may answer twice"
+        best = f"the {config.detections_per_image} best pairs of query and class, so that a query may answer twice"
     return f"{best}; those above the threshold are shown; no suppression of neighbours"
 
 
@@ -41,12 +41,12 @@ def code_of(part: str, config: ModelConfig) -> str:
         "backbone": "models/backbones/timm.py" if config.backbone.startswith(TIMM) else "models/backbones/resnet.py",
         "input_projection": "models/feature_maps.py",
         "positions": "models/positions.py",
-        "encoder": f"models/{kind[config.encoder_attention]}.py",
-        "queries": "models/queries/two_stage.py" if config.queries == "proposals" else "models/queries/sources.py",
-        "decoder": f"models/{kind[config.cross_attention]}.py",
+        "encoder": f"models/{kind[config.encoder]}.py",
+        "query_source": "models/queries/two_stage.py" if config.queries == "two_stage" else "models/queries/sources.py",
+        "decoder": f"models/{kind[config.decoder]}.py",
         "heads.class_head": "models/heads/detection.py: ClassHead",
         "heads.box_head": "models/heads/detection.py: BoxHead",
-        "panoptic": "models/heads/panoptic.py",
+        "mask_head": "models/heads/panoptic.py",
     }[part]
 
 
@@ -67,13 +67,13 @@ def _positions(config: ModelConfig) -> str:
     uses = []
     added = {"attention": "added to {}", "input": "added once, to its input", "none": "not used"}
     if config.encoder_layers:
-        readers = "queries and keys" if config.encoder_attention == "dense" else "what chooses the points"
+        readers = "queries and keys" if config.encoder == "dense" else "what chooses the points"
         uses.append(f"in the encoder {added[config.encoder_positions].format(readers)}")
-    if config.cross_attention == "conditional":
+    if config.decoder == "conditional":
         uses.append("in the decoder compared with the places of the queries")
-    elif config.cross_attention == "dense":
+    elif config.decoder == "dense":
         uses.append(f"in the decoder {added[config.decoder_positions].format('keys')}")
-    if config.position_encoding == "none":
+    if config.position_embedding == "none":
         return "nothing here: the model is not told where its cells lie"
     where = "where each cell lies" if config.num_feature_levels == 1 else "where each cell lies, and in which map"
     if not uses:
@@ -84,17 +84,17 @@ def _positions(config: ModelConfig) -> str:
 def _encoder(config: ModelConfig) -> str:
     if not config.encoder_layers:
         return "no layers in this model: the tokens themselves are the memory"
-    if config.encoder_attention == "dense":
+    if config.encoder == "dense":
         return "every token looks at every other; what comes out is called memory"
     return f"every token looks at {_points(config)}; what comes out is called memory"
 
 
 def _queries(config: ModelConfig) -> str:
-    if config.queries != "proposals":
+    if config.queries != "two_stage":
         kind = {"learned": "vectors", "points": "vectors, each with a point", "anchors": "boxes"}[config.queries]
         return f"one per object that can be found: learned {kind}, the same for every photo"
     held = "sines of that box"
-    if config.proposal_content == "cell":
+    if config.two_stage_content == "memory":
         held += ", what its cell held, and a learned vector of its rank"
     return (
         "every cell of the memory proposes a box and says how likely an object is there; the best become queries, "
@@ -104,14 +104,12 @@ def _queries(config: ModelConfig) -> str:
 
 def _decoder(config: ModelConfig) -> str:
     starts_empty = config.queries == "learned" and config.query_positions != "input"
-    starts_empty |= config.queries == "anchors" or (
-        config.queries == "points" and config.cross_attention != "deformable"
-    )
+    starts_empty |= config.queries == "anchors" or (config.queries == "points" and config.decoder != "deformable")
     looks = {
         "dense": "the memory",
         "conditional": "the memory, by content and by place",
         "deformable": f"{_points(config)} of the memory",
-    }[config.cross_attention]
+    }[config.decoder]
     start = "the queries, starting from zero," if starts_empty else "the queries"
     refines = "each layer moves the boxes of the one before; " if config.with_box_refine else ""
     return f"{start} look at each other and at {looks}; {refines}asked after every layer"
@@ -136,4 +134,4 @@ def _box_head(config: ModelConfig) -> str:
 
 def _points(config: ModelConfig) -> str:
     maps = "" if config.num_feature_levels == 1 else f" in each of {config.num_feature_levels} maps"
-    return f"{plural(config.sampling_points, 'sampled point')}{maps} per head"
+    return f"{plural(config.num_points, 'sampled point')}{maps} per head"

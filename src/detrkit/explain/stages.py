@@ -23,11 +23,11 @@ PARTS = (
     "input_projection",
     "positions",
     "encoder",
-    "queries",
+    "query_source",
     "decoder",
     "heads.class_head",
     "heads.box_head",
-    "panoptic",
+    "mask_head",
 )
 
 
@@ -53,7 +53,7 @@ class StageIO:
 @contextmanager
 def capture_stage_io(model: DETR) -> Iterator[list[StageIO]]:
     """Note what goes through every part while a model runs; the list is filled when the block ends."""
-    absent = () if model.panoptic is not None else ("panoptic",)
+    absent = () if model.mask_head is not None else ("mask_head",)
     parts = [part for part in PARTS if part not in absent]
     modules = {part: model.get_submodule(part) for part in parts}
     passages: list[StageIO] = []
@@ -61,8 +61,8 @@ def capture_stage_io(model: DETR) -> Iterator[list[StageIO]]:
         yield passages
     noted = {part: calls[module] for part, module in modules.items() if module in calls}
     for part in PARTS:
-        if part == "queries" and not isinstance(model.queries, TwoStageQueries):  # a table: nothing goes in
-            passages.append(_passage(model.config, part, {}, model.queries.weight))
+        if part == "query_source" and not isinstance(model.query_source, TwoStageQueries):  # a table: nothing goes in
+            passages.append(_passage(model.config, part, {}, model.query_source.weight))
         elif part == "positions" and model.config.has_pyramid:  # asked map by map
             given, _ = noted["encoder"]
             passages.append(_passage(model.config, part, {}, given["scene"].positions))

@@ -92,12 +92,12 @@ def export_program(model: DETR, *, padding_invariant: bool, postprocess: bool) -
 def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...], dict[str, dict[int, Dim]]]:
     """Inputs to trace with, and which of their axes may have any length."""
     longest, shortest = LONGEST_SIDE, min_side(config)
-    if config.position_encoding == "learned":
-        longest = min(longest, config.position_table_size * config.stride)
+    if config.position_embedding == "learned":
+        longest = min(longest, config.max_position_embeddings * config.stride)
     if longest <= 3 * shortest:
         raise ExportError(
             f"export: the model's tables of learned positions end at {longest} pixels, expected more than "
-            f"{3 * shortest}; train it with a larger position_table_size"
+            f"{3 * shortest}; train it with a larger max_position_embeddings"
         )
     batch, height, width = (
         Dim("batch", min=1, max=MAX_IMAGES),

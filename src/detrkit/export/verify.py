@@ -143,11 +143,11 @@ def compare(
     Raises:
         CheckpointError: the file cannot be computed.
     """
-    counts = _Counts(has_logits, has_order=reference.config.queries != "proposals")
+    counts = _Counts(has_logits, has_order=reference.config.queries != "two_stage")
     for batch in batches:
         expected, found = reference.predict(batch), exported.predict(batch)
         counts.add(batch, expected, found, categories)
-        if reference.config.panoptic and min(map(min, batch.sizes)) >= min_side(reference.config):
+        if reference.config.mask_head and min(map(min, batch.sizes)) >= min_side(reference.config):
             # smaller ones are padded for the graph, and the mask head lets padding in
             counts.add_masks(*(_masks(*one, batch) for one in ((reference, expected), (exported, found))))
     ap = None

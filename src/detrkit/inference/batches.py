@@ -75,7 +75,7 @@ class BatchPostprocessor:
         predictions = self.engine.predict(batch)
         categories = self.categories
         detections = to_detections(predictions, batch.original_sizes, categories.ids, categories.names, min_scores)
-        if not self.engine.config.panoptic:
+        if not self.engine.config.mask_head:
             return detections
         masks = self._mask_function(predictions, batch)
         detections = with_masks(detections, masks, batch, self.preprocessing.padding_invariant)

@@ -395,7 +395,7 @@ class Detector:
         Raises:
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
-        if not self.engine.config.panoptic:
+        if not self.engine.config.mask_head:
             raise ConfigError("segments: this model has no mask head; train a preset whose name ends in -panoptic")
         if threshold != "auto":
             return check_threshold(threshold)
@@ -425,7 +425,7 @@ class Detector:
         return pixels, collate([self.preprocess(one) for one in pixels]) if pixels else None
 
     def _detect(self, batch: Batch, min_scores: MinScores) -> list[Detections]:
-        with_segments = self.engine.config.panoptic and self.categories.is_thing is not None
+        with_segments = self.engine.config.mask_head and self.categories.is_thing is not None
         min_segment_score = self.resolve_segment_threshold("auto") if with_segments else None
         return self._postprocessor.detect(batch, min_scores, min_segment_score)
 

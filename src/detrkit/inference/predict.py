@@ -167,7 +167,7 @@ def _check_model(detector: Detector, options: PredictOptions) -> None:
     """Check the settings that depend on the model."""
     detector.resolve_threshold(options.threshold)
     detector.resolve_classes(options.class_names(detector.categories.names))
-    if options.tile is not None and detector.engine.config.panoptic:
+    if options.tile is not None and detector.engine.config.mask_head:
         raise ConfigError(f"{arg('tile', options.tile)} merges boxes only, and this model predicts masks; omit it")
     if options.write is not None and "segments" in options.image_outputs and detector.categories.is_thing is None:
         raise ConfigError(

@@ -38,7 +38,7 @@ def assemble(config: ModelConfig) -> DETRComponents:
         pre_norm=config.pre_norm,
         activation=config.activation,
         num_feature_levels=config.num_feature_levels,
-        sampling_points=config.sampling_points,
+        num_points=config.num_points,
     )
     return DETRComponents(
         backbone=backbone,
@@ -46,9 +46,9 @@ def assemble(config: ModelConfig) -> DETRComponents:
         encoder=_encoder(config, shape),
         decoder=_decoder(config, shape),
         heads=_heads(config),
-        panoptic=PanopticHead(shape.width, shape.num_heads, backbone.channels[-2::-1]) if config.panoptic else None,
+        mask_head=PanopticHead(shape.width, shape.num_heads, backbone.channels[-2::-1]) if config.mask_head else None,
         input_projection=_input_projection(config, backbone.channels),
-        queries=build_queries(config),
+        query_source=build_query_source(config),
     )
 
 
@@ -82,23 +82,23 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
     encoding = _position_encoding(config)
-    if not config.encoder_layers and config.cross_attention == "deformable":
+    if not config.encoder_layers and config.decoder == "deformable":
         # only an encoder would read them; in several processes, a weight that learns must have a part in the losses
         encoding.requires_grad_(False)
     return encoding
 
 
 def _position_encoding(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
-    if config.position_encoding == "learned":
-        return LearnedPositions(config.hidden_dim, config.position_table_size)
-    if config.position_encoding == "none":
+    if config.position_embedding == "learned":
+        return LearnedPositions(config.hidden_dim, config.max_position_embeddings)
+    if config.position_embedding == "none":
         return NoPositions(config.hidden_dim)
     levels = config.num_feature_levels if config.has_pyramid else 0
     return SinePositions(config.hidden_dim, config.position_temperature, levels)
 
 
 def _encoder(config: ModelConfig, shape: LayerShape) -> Encoder:
-    layer = DeformableEncoderLayer if config.encoder_attention == "deformable" else EncoderLayer
+    layer = DeformableEncoderLayer if config.encoder == "deformable" else EncoderLayer
     width = config.hidden_dim
     position_scale = mlp(width, width, width) if config.scaled_positions else None
     if position_scale is not None and not config.encoder_layers:
@@ -112,15 +112,15 @@ def _encoder(config: ModelConfig, shape: LayerShape) -> Encoder:
 
 
 def _decoder(config: ModelConfig, shape: LayerShape) -> Decoder:
-    is_conditional = config.cross_attention == "conditional"
+    is_conditional = config.decoder == "conditional"
     layers: list[DecoderLayer] = []
     for number in range(config.decoder_layers):
         if is_conditional:
             layers.append(ConditionalDecoderLayer(shape, is_first=number == 0))
         else:
-            layers.append((DeformableDecoderLayer if config.cross_attention == "deformable" else DecoderLayer)(shape))
+            layers.append((DeformableDecoderLayer if config.decoder == "deformable" else DecoderLayer)(shape))
     # Deformable DETR's decoder, as published, reads the layers themselves, which end with a norm
-    has_norm = config.cross_attention != "deformable" or config.pre_norm
+    has_norm = config.decoder != "deformable" or config.pre_norm
     guide = QueryPositionEncoding(
         config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional
     )
@@ -142,7 +142,7 @@ def _heads(config: ModelConfig) -> Heads:
     has_references = config.queries != "learned"
     class_heads = [ClassHead(config.hidden_dim, config.num_classes, config.class_scores) for _ in range(count)]
     box_heads = [BoxHead(config.hidden_dim, starts_at_zero=has_references) for _ in range(count)]
-    if config.queries == "points" and config.cross_attention == "deformable":
+    if config.queries == "points" and config.decoder == "deformable":
         with torch.no_grad():
             box_heads[0].last.bias[2:] = _FIRST_SIDES
     return Heads(class_heads, box_heads)
@@ -154,14 +154,14 @@ def _input_projection(config: ModelConfig, channels: tuple[int, ...]) -> LastMap
     return PyramidProjection(channels[-config.num_backbone_levels :], config.hidden_dim, config.num_feature_levels)
 
 
-def build_queries(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries:
+def build_query_source(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries:
     """Build what object queries start from."""
     if config.queries == "points":
-        with_content = config.cross_attention == "deformable"
+        with_content = config.decoder == "deformable"
         return PointQueries(config.num_queries, config.hidden_dim, with_content=with_content)
     if config.queries == "anchors":
         return AnchorQueries(config.num_queries, config.hidden_dim)
-    if config.queries == "proposals":
-        from_cells = config.proposal_content == "cell"
+    if config.queries == "two_stage":
+        from_cells = config.two_stage_content == "memory"
         return TwoStageQueries(config.num_queries, config.hidden_dim, config.num_classes, from_cells=from_cells)
     return LearnedQueries(config.num_queries, config.hidden_dim)

@@ -43,9 +43,9 @@ class DETRComponents:
     encoder: Encoder
     decoder: Decoder
     heads: Heads
-    panoptic: PanopticHead | None
+    mask_head: PanopticHead | None
     input_projection: LastMapProjection | PyramidProjection
-    queries: LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries
+    query_source: LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries
 
 
 class DETR(nn.Module):
@@ -64,10 +64,10 @@ class DETR(nn.Module):
         self.input_projection = parts.input_projection
         self.positions = parts.positions
         self.encoder = parts.encoder
-        self.queries = parts.queries
+        self.query_source = parts.query_source
         self.decoder = parts.decoder
         self.heads = parts.heads
-        self.panoptic = parts.panoptic
+        self.mask_head = parts.mask_head
         used = config.num_backbone_levels
         self.has_strides = self.backbone.strides[-used:] == config.strides[:used]
         self.first_centres = _first_centres(config, parts.backbone.first_centres)
@@ -75,8 +75,8 @@ class DETR(nn.Module):
     def activation_checkpointing(self, on: bool) -> None:
         """Keep fewer activations while training, and compute them again (see `models.recompute`)."""
         self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = on
-        if self.panoptic is not None:
-            self.panoptic.activation_checkpointing = on
+        if self.mask_head is not None:
+            self.mask_head.activation_checkpointing = on
         # ordinary batch norm would count every photo twice
         self.backbone.activation_checkpointing = on and self.config.backbone_normalization == "frozen"
 
@@ -97,12 +97,12 @@ class DETR(nn.Module):
             padding_mask: True on padding; None when there is none.
             padding_invariant: True makes classes and boxes of a photo independent of how far it was padded, and so of the
                 other photos in its batch (not `masks`: the mask head normalises over the padding, as published; asked for
-                some queries, `self.panoptic` can leave it out). Backbones of timm let padding in all the same: batches of
+                some queries, `self.mask_head` can leave it out). Backbones of timm let padding in all the same: batches of
                 photos of one size are exact with them.
                 False computes what the published code does, where padding leaks into the backbone's features and the
                 mask of the feature map is rounded.
             last_layer_only: leave out what the decoder layers before the last say, which only training asks for.
-            all_masks: draw the mask of every query, where there is a mask head. False hands over what `self.panoptic`
+            all_masks: draw the mask of every query, where there is a mask head. False hands over what `self.mask_head`
                 draws from, for those queries that are matched or kept: the same masks for a fraction of the work.
             extra: makes queries that are decoded beside the model's own and change nothing of theirs (training helpers).
         """
@@ -114,7 +114,7 @@ class DETR(nn.Module):
 
         scene = self._scene(images, maps, padding)
         scene = scene.holding(self.encoder(scene))
-        queries = self.queries(scene, for_loss=not last_layer_only)
+        queries = self.query_source(scene, for_loss=not last_layer_only)
         beside = [] if extra is None else extra(scene)
         decoded, references = self.decoder(concat_queries(queries, beside) if beside else queries, scene, self.heads)
         if last_layer_only:
@@ -122,7 +122,7 @@ class DETR(nn.Module):
         layer_class_logits, layer_boxes = self.heads(decoded, references)
 
         predictions = self._predictions(layer_class_logits, layer_boxes, queries, beside)
-        if self.panoptic is None:
+        if self.mask_head is None:
             return predictions
         last = config.num_backbone_levels - 1
         mask_of_map = None if padding_mask is None else padding.at(last, maps[last])
@@ -131,7 +131,7 @@ class DETR(nn.Module):
         inputs = MaskInputs(own, scene.map_of(last), maps[last], mask_of_map, tuple(levels[-2::-1]), padded)
         if not all_masks:
             return replace(predictions, mask_inputs=inputs)
-        return replace(predictions, masks=self.panoptic.draw_all(inputs))
+        return replace(predictions, masks=self.mask_head.draw_all(inputs))
 
     def _scene(
         self, images: Float[Tensor, "B C H W"], maps: Sequence[Float[Tensor, "B D _ _"]], padding: PaddingMasks
@@ -167,7 +167,7 @@ class DETR(nn.Module):
                 logits,
                 boxes,
                 class_scores=self.config.class_scores,
-                most_detections=self.config.most_detections,
+                max_detections=self.config.detections_per_image,
                 proposals=part.proposals,
             )
             for logits, boxes, part in zip(

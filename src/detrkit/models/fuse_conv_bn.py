@@ -19,7 +19,7 @@ def fuse_conv_bn(model: DETR) -> DETR:
     Args:
         model: left as it is. A backbone of timm's is copied unfolded.
     """
-    kept = (model.positions, model.encoder, model.decoder, model.queries, model.heads, model.panoptic)
+    kept = (model.positions, model.encoder, model.decoder, model.query_source, model.heads, model.mask_head)
     shared = {id(part): part for part in kept}
     copied = copy.deepcopy(model, memo=dict(shared)).eval()
     for block, convolution_name, norm_name in _pairs(copied.backbone):

@@ -149,7 +149,7 @@ class LearnedPositions(nn.Module):
         if height > table_size or width > table_size:
             raise ConfigError(
                 f"learned positions: the feature map is {height} x {width} cells and the tables hold {table_size}; "
-                f"make the photos smaller or build the model with position_table_size={max(height, width)}"
+                f"make the photos smaller or build the model with max_position_embeddings={max(height, width)}"
             )
         columns = self.columns.weight[:width].expand(height, -1, -1)
         rows = self.rows.weight[:height, None].expand(-1, width, -1)

@@ -18,7 +18,7 @@ def _published(**changes: Any) -> dict[str, ModelConfig]:
     name += "-dc5" if changes.get("dilation") else ""
     return {
         name: ModelConfig(**changes),
-        f"{name}-panoptic": ModelConfig(**changes, panoptic=True, num_classes=250),
+        f"{name}-panoptic": ModelConfig(**changes, mask_head=True, num_classes=250),
     }
 
 
@@ -31,10 +31,10 @@ def _successors(name: str, **changes: Any) -> dict[str, ModelConfig]:
     }
 
 
-_CONDITIONAL: dict[str, Any] = {"cross_attention": "conditional", "class_scores": "sigmoid", "num_queries": 300}
+_CONDITIONAL: dict[str, Any] = {"decoder": "conditional", "class_scores": "sigmoid", "num_queries": 300}
 _DEFORMABLE: dict[str, Any] = {
-    "encoder_attention": "deformable",
-    "cross_attention": "deformable",
+    "encoder": "deformable",
+    "decoder": "deformable",
     "class_scores": "sigmoid",
     "queries": "points",
     "num_queries": 300,
@@ -46,8 +46,8 @@ _OWN: dict[
 ] = {  # what learned soonest on small sets: benchmarks/convergence.py, docs/decisions/0009-detrkit-presets.md
     **_DEFORMABLE,
     **_REFINE,
-    "queries": "proposals",
-    "proposal_content": "cell",
+    "queries": "two_stage",
+    "two_stage_content": "memory",
     "align_cells": True,
     "decoder_layers": 3,
     "dropout": 0.0,
@@ -67,13 +67,13 @@ PRESETS: dict[str, ModelConfig] = {
         activation="prelu",
         position_temperature=20.0,
         scaled_positions=True,
-        num_detections=300,
+        max_detections=300,
     ),
     "deformable-detr-r50": ModelConfig(**_DEFORMABLE, num_feature_levels=4),
     "deformable-detr-r50-single-scale": ModelConfig(**_DEFORMABLE),
     "deformable-detr-r50-single-scale-dc5": ModelConfig(**_DEFORMABLE, dilation=True),
     "deformable-detr-r50-refine": ModelConfig(**_DEFORMABLE, **_REFINE),
-    "deformable-detr-r50-two-stage": ModelConfig(**{**_DEFORMABLE, **_REFINE, "queries": "proposals"}),
+    "deformable-detr-r50-two-stage": ModelConfig(**{**_DEFORMABLE, **_REFINE, "queries": "two_stage"}),
     "detr-r18": ModelConfig(backbone="resnet18"),
     "detr-tiny": ModelConfig(
         backbone="resnet-tiny",

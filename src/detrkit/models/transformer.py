@@ -34,7 +34,7 @@ class LayerShape:
     pre_norm: bool
     activation: Literal["relu", "prelu"] = "relu"
     num_feature_levels: int = 1
-    sampling_points: int = 4
+    num_points: int = 4
 
 
 class Residual(nn.Module):
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         self,
         layers: Iterable[DecoderLayer],
         norm: nn.Module,
-        guide: QueryPositionEncoding,
+        query_position_encoding: QueryPositionEncoding,
         *,
         positions_at: Place = "attention",
         queries_at: Place = "attention",
@@ -223,7 +223,7 @@ class Decoder(nn.Module):
         Args:
             layers: first one first.
             norm: of what is read off each layer.
-            guide: tells each layer where its queries are.
+            query_position_encoding: tells each layer where its queries are.
             positions_at: where cells' positions are added.
             queries_at: where queries' positions are added.
             refines: whether each layer starts from the boxes of the one before it.
@@ -238,7 +238,7 @@ class Decoder(nn.Module):
         self.learns_through_references = learns_through_references
         self.activation_checkpointing = False
         self.norm = norm
-        self.guide = guide
+        self.query_position_encoding = query_position_encoding
 
     def forward(
         self, queries: Queries, scene: FeatureMaps, heads: Heads
@@ -259,7 +259,7 @@ class Decoder(nn.Module):
         reference = counted_from = queries.reference
         after_layer, references = [], []
         for number, layer in enumerate(self.layers):
-            place = self.guide(number, decoded, positions, reference)
+            place = self.query_position_encoding(number, decoded, positions, reference)
             place = replace(place, blocks=queries.blocks) if queries.blocks else place
             decoded = run(layer, self.activation_checkpointing, decoded, place, scene)
             after_layer.append(self.norm(decoded))

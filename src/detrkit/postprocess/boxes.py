@@ -47,7 +47,7 @@ def best_of(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> TopK:
         return TopK(*best, queries.expand(best[0].shape[0], -1))
     probabilities = predictions.probabilities
     num_queries, num_classes = probabilities.shape[1:]
-    count = min(predictions.most_detections or num_queries, num_queries * num_classes)
+    count = min(predictions.max_detections or num_queries, num_queries * num_classes)
     scores, pairs = probabilities.flatten(1).topk(count, dim=1)
     queries = pairs // num_classes
     boxes = _in_pixels(predictions.boxes, sizes).gather(1, queries[..., None].expand(-1, -1, 4))

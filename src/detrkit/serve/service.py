@@ -160,7 +160,7 @@ class Service:
 
 
 def _explain(detector: Detector, sample: Sample) -> Explanation:
-    least = detector.resolve_segment_threshold("auto") if detector.model.config.panoptic else MIN_SCORE
+    least = detector.resolve_segment_threshold("auto") if detector.model.config.mask_head else MIN_SCORE
     return explain(detector.model, detector.preprocessing, detector.categories, sample, segment_threshold=least)
 
 

@@ -75,7 +75,7 @@ class Predictions:
     masks: Float[Tensor, "B Q h w"] | None = None  # logits, over the padded image
     mask_inputs: MaskInputs | None = None  # in place of masks, where only some queries' masks will be asked for
     class_scores: ClassScores = "softmax"
-    most_detections: int | None = None  # pairs of query and class that are answered; None: as many as queries
+    max_detections: int | None = None  # pairs of query and class that are answered; None: as many as queries
     proposals: EncoderProposals | None = None
     extra: tuple[AuxiliaryPredictions, ...] = ()  # of queries beside the model's own
 

@@ -15,7 +15,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
 from detrkit.losses.criterion import SetCriterion
-from detrkit.models.build import build_queries
+from detrkit.models.build import build_query_source
 from detrkit.models.detr import DETR
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.positions import encode_coordinates
@@ -37,15 +37,17 @@ class AuxiliaryQueryGenerator(nn.Module):
         """
         super().__init__()
         width = config.hidden_dim
-        self.groups = nn.ModuleList(build_queries(config) for _ in range(settings.auxiliary_queries.query_groups - 1))
+        self.groups = nn.ModuleList(
+            build_query_source(config) for _ in range(settings.auxiliary_queries.query_groups - 1)
+        )
         self.hybrid = (
-            build_queries(config.model_copy(update={"num_queries": settings.auxiliary_queries.hybrid_queries}))
+            build_query_source(config.model_copy(update={"num_queries": settings.auxiliary_queries.hybrid_queries}))
             if settings.auxiliary_queries.hybrid_queries
             else None
         )
         self.labels = nn.Embedding(config.num_classes, width) if settings.auxiliary_queries.denoising else None
         # anchors tell positions by themselves, and proposals have a projection for it
-        tells = config.queries in ("anchors", "proposals")
+        tells = config.queries in ("anchors", "two_stage")
         self.position_head = (
             mlp(2 * width, width, width) if settings.auxiliary_queries.denoising and not tells else None
         )
@@ -104,7 +106,7 @@ class ModelWithAuxiliaryQueries(nn.Module):
         """Predict as the model does, and with the extra queries beside it."""
 
         def extra(scene: FeatureMaps) -> Sequence[AuxiliaryQueries]:
-            made: Sequence[AuxiliaryQueries] = self.helpers(scene, noised, self.model.queries)
+            made: Sequence[AuxiliaryQueries] = self.helpers(scene, noised, self.model.query_source)
             return made
 
         predictions: Predictions = self.model(images, padding_mask, extra=extra, **how)

@@ -83,7 +83,7 @@ def _preset_like(weights: Path, known: dict[str, Any]) -> str:
         name = read_yaml(own_config).get("model")
         if name in PRESETS:
             return str(name)
-    parts = ("cross_attention", "queries", "proposal_content", "class_scores", "hidden_dim")
+    parts = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim")
     alike = (name for name, one in PRESETS.items() if all(getattr(one, part) == known[part] for part in parts))
     return next(alike, "detr-r50")
 

@@ -70,7 +70,7 @@ def open_data(config: RunConfig) -> TrainingData:
 
 
 def _masks(config: RunConfig) -> bool:
-    return preset_config(config.model, **config.model_overrides).panoptic
+    return preset_config(config.model, **config.model_overrides).mask_head
 
 
 def training_data(config: RunConfig, dataset: DatasetSplits) -> TrainingData:
@@ -96,7 +96,7 @@ def training_data(config: RunConfig, dataset: DatasetSplits) -> TrainingData:
         train_split = val_split = train_split.select(range(min(settings.overfit, len(train_split))))
         notes = ()
     check_objects(train_split, val_split, settings)
-    photos = DetectionDataset(train_split, channels=model.in_channels, masks=model.panoptic)
+    photos = DetectionDataset(train_split, channels=model.in_channels, masks=model.mask_head)
     if model.in_channels != RGB:
         photos[0]  # says now, not after the first step, whether photos have these channels
     return TrainingData(

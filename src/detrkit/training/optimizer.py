@@ -11,7 +11,7 @@ from detrkit.config.training import PARTS, TrainingConfig
 from detrkit.errors import ConfigError, arg
 from detrkit.models.detr import DETR
 
-_QUERIES = re.compile(r"(queries|hybrid|groups\.\d+)\.weight")  # of the model, and of helpers
+_QUERIES = re.compile(r"(query_source|hybrid|groups\.\d+)\.weight")  # of the model, and of helpers
 
 
 def build_optimizer(model: DETR, settings: TrainingConfig, helpers: nn.Module | None = None) -> AdamW:

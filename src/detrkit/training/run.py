@@ -104,14 +104,14 @@ class Run:
         masks_only = settings.optimizer.trains_masks_only(self.model.config)
         loss = loss_for(self.model.config, settings, masks_only=masks_only)
         self.stepper = TrainStep(self.model, loss, settings, device, self.num_steps)
-        most = self.model.config.most_detections
+        most = self.model.config.detections_per_image
         self.judge = Evaluator(
             data.val_split,
             most,
             self.val_batches,
             device,
             settings.padding_invariant,
-            masks=self.model.config.panoptic,
+            masks=self.model.config.mask_head,
         )
         self.best: DetectionArrays | None = None  # what the best checkpoint found
         if process.world > 1:  # weights are alike, dropout is not

@@ -224,10 +224,10 @@ class TrainStep:
         queries: Int64[Tensor, "P"],
         counts: Sequence[int],
     ) -> Float[Tensor, "P h w"]:
-        assert self.model.panoptic is not None, "only a model with a mask head hands over mask inputs"
+        assert self.model.mask_head is not None, "only a model with a mask head hands over mask inputs"
         precision = self.settings.hardware.precision
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
-            return cast(Tensor, self.model.panoptic(inputs, queries, counts, sizes))
+            return cast(Tensor, self.model.mask_head(inputs, queries, counts, sizes))
 
     def _update(self, report: LossOutput) -> Bool[Tensor, ""]:
         """Change the weights, unless the gradient is not finite; tell whether all was well."""

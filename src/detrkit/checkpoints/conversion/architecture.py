@@ -12,16 +12,16 @@ Family = Literal["detr", "conditional", "dab", "deformable"]
 # what the weights of each family do not show, or show by its kind alone
 KNOWN: dict[Family, dict[str, Any]] = {
     "detr": {},
-    "conditional": {"cross_attention": "conditional", "class_scores": "sigmoid", "queries": "points"},
+    "conditional": {"decoder": "conditional", "class_scores": "sigmoid", "queries": "points"},
     "dab": {
-        "cross_attention": "conditional",
+        "decoder": "conditional",
         "class_scores": "sigmoid",
         "queries": "anchors",
         "with_box_refine": True,
         "position_temperature": 20.0,
-        "num_detections": 300,
+        "max_detections": 300,
     },
-    "deformable": {"encoder_attention": "deformable", "cross_attention": "deformable", "class_scores": "sigmoid"},
+    "deformable": {"encoder": "deformable", "decoder": "deformable", "class_scores": "sigmoid"},
 }
 
 
@@ -32,25 +32,25 @@ def family_of(config: ModelConfig) -> Family | None:
         found = {name: getattr(config, name) for name in expected}
         if family == "deformable":
             expected |= {
-                "queries": "proposals" if config.queries == "proposals" else "points",
+                "queries": "two_stage" if config.queries == "two_stage" else "points",
                 "num_feature_levels": config.num_feature_levels,
                 "with_box_refine": config.with_box_refine,
                 "layerwise_heads": config.with_box_refine,
             }
         if family == "dab":
             expected |= {"activation": config.activation, "scaled_positions": True}
-        expected["num_detections"] = config.num_detections
+        expected["max_detections"] = config.max_detections
         if found == {name: expected[name] for name in found}:
             return family
     return None
 
 
 _PLAIN: dict[str, Any] = {
-    "encoder_attention": "dense",
-    "cross_attention": "dense",
+    "encoder": "dense",
+    "decoder": "dense",
     "class_scores": "softmax",
     "queries": "learned",
-    "proposal_content": "place",
+    "two_stage_content": "box",
     "num_feature_levels": 1,
     "align_cells": False,
     "with_box_refine": False,
@@ -58,7 +58,7 @@ _PLAIN: dict[str, Any] = {
     "activation": "relu",
     "position_temperature": 10_000.0,
     "scaled_positions": False,
-    "num_detections": 100,
+    "max_detections": 100,
 }
 
 
@@ -66,6 +66,6 @@ def family_of_state(state: Mapping[str, Tensor]) -> Family:
     """The architecture that weights under our names are of, as far as they are of a published one."""
     if any(".offset_projection." in name for name in state):
         return "deformable"
-    if any(name.startswith("decoder.guide.position_head.") for name in state):
+    if any(name.startswith("decoder.query_position_encoding.position_head.") for name in state):
         return "dab"
-    return "conditional" if any(".to_scene." in name for name in state) else "detr"
+    return "conditional" if any(".cross_projections." in name for name in state) else "detr"

@@ -112,7 +112,7 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, format: Format) ->
                 "--to detrkit"
             )
         family = family_of(checkpoint.config)
-        if family is None or (checkpoint.config.panoptic and family != "detr"):
+        if family is None or (checkpoint.config.mask_head and family != "detr"):
             raise CheckpointError(
                 "the model is of no architecture that was published (its attention, queries, heads and masks together); "
                 "use --to detrkit"
@@ -131,10 +131,10 @@ def _write(checkpoint: Checkpoint, model: DETR, output: Path, format: Format) ->
 def _arguments(config: ModelConfig) -> dict[str, object]:
     """What the weights do not show, under the names of the published training script; a plain dict loads anywhere."""
     arguments: dict[str, object] = {"dilation": config.dilation, "nheads": config.num_heads, "dropout": config.dropout}
-    if config.queries == "proposals":
+    if config.queries == "two_stage":
         arguments |= {"two_stage": True, "num_queries": config.num_queries}
     if config.queries == "anchors":
-        arguments |= {"pe_temperatureH": config.position_temperature, "num_select": config.num_detections}
+        arguments |= {"pe_temperatureH": config.position_temperature, "num_select": config.max_detections}
     return arguments
 
 

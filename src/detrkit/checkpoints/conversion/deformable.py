@@ -26,17 +26,17 @@ def mlp(ours: str, theirs: str) -> list[Rule]:
 
 
 CONDITIONAL_PROJECTIONS = {
-    "among_queries.query_content.": "sa_qcontent_proj.",
-    "among_queries.query_position.": "sa_qpos_proj.",
-    "among_queries.key_content.": "sa_kcontent_proj.",
-    "among_queries.key_position.": "sa_kpos_proj.",
-    "among_queries.value.": "sa_v_proj.",
-    "to_scene.query_content.": "ca_qcontent_proj.",
-    "to_scene.query_position.": "ca_qpos_proj.",
-    "to_scene.query_place.": "ca_qpos_sine_proj.",
-    "to_scene.key_content.": "ca_kcontent_proj.",
-    "to_scene.key_position.": "ca_kpos_proj.",
-    "to_scene.value.": "ca_v_proj.",
+    "self_projections.query_content.": "sa_qcontent_proj.",
+    "self_projections.query_position.": "sa_qpos_proj.",
+    "self_projections.key_content.": "sa_kcontent_proj.",
+    "self_projections.key_position.": "sa_kpos_proj.",
+    "self_projections.value.": "sa_v_proj.",
+    "cross_projections.query_content.": "ca_qcontent_proj.",
+    "cross_projections.query_position.": "ca_qpos_proj.",
+    "cross_projections.query_sine.": "ca_qpos_sine_proj.",
+    "cross_projections.key_content.": "ca_kcontent_proj.",
+    "cross_projections.key_position.": "ca_kpos_proj.",
+    "cross_projections.value.": "ca_v_proj.",
 }
 DEFORMABLE_PROJECTIONS = {
     "offset_projection.": "sampling_offsets.",
@@ -47,20 +47,20 @@ DEFORMABLE_PROJECTIONS = {
 HEAD_RULES: list[Rule] = [
     ("heads.class_head.{n}.", "class_embed.{n}."),
     *((f"heads.box_head.{{n}}.{2 * index}.", f"bbox_embed.{{n}}.layers.{index}.") for index in range(3)),
-    ("queries.class_head.", f"{PROPOSALS}class_embed."),
-    *((f"queries.box_head.{2 * index}.", f"{PROPOSALS}bbox_embed.layers.{index}.") for index in range(3)),
+    ("query_source.class_head.", f"{PROPOSALS}class_embed."),
+    *((f"query_source.box_head.{2 * index}.", f"{PROPOSALS}bbox_embed.layers.{index}.") for index in range(3)),
 ]
 
 _CONDITIONAL: list[Rule] = [
     *((f"decoder.layers.{{n}}.{ours}", _DECODER + theirs) for ours, theirs in CONDITIONAL_PROJECTIONS.items()),
     ("decoder.layers.{n}.cross_attention.output_projection.", f"{_DECODER}cross_attn.out_proj."),
-    *mlp("decoder.guide.content_scale.", "transformer.decoder.query_scale."),
-    *mlp("queries.point_head.", "transformer.decoder.ref_point_head."),
+    *mlp("decoder.query_position_encoding.content_scale.", "transformer.decoder.query_scale."),
+    *mlp("query_source.point_head.", "transformer.decoder.ref_point_head."),
 ]
 _DAB: list[Rule] = [
-    ("queries.weight", "refpoint_embed.weight"),
-    *mlp("decoder.guide.position_head.", "transformer.decoder.ref_point_head."),
-    *mlp("decoder.guide.size_head.", "transformer.decoder.ref_anchor_head."),
+    ("query_source.weight", "refpoint_embed.weight"),
+    *mlp("decoder.query_position_encoding.position_head.", "transformer.decoder.ref_point_head."),
+    *mlp("decoder.query_position_encoding.size_head.", "transformer.decoder.ref_anchor_head."),
     *mlp("encoder.position_scale.", "transformer.encoder.query_scale."),
     ("encoder.layers.{n}.feed_forward.activation.", f"{_ENCODER}activation."),
     ("decoder.layers.{n}.feed_forward.activation.", f"{_DECODER}activation."),
@@ -86,10 +86,10 @@ _DEFORMABLE: list[Rule] = [
     ("input_projection.levels.{n}.convolution.", "input_proj.{n}.0."),
     ("input_projection.levels.{n}.norm.", "input_proj.{n}.1."),
     ("positions.levels", "transformer.level_embed"),
-    ("queries.point_head.", "transformer.reference_points."),
-    ("queries.memory_projection.", "transformer.enc_output."),
-    ("queries.memory_norm.", "transformer.enc_output_norm."),
-    ("queries.query_projection.", "transformer.pos_trans."),
-    ("queries.query_norm.", "transformer.pos_trans_norm."),
+    ("query_source.point_head.", "transformer.reference_points."),
+    ("query_source.memory_projection.", "transformer.enc_output."),
+    ("query_source.memory_norm.", "transformer.enc_output_norm."),
+    ("query_source.query_projection.", "transformer.pos_trans."),
+    ("query_source.query_norm.", "transformer.pos_trans_norm."),
     *HEAD_RULES,
 ]

@@ -21,7 +21,7 @@ BOX_RULES: list[Rule] = [
     ("positions.rows.", "backbone.1.row_embed."),
     ("positions.columns.", "backbone.1.col_embed."),
     ("input_projection.", "input_proj."),
-    ("queries.", "query_embed."),
+    ("query_source.", "query_embed."),
     ("encoder.layers.{n}.self_attention.output_projection.", "transformer.encoder.layers.{n}.self_attn.out_proj."),
     ("encoder.layers.{n}.self_attention.", "transformer.encoder.layers.{n}.self_attn."),
     ("encoder.layers.{n}.self_attention_residual.norm.", "transformer.encoder.layers.{n}.norm1."),
@@ -48,22 +48,22 @@ BOX_RULES: list[Rule] = [
     ("heads.box_head.4.", "bbox_embed.layers.2."),
 ]
 MASK_RULES: list[Rule] = [
-    ("panoptic.attention_maps.query_projection.", "bbox_attention.q_linear."),
-    ("panoptic.attention_maps.key_projection.", "bbox_attention.k_linear."),
-    ("panoptic.entrance.0.convolution.", "mask_head.lay1."),
-    ("panoptic.entrance.0.norm.", "mask_head.gn1."),
-    ("panoptic.entrance.1.convolution.", "mask_head.lay2."),
-    ("panoptic.entrance.1.norm.", "mask_head.gn2."),
-    ("panoptic.stages.0.convolution.", "mask_head.lay3."),
-    ("panoptic.stages.0.norm.", "mask_head.gn3."),
-    ("panoptic.stages.1.convolution.", "mask_head.lay4."),
-    ("panoptic.stages.1.norm.", "mask_head.gn4."),
-    ("panoptic.stages.2.convolution.", "mask_head.lay5."),
-    ("panoptic.stages.2.norm.", "mask_head.gn5."),
-    ("panoptic.adapters.0.", "mask_head.adapter1."),
-    ("panoptic.adapters.1.", "mask_head.adapter2."),
-    ("panoptic.adapters.2.", "mask_head.adapter3."),
-    ("panoptic.exit.", "mask_head.out_lay."),
+    ("mask_head.attention_maps.query_projection.", "bbox_attention.q_linear."),
+    ("mask_head.attention_maps.key_projection.", "bbox_attention.k_linear."),
+    ("mask_head.input_stages.0.convolution.", "mask_head.lay1."),
+    ("mask_head.input_stages.0.norm.", "mask_head.gn1."),
+    ("mask_head.input_stages.1.convolution.", "mask_head.lay2."),
+    ("mask_head.input_stages.1.norm.", "mask_head.gn2."),
+    ("mask_head.stages.0.convolution.", "mask_head.lay3."),
+    ("mask_head.stages.0.norm.", "mask_head.gn3."),
+    ("mask_head.stages.1.convolution.", "mask_head.lay4."),
+    ("mask_head.stages.1.norm.", "mask_head.gn4."),
+    ("mask_head.stages.2.convolution.", "mask_head.lay5."),
+    ("mask_head.stages.2.norm.", "mask_head.gn5."),
+    ("mask_head.adapters.0.", "mask_head.adapter1."),
+    ("mask_head.adapters.1.", "mask_head.adapter2."),
+    ("mask_head.adapters.2.", "mask_head.adapter3."),
+    ("mask_head.output.", "mask_head.out_lay."),
 ]
 _PACKED = ("query_projection", "key_projection", "value_projection")
 
@@ -92,7 +92,7 @@ def state_dict_as_official(model: DETR) -> dict[str, Tensor]:
 def official_from_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our entries to the published ones."""
     family = family_of_state(state)
-    named = _pack(to_theirs(state, _rules(family, has_masks="panoptic.exit.weight" in state)))
+    named = _pack(to_theirs(state, _rules(family, has_masks="mask_head.output.weight" in state)))
     if family == "dab":
         named |= {f"{_DECODER}{name}": tensor for name, tensor in named.items() if name.startswith("bbox_embed.")}
     if family == "deformable":

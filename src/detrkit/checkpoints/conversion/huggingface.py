@@ -162,7 +162,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
                 f"have; use --to {other}"
             )
     make_folder(folder)
-    format = Format(native_backbone=native_backbone, has_masks=config.panoptic, family=family)
+    format = Format(native_backbone=native_backbone, has_masks=config.mask_head, family=family)
     tensors = huggingface_from_ours(checkpoint.state, format)
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -173,7 +173,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = F
 
 def _family_there(config: ModelConfig) -> Family:
     family = family_of(config)
-    if family is None or (config.panoptic and family != "detr"):
+    if family is None or (config.mask_head and family != "detr"):
         what = "its combination of attention, queries and heads" if family is None else "the mask head on top of it"
         raise CheckpointError(f"the model is of no architecture that Hugging Face has, for {what}; use --to detrkit")
     return family
@@ -186,7 +186,7 @@ def classes_of(config: ModelConfig) -> tuple[str, str]:
         CheckpointError: Hugging Face has no such architecture.
     """
     family = _family_there(config)
-    model = "DetrForSegmentation" if config.panoptic else MODEL_TYPES[family][1]
+    model = "DetrForSegmentation" if config.mask_head else MODEL_TYPES[family][1]
     # DAB-DETR has none of its own: scores are sigmoids, and Conditional DETR's takes them for such
     processors = {
         "detr": "Detr",
@@ -209,7 +209,7 @@ def _config_json(checkpoint: Checkpoint, family: Family, native_backbone: bool) 
             "depths": list(depths),
             "hidden_sizes": widths,
             "layer_type": "basic" if is_basic else "bottleneck",
-            "out_features": [f"stage{number + 1}" for number in range(0 if config.panoptic else first_level or 3, 4)],
+            "out_features": [f"stage{number + 1}" for number in range(0 if config.mask_head else first_level or 3, 4)],
         }
     else:
         backbone = {
@@ -239,7 +239,7 @@ def _config_json(checkpoint: Checkpoint, family: Family, native_backbone: bool) 
         "encoder_ffn_dim": config.dim_feedforward,
         "decoder_ffn_dim": config.dim_feedforward,
         "dropout": config.dropout,
-        "position_embedding_type": config.position_encoding,
+        "position_embedding_type": config.position_embedding,
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
         "detrkit_category_ids": list(checkpoint.categories.ids),
@@ -256,11 +256,11 @@ def _of_family(config: ModelConfig, family: Family) -> dict[str, Any]:
             "activation_function": config.activation,
         }
     if family == "deformable":
-        is_two_stage = config.queries == "proposals"
+        is_two_stage = config.queries == "two_stage"
         return {
             "num_feature_levels": config.num_feature_levels,
-            "encoder_n_points": config.sampling_points,
-            "decoder_n_points": config.sampling_points,
+            "encoder_n_points": config.num_points,
+            "decoder_n_points": config.num_points,
             "with_box_refine": config.with_box_refine,
             "two_stage": is_two_stage,
             "two_stage_num_proposals": config.num_queries,
@@ -300,7 +300,7 @@ def _rules(format: Format) -> list[Rule]:
         ("positions.rows.", "model.backbone.position_embedding.row_embeddings."),  # before version 5
         ("positions.columns.", "model.backbone.position_embedding.column_embeddings."),
         ("input_projection.", "model.input_projection."),
-        ("queries.", "model.query_position_embeddings."),
+        ("query_source.", "model.query_position_embeddings."),
         ("decoder.norm.", "model.decoder.layernorm."),
         ("heads.class_head.", "class_labels_classifier."),
         *((f"heads.box_head.{2 * index}.", f"bbox_predictor.layers.{index}.") for index in range(3)),
@@ -351,12 +351,12 @@ def _backbone_rules(prefix: str, native: bool) -> list[Rule]:
 def _mask_rules(in_memory: bool) -> list[Rule]:
     projection = "proj" if in_memory else "linear"
     rules: list[Rule] = [
-        ("panoptic.attention_maps.query_projection.", f"bbox_attention.q_{projection}."),
-        ("panoptic.attention_maps.key_projection.", f"bbox_attention.k_{projection}."),
-        ("panoptic.exit.", "mask_head.output_conv." if in_memory else "mask_head.out_lay."),
+        ("mask_head.attention_maps.query_projection.", f"bbox_attention.q_{projection}."),
+        ("mask_head.attention_maps.key_projection.", f"bbox_attention.k_{projection}."),
+        ("mask_head.output.", "mask_head.output_conv." if in_memory else "mask_head.out_lay."),
     ]
-    ours_of_stage = [f"panoptic.entrance.{index}." for index in range(2)] + [
-        f"panoptic.stages.{index}." for index in range(3)
+    ours_of_stage = [f"mask_head.input_stages.{index}." for index in range(2)] + [
+        f"mask_head.stages.{index}." for index in range(3)
     ]
     for index, ours in enumerate(ours_of_stage):
         stage = f"mask_head.conv{index + 1}." if index < 2 else f"mask_head.fpn_stages.{index - 2}.refine."
@@ -366,5 +366,5 @@ def _mask_rules(in_memory: bool) -> list[Rule]:
         ]
     for index in range(3):
         theirs = f"mask_head.fpn_stages.{index}.fpn_adapter." if in_memory else f"mask_head.adapter{index + 1}."
-        rules.append((f"panoptic.adapters.{index}.", theirs))
+        rules.append((f"mask_head.adapters.{index}.", theirs))
     return rules

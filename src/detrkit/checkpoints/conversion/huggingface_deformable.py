@@ -23,19 +23,19 @@ MODEL_TYPES: dict[Family, tuple[str, str]] = {
 _ENCODER_LAYER, _DECODER_LAYER = "model.encoder.layers.{n}.", "model.decoder.layers.{n}."
 _IN_MEMORY = {"sa": "self_attn", "ca": "encoder_attn"}
 _DAB_WORDS = {
-    "among_queries.query_content.": "self_attn.self_attn_query_content_proj.",
-    "among_queries.query_position.": "self_attn.self_attn_query_pos_proj.",
-    "among_queries.key_content.": "self_attn.self_attn_key_content_proj.",
-    "among_queries.key_position.": "self_attn.self_attn_key_pos_proj.",
-    "among_queries.value.": "self_attn.self_attn_value_proj.",
+    "self_projections.query_content.": "self_attn.self_attn_query_content_proj.",
+    "self_projections.query_position.": "self_attn.self_attn_query_pos_proj.",
+    "self_projections.key_content.": "self_attn.self_attn_key_content_proj.",
+    "self_projections.key_position.": "self_attn.self_attn_key_pos_proj.",
+    "self_projections.value.": "self_attn.self_attn_value_proj.",
     "self_attention.output_projection.": "self_attn.self_attn.output_proj.",
     "self_attention_residual.norm.": "self_attn.self_attn_layer_norm.",
-    "to_scene.query_content.": "cross_attn.cross_attn_query_content_proj.",
-    "to_scene.query_position.": "cross_attn.cross_attn_query_pos_proj.",
-    "to_scene.query_place.": "cross_attn.cross_attn_query_pos_sine_proj.",
-    "to_scene.key_content.": "cross_attn.cross_attn_key_content_proj.",
-    "to_scene.key_position.": "cross_attn.cross_attn_key_pos_proj.",
-    "to_scene.value.": "cross_attn.cross_attn_value_proj.",
+    "cross_projections.query_content.": "cross_attn.cross_attn_query_content_proj.",
+    "cross_projections.query_position.": "cross_attn.cross_attn_query_pos_proj.",
+    "cross_projections.query_sine.": "cross_attn.cross_attn_query_pos_sine_proj.",
+    "cross_projections.key_content.": "cross_attn.cross_attn_key_content_proj.",
+    "cross_projections.key_position.": "cross_attn.cross_attn_key_pos_proj.",
+    "cross_projections.value.": "cross_attn.cross_attn_value_proj.",
     "cross_attention.output_projection.": "cross_attn.cross_attn.output_proj.",
     "cross_attention_residual.norm.": "cross_attn.cross_attn_layer_norm.",
     "feed_forward.expand.": "mlp.fc1.",
@@ -64,7 +64,7 @@ def successor_rules(family: Family, in_memory: bool) -> list[Rule]:
 
 
 def _guide() -> list[Rule]:
-    return mlp("decoder.guide.content_scale.", f"{DECODER}query_scale.")
+    return mlp("decoder.query_position_encoding.content_scale.", f"{DECODER}query_scale.")
 
 
 def _conditional(in_memory: bool) -> list[Rule]:
@@ -76,18 +76,18 @@ def _conditional(in_memory: bool) -> list[Rule]:
             theirs = f"{_IN_MEMORY[attention]}.{rest.replace('qcontent', 'q_content').replace('kcontent', 'k_content')}"
             theirs = theirs.replace("qpos", "q_pos").replace("kpos", "k_pos")
         projections.append((f"decoder.layers.{{n}}.{ours}", _DECODER_LAYER + theirs))
-    return [*projections, *_guide(), *mlp("queries.point_head.", f"{DECODER}ref_point_head.")]
+    return [*projections, *_guide(), *mlp("query_source.point_head.", f"{DECODER}ref_point_head.")]
 
 
 def _dab() -> list[Rule]:
     return [
         *((f"decoder.layers.{{n}}.{ours}", _DECODER_LAYER + theirs) for ours, theirs in _DAB_WORDS.items()),
         *_guide(),
-        *mlp("decoder.guide.position_head.", f"{DECODER}ref_point_head."),
-        *mlp("decoder.guide.size_head.", f"{DECODER}ref_anchor_head."),
+        *mlp("decoder.query_position_encoding.position_head.", f"{DECODER}ref_point_head."),
+        *mlp("decoder.query_position_encoding.size_head.", f"{DECODER}ref_anchor_head."),
         *mlp("encoder.position_scale.", "model.encoder.query_scale."),
         ("encoder.layers.{n}.feed_forward.activation.", f"{_ENCODER_LAYER}activation_fn."),
-        ("queries.weight", "model.query_refpoint_embeddings.weight"),
+        ("query_source.weight", "model.query_refpoint_embeddings.weight"),
         ("heads.class_head.", "class_embed."),
     ]
 
@@ -106,11 +106,11 @@ def _deformable() -> list[Rule]:
         ("input_projection.levels.{n}.convolution.", "model.input_proj.{n}.0."),
         ("input_projection.levels.{n}.norm.", "model.input_proj.{n}.1."),
         ("positions.levels", "model.level_embed"),
-        ("queries.point_head.", "model.reference_points."),
-        ("queries.memory_projection.", "model.enc_output."),
-        ("queries.memory_norm.", "model.enc_output_norm."),
-        ("queries.query_projection.", "model.pos_trans."),
-        ("queries.query_norm.", "model.pos_trans_norm."),
+        ("query_source.point_head.", "model.reference_points."),
+        ("query_source.memory_projection.", "model.enc_output."),
+        ("query_source.memory_norm.", "model.enc_output_norm."),
+        ("query_source.query_projection.", "model.pos_trans."),
+        ("query_source.query_norm.", "model.pos_trans_norm."),
         *HEAD_RULES,
         ("heads.class_head.", "class_embed."),
         *((f"heads.box_head.{2 * index}.", f"bbox_embed.layers.{index}.") for index in range(3)),

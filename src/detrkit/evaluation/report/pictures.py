@@ -34,7 +34,7 @@ def draw_predictions(
 
     Of a panoptic model, the segments are drawn; of others, boxes, with masks if there are any.
     """
-    has_segments = detector.engine.config.panoptic and detector.categories.is_thing is not None
+    has_segments = detector.engine.config.mask_head and detector.categories.is_thing is not None
     gallery = []
     for index in range(min(count, len(pictures))):  # type: ignore[arg-type]  # every dataset of ours has a length
         try:

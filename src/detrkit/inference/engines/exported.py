@@ -86,7 +86,7 @@ class ExportMetadata(BaseModel):
     def output_names(self) -> tuple[str, ...]:
         """Outputs of the network, in order."""
         named = ("scores", "labels", "boxes") if self.postprocess else ("class_logits", "boxes")
-        return (*named, "masks") if self.model.panoptic else named
+        return (*named, "masks") if self.model.mask_head else named
 
     @property
     def min_side(self) -> int:
@@ -157,7 +157,7 @@ class ExportedEngine:
             CheckpointError: the network does not give what its metadata says.
             DatasetError: of `check_size`.
         """
-        if self.config.panoptic and self.metadata.preprocessing.padding_invariant and batch.is_padded:
+        if self.config.mask_head and self.metadata.preprocessing.padding_invariant and batch.is_padded:
             return _together([self.predict(alone) for alone in batch.one_by_one()])
         self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
         images, padding_mask = pad_to_min_side(batch.images, batch.padding_mask, self.metadata.min_side)
@@ -192,7 +192,7 @@ class ExportedEngine:
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
         classes = self.config.num_classes
         logits = classes + (self.config.class_scores == "softmax")
-        queries = self.config.most_detections if self.metadata.postprocess else self.config.num_queries
+        queries = self.config.detections_per_image if self.metadata.postprocess else self.config.num_queries
         last_axis = {"class_logits": (logits,), "boxes": (4,), "scores": (), "labels": ()}
         for name in self.metadata.output_names:
             found = tuple(outputs[name].shape) if name in outputs else None
@@ -217,7 +217,7 @@ class ExportedEngine:
             boxes[None],
             outputs.get("masks"),
             class_scores=self.config.class_scores,
-            most_detections=self.config.most_detections,
+            max_detections=self.config.detections_per_image,
         )
 
 

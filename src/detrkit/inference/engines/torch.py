@@ -112,7 +112,7 @@ class TorchEngine:
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
         """Draw mask logits of some queries, in the precision in which they were predicted."""
-        inputs, head = predictions.mask_inputs, self.model.panoptic
+        inputs, head = predictions.mask_inputs, self.model.mask_head
         assert head is not None, "only a model with a mask head is asked for masks"
         assert inputs is not None
         in_bfloat16 = inputs.decoded.dtype == torch.bfloat16

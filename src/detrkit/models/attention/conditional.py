@@ -28,21 +28,21 @@ class ConditionalDecoderLayer(DecoderLayer):
         plain = (shape.width, shape.num_heads, shape.dropout)
         super().__init__(shape, ProjectedAttention(*plain), ProjectedAttention(*plain))
         width = shape.width
-        self.among_queries = nn.ModuleDict(
+        self.self_projections = nn.ModuleDict(
             {
                 name: _projection(width)
                 for name in ("query_content", "query_position", "key_content", "key_position", "value")
             }
         )
-        names = ["query_content", "query_place", "key_content", "key_position", "value"]
-        self.to_scene = nn.ModuleDict(
+        names = ["query_content", "query_sine", "key_content", "key_position", "value"]
+        self.cross_projections = nn.ModuleDict(
             {name: _projection(width) for name in [*names, *(["query_position"] if is_first else [])]}
         )
         self.is_first = is_first
 
     def attend_to_queries(self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions) -> Float[Tensor, "B Q D"]:
         """Look at all queries."""
-        project = self.among_queries
+        project = self.self_projections
         queries = project["query_content"](values) + project["query_position"](place.positions)
         keys = project["key_content"](values) + project["key_position"](place.positions)
         found: Tensor = self.self_attention(queries, keys, project["value"](values), place.fillers)
@@ -53,13 +53,13 @@ class ConditionalDecoderLayer(DecoderLayer):
     ) -> Float[Tensor, "B Q D"]:
         """Look at all cells, for what they hold and where they are."""
         assert place.sine is not None, "the guide of conditional layers gives sines"
-        project = self.to_scene
+        project = self.cross_projections
         content, cells = project["query_content"](values), project["key_content"](scene.tokens)
         cell_places = project["key_position"](scene.positions)
         if self.is_first:
             content = content + project["query_position"](place.positions)
             cells = cells + cell_places
-        queries = self._by_head(content, project["query_place"](place.sine))
+        queries = self._by_head(content, project["query_sine"](place.sine))
         keys = self._by_head(cells, cell_places)
         found: Tensor = self.cross_attention(queries, keys, project["value"](scene.tokens), scene.padding_mask)
         return found

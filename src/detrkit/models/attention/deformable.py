@@ -33,8 +33,8 @@ class DeformableAttention(nn.Module):
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.num_heads = shape.num_heads
-        self.per_head = (shape.num_feature_levels, shape.sampling_points)
-        num_points = shape.num_heads * shape.num_feature_levels * shape.sampling_points
+        self.per_head = (shape.num_feature_levels, shape.num_points)
+        num_points = shape.num_heads * shape.num_feature_levels * shape.num_points
         self.offset_projection = nn.Linear(shape.width, 2 * num_points)
         self.weight_projection = nn.Linear(shape.width, num_points)
         self.value_projection = nn.Linear(shape.width, shape.width)

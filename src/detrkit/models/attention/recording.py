@@ -196,7 +196,7 @@ def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = Tru
         ConfigError: the model attends densely to several feature maps, for which there is no single map to show.
     """
     config = model.config
-    if config.num_feature_levels > 1 and "dense" in (config.encoder_attention, config.cross_attention):
+    if config.num_feature_levels > 1 and "dense" in (config.encoder, config.decoder):
         raise ConfigError(
             f"The attention of this model cannot be shown: it attends densely to {config.num_feature_levels} feature "
             "maps, expected one feature map or deformable attention."

@@ -87,19 +87,19 @@ class PanopticHead(nn.Module):
         self.activation_checkpointing = False
         self.attention_maps = AttentionMaps(width, num_heads)
         widths = [width // 2 ** (index + 1) for index in range(len(channels) + 1)]
-        self.entrance = nn.ModuleList(
+        self.input_stages = nn.ModuleList(
             [RefineStage(width + num_heads, width + num_heads), RefineStage(width + num_heads, widths[0])]
         )
         self.adapters = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(channels, widths[:-1], strict=True))
         self.stages = nn.ModuleList(RefineStage(before, after) for before, after in pairwise(widths))
-        self.exit = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        self.output = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has a bias
         # beside the features, maps would say next to nothing, and all masks of a photo stay alike for thousands of steps
         with torch.no_grad():
-            cast(RefineStage, self.entrance[0]).convolution.weight[:, width:] *= _START_OF_MAPS
+            cast(RefineStage, self.input_stages[0]).convolution.weight[:, width:] *= _START_OF_MAPS
 
     def forward(
         self,
@@ -146,7 +146,7 @@ class PanopticHead(nn.Module):
 
     def _shared(self, inputs: MaskInputs) -> list[Float[Tensor, "B _ _ _"]]:
         """Compute once per photo what all of its queries share: the first convolution is linear, so it can be parted."""
-        first = cast(RefineStage, self.entrance[0]).convolution
+        first = cast(RefineStage, self.input_stages[0]).convolution
         of_photo = F.conv2d(inputs.projected, first.weight[:, : self.width], first.bias, padding=1)
         return [of_photo, *(adapter(level) for adapter, level in zip(self.adapters, inputs.levels, strict=True))]
 
@@ -157,10 +157,10 @@ class PanopticHead(nn.Module):
         of_photo: Float[Tensor, "B _ h w"],
         *finer: Float[Tensor, "B _ _ _"],
     ) -> Float[Tensor, "P _ _"]:
-        first = cast(RefineStage, self.entrance[0])
+        first = cast(RefineStage, self.input_stages[0])
         of_query = F.conv2d(maps, first.convolution.weight[:, self.width :], padding=1)
-        features = self.entrance[1](first.finish(of_query + of_photo[images]))
+        features = self.input_stages[1](first.finish(of_query + of_photo[images]))
         for level, stage in zip(finer, self.stages, strict=True):
             enlarged = F.interpolate(features, size=level.shape[-2:], mode="nearest")
             features = stage(level[images] + enlarged)
-        return cast(Tensor, self.exit(features))[:, 0]
+        return cast(Tensor, self.output(features))[:, 0]
