@@ -97,7 +97,7 @@ def test_broken_folders_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"detrkit\.json: not readable"):
         Detector.load(tmp_path)
     (tmp_path / "detrkit.json").write_text(GOOD.to_text())
-    with pytest.raises(CheckpointError, match=r"model\.bin: found nothing"):
+    with pytest.raises(CheckpointError, match=r"model\.bin: missing"):
         Detector.load(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match="not readable as OpenVINO") as error:

@@ -46,7 +46,7 @@ def test_float32_gives_the_numbers_of_pytorch_in_every_order_of_sizes(model: DET
         expected, found = eager(model).predict(batch), engine.predict(batch)
         torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-3)
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
-    assert set(session_of(engine)._of_size) == {(1, 3, 96, 128)}
+    assert set(session_of(engine)._by_size) == {(1, 3, 96, 128)}
 
 
 def test_an_answer_outlives_the_next_one(float32: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_hostile_graph_is_refused(
 
     monkeypatch.chdir(tmp_path)
     hostile = rewritten(path, tmp_path / "hostile.pt2", in_archive)
-    with pytest.raises(CheckpointError, match=r"hostile\.pt2: not readable as a \.pt2 file \(it (says|holds)"):
+    with pytest.raises(CheckpointError, match=r"hostile\.pt2: not readable as a \.pt2 file \((unexpected|it contains)"):
         read_program(hostile)
     assert not (tmp_path / "witness").exists()
 
@@ -147,7 +147,7 @@ def test_pickles_are_never_opened(path: Path, tmp_path: Path, monkeypatch: pytes
         members["data/aotinductor/model/model.so"] = b"\x7fELF"
 
     for change in (as_examples, as_weight, as_another_file):
-        with pytest.raises(CheckpointError, match=r"pickled|no network needs"):
+        with pytest.raises(CheckpointError, match=r"pickled|unexpected"):
             read_program(rewritten(path, tmp_path / "hostile.pt2", change))
     assert not (tmp_path / "witness").exists()
 
@@ -171,12 +171,12 @@ def test_a_photo_that_a_leaking_network_would_have_to_pad_is_refused(tmp_path: P
     write_program(traced(model), described(model), tmp_path / "model.pt2")
     engine = read_program(tmp_path / "model.pt2")
     sentence = (
-        f"resized to 100 x 40 px, expected at least 64 px a side for {tmp_path / 'model.pt2'}, into which padding leaks"
+        f"resized to 100 x 40 px, expected at least 64 px per side for {tmp_path / 'model.pt2'}, which is not padding"
     )
     with pytest.raises(DatasetError, match=sentence):
         engine.predict(batch_of([(40, 100)]))
     detector = Detector(engine, CATEGORIES, Preprocessing(image_size=40))
-    with pytest.raises(DatasetError, match=r"resized to 60 x 40 px, expected at least 64 px a side"):
+    with pytest.raises(DatasetError, match=r"resized to 60 x 40 px, expected at least 64 px per side"):
         detector.predict(np.zeros((80, 120, 3), np.uint8))
 
 

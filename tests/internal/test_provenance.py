@@ -1,4 +1,4 @@
-"""What detrkit wrote is written anew; what somebody else wrote is never overwritten, whichever verb is asked to."""
+"""Own outputs are replaced, other files are never overwritten, by any command."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from detrkit.visualization.page import html_page
 from tests.datasets import write_whole_photos
 
 
-def go(*arguments: object) -> int:
+def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(one) for one in arguments])
     return int(left.value.code or 0)
@@ -34,8 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def written(folder: Path) -> list[Path]:
-    """A file of every kind that detrkit writes."""
+def write_all_kinds(folder: Path) -> list[Path]:
+    """Write a file of every kind that detrkit writes."""
     names = ("a.json", "b.json", "c.json", "d.jsonl", "e.html", "f.png", "g.png", "h.svg", "i.pdf", "j.png", "k.yaml")
     paths = [folder / name for name in names]
     write_text(paths[0], json.dumps({"image": "a.jpg", "objects": []}, indent=2))
@@ -52,13 +52,13 @@ def written(folder: Path) -> list[Path]:
     return [*paths, folder / "l.parquet"]
 
 
-def test_every_kind_of_file_of_ours_is_known(tmp_path: Path) -> None:
-    for path in written(tmp_path):
+def test_all_kinds_of_own_files_are_recognised(tmp_path: Path) -> None:
+    for path in write_all_kinds(tmp_path):
         assert is_written_by_detrkit(path), path.name
         refuse_foreign_overwrite(path)
 
 
-def test_rows_are_the_list_that_they_were(tmp_path: Path) -> None:
+def test_json_rows_are_read_back(tmp_path: Path) -> None:
     rows = [{"image_id": 1, "name": "é"}, {"image_id": 2, "name": "\n"}]
     for content in (rows, []):
         write_json_rows(tmp_path / "rows.json", content)
@@ -78,16 +78,16 @@ def test_rows_are_the_list_that_they_were(tmp_path: Path) -> None:
         ("paper.pdf", "%PDF-1.4\n/Creator (LaTeX)"),
     ],
 )
-def test_files_of_others_are_spared(tmp_path: Path, name: str, content: str) -> None:
+def test_foreign_files_are_not_overwritten(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* --html"):
+    with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* html="):
         refuse_foreign_overwrite(path, "html")
     path.write_text("")
-    refuse_foreign_overwrite(path)  # nobody's work
+    refuse_foreign_overwrite(path)  # an empty file may be replaced
     path.unlink()
     refuse_foreign_overwrite(path)
-    with pytest.raises(ConfigError, match=r"--output: .* is a folder, expected the name of a file"):
+    with pytest.raises(ConfigError, match=r"output=.* is a folder; pass the name of a file"):
         refuse_foreign_overwrite(tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_files_of_others_are_spared(tmp_path: Path, name: str, content: str) -> 
         (["convert", "whole.safetensors", "other.safetensors", "--to", "detrkit"], "other.safetensors"),
     ],
 )
-def test_no_verb_overwrites_what_it_did_not_write(
+def test_commands_do_not_overwrite_foreign_files(
     arguments: list[str],
     victim: str | None,
     place: Path,
@@ -133,15 +133,16 @@ def test_no_verb_overwrites_what_it_did_not_write(
     shutil.copy(next(Path("photos/val2017").iterdir()), "0.png")
     shutil.copy("0.png", "photos/val2017/0.png")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    assert go(*arguments) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert Path(victim or arguments[-1]).name in said
-    assert "overwritten" in said or "exists already" in said
+    assert run(*arguments) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert Path(victim or arguments[-1]).name in message
+    assert "overwritten" in message or "exists already" in message
     after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
 
 
-def test_what_a_verb_wrote_it_writes_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_commands_replace_their_own_outputs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     photo = next(Path("photos/val2017").iterdir())
     for arguments in (
@@ -154,4 +155,4 @@ def test_what_a_verb_wrote_it_writes_again(place: Path, tmp_path: Path, monkeypa
         ["predict", "whole.safetensors", photo, "--write", "images,json", "-o", tmp_path / "found"],
         ["predict", "whole.safetensors", photo, "--write", "parquet", "-o", tmp_path / "table"],
     ):
-        assert [go(*arguments), go(*arguments)] == [0, 0], arguments
+        assert [run(*arguments), run(*arguments)] == [0, 0], arguments

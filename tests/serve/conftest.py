@@ -1,4 +1,4 @@
-"""A server in a thread of this process, on a port of its own, and photos to send to it."""
+"""A server in a thread of this process, and images to send to it."""
 
 import threading
 import time
@@ -15,16 +15,15 @@ from PIL import Image
 from detrkit import Detector
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.serve.app import build_app
-from detrkit.serve.origin_check import LOOPBACK_NAMES
-from detrkit.serve.serve import bound
-from detrkit.serve.server import server_of
+from detrkit.serve.browser_security import LOOPBACK_HOSTS
+from detrkit.serve.config import ServeConfig
+from detrkit.serve.serve import bind, build_server
 from detrkit.serve.service import Service
-from detrkit.serve.settings import ServeConfig
 from tests.detectors import small_detector
 
 
 class Served:
-    """A server that runs, and how to ask it."""
+    """A running server and a client."""
 
     def __init__(self, service: Service, server: uvicorn.Server, port: int) -> None:
         self.service = service
@@ -32,15 +31,15 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
-    def post(self, path: str, content: bytes, name: str = "photo.png", **options: Any) -> httpx.Response:
-        return self.client.post(path, files={"photo": (name, content)}, **options)
+    def post(self, path: str, content: bytes, name: str = "image.png", **options: Any) -> httpx.Response:
+        return self.client.post(path, files={"image": (name, content)}, **options)
 
 
 @contextmanager
-def serving(detectors: list[Detector], settings: ServeConfig | None = None) -> Iterator[Served]:
-    with bound("127.0.0.1", 0) as listener:
-        service = Service(detectors, "tiny", settings or ServeConfig(threshold=0.0))
-        server = server_of(build_app(service, LOOPBACK_NAMES), 5)
+def serving(detectors: list[Detector], config: ServeConfig | None = None) -> Iterator[Served]:
+    with bind("127.0.0.1", 0) as listener:
+        service = Service(detectors, "tiny", config or ServeConfig(threshold=0.0))
+        server = build_server(build_app(service, LOOPBACK_HOSTS), 5)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
@@ -53,7 +52,7 @@ def serving(detectors: list[Detector], settings: ServeConfig | None = None) -> I
             served.client.close()
             server.should_exit = True
             thread.join()
-            assert not service.batcher.is_alive, "its threads have ended"
+            assert not service.batcher.is_alive, "threads have not ended"
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +68,7 @@ def served(detector: Detector) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Drawings of several shapes."""
+    """Synthetic images of several sizes."""
     folder = tmp_path_factory.mktemp("drawn")
     sizes = ((96, 96), (96, 64), (64, 96), (80, 96))
     for number, sample in enumerate(SyntheticShapes(12, 0, SyntheticStyle(size=96))):
@@ -78,9 +77,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for what another thread does."""
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for another thread."""
     end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not happen"
+    while not condition():
+        assert time.monotonic() < end, "condition not reached"
         time.sleep(0.005)

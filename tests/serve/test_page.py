@@ -1,4 +1,4 @@
-"""The live page in a real browser: a photo is chosen, sent, and explored."""
+"""The live page in a browser."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from detrkit import Detector
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_image
 from detrkit.explain.explanation import Explanation, explain
-from detrkit.serve.settings import ServeConfig
+from detrkit.serve.config import ServeConfig
 from tests.explain.test_page import BROWSERS, browser, place_of
 from tests.serve.conftest import Served, serving
 from tests.serve.test_server import Gate, gate
@@ -20,17 +20,17 @@ __all__ = ["BROWSERS", "browser", "gate"]
 
 
 class Visit:
-    """The live page in the browser, and all that it complained about or fetched."""
+    """The live page in the browser, with its console messages and requests."""
 
     def __init__(self, browser: Any, url: str, width: int = 1280, scheme: str = "light") -> None:
         self.context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 500
         )
         self.page = self.context.new_page()
-        self.complaints: list[str] = []
+        self.messages: list[str] = []
         self.fetched: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.fetched.append(request.url))
         self.page.goto(url)
 
@@ -41,7 +41,7 @@ class Visit:
         self.page.wait_for_selector(f'body[data-state="{state}"]', timeout=20_000)
         return str(self.page.inner_text("#sent"))
 
-    def wait_for_photo(self, path: Path) -> None:
+    def wait_for_image(self, path: Path) -> None:
         self.page.wait_for_selector(f'#title:text-is("{path.name}")', timeout=20_000)
 
     def hottest(self) -> list[int]:
@@ -56,7 +56,7 @@ class Visit:
 def visit(request: pytest.FixtureRequest, browser: Any, served: Served) -> Iterator[Visit]:
     one = Visit(browser, served.url, *request.param)
     yield one
-    assert one.complaints == []
+    assert one.messages == []
     assert all(url.startswith((served.url, "data:")) for url in one.fetched), one.fetched
     one.context.close()
 
@@ -65,12 +65,12 @@ def explained(detector: Detector, path: Path) -> Explanation:
     return explain(detector.model, detector.preprocessing, detector.categories, unannotated(read_image(path)))
 
 
-def test_photos_are_sent_and_explored_one_after_the_other(visit: Visit, detector: Detector, drawn: list[Path]) -> None:
+def test_uploaded_images_are_explained_one_after_the_other(visit: Visit, detector: Detector, drawn: list[Path]) -> None:
     assert visit.fits()
     assert "tiny" in visit.page.inner_text("h1")
     for path in (drawn[0], drawn[1], drawn[0]):
         visit.send(path)
-        visit.wait_for_photo(path)
+        visit.wait_for_image(path)
         assert visit.wait_for("done") == f"{path.name}: 9 objects."
         expected = explained(detector, path)
         scores, _ = expected.scores_and_labels
@@ -89,19 +89,19 @@ def test_photos_are_sent_and_explored_one_after_the_other(visit: Visit, detector
         assert visit.fits()
 
 
-def test_the_window_may_change_after_a_second_photo(visit: Visit, drawn: list[Path]) -> None:
+def test_window_can_be_resized_after_a_second_image(visit: Visit, drawn: list[Path]) -> None:
     for path in drawn[:2]:
         visit.send(path)
-        visit.wait_for_photo(path)
+        visit.wait_for_image(path)
     visit.wait_for("done")
-    height, width = 64, 96  # of the second photo
+    height, width = 64, 96  # of the second image
     visit.page.set_viewport_size({"width": 700, "height": 800})
     visit.page.wait_for_timeout(200)
     size = visit.page.evaluate("[document.getElementById('photo').height, document.getElementById('photo').width]")
     assert size[0] / size[1] == pytest.approx(height / width, abs=0.01)
 
 
-def test_a_dropped_photo_is_sent_too(visit: Visit, drawn: list[Path]) -> None:
+def test_dropped_image_is_uploaded(visit: Visit, drawn: list[Path]) -> None:
     code = """(bytes) => {
         const carried = new DataTransfer();
         carried.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
@@ -111,7 +111,7 @@ def test_a_dropped_photo_is_sent_too(visit: Visit, drawn: list[Path]) -> None:
     assert visit.wait_for("done").startswith("dropped.png:")
 
 
-def test_the_keyboard_reaches_everything(visit: Visit, drawn: list[Path]) -> None:
+def test_page_is_usable_by_keyboard(visit: Visit, drawn: list[Path]) -> None:
     visit.page.keyboard.press("Tab")
     assert visit.page.evaluate("document.activeElement.id") == "file"
     visit.send(drawn[0])
@@ -122,47 +122,47 @@ def test_the_keyboard_reaches_everything(visit: Visit, drawn: list[Path]) -> Non
     assert "cell in row" in visit.page.inner_text("#status") != before
 
 
-def test_faults_are_told_in_the_servers_own_words(
+def test_error_messages_of_the_server_are_shown(
     browser: Any, served: Served, drawn: list[Path], tmp_path: Path
 ) -> None:
     bad = tmp_path / "<b>bad.jpg"
-    bad.write_bytes(b"no photo")
+    bad.write_bytes(b"not an image")
     visit = Visit(browser, served.url)
     visit.send(bad)
     assert visit.wait_for("bad").startswith("<b>bad.jpg: cannot be read as a photo")
     assert not visit.page.is_visible("#again")
     visit.send(drawn[0])
     visit.wait_for("done")
-    # Chromium writes of every answer that is no success
-    assert all("422" in complaint for complaint in visit.complaints)
+    # Chromium logs every unsuccessful answer
+    assert all("422" in message for message in visit.messages)
     visit.context.close()
 
 
-def test_a_busy_server_can_be_asked_again_and_a_large_photo_is_not_sent(
+def test_retry_after_a_full_queue_and_limit_on_the_file_size(
     gate: Gate, browser: Any, drawn: list[Path], tmp_path: Path
 ) -> None:
-    served, engine = gate(ServeConfig(threshold=0, queue=1, upload_limit=0.2))
+    served, engine = gate(ServeConfig(threshold=0, max_queue=1, max_upload_mb=0.2))
     visit = Visit(browser, served.url)
-    with served.service.admitted():
+    with served.service.admit():
         visit.send(drawn[0])
-        assert visit.wait_for("bad") == "server: a photo is waiting already; try again in a moment"
+        assert visit.wait_for("bad") == "server: 1 image is already in progress; try again in a moment"
     visit.page.click("#again")
-    visit.page.wait_for_selector('#sent:has-text("Looking at 0.png")')
+    visit.page.wait_for_selector('#sent:has-text("Predicting 0.png")')
     assert visit.page.is_visible("#progress")
-    engine.may_go.set()
-    # an engine that is none of PyTorch's: the photo with boxes and a list
+    engine.may_continue.set()
+    # an exported engine: the image with boxes and a list
     assert "exported model" in visit.wait_for("done")
     assert visit.page.locator("#shown li").count() == 9
     assert visit.page.locator("canvas.found").count() == 1
     (tmp_path / "large.png").write_bytes(bytes(300_000))
     posts = len([url for url in visit.fetched if url.endswith("/predict")])
     visit.send(tmp_path / "large.png")
-    assert re.fullmatch(r"large\.png: 0\.30.MB, at most 0\.20.MB are read; send a smaller one\.", visit.wait_for("bad"))
+    assert re.fullmatch(r"large\.png: 0\.30.MB; the limit is 0\.20.MB\. Send a smaller one\.", visit.wait_for("bad"))
     assert len([url for url in visit.fetched if url.endswith("/predict")]) == posts
     visit.context.close()
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere(served: Served) -> None:
+def test_content_security_policy_allows_own_files_only(served: Served) -> None:
     answer = served.client.get("/")
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -175,7 +175,7 @@ def test_the_policy_lets_nothing_in_from_elsewhere(served: Served) -> None:
         assert served.client.get(f"/{address}").status_code == 200
 
 
-def test_a_server_that_has_gone_is_told(detector: Detector, browser: Any, drawn: list[Path]) -> None:
+def test_unreachable_server_is_reported(detector: Detector, browser: Any, drawn: list[Path]) -> None:
     with serving([detector]) as served:
         visit = Visit(browser, served.url)
     visit.send(drawn[0])

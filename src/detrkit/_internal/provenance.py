@@ -29,9 +29,9 @@ _MARKS = tuple(
         MAKER_OF_PAGE,
     )
 )
-# JSON of an image or line, a document with a format field, a list with one row per line, YAML
+# JSON of an image or line, a document with a format or version field, a list with one row per line, YAML
 _BEGINNINGS = re.compile(
-    rb'\s*\{\s*"image": |\s*\{\s*"format": "detrkit-|\[\n\{"(image_id|id)": |' + MAKER_OF_YAML.encode()
+    rb'\s*\{\s*"image": |\s*\{\s*"(format|version)": "detrkit-|\[\n\{"(image_id|id)": |' + MAKER_OF_YAML.encode()
 )
 _HEADER_BYTES = 4096
 _FOOTER_BYTES = 65536  # of files whose metadata are at the end

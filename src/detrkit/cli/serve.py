@@ -1,6 +1,14 @@
 """`detrkit serve`."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from detrkit.inference.options import Precision
+from detrkit.serve.config import ServeConfig
+
+if TYPE_CHECKING:
+    from detrkit.serve.serve import ServerInfo
 
 
 def serve(
@@ -10,21 +18,14 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
-    threshold: float | Literal["auto"] = 0.5,
-    batch_size: int = 8,
-    batch_wait: float = 5.0,
-    queue: int = 256,
-    timeout: float = 30.0,
-    workers: int = 2,
-    upload_limit: float = 20.0,
-    pixel_limit: float = 50.0,
-    precision: Literal["auto", "float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
+    config: Annotated[ServeConfig | None, Parameter(name="*")] = None,
 ) -> None:
-    """Answer photos over HTTP: a page to explore what the model sees in them, and JSON for programs.
+    """Serve a model over HTTP: a page to explore its predictions, and a JSON API.
 
-    / is the page. POST /predict takes a photo, as the request's body or as a file in a form, and answers what `detrkit
-    predict` finds. /health and /metrics (Prometheus) tell how the server is. Photos that come at the same time are
-    predicted together, which does not change what is found in them.
+    / is the page. POST /predict takes an image, as the request's body or as a file in a form, and answers the detections
+    as `detrkit predict` writes them. /health and /metrics (Prometheus) report the state of the server. Images that arrive
+    at the same time share a batch, which does not change their detections.
 
     Example: `detrkit serve runs/first`, then `curl --data-binary @photo.jpg http://127.0.0.1:8000/predict`
 
@@ -33,43 +34,37 @@ def serve(
     source
         Run folder, weights file, exported file, Hugging Face folder or id, or preset.
     host
-        Address to listen on; 0.0.0.0 is every address of this machine. Nobody is asked for a password.
+        Address to listen on; 0.0.0.0 is every address of this machine. There is no password.
     port
-        0 takes any that is free.
+        0 chooses a free one.
     device
-        `cpu`, `cuda`; several with commas between them, `cuda:0,cuda:1`, each with a copy of the model; `auto` takes a GPU
-        if there is one.
-    threshold
-        Least score of an object where a request does not say (`?threshold=0.7`), 0 to 1, or `auto`.
-    batch_size
-        Photos at a time on each device, at most; those of like shapes are put together.
-    batch_wait
-        Milliseconds that a photo waits for others when its device is idle.
-    queue
-        Photos that may be on their way at a time; more are answered 503.
-    timeout
-        Seconds for a photo to come, and seconds for its answer; later ones are answered 408 and 504.
-    workers
-        Threads that open photos.
-    upload_limit
-        Megabytes of an upload, at most.
-    pixel_limit
-        Megapixels of a photo, at most.
+        `cpu`, `cuda`; several separated by commas, `cuda:0,cuda:1`, each with a copy of the model; `auto` is a GPU if there
+        is one.
     precision
-        Of the model; with `auto` and `bfloat16`, what is found may depend a little on what else is predicted.
+        Of the model; with `auto` and `bfloat16`, detections may depend slightly on the other images of a batch.
     """
+    from detrkit._internal.text import printable
+    from detrkit.cli.console import get_console
     from detrkit.cli.exit_codes import exit_with
     from detrkit.serve.serve import serve_model
-    from detrkit.serve.settings import ServeConfig
 
-    settings = ServeConfig(
-        threshold=threshold,
-        batch_size=batch_size,
-        batch_wait=batch_wait,
-        queue=queue,
-        timeout=timeout,
-        workers=workers,
-        upload_limit=upload_limit,
-        pixel_limit=pixel_limit,
-    )
-    exit_with(serve_model(source, settings, host=host, port=port, device=device, precision=precision))
+    console = get_console()
+    loading = get_console(stderr=True).status(f"loading {printable(source)}")
+
+    def print_address(server: "ServerInfo") -> None:
+        loading.stop()
+        console.print(f"{server.model} on {', '.join(server.devices)}, {server.url}; Ctrl-C ends it", soft_wrap=True)
+
+    with loading:
+        stopped_by = serve_model(
+            source,
+            host=host,
+            port=port,
+            device=device,
+            precision=precision,
+            config=config or ServeConfig(),
+            on_ready=print_address,
+        )
+    if stopped_by is not None:
+        console.print("stopped")
+    exit_with(stopped_by)

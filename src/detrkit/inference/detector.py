@@ -23,10 +23,11 @@ from detrkit.data.categories import Categories, numbered_categories
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
+from detrkit.distributed.devices import choose_device
 from detrkit.errors import ConfigError, DatasetError, arg, did_you_mean, short
 from detrkit.inference.batches import BatchPostprocessor, MinScores
 from detrkit.inference.engines.exported import ExportedEngine
-from detrkit.inference.engines.load import choose_inference_device, load_exported
+from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.inference.options import Precision, Threshold, check_threshold
@@ -140,13 +141,15 @@ class Detector:
             ConfigError: there is no such device, an exported file is loaded to another device than the CPU, or the library
                 that runs it is not installed.
         """
-        chosen = choose_inference_device(source, str(device))
         if is_exported(source):
-            if chosen.type != "cpu":
-                raise ConfigError(f"{arg('device', str(device))} does not run exported files ({source}); use 'cpu'")
+            if str(device) != "auto" and not str(device).startswith("cpu"):
+                raise ConfigError(
+                    f"{arg('device', str(device))}: exported files predict on the CPU ({source}); use 'cpu'"
+                )
             exported = load_exported(Path(source))
             metadata = exported.metadata
             return cls(exported, metadata.named_categories, metadata.preprocessing, metadata.thresholds)
+        chosen = choose_device(device)
         return cls.from_checkpoint(read_checkpoint(source), chosen, precision=precision, compile_model=compile_model)
 
     @classmethod

@@ -52,12 +52,7 @@ class PredictOptions(BaseModel):
     @field_validator("threshold", mode="before")
     @classmethod
     def _check_threshold(cls, value: object) -> Threshold:
-        if value == "auto":
-            return "auto"
-        if isinstance(value, str):  # from the command line
-            with suppress(ValueError):
-                value = float(value)
-        return check_threshold(value)
+        return parse_threshold(value)
 
     def model_post_init(self, _context: object, /) -> None:
         """Check what depends on more than one field.
@@ -99,6 +94,20 @@ class PredictOptions(BaseModel):
         if self.classes is None or isinstance(self.classes, tuple):
             return self.classes
         return (self.classes,) if self.classes in known else _split(self.classes)
+
+
+def parse_threshold(value: object) -> Threshold:
+    """Read a score threshold, which the command line and URLs hold as text.
+
+    Raises:
+        ConfigError: it is neither a number between 0 and 1 nor "auto".
+    """
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    return check_threshold(value)
 
 
 def check_threshold(value: object, name: str = "threshold") -> float:

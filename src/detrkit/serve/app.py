@@ -1,7 +1,7 @@
-"""The application: which address answers what.
+"""The web application.
 
-`/` is the live page, `/predict` and `/explain` take a photo, `/health` and `/metrics` tell how the server is. Whatever goes
-wrong is answered by a status and `{"error": SENTENCE}`.
+`/` is the live page, `/predict` and `/explain` take an image, `/health` and `/metrics` report the server's state.
+Errors are answered with a status and `{"error": MESSAGE}`.
 """
 
 import asyncio
@@ -16,28 +16,29 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from detrkit._version import __version__
-from detrkit.errors import ConfigError, DetrkitError
-from detrkit.inference.options import Threshold
+from detrkit.errors import DetrkitError
+from detrkit.inference.options import Threshold, parse_threshold
+from detrkit.serve.browser_security import BrowserSecurityMiddleware
 from detrkit.serve.http_errors import HttpError, http_error_for
-from detrkit.serve.metrics import Counted
-from detrkit.serve.origin_check import OriginCheck
+from detrkit.serve.metrics import MetricsMiddleware
 from detrkit.serve.page import live_page
 from detrkit.serve.service import Service
 from detrkit.serve.uploads import Upload, read_upload
 from detrkit.structures import Detections
 
 _LOG = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
-_GONE = 499  # nobody reads it
+AnswerT = TypeVar("AnswerT")
+_CLIENT_CLOSED = 499  # never sent
 _BODY = {
     "requestBody": {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"photo": {"type": "string", "format": "binary"}}}
+                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
@@ -46,11 +47,11 @@ _BODY = {
 
 
 def build_app(service: Service, hosts: Iterable[str] | None = None) -> FastAPI:
-    """Put the application together; when it ends, so does the service.
+    """Build the application, which closes the service when it ends.
 
     Args:
-        service: what answers.
-        hosts: names that it may be called by; None lets all pass.
+        service: predicts and explains.
+        hosts: host names that requests may be sent to. Default: all.
     """
 
     @asynccontextmanager
@@ -59,42 +60,44 @@ def build_app(service: Service, hosts: Iterable[str] | None = None) -> FastAPI:
         await asyncio.to_thread(service.close)
 
     app = FastAPI(title="detrkit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    _add_photos(app, service)
-    _add_status(app, service)
+    _add_image_routes(app, service)
+    _add_status_routes(app, service)
     _add_page(app, service)
-    _add_errors(app)
-    app.add_middleware(OriginCheck, hosts=hosts)
-    app.add_middleware(Counted, metrics=service.metrics)  # outermost: it counts what the guard refuses, too
+    _add_error_handlers(app)
+    app.add_middleware(BrowserSecurityMiddleware)
+    allowed = ["*"] if hosts is None else sorted(hosts)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)  # outermost: rejected requests count, too
     return app
 
 
-def _add_photos(app: FastAPI, service: Service) -> None:
+def _add_image_routes(app: FastAPI, service: Service) -> None:
     @app.post("/predict", openapi_extra=_BODY)
     async def predict(request: Request, threshold: str | None = None) -> Response:
-        """Find the objects in a photo: names, category ids, scores, boxes (left, top, right, bottom in its pixels)."""
-        least = service.detector.resolve_threshold(_threshold(threshold, service.settings.threshold))
-        found = await _answered(request, service, lambda upload: service.predict(upload, least))
-        return _json_of(found)
+        """Detect the objects in an image: names, category ids, scores, boxes (left, top, right, bottom in pixels)."""
+        min_scores = service.detector.resolve_threshold(_choose_threshold(threshold, service.config.threshold))
+        detections = await _answer(request, service, lambda upload: service.predict(upload, min_scores))
+        return _json_response(detections)
 
     @app.post("/explain", openapi_extra=_BODY)
     async def explain(request: Request, threshold: str | None = None) -> Response:
-        """Look into a photo: what the page shows, as JSON followed by bytes; X-Document-Bytes says where they begin."""
-        if not service.explains:
+        """Explain the detections in an image: the page's document as JSON, then bytes from X-Document-Bytes on."""
+        if not service.can_explain:
             raise HttpError(
-                501, f"{service.name}: to look inside takes PyTorch weights; serve what it was exported from"
+                501, f"{service.name}: an exported model cannot be explained; serve the checkpoint it was exported from"
             )
-        asked = _threshold(threshold, service.settings.threshold)
-        service.detector.resolve_threshold(asked)
-        least = 0.5 if isinstance(asked, str) else asked  # the page has one threshold for all classes
-        packed, length = await _answered(request, service, lambda upload: service.explain(upload, least))
+        chosen = _choose_threshold(threshold, service.config.threshold)
+        service.detector.resolve_threshold(chosen)
+        min_score = 0.5 if isinstance(chosen, str) else chosen  # the page has one threshold for all classes
+        packed, length = await _answer(request, service, lambda upload: service.explain(upload, min_score))
         headers = {"Content-Encoding": "gzip", "X-Document-Bytes": str(length)}
         return Response(packed, media_type="application/octet-stream", headers=headers)
 
 
-def _add_status(app: FastAPI, service: Service) -> None:
+def _add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """Tell whether photos are answered, and by what."""
+        """Report whether images are answered, and by what."""
         is_ready = service.batcher.is_alive
         content = {
             "status": "ready" if is_ready else "not ready",
@@ -102,77 +105,77 @@ def _add_status(app: FastAPI, service: Service) -> None:
             "devices": list(service.devices),
             "queue": len(service.batcher),
             "in_flight": service.in_flight,
-            "explains": service.explains,
+            "explains": service.can_explain,
             "version": __version__,
         }
         return JSONResponse(content, 200 if is_ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Tell what has been done, as Prometheus reads it."""
+        """Report metrics in Prometheus' text format."""
         return Response(service.metrics.to_text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_page(app: FastAPI, service: Service) -> None:
-    for path, (kind, content) in live_page(service.name, service.settings, service.explains).items():
-        app.add_api_route(path, _sending(kind, content), include_in_schema=False)
+    for path, (media_type, content) in live_page(service.name, service.config, service.can_explain).items():
+        app.add_api_route(path, _file_route(media_type, content), include_in_schema=False)
 
 
-def _sending(kind: str, content: bytes) -> Callable[[], Coroutine[Any, Any, Response]]:
+def _file_route(media_type: str, content: bytes) -> Callable[[], Coroutine[Any, Any, Response]]:
     async def send() -> Response:
-        return Response(content, media_type=kind)
+        return Response(content, media_type=media_type)
 
     return send
 
 
-def _add_errors(app: FastAPI) -> None:
-    async def refuse(_request: Request, error: Exception) -> Response:
-        refusal = http_error_for(error)
-        if refusal.status == 500:
-            _LOG.error("%s", refusal.sentence, exc_info=error)
-        return JSONResponse({"error": refusal.sentence}, refusal.status, refusal.headers)
+def _add_error_handlers(app: FastAPI) -> None:
+    async def answer_error(_request: Request, error: Exception) -> Response:
+        answer = http_error_for(error)
+        if answer.status_code == 500:
+            _LOG.error("%s", answer.detail, exc_info=error)
+        return JSONResponse({"error": answer.detail}, answer.status_code, answer.headers)
 
-    async def refuse_path(request: Request, error: Exception) -> Response:
+    async def answer_wrong_path(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        sentence = f"{request.method} {request.url.path}: {str(error.detail).lower()}; photos are posted to /predict"
-        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}; images are posted to /predict"
+        return JSONResponse({"error": message}, error.status_code, error.headers)
 
-    async def refuse_query(request: Request, _error: Exception) -> Response:
+    async def answer_wrong_query(request: Request, _error: Exception) -> Response:
         return JSONResponse({"error": f"{request.url.path}: its query cannot be read; expected ?threshold=0.5"}, 400)
 
     for kind in (DetrkitError, HttpError):
-        app.add_exception_handler(kind, refuse)
-    app.add_exception_handler(HTTPException, refuse_path)
-    app.add_exception_handler(RequestValidationError, refuse_query)
+        app.add_exception_handler(kind, answer_error)
+    app.add_exception_handler(HTTPException, answer_wrong_path)
+    app.add_exception_handler(RequestValidationError, answer_wrong_query)
 
 
-async def _answered(
-    request: Request, service: Service, work: Callable[[Upload], Coroutine[Any, Any, Answer]]
-) -> Answer:
-    """Read a request's photo and work on it, while its sender waits and for as long as patience lasts.
+async def _answer(
+    request: Request, service: Service, work: Callable[[Upload], Coroutine[Any, Any, AnswerT]]
+) -> AnswerT:
+    """Read the image of a request and work on it, while its client is connected and within the timeout.
 
     Raises:
-        HttpError: too many wait, the upload is none or too large or too slow, or the answer is.
-        DetrkitError: the photo cannot be read.
+        HttpError: the queue is full, the upload is empty, too large or too slow, or the answer is too slow.
+        DetrkitError: the image cannot be read.
     """
-    seconds = service.settings.timeout
+    seconds = service.config.timeout
     try:
-        with service.admitted():
-            slow = HttpError(408, f"photo: it had not come after {seconds:g} seconds; send a smaller one")
-            upload = await _within(seconds, read_upload(request, service.settings.max_bytes), slow)
-            late = HttpError(
-                504, f"server: no answer after {seconds:g} seconds; try again, or serve with a longer --timeout"
+        with service.admit():
+            slow_upload = HttpError(408, f"image: not received within {seconds:g} seconds; send a smaller one")
+            upload = await _within(seconds, read_upload(request, service.config.max_upload_bytes), slow_upload)
+            slow_answer = HttpError(
+                504, f"server: no answer within {seconds:g} seconds; try again, or raise the timeout"
             )
-            return await _within(seconds, _unless_gone(request, work(upload)), late)
+            return await _within(seconds, _while_connected(request, work(upload)), slow_answer)
     except ClientDisconnect:
-        raise HttpError(_GONE, "the caller has gone") from None
+        raise HttpError(_CLIENT_CLOSED, "the client disconnected") from None
     except (HttpError, DetrkitError):
         raise
     except Exception as error:
         raise http_error_for(error) from error
 
 
-async def _within(seconds: float, work: Awaitable[Answer], otherwise: HttpError) -> Answer:
+async def _within(seconds: float, work: Awaitable[AnswerT], otherwise: HttpError) -> AnswerT:
     try:
         async with asyncio.timeout(seconds):
             return await work
@@ -180,14 +183,14 @@ async def _within(seconds: float, work: Awaitable[Answer], otherwise: HttpError)
         raise otherwise from None
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Give up when nobody waits for the answer any more.
+async def _while_connected(request: Request, work: Coroutine[Any, Any, AnswerT]) -> AnswerT:
+    """Run `work`, and cancel it if the client disconnects.
 
     Raises:
-        ClientDisconnect: so it is.
+        ClientDisconnect: the client disconnected.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -198,25 +201,20 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> A
         leaving.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _threshold(text: str | None, default: Threshold) -> Threshold:
-    if text is None or text == "auto":
-        return "auto" if text else default
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"threshold: found {text!r}, expected a score between 0 and 1, or auto") from None
+def _choose_threshold(text: str | None, default: Threshold) -> Threshold:
+    return default if not text else parse_threshold(text)
 
 
-def _json_of(found: Detections) -> Response:
-    """As the lines of `detrkit predict` have it."""
-    assert found.size is not None
-    height, width = found.size
-    content = {"image": found.path, "width": width, "height": height, **found.to_dict()}
+def _json_response(detections: Detections) -> Response:
+    """Answer detections in the format of the JSON lines of `predict_files`."""
+    assert detections.size is not None
+    height, width = detections.size
+    content = {"image": detections.path, "width": width, "height": height, **detections.to_dict()}
     return Response(
         json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"), media_type="application/json"
     )

@@ -1,7 +1,7 @@
-"""Photos of many callers -> batches of like shapes, one thread for each device.
+"""Batch the images of concurrent requests, with one thread per device.
 
-The photo that has waited longest is part of the next batch, so that none starves; others of like shape go with it. What is
-found in a photo does not depend on them (`Finder.max_padding`). Whatever a batch raises, its thread goes on.
+The image that has waited longest is always part of the next batch, together with others of similar size. Detections do not
+depend on the other images of a batch (`BatchPredictor.max_padding`). A thread survives any error of a batch.
 """
 
 import logging
@@ -15,76 +15,76 @@ from typing import Any, Generic, TypeVar
 
 from detrkit.data.transforms.geometry import size_of
 from detrkit.errors import DetrkitError
+from detrkit.inference.batches import MinScores
 from detrkit.inference.stream import BatchPredictor, choose_batch
 from detrkit.structures import Detections, Sample
 
 _LOG = logging.getLogger(__name__)
-FinderT = TypeVar("FinderT", bound=BatchPredictor)
-Answer = TypeVar("Answer")
-LeastScores = float | tuple[float, ...]  # of all labels, or of each
+PredictorT = TypeVar("PredictorT", bound=BatchPredictor)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Something that waits for a device: a photo to be predicted, or a call that has the device for itself."""
+    """A job for a device: an image to predict, or a function to call."""
 
     future: Future[Any]
-    since: float  # seconds of a clock that never goes back
+    since: float  # seconds of the monotonic clock
     sample: Sample | None = None
-    threshold: LeastScores = 0.0
+    min_scores: MinScores = 0.0
     call: Callable[[Any], Any] | None = None
 
 
-class Batcher(Generic[FinderT]):
-    """Hands what waits to the devices."""
+class Batcher(Generic[PredictorT]):
+    """Distributes waiting jobs to the devices."""
 
     def __init__(
         self,
-        finders: Sequence[FinderT],
+        predictors: Sequence[PredictorT],
         batch_size: int,
         batch_wait: float = 0.0,
-        note_batch: Callable[[int], None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> None:
-        """Start a thread for each device.
+        """Start one thread per device.
 
         Args:
-            finders: one a device.
-            batch_size: photos at a time.
-            batch_wait: seconds that a photo waits for others at most, while its device has nothing else to do.
-            note_batch: told the size of each batch.
+            predictors: one per device.
+            batch_size: maximum number of images per batch.
+            batch_wait: maximum seconds that an image waits for others on an idle device.
+            on_batch: called with the size of each batch.
         """
         self._batch_size = batch_size
         self._batch_wait = batch_wait
-        self._note_batch = note_batch or (lambda size: None)
+        self._on_batch = on_batch or (lambda size: None)
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
-            threading.Thread(target=self._work, args=(finder,), name=f"device {number}", daemon=True)
-            for number, finder in enumerate(finders)
+            threading.Thread(target=self._work, args=(predictor,), name=f"device {number}", daemon=True)
+            for number, predictor in enumerate(predictors)
         ]
         for thread in self._threads:
             thread.start()
 
-    def predict(self, sample: Sample, threshold: LeastScores) -> Future[Detections]:
-        """Let a prepared photo wait for the next batch; a cancelled one is passed over."""
-        return self._add(_Job(Future(), time.monotonic(), sample=sample, threshold=threshold))
+    def predict(self, sample: Sample, min_scores: MinScores) -> Future[Detections]:
+        """Queue a preprocessed image for the next batch; a cancelled future is skipped."""
+        return self._add(_Job(Future(), time.monotonic(), sample=sample, min_scores=min_scores))
 
-    def call(self, function: Callable[[FinderT], Answer]) -> Future[Answer]:
-        """Let something be done with a device that must have it alone."""
+    def call(self, function: Callable[[PredictorT], ResultT]) -> Future[ResultT]:
+        """Queue a function that needs a device for itself."""
         return self._add(_Job(Future(), time.monotonic(), call=function))
 
     def __len__(self) -> int:
-        """How many wait."""
+        """Return the number of waiting jobs."""
         return len(self._waiting)
 
     @property
     def is_alive(self) -> bool:
-        """Whether every device has its thread."""
+        """Whether the thread of every device is running."""
         return not self._is_closed and all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
-        """Finish what is being computed, give up what waits, and end the threads."""
+        """Finish the running batches, cancel the waiting jobs, and end the threads."""
         with self._changed:
             self._is_closed = True
             for job in self._waiting:
@@ -103,29 +103,29 @@ class Batcher(Generic[FinderT]):
                 self._changed.notify_all()
         return job.future
 
-    def _work(self, finder: FinderT) -> None:
-        while jobs := self._next_jobs(finder.max_padding):
+    def _work(self, predictor: PredictorT) -> None:
+        while jobs := self._next_jobs(predictor.max_padding):
             running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
             if running:
-                _run(finder, running, self._note_batch)
+                _run(predictor, running, self._on_batch)
 
     def _next_jobs(self, max_padding: float) -> list[_Job]:
-        """Wait for something to do; nothing at all means that it is over."""
+        """Wait for jobs; an empty list ends the thread."""
         with self._changed:
             while not self._is_closed:
                 self._drop_cancelled()
-                patience = self._patience()
-                if patience is not None and patience <= 0:
+                seconds = self._seconds_to_wait()
+                if seconds is not None and seconds <= 0:
                     return self._take(max_padding)
-                self._changed.wait(patience)
+                self._changed.wait(seconds)
         return []
 
     def _drop_cancelled(self) -> None:
         if any(job.future.cancelled() for job in self._waiting):
             self._waiting = deque(job for job in self._waiting if not job.future.cancelled())
 
-    def _patience(self) -> float | None:
-        """How many seconds it is worth waiting for more; None while there is nothing."""
+    def _seconds_to_wait(self) -> float | None:
+        """Return how long to wait for further jobs; None if there is none yet."""
         if not self._waiting:
             return None
         if self._waiting[0].call or len(self._waiting) >= self._batch_size:
@@ -137,7 +137,7 @@ class Batcher(Generic[FinderT]):
         sizes = {
             number: size_of(job.sample)
             for number, job in enumerate(self._waiting)
-            if job.sample is not None and job.threshold == first.threshold
+            if job.sample is not None and job.min_scores == first.min_scores
         }
         numbers = set(choose_batch(sizes, self._batch_size, max_padding)) if first.sample is not None else {0}
         jobs = [self._waiting[number] for number in sorted(numbers)]
@@ -145,26 +145,26 @@ class Batcher(Generic[FinderT]):
         return jobs
 
 
-def _run(finder: FinderT, jobs: list[_Job], note_batch: Callable[[int], None]) -> None:
-    """Answer jobs. A batch that fails is predicted photo by photo, so that it fails for those alone who made it fail."""
+def _run(predictor: PredictorT, jobs: list[_Job], on_batch: Callable[[int], None]) -> None:
+    """Run jobs. A failed batch is repeated image by image, so that only the images that cause the error fail."""
     samples = [job.sample for job in jobs if job.sample is not None]
     try:
         if samples:
-            note_batch(len(samples))
-            answers: list[Any] = list(finder.predict_samples(samples, jobs[0].threshold))
+            on_batch(len(samples))
+            results: list[Any] = list(predictor.predict_samples(samples, jobs[0].min_scores))
         else:
-            answers = [job.call(finder) for job in jobs if job.call is not None]
-        assert len(answers) == len(jobs)
-    except BaseException as error:  # nothing may end the thread
+            results = [job.call(predictor) for job in jobs if job.call is not None]
+        assert len(results) == len(jobs)
+    except BaseException as error:  # the thread must survive
         if len(jobs) > 1:
             for job in jobs:
-                _run(finder, [job], note_batch)
+                _run(predictor, [job], on_batch)
             return
         if not isinstance(error, DetrkitError):
-            _LOG.exception("a photo could not be computed")
-        # asyncio hands on neither what ends programs nor what ends generators
-        can_pass = isinstance(error, Exception) and not isinstance(error, StopIteration)
-        jobs[0].future.set_exception(error if can_pass else RuntimeError(repr(error)))
+            _LOG.exception("an image could not be predicted")
+        # asyncio does not propagate SystemExit, KeyboardInterrupt and StopIteration
+        propagates = isinstance(error, Exception) and not isinstance(error, StopIteration)
+        jobs[0].future.set_exception(error if propagates else RuntimeError(repr(error)))
         return
-    for job, answer in zip(jobs, answers, strict=True):
-        job.future.set_result(answer)
+    for job, result in zip(jobs, results, strict=True):
+        job.future.set_result(result)

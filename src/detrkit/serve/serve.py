@@ -1,98 +1,112 @@
-"""Serving a model: an address, a detector on each device, and the application between them."""
+"""Serve a model over HTTP: bind an address, load the model on each device, run the application."""
 
 import ipaddress
+import logging
+import math
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from detrkit._internal.signals import StopSignal
-from detrkit._internal.text import plain_console, printable
-from detrkit.errors import ConfigError, import_optional
-from detrkit.inference.detector import Detector
-from detrkit.inference.engines.load import choose_inference_device
-from detrkit.inference.options import Precision
-from detrkit.serve.settings import ServeConfig
+from detrkit.errors import ConfigError, arg, import_optional
+from detrkit.inference.options import Precision, parse_settings
+from detrkit.serve.config import ServeConfig
 
-_EXTRA = {
-    "fastapi": "fastapi",
-    "uvicorn": "uvicorn",
-    "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus-client",
-}
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+_LOG = logging.getLogger(__name__)
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """A server that is ready.
+
+    Attributes:
+        url: its address.
+        model: name of the model.
+        devices: devices that compute.
+        is_local: whether only this machine can connect.
+    """
+
+    url: str
+    model: str
+    devices: tuple[str, ...]
+    is_local: bool
 
 
 def serve_model(
-    source: str,
-    settings: ServeConfig,
+    source: Path | str,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
     precision: Precision = "float32",
+    config: ServeConfig | None = None,
+    on_ready: Callable[[ServerInfo], None] | None = None,
+    **settings: Any,
 ) -> int | None:
-    """Serve until a signal comes; what is being answered then is finished.
+    """Serve a model until SIGTERM or Ctrl-C; requests in progress are finished.
 
     Args:
-        source: of the weights, or what `detrkit export` wrote.
-        settings: limits and patience.
+        source: see `Detector.load`.
         host: name or address to listen on.
-        port: 0 takes any that is free.
-        device: or several, with commas between them; each has a copy of the model.
+        port: 0 chooses a free one.
+        device: one device, or several separated by commas, each with a copy of the model.
         precision: see `TorchEngine`.
+        config: the settings as an object.
+        on_ready: called once, before the first request is answered.
+        **settings: fields of `ServeConfig`.
 
     Returns:
-        The signal.
+        The number of the signal that ended the server.
 
     Raises:
-        DetrkitError: the address is taken, the model cannot be read, or what serves is not installed.
+        ConfigError: a setting is wrong, the address is in use, or a package of the extra `serve` is not installed.
+        CheckpointError: the model cannot be read.
     """
-    for package, name in _EXTRA.items():
-        import_optional(package, f"serve ({name})", "detrkit[serve]")
-    from detrkit.serve.app import build_app
-    from detrkit.serve.origin_check import LOOPBACK_NAMES
-    from detrkit.serve.server import run_app
-    from detrkit.serve.service import Service
+    config = config or parse_settings(ServeConfig, settings)
+    for package in _PACKAGES:
+        import_optional(package, "serve", "detrkit[serve]")
+    with StopSignal() as stop, bind(host, port) as listener:
+        from detrkit.inference.detector import Detector
+        from detrkit.serve.app import build_app
+        from detrkit.serve.browser_security import LOOPBACK_HOSTS
+        from detrkit.serve.service import Service
 
-    console = plain_console()
-    with StopSignal() as stop, bound(host, port) as listener:
-        with Console(stderr=True).status(Text(printable(f"loading {source}"))):
-            devices = [choose_inference_device(source, name.strip()) for name in device.split(",")]
-            detectors = [Detector.load(source, one, precision=precision) for one in devices]
-            service = Service(detectors, Path(source).name or source, settings)
+        detectors = [Detector.load(source, name.strip(), precision=precision) for name in device.split(",")]
+        service = Service(detectors, Path(source).name or str(source), config)
         address = listener.getsockname()[0]
         is_local = ipaddress.ip_address(address).is_loopback
         if not is_local:
-            _warn(
-                f"{host} is not only this machine: whoever reaches it can send photos, for nobody is asked for a password"
-            )
-        app = build_app(service, {*LOOPBACK_NAMES, host.strip("[]").lower(), address} if is_local else None)
-        console.print(
-            f"{service.name} on {', '.join(service.devices)}, {_url(listener)}; Ctrl-C ends it", soft_wrap=True
-        )
+            _LOG.warning("%s is reachable by other machines, and the server asks for no password", host)
+        app = build_app(service, {*LOOPBACK_HOSTS, host.lower(), _url_host(address)} if is_local else None)
+        if on_ready is not None:
+            on_ready(ServerInfo(_url(listener), service.name, service.devices, is_local))
         if stop.received is None:
-            run_app(app, listener, settings.timeout)
-    if stop.received is not None:
-        console.print("stopped")
+            run_app(app, listener, config.timeout)
     return stop.received
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """Take an address, before anything is loaded; nobody is listened to yet.
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a socket to an address, before anything is loaded; it does not listen yet.
 
     Raises:
-        ConfigError: it is not free, or not this machine's.
+        ConfigError: the address is in use, or does not belong to this machine.
     """
     if not 0 <= port < 2**16:
-        raise ConfigError(f"--port: found {port}, expected 0 to {2**16 - 1}")
+        raise ConfigError(f"{arg('port', port)} is out of range; use 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--host: {host!r} is no address of this machine ({error}); use 127.0.0.1") from None
+        raise ConfigError(f"{arg('host', host)} is not an address of this machine ({error}); use 127.0.0.1") from None
     listener = socket.socket(family, kind, protocol)
     try:
         if sys.platform != "win32":  # there, it would let two servers share an address
@@ -101,15 +115,44 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"--port: {host}:{port} cannot be listened on ({error.strerror}); choose another --port, or 0 for any"
+            f"{arg('port', port)} of {host} cannot be used ({error.strerror}); choose another one, or 0 for any"
         ) from None
     return listener
 
 
+def run_app(app: "FastAPI", listener: socket.socket, seconds: float) -> None:
+    """Serve until SIGTERM or Ctrl-C; then accept no more connections, finish the requests in progress, and return.
+
+    Args:
+        app: the application.
+        listener: a bound socket.
+        seconds: maximum duration of the shutdown.
+    """
+    build_server(app, seconds).run(sockets=[listener])
+
+
+def build_server(app: "FastAPI", seconds: float) -> "uvicorn.Server":
+    """Build the uvicorn server of an application, without running it."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=math.ceil(seconds),
+        )
+    )
+
+
+def _url_host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _warn(sentence: str) -> None:
-    print(f"detrkit: {sentence}", file=sys.stderr)  # noqa: T201
+    address, port = listener.getsockname()[:2]
+    return f"http://{_url_host(address)}:{port}"

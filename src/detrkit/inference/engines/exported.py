@@ -1,7 +1,7 @@
-"""Exported files as engines of a `Detector`: what lies beside the network, what goes in, and what comes out.
+"""Exported models as engines of a `Detector`, and their metadata.
 
-Input: a `Batch`. Output: `Predictions`, whichever of the two kinds of outputs the file has. The metadata is a JSON
-document in the file's metadata (or beside it), which may come from anyone: every value is checked.
+Input: a `Batch`. Output: `Predictions`, for files with raw outputs and with post-processing. The metadata is JSON in the
+file, or a JSON file in the folder. It is untrusted input: every value is checked.
 """
 
 import json
@@ -31,9 +31,9 @@ from detrkit.ops.padding import stride_of
 from detrkit.structures import Batch, ClassScores, Predictions
 
 FORMAT = "detrkit-export-1"
-KEY = "detrkit"  # of the metadata, in metadata that hold several texts
-_SMALLEST_SIDE = 64  # pixels, at least
-_LONGEST_TEXT = 10_000_000  # characters: a hundred thousand classes fit
+KEY = "detrkit"  # of our JSON document among the metadata of an ONNX file
+_MIN_SIDE = 64  # pixels
+_MAX_CHARACTERS = 10_000_000  # of the metadata; enough for 100,000 classes
 
 ExportPrecision = Literal["float32", "bfloat16", "int8"]
 
@@ -45,16 +45,16 @@ class CategoryEntry(BaseModel):
 
     id: int
     name: str
-    isthing: bool | None = Field(None, description="whether it is countable; None where nobody said")
+    isthing: bool | None = Field(None, description="whether it is countable; None if unknown")
 
     @model_serializer(mode="wrap")
-    def _without_what_nobody_said(self, write: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave `isthing` out where it is unknown, so that files of boxes stay as older versions read them."""
+    def _omit_unknown(self, write: Callable[[Any], Any]) -> dict[str, Any]:
+        """Omit `isthing` if it is unknown, so that older versions read the files of box models."""
         return {name: value for name, value in write(self).items() if value is not None}
 
 
 class ExportMetadata(BaseModel):
-    """What an exported network means."""
+    """Metadata of an exported network: everything that a `Detector` needs besides the network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,9 +62,9 @@ class ExportMetadata(BaseModel):
     model: ModelConfig
     categories: tuple[CategoryEntry, ...] = Field(description="id and name, in the order of the labels")
     preprocessing: Preprocessing
-    thresholds: Thresholds | None = Field(None, description="what was found best when the model was evaluated")
-    precision: ExportPrecision = Field("float32", description="in which it was meant to be computed")
-    postprocess: bool = Field(False, description="whether it gives scores, labels and boxes in pixels")
+    thresholds: Thresholds | None = Field(None, description="score thresholds stored by evaluation")
+    precision: ExportPrecision = Field("float32", description="intended precision of the computation")
+    postprocess: bool = Field(False, description="whether the outputs are scores, labels and boxes in pixels")
 
     @field_validator("categories")
     @classmethod
@@ -74,40 +74,42 @@ class ExportMetadata(BaseModel):
 
     @property
     def named_categories(self) -> Categories:
-        """The classes as the rest of the house has them."""
+        """The classes."""
         return _categories_of(self.categories)
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Inputs of the network, in order."""
+        """Names of the inputs, in order."""
         return ("images", "padding_mask", "sizes") if self.postprocess else ("images", "padding_mask")
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Outputs of the network, in order."""
+        """Names of the outputs, in order."""
         named = ("scores", "labels", "boxes") if self.postprocess else ("class_logits", "boxes")
         return (*named, "masks") if self.model.mask_head else named
 
     @property
     def min_side(self) -> int:
-        """Pixels: below, feature maps of a single cell would need a graph of their own."""
+        """Minimum side of an input in pixels; feature maps of a single cell would need another graph."""
         return min_side(self.model)
 
     def to_text(self) -> str:
-        """Write as JSON."""
+        """Return the metadata as JSON."""
         return self.model_dump_json()
 
     @classmethod
     def from_text(cls, text: str | None, source: object) -> "ExportMetadata":
-        """Read what `to_text` wrote.
+        """Parse the JSON of `to_text`.
 
         Raises:
-            CheckpointError: it is missing, malformed, or of another version.
+            CheckpointError: the metadata is missing, malformed, or of another version.
         """
         if text is None:
-            raise CheckpointError(f"{source}: holds no metadata by detrkit; export it with detrkit export")
-        if len(text) > _LONGEST_TEXT:
-            raise CheckpointError(f"{source}: its metadata is longer than {_LONGEST_TEXT} characters; export it again")
+            raise CheckpointError(f"{source}: contains no metadata by detrkit; export it with detrkit")
+        if len(text) > _MAX_CHARACTERS:
+            raise CheckpointError(
+                f"{source}: its metadata is longer than {_MAX_CHARACTERS} characters; export it again"
+            )
         try:
             content = json.loads(text)
             if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
@@ -127,18 +129,18 @@ class ExportMetadata(BaseModel):
 
 @runtime_checkable
 class Session(Protocol):
-    """Computes a network: tensors by name in, tensors by name out."""
+    """Runs an exported network; inputs and outputs are tensors by name."""
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Compute once.
+        """Run the network.
 
         Raises:
-            CheckpointError: the network cannot be computed, so that the file is damaged.
+            CheckpointError: the network fails, because the file is damaged.
         """
 
 
 class ExportedEngine:
-    """An exported network with its session (an `Engine`)."""
+    """An exported network (an `Engine`)."""
 
     def __init__(self, session: Session, metadata: ExportMetadata, source: object) -> None:
         self.session = session
@@ -151,42 +153,43 @@ class ExportedEngine:
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:
-        """Predict a batch; with masks, photo by photo, since graphs draw them as published: padding changes them.
+        """Predict a batch. Models with masks predict image by image, because padding changes the masks of exported graphs.
 
         Raises:
-            CheckpointError: the network does not give what its metadata says.
-            DatasetError: of `check_size`.
+            CheckpointError: the outputs do not match the metadata.
+            DatasetError: see `check_size`.
         """
         if self.config.mask_head and self.metadata.preprocessing.padding_invariant and batch.is_padded:
-            return _together([self.predict(alone) for alone in batch.one_by_one()])
+            return _concatenate([self.predict(image) for image in batch.one_by_one()])
         self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
         images, padding_mask = pad_to_min_side(batch.images, batch.padding_mask, self.metadata.min_side)
         inputs = {"images": images, "padding_mask": padding_mask}
         if self.metadata.postprocess:
-            inputs["sizes"] = torch.ones(len(images), 2, dtype=torch.int64)  # boxes stay relative to each photo
+            inputs["sizes"] = torch.ones(len(images), 2, dtype=torch.int64)  # boxes stay relative to the image
         outputs = self.session.run(inputs)
         self._check(outputs, len(images))
         predictions = self._to_predictions(outputs)
-        return replace(predictions, masks=_cut(predictions.masks, images, batch.images))
+        return replace(predictions, masks=_remove_padding(predictions.masks, images, batch.images))
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """See whether a photo of that (height, width) is large enough; where padding stays out, none is too small.
+        """Check the minimum size of a resized image, which applies to models that are not padding invariant.
 
         Raises:
-            DatasetError: it would have to be padded, and be found other objects in than by the checkpoint.
+            DatasetError: the image would have to be padded, which would change its detections.
         """
-        least, keeps_out = self.metadata.min_side, self.config.supports_padding_invariance
-        if min(size) < least and not (keeps_out and self.metadata.preprocessing.padding_invariant):
+        min_side = self.metadata.min_side
+        is_invariant = self.config.supports_padding_invariance and self.metadata.preprocessing.padding_invariant
+        if min(size) < min_side and not is_invariant:
             raise DatasetError(
-                f"photo: it is resized to {size[1]} x {size[0]} px, expected at least {least} px a side for {self.source}, "
-                "into which padding leaks; predict it with the checkpoint that was exported"
+                f"image: resized to {size[1]} x {size[0]} px, expected at least {min_side} px per side for {self.source}, "
+                "which is not padding invariant; predict it with the checkpoint"
             )
 
     def compute_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
-        """Choose from the masks of all queries, which is what exported networks give."""
-        assert predictions.masks is not None, "only a model with a mask head is asked for masks"
+        """Select masks; exported networks compute those of all queries."""
+        assert predictions.masks is not None, "the model has no mask head"
         return predictions.masks[torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), queries]
 
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
@@ -195,15 +198,15 @@ class ExportedEngine:
         queries = self.config.detections_per_image if self.metadata.postprocess else self.config.num_queries
         last_axis = {"class_logits": (logits,), "boxes": (4,), "scores": (), "labels": ()}
         for name in self.metadata.output_names:
-            found = tuple(outputs[name].shape) if name in outputs else None
+            shape = tuple(outputs[name].shape) if name in outputs else None
             expected = (batch_size, queries, *last_axis.get(name, ()))
-            if found is None or (found[:2] if name == "masks" else found) != expected:
+            if shape is None or (shape[:2] if name == "masks" else shape) != expected:
                 raise CheckpointError(
-                    f"{self.source}: its output {name!r} has shape {found}, expected {expected}; export it again"
+                    f"{self.source}: output {name!r} has shape {shape}, expected {expected}; export it again"
                 )
         labels = outputs.get("labels")
         if labels is not None and ((labels < 0) | (labels >= classes)).any():
-            raise CheckpointError(f"{self.source}: it gives labels that are not in 0 .. {classes - 1}; export it again")
+            raise CheckpointError(f"{self.source}: found labels outside of 0 .. {classes - 1}; export it again")
 
     def _to_predictions(self, outputs: Mapping[str, Tensor]) -> Predictions:
         if self.metadata.postprocess:
@@ -221,41 +224,41 @@ class ExportedEngine:
         )
 
 
-def _together(alone: Sequence[Predictions]) -> Predictions:
-    """Predictions of one photo each as those of a batch; masks are continued at their edges, as `PanopticHead` does."""
-    masks = [one.masks for one in alone if one.masks is not None]
+def _concatenate(parts: Sequence[Predictions]) -> Predictions:
+    """Concatenate the predictions of single images; masks are padded by replication, as `PanopticHead` does."""
+    masks = [one.masks for one in parts if one.masks is not None]
     height, width = (max(mask.shape[axis] for mask in masks) for axis in (2, 3))
-    continued = [F.pad(mask, (0, width - mask.shape[3], 0, height - mask.shape[2]), mode="replicate") for mask in masks]
+    padded = [F.pad(mask, (0, width - mask.shape[3], 0, height - mask.shape[2]), mode="replicate") for mask in masks]
     return replace(
-        alone[0],
-        layer_class_logits=torch.cat([one.layer_class_logits for one in alone], 1),
-        layer_boxes=torch.cat([one.layer_boxes for one in alone], 1),
-        masks=torch.cat(continued),
+        parts[0],
+        layer_class_logits=torch.cat([one.layer_class_logits for one in parts], 1),
+        layer_boxes=torch.cat([one.layer_boxes for one in parts], 1),
+        masks=torch.cat(padded),
     )
 
 
-def _cut(
-    masks: Float[Tensor, "B Q _ _"] | None, images: Float[Tensor, "B C _ _"], wanted: Float[Tensor, "B C _ _"]
+def _remove_padding(
+    masks: Float[Tensor, "B Q _ _"] | None, images: Float[Tensor, "B C _ _"], original: Float[Tensor, "B C _ _"]
 ) -> Float[Tensor, "B Q _ _"] | None:
-    """Take from masks what `pad_to_min_side` added to the images."""
+    """Remove the padding of `pad_to_min_side` from masks."""
     if masks is None:
         return None
     height, width = (
         -(-length // stride_of(whole, cells))
-        for length, whole, cells in zip(wanted.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
+        for length, whole, cells in zip(original.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
     )
     return masks[:, :, :height, :width]
 
 
 def min_side(config: ModelConfig) -> int:
-    """Pixels a side of the smallest batch that a graph takes: two cells of the coarsest feature map."""
-    return max(_SMALLEST_SIDE, 2 * config.strides[-1])
+    """Return the minimum side of a graph's input in pixels: two cells of the coarsest feature map."""
+    return max(_MIN_SIDE, 2 * config.strides[-1])
 
 
 def pad_to_min_side(
     images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], side: int
 ) -> tuple[Float[Tensor, "B C _ _"], Bool[Tensor, "B _ _"]]:
-    """Pad a batch so that both sides are at least so long."""
+    """Pad a batch to a minimum side in pixels."""
     right, bottom = (max(0, side - length) for length in (images.shape[-1], images.shape[-2]))
     if not right and not bottom:
         return images, padding_mask
@@ -265,7 +268,7 @@ def pad_to_min_side(
 def scores_to_logits(
     scores: Float[Tensor, "B Q"], labels: Int64[Tensor, "B Q"], num_classes: int, class_scores: ClassScores = "softmax"
 ) -> Float[Tensor, "B Q K1"]:
-    """Class logits whose softmax gives each query's best class its score, and no-object the rest; or whose sigmoid does."""
+    """Return class logits whose probabilities are the scores of the best classes; the rest is "no object" for softmax."""
     if class_scores == "sigmoid":
         logits = torch.full((*scores.shape, num_classes), -torch.inf)
         return logits.scatter(-1, labels[..., None], torch.logit(scores)[..., None])
@@ -282,7 +285,7 @@ def make_metadata(
     postprocess: bool,
     thresholds: Thresholds | None = None,
 ) -> ExportMetadata:
-    """Describe a network that is about to be exported."""
+    """Make the metadata of a network to be exported."""
     entries: list[Any] = categories.to_json()
     return ExportMetadata(
         format="detrkit-export-1",

@@ -1,4 +1,4 @@
-"""ONNX files, computed by ONNX Runtime."""
+"""ONNX files, run by ONNX Runtime."""
 
 import json
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ class OnnxSession:
         self.output_names = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute once."""
+        """Run the network."""
         try:
             outputs = self.session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-        except Exception as error:  # onnxruntime's own kinds have no common base
-            raise CheckpointError(f"{self.source}: ONNX Runtime cannot compute it ({first_line(error)})") from None
+        except Exception as error:  # onnxruntime's errors have no common base class
+            raise CheckpointError(f"{self.source}: ONNX Runtime cannot run it ({first_line(error)})") from None
         return {name: torch.from_numpy(array) for name, array in zip(self.output_names, outputs, strict=True)}
 
 
 def read_onnx(path: Path) -> ExportedEngine:
-    """Open an exported ONNX file. Nothing in it is executed but its graph.
+    """Open an exported ONNX file; only its graph is executed.
 
     Raises:
         ConfigError: onnxruntime is not installed.
@@ -39,9 +39,9 @@ def read_onnx(path: Path) -> ExportedEngine:
     try:
         import onnxruntime
     except ImportError:
-        raise ConfigError(f"{path}: needs onnxruntime; pip install 'detrkit[export]'") from None
+        raise ConfigError(f"{path}: needs onnxruntime; install it with: pip install 'detrkit[export]'") from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is said once, by us
+    options.log_severity_level = 4  # errors are reported by our exception alone
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -55,6 +55,6 @@ def read_onnx(path: Path) -> ExportedEngine:
 
 
 def first_line(error: Exception) -> str:
-    """What a session says, cut to a part of a sentence."""
+    """Return the first line of an error message, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""`.pt2` files of `torch.export`, computed by PyTorch.
+"""`.pt2` files of `torch.export`, run by PyTorch.
 
-torch builds Python code and calls functions by what such a file says, so that a file from anyone could run anything.
-So every word of it is looked at first: only ATen operators that take no text, arithmetic of integers, plain names, and
-weights that are not pickled; and torch is handed a copy with nothing else in it.
+Loading such a file makes torch generate Python code and call functions named in it, so an untrusted file could run
+anything. Therefore every string in it is checked against an allow list first: ATen operators without string arguments,
+integer arithmetic, plain names, unpickled weights. torch loads a copy that contains nothing else.
 """
 
 import io
@@ -22,11 +22,12 @@ from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata
 from detrkit.inference.engines.onnx import first_line
 
 _GRAPH = "models/model.json"
-_LISTS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
-_MARKS = ("archive_format", "archive_version", ".data/version", "byteorder", ".data/serialization_id")
-_TENSOR = re.compile(r"data/(?:weights/weight|constants/tensor)_\d+")
-_EXAMPLES = "data/sample_inputs/model.pt"  # pickled, where there are any
-_MAX_BYTES_OF_JSON = 100_000_000
+_WEIGHT_LISTS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_VERSION_FILES = ("archive_format", "archive_version", ".data/version", "byteorder", ".data/serialization_id")
+_TENSOR_FILE = re.compile(r"data/(?:weights/weight|constants/tensor)_\d+")
+_EXAMPLES = "data/sample_inputs/model.pt"  # pickled, if present
+_KNOWN_FILES = (_GRAPH, *_WEIGHT_LISTS, *_VERSION_FILES, _EXAMPLES, f"extra/{METADATA_FILE}")
+_MAX_JSON_BYTES = 100_000_000
 
 _NAME = re.compile(r"[\w.+-]*", re.ASCII)
 _ARITHMETIC = re.compile(
@@ -38,11 +39,11 @@ _STRUCTURE = re.compile(
 )
 _PYTHON_OPERATOR = re.compile(r"_operator\.(?:add|sub|mul|floordiv|mod|neg|getitem|eq|ne|lt|le|gt|ge)")
 _ATEN_OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
-_HARMLESS_TEXTS = {"approximate", "rounding_mode", "padding_mode"}  # arguments; others name files
+_SAFE_STRING_ARGUMENTS = {"approximate", "rounding_mode", "padding_mode"}  # others could be file names
 
 
 class ProgramSession:
-    """A program that torch computes on the CPU."""
+    """A program run by torch on the CPU."""
 
     def __init__(self, module: Any, metadata: ExportMetadata, source: object) -> None:
         self.module = module
@@ -50,54 +51,54 @@ class ProgramSession:
         self.source = source
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute once."""
+        """Run the network."""
         try:
             outputs = self.module(*(inputs[name] for name in self.metadata.input_names))
             return dict(zip(self.metadata.output_names, outputs, strict=True))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise CheckpointError(f"{self.source}: torch cannot compute it ({first_line(error)})") from None
+            raise CheckpointError(f"{self.source}: torch cannot run it ({first_line(error)})") from None
 
 
 def read_program(path: Path) -> ExportedEngine:
-    """Open an exported `.pt2` file, after looking at every word of it.
+    """Open an exported `.pt2` file, after checking every string in it.
 
     Raises:
-        CheckpointError: the file is damaged, was not written by detrkit, or asks for more than a network needs.
+        CheckpointError: the file is damaged, was not written by detrkit, or contains more than a network needs.
     """
     try:
         members = _read_members(path)
         metadata = ExportMetadata.from_text(_text(members.pop(f"extra/{METADATA_FILE}", b"")), path)
-        for name in _LISTS:
-            _check_list(json.loads(members[name]))
+        for name in _WEIGHT_LISTS:
+            _check_weight_list(json.loads(members[name]))
         _check_graph(json.loads(members[_GRAPH]))
         program = torch.export.load(_archive(members))
         session = ProgramSession(program.module(), metadata, path)
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile, json and torch raise many kinds on malformed content
+    except Exception as error:  # zipfile, json and torch raise many types on malformed content
         raise CheckpointError(f"{path}: not readable as a .pt2 file ({first_line(error)}); export it again") from None
     return ExportedEngine(session, metadata, path)
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
-    """The files in the archive, without the folder that they lie in."""
+    """Read the files in the archive, by their names without the top folder."""
     members: dict[str, bytes] = {}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             name = entry.filename.partition("/")[2]
-            known = name in (_GRAPH, *_LISTS, *_MARKS, _EXAMPLES, f"extra/{METADATA_FILE}") or _TENSOR.fullmatch(name)
+            known = name in _KNOWN_FILES or _TENSOR_FILE.fullmatch(name)
             if not known or name in members or entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"it holds {entry.filename!r}, which no network needs")
-            if name.endswith(".json") and entry.file_size > _MAX_BYTES_OF_JSON:
+                raise ValueError(f"unexpected file {entry.filename!r}")
+            if name.endswith(".json") and entry.file_size > _MAX_JSON_BYTES:
                 raise ValueError(f"{entry.filename!r} has {entry.file_size} bytes")
             members[name] = archive.read(entry)
     if members.get(_EXAMPLES):
-        raise ValueError("it holds pickled examples, which could run code")
+        raise ValueError("it contains pickled examples, which could run code")
     return members
 
 
 def _archive(members: Mapping[str, bytes]) -> io.BytesIO:
-    """An archive with these files and nothing else, so that what was looked at is what is loaded."""
+    """Write an archive of these files alone, so that nothing unchecked is loaded."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
@@ -106,24 +107,24 @@ def _archive(members: Mapping[str, bytes]) -> io.BytesIO:
     return buffer
 
 
-def _check_list(content: Any) -> None:
-    """See that no weight is pickled, and that each lies in the archive under a plain name."""
+def _check_weight_list(content: Any) -> None:
+    """Check that no weight is pickled, and that each is a plain file in the archive."""
     for entry in content["config"].values():
         if entry["use_pickle"] is not False or not re.fullmatch(r"(?:weight|tensor)_\d+", entry["path_name"]):
             raise ValueError("a weight is pickled, which could run code")
 
 
 def _check_graph(content: Any) -> None:
-    """See that a graph only computes.
+    """Check that a graph only computes.
 
     Raises:
-        ValueError: it says something that no exported network needs to say.
+        ValueError: it contains a string that no exported network needs.
     """
     if content.get("guards_code"):
-        raise ValueError("it holds Python code")
-    for key, text in _texts(content):
+        raise ValueError("it contains Python code")
+    for key, text in _strings(content):
         if key == "target":
-            allowed = _is_harmless_operator(text)
+            allowed = _is_safe_operator(text)
         elif key == "expr_str":
             allowed = bool(_ARITHMETIC.fullmatch(text))
         elif key in ("in_spec", "out_spec"):
@@ -131,24 +132,24 @@ def _check_graph(content: Any) -> None:
         else:
             allowed = bool(_NAME.fullmatch(text))
         if not allowed:
-            raise ValueError(f"it says {text[:80]!r}, which no network needs")
+            raise ValueError(f"unexpected string {text[:80]!r}")
 
 
-def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON document, keys included, with the key that it stands under."""
+def _strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Iterate over all strings of a JSON document, including keys, each with the key it is stored under."""
     if isinstance(content, dict):
         for inner, value in content.items():
             yield "", inner
-            yield from _texts(value, inner)
+            yield from _strings(value, inner)
     elif isinstance(content, list):
         for value in content:
-            yield from _texts(value, key)
+            yield from _strings(value, key)
     elif isinstance(content, str):
         yield key, content
 
 
-def _is_harmless_operator(target: str) -> bool:
-    """Whether a function only computes: ATen operators that take text could open files."""
+def _is_safe_operator(target: str) -> bool:
+    """Whether a function only computes; ATen operators with string arguments could open files."""
     if _PYTHON_OPERATOR.fullmatch(target):
         return True
     match = _ATEN_OPERATOR.fullmatch(target)
@@ -157,7 +158,7 @@ def _is_harmless_operator(target: str) -> bool:
     if not isinstance(operator, torch._ops.OpOverload):
         return False
     arguments = operator._schema.arguments
-    return not any("str" in str(one.type) and one.name not in _HARMLESS_TEXTS for one in arguments)
+    return not any("str" in str(one.type) and one.name not in _SAFE_STRING_ARGUMENTS for one in arguments)
 
 
 def _text(content: bytes) -> str | None:

@@ -1,6 +1,6 @@
-"""What computes a detector's predictions: PyTorch here, other engines in rooms of their own (`export`).
+"""The `Engine` protocol, and its PyTorch implementation.
 
-Input: a `Batch` of prepared photos. Output: `Predictions` of the last decoder layer.
+Input: a `Batch` of preprocessed images. Output: `Predictions` of the last decoder layer.
 """
 
 from collections.abc import Sequence
@@ -19,40 +19,40 @@ from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch, Predictions
 
-# what "the same detections" means to "auto"
-_MIN_SCORE, _MIN_IOU, _LARGEST_SCORE_CHANGE = 0.3, 0.95, 0.03
+# tolerances of precision="auto"
+_MIN_SCORE, _MIN_IOU, _MAX_SCORE_CHANGE = 0.3, 0.95, 0.03
 _NUM_COMPARED = 4  # batches
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """An engine with a model in it.
+    """Runs a model.
 
     Attributes:
-        config: of the model.
+        config: configuration of the model.
     """
 
     config: ModelConfig
 
     def predict(self, batch: Batch) -> Predictions:
-        """Predict a batch that lies on the host; the answer may lie on the engine's device."""
+        """Predict a batch on the CPU; the predictions may be on the engine's device."""
 
 
 @runtime_checkable
 class MaskEngine(Engine, Protocol):
-    """An engine whose model has a mask head."""
+    """Runs a model with a mask head."""
 
     def compute_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
-        """Draw mask logits of some queries of what was predicted; arguments as those of `PanopticHead`, on the host."""
+        """Compute mask logits of some queries; arguments as in `PanopticHead`, on the CPU."""
 
 
 class TorchEngine:
-    """PyTorch, on any device, with norms folded into filters and channels last.
+    """PyTorch on any device, with fused batch norms and channels-last memory format.
 
     Attributes:
-        model: the DETR as it was given, in eval mode; when its weights change, the next prediction knows.
+        model: the given model, in eval mode; changes of its weights take effect at the next prediction.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class TorchEngine:
         precision: Precision = "float32",
         compile_model: bool = False,
     ) -> None:
-        """Take a model.
+        """Wrap a model.
 
         Args:
-            model: moved to the device.
-            device: where to predict.
+            model: the model, which is moved to the device.
+            device: device to predict on.
             padding_invariant: see `DETR.forward`.
-            precision: "auto" takes bfloat16 where the processor has it and the detections stay the same: the first
-                batches with objects in them are computed both ways, and one object of score 0.3 or more that changes
-                its class, its box by an IoU below 0.95 or its score by 0.03 sends it back to float32 for good.
-            compile_model: takes a minute at the first prediction.
+            precision: "auto" uses bfloat16 if the processor is fast at it and the detections stay the same. The first 4
+                batches with detections are predicted in both precisions; if a detection with a score of 0.3 or more
+                changes its class, its box (IoU below 0.95) or its score (by more than 0.03), float32 is used from then on.
+            compile_model: compile the model, which takes a minute at the first prediction.
         """
         self.model = model.eval().to(device)
         self.config = model.config
@@ -97,23 +97,23 @@ class TorchEngine:
             return self._run(images, padding_mask, self.precision == "bfloat16")
         exact = self._run(images, padding_mask, False)
         if not (exact.probabilities >= _MIN_SCORE).any():
-            return exact  # nothing to compare by
-        rough = self._run(images, padding_mask, True)
-        if not same_detections(exact, rough):
+            return exact  # no detections to compare
+        reduced = self._run(images, padding_mask, True)
+        if not same_detections(exact, reduced):
             self.precision = "float32"
             return exact
         self._num_compared += 1
         if self._num_compared == _NUM_COMPARED:
             self.precision = "bfloat16"
-        return rough
+        return reduced
 
     @torch.inference_mode()
     def compute_masks(
         self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
     ) -> Float[Tensor, "P _ _"]:
-        """Draw mask logits of some queries, in the precision in which they were predicted."""
+        """Compute mask logits of some queries, in the precision of their prediction."""
         inputs, head = predictions.mask_inputs, self.model.mask_head
-        assert head is not None, "only a model with a mask head is asked for masks"
+        assert head is not None, "the model has no mask head"
         assert inputs is not None
         in_bfloat16 = inputs.decoded.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
@@ -122,7 +122,7 @@ class TorchEngine:
 
     @property
     def fused_model(self) -> DETR:
-        """The model that computes, folded and perhaps compiled; it follows the weights of `model`."""
+        """The model with fused batch norms, compiled if requested; it follows the weights of `model`."""
         state = _state_of(self.model)
         if state != self._state:
             self._fused = fuse_conv_bn(self.model)
@@ -141,7 +141,7 @@ class TorchEngine:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Tell whether a processor multiplies bfloat16 quicker than float32."""
+    """Return whether a device computes bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type != "cpu":
@@ -152,21 +152,21 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def same_detections(exact: Predictions, rough: Predictions) -> bool:
-    """Tell whether two predictions of the same photos hold the same objects, whichever queries found them."""
+def same_detections(exact: Predictions, reduced: Predictions) -> bool:
+    """Return whether two predictions of the same images contain the same detections, in any order of queries."""
     scores, labels = exact.probabilities.max(-1)
-    other_scores, other_labels = rough.probabilities.max(-1)
-    boxes, other_boxes = (cxcywh_to_xyxy(one.boxes.float()) for one in (exact, rough))
-    alike = labels[:, :, None] == other_labels[:, None]
-    alike &= (scores[:, :, None] - other_scores[:, None]).abs() <= _LARGEST_SCORE_CHANGE
+    other_scores, other_labels = reduced.probabilities.max(-1)
+    boxes, other_boxes = (cxcywh_to_xyxy(one.boxes.float()) for one in (exact, reduced))
+    matching = labels[:, :, None] == other_labels[:, None]
+    matching &= (scores[:, :, None] - other_scores[:, None]).abs() <= _MAX_SCORE_CHANGE
     overlaps = [box_iou(first, second) for first, second in zip(boxes, other_boxes, strict=True)]
-    alike &= torch.stack(overlaps) >= _MIN_IOU
-    is_kept = (scores < _MIN_SCORE) | alike.any(2)
-    is_known = (other_scores < _MIN_SCORE) | alike.any(1)
+    matching &= torch.stack(overlaps) >= _MIN_IOU
+    is_kept = (scores < _MIN_SCORE) | matching.any(2)
+    is_known = (other_scores < _MIN_SCORE) | matching.any(1)
     return bool(is_kept.all() and is_known.all())
 
 
 def _state_of(model: DETR) -> tuple[int, ...]:
-    """What changes whenever the weights of the parts that are folded do."""
+    """Return a fingerprint that changes with the weights of the fused parts."""
     tensors = [*model.backbone.state_dict(keep_vars=True).values(), *model.input_projection.parameters()]
     return tuple(number for t in tensors for number in (id(t), t.data_ptr(), 0 if t.is_inference() else t._version))

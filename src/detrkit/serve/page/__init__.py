@@ -1,21 +1,21 @@
-"""The live page: choose a photo, send it, explore the answer on the page of `explain`, whose parts are used as they are."""
+"""The live page: upload an image and explore its predictions, with the scripts and styles of the page of `explain`."""
 
 import html
 from importlib.resources import files
 
 from detrkit.explain.page import filled, read_parts
-from detrkit.serve.settings import ServeConfig
+from detrkit.serve.config import ServeConfig
 
 
-def live_page(model_name: str, settings: ServeConfig, explains: bool) -> dict[str, tuple[str, bytes]]:
-    """Put the page together: by its address, the type and the content of each part."""
+def live_page(model_name: str, config: ServeConfig, can_explain: bool) -> dict[str, tuple[str, bytes]]:
+    """Build the page: media type and content of each file, by its path."""
     parts = read_parts()
     fills = {
-        "TITLE": html.escape(f"{model_name}: look into your photos"),
+        "TITLE": html.escape(f"{model_name}: explore your images"),
         "MODEL": html.escape(model_name),
         "BODY": parts.body,
-        "LIMIT": str(settings.max_bytes),
-        "EXPLAINS": "yes" if explains else "no",
+        "LIMIT": str(config.max_upload_bytes),
+        "EXPLAINS": "yes" if can_explain else "no",
     }
     script = f'"use strict";\n(() => {{\n{parts.script}\n{_text("live.js")}\n}})();\n'
     return {

@@ -1,4 +1,4 @@
-// The live page: one photo at a time goes to the server; its answer takes the place of what was shown before.
+// The live page: uploads one image at a time and shows the answer.
 
 class Live {
   constructor() {
@@ -19,23 +19,23 @@ class Live {
     byId("sending").classList.remove("over");
     const files = event.dataTransfer.files;
     if (files.length) this.send(files[0]);
-    else this.fail("That was no file: drop a photo from your disk.");
+    else this.fail("That is not a file; drop an image from your disk.");
   }
 
   send(photo) {
     this.request?.abort();
     this.photo = photo;
     const limit = Number(document.body.dataset.limit);
-    if (photo.size > limit) return this.fail(`${photo.name}: ${megabytes(photo.size)}, at most ${megabytes(limit)} are read; send a smaller one.`);
+    if (photo.size > limit) return this.fail(`${photo.name}: ${megabytes(photo.size)}; the limit is ${megabytes(limit)}. Send a smaller one.`);
     const explains = document.body.dataset.explains === "yes";
-    const request = new XMLHttpRequest(); // which tells how much has been sent
+    const request = new XMLHttpRequest(); // reports upload progress
     this.request = request;
     const form = new FormData();
-    form.append("photo", photo);
+    form.append("image", photo);
     request.open("POST", explains ? "explain" : "predict");
     request.responseType = "arraybuffer";
     request.upload.onprogress = (event) => this.say("busy", `Sending ${photo.name} (${megabytes(photo.size)}).`, event.loaded / event.total);
-    request.upload.onload = () => this.say("busy", `Looking at ${photo.name}.`, null);
+    request.upload.onload = () => this.say("busy", `Predicting ${photo.name}.`, null);
     request.onerror = () => this.fail("The server does not answer. Is it still running?", true);
     request.onload = () => this.answered(request, photo, explains);
     this.say("busy", `Sending ${photo.name} (${megabytes(photo.size)}).`, 0);
@@ -61,7 +61,7 @@ class Live {
     this.done(explanation.photo.name, this.look.detections().length);
   }
 
-  // an exported model cannot be looked into: the photo with its boxes, and a list
+  // an exported model cannot be explained: show the image with its boxes, and a list
   async list(request, photo) {
     const answer = JSON.parse(new TextDecoder().decode(request.response));
     const picture = await createImageBitmap(photo);
@@ -72,10 +72,10 @@ class Live {
     for (const one of answer.objects) drawBox(pen, one.box, [scale, scale], colourOf(one.category_id), 3, { label: `${one.name} ${one.score.toFixed(2)}` });
     const items = answer.objects.map((one) => element("li", {}, `${one.name} ${one.score.toFixed(2)}`));
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `Photo with ${plural(items.length, "object")}, listed below`);
+    canvas.setAttribute("aria-label", `Image with ${plural(items.length, "object")}, listed below`);
     byId("shown").replaceChildren(canvas, element("ul", {}, ...items));
     document.body.dataset.ready = "yes";
-    this.done(answer.image, items.length, " This is an exported model: to look inside, serve the weights that it was made of.");
+    this.done(answer.image, items.length, " This is an exported model; serve its checkpoint to see explanations.");
   }
 
   done(name, count, more = "") {
