@@ -31,7 +31,7 @@ from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import (
     CROP_SHORT_SIDES,
     CROP_SIDES,
-    LONG_SIDE_AT_MOST,
+    MAX_LONG_SIDE,
     TRAIN_SHORT_SIDES,
     TrainTransform,
 )
@@ -72,7 +72,7 @@ def on_pillow(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
         boxes = (boxes - torch.tensor([left, top, left, top])).clamp(min=0)
         boxes = torch.minimum(boxes, torch.tensor([width, height, width, height]))
         boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-    image, boxes = resize(image, boxes, random.choice(TRAIN_SHORT_SIDES), LONG_SIDE_AT_MOST)
+    image, boxes = resize(image, boxes, random.choice(TRAIN_SHORT_SIDES), MAX_LONG_SIDE)
     tensor = F.normalize(F.to_tensor(image), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     corners = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
     return tensor, corners / torch.tensor([image.width, image.height, image.width, image.height])
@@ -150,7 +150,7 @@ def as_dicts(record: Record) -> list[dict[str, Any]]:
 def report_memory() -> None:
     """Print what a million boxes cost a worker, held flat and as dictionaries."""
     flat = Records.of(million_boxes())
-    print(f"\na million boxes, flat: {flat.columns.num_bytes / 2**20:.0f} MB in all")
+    print(f"\na million boxes, flat: {flat.arrays.num_bytes / 2**20:.0f} MB in all")
     print("private memory of a worker, in MB:   without, flat, as COCO dictionaries")
     for method in ("fork", "spawn"):
         none, held = worker_memory(flat[:1], method), worker_memory(flat, method)
@@ -161,11 +161,12 @@ def report_memory() -> None:
 def report_padding(split: Split, batch_size: int = 4) -> None:
     """Print the share of pixels that are padding in one epoch of the paper's pipeline."""
     photos = AugmentedDataset(DetectionDataset(split), TrainTransform(), seed=0)
-    for by_shape in (False, True):
-        order = TrainBatchSampler(BatchGrouping.of(split.records, by_shape=by_shape), batch_size, seed=0)
+    for by_aspect_ratio in (False, True):
+        grouping = BatchGrouping.from_records(split.records, by_aspect_ratio=by_aspect_ratio)
+        order = TrainBatchSampler(grouping, batch_size, seed=0)
         masks = [collate([photos[draw] for draw in batch]).padding_mask for batch in order]
         share = sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
-        print(f"batches of {batch_size}, {'by shape' if by_shape else 'at random'}: {share:.1%} padding")
+        print(f"batches of {batch_size}, {'by shape' if by_aspect_ratio else 'at random'}: {share:.1%} padding")
 
 
 def main(folder: str, count: int) -> None:

@@ -26,7 +26,7 @@ from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
 from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
-from detrkit.data.categories import numbered_categories
+from detrkit.data.categories import default_categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import EvalTransform, resize
 from detrkit.export.graph import export_program
@@ -102,7 +102,7 @@ def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Ba
     program = export_program(ours, padding_invariant=True, postprocess=False)
 
     def described(precision: ExportPrecision) -> Any:
-        return to_description(ours.config, numbered_categories(91), Preprocessing(), precision, postprocess=False)
+        return to_description(ours.config, default_categories(91), Preprocessing(), precision, postprocess=False)
 
     found = {
         "transformers, eager, float32": their_predict(theirs),

@@ -16,7 +16,7 @@ from detrkit.checkpoints.conversion.huggingface import read_preprocessing, write
 from detrkit.checkpoints.download import HUB_MODELS
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
-from detrkit.data.categories import COCO_NAMES, Categories, numbered_categories
+from detrkit.data.categories import COCO_NAMES, Categories, default_categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 from detrkit.models.presets import preset_config
@@ -181,7 +181,7 @@ def test_successors_are_fetched_from_the_hub_by_their_presets_names(
     small_one = {"num_classes": 3, "num_queries": 4, "encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 8}
     config = preset_config(preset, **small_one)
     checkpoint = Checkpoint(
-        build_model(preset, **small_one).state_dict(), config, numbered_categories(3), Preprocessing()
+        build_model(preset, **small_one).state_dict(), config, default_categories(3), Preprocessing()
     )
     write_folder(tmp_path, checkpoint)
     monkeypatch.setattr("detrkit.checkpoints.load._hub_snapshot", fetched)
@@ -215,7 +215,7 @@ def test_a_grey_model_is_converted(tmp_path: Path) -> None:
     model = build_model("detr-tiny", num_classes=3, num_queries=4, in_channels=1)
     save_checkpoint(
         tmp_path / "a.safetensors",
-        Checkpoint(model.state_dict(), model.config, numbered_categories(3), Preprocessing()),
+        Checkpoint(model.state_dict(), model.config, default_categories(3), Preprocessing()),
     )
     assert convert_weights(str(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", "detrkit") == 0
 

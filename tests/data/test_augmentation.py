@@ -116,14 +116,14 @@ def test_mosaics_meet_anywhere_and_show_other_photos() -> None:
     assert len(photos[SampleKey(0, 1)].image.unique()) > 1
 
 
-@pytest.mark.parametrize("is_tall", [False, True])
-def test_objects_of_a_quarter_are_dropped_where_too_little_of_them_is_left(is_tall: bool) -> None:
+@pytest.mark.parametrize("is_portrait", [False, True])
+def test_objects_of_a_quarter_are_dropped_where_too_little_of_them_is_left(is_portrait: bool) -> None:
     columns = torch.arange(30, dtype=torch.uint8).expand(3, 10, 30)
     # two thirds of the photo are cut out, from some column on, and halved
     boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10]])
-    if is_tall:
+    if is_portrait:
         columns, boxes = columns.mT, boxes[:, [1, 0, 3, 2]]
-    size = (10, 5) if is_tall else (5, 10)
+    size = (10, 5) if is_portrait else (5, 10)
     sample = Sample(columns.contiguous(), Annotations(boxes, torch.arange(3)), 1, tuple(columns.shape[1:]))
     numbers_of_objects = set()
     for seed in range(40):
@@ -132,7 +132,7 @@ def test_objects_of_a_quarter_are_dropped_where_too_little_of_them_is_left(is_ta
         first = round(float(quarter.image.float().mean()) - 9.5)
         ends = {label: (max(10 * label - first, 0), min(10 * label + 10 - first, 20)) for label in range(3)}
         expected = {label: (start / 2, end / 2) for label, (start, end) in ends.items() if end - start >= 1}
-        along = slice(1, 4, 2) if is_tall else slice(0, 3, 2)
+        along = slice(1, 4, 2) if is_portrait else slice(0, 3, 2)
         found = quarter.annotations
         placed = zip(found.labels.tolist(), found.boxes[:, along].tolist(), strict=True)
         assert {label: tuple(ends) for label, ends in placed} == expected
@@ -245,7 +245,7 @@ def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
     for workers in (0, 2):
         chosen = TrainingConfig(batch_size=2, workers=workers, image_size=48)
         photos = AugmentedDataset(SampleDataset(drawn), TrainTransform(48), seed=1)
-        loader = train_loader(photos, BatchGrouping.anything(8), chosen, torch.device("cpu"))
+        loader = train_loader(photos, BatchGrouping.ungrouped(8), chosen, torch.device("cpu"))
         torch.manual_seed(workers)
         state = torch.get_rng_state()
         images.append([])

@@ -10,8 +10,8 @@ from PIL import Image
 import detrkit
 from detrkit.checkpoints.adapt import adapt_first_convolution, with_channels
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.data.batching import collate, statistics
-from detrkit.data.categories import numbered_categories
+from detrkit.data.batching import collate, normalization_stats
+from detrkit.data.categories import default_categories
 from detrkit.data.images import open_image, read_image, read_image_size
 from detrkit.errors import DatasetError
 from detrkit.structures import Annotations, Sample
@@ -98,9 +98,9 @@ def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
 
 
 def test_statistics_of_other_channels() -> None:
-    assert statistics(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert statistics(1) == ((0.449,), (0.226,))
-    assert statistics(5)[0] == (0.485, 0.456, 0.406, 0.449, 0.449)
+    assert normalization_stats(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert normalization_stats(1) == ((0.449,), (0.226,))
+    assert normalization_stats(5)[0] == (0.485, 0.456, 0.406, 0.449, 0.449)
 
 
 def test_a_grey_photo_gives_what_it_gave_in_rgb() -> None:
@@ -126,7 +126,7 @@ def test_a_model_of_other_channels(name: str, channels: int, tmp_path: Path) -> 
     assert model(batch.images).boxes.shape == (1, 4, 4)
     path = tmp_path / "model.safetensors"
     save_checkpoint(
-        path, Checkpoint(model.state_dict(), model.config, numbered_categories(2), Preprocessing(image_size=64))
+        path, Checkpoint(model.state_dict(), model.config, default_categories(2), Preprocessing(image_size=64))
     )
     detector = detrkit.Detector.load(path)
     found = detector.predict(pixels, threshold=0)

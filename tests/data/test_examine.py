@@ -37,7 +37,7 @@ def said(diagnosis: DatasetReport, what: str) -> tuple[str, tuple[str, ...]]:
     return found[0].severity, tuple(str(place) for place in found[0].places)
 
 
-def fullest(folder: Path) -> int:
+def most_annotated(folder: Path) -> int:
     documents = [json.loads(path.read_text()) for path in (folder / "annotations").iterdir()]
     photos = [[entry["image_id"] for entry in document["annotations"]] for document in documents]
     return max(count for of_split in photos for count in Counter(of_split).values())
@@ -46,9 +46,9 @@ def fullest(folder: Path) -> int:
 def test_photos_fuller_than_the_model_are_told_with_the_number_that_helps(folder: Path) -> None:
     change(folder, lambda d: d["annotations"].extend([{**d["annotations"][0], "id": 1000 + n} for n in range(9)]))
     diagnosis = examine(folder, workers=1, num_queries=8)
-    assert diagnosis.max_objects == fullest(folder) >= 10
+    assert diagnosis.max_objects == most_annotated(folder) >= 10
     advice = next(one.advice for one in diagnosis.findings if "more objects than the 8 queries" in one.what)
-    assert f"--num-queries {2 * fullest(folder)}," in advice
+    assert f"--num-queries {2 * most_annotated(folder)}," in advice
     # crowds are never learned
     change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]])
     change(folder, lambda d: [entry.update(iscrowd=1) for entry in d["annotations"]], "val2017")
@@ -211,7 +211,7 @@ def test_the_terminal_the_file_and_the_exit_code(
     assert not left.value.code
     printed = " ".join(capsys.readouterr().out.split())
     assert "training will learn 3 classes" in printed
-    assert f"the fullest photo has {fullest(folder)} objects" in printed
+    assert f"the fullest photo has {most_annotated(folder)} objects" in printed
     change(folder, lambda document: document["images"][1].update(height=9))
     with pytest.raises(SystemExit) as left:
         main(arguments)

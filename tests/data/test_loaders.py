@@ -35,7 +35,7 @@ class Faulty(Dataset[Sample]):
 def loader_of(count: int, unreadable: Collection[int], max_unreadable: float, share: Rank | None = None) -> Loader:
     photos = AugmentedDataset(Faulty(count, unreadable), EvalTransform(48), seed=0)
     settings = TrainingConfig(batch_size=1, workers=0, max_unreadable=max_unreadable)
-    return train_loader(photos, BatchGrouping.anything(count), settings, torch.device("cpu"), share)
+    return train_loader(photos, BatchGrouping.ungrouped(count), settings, torch.device("cpu"), share)
 
 
 def test_a_batch_that_cannot_be_read_leaves_no_process_behind() -> None:
@@ -43,13 +43,15 @@ def test_a_batch_that_cannot_be_read_leaves_no_process_behind() -> None:
     loaders = [loader_of(6, {3}, 0.5, Rank(rank, 2)) for rank in range(2)]
     read = [[batch.image_ids for batch in loader] for loader in loaders]
     assert [len(batches) for batches in read] == [3, 3]
-    assert [fault for loader in loaders for fault in loader.skipped] == ["photo at 3: broken"]
+    assert [error for loader in loaders for error in loader.skipped] == ["photo at 3: broken"]
     again = [[batch.image_ids for batch in loader_of(6, {3}, 0.5, Rank(rank, 2))] for rank in range(2)]
     assert again == read, "the same photo stands in"
 
 
 def test_fewer_batches_than_processes_are_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"at least 1 for each of 2 processes; lower .* or --devices"):
+    with pytest.raises(
+        ConfigError, match="fewer than batch_size=1 for each of 2 processes; lower batch_size= or devices="
+    ):
         loader_of(1, {}, 0.5, Rank(0, 2))
 
 

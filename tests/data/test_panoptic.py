@@ -66,7 +66,7 @@ def test_instances_win_where_both_lie_and_a_format_chooses(tmp_path: Path) -> No
     root = write_coco(tmp_path / "both")
     write_panoptic(root)
     assert load_dataset(root).format == "coco"
-    assert load_dataset(root, "panoptic").train.records.have_outlines
+    assert load_dataset(root, "panoptic").train.records.has_masks
 
 
 @pytest.mark.parametrize("named", [JSON, Path()])

@@ -37,7 +37,7 @@ def test_epochs_and_seeds_differ() -> None:
     orders = set()
     for seed in (0, 1):
         for epoch in (1, 2):
-            batches = TrainBatchSampler(BatchGrouping.anything(50), 5, seed)
+            batches = TrainBatchSampler(BatchGrouping.ungrouped(50), 5, seed)
             batches.epoch = epoch
             orders.add(str(indices(batches)))
     assert len(orders) == 4
@@ -46,7 +46,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 @given(counts, sizes, st.integers(0, 20))
 def test_an_epoch_goes_on_where_it_stopped(count: int, size: int, first: int) -> None:
-    batches = TrainBatchSampler(BatchGrouping.anything(count), size, 7)
+    batches = TrainBatchSampler(BatchGrouping.ungrouped(count), size, 7)
     whole = list(batches)
     batches.first = first
     assert list(batches) == whole[first:]
@@ -56,8 +56,8 @@ def test_an_epoch_goes_on_where_it_stopped(count: int, size: int, first: int) ->
 @given(st.integers(1, 400), st.integers(1, 4), st.integers(1, 3), st.booleans())
 def test_processes_share_the_photos_out(count: int, size: int, world: int, in_shards: bool) -> None:
     shard = torch.arange(count) // 7 if in_shards else None
-    arrangement = BatchGrouping(torch.arange(count) % 3 == 0, shard)
-    per_rank = [TrainBatchSampler(arrangement, size, 3, Rank(rank, world)) for rank in range(world)]
+    grouping = BatchGrouping(torch.arange(count) % 3 == 0, shard)
+    per_rank = [TrainBatchSampler(grouping, size, 3, Rank(rank, world)) for rank in range(world)]
     drawn = [indices(batches) for batches in per_rank]
     assert [len(of_rank) for of_rank in drawn] == [max(1, count // size) // world] * world
     assert [len(of_rank) for of_rank in drawn] == [len(batches) for batches in per_rank]
@@ -65,18 +65,18 @@ def test_processes_share_the_photos_out(count: int, size: int, world: int, in_sh
     assert len(set(seen)) == len(seen)
 
 
-@pytest.mark.parametrize("by_shape", [False, True])
-def test_a_reader_goes_through_shards_of_its_own(by_shape: bool) -> None:
+@pytest.mark.parametrize("by_aspect_ratio", [False, True])
+def test_a_reader_goes_through_shards_of_its_own(by_aspect_ratio: bool) -> None:
     """96 shards of 12 photos: each of four readers, two processes of two workers, opens a quarter, and a few at borders."""
-    is_tall = (torch.arange(96 * 12) % 3 == 0) & by_shape
-    arrangement = BatchGrouping(is_tall, torch.arange(96 * 12) // 12)
+    is_portrait = (torch.arange(96 * 12) % 3 == 0) & by_aspect_ratio
+    grouping = BatchGrouping(is_portrait, torch.arange(96 * 12) // 12)
     shards_of: dict[tuple[int, int], set[int]] = {}
     for rank in range(2):
-        batches = TrainBatchSampler(arrangement, 4, 0, Rank(rank, 2))
+        batches = TrainBatchSampler(grouping, 4, 0, Rank(rank, 2))
         for number, batch in enumerate(indices(batches)):
             shards_of.setdefault((rank, number % 2), set()).update(index // 12 for index in batch)
     assert len(set.union(*shards_of.values())) == 96
-    assert all(len(shards) <= 24 + 24 * by_shape for shards in shards_of.values())
+    assert all(len(shards) <= 24 + 24 * by_aspect_ratio for shards in shards_of.values())
 
 
 def record(number: int, objects: int, span: tuple[int, int] | None = None) -> Record:
@@ -109,25 +109,28 @@ def test_records_come_back_as_they_went_in() -> None:
 
 def test_a_million_objects_are_small() -> None:
     records = Records.of(record(number, 100) for number in range(100))
-    assert records.columns.num_bytes < 25 * 100 * 100
+    assert records.arrays.num_bytes < 25 * 100 * 100
 
 
 def test_tall_photos_and_shards_are_read_off_records() -> None:
     records = Records.of([record(30, 0, (0, 1)), record(1, 0, (1, 1))])
-    assert BatchGrouping.of(records, by_shape=True).is_tall.tolist() == [True, False]
-    assert not BatchGrouping.of(records, by_shape=False).is_tall.any()
-    assert [BatchGrouping.of(records, by_shape=choice).alike for choice in (True, False)] == [True, False]
-    assert BatchGrouping.of(records, by_shape=True).shard is not None
-    assert BatchGrouping.of(Records.of([record(1, 0)]), by_shape=True).shard is None
+    assert BatchGrouping.from_records(records, by_aspect_ratio=True).is_portrait.tolist() == [True, False]
+    assert not BatchGrouping.from_records(records, by_aspect_ratio=False).is_portrait.any()
+    assert [BatchGrouping.from_records(records, by_aspect_ratio=choice).same_crop for choice in (True, False)] == [
+        True,
+        False,
+    ]
+    assert BatchGrouping.from_records(records, by_aspect_ratio=True).shard is not None
+    assert BatchGrouping.from_records(Records.of([record(1, 0)]), by_aspect_ratio=True).shard is None
 
 
 def test_photos_of_a_step_are_to_be_alike_in_all_processes() -> None:
-    arrangement = BatchGrouping(torch.zeros(24, dtype=torch.bool), alike=True)
-    alone = {draw.index: draw.batch for batch in TrainBatchSampler(arrangement, 2, 5) for draw in batch}
+    grouping = BatchGrouping(torch.zeros(24, dtype=torch.bool), same_crop=True)
+    alone = {draw.index: draw.batch for batch in TrainBatchSampler(grouping, 2, 5) for draw in batch}
     assert sorted(alone.values()) == sorted(list(range(12)) * 2)
     for rank in range(3):
-        order = TrainBatchSampler(arrangement, 2, 5, Rank(rank, 3))
+        order = TrainBatchSampler(grouping, 2, 5, Rank(rank, 3))
         order.first = 1
         numbers = [{draw.batch for draw in batch} for batch in order]
         assert numbers == [{1}, {2}, {3}]
-    assert {draw.batch for batch in TrainBatchSampler(BatchGrouping.anything(4), 2, 5) for draw in batch} == {None}
+    assert {draw.batch for batch in TrainBatchSampler(BatchGrouping.ungrouped(4), 2, 5) for draw in batch} == {None}

@@ -13,7 +13,7 @@ from detrkit.config.run import RunConfig
 from detrkit.data.dataset import DetectionDataset, Split
 from detrkit.data.formats.coco import read_coco_file
 from detrkit.data.records import Records
-from detrkit.data.segmentation import read_masks, to_run_lengths
+from detrkit.data.segmentation import read_masks, to_rle
 from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.ops.masks import encode_masks
@@ -109,14 +109,14 @@ def test_malformed_outlines_are_told_in_one_sentence(tmp_path: Path, message: st
 
 
 def test_a_polygon_far_outside_does_not_eat_the_machine() -> None:
-    mask = to_run_lengths([[-9e8, -9e8, 9e8, -9e8, 9e8, 9e8, -9e8, 9e8]], (6, 8))
+    mask = to_rle([[-9e8, -9e8, 9e8, -9e8, 9e8, 9e8, -9e8, 9e8]], (6, 8))
     assert mask["size"] == [6, 8]
 
 
 def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
     file = write(tmp_path, [[SQUARE]])
     train = load_dataset(file).train
-    assert not train.records.have_outlines
+    assert not train.records.has_masks
     assert DetectionDataset(train)[0].annotations.masks is None
     with pytest.raises(DatasetError, match="boxes without masks"):
         DetectionDataset(train, masks=True)
@@ -128,8 +128,11 @@ def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Pat
     record = read_coco_file(file, tmp_path / "images", masks=True).records[0]
     second = record.keep(np.array([False, True]))
     records = Records.of([record, second, record.keep(np.array([False, False]))])
-    assert [len(one.outlines or ()) for one in records] == [2, 1, 0]
-    assert [one.outlines for one in records.select([2, 1])] == [(), record.outlines[1:] if record.outlines else None]
+    assert [len(one.segmentations or ()) for one in records] == [2, 1, 0]
+    assert [one.segmentations for one in records.select([2, 1])] == [
+        (),
+        record.segmentations[1:] if record.segmentations else None,
+    ]
     mask = read_masks(records[1], np.array([0]))
     assert mask[0, 2:5, 5:7].all()
     assert int(mask.sum()) == 6
@@ -170,4 +173,4 @@ def test_split_of_masks_can_be_sent_to_workers(tmp_path: Path) -> None:
 
     split = load_dataset(write(tmp_path, [[SQUARE]]), masks=True).train
     again: Split = pickle.loads(pickle.dumps(split))
-    assert again.records[0].outlines == split.records[0].outlines
+    assert again.records[0].segmentations == split.records[0].segmentations

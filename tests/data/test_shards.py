@@ -57,9 +57,9 @@ def test_what_goes_in_comes_out(shards: Path, folder: Path) -> None:
     check_same(shards, folder)
     train = load_dataset(shards).train.records
     assert train.image_ids != sorted(train.image_ids), "photos are packed in random order"
-    arrangement = BatchGrouping.of(train, by_shape=False)
-    assert arrangement.shard is not None
-    assert arrangement.shard.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    grouping = BatchGrouping.from_records(train, by_aspect_ratio=False)
+    assert grouping.shard is not None
+    assert grouping.shard.tolist() == [0, 0, 0, 1, 1, 1, 2]
 
 
 def test_without_an_index_it_is_made_anew(shards: Path, folder: Path) -> None:
@@ -88,7 +88,7 @@ def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
 
 def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> None:
     splits = load_dataset(folder).splits
-    splits["train"].records.columns.boxes[0] += 1
+    splits["train"].records.arrays.boxes[0] += 1
     with pytest.raises(DatasetError, match="another dataset"):
         write_shards(splits, shards, images_per_shard=3)
 
@@ -108,7 +108,7 @@ def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path,
         write_shards(splits, shards, images_per_shard=4)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(DatasetError, match="nothing is overwritten"):
+    with pytest.raises(DatasetError, match="is not overwritten"):
         write_shards(splits, tmp_path / "full")
 
 

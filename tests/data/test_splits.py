@@ -37,7 +37,7 @@ def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_p
     assert all(
         torch.equal(a, b) for a, b in zip(pictures_of(together), [*pictures_of(apart), *validation], strict=True)
     )
-    assert len(together.arrangement.is_tall) == 7
+    assert len(together.grouping.is_portrait) == 7
     assert "also learned from: 3 validation photos, so scores on them say little" in together.notes[-1]
 
 
@@ -52,7 +52,7 @@ def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
     both = concat_splits(folder.train, folder.val).records
     expected = [*folder.train.records, *folder.val.records]
     assert [record.mask_file for record in both] == [record.mask_file for record in expected]
-    assert [record.outlines for record in both] == [record.outlines for record in expected]
+    assert [record.segmentations for record in both] == [record.segmentations for record in expected]
 
 
 def test_the_report_of_such_a_run_does_not_claim_unseen_photos(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_outlines_and_their_areas_come_along(tmp_path: Path, capsys: pytest.Capt
     assert copied[0]["segmentation"] == triangle
     assert copied[0]["area"] == pytest.approx(512, abs=32)
     assert copied[1]["area"] == 10
-    assert load_dataset(tmp_path / "copy", masks=True).train.records.have_outlines
+    assert load_dataset(tmp_path / "copy", masks=True).train.records.has_masks
     document["annotations"][0].pop("segmentation")
     path.write_text(json.dumps(document))
     convert_dataset(folder, tmp_path / "boxes", "coco")

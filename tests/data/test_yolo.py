@@ -116,7 +116,7 @@ def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
     (folder / "lists").mkdir()
     (folder / "lists" / "train.txt").write_bytes(b"caf\xe9.jpg")
     (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
-    with pytest.raises(DatasetError, match=r"not readable as a list of photos"):
+    with pytest.raises(DatasetError, match=r"not readable as a list of images"):
         load_dataset(folder)
 
 

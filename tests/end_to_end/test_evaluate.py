@@ -17,7 +17,7 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, sa
 from detrkit.cli import main
 from detrkit.config.run import RunConfig, write_config
 from detrkit.data.convert import convert_dataset
-from detrkit.data.segmentation import to_run_lengths
+from detrkit.data.segmentation import to_rle
 from detrkit.data.splits import load_dataset
 from detrkit.data.synthetic import SHAPES
 from detrkit.evaluation import evaluate
@@ -264,7 +264,7 @@ def test_saved_results_of_any_model_are_scored(
     assert {**first, "title": ""} == {**second, "title": ""}
     # masks of results are scored where there are outlines to compare them with
     results = strict(saved)
-    runs = to_run_lengths({"size": [64, 64], "counts": [0, 10, 4086]}, (64, 64))
+    runs = to_rle({"size": [64, 64], "counts": [0, 10, 4086]}, (64, 64))
     runs["counts"] = runs["counts"].decode()
     (tmp_path / "masks.json").write_text(json.dumps([{**one, "segmentation": runs} for one in results]))
     convert_dataset(shapes, tmp_path / "yolo", "yolo")

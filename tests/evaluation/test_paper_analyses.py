@@ -69,7 +69,7 @@ def test_a_query_map_sorts_boxes_by_query() -> None:
     np.testing.assert_allclose(chart.centres, [[[0.2, 0.3], [0.1, 0.5]], [[0.4, 0.1], [0.45, 0.4]]])
     assert chart.is_small.tolist() == [[True, True], [False, False]]
     assert chart.is_wide.tolist() == [[False, False], [True, False]]
-    assert chart.is_tall.tolist() == [[False, False], [False, True]]
+    assert chart.is_portrait.tolist() == [[False, False], [False, True]]
     assert chart.most_used(1).tolist() == [1]
 
 
@@ -130,4 +130,4 @@ def test_queries_that_are_not_part_of_the_answer_are_left_out() -> None:
     assert chart.centres[0, 0].tolist() == [0.2, 0.2]  # of the better answer
     assert chart.centres[1, 1].tolist() == [0.25, 0.125]
     assert chart.scores.tolist() == [[0.9, 0.0], [0.0, 0.4], [0.0, 0.0]]
-    assert not chart.is_tall[2].any()
+    assert not chart.is_portrait[2].any()

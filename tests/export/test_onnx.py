@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
+from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.export.onnx_file import write_onnx
 from detrkit.inference.engines.onnx import read_onnx
 from detrkit.models.detr import DETR
@@ -124,7 +124,7 @@ def test_the_metadata_tell_classes_and_preprocessing(path: Path) -> None:
     assert json.loads(metadata["category_ids"]) == {"0": 3, "1": 18, "2": 44}
     preprocessing = json.loads(metadata["preprocessing"])
     assert preprocessing["mean"] == list(IMAGENET_MEAN)
-    assert preprocessing["deviation"] == list(IMAGENET_DEVIATION)
+    assert preprocessing["deviation"] == list(IMAGENET_STD)
     assert preprocessing["image_size"] == 64
     assert read_onnx(path).metadata == described(small_model())
 

@@ -22,7 +22,7 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoin
 from detrkit.checkpoints.pickles import read_pickle
 from detrkit.config.model import TIMM
 from detrkit.data.batching import normalize
-from detrkit.data.categories import numbered_categories
+from detrkit.data.categories import default_categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.backbones.timm import TimmBackbone
 from detrkit.models.detr import DETR
@@ -103,7 +103,7 @@ def test_a_model_trains_is_saved_and_comes_back(tmp_path: Path) -> None:
     model(torch.randn(2, 1, 64, 96), mask, padding_invariant=True).boxes.sum().backward()
     keep_frozen_parts_still(model)
     path = tmp_path / "model.safetensors"
-    save_checkpoint(path, Checkpoint(model.state_dict(), model.config, numbered_categories(2), Preprocessing()))
+    save_checkpoint(path, Checkpoint(model.state_dict(), model.config, default_categories(2), Preprocessing()))
     again = read_checkpoint(path).build().eval()
     images = torch.randn(1, 1, 64, 64)
     assert torch.equal(again(images).boxes, model.eval()(images).boxes)

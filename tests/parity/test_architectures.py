@@ -21,7 +21,7 @@ from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
-from detrkit.data.categories import numbered_categories
+from detrkit.data.categories import default_categories
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
@@ -142,7 +142,7 @@ def test_their_losses_are_ours_where_they_are_right(preset: str) -> None:
 def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
     torch.manual_seed(0)
     ours = our_model(preset)
-    checkpoint = Checkpoint(ours.state_dict(), ours.config, numbered_categories(5), Preprocessing())
+    checkpoint = Checkpoint(ours.state_dict(), ours.config, default_categories(5), Preprocessing())
     write_folder(tmp_path, checkpoint, native_backbone=native)
     kind = getattr(transformers, f"{PRESETS[preset][0]}ForObjectDetection")
     theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
@@ -157,7 +157,7 @@ def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native:
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50"])
 def test_a_folder_names_the_processor_that_scores_as_the_model_was_trained(tmp_path: Path, preset: str) -> None:
     ours = our_model(preset)
-    checkpoint = Checkpoint(ours.state_dict(), ours.config, numbered_categories(5), Preprocessing(image_size=96))
+    checkpoint = Checkpoint(ours.state_dict(), ours.config, default_categories(5), Preprocessing(image_size=96))
     write_model_folder(tmp_path, checkpoint, "huggingface-no-timm", CardFacts("somebody/model"))
     card = (tmp_path / "README.md").read_text()
     kind, name = f"{PRESETS[preset][0]}ForObjectDetection", type_of_processor(tmp_path)

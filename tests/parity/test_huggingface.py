@@ -16,7 +16,7 @@ from detrkit.checkpoints.conversion.huggingface import (
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.loading import load_state
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
-from detrkit.data.categories import numbered_categories
+from detrkit.data.categories import default_categories
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
 
@@ -91,7 +91,7 @@ def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native:
     torch.manual_seed(0)
     ours = build_model(preset, **SMALL)
     randomize(ours)
-    checkpoint = Checkpoint(ours.state_dict(), ours.config, numbered_categories(5), Preprocessing())
+    checkpoint = Checkpoint(ours.state_dict(), ours.config, default_categories(5), Preprocessing())
     write_folder(tmp_path, checkpoint, native_backbone=native)
     kind = transformers.DetrForSegmentation if ours.config.mask_head else transformers.DetrForObjectDetection
     theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)

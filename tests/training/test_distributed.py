@@ -230,7 +230,7 @@ def test_nor_do_fewer_layers_leave_weights_without_one(name: str, changes: dict[
 def test_evaluation_is_shared_out_in_the_same_batches() -> None:
     samples = SampleDataset(SyntheticShapes(7, 0, SyntheticStyle(size=48)).draw_all())
     alone = [batch.image_ids for batch in evaluation_loader(samples, 2, 0)]
-    shared = [[b.image_ids for b in evaluation_loader(samples, 2, 0, share=Rank(rank, 3))] for rank in range(3)]
+    shared = [[b.image_ids for b in evaluation_loader(samples, 2, 0, rank=Rank(rank, 3))] for rank in range(3)]
     assert shared == [[alone[0], alone[3]], [alone[1]], [alone[2]]]
 
 

@@ -288,7 +288,7 @@ def run_data(annotations: Annotations) -> TrainingData:
     photos = SampleDataset([sample])
     train = training_dataset(photos, TrainingConfig(overfit=1))
     split = read_torch_dataset(photos, Categories((1, 2), ("cat", "dog")))
-    return TrainingData(train, BatchGrouping.anything(1), split, photos, photos)
+    return TrainingData(train, BatchGrouping.ungrouped(1), split, photos, photos)
 
 
 def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:

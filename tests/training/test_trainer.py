@@ -48,7 +48,7 @@ def tiny(**changes: Any) -> DETR:
 def drawn(settings: TrainingConfig, count: int = 6) -> Loader:
     samples = SyntheticShapes(count, seed=0, style=SyntheticStyle(size=64)).draw_all()
     photos = AugmentedDataset(SampleDataset(samples), EvalTransform(64), seed=settings.seed)
-    return train_loader(photos, BatchGrouping.anything(count), settings, torch.device("cpu"))
+    return train_loader(photos, BatchGrouping.ungrouped(count), settings, torch.device("cpu"))
 
 
 @dataclass

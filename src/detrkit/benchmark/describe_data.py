@@ -11,7 +11,7 @@ from detrkit.config.run import RunConfig
 from detrkit.data.batching import collate
 from detrkit.data.checks.annotations import count_classes
 from detrkit.data.images import tensor_to_image
-from detrkit.data.loaders import train_order
+from detrkit.data.loaders import train_batch_sampler
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.structures import Sample
 from detrkit.training.data import TrainingData
@@ -37,7 +37,7 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     console = plain_console()
     config, data = open_and_plan(config, console)
     settings = config.training
-    epochs = planned_epochs(len(train_order(data.grouping, settings)), settings)
+    epochs = planned_epochs(len(train_batch_sampler(data.grouping, settings)), settings)
     if not 1 <= epoch <= epochs:
         raise ConfigError(f"--epoch: found {epoch}, expected 1 to {epochs}, the epochs of the run")
     console.print(class_table(count_classes(data.splits), data.splits))
@@ -60,7 +60,7 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
 
 def _first_samples(config: RunConfig, data: TrainingData, count: int, epoch: int) -> tuple[list[Sample], list[str]]:
     """The samples that training would see first in an epoch, and what is wrong with those that it cannot read."""
-    order = train_order(data.grouping, config.training)
+    order = train_batch_sampler(data.grouping, config.training)
     order.epoch = epoch
     data.train.strong_epochs = strong_epochs(len(order), config.training)
     draws = [draw for batch in order for draw in batch]

@@ -12,7 +12,7 @@ from detrkit.checkpoints.download import imagenet_weights
 from detrkit.checkpoints.native import read_tensors
 from detrkit.checkpoints.pickles import read_pickle
 from detrkit.config.model import TIMM
-from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN, for_channels
+from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD, extend_to_channels
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 
@@ -75,8 +75,8 @@ def fold_normalization(body: nn.Module, mean: tuple[float, ...], deviation: tupl
     norm = next(module for module in body.modules() if hasattr(module, "running_mean"))
     channels = convolution.in_channels
     ours_mean, ours_deviation, theirs_mean, theirs_deviation = (
-        torch.tensor(for_channels(values, channels)).view(-1, 1, 1)
-        for values in (IMAGENET_MEAN, IMAGENET_DEVIATION, mean, deviation)
+        torch.tensor(extend_to_channels(values, channels)).view(-1, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD, mean, deviation)
     )
     with torch.no_grad():
         constant = (ours_mean - theirs_mean) / theirs_deviation
@@ -97,7 +97,7 @@ def _load_from_timm(model: DETR, name: str) -> None:
         ) from None
     _copy(model, pretrained.state_dict(), name)
     mean, deviation = pretrained.pretrained_cfg["mean"], pretrained.pretrained_cfg["std"]
-    if (tuple(mean), tuple(deviation)) != (IMAGENET_MEAN, IMAGENET_DEVIATION):
+    if (tuple(mean), tuple(deviation)) != (IMAGENET_MEAN, IMAGENET_STD):
         fold_normalization(model.backbone.body, tuple(mean), tuple(deviation))
 
 

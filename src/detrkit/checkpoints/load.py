@@ -19,7 +19,7 @@ from detrkit.checkpoints.exported import is_exported
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, checkpoint_from_header, read_tensors
 from detrkit.checkpoints.pickles import read_pickle
-from detrkit.data.categories import numbered_categories
+from detrkit.data.categories import default_categories
 from detrkit.errors import CheckpointError, did_you_mean
 from detrkit.models.presets import PRESETS
 
@@ -131,7 +131,7 @@ def _understand(tensors: Mapping[str, Tensor], known: dict[str, Any], path: Path
             "Face's names"
         )
     config = infer_config(state, **known)
-    return Checkpoint(state, config, categories or numbered_categories(config.num_classes), preprocessing)
+    return Checkpoint(state, config, categories or default_categories(config.num_classes), preprocessing)
 
 
 def _known_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

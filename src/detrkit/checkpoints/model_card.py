@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from detrkit._internal.text import plural
 from detrkit.checkpoints.conversion import huggingface
 from detrkit.checkpoints.native import Checkpoint
-from detrkit.data.batching import statistics
-from detrkit.data.transforms.geometry import long_side
+from detrkit.data.batching import normalization_stats
+from detrkit.data.transforms.geometry import max_long_side
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def _loading(name: str, checkpoint: Checkpoint, for_transformers: bool) -> str:
 def _preprocessing(checkpoint: Checkpoint) -> str:
     short = checkpoint.preprocessing.image_size
     channels = checkpoint.config.in_channels
-    mean, deviation = statistics(channels)
+    mean, deviation = normalization_stats(channels)
     colours = "RGB" if channels == 3 else f"{channels} channels"
     return (
         f"{colours}, upright, resized to a shorter side of {short} pixels (the longer at most "
-        f"{long_side(short)}), scaled to 0 .. 1, minus the mean "
+        f"{max_long_side(short)}), scaled to 0 .. 1, minus the mean "
         f"{', '.join(f'{value:g}' for value in mean)}, divided by {', '.join(f'{value:g}' for value in deviation)}."
     )
 

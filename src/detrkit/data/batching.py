@@ -15,7 +15,7 @@ from detrkit.ops.padding import empty_batch
 from detrkit.structures import Batch, Sample, Target
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def check_batching(batch_size: int, workers: int) -> None:
@@ -30,12 +30,12 @@ def check_batching(batch_size: int, workers: int) -> None:
         raise ConfigError(f"{arg('workers', workers)} is negative; use at least 0")
 
 
-def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization_stats(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of every channel: ImageNet's for the first three, and their means for any others or for grey."""
-    return for_channels(IMAGENET_MEAN, channels), for_channels(IMAGENET_DEVIATION, channels)
+    return extend_to_channels(IMAGENET_MEAN, channels), extend_to_channels(IMAGENET_STD, channels)
 
 
-def for_channels(of_colours: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def extend_to_channels(of_colours: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Values of red, green and blue for another number of channels: grey and what comes after blue get their mean."""
     mean = round(sum(of_colours) / len(of_colours), 6)
     known = of_colours if channels >= len(of_colours) else ()
@@ -51,7 +51,7 @@ def normalize(image: UInt8[Tensor, "C H W"], out: Float[Tensor, "C H W"] | None 
     """
     if out is None:
         out = torch.empty(image.shape)
-    for pixels, target, mean, deviation in zip(image, out, *statistics(len(image)), strict=True):
+    for pixels, target, mean, deviation in zip(image, out, *normalization_stats(len(image)), strict=True):
         torch.mul(pixels, 1 / (255 * deviation), out=target).sub_(mean / deviation)
     return out
 

@@ -50,7 +50,7 @@ class Categories:
         return [{**entry, "isthing": int(thing)} for entry, thing in zip(named, self.is_thing, strict=True)]
 
 
-def numbered_categories(num_classes: int) -> Categories:
+def default_categories(num_classes: int) -> Categories:
     """Stand-ins for names that nobody wrote down: COCO's for 91 classes, numbers otherwise."""
     ids = tuple(range(num_classes))
     if num_classes == COCO_SLOTS:

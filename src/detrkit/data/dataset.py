@@ -56,12 +56,12 @@ class Split(Dataset[Sample]):
     @property
     def has_masks(self) -> bool:
         """Whether every object has a mask."""
-        return self.records.have_outlines
+        return self.records.has_masks
 
     @property
     def has_segments(self) -> bool:
         """Whether the masks are panoptic segments, which do not overlap."""
-        return self.records.columns.mask_files is not None
+        return self.records.arrays.mask_files is not None
 
     def read(self, index: int, channels: int = RGB, *, masks: bool = False) -> Sample:
         """Read an image and its annotations.

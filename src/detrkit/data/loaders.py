@@ -11,28 +11,28 @@ from detrkit.config.training import MAX_UNREADABLE, TrainingConfig
 from detrkit.data.batching import check_batching, collate
 from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler, mix_seeds
 from detrkit.data.transforms.augmentation import AugmentedDataset
-from detrkit.errors import ConfigError, DatasetError, DetrkitError
+from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg
 from detrkit.structures import Batch, Sample
 
-_MAX_STAND_INS = 20  # tried for one photo; with one of a hundred unreadable, two are hardly ever needed
+_MAX_REPLACEMENTS = 20  # per image; with 1 % of the images unreadable, two are hardly ever needed
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A sample, where there is one, and what was wrong with the photos that were tried."""
+    """A sample, if one could be read, and the errors of the images that could not."""
 
     sample: Sample | None
-    faults: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 class _ErrorsAsValues(Dataset[_Read]):
-    """Hands over what went wrong instead of raising it: a worker would wrap it into a stack trace."""
+    """Returns errors instead of raising them, which a worker process would wrap into a stack trace."""
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
+        return len(self.dataset)  # type: ignore[arg-type]  # all of detrkit's datasets have a length
 
     def __getitem__(self, key: Any) -> _Read:
         try:
@@ -41,29 +41,29 @@ class _ErrorsAsValues(Dataset[_Read]):
             return _Read(None, (str(error),))
 
 
-class _WithStandIns(_ErrorsAsValues):
-    """Puts other photos in the place of those that cannot be read, the same ones in every process and every time.
+class _WithReplacements(_ErrorsAsValues):
+    """Replaces images that cannot be read by others, chosen by the seed.
 
-    A batch that is left out would put its process a step behind the others, and a run that is gone on with, too.
+    Leaving out a batch would put its rank, or a resumed run, one step behind.
     """
 
     def __getitem__(self, key: SampleKey) -> _Read:
-        faults: tuple[str, ...] = ()
-        for attempt in range(1 + _MAX_STAND_INS):
+        errors: tuple[str, ...] = ()
+        for attempt in range(1 + _MAX_REPLACEMENTS):
             index = mix_seeds(key.index, key.epoch, attempt) % len(self) if attempt else key.index
             read = super().__getitem__(replace(key, index=index))
-            faults += read.faults
+            errors += read.errors
             if read.sample is not None:
-                return replace(read, faults=faults)
-        return _Read(None, faults)
+                return replace(read, errors=errors)
+        return _Read(None, errors)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a worker hands over: the samples that could be read, and what was wrong with the others."""
+    """A batch of the samples that could be read, and the errors of the others."""
 
     batch: Batch | None
-    faults: tuple[str, ...]
+    errors: tuple[str, ...]
 
     def pin_memory(self) -> "_Loaded":
         """Move to page-locked memory (called by the data loader)."""
@@ -72,14 +72,14 @@ class _Loaded:
 
 def _collate(items: Sequence[_Read]) -> _Loaded:
     samples = [item.sample for item in items if item.sample is not None]
-    return _Loaded(collate(samples) if samples else None, tuple(fault for item in items for fault in item.faults))
+    return _Loaded(collate(samples) if samples else None, tuple(error for item in items for error in item.errors))
 
 
 class Loader:
-    """Batches of a dataset, read by worker processes; photos that cannot be read are left out, up to a share of them.
+    """Batches of a dataset, read by worker processes; up to a fraction of the images may be unreadable.
 
     Attributes:
-        skipped: what was wrong with the photos that were left out, each once.
+        skipped: errors of the images that could not be read, each once.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Loader:
         max_unreadable: float,
         order: TrainBatchSampler | None = None,
     ) -> None:
-        """Read from a loader.
+        """Wrap a `DataLoader`.
 
         Args:
-            loader: hands over errors as values.
-            max_unreadable: share of the photos.
-            order: of training batches.
+            loader: returns errors as values.
+            max_unreadable: fraction of the images.
+            order: of the training batches.
         """
         self._loader = loader
         self._order = order
@@ -105,59 +105,61 @@ class Loader:
         return len(self._loader)
 
     def start_at(self, epoch: int, first: int) -> None:
-        """Choose the epoch (from 1) that is iterated over, and pass over the first of its batches."""
-        assert self._order is not None, "only training goes on where it stopped"
+        """Set the epoch (from 1) to iterate over, and skip the first of its batches."""
+        assert self._order is not None, "only training loaders can be started in the middle"
         self._order.epoch, self._order.first = epoch, first
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over one epoch, or what is left of it.
+        """Iterate over one epoch, or the rest of it.
 
         Raises:
-            DatasetError: more photos than allowed could not be read.
+            DatasetError: more images than allowed could not be read.
         """
         for loaded in self._loader:
-            self.skipped += [fault for fault in loaded.faults if fault not in self.skipped]
-            is_lost = loaded.batch is None and self._order is not None
-            if is_lost or len(self.skipped) > self._max_unreadable * self._num_images:
-                others = f" (and {len(self.skipped) - 1} more photos)" if len(self.skipped) > 1 else ""
-                raise DatasetError(f"{self.skipped[0]}{others}; detrkit doctor finds all of them")
+            self.skipped += [error for error in loaded.errors if error not in self.skipped]
+            no_replacement = loaded.batch is None and self._order is not None
+            if no_replacement or len(self.skipped) > self._max_unreadable * self._num_images:
+                others = f" (and {len(self.skipped) - 1} more images)" if len(self.skipped) > 1 else ""
+                raise DatasetError(f"{self.skipped[0]}{others}; check the dataset with detrkit doctor")
             if loaded.batch is not None:
                 yield loaded.batch
 
 
 def train_loader(
-    photos: AugmentedDataset,
-    arrangement: BatchGrouping,
+    images: AugmentedDataset,
+    grouping: BatchGrouping,
     settings: TrainingConfig,
     device: torch.device,
-    share: Rank | None = None,
+    rank: Rank | None = None,
 ) -> Loader:
-    """Batches in a new random order every epoch; a last, smaller one is left out unless it is the only one.
+    """Return batches in a new random order every epoch; a last, smaller one is left out unless it is the only one.
 
     Raises:
-        ConfigError: there are fewer batches than processes.
+        ConfigError: there are fewer batches than ranks.
     """
-    order = train_order(arrangement, settings, share)
+    order = train_batch_sampler(grouping, settings, rank)
     if not len(order):
         raise ConfigError(
-            f"training: found {len(photos)} photos, expected at least {settings.batch_size} for each of "
-            f"{order.share.world} processes; lower --batch-size or --devices"
+            f"{len(images)} training images are fewer than {arg('batch_size', settings.batch_size)} for each of "
+            f"{order.rank.world} processes; lower {arg('batch_size')} or {arg('devices')}"
         )
     loader = DataLoader(
-        _WithStandIns(photos),
+        _WithReplacements(images),
         batch_sampler=order,
         num_workers=settings.loading.workers,
         persistent_workers=settings.loading.workers > 0,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # of the workers' seeds, which would otherwise be drawn from the model's randomness
+        generator=torch.Generator(),  # seeds the workers, instead of torch's global generator
     )
     return Loader(loader, settings.loading.max_unreadable, order)
 
 
-def train_order(arrangement: BatchGrouping, settings: TrainingConfig, share: Rank | None = None) -> TrainBatchSampler:
-    """Which photos stand in which batch."""
-    return TrainBatchSampler(arrangement, settings.batch_size, settings.seed, share)
+def train_batch_sampler(
+    grouping: BatchGrouping, settings: TrainingConfig, rank: Rank | None = None
+) -> TrainBatchSampler:
+    """Return the sampler of the training batches."""
+    return TrainBatchSampler(grouping, settings.batch_size, settings.seed, rank)
 
 
 def evaluation_loader(
@@ -165,21 +167,21 @@ def evaluation_loader(
     batch_size: int,
     workers: int,
     max_unreadable: float = MAX_UNREADABLE,
-    share: Rank | None = None,
+    rank: Rank | None = None,
 ) -> Loader:
-    """Batches in the dataset's own order, every photo once; processes share the same batches out.
+    """Return batches in the dataset's order, every image once, divided among the ranks.
 
     Raises:
         ConfigError: no photo at a time, or fewer than no workers.
     """
     check_batching(batch_size, workers)
-    share = share or Rank()
-    count = len(dataset)  # type: ignore[arg-type]  # every dataset of ours has a length
+    rank = rank or Rank()
+    count = len(dataset)  # type: ignore[arg-type]  # all of detrkit's datasets have a length
     batches = [list(range(first, min(first + batch_size, count))) for first in range(0, count, batch_size)]
     return Loader(
         DataLoader(
             _ErrorsAsValues(dataset),
-            batch_sampler=batches[share.rank :: share.world],
+            batch_sampler=batches[rank.rank :: rank.world],
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_collate,

@@ -1,6 +1,6 @@
 """Masks of a photo's objects: from COCO segmentations (polygons, both kinds of run lengths) and from PNGs of ids; and back.
 
-A segmentation is kept as JSON, undecoded, until its photo is opened (`Record.outlines`), so that training on boxes pays
+A segmentation is kept as JSON, undecoded, until its photo is opened (`Record.segmentations`), so that training on boxes pays
 nothing for it. Run lengths are hotcoco's, whose masks are pycocotools' to the pixel.
 """
 
@@ -61,14 +61,14 @@ def read_masks(record: Record, chosen: np.ndarray) -> Bool[Tensor, "N H W"]:
     Raises:
         DatasetError: an outline does not fit the photo, or its PNG cannot be read.
     """
-    assert record.outlines is not None, "asked for masks of records without outlines"
-    outlines = [record.outlines[index] for index in chosen.tolist()]
+    assert record.segmentations is not None, "asked for masks of records without outlines"
+    outlines = [record.segmentations[index] for index in chosen.tolist()]
     if record.mask_file is not None:
         return ids_to_masks(read_ids(record.mask_file, record.size), segment_ids(outlines))
     masks = torch.zeros(len(outlines), *record.size, dtype=torch.bool)
     for mask, outline in zip(masks, outlines, strict=True):
         try:
-            rle = to_run_lengths(json.loads(outline), record.size)
+            rle = to_rle(json.loads(outline), record.size)
             mask.numpy()[:] = runs.decode(rle)
         except (ValueError, TypeError, OverflowError) as error:
             reason = str(error).splitlines()[0][:100]
@@ -81,7 +81,7 @@ def segment_ids(outlines: Sequence[bytes]) -> Int64[Tensor, "N"]:
     return torch.tensor([int(outline) for outline in outlines], dtype=torch.int64)
 
 
-def to_run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Turn a COCO segmentation into compressed run lengths.
 
     Args:
@@ -105,7 +105,7 @@ def to_run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": segmentation["counts"]}
 
 
-def box_of_runs(mask: dict[str, Any]) -> list[float]:
+def rle_to_box(mask: dict[str, Any]) -> list[float]:
     """Find the box around run lengths, xywh in pixels as COCO results have it.
 
     Raises:
@@ -114,7 +114,7 @@ def box_of_runs(mask: dict[str, Any]) -> list[float]:
     return list(runs.to_bbox(mask).tolist())
 
 
-def area_of_runs(mask: dict[str, Any]) -> int:
+def rle_area(mask: dict[str, Any]) -> int:
     """Count the pixels of run lengths.
 
     Raises:

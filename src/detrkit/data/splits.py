@@ -13,7 +13,7 @@ from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
 from detrkit.data.formats.folder import LAYOUTS, Format, read_splits
-from detrkit.data.records import FaultHandler, SplitName, raise_fault
+from detrkit.data.records import ErrorHandler, SplitName, raise_error
 from detrkit.data.torch_dataset import class_names_of, is_torch_dataset, read_torch_dataset
 from detrkit.errors import ConfigError, DatasetError, arg
 
@@ -29,7 +29,7 @@ def load_dataset(
     *,
     masks: bool = False,
     seed: int = 42,
-    on_error: FaultHandler = raise_fault,
+    on_error: ErrorHandler = raise_error,
 ) -> DatasetSplits:
     """Load a dataset folder.
 
@@ -73,7 +73,7 @@ def load_split(
         DatasetError: as `load_dataset`.
     """
     path = Path(path)
-    format, splits = read_splits(path, format, raise_fault, masks)
+    format, splits = read_splits(path, format, raise_error, masks)
     if "train" not in splits:
         return splits.get(split), ()
     if seed is None and path.suffix == ".json" and path.is_file():
@@ -142,7 +142,7 @@ def _val_of(
     if isinstance(val, DatasetSplits):
         return val.val
     if isinstance(val, str | Path):
-        _, splits = read_splits(Path(val), format, raise_fault, masks)
+        _, splits = read_splits(Path(val), format, raise_error, masks)
         return splits["val"] if "val" in splits else next(iter(splits.values()))
     split = read_torch_dataset(val, categories, masks=masks, workers=workers, progress=progress)
     return replace(split, fixed_sizes=True)

@@ -210,7 +210,7 @@ class _Targets(Dataset[Any]):
             boxes=item.boxes.numpy(),
             labels=item.labels.numpy(),
             is_crowd=item.is_crowd.numpy(),
-            outlines=segmentations,
+            segmentations=segmentations,
         )
 
 
@@ -231,9 +231,9 @@ def _check_box_format(split: SampleSplit) -> None:
     Raises:
         DatasetError: they are most probably xywh, or relative to the image.
     """
-    columns = split.records.columns
-    boxes, sizes = columns.boxes.numpy(), columns.sizes.numpy()
-    of_image = np.repeat(sizes, columns.object_ends.diff().numpy(), axis=0)
+    arrays = split.records.arrays
+    boxes, sizes = arrays.boxes.numpy(), arrays.sizes.numpy()
+    of_image = np.repeat(sizes, arrays.object_ends.diff().numpy(), axis=0)
     if not len(boxes):
         return
     height, width = of_image[:, 0], of_image[:, 1]

@@ -111,7 +111,7 @@ def draw_data(
     val = read_torch_dataset(SampleDataset(scenes), categories, masks=with_masks, is_panoptic=with_masks)
     return TrainingData(
         train=AugmentedDataset(SampleDataset(train), RandomOrientation(), seed=seed),
-        grouping=BatchGrouping.anything(num_train),
+        grouping=BatchGrouping.ungrouped(num_train),
         val_split=val,
         val=SampleDataset(test, to_model),
         pictures=SampleDataset(test),

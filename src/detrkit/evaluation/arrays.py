@@ -12,7 +12,7 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
-from detrkit.data.segmentation import box_of_runs, to_run_lengths
+from detrkit.data.segmentation import rle_to_box, to_rle
 from detrkit.errors import DatasetError
 
 
@@ -123,7 +123,7 @@ class DetectionArrays:
             image_ids=np.array([entry["image_id"] for entry in results], np.int64),
             category_ids=np.array([entry["category_id"] for entry in results], np.int64),
             boxes=np.array(
-                [entry["bbox"] if "bbox" in entry else box_of_runs(entry["segmentation"]) for entry in results],
+                [entry["bbox"] if "bbox" in entry else rle_to_box(entry["segmentation"]) for entry in results],
                 np.float64,
             ).reshape(-1, 4),
             scores=np.array([entry["score"] for entry in results], np.float64),
@@ -212,7 +212,7 @@ def _masks_of(entries: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]
     found: list[dict[str, Any]] = []
     for entry, size in zip(entries, sizes, strict=True):
         try:
-            found.append(to_run_lengths(entry["segmentation"], size))
+            found.append(to_rle(entry["segmentation"], size))
         except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
             raise DatasetError(
                 f"annotation {entry.get('id')} of image {entry['image_id']}: has no outline that can be read "

@@ -14,7 +14,7 @@ from hotcoco import COCO, COCOeval
 
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.segmentation import area_of_runs, read_masks
+from detrkit.data.segmentation import read_masks, rle_area
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Sample
@@ -186,7 +186,7 @@ def _run(case: EvalInput, max_detections: int, kind: Literal["bbox", "segm"] = "
     if masks is not None:
         # small, medium and large by the mask, as pycocotools has it for results without boxes
         answers.update_anns(
-            ids=np.arange(len(masks)) + 1, area=np.array([area_of_runs(mask) for mask in masks], np.float64)
+            ids=np.arange(len(masks)) + 1, area=np.array([rle_area(mask) for mask in masks], np.float64)
         )
     evaluation = COCOeval(judge, answers, kind)
     evaluation.params.max_dets = [1, 10, max_detections]
@@ -239,7 +239,7 @@ def annotations_of_split(split: Split, *, masks: bool = False) -> Path | dict[st
     Raises:
         DatasetError: a PNG cannot be read.
     """
-    is_panoptic = split.records.columns.mask_files is not None
+    is_panoptic = split.records.arrays.mask_files is not None
     if split.source.suffix == ".json" and not is_panoptic:
         return split.source
     things = split.categories.is_thing if is_panoptic else None
@@ -257,7 +257,7 @@ def annotations_of_split(split: Split, *, masks: bool = False) -> Path | dict[st
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "iscrowd": bool(record.is_crowd[index]),
             }
-            shape = {} if outline is None else {"segmentation": outline, "area": area_of_runs(outline)}
+            shape = {} if outline is None else {"segmentation": outline, "area": rle_area(outline)}
             annotations.append({**entry, **shape})
     images = [{"id": one.image_id, "height": one.size[0], "width": one.size[1]} for one in split.records]
     categories = [entry for entry, judged in zip(split.categories.to_json(), is_judged, strict=True) if judged]

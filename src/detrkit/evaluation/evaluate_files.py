@@ -53,7 +53,7 @@ def evaluate_saved(
     found = read_results(predictions, truth, records.categories)
     analysis = analyse(truth, found, PUBLISHED_MAX_DETECTIONS)
     masks = None
-    has_outlines = records.source.suffix == ".json" or records.records.columns.mask_files is not None
+    has_outlines = records.source.suffix == ".json" or records.records.arrays.mask_files is not None
     if found.masks is not None and not has_outlines:
         console.print(f"masks are not scored: {records.source} holds boxes alone", soft_wrap=True)
     elif found.masks is not None:
@@ -74,7 +74,7 @@ def _evaluate_panoptic(
     Raises:
         DetrkitError: results or data cannot be read, or do not belong together.
     """
-    if records.records.columns.mask_files is None:
+    if records.records.arrays.mask_files is None:
         raise DatasetError(
             f"{records.source}: has no PNGs of segments, by which panoptic results are judged; name a panoptic dataset, "
             "with --format panoptic where the folder holds instances as well"

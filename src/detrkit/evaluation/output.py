@@ -87,9 +87,7 @@ def write_images(folder: Path, records: Records) -> None:
     root = os.path.commonpath([path.parent for path in paths])
     images = [
         {"id": image_id, "file_name": path.relative_to(root).as_posix(), "width": width, "height": height}
-        for image_id, path, (height, width) in zip(
-            records.image_ids, paths, records.columns.sizes.tolist(), strict=True
-        )
+        for image_id, path, (height, width) in zip(records.image_ids, paths, records.arrays.sizes.tolist(), strict=True)
     ]
     write_json_rows(folder / "images.json", images)
 

@@ -155,9 +155,9 @@ class GroundTruthSegments:
             DatasetError: it cannot be read.
         """
         assert record.mask_file is not None
-        assert record.outlines is not None
+        assert record.segmentations is not None
         ids = read_ids(record.mask_file, record.size).numpy()
-        return cls(ids, segment_ids(record.outlines).numpy(), record.labels, record.is_crowd)
+        return cls(ids, segment_ids(record.segmentations).numpy(), record.labels, record.is_crowd)
 
     @classmethod
     def from_annotations(cls, annotations: Annotations) -> "GroundTruthSegments":
@@ -171,7 +171,7 @@ class GroundTruthSegments:
 def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
     """Return a function from the id of an image to its annotated segments, which are read when it is called."""
     index_of = {image_id: index for index, image_id in enumerate(split.records.image_ids)}
-    if split.records.columns.mask_files is None:
+    if split.records.arrays.mask_files is None:
         return lambda image_id: GroundTruthSegments.from_annotations(
             split.read(index_of[image_id], masks=True).annotations
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.formats.coco import read_json
-from detrkit.data.segmentation import area_of_runs, check_segmentation
+from detrkit.data.segmentation import check_segmentation, rle_area
 from detrkit.errors import DatasetError, short
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 
@@ -87,7 +87,7 @@ def _is_mask(mask: Any) -> bool:
         return False
     try:
         check_segmentation(mask, "")
-        area_of_runs(mask)
+        rle_area(mask)
     except (DatasetError, ValueError, TypeError, OverflowError):
         return False
     return True

@@ -101,7 +101,7 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
     if not isinstance(annotations, list):
         raise DatasetError(f"{path}: found {short(content)}, {_EXPECTED}")
     folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
-    sizes = dict(zip(split.records.image_ids, split.records.columns.sizes.tolist(), strict=True))
+    sizes = dict(zip(split.records.image_ids, split.records.arrays.sizes.tolist(), strict=True))
     things = split.categories.is_thing or (True,) * len(split.categories)
     classes = {number: (label, things[label]) for label, number in enumerate(split.categories.ids)}
     entries: dict[int, tuple[int, Path, tuple[int, int], tuple[PanopticSegment, ...]]] = {}

@@ -15,8 +15,8 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from detrkit._version import __version__
-from detrkit.data.batching import statistics
-from detrkit.data.transforms.geometry import long_side
+from detrkit.data.batching import normalization_stats
+from detrkit.data.transforms.geometry import max_long_side
 from detrkit.errors import ConfigError, ExportError
 from detrkit.export.suppress_output import quiet
 from detrkit.inference.engines.exported import KEY, ExportMetadata
@@ -62,10 +62,10 @@ def write_onnx(program: ExportedProgram, metadata: ExportMetadata, path: Path) -
 
 def onnx_metadata(metadata: ExportMetadata) -> dict[str, str]:
     """What the file says about itself: to `Detector.load`, and to people."""
-    mean, deviation = statistics(metadata.model.in_channels)
+    mean, deviation = normalization_stats(metadata.model.in_channels)
     size = metadata.preprocessing.image_size
     preprocessing = {
-        "resize": f"shorter side to {size} pixels, longer side at most {long_side(size)}, bilinear with antialiasing",
+        "resize": f"shorter side to {size} pixels, longer side at most {max_long_side(size)}, bilinear with antialiasing",
         "image_size": size,
         "scale": 1 / 255,
         "mean": mean,

@@ -19,7 +19,7 @@ from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
-from detrkit.data.categories import Categories, numbered_categories
+from detrkit.data.categories import Categories, default_categories
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
@@ -106,7 +106,7 @@ class Detector:
             ConfigError: the number of categories differs from the number of classes of the model.
         """
         if categories is None:
-            categories = numbered_categories(model.config.num_classes)
+            categories = default_categories(model.config.num_classes)
         elif not isinstance(categories, Categories):
             categories = Categories(tuple(range(len(categories))), tuple(categories))
         if len(categories) != model.config.num_classes:

@@ -101,7 +101,9 @@ def training_data(config: RunConfig, dataset: DatasetSplits) -> TrainingData:
         photos[0]  # says now, not after the first step, whether photos have these channels
     return TrainingData(
         train=training_dataset(photos, settings),
-        grouping=BatchGrouping.of(train_split.records, by_shape=settings.loading.group_by_aspect_ratio),
+        grouping=BatchGrouping.from_records(
+            train_split.records, by_aspect_ratio=settings.loading.group_by_aspect_ratio
+        ),
         val_split=val_split,
         val=DetectionDataset(val_split, EvalTransform(settings.image_size), model.in_channels),
         pictures=DetectionDataset(val_split, channels=model.in_channels),
@@ -149,7 +151,7 @@ def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
 
 
 def _has_objects(split: Split) -> bool:
-    return not bool(split.records.columns.is_crowd.all())
+    return not bool(split.records.arrays.is_crowd.all())
 
 
 def _warnings(dataset: DatasetSplits, model: ModelConfig, size: int) -> Iterator[str]:

@@ -18,7 +18,7 @@ from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.text import plain_console, plural, printable
 from detrkit.config.run import RunConfig
 from detrkit.data.checks.annotations import ClassCount, Finding, Location
-from detrkit.data.checks.decode_cache import memory_of
+from detrkit.data.checks.decode_cache import cache_path
 from detrkit.data.checks.examine import DatasetReport, examine
 from detrkit.data.checks.fix import fix_dataset
 from detrkit.data.convert import write_copy
@@ -71,7 +71,7 @@ def diagnose(
             stride=config.stride,
             workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            memory=None if fresh else memory_of(data),
+            memory=None if fresh else cache_path(data),
         )
     console = plain_console()
     print_diagnosis(diagnosis, data, console)

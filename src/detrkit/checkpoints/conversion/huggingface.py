@@ -20,9 +20,9 @@ from detrkit.checkpoints.conversion.layer_heads import listed_by_layer, listed_o
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.config.model import ModelConfig
-from detrkit.data.batching import IMAGENET_DEVIATION, IMAGENET_MEAN
+from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.categories import Categories
-from detrkit.data.transforms.geometry import long_side
+from detrkit.data.transforms.geometry import max_long_side
 from detrkit.errors import CheckpointError
 
 _POSITIONS = "positions elsewhere than at every attention"
@@ -124,7 +124,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         size = content["size"]
-        for name, ours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_DEVIATION)):
+        for name, ours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
             if content.get("do_normalize", True) and content.get(name, list(ours)) != list(ours):
                 raise CheckpointError(
                     f"{path}: {name}: found {content[name]}, expected {list(ours)}, by which detrkit prepares photos"
@@ -274,11 +274,11 @@ def _preprocessor_json(preprocessing: Preprocessing, processor: str) -> dict[str
         "do_resize": True,
         "size": {
             "shortest_edge": preprocessing.image_size,
-            "longest_edge": long_side(preprocessing.image_size),
+            "longest_edge": max_long_side(preprocessing.image_size),
         },
         "do_normalize": True,
         "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_DEVIATION),
+        "image_std": list(IMAGENET_STD),
         "do_pad": True,
         "format": "coco_detection",
     }

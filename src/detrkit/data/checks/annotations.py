@@ -107,10 +107,10 @@ class _Objects:
     @classmethod
     def of(cls, split: Split) -> "_Objects":
         """Read them off a split's columns."""
-        columns = split.records.columns
-        photo = np.repeat(np.arange(len(split.records)), columns.object_ends.diff().numpy())
-        boxes, labels, is_crowd = columns.boxes.numpy(), columns.labels.numpy(), columns.is_crowd.numpy()
-        return cls(split, photo, boxes, labels, is_crowd, columns.sizes.numpy()[photo])
+        arrays = split.records.arrays
+        photo = np.repeat(np.arange(len(split.records)), arrays.object_ends.diff().numpy())
+        boxes, labels, is_crowd = arrays.boxes.numpy(), arrays.labels.numpy(), arrays.is_crowd.numpy()
+        return cls(split, photo, boxes, labels, is_crowd, arrays.sizes.numpy()[photo])
 
     @property
     def counts(self) -> np.ndarray:
@@ -148,7 +148,7 @@ def _of_empty_photos(objects: Sequence[_Objects]) -> Iterator[Finding]:
     paths = [
         records.path(index)
         for records in (of_split.split.records for of_split in objects)
-        for index in (records.columns.object_ends.diff() == 0).nonzero()[:, 0].tolist()
+        for index in (records.arrays.object_ends.diff() == 0).nonzero()[:, 0].tolist()
     ]
     empty = [Location(str(path), path) for path in paths]
     if empty:
@@ -291,7 +291,7 @@ def count_classes(splits: dict[SplitName, Split]) -> Iterator[ClassCount]:
     """Count the objects of every class, without crowds, in the order of the labels."""
     categories = splits["train"].categories
     counts = {
-        name: Counter(split.records.columns.labels[~split.records.columns.is_crowd].tolist())
+        name: Counter(split.records.arrays.labels[~split.records.arrays.is_crowd].tolist())
         for name, split in splits.items()
     }
     for label, (number, class_name) in enumerate(zip(categories.ids, categories.names, strict=True)):

@@ -23,7 +23,7 @@ from detrkit.errors import ConfigError, DatasetError
 
 
 @dataclass(frozen=True)
-class DecodedPhoto:
+class DecodedImage:
     """A photo as it is on disk.
 
     Attributes:
@@ -39,12 +39,12 @@ class DecodedPhoto:
     fault: str | None
 
 
-def decode_all(
+def decode_images(
     records: Sequence[Record],
     workers: int,
     progress: Callable[[int, int], None] | None = None,
     memory: Path | None = None,
-) -> dict[Path, DecodedPhoto]:
+) -> dict[Path, DecodedImage]:
     """Decode every photo once.
 
     Args:
@@ -79,23 +79,23 @@ def decode_all(
     return {path: found[path] for path in sorted(jobs)}
 
 
-def memory_of(dataset: Path) -> Path:
+def cache_path(dataset: Path) -> Path:
     """Where the results of a dataset are remembered: in the user's cache, never in the dataset."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(dataset.resolve())).hexdigest()[:24]
     return cache / "detrkit" / "doctor" / f"{name}.jsonl"
 
 
-def _decode(record: Record) -> DecodedPhoto:
+def _decode(record: Record) -> DecodedImage:
     try:
         digest = hashlib.sha256(read_image_bytes(record.path, record.span)).hexdigest()
         photo = open_image(record.path, record.size, record.span)
         channels = array_shape(record.path, record.span)[2] if record.path.suffix.lower() == ".npy" else RGB
     except DatasetError as error:
-        return DecodedPhoto("", None, 0, str(error))
+        return DecodedImage("", None, 0, str(error))
     except MemoryError:
-        return DecodedPhoto("", None, 0, f"{record.path}: does not fit into memory; make it smaller")
-    return DecodedPhoto(digest, (photo.height, photo.width), channels, None)
+        return DecodedImage("", None, 0, f"{record.path}: does not fit into memory; make it smaller")
+    return DecodedImage(digest, (photo.height, photo.width), channels, None)
 
 
 def _key(record: Record) -> str:
@@ -107,13 +107,13 @@ def _key(record: Record) -> str:
     return json.dumps([PIL.__version__, str(record.path), status.st_size, status.st_mtime_ns, record.size, record.span])
 
 
-def _line(key: str, photo: DecodedPhoto) -> str:
+def _line(key: str, photo: DecodedImage) -> str:
     return json.dumps({"key": key, **asdict(photo)}) + "\n"
 
 
-def _recall(memory: Path | None) -> dict[str, DecodedPhoto]:
+def _recall(memory: Path | None) -> dict[str, DecodedImage]:
     """Read what is remembered; a line that was cut off is one photo more to decode."""
-    known: dict[str, DecodedPhoto] = {}
+    known: dict[str, DecodedImage] = {}
     try:
         lines = memory.read_text(encoding="utf-8").splitlines() if memory else []
     except (OSError, ValueError):
@@ -123,7 +123,7 @@ def _recall(memory: Path | None) -> dict[str, DecodedPhoto]:
             entry = json.loads(line)
             size = None if entry["size"] is None else (int(entry["size"][0]), int(entry["size"][1]))
             if entry["fault"] is None:  # a fault may have been the disk's, which is mended
-                known[str(entry["key"])] = DecodedPhoto(str(entry["digest"]), size, int(entry["channels"]), None)
+                known[str(entry["key"])] = DecodedImage(str(entry["digest"]), size, int(entry["channels"]), None)
         except (ValueError, KeyError, TypeError, IndexError):
             continue
     return known

@@ -18,7 +18,7 @@ from detrkit.data.checks.annotations import (
     max_objects,
     worst_first,
 )
-from detrkit.data.checks.decode_cache import DecodedPhoto, decode_all
+from detrkit.data.checks.decode_cache import DecodedImage, decode_images
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
 from detrkit.data.dataset import DatasetSplits, Split
 from detrkit.data.formats.folder import Format
@@ -88,7 +88,7 @@ def examine(
     require_train(folder)
     splits = folder.splits
     records = [record for split in splits.values() for record in split.records]
-    photos = decode_all(records, workers, progress, memory)
+    photos = decode_images(records, workers, progress, memory)
     segments = compare_segments(records, workers, progress)
     findings = [
         *_of_reading(faults),
@@ -123,7 +123,7 @@ def _of_reading(faults: Sequence[DatasetError]) -> Iterator[Finding]:
         )
 
 
-def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
+def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedImage]) -> Iterator[Finding]:
     unreadable = tuple(Location(photo.fault) for photo in photos.values() if photo.fault)
     if unreadable:
         yield Finding("error", "photos that cannot be read", "export them again, or drop them", unreadable)
@@ -156,7 +156,7 @@ def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto])
     yield from _of_copies(splits, photos)
 
 
-def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, DecodedPhoto]) -> Iterator[Finding]:
+def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, DecodedImage]) -> Iterator[Finding]:
     """Photos with the same content, in two splits or in one."""
     by_content: dict[str, list[tuple[SplitName, Path]]] = {}
     for name, split in splits.items():

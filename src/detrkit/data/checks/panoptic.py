@@ -95,12 +95,12 @@ def segment_findings(comparisons: Mapping[Path, Comparison]) -> Iterator[Finding
 
 def _compare(record: Record) -> Comparison:
     assert record.mask_file is not None
-    assert record.outlines is not None
+    assert record.segmentations is not None
     try:
         ids = read_ids(record.mask_file, record.size)
     except DatasetError as error:
         return Comparison(record.mask_file, str(error))
-    wanted = segment_ids(record.outlines)
+    wanted = segment_ids(record.segmentations)
     masks = ids_to_masks(ids, wanted)
     is_empty = ~have_pixels(masks)
     is_moved = ((masks_to_boxes(masks) - torch.from_numpy(record.boxes)).abs() > _SLACK).any(1) & ~is_empty

@@ -16,7 +16,7 @@ import numpy as np
 from detrkit._internal.files import is_file
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.records import FaultHandler, Record, Records, SplitName, raise_fault
+from detrkit.data.records import ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.segmentation import check_segmentation
 from detrkit.errors import DatasetError, short
 
@@ -24,14 +24,14 @@ LAYOUT = "annotations/instances_train*.json and instances_val*.json beside folde
 
 
 def read_coco_split(
-    root: Path | str, split: SplitName, fault: FaultHandler = raise_fault, *, masks: bool = False
+    root: Path | str, split: SplitName, on_error: ErrorHandler = raise_error, *, masks: bool = False
 ) -> Split:
     """Read one split of a folder in the COCO 2017 layout.
 
     Args:
         root: a folder with `annotations/instances_<split>NAME.json` and photos in `<split>NAME/`.
         split: which one.
-        fault: told of every image and annotation that is malformed and left out; by default the first is raised.
+        on_error: called with every image and annotation that is malformed and left out; by default the first is raised.
         masks: keep the outlines of the objects, too.
 
     Raises:
@@ -49,18 +49,18 @@ def read_coco_split(
             f"{root}: found {what} annotations/instances_{split}*.json, expected one; a COCO dataset holds {LAYOUT}"
         )
     photos = root / found[0].stem.removeprefix("instances_")
-    return read_coco_file(found[0], photos, fault, masks=masks)
+    return read_coco_file(found[0], photos, on_error, masks=masks)
 
 
 def read_coco_file(
-    path: Path | str, photos: Path | str, fault: FaultHandler = raise_fault, *, masks: bool = False
+    path: Path | str, photos: Path | str, on_error: ErrorHandler = raise_error, *, masks: bool = False
 ) -> Split:
     """Read an instances JSON.
 
     Args:
         path: the JSON file.
         photos: the folder that its file names are relative to.
-        fault: told of every image and annotation that is malformed and left out; by default the first is raised.
+        on_error: called with every image and annotation that is malformed and left out; by default the first is raised.
         masks: keep the outlines of the objects, too; objects without any are faults.
 
     Raises:
@@ -84,12 +84,12 @@ def read_coco_file(
             "panoptic"
         )
     categories = read_categories(content["categories"], path)
-    of_image = _read_annotations(content["annotations"], categories, path, fault, masks)
-    records = Records.of(read_images(content["images"], of_image, photos, path, fault, masks=masks))
+    of_image = _read_annotations(content["annotations"], categories, path, on_error, masks)
+    records = Records.of(read_images(content["images"], of_image, photos, path, on_error, masks=masks))
     if not records:
         raise DatasetError(f"{path}: found no images, expected at least one")
     if of_image:
-        fault(
+        on_error(
             DatasetError(
                 f"{path}: {len(of_image)} image ids have annotations and no entry in 'images', first "
                 f"{next(iter(of_image))!r}; add the images or drop the annotations"
@@ -134,7 +134,7 @@ def read_categories(entries: list[Any], path: Path) -> Categories:
 
 
 def _read_annotations(
-    entries: list[Any], categories: Categories, path: Path, fault: FaultHandler, masks: bool
+    entries: list[Any], categories: Categories, path: Path, on_error: ErrorHandler, masks: bool
 ) -> dict[int, list[tuple[Any, ...]]]:
     """Collect (xyxy, label, is_crowd, outline or None) by image id."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
@@ -143,7 +143,7 @@ def _read_annotations(
         try:
             image_id, annotation = _read_annotation(entry, label_of, f"{path}: annotations[{index}]", masks)
         except DatasetError as error:
-            fault(error)
+            on_error(error)
         else:
             of_image[image_id].append(annotation)
     return of_image
@@ -198,7 +198,7 @@ def read_images(
     of_image: dict[int, list[tuple[Any, ...]]],
     photos: Path,
     path: Path,
-    fault: FaultHandler,
+    on_error: ErrorHandler,
     *,
     masks: bool = False,
 ) -> Iterator[Record]:
@@ -213,7 +213,7 @@ def read_images(
         except DatasetError as error:
             if isinstance(entry, dict) and isinstance(entry.get("id"), int) and entry["id"] not in seen:
                 of_image.pop(entry["id"], None)  # the image is left out, and they with it
-            fault(error)
+            on_error(error)
             continue
         seen.add(image_id)
         annotations = of_image.pop(image_id, [])
@@ -224,7 +224,7 @@ def read_images(
             boxes=np.array([one[0] for one in annotations], dtype=np.float32).reshape(-1, 4),
             labels=np.array([one[1] for one in annotations], dtype=np.int64),
             is_crowd=np.array([one[2] for one in annotations], dtype=bool),
-            outlines=tuple(one[3] for one in annotations) if masks else None,
+            segmentations=tuple(one[3] for one in annotations) if masks else None,
         )
 
 

@@ -12,7 +12,7 @@ from detrkit.data.formats.panoptic import is_panoptic_file, panoptic_files, read
 from detrkit.data.formats.shards import PLAN_FILE, read_shards
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Records, SplitName
+from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Records, SplitName
 from detrkit.errors import DatasetError
 
 Format = Literal["coco", "panoptic", "yolo", "voc", "shards"]
@@ -24,14 +24,14 @@ LAYOUTS = (
 
 
 def read_splits(
-    path: Path, format: Format | None, fault: FaultHandler, masks: bool
+    path: Path, format: Format | None, on_error: ErrorHandler, masks: bool
 ) -> tuple[Format, dict[SplitName, Split]]:
     """Read the splits of a dataset.
 
     Args:
         path: its folder; or its data.yaml, or its COCO JSON, which is the training split.
         format: of the annotations; None detects it.
-        fault: called with every malformed entry, which is then left out.
+        on_error: called with every malformed entry, which is then left out.
         masks: keep what masks are made of.
 
     Returns:
@@ -43,23 +43,23 @@ def read_splits(
     if not path.exists():
         raise DatasetError(f"{path}: found nothing, expected a dataset folder; check the path")
     format = format or detect_format(path)
-    splits = _read_format(path, format, fault, masks)
+    splits = _read_format(path, format, on_error, masks)
     if not splits:
         raise DatasetError(f"{path}: found no images in this {format.upper()} dataset; expected {LAYOUTS}")
     return format, splits
 
 
-def _read_format(path: Path, format: Format, fault: FaultHandler, masks: bool) -> dict[SplitName, Split]:
+def _read_format(path: Path, format: Format, on_error: ErrorHandler, masks: bool) -> dict[SplitName, Split]:
     if format == "coco":
-        return _read_coco(path, fault, masks)
+        return _read_coco(path, on_error, masks)
     if format == "panoptic":
-        return _read_panoptic(path, fault)
+        return _read_panoptic(path, on_error)
     if masks:
         raise DatasetError(
             f"{path}: detrkit reads no masks from {format.upper()} data, expected a COCO instances or panoptic dataset; "
             "train a model without masks, or give the annotations in one of these forms"
         )
-    return {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[format](path, fault)
+    return {"yolo": _read_yolo, "voc": _read_voc, "shards": _read_shards}[format](path, on_error)
 
 
 def detect_format(path: Path) -> Format:
@@ -99,11 +99,11 @@ def _form_of_file(path: Path) -> Format:
     raise DatasetError(f"{path}: found a file, expected a dataset folder, a data.yaml or a COCO JSON")
 
 
-def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, Split]:
+def _read_coco(path: Path, on_error: ErrorHandler, masks: bool) -> dict[SplitName, Split]:
     if path.is_file():
-        return {"train": read_coco_file(path, images_next_to(path), fault, masks=masks)}
+        return {"train": read_coco_file(path, images_next_to(path), on_error, masks=masks)}
     official = {
-        split: read_coco_split(path, split, fault, masks=masks)
+        split: read_coco_split(path, split, on_error, masks=masks)
         for split in SPLIT_FOLDERS
         if any(path.glob(f"annotations/instances_{split}*.json"))
     }
@@ -117,41 +117,41 @@ def _read_coco(path: Path, fault: FaultHandler, masks: bool) -> dict[SplitName, 
     }
     if exported:
         return _without_groups(
-            {split: read_coco_file(file, file.parent, fault, masks=masks) for split, file in exported.items()}
+            {split: read_coco_file(file, file.parent, on_error, masks=masks) for split, file in exported.items()}
         )
     single = _single_json(path)
     if single is None:
         raise DatasetError(f"{path}: found no COCO annotations, expected {LAYOUTS}")
-    return {"train": read_coco_file(single, images_next_to(single), fault, masks=masks)}
+    return {"train": read_coco_file(single, images_next_to(single), on_error, masks=masks)}
 
 
-def _read_panoptic(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
+def _read_panoptic(path: Path, on_error: ErrorHandler) -> dict[SplitName, Split]:
     if path.is_file():
-        return {"train": read_panoptic_file(path, fault)}
-    found = {split: read_panoptic_split(path, split, fault) for split in SPLIT_FOLDERS}
+        return {"train": read_panoptic_file(path, on_error)}
+    found = {split: read_panoptic_split(path, split, on_error) for split in SPLIT_FOLDERS}
     single = _single_json(path)
     if not any(found.values()) and single is not None:
-        return {"train": read_panoptic_file(single, fault)}
+        return {"train": read_panoptic_file(single, on_error)}
     return {split: records for split, records in found.items() if records is not None}
 
 
-def _read_yolo(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
+def _read_yolo(path: Path, on_error: ErrorHandler) -> dict[SplitName, Split]:
     file = path if path.is_file() else _yaml_of(path)
     if file is None:
         raise DatasetError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
-    found = {split: read_yolo(file, split, fault) for split in SPLIT_FOLDERS}
+    found = {split: read_yolo(file, split, on_error) for split in SPLIT_FOLDERS}
     return {split: records for split, records in found.items() if records is not None}
 
 
-def _read_voc(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
+def _read_voc(path: Path, on_error: ErrorHandler) -> dict[SplitName, Split]:
     nested = sorted(path.glob("VOC*/Annotations"))
     if not (path / "Annotations").is_dir() and len(nested) == 1:
         path = nested[0].parent
-    return read_voc(path, fault)
+    return read_voc(path, on_error)
 
 
-def _read_shards(path: Path, fault: FaultHandler) -> dict[SplitName, Split]:
-    found = {split: read_shards(path, split, fault) for split in SPLIT_FOLDERS}
+def _read_shards(path: Path, on_error: ErrorHandler) -> dict[SplitName, Split]:
+    found = {split: read_shards(path, split, on_error) for split in SPLIT_FOLDERS}
     return {split: records for split, records in found.items() if records is not None}
 
 

@@ -14,7 +14,7 @@ from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import read_images, read_json
 from detrkit.data.formats.folder import images_next_to
 from detrkit.data.images import read_image_size
-from detrkit.data.records import Record, Records, raise_fault
+from detrkit.data.records import Record, Records, raise_error
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 
@@ -61,7 +61,7 @@ def read_image_info(path: Path, categories: Categories) -> Split:
     # "test-dev2017" is a part of the photos of "test2017"
     whole = path.parent.parent / path.stem.removeprefix(_IMAGE_INFO).replace("-dev", "")
     folder = next((one for one in (of_split, whole) if one.is_dir()), None) or images_next_to(path)
-    records = Records.of(read_images(content["images"], {}, folder, path, raise_fault))
+    records = Records.of(read_images(content["images"], {}, folder, path, raise_error))
     if not records:
         raise DatasetError(f"{path}: found no images, expected at least one")
     return Split(records, categories, path)

@@ -25,7 +25,7 @@ from detrkit.data.formats.coco import (
     read_json,
     read_label,
 )
-from detrkit.data.records import FaultHandler, Record, Records, SplitName, raise_fault
+from detrkit.data.records import ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DatasetError, short
@@ -56,13 +56,13 @@ def is_panoptic_file(path: Path) -> bool:
     return False
 
 
-def read_panoptic_split(root: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
+def read_panoptic_split(root: Path, split: SplitName, on_error: ErrorHandler = raise_error) -> Split | None:
     """Read one split of a folder: `annotations/panoptic_<split>NAME.json`, or the JSON right in the folder.
 
     Args:
         root: the folder.
         split: which one.
-        fault: told of everything that is malformed and left out; by default the first is raised.
+        on_error: called with everything that is malformed and left out; by default the first is raised.
 
     Returns:
         The split; None where the folder has none.
@@ -78,15 +78,15 @@ def read_panoptic_split(root: Path, split: SplitName, fault: FaultHandler = rais
         raise DatasetError(
             f"{root}: found {len(found)} panoptic files for {split} ({names}), expected one; keep one of them"
         )
-    return read_panoptic_file(found[0], fault)
+    return read_panoptic_file(found[0], on_error)
 
 
-def read_panoptic_file(path: Path, fault: FaultHandler = raise_fault) -> Split:
+def read_panoptic_file(path: Path, on_error: ErrorHandler = raise_error) -> Split:
     """Read a panoptic JSON; its photos and PNGs are looked for in the folders around it.
 
     Args:
         path: the JSON file.
-        fault: told of every image and segment that is malformed and left out; by default the first is raised.
+        on_error: called with every image and segment that is malformed and left out; by default the first is raised.
 
     Raises:
         DatasetError: it is missing or malformed, or there is no folder of photos or PNGs.
@@ -95,7 +95,7 @@ def read_panoptic_file(path: Path, fault: FaultHandler = raise_fault) -> Split:
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in _LISTS):
         raise DatasetError(f"{path}: expected a COCO panoptic file with lists 'images', 'annotations' and 'categories'")
     categories = _with_things(read_categories(content["categories"], path), content["categories"], path)
-    reader = _Reader(path, _folder_of_pngs(path, content["annotations"]), categories, fault)
+    reader = _Reader(path, _folder_of_pngs(path, content["annotations"]), categories, on_error)
     photos = _folder_of_photos(path, content["images"])
     records = Records.of(reader.read(content["images"], content["annotations"], photos))
     if not records:
@@ -110,7 +110,7 @@ class _Reader:
     path: Path
     pngs: Path
     categories: Categories
-    fault: FaultHandler
+    on_error: ErrorHandler
 
     def read(self, images: list[Any], annotations: list[Any], photos: Path) -> Iterator[Record]:
         segments: dict[int, list[tuple[Any, ...]]] = {}
@@ -124,23 +124,23 @@ class _Reader:
                         f"{self.path}: annotations[{index}]: image id {image_id} is annotated twice; keep one"
                     )
             except DatasetError as error:
-                self.fault(error)
+                self.on_error(error)
                 told |= _image_id_of(entry)
             else:
                 files[image_id], segments[image_id] = file, found
-        for record in read_images(images, segments, photos, self.path, self.fault, masks=True):
+        for record in read_images(images, segments, photos, self.path, self.on_error, masks=True):
             if record.image_id not in files:
                 if record.image_id not in told:
                     missing = f"image id {record.image_id} has no PNG of segments; add it or drop the image"
-                    self.fault(DatasetError(f"{self.path}: {missing}"))
+                    self.on_error(DatasetError(f"{self.path}: {missing}"))
                 continue
             try:
                 yield _with_boxes(replace(record, mask_file=files[record.image_id]))
             except DatasetError as error:
-                self.fault(error)
+                self.on_error(error)
         if segments:
             first = next(iter(segments))
-            self.fault(
+            self.on_error(
                 DatasetError(
                     f"{self.path}: {len(segments)} image ids have annotations and no entry in 'images', first {first}; add "
                     "the images or drop the annotations"
@@ -165,7 +165,7 @@ class _Reader:
                         f"{where}.segments_info[{number}]: segment id {segment_id} stands twice; keep one of them"
                     )
             except DatasetError as error:
-                self.fault(error)
+                self.on_error(error)
             else:
                 found[segment_id] = read
         return image_id, file, list(found.values())
@@ -199,10 +199,10 @@ def _with_boxes(record: Record) -> Record:
     unknown = np.isnan(record.boxes).any(1)
     if not unknown.any():
         return record
-    assert record.outlines is not None
+    assert record.segmentations is not None
     assert record.mask_file is not None
     ids = read_ids(record.mask_file, record.size)
-    wanted = segment_ids([record.outlines[index] for index in unknown.nonzero()[0].tolist()])
+    wanted = segment_ids([record.segmentations[index] for index in unknown.nonzero()[0].tolist()])
     boxes = record.boxes.copy()
     boxes[unknown] = masks_to_boxes(ids_to_masks(ids, wanted)).numpy()
     return replace(record, boxes=boxes)

@@ -25,7 +25,7 @@ from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite,
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.images import read_image_bytes
-from detrkit.data.records import FaultHandler, Record, RecordArrays, Records, SplitName, raise_fault
+from detrkit.data.records import ErrorHandler, Record, RecordArrays, Records, SplitName, raise_error
 from detrkit.errors import DatasetError
 
 FORMAT = "detrkit-shards-1"
@@ -35,7 +35,7 @@ _COLUMNS = tuple(field.name for field in fields(RecordArrays) if field.default i
 _MAX_JSON = 64 * 2**20  # bytes of one photo's annotations
 
 
-def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
+def read_shards(folder: Path, split: SplitName, on_error: ErrorHandler = raise_error) -> Split | None:
     """Read one split of a folder of shards.
 
     Returns:
@@ -53,9 +53,9 @@ def read_shards(folder: Path, split: SplitName, fault: FaultHandler = raise_faul
     if index.is_file():
         read = _read_index(index, {shard.name: shard for shard in shards})
     else:
-        read = Split(Records.of(_walk(shards, plan.categories, fault)), plan.categories, folder)
+        read = Split(Records.of(_walk(shards, plan.categories, on_error)), plan.categories, folder)
     if len(read.records) != expected:
-        fault(
+        on_error(
             DatasetError(
                 f"{folder}: found {len(read.records)} {split} photos, expected {expected}; the shards are incomplete: run "
                 "detrkit shard again, or copy what is missing"
@@ -102,7 +102,7 @@ def write_shards(
                 found += 1
             else:
                 _write_shard(path, [split.records[index] for index in chosen], split.categories)
-            placed += _walk([path], split.categories, raise_fault)
+            placed += _walk([path], split.categories, raise_error)
             done += len(chosen)
             if progress:
                 progress(done, total)
@@ -159,14 +159,14 @@ def check_place(splits: dict[SplitName, Split], output: Path, *, images_per_shar
 def _digest(split: Split) -> str:
     """A number of everything that shards hold but the pixels."""
     digest = hashlib.sha256()
-    columns = split.records.columns
+    arrays = split.records.arrays
     for column in (
-        columns.image_ids,
-        columns.sizes,
-        columns.object_ends,
-        columns.boxes,
-        columns.labels,
-        columns.is_crowd,
+        arrays.image_ids,
+        arrays.sizes,
+        arrays.object_ends,
+        arrays.boxes,
+        arrays.labels,
+        arrays.is_crowd,
     ):
         digest.update(column.numpy().tobytes())
     for index in range(len(split.records)):
@@ -218,7 +218,7 @@ def _description(record: Record, categories: Categories) -> dict[str, Any]:
     }
 
 
-def _walk(shards: Sequence[Path], categories: Categories, fault: FaultHandler) -> Iterator[Record]:
+def _walk(shards: Sequence[Path], categories: Categories, on_error: ErrorHandler) -> Iterator[Record]:
     """Read the annotations of shards, one after the other; photos are passed over."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
     for shard in shards:
@@ -237,7 +237,7 @@ def _walk(shards: Sequence[Path], categories: Categories, fault: FaultHandler) -
                     try:
                         yield _to_record(shard, spans.pop(name.stem, None), text, label_of, f"{shard}: {name}")
                     except DatasetError as error:
-                        fault(error)
+                        on_error(error)
         except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
             raise DatasetError(f"{shard}: not readable as a tar file ({error}); copy it again") from None
 
@@ -270,7 +270,7 @@ def _to_record(
 
 def _write_index(path: Path, split: Split) -> None:
     header = json.dumps({"format": FORMAT, "categories": split.categories.to_json()})
-    columns = split.records.columns.flat
+    columns = split.records.arrays.flat
     names = [os.fsencode(Path(record.path.parent.name) / record.path.name) for record in split.records]
     columns["path_bytes"] = torch.frombuffer(bytearray(b"".join(names) or b"\0"), dtype=torch.uint8)
     columns["path_ends"] = torch.tensor([0, *(len(name) for name in names)]).cumsum(0)
@@ -301,7 +301,7 @@ def _check_places(records: Records, shards: dict[str, Path], index: Path) -> Non
         DatasetError: it does not.
     """
     sizes = {shard: shard.stat().st_size for shard in shards.values()}
-    ends = records.columns.spans.sum(1).tolist()
+    ends = records.arrays.spans.sum(1).tolist()
     for number, end in enumerate(ends):
         shard = records.path(number).parent
         if shard not in sizes:

@@ -19,7 +19,7 @@ from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 
@@ -36,13 +36,13 @@ class _Page:
     objects: tuple[tuple[str, tuple[float, float, float, float], bool], ...]  # name, xyxy, difficult
 
 
-def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, Split]:
+def read_voc(root: Path, on_error: ErrorHandler = raise_error) -> dict[SplitName, Split]:
     """Read all splits of a folder.
 
     Args:
         root: holds `Annotations/*.xml` and `JPEGImages/`, with or without `ImageSets/Main/*.txt`; or `train/`, `valid/`,
             `test/` with XML beside the photos.
-        fault: told of every file and object that is malformed and left out; by default the first is raised.
+        on_error: called with every file and object that is malformed and left out; by default the first is raised.
 
     Returns:
         The splits; all photos are "train" where nothing says otherwise.
@@ -50,7 +50,7 @@ def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, S
     Raises:
         DatasetError: a file is malformed or a photo is missing; the message names the first fault.
     """
-    pages = {split: list(_read_pages(paths, fault)) for split, paths in _files_of(root).items()}
+    pages = {split: list(_read_pages(paths, on_error)) for split, paths in _files_of(root).items()}
     names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
     if not names:
         raise DatasetError(f"{root}: found no objects in any XML file, expected at least one")
@@ -60,7 +60,7 @@ def read_voc(root: Path, fault: FaultHandler = raise_fault) -> dict[SplitName, S
             raise DatasetError(f"{root / 'categories.json'}: does not name the class {name!r} of the XML files; add it")
     return {
         split: Split(
-            Records.of(_to_records(of_split, categories, root, fault)),
+            Records.of(_to_records(of_split, categories, root, on_error)),
             categories,
             root,
         )
@@ -105,15 +105,15 @@ def _names_in(path: Path) -> list[str]:
     return [PurePosixPath(re.sub(r"\s+-?[01]$", "", name)).name for name in read_names(path)]
 
 
-def _read_pages(paths: Sequence[Path], fault: FaultHandler) -> Iterator[_Page]:
+def _read_pages(paths: Sequence[Path], on_error: ErrorHandler) -> Iterator[_Page]:
     for path in paths:
         try:
-            yield _read_page(path, fault)
+            yield _read_page(path, on_error)
         except DatasetError as error:
-            fault(error)
+            on_error(error)
 
 
-def _read_page(path: Path, fault: FaultHandler) -> _Page:
+def _read_page(path: Path, on_error: ErrorHandler) -> _Page:
     try:
         content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
     except OSError:
@@ -132,7 +132,7 @@ def _read_page(path: Path, fault: FaultHandler) -> _Page:
         try:
             objects.append(_read_object(element, f"{path}: object {index}"))
         except DatasetError as error:
-            fault(error)
+            on_error(error)
     return _Page(path, (top.findtext("filename") or "").strip() or None, _read_size(top), tuple(objects))
 
 
@@ -165,12 +165,12 @@ def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[f
     return name, (x1, y1, x2, y2), (element.findtext("difficult") or "0").strip() not in ("0", "")
 
 
-def _to_records(pages: Sequence[_Page], categories: Categories, root: Path, fault: FaultHandler) -> Iterator[Record]:
+def _to_records(pages: Sequence[_Page], categories: Categories, root: Path, on_error: ErrorHandler) -> Iterator[Record]:
     for number, page in enumerate(pages, start=1):
         try:
             yield _to_record(page, number, categories, root)
         except DatasetError as error:
-            fault(error)
+            on_error(error)
 
 
 def _to_record(page: _Page, number: int, categories: Categories, root: Path) -> Record:

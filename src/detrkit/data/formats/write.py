@@ -23,7 +23,7 @@ from detrkit.data.formats.folder import Format
 from detrkit.data.formats.shards import write_shards
 from detrkit.data.images import read_image_bytes
 from detrkit.data.records import Record, SplitName
-from detrkit.data.segmentation import area_of_runs, to_run_lengths
+from detrkit.data.segmentation import rle_area, to_rle
 from detrkit.errors import DatasetError
 
 CATEGORIES_FILE = "categories.json"
@@ -47,7 +47,7 @@ def write_dataset(
         DatasetError: the folder holds something already, or the dataset has nothing that the form is made of.
     """
     refuse_overwrite(output)
-    if format == "panoptic" and any(content.records.columns.mask_files is None for content in splits.values()):
+    if format == "panoptic" and any(content.records.arrays.mask_files is None for content in splits.values()):
         raise DatasetError(
             f"{splits['train'].source}: holds no segments, which panoptic data are made of; choose another form"
         )
@@ -146,10 +146,10 @@ def _write_coco(split: SplitName, content: Split, output: Path, file_names: list
 
 def _outlines_of(record: Record) -> Iterable[dict[str, Any]]:
     """What a COCO annotation says of an object's outline, and of its area; nothing where only boxes are known."""
-    if record.outlines is None or record.mask_file is not None:
+    if record.segmentations is None or record.mask_file is not None:
         return repeat({}, len(record.labels))
-    segmentations = [json.loads(outline) for outline in record.outlines]
-    return [{"segmentation": one, "area": area_of_runs(to_run_lengths(one, record.size))} for one in segmentations]
+    segmentations = [json.loads(outline) for outline in record.segmentations]
+    return [{"segmentation": one, "area": rle_area(to_rle(one, record.size))} for one in segmentations]
 
 
 def _write_panoptic(split: SplitName, content: Split, output: Path, file_names: list[str]) -> None:
@@ -158,7 +158,7 @@ def _write_panoptic(split: SplitName, content: Split, output: Path, file_names: 
     images, annotations = [], []
     for record, file_name in zip(content.records, file_names, strict=True):
         assert record.mask_file is not None
-        assert record.outlines is not None
+        assert record.segmentations is not None
         height, width = record.size
         png = Path(file_name).with_suffix(".png").name
         shutil.copyfile(record.mask_file, folder / png)
@@ -170,7 +170,7 @@ def _write_panoptic(split: SplitName, content: Split, output: Path, file_names: 
                 "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
                 "iscrowd": int(is_crowd),
             }
-            for outline, ((x1, y1, x2, y2), label, is_crowd) in zip(record.outlines, _objects(record), strict=True)
+            for outline, ((x1, y1, x2, y2), label, is_crowd) in zip(record.segmentations, _objects(record), strict=True)
         ]
         annotations.append({"image_id": record.image_id, "file_name": png, "segments_info": segments})
     document = {"images": images, "annotations": annotations, "categories": content.categories.to_json()}

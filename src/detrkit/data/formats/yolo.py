@@ -16,20 +16,20 @@ from detrkit._internal.files import is_file, read_names
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, FaultHandler, Record, Records, SplitName, raise_fault
+from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError, short
 
 _MAX_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
 
 
-def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -> Split | None:
+def read_yolo(path: Path, split: SplitName, on_error: ErrorHandler = raise_error) -> Split | None:
     """Read one split.
 
     Args:
         path: the `data.yaml`.
         split: which one.
-        fault: told of every photo and row that is malformed and left out; by default the first is raised.
+        on_error: called with every photo and row that is malformed and left out; by default the first is raised.
 
     Returns:
         The split; None when the file names none and no folder has its name.
@@ -49,7 +49,7 @@ def read_yolo(path: Path, split: SplitName, fault: FaultHandler = raise_fault) -
     root = _root(path, content)
     places = value if isinstance(value, list) else [value]
     photos = list(dict.fromkeys(photo for place in places for photo in _photos_of(root, place, f"{path}: {split}")))
-    records = Records.of(_read_records(photos, categories, _pose_columns(content, path), fault))
+    records = Records.of(_read_records(photos, categories, _pose_columns(content, path), on_error))
     if not records:
         raise DatasetError(f"{path}: {split}: found no photos in {short(value)}, expected at least one")
     return Split(records, categories, path)
@@ -138,15 +138,15 @@ def _pose_columns(content: dict[str, Any], path: Path) -> int | None:
 
 
 def _read_records(
-    photos: list[Path], categories: Categories, pose_columns: int | None, fault: FaultHandler
+    photos: list[Path], categories: Categories, pose_columns: int | None, on_error: ErrorHandler
 ) -> Iterator[Record]:
     for index, photo in enumerate(photos):
         try:
             size = read_image_size(photo)
         except DatasetError as error:
-            fault(error)
+            on_error(error)
             continue
-        boxes, labels = _read_labels(_label_file(photo), categories, size, pose_columns, fault)
+        boxes, labels = _read_labels(_label_file(photo), categories, size, pose_columns, on_error)
         yield Record(index + 1, photo, size, boxes, labels, np.zeros(len(labels), dtype=bool))
 
 
@@ -163,13 +163,13 @@ def _label_file(photo: Path) -> Path:
 
 
 def _read_labels(
-    path: Path, categories: Categories, size: tuple[int, int], pose_columns: int | None, fault: FaultHandler
+    path: Path, categories: Categories, size: tuple[int, int], pose_columns: int | None, on_error: ErrorHandler
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels and labels of one photo; a photo without a file has no objects."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
     height, width = size
     rows: dict[tuple[float, ...], None] = {}  # the same row twice is one object
-    for number, line in enumerate(_lines_of(path, fault), start=1):
+    for number, line in enumerate(_lines_of(path, on_error), start=1):
         if not line.strip():
             continue
         try:
@@ -178,7 +178,7 @@ def _read_labels(
                 known = ", ".join(map(str, categories.ids[:10]))
                 raise DatasetError(f"{path}: line {number}: class {category} is not in data.yaml, which names {known}")
         except DatasetError as error:
-            fault(error)
+            on_error(error)
         else:
             rows[(label_of[category], *box)] = None
     table = np.array(list(rows), dtype=np.float64).reshape(-1, 5)
@@ -186,11 +186,11 @@ def _read_labels(
     return boxes.astype(np.float32), table[:, 0].astype(np.int64)
 
 
-def _lines_of(path: Path, fault: FaultHandler) -> list[str]:
+def _lines_of(path: Path, on_error: ErrorHandler) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
     except (OSError, ValueError) as error:
-        fault(DatasetError(f"{path}: not readable as text ({error}); save it in UTF-8"))
+        on_error(DatasetError(f"{path}: not readable as text ({error}); save it in UTF-8"))
         return []
 
 

@@ -18,12 +18,12 @@ from torchvision.transforms import v2
 from detrkit.data.dataset import Transform, keep
 from detrkit.data.samplers import SampleKey, mix_seeds
 from detrkit.data.transforms.geometry import (
-    TEST_SHORT_SIDE,
+    EVAL_SHORT_SIDE,
     CropParams,
     RandomOrientation,
     TrainTransform,
     crop,
-    long_side,
+    max_long_side,
     resize,
     resized_size,
     size_of,
@@ -59,13 +59,13 @@ class ScaleJitter:
         largest: greatest factor.
     """
 
-    image_size: int = TEST_SHORT_SIDE
+    image_size: int = EVAL_SHORT_SIDE
     smallest: float = 0.1
     largest: float = 2.0
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        in_tests = resized_size(size_of(sample), self.image_size, long_side(self.image_size))
+        in_tests = resized_size(size_of(sample), self.image_size, max_long_side(self.image_size))
         factor = float(torch.empty(()).uniform_(self.smallest, self.largest))
         height, width = (max(1, round(side * factor)) for side in in_tests)
         resized = resize(sample, (height, width))
@@ -80,7 +80,7 @@ class Mosaic:
         image_size: shorter side in tests, pixels: the mosaic's sides.
     """
 
-    image_size: int = TEST_SHORT_SIDE
+    image_size: int = EVAL_SHORT_SIDE
 
     def __call__(self, samples: Sequence[Sample]) -> Sample:
         """Put four samples together; the first lends its id."""

@@ -23,27 +23,27 @@ from detrkit.structures import Annotations, Sample
 TRAIN_SHORT_SIDES = tuple(range(480, 801, 32))
 CROP_SHORT_SIDES = (400, 500, 600)
 CROP_SIDES = (384, 600)
-TEST_SHORT_SIDE = 800
-LONG_SIDE_AT_MOST = 1333
+EVAL_SHORT_SIDE = 800
+MAX_LONG_SIDE = 1333
 
 
-def resized_size(size: tuple[int, int], short_side: int, long_side_at_most: int | None) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -> tuple[int, int]:
     """Compute the size after resizing, to the pixel as the published code does.
 
     Args:
         size: (height, width) in pixels.
         short_side: wanted length of the shorter side.
-        long_side_at_most: limit of the longer side, which wins.
+        max_size: limit of the longer side, which wins.
 
     Returns:
         (height, width); the longer side is rounded down.
     """
     height, width = size
     shorter, longer = min(size), max(size)
-    if long_side_at_most is not None and longer / shorter * short_side > long_side_at_most:
-        short_side = round(long_side_at_most * shorter / longer)
+    if max_size is not None and longer / shorter * short_side > max_size:
+        short_side = round(max_size * shorter / longer)
         if short_side == 0:  # a photo that is little more than a line
-            return (1, long_side_at_most) if height < width else (long_side_at_most, 1)
+            return (1, max_size) if height < width else (max_size, 1)
     if shorter == short_side:
         return size
     if width < height:
@@ -160,12 +160,12 @@ class RandomResize:
     """Resize the shorter side to one of several lengths."""
 
     short_sides: Sequence[int]
-    long_side_at_most: int | None = None
+    max_size: int | None = None
 
     def __call__(self, sample: Sample, at: float | None = None) -> Sample:
         """Transform a sample; `at`, 0 .. 1, chooses the length in place of chance."""
         short_side = self.short_sides[_chosen(len(self.short_sides), at)]
-        return resize(sample, resized_size(size_of(sample), short_side, self.long_side_at_most))
+        return resize(sample, resized_size(size_of(sample), short_side, self.max_size))
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class TrainTransform:
         orientation: what mirrors and turns.
     """
 
-    image_size: int = TEST_SHORT_SIDE
+    image_size: int = EVAL_SHORT_SIDE
     crop_probability: float = 0.5
     orientation: RandomOrientation = field(default_factory=RandomOrientation)
 
@@ -238,13 +238,13 @@ class TrainTransform:
         sample = self.orientation(sample, framing.turns)
         if framing.crops < self.crop_probability:
             # the published code sets no limit to the long side here, and a panorama eats the machine
-            enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * long_side(self.image_size))
+            enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * max_long_side(self.image_size))
             sample = enlarged(sample, framing.before)
             sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample, (framing.height, framing.width))
-        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), long_side(self.image_size))(sample, framing.after)
+        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), max_long_side(self.image_size))(sample, framing.after)
 
     def _scale(self, length: int) -> int:
-        return max(1, round(length * self.image_size / TEST_SHORT_SIDE))
+        return max(1, round(length * self.image_size / EVAL_SHORT_SIDE))
 
     def _scaled(self, lengths: Sequence[int]) -> tuple[int, ...]:
         return tuple(self._scale(length) for length in lengths)
@@ -252,20 +252,20 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most `long_side` of it (1333)."""
+    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most `max_long_side` of it (1333)."""
 
     __test__ = False  # not a test case, whatever its name
 
-    image_size: int = TEST_SHORT_SIDE
+    image_size: int = EVAL_SHORT_SIDE
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        return resize(sample, resized_size(size_of(sample), self.image_size, long_side(self.image_size)))
+        return resize(sample, resized_size(size_of(sample), self.image_size, max_long_side(self.image_size)))
 
 
-def long_side(short_side: int) -> int:
+def max_long_side(short_side: int) -> int:
     """Pixels that the longer side of a photo may have at most, where the shorter is to have so many."""
-    return max(1, round(LONG_SIDE_AT_MOST * short_side / TEST_SHORT_SIDE))
+    return max(1, round(MAX_LONG_SIDE * short_side / EVAL_SHORT_SIDE))
 
 
 def _chosen(count: int, at: float | None) -> int:
