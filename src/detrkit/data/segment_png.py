@@ -1,7 +1,7 @@
-"""PNG files of segment ids, as COCO's panoptic annotations and results have them.
+"""PNG files of segment ids, as in COCO's panoptic annotations and results.
 
-Untrusted input: what the file says of itself is read before it is decoded. Any other kind of PNG (grey, palette, 16 bits)
-would decode to numbers that are no ids, and is refused.
+The files are untrusted: the header is checked before decoding. Any other kind of PNG (gray, palette, 16 bits) would decode
+to numbers that are not ids, and is rejected.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from detrkit.errors import DatasetError
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER = 26  # bytes of signature, length, name, width, height, bit depth and colour type
-_KINDS = {0: "grey", 2: "colour", 3: "palette", 4: "grey with alpha", 6: "colour with alpha"}
-_EXPECTED = "expected an RGB PNG of 8 bits whose colours are segment ids"
+_HEADER = 26  # bytes of signature, length, name, width, height, bit depth and color type
+_KINDS = {0: "gray", 2: "color", 3: "palette", 4: "gray with alpha", 6: "color with alpha"}
+_EXPECTED = "expected an RGB PNG of 8 bits whose colors are segment ids"
 
 
 def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
-    """Read the segment id of every pixel; alpha is passed over.
+    """Read the segment id of every pixel; alpha is ignored.
 
     Args:
         path: the PNG.
-        size: (height, width) that it has to have.
+        size: expected (height, width).
 
     Raises:
         DatasetError: it is missing, of another kind or size, or damaged.
@@ -38,8 +38,8 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
         with Image.open(path) as image:
             pixels = np.array(image)
     except MemoryError:
-        raise DatasetError(f"{path}: does not fit into memory; make photo and PNG smaller") from None
-    except Exception as error:  # Pillow's decoders raise what they like on malformed files
+        raise DatasetError(f"{path}: does not fit into memory; make image and PNG smaller") from None
+    except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise DatasetError(f"{path}: cannot be read as a PNG ({reason}); export it again") from None
     return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
@@ -58,13 +58,13 @@ def _check_header(path: Path, size: tuple[int, int]) -> None:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
     if len(header) < _HEADER or not header.startswith(_SIGNATURE):
-        raise DatasetError(f"{path}: is no PNG, {_EXPECTED}; other forms do not keep ids")
+        raise DatasetError(f"{path}: is not a PNG, {_EXPECTED}; other formats do not keep ids")
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     bits, kind = header[24], header[25]
     if bits != 8 or kind not in (2, 6):
-        found = f"{_KINDS.get(kind, 'strange')} PNG of {bits} bits a channel"
+        found = f"{_KINDS.get(kind, 'unknown')} PNG of {bits} bits a channel"
         raise DatasetError(f"{path}: is a {found}; {_EXPECTED}")
     if (height, width) != size:
         raise DatasetError(
-            f"{path}: has {width} x {height} pixels, its photo {size[1]} x {size[0]}; export the two together"
+            f"{path}: has {width} x {height} pixels, its image {size[1]} x {size[0]}; export the two together"
         )
