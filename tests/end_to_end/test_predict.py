@@ -331,7 +331,7 @@ def test_stop_signal_before_the_first_image_leaves_a_usable_file(
     assert sum(1 for _ in read_jsonl(tmp_path / "predictions.jsonl")) == 18
 
 
-def test_annotations_beside_the_images_are_not_overwritten(
+def test_annotations_of_the_user_are_not_overwritten(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = tmp_path / "1.bmp"

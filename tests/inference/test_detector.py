@@ -142,3 +142,9 @@ def test_transparent_images_get_a_white_background(detector: Detector, tmp_path:
     assert torch.equal(by_path.boxes, detector.predict(image, threshold=0).boxes)
     assert by_path.image is not None
     assert min(by_path.image.getpixel((5, 0))) > 250  # type: ignore[arg-type]
+
+
+def test_repr_is_one_line(detector: Detector) -> None:
+    assert repr(detector) == (
+        "Detector(TorchEngine(device='cpu', precision='float32'), 3 classes: circle, square, star, image_size=64)"
+    )

@@ -276,7 +276,7 @@ def test_images_of_disconnected_clients_are_not_predicted(gate: Gate, drawn: lis
     served, engine = gate(ServeConfig(batch_size=1))
     content = drawn[0].read_bytes()
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(served.post, "/predict", content)
+        running = pool.submit(served.post, "/predict", content)
         wait_until(lambda: engine.given == 1)
         host, port = served.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -285,7 +285,7 @@ def test_images_of_disconnected_clients_are_not_predicted(gate: Gate, drawn: lis
             wait_until(lambda: len(served.service.batcher) == 1)
         wait_until(lambda: served.service.in_flight == 1)
         engine.may_continue.set()
-        assert held.result().status_code == 200
+        assert running.result().status_code == 200
     assert engine.given == 1
     assert b'status="499"' in served.client.get("/metrics").content
 

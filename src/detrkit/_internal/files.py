@@ -74,7 +74,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[st
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is a file; False for names longer than the system allows, which occur in annotation files."""
+    """Return whether a path is a file; False for names longer than the system allows, which occur in annotation files."""
     try:
         return path.is_file()
     except OSError:

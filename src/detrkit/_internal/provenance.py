@@ -48,7 +48,7 @@ def provenance_mark() -> "PngInfo":
 
 
 def is_written_by_detrkit(path: Path) -> bool:
-    """Whether detrkit wrote a file: an image, HTML page, table, JSON document, JSON Lines or config."""
+    """Return whether detrkit wrote a file: an image, HTML page, table, JSON document, JSON Lines or config."""
     try:
         with path.open("rb") as file:
             content = file.read(_HEADER_BYTES)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which ask a run to finish its step, save, and end."""
+"""Stop a run after its current step on Ctrl-C or SIGTERM."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,10 +8,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """Notes the first signal; the second one does what it always did.
+    """Records the first signal; a second one is handled as usual.
 
     Attributes:
-        received: number of the signal, or None.
+        received: number of the signal; None before it arrives.
     """
 
     def __init__(self) -> None:
@@ -19,9 +19,9 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        """Listen; only a process's main thread can."""
+        """Install the handlers; does nothing outside of the main thread."""
         try:
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._record) for number in _SIGNALS}
         except ValueError:
             self._before = {}
         return self
@@ -32,6 +32,6 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
         self.__exit__(None, None, None)

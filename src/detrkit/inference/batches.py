@@ -37,7 +37,7 @@ class BatchPostprocessor:
 
     @property
     def is_padding_invariant(self) -> bool:
-        """Whether results of an image are independent of the padding that a batch adds to it."""
+        """Return whether results of an image are independent of the padding that a batch adds to it."""
         return self.preprocessing.padding_invariant and self.engine.config.supports_padding_invariance
 
     def detect(self, batch: Batch, min_scores: MinScores, min_segment_score: float | None) -> list[Detections]:

@@ -106,7 +106,7 @@ def _images_in_folder(folder: Path, recursive: bool, exclude: Path | None) -> It
 
 
 def _is_drawn(path: Path) -> bool:
-    """Whether a path is an annotated image that detrkit wrote next to its input, or not a file at all."""
+    """Return whether a path is an annotated image that detrkit wrote next to its input, or not a file at all."""
     return not path.is_file() or (path.suffix.lower() == _DRAWN_SUFFIX and is_written_by_detrkit(path))
 
 
@@ -120,8 +120,8 @@ def _read_list(path: Path) -> Iterator[str]:
     if not names:
         raise DatasetError(f"{path}: found an empty list, expected the path of an image per line")
     for name in names:
-        beside = path.parent / name
-        yield str(beside) if beside.exists() else name
+        relative = path.parent / name
+        yield str(relative) if relative.exists() else name
 
 
 def _is_image(name: str) -> bool:

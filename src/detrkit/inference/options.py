@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from detrkit.errors import ConfigError, arg, did_you_mean, short
+from detrkit.errors import ConfigError, arg, did_you_mean
 from detrkit.ops.tiles import Tiling
 
 Threshold = float | Literal["auto"]
@@ -145,7 +145,7 @@ def _parse_outputs(write: str | tuple[str, ...]) -> frozenset[Output]:
     for name in names:
         known = next((output for output in OUTPUTS if output == name), None)
         if known is None:
-            raise ConfigError(f"{arg('write', short(name))} is not an output; {did_you_mean(name, OUTPUTS)}")
+            raise ConfigError(f"{arg('write', name)} is not an output; {did_you_mean(name, OUTPUTS)}")
         chosen.add(known)
     return frozenset(chosen)
 

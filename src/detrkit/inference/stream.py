@@ -150,34 +150,36 @@ def _predict_in_order(
 ) -> Iterator[tuple[_WaitingImage, Detections]]:
     """Batch images with others of similar size; yield the detections in the order of the images."""
     max_waiting = config.batch_size * _BATCHES_AHEAD if config.batch_size > 1 else 1
-    held: dict[int, _WaitingImage] = {}  # not yet yielded, by number
+    pending: dict[int, _WaitingImage] = {}  # not yet yielded, by number
     results: dict[int, Detections] = {}
     num_read = num_yielded = num_bytes = 0
     is_exhausted = False
-    while held or not is_exhausted:
-        while not is_exhausted and (not held or (len(held) < max_waiting and num_bytes < _MAX_WAITING_BYTES)):
+    while pending or not is_exhausted:
+        while not is_exhausted and (not pending or (len(pending) < max_waiting and num_bytes < _MAX_WAITING_BYTES)):
             one = next(images, None)
             is_exhausted = one is None
             if one is not None:
-                held[num_read] = one
+                pending[num_read] = one
                 num_bytes += one.num_bytes
                 num_read += 1
-        waiting = [number for number in held if number not in results]
+        waiting = [number for number in pending if number not in results]
         if waiting:
-            chosen = _next_batch(held, waiting, config.batch_size, predictor.max_padding)
-            results.update(zip(chosen, _predict(predictor, [held[number] for number in chosen], config), strict=True))
+            chosen = _next_batch(pending, waiting, config.batch_size, predictor.max_padding)
+            results.update(
+                zip(chosen, _predict(predictor, [pending[number] for number in chosen], config), strict=True)
+            )
         while num_yielded in results:
-            one = held.pop(num_yielded)
+            one = pending.pop(num_yielded)
             num_bytes -= one.num_bytes
             yield one, results.pop(num_yielded)
             num_yielded += 1
 
 
 def _next_batch(
-    held: dict[int, _WaitingImage], waiting: Sequence[int], batch_size: int, max_padding: float
+    pending: dict[int, _WaitingImage], waiting: Sequence[int], batch_size: int, max_padding: float
 ) -> list[int]:
     """Choose the image that has waited longest, and others of similar size; a tiled image is a batch of its own."""
-    samples = ((number, held[number].sample) for number in waiting)
+    samples = ((number, pending[number].sample) for number in waiting)
     sizes = {number: size_of(sample) for number, sample in samples if sample is not None}
     if waiting[0] not in sizes:
         return [waiting[0]]
@@ -185,7 +187,7 @@ def _next_batch(
 
 
 def choose_batch(sizes: Mapping[int, tuple[int, int]], batch_size: int, max_padding: float) -> list[int]:
-    """Choose the image that has waited longest, and those that need the least padding beside it.
+    """Choose the image that has waited longest, and those that need the least padding with it.
 
     Args:
         sizes: (height, width) of the waiting images, by number, longest waiting first.

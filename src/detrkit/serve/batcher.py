@@ -80,7 +80,7 @@ class Batcher(Generic[PredictorT]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread of every device is running."""
+        """Return whether the thread of every device is running."""
         return not self._is_closed and all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Batcher(Generic[PredictorT]):
             self._waiting = deque(job for job in self._waiting if not job.future.cancelled())
 
     def _seconds_to_wait(self) -> float | None:
-        """Return how long to wait for further jobs; None if there is none yet."""
+        """Return how long to wait for further jobs; None while the queue is empty."""
         if not self._waiting:
             return None
         if self._waiting[0].call or len(self._waiting) >= self._batch_size:

@@ -49,7 +49,7 @@ class BrowserSecurityMiddleware:
 
 
 def _is_same_origin(headers: Headers) -> bool:
-    """Whether a request comes from this server's own page, or from a program that is not a browser."""
+    """Return whether a request comes from this server's own page, or from a program that is not a browser."""
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         return False
     origin = headers.get("origin")

@@ -81,7 +81,7 @@ class Service:
 
     @property
     def can_explain(self) -> bool:
-        """Whether predictions can be explained, which needs the PyTorch model."""
+        """Return whether predictions can be explained, which needs the PyTorch model."""
         return isinstance(self.detector.engine, TorchEngine)
 
     @contextmanager

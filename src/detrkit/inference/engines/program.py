@@ -149,7 +149,7 @@ def _strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_safe_operator(target: str) -> bool:
-    """Whether a function only computes; ATen operators with string arguments could open files."""
+    """Return whether a function only computes; ATen operators with string arguments could open files."""
     if _PYTHON_OPERATOR.fullmatch(target):
         return True
     match = _ATEN_OPERATOR.fullmatch(target)

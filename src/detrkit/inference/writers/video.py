@@ -50,7 +50,7 @@ class VideoOutputWriter:
 
     @property
     def draws(self) -> bool:
-        """Whether the frames themselves are needed."""
+        """Return whether the frames themselves are needed."""
         return self._annotated is not None
 
     def __enter__(self) -> "VideoOutputWriter":
