@@ -11,8 +11,8 @@ _MAX_THRESHOLD = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Keep large freed blocks in this process.
 
-    A training step on a CPU frees and allocates a gigabyte or more in large blocks, which glibc would map again page by page.
-    The process keeps its peak memory until it ends.
+    A training step on a CPU frees and allocates a gigabyte or more in large blocks, which glibc would map again page by
+    page. The process keeps its peak memory until it ends.
 
     Returns:
         Whether the C library supports it.
