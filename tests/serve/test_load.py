@@ -57,16 +57,11 @@ class Running:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
-    def end(self) -> tuple[int, str, str]:
-        self.process.send_signal(signal.SIGTERM)
-        output, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, output, errors
-
 
 @pytest.fixture
 def running(detector: Detector, tmp_path: Path) -> Iterator[Running]:
     save_checkpoint(tmp_path / "tiny.safetensors", detector.to_checkpoint())
-    server = Running(tmp_path / "tiny.safetensors", "--max-queue", "300", "--timeout", "100")
+    server = Running(tmp_path / "tiny.safetensors", "--max-queue", "300", "--timeout", "100", "--batch-wait-ms", "2000")
     yield server
     if server.process.poll() is None:
         server.process.kill()
@@ -140,26 +135,17 @@ def test_concurrent_uploads_get_their_own_answers_in_bounded_memory(
     count, total = (float(re.search(rf"detrkit_batch_size_{word} ([\d.]+)", sizes)[1]) for word in ("count", "sum"))  # type: ignore[index]
     assert total == 2 * good + 1
     assert count < total / 1.5, "images were not batched"
-    code, output, errors = running.end()
-    assert (code, output, errors) == (128 + signal.SIGTERM, "stopped\n", "")
-
-
-@pytest.mark.slow
-def test_requests_in_progress_are_answered_at_shutdown(detector: Detector, drawn: list[Path], tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "tiny.safetensors", detector.to_checkpoint())
-    # one image waits two seconds for others that never arrive
-    running = Running(tmp_path / "tiny.safetensors", "--batch-wait-ms", "2000")
-    upload = (drawn[0].name, drawn[0].read_bytes())
-
-    async def post_and_end() -> httpx.Response:
-        post = asyncio.ensure_future(asyncio.to_thread(httpx.post, f"{running.url}/predict", files={"image": upload}))
-        while not httpx.get(f"{running.url}/health").json()["in_flight"]:
-            await asyncio.sleep(0.02)
-        running.process.send_signal(signal.SIGTERM)
-        return await post
-
-    answer = asyncio.run(post_and_end())
-    assert answer.status_code == 200
-    assert_same_detections(answer.json(), detector.predict(drawn[0], 0))
-    output, errors = running.process.communicate(timeout=30)
+    # a request that waits for its batch is answered after SIGTERM
+    answer = asyncio.run(post_and_terminate(running, uploads[0]))
+    check(uploads[:1], [answer], expected)
+    output, errors = running.process.communicate(timeout=60)
     assert (running.process.returncode, output, errors) == (128 + signal.SIGTERM, "stopped\n", "")
+
+
+async def post_and_terminate(running: Running, upload: tuple[str, bytes]) -> httpx.Response:
+    """Post an image, and terminate the server while it waits for others."""
+    post = asyncio.ensure_future(asyncio.to_thread(httpx.post, f"{running.url}/predict", files={"image": upload}))
+    while not httpx.get(f"{running.url}/health").json()["in_flight"]:
+        await asyncio.sleep(0.02)
+    running.process.send_signal(signal.SIGTERM)
+    return await post
