@@ -88,10 +88,10 @@ def test_auto_precision_stays_float32_after_a_difference(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch_engine, "same_detections", lambda exact, rough: False)
     model = confident_model()
     engine = TorchEngine(model, CPU, padding_invariant=True, precision="auto")
-    found = engine.predict(batch())
+    result = engine.predict(batch())
     assert engine.precision == "float32"
     exact = TorchEngine(model, CPU, padding_invariant=True).predict(batch())
-    torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0)
+    torch.testing.assert_close(result.boxes, exact.boxes, rtol=0, atol=0)
 
 
 def test_auto_precision_is_float32_without_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

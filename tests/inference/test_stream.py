@@ -126,10 +126,10 @@ def test_unreadable_image_is_reported_and_skipped(
     bad.write_text("not an image")
     mixed = [paths[0], bad, paths[1], bad]
     errors: list[tuple[str, str]] = []
-    found = list(
+    results = list(
         detector.stream(mixed, 0, batch_size=2, on_error=lambda image, error: errors.append((str(image), str(error))))
     )
-    assert [one.path for one in found] == [str(paths[0]), str(paths[1])]
+    assert [one.path for one in results] == [str(paths[0]), str(paths[1])]
     assert [where for where, _ in errors] == [str(bad)] * 2
     assert all("cannot be read as a photo" in message for _, message in errors)
     with pytest.raises(DatasetError, match=r"bad\.png"):
@@ -167,19 +167,19 @@ def test_tiles_are_predicted_and_merged(detector: Detector) -> None:
     recorded, engine = with_recording_engine(detector)
     large, small = shape_image(0, 150, 100), shape_image(1, 64, 64)
     tiling = Tiling(100, 0.2)
-    found = list(recorded.stream([large, small], 0.5, tiling=tiling, batch_size=2, workers=1))
+    results = list(recorded.stream([large, small], 0.5, tiling=tiling, batch_size=2, workers=1))
     # the whole image, its two tiles in one batch, and the small one
     assert [len(sizes) for sizes in engine.sizes] == [1, 2, 1]
-    assert_same_detections(found[1], detector.predict(small, 0.5))
-    assert found[0].size == (100, 150)
-    assert found[0].image is not None
+    assert_same_detections(results[1], detector.predict(small, 0.5))
+    assert results[0].size == (100, 150)
+    assert results[0].image is not None
     views = tiling.views((100, 150))
     alone = [detector.predict(large.crop(view), 0.5).translate(view[:2]) for view in views]
-    for box, label in zip(found[0].boxes, found[0].labels.tolist(), strict=True):
+    for box, label in zip(results[0].boxes, results[0].labels.tolist(), strict=True):
         # each box is one of a view's, or put together of some
         assert any(label in one.labels.tolist() for one in alone)
         assert float(box[0]) >= min(float(one.boxes[:, 0].min()) for one in alone if len(one)) - 0.01
-    assert len(found[0]) <= sum(len(one) for one in alone)
+    assert len(results[0]) <= sum(len(one) for one in alone)
 
 
 def test_image_of_one_tile_is_predicted_whole(detector: Detector, paths: list[Path]) -> None:

@@ -83,7 +83,7 @@ def test_waiting_images_share_batches_and_get_their_own_results(close: list[Batc
     close.append(busy.batcher)
     futures = busy.add(1, 2, 3, 4, 5, 6)
     assert len(busy.batcher) == 6
-    assert [found.path for found in busy.go(futures)] == ["1", "2", "3", "4", "5", "6"]
+    assert [detections.path for detections in busy.go(futures)] == ["1", "2", "3", "4", "5", "6"]
     assert busy.fake.batches == [[0], [1, 2, 3, 4], [5, 6]]
     assert sizes == [1, 4, 2]
     assert len(busy.batcher) == 0
@@ -134,7 +134,7 @@ def test_failing_image_fails_alone_and_the_thread_continues(
     busy = BusyBatcher(fake, 4)
     close.append(busy.batcher)
     good, bad, other = busy.add(1, 13, 2)
-    assert [found.path for found in busy.go([good, other])] == ["1", "2"]
+    assert [detections.path for detections in busy.go([good, other])] == ["1", "2"]
     assert isinstance(bad.exception(20), CheckpointError if isinstance(error, CheckpointError) else RuntimeError)
     assert fake.batches == [[0], [1, 13, 2], [1], [13], [2]]
     assert bool(caplog.records) is not isinstance(error, CheckpointError), "unexpected errors are logged"

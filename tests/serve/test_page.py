@@ -153,7 +153,7 @@ def test_retry_after_a_full_queue_and_limit_on_the_file_size(
     # an exported engine: the image with boxes and a list
     assert "exported model" in visit.wait_for("done")
     assert visit.page.locator("#shown li").count() == 9
-    assert visit.page.locator("canvas.found").count() == 1
+    assert visit.page.locator("canvas.annotated").count() == 1
     (tmp_path / "large.png").write_bytes(bytes(300_000))
     posts = len([url for url in visit.fetched if url.endswith("/predict")])
     visit.send(tmp_path / "large.png")

@@ -1,1 +1,1 @@
-"""From a photo to detections: the `Detector`."""
+"""Inference: the `Detector`, prediction of files, engines and output writers."""

@@ -27,7 +27,7 @@ from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample
 
 _BATCHES_AHEAD = 8  # batches of images among which similar sizes are sought
-_MAX_WAITING_BYTES = 2**28  # of the waiting pixels: a dozen phone photos, or a hundred resized images
+_MAX_WAITING_BYTES = 2**28  # of the waiting pixels: a dozen images of 12 megapixels, or a hundred resized ones
 
 ErrorHandler = Callable[[ImageInput, DatasetError], None]
 

@@ -1,1 +1,1 @@
-"""A detector behind HTTP: photos in, objects or the page of `explain` out."""
+"""HTTP server: a live page and a JSON API."""

@@ -4,11 +4,11 @@ class Live {
   constructor() {
     this.request = null;
     this.look = null;
-    this.photo = null;
+    this.image = null;
     const choose = byId("file"), place = byId("sending");
     choose.addEventListener("change", () => choose.files.length && this.send(choose.files[0]));
     choose.addEventListener("click", () => { choose.value = ""; }); // so that the same file can be chosen again
-    byId("again").addEventListener("click", () => this.send(this.photo));
+    byId("again").addEventListener("click", () => this.send(this.image));
     document.addEventListener("dragover", (event) => { event.preventDefault(); place.classList.add("over"); });
     document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) place.classList.remove("over"); });
     document.addEventListener("drop", (event) => this.dropped(event));
@@ -22,30 +22,30 @@ class Live {
     else this.fail("That is not a file; drop an image from your disk.");
   }
 
-  send(photo) {
+  send(image) {
     this.request?.abort();
-    this.photo = photo;
+    this.image = image;
     const limit = Number(document.body.dataset.limit);
-    if (photo.size > limit) return this.fail(`${photo.name}: ${megabytes(photo.size)}; the limit is ${megabytes(limit)}. Send a smaller one.`);
+    if (image.size > limit) return this.fail(`${image.name}: ${megabytes(image.size)}; the limit is ${megabytes(limit)}. Send a smaller one.`);
     const explains = document.body.dataset.explains === "yes";
     const request = new XMLHttpRequest(); // reports upload progress
     this.request = request;
     const form = new FormData();
-    form.append("image", photo);
+    form.append("image", image);
     request.open("POST", explains ? "explain" : "predict");
     request.responseType = "arraybuffer";
-    request.upload.onprogress = (event) => this.say("busy", `Sending ${photo.name} (${megabytes(photo.size)}).`, event.loaded / event.total);
-    request.upload.onload = () => this.say("busy", `Predicting ${photo.name}.`, null);
+    request.upload.onprogress = (event) => this.say("busy", `Sending ${image.name} (${megabytes(image.size)}).`, event.loaded / event.total);
+    request.upload.onload = () => this.say("busy", `Predicting ${image.name}.`, null);
     request.onerror = () => this.fail("The server does not answer. Is it still running?", true);
-    request.onload = () => this.answered(request, photo, explains);
-    this.say("busy", `Sending ${photo.name} (${megabytes(photo.size)}).`, 0);
+    request.onload = () => this.answered(request, image, explains);
+    this.say("busy", `Sending ${image.name} (${megabytes(image.size)}).`, 0);
     request.send(form);
   }
 
-  async answered(request, photo, explains) {
+  async answered(request, image, explains) {
     if (request.status !== 200) return this.fail(sentenceOf(request), request.status >= 500);
     try {
-      await (explains ? this.explain(request) : this.list(request, photo));
+      await (explains ? this.explain(request) : this.list(request, image));
     } catch (error) {
       this.fail(`The answer could not be drawn (${error.message}).`);
       throw error;
@@ -62,13 +62,13 @@ class Live {
   }
 
   // an exported model cannot be explained: show the image with its boxes, and a list
-  async list(request, photo) {
+  async list(request, image) {
     const answer = JSON.parse(new TextDecoder().decode(request.response));
-    const picture = await createImageBitmap(photo);
+    const bitmap = await createImageBitmap(image);
     const scale = Math.min(1, 1600 / Math.max(answer.width, answer.height));
-    const canvas = element("canvas", { className: "found", width: Math.max(1, Math.round(answer.width * scale)), height: Math.max(1, Math.round(answer.height * scale)) });
+    const canvas = element("canvas", { className: "annotated", width: Math.max(1, Math.round(answer.width * scale)), height: Math.max(1, Math.round(answer.height * scale)) });
     const pen = canvas.getContext("2d");
-    pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     for (const one of answer.objects) drawBox(pen, one.box, [scale, scale], colourOf(one.category_id), 3, { label: `${one.name} ${one.score.toFixed(2)}` });
     const items = answer.objects.map((one) => element("li", {}, `${one.name} ${one.score.toFixed(2)}`));
     canvas.setAttribute("role", "img");
@@ -84,7 +84,7 @@ class Live {
 
   fail(sentence, canHelp = false) {
     this.say("bad", sentence);
-    byId("again").hidden = !(canHelp && this.photo);
+    byId("again").hidden = !(canHelp && this.image);
     byId("sending").scrollIntoView({ block: "nearest" });
   }
 
