@@ -130,7 +130,7 @@ MISTAKES = {
     "results without a folder": (["evaluate", "shapes", "--predictions", "r.json", "-o", "s.json"], "name a folder"),
     "thresholds of a model without": (
         ["predict", "model.safetensors", "no_image.jpg", "--threshold", "auto"],
-        "evaluate",
+        "--threshold auto needs thresholds stored in the model",
     ),
     "thresholds into a model without room": (
         ["evaluate", "resnet.pth", "shapes", "--store-thresholds"],
@@ -307,7 +307,7 @@ MISTAKES = {
     "described after the end": (["describe", "data", "shapes", "--epochs", "3", "--epoch", "4"], "expected 1 to 3"),
     "described over a folder": (["describe", "data", "shapes", "-o", "empty"], "expected the name of a PNG file"),
     "packed nothing": (["shard", "nowhere", "packed"], "nowhere: found nothing"),
-    "packed into something": (["shard", "shapes", "shapes"], "nothing is overwritten"),
+    "packed into something": (["shard", "shapes", "shapes"], "is not overwritten"),
     "packed in shards of none": (["shard", "shapes", "packed", "--photos", "0"], "--photos 0"),
     "colours of many channels": (
         ["train", "shapes", "--model", "detr-tiny", "--in-channels", "5", "--photometric", "1"],

@@ -38,7 +38,7 @@ def build_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 @contextmanager
 def progress_bar(description: str, *, visible: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr, which disappears when the block ends.
+    """Show a progress bar on stderr, if it is a terminal; it disappears when the block ends.
 
     Yields:
         A function of (done, total), to be passed as `progress` to a library function.
@@ -52,7 +52,9 @@ def progress_bar(description: str, *, visible: bool = True) -> Iterator[Callable
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible) as bar:
+    console = Console(stderr=True)
+    # without a terminal, a transient bar would leave an empty line
+    with Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal)) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
