@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from detrkit.data.dataset import DatasetSplits
     from detrkit.data.splits import load_dataset
     from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
+    from detrkit.explain.explain import explain
     from detrkit.inference.detector import Detector
     from detrkit.inference.predict import predict_files
     from detrkit.losses.criterion import SetCriterion
@@ -47,10 +48,14 @@ _HOME_OF = {
     "Target": "detrkit.structures",
 }
 
-__all__ = [*_HOME_OF, "__version__"]
+_CALLABLE_PACKAGES = ("explain",)  # see `_internal.callable_module`
+
+__all__ = [*_HOME_OF, *_CALLABLE_PACKAGES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return import_module(f"detrkit.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

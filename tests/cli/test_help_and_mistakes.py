@@ -14,6 +14,8 @@ from detrkit.cli import COMMANDS, main
 from detrkit.data.synthetic import SHAPES
 from tests.datasets import write_coco
 
+_IMAGE = "shapes/val2017/2.png"
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -229,71 +231,49 @@ MISTAKES = {
         ["convert", "model.safetensors", "nine.safetensors", "--to", "detrkit"],
         "exists already",
     ),
-    "explained without a model": (["explain", "no_image.jpg"], "weights"),
-    "explained no photo": (["explain", "nowhere.jpg", "--weights", "model.safetensors"], "nowhere.jpg: found nothing"),
-    "explained into a folder": (
-        ["explain", "no_image.jpg", "--weights", "model.safetensors", "-o", "empty"],
-        "a folder",
+    "explained without an image": (["explain", "model.safetensors"], "IMAGE"),
+    "explained missing image": (["explain", "model.safetensors", "nowhere.jpg"], "nowhere.jpg"),
+    "explained into a folder": (["explain", "model.safetensors", "no_image.jpg", "-o", "empty"], "a folder"),
+    "explained as text": (["explain", "model.safetensors", "no_image.jpg", "-o", "a.txt"], "--output a.txt"),
+    "explained over the image": (
+        ["explain", "model.safetensors", _IMAGE, "--figure", "decoder", "-o", _IMAGE],
+        "is the image and would be overwritten",
     ),
-    "explained as text": (["explain", "no_image.jpg", "--weights", "model.safetensors", "-o", "a.txt"], "'a.txt'"),
-    "explained over the photo": (
-        [
-            "explain",
-            "shapes/val2017/2.png",
-            "--weights",
-            "model.safetensors",
-            "--figure",
-            "decoder",
-            "-o",
-            "shapes/val2017/2.png",
-        ],
-        "is the photo and would be overwritten",
+    "explained with a threshold in percent": (
+        ["explain", "model.safetensors", _IMAGE, "--threshold", "5"],
+        "--threshold 5",
     ),
-    "explained in percent": (["explain", "x.jpg", "--weights", "model.safetensors", "--threshold", "5"], "--threshold"),
-    "points without a figure": (
-        ["explain", "x.jpg", "--weights", "model.safetensors", "--points", "1,2"],
-        "are for --figure encoder",
+    "points without a figure": (["explain", "model.safetensors", _IMAGE, "--points", "1,2"], "is for --figure encoder"),
+    "malformed points": (
+        ["explain", "model.safetensors", _IMAGE, "--figure", "encoder", "--points", "left"],
+        "--points left is not a point",
     ),
-    "points that are none": (
-        ["explain", "x.jpg", "--weights", "model.safetensors", "--figure", "encoder", "--points", "left"],
-        "'left'",
+    "points outside the image": (
+        ["explain", "model.safetensors", _IMAGE, "--figure", "encoder", "--points", "1,900"],
+        "1,900",
     ),
-    "points outside": (
-        [
-            "explain",
-            "shapes/val2017/2.png",
-            "--weights",
-            "model.safetensors",
-            "--figure",
-            "encoder",
-            "--points",
-            "1,900",
-        ],
-        "point 1,900: lies outside",
+    "layer out of range": (
+        ["explain", "model.safetensors", _IMAGE, "--figure", "decoder", "--layer", "4"],
+        "--layer 4 is out of range; expected 1 to 3",
     ),
-    "a layer too many": (
-        ["explain", "x.jpg", "--weights", "model.safetensors", "--figure", "decoder", "--layer", "4"],
-        "expected 1 to 3",
+    "head out of range": (
+        ["explain", "model.safetensors", _IMAGE, "--figure", "decoder", "--head", "9"],
+        "--head 9 is out of range; expected 1 to 8",
     ),
-    "a head too many": (
-        ["explain", "x.jpg", "--weights", "model.safetensors", "--figure", "decoder", "--head", "9"],
-        "expected 1 to 8",
+    "query out of range": (
+        ["explain", "model.safetensors", _IMAGE, "--queries", "25"],
+        "--queries 25 is out of range; expected 0 to 24",
     ),
-    "a query too many": (["explain", "x.jpg", "--weights", "model.safetensors", "--queries", "25"], "expected 0 to 24"),
-    "a matching of nothing": (
-        ["explain", "x.jpg", "--weights", "model.safetensors", "--figure", "matching"],
-        "add --annotations",
+    "matching figure without annotations": (
+        ["explain", "model.safetensors", _IMAGE, "--figure", "matching"],
+        "pass --annotations",
     ),
-    "annotations of other photos": (
-        ["explain", "shapes/val2017/2.png", "--weights", "model.safetensors", "--annotations", "broken"],
-        "broken",
-    ),
+    "annotations of other images": (["explain", "model.safetensors", _IMAGE, "--annotations", "broken"], "broken"),
     "annotations of other classes": (
         [
             "explain",
-            "shapes/val2017/3.png",
-            "--weights",
             "nine.safetensors",
+            "shapes/val2017/3.png",
             "--annotations",
             "shapes/annotations/instances_val2017.json",
         ],

@@ -6,7 +6,8 @@ import torch
 from detrkit import Detector, Sample, SetCriterion, build_model
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
-from detrkit.explain.explanation import Explanation, explain
+from detrkit.explain.explain import explain_sample
+from detrkit.explain.explanation import Explanation
 from tests.detectors import NAMES, small_detector
 
 
@@ -30,4 +31,7 @@ def sample() -> Sample:
 
 @pytest.fixture(scope="session")
 def explanation(detector: Detector, sample: Sample) -> Explanation:
-    return explain(detector.model, detector.preprocessing, detector.categories, sample, loss=SetCriterion(3))
+    """An explanation with ground truth; every query is a detection."""
+    return explain_sample(
+        detector, sample, criterion=SetCriterion(3), threshold=0, image_name="<image>.png", model_name="tiny"
+    )

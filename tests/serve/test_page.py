@@ -10,9 +10,10 @@ import pytest
 from detrkit import Detector
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_image
-from detrkit.explain.explanation import Explanation, explain
+from detrkit.explain.explain import explain_sample
+from detrkit.explain.explanation import Explanation
 from detrkit.serve.config import ServeConfig
-from tests.explain.test_page import BROWSERS, browser, place_of
+from tests.explain.test_page import BROWSERS, browser, cell_of
 from tests.serve.conftest import Served, serving
 from tests.serve.test_server import Gate, gate
 
@@ -44,8 +45,8 @@ class Visit:
     def wait_for_image(self, path: Path) -> None:
         self.page.wait_for_selector(f'#title:text-is("{path.name}")', timeout=20_000)
 
-    def hottest(self) -> list[int]:
-        return [int(number) for number in self.page.get_attribute("#heat", "data-hottest").split(",")]
+    def max_cell(self) -> list[int]:
+        return [int(number) for number in self.page.get_attribute("#heat", "data-max-cell").split(",")]
 
     def fits(self) -> bool:
         wide, room = self.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
@@ -62,7 +63,7 @@ def visit(request: pytest.FixtureRequest, browser: Any, served: Served) -> Itera
 
 
 def explained(detector: Detector, path: Path) -> Explanation:
-    return explain(detector.model, detector.preprocessing, detector.categories, unannotated(read_image(path)))
+    return explain_sample(detector, unannotated(read_image(path)))
 
 
 def test_uploaded_images_are_explained_one_after_the_other(visit: Visit, detector: Detector, drawn: list[Path]) -> None:
@@ -73,19 +74,19 @@ def test_uploaded_images_are_explained_one_after_the_other(visit: Visit, detecto
         visit.wait_for_image(path)
         assert visit.wait_for("done") == f"{path.name}: 9 objects."
         expected = explained(detector, path)
-        scores, _ = expected.scores_and_labels
+        scores = expected.scores
         columns = expected.attention.grid.cells[1]
         chips = visit.page.locator("#detections button")
         assert chips.count() == visit.page.locator("#query option").count() == 9
         for number, query in enumerate(scores.argsort(descending=True).tolist()[:3]):
             chips.nth(number).click()
             weights = expected.attention.mean_weights("decoder_cross", queries=[query])[0]
-            assert visit.hottest() == place_of(weights, columns)
+            assert visit.max_cell() == cell_of(weights, columns)
         place = visit.page.locator("#boxes").bounding_box()
         visit.page.locator("#boxes").click(position={"x": 0.2 * place["width"], "y": 0.7 * place["height"]})
         height, width = expected.attention.grid.original
         token = expected.attention.grid.token_at(0.2 * width, 0.7 * height)
-        assert visit.hottest() == place_of(expected.attention.mean_weights("encoder", queries=[token])[0], columns)
+        assert visit.max_cell() == cell_of(expected.attention.mean_weights("encoder", queries=[token])[0], columns)
         assert visit.fits()
 
 
@@ -97,7 +98,7 @@ def test_window_can_be_resized_after_a_second_image(visit: Visit, drawn: list[Pa
     height, width = 64, 96  # of the second image
     visit.page.set_viewport_size({"width": 700, "height": 800})
     visit.page.wait_for_timeout(200)
-    size = visit.page.evaluate("[document.getElementById('photo').height, document.getElementById('photo').width]")
+    size = visit.page.evaluate("[document.getElementById('image').height, document.getElementById('image').width]")
     assert size[0] / size[1] == pytest.approx(height / width, abs=0.01)
 
 
@@ -119,7 +120,7 @@ def test_page_is_usable_by_keyboard(visit: Visit, drawn: list[Path]) -> None:
     visit.page.focus("#boxes")
     before = visit.page.inner_text("#status")
     visit.page.keyboard.press("ArrowDown")
-    assert "cell in row" in visit.page.inner_text("#status") != before
+    assert "Cell in row" in visit.page.inner_text("#status") != before
 
 
 def test_error_messages_of_the_server_are_shown(

@@ -18,7 +18,7 @@ from detrkit import Detections, Detector
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_image
 from detrkit.explain.document import page_document
-from detrkit.explain.explanation import explain
+from detrkit.explain.explain import explain_sample
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.serve.config import ServeConfig
 from detrkit.structures import Batch, Predictions
@@ -181,10 +181,8 @@ def test_explanation_equals_the_document_of_the_page(served: Served, detector: D
     assert response.status_code == 200
     end = int(response.headers["X-Document-Bytes"])
     sample = unannotated(read_image(drawn[1]))
-    explained = explain(detector.model, detector.preprocessing, detector.categories, sample)
-    expected = page_document(
-        explained, detector.model.config, photo_name=drawn[1].name, model_name="tiny", threshold=0.0
-    )
+    explained = explain_sample(detector, sample, threshold=0.0, image_name=drawn[1].name, model_name="tiny")
+    expected = page_document(explained)
     assert json.loads(response.content[:end]) == json.loads(json.dumps(expected.document))
     assert response.content[end:] == expected.block
     packed = served.client.stream("POST", "/explain", files={"image": drawn[1].read_bytes()})

@@ -15,7 +15,7 @@ from detrkit.checkpoints.load import read_checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError
 from detrkit.explain.figures import SUFFIXES, write_stages_figure
-from detrkit.explain.stages import StageIO, capture_stage_io
+from detrkit.explain.stages import StageIO, capture_stages
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, model_from_config, preset_config
 
@@ -31,7 +31,7 @@ class Stage:
     @property
     def shapes(self) -> str:
         """What it gives, a line each."""
-        return "\n".join(str(shape) for shape in self.passage.gives)
+        return "\n".join(str(shape) for shape in self.passage.outputs)
 
 
 def describe_model(name: str, size: str, picture: Path | None = None) -> list[Stage]:
@@ -81,7 +81,7 @@ def describe_stages(config: ModelConfig, size: tuple[int, int]) -> list[Stage]:
     model = _on_meta(config).requires_grad_(False)  # the counter trips over views of trained parameters
     # fused attention is not counted on the meta device; its plain form is, and does the same work
     with (
-        capture_stage_io(model) as passages,
+        capture_stages(model) as passages,
         FlopCounterMode(display=False, depth=8) as counter,
         sdpa_kernel(SDPBackend.MATH),
     ):

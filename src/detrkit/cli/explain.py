@@ -1,16 +1,29 @@
 """`detrkit explain`."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit._internal.text import plural, printable
+from detrkit.cli.console import get_console
+from detrkit.errors import ConfigError, DatasetError, arg
+
+if TYPE_CHECKING:
+    from detrkit.explain.explanation import Explanation
+
+_PAGE_SUFFIXES = (".html", ".htm")
+_FIGURE_SUFFIXES = (".svg", ".png", ".pdf")
+_POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
+
 
 def explain(
-    photo: Path,
+    source: str,
+    image: Path,
     /,
     *,
-    weights: str,
     annotations: Path | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     threshold: float = 0.5,
@@ -21,52 +34,114 @@ def explain(
     head: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Show what a model saw in a photo: attention, boxes layer by layer, matching and losses, shapes.
+    """Explain a prediction: attention maps, boxes after every decoder layer, matching and losses, tensor shapes.
 
-    Writes one HTML page that opens without a network. With annotations, it also says which objects were missed, and why.
-    With --figure, writes a picture for print instead.
+    Writes one HTML page that opens without a network; with --annotations, it also shows which objects were missed, and why.
+    With --figure, writes a figure for print instead.
 
-    Example: `detrkit explain photo.jpg --weights runs/first --annotations photos`
+    Example: `detrkit explain runs/first photo.jpg --annotations photos`
 
     Parameters
     ----------
-    photo
-        The photo.
-    weights
+    source
         Run folder, weights file, Hugging Face folder or id, or preset.
+    image
+        Image to explain.
     annotations
-        COCO JSON, or dataset folder of any form, that describes the photo.
+        Ground truth: COCO JSON, or dataset folder in any format, that contains the image.
     output
-        Page (.html), explained.html if not given; of a figure, .svg, .png or .pdf.
+        File to write: .html (explained.html by default); for a figure .svg, .png or .pdf.
     threshold
-        Least score of a detection, 0 to 1; the page has a slider.
+        Minimum score of a detection, 0 to 1; the page has a slider.
     figure
-        Picture: encoder attention from points, decoder attention of detections, or the matching.
+        Figure to write: encoder attention of points, decoder attention of detections, or the matching.
     points
-        Where the encoder looks from in the figure, as x,y in pixels; without them, from the detections.
+        Points of the encoder figure, as x,y in pixels; the centers of the detections by default.
     queries
-        Queries whose attention must be shown, numbered from 0.
+        Queries whose attention must be included, counted from 0.
     layer
-        Of the figure, from 1; the last if not given.
+        Layer of the figure, counted from 1; the last one by default.
     head
-        Of the figure, from 1; all of them averaged if not given.
+        Head of the figure, counted from 1; the mean of all heads by default.
     device
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
     """
-    from detrkit.explain.run import ExplainRequest, explain_file
+    path = _output_path(output, figure, image)
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"{arg('threshold', threshold)} is not a score; expected 0 to 1.")
+    if figure == "matching" and annotations is None:
+        raise ConfigError(f"{arg('figure', figure)} needs the ground truth; pass {arg('annotations')}.")
+    if points and figure != "encoder":
+        raise ConfigError(f"{arg('points')} is for {arg('figure', 'encoder')}; on the page, click the image instead.")
+    if figure not in ("encoder", "decoder") and (layer is not None or head is not None):
+        name = "head" if layer is None else "layer"
+        raise ConfigError(f"{arg(name)} is for {arg('figure', 'encoder')} or decoder; the page has sliders instead.")
+    for file in (image, annotations):
+        if file is not None and not file.exists():
+            raise DatasetError(f"{file} does not exist; check the path.")
+    coordinates = [_parse_point(point) for point in points or ()]
 
-    explain_file(
-        ExplainRequest(
-            photo=photo,
-            weights=weights,
-            annotations=annotations,
-            output=output,
-            threshold=threshold,
-            figure=figure,
-            points=tuple(points or ()),
-            queries=tuple(queries or ()),
-            layer=layer,
-            head=head,
-            device=device,
-        )
-    )
+    from detrkit.explain.explain import explain as explain_image
+
+    with get_console(stderr=True).status(printable(f"explaining {image.name}")):
+        explanation = explain_image(source, image, annotations=annotations, threshold=threshold, device=device)
+        if figure is None:
+            explanation.to_html(path, queries=queries or ())
+        else:
+            kind: Literal["encoder", "decoder_cross"] = "encoder" if figure == "encoder" else "decoder_cross"
+            num_layers = len(explanation.attention.layers[kind])
+            explanation.save_figure(
+                figure,
+                path,
+                points=coordinates,
+                queries=queries or (),
+                layer=-1 if layer is None else _from_one("layer", layer, num_layers),
+                head=None if head is None else _from_one("head", head, explanation.config.num_heads),
+            )
+    _print_summary(explanation, path)
+
+
+def _output_path(output: Path | None, figure: str | None, image: Path) -> Path:
+    """Return the file to write.
+
+    Raises:
+        ConfigError: it is a folder, the image itself, or has the wrong suffix, or was not written by detrkit.
+    """
+    path = output or Path(f"{figure}.svg" if figure else "explained.html")
+    if path.exists() and image.exists() and path.samefile(image):
+        raise ConfigError(f"{arg('output', path)} is the image and would be overwritten; choose another name.")
+    refuse_foreign_overwrite(path)
+    suffixes = _FIGURE_SUFFIXES if figure else _PAGE_SUFFIXES
+    if path.suffix.lower() not in suffixes:
+        hint = "" if figure else f"; for a figure, pass {arg('figure')}"
+        raise ConfigError(f"{arg('output', path)} has the wrong suffix; expected {', '.join(suffixes)}{hint}.")
+    return path
+
+
+def _parse_point(text: str) -> tuple[float, float]:
+    match = _POINT.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{arg('points', text)} is not a point; expected x,y in pixels, for example 120,80.")
+    return float(match[1]), float(match[2])
+
+
+def _from_one(name: str, number: int, count: int) -> int:
+    """Convert a number counted from 1 to one counted from 0."""
+    if not 1 <= number <= count:
+        raise ConfigError(f"{arg(name, number)} is out of range; expected 1 to {count}.")
+    return number - 1
+
+
+def _print_summary(explanation: "Explanation", path: Path) -> None:
+    console = get_console()
+    threshold = explanation.threshold
+    num_queries, num_detected = len(explanation.scores), len(explanation.detected_queries())
+    console.print(f"{plural(num_detected, 'detection')} from {num_queries} queries at threshold {threshold:g}")
+    if explanation.matching is not None:
+        outcomes = explanation.matching.outcomes
+        missed = [outcome for outcome in outcomes if not outcome.is_detected(threshold)]
+        console.print(f"{len(outcomes) - len(missed)} of {plural(len(outcomes), 'object')} detected")
+        for outcome in missed:
+            name = printable(explanation.categories.names[outcome.label])
+            console.print(f"missed object {outcome.object} ({name}): {outcome.reason}")
+    console.print(f"written: {path}", soft_wrap=True)

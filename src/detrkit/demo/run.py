@@ -137,7 +137,7 @@ def _say_what_next(output: Path, size: int, console: Console) -> None:
         f"\nTry next:\n"
         f"  open {output / 'report.html'}\n"
         f"  detrkit predict {output} {output / 'drawings'}\n"
-        f"  detrkit explain {output / 'drawings' / '6.png'} --weights {output} --annotations {output / 'drawings'}\n"
+        f"  detrkit explain {output} {output / 'drawings' / '6.png'} --annotations {output / 'drawings'}\n"
         f"  detrkit describe {output} --size {size}x{size}\n"
         f"  detrkit train YOUR_COCO_FOLDER --model detrkit-m --weights imagenet",
         soft_wrap=True,

@@ -1,1 +1,8 @@
-"""What the model saw and why it said so: attention, matching, shapes, and the page that shows them."""
+"""Explain a prediction: attention maps, boxes after every decoder layer, the matching to the ground truth, tensor shapes.
+
+`detrkit.explain(source, image)` returns an `Explanation`, which writes an interactive HTML page or figures for print.
+"""
+
+from detrkit._internal.callable_module import make_callable
+
+make_callable(__name__, "explain:explain")

@@ -1,6 +1,6 @@
-"""An explanation as one JSON document and one block of bytes: what the page shows, and what a server can send.
+"""An explanation as a JSON document and a block of bytes, which the page shows and the server sends.
 
-Boxes are xyxy in pixels of the photo; sizes are (height, width); layers, heads, queries, objects count from 0.
+Boxes are xyxy in pixels of the image; sizes are (height, width); layers, heads, queries and objects are counted from 0.
 """
 
 import base64
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from detrkit.config.model import ModelConfig
 from detrkit.explain.explanation import Explanation
-from detrkit.explain.maps import BinaryBlock, max_queries, pack_decoder, pack_encoder, pack_points
 from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import MatchingExplanation
+from detrkit.explain.packing import BinaryBlock, max_queries, pack_decoder, pack_encoder, pack_points
 from detrkit.explain.stage_descriptions import describe_outputs
 
-_PHOTO_SIDE = 1066  # pixels at most, in the page
-_PHOTO_BYTES = 240_000
-_QUALITIES = (88, 80, 70, 55, 40)
-_TOP_CLASSES = 3
+_MAX_IMAGE_SIDE = 1066  # pixels
+_MAX_IMAGE_BYTES = 240_000
+_MAX_PNG_SIDE = 256  # pixels; images up to this size stay lossless
+_JPEG_QUALITIES = (88, 80, 70, 55, 40)
+_NUM_TOP_CLASSES = 3
 
 
 @dataclass(frozen=True)
 class PageDocument:
-    """What the page is made of.
+    """Contents of a page.
 
     Attributes:
-        document: plain values, ready for JSON; `maps` in it says where each array lies in `block`.
+        document: JSON document; `maps` in it holds the locations of arrays in `block`.
         block: the arrays.
     """
 
@@ -38,84 +38,74 @@ class PageDocument:
     block: bytes
 
 
-def page_document(
-    explanation: Explanation,
-    config: ModelConfig,
-    *,
-    photo_name: str,
-    model_name: str,
-    threshold: float,
-    queries: Sequence[int] = (),
-) -> PageDocument:
-    """Put the document of a page together.
+def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> PageDocument:
+    """Create the document of a page.
 
     Args:
-        explanation: of one photo.
-        config: of the model.
-        photo_name: shown as the title.
-        model_name: shown below it.
-        threshold: least score of a detection when the page opens.
-        queries: whose attention must be in the page, whatever their scores.
+        explanation: of one image.
+        queries: queries whose attention must be included, whatever their scores.
     """
-    attention, masks = explanation.attention, explanation.masks
+    attention, masks, config = explanation.attention, explanation.masks, explanation.config
     block = BinaryBlock()
     num_mask_values = 0 if masks is None else masks.num_values
-    kept = _chosen_queries(explanation, queries, max_queries(attention, num_mask_values))
-    cross, to_queries = pack_decoder(block, attention, kept)
-    points = pack_points(block, attention, kept)
+    included = _included_queries(explanation, queries, max_queries(attention, num_mask_values))
+    cross, self_attention = pack_decoder(block, attention, included)
+    points = pack_points(block, attention, included)
     encoder = pack_encoder(block, attention)
     matching = explanation.matching
     document = {
-        "version": 1,
-        "photo": {"name": photo_name, "size": attention.grid.original, "url": _photo_url(explanation.photo)},
+        "version": 2,
+        "image": {
+            "name": explanation.image_name,
+            "size": attention.grid.original,
+            "url": _image_url(explanation.image),
+        },
         "model": {
-            "name": model_name,
+            "name": explanation.model_name,
             "heads": config.num_heads,
             "encoderLayers": config.encoder_layers,
             "decoderLayers": config.decoder_layers,
-            "levels": config.num_feature_levels,
-            "answer": {"boxes": config.detections_per_image, "meaning": describe_outputs(config)},
+            "featureLevels": config.num_feature_levels,
+            "outputs": {"boxes": config.detections_per_image, "description": describe_outputs(config)},
         },
         "classes": explanation.categories.names,
         "grid": asdict(attention.grid),
-        "threshold": threshold,
-        "keptQueries": kept,
-        "queries": _queries(explanation, set(kept)),
-        "stages": [asdict(passage) for passage in explanation.passages],
+        "threshold": explanation.threshold,
+        "includedQueries": included,
+        "query_source": _queries(explanation, set(included)),
+        "stages": [asdict(stage) for stage in explanation.stages],
         "objects": _objects(explanation),
-        "matching": None if matching is None else _matching(matching, block, kept),
+        "matching": None if matching is None else _matching(matching, block, included),
         "maps": {
             "cross": asdict(cross),
-            "toQueries": asdict(to_queries),
+            "self": asdict(self_attention),
             "encoder": None if encoder is None else asdict(encoder),
             "points": None if points is None else asdict(points),
         },
     }
     if masks is not None:
-        document["masks"] = _masks(explanation, masks, block, kept)
+        document["masks"] = _masks(explanation, masks, block, included)
     return PageDocument(document, bytes(block.content))
 
 
-def _chosen_queries(explanation: Explanation, asked_for: Sequence[int], limit: int) -> list[int]:
-    """Those asked for, then those that have to do with an object, then by score."""
-    scores, _ = explanation.scores_and_labels
-    concerned: list[int] = list(asked_for)
+def _included_queries(explanation: Explanation, requested: Sequence[int], limit: int) -> list[int]:
+    """Return the queries to include: requested ones, then those related to an object, then by descending score."""
+    related: list[int] = list(requested)
     for outcome in explanation.matching.outcomes if explanation.matching else ():
-        involved = (outcome.found_by, outcome.matched_query, outcome.best_query)
-        concerned += [query for query in involved if query is not None]
-    ranked = scores.argsort(descending=True, stable=True).tolist()
-    return list(dict.fromkeys([*concerned, *ranked]))[:limit]
+        involved = (outcome.detected_by, outcome.matched_query, outcome.best_query)
+        related += [query for query in involved if query is not None]
+    return list(dict.fromkeys([*related, *explanation.ranked_queries()]))[:limit]
 
 
-def _queries(explanation: Explanation, kept: set[int]) -> list[dict[str, Any]]:
-    """What every query says: after every layer if its attention is kept, or after the last one alone."""
+def _queries(explanation: Explanation, included: set[int]) -> list[dict[str, Any]]:
+    """Return the predictions of all queries: after every layer for included queries, otherwise after the last one."""
     boxes, probabilities = explanation.layer_boxes, explanation.layer_probabilities
     predictions = explanation.attention.predictions
     no_object = predictions.layer_no_object[:, 0] if predictions.class_scores == "softmax" else None
-    top = probabilities.topk(min(_TOP_CLASSES, probabilities.shape[-1]), dim=-1)
+    top = probabilities.topk(min(_NUM_TOP_CLASSES, probabilities.shape[-1]), dim=-1)
     rows = []
     for query in range(boxes.shape[1]):
-        layers = range(len(boxes)) if query in kept else [len(boxes) - 1]
+        layers = range(len(boxes)) if query in included else [len(boxes) - 1]
         rows.append(
             [
                 {
@@ -142,73 +132,73 @@ def _objects(explanation: Explanation) -> list[dict[str, Any]] | None:
             "label": outcome.label,
             "box": _rounded(explanation.annotations.boxes[outcome.object], 2),
             "matchedQuery": outcome.matched_query,
-            "foundBy": outcome.found_by,
+            "detectedBy": outcome.detected_by,
             "score": outcome.score,
             "bestQuery": outcome.best_query,
             "bestIou": round(outcome.best_iou, 4),
-            "ifMissed": outcome.if_missed,
+            "reason": outcome.reason,
         }
         for outcome in explanation.matching.outcomes
     ]
 
 
-def _matching(matching: MatchingExplanation, block: BinaryBlock, kept: list[int]) -> dict[str, Any]:
-    """Costs of the kept queries as an array (queries, objects, [class, box, GIoU, IoU]); losses of all queries."""
-    terms = (matching.class_cost, matching.box_cost, matching.giou_cost, matching.iou)
+def _matching(matching: MatchingExplanation, block: BinaryBlock, included: list[int]) -> dict[str, Any]:
+    """Return the costs of included queries (queries, objects, [class, box, GIoU, IoU]) and the losses of all queries."""
+    terms = (matching.cost_class, matching.cost_bbox, matching.cost_giou, matching.iou)
     return {
-        "costs": asdict(block.add(torch.stack(terms, dim=-1)[kept].numpy())),
+        "costs": asdict(block.add(torch.stack(terms, dim=-1)[included].numpy())),
         "layerPairs": matching.layer_pairs,
-        "measure": matching.measure,
+        "classLoss": matching.class_loss,
         "losses": [
             {
-                "query": one.query,
-                "object": one.object,
-                "entropy": _significant(one.entropy),
-                "class": _significant(one.class_loss),
-                "box": _significant(one.box_loss),
-                "giou": _significant(one.giou_loss),
+                "query": loss.query,
+                "object": loss.object,
+                "unweighted": _significant(loss.unweighted_class_loss),
+                "class": _significant(loss.loss_ce),
+                "box": _significant(loss.loss_bbox),
+                "giou": _significant(loss.loss_giou),
             }
-            for one in matching.losses
+            for loss in matching.losses
         ],
     }
 
 
-def _masks(explanation: Explanation, masks: Masks, block: BinaryBlock, kept: list[int]) -> dict[str, Any]:
-    """Masks of the kept queries, and, where things and stuff are known, whose every pixel is."""
-    packed, segments = asdict(pack_masks(block, masks, kept)), explanation.segments
+def _masks(explanation: Explanation, masks: Masks, block: BinaryBlock, included: list[int]) -> dict[str, Any]:
+    """Return the masks of included queries and the panoptic segmentation, if there is one."""
+    packed, segments = asdict(pack_masks(block, masks, included)), explanation.segments
     if segments is None:
         return {**packed, "segments": None}
     height, width = segments.ids.shape
     named = [
         {
-            "name": one.class_name,
-            "label": one.label,
-            "isThing": one.is_thing,
-            "score": round(one.score, 4),
-            "share": _significant(one.area / (height * width)),
+            "name": segment.class_name,
+            "label": segment.label,
+            "isThing": segment.is_thing,
+            "score": round(segment.score, 4),
+            "share": _significant(segment.area / (height * width)),
         }
-        for one in segments.segments
+        for segment in segments.segments
     ]
     return {**packed, "segments": {"ids": asdict(pack_segments(block, segments)), "named": named}}
 
 
-def _photo_url(photo: Image) -> str:
-    """The photo as an address of itself, small enough for a page."""
-    small = photo.convert("RGB")
-    small.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-    if max(photo.size) <= 256:  # drawn and tiny photos: sharp, and hardly larger
-        return f"data:image/png;base64,{base64.b64encode(_encoded(small, 'PNG')).decode()}"
+def _image_url(image: Image) -> str:
+    """Encode the image as a data URL, reduced in size."""
+    small = image.convert("RGB")
+    small.thumbnail((_MAX_IMAGE_SIDE, _MAX_IMAGE_SIDE))
+    if max(image.size) <= _MAX_PNG_SIDE:
+        return f"data:image/png;base64,{base64.b64encode(_encode(small, 'PNG')).decode()}"
     content = b""
-    for quality in _QUALITIES:
-        content = _encoded(small, "JPEG", quality=quality)
-        if len(content) <= _PHOTO_BYTES:
+    for quality in _JPEG_QUALITIES:
+        content = _encode(small, "JPEG", quality=quality)
+        if len(content) <= _MAX_IMAGE_BYTES:
             break
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
-def _encoded(photo: Image, format: str, **options: int) -> bytes:
+def _encode(image: Image, format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    photo.save(buffer, format, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 

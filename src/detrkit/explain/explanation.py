@@ -1,125 +1,186 @@
-"""All that can be said about one prediction, collected: attention, shapes, boxes layer by layer, matching.
+"""The result of `detrkit.explain`."""
 
-Input: a model and a sample, with objects or without. Output: an `Explanation`.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from PIL.Image import Image
 from torch import Tensor
 
-from detrkit.checkpoints.native import Preprocessing
-from detrkit.data.batching import collate
+from detrkit._internal.files import write_text
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit._internal.text import plural
+from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
-from detrkit.data.images import tensor_to_image
-from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.errors import CheckpointError
-from detrkit.explain.masks import Masks, find_segments, masks_of
-from detrkit.explain.matching import MatchingExplanation, explain_matching
-from detrkit.explain.stages import StageIO, capture_stage_io
-from detrkit.losses.criterion import SetCriterion
-from detrkit.models.attention.recording import RecordedAttention, record_attention
-from detrkit.models.detr import DETR
+from detrkit.errors import ConfigError, arg
+from detrkit.explain.masks import Masks
+from detrkit.explain.matching import MatchingExplanation
+from detrkit.explain.stages import StageIO
+from detrkit.models.attention.recording import RecordedAttention
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.postprocess.panoptic import MIN_SCORE
-from detrkit.structures import Annotations, PanopticSegments, Sample
+from detrkit.structures import Annotations, PanopticSegments
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+FigureName = Literal["encoder", "decoder", "matching"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """One photo and what the model made of it.
+    """A prediction for one image, with what it was computed from.
 
     Attributes:
-        photo: as it lies on disk, upright.
-        categories: of the model.
-        attention: who looked at what, computed when asked for.
-        passages: shapes in and out of every stage.
-        annotations: the true objects, xyxy in pixels of the photo; None where nothing is known.
-        matching: predictions and objects; None where nothing is known.
-        masks: drawn when asked for; None where the model has no mask head.
-        segments: what every pixel belongs to; None without masks, or where nobody said which categories are things.
+        image: the original image, EXIF orientation applied.
+        image_name: its file name.
+        model_name: name of the model's source.
+        config: configuration of the model.
+        categories: classes of the model.
+        threshold: minimum score of a detection.
+        attention: recorded attention; its maps are computed when requested.
+        stages: input and output shapes of every part of the model.
+        annotations: ground truth, boxes in xyxy pixels of the image; None if not given.
+        matching: matching of the predictions to the ground truth; None without ground truth.
+        masks: masks of the queries, computed when requested; None if the model has no mask head.
+        segments: panoptic segmentation; None without masks, or if the categories are not divided into things and stuff.
     """
 
-    photo: Image
+    image: Image
+    image_name: str
+    model_name: str
+    config: ModelConfig
     categories: Categories
+    threshold: float
     attention: RecordedAttention
-    passages: tuple[StageIO, ...]
+    stages: tuple[StageIO, ...]
     annotations: Annotations | None
     matching: MatchingExplanation | None
     masks: Masks | None = None
     segments: PanopticSegments | None = None
 
+    def __repr__(self) -> str:
+        count = plural(len(self.detected_queries()), "detection")
+        text = f"{self.image_name!r}, model={self.model_name!r}, {count} at {self.threshold:g}"
+        if self.matching is not None:
+            outcomes = self.matching.outcomes
+            detected = sum(outcome.is_detected(self.threshold) for outcome in outcomes)
+            text += f", {detected} of {plural(len(outcomes), 'object')} detected"
+        return f"Explanation({text})"
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the decoder attention of the detections in a notebook."""
+        if not self.detected_queries():
+            return None
+        buffer = BytesIO()
+        self.figure("decoder").savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
     @property
     def layer_boxes(self) -> Float[Tensor, "T Q 4"]:
-        """Every query's box after every decoder layer, xyxy in pixels of the photo."""
+        """Boxes of all queries after every decoder layer, xyxy in pixels of the image."""
         height, width = self.attention.grid.original
         boxes = cxcywh_to_xyxy(self.attention.predictions.layer_boxes[:, 0].float())
         return boxes * torch.tensor([width, height, width, height])
 
     @property
     def layer_probabilities(self) -> Float[Tensor, "T Q K"]:
-        """Every query's score of every class after every decoder layer, no-object left out."""
+        """Class probabilities of all queries after every decoder layer, without "no object"."""
         return self.attention.predictions.layer_probabilities[:, 0]
 
     @property
-    def scores_and_labels(self) -> tuple[Float[Tensor, "Q"], Int64[Tensor, "Q"]]:
-        """Each query's best class after the last layer."""
-        best = self.layer_probabilities[-1].max(-1)
-        return best.values, best.indices
+    def boxes(self) -> Float[Tensor, "Q 4"]:
+        """Boxes of all queries after the last decoder layer, xyxy in pixels of the image."""
+        return self.layer_boxes[-1]
 
+    @property
+    def scores(self) -> Float[Tensor, "Q"]:
+        """Score of the best class of every query after the last decoder layer."""
+        return self.layer_probabilities[-1].amax(-1)
 
-def explain(
-    model: DETR,
-    preprocessing: Preprocessing,
-    categories: Categories,
-    sample: Sample,
-    *,
-    loss: SetCriterion | None = None,
-    segment_threshold: float = MIN_SCORE,
-) -> Explanation:
-    """Run a model over one photo and collect what can be said about it.
+    @property
+    def labels(self) -> Int64[Tensor, "Q"]:
+        """Best class of every query after the last decoder layer, 0..K-1."""
+        return self.layer_probabilities[-1].argmax(-1)
 
-    Args:
-        model: it is put into eval mode.
-        preprocessing: of the model.
-        categories: of the model.
-        sample: the photo as it lies on disk, with its objects.
-        loss: explains the matching with the sample's objects; None when they are not known.
-        segment_threshold: least score of a query to take part in the segments.
+    def ranked_queries(self) -> list[int]:
+        """Return all queries, highest score first."""
+        return list(map(int, self.scores.argsort(descending=True, stable=True)))
 
-    Raises:
-        CheckpointError: the model's output is not finite.
-    """
-    resized = EvalTransform(preprocessing.image_size)(sample)
-    batch = collate([resized])
-    with capture_stage_io(model.eval()) as passages:
-        attention = record_attention(model, batch, padding_invariant=preprocessing.padding_invariant)[0]
-        predictions = attention.predictions
-        _check_finite(predictions.layer_boxes, predictions.layer_class_logits)
-        masks = masks_of(model, attention, preprocessing.padding_invariant)
-        if masks is not None:
-            _check_finite(masks.probabilities([0]))  # one mask, so that its shapes are noted
-    segments = None
-    if masks is not None and categories.is_thing is not None:
-        segments = find_segments(masks, attention, batch, categories, segment_threshold)
-    known = loss is not None
-    return Explanation(
-        photo=tensor_to_image(sample.image),
-        categories=categories,
-        attention=attention,
-        passages=tuple(passages),
-        annotations=sample.annotations if known else None,
-        matching=explain_matching(predictions, batch.targets[0], loss, categories.names) if loss else None,
-        masks=masks,
-        segments=segments,
-    )
+    def detected_queries(self, threshold: float | None = None) -> list[int]:
+        """Return the queries with a score of at least `threshold` (default: the explanation's), highest score first."""
+        threshold = self.threshold if threshold is None else threshold
+        scores = self.scores
+        return [query for query in self.ranked_queries() if scores[query] >= threshold]
 
+    def to_html(self, path: Path | str, *, queries: Sequence[int] = ()) -> None:
+        """Write an interactive page as one HTML file that opens without a network.
 
-def _check_finite(*outputs: Tensor) -> None:
-    if not all(output.isfinite().all() for output in outputs):
-        raise CheckpointError(
-            "model: its output for this photo is not finite (NaN or infinity), expected numbers; "
-            "the weights are damaged or their training diverged"
-        )
+        Args:
+            path: file to write, .html.
+            queries: queries whose attention must be included even if the page becomes too large for those of all.
+
+        Raises:
+            ConfigError: there is no such query, or the file was not written by detrkit and would be overwritten.
+        """
+        from detrkit.explain.document import page_document
+        from detrkit.explain.page import build_page
+
+        self._check_queries(queries)
+        refuse_foreign_overwrite(Path(path))
+        write_text(Path(path), build_page(page_document(self, queries=queries)))
+
+    def figure(
+        self,
+        name: FigureName,
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        queries: Sequence[int] = (),
+        layer: int = -1,
+        head: int | None = None,
+    ) -> "matplotlib.figure.Figure":
+        """Draw a figure for print with matplotlib.
+
+        Args:
+            name: "encoder" (self-attention of points; paper, figure 3), "decoder" (cross-attention of detections; paper,
+                figure 6) or "matching" (ground truth, matched queries and matching costs).
+            points: for "encoder": (x, y) in pixels of the image. Default: the centers of the detections.
+            queries: queries to show. Default: the detections.
+            layer: from 0; negative numbers count from the last.
+            head: from 0; None averages all heads.
+
+        Raises:
+            ConfigError: there is nothing to show, or there is no such point, query, layer or head.
+        """
+        from detrkit.explain.figures import FigureOptions, draw_figure
+
+        self._check_queries(queries)
+        return draw_figure(self, name, FigureOptions(tuple(points), tuple(queries), layer, head))
+
+    def save_figure(
+        self,
+        name: FigureName,
+        path: Path | str,
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        queries: Sequence[int] = (),
+        layer: int = -1,
+        head: int | None = None,
+    ) -> None:
+        """Draw a figure and write it as .svg, .png or .pdf; other arguments as in `figure`.
+
+        Raises:
+            ConfigError: see `figure`; or the file has another suffix, or was not written by detrkit.
+        """
+        from detrkit.explain.figures import write_figure
+
+        write_figure(self.figure(name, points=points, queries=queries, layer=layer, head=head), Path(path))
+
+    def _check_queries(self, queries: Sequence[int]) -> None:
+        num_queries = len(self.scores)
+        for query in queries:
+            if not 0 <= query < num_queries:
+                raise ConfigError(f"{arg('queries', query)} is out of range; expected 0 to {num_queries - 1}.")

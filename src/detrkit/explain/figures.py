@@ -1,10 +1,10 @@
-"""The paper's pictures for one photo, and the shapes of a model.
+"""Figures for print.
 
-Encoder attention from points (figure 3), decoder attention per object (figure 6), the matching. Input: an `Explanation`.
-Output: a matplotlib figure, or a file.
+Encoder attention of points (paper, figure 3), decoder attention of detections (figure 6), the matching, and the tensor
+shapes of a model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +15,9 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from detrkit.errors import ConfigError
-from detrkit.explain.explanation import Explanation
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.errors import ConfigError, arg, did_you_mean
+from detrkit.explain.explanation import Explanation, FigureName
 from detrkit.explain.stages import StageIO
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.visualization.draw import color_of
@@ -32,24 +33,22 @@ from detrkit.visualization.figures import (
     save_figure,
 )
 
-FigureName = Literal["encoder", "decoder", "matching"]
-FIGURES: tuple[FigureName, ...] = ("encoder", "decoder", "matching")
 SUFFIXES = (".svg", ".png", ".pdf")
 _WHITE = (255, 255, 255)
 _MAX_PANELS = 11
-_MAX_OBJECTS = 10  # columns of the matrix that can be read
-_MAX_OTHERS = 4  # queries without object, for comparison
+_MAX_OBJECTS = 10  # columns of the cost matrix that stay legible
+_MAX_UNMATCHED = 4  # unmatched queries shown for comparison
 
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What to show.
+    """Contents of a figure.
 
     Attributes:
-        points: (x, y) in pixels of the photo, from where the encoder looks; none takes the middles of detections.
-        queries: whose attention to show; none takes the detections.
-        layer: from 0; negative ones count from the last.
-        head: from 0; None averages.
+        points: (x, y) in pixels of the image, for "encoder"; empty: centers of the detections.
+        queries: queries to show; empty: the detections.
+        layer: from 0; negative numbers count from the last.
+        head: from 0; None averages all heads.
     """
 
     points: tuple[tuple[float, float], ...] = ()
@@ -57,192 +56,184 @@ class FigureOptions:
     layer: int = -1
     head: int | None = None
 
-    def check(self, explanation: Explanation) -> None:
-        """See that points, queries, layer and head exist.
-
-        Raises:
-            ConfigError: one of them does not.
-        """
-        attention = explanation.attention
-        heads = None if self.head is None else [self.head]
-        if self.points and not attention.layers["encoder"]:
-            raise ConfigError("--points: this model has no encoder")
-        for point in self.points:
-            attention.grid.token_at(*point)
-        attention.weights("decoder_cross", -1, heads=heads, queries=list(self.queries) or [0])
+    @property
+    def heads(self) -> list[int] | None:
+        """The selected head as a list; None for all."""
+        return None if self.head is None else [self.head]
 
 
-def write_figure(
-    name: FigureName, explanation: Explanation, path: Path, wish: FigureOptions | None = None, threshold: float = 0.5
-) -> None:
-    """Draw a picture and write it; the suffix of the path (.svg, .png, .pdf) says how.
+def draw_figure(explanation: Explanation, name: FigureName, options: FigureOptions | None = None) -> Figure:
+    """Draw a figure of an explanation.
 
     Raises:
-        ConfigError: there is nothing to show, or what is wished for does not exist.
+        ConfigError: there is nothing to show, or there is no such figure, point, layer or head.
     """
+    options = options or FigureOptions()
+    drawings: dict[str, Callable[[Explanation, FigureOptions], Figure]] = {
+        "encoder": _encoder_figure,
+        "decoder": _decoder_figure,
+        "matching": _matching_figure,
+    }
+    if name not in drawings:
+        raise ConfigError(f"{arg('figure', name)} is not a figure; {did_you_mean(name, drawings)}.")
     with print_style():
-        save_figure(draw_figure(name, explanation, wish, threshold), path)
+        return drawings[name](explanation, options)
 
 
-def draw_figure(
-    name: FigureName, explanation: Explanation, wish: FigureOptions | None = None, threshold: float = 0.5
-) -> Figure:
-    """Draw a picture.
-
-    Args:
-        name: which one.
-        explanation: of one photo.
-        wish: what to show.
-        threshold: least score of the detections, where the wish names none.
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg, .png or .pdf.
 
     Raises:
-        ConfigError: there is nothing to show, or what is wished for does not exist.
+        ConfigError: the file has another suffix, or was not written by detrkit and would be overwritten.
     """
-    wish = wish or FigureOptions()
-    wish.check(explanation)
-    draw = {"encoder": _encoder_figure, "decoder": _decoder_figure, "matching": _matching_figure}[name]
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{path} is not the name of a figure; expected the suffix {', '.join(SUFFIXES)}.")
+    refuse_foreign_overwrite(path)
     with print_style():
-        return draw(explanation, wish, threshold)
+        save_figure(figure, path)
 
 
-def _encoder_figure(explanation: Explanation, wish: FigureOptions, threshold: float) -> Figure:
+def _encoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
     grid = explanation.attention.grid
-    boxes = explanation.layer_boxes[-1]
-    middles = [(boxes[query, :2] + boxes[query, 2:]) / 2 for query in _queries(explanation, wish, threshold)]
-    points = wish.points or tuple(_inside((float(x), float(y)), grid.original) for x, y in middles)
+    if not explanation.attention.layers["encoder"]:
+        raise ConfigError(f"{arg('figure', 'encoder')} cannot be drawn: this model has no encoder layers.")
+    boxes = explanation.boxes
+    centers = [(boxes[query, :2] + boxes[query, 2:]) / 2 for query in _shown_queries(explanation, options)]
+    points = options.points or tuple(_clamp((float(x), float(y)), grid.original) for x, y in centers)
     if not points:
-        raise ConfigError(f"--figure encoder: nothing is detected at {threshold:g}; choose --points x,y, in pixels")
+        raise ConfigError(
+            f"{arg('figure', 'encoder')} has nothing to show: there are no detections at "
+            f"{arg('threshold', explanation.threshold)}. Pass {arg('points')}, or lower the threshold."
+        )
     panels = [
         Panel(
-            map=_map(explanation, "encoder", wish, grid.token_at(*point)),
+            map=_attention_map(explanation, "encoder", options, grid.token_at(*point)),
             title=f"from ({point[0]:.0f}, {point[1]:.0f})",
-            color=point_color(number),
+            color=point_color(index),
             point=point,
         )
-        for number, point in enumerate(points[:_MAX_PANELS])
+        for index, point in enumerate(points[:_MAX_PANELS])
     ]
-    return draw_panels(explanation.photo, _map_size(explanation), panels, [], _where("encoder", explanation, wish))
+    title = _layer_title("encoder", explanation, options)
+    return draw_panels(explanation.image, _map_size(explanation), panels, [], title)
 
 
-def _decoder_figure(explanation: Explanation, wish: FigureOptions, threshold: float) -> Figure:
-    queries = _queries(explanation, wish, threshold)
+def _decoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
+    queries = _shown_queries(explanation, options)
     if not queries:
-        raise ConfigError(f"--figure decoder: nothing is detected at {threshold:g}; lower --threshold, or --queries")
-    drawn = {query: _detected(explanation, query) for query in queries[:_MAX_PANELS]}
+        raise ConfigError(
+            f"{arg('figure', 'decoder')} has nothing to show: there are no detections at "
+            f"{arg('threshold', explanation.threshold)}. Lower it, or pass {arg('queries')}."
+        )
+    drawn = {query: _drawn_query(explanation, query) for query in queries[:_MAX_PANELS]}
     panels = [
         Panel(
-            _map(explanation, "decoder_cross", wish, query),
+            _attention_map(explanation, "decoder_cross", options, query),
             f"{query}: {box.caption}",
             box.color,
             box.box,
-            dots=_dots(explanation, wish, query),
+            dots=_dots(explanation, options, query),
         )
         for query, box in drawn.items()
     ]
-    title = _where("decoder", explanation, wish)
-    return draw_panels(explanation.photo, _map_size(explanation), panels, list(drawn.values()), title)
+    title = _layer_title("decoder_cross", explanation, options)
+    return draw_panels(explanation.image, _map_size(explanation), panels, list(drawn.values()), title)
 
 
-def _dots(explanation: Explanation, wish: FigureOptions, query: int) -> Float[Tensor, "K 3"] | None:
-    """The points that a query samples, with their weights; None where it looks at all cells."""
-    inputs = explanation.attention.inputs("decoder_cross", wish.layer)
+def _dots(explanation: Explanation, options: FigureOptions, query: int) -> Float[Tensor, "K 3"] | None:
+    """Return (x, y, weight) of the sampling points of a query; None if the attention is dense."""
+    inputs = explanation.attention.inputs("decoder_cross", options.layer)
     if not isinstance(inputs, DeformableAttentionInputs):
         return None
-    found = inputs.sampling_points(None if wish.head is None else [wish.head], [query])
-    return torch.cat([found.points, found.weights[..., None]], dim=-1).flatten(0, -2)
+    sampled = inputs.sampling_points(options.heads, [query])
+    return torch.cat([sampled.points, sampled.weights[..., None]], dim=-1).flatten(0, -2)
 
 
-def _matching_figure(explanation: Explanation, _wish: FigureOptions, _threshold: float) -> Figure:
+def _matching_figure(explanation: Explanation, _options: FigureOptions) -> Figure:
     matching, annotations = explanation.matching, explanation.annotations
     if matching is None or annotations is None:
-        raise ConfigError("--figure matching: shows objects and who answers for them; add --annotations")
-    query_of = {number: query for query, number in matching.layer_pairs[-1]}
-    objects = sorted(query_of)[:_MAX_OBJECTS]
+        raise ConfigError(f"{arg('figure', 'matching')} needs the ground truth; pass {arg('annotations')}.")
+    query_of_object = {index: query for query, index in matching.layer_pairs[-1]}
+    objects = sorted(query_of_object)[:_MAX_OBJECTS]
     if not objects:
-        raise ConfigError("--figure matching: this photo has no objects, so there is nothing to match")
-    names = explanation.categories.names
-    labels = annotations.labels.tolist()
-    matched = [query_of[number] for number in objects]
-    order = explanation.scores_and_labels[0].argsort(descending=True, stable=True).tolist()
-    others = [query for query in order if query not in query_of.values()][:_MAX_OTHERS]
-    costs: np.ndarray = matching.cost[[*matched, *others]][:, objects].numpy()
+        raise ConfigError(f"{arg('figure', 'matching')} has nothing to show: this image has no objects.")
+    names, labels = explanation.categories.names, annotations.labels.tolist()
+    matched = [query_of_object[index] for index in objects]
+    unmatched = [query for query in explanation.ranked_queries() if query not in query_of_object.values()]
+    queries = [*matched, *unmatched[:_MAX_UNMATCHED]]
+    costs: np.ndarray = matching.cost[queries][:, objects].numpy()
     boxes = [
-        one
-        for number in objects
-        for one in (
-            DrawnBox(tuple(annotations.boxes[number].tolist()), "", _WHITE, is_dashed=True),
+        box
+        for index in objects
+        for box in (
+            DrawnBox(tuple(annotations.boxes[index].tolist()), "", _WHITE, is_dashed=True),
             DrawnBox(
-                tuple(explanation.layer_boxes[-1, query_of[number]].tolist()),
-                f"{number}: query {query_of[number]}",
-                color_of(labels[number]),
+                tuple(explanation.boxes[query_of_object[index]].tolist()),
+                f"{index}: query {query_of_object[index]}",
+                color_of(labels[index]),
             ),
         )
     ]
-    left_out = f" (first {len(objects)} of {len(labels)} objects)" if len(objects) < len(labels) else ""
+    omitted = f" (first {len(objects)} of {len(labels)} objects)" if len(objects) < len(labels) else ""
     return draw_matching(
-        explanation.photo,
+        explanation.image,
         boxes,
         costs,
-        [f"query {query}" for query in [*matched, *others]],
-        [f"{number}: {names[labels[number]]}" for number in objects],
-        f"cost of each query for each object{left_out}",
+        [f"query {query}" for query in queries],
+        [f"{index}: {names[labels[index]]}" for index in objects],
+        f"matching cost of queries and objects{omitted}",
     )
 
 
-def write_stages_figure(passages: Sequence[StageIO], image: tuple[int, ...], title: str, path: Path) -> None:
-    """Draw the shapes at every stage and write the picture.
+def write_stages_figure(stages: Sequence[StageIO], image: tuple[int, ...], title: str, path: Path) -> None:
+    """Draw the tensor shapes of a model and write the figure.
 
     Args:
-        passages: of a forward pass.
-        image: shape of the batch that went in.
-        title: above it.
-        path: .svg, .png or .pdf.
+        stages: of a forward pass.
+        image: shape of the input batch.
+        title: title of the figure.
+        path: file to write, .svg, .png or .pdf.
     """
-    shapes = {passage.part: tuple(str(shape) for shape in passage.gives) for passage in passages}
-    tokens = next((str(shape) for p in passages if p.part == "encoder" for _, shape in p.takes[:1]), "")
+    shapes = {stage.part: tuple(str(shape) for shape in stage.outputs) for stage in stages}
+    tokens = next((str(shape) for stage in stages if stage.part == "encoder" for _, shape in stage.inputs[:1]), "")
     boxes = [
-        StageBox("photo", (str(image),), 0, 0),
+        StageBox("image", (str(image),), 0, 0),
         StageBox("backbone", shapes["backbone"], 0, 1),
         StageBox("projection", (*shapes["input_projection"], "as tokens:", tokens), 0, 2),
-        StageBox("encoder", ("with positions", *shapes["positions"], "gives memory:", *shapes["encoder"]), 0, 3),
+        StageBox("encoder", ("with positions", *shapes["positions"], "memory:", *shapes["encoder"]), 0, 3),
         StageBox("queries", shapes["query_source"], 1, 2),
         StageBox("decoder", ("after every layer:", *shapes["decoder"]), 1, 3),
         StageBox("heads", ("classes:", *shapes["heads.class_head"], "boxes:", *shapes["heads.box_head"]), 1, 4),
     ]
-    arrows = [("photo", "backbone"), ("backbone", "projection"), ("projection", "encoder"), ("encoder", "decoder")]
+    arrows = [("image", "backbone"), ("backbone", "projection"), ("projection", "encoder"), ("encoder", "decoder")]
     arrows += [("queries", "decoder"), ("decoder", "heads")]
     if "mask_head" in shapes:
         boxes.append(StageBox("mask head", shapes["mask_head"], 0, 4))
         arrows.append(("encoder", "mask head"))
     with print_style():
-        save_figure(draw_stages(boxes, arrows, title), path)
+        figure = draw_stages(boxes, arrows, title)
+    write_figure(figure, path)
 
 
-def _queries(explanation: Explanation, wish: FigureOptions, threshold: float) -> list[int]:
-    """Those wished for, or the detections, best first."""
-    if wish.queries:
-        return list(wish.queries)
-    scores, _ = explanation.scores_and_labels
-    order = scores.argsort(descending=True, stable=True)
-    return [int(query) for query in order if scores[query] >= threshold]
+def _shown_queries(explanation: Explanation, options: FigureOptions) -> list[int]:
+    """Return the selected queries, or the detections by descending score."""
+    return list(options.queries) or explanation.detected_queries()
 
 
-def _detected(explanation: Explanation, query: int) -> DrawnBox:
-    scores, labels = explanation.scores_and_labels
-    label = int(labels[query])
-    caption = f"{explanation.categories.names[label]} {scores[query]:.2f}"
-    return DrawnBox(tuple(explanation.layer_boxes[-1, query].tolist()), caption, color_of(label))
+def _drawn_query(explanation: Explanation, query: int) -> DrawnBox:
+    label = int(explanation.labels[query])
+    caption = f"{explanation.categories.names[label]} {explanation.scores[query]:.2f}"
+    return DrawnBox(tuple(explanation.boxes[query].tolist()), caption, color_of(label))
 
 
-def _map(
-    explanation: Explanation, kind: Literal["encoder", "decoder_cross"], wish: FigureOptions, row: int
+def _attention_map(
+    explanation: Explanation, kind: Literal["encoder", "decoder_cross"], options: FigureOptions, query: int
 ) -> Float[Tensor, "h w"]:
-    heads = None if wish.head is None else [wish.head]
-    return explanation.attention.maps(kind, wish.layer, heads=heads, queries=[row]).mean(0)[0]
+    return explanation.attention.maps(kind, options.layer, heads=options.heads, queries=[query]).mean(0)[0]
 
 
 def _map_size(explanation: Explanation) -> tuple[float, float]:
-    """(height, width) in pixels of the photo that the feature map covers."""
+    """Return (height, width) of the area that the feature map covers, in pixels of the image."""
     grid = explanation.attention.grid
     height, width = (
         count * grid.stride * whole / side
@@ -251,12 +242,13 @@ def _map_size(explanation: Explanation) -> tuple[float, float]:
     return height, width
 
 
-def _where(part: Literal["encoder", "decoder"], explanation: Explanation, wish: FigureOptions) -> str:
-    count = len(explanation.attention.layers["encoder" if part == "encoder" else "decoder_cross"])
-    heads = "all heads" if wish.head is None else f"head {wish.head}"
-    return f"layer {wish.layer % count + 1} of {count}, {heads}"
+def _layer_title(kind: Literal["encoder", "decoder_cross"], explanation: Explanation, options: FigureOptions) -> str:
+    """Name the layer and the head, counted from 1 as on the page."""
+    count = len(explanation.attention.layers[kind])
+    heads = "all heads" if options.head is None else f"head {options.head + 1}"
+    return f"layer {options.layer % count + 1} of {count}, {heads}"
 
 
-def _inside(point: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-    """Move a point into the photo."""
+def _clamp(point: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+    """Move a point into the image."""
     return min(max(point[0], 0), size[1] - 1), min(max(point[1], 0), size[0] - 1)

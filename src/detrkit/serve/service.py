@@ -19,17 +19,17 @@ from torch import Tensor
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_uploaded_image
 from detrkit.explain.document import page_document
-from detrkit.explain.explanation import Explanation, explain
+from detrkit.explain.explain import explain_sample
+from detrkit.explain.explanation import Explanation
 from detrkit.inference.batches import MinScores
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
-from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.serve.batcher import Batcher
 from detrkit.serve.config import ServeConfig
 from detrkit.serve.http_errors import queue_full, shutting_down
 from detrkit.serve.metrics import Metrics
 from detrkit.serve.uploads import Upload
-from detrkit.structures import Detections, Sample
+from detrkit.structures import Detections
 
 ResultT = TypeVar("ResultT")
 _BATCHES_AHEAD = 8  # batches of images read ahead per device, among which similar sizes are sought
@@ -122,8 +122,14 @@ class Service:
         """
         async with _slot(self._explain_slots, upload):
             sample = await self._in_thread(lambda: unannotated(self._read(upload)), upload)
-            explanation = await _wait(self.batcher.call(lambda detector: _explain(detector, sample)))
-            return await self._in_thread(lambda: self._pack(explanation, upload.name, threshold))
+            explanation = await _wait(
+                self.batcher.call(
+                    lambda detector: explain_sample(
+                        detector, sample, threshold=threshold, image_name=upload.name, model_name=self.name
+                    )
+                )
+            )
+            return await self._in_thread(lambda: _pack(explanation))
 
     def close(self) -> None:
         """Finish the running batches, and end all threads."""
@@ -146,21 +152,11 @@ class Service:
             future.add_done_callback(lambda _: upload.file.close())
         return await _wait(future)
 
-    def _pack(self, explanation: Explanation, image_name: str, threshold: float) -> tuple[bytes, int]:
-        page = page_document(
-            explanation,
-            self.detector.engine.config,
-            photo_name=image_name,
-            model_name=self.name,
-            threshold=threshold,
-        )
-        document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-        return gzip.compress(document + page.block, _GZIP_LEVEL), len(document)
 
-
-def _explain(detector: Detector, sample: Sample) -> Explanation:
-    min_score = detector.resolve_segment_threshold("auto") if detector.model.config.mask_head else MIN_SCORE
-    return explain(detector.model, detector.preprocessing, detector.categories, sample, segment_threshold=min_score)
+def _pack(explanation: Explanation) -> tuple[bytes, int]:
+    page = page_document(explanation)
+    document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return gzip.compress(document + page.block, _GZIP_LEVEL), len(document)
 
 
 @asynccontextmanager

@@ -1,26 +1,26 @@
-"""The page: its parts lie beside this file, and are put together with a document into one HTML file.
+"""The page of an explanation: one HTML file, put together from the files of this folder.
 
-It opens from disk and fetches nothing, which its content security policy also forbids. `startPage(document, bytes)` in
-`start.js` is all that it takes to show another document, from wherever it comes.
+It opens from disk and fetches nothing, which its content security policy also forbids. The server uses the same parts for
+its live page: `startPage(document, bytes)` in `start.js` shows a document received in any way.
 """
 
 import base64
 import html
 import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from string import Template
 
 from detrkit._internal.provenance import MAKER_OF_PAGE
 from detrkit.explain.document import PageDocument
 
-_MASKS = "masks.js"  # the views of models with a mask head
+_MASKS = "masks.js"  # views of models with a mask head
 _SCRIPTS = (
     "elements.js",
     "maps.js",
     "drawing.js",
-    "look.js",
+    "viewer.js",
     _MASKS,
     "layers.js",
     "matching.js",
@@ -31,12 +31,12 @@ _SCRIPTS = (
 
 @dataclass(frozen=True)
 class PageParts:
-    """What the page is made of, apart from what it shows.
+    """Parts of the page that do not depend on the image.
 
     Attributes:
-        body: HTML of all that `startPage` fills.
+        body: HTML of the elements that `startPage` fills.
         style: CSS.
-        script: JavaScript, to be put inside of a function.
+        script: JavaScript, to be wrapped in a function.
     """
 
     body: str
@@ -45,34 +45,26 @@ class PageParts:
 
 
 def read_parts(*, with_masks: bool = True) -> PageParts:
-    """Read the parts of the page, with the views of masks or without."""
+    """Read the parts of the page, with or without the views of masks."""
     scripts = [name for name in _SCRIPTS if with_masks or name != _MASKS]
-    return PageParts(_text("body.html"), _text("page.css"), "\n".join(_text(name) for name in scripts))
+    return PageParts(_read("body.html"), _read("page.css"), "\n".join(_read(name) for name in scripts))
 
 
 def build_page(page: PageDocument) -> str:
-    """Put the page of a document together, as HTML."""
+    """Build the HTML of a document."""
     parts = read_parts(with_masks="masks" in page.document)
-    title = f"{page.document['photo']['name']}: how DETR saw it"
-    # "<" could end the script it stands in
+    # "<" could end the script element that contains the document
     document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    fills = {
-        "MAKER": MAKER_OF_PAGE,
-        "TITLE": html.escape(title),
-        "STYLE": parts.style,
-        "BODY": parts.body,
-        "DOCUMENT": document,
-        "MAPS": base64.b64encode(zlib.compress(page.block, 9)).decode(),
-        "SCRIPT": parts.script,
-    }
-    return filled(_text("page.html"), fills)
+    return Template(_read("page.html")).substitute(
+        generator=MAKER_OF_PAGE,
+        title=html.escape(f"{page.document['image']['name']}: DETR explained"),
+        style=parts.style,
+        body=parts.body,
+        document=document,
+        maps=base64.b64encode(zlib.compress(page.block, 9)).decode(),
+        script=parts.script,
+    )
 
 
-def filled(template: str, fills: Mapping[str, str]) -> str:
-    """Put texts in the places of a template that stand between two @@."""
-    # every second piece is a name; filled in one pass, so that nothing is looked for inside of what was filled in
-    return "".join(fills[piece] if index % 2 else piece for index, piece in enumerate(template.split("@@")))
-
-
-def _text(name: str) -> str:
+def _read(name: str) -> str:
     return files(__package__).joinpath(name).read_text("utf-8")

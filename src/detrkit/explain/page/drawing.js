@@ -1,94 +1,95 @@
-// Drawing on canvases: the photo, the heat over it, boxes.
+// Drawing on canvases: heatmaps, boxes, sampling points, labels.
 
-const RAMP = [[0, 48, 18, 110], [0.3, 150, 30, 120], [0.6, 235, 85, 60], [0.85, 250, 170, 50], [1, 255, 250, 160]];
+const COLOR_STOPS = [[0, 48, 18, 110], [0.3, 150, 30, 120], [0.6, 235, 85, 60], [0.85, 250, 170, 50], [1, 255, 250, 160]];
 
-function heatColour(share) {
+function heatColor(share) {
   let i = 1;
-  while (i < RAMP.length - 1 && share > RAMP[i][0]) i++;
-  const [from, to] = [RAMP[i - 1], RAMP[i]];
+  while (i < COLOR_STOPS.length - 1 && share > COLOR_STOPS[i][0]) i++;
+  const [from, to] = [COLOR_STOPS[i - 1], COLOR_STOPS[i]];
   const part = (share - from[0]) / (to[0] - from[0]);
   return [1, 2, 3].map((c) => Math.round(from[c] + part * (to[c] - from[c])));
 }
 
-// small canvas with one pixel a cell
-function heatCells(map, strength) {
-  const canvas = element("canvas", { width: map.columns, height: map.rows });
-  const pen = canvas.getContext("2d");
-  const picture = pen.createImageData(map.columns, map.rows);
-  const most = map.values[hottest(map.values)] || 1;
-  map.values.forEach((value, i) => {
-    const share = value / most;
-    picture.data.set([...heatColour(share), Math.round(255 * strength * (0.06 + 0.94 * Math.sqrt(share)))], 4 * i);
-  });
-  pen.putImageData(picture, 0, 0);
+// canvas with one pixel per value; `color` maps a value to RGBA
+function pixelCanvas(values, rows, columns, color) {
+  const canvas = element("canvas", { width: columns, height: rows });
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(columns, rows);
+  values.forEach((value, i) => pixels.data.set(color(value), 4 * i));
+  context.putImageData(pixels, 0, 0);
   return canvas;
 }
 
-function drawHeat(pen, maps, map, strength, wide, tall) {
+function drawHeat(context, maps, map, opacity, canvasWidth, canvasHeight) {
   const [height, width] = maps.grid.resized;
   const side = maps.grid.stride * map.pool;
-  pen.imageSmoothingEnabled = false;
-  pen.drawImage(heatCells(map, strength), 0, 0, (map.columns * side * wide) / width, (map.rows * side * tall) / height);
+  const max = map.values[argmax(map.values)] || 1;
+  const cells = pixelCanvas(map.values, map.rows, map.columns, (value) => {
+    const share = value / max;
+    return [...heatColor(share), Math.round(255 * opacity * (0.06 + 0.94 * Math.sqrt(share)))];
+  });
+  context.imageSmoothingEnabled = false;
+  context.drawImage(cells, 0, 0, (map.columns * side * canvasWidth) / width, (map.rows * side * canvasHeight) / height);
 }
 
-function drawRamp(canvas) {
-  const pen = canvas.getContext("2d");
+function drawColorBar(canvas) {
+  const context = canvas.getContext("2d");
   for (let x = 0; x < 256; x++) {
-    pen.fillStyle = `rgb(${heatColour(x / 255).join(" ")})`;
-    pen.fillRect(x, 0, 1, 1);
+    context.fillStyle = `rgb(${heatColor(x / 255).join(" ")})`;
+    context.fillRect(x, 0, 1, 1);
   }
 }
 
-// a box in pixels of the photo; a dark line below keeps it visible on any ground
-function drawBox(pen, box, scale, colour, width, { dash = [], label = "", alpha = 1 } = {}) {
+// box in pixels of the image; a dark line below it keeps it visible on any background
+function drawBox(context, box, scale, color, width, { dash = [], label = "", alpha = 1 } = {}) {
   const [x, y, right, bottom] = [box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1]];
-  pen.save();
-  pen.globalAlpha = alpha;
-  pen.setLineDash(dash);
-  for (const [style, line] of [["rgba(0, 0, 0, .65)", width + 2], [colour, width]]) {
-    pen.strokeStyle = style;
-    pen.lineWidth = line;
-    pen.strokeRect(x, y, right - x, bottom - y);
+  context.save();
+  context.globalAlpha = alpha;
+  context.setLineDash(dash);
+  for (const [style, lineWidth] of [["rgba(0, 0, 0, .65)", width + 2], [color, width]]) {
+    context.strokeStyle = style;
+    context.lineWidth = lineWidth;
+    context.strokeRect(x, y, right - x, bottom - y);
   }
-  if (label) drawLabel(pen, label, x, y, colour);
-  pen.restore();
+  if (label) drawLabel(context, label, x, y, color);
+  context.restore();
 }
 
-// sampled points, the weightier the larger, and a cross where they are chosen around
-function drawPoints(pen, sampled, scale, colour, width) {
-  pen.save();
-  pen.strokeStyle = "rgba(0, 0, 0, .75)";
-  pen.lineWidth = width / 3;
-  pen.fillStyle = colour;
-  for (const { place, weight } of sampled.points) {
-    pen.beginPath();
-    pen.arc(place[0] * scale[0], place[1] * scale[1], width * (0.5 + 4 * Math.sqrt(weight)), 0, 2 * Math.PI);
-    pen.fill();
-    pen.stroke();
+// sampling points, their area growing with their weight, and a cross at the reference point
+function drawPoints(context, sampled, scale, color, width) {
+  context.save();
+  context.strokeStyle = "rgba(0, 0, 0, .75)";
+  context.lineWidth = width / 3;
+  context.fillStyle = color;
+  for (const { point, weight } of sampled.points) {
+    context.beginPath();
+    context.arc(point[0] * scale[0], point[1] * scale[1], width * (0.5 + 4 * Math.sqrt(weight)), 0, 2 * Math.PI);
+    context.fill();
+    context.stroke();
   }
   const [x, y] = [sampled.reference[0] * scale[0], sampled.reference[1] * scale[1]], arm = 4 * width;
-  for (const [style, line] of [["rgba(0, 0, 0, .75)", width * 1.8], ["#fff", width * 0.9]]) {
-    pen.strokeStyle = style;
-    pen.lineWidth = line;
-    pen.beginPath();
+  for (const [style, lineWidth] of [["rgba(0, 0, 0, .75)", width * 1.8], ["#fff", width * 0.9]]) {
+    context.strokeStyle = style;
+    context.lineWidth = lineWidth;
+    context.beginPath();
     for (const [dx, dy] of [[arm, arm], [arm, -arm]]) {
-      pen.moveTo(x - dx, y - dy);
-      pen.lineTo(x + dx, y + dy);
+      context.moveTo(x - dx, y - dy);
+      context.lineTo(x + dx, y + dy);
     }
-    pen.stroke();
+    context.stroke();
   }
-  pen.restore();
+  context.restore();
 }
 
-function drawLabel(pen, label, x, y, colour) {
+function drawLabel(context, label, x, y, color) {
   const ratio = window.devicePixelRatio || 1;
   const size = 13 * ratio;
-  pen.font = `600 ${size}px system-ui, sans-serif`;
-  const width = pen.measureText(label).width + size * 0.6, height = size * 1.45;
-  if (height > pen.canvas.height / 2) return; // a photo that is little more than a line
-  const left = clamp(x, 0, Math.max(0, pen.canvas.width - width)), top = y >= height ? y - height : Math.max(y, 0);
-  pen.fillStyle = colour;
-  pen.fillRect(left, top, width, height);
-  pen.fillStyle = "#000";
-  pen.fillText(label, left + size * 0.3, top + size * 1.08);
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  const width = context.measureText(label).width + size * 0.6, height = size * 1.45;
+  if (height > context.canvas.height / 2) return; // the image is too low for a label
+  const left = clamp(x, 0, Math.max(0, context.canvas.width - width)), top = y >= height ? y - height : Math.max(y, 0);
+  context.fillStyle = color;
+  context.fillRect(left, top, width, height);
+  context.fillStyle = "#000";
+  context.fillText(label, left + size * 0.3, top + size * 1.08);
 }

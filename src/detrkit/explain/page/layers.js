@@ -1,57 +1,57 @@
-// The chosen query from decoder layer to decoder layer, and the queries that it listens to.
+// The chosen query after every decoder layer, and its self-attention to other queries.
 
-function showLayers(look) {
-  const { explanation, maps, query } = look;
+function showLayers(viewer) {
+  const { explanation, query } = viewer;
   const layers = explanation.queries[query].layers;
-  const kept = look.kept(query);
-  const numbers = kept < 0 ? [explanation.model.decoderLayers - 1] : layers.map((_, i) => i);
-  byId("layers").replaceChildren(...layers.map((one, i) => layerCard(look, one, numbers[i], kept)));
-  byId("listens").replaceChildren(...(kept < 0 ? [] : listens(look, kept)));
+  const row = viewer.includedRow(query);
+  const numbers = row < 0 ? [explanation.model.decoderLayers - 1] : layers.map((_, i) => i);
+  byId("layers").replaceChildren(...layers.map((prediction, i) => layerCard(viewer, prediction, numbers[i], row)));
+  byId("selfAttention").replaceChildren(...(row < 0 ? [] : selfAttentionText(viewer, row)));
 }
 
-function layerCard(look, one, layer, kept) {
-  const canvas = layerPicture(look, one, layer, kept);
+function layerCard(viewer, prediction, layer, row) {
+  const canvas = layerCanvas(viewer, prediction, layer, row);
   const bars = element("div", { className: "bars" });
-  for (const [label, share] of one.top) bars.append(...bar(look.explanation.classes[label], share, colourOf(label)));
-  if (one.noObject !== null) bars.append(...bar("no object", one.noObject, "gray"));
+  for (const [label, share] of prediction.top) bars.append(...bar(viewer.explanation.classes[label], share, colorOf(label)));
+  if (prediction.noObject !== null) bars.append(...bar("no object", prediction.noObject, "gray"));
   const card = element("button", { type: "button", className: "layer" }, canvas, element("b", {}, `layer ${layer + 1}`), bars);
-  card.setAttribute("aria-pressed", String(look.view === "query" && look.layer.query === layer));
+  card.setAttribute("aria-pressed", String(viewer.view === "query" && viewer.layer.query === layer));
   card.addEventListener("click", () => {
-    look.layer.query = layer;
-    look.show("query");
+    viewer.layer.query = layer;
+    viewer.show("query");
     byId("layers").children[layer]?.focus();
   });
   return card;
 }
 
-function bar(name, share, colour) {
+function bar(name, share, color) {
   const label = element("span", { title: name }, name);
-  label.style.background = `linear-gradient(90deg, color-mix(in srgb, ${colour} 45%, transparent) ${100 * share}%, transparent ${100 * share}%)`;
+  label.style.background = `linear-gradient(90deg, color-mix(in srgb, ${color} 45%, transparent) ${100 * share}%, transparent ${100 * share}%)`;
   return [label, element("em", {}, percent(share))];
 }
 
-function layerPicture(look, one, layer, kept) {
-  const [tall, wide] = look.explanation.photo.size;
-  const width = 320, height = Math.round(clamp((width * tall) / wide, 16, 640));
+function layerCanvas(viewer, prediction, layer, row) {
+  const [imageHeight, imageWidth] = viewer.explanation.image.size;
+  const width = 320, height = Math.round(clamp((width * imageHeight) / imageWidth, 16, 640));
   const canvas = element("canvas", { width, height });
-  const pen = canvas.getContext("2d");
-  pen.filter = kept < 0 ? "none" : "grayscale(.8) brightness(.9)";
-  pen.drawImage(look.photo, 0, 0, width, height);
-  pen.filter = "none";
-  if (kept >= 0) drawHeat(pen, look.maps, look.maps.cross(kept, layer, -1), 0.8, width, height);
-  drawBox(pen, one.box, [width / wide, height / tall], colourOf(one.top[0][0]), 4);
+  const context = canvas.getContext("2d");
+  context.filter = row < 0 ? "none" : "grayscale(.8) brightness(.9)";
+  context.drawImage(viewer.image, 0, 0, width, height);
+  context.filter = "none";
+  if (row >= 0) drawHeat(context, viewer.maps, viewer.maps.cross(row, layer, -1), 0.8, width, height);
+  drawBox(context, prediction.box, [width / imageWidth, height / imageHeight], colorOf(prediction.top[0][0]), 4);
   return canvas;
 }
 
-// decoder self-attention: which other queries are heard in the shown layer
-function listens(look, kept) {
-  const shares = look.maps.toQueries(kept, look.layer.query, look.head);
-  const order = Array.from(shares.keys()).sort((a, b) => shares[b] - shares[a]).slice(0, 6);
-  const parts = [`In layer ${look.layer.query + 1} (${look.head < 0 ? "average of its heads" : `head ${look.head + 1}`}), query ${look.query} listens most to `];
+// decoder self-attention of the chosen query in the chosen layer
+function selfAttentionText(viewer, row) {
+  const weights = viewer.maps.self(row, viewer.layer.query, viewer.head);
+  const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 6);
+  const parts = [`In layer ${viewer.layer.query + 1} (${viewer.head < 0 ? "mean of its heads" : `head ${viewer.head + 1}`}), query ${viewer.query} attends most to `];
   order.forEach((other, i) => {
-    const text = other === look.query ? "itself" : `query ${other} (${look.name(other)} ${look.score(other).toFixed(2)})`;
-    const name = other === look.query ? text : element("button", { type: "button", className: "link", onclick: () => look.choose(other) }, text);
-    parts.push(i ? ", " : "", name, `: ${percent(shares[other])}`);
+    const text = other === viewer.query ? "itself" : `query ${other} (${viewer.className(other)} ${viewer.score(other).toFixed(2)})`;
+    const name = other === viewer.query ? text : element("button", { type: "button", className: "link", onclick: () => viewer.choose(other) }, text);
+    parts.push(i ? ", " : "", name, `: ${percent(weights[other])}`);
   });
-  return [...parts, ". (Decoder self-attention; alike for all would be ", percent(1 / shares.length), ".)"];
+  return [...parts, ". (Decoder self-attention; uniform attention would be ", percent(1 / weights.length), ".)"];
 }

@@ -1,21 +1,21 @@
-// Two more views for models with a mask head: the chosen query's mask, and how the segments share out the photo.
+// Two more views for models with a mask head: the mask of the chosen query, and the panoptic segmentation.
 
-class MaskLook extends Look {
+class MaskViewer extends Viewer {
   connect() {
     this.segments = this.explanation.masks.segments;
-    const views = [["mask", "what a query's mask covers", "click the photo or use the arrow keys for another"]];
-    if (this.segments) views.push(["segments", "what every pixel belongs to", "the masks, merged: things and stuff"]);
+    const views = [["mask", "mask of a query", "choose another by a click on the image or the arrow keys"]];
+    if (this.segments) views.push(["segments", "panoptic segmentation", "the merged masks: things and stuff"]);
     for (const [view, text, note] of views) this.addView(view, text, note);
-    this.names = element("ul", { id: "segments", className: "segments", hidden: true });
-    byId("status").after(this.names);
+    this.segmentList = element("ul", { id: "segments", className: "segments", hidden: true });
+    byId("status").after(this.segmentList);
     super.connect();
   }
 
   addView(view, text, note) {
     const radio = element("input", { type: "radio", name: "view", value: view });
     document.querySelector('input[value="none"]').parentElement.before(element("label", {}, radio, ` ${text} `, element("small", {}, note)));
-    this.depth[view] = this.depth.query;
-    this.layer[view] = this.depth.query - 1; // masks are drawn after the last one
+    this.numLayers[view] = this.numLayers.query;
+    this.layer[view] = this.numLayers.query - 1; // masks belong to the last layer
   }
 
   get drawsMasks() {
@@ -23,11 +23,11 @@ class MaskLook extends Look {
   }
 
   mask(query) {
-    const kept = this.kept(query);
-    if (kept < 0) return null;
+    const included = this.includedRow(query);
+    if (included < 0) return null;
     const { bytes, cell } = this.explanation.masks;
     const [, rows, columns] = bytes.shape;
-    const values = this.maps.array(bytes).subarray(kept * rows * columns, (kept + 1) * rows * columns);
+    const values = this.maps.array(bytes).subarray(included * rows * columns, (included + 1) * rows * columns);
     return { values, rows, columns, cell };
   }
 
@@ -36,15 +36,15 @@ class MaskLook extends Look {
     this.show(this.view === "mask" ? "mask" : "query");
   }
 
-  // the photo clicked: of the detections, whose mask is surest there
+  // a click chooses the detection with the highest mask probability there
   point(event) {
     if (!this.drawsMasks) return super.point(event);
-    const place = byId("boxes").getBoundingClientRect();
-    const x = (event.clientX - place.left) / place.width, y = (event.clientY - place.top) / place.height;
-    if (this.view === "segments") return this.tell(this.segmentAt(x, y));
-    const sure = (query) => { const mask = this.mask(query); return mask ? mask.values[this.indexAt(mask, x, y)] : -1; };
-    const found = this.detections().sort((a, b) => sure(b) - sure(a))[0];
-    if (found !== undefined && sure(found) >= 127.5) this.choose(found);
+    const bounds = byId("boxes").getBoundingClientRect();
+    const x = (event.clientX - bounds.left) / bounds.width, y = (event.clientY - bounds.top) / bounds.height;
+    if (this.view === "segments") return this.chooseSegment(this.segmentAt(x, y));
+    const probability = (query) => { const mask = this.mask(query); return mask ? mask.values[this.indexAt(mask, x, y)] : -1; };
+    const best = this.detections().sort((a, b) => probability(b) - probability(a))[0];
+    if (best !== undefined && probability(best) >= 127.5) this.choose(best);
   }
 
   indexAt(mask, x, y) {
@@ -61,47 +61,47 @@ class MaskLook extends Look {
 
   step(event) {
     if (!this.drawsMasks) return super.step(event);
-    const forth = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
-    if (!forth) return;
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
     event.preventDefault();
-    if (this.view === "segments") return this.tell(nextOf(this.segments.named.map((_, i) => i + 1), this.told, forth) || 0);
-    const next = nextOf(this.detections(), this.query, forth);
+    if (this.view === "segments") return this.chooseSegment(neighbourOf(this.segments.named.map((_, i) => i + 1), this.chosenSegment, step) || 0);
+    const next = neighbourOf(this.detections(), this.query, step);
     if (next !== undefined) this.choose(next);
   }
 
-  // of which segment the status line speaks; 0 is none
-  tell(number) {
-    this.told = number;
+  // 0: the click hit no segment; undefined: all segments
+  chooseSegment(number) {
+    this.chosenSegment = number;
     this.draw();
   }
 
   update() {
     super.update();
     for (const name of ["layer", "head"]) byId(name).disabled = this.drawsMasks;
-    byId("boxes").setAttribute("aria-label", this.view === "mask" ? "Photo. Click, or use the arrow keys, to see another detection's mask." : this.view === "segments" ? "Photo. Click, or use the arrow keys, to hear of a segment." : BOXES_LABEL);
+    byId("boxes").setAttribute("aria-label", this.view === "mask" ? "Image. Click, or use the arrow keys, to choose the mask of another detection." : this.view === "segments" ? "Image. Click, or use the arrow keys, to choose a segment." : BOXES_LABEL);
   }
 
   draw() {
     super.draw();
-    this.names.hidden = this.view !== "segments";
-    drawRamp(byId("ramp"));
+    this.segmentList.hidden = this.view !== "segments";
+    drawColorBar(byId("colorBar"));
     if (!this.drawsMasks) return;
-    const heat = byId("heat"), strength = byId("strength").valueAsNumber;
+    const heat = byId("heat"), opacity = byId("opacity").valueAsNumber;
     const mask = this.view === "mask" ? this.mask(this.query) : null;
-    byId("photo").classList.toggle("dimmed", this.view === "segments" || Boolean(mask));
+    byId("image").classList.toggle("dimmed", this.view === "segments" || Boolean(mask));
     if (this.view === "segments") {
-      drawSegments(heat, this.maps.array(this.segments.ids), this.segments, strength, this.told);
+      drawSegments(heat, this.maps.array(this.segments.ids), this.segments, opacity, this.chosenSegment);
       this.listSegments();
     } else if (mask) {
-      const colour = coloured(colourOf(this.final(this.query).top[0][0]));
-      drawMask(heat, mask, this.maps.grid.resized, colour, strength);
-      drawShades(byId("ramp"), colour);
-      byId("most").textContent = "surely part of it";
-      byId("ramp").parentElement.style.visibility = "visible";
-      const most = hottest(mask.values);
-      heat.dataset.hottest = [Math.floor(most / mask.columns), most % mask.columns];
+      const color = rgb(colorOf(this.final(this.query).top[0][0]));
+      drawMask(heat, mask, this.maps.grid.resized, color, opacity);
+      drawMaskBar(byId("colorBar"), color);
+      byId("maxValue").textContent = "probability 1";
+      byId("colorBar").parentElement.style.visibility = "visible";
+      const max = argmax(mask.values);
+      heat.dataset.maxCell = [Math.floor(max / mask.columns), max % mask.columns];
     }
-    byId("status").textContent = this.view === "mask" ? this.maskSentence(mask) : this.segmentSentence();
+    byId("status").textContent = this.view === "mask" ? this.maskText(mask) : this.segmentText();
   }
 
   drawBoxes() {
@@ -109,104 +109,94 @@ class MaskLook extends Look {
     super.drawBoxes();
   }
 
-  sentence(map, most) {
-    return this.drawsMasks ? "" : super.sentence(map, most);
+  statusText(map, max) {
+    return this.drawsMasks ? "" : super.statusText(map, max);
   }
 
-  maskSentence(mask) {
-    const one = this.final(this.query);
-    const says = this.says(one);
-    if (!mask) return `${says} Its mask is not in this page, to keep it small: detrkit explain ... --queries ${this.query}`;
-    const [covered, inside] = this.shares(mask, one.box);
+  maskText(mask) {
+    const final = this.final(this.query);
+    const prediction = this.predictionText(final);
+    if (!mask) return `${prediction} Its mask is not included, to limit the size of the page: detrkit explain ... --queries ${this.query}`;
+    const [covered, inside] = this.shares(mask, final.box);
     const share = covered ? `; ${percent(inside)} of that lies inside its box` : "";
-    return `${says} Its mask covers ${percent(covered)} of the photo${share}.`;
+    return `${prediction} Its mask covers ${percent(covered)} of the image${share}.`;
   }
 
-  // share of the photo where a mask is surer than not, and which part of that lies in a box
+  // share of the image with a mask probability of at least 0.5, and the part of it inside a box
   shares(mask, box) {
-    const [height, width] = this.maps.grid.resized, [tall, wide] = this.explanation.photo.size;
-    const scale = [(mask.cell[0] * tall) / height, (mask.cell[1] * wide) / width];
+    const [height, width] = this.maps.grid.resized, [imageHeight, imageWidth] = this.explanation.image.size;
+    const scale = [(mask.cell[0] * imageHeight) / height, (mask.cell[1] * imageWidth) / width];
     let covered = 0, inside = 0;
     mask.values.forEach((value, i) => {
       if (value < 127.5) return;
       const top = Math.floor(i / mask.columns) * scale[0], left = (i % mask.columns) * scale[1];
-      const bottom = Math.min(top + scale[0], tall), right = Math.min(left + scale[1], wide);
+      const bottom = Math.min(top + scale[0], imageHeight), right = Math.min(left + scale[1], imageWidth);
       covered += (bottom - top) * (right - left);
       inside += Math.max(0, Math.min(bottom, box[3]) - Math.max(top, box[1])) * Math.max(0, Math.min(right, box[2]) - Math.max(left, box[0]));
     });
-    return [covered / (tall * wide), covered ? inside / covered : 0];
+    return [covered / (imageHeight * imageWidth), covered ? inside / covered : 0];
   }
 
-  segmentSentence() {
-    const one = this.segments.named[this.told - 1];
-    if (one) return `${one.name} (${one.isThing ? "thing" : "stuff"}, ${one.score.toFixed(2)}): ${percent(one.share)} of the photo.`;
+  segmentText() {
+    const segment = this.segments.named[this.chosenSegment - 1];
+    if (segment) return `${segment.name} (${segment.isThing ? "thing" : "stuff"}, ${segment.score.toFixed(2)}): ${percent(segment.share)} of the image.`;
     const { length } = this.segments.named;
-    if (!length) return "No query is sure enough to take part, so the photo has no segment.";
-    return this.told === 0 ? "No segment is here." : `${plural(length, "segment")}. Choose one to see it alone.`;
+    if (!length) return "No segments: the scores of all queries are below the threshold.";
+    return this.chosenSegment === 0 ? "No segment at this point." : `${plural(length, "segment")}. Choose one to highlight it.`;
   }
 
   listSegments() {
-    if (!this.names.children.length) {
-      this.names.append(...this.segments.named.map((one, i) => {
+    if (!this.segmentList.children.length) {
+      this.segmentList.append(...this.segments.named.map((segment, i) => {
         const dot = element("i");
-        dot.style.background = segmentColour(i + 1);
-        const name = element("button", { type: "button", onclick: () => this.tell(this.told === i + 1 ? undefined : i + 1) }, dot, `${one.name} ${one.score.toFixed(2)}, ${percent(one.share)}`);
+        dot.style.background = segmentColor(i + 1);
+        const name = element("button", { type: "button", onclick: () => this.chooseSegment(this.chosenSegment === i + 1 ? undefined : i + 1) }, dot, `${segment.name} ${segment.score.toFixed(2)}, ${percent(segment.share)}`);
         return element("li", {}, name);
       }));
     }
-    [...this.names.children].forEach((item, i) => item.firstChild.setAttribute("aria-pressed", String(this.told === i + 1)));
+    [...this.segmentList.children].forEach((item, i) => item.firstChild.setAttribute("aria-pressed", String(this.chosenSegment === i + 1)));
   }
 }
 
-const BOXES_LABEL = "Photo. Click, or move with the arrow keys, to see what a cell of the encoder attends to.";
+const BOXES_LABEL = "Image. Click, or move with the arrow keys, to see the encoder attention of a cell.";
 
-// the one after or before the current one, round and round; the first where there is no current one
-function nextOf(list, current, forth) {
-  const at = list.indexOf(current);
-  return at < 0 ? list[0] : list[(at + forth + list.length) % list.length];
+// next or previous item, cyclic; the first one if there is no current item
+function neighbourOf(list, current, step) {
+  const index = list.indexOf(current);
+  return index < 0 ? list[0] : list[(index + step + list.length) % list.length];
 }
 
-// steps of the golden ratio keep neighbours apart; lightness tells those of the same hue
-const segmentColour = (number) => `hsl(${((number * 0.618034) % 1) * 360} 85% ${[58, 42, 72][number % 3]}%)`;
+// golden ratio steps keep neighbouring numbers apart; lightness separates similar hues
+const segmentColor = (number) => `hsl(${((number * 0.618034) % 1) * 360} 85% ${[58, 42, 72][number % 3]}%)`;
 
-// a colour of CSS as red, green, blue
-function coloured(text) {
-  const pen = element("canvas", { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
-  pen.fillStyle = text;
-  pen.fillRect(0, 0, 1, 1);
-  return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+// [red, green, blue] of a CSS color
+function rgb(text) {
+  const context = element("canvas", { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+  context.fillStyle = text;
+  context.fillRect(0, 0, 1, 1);
+  return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
 }
 
-// a small canvas with one pixel a value, RGBA as `paint` says
-function painted(values, rows, columns, paint) {
-  const canvas = element("canvas", { width: columns, height: rows });
-  const pen = canvas.getContext("2d");
-  const picture = pen.createImageData(columns, rows);
-  values.forEach((value, i) => picture.data.set(paint(value), 4 * i));
-  pen.putImageData(picture, 0, 0);
-  return canvas;
+function drawMask(heat, mask, [height, width], color, opacity) {
+  const context = heat.getContext("2d");
+  const cells = pixelCanvas(mask.values, mask.rows, mask.columns, (value) => [...color, Math.round(value * opacity)]);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(cells, 0, 0, (mask.columns * mask.cell[1] * heat.width) / width, (mask.rows * mask.cell[0] * heat.height) / height);
 }
 
-function drawMask(heat, mask, [height, width], colour, strength) {
-  const pen = heat.getContext("2d");
-  const cells = painted(mask.values, mask.rows, mask.columns, (value) => [...colour, Math.round(value * strength)]);
-  pen.imageSmoothingEnabled = false;
-  pen.drawImage(cells, 0, 0, (mask.columns * mask.cell[1] * heat.width) / width, (mask.rows * mask.cell[0] * heat.height) / height);
+function drawSegments(heat, ids, segments, opacity, chosen) {
+  const colors = [[0, 0, 0, 0], ...segments.named.map((_, i) => [...rgb(segmentColor(i + 1)), Math.round(255 * opacity * (chosen && chosen !== i + 1 ? 0.2 : 1))])];
+  const context = heat.getContext("2d"), [rows, columns] = segments.ids.shape;
+  context.imageSmoothingEnabled = false;
+  context.drawImage(pixelCanvas(ids, rows, columns, (id) => colors[id] || colors[0]), 0, 0, heat.width, heat.height);
 }
 
-function drawSegments(heat, ids, segments, strength, told) {
-  const colours = [[0, 0, 0, 0], ...segments.named.map((_, i) => [...coloured(segmentColour(i + 1)), Math.round(255 * strength * (told && told !== i + 1 ? 0.2 : 1))])];
-  const pen = heat.getContext("2d"), [rows, columns] = segments.ids.shape;
-  pen.imageSmoothingEnabled = false;
-  pen.drawImage(painted(ids, rows, columns, (id) => colours[id] || colours[0]), 0, 0, heat.width, heat.height);
-}
-
-// the legend of a mask: from nothing to its colour
-function drawShades(canvas, colour) {
-  const pen = canvas.getContext("2d");
-  pen.clearRect(0, 0, 256, 1);
+// color bar of a mask: from transparent to its color
+function drawMaskBar(canvas, color) {
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, 256, 1);
   for (let x = 0; x < 256; x++) {
-    pen.fillStyle = `rgb(${colour.join(" ")} / ${x / 255})`;
-    pen.fillRect(x, 0, 1, 1);
+    context.fillStyle = `rgb(${color.join(" ")} / ${x / 255})`;
+    context.fillRect(x, 0, 1, 1);
   }
 }

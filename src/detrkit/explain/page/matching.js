@@ -1,6 +1,7 @@
-// With annotations: what became of every object, the costs of the matching, and every query's loss.
+// With ground truth: the outcome of every object and detection, the matching costs, and the loss of every query.
 
-const TERMS = [["total", "sum"], ["class", "class: weight × cost of saying it"], ["box", "box: weight × L1 distance"], ["giou", "−weight × GIoU"]];
+const TERMS = [["total", "total"], ["class", "class: weight × class cost"], ["box", "box: weight × L1 distance"], ["giou", "−weight × GIoU"]];
+const NUM_UNMATCHED_LOSSES = 5; // rows of the loss table; the others are summed up
 
 class MatchingTables {
   constructor(explanation, maps) {
@@ -17,84 +18,90 @@ class MatchingTables {
     });
   }
 
-  objectName(number) {
-    return `${number}: ${this.explanation.classes[this.explanation.objects[number].label]}`;
+  objectName(index) {
+    return `${index}: ${this.explanation.classes[this.explanation.objects[index].label]}`;
   }
 
   queryLink(query) {
     if (query === null) return "none";
-    return element("button", { type: "button", className: "link", onclick: () => { this.look.choose(query); byId("stage").scrollIntoView({ block: "nearest" }); } }, `query ${query}`);
+    return element("button", { type: "button", className: "link", onclick: () => { this.viewer.choose(query); byId("stage").scrollIntoView({ block: "nearest" }); } }, `query ${query}`);
   }
 
-  show(look) {
+  show(viewer) {
     if (!this.explanation.objects) return;
-    this.look = look;
+    this.viewer = viewer;
     this.showObjects();
-    this.showVerdicts();
+    this.showDetections();
     if (!byId("costs").children.length) {
       this.showCosts();
       this.showLosses();
-      byId("pairsNote").textContent = this.changes();
+      byId("pairsNote").textContent = this.changesText();
     }
   }
 
+  isDetected(object) {
+    return object.score !== null && object.score >= this.viewer.threshold;
+  }
+
   showObjects() {
-    const rows = this.explanation.objects.map((one, number) => {
-      const isFound = one.score !== null && one.score >= this.look.threshold;
-      const outcome = isFound
-        ? element("span", {}, element("span", { className: "good" }, "found "), `by query ${one.foundBy}, score ${one.score.toFixed(2)}`)
-        : element("span", {}, element("span", { className: "bad" }, "missed: "), one.ifMissed);
-      return cells([this.objectName(number), "name"], [outcome], [this.queryLink(one.matchedQuery)], [one.bestQuery === null ? "none overlaps it" : element("span", {}, this.queryLink(one.bestQuery), ` ${one.bestIou.toFixed(2)}`), "name"]);
+    const { objects } = this.explanation;
+    const rows = objects.map((object, index) => {
+      const outcome = this.isDetected(object)
+        ? element("span", {}, element("span", { className: "good" }, "detected "), `by query ${object.detectedBy}, score ${object.score.toFixed(2)}`)
+        : element("span", {}, element("span", { className: "bad" }, "missed: "), object.reason);
+      const closest = object.bestQuery === null ? "none overlaps it" : element("span", {}, this.queryLink(object.bestQuery), ` ${object.bestIou.toFixed(2)}`);
+      return tableRow([this.objectName(index), "name"], [outcome], [this.queryLink(object.matchedQuery)], [closest, "name"]);
     });
-    const found = this.explanation.objects.filter((one) => one.score !== null && one.score >= this.look.threshold).length;
-    byId("found").textContent = `${found} of ${rows.length} found at threshold ${this.look.threshold.toFixed(2)}: right class, IoU of at least 0.50, one query for one object.`;
+    const count = objects.filter((object) => this.isDetected(object)).length;
+    byId("detected").textContent = `${count} of ${rows.length} detected at threshold ${this.viewer.threshold.toFixed(2)}: right class, IoU of at least 0.50, one query per object.`;
     table("objects", [["object"], ["outcome"], ["matched in training"], ["closest box, IoU"]], rows);
   }
 
-  showVerdicts() {
-    const rows = this.look.detections().map((query) => {
-      const [word, kind, text] = this.verdict(query);
-      return cells([this.queryLink(query), "name"], [`${this.look.name(query)} ${this.look.score(query).toFixed(2)}`, "name"], [element("span", {}, element("span", { className: kind }, word), text)]);
+  showDetections() {
+    const rows = this.viewer.detections().map((query) => {
+      const [outcome, kind, text] = this.detectionOutcome(query);
+      return tableRow([this.queryLink(query), "name"], [`${this.viewer.className(query)} ${this.viewer.score(query).toFixed(2)}`, "name"], [element("span", {}, element("span", { className: kind }, outcome), text)]);
     });
-    if (!rows.length) rows.push(cells(["Nothing above the threshold."], [""], [""]));
-    table("verdicts", [["query"], ["says"], ["outcome"]], rows);
+    if (!rows.length) rows.push(tableRow(["No detections above the threshold."], [""], [""]));
+    table("detectionOutcomes", [["query"], ["prediction"], ["outcome"]], rows);
   }
 
-  // what a detection is, as COCO counts: it finds an object, repeats one, mistakes one, or is on nothing
-  verdict(query) {
+  // outcome of a detection by COCO's rules
+  detectionOutcome(query) {
     const { objects } = this.explanation;
-    const finds = objects.findIndex((one) => one.foundBy === query);
-    if (finds >= 0) return ["right: ", "good", `finds object ${this.objectName(finds)}`];
-    const row = this.look.kept(query);
-    if (row < 0 || !objects.length) return ["wrong: ", "bad", objects.length ? "finds no object" : "there are no objects"];
-    const overlaps = objects.map((_, object) => this.cost(row, object, 4));
-    const close = hottest(overlaps), label = this.look.final(query).top[0][0];
-    const same = overlaps.findIndex((iou, object) => iou >= 0.5 && objects[object].label === label);
-    if (same >= 0) return ["repeats: ", "bad", `object ${this.objectName(same)}, which query ${objects[same].foundBy} finds with a higher score`];
-    if (overlaps[close] >= 0.5) return ["wrong class: ", "bad", `it is on object ${this.objectName(close)} (IoU ${overlaps[close].toFixed(2)})`];
-    if (!overlaps[close]) return ["on nothing: ", "bad", "it overlaps no object"];
-    return ["on nothing: ", "bad", `the closest object is ${this.objectName(close)} (IoU ${overlaps[close].toFixed(2)}, 0.50 would count)`];
+    const detected = objects.findIndex((object) => object.detectedBy === query);
+    if (detected >= 0) return ["true positive: ", "good", `detects object ${this.objectName(detected)}`];
+    const row = this.viewer.includedRow(query);
+    if (row < 0 || !objects.length) return ["false positive: ", "bad", objects.length ? "detects no object" : "the image has no objects"];
+    const ious = objects.map((_, index) => this.cost(row, index, 4));
+    const closest = argmax(ious), label = this.viewer.final(query).top[0][0];
+    const duplicate = ious.findIndex((iou, index) => iou >= 0.5 && objects[index].label === label);
+    if (duplicate >= 0) return ["duplicate: ", "bad", `object ${this.objectName(duplicate)} is detected by query ${objects[duplicate].detectedBy} with a higher score`];
+    if (ious[closest] >= 0.5) return ["wrong class: ", "bad", `its box is on object ${this.objectName(closest)} (IoU ${ious[closest].toFixed(2)})`];
+    if (!ious[closest]) return ["background: ", "bad", "it overlaps no object"];
+    return ["background: ", "bad", `the closest object is ${this.objectName(closest)} (IoU ${ious[closest].toFixed(2)}, at least 0.50 needed)`];
   }
 
   cost(row, object, term) {
-    const at = (row * this.explanation.objects.length + object) * 4;
-    return term ? this.costs[at + term - 1] : this.costs[at] + this.costs[at + 1] + this.costs[at + 2];
+    const first = (row * this.explanation.objects.length + object) * 4;
+    return term ? this.costs[first + term - 1] : this.costs[first] + this.costs[first + 1] + this.costs[first + 2];
   }
 
   showCosts() {
-    const { keptQueries, objects } = this.explanation;
-    const all = keptQueries.flatMap((_, row) => objects.map((_, object) => this.cost(row, object, this.term)));
-    const least = Math.min(...all), most = Math.max(...all);
-    const order = keptQueries.map((query, row) => [query, row]).sort(([a], [b]) => (this.pairs.has(a) ? this.pairs.get(a) : 1e6 + a) - (this.pairs.has(b) ? this.pairs.get(b) : 1e6 + b));
+    const { includedQueries, objects } = this.explanation;
+    const all = includedQueries.flatMap((_, row) => objects.map((_, object) => this.cost(row, object, this.term)));
+    const min = Math.min(...all), max = Math.max(...all);
+    const position = (query) => (this.pairs.has(query) ? this.pairs.get(query) : 1e6 + query); // matched queries first
+    const order = includedQueries.map((query, row) => [query, row]).sort(([a], [b]) => position(a) - position(b));
     const rows = order.map(([query, row]) => {
       const line = element("tr", {}, element("th", { scope: "row" }, `query ${query}`));
-      objects.forEach((_, object) => line.append(this.costCell(query, row, object, least, most)));
+      objects.forEach((_, object) => line.append(this.costCell(query, row, object, min, max)));
       return line;
     });
-    table("costs", [["costs"], ...objects.map((_, number) => [this.objectName(number), "number"])], rows);
+    table("costs", [["costs"], ...objects.map((_, index) => [this.objectName(index), "number"])], rows);
   }
 
-  costCell(query, row, object, least, most) {
+  costCell(query, row, object, min, max) {
     const cost = this.cost(row, object, this.term);
     const button = element("button", { type: "button" }, cost.toFixed(2));
     button.setAttribute("aria-pressed", String(this.chosen === `${query},${object}`));
@@ -102,40 +109,41 @@ class MatchingTables {
       document.querySelector('#costs [aria-pressed="true"]')?.setAttribute("aria-pressed", "false");
       button.setAttribute("aria-pressed", "true");
       this.chosen = `${query},${object}`;
-      this.explainCost(query, row, object);
+      this.showTerms(query, row, object);
     });
     const cell = element("td", { className: this.pairs.get(query) === object ? "matched" : "" }, button);
-    cell.style.background = `rgba(var(--cost), ${(0.6 * (most - cost)) / (most - least || 1)})`;
+    cell.style.background = `rgba(var(--cost), ${(0.6 * (max - cost)) / (max - min || 1)})`;
     return cell;
   }
 
-  explainCost(query, row, object) {
-    const [total, ofClass, ofBox, ofGiou] = [0, 1, 2, 3].map((term) => this.cost(row, object, term).toFixed(3));
-    const pair = this.pairs.get(query) === object ? " They are matched." : this.pairs.has(query) ? ` The query is matched to object ${this.objectName(this.pairs.get(query))}.` : " The query is matched to no object.";
-    byId("terms").textContent = `Query ${query} and object ${this.objectName(object)}: class ${ofClass} + box ${ofBox} + GIoU ${ofGiou} = ${total}; IoU ${this.cost(row, object, 4).toFixed(2)}.${pair}`;
+  showTerms(query, row, object) {
+    const [total, classCost, boxCost, giouCost] = [0, 1, 2, 3].map((term) => this.cost(row, object, term).toFixed(3));
+    const pair = this.pairs.get(query) === object ? " They are matched." : this.pairs.has(query) ? ` The query is matched to object ${this.objectName(this.pairs.get(query))}.` : " The query is not matched to an object.";
+    byId("terms").textContent = `Query ${query} and object ${this.objectName(object)}: class ${classCost} + box ${boxCost} + GIoU ${giouCost} = ${total}; IoU ${this.cost(row, object, 4).toFixed(2)}.${pair}`;
   }
 
-  // which pairs change from layer to layer
-  changes() {
+  // number of pairs that change between layers
+  changesText() {
     const layers = this.explanation.matching.layerPairs;
-    const lines = layers.slice(1).map((pairs, i) => {
+    const changes = layers.slice(1).map((pairs, i) => {
       const before = new Map(layers[i]);
       return `${i + 1} to ${i + 2}: ${pairs.filter(([query, object]) => before.get(query) !== object).length}`;
     });
-    return lines.length ? `Every decoder layer is matched for itself. Pairs that change from layer to layer: ${lines.join("; ")}.` : "";
+    return changes.length ? `Every decoder layer is matched separately. Pairs that change between layers: ${changes.join("; ")}.` : "";
   }
 
   showLosses() {
-    const { losses, measure } = this.explanation.matching;
-    const sum = (one) => one.class + one.box + one.giou;
-    const total = losses.reduce((before, one) => before + sum(one), 0);
-    const line = (name, object, entropy, one) => cells([name, "name"], [object], [entropy, "number"], [one.class.toFixed(3), "number"], [one.box.toFixed(3), "number"], [one.giou.toFixed(3), "number"], [percent(total ? sum(one) / total : 0), "number"]);
-    const matched = losses.filter((one) => one.object !== null).sort((a, b) => sum(b) - sum(a));
-    const others = losses.filter((one) => one.object === null).sort((a, b) => sum(b) - sum(a));
-    const rest = (list) => list.reduce((all, one) => ({ class: all.class + one.class, box: all.box + one.box, giou: all.giou + one.giou }), { class: 0, box: 0, giou: 0 });
-    const rows = [...matched, ...others.slice(0, 5)].map((one) => line(this.queryLink(one.query), one.object === null ? "no object (unmatched)" : this.objectName(one.object), one.entropy.toFixed(3), one));
-    if (others.length > 5) rows.push(line(`${others.length - 5} more`, "no object (unmatched)", "", rest(others.slice(5))));
-    rows.push(line("all", "", "", rest(losses)));
-    table("losses", [["query"], ["should say"], [measure, "number"], ["class loss", "number"], ["box loss", "number"], ["GIoU loss", "number"], ["share", "number"]], rows);
+    const { losses, classLoss } = this.explanation.matching;
+    const sum = (loss) => loss.class + loss.box + loss.giou;
+    const total = losses.reduce((before, loss) => before + sum(loss), 0);
+    const line = (name, object, unweighted, loss) => tableRow([name, "name"], [object], [unweighted, "number"], [loss.class.toFixed(3), "number"], [loss.box.toFixed(3), "number"], [loss.giou.toFixed(3), "number"], [percent(total ? sum(loss) / total : 0), "number"]);
+    const byLoss = (isMatched) => losses.filter((loss) => (loss.object !== null) === isMatched).sort((a, b) => sum(b) - sum(a));
+    const matched = byLoss(true), unmatched = byLoss(false);
+    const summed = (list) => list.reduce((all, loss) => ({ class: all.class + loss.class, box: all.box + loss.box, giou: all.giou + loss.giou }), { class: 0, box: 0, giou: 0 });
+    const rows = [...matched, ...unmatched.slice(0, NUM_UNMATCHED_LOSSES)].map((loss) => line(this.queryLink(loss.query), loss.object === null ? "no object" : this.objectName(loss.object), loss.unweighted.toFixed(3), loss));
+    const others = unmatched.slice(NUM_UNMATCHED_LOSSES);
+    if (others.length) rows.push(line(`${others.length} more`, "no object", "", summed(others)));
+    rows.push(line("all", "", "", summed(losses)));
+    table("losses", [["query"], ["target"], [classLoss, "number"], ["class loss", "number"], ["box loss", "number"], ["GIoU loss", "number"], ["share", "number"]], rows);
   }
 }

@@ -1,23 +1,28 @@
-// What goes in and out of every stage, for this photo.
+// Input and output shapes of every stage for this image.
 
 function showStages(explanation) {
-  const { grid, stages, photo } = explanation;
-  const { answer } = explanation.model;
-  const [tall, wide] = photo.size;
-  const size = ([height, width]) => `${height} × ${width} px`;
+  const { grid, stages, image } = explanation;
+  const { outputs } = explanation.model;
+  const [height, width] = image.size;
+  const sizeText = ([h, w]) => `${h} × ${w} px`;
   const isPadded = grid.padded.some((side, i) => side !== grid.resized[i]);
   const rows = [
-    cells(["photo", "name"], [`${tall} × ${wide} px (height × width)`], [size(grid.resized)], ["resized: what the model was trained on"], ["data/transforms.py"]),
-    cells(["batch", "name"], [size(grid.resized)], [`(1, ${shapeOf(stages)}, ${grid.padded.join(", ")})`], [isPadded ? `normalised, and padded to ${size(grid.padded)}` : "normalised; one photo alone needs no padding"], ["data/batching.py"]),
-    ...stages.map((stage) => cells([stage.part, "name"], [stage.takes.length ? lines(stage.takes.map(([name, shape]) => `${name} ${shapeText(shape)}`)) : stage.part === "queries" ? "nothing: a table" : "the maps' sizes", "shape"], [lines(stage.gives.map(shapeText)), "shape"], [stage.meaning], [element("code", {}, stage.code)])),
-    cells(["detections", "name"], ["scores, boxes 0 .. 1"], [`${stages.length ? answer.boxes : 0} boxes in px`], [answer.meaning], [element("code", {}, "postprocess/boxes.py")]),
+    tableRow(["image", "name"], [`${height} × ${width} px (height × width)`], [sizeText(grid.resized)], ["resized to the size the model was trained with"], ["data/transforms/geometry.py"]),
+    tableRow(["batch", "name"], [sizeText(grid.resized)], [`(1, ${numChannels(stages)}, ${grid.padded.join(", ")})`], [isPadded ? `normalised, and padded to ${sizeText(grid.padded)}` : "normalised; a single image needs no padding"], ["data/batching.py"]),
+    ...stages.map((stage) => tableRow([stage.part, "name"], [inputText(stage), "shape"], [lines(stage.outputs.map(shapeText)), "shape"], [stage.description], [element("code", {}, stage.file)])),
+    tableRow(["detections", "name"], ["scores, boxes 0 .. 1"], [`${stages.length ? outputs.boxes : 0} boxes in px`], [outputs.description], [element("code", {}, "postprocess/boxes.py")]),
   ];
-  table("stages", [["stage"], ["in"], ["out"], ["what happens"], ["code"]], rows);
+  table("stages", [["stage"], ["input"], ["output"], ["description"], ["code"]], rows);
 }
 
-function shapeOf(stages) {
+function inputText(stage) {
+  if (stage.inputs.length) return lines(stage.inputs.map(([name, shape]) => `${name} ${shapeText(shape)}`));
+  return stage.part === "query_source" ? "none: learned parameters" : "sizes of the feature maps";
+}
+
+function numChannels(stages) {
   const backbone = stages.find((stage) => stage.part === "backbone");
-  return backbone ? backbone.takes[0][1][1] : 3;
+  return backbone ? backbone.inputs[0][1][1] : 3;
 }
 
 function lines(texts) {

@@ -58,7 +58,7 @@ class Live {
     this.look?.stop();
     byId("shown").replaceChildren(byId("explained").content.cloneNode(true));
     this.look = await startPage(explanation, request.response.slice(end));
-    this.done(explanation.photo.name, this.look.detections().length);
+    this.done(explanation.image.name, this.look.detections().length);
   }
 
   // an exported model cannot be explained: show the image with its boxes, and a list
@@ -69,7 +69,7 @@ class Live {
     const canvas = element("canvas", { className: "annotated", width: Math.max(1, Math.round(answer.width * scale)), height: Math.max(1, Math.round(answer.height * scale)) });
     const pen = canvas.getContext("2d");
     pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    for (const one of answer.objects) drawBox(pen, one.box, [scale, scale], colourOf(one.category_id), 3, { label: `${one.name} ${one.score.toFixed(2)}` });
+    for (const one of answer.objects) drawBox(pen, one.box, [scale, scale], colorOf(one.category_id), 3, { label: `${one.name} ${one.score.toFixed(2)}` });
     const items = answer.objects.map((one) => element("li", {}, `${one.name} ${one.score.toFixed(2)}`));
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `Image with ${plural(items.length, "object")}, listed below`);

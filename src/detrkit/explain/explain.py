@@ -1,0 +1,177 @@
+"""Compute the explanation of a model's prediction for one image."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from detrkit.checkpoints.load import read_checkpoint
+from detrkit.config.run import load_run_config
+from detrkit.data.batching import collate
+from detrkit.data.categories import Categories
+from detrkit.data.dataset import DetectionDataset, unannotated
+from detrkit.data.formats.lookup import find_record
+from detrkit.data.images import tensor_to_image
+from detrkit.data.transforms.geometry import EvalTransform
+from detrkit.distributed.devices import choose_device
+from detrkit.errors import CheckpointError, ConfigError, arg
+from detrkit.evaluation.threshold_store import check_categories
+from detrkit.explain.explanation import Explanation
+from detrkit.explain.masks import masks_for, merge_masks
+from detrkit.explain.matching import explain_matching
+from detrkit.explain.stages import capture_stages
+from detrkit.inference.detector import Detector
+from detrkit.inference.images import ImageInput, read_image_input
+from detrkit.losses.criterion import SetCriterion
+from detrkit.models.attention.recording import record_attention
+from detrkit.postprocess.panoptic import MIN_SCORE
+from detrkit.structures import Annotations, Sample
+from detrkit.training.build import loss_for
+
+
+def explain(
+    source: Path | str | Detector,
+    image: ImageInput,
+    *,
+    annotations: Path | str | Annotations | None = None,
+    threshold: float = 0.5,
+    device: str = "auto",
+) -> Explanation:
+    """Explain the prediction of a model for one image.
+
+    Args:
+        source: run folder, weights file, Hugging Face folder or hub id, preset, or a loaded `Detector`.
+        image: path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor.
+        annotations: ground truth of the image: COCO JSON or dataset folder that contains it, or `Annotations` with boxes
+            in xyxy pixels and labels in 0..K-1. With it, the explanation includes the matching, the losses of the run
+            that the weights are from, and why objects were missed.
+        threshold: minimum score of a detection, 0 to 1.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one; ignored for a loaded `Detector`.
+
+    Returns:
+        Attention maps, boxes and classes after every decoder layer, tensor shapes, and the matching;
+        `Explanation.to_html` and `Explanation.save_figure` show them.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DatasetError: the image or its annotations cannot be read.
+        CheckpointError: the model cannot be read, or its output is not finite.
+    """
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"{arg('threshold', threshold)} is not a score; expected 0 to 1.")
+    if isinstance(source, Detector):
+        detector, model_name = source, "model"
+    else:
+        detector = Detector.from_checkpoint(read_checkpoint(source), choose_device(device))
+        model_name = Path(source).name or str(source)
+    criterion = None if annotations is None else _criterion(source, detector)
+    return explain_sample(
+        detector,
+        _read_sample(detector, image, annotations),
+        criterion=criterion,
+        threshold=threshold,
+        image_name=Path(image).name if isinstance(image, Path | str) else "image",
+        model_name=model_name,
+    )
+
+
+@torch.no_grad()
+def explain_sample(
+    detector: Detector,
+    sample: Sample,
+    *,
+    criterion: SetCriterion | None = None,
+    segment_threshold: float | None = None,
+    threshold: float = 0.5,
+    image_name: str = "image",
+    model_name: str = "model",
+) -> Explanation:
+    """Explain the prediction for one sample.
+
+    Args:
+        detector: with a PyTorch model.
+        sample: the original image, with its annotations if there is a criterion.
+        criterion: computes the matching to the annotations; None if there are none.
+        segment_threshold: minimum score of a query in the panoptic segmentation. Default: the detector's threshold.
+        threshold: minimum score of a detection.
+        image_name: name of the image to show.
+        model_name: name of the model to show.
+
+    Raises:
+        CheckpointError: the model's output is not finite.
+        ConfigError: the detector runs an exported model, or its attention cannot be shown.
+    """
+    model, preprocessing, categories = detector.model.eval(), detector.preprocessing, detector.categories
+    batch = collate([EvalTransform(preprocessing.image_size)(sample)])
+    with capture_stages(model) as stages:
+        attention = record_attention(model, batch, padding_invariant=preprocessing.padding_invariant)[0]
+        predictions = attention.predictions
+        _check_finite(predictions.layer_boxes, predictions.layer_class_logits)
+        masks = masks_for(model, attention, preprocessing.padding_invariant)
+        if masks is not None:
+            _check_finite(masks.probabilities([0]))  # one mask, so that the shapes of the mask head are captured
+    segments = None
+    if masks is not None and categories.is_thing is not None:
+        if segment_threshold is None:
+            segment_threshold = detector.resolve_segment_threshold("auto") if model.config.mask_head else MIN_SCORE
+        segments = merge_masks(masks, attention, batch, categories, segment_threshold)
+    matching = None if criterion is None else explain_matching(predictions, batch.targets[0], criterion, categories)
+    return Explanation(
+        image=tensor_to_image(sample.image),
+        image_name=image_name,
+        model_name=model_name,
+        config=model.config,
+        categories=categories,
+        threshold=threshold,
+        attention=attention,
+        stages=tuple(stages),
+        annotations=None if criterion is None else sample.annotations,
+        matching=matching,
+        masks=masks,
+        segments=segments,
+    )
+
+
+def _check_finite(*outputs: Tensor) -> None:
+    if not all(output.isfinite().all() for output in outputs):
+        raise CheckpointError(
+            "The model's output for this image is not finite (NaN or infinity): the weights are damaged, or their "
+            "training diverged."
+        )
+
+
+def _read_sample(detector: Detector, image: ImageInput, annotations: Path | str | Annotations | None) -> Sample:
+    """Read the image, with its objects if annotations are given."""
+    channels = detector.model.config.in_channels
+    if annotations is None or isinstance(annotations, Annotations):
+        sample = unannotated(read_image_input(image, channels))
+        return sample if annotations is None else replace(sample, annotations=annotations)
+    if not isinstance(image, Path | str):
+        raise ConfigError(
+            f"{arg('annotations', str(annotations))} is searched by file name, but the image is not a path. Pass the "
+            "path of the image, or its Annotations."
+        )
+    split = find_record(Path(image), Path(annotations))
+    check_categories(detector.categories, split.categories, split.source, "explain")
+    sample = DetectionDataset(split, channels=channels)[0]
+    return _with_model_labels(sample, split.categories, detector.categories)
+
+
+def _with_model_labels(sample: Sample, of_dataset: Categories, of_model: Categories) -> Sample:
+    """Map the labels of a dataset to those of the model with the same category ids."""
+    label_of_id = {category_id: label for label, category_id in enumerate(of_model.ids)}
+    labels = [label_of_id[of_dataset.ids[label]] for label in sample.annotations.labels.tolist()]
+    return replace(sample, annotations=replace(sample.annotations, labels=torch.tensor(labels, dtype=torch.int64)))
+
+
+def _criterion(source: Path | str | Detector, detector: Detector) -> SetCriterion:
+    """Build the criterion of the run that the weights are from, or the published one if they are from no run."""
+    config = detector.model.config
+    if not isinstance(source, Detector):
+        path = Path(source).absolute()
+        runs = [folder.parent for folder in (path, path.parent) if folder.name in ("best", "last")]
+        for file in (folder / "config.yaml" for folder in (path, *runs)):
+            if file.is_file():
+                return loss_for(config, load_run_config(file).training)
+    return SetCriterion(config.num_classes, class_scores=config.class_scores)
