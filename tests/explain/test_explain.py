@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "run" / "best" / "model.safetensors",
         Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=64)),
     )
-    (root / "run" / "config.yaml").write_text(yaml.safe_dump({"data": "x", "training": {"eos_coef": 0.7}}))
+    (root / "run" / "config.yaml").write_text(yaml.safe_dump({"data": "x", "loss": {"eos_coef": 0.7}}))
     return root
 
 
