@@ -259,14 +259,14 @@ def test_segment_view_lists_and_shows_the_segments(opened: OpenedPage, explained
     assert [text.split(" 0.")[0] for text in names.all_text_contents()] == [one.class_name for one in segments.segments]
     assert f"{len(segments)} segments" in opened.text("#status")
     rows, columns = segments.ids.shape
-    colours = {}
+    colors = {}
     for row, column in ((10, 10), (40, 30), (80, 60), (90, 5), (5, 65)):
         number = int(segments.ids[row, column])
         opened.click_image((column + 0.5) / columns, (row + 0.5) / rows)
         assert names.nth(number - 1).get_attribute("aria-pressed") == "true"
         assert segments.segments[number - 1].class_name in opened.text("#status")
-        colours.setdefault(number, set()).add(tuple(opened.heat_at(row, column, (rows, columns))))
-    assert all(len(of_segment) == 1 for of_segment in colours.values())
+        colors.setdefault(number, set()).add(tuple(opened.heat_at(row, column, (rows, columns))))
+    assert all(len(of_segment) == 1 for of_segment in colors.values())
     wide = opened.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide[0] <= wide[1]
 
