@@ -38,7 +38,7 @@ class Classification(Protocol):
     def query_losses(
         self, logits: Float[Tensor, "*N L"], target_classes: Int64[Tensor, "*N"], iou: Float[Tensor, "*N"] | None = None
     ) -> Float[Tensor, "*N"]:
-        """Compute the loss of each query, before normalization.
+        """Compute the loss of each query, before normalisation.
 
         Args:
             logits: class logits.

@@ -34,7 +34,7 @@ class LossOutput:
     """Losses of a batch.
 
     Attributes:
-        total: weighted sum of the losses of all layers, to be minimized.
+        total: weighted sum of the losses of all layers, to be minimised.
         losses: unweighted values under the published names, detached: loss_ce, loss_bbox, loss_giou and cardinality_error
             of the last layer, with _0, _1 ... of the other layers; class_error (percentage of matched queries with a wrong
             class; NaN if no image has an object), loss_mask and loss_dice of the last layer only; with _enc of the
@@ -118,7 +118,7 @@ class SetCriterion:
     def normalizers(self, targets: Sequence[Target], num_queries: int) -> Normalizers:
         """Compute the divisors of the losses of a training step; a collective call in distributed training.
 
-        The published code counts objects over all ranks, but normalizes the cross-entropy within each.
+        The published code counts objects over all ranks, but normalises the cross-entropy within each.
 
         Args:
             targets: of all images that this rank processes before the next optimizer step.

@@ -46,7 +46,7 @@ def resolve_index(index: Position | Selection, count: int) -> int | Int64[Tensor
 
 
 def summary(noun: str, class_names: Iterable[str], size: tuple[int, int] | None) -> str:
-    """Summarize a collection, for example ``3 objects: 2 cat, 1 dog; image 480x640``.
+    """Summarise a collection, for example ``3 objects: 2 cat, 1 dog; image 480x640``.
 
     Args:
         noun: singular noun of one element.

@@ -175,7 +175,7 @@ def draw_counts(
 def draw_query_map(
     names: Sequence[str], centers: Sequence[np.ndarray], shapes: Sequence[dict[str, np.ndarray]]
 ) -> Figure:
-    """Draw the boxes predicted by each query (the paper's figure 7): a panel per query, a point per box at its center.
+    """Draw the boxes predicted by each query (the paper's figure 7): a panel per query, a point per box at its centre.
 
     Args:
         names: title of each panel.
