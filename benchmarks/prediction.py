@@ -27,7 +27,7 @@ from detrkit import build_model
 from detrkit._internal.files import atomic_write
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
-from detrkit.inference.writers.jsonl import read_lines
+from detrkit.inference.writers.jsonl import read_jsonl
 
 WORLD = 2
 SIDE = 96
@@ -52,7 +52,7 @@ def write_model(path: Path) -> None:
 
 def start(root: Path, rank: int) -> subprocess.Popen[bytes]:
     """Begin a share, or go on with it."""
-    words = ["predict", str(root / "model.safetensors"), str(root / "photos"), "--shard", f"{rank}/{WORLD}"]
+    words = ["predict", str(root / "model.safetensors"), str(root / "photos"), "--partition", f"{rank}/{WORLD}"]
     words += ["--threshold", "0.1", "--batch-size", "8", "--write", "jsonl,parquet", "--output", str(root / "found")]
     return subprocess.Popen([sys.executable, "-m", "detrkit", *words], stdout=subprocess.DEVNULL)
 
@@ -92,7 +92,7 @@ def run_share(root: Path, rank: int, kill_at: float) -> list[tuple[str, list[Rea
         runs.append((f"share {rank}, killed", watch(process, lines_of(root, rank), kill_at)))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        print(f"share {rank}: killed after {sum(1 for _ in read_lines(lines_of(root, rank)))} lines")
+        print(f"share {rank}: killed after {sum(1 for _ in read_jsonl(lines_of(root, rank)))} lines")
     process = start(root, rank)
     label = f"share {rank}" + (", gone on with" if runs else "")
     runs.append((label, watch(process, lines_of(root, rank))))
@@ -134,7 +134,7 @@ def main() -> None:
         write_photos(root / "photos", arguments.photos)
         write_model(root / "model.safetensors")
         runs = run_share(root, 0, kill_at=arguments.photos / WORLD / 2) + run_share(root, 1, kill_at=np.inf)
-        seen = Counter(line["image"] for rank in range(WORLD) for line in read_lines(lines_of(root, rank)))
+        seen = Counter(line["image"] for rank in range(WORLD) for line in read_jsonl(lines_of(root, rank)))
         print(f"{arguments.photos} photos: {len(seen)} in the lines, at most {max(seen.values())} time(s) each")
         for label, readings in runs:
             memory = [one[1] for one in readings]
