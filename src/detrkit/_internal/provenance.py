@@ -1,7 +1,7 @@
 """Marks that identify files written by detrkit.
 
-They let a command replace its own earlier outputs without an --overwrite option, refuse to replace annotations, masks or
-configs of the user that have the same name, and skip annotated images when a folder is predicted again.
+Outputs of an earlier call are replaced without asking, while annotations, masks and configs of the user with the same names
+are not; and annotated images are skipped when their folder is predicted again.
 """
 
 import re

@@ -230,9 +230,7 @@ class _Run:
         with lines or nullcontext():
             todo = [image for image in images if lines is None or image not in lines.done]
             self.num_resumed = len(images) - len(todo)
-            if (
-                lines is not None
-            ):  # an earlier call's errors are repeated, so that the result does not depend on resuming
+            if lines is not None:  # repeated, so that the result does not depend on resuming
                 self.earlier_errors = [lines.errors[image] for image in images if image in lines.errors]
             writer = ImageWriter(folder, self.names, outputs, lines)
 
