@@ -46,7 +46,7 @@ from detrkit.demo.run import draw_data
 from detrkit.distributed.devices import device_of
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import DetrkitError
-from detrkit.evaluation.evaluate import evaluate_source
+from detrkit.evaluation.evaluate import evaluate
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
 from detrkit.training.data import TrainingData
@@ -315,7 +315,7 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
     if bench.split is not None:
         found = folder / f"on-{bench.split}"
         if not (found / "scores.json").is_file():
-            evaluate_source(str(folder), bench.common.data, bench.split, output=found)
+            evaluate(folder, bench.common.data, split=bench.split, output=found)
         last = json.loads((found / "scores.json").read_text())["metrics"]
     scores = {name: -1.0 if last[name] is None else float(str(last[name])) for name in COLUMNS}
     return {**scores, "parameters": float(count_parameters(folder))}

@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from detrkit.evaluation.analysis import analyse
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
 from detrkit.evaluation.coco import COCO_METRICS, evaluate_boxes
+from detrkit.evaluation.registry import METRICS
 
 NUM_CLASSES = 80
 OBJECTS = 7.3  # per photo on average, as in COCO val2017
@@ -107,8 +108,8 @@ def main() -> None:
     print(f"{arguments.photos} photos, {len(document['annotations'])} objects, {len(results)} detections, 80 classes")
     scores, from_columns = timed(lambda: evaluate_boxes(document, found), ROUNDS)
     _, from_list = timed(lambda: evaluate_boxes(document, results), ROUNDS)
-    truth = GroundTruth.read(document)
-    _, whole = timed(lambda: analyse(truth, found, 100), 1)
+    truth = GroundTruth.from_coco(document)
+    _, whole = timed(lambda: analyse(truth, found, 100, METRICS), 1)
     expected, reference = timed(lambda: by_pycocotools(document, results), 1)
     ours = [scores.values[name] for name in COCO_METRICS]
     for name, one, other in zip(NAMES, ours, expected, strict=True):

@@ -12,7 +12,7 @@ from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.segment_png import write_ids
 from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
-from detrkit.evaluation.coco import samples_to_coco
+from detrkit.evaluation.ground_truth import samples_to_coco
 
 
 def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64) -> Path:

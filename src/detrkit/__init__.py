@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from detrkit.data.dataset import DatasetSplits
     from detrkit.data.splits import load_dataset
     from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
+    from detrkit.evaluation.evaluate import evaluate
+    from detrkit.evaluation.result import EvalResult
     from detrkit.explain.explain import explain
     from detrkit.inference.detector import Detector
     from detrkit.inference.predict import predict_files
@@ -33,6 +35,8 @@ _HOME_OF = {
     "DatasetError": "detrkit.errors",
     "DetrkitError": "detrkit.errors",
     "ExportError": "detrkit.errors",
+    "evaluate": "detrkit.evaluation.evaluate",
+    "EvalResult": "detrkit.evaluation.result",
     "Detector": "detrkit.inference.detector",
     "predict_files": "detrkit.inference.predict",
     "SetCriterion": "detrkit.losses.criterion",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import detrkit
 from detrkit import Detector
 from detrkit._internal.files import file_lock
 from detrkit._internal.signals import StopSignal
@@ -109,8 +110,6 @@ def test_a_run_repeats_from_its_own_config(place: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from detrkit.evaluation.evaluate import evaluate_source
-
     folder, weights = write_whole_photos(tmp_path)
     slow = ["--lr", "1e-6", "--backbone-lr", "1e-6", "--weights", str(weights)]
     assert run(["train", str(folder), *SHORT, *slow, "--output", str(tmp_path / "run")]) == 0
@@ -121,10 +120,10 @@ def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.C
     entries = json.loads(results.read_text())
     assert {entry["category_id"] for entry in entries} <= {1, 2, 3}
     scored = [entry for entry in read_metrics(tmp_path / "run") if entry["kind"] == "evaluation"][-1]
-    scores = evaluate_source(str(tmp_path / "run"), str(folder), workers=0, device="cpu")
-    assert scores.ap > 0.01
-    assert scores.ap == pytest.approx(scored["ap"], abs=1e-6)
-    assert scores.values["ar100"] == pytest.approx(scored["ar100"], abs=1e-6)
+    result = detrkit.evaluate(tmp_path / "run", folder, workers=0, device="cpu")
+    assert result.ap > 0.01
+    assert result.ap == pytest.approx(scored["ap"], abs=1e-6)
+    assert result.metrics.values["ar100"] == pytest.approx(scored["ar100"], abs=1e-6)
 
 
 def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

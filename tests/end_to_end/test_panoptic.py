@@ -14,7 +14,7 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoin
 from detrkit.cli import main
 from detrkit.data.images import tensor_to_image
 from detrkit.data.synthetic import SCENES, SyntheticShapes, SyntheticStyle
-from detrkit.evaluation.panoptic import GroundTruthSegments
+from detrkit.evaluation.ground_truth import GroundTruthSegments
 from detrkit.ops.segments import ids_to_rgb
 from detrkit.structures import PanopticSegments
 from detrkit.training.loggers.run_log import read_metrics

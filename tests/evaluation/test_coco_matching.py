@@ -1,45 +1,45 @@
-"""Who answers for whom: by hand, and as a loop over COCO's rules would have it."""
+"""Matching: small cases by hand, and random ones against a loop over COCO's rules."""
 
 import numpy as np
 import pytest
 
-from detrkit.evaluation import coco_matching as matching
+from detrkit.evaluation import coco_matching
 from detrkit.evaluation.arrays import EvalInput
-from detrkit.evaluation.coco_matching import compute_ious, match
+from detrkit.evaluation.coco_matching import compute_ious, match_detections
 from tests.evaluation.cases import case, random_case
 
 
-def test_the_better_score_chooses_first_and_takes_the_larger_overlap() -> None:
-    """Both detections fit the left object best; the weaker one has to take the right one."""
+def test_higher_score_is_matched_first_to_the_object_with_the_largest_iou() -> None:
+    """Both detections overlap the left object most; the lower score is matched to the other object."""
     objects = [(1, 3, [0.0, 0, 100, 100]), (1, 3, [30.0, 0, 100, 100])]
-    found = [(1, 3, [8.0, 0, 100, 100], 0.6), (1, 3, [0.0, 0, 100, 100], 0.9)]
-    result = match(one := case(objects, found), compute_ious(one))
-    assert result.object_of.tolist() == [1, 0]
-    assert result.detection_of.tolist() == [1, 0]
+    detections = [(1, 3, [8.0, 0, 100, 100], 0.6), (1, 3, [0.0, 0, 100, 100], 0.9)]
+    result = match_detections(one := case(objects, detections), compute_ious(one))
+    assert result.matched_objects.tolist() == [1, 0]
+    assert result.matched_detections.tolist() == [1, 0]
 
 
-def test_a_crowd_makes_detections_neither_right_nor_wrong() -> None:
-    """Inside the crowd wholly: its share of overlap is 1, though the crowd is a hundred times as large."""
+def test_detection_inside_a_crowd_is_ignored() -> None:
+    """The IoU with a crowd is the intersection over the area of the detection: 1, although the crowd is far larger."""
     one = case(
         [(1, 3, [0.0, 0, 500, 500])], [(1, 3, [50.0, 50, 50, 50], 0.9), (1, 7, [50.0, 50, 50, 50], 0.8)], 1, (0,)
     )
-    result = match(one, compute_ious(one))
+    result = match_detections(one, compute_ious(one))
     assert result.is_ignored.tolist() == [True, False]
-    assert not result.is_right.any()
+    assert not result.is_true_positive.any()
 
 
-def by_loop(one: EvalInput, min_iou: float) -> tuple[list[int], list[bool]]:
-    """COCO's rules, detection by detection."""
-    object_of, is_ignored = [-1] * len(one.found), [False] * len(one.found)
+def match_in_a_loop(one: EvalInput, min_iou: float) -> tuple[list[int], list[bool]]:
+    """COCO's rules as a loop over detections."""
+    object_of, is_ignored = [-1] * len(one.detections), [False] * len(one.detections)
     taken: set[int] = set()
-    for d in np.argsort(-one.found.scores, kind="stable").tolist():
-        x, y, w, h = one.found.boxes[d]
+    for d in np.argsort(-one.detections.scores, kind="stable").tolist():
+        x, y, w, h = one.detections.boxes[d]
         best, best_iou = -1, min_iou
-        for o, (ox, oy, ow, oh) in enumerate(one.truth.boxes):
-            if one.truth.photos[o] != one.photos[d] or one.truth.labels[o] != one.labels[d]:
+        for o, (ox, oy, ow, oh) in enumerate(one.ground_truth.boxes):
+            if one.ground_truth.image_indices[o] != one.image_indices[d] or one.ground_truth.labels[o] != one.labels[d]:
                 continue
             common = max(0, min(x + w, ox + ow) - max(x, ox)) * max(0, min(y + h, oy + oh) - max(y, oy))
-            if one.truth.is_crowd[o]:
+            if one.ground_truth.is_crowd[o]:
                 is_ignored[d] |= common / (w * h) >= min_iou
             elif o not in taken and (iou := common / (w * h + ow * oh - common)) >= best_iou:
                 best, best_iou = o, iou
@@ -52,28 +52,26 @@ def by_loop(one: EvalInput, min_iou: float) -> tuple[list[int], list[bool]]:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("min_iou", [0.3, 0.5])
-def test_choosing_all_at_once_gives_what_choosing_one_by_one_gives(
-    seed: int, min_iou: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectorised_matching_equals_the_loop(seed: int, min_iou: float, monkeypatch: pytest.MonkeyPatch) -> None:
     one = random_case(seed)
-    result = match(one, compute_ious(one), min_iou)
-    object_of, is_ignored = by_loop(one, min_iou)
-    assert result.object_of.tolist() == object_of
+    result = match_detections(one, compute_ious(one), min_iou)
+    object_of, is_ignored = match_in_a_loop(one, min_iou)
+    assert result.matched_objects.tolist() == object_of
     assert result.is_ignored.tolist() == is_ignored
-    assert 0 < result.is_right.sum() < len(one.found)
-    monkeypatch.setattr(matching, "_MAX_PAIRS", 7)  # compared in many parts
-    assert match(one, compute_ious(one), min_iou).object_of.tolist() == object_of
+    assert 0 < result.is_true_positive.sum() < len(one.detections)
+    monkeypatch.setattr(coco_matching, "_MAX_PAIRS", 7)  # computed in many chunks
+    assert match_detections(one, compute_ious(one), min_iou).matched_objects.tolist() == object_of
 
 
-def test_leaving_out_weak_detections_leaves_the_other_matches_as_they_are() -> None:
+def test_removing_low_scores_keeps_the_other_matches() -> None:
     one = random_case(5)
-    strong = EvalInput.of(one.truth, one.found.select(one.found.scores >= 0.4))
-    whole, part = (match(c, compute_ious(c)).object_of for c in (one, strong))
-    assert whole[one.found.scores >= 0.4].tolist() == part.tolist()
+    strong = EvalInput.align(one.ground_truth, one.detections.select(one.detections.scores >= 0.4))
+    whole, part = (match_detections(c, compute_ious(c)).matched_objects for c in (one, strong))
+    assert whole[one.detections.scores >= 0.4].tolist() == part.tolist()
 
 
-def test_nothing_found_and_nothing_there() -> None:
+def test_matching_without_detections_or_objects() -> None:
     for one in (case([], []), case([(1, 3, [0.0, 0, 9, 9])], []), case([], [(1, 3, [0.0, 0, 9, 9], 0.5)])):
-        result = match(one, compute_ious(one))
-        assert not result.is_right.any()
-        assert (result.detection_of == -1).all()
+        result = match_detections(one, compute_ious(one))
+        assert not result.is_true_positive.any()
+        assert (result.matched_detections == -1).all()

@@ -1,4 +1,4 @@
-"""The 12 COCO numbers and AP per class: equal to pycocotools', and to what a hand can compute."""
+"""The 12 COCO metrics and AP per class: small cases by hand, and random ones against pycocotools."""
 
 import contextlib
 import io
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detrkit.cli.metrics_table import print_coco_metrics
 from detrkit.evaluation.coco import COCO_METRICS, evaluate_boxes
-from detrkit.evaluation.report.table import print_scores
 
 pycocotools_coco = pytest.importorskip("pycocotools.coco")
 pycocotools_eval = pytest.importorskip("pycocotools.cocoeval")
@@ -30,7 +30,7 @@ def document(annotations: list[dict[str, Any]], num_images: int, categories: tup
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Objects of all sizes, crowds, a class nobody has, and detections of which about half are right."""
+    """Objects of all sizes, crowds, a class without objects, and detections of which about half are true positives."""
     random = np.random.default_rng(seed)
     objects, results = [], []
     for image_id in range(1, 26):
@@ -60,29 +60,29 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_to_pycocotools(seed: int) -> None:
-    truth, results = random_case(seed)
+def test_metrics_equal_those_of_pycocotools(seed: int) -> None:
+    ground_truth, results = random_case(seed)
     with contextlib.redirect_stdout(io.StringIO()):
         reference = pycocotools_coco.COCO()
-        reference.dataset = truth
+        reference.dataset = ground_truth
         reference.createIndex()
         evaluation = pycocotools_eval.COCOeval(reference, reference.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    scores = evaluate_boxes(truth, results)
+    scores = evaluate_boxes(ground_truth, results)
     np.testing.assert_allclose([scores.values[name] for name in COCO_METRICS], evaluation.stats, rtol=0, atol=1e-9)
     for index, score in enumerate(scores.per_class):
         precision = evaluation.eval["precision"][:, :, index, 0, 2]
         expected = precision[precision > -1].mean() if (precision > -1).any() else math.nan
         np.testing.assert_allclose(score.ap, expected, rtol=0, atol=1e-9)
     assert math.isnan(scores.per_class[-1].ap)
-    assert scores.num_objects == sum(not entry["iscrowd"] for entry in truth["annotations"])
+    assert scores.num_objects == sum(not entry["iscrowd"] for entry in ground_truth["annotations"])
 
 
-def test_by_hand() -> None:
-    """Class 1: one object, found with IoU 0.72: right at 0.50 .. 0.70, five of ten thresholds. Class 2: missed."""
-    truth = document(
+def test_ap_by_hand() -> None:
+    """Class 1: one object detected with IoU 0.72, a true positive at five of ten thresholds. Class 2: missed."""
+    ground_truth = document(
         [
             {"image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 100]},
             {"image_id": 1, "category_id": 2, "bbox": [200, 200, 50, 50]},
@@ -90,7 +90,7 @@ def test_by_hand() -> None:
         1,
         (1, 2),
     )
-    scores = evaluate_boxes(truth, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 72], "score": 0.9}])
+    scores = evaluate_boxes(ground_truth, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 72], "score": 0.9}])
     first, second = scores.per_class
     assert (first.num_objects, second.num_objects) == (1, 1)
     assert first.ap == pytest.approx(0.5)
@@ -100,43 +100,43 @@ def test_by_hand() -> None:
     assert scores.ap == pytest.approx(0.25)
 
 
-def test_classes_are_scored_by_size() -> None:
-    """Small: found. Medium: missed. Large: found with IoU 0.72, right at five of ten thresholds. All: each in a place."""
+def test_ap_by_object_size() -> None:
+    """Small: detected. Medium: missed. Large: detected with IoU 0.72, a true positive at five of ten thresholds."""
     sides = [20.0, 50.0, 100.0]
     objects = [{"image_id": 1, "category_id": 1, "bbox": [150.0 * i, 0.0, s, s]} for i, s in enumerate(sides)]
-    found = [
+    detections = [
         {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}
         for box in ([0.0, 0.0, 20.0, 20.0], [300.0, 0.0, 100.0, 72.0])
     ]
-    (score,) = evaluate_boxes(document(objects, 1, (1,)), found).per_class
+    (score,) = evaluate_boxes(document(objects, 1, (1,)), detections).per_class
     assert (score.ap_small, score.ap_medium, score.ap_large) == (pytest.approx(1), 0, pytest.approx(0.5))
     assert score.ar == pytest.approx((1 + 0 + 0.5) / 3)
 
 
-def test_nothing_found_and_nothing_there() -> None:
-    truth = document([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}], 2, (1,))
-    assert evaluate_boxes(truth, []).ap == 0
+def test_ap_without_detections_is_zero_and_without_objects_undefined() -> None:
+    ground_truth = document([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}], 2, (1,))
+    assert evaluate_boxes(ground_truth, []).ap == 0
     empty = evaluate_boxes(document([], 1, (1,)), [])
     assert empty.num_objects == 0
     assert empty.ap == -1
 
 
-def test_only_the_chosen_photos_count() -> None:
+def test_only_the_selected_images_are_evaluated() -> None:
     objects = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 90, 90]} for i in (1, 2)]
-    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.5}]
-    assert evaluate_boxes(document(objects, 2, (1,)), found).values["ar100"] == pytest.approx(0.5)
-    assert evaluate_boxes(document(objects, 2, (1,)), found, image_ids=[1]).ap == pytest.approx(1)
+    detections = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.5}]
+    assert evaluate_boxes(document(objects, 2, (1,)), detections).values["ar100"] == pytest.approx(0.5)
+    assert evaluate_boxes(document(objects, 2, (1,)), detections, image_ids=[1]).ap == pytest.approx(1)
 
 
-def test_the_table_fits_80_columns() -> None:
+def test_console_table_fits_80_columns() -> None:
     from rich.console import Console
 
-    truth, results = random_case(0)
-    truth["categories"][0]["name"] = (
-        "a category whose name is longer than anybody would want to read in a table of scores"
+    ground_truth, results = random_case(0)
+    ground_truth["categories"][0]["name"] = (
+        "a category whose name is longer than anybody would want to read in a table of metrics"
     )
     console = Console(file=io.StringIO(), width=80)
-    print_scores(evaluate_boxes(truth, results), console)
+    print_coco_metrics(evaluate_boxes(ground_truth, results), console)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert any("AP50" in line for line in lines)
@@ -145,15 +145,15 @@ def test_the_table_fits_80_columns() -> None:
 
 def test_files_in_the_wild_are_scored(tmp_path: Path) -> None:
     """Negative ids, loose types and a byte order mark, which strict readers refuse, give the same numbers."""
-    truth, results = random_case(1)
-    expected = evaluate_boxes(truth, results).values
-    category = {entry["id"]: -entry["id"] for entry in truth["categories"]}
+    ground_truth, results = random_case(1)
+    expected = evaluate_boxes(ground_truth, results).values
+    category = {entry["id"]: -entry["id"] for entry in ground_truth["categories"]}
     wild: dict[str, Any] = {
         "info": [],
         "images": [
-            {**entry, "id": entry["id"] - 1000, "license": "CC", "date_captured": 5} for entry in truth["images"]
+            {**entry, "id": entry["id"] - 1000, "license": "CC", "date_captured": 5} for entry in ground_truth["images"]
         ],
-        "categories": [{**entry, "id": category[entry["id"]]} for entry in truth["categories"]],
+        "categories": [{**entry, "id": category[entry["id"]]} for entry in ground_truth["categories"]],
         "annotations": [
             {
                 **entry,
@@ -162,7 +162,7 @@ def test_files_in_the_wild_are_scored(tmp_path: Path) -> None:
                 "category_id": category[entry["category_id"]],
                 "iscrowd": entry["iscrowd"] or None,
             }
-            for entry in truth["annotations"]
+            for entry in ground_truth["annotations"]
         ],
     }
     moved = [
@@ -176,6 +176,6 @@ def test_files_in_the_wild_are_scored(tmp_path: Path) -> None:
 
 
 def test_detections_of_categories_that_the_data_does_not_have_do_not_count() -> None:
-    truth = document([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90]}], 1, (1,))
-    found = [{"image_id": 1, "category_id": c, "bbox": [0, 0, 90, 90], "score": 0.5} for c in (1, 12)]
-    assert evaluate_boxes(truth, found).ap == pytest.approx(1)
+    ground_truth = document([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90]}], 1, (1,))
+    detections = [{"image_id": 1, "category_id": c, "bbox": [0, 0, 90, 90], "score": 0.5} for c in (1, 12)]
+    assert evaluate_boxes(ground_truth, detections).ap == pytest.approx(1)

@@ -13,7 +13,7 @@ from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError, DatasetError
-from detrkit.evaluation.inference_loop import collect
+from detrkit.evaluation.inference_loop import run_inference
 from detrkit.inference.images import read_image_input
 
 
@@ -47,7 +47,8 @@ def test_detections_do_not_depend_on_the_batch_if_the_backbone_is_not_padding_in
     batch = collate([detector.preprocess(read_image_input(one, 3)) for one in images])
     categories = detector.categories
     detections = [
-        collect(detector.model, batches, categories)[0] for batches in ([batch], batch.one_by_one(), batch.unpadded())
+        run_inference(detector.model, batches, categories)[0]
+        for batches in ([batch], batch.one_by_one(), batch.unpadded())
     ]
     for other in detections[1:]:
         assert sorted(other.scores.tolist()) == pytest.approx(sorted(detections[0].scores.tolist()), abs=1e-6)

@@ -1,95 +1,142 @@
 """`detrkit evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from detrkit.errors import ConfigError
+from detrkit._internal.text import plural
+from detrkit.errors import DatasetError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from detrkit.evaluation.analysis import Analysis
+    from detrkit.evaluation.result import EvalResult
 
 
 def evaluate(
     source: str,
-    data: str | None = None,
+    data: str,
     /,
     *,
     split: Literal["val", "train", "test"] = "val",
     format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
-    predictions: Path | None = None,
     by_layer: Annotated[bool, Parameter(negative="")] = False,
     query_map: Annotated[bool, Parameter(negative="")] = False,
-    counting: Annotated[bool, Parameter(negative="")] = False,
+    instance_capacity: Annotated[bool, Parameter(negative="")] = False,
     store_thresholds: bool | None = None,
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("evaluation"),
 ) -> None:
-    """Score a model on a dataset: the 12 COCO numbers, thresholds, kinds of mistakes, and a report.
+    """Evaluate a model, or saved predictions, on a dataset: COCO metrics, thresholds, error types, and a report.
 
-    Writes report.html, scores.json and detections.json. Photos without annotations (a folder, or a COCO image_info JSON)
-    are predicted and not scored.
+    Writes report.html, scores.json and detections.json. Images without annotations (a folder, or a COCO image_info JSON)
+    are only predicted.
 
-    Example: `detrkit evaluate runs/first coco --by-layer`, or `detrkit evaluate coco --predictions results.json`
+    Example: `detrkit evaluate runs/first coco --by-layer`, or `detrkit evaluate results.json coco`
 
     Parameters
     ----------
     source
-        Run folder, weights file, exported file, Hugging Face folder or id, or preset. With --predictions, the dataset.
+        Run folder, weights file, exported file, Hugging Face folder or id, or preset; or a .json file with COCO results of
+        any model: boxes, masks, or panoptic (with PNGs in a folder of the same name).
     data
-        Dataset folder: COCO, COCO panoptic, YOLO or Pascal VOC, or shards; left out with --predictions.
+        Dataset folder: COCO, COCO panoptic, YOLO or Pascal VOC, or shards.
     split
-        Which part of the dataset.
+        Split of the dataset.
     format
-        How the dataset is written down; looked at when not given.
-    predictions
-        COCO results JSON of any model, to be scored in place of a model of ours: boxes, masks, or panoptic (a JSON, and its
-        PNGs in a folder of the same name).
+        Annotation format; detected from the folder if omitted.
     by_layer
         AP after every decoder layer, with and without NMS (figure 4 of the paper).
     query_map
-        Where each query predicts (figure 7).
-    counting
-        Objects found as their number grows (figure 12).
+        Boxes predicted by each query (figure 7).
+    instance_capacity
+        Detected objects as their number grows (figure 12).
     store_thresholds
-        Keep the best thresholds in the checkpoint, for `predict --threshold auto`. When not given: a run keeps those of
-        its own validation photos.
+        Store the best score thresholds in the checkpoint, for `predict --threshold auto`. By default they are stored if
+        the dataset's validation split is the one that the run was trained with.
     batch_size
-        Photos at a time; does not change the numbers.
+        Images per batch; does not change the metrics.
     device
-        `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
+        `cpu`, `cuda`, `cuda:1`; `auto` uses a GPU if there is one.
     workers
-        Processes that read photos.
+        Processes that read images.
     output
-        Folder to write to; a name that ends in .json takes the detections alone, as COCO results.
+        Folder to write to; a name that ends in .json gets the detections only, as COCO results.
     """
-    if predictions is not None:
-        asked = {"--by-layer": by_layer, "--query-map": query_map, "--counting": counting, "DATA": data}
-        asked["--store-thresholds"] = store_thresholds
-        if extra := [name for name, value in asked.items() if value]:
-            raise ConfigError(
-                f"--predictions: takes the dataset alone, detrkit evaluate DATA --predictions {predictions}; leave out "
-                f"{', '.join(extra) if extra != ['DATA'] else 'the model'}"
-            )
-        from detrkit.evaluation.evaluate_files import evaluate_saved
+    if not Path(data).exists():
+        raise DatasetError(f"{data}: found nothing, expected a dataset folder; check the path")
+    from detrkit.cli.console import get_console, progress_bar
+    from detrkit.evaluation.evaluate import evaluate as evaluate_source
 
-        evaluate_saved(predictions, source, split, format=format, output=output)
-        return
-    if data is None:
-        raise ConfigError(
-            f"evaluate: found {source} alone, expected a model and a dataset, detrkit evaluate SOURCE DATA; or a dataset "
-            "and saved results, detrkit evaluate DATA --predictions FILE"
+    with progress_bar("evaluating") as progress:
+        result = evaluate_source(
+            source,
+            data,
+            split=split,
+            format=format,
+            by_layer=by_layer,
+            query_map=query_map,
+            instance_capacity=instance_capacity,
+            store_thresholds="auto" if store_thresholds is None else store_thresholds,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            output=output,
+            progress=progress,
         )
-    from detrkit.evaluation.evaluate import Extras, evaluate_source
+    _print_result(result, output, get_console())
 
-    evaluate_source(
-        source,
-        data,
-        split,
-        format=format,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        output=output,
-        extras=Extras(by_layer, query_map, counting, store_thresholds),
-    )
+
+def _print_result(result: "EvalResult", output: Path, console: "Console") -> None:
+    from detrkit.cli.metrics_table import print_metrics
+
+    for note in result.notes:
+        console.print(note)
+    if not result.metrics.values:
+        count = plural(len(result.split), "image")
+        source = result.split.source
+        console.print(f"{source} has no annotations; the detections of {count} are in {output}", soft_wrap=True)
+        return
+    print_metrics(result.metrics, console)
+    if result.analysis is not None:
+        _print_analysis(result.analysis, console)
+    if result.thresholds is not None and result.thresholds.segments is not None:
+        console.print(f"segments: minimum query score {result.thresholds.segments:.2f}")
+    for analysis in result.paper_analyses:
+        if analysis.name == "by_layer":
+            _print_layers(analysis.content, console)
+    if output.suffix != ".json":
+        console.print(f"report: {output / 'report.html'}", soft_wrap=True)
+    if result.stored_in is not None and result.thresholds is not None:
+        count = plural(len(result.thresholds.per_class), "class", "classes")
+        console.print(
+            f"thresholds stored in {result.stored_in}, {count} with their own; detrkit predict --threshold auto uses them",
+            soft_wrap=True,
+        )
+
+
+def _print_analysis(analysis: "Analysis", console: "Console") -> None:
+    """Print the limit of detections if it is not the published one, the best threshold, and error types."""
+    from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
+    from detrkit.evaluation.report.page import max_detections_note
+
+    if analysis.metrics.max_detections != PUBLISHED_MAX_DETECTIONS:
+        console.print(max_detections_note(analysis.metrics))
+    if best := analysis.best.overall:
+        numbers = f"precision {best.precision:.3f}, recall {best.recall:.3f}, F1 {best.f1:.3f}"
+        console.print(f"best threshold {best.threshold:.3f}: {numbers}")
+    errors = ", ".join(f"{count} {name}" for name, count in analysis.errors.counts.items())
+    console.print(f"true positives: {analysis.errors.num_true_positives}; errors: {errors}")
+
+
+def _print_layers(layers: list[dict[str, float]], console: "Console") -> None:
+    from detrkit.cli.console import build_table
+    from detrkit.evaluation.metrics import format_metric
+
+    names = ("ap", "ap_nms", "ap50", "ap50_nms")
+    rows = [(str(one["layer"]), *(format_metric(one[name]) for name in names)) for one in layers]
+    console.print(build_table("", ("decoder layer", "AP", "with NMS", "AP50", "with NMS"), rows))

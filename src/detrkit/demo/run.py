@@ -21,7 +21,7 @@ from detrkit.data.torch_dataset import read_torch_dataset
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation
 from detrkit.errors import ConfigError
-from detrkit.evaluation.coco import samples_to_coco
+from detrkit.evaluation.ground_truth import samples_to_coco
 from detrkit.structures import Sample
 from detrkit.training.data import TrainingData
 from detrkit.training.run import run_training

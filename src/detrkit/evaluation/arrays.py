@@ -1,6 +1,6 @@
-"""Annotated and detected objects of many photos as columns, which is how everything here is counted.
+"""Ground truth and detections of many images as flat arrays, which all metrics are computed from.
 
-Input: a COCO document, COCO results, or what a model said. Boxes are xywh in pixels of the original photos.
+Boxes are xywh in pixels of the original images.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,24 +18,24 @@ from detrkit.errors import DatasetError
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The annotated objects of a set of photos; N objects on P photos.
+    """Annotated objects, N of them on I images.
 
     Attributes:
-        image_ids: (P,) the dataset's own ids, rising.
-        sizes: (P, 2) height and width in pixels.
-        categories: in rising order of their ids.
-        photos: (N,) position in `image_ids`.
-        labels: (N,) position in `categories`.
+        image_ids: (I,) the dataset's image ids, ascending.
+        sizes: (I, 2) height and width in pixels.
+        categories: in ascending order of their ids.
+        image_indices: (N,) index into `image_ids`.
+        labels: (N,) index into `categories`.
         boxes: (N, 4) float64.
-        areas: (N,) of the objects' outlines, which decide what counts as small; of the boxes where none is given.
-        is_crowd: (N,) boxes around many objects, in which detections are neither right nor wrong.
-        masks: (N,) run lengths as COCO has them; None where they were not asked for.
+        areas: (N,) segmentation areas, which decide between small, medium and large; box areas where none is annotated.
+        is_crowd: (N,) regions of many objects; detections inside are ignored.
+        masks: (N,) COCO run-length encodings; None if they were not requested.
     """
 
     image_ids: np.ndarray
     sizes: np.ndarray
     categories: Categories
-    photos: np.ndarray
+    image_indices: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
@@ -43,65 +43,63 @@ class GroundTruth:
     masks: np.ndarray | None = None
 
     @classmethod
-    def read(
+    def from_coco(
         cls, annotations: Path | dict[str, Any], image_ids: Collection[int] | None = None, *, masks: bool = False
     ) -> "GroundTruth":
-        """Read a COCO document, or the file it is in.
-
-        Files in the wild are loose about types and ids; of each entry only what boxes are scored by is looked at.
+        """Read COCO annotations, leniently: only the fields that metrics need are looked at.
 
         Args:
-            annotations: the document, or its path.
-            image_ids: photos that count; None counts all.
-            masks: read the objects' outlines, too.
+            annotations: path of a COCO JSON, or its content.
+            image_ids: images to evaluate; None means all.
+            masks: also read the segmentations.
 
         Raises:
-            DatasetError: masks are asked for, and an object has none.
+            DatasetError: masks are requested, and an object has none.
         """
         document = annotations if isinstance(annotations, dict) else read_json(annotations)
-        chosen = None if image_ids is None else set(image_ids)
-        photos = sorted((e for e in document["images"] if chosen is None or e["id"] in chosen), key=lambda e: e["id"])
-        photo_of = {entry["id"]: index for index, entry in enumerate(photos)}
-        named = sorted(((entry["id"], entry["name"]) for entry in document["categories"]), key=lambda pair: pair[0])
-        label_of = {number: label for label, (number, _) in enumerate(named)}
-        objects = [entry for entry in document["annotations"] if entry["image_id"] in photo_of]
+        selected = None if image_ids is None else set(image_ids)
+        images = sorted((e for e in document["images"] if selected is None or e["id"] in selected), key=_id_of)
+        index_of = {entry["id"]: index for index, entry in enumerate(images)}
+        categories = sorted(document["categories"], key=_id_of)
+        label_of = {entry["id"]: label for label, entry in enumerate(categories)}
+        objects = [entry for entry in document["annotations"] if entry["image_id"] in index_of]
         boxes = np.array([entry["bbox"] for entry in objects], np.float64).reshape(-1, 4)
-        sizes = [(entry["height"], entry["width"]) for entry in photos]
-        photo_numbers = [photo_of[entry["image_id"]] for entry in objects]
-        given = np.array([_number(entry.get("area")) for entry in objects], np.float64)
+        sizes = [(entry["height"], entry["width"]) for entry in images]
+        image_indices = [index_of[entry["image_id"]] for entry in objects]
+        areas = np.array([_finite_or_nan(entry.get("area")) for entry in objects], np.float64)
         return cls(
-            image_ids=np.array([entry["id"] for entry in photos], np.int64),
+            image_ids=np.array([entry["id"] for entry in images], np.int64),
             sizes=np.array(sizes, np.int64).reshape(-1, 2),
-            categories=Categories(tuple(number for number, _ in named), tuple(name for _, name in named)),
-            photos=np.array(photo_numbers, np.int64),
+            categories=Categories(tuple(e["id"] for e in categories), tuple(e["name"] for e in categories)),
+            image_indices=np.array(image_indices, np.int64),
             labels=np.array([label_of[entry["category_id"]] for entry in objects], np.int64),
             boxes=boxes,
-            areas=np.where(np.isnan(given), boxes[:, 2] * boxes[:, 3], given),
+            areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
             is_crowd=np.array([bool(entry.get("iscrowd")) for entry in objects], bool),
-            masks=_masks_of(objects, [sizes[photo] for photo in photo_numbers]) if masks else None,
+            masks=_encode_masks(objects, [sizes[index] for index in image_indices]) if masks else None,
         )
 
     @property
     def num_objects(self) -> int:
-        """Objects that a detection can answer for: all but crowds."""
+        """Number of objects without crowds."""
         return int((~self.is_crowd).sum())
 
     def objects_per_class(self) -> np.ndarray:
-        """Count the objects of every class, without crowds."""
+        """Count the objects of every class, without crowds: (K,)."""
         return np.bincount(self.labels[~self.is_crowd], minlength=len(self.categories))
 
 
 @dataclass(frozen=True)
 class DetectionArrays:
-    """Detections of a set of photos, D of them, in an order in which those of one photo come best first.
+    """Detections, D of them; those of one image are sorted by descending score.
 
     Attributes:
-        image_ids: (D,) the dataset's own.
-        category_ids: (D,) the dataset's own.
+        image_ids: (D,) the dataset's image ids.
+        category_ids: (D,) the dataset's category ids.
         boxes: (D, 4) float64.
-        scores: (D,) 0 .. 1.
-        queries: (D,) the query that spoke; -1 where nobody knows.
-        masks: (D,) run lengths as COCO has them, `counts` a str; None where there are no masks.
+        scores: (D,) in 0 .. 1.
+        queries: (D,) index of the query that predicted it; -1 if unknown.
+        masks: (D,) COCO run-length encodings with `counts` as a str; None without masks.
     """
 
     image_ids: np.ndarray
@@ -114,9 +112,13 @@ class DetectionArrays:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        num_images = len(np.unique(self.image_ids))
+        return f"DetectionArrays({len(self)} detections on {num_images} images, masks={self.masks is not None})"
+
     @classmethod
     def from_coco(cls, results: Sequence[dict[str, Any]]) -> "DetectionArrays":
-        """Read COCO results; those without a box get their mask's."""
+        """Convert COCO results; a result without a box gets the bounding box of its mask."""
         masks = [entry.get("segmentation") for entry in results]
         has_masks = len(results) > 0 and None not in masks
         return cls(
@@ -128,26 +130,26 @@ class DetectionArrays:
             ).reshape(-1, 4),
             scores=np.array([entry["score"] for entry in results], np.float64),
             queries=np.full(len(results), -1, np.int64),
-            masks=objects_column(masks) if has_masks else None,
+            masks=object_array(masks) if has_masks else None,
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["DetectionArrays"]) -> "DetectionArrays":
-        """Lay several one after the other."""
+    def concat(cls, parts: Sequence["DetectionArrays"]) -> "DetectionArrays":
+        """Concatenate; masks are kept if every part that is not empty has them."""
         if not parts:
             return cls.from_coco([])
-        flat = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ALWAYS}
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _REQUIRED}
         masks = [part.masks for part in parts if len(part)]
-        known = [column for column in masks if column is not None]
-        return cls(**flat, masks=np.concatenate(known) if known and len(known) == len(masks) else None)
+        present = [array for array in masks if array is not None]
+        return cls(**arrays, masks=np.concatenate(present) if present and len(present) == len(masks) else None)
 
-    def select(self, chosen: np.ndarray) -> "DetectionArrays":
-        """Keep some, by a mask or by indices in the wanted order."""
-        masks = None if self.masks is None else self.masks[chosen]
-        return DetectionArrays(**{name: getattr(self, name)[chosen] for name in _ALWAYS}, masks=masks)
+    def select(self, index: np.ndarray) -> "DetectionArrays":
+        """Select by a boolean mask or by indices."""
+        masks = None if self.masks is None else self.masks[index]
+        return DetectionArrays(**{name: getattr(self, name)[index] for name in _REQUIRED}, masks=masks)
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """List them as COCO results."""
+        """Convert to COCO results."""
         columns = (self.image_ids, self.category_ids, self.boxes, self.scores)
         results = [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
@@ -158,69 +160,72 @@ class DetectionArrays:
         return [{**result, "segmentation": mask} for result, mask in zip(results, self.masks, strict=True)]
 
 
-_ALWAYS = tuple(
-    field.name for field in fields(DetectionArrays) if field.default is MISSING
-)  # columns that every `Found` has
+_REQUIRED = tuple(field.name for field in fields(DetectionArrays) if field.default is MISSING)
 
 
 @dataclass(frozen=True)
 class EvalInput:
-    """Detections beside the truth that they are judged by, in the same numbers.
+    """Ground truth and detections with common indices.
 
     Attributes:
-        truth: the annotated objects.
-        found: the detections of its photos and classes; others do not count.
-        photos: (D,) position in `truth.image_ids`.
-        labels: (D,) position in `truth.categories`.
+        ground_truth: N objects on I images.
+        detections: D detections on these images, of these categories.
+        image_indices: (D,) index into `ground_truth.image_ids`.
+        labels: (D,) index into `ground_truth.categories`.
     """
 
-    truth: GroundTruth
-    found: DetectionArrays
-    photos: np.ndarray
+    ground_truth: GroundTruth
+    detections: DetectionArrays
+    image_indices: np.ndarray
     labels: np.ndarray
 
     @classmethod
-    def of(cls, truth: GroundTruth, found: DetectionArrays) -> "EvalInput":
-        """Leave out detections of other photos, and of classes that the data does not have.
+    def align(cls, ground_truth: GroundTruth, detections: DetectionArrays) -> "EvalInput":
+        """Look up the indices of the detections' images and categories.
 
-        The published head has slots for category ids that COCO does not use.
+        Detections on other images or of other categories are dropped: the published DETR has logits for category ids that
+        COCO does not use.
         """
-        photos = _positions(truth.image_ids, found.image_ids)
-        labels = _positions(np.array(truth.categories.ids, np.int64), found.category_ids)
-        counts = (photos >= 0) & (labels >= 0)
-        if counts.all():
-            return cls(truth, found, photos, labels)
-        return cls(truth, found.select(counts), photos[counts], labels[counts])
+        image_indices = _index_of(ground_truth.image_ids, detections.image_ids)
+        labels = _index_of(np.array(ground_truth.categories.ids, np.int64), detections.category_ids)
+        valid = (image_indices >= 0) & (labels >= 0)
+        if valid.all():
+            return cls(ground_truth, detections, image_indices, labels)
+        return cls(ground_truth, detections.select(valid), image_indices[valid], labels[valid])
 
 
-def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each wanted number stands among known ones, which rise; -1 where it does not."""
-    if not len(known):
-        return np.full(len(wanted), -1)
-    places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    return np.where(known[places] == wanted, places, -1)
+def _index_of(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Index of each value in an ascending array; -1 if it is not in it."""
+    if not len(ascending):
+        return np.full(len(values), -1)
+    indices = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
+    return np.where(ascending[indices] == values, indices, -1)
 
 
-def objects_column(values: Sequence[Any]) -> np.ndarray:
-    """Make a column of anything, one value a row."""
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
+def object_array(values: Sequence[Any]) -> np.ndarray:
+    """Make a one-dimensional array of Python objects."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
-def _masks_of(entries: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    found: list[dict[str, Any]] = []
+def _encode_masks(entries: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    masks: list[dict[str, Any]] = []
     for entry, size in zip(entries, sizes, strict=True):
         try:
-            found.append(to_rle(entry["segmentation"], size))
+            masks.append(to_rle(entry["segmentation"], size))
         except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
             raise DatasetError(
-                f"annotation {entry.get('id')} of image {entry['image_id']}: has no outline that can be read "
-                f"({type(error).__name__}), expected a segmentation; run detrkit doctor, or score boxes alone"
+                f"annotation {entry.get('id')} of image {entry['image_id']} has no readable segmentation "
+                f"({type(error).__name__}); run detrkit doctor on the dataset, or evaluate boxes only"
             ) from None
-    return objects_column(found)
+    return object_array(masks)
 
 
-def _number(value: Any) -> float:
-    # compared first: an integer may have more digits than a float can hold
+def _id_of(entry: dict[str, Any]) -> Any:
+    return entry["id"]
+
+
+def _finite_or_nan(value: Any) -> float:
+    # compared before the conversion: an integer may have more digits than a float can represent
     return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else float("nan")

@@ -1,67 +1,81 @@
-"""Whether scores are probabilities: of detections with a score of 0.7, are 70 % right?
+"""Calibration of scores: expected calibration error (Naeini et al. 2015).
 
-Expected calibration error (Naeini et al. 2015): the mean distance between score and share of right ones, over bins of the
-score, weighted by how many detections lie in them. Right means: matched at IoU 0.5.
+The ECE is the mean distance between score and precision over bins of the score, weighted by the number of detections.
+True positives are detections matched at IoU 0.5.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from detrkit.evaluation.arrays import EvalInput
-from detrkit.evaluation.coco_matching import Matching
+from detrkit.evaluation.coco_matching import Matches
+from detrkit.evaluation.report.section import Section
 
 NUM_BINS = 10
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Detections with scores from `low` to below `high` (the last bin holds 1, too); NaN means in an empty bin."""
+class CalibrationBin:
+    """Detections with scores in `low` .. `high`, half-open but for the last bin; means of an empty bin are NaN."""
 
     low: float
     high: float
     count: int
     mean_score: float
-    share_right: float
+    precision: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far scores are from probabilities.
+    """Calibration of scores.
 
     Attributes:
         bins: ten of equal width.
-        error: expected calibration error over all detections, most of which are queries that say nothing.
-        error_shown: the same over detections that reach the threshold; NaN where none does.
+        ece: expected calibration error of all detections, most of which have scores near 0.
+        ece_above_threshold: of the detections above the score threshold; NaN if there is none.
     """
 
-    bins: tuple[Bin, ...]
-    error: float
-    error_shown: float
+    bins: tuple[CalibrationBin, ...]
+    ece: float
+    ece_above_threshold: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain values."""
+        return asdict(self)
+
+    def to_section(self) -> Section:
+        """Return the section of the report."""
+        from detrkit.visualization.charts import as_svg, draw_reliability
+
+        columns = ([one.mean_score for one in self.bins], [one.precision for one in self.bins])
+        chart = as_svg(draw_reliability(*columns, [one.count for one in self.bins]))
+        return Section.render("Calibration", "calibration.html", calibration=self, chart=chart)
 
 
-def calibrate(case: EvalInput, matching: Matching, threshold: float) -> Calibration:
-    """Compare scores with the share of right detections; those inside crowds do not count."""
-    counts = ~matching.is_ignored
-    scores, is_right = case.found.scores[counts], matching.is_right[counts]
-    bins = _bins(scores, is_right)
-    is_shown = scores >= threshold
-    return Calibration(bins, _error(bins), _error(_bins(scores[is_shown], is_right[is_shown])))
+def compute_calibration(inputs: EvalInput, matches: Matches, threshold: float) -> Calibration:
+    """Compare scores with precision; detections in crowds are ignored."""
+    counted = ~matches.is_ignored
+    scores, is_true_positive = inputs.detections.scores[counted], matches.is_true_positive[counted]
+    bins = _bins(scores, is_true_positive)
+    is_above = scores >= threshold
+    return Calibration(bins, _ece(bins), _ece(_bins(scores[is_above], is_true_positive[is_above])))
 
 
-def _bins(scores: np.ndarray, is_right: np.ndarray) -> tuple[Bin, ...]:
-    places = (scores * NUM_BINS).astype(np.int64).clip(0, NUM_BINS - 1)
-    counts = np.bincount(places, minlength=NUM_BINS)
+def _bins(scores: np.ndarray, is_true_positive: np.ndarray) -> tuple[CalibrationBin, ...]:
+    indices = (scores * NUM_BINS).astype(np.int64).clip(0, NUM_BINS - 1)
+    counts = np.bincount(indices, minlength=NUM_BINS)
     with np.errstate(invalid="ignore"):
-        means = np.bincount(places, weights=scores, minlength=NUM_BINS) / counts
-        shares = np.bincount(places, weights=is_right.astype(np.float64), minlength=NUM_BINS) / counts
+        mean_scores = np.bincount(indices, weights=scores, minlength=NUM_BINS) / counts
+        precision = np.bincount(indices, weights=is_true_positive.astype(np.float64), minlength=NUM_BINS) / counts
     edges = [index / NUM_BINS for index in range(NUM_BINS + 1)]
-    columns = (edges[:-1], edges[1:], counts.tolist(), means.tolist(), shares.tolist())
-    return tuple(Bin(*row) for row in zip(*columns, strict=True))
+    columns = (edges[:-1], edges[1:], counts.tolist(), mean_scores.tolist(), precision.tolist())
+    return tuple(CalibrationBin(*row) for row in zip(*columns, strict=True))
 
 
-def _error(bins: tuple[Bin, ...]) -> float:
+def _ece(bins: tuple[CalibrationBin, ...]) -> float:
     total = sum(one.count for one in bins)
     if not total:
         return float("nan")
-    return sum(one.count * abs(one.mean_score - one.share_right) for one in bins if one.count) / total
+    return sum(one.count * abs(one.mean_score - one.precision) for one in bins if one.count) / total

@@ -1,7 +1,4 @@
-"""Which detection answers for which object, as COCO has it: the best score chooses first, and takes what it fits best.
-
-Input: a `Case`. Output: overlaps of detections and objects, and pairs of them.
-"""
+"""COCO matching of detections and objects by descending score, at one IoU threshold, vectorised over images."""
 
 from dataclasses import dataclass
 
@@ -9,144 +6,146 @@ import numpy as np
 
 from detrkit.evaluation.arrays import EvalInput
 
-RIGHT = 0.5  # least IoU of a detection with the object it answers for
-NEAR = 0.1  # least IoU at which a detection can be said to mean an object (TIDE, section 2.2)
-_MAX_PAIRS = 500_000  # compared at a time: what fits into a processor's cache
+MATCH_IOU = 0.5  # minimum IoU of a true positive
+BACKGROUND_IOU = 0.1  # below it, a detection overlaps nothing (TIDE, section 2.2)
+_MAX_PAIRS = 500_000  # compared at a time, so that they fit into the processor's cache
 
 
 @dataclass(frozen=True)
-class Overlaps:
-    """Pairs of a detection and an object of the same photo with an IoU of at least NEAR, E of them.
+class OverlappingPairs:
+    """Pairs of a detection and an object of the same image with an IoU of at least BACKGROUND_IOU, P of them.
 
     Attributes:
-        detections: (E,) position in `Case.found`, rising.
-        objects: (E,) position in `Case.truth`.
-        ious: (E,); with crowds, the share of the detection that lies inside.
-        has_same_class: (E,)
-        has_crowd: (E,) whether the object is a crowd.
+        detections: (P,) index into `EvalInput.detections`, ascending.
+        objects: (P,) index into `EvalInput.ground_truth`.
+        ious: (P,) for crowds: intersection over the area of the detection.
+        same_class: (P,)
+        is_crowd: (P,) whether the object is a crowd.
     """
 
     detections: np.ndarray
     objects: np.ndarray
     ious: np.ndarray
-    has_same_class: np.ndarray
-    has_crowd: np.ndarray
+    same_class: np.ndarray
+    is_crowd: np.ndarray
 
-    def select(self, chosen: np.ndarray) -> "Overlaps":
-        """Keep some."""
-        return Overlaps(**{name: column[chosen] for name, column in vars(self).items()})
+    def select(self, index: np.ndarray) -> "OverlappingPairs":
+        """Select by a boolean mask or by indices."""
+        return OverlappingPairs(**{name: array[index] for name, array in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Matching:
-    """Who answers for whom.
+class Matches:
+    """Matched detections and objects.
 
     Attributes:
-        object_of: (D,) the object that a detection answers for, or -1.
-        detection_of: (N,) the detection that answers for an object, or -1.
-        is_ignored: (D,) detections inside a crowd of their class: neither right nor wrong.
+        matched_objects: (D,) index of the object that a detection is matched to, or -1.
+        matched_detections: (N,) index of the detection that an object is matched to, or -1.
+        is_ignored: (D,) unmatched detections inside a crowd of their class, which count neither as true nor as false
+            positives.
     """
 
-    object_of: np.ndarray
-    detection_of: np.ndarray
+    matched_objects: np.ndarray
+    matched_detections: np.ndarray
     is_ignored: np.ndarray
 
     @property
-    def is_right(self) -> np.ndarray:
-        """(D,) detections that answer for an object."""
-        return self.object_of >= 0
+    def is_true_positive(self) -> np.ndarray:
+        """(D,) matched detections."""
+        return self.matched_objects >= 0
 
 
-def ranks_of(scores: np.ndarray) -> np.ndarray:
-    """The place of each detection, best first; of equal scores the first comes first."""
+def rank_by_score(scores: np.ndarray) -> np.ndarray:
+    """Rank detections by descending score, 0 for the highest; ties keep their order."""
     ranks = np.empty(len(scores), np.int64)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
     return ranks
 
 
-def compute_ious(case: EvalInput) -> Overlaps:
-    """Compare every detection with every object of its photo."""
-    truth = case.truth
-    by_photo = np.argsort(truth.photos, kind="stable")
-    counts = np.bincount(truth.photos, minlength=len(truth.image_ids))
-    firsts = np.cumsum(counts) - counts
-    per_detection = counts[case.photos]
-    ends = np.cumsum(per_detection)
+def compute_ious(inputs: EvalInput) -> OverlappingPairs:
+    """Compute the IoU of every detection with every object of its image."""
+    ground_truth = inputs.ground_truth
+    objects_by_image = np.argsort(ground_truth.image_indices, kind="stable")
+    objects_per_image = np.bincount(ground_truth.image_indices, minlength=len(ground_truth.image_ids))
+    first_objects = np.cumsum(objects_per_image) - objects_per_image
+    pairs_per_detection = objects_per_image[inputs.image_indices]
+    ends = np.cumsum(pairs_per_detection)
     parts = []
     start = 0
     while start < len(ends):
-        limit = (ends[start - 1] if start else 0) + _MAX_PAIRS
-        stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        detections = np.repeat(np.arange(start, stop), per_detection[start:stop])
-        begins = np.repeat(ends[start:stop] - per_detection[start:stop], per_detection[start:stop])
-        steps = np.arange(len(detections)) + (ends[start - 1] if start else 0) - begins
-        parts.append(_near(case, detections, by_photo[firsts[case.photos[detections]] + steps]))
+        offset = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, offset + _MAX_PAIRS, side="right")))
+        repeats = pairs_per_detection[start:stop]
+        detections = np.repeat(np.arange(start, stop), repeats)
+        steps = np.arange(len(detections)) + offset - np.repeat(ends[start:stop] - repeats, repeats)
+        objects = objects_by_image[first_objects[inputs.image_indices[detections]] + steps]
+        parts.append(_overlapping(inputs, detections, objects))
         start = stop
     if not parts:
-        return _near(case, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return Overlaps(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
+        return _overlapping(inputs, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return OverlappingPairs(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
 
 
-def _near(case: EvalInput, detections: np.ndarray, objects: np.ndarray) -> Overlaps:
-    for axis in (0, 1):  # most pairs do not touch, and are left out before more is computed
-        first, second = case.found.boxes[:, axis], case.truth.boxes[:, axis]
-        ends = (first + case.found.boxes[:, axis + 2])[detections], (second + case.truth.boxes[:, axis + 2])[objects]
-        touches = np.minimum(*ends) > np.maximum(first[detections], second[objects])
+def _overlapping(inputs: EvalInput, detections: np.ndarray, objects: np.ndarray) -> OverlappingPairs:
+    """Compute IoUs of candidate pairs and keep those that overlap enough."""
+    predicted, annotated = inputs.detections.boxes, inputs.ground_truth.boxes
+    for axis in (0, 1):  # most pairs are disjoint: drop them before computing more
+        start, true_start = predicted[:, axis], annotated[:, axis]
+        end, true_end = start + predicted[:, axis + 2], true_start + annotated[:, axis + 2]
+        touches = np.minimum(end[detections], true_end[objects]) > np.maximum(start[detections], true_start[objects])
         detections, objects = detections[touches], objects[touches]
-    ours, theirs = case.found.boxes[detections], case.truth.boxes[objects]
-    shared = np.minimum(ours[:, :2] + ours[:, 2:], theirs[:, :2] + theirs[:, 2:]) - np.maximum(
-        ours[:, :2], theirs[:, :2]
-    )
-    common = shared.clip(min=0).prod(1)
-    our_area, their_area = ours[:, 2:].prod(1), theirs[:, 2:].prod(1)
-    has_crowd = case.truth.is_crowd[objects]
-    union = np.where(has_crowd, our_area, our_area + their_area - common)
-    ious = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    same = case.labels[detections] == case.truth.labels[objects]
-    near = ious >= NEAR
-    return Overlaps(*(column[near] for column in (detections, objects, ious, same, has_crowd)))
+    boxes, true_boxes = predicted[detections], annotated[objects]
+    bottom_right = np.minimum(boxes[:, :2] + boxes[:, 2:], true_boxes[:, :2] + true_boxes[:, 2:])
+    intersections = (bottom_right - np.maximum(boxes[:, :2], true_boxes[:, :2])).clip(min=0).prod(1)
+    areas, true_areas = boxes[:, 2:].prod(1), true_boxes[:, 2:].prod(1)
+    is_crowd = inputs.ground_truth.is_crowd[objects]
+    unions = np.where(is_crowd, areas, areas + true_areas - intersections)
+    ious = np.divide(intersections, unions, out=np.zeros_like(intersections), where=unions > 0)
+    same_class = inputs.labels[detections] == inputs.ground_truth.labels[objects]
+    kept = ious >= BACKGROUND_IOU
+    return OverlappingPairs(*(array[kept] for array in (detections, objects, ious, same_class, is_crowd)))
 
 
-def match(case: EvalInput, overlaps: Overlaps, min_iou: float = RIGHT) -> Matching:
-    """Match detections and objects of the same class, as COCO does at one IoU.
+def match_detections(inputs: EvalInput, pairs: OverlappingPairs, min_iou: float = MATCH_IOU) -> Matches:
+    """Match detections to objects of the same class as COCO does at one IoU threshold.
 
-    Whoever stands below in rank changes nothing: leaving out detections below a threshold leaves out their matches, and
-    no others.
+    Removing the detections below a score removes their matches and leaves all others as they are.
     """
-    close = overlaps.select(overlaps.has_same_class & (overlaps.ious >= min_iou))
-    ranks = ranks_of(case.found.scores)
-    object_of = greedy_assign(close.select(~close.has_crowd), ranks)
-    detection_of = np.full(len(case.truth.labels), -1)
-    right = np.flatnonzero(object_of >= 0)
-    detection_of[object_of[right]] = right
-    is_ignored = np.zeros(len(ranks), bool)
-    is_ignored[close.detections[close.has_crowd]] = True
-    return Matching(object_of, detection_of, is_ignored & (object_of < 0))
+    candidates = pairs.select(pairs.same_class & (pairs.ious >= min_iou))
+    ranks = rank_by_score(inputs.detections.scores)
+    matched_objects = greedy_assign(candidates.select(~candidates.is_crowd), ranks)
+    matched_detections = np.full(len(inputs.ground_truth.labels), -1)
+    matched = np.flatnonzero(matched_objects >= 0)
+    matched_detections[matched_objects[matched]] = matched
+    in_crowd = np.zeros(len(ranks), bool)
+    in_crowd[candidates.detections[candidates.is_crowd]] = True
+    return Matches(matched_objects, matched_detections, in_crowd & (matched_objects < 0))
 
 
-def greedy_assign(pairs: Overlaps, ranks: np.ndarray) -> np.ndarray:
-    """Let detections choose among the objects they are paired with: the best score first, each the largest IoU left.
+def greedy_assign(pairs: OverlappingPairs, ranks: np.ndarray) -> np.ndarray:
+    """Assign objects to detections greedily: by rank, each detection takes the remaining object with the largest IoU.
 
-    All choose at once and give way to whoever stands above them, until nobody has to: the outcome is the same.
+    Computed for all detections at once: each proposes to its best object, lower-ranked proposals to the same object are
+    rejected, and the rejected propose again. The result is that of the sequential loop.
 
     Args:
-        pairs: who may take what.
-        ranks: (D,) of the detections.
+        pairs: allowed pairs.
+        ranks: (D,) of the detections, 0 first.
 
     Returns:
-        (D,) the object of each detection, or -1.
+        (D,) index of the object of each detection, or -1.
     """
-    # of equal overlaps the later object is taken, as pycocotools does
+    # of objects with equal IoU the later one is taken, as pycocotools does
     order = np.lexsort((-pairs.objects, -pairs.ious, ranks[pairs.detections]))
     detections, objects = pairs.detections[order], pairs.objects[order]
-    object_of = np.full(len(ranks), -1)
+    assigned = np.full(len(ranks), -1)
     while len(detections):
-        is_first = np.r_[True, detections[1:] != detections[:-1]]
-        holder = np.full(objects.max() + 1, len(ranks))
-        np.minimum.at(holder, objects[is_first], ranks[detections[is_first]])
-        stays = ranks[detections] <= holder[objects]
-        if stays[is_first].all():
-            object_of[detections[is_first]] = objects[is_first]
+        is_proposal = np.r_[True, detections[1:] != detections[:-1]]
+        best_rank = np.full(objects.max() + 1, len(ranks))
+        np.minimum.at(best_rank, objects[is_proposal], ranks[detections[is_proposal]])
+        is_allowed = ranks[detections] <= best_rank[objects]
+        if is_allowed[is_proposal].all():
+            assigned[detections[is_proposal]] = objects[is_proposal]
             break
-        detections, objects = detections[stays], objects[stays]
-    return object_of
+        detections, objects = detections[is_allowed], objects[is_allowed]
+    return assigned

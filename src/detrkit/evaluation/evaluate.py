@@ -1,252 +1,390 @@
-"""Scoring a model, or saved detections, on a dataset folder; and predicting photos that others will score."""
+"""`detrkit.evaluate`: evaluate a model, or saved predictions, on a dataset split."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import Dataset
 
-from detrkit._internal.files import make_folder, write_json_rows
-from detrkit._internal.text import plain_console, plural
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import DetectionDataset, Split
+from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split
 from detrkit.data.formats.folder import Format
 from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
 from detrkit.data.loaders import Loader, evaluation_loader
 from detrkit.data.records import SplitName
+from detrkit.data.splits import load_split
+from detrkit.data.torch_dataset import class_names_of, read_torch_dataset
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.errors import ConfigError, DatasetError
-from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
-from detrkit.evaluation.coco import (
-    annotations_of_split,
-    max_detections_to_evaluate,
+from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg
+from detrkit.evaluation.analysis import Analysis, Metric, analyse
+from detrkit.evaluation.arrays import DetectionArrays
+from detrkit.evaluation.coco import evaluate_masks, max_detections_to_evaluate
+from detrkit.evaluation.evaluate_results import evaluate_results
+from detrkit.evaluation.evaluator import (
+    SEGMENT_THRESHOLDS,
+    PanopticEvaluator,
+    full_size_masks,
+    mask_head_of,
+    with_segment_threshold,
 )
-from detrkit.evaluation.evaluator import MaskEvaluators, with_segments
-from detrkit.evaluation.inference_loop import LAST, collect
+from detrkit.evaluation.ground_truth import check_categories, ground_truth_of_split, ground_truth_segments
+from detrkit.evaluation.inference_loop import LAST_LAYER, MaskFunction, run_inference
 from detrkit.evaluation.metrics import EvalMetrics
-from detrkit.evaluation.output import check_output, chosen_split, print_analysis, write_evaluation, write_images
-from detrkit.evaluation.paper.analyses import (
-    PaperAnalysis,
-    analyse_counts,
-    analyse_layers,
-    analyse_queries,
-    layers_as_text,
-)
-from detrkit.evaluation.paper.instance_capacity_run import measure_instance_capacity
-from detrkit.evaluation.threshold_store import (
-    check_categories,
-    run_of,
-    state_of_file,
-    store_thresholds_of,
-    threshold_store_for,
-)
+from detrkit.evaluation.output import check_output, write_detections, write_images_list, write_result
+from detrkit.evaluation.paper.analysis import PaperAnalysis
+from detrkit.evaluation.paper.instance_capacity import analyse_instance_capacity
+from detrkit.evaluation.paper.layers import analyse_layers
+from detrkit.evaluation.paper.queries import analyse_queries
+from detrkit.evaluation.registry import METRICS
+from detrkit.evaluation.result import EvalResult
+from detrkit.evaluation.thresholds import CheckpointFile, find_run_config
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.load import choose_inference_device
 from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.models.detr import DETR
-from detrkit.structures import Sample
-from detrkit.training.run_report import print_scores_of_all
+from detrkit.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+Data = str | Path | DatasetSplits | Split | Dataset[Any]
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What `evaluate` does beyond scores.
-
-    Attributes:
-        by_layer: AP after every decoder layer.
-        query_map: where each query predicts.
-        counting: objects found as their number grows.
-        store_thresholds: keep the best thresholds in the checkpoint; None: on a run's own validation photos.
-    """
-
-    by_layer: bool = False
-    query_map: bool = False
-    counting: bool = False
-    store_thresholds: bool | None = None
-
-
-def evaluate_source(
-    source: str,
-    data: str,
-    split: SplitName = "val",
+def evaluate(
+    source: str | Path | Detector,
+    data: Data,
     *,
+    split: SplitName = "val",
     format: Format | None = None,
+    classes: Sequence[str] | None = None,
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,
-    output: Path | None = None,
-    extras: Extras | None = None,
-) -> EvalMetrics | None:
-    """Score a model, print the scores, and write what was asked for.
+    by_layer: bool = False,
+    query_map: bool = False,
+    instance_capacity: bool = False,
+    store_thresholds: bool | Literal["auto"] = False,
+    metrics: Mapping[str, Metric] | None = None,
+    output: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Evaluate a model, or saved predictions, on a dataset split.
 
     Args:
-        source: run folder, weights, Hugging Face folder or id, or preset.
-        data: dataset; or photos without annotations, which are predicted and not scored.
-        split: which part of it.
-        format: how it is written down.
-        batch_size: photos at a time.
-        device: where to compute.
-        workers: processes that read photos.
-        output: `*.json` for the detections alone, or a folder for detections.json, images.json, scores.json, report.html
-            and pictures.
-        extras: further analyses.
-
-    Returns:
-        The scores; None for photos without annotations.
+        source: run folder, weights file, exported file, Hugging Face folder or id, preset, or a `Detector`; or a .json file
+            with COCO results (boxes, masks) or COCO panoptic results of any model.
+        data: dataset folder, the result of `load_dataset`, one of its splits, or a `torch.utils.data.Dataset` of
+            `(image, target)`, see `load_dataset`. Images without annotations, a folder or a COCO image_info JSON, are
+            predicted only.
+        split: of a dataset folder or the result of `load_dataset`.
+        format: annotation format of a dataset folder; detected if omitted.
+        classes: class names of a torch dataset, in the order of its labels; by default the model's.
+        batch_size: images per batch; does not change the metrics.
+        device: such as "cpu" or "cuda:1"; "auto" uses a GPU if there is one.
+        workers: processes that read images.
+        by_layer: also compute AP after every decoder layer (paper, figure 4).
+        query_map: also plot the boxes of each query (figure 7).
+        instance_capacity: also count detected objects as their number grows (figure 12).
+        store_thresholds: store the best score thresholds in the checkpoint, for `predict(threshold="auto")`; "auto" stores
+            them if `data` is the validation split that the run was trained with.
+        metrics: metrics of the report beside the default ones, by name; see `detrkit.evaluation.registry`.
+        output: folder for detections.json, images.json, scores.json, report.html and figures; or a .json file for the
+            detections only. By default nothing is written.
+        progress: called with the number of evaluated batches and their total.
 
     Raises:
-        DetrkitError: the model or the data cannot be read, or do not belong together.
+        DetrkitError: the model or the data cannot be read, or do not fit together.
     """
-    console, extras = plain_console(), extras or Extras()
+    output = None if output is None else Path(output)
     check_output(output)
-    chosen_device = choose_inference_device(source, device)
-    kept_in = threshold_store_for(source, data, split, extras.store_thresholds)
-    evaluated = () if kept_in is None else state_of_file(kept_in)
-    detector = Detector.load(source, chosen_device)
-    config = detector.engine.config
-    records = _open(data, split, format, detector.categories, source, console, masks=config.mask_head)
-    is_scored = any(len(record.labels) for record in records.records)
-    _check_extras(extras, data, is_scored, output, config.in_channels)
-    is_torch = isinstance(detector.engine, TorchEngine) or extras.by_layer  # which exported files cannot tell
-    model = detector.model if is_torch else detector.engine  # unfolded: the very digits that training saw
-    judges = (
-        MaskEvaluators.of(detector, model, records, learns_threshold=kept_in is not None)
-        if is_scored
-        else MaskEvaluators()
-    )
-    dataset = DetectionDataset(records, EvalTransform(detector.preprocessing.image_size), config.in_channels)
-    batches = evaluation_loader(dataset, batch_size, workers)
-    answers = _answers(model, batches, detector, chosen_device, judges, by_layer=extras.by_layer)
-    for fault in batches.skipped:
-        console.print(f"left out: {fault}", soft_wrap=True)
-    _write_detections(output, answers[-1])  # before anything else can go wrong
-    if not is_scored:
-        _say_unscored(records, output, console)
-        return None
-
-    truth = GroundTruth.read(annotations_of_split(records), records.records.image_ids)
-    analysis = analyse(truth, answers[-1], max_detections_to_evaluate(config.detections_per_image))
-    scores, segment_threshold = judges.scores(analysis, records, answers[-1])
-    pictures = DetectionDataset(records, channels=config.in_channels)
-    print_scores_of_all(scores, console)
-    print_analysis(analysis, console)
-    if segment_threshold is not None:
-        console.print(f"segments: queries above a score of {segment_threshold:.2f} take part")
-    papers = _paper_analyses(detector, answers, analysis, pictures, records.records.image_ids, extras, console)
-    write_evaluation(output, analysis, scores, papers, pictures, records, f"{source} on {data} ({split})", console)
-    if kept_in is not None:
-        best, wanted = with_segments(analysis.best.to_store, segment_threshold), bool(extras.store_thresholds)
-        store_thresholds_of(kept_in, best, console, evaluated=evaluated, wanted=wanted)
-    return scores
+    options = {"by_layer": by_layer, "query_map": query_map, "instance_capacity": instance_capacity}
+    all_metrics = {**METRICS, **(metrics or {})}
+    if not isinstance(source, Detector) and is_results_file(source):
+        requested = [name for name, value in {**options, "store_thresholds": store_thresholds is True}.items() if value]
+        if requested:
+            raise ConfigError(f"{arg(requested[0])} needs a model, but {source} contains saved predictions")
+        records, notes = _load_annotated(data, split, format, classes)
+        return evaluate_results(
+            Path(source), records, notes, _title(source, data, split), all_metrics, output, progress
+        )
+    run = _Run.load(source, data, split, format, classes, device, store_thresholds)
+    run.check_options(options, output)
+    return run.evaluate(batch_size, workers, options, all_metrics, output, progress)
 
 
-def _answers(
-    model: DETR | Engine,
-    batches: Loader,
-    detector: Detector,
-    device: torch.device,
-    judges: MaskEvaluators,
-    *,
-    by_layer: bool,
-) -> list[DetectionArrays]:
-    """What the model finds after its last layer, or after each."""
-    return collect(
-        model,
-        track(batches, "evaluating", console=Console(stderr=True), transient=True),
-        detector.categories,
-        device,
-        detector.preprocessing.padding_invariant,
-        tuple(range(detector.engine.config.decoder_layers)) if by_layer else (LAST,),
-        masks=judges.masks,
-        watch=judges.segments,
-    )
+def is_results_file(source: str | Path) -> bool:
+    """Whether a source is a file of saved predictions, not a model."""
+    return Path(source).suffix == ".json"
 
 
-def _open(
-    data: str,
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation of a model."""
+
+    source: str
+    title: str
+    detector: Detector
+    device: torch.device
+    split: Split
+    notes: tuple[str, ...]
+    checkpoint: CheckpointFile | None  # to store thresholds in
+    must_store: bool  # or raise
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | Detector,
+        data: Data,
+        split: SplitName,
+        format: Format | None,
+        classes: Sequence[str] | None,
+        device: str,
+        store_thresholds: bool | Literal["auto"],
+    ) -> "_Run":
+        """Load model and data."""
+        name = "model" if isinstance(source, Detector) else str(source)
+        is_path = not isinstance(source, Detector) and isinstance(data, str | Path)
+        config = find_run_config(name, data) if is_path and isinstance(data, str | Path) else None
+        checkpoint = None
+        if store_thresholds is True or (store_thresholds == "auto" and split == "val" and config is not None):
+            checkpoint = CheckpointFile.of_source(name)
+        if isinstance(source, Detector):
+            detector = source
+            engine = source.engine
+            chosen_device = engine.device if isinstance(engine, TorchEngine) else torch.device("cpu")
+        else:
+            chosen_device = choose_inference_device(name, device)
+            detector = Detector.load(name, chosen_device)
+        records, notes = _load_for_model(
+            data,
+            split,
+            format or (config.format if config else None),
+            classes,
+            seed=config.training.seed if config else None,
+            detector=detector,
+        )
+        title = _title(name, data, split)
+        return cls(name, title, detector, chosen_device, records, notes, checkpoint, store_thresholds is True)
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether there is an object to evaluate against."""
+        return any(len(record.labels) for record in self.split.records)
+
+    def check_options(self, options: Mapping[str, bool], output: Path | None) -> None:
+        """Check that the options can be satisfied."""
+        requested = [name for name, value in {**options, "store_thresholds": self.must_store}.items() if value]
+        if not self.is_annotated and requested:
+            raise ConfigError(f"{arg(requested[0])} needs annotations, but {self.split.source} has none")
+        if not self.is_annotated and output is None:
+            raise ConfigError(
+                f"{self.split.source} has no annotations, so there is nothing to evaluate; pass {arg('output')} to write "
+                "the detections"
+            )
+        channels = self.detector.engine.config.in_channels
+        if options["instance_capacity"] and channels != RGB:
+            raise ConfigError(f"{arg('instance_capacity')} needs an RGB model, but this one has {channels} channels")
+
+    def evaluate(
+        self,
+        batch_size: int,
+        workers: int,
+        options: Mapping[str, bool],
+        metrics: Mapping[str, Metric],
+        output: Path | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> EvalResult:
+        """Predict, write the detections, and evaluate them."""
+        config = self.detector.engine.config
+        is_torch = isinstance(self.detector.engine, TorchEngine) or options["by_layer"]
+        # the model itself, without fused convolutions, gives the very metrics of training
+        model: DETR | Engine = self.detector.model if is_torch else self.detector.engine
+        masks, panoptic_evaluator = self._mask_evaluators(model)
+        dataset = DetectionDataset(
+            self.split, EvalTransform(self.detector.preprocessing.image_size), config.in_channels
+        )
+        batches = evaluation_loader(dataset, batch_size, workers)
+        detections = run_inference(
+            model,
+            _with_progress(batches, progress),
+            self.detector.categories,
+            self.device,
+            self.detector.preprocessing.padding_invariant,
+            tuple(range(config.decoder_layers)) if options["by_layer"] else (LAST_LAYER,),
+            masks=masks,
+            on_batch=panoptic_evaluator,
+        )
+        for fault in batches.skipped:
+            logger.warning("skipped: %s", fault)
+        if output is not None:  # first of all, for it took the longest
+            write_detections(output, detections[-1])
+            if output.suffix != ".json":
+                write_images_list(output, self.split.records)
+        images = DetectionDataset(self.split, channels=config.in_channels)
+        if not self.is_annotated:
+            return EvalResult(
+                self.title, EvalMetrics(), detections[-1], None, None, self.split, images, notes=self.notes
+            )
+        max_detections = max_detections_to_evaluate(config.detections_per_image)
+        analysis = analyse(ground_truth_of_split(self.split), detections[-1], max_detections, metrics)
+        mask_metrics, panoptic, segment_threshold = None, None, None
+        if masks is not None:
+            ground_truth = ground_truth_of_split(self.split, masks=True)
+            mask_metrics = evaluate_masks(ground_truth, detections[-1], max_detections)
+        if panoptic_evaluator is not None:
+            segment_threshold, panoptic = panoptic_evaluator.best()
+        thresholds = with_segment_threshold(analysis.best.thresholds, segment_threshold)
+        result = EvalResult(
+            title=self.title,
+            metrics=EvalMetrics(analysis.metrics, mask_metrics, panoptic),
+            detections=detections[-1],
+            analysis=analysis,
+            thresholds=thresholds,
+            split=self.split,
+            images=images,
+            paper_analyses=tuple(self._paper_analyses(detections, analysis, images, options)),
+            notes=self.notes,
+            stored_in=self._store(thresholds),
+        )
+        if output is not None and output.suffix != ".json":
+            write_result(output, result)
+        return result
+
+    def _mask_evaluators(self, model: DETR | Engine) -> tuple[MaskFunction | None, PanopticEvaluator | None]:
+        """Return what computes masks for mask AP, and what evaluates panoptic segments, as far as model and data allow."""
+        if not self.is_annotated or not self.detector.engine.config.mask_head or not self.split.has_masks:
+            return None, None
+        padding_invariant = self.detector.preprocessing.padding_invariant
+        mask_head = mask_head_of(model, padding_invariant)
+        panoptic_evaluator = None
+        if self.split.has_segments:
+            stored = (self.detector.resolve_segment_threshold("auto"),)
+            panoptic_evaluator = PanopticEvaluator(
+                mask_head,
+                self.detector.categories,
+                ground_truth_segments(self.split),
+                padding_invariant,
+                stored if self.checkpoint is None else SEGMENT_THRESHOLDS,
+            )
+        return full_size_masks(mask_head, padding_invariant), panoptic_evaluator
+
+    def _paper_analyses(
+        self,
+        layers: Sequence[DetectionArrays],
+        analysis: Analysis,
+        images: DetectionDataset,
+        options: Mapping[str, bool],
+    ) -> Iterator[PaperAnalysis]:
+        config, ground_truth = self.detector.engine.config, analysis.inputs.ground_truth
+        if options["by_layer"]:
+            yield analyse_layers(ground_truth, layers, analysis.metrics.max_detections)
+        if options["query_map"]:
+            are_proposals = config.queries == "two_stage"
+            yield analyse_queries(ground_truth, layers[-1], config.num_queries, are_proposals=are_proposals)
+        if options["instance_capacity"]:
+            capacity = analyse_instance_capacity(self.detector, analysis, images, self.split.records.image_ids)
+            if capacity is None:
+                logger.warning("instance_capacity is left out: no object was detected that could be repeated")
+            else:
+                yield capacity
+
+    def _store(self, thresholds: Any) -> Path | None:
+        """Store thresholds in the checkpoint; without an explicit request, a failure is only logged."""
+        if self.checkpoint is None:
+            return None
+        if thresholds is None:
+            logger.warning("thresholds were not stored: there is no true positive")
+            return None
+        try:
+            self.checkpoint.store(thresholds)
+        except DetrkitError as error:
+            if self.must_store:
+                raise
+            logger.warning("thresholds were not stored: %s", error)
+            return None
+        return self.checkpoint.path
+
+
+def _with_progress(batches: Loader, progress: Callable[[int, int], None] | None) -> Iterator[Batch]:
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        if progress is not None:
+            progress(done, len(batches))
+
+
+def _title(source: object, data: Data, split: str) -> str:
+    name = "model" if isinstance(source, Detector) else str(source)
+    if isinstance(data, str | Path):
+        return f"{name} on {data} ({split})"
+    return f"{name} on {type(data).__name__}" + (f" ({split})" if isinstance(data, DatasetSplits) else "")
+
+
+def _load_for_model(
+    data: Data,
     split: SplitName,
     format: Format | None,
-    categories: Categories,
-    source: str,
-    console: Console,
+    classes: Sequence[str] | None,
     *,
-    masks: bool,
-) -> Split:
-    """Read the photos that are asked for, annotated or not; with what masks are made of, where the data has it."""
-    if format is None:
+    seed: int | None,
+    detector: Detector,
+) -> tuple[Split, tuple[str, ...]]:
+    """Load images, annotated or not, with masks if the model and the data have them."""
+    masks, categories = detector.engine.config.mask_head, detector.categories
+    if isinstance(data, str | Path) and format is None:
         unannotated = find_image_folder(Path(data), split, categories)
         if unannotated is not None:
-            return unannotated
-    run = run_of(source, data)
-    format, seed = format or (run.format if run else None), run.training.seed if run else None
+            return unannotated, ()
     try:
-        records = chosen_split(data, split, format, seed, console, masks=masks)
+        records, notes = _load(data, split, format, classes, seed, masks=masks, categories=categories)
     except DatasetError as error:
         if not masks:
             raise
-        records = chosen_split(data, split, format, seed, console)
-        console.print(f"masks are not scored: {error}", soft_wrap=True)
+        records, notes = _load(data, split, format, classes, seed, masks=False, categories=categories)
+        logger.warning("masks are not evaluated: %s", error)
     check_categories(categories, records.categories, records.source)
-    return records
+    return records, notes
 
 
-def _check_extras(extras: Extras, data: str, is_scored: bool, output: Path | None, channels: int) -> None:
-    """See that what was asked for can be had."""
-    if not is_scored and output is None:
-        raise ConfigError(
-            f"{data}: found no annotations, so there is nothing to score; give --output results.json to keep the detections"
-        )
-    if not is_scored and (extras.by_layer or extras.query_map or extras.counting or extras.store_thresholds):
-        raise ConfigError(
-            f"{data}: found no annotations, so there is nothing to analyse; leave out --by-layer, --query-map, --counting "
-            "and --store-thresholds"
-        )
-    if extras.counting and channels != RGB:
-        raise ConfigError(f"--counting: shows RGB photos, and the model reads {channels} channels; leave it out")
+def _load_annotated(
+    data: Data, split: SplitName, format: Format | None, classes: Sequence[str] | None
+) -> tuple[Split, tuple[str, ...]]:
+    """Load annotations that saved predictions are evaluated against, without masks of a COCO file, which has its own."""
+    return _load(data, split, format, classes, None, masks=False, categories=None)
 
 
-def _write_detections(output: Path | None, found: DetectionArrays) -> None:
-    if output is not None:
-        path = output if output.suffix == ".json" else make_folder(output) / "detections.json"
-        write_json_rows(path, found.to_coco())
+def _load(
+    data: Data,
+    split: SplitName,
+    format: Format | None,
+    classes: Sequence[str] | None,
+    seed: int | None,
+    *,
+    masks: bool,
+    categories: Categories | None,
+) -> tuple[Split, tuple[str, ...]]:
+    """Load one split of any kind of data; `categories` name the classes of a torch dataset by default."""
+    if isinstance(data, Split):
+        return data, ()
+    if isinstance(data, DatasetSplits):
+        chosen: Split | None = data.splits.get(split)
+        notes = data.notes
+    elif isinstance(data, str | Path):
+        chosen, notes = load_split(data, split, format, seed, masks=masks)
+    else:
+        return read_torch_dataset(data, _torch_categories(data, classes, categories), masks=masks), ()
+    if chosen is None:
+        raise DatasetError(f"{data} has no {split} split; choose another {arg('split')}")
+    return chosen, notes
 
 
-def _say_unscored(records: Split, output: Path | None, console: Console) -> None:
-    console.print(
-        f"{records.source}: no annotations, so nothing was scored; the detections of "
-        f"{plural(len(records.records), 'photo')} are in {output}",
-        soft_wrap=True,
-    )
-    if output is not None and output.suffix != ".json":
-        write_images(output, records.records)
-
-
-def _paper_analyses(
-    detector: Detector,
-    answers: Sequence[DetectionArrays],
-    analysis: Analysis,
-    pictures: Dataset[Sample],
-    image_ids: Sequence[int],
-    extras: Extras,
-    console: Console,
-) -> list[PaperAnalysis]:
-    truth, queries = analysis.case.truth, detector.engine.config.num_queries
-    papers = []
-    if extras.by_layer:
-        papers.append(analyse_layers(truth, answers, analysis.scores.max_detections))
-        console.print(layers_as_text(papers[-1]))
-    if extras.query_map:
-        are_proposals = detector.engine.config.queries == "two_stage"
-        papers.append(analyse_queries(truth, answers[-1], queries, are_proposals=are_proposals))
-    if extras.counting:
-        counts = measure_instance_capacity(detector, analysis, pictures, image_ids)
-        if counts:
-            papers.append(analyse_counts(counts, queries))
-        else:
-            console.print("--counting: the model found no object of these photos that could be repeated; left out")
-    return papers
+def _torch_categories(dataset: Dataset[Any], classes: Sequence[str] | None, model: Categories | None) -> Categories:
+    """Return the categories of a torch dataset: named ones get the model's ids; without names, they are the model's."""
+    if model is not None and classes is None and not hasattr(dataset, "classes"):
+        return model
+    named = class_names_of(dataset, classes)
+    ids = {} if model is None else dict(zip(model.names, model.ids, strict=True))
+    known = all(name in ids for name in named.names)
+    return Categories(tuple(ids[name] for name in named.names), named.names) if known else named

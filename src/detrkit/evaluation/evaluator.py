@@ -1,39 +1,143 @@
-"""How a run is judged: boxes by COCO's numbers, masks by the same, segments by panoptic quality; whatever the data has."""
+"""Evaluators: box AP, mask AP and panoptic quality of a model during training, panoptic quality in one pass."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from detrkit.checkpoints.native import Thresholds
+from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.distributed.collectives import broadcast_from_first, gather
 from detrkit.evaluation.analysis import Analysis, analyse
-from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
-from detrkit.evaluation.coco import (
-    CocoMetrics,
-    annotations_of_split,
-    evaluate_boxes,
-    evaluate_masks,
-    max_detections_to_evaluate,
-)
-from detrkit.evaluation.inference_loop import MaskMaker, collect
+from detrkit.evaluation.arrays import DetectionArrays, EvalInput
+from detrkit.evaluation.coco import evaluate_boxes, evaluate_masks, max_detections_to_evaluate
+from detrkit.evaluation.ground_truth import GroundTruthSegments, ground_truth_of_split, ground_truth_segments
+from detrkit.evaluation.inference_loop import MaskFunction, run_inference
 from detrkit.evaluation.metrics import EvalMetrics
-from detrkit.evaluation.panoptic import ground_truth_segments
-from detrkit.evaluation.segments import THRESHOLDS, PanopticEvaluator, drawer_of, masks_of_all
+from detrkit.evaluation.panoptic import PanopticCounts, PanopticMetrics, count_image, panoptic_metrics
+from detrkit.evaluation.registry import METRICS
 from detrkit.evaluation.thresholds import best_thresholds
-from detrkit.inference.detector import Detector
-from detrkit.inference.engines.torch import Engine
+from detrkit.inference.engines.torch import Engine, MaskEngine
 from detrkit.models.detr import DETR
-from detrkit.structures import Batch
+from detrkit.ops.masks import cut_masks
+from detrkit.postprocess.masks import covered_by
+from detrkit.postprocess.panoptic import MIN_SCORE, candidates_of, merge_segments, to_segments
+from detrkit.structures import Batch, Predictions
+
+# minimum scores of queries that are tried for panoptic segmentation; the last one is the published one
+SEGMENT_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, MIN_SCORE)
+# mask logits of the given queries of each image of a batch; the last argument is their number per image
+MaskHead = Callable[[Predictions, Batch, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
+
+
+def mask_head_of(model: DETR | Engine, padding_invariant: bool) -> MaskHead:
+    """Return a function that computes mask logits with a model or an engine; an engine ignores `padding_invariant`."""
+    if isinstance(model, MaskEngine):
+        return model.compute_masks
+    assert isinstance(model, DETR)
+    head = model.mask_head
+    assert head is not None, "masks need a model with a mask head"
+
+    def compute_masks(
+        predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
+    ) -> Float[Tensor, "P _ _"]:
+        inputs = predictions.mask_inputs
+        assert inputs is not None
+        sizes = batch.sizes if padding_invariant and batch.is_padded else None
+        logits: Tensor = head(inputs, queries.to(inputs.decoded.device), counts, sizes)
+        return logits
+
+    return compute_masks
+
+
+def full_size_masks(mask_head: MaskHead, padding_invariant: bool) -> MaskFunction:
+    """Return a function that yields the masks of all queries at the original image size, for `run_inference`."""
+
+    def masks_of(predictions: Predictions, batch: Batch) -> Iterator[Bool[Tensor, "Q H W"]]:
+        num_queries, num_images = predictions.boxes.shape[1], len(batch.sizes)
+        for image, (size, original_size) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
+            counts = [num_queries if index == image else 0 for index in range(num_images)]
+            logits = mask_head(predictions, batch, torch.arange(num_queries), counts)
+            yield cut_masks(logits, covered_by(logits, batch, padding_invariant), size, original_size)
+
+    return masks_of
+
+
+class PanopticEvaluator:
+    """Accumulates panoptic statistics batch by batch, at several score thresholds.
+
+    Attributes:
+        counts: statistics by threshold.
+    """
+
+    def __init__(
+        self,
+        mask_head: MaskHead,
+        categories: Categories,
+        ground_truth_of: Callable[[int], GroundTruthSegments],
+        padding_invariant: bool,
+        thresholds: Sequence[float] = SEGMENT_THRESHOLDS,
+    ) -> None:
+        """Start with no image.
+
+        Args:
+            mask_head: see `mask_head_of`.
+            categories: of the model and the data.
+            ground_truth_of: returns the segments of an image by its id.
+            padding_invariant: see `postprocess.panoptic`.
+            thresholds: minimum scores of queries, ascending.
+        """
+        self.mask_head = mask_head
+        self.categories = categories
+        self.ground_truth_of = ground_truth_of
+        self.padding_invariant = padding_invariant
+        self.counts = dict.fromkeys(thresholds, PanopticCounts.zeros(len(categories)))
+
+    def __call__(self, predictions: Predictions, batch: Batch) -> None:
+        """Add a batch."""
+        categories = self.categories
+
+        def compute_masks(queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P _ _"]:
+            return self.mask_head(predictions, batch, queries, counts)
+
+        lowest = min(self.counts)
+        per_image = candidates_of(predictions, compute_masks, batch, lowest, self.padding_invariant)
+        for image_id, candidates in zip(batch.image_ids, per_image, strict=True):
+            ground_truth = self.ground_truth_of(image_id)
+            for threshold, total in self.counts.items():
+                merged = merge_segments(candidates.keep(candidates.scores > threshold), categories.things)
+                segments = to_segments(merged, categories.ids, categories.names, categories.things)
+                counts = count_image(ground_truth, segments, categories)
+                self.counts[threshold] = PanopticCounts.sum([total, counts], len(categories))
+
+    def best(self, per_process: Sequence[dict[float, PanopticCounts]] | None = None) -> tuple[float, PanopticMetrics]:
+        """Return the threshold with the highest panoptic quality, and the metrics at it.
+
+        Args:
+            per_process: counts of all processes; None if this process evaluated all images.
+        """
+        parts = [self.counts] if per_process is None else per_process
+        num_classes = len(self.categories)
+        metrics = {
+            threshold: panoptic_metrics(
+                PanopticCounts.sum([part[threshold] for part in parts], num_classes), self.categories
+            )
+            for threshold in self.counts
+        }
+        # ties go to the published threshold
+        best = max(reversed(metrics), key=lambda one: -1.0 if math.isnan(metrics[one].pq) else metrics[one].pq)
+        return best, metrics[best]
 
 
 class Evaluator:
-    """Scores models on a run's test photos, which its processes share out.
+    """Evaluates models on a split, whose images may be distributed over processes.
 
     Attributes:
-        found: what the last model found, in the first process.
-        segment_threshold: from which score on its queries make the best segments; None without segments.
+        detections: of the last model, in the first process.
+        segment_threshold: minimum query score with the highest panoptic quality; None without panoptic data.
     """
 
     def __init__(
@@ -53,7 +157,7 @@ class Evaluator:
             max_detections: of the model, per image.
             batches: of the images; this process's part of them.
             device: of the model.
-            padding_invariant: run the model without the influence of padding.
+            padding_invariant: see `DETR.forward`.
             masks: evaluate masks, or panoptic segments if the split has them.
         """
         has_masks = masks and split.has_masks
@@ -62,106 +166,60 @@ class Evaluator:
         self.device = device
         self.padding_invariant = padding_invariant
         self.max_detections = max_detections_to_evaluate(max_detections)
-        ids = split.records.image_ids
-        self.truth = GroundTruth.read(annotations_of_split(split), ids)
-        self.segments = ground_truth_segments(split) if has_masks and split.has_segments else None
-        self.true_masks = None
-        if has_masks and self.segments is None:
-            self.true_masks = GroundTruth.read(annotations_of_split(split, masks=True), ids, masks=True)
-        self.found: DetectionArrays | None = None
+        self.ground_truth = ground_truth_of_split(split)
+        self.segments_of = ground_truth_segments(split) if has_masks and split.has_segments else None
+        self.mask_ground_truth = None
+        if has_masks and self.segments_of is None:
+            self.mask_ground_truth = ground_truth_of_split(split, masks=True)
+        self.detections: DetectionArrays | None = None
         self.segment_threshold: float | None = None
 
-    def score(self, model: DETR, is_first: bool) -> EvalMetrics:
-        """Score a model; all processes call it, and all get the scores."""
-        segments, masks = None, None
-        if self.segments is not None:
-            draw = drawer_of(model, self.padding_invariant)
-            segments = PanopticEvaluator(draw, self.categories, self.segments, self.padding_invariant)
-        elif self.true_masks is not None:
-            masks = masks_of_all(drawer_of(model, self.padding_invariant), self.padding_invariant)
-        mine = collect(
+    def evaluate(self, model: DETR, is_first: bool) -> EvalMetrics:
+        """Evaluate a model; called by all processes, and all get the metrics."""
+        panoptic_evaluator, masks = None, None
+        if self.segments_of is not None:
+            mask_head = mask_head_of(model, self.padding_invariant)
+            panoptic_evaluator = PanopticEvaluator(mask_head, self.categories, self.segments_of, self.padding_invariant)
+        elif self.mask_ground_truth is not None:
+            masks = full_size_masks(mask_head_of(model, self.padding_invariant), self.padding_invariant)
+        detections = run_inference(
             model,
             self.batches,
             self.categories,
             self.device,
             self.padding_invariant,
             masks=masks,
-            watch=segments,
+            on_batch=panoptic_evaluator,
         )
-        found = gather(mine)
-        counts = gather([] if segments is None else [segments.counts])
+        gathered = gather(detections)
+        counts = gather([] if panoptic_evaluator is None else [panoptic_evaluator.counts])
         if not is_first:
             return broadcast_from_first(None)
-        self.found = DetectionArrays.joined(found)
+        self.detections = DetectionArrays.concat(gathered)
         panoptic = None
-        if segments is not None:
-            self.segment_threshold, panoptic = segments.best(counts)
-        return broadcast_from_first(
-            EvalMetrics(
-                boxes=evaluate_boxes(self.truth, self.found, max_detections=self.max_detections),
-                masks=None if masks is None or self.true_masks is None else self._score_masks(self.true_masks),
-                panoptic=panoptic,
-            )
-        )
-
-    def _score_masks(self, truth: GroundTruth) -> CocoMetrics:
-        assert self.found is not None
-        return evaluate_masks(truth, self.found, self.max_detections)
+        if panoptic_evaluator is not None:
+            self.segment_threshold, panoptic = panoptic_evaluator.best(counts)
+        mask_metrics = None
+        if self.mask_ground_truth is not None:
+            mask_metrics = evaluate_masks(self.mask_ground_truth, self.detections, self.max_detections)
+        boxes = evaluate_boxes(self.ground_truth, self.detections, max_detections=self.max_detections)
+        return broadcast_from_first(EvalMetrics(boxes, mask_metrics, panoptic))
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """From which scores on the last model's objects are worth showing."""
-        if self.found is None:
+        """Score thresholds of the last model that maximise F1, and its panoptic quality."""
+        if self.detections is None:
             return None
-        boxes = best_thresholds(EvalInput.of(self.truth, self.found)).to_store
-        return with_segments(boxes, self.segment_threshold)
+        boxes = best_thresholds(EvalInput.align(self.ground_truth, self.detections)).thresholds
+        return with_segment_threshold(boxes, self.segment_threshold)
 
-    def look_closer(self, found: DetectionArrays) -> Analysis:
-        """Analyse detections of all the photos."""
-        return analyse(self.truth, found, self.max_detections)
-
-
-@dataclass(frozen=True)
-class MaskEvaluators:
-    """What judges the masks of a model with a mask head, as far as the data can; nothing of other models.
-
-    Attributes:
-        masks: makes the masks that mask AP is measured by.
-        segments: counts what panoptic quality is made of.
-    """
-
-    masks: MaskMaker | None = None
-    segments: PanopticEvaluator | None = None
-
-    @classmethod
-    def of(
-        cls, detector: Detector, model: DETR | Engine, records: Split, *, learns_threshold: bool
-    ) -> "MaskEvaluators":
-        """Choose them."""
-        if not detector.engine.config.mask_head or not records.has_masks:
-            return cls()
-        padding_invariant = detector.preprocessing.padding_invariant
-        draw = drawer_of(model, padding_invariant)
-        segments = None
-        if records.has_segments:
-            thresholds = THRESHOLDS if learns_threshold else (detector.resolve_segment_threshold("auto"),)
-            truth_of = ground_truth_segments(records)
-            segments = PanopticEvaluator(draw, detector.categories, truth_of, padding_invariant, thresholds)
-        return cls(masks_of_all(draw, padding_invariant), segments)
-
-    def scores(self, analysis: Analysis, records: Split, found: DetectionArrays) -> tuple[EvalMetrics, float | None]:
-        """All scores, and the least score of segments."""
-        masks, panoptic, threshold = None, None, None
-        if self.masks is not None:
-            truth = GroundTruth.read(annotations_of_split(records, masks=True), records.records.image_ids, masks=True)
-            masks = evaluate_masks(truth, found, analysis.scores.max_detections)
-        if self.segments is not None:
-            threshold, panoptic = self.segments.best()
-        return EvalMetrics(analysis.scores, masks, panoptic), threshold
+    def analyse(self, detections: DetectionArrays) -> Analysis:
+        """Analyse detections of all images."""
+        return analyse(self.ground_truth, detections, self.max_detections, METRICS)
 
 
-def with_segments(boxes: Thresholds | None, segments: float | None) -> Thresholds | None:
-    """Thresholds of boxes, and that of segments where there are any."""
+def with_segment_threshold(thresholds: Thresholds | None, segments: float | None) -> Thresholds | None:
+    """Add the threshold of panoptic segments, if there is one."""
     if segments is None:
-        return boxes
-    return (boxes or Thresholds(overall=0.5)).model_copy(update={"segments": segments})
+        return thresholds
+    return (thresholds or Thresholds(overall=0.5)).model_copy(update={"segments": segments})

@@ -1,6 +1,6 @@
-"""Runs a model over a dataset and collects what it says."""
+"""Inference over a dataset: batches to detections."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,100 +8,111 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from detrkit.data.categories import Categories
-from detrkit.errors import DetrkitError
-from detrkit.evaluation.arrays import DetectionArrays, objects_column
+from detrkit.errors import DetrkitError, arg
+from detrkit.evaluation.arrays import DetectionArrays, object_array
 from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import encode_masks
 from detrkit.postprocess.boxes import TopK, best_of
 from detrkit.structures import Batch, Predictions
 
-LAST = -1
-# masks of all queries, photo after photo, of the original photos' sizes; made one photo at a time, for they are large
-MaskMaker = Callable[[Predictions, Batch], Iterable[Bool[Tensor, "Q H W"]]]
+LAST_LAYER = -1
+# yields the masks of all queries, one image at a time because they are large, at the size of the original image
+MaskFunction = Callable[[Predictions, Batch], Iterable[Bool[Tensor, "Q H W"]]]
 
 
 @torch.inference_mode()
-def collect(
+def run_inference(
     model: DETR | Engine,
     batches: Iterable[Batch],
     categories: Categories,
     device: torch.device | None = None,
     padding_invariant: bool = True,
-    layers: Sequence[int] = (LAST,),
-    masks: MaskMaker | None = None,
-    watch: Callable[[Predictions, Batch], None] | None = None,
+    layers: Sequence[int] = (LAST_LAYER,),
+    masks: MaskFunction | None = None,
+    on_batch: Callable[[Predictions, Batch], None] | None = None,
 ) -> list[DetectionArrays]:
-    """Predict every photo; all queries are kept, for AP needs the weak ones, too.
+    """Predict all images, without a score threshold: AP needs low scores, too.
 
     Args:
-        model: put into eval mode, and back into the mode it was in; or an engine, which knows its last layer alone.
-        batches: of the dataset, each photo once.
+        model: model, which is in eval mode meanwhile; or an engine, which only has the last layer.
+        batches: each image once.
         categories: of the model's classes.
-        device: where the model is; an engine is not asked.
-        padding_invariant: see `DETR.forward`; a backbone that lets padding in gets the photos of each size by themselves.
-        layers: decoder layers whose answers are wanted.
-        masks: makes masks of predictions; those of a photo are encoded as run lengths before the next photo's are made.
-            The last of the layers gets them.
-        watch: is shown every batch with its predictions.
+        device: of the model; ignored for an engine.
+        padding_invariant: see `DETR.forward`. Batches of a model that cannot be invariant are split by image size.
+        layers: decoder layers.
+        masks: computes the masks of the last of these layers; they are run-length encoded image by image.
+        on_batch: called with the predictions of every batch.
 
     Returns:
-        The detections of each of the layers, those of a photo best first. With `padding_invariant`, a photo's do not depend
-        on its batch.
+        The detections of each layer; those of an image are sorted by descending score. If `padding_invariant`, they do
+        not depend on the batch that the image is in.
 
     Raises:
-        DetrkitError: the model answers with something that is not finite.
+        DetrkitError: scores or boxes are not finite.
     """
     was_training = isinstance(model, DETR) and model.training
     if isinstance(model, DETR):
         model.eval()
-    ids = torch.as_tensor(categories.ids)
+    category_ids = torch.as_tensor(categories.ids)
     parts: list[list[DetectionArrays]] = [[] for _ in layers]
-    config = model.config
-    leaks = padding_invariant and not config.supports_padding_invariance  # unless photos of one size come together
-    for batch in (one for whole in batches for one in (whole.unpadded() if leaks else [whole])):
-        if isinstance(model, DETR):
-            on_device = batch.to(device or "cpu")
-            mask = on_device.padding_mask if batch.is_padded else None
-            predictions = model(on_device.images, mask, padding_invariant=padding_invariant, all_masks=False)
-        else:
-            predictions = model.predict(batch)
-        if watch is not None:
-            watch(predictions, batch)
-        sizes = torch.tensor(batch.original_sizes, dtype=torch.int64)
-        for of_layer, layer in zip(parts, layers, strict=True):
-            best = best_of(predictions.after_layer(layer), sizes.to(predictions.boxes.device))
-            found = [_found(best, number, image_id, ids) for number, image_id in enumerate(batch.image_ids)]
-            if masks is not None and of_layer is parts[-1]:
-                found = [_with_masks(*one) for one in zip(found, masks(predictions, batch), strict=True)]
-            of_layer.extend(found)
+    split_batches = padding_invariant and not model.config.supports_padding_invariance
+    for batch in _unpadded(batches) if split_batches else batches:
+        predictions = _predict(model, batch, device, padding_invariant)
+        if on_batch is not None:
+            on_batch(predictions, batch)
+        sizes = torch.tensor(batch.original_sizes, dtype=torch.int64, device=predictions.boxes.device)
+        for part, layer in zip(parts, layers, strict=True):
+            top = best_of(predictions.after_layer(layer), sizes)
+            detections = [
+                _to_arrays(top, index, image_id, category_ids) for index, image_id in enumerate(batch.image_ids)
+            ]
+            if masks is not None and part is parts[-1]:
+                detections = [_add_masks(*one) for one in zip(detections, masks(predictions, batch), strict=True)]
+            part.extend(detections)
     if isinstance(model, DETR):
         model.train(was_training)
-    return [DetectionArrays.joined(of_layer) for of_layer in parts]
+    return [DetectionArrays.concat(part) for part in parts]
 
 
-def _found(best: TopK, number: int, image_id: int, ids: torch.Tensor) -> DetectionArrays:
+def _predict(model: DETR | Engine, batch: Batch, device: torch.device | None, padding_invariant: bool) -> Predictions:
+    if not isinstance(model, DETR):
+        return model.predict(batch)
+    on_device = batch.to(device or "cpu")
+    padding_mask = on_device.padding_mask if batch.is_padded else None
+    predictions: Predictions = model(
+        on_device.images, padding_mask, padding_invariant=padding_invariant, all_masks=False
+    )
+    return predictions
+
+
+def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        yield from batch.unpadded()
+
+
+def _to_arrays(top: TopK, index: int, image_id: int, category_ids: Tensor) -> DetectionArrays:
+    """Convert the detections of one image of a batch."""
     scores, labels, corners, queries = (
-        one[number].cpu() for one in (best.scores, best.labels, best.boxes, best.queries)
+        values[index].cpu() for values in (top.scores, top.labels, top.boxes, top.queries)
     )
     if not (scores.isfinite().all() and corners.isfinite().all()):
         raise DetrkitError(
-            f"photo {image_id}: the model's scores or boxes are not finite; its weights are spoilt, start from others, or "
-            "train with a lower --lr"
+            f"image {image_id}: the model predicts scores or boxes that are not finite, so its weights are unusable; load "
+            f"other weights, or train with a lower {arg('lr')}"
         )
     order = scores.argsort(descending=True, stable=True)
-    pixels = corners[order].double().numpy()
-    pixels[:, 2:] -= pixels[:, :2]
+    boxes = corners[order].double().numpy()
+    boxes[:, 2:] -= boxes[:, :2]
     return DetectionArrays(
         image_ids=torch.full_like(order, image_id).numpy(),
-        category_ids=ids[labels[order]].numpy(),
-        boxes=pixels,
+        category_ids=category_ids[labels[order]].numpy(),
+        boxes=boxes,
         scores=scores[order].double().numpy(),
         queries=queries[order].numpy(),
     )
 
 
-def _with_masks(found: DetectionArrays, masks: Bool[Tensor, "Q H W"]) -> DetectionArrays:
-    """Give every detection its query's mask."""
-    encoded = objects_column(encode_masks(masks))
-    return replace(found, masks=encoded[found.queries])
+def _add_masks(detections: DetectionArrays, masks: Bool[Tensor, "Q H W"]) -> DetectionArrays:
+    """Add the mask of each detection's query."""
+    return replace(detections, masks=object_array(encode_masks(masks))[detections.queries])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detrkit.evaluation.coco import CocoMetrics
-from detrkit.evaluation.panoptic import PanopticScores
+from detrkit.evaluation.panoptic import PanopticMetrics
 
 _LABELS = {
     "ap": "AP",
@@ -42,19 +42,19 @@ class EvalMetrics:
     """Metrics of one evaluation.
 
     Attributes:
-        boxes: COCO metrics of the boxes.
+        boxes: COCO metrics of the boxes; None for panoptic results, which have no boxes.
         masks: COCO metrics of the masks; None if masks were not evaluated.
         panoptic: panoptic quality; None if the data is not panoptic.
     """
 
-    boxes: CocoMetrics
+    boxes: CocoMetrics | None = None
     masks: CocoMetrics | None = None
-    panoptic: PanopticScores | None = None
+    panoptic: PanopticMetrics | None = None
 
     @property
     def ap(self) -> float:
-        """Box AP averaged over IoU 0.50 to 0.95."""
-        return self.boxes.ap
+        """Box AP, mean over IoU 0.50 to 0.95; NaN if boxes were not evaluated."""
+        return self.values.get("ap", float("nan"))
 
     @property
     def primary(self) -> str:
@@ -64,13 +64,13 @@ class EvalMetrics:
     @property
     def primary_value(self) -> float:
         """Value of the primary metric; 0 if it is undefined."""
-        value = self.values[self.primary]
+        value = self.values.get(self.primary, 0.0)
         return value if value > 0 else 0.0
 
     @property
     def values(self) -> dict[str, float]:
         """All metrics by name: ``ap`` and the other COCO metrics, ``mask_ap``, ..., ``pq``, ``pq_things``, ..."""
-        values = dict(self.boxes.values)
+        values = {} if self.boxes is None else dict(self.boxes.values)
         if self.masks is not None:
             values |= {f"mask_{name}": value for name, value in self.masks.values.items()}
         if self.panoptic is not None:
@@ -86,16 +86,16 @@ class EvalMetrics:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "EvalMetrics":
         """Convert from what `to_json` returned."""
-        masks, panoptic = content["masks"], content["panoptic"]
+        boxes, masks, panoptic = content["boxes"], content["masks"], content["panoptic"]
         return cls(
-            CocoMetrics.from_json(content["boxes"]),
+            None if boxes is None else CocoMetrics.from_json(boxes),
             None if masks is None else CocoMetrics.from_json(masks),
-            None if panoptic is None else PanopticScores.from_json(panoptic),
+            None if panoptic is None else PanopticMetrics.from_json(panoptic),
         )
 
 
 def headline(metrics: EvalMetrics) -> str:
     """Format the primary metric, AP and AP50 in one line."""
     values = metrics.values
-    names = ("ap", "ap50") if metrics.primary == "ap" else (metrics.primary, "ap", "ap50")
-    return ", ".join(f"{metric_label(name)} {format_metric(values[name])}" for name in names)
+    names = dict.fromkeys((metrics.primary, "ap", "ap50"))
+    return ", ".join(f"{metric_label(name)} {format_metric(values[name])}" for name in names if name in values)

@@ -1,107 +1,152 @@
-"""What kind of mistake every mistake is, by the rules of TIDE (Bolya et al. 2020, arXiv:2008.08115, section 2.2).
+"""Error types of detections (TIDE: Bolya et al. 2020, arXiv:2008.08115, section 2.2).
 
-A detection is false when it is shown (its score reaches the threshold) and answers for no object at IoU 0.5. It gets the
-first kind that fits:
+A detection above the score threshold that matches no object at IoU 0.5 is a false positive. Its error type is the first
+that applies, by its largest IoU with an object of its own class and with one of another class:
 
-1. badly placed: it overlaps an object of its class with an IoU of 0.1 to 0.5;
-2. wrong class: it overlaps an object of another class with at least 0.5;
-3. duplicate: it overlaps an object of its class with at least 0.5, for which a better detection answers;
-4. background: it overlaps nothing with 0.1 or more;
-5. wrong class and badly placed: what is left, an IoU of 0.1 to 0.5 with an object of another class.
+1. localization: IoU of 0.1 to 0.5 with an object of its class;
+2. classification: IoU of at least 0.5 with an object of another class;
+3. duplicate: IoU of at least 0.5 with an object of its class, which is matched to a higher score;
+4. background: IoU below 0.1 with every object;
+5. both (classification and localization): all others, IoU of 0.1 to 0.5 with an object of another class.
 
-"It overlaps" speaks of the largest overlap of that sort. An object that nobody answers for is missed, unless a detection of
-kind 1 or 2 means it: then that one mistake counts once. Crowds, and detections in crowds of their class, do not count.
+An unmatched object is missed, unless it is the object of a localization or classification error: then that error alone
+counts. Crowds, and detections inside crowds of their class, are ignored.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from detrkit.evaluation.arrays import EvalInput
-from detrkit.evaluation.coco_matching import NEAR, RIGHT, Matching, Overlaps
+from detrkit.evaluation.coco_matching import BACKGROUND_IOU, MATCH_IOU, Matches, OverlappingPairs
+from detrkit.evaluation.report.section import Section
 
-KINDS = ("badly placed", "wrong class", "duplicate", "background", "wrong class and badly placed")
-BADLY_PLACED, WRONG_CLASS, DUPLICATE, BACKGROUND, BOTH = range(len(KINDS))
+ERROR_TYPES = ("localization", "classification", "duplicate", "background", "both")
+LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH = range(len(ERROR_TYPES))
 MISSED = "missed"
-# under which names the tool of the paper knows them
+NO_ERROR = -1
+# names in the TIDE toolbox
 TIDE_NAMES = {
-    "badly placed": "Loc",
-    "wrong class": "Cls",
+    "localization": "Loc",
+    "classification": "Cls",
     "duplicate": "Dupe",
     "background": "Bkg",
-    "wrong class and badly placed": "Both",
+    "both": "Both",
     MISSED: "Miss",
 }
-NO_ERROR = -1
 
 
 @dataclass(frozen=True)
-class Errors:
-    """The mistakes at one threshold.
+class DetectionErrors:
+    """Errors at one score threshold.
 
     Attributes:
-        threshold: least score of a detection that is shown.
-        kind_of: (D,) position in KINDS, or NO_ERROR for detections that are right, ignored or not shown.
-        is_unanswered: (N,) objects that no shown detection answers for.
-        is_missed: (N,) those of them that no badly placed or wrongly named detection means.
-        is_right: (D,) shown detections that answer for an object.
+        threshold: minimum score of a detection that counts.
+        error_types: (D,) index into ERROR_TYPES; NO_ERROR for true positives, ignored detections and low scores.
+        is_true_positive: (D,) matched detections above the threshold.
+        is_unmatched: (N,) objects without a matching detection above the threshold.
+        is_missed: (N,) unmatched objects that no localization or classification error accounts for.
+        ap50_gains: AP50 gained without the errors of one type, by type; over all detections (TIDE's dAP).
     """
 
     threshold: float
-    kind_of: np.ndarray
-    is_unanswered: np.ndarray
+    error_types: np.ndarray
+    is_true_positive: np.ndarray
+    is_unmatched: np.ndarray
     is_missed: np.ndarray
-    is_right: np.ndarray
+    ap50_gains: dict[str, float | None]
 
     @property
-    def num_right(self) -> int:
-        """Detections that are right."""
-        return int(self.is_right.sum())
+    def num_true_positives(self) -> int:
+        """Number of true positives."""
+        return int(self.is_true_positive.sum())
+
+    @property
+    def num_false_positives(self) -> int:
+        """Number of false positives."""
+        return int((self.error_types != NO_ERROR).sum())
+
+    @property
+    def num_false_negatives(self) -> int:
+        """Number of unmatched objects."""
+        return int(self.is_unmatched.sum())
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many mistakes there are of each kind."""
-        of_kinds = {name: int((self.kind_of == kind).sum()) for kind, name in enumerate(KINDS)}
-        return {**of_kinds, MISSED: int(self.is_missed.sum())}
+        """Number of errors by type, missed objects last."""
+        counts = {name: int((self.error_types == index).sum()) for index, name in enumerate(ERROR_TYPES)}
+        return {**counts, MISSED: int(self.is_missed.sum())}
 
-    def per_photo(self, case: EvalInput) -> np.ndarray:
-        """(P,) false detections and objects that nobody answers for, on every photo."""
-        count = len(case.truth.image_ids)
-        false = np.bincount(case.photos[self.kind_of != NO_ERROR], minlength=count)
-        return false + np.bincount(case.truth.photos[self.is_unanswered], minlength=count)
+    def errors_per_image(self, inputs: EvalInput) -> np.ndarray:
+        """Count false positives and unmatched objects of every image: (I,)."""
+        count = len(inputs.ground_truth.image_ids)
+        false_positives = np.bincount(inputs.image_indices[self.error_types != NO_ERROR], minlength=count)
+        return false_positives + np.bincount(inputs.ground_truth.image_indices[self.is_unmatched], minlength=count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain values."""
+        return {
+            "threshold": self.threshold,
+            "true_positives": self.num_true_positives,
+            "false_positives": self.num_false_positives,
+            "false_negatives": self.num_false_negatives,
+            "counts": self.counts,
+            "ap50_gains": self.ap50_gains,
+        }
+
+    def to_section(self) -> Section:
+        """Return the section of the report."""
+        return Section.render("Error types", "errors.html", errors=self)
 
 
-def classify_errors(case: EvalInput, overlaps: Overlaps, matching: Matching, threshold: float) -> Errors:
-    """Give every mistake its kind."""
-    is_shown = case.found.scores >= threshold
-    is_right = is_shown & matching.is_right
-    is_false = is_shown & ~matching.is_right & ~matching.is_ignored
+def classify_errors(
+    inputs: EvalInput,
+    pairs: OverlappingPairs,
+    matches: Matches,
+    threshold: float,
+    tide_gains: dict[str, float] | None = None,
+) -> DetectionErrors:
+    """Assign an error type to every false positive, and find missed objects.
 
-    pairs = overlaps.select(~overlaps.has_crowd & is_false[overlaps.detections])
-    count = len(case.found)
-    with_own, own_object = _largest(pairs.select(pairs.has_same_class), count)
-    with_other, other_object = _largest(pairs.select(~pairs.has_same_class), count)
+    Args:
+        inputs: ground truth and detections.
+        pairs: IoUs between them.
+        matches: at IoU 0.5.
+        threshold: minimum score of a detection that counts.
+        tide_gains: AP50 gains under TIDE's names, as in `CocoEvaluation.ap50_gains`.
+    """
+    is_above = inputs.detections.scores >= threshold
+    is_true_positive = is_above & matches.is_true_positive
+    is_false_positive = is_above & ~matches.is_true_positive & ~matches.is_ignored
+
+    candidates = pairs.select(~pairs.is_crowd & is_false_positive[pairs.detections])
+    count = len(inputs.detections)
+    own_iou, own_object = _largest_iou(candidates.select(candidates.same_class), count)
+    other_iou, other_object = _largest_iou(candidates.select(~candidates.same_class), count)
     rules = [
-        (with_own >= NEAR) & (with_own < RIGHT),
-        with_other >= RIGHT,
-        with_own >= RIGHT,
-        np.maximum(with_own, with_other) < NEAR,
+        (own_iou >= BACKGROUND_IOU) & (own_iou < MATCH_IOU),
+        other_iou >= MATCH_IOU,
+        own_iou >= MATCH_IOU,
+        np.maximum(own_iou, other_iou) < BACKGROUND_IOU,
     ]
-    kind_of = np.where(is_false, np.select(rules, [BADLY_PLACED, WRONG_CLASS, DUPLICATE, BACKGROUND], BOTH), NO_ERROR)
+    first_type = np.select(rules, [LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND], BOTH)
+    error_types = np.where(is_false_positive, first_type, NO_ERROR)
 
-    is_answered = np.zeros(len(case.truth.labels), bool)
-    is_answered[matching.object_of[is_right]] = True
-    is_meant = np.zeros_like(is_answered)
-    is_meant[own_object[kind_of == BADLY_PLACED]] = True
-    is_meant[other_object[kind_of == WRONG_CLASS]] = True
-    is_unanswered = ~is_answered & ~case.truth.is_crowd
-    return Errors(threshold, kind_of, is_unanswered, is_unanswered & ~is_meant, is_right)
+    is_matched = np.zeros(len(inputs.ground_truth.labels), bool)
+    is_matched[matches.matched_objects[is_true_positive]] = True
+    has_error = np.zeros_like(is_matched)
+    has_error[own_object[error_types == LOCALIZATION]] = True
+    has_error[other_object[error_types == CLASSIFICATION]] = True
+    is_unmatched = ~is_matched & ~inputs.ground_truth.is_crowd
+    gains = {name: (tide_gains or {}).get(tide_name) for name, tide_name in TIDE_NAMES.items()}
+    return DetectionErrors(threshold, error_types, is_true_positive, is_unmatched, is_unmatched & ~has_error, gains)
 
 
-def _largest(pairs: Overlaps, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest overlap of each detection, 0 where there is none, and the object it is with (-1)."""
-    largest, object_of = np.zeros(count), np.full(count, -1)
+def _largest_iou(pairs: OverlappingPairs, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Largest IoU of each detection, 0 without a pair, and the object it is with, or -1."""
+    largest, objects = np.zeros(count), np.full(count, -1)
     order = np.argsort(pairs.ious, kind="stable")
-    largest[pairs.detections[order]] = pairs.ious[order]  # of those written to one place, the last stays
-    object_of[pairs.detections[order]] = pairs.objects[order]
-    return largest, object_of
+    largest[pairs.detections[order]] = pairs.ious[order]  # of several writes to one index the last one stays
+    objects[pairs.detections[order]] = pairs.objects[order]
+    return largest, objects

@@ -16,7 +16,7 @@ from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.distributed.devices import choose_device
 from detrkit.errors import CheckpointError, ConfigError, arg
-from detrkit.evaluation.threshold_store import check_categories
+from detrkit.evaluation.ground_truth import check_categories
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.masks import masks_for, merge_masks
 from detrkit.explain.matching import explain_matching

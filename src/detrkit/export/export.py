@@ -25,8 +25,7 @@ from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, ExportError
-from detrkit.evaluation.coco import annotations_of_split
-from detrkit.evaluation.threshold_store import check_categories
+from detrkit.evaluation.ground_truth import check_categories, split_to_coco
 from detrkit.export.graph import export_program
 from detrkit.export.onnx_file import write_onnx
 from detrkit.export.openvino_folder import write_openvino
@@ -171,7 +170,7 @@ def _open_photos(data: Path | None, checkpoint: Checkpoint, num_check: int, num_
     return CheckImages(
         calibration=_samples(folder.train, num_calibration, transform, channels),
         check=_samples(folder.val, num_check, transform, channels),
-        annotations=annotations_of_split(folder.val),
+        annotations=split_to_coco(folder.val),
         origin=f"photos of {data}, the validation split",
     )
 

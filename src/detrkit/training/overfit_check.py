@@ -30,7 +30,7 @@ def overfit_report(scores: EvalMetrics, data: TrainingData, model: ModelConfig, 
     photos = [data.pictures[index] for index in range(len(data.val_ids))]
     objects = [(photo.image.shape[1:], photo.annotations) for photo in photos]
     reasons = list(_reasons(objects, model, image_size))
-    per_class = scores.boxes.per_class
+    per_class = () if scores.boxes is None else scores.boxes.per_class
     worst = [score for score in sorted(per_class, key=lambda score: score.ap) if score.ap < ENOUGH["ap"]][:3]
     if worst and len(worst) < sum(score.num_objects > 0 for score in per_class):
         found = ", ".join(f"{score.name} {score.ap:.2f}" for score in worst)

@@ -29,9 +29,9 @@ from detrkit.errors import CheckpointError, ConfigError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import DetectionArrays
 from detrkit.evaluation.evaluator import Evaluator
-from detrkit.evaluation.inference_loop import collect
+from detrkit.evaluation.inference_loop import run_inference
 from detrkit.evaluation.metrics import EvalMetrics
-from detrkit.evaluation.report.pictures import draw_predictions
+from detrkit.evaluation.report.images import draw_predictions
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
@@ -105,7 +105,7 @@ class Run:
         loss = loss_for(self.model.config, settings, masks_only=masks_only)
         self.stepper = TrainStep(self.model, loss, settings, device, self.num_steps)
         most = self.model.config.detections_per_image
-        self.judge = Evaluator(
+        self.evaluator = Evaluator(
             data.val_split,
             most,
             self.val_batches,
@@ -185,7 +185,7 @@ class Run:
 
     def _seconds_of_evaluation(self, num_batches: int) -> float:
         start, exact = time.perf_counter(), self.config.training.padding_invariant
-        collect(self.model, islice(self.val_batches, num_batches), self.data.categories, self.device, exact)
+        run_inference(self.model, islice(self.val_batches, num_batches), self.data.categories, self.device, exact)
         return time.perf_counter() - start
 
     def _train(self, state: dict[str, Any] | None) -> TrainingResult:
@@ -229,7 +229,7 @@ class Run:
 
     def evaluate(self, model: DETR, log: RunLog | NoLog) -> EvalMetrics:
         """Score a model on the test photos, which the processes share out."""
-        scores = self.judge.score(model, self.process.is_first)
+        scores = self.evaluator.evaluate(model, self.process.is_first)
         if self.process.is_first:
             log.pictures(self.stepper.step_number, self._pictures(model))
         return scores
@@ -240,23 +240,23 @@ class Run:
             model = read_checkpoint(self.output).build().to(self.device)
             everything = evaluation_loader(self.data.val, self.config.training.batch_size, workers=0, max_unreadable=1)
             padding_invariant = self.config.training.padding_invariant
-            self.best = DetectionArrays.joined(
-                collect(model, everything, self.data.categories, self.device, padding_invariant)
+            self.best = DetectionArrays.concat(
+                run_inference(model, everything, self.data.categories, self.device, padding_invariant)
             )
-        return self.judge.look_closer(self.best)
+        return self.evaluator.analyse(self.best)
 
     def _pictures(self, model: DETR) -> list[Image.Image]:
         engine = TorchEngine(model, self.device, self.preprocessing.padding_invariant)
         detector = Detector(engine, self.data.categories, self.preprocessing)
-        return [picture.picture for picture in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
+        return [drawn.image for drawn in draw_predictions(detector, self.data.pictures, NUM_EXAMPLES)]
 
     def save_weights(self, name: str, model: DETR) -> None:
         """Write a checkpoint to predict with; the best knows its thresholds."""
         if self.process.is_first:
             thresholds = None
-            if name == "best" and self.judge.found is not None:
-                self.best = self.judge.found
-                thresholds = self.judge.thresholds
+            if name == "best" and self.evaluator.detections is not None:
+                self.best = self.evaluator.detections
+                thresholds = self.evaluator.thresholds
             checkpoint = Checkpoint(
                 model.state_dict(), model.config, self.data.categories, self.preprocessing, thresholds
             )

@@ -84,7 +84,7 @@ def draw_precision_recall(precision: np.ndarray) -> Figure:
 
 
 def draw_threshold_curves(
-    thresholds: Sequence[float], curves: dict[str, Sequence[float]], best: tuple[float, float] | None
+    thresholds: Sequence[float], curves: Mapping[str, Sequence[float]], best: tuple[float, float] | None
 ) -> Figure:
     """Draw metrics against the score threshold.
 

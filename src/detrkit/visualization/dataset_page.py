@@ -29,7 +29,7 @@ from detrkit.errors import ConfigError, DatasetError
 from detrkit.models.presets import preset_config
 from detrkit.training.planner import plan_model
 from detrkit.visualization.draw import draw_boxes
-from detrkit.visualization.page import gallery_of, html_page
+from detrkit.visualization.page import html_page, image_gallery
 
 _FORMAT = "detrkit-findings-1"
 _MAX_PLACES = 3  # of a finding on the terminal; the JSON has them all
@@ -147,7 +147,7 @@ def write_page(path: Path, diagnosis: DatasetReport, data: Path) -> None:
         texts = [html.escape(_from_folder_on(place, data)) for place in finding.places[:_MAX_LISTED]]
         body += [
             f"<h2>{finding.severity}: {html.escape(finding.what)}{count}</h2><p>{html.escape(finding.advice)}</p>",
-            gallery_of(list(_pictures(finding, records))),
+            image_gallery(list(_pictures(finding, records))),
             f"<details><summary>places</summary><p>{'<br>'.join(texts)}</p></details>" if texts else "",
         ]
     splits = list(diagnosis.num_images)

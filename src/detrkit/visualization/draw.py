@@ -21,24 +21,24 @@ _OPACITY = 0.45  # of masks
 _MIN_NAMED_AREA = 0.004  # fraction of the image; smaller segments have no caption, which would cover them
 _SHADES = (1.0, 0.62, 0.8, 0.45)  # brightness of the segments of one class, in turn
 
-CORRECT = "correct"
+TRUE_POSITIVE = "true positive"
 # written next to the box for each kind of error, so that the colours need not be distinguished
 ERROR_CAPTIONS = {
-    CORRECT: "",
-    "badly placed": "localization",
-    "wrong class": "class",
+    TRUE_POSITIVE: "",
+    "localization": "localization",
+    "classification": "class",
     "duplicate": "duplicate",
     "background": "background",
-    "wrong class and badly placed": "class + localization",
+    "both": "class + localization",
     "missed": "missed",
 }
 ERROR_COLORS: dict[str, Color] = {
-    CORRECT: (60, 200, 110),
-    "badly placed": (250, 170, 40),
-    "wrong class": (210, 90, 250),
+    TRUE_POSITIVE: (60, 200, 110),
+    "localization": (250, 170, 40),
+    "classification": (210, 90, 250),
     "duplicate": (60, 170, 250),
     "background": (250, 80, 70),
-    "wrong class and badly placed": (250, 120, 180),
+    "both": (250, 120, 180),
     "missed": (255, 255, 80),
 }
 
@@ -141,7 +141,7 @@ def draw_errors(
     captions = []
     for kind, name, score in zip(kinds, class_names, scores, strict=True):
         words, number = ERROR_CAPTIONS[kind], "" if score is None else f" {score:.2f}"
-        captions.append(() if kind == CORRECT else (f"{words}: {name}{number}", words))
+        captions.append(() if kind == TRUE_POSITIVE else (f"{words}: {name}{number}", words))
     return draw_boxes(image, boxes, [0] * len(boxes), captions, [ERROR_COLORS[kind] for kind in kinds])
 
 

@@ -1,37 +1,24 @@
-"""An evaluation on one page: scores, curves, pictures, in a single HTML file that opens from disk and fetches nothing."""
+"""Evaluation report: a self-contained HTML page with metrics, curves, errors and images."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from detrkit._internal.files import write_text
-from detrkit._internal.text import plural
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS, CocoMetrics
-from detrkit.evaluation.metrics import format_metric
-from detrkit.evaluation.panoptic import PanopticScores
-from detrkit.evaluation.report.masks import masks_section, number_cells, panoptic_section
-from detrkit.evaluation.report.mistakes import confusions_section, errors_section, worst_section
-from detrkit.evaluation.thresholds import MIN_OBJECTS
-from detrkit.visualization.charts import as_svg, draw_precision_recall, draw_reliability, draw_threshold_curves
-from detrkit.visualization.page import charts_of, embedded_png, gallery_of, html_page, table_of
+from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.evaluation.panoptic import PanopticMetrics
+from detrkit.evaluation.report.images import ReportImage
+from detrkit.evaluation.report.section import Section, render_report_template
+from detrkit.visualization.draw import ERROR_CAPTIONS, ERROR_COLORS
+from detrkit.visualization.page import embed_image, embed_png
 
 
 @dataclass(frozen=True)
-class ReportPicture:
-    """A picture of the gallery, and what to say below it."""
-
-    picture: Image.Image
-    caption: str
-
-
-@dataclass(frozen=True)
-class ReportChart:
-    """One of the paper's analyses: a heading, what it shows, and a picture: PNG, and SVG unless it has too many points."""
+class ReportFigure:
+    """A figure of the report: heading, explanation, PNG, and SVG unless it has too many points."""
 
     heading: str
     text: str
@@ -44,125 +31,93 @@ def write_report(
     *,
     title: str,
     subtitle: str,
-    analysis: Analysis,
-    judged_by: str,
-    curves: bytes | None = None,
-    gallery: Sequence[ReportPicture] = (),
-    worst: Sequence[ReportPicture] = (),
-    charts: Sequence[ReportChart] = (),
-    masks: CocoMetrics | None = None,
-    panoptic: PanopticScores | None = None,
+    metrics: EvalMetrics,
+    analysis: Analysis | None,
+    dataset: str = "",
+    training_curves: bytes | None = None,
+    predictions: Sequence[ReportImage] = (),
+    worst_images: Sequence[ReportImage] = (),
+    figures: Sequence[ReportFigure] = (),
 ) -> None:
-    """Write the page.
+    """Write the report.
 
     Args:
-        path: HTML file.
-        title: first line.
-        subtitle: a sentence on what was judged on what.
-        analysis: of the detections of the test photos.
-        judged_by: what photos these are, as in "never seen in training".
-        curves: PNG of the training curves.
-        gallery: photos with what the model found in them.
-        worst: photos with most mistakes, drawn.
-        charts: further analyses.
-        masks: scores of the masks, where there are any.
-        panoptic: scores of the segments, where there are any.
+        path: of the HTML file.
+        title: heading.
+        subtitle: what was evaluated.
+        metrics: of boxes, masks and segments.
+        analysis: of the detections; None for panoptic results, which have none.
+        dataset: description of the images, such as "not seen in training".
+        training_curves: PNG.
+        predictions: images with predictions.
+        worst_images: images with the most errors.
+        figures: further figures.
     """
-    scores = analysis.scores
-    body = [
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>",
-        "<h2>Scores</h2>",
-        f"<p>{plural(scores.num_images, 'photo')}, {plural(scores.num_objects, 'object')}, {html.escape(judged_by)}. "
-        f"{html.escape(counted(scores))}</p>",
-        number_cells(scores),
+    sections = [
+        *_metric_sections(metrics, dataset),
+        *([_figure("Training", "Loss and AP by step", training_curves)] if training_curves else []),
+        *([_gallery("Predictions", predictions)] if predictions else []),
+        *([_panoptic(metrics.panoptic)] if metrics.panoptic else []),
+        *([_classes(analysis)] if analysis else []),
+        *([_masks(metrics.masks, metrics.boxes)] if metrics.masks else []),
+        *([section for one in analysis.results.values() if (section := one.to_section())] if analysis else []),
+        *([_worst_images(worst_images)] if worst_images else []),
+        *(_figure(figure.heading, figure.text, figure.png, figure.svg) for figure in figures),
     ]
-    if curves is not None:
-        body += [
-            "<h2>Training</h2>",
-            f'<img class="curves" alt="loss and AP over the steps" src="{embedded_png(curves)}">',
-        ]
-    if gallery:
-        body += ["<h2>What it finds</h2>", gallery_of([(one.picture, one.caption) for one in gallery])]
-    if panoptic is not None:
-        body += panoptic_section(panoptic)
-    body += ["<h2>By class</h2>", _classes(analysis)]
-    if masks is not None:
-        body += masks_section(masks, scores)
-    body += _thresholds_section(analysis)
-    body += errors_section(analysis) + confusions_section(analysis.confusion)
-    body += worst_section([(one.picture, one.caption) for one in worst])
-    for chart in charts:
-        body.append(f"<h2>{html.escape(chart.heading)}</h2>")
-        if chart.svg is not None:
-            body.append(charts_of([(chart.svg, chart.text)]))
-        else:
-            picture = f'<img class="curves" alt="{html.escape(chart.heading)}" src="{embedded_png(chart.png)}">'
-            body += [f"<p>{html.escape(chart.text)}</p>", picture]
-    write_text(path, html_page(title, body))
+    write_text(path, render_report_template("report.html", title=title, subtitle=subtitle, sections=sections))
 
 
-def counted(scores: CocoMetrics) -> str:
-    """Say how many detections counted, and whether the numbers compare with published ones."""
-    most = scores.max_detections
-    if most == PUBLISHED_MAX_DETECTIONS:
-        return f"At most {most} detections of a class count on a photo, as in published numbers."
+def max_detections_note(metrics: CocoMetrics) -> str:
+    """Say how many detections count, and whether the metrics compare with published ones."""
+    limit = metrics.max_detections
+    if limit == PUBLISHED_MAX_DETECTIONS:
+        return f"At most {limit} detections per image and class are evaluated, as in published results."
     return (
-        f"At most {most} detections of a class count on a photo, as many as the model has queries; published numbers "
-        f"count {PUBLISHED_MAX_DETECTIONS}."
+        f"At most {limit} detections per image and class are evaluated, as many as the model returns; published results "
+        f"use {PUBLISHED_MAX_DETECTIONS}."
     )
 
 
-def _classes(analysis: Analysis) -> str:
-    rows = []
-    for score, best in zip(analysis.scores.per_class, analysis.best.per_class, strict=True):
-        numbers = (score.ap, score.ap50, score.ap75, score.ap_small, score.ap_medium, score.ap_large, score.ar)
-        own = ("-", "-") if best is None else (f"{best.threshold:.2f}", f"{best.f1:.2f}")
-        width = 0 if math.isnan(score.ap) else 100 * score.ap
-        bar = f'<span class="bar"><span style="width:{width:.1f}%"></span></span>'
-        rows.append(
-            [html.escape(score.name), str(score.num_objects), bar, *(format_metric(one) for one in numbers), *own]
-        )
-    headings = ("class", "objects", "", "AP", "AP50", "AP75", "small", "medium", "large", "recall", "threshold", "F1")
-    return table_of(headings, rows)
+def _metric_sections(metrics: EvalMetrics, dataset: str) -> list[Section]:
+    if metrics.boxes is None:
+        return []
+    note = max_detections_note(metrics.boxes)
+    context = {"metrics": metrics.boxes, "dataset": dataset, "max_detections_note": note}
+    return [Section.render("Metrics", "boxes.html", **context)]
 
 
-def _thresholds_section(analysis: Analysis) -> list[str]:
-    best, curves, bins = analysis.best.overall, analysis.curves, analysis.calibration.bins
-    if best is None:
-        said = "Nothing right was found at any threshold; below, 0.5 is used."
-    else:
-        said = (
-            f"F1 is best at a score of {best.threshold:.2f}: {best.precision:.0%} of what is shown is right, and "
-            f"{best.recall:.0%} of the objects are found. <code>detrkit predict --threshold auto</code> uses it once it is "
-            f"stored in the checkpoint, and for classes with at least {MIN_OBJECTS} objects their own. "
-            "Thresholds change what is shown, never AP."
-        )
-    calibration = analysis.calibration
-    charts = [
-        (
-            as_svg(draw_precision_recall(analysis.evaluation.precision)),
-            "Precision against recall: the area below the curve is AP, the mean over classes; thin lines: each class at "
-            "IoU 0.50.",
-        ),
-        (
-            as_svg(
-                draw_threshold_curves(
-                    curves.thresholds,
-                    {"precision": curves.precision, "recall": curves.recall, "F1": curves.f1},
-                    None if best is None else (best.threshold, best.f1),
-                )
-            ),
-            "Precision, recall and F1 at every threshold, all classes together, IoU 0.50.",
-        ),
-        (
-            as_svg(
-                draw_reliability(
-                    [one.mean_score for one in bins], [one.share_right for one in bins], [one.count for one in bins]
-                )
-            ),
-            "Calibration: below the dashed line, scores promise too much. Expected calibration error "
-            f"{format_metric(calibration.error)}, of shown detections {format_metric(calibration.error_shown)}; "
-            "numbers: detections.",
-        ),
+def _classes(analysis: Analysis) -> Section:
+    classes = list(zip(analysis.metrics.per_class, analysis.best.per_class, strict=True))
+    return Section.render("Per class", "classes.html", classes=classes)
+
+
+def _masks(masks: CocoMetrics, boxes: CocoMetrics | None) -> Section:
+    box_ap = {} if boxes is None else {one.name: one.ap for one in boxes.per_class}
+    classes = [(one, box_ap.get(one.name, float("nan"))) for one in masks.per_class if not math.isnan(one.ap)]
+    return Section.render("Masks", "masks.html", metrics=masks, classes=classes)
+
+
+def _panoptic(panoptic: PanopticMetrics) -> Section:
+    classes = sorted((one for one in panoptic.per_class if not math.isnan(one.pq)), key=lambda one: -one.pq)
+    context = {"classes": classes, "num_absent": len(panoptic.per_class) - len(classes)}
+    return Section.render("Panoptic quality", "panoptic.html", panoptic=panoptic, **context)
+
+
+def _gallery(heading: str, images: Sequence[ReportImage], css_class: str = "gallery", **context: object) -> Section:
+    embedded = [(embed_image(one.image), one.caption) for one in images]
+    return Section.render(
+        heading, "gallery.html", **{"legend": (), "images": embedded, "css_class": css_class, **context}
+    )
+
+
+def _worst_images(images: Sequence[ReportImage]) -> Section:
+    legend = [
+        (ERROR_COLORS[error], f"{caption}: {error}" if caption not in ("", error) else error)
+        for error, caption in ERROR_CAPTIONS.items()
     ]
-    return ["<h2>Thresholds and curves</h2>", f"<p>{said}</p>", charts_of(charts)]
+    return _gallery("Images with most errors", images, "gallery large", legend=legend)
+
+
+def _figure(heading: str, text: str, png: bytes, svg: str | None = None) -> Section:
+    context = {"heading": heading, "text": text, "png": embed_png(png), "svg": svg}
+    return Section.render(heading, "figure.html", **context)
