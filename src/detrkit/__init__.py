@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from detrkit._version import __version__
 
 if TYPE_CHECKING:
+    from detrkit.benchmark.benchmark import benchmark
+    from detrkit.benchmark.describe import describe_model
     from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
     from detrkit.config.model import ModelConfig
     from detrkit.data.dataset import DatasetSplits
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 
 _HOME_OF = {
+    "describe_model": "detrkit.benchmark.describe",
     "load_official_state_dict": "detrkit.checkpoints.conversion.detr",
     "state_dict_as_official": "detrkit.checkpoints.conversion.detr",
     "DatasetSplits": "detrkit.data.dataset",
@@ -52,7 +55,7 @@ _HOME_OF = {
     "Target": "detrkit.structures",
 }
 
-_CALLABLE_PACKAGES = ("explain",)  # see `_internal.callable_module`
+_CALLABLE_PACKAGES = ("benchmark", "explain")  # see `_internal.callable_module`
 
 __all__ = [*_HOME_OF, *_CALLABLE_PACKAGES, "__version__"]
 

@@ -279,7 +279,7 @@ MISTAKES = {
         ],
         "thing 0",
     ),
-    "described as text": (["describe", "detr-tiny", "-o", "a.txt"], "'a.txt'"),
+    "described as text": (["describe", "detr-tiny", "-o", "a.txt"], "--output a.txt"),
     "described at no size": (["describe", "detr-tiny", "--size", "big"], "big"),
     "described nothing": (["describe", "detr-r51"], "detr-r50"),
     "described no data": (["describe", "data", "nowhere", "-o", "x.png"], "nowhere: found nothing"),

@@ -1,1 +1,8 @@
-"""Benchmarks of models on this machine, and descriptions of models and datasets."""
+"""Benchmark models on this machine, and describe models and datasets.
+
+`detrkit.benchmark(["detr-r50", "model.onnx"])` returns a `BenchmarkReport`.
+"""
+
+from detrkit._internal.callable_module import make_callable
+
+make_callable(__name__, "benchmark:benchmark")

@@ -1,9 +1,18 @@
 """`detrkit benchmark`."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+
+from detrkit._internal.files import write_text
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.cli.console import build_table, get_console, progress_bar
+from detrkit.cli.image_size import parse_size
+
+if TYPE_CHECKING:
+    from detrkit.benchmark.report import BenchmarkReport
 
 
 def benchmark(
@@ -11,50 +20,78 @@ def benchmark(
     size: str = "800x1066",
     batch_size: int = 1,
     rounds: int = 10,
-    precision: Literal["both", "float32", "bfloat16"] = "both",
-    rivals: bool = True,
+    precisions: Annotated[
+        list[Literal["float32", "bfloat16"]] | None, Parameter(consume_multiple=True, negative="")
+    ] = None,
+    baselines: bool = True,
     device: str = "auto",
-    threads: int | None = None,
+    num_threads: int | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
-    """Measure models on this machine: speed by stage, parameters, GFLOPs and memory, side by side.
+    """Measure models side by side on this machine: speed by stage, parameters, GFLOPs, memory.
 
-    Each has a process of its own, and they take turns, so that a busy moment of the machine hurts all alike. Rivals are
-    the same model in `transformers`, where it is installed, and torchvision's Faster R-CNN.
+    Every model runs in its own process. They take turns, so that other load on the machine affects all alike. Baselines are
+    the same model in `transformers`, if it is installed, and torchvision's Faster R-CNN.
 
     Example: `detrkit benchmark runs/first model.onnx --size 640x640 --output speed`
 
     Parameters
     ----------
     sources
-        Presets (timed with random weights), run folders, weights files, exported files; detr-r50 when not given.
+        Presets (with random weights), run folders, weights files, exported files; detr-r50 by default.
     size
-        Of the photos as the model gets them, HEIGHTxWIDTH in pixels.
+        Size of the images as the model sees them, HEIGHTxWIDTH in pixels.
     batch_size
-        Photos at a time.
+        Images per batch.
     rounds
-        Times that each is measured; the middle one counts.
-    precision
-        Of models in PyTorch; bfloat16 is left out where the processor has none.
-    rivals
-        Measure transformers and Faster R-CNN, too.
+        Measured batches per model; the median counts.
+    precisions
+        Of models in PyTorch; both by default, without bfloat16 if the device computes it slowly.
+    baselines
+        Also measure transformers and Faster R-CNN.
     device
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
-    threads
-        On a CPU; all cores when not given.
+    num_threads
+        CPU threads; all cores by default.
     output
-        Folder for page, plot and JSON.
+        Folder for benchmark.html, benchmark.png and benchmark.json.
     """
-    from detrkit.benchmark.cases import BenchmarkConfig
-    from detrkit.benchmark.describe import parse_size
-    from detrkit.benchmark.run import benchmark as run_benchmark
-    from detrkit.distributed.devices import choose_device
+    height_width = parse_size(size)
+    files = [] if output is None else [output / f"benchmark.{suffix}" for suffix in ("html", "png", "json")]
+    for file in files:
+        refuse_foreign_overwrite(file)
 
-    run_benchmark(
-        sources or ("detr-r50",),
-        BenchmarkConfig(parse_size(size), batch_size, str(choose_device(device)), threads),
-        rounds=rounds,
-        precisions=("float32", "bfloat16") if precision == "both" else (precision,),
-        rivals=rivals,
-        output=output,
-    )
+    from detrkit.benchmark.benchmark import benchmark as run_benchmark
+
+    with progress_bar("measuring") as progress:
+        report = run_benchmark(
+            sources or "detr-r50",
+            size=height_width,
+            batch_size=batch_size,
+            rounds=rounds,
+            precisions=precisions or ("float32", "bfloat16"),
+            baselines=baselines,
+            device=device,
+            num_threads=num_threads,
+            progress=progress,
+        )
+    _print_report(report)
+    if files:
+        page, plot, document = files
+        report.to_html(page)
+        report.save_plot(plot)
+        write_text(document, json.dumps(report.to_json()))
+        get_console().print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+
+
+def _print_report(report: "BenchmarkReport") -> None:
+    from detrkit.benchmark.report import HEADINGS
+
+    console = get_console()
+    console.print(build_table(report.title, HEADINGS, report.rows()))
+    for result in report.measured:
+        if result.stage_seconds:
+            stages = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in result.stage_seconds.items())
+            console.print(f"{result.name}, ms by stage: {stages}")
+    for error in report.errors():
+        console.print(error)

@@ -1,16 +1,25 @@
 """`detrkit describe MODEL` and `detrkit describe data FOLDER`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.cli.console import build_table, get_console
+from detrkit.cli.image_size import parse_size
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import run_config
+from detrkit.errors import ConfigError, arg
+
+if TYPE_CHECKING:
+    from detrkit.benchmark.describe import ModelDescription
+
+_FIGURE_SUFFIXES = (".svg", ".png", ".pdf")
 
 
 def build_describe() -> App:
-    """Put the verb and its own verb together."""
+    """Build the command and its subcommand `data`."""
     app = App(name="describe", help_format="markdown")
     app.default(describe)
     app.command(data)
@@ -18,26 +27,54 @@ def build_describe() -> App:
 
 
 def describe(
-    model: str,
+    source: str,
     /,
     *,
-    size: Annotated[str, Parameter(help="Photo size, HEIGHTxWIDTH in pixels, as the model sees it.")] = "800x1066",
+    size: str = "800x1066",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
-    """Show a model's parts, parameters, GFLOPs, and the shape at every stage; `describe data` shows a dataset.
+    """Show the parts of a model with parameters, GFLOPs and output shapes; `describe data` shows a dataset.
 
     Example: `detrkit describe detr-r50 --size 480x640`
 
     Parameters
     ----------
-    model
-        Preset, or a run folder or weights file.
+    source
+        Preset, run folder or weights file.
+    size
+        Size of the image as the model sees it, HEIGHTxWIDTH in pixels.
     output
-        Picture of the shapes to write as well: .svg, .png or .pdf.
+        Figure of the tensor shapes to write: .svg, .png or .pdf.
     """
+    height_width = parse_size(size)
+    if output is not None:
+        if output.suffix.lower() not in _FIGURE_SUFFIXES:
+            raise ConfigError(f"{arg('output', output)} has the wrong suffix; expected {', '.join(_FIGURE_SUFFIXES)}.")
+        refuse_foreign_overwrite(output)
+
     from detrkit.benchmark.describe import describe_model
 
-    describe_model(model, size, output)
+    description = describe_model(source, size=height_width)
+    _print_description(description)
+    if output is not None:
+        description.save_figure(output)
+        get_console().print(f"written: {output}", soft_wrap=True)
+
+
+def _print_description(description: "ModelDescription") -> None:
+    height, width = description.size
+    rows = [
+        (stage.part, "\n".join(map(str, stage.io.outputs)), f"{stage.num_parameters:,}", f"{stage.gflops:.2f}")
+        for stage in description.stages
+    ]
+    rows.append(("all", "", f"{description.num_parameters:,}", f"{description.gflops:.2f}"))
+    console = get_console()
+    title = f"{description.name}, an image of {height} x {width} px"
+    console.print(build_table(title, ("part", "outputs", "parameters", "GFLOPs"), rows))
+    console.print(
+        f"{description.num_trainable:,} parameters are trained. Batch of one image; axes as in docs/notation.md.\n"
+        "A multiplication and an addition are two FLOPs; attention is counted."
+    )
 
 
 def data(
