@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 import detrkit
-from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
-from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit
 from detrkit.checkpoints.native import Preprocessing
+from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.data.batching import collate
 from detrkit.data.categories import default_categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import EvalTransform, resize
 from detrkit.export.graph import export_program
-from detrkit.export.onnx_file import write_onnx
-from detrkit.export.openvino_folder import write_openvino
-from detrkit.inference.engines.exported import ExportPrecision, to_description
+from detrkit.export.onnx import write_onnx
+from detrkit.export.openvino import write_openvino
+from detrkit.inference.engines.exported import ExportPrecision, make_metadata
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.inference.inputs import list_inputs
@@ -56,7 +56,7 @@ def build_transformers() -> Any:
 def build_ours(theirs: Any) -> DETR:
     """Our model with their weights."""
     model = detrkit.build_model("detr-r50", num_classes=91)
-    load_state(model, ours_from_huggingface(theirs.state_dict()))
+    load_state_dict(model, huggingface_to_detrkit(theirs.state_dict()))
     return model.eval()
 
 
@@ -102,7 +102,7 @@ def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Ba
     program = export_program(ours, padding_invariant=True, postprocess=False)
 
     def described(precision: ExportPrecision) -> Any:
-        return to_description(ours.config, default_categories(91), Preprocessing(), precision, postprocess=False)
+        return make_metadata(ours.config, default_categories(91), Preprocessing(), precision, postprocess=False)
 
     found = {
         "transformers, eager, float32": their_predict(theirs),

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 import detrkit
-from detrkit.checkpoints.conversion.huggingface import ours_from_huggingface
-from detrkit.checkpoints.loading import load_state
+from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit
+from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.config.training import TrainingConfig
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
@@ -74,7 +74,7 @@ def build_transformers() -> Any:
 def build_ours(theirs: Any) -> DETR:
     """Our model with their weights."""
     model = detrkit.build_model("detr-r50", num_classes=NUM_CLASSES)
-    load_state(model, ours_from_huggingface(theirs.state_dict()))
+    load_state_dict(model, huggingface_to_detrkit(theirs.state_dict()))
     return model.train()
 
 

@@ -11,7 +11,9 @@ from detrkit._version import __version__
 if TYPE_CHECKING:
     from detrkit.benchmark.benchmark import benchmark
     from detrkit.benchmark.describe import describe_model
-    from detrkit.checkpoints.conversion.detr import load_official_state_dict, state_dict_as_official
+    from detrkit.checkpoints.conversion.convert import convert
+    from detrkit.checkpoints.conversion.official import load_official_state_dict, state_dict_as_official
+    from detrkit.checkpoints.zoo import list_models
     from detrkit.config.model import ModelConfig
     from detrkit.data.dataset import DatasetSplits
     from detrkit.data.splits import load_dataset
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from detrkit.evaluation.evaluate import evaluate
     from detrkit.evaluation.result import EvalResult
     from detrkit.explain.explain import explain
+    from detrkit.export.export import export
     from detrkit.inference.detector import Detector
     from detrkit.inference.predict import predict_files
     from detrkit.losses.criterion import SetCriterion
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "describe_model": "detrkit.benchmark.describe",
-    "load_official_state_dict": "detrkit.checkpoints.conversion.detr",
-    "state_dict_as_official": "detrkit.checkpoints.conversion.detr",
+    "convert": "detrkit.checkpoints.conversion.convert",
+    "list_models": "detrkit.checkpoints.zoo",
+    "load_official_state_dict": "detrkit.checkpoints.conversion.official",
+    "state_dict_as_official": "detrkit.checkpoints.conversion.official",
     "DatasetSplits": "detrkit.data.dataset",
     "load_dataset": "detrkit.data.splits",
     "CheckpointError": "detrkit.errors",
@@ -55,7 +60,7 @@ _HOME_OF = {
     "Target": "detrkit.structures",
 }
 
-_CALLABLE_PACKAGES = ("benchmark", "explain")  # see `_internal.callable_module`
+_CALLABLE_PACKAGES = ("benchmark", "explain", "export")  # see `_internal.callable_module`
 
 __all__ = [*_HOME_OF, *_CALLABLE_PACKAGES, "__version__"]
 

@@ -1,4 +1,4 @@
-"""Our own file: what is written is read back, to the bit, and what is damaged is refused in one sentence."""
+"""detrkit's checkpoint format: exact round trip, atomic writes, and one-sentence errors for damaged files."""
 
 import json
 import signal
@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from detrkit import build_model
+from detrkit.checkpoints import native
+from detrkit.checkpoints.files import read_safetensors
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import (
     Checkpoint,
     Preprocessing,
     Thresholds,
-    read_tensors,
     save_checkpoint,
     store_thresholds,
 )
@@ -36,7 +37,7 @@ def checkpoint(model: DETR) -> Checkpoint:
     return Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing(image_size=96))
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_checkpoint_is_read_back_exactly(tmp_path: Path) -> None:
     model = tiny()
     save_checkpoint(tmp_path / "a.safetensors", checkpoint(model))
     read = read_checkpoint(tmp_path / "a.safetensors")
@@ -50,7 +51,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(expected.class_logits, actual.class_logits)
 
 
-def test_a_run_folder_gives_its_best(tmp_path: Path) -> None:
+def test_run_folder_loads_its_best_checkpoint(tmp_path: Path) -> None:
     best, last = tiny(), tiny()
     with torch.no_grad():
         best.query_source.weight.fill_(0.5)
@@ -60,7 +61,7 @@ def test_a_run_folder_gives_its_best(tmp_path: Path) -> None:
     assert (read_checkpoint(tmp_path).build().query_source.weight == 0.5).all()
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, checkpoint(tiny()))
     before = path.read_bytes()
@@ -70,14 +71,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         raise SafetensorError("I/O error: No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(ConfigError, match=r"a\.safetensors: cannot be written \(I/O error: No space.*make room"):
+    with pytest.raises(ConfigError, match=r"a\.safetensors: cannot be written \(I/O error: No space.*free disk space"):
         save_checkpoint(path, checkpoint(tiny()))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    """Of the writer's own, which knows other errors than Python."""
+def test_full_disk_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    """A real one: the safetensors writer raises errors of its own."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, checkpoint(tiny()))
@@ -96,7 +97,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "says"),
+    ("header", "message"),
     [
         ("{", "malformed"),
         ("[]", "malformed"),
@@ -115,16 +116,16 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_malformed_description_is_refused(tmp_path: Path, header: str, says: str) -> None:
+def test_malformed_header_is_rejected(tmp_path: Path, header: str, message: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata={"detrkit": header})
-    with pytest.raises(CheckpointError, match=says) as refused:
+    with pytest.raises(CheckpointError, match=message) as error:
         read_checkpoint(path)
-    assert str(path) in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, checkpoint(tiny()))
     path.write_bytes(path.read_bytes()[:1000])
@@ -132,7 +133,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_weights_of_another_shape_name_the_first_difference(tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_rejected_with_the_first_difference(tmp_path: Path) -> None:
     model = tiny()
     wrong = replace(checkpoint(model), config=model.config.model_copy(update={"num_queries": 7}))
     save_checkpoint(tmp_path / "a.safetensors", wrong)
@@ -141,7 +142,7 @@ def test_weights_of_another_shape_name_the_first_difference(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"num_queries": 99_999}, r"query_source\.weight"),
         ({"num_queries": 10**13}, "malformed"),
@@ -149,11 +150,9 @@ def test_weights_of_another_shape_name_the_first_difference(tmp_path: Path) -> N
         ({"num_classes": 3}, "2 categories for 3 classes"),
     ],
 )
-def test_a_file_that_promises_more_than_it_holds_takes_no_memory(
-    tmp_path: Path, change: dict[str, int], says: str, monkeypatch: pytest.MonkeyPatch
+def test_header_larger_than_the_weights_allocates_no_memory(
+    tmp_path: Path, change: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detrkit.checkpoints import native as file
-
     model = tiny()
     header = {
         "format": "detrkit-1",
@@ -167,19 +166,19 @@ def test_a_file_that_promises_more_than_it_holds_takes_no_memory(
         assert torch.empty(0).device.type == "meta"
         return original(config)  # type: ignore[arg-type]
 
-    original = file.model_from_config
-    monkeypatch.setattr(file, "model_from_config", build_on_meta_only)
-    with pytest.raises(CheckpointError, match=says):
+    original = native.model_from_config
+    monkeypatch.setattr(native, "model_from_config", build_on_meta_only)
+    with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / "a.safetensors").build()
 
 
-def test_thresholds_are_kept_and_files_without_them_still_load(tmp_path: Path) -> None:
+def test_thresholds_are_stored_and_files_without_them_load(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     before = checkpoint(tiny())
     save_checkpoint(path, before)
-    _, header = read_tensors(path)
+    _, header = read_safetensors(path)
     assert header is not None
-    assert "thresholds" not in header  # as all files were before
+    assert "thresholds" not in header
     assert read_checkpoint(path).thresholds is None
     thresholds = Thresholds(overall=0.25, per_class={CATEGORIES.ids[0]: 0.75})
     store_thresholds(path, thresholds)
@@ -196,10 +195,10 @@ def test_thresholds_are_kept_and_files_without_them_still_load(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("given", [7, {"overall": 2.0}, {"overall": 0.5, "per_class": {"1": -1}}, {"per_class": {}}])
-def test_malformed_thresholds_are_refused(tmp_path: Path, given: object) -> None:
+def test_malformed_thresholds_are_rejected(tmp_path: Path, given: object) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, checkpoint(tiny()))
-    state, header = read_tensors(path)
+    state, header = read_safetensors(path)
     save_file(state, path, metadata={"detrkit": json.dumps({**json.loads(header or ""), "thresholds": given})})
     with pytest.raises(CheckpointError, match="malformed"):
         read_checkpoint(path)

@@ -69,8 +69,8 @@ MISTAKES = {
     "folder without photos": (["predict", "model.safetensors", "empty"], "found no image in this folder"),
     "threshold in percent": (["predict", "model.safetensors", "no_image.jpg", "--threshold", "50"], "between 0 and 1"),
     "threshold is a word": (["predict", "model.safetensors", "no_image.jpg", "--threshold", "high"], "threshold"),
-    "missing model": (["predict", "nowhere.safetensors", "no_image.jpg"], "nowhere.safetensors: found nothing"),
-    "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "holds a backbone alone"),
+    "missing model": (["predict", "nowhere.safetensors", "no_image.jpg"], "nowhere.safetensors: no such file"),
+    "model of another kind": (["predict", "resnet.pth", "no_image.jpg"], "contains only a backbone"),
     "model is a folder without one": (["predict", "empty", "no_image.jpg"], "expected a run folder"),
     "no such device": (
         ["predict", "model.safetensors", "no_image.jpg", "--device", "gpu9"],
@@ -166,7 +166,7 @@ MISTAKES = {
         "--write json is for images",
     ),
     "no photo opened": (["predict", "model.safetensors", "shapes/val2017", "--workers", "-1"], "--workers: found -1"),
-    "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: found nothing"),
+    "mistyped weights": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: no such file"),
     "masks of a narrow model": (
         ["train", "shapes", "--model", "detr-tiny", "--mask-head", "--hidden-dim", "96"],
         "mask head",
@@ -196,7 +196,7 @@ MISTAKES = {
     ),
     "int8 without photos": (
         ["export", "model.safetensors", "--format", "openvino", "--precision", "int8"],
-        "give --data",
+        "needs images",
     ),
     "exported over something": (
         ["export", "nine.safetensors", "--format", "openvino", "-o", "shapes"],
@@ -209,11 +209,11 @@ MISTAKES = {
     ),
     "exported for photos of no size": (
         ["export", "model.safetensors", "--format", "onnx", "--image-size", "0"],
-        "--image-size: found 0",
+        "--image-size 0 is not in",
     ),
     "exported and compared on nothing": (
-        ["export", "model.safetensors", "--format", "onnx", "--photos", "0"],
-        "--photos 0",
+        ["export", "model.safetensors", "--format", "onnx", "--max-images", "0"],
+        "--max-images 0",
     ),
     "exported and compared on no data": (
         ["export", "model.safetensors", "--format", "onnx", "--data", "nowhere"],
@@ -223,7 +223,7 @@ MISTAKES = {
         ["export", "nine.safetensors", "--format", "onnx", "--data", "shapes"],
         "thing 0",
     ),
-    "exported nothing": (["export", "nowhere.pth", "--format", "onnx"], "nowhere.pth: found nothing"),
+    "exported nothing": (["export", "nowhere.pth", "--format", "onnx"], "nowhere.pth: no such file"),
     "predicted by a broken export": (["predict", "broken.onnx", "no_image.jpg"], "broken.onnx: not readable as ONNX"),
     "converted to nothing known": (["convert", "model.safetensors", "a.pth", "--to", "onnxx"], "onnxx"),
     "converted to the wrong suffix": (["convert", "model.safetensors", "a.bin", "--to", "official"], ".pth"),

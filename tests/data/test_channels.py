@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import detrkit
-from detrkit.checkpoints.adapt import adapt_first_convolution, with_channels
+from detrkit.checkpoints.adapt import adapt_first_convolution, adapt_input_channels
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.batching import collate, normalization_stats
 from detrkit.data.categories import default_categories
@@ -110,8 +110,8 @@ def test_a_grey_photo_gives_what_it_gave_in_rgb() -> None:
     torch.testing.assert_close(adapt_first_convolution(weight, 5).flatten(), torch.tensor([0.6, 1.2, 1.8, 1.2, 1.2]))
     torch.testing.assert_close(adapt_first_convolution(weight, 2).flatten(), torch.tensor([3.0, 3.0]))
     state = {"backbone.body.conv1.weight": weight, "else": torch.zeros(2)}
-    assert set(with_channels(state, 1)) == set(state)
-    assert with_channels(state, 3)["backbone.body.conv1.weight"] is weight
+    assert set(adapt_input_channels(state, 1)) == set(state)
+    assert adapt_input_channels(state, 3)["backbone.body.conv1.weight"] is weight
 
 
 @pytest.mark.parametrize("channels", [1, 5])

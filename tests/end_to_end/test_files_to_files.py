@@ -14,7 +14,7 @@ import detrkit
 from detrkit import Detector
 from detrkit._internal.files import file_lock
 from detrkit._internal.signals import StopSignal
-from detrkit.checkpoints.conversion.convert import convert_weights
+from detrkit.checkpoints.conversion.convert import convert
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.cli import main
 from detrkit.errors import ConfigError
@@ -173,7 +173,7 @@ def test_convert_there_and_back(format: str, tmp_path: Path, capsys: pytest.Capt
     name = {"detrkit": "b.safetensors", "official": "b.pth"}.get(format, "b")
     assert run(["convert", str(tmp_path / "a.pth"), str(tmp_path / name), "--to", format]) == 0
     assert "largest difference" in capsys.readouterr().out
-    assert convert_weights(str(tmp_path / name), tmp_path / "c.safetensors", "detrkit") == 0
+    assert convert(str(tmp_path / name), tmp_path / "c.safetensors", "detrkit").max_difference == 0
     back = read_checkpoint(tmp_path / "c.safetensors").state
     assert all(torch.equal(tensor, back[key]) for key, tensor in model.state_dict().items())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrkit.checkpoints.state import read_state, write_state
+from detrkit.checkpoints.files import read_training_state, write_training_state
 from detrkit.cli import main
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.training.loggers.run_log import read_metrics
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = read_state(folder / "last" / "state.pt")["stepper"]
+    state = read_training_state(folder / "last" / "state.pt")["stepper"]
     return {**state["model"], **{f"average.{name}": tensor for name, tensor in state["average"].items()}}
 
 
@@ -63,13 +63,13 @@ def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.
         training.kill()
     assert training.returncode == 143
     assert "Traceback" not in said
-    state = read_state(output / "last" / "state.pt")
+    state = read_training_state(output / "last" / "state.pt")
     done = int(state["stepper"]["step_number"])
     assert done >= 3
     config = output / "config.yaml"  # a shorter end, for a test's sake
     epochs = done // 2 + 2
     config.write_text(re.sub(r"epochs: 500\n", f"epochs: {epochs}\n", config.read_text()))
-    write_state(output / "last" / "state.pt", {**state, "num_steps": 2 * epochs})
+    write_training_state(output / "last" / "state.pt", {**state, "num_steps": 2 * epochs})
     assert run(["train", "--resume", str(output)]) == 0
     entries = read_metrics(output)
     assert [entry["step"] for entry in entries if entry["kind"] == "train"] == list(range(1, 2 * epochs + 1))
@@ -161,7 +161,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Pat
 
 def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last" / "state.pt"
-    write_state(path, {"step": 1})
+    write_training_state(path, {"step": 1})
     whole = path.read_bytes()
 
     def no_space(_state: object, place: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(torch, "save", no_space)
     with pytest.raises(ConfigError, match=r"state\.pt: cannot be written .*No space left.*--resume"):
-        write_state(path, {"step": 2})
+        write_training_state(path, {"step": 2})
     assert path.read_bytes() == whole
     assert list(path.parent.iterdir()) == [path]
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("content", [b"", b"nothing", "cut", "evil"])
 def test_a_damaged_state_is_a_sentence(content: bytes | str, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    write_state(path, {"numbers": torch.zeros(100)})
+    write_training_state(path, {"numbers": torch.zeros(100)})
     if content == "cut":
         path.write_bytes(path.read_bytes()[:200])
     elif content == "evil":
@@ -186,14 +186,14 @@ def test_a_damaged_state_is_a_sentence(content: bytes | str, tmp_path: Path) -> 
     else:
         path.write_bytes(content if isinstance(content, bytes) else b"")
     with pytest.raises(CheckpointError, match=r"state\.pt"):
-        read_state(path)
+        read_training_state(path)
 
 
 def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=4, num_val=2)
     output = tmp_path / "run"
     assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
-    config, state = output / "config.yaml", read_state(output / "last" / "state.pt")
+    config, state = output / "config.yaml", read_training_state(output / "last" / "state.pt")
     text = config.read_text()
     assert text.count("num_queries: 25\n") == 1
     config.write_text(text.replace("num_queries: 25\n", "num_queries: 24\n"))
@@ -203,7 +203,9 @@ def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.
     assert "state.pt: is not of the run that config.yaml describes (size mismatch for query_source.weight" in said
     config.write_text(text)
     for key in ("position", "num_steps"):
-        write_state(output / "last" / "state.pt", {name: value for name, value in state.items() if name != key})
+        write_training_state(
+            output / "last" / "state.pt", {name: value for name, value in state.items() if name != key}
+        )
         assert run(["train", "--resume", str(output)]) == 2
         assert f"is not of the run that config.yaml describes ('{key}')" in " ".join(capsys.readouterr().err.split())
 
@@ -260,4 +262,4 @@ def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
-    assert read_state(output / "last" / "state.pt")["stepper"]["step_number"] >= 1
+    assert read_training_state(output / "last" / "state.pt")["stepper"]["step_number"] >= 1

@@ -18,10 +18,10 @@ SIZES = [[(96, 128)], [(64, 64), (100, 70)], [(130, 97), (64, 200), (88, 88), (9
 
 
 def small_model(name: str = "detr-tiny", **overrides: object) -> DETR:
-    """A model with few layers, whose scores differ from query to query and whose norms do something."""
+    """Build a model with few layers, whose scores differ between queries and whose norms are not the identity."""
     torch.manual_seed(0)
-    few = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, **overrides}
-    model = build_model(name, num_classes=len(CATEGORIES), **few)
+    settings = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 10, **overrides}
+    model = build_model(name, num_classes=len(CATEGORIES), **settings)
     with torch.no_grad():
         model.heads.class_head.weight.mul_(20)
         for buffer_name, buffer in model.named_buffers():
@@ -30,7 +30,7 @@ def small_model(name: str = "detr-tiny", **overrides: object) -> DETR:
     return model.eval()
 
 
-def described(
+def metadata_of(
     model: DETR,
     preprocessing: Preprocessing = PREPROCESSING,
     precision: ExportPrecision = "float32",
@@ -39,19 +39,21 @@ def described(
     return make_metadata(model.config, CATEGORIES, preprocessing, precision, postprocess)
 
 
-def traced(model: DETR, postprocess: bool = False, padding_invariant: bool = True) -> torch.export.ExportedProgram:
+def trace(model: DETR, postprocess: bool = False, padding_invariant: bool = True) -> torch.export.ExportedProgram:
     return export_program(model, padding_invariant=padding_invariant, postprocess=postprocess)
 
 
-def batch_of(sizes: list[tuple[int, int]], channels: int = 3) -> Batch:
-    """Noise in photos of these sizes, padded to one batch."""
+def noise_samples(sizes: list[tuple[int, int]], channels: int = 3) -> list[Sample]:
+    """Return samples of noise with these (height, width) and no annotations."""
     generator = torch.Generator().manual_seed(len(sizes) + sizes[0][0])
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     pixels = [torch.randint(0, 256, (channels, *size), dtype=torch.uint8, generator=generator) for size in sizes]
-    return collate(
-        [Sample(one, nothing, index, size) for index, (one, size) in enumerate(zip(pixels, sizes, strict=True))]
-    )
+    return [Sample(image, nothing, index, size) for index, (image, size) in enumerate(zip(pixels, sizes, strict=True))]
 
 
-def eager(model: DETR, padding_invariant: bool = True) -> TorchEngine:
+def noise_batch(sizes: list[tuple[int, int]], channels: int = 3) -> Batch:
+    return collate(noise_samples(sizes, channels))
+
+
+def torch_engine(model: DETR, padding_invariant: bool = True) -> TorchEngine:
     return TorchEngine(model, torch.device("cpu"), padding_invariant)

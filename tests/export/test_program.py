@@ -1,4 +1,4 @@
-"""`.pt2` files: the numbers of PyTorch, and nothing in a file from anyone is ever run but arithmetic."""
+"""`.pt2` files: PyTorch's outputs, and no code of an untrusted file is executed."""
 
 import json
 import pickle
@@ -15,34 +15,36 @@ from detrkit import Detector
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, DatasetError, ExportError
 from detrkit.export.graph import export_program
-from detrkit.export.program_file import write_program
+from detrkit.export.program import write_program
 from detrkit.inference.engines.program import read_program
 from detrkit.models.detr import DETR
-from tests.export.models import CATEGORIES, SIZES, batch_of, described, eager, small_model, traced
+from tests.export.models import CATEGORIES, SIZES, metadata_of, noise_batch, small_model, torch_engine, trace
 
 GRAPH = "models/model.json"
 
 
 @pytest.fixture(scope="module")
-def model() -> DETR:
-    return small_model(decoder_layers=1)
+def path(exported: Callable[..., Path]) -> Path:
+    return exported("torch")
 
 
 @pytest.fixture(scope="module")
-def path(model: DETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("program") / "model.pt2"
-    write_program(traced(model), described(model), path)
-    return path
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> tuple[DETR, Path]:
+    """A model whose backbone pads as TensorFlow does, and its file."""
+    model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen")
+    path = tmp_path_factory.mktemp("lite0") / "model.pt2"
+    write_program(trace(model), metadata_of(model), path)
+    return model, path
 
 
-def test_logits_and_boxes_are_those_of_pytorch(model: DETR, path: Path) -> None:
+def test_logits_and_boxes_equal_pytorch(model: DETR, path: Path) -> None:
     engine = read_program(path)
-    assert engine.metadata == described(model)
+    assert engine.metadata == metadata_of(model)
     for sizes in SIZES:
-        batch = batch_of(sizes)
-        expected, found = eager(model).predict(batch), engine.predict(batch)
-        torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-3)
-        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
+        batch = noise_batch(sizes)
+        expected, actual = torch_engine(model).predict(batch), engine.predict(batch)
+        torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=0, atol=1e-3)
+        torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-4)
 
 
 def first_node(graph: dict) -> dict:
@@ -53,19 +55,19 @@ def call_system(graph: dict) -> None:
     first_node(graph)["target"] = "torch.os.system"
 
 
-def call_a_file_opener(graph: dict) -> None:
+def call_an_operator_that_opens_files(graph: dict) -> None:
     first_node(graph)["target"] = "torch.ops.aten.from_file.default"
 
 
-def call_something_unknown(graph: dict) -> None:
+def call_an_unknown_operator(graph: dict) -> None:
     first_node(graph)["target"] = "torch.ops.aten.nothing.default"
 
 
-def hold_python(graph: dict) -> None:
+def contain_python(graph: dict) -> None:
     graph["guards_code"] = ["__import__('os').system('touch witness')"]
 
 
-def hold_an_expression(graph: dict) -> None:
+def contain_an_expression(graph: dict) -> None:
     text = json.dumps(graph)
     start = text.index('"expr_str": "') + len('"expr_str": "')
     end = text.index('"', start)
@@ -74,29 +76,29 @@ def hold_an_expression(graph: dict) -> None:
     graph.update(changed)
 
 
-def hold_a_call_in_an_expression(graph: dict) -> None:
+def contain_a_call_in_an_expression(graph: dict) -> None:
     graph["graph_module"]["graph"]["nodes"][0]["metadata"] = {}
     graph["range_constraints"]["breakpoint()"] = {"min_val": 1, "max_val": 2}
 
 
-def hold_a_name_that_is_code(graph: dict) -> None:
+def contain_code_as_a_name(graph: dict) -> None:
     graph["graph_module"]["graph"]["inputs"][0]["as_tensor"]["name"] = "x=print(1)"
 
 
-def hold_another_class(graph: dict) -> None:
+def contain_another_class(graph: dict) -> None:
     call = graph["graph_module"]["module_call_graph"][0]["signature"]
     call["in_spec"] = call["in_spec"].replace("builtins.tuple", "subprocess.Popen")
 
 
 HOSTILE_GRAPHS = [
     call_system,
-    call_a_file_opener,
-    call_something_unknown,
-    hold_python,
-    hold_an_expression,
-    hold_a_call_in_an_expression,
-    hold_a_name_that_is_code,
-    hold_another_class,
+    call_an_operator_that_opens_files,
+    call_an_unknown_operator,
+    contain_python,
+    contain_an_expression,
+    contain_a_call_in_an_expression,
+    contain_code_as_a_name,
+    contain_another_class,
 ]
 
 
@@ -112,7 +114,7 @@ def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], Non
 
 
 @pytest.mark.parametrize("change", HOSTILE_GRAPHS, ids=lambda change: change.__name__)
-def test_a_hostile_graph_is_refused(
+def test_hostile_graph_is_rejected(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict], None]
 ) -> None:
     def in_archive(members: dict[str, bytes]) -> None:
@@ -132,7 +134,7 @@ class _Witness:
         return Path.touch, (Path("witness"),)  # type: ignore[return-value]
 
 
-def test_pickles_are_never_opened(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_and_binaries_are_rejected(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def as_examples(members: dict[str, bytes]) -> None:
@@ -152,42 +154,35 @@ def test_pickles_are_never_opened(path: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "witness").exists()
 
 
-def test_an_unchanged_copy_is_read(model: DETR, path: Path, tmp_path: Path) -> None:
-    """So that the refusals above are for what was changed."""
+def test_unchanged_copy_of_the_archive_is_read(model: DETR, path: Path, tmp_path: Path) -> None:
     assert read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None)).config == model.config
 
 
-def test_a_backbone_that_padded_as_tensorflow_does_is_exported_for_any_size(tmp_path: Path) -> None:
-    model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
-    write_program(traced(model), described(model), tmp_path / "model.pt2")
-    engine, batch = read_program(tmp_path / "model.pt2"), batch_of([(97, 130), (97, 130)])
+def test_backbone_with_tensorflow_padding_is_exported_for_any_size(lite0: tuple[DETR, Path]) -> None:
+    model, path = lite0
+    batch = noise_batch([(97, 130), (97, 130)])
     with torch.inference_mode():
         expected = model(batch.images).class_logits
-    torch.testing.assert_close(engine.predict(batch).class_logits, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(read_program(path).predict(batch).class_logits, expected, rtol=0, atol=1e-4)
 
 
-def test_a_photo_that_a_leaking_network_would_have_to_pad_is_refused(tmp_path: Path) -> None:
-    model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen").eval()
-    write_program(traced(model), described(model), tmp_path / "model.pt2")
-    engine = read_program(tmp_path / "model.pt2")
-    sentence = (
-        f"resized to 100 x 40 px, expected at least 64 px per side for {tmp_path / 'model.pt2'}, which is not padding"
-    )
-    with pytest.raises(DatasetError, match=sentence):
-        engine.predict(batch_of([(40, 100)]))
+def test_small_image_is_rejected_if_padding_would_change_its_predictions(lite0: tuple[DETR, Path]) -> None:
+    engine = read_program(lite0[1])
+    with pytest.raises(DatasetError, match=r"100 x 40 px, .*at least 64 px"):
+        engine.predict(noise_batch([(40, 100)]))
     detector = Detector(engine, CATEGORIES, Preprocessing(image_size=40))
-    with pytest.raises(DatasetError, match=r"resized to 60 x 40 px, expected at least 64 px per side"):
+    with pytest.raises(DatasetError, match=r"60 x 40 px, .*at least 64 px"):
         detector.predict(np.zeros((80, 120, 3), np.uint8))
 
 
-def test_a_small_photo_is_padded_where_padding_stays_out(model: DETR, path: Path) -> None:
-    batch = batch_of([(40, 100)])
-    expected, found = eager(model).predict(batch), read_program(path).predict(batch)
-    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
+def test_small_image_is_padded_for_a_padding_invariant_model(model: DETR, path: Path) -> None:
+    batch = noise_batch([(40, 100)])
+    expected, actual = torch_engine(model).predict(batch), read_program(path).predict(batch)
+    torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-4)
 
 
-def test_a_backbone_that_pads_by_the_photos_size_is_refused_at_once() -> None:
+def test_backbone_that_pads_by_the_image_size_is_rejected() -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen")
     model.backbone.body.add_module("pool", timm.layers.AvgPool2dSame(2))
-    with pytest.raises(ExportError, match="pads by each photo's size"):
+    with pytest.raises(ExportError, match="pads by each image's size"):
         export_program(model.eval(), padding_invariant=False, postprocess=False)

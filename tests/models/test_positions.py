@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.checkpoints.conversion.convert import convert_weights
+from detrkit.checkpoints.conversion.convert import convert
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES
 from detrkit.errors import CheckpointError, ConfigError
@@ -96,6 +96,6 @@ def test_forms_that_cannot_say_where_positions_are_added_refuse(format: str, tmp
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing()))
     output = tmp_path / ("out.pth" if format == "official" else "out")
-    with pytest.raises(CheckpointError, match="positions elsewhere"):
-        convert_weights(str(path), output, format)  # type: ignore[arg-type]
-    assert convert_weights(str(path), tmp_path / "b.safetensors", "detrkit") == 0
+    with pytest.raises(CheckpointError, match="position encodings elsewhere"):
+        convert(str(path), output, format)  # type: ignore[arg-type]
+    assert convert(str(path), tmp_path / "b.safetensors", "detrkit").max_difference == 0

@@ -17,9 +17,9 @@ from detrkit.checkpoints.backbones import (
     load_backbone_file,
     load_imagenet_backbone,
 )
+from detrkit.checkpoints.files import read_torch_file
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.checkpoints.pickles import read_pickle
 from detrkit.config.model import TIMM
 from detrkit.data.batching import normalize
 from detrkit.data.categories import default_categories
@@ -134,7 +134,7 @@ def test_a_real_photo_is_a_refrigerator(shared: Path) -> None:
     model = lite0()
     load_imagenet_backbone(model)
     classifier = timm.create_model(LITE0).eval()
-    state = read_pickle(path)
+    state = read_torch_file(path)
     rest = [name for name in classifier.state_dict() if name.startswith(("conv_head", "bn2", "classifier"))]
     theirs = list(state)[-len(rest) :]
     classifier.load_state_dict({ours: state[their] for ours, their in zip(rest, theirs, strict=True)}, strict=False)
@@ -172,5 +172,5 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_backbone_file(lite0(), tmp_path / "x.pth")
     model = lite0()
     torch.save(build_model("detr-r18", **SMALL).backbone.body.state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(CheckpointError, match="use the weights of this very backbone"):
+    with pytest.raises(CheckpointError, match="use weights of this backbone"):
         load_backbone_file(model, tmp_path / "r18.pth")

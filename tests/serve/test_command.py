@@ -54,7 +54,7 @@ def test_invalid_settings_are_rejected(
 def test_missing_model_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(["serve", "nowhere.safetensors", "--port", "0"], capsys)
     assert code == 2
-    assert errors.startswith("error: nowhere.safetensors: found nothing")
+    assert errors.startswith("error: nowhere.safetensors: no such file")
 
 
 def test_port_in_use_is_reported(weights: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path
     assert fewer.model_overrides["num_queries"] == 3
     named = config.model_validate({**config.model_dump(), "model": "detr-r18"})
     assert with_architecture_of_weights(named) is named
-    with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: found nothing"):
+    with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: not found"):
         with_architecture_of_weights(RunConfig(data="x", weights="nowhere"))
     told = io.StringIO()
     data = str(write_coco(tmp_path / "shapes", 2, 2))

@@ -12,7 +12,7 @@ import torch
 from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig, CasePrecision
 from detrkit.benchmark.report import BenchmarkReport, BenchmarkResult
 from detrkit.benchmark.worker import run_worker
-from detrkit.checkpoints.exported import is_exported
+from detrkit.checkpoints.export_formats import is_exported
 from detrkit.distributed.devices import choose_device
 from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.inference.engines.torch import has_fast_bfloat16

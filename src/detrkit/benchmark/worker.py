@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig
-from detrkit.checkpoints.conversion.huggingface import write_folder
+from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Detector
@@ -113,7 +113,7 @@ def _build_transformers(case: BenchmarkCase, batch: Batch, config: BenchmarkConf
     model, categories = detector.model, detector.categories
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(model.state_dict(), model.config, categories, Preprocessing())
-        write_folder(Path(folder), checkpoint, native_backbone=True)
+        write_huggingface_folder(Path(folder), checkpoint, native_backbone=True)
         converted: Any = AutoModelForObjectDetection.from_pretrained(folder)
     converted.eval().to(config.device)
     images = batch.images.to(config.device)

@@ -1,4 +1,4 @@
-"""Weights made to fit a model of another shape."""
+"""Fine-tuning weights: copy what fits into a model with other classes, queries or input channels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,19 +7,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detrkit.checkpoints.conversion.key_mapping import without_step_counters
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 
 FIRST_CONVOLUTION = "backbone.body.conv1.weight"
+# the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"
+_PROPOSAL_HEAD = ("query_source.class_head.weight", "query_source.class_head.bias")
+# tables of which the first rows are copied: queries, position embeddings, and the above
+_TABLES = ("query_source.weight", "positions.rows.weight", "positions.columns.weight", *_PROPOSAL_HEAD)
 
 
-def with_channels(state: Mapping[str, Tensor], in_channels: int, name: str = FIRST_CONVOLUTION) -> dict[str, Tensor]:
-    """Make the first convolution read another number of channels; nothing else changes.
+def adapt_input_channels(
+    state: Mapping[str, Tensor], in_channels: int, name: str = FIRST_CONVOLUTION
+) -> dict[str, Tensor]:
+    """Adapt the first convolution to another number of input channels; the other entries are returned as they are.
 
     Args:
         state: weights of a model or of its backbone.
-        in_channels: that the model reads.
+        in_channels: channels of the model's images.
         name: of the first convolution's weights.
     """
     adapted = dict(state)
@@ -29,31 +36,31 @@ def with_channels(state: Mapping[str, Tensor], in_channels: int, name: str = FIR
 
 
 def adapt_first_convolution(weight: Float[Tensor, "D C h w"], in_channels: int) -> Float[Tensor, "D _ h w"]:
-    """Spread filters over another number of channels, so that what they add up to keeps about its size.
+    """Spread filters over another number of input channels, so that the size of the output is about the same.
 
-    Channels that both have keep their filters, new ones get the mean filter, and all are scaled by C / in_channels; where
-    either has fewer than three (grey is all colours at once), all get the mean filter. A grey photo then gives what the
-    same photo gave in RGB, apart from the colours' different normalisation.
+    Channels that exist in both keep their filters, new ones get the mean filter, and all are scaled by C / in_channels. If
+    either has fewer than three channels (grey is the mean of the colours), all get the mean filter: a grey image then
+    gives what the same image gave in RGB, apart from the colours' different normalisation.
     """
-    known = weight.shape[1]
+    num_given = weight.shape[1]
     mean = weight.mean(1, keepdim=True)
-    if min(known, in_channels) < 3:
+    if min(num_given, in_channels) < 3:
         spread = mean.expand(-1, in_channels, -1, -1)
     else:
-        kept = min(known, in_channels)
-        spread = torch.cat([weight[:, :kept], mean.expand(-1, in_channels - kept, -1, -1)], 1)
-    return spread * (known / in_channels)
+        num_kept = min(num_given, in_channels)
+        spread = torch.cat([weight[:, :num_kept], mean.expand(-1, in_channels - num_kept, -1, -1)], 1)
+    return spread * (num_given / in_channels)
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What became of every entry of a model, and of a checkpoint.
+    """Result of `load_adapted`: what was done with each entry of the model and of the checkpoint.
 
     Attributes:
-        loaded: copied as they are.
+        loaded: copied unchanged.
         adapted: copied in part: rows of known classes, the first queries, filters spread over other channels.
-        new: not in the checkpoint, or of a shape that nothing can be taken from; they keep their random start.
-        unused: entries of the checkpoint that the model has no place for.
+        new: not in the checkpoint, or of an incompatible shape; they keep their random initialisation.
+        unused: entries of the checkpoint that the model does not have.
         known_classes: names of the classes whose rows were copied.
     """
 
@@ -64,82 +71,81 @@ class Adaptation:
     known_classes: tuple[str, ...]
 
 
-def load_adapted(model: DETR, categories: Categories, state: Mapping[str, Tensor], of_state: Categories) -> Adaptation:
-    """Copy what a model can use of another's weights.
+def load_adapted(
+    model: DETR, categories: Categories, state: Mapping[str, Tensor], state_categories: Categories
+) -> Adaptation:
+    """Copy the weights of another model as far as they fit.
 
     Args:
         model: to be trained.
-        categories: of its classes.
-        state: weights under our names.
-        of_state: categories of the classes that they know.
+        categories: of the model's classes.
+        state: weights in detrkit's names.
+        state_categories: of the classes that the weights know.
 
     Raises:
-        CheckpointError: they are of another architecture: less than half of the model could be taken from them.
+        CheckpointError: the architectures differ: less than half of the model could be copied.
     """
-    given = {name: t for name, t in with_channels(state, model.config.in_channels).items() if not _is_count(name)}
-    own = {name: tensor for name, tensor in model.state_dict().items() if not _is_count(name)}
-    same_name = _labels_by_name(categories, of_state)
-    loaded: list[str] = []
-    adapted: list[str] = []
-    new: list[str] = []
+    given = without_step_counters(adapt_input_channels(state, model.config.in_channels))
+    own = without_step_counters(model.state_dict())
+    same_class = _labels_of_same_name(categories, state_categories)
+    is_same_classes = same_class == {label: label for label in range(len(categories))}
+    groups: dict[str, list[str]] = {"loaded": [], "adapted": [], "new": []}
     result: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        if name not in given:
-            new.append(name)
-        elif name.startswith("heads.class_head."):
-            result[name] = _class_rows(tensor, given[name], same_name, (len(categories), len(of_state)))
-            is_same = same_name == {label: label for label in range(len(categories))} and len(given[name]) == len(
-                tensor
-            )
-            (loaded if is_same else adapted).append(name)
-        elif given[name].shape == tensor.shape:
+        group = "new"
+        if name in given and name.startswith("heads.class_head."):
+            result[name] = _class_rows(tensor, given[name], same_class, (len(categories), len(state_categories)))
+            group = "loaded" if is_same_classes and len(given[name]) == len(tensor) else "adapted"
+        elif name in given and given[name].shape == tensor.shape:
             result[name] = given[name]
-            (adapted if name == FIRST_CONVOLUTION and state[name].shape != tensor.shape else loaded).append(name)
-        elif name in _TABLES and given[name].shape[1:] == tensor.shape[1:]:
+            has_other_channels = name == FIRST_CONVOLUTION and state[name].shape != tensor.shape
+            group = "adapted" if has_other_channels else "loaded"
+        elif name in given and name in _TABLES and given[name].shape[1:] == tensor.shape[1:]:
             result[name] = _first_rows(tensor, given[name])
-            adapted.append(name)
-        else:
-            new.append(name)
+            group = "adapted"
+        groups[group].append(name)
+    loaded, adapted, new = (tuple(names) for names in groups.values())
     if len(loaded) < len(own) / 2:
-        misfit = next((name for name in new if name in given), next(iter(new), ""))
-        found = tuple(given[misfit].shape) if misfit in given else "nothing"
-        raise CheckpointError(
-            f"only {len(loaded)} of the model's {len(own)} entries fit ({misfit}: found {found}, expected "
-            f"{tuple(own[misfit].shape)}); use weights of the same kind of model, or give it the same shape"
-        )
+        raise CheckpointError(_misfit_message(own, given, loaded, new))
     model.load_state_dict(result, strict=False)
-    known = tuple(categories.names[label] for label in same_name)
-    return Adaptation(tuple(loaded), tuple(adapted), tuple(new), tuple(n for n in given if n not in own), known)
+    known = tuple(categories.names[label] for label in same_class)
+    return Adaptation(loaded, adapted, new, tuple(name for name in given if name not in own), known)
 
 
-# of the head that judges the encoder's cells, the first row counts: whether anything is there
-_PROPOSALS = ("query_source.class_head.weight", "query_source.class_head.bias")
-_TABLES = ("query_source.weight", "positions.rows.weight", "positions.columns.weight", *_PROPOSALS)
+def _misfit_message(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], loaded: tuple[str, ...], new: tuple[str, ...]
+) -> str:
+    name = next((name for name in new if name in given), next(iter(new), ""))
+    shape = tuple(given[name].shape) if name in given else "nothing"
+    return (
+        f"only {len(loaded)} of the model's {len(own)} entries fit ({name}: found {shape}, expected "
+        f"{tuple(own[name].shape)}); use weights of the same kind of model, or build it with the same settings"
+    )
 
 
-def _is_count(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
+def _labels_of_same_name(categories: Categories, state_categories: Categories) -> dict[int, int]:
+    """Map labels of the model to labels of the weights, for equal names apart from case and whitespace."""
+    given = {_plain(name): label for label, name in reversed(list(enumerate(state_categories.names)))}
+    own = {label: _plain(name) for label, name in enumerate(categories.names)}
+    return {label: given[name] for label, name in own.items() if name in given}
 
 
-def _labels_by_name(categories: Categories, of_state: Categories) -> dict[int, int]:
-    """Our label -> theirs, for classes that have the same name but for case and blanks."""
-    theirs = {" ".join(name.casefold().split()): label for label, name in reversed(list(enumerate(of_state.names)))}
-    ours = {label: " ".join(name.casefold().split()) for label, name in enumerate(categories.names)}
-    return {label: theirs[name] for label, name in ours.items() if name in theirs}
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def _class_rows(
-    own: Float[Tensor, "K1 ..."], given: Float[Tensor, "L1 ..."], same: Mapping[int, int], counts: tuple[int, int]
+    own: Float[Tensor, "K1 ..."], given: Float[Tensor, "L1 ..."], same_class: Mapping[int, int], counts: tuple[int, int]
 ) -> Tensor:
-    """Rows of the classes that both know, and of no-object: the last one where there are more rows than classes."""
+    """Copy the rows of classes known to both, and of "no object": the last row if there are more rows than classes."""
     if own.shape[1:] != given.shape[1:]:
         return own
     rows = own.clone()
     if len(own) > counts[0] and len(given) > counts[1]:
         rows[-1] = given[-1]
-    for label, theirs in same.items():
-        if theirs < min(counts[1], len(given)):
-            rows[label] = given[theirs]
+    for label, given_label in same_class.items():
+        if given_label < min(counts[1], len(given)):
+            rows[label] = given[given_label]
     return rows
 
 

@@ -1,6 +1,7 @@
-"""Weights from the network: only when asked for by name, with a progress bar, and checked by their hash."""
+"""Downloads of published weights, checked by their hash; only when a user asks for them by name."""
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -8,89 +9,61 @@ from urllib.error import URLError
 import torch
 
 from detrkit._internal.files import make_folder
-from detrkit.errors import CheckpointError
+from detrkit.checkpoints.zoo import IMAGENET_FILES, imagenet_url, official_url
+from detrkit.errors import CheckpointError, arg
 
-_PUBLISHED = "https://dl.fbaipublicfiles.com/detr/"
-PUBLISHED_FILES = {
-    "detr-r50": "detr-r50-e632da11.pth",
-    "detr-r50-dc5": "detr-r50-dc5-f0fb7ef5.pth",
-    "detr-r101": "detr-r101-2c7b67e5.pth",
-    "detr-r101-dc5": "detr-r101-dc5-a2e86def.pth",
-    "detr-r50-panoptic": "detr-r50-panoptic-00ce5173.pth",
-    "detr-r50-dc5-panoptic": "detr-r50-dc5-panoptic-da08f1b1.pth",
-    "detr-r101-panoptic": "detr-r101-panoptic-40021d53.pth",
-}
-# the published weights of successors, converted, as the Hugging Face hub has them
-HUB_MODELS = {
-    "conditional-detr-r50": "microsoft/conditional-detr-resnet-50",
-    "dab-detr-r50": "IDEA-Research/dab-detr-resnet-50",
-    "dab-detr-r50-dc5": "IDEA-Research/dab-detr-resnet-50-dc5",
-    "deformable-detr-r50": "SenseTime/deformable-detr",
-    "deformable-detr-r50-single-scale": "SenseTime/deformable-detr-single-scale",
-    "deformable-detr-r50-single-scale-dc5": "SenseTime/deformable-detr-single-scale-dc5",
-    "deformable-detr-r50-refine": "SenseTime/deformable-detr-with-box-refine",
-    "deformable-detr-r50-two-stage": "SenseTime/deformable-detr-with-box-refine-two-stage",
-}
-_TORCHVISION = "https://download.pytorch.org/models/"
-IMAGENET_FILES = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-}
+_logger = logging.getLogger(__name__)
 
 
-def published_weights(preset: str) -> Path:
-    """Fetch the published weights of a preset, once.
+def official_weights(preset: str) -> Path:
+    """Download the official weights of a preset of `OFFICIAL_FILES` unless they are in torch's cache.
 
     Raises:
-        CheckpointError: none were published, the network does not answer, or the file is not what it should be.
+        CheckpointError: the network fails, or the file does not match its hash.
     """
-    if preset not in PUBLISHED_FILES:
-        raise CheckpointError(
-            f"{preset}: no weights of this model can be fetched; use one of {', '.join((*PUBLISHED_FILES, *HUB_MODELS))}, "
-            "or train it"
-        )
-    return fetch(_PUBLISHED + PUBLISHED_FILES[preset])
+    return fetch(official_url(preset))
 
 
 def imagenet_weights(backbone: str) -> Path:
-    """Fetch torchvision's ImageNet weights of a backbone, once.
+    """Download torchvision's ImageNet weights of a backbone unless they are in torch's cache.
 
     Raises:
-        CheckpointError: there are none, the network does not answer, or the file is not what it should be.
+        CheckpointError: there are none, the network fails, or the file does not match its hash.
     """
-    if backbone not in IMAGENET_FILES:
+    url = imagenet_url(backbone)
+    if url is None:
         raise CheckpointError(
-            f"backbone {backbone!r} has no ImageNet weights; use one of {', '.join(IMAGENET_FILES)}, or leave out --weights"
+            f"backbone {backbone!r} has no ImageNet weights; use one of {', '.join(IMAGENET_FILES)}, or leave out "
+            f"{arg('weights')}"
         )
-    return fetch(_TORCHVISION + IMAGENET_FILES[backbone])
+    return fetch(url)
 
 
 def fetch(url: str) -> Path:
-    """Download a file into torch's cache unless it lies there, with a progress bar.
+    """Download a file into torch's cache unless it is there.
 
     Args:
-        url: its name ends in the first digits of its SHA-256, as in `detr-r50-e632da11.pth`.
+        url: its name ends in the first digits of its SHA-256, as in ``detr-r50-e632da11.pth``.
 
     Raises:
-        CheckpointError: the network does not answer, or the content does not match the hash.
+        CheckpointError: the network fails, or the content does not match the hash.
     """
     name = url.rsplit("/", 1)[1]
-    found = re.search(r"-([0-9a-f]{8,})\.", name)
-    assert found, f"{name} carries no hash"
+    match = re.search(r"-([0-9a-f]{8,})\.", name)
+    assert match, f"{name} carries no hash"
     path = make_folder(Path(torch.hub.get_dir()) / "checkpoints") / name
     if not path.is_file():
+        _logger.info("downloading %s to %s", url, path)
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=found[1], progress=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=match[1], progress=False)
         except (URLError, OSError) as error:
             raise CheckpointError(
-                f"{url}: cannot be fetched ({error}); check the network, or put the file at {path}"
+                f"{url}: cannot be downloaded ({error}); check the network, or put the file at {path}"
             ) from None
-        except RuntimeError as error:  # the hash differs: nothing was kept
+        except RuntimeError as error:  # the hash differs; torch removes the file
             raise CheckpointError(f"{url}: the download is damaged ({error}); try again") from None
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if not digest.startswith(found[1]):
-        raise CheckpointError(f"{path}: its SHA-256 begins with {digest[:8]}, expected {found[1]}; remove it")
+    if not digest.startswith(match[1]):
+        raise CheckpointError(f"{path}: its SHA-256 begins with {digest[:8]}, expected {match[1]}; remove the file")
     return path

@@ -1,58 +1,57 @@
-"""A model card: README.md of a folder with weights, written from what is known, for those who find it on the hub."""
+"""Model cards: the README.md of a folder with weights, for people who find it on the hub."""
 
 import html
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from detrkit._internal.text import plural
-from detrkit.checkpoints.conversion import huggingface
+from detrkit.checkpoints.conversion.huggingface import transformers_classes
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.data.batching import normalization_stats
 from detrkit.data.transforms.geometry import max_long_side
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What the weights do not say.
+def model_card(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    licence: str | None = None,
+    for_transformers: bool,
+) -> str:
+    """Return the text of a model card.
 
-    Attributes:
-        name: what the model is loaded by: a hub id, or a folder.
-        scores: such as AP, 0 .. 1, by their names; None when nobody measured.
-        licence: the hub's word for it, such as "apache-2.0"; None leaves it to the owner.
+    Args:
+        checkpoint: of the model.
+        name: by which the model is loaded: a hub id, or a folder.
+        metrics: such as AP, 0..1, by name; None if the model was not evaluated.
+        licence: as the hub names it, for example "apache-2.0"; None leaves it to the owner.
+        for_transformers: whether the weights are in a format of transformers.
     """
-
-    name: str
-    scores: Mapping[str, float] | None = None
-    licence: str | None = None
-
-
-def model_card(checkpoint: Checkpoint, facts: CardFacts, *, for_transformers: bool) -> str:
-    """Write the card."""
     return (
         "\n\n".join(
             [
-                _front_matter(facts, for_transformers),
-                f"# {_shown(facts.name.rstrip('/').rpartition('/')[2])}",
-                _what_it_is(checkpoint),
-                "## Loading it",
-                _loading(facts.name, checkpoint, for_transformers),
+                _front_matter(licence, for_transformers),
+                f"# {_escape(name.rstrip('/').rpartition('/')[2])}",
+                _description(checkpoint),
+                "## Loading",
+                _usage(name, checkpoint, for_transformers),
                 "## Classes",
                 _table(("id", "name"), zip(checkpoint.categories.ids, checkpoint.categories.names, strict=True)),
-                "## Photos",
+                "## Preprocessing",
                 _preprocessing(checkpoint),
-                "## Scores",
-                _scores(facts.scores),
+                "## Metrics",
+                _metrics(metrics),
                 "## Licence",
-                "See `license` above." if facts.licence else "Not stated yet: its owner fills in `license` above.",
+                "See `license` above." if licence else "Not stated yet: the owner fills in `license` above.",
             ]
         )
         + "\n"
     )
 
 
-def _front_matter(facts: CardFacts, for_transformers: bool) -> str:
-    licence = f"license: {json.dumps(facts.licence)}" if facts.licence else "# license: apache-2.0, mit, other ..."
+def _front_matter(licence: str | None, for_transformers: bool) -> str:
+    licence = f"license: {json.dumps(licence)}" if licence else "# license: apache-2.0, mit, other ..."
     library = "transformers" if for_transformers else "detrkit"
     tags = ["object-detection", "detr", "detrkit"]
     return "\n".join(
@@ -67,36 +66,37 @@ def _front_matter(facts: CardFacts, for_transformers: bool) -> str:
     )
 
 
-def _what_it_is(checkpoint: Checkpoint) -> str:
+def _description(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
     parameters = sum(tensor.numel() for tensor in checkpoint.state.values())
     return (
         f"An object detector for {plural(len(checkpoint.categories), 'class', 'classes')}: a DETR (arXiv:2005.12872) "
-        f"with backbone `{_shown(config.backbone)}`, {config.encoder_layers} encoder and {config.decoder_layers} decoder "
-        f"layers of width {config.hidden_dim}, {config.num_queries} queries, {parameters / 1e6:.1f} million numbers. "
+        f"with backbone `{_escape(config.backbone)}`, {config.encoder_layers} encoder and {config.decoder_layers} decoder "
+        f"layers of width {config.hidden_dim}, {config.num_queries} queries, {parameters / 1e6:.1f} million parameters. "
         "No anchors, no non-maximum suppression."
     )
 
 
-def _loading(name: str, checkpoint: Checkpoint, for_transformers: bool) -> str:
+def _usage(name: str, checkpoint: Checkpoint, for_transformers: bool) -> str:
     quoted = json.dumps(name)
-    ours = [
-        "import detrkit",
-        "",
-        f"detector = detrkit.Detector.from_pretrained({quoted})",
-        'detections = detector.predict("photo.jpg", threshold=0.5)',
-        "print(detections.to_json())",
-    ]
-    blocks = [ours]
-    if for_transformers:
-        kind, processor = huggingface.classes_of(checkpoint.config)
-        theirs = [
-            f"from transformers import {kind}, {processor}",
+    blocks = [
+        [
+            "import detrkit",
             "",
-            f"model = {kind}.from_pretrained({quoted})",
+            f"detector = detrkit.Detector.from_pretrained({quoted})",
+            'detections = detector.predict("image.jpg", threshold=0.5)',
+            "print(detections.to_json())",
+        ]
+    ]
+    if for_transformers:
+        model, processor = transformers_classes(checkpoint.config)
+        transformers = [
+            f"from transformers import {model}, {processor}",
+            "",
+            f"model = {model}.from_pretrained({quoted})",
             f"processor = {processor}.from_pretrained({quoted})",
         ]
-        blocks.insert(0, theirs)
+        blocks.insert(0, transformers)
     return "\n\n".join("\n".join(["```python", *block, "```"]) for block in blocks)
 
 
@@ -104,27 +104,27 @@ def _preprocessing(checkpoint: Checkpoint) -> str:
     short = checkpoint.preprocessing.image_size
     channels = checkpoint.config.in_channels
     mean, deviation = normalization_stats(channels)
-    colours = "RGB" if channels == 3 else f"{channels} channels"
+    pixels = "RGB" if channels == 3 else f"{channels} channels"
+    stats = [", ".join(f"{value:g}" for value in values) for values in (mean, deviation)]
     return (
-        f"{colours}, upright, resized to a shorter side of {short} pixels (the longer at most "
-        f"{max_long_side(short)}), scaled to 0 .. 1, minus the mean "
-        f"{', '.join(f'{value:g}' for value in mean)}, divided by {', '.join(f'{value:g}' for value in deviation)}."
+        f"{pixels}, EXIF orientation applied, resized to a shorter side of {short} pixels (the longer at most "
+        f"{max_long_side(short)}), scaled to 0..1, minus the mean {stats[0]}, divided by the standard deviation {stats[1]}."
     )
 
 
-def _scores(scores: Mapping[str, float] | None) -> str:
-    if not scores:
-        return "Not measured yet."
-    return _table(("score", "value"), ((name, f"{value:.3f}") for name, value in scores.items()))
+def _metrics(metrics: Mapping[str, float] | None) -> str:
+    if not metrics:
+        return "Not evaluated yet."
+    return _table(("metric", "value"), ((name, f"{value:.3f}") for name, value in metrics.items()))
 
 
 def _table(heads: tuple[str, str], rows: Iterable[tuple[object, object]]) -> str:
     lines = [f"| {heads[0]} | {heads[1]} |", "|---|---|"]
-    lines += [f"| {_shown(first)} | {_shown(second)} |" for first, second in rows]
+    lines += [f"| {_escape(first)} | {_escape(second)} |" for first, second in rows]
     return "\n".join(lines)
 
 
-def _shown(value: object) -> str:
-    """Names of classes are shown as they are, whatever signs they hold."""
+def _escape(value: object) -> str:
+    """Return text that Markdown and HTML show as it is, such as names of classes with special characters."""
     plain = html.escape(" ".join(str(value).split()))
     return "".join(f"\\{sign}" if sign in "\\|`*_[]#~" else sign for sign in plain)

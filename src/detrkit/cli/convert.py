@@ -5,6 +5,15 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from detrkit.checkpoints.conversion.formats import check_output
+from detrkit.checkpoints.sources import check_source
+from detrkit.cli.console import get_console
+
+_NOT_STORED = {
+    "categories": "This format stores no category names and ids; keep the original for them.",
+    "image_size": "This format does not store the size that images are resized to; pass it where you use the weights.",
+}
+
 
 def convert(
     source: str,
@@ -15,9 +24,9 @@ def convert(
     dilation: Annotated[bool | None, Parameter(negative="")] = None,
     push: str | None = None,
 ) -> None:
-    """Rewrite weights under other names, then read them back and compare.
+    """Convert a checkpoint to another format, read the result back, and compare the predictions.
 
-    Prints the largest difference between the outputs of the two on one drawn photo.
+    Prints the largest difference between the outputs of both on two synthetic images.
 
     Example: `detrkit convert detr-r50-e632da11.pth converted --to huggingface`
 
@@ -26,14 +35,38 @@ def convert(
     source
         Run folder, weights file, Hugging Face folder or id, or preset.
     output
-        File to write (.safetensors for detrkit, .pth for official), or folder (huggingface).
+        File to write (.safetensors for detrkit, .pth for official), or folder (Hugging Face).
     to
-        Whose names: ours, the published code's, or Hugging Face's (with a timm backbone, or with its own ResNet).
+        detrkit; official: the format of the architecture's authors; huggingface: with a timm backbone, or
+        huggingface-no-timm: with transformers' own ResNet.
     dilation
-        Say that this is a DC5 model, whose weights look like those of its undilated twin.
+        The source is a DC5 model, whose weights look like those of its undilated twin.
     push
         OWNER/NAME on the Hugging Face hub: also upload the result there, with a model card.
     """
-    from detrkit.checkpoints.conversion.convert import convert_weights
+    check_output(output, to)
+    check_source(source)
 
-    convert_weights(source, output, to, dilation=dilation, push=push)
+    from detrkit.checkpoints.conversion.convert import convert as convert_checkpoint
+
+    result = convert_checkpoint(source, output, to, dilation=dilation, push=push, metrics=_metrics_of_run(source))
+    console = get_console()
+    console.print(f"{result.path}: {result.format}, {result.num_parameters:,} parameters", soft_wrap=True)
+    console.print(f"largest difference of logits and boxes, read back: {result.max_difference:.3g}")
+    for part in result.not_stored:
+        console.print(_NOT_STORED[part])
+    if result.url is not None:
+        console.print(f"pushed to {result.url}", soft_wrap=True)
+
+
+def _metrics_of_run(source: str) -> dict[str, float] | None:
+    """Return the metrics of a run folder's best checkpoint, for the model card."""
+    from detrkit.training.loggers.run_log import read_metrics
+
+    evaluations = [entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation"]
+    scored = [entry for entry in evaluations if entry["ap"] is not None]
+    if not scored:
+        return None
+    best = next((entry for entry in reversed(scored) if entry.get("best")), scored[-1])
+    keys = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
+    return {name: float(str(best[key])) for name, key in keys.items() if best.get(key) is not None}

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from detrkit._internal.files import file_lock
-from detrkit.checkpoints.load import local_file
-from detrkit.checkpoints.native import Thresholds, is_own_file, store_thresholds
+from detrkit.checkpoints.files import is_native_file
+from detrkit.checkpoints.native import Thresholds, store_thresholds
+from detrkit.checkpoints.sources import local_file
 from detrkit.config.run import RunConfig, load_run_config
 from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.evaluation.arrays import EvalInput
@@ -184,7 +185,7 @@ class CheckpointFile:
             ConfigError: the source cannot store thresholds.
         """
         path = local_file(str(source))
-        if path is None or not is_own_file(path):
+        if path is None or not is_native_file(path):
             raise ConfigError(
                 f"{arg('store_thresholds')}: {source} is not a detrkit checkpoint, which is the only format that stores "
                 f"thresholds; convert it with: detrkit convert {source} OUT.safetensors --to detrkit"

@@ -1,4 +1,4 @@
-"""Libraries that write files for us talk about themselves; a user of ours reads what we say."""
+"""Suppression of what exporters print and log."""
 
 import contextlib
 import io
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep logs, warnings and progress bars of libraries from the terminal."""
+def suppress_output() -> Iterator[None]:
+    """Suppress logs up to warnings, Python warnings and progress bars on stdout."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

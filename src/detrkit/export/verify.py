@@ -1,7 +1,7 @@
-"""Does an exported file say what PyTorch says? Both predict the same photos, and what differs is measured.
+"""Comparison of an exported model with PyTorch on the same images.
 
-float32 must agree in every logit and box. Lower precisions cannot; there it counts whether the same objects are found, and
-what AP is lost where annotations are known.
+float32 must agree in every logit and box. Lower precisions cannot; they must detect the same objects and, where
+annotations are known, keep the AP.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
@@ -23,102 +22,91 @@ from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
 
-LARGEST_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
-LARGEST_MEAN_BOX_DIFFERENCE = 0.05  # of the photo's sides, over all queries, in lower precision
-SMALLEST_SHARE_FOUND = 0.9  # of PyTorch's detections, in lower precision, where no AP can be told
-LARGEST_AP_LOSS = 0.02
-THRESHOLD = 0.5  # of a detection that an export should find again
-_SAME_PLACE = 0.7  # IoU
-_SLACK = 0.2  # of the score: a detection may fall below the threshold that far
-_OTHER_CELL = 0.01  # of a photo's side that a query's box is elsewhere, when it started from another cell
-_MIN_SCORE = 0.1  # of detections that both must have then, and how alike:
-_SAME_PLACE_THEN, _SLACK_THEN = 0.95, 0.02
+MAX_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
+MAX_MEAN_BOX_DIFFERENCE = 0.05  # relative to the image, over all queries, in lower precision
+MIN_MATCHED = 0.9  # fraction of PyTorch's detections, in lower precision, without annotations
+MAX_AP_LOSS = 0.02
+SCORE_THRESHOLD = 0.5  # of PyTorch's detections that the export should match
+_MATCH_IOU = 0.7
+_MATCH_SCORE_DIFFERENCE = 0.2
+# two-stage models: queries may start from other cells if proposals are equally good; then detections are compared
+_REORDERED_BOX_DIFFERENCE = 0.01  # relative to the image: from here on, a query started from another cell
+REORDERED_MIN_SCORE = 0.1
+_REORDERED_IOU, _REORDERED_SCORE_DIFFERENCE = 0.95, 0.02
 
 
 @dataclass(frozen=True)
 class ExportComparison:
-    """What differs between PyTorch and an exported file.
+    """Differences between the predictions of PyTorch and of an exported model.
 
     Attributes:
-        num_images: that both predicted.
-        logits: largest difference; None where the file gives scores only.
-        scores: largest difference of the best class's score, over all queries.
-        boxes: largest difference of a relative box.
-        mean_boxes: mean difference of a relative box.
-        num_detections: of PyTorch, from `THRESHOLD` on.
-        num_found: of these, with the same class, about the same score and place in the export.
-        ap: of PyTorch and of the export, where annotations are known.
-        masks: largest difference of a probability in the mask of any query; None without a mask head.
-        largest: difference of logits (or else scores) and boxes, but on photos that are reordered.
-        num_reordered: photos on which queries differ and detections agree, as where proposals are equally good.
-        num_agreed: detections on these.
+        num_images: number of images.
+        max_logit_difference: largest difference of a class logit; None if the model returns scores only.
+        max_score_difference: largest difference of a query's best class score.
+        max_box_difference: largest difference of a relative box coordinate.
+        mean_box_difference: mean difference of a relative box coordinate.
+        num_detections: PyTorch's detections above `SCORE_THRESHOLD`.
+        num_matched: of these, detections of the export with the same class and about the same score and box.
+        max_difference: largest difference of logits (or else scores) and boxes, without reordered images.
+        ap: of PyTorch; None without annotations.
+        exported_ap: of the export.
+        max_mask_difference: largest difference of a mask probability of any query; None without a mask head.
+        num_reordered: images on which queries differ and detections agree, as equally good proposals may swap.
+        num_reordered_detections: detections on these images.
     """
 
     num_images: int
-    logits: float | None
-    scores: float
-    boxes: float
-    mean_boxes: float
+    max_logit_difference: float | None
+    max_score_difference: float
+    max_box_difference: float
+    mean_box_difference: float
     num_detections: int
-    num_found: int
-    ap: tuple[float, float] | None
-    largest: float
-    masks: float | None = None
+    num_matched: int
+    max_difference: float
+    ap: float | None = None
+    exported_ap: float | None = None
+    max_mask_difference: float | None = None
     num_reordered: int = 0
-    num_agreed: int = 0
+    num_reordered_detections: int = 0
 
-    def lines(self) -> list[str]:
-        """Say it to people."""
-        logits = "" if self.logits is None else f"logits {self.logits:.2g}, "
-        said = [
-            f"against PyTorch on {plural(self.num_images, 'photo')}, largest difference: {logits}scores {self.scores:.2g}, "
-            f"boxes {self.boxes:.2g} of the photo's side" + ("" if self.masks is None else f", masks {self.masks:.2g}"),
-            f"of PyTorch's {self.num_detections} detections above {THRESHOLD}, found again: {self.num_found}"
-            if self.num_detections
-            else f"PyTorch has no detection above {THRESHOLD} on these photos",
-        ]
-        if self.num_reordered:
-            said.append(
-                f"on {self.num_reordered} of them queries start from other cells, and find the same {self.num_agreed} "
-                f"detections above {_MIN_SCORE}"
-            )
-        if self.ap is not None:
-            said.append(f"AP {self.ap[1]:.4f}, PyTorch's {self.ap[0]:.4f}, difference {self.ap[1] - self.ap[0]:+.4f}")
-        return said
+    @property
+    def ap_difference(self) -> float | None:
+        """AP of the export minus AP of PyTorch; None without annotations."""
+        return None if self.ap is None or self.exported_ap is None else self.exported_ap - self.ap
 
     def check(self, precision: ExportPrecision) -> None:
-        """See that the export may be used.
+        """Check that the differences are small enough for the precision.
 
         Raises:
-            ExportError: it differs too much for its precision.
+            ExportError: they are not.
         """
-        if precision == "float32":
-            wrong, allowed = self._fault_of_float32()
-        else:
-            wrong, allowed = self._fault_of_low_precision()
-        if wrong:
-            raise ExportError(f"export: the {precision} network {wrong}, expected {allowed}; nothing was written")
+        fault = self._float32_fault() if precision == "float32" else self._low_precision_fault()
+        if fault:
+            problem, limit = fault
+            raise ExportError(f"export: the {precision} network {problem}, expected {limit}; nothing was written")
 
-    def _fault_of_float32(self) -> tuple[str | None, str]:
-        if 0 < self.num_images == self.num_reordered and not self.num_agreed:
+    def _float32_fault(self) -> tuple[str, str] | None:
+        if 0 < self.num_images == self.num_reordered and not self.num_reordered_detections:
             return (
-                "starts from other cells on all photos and finds nothing",
-                "photos (--data) on which something is found",
+                "selects other proposals on all images and detects nothing",
+                "images with objects that the model detects, to compare on",
             )
-        largest = max(self.largest, self.masks or 0.0)
-        wrong = None if largest <= LARGEST_DIFFERENCE else f"differs from PyTorch by {largest:.3g}"
-        return wrong, f"at most {LARGEST_DIFFERENCE}"
+        difference = max(self.max_difference, self.max_mask_difference or 0.0)
+        if difference <= MAX_DIFFERENCE:
+            return None
+        return f"differs from PyTorch by {difference:.3g}", f"at most {MAX_DIFFERENCE}"
 
-    def _fault_of_low_precision(self) -> tuple[str | None, str]:
-        if not self.mean_boxes <= LARGEST_MEAN_BOX_DIFFERENCE:
-            found = f"has boxes {self.mean_boxes:.3f} of the photo's side off"
-            return found, f"at most {LARGEST_MEAN_BOX_DIFFERENCE} on average"
-        if self.ap is not None:
-            loss = self.ap[0] - self.ap[1]
-            return None if loss <= LARGEST_AP_LOSS else f"loses {loss:.4f} AP", f"at most {LARGEST_AP_LOSS}"
-        share = self.num_found / max(self.num_detections, 1)
-        fault = self.num_detections > 0 and share < SMALLEST_SHARE_FOUND
-        return f"finds {share:.0%} of PyTorch's detections" if fault else None, f"at least {SMALLEST_SHARE_FOUND:.0%}"
+    def _low_precision_fault(self) -> tuple[str, str] | None:
+        if not self.mean_box_difference <= MAX_MEAN_BOX_DIFFERENCE:  # or not a number
+            problem = f"has a mean box difference of {self.mean_box_difference:.3f}, relative to the image"
+            return problem, f"at most {MAX_MEAN_BOX_DIFFERENCE}"
+        if self.ap_difference is not None:
+            is_worse = self.ap_difference < -MAX_AP_LOSS
+            return (f"loses {-self.ap_difference:.4f} AP", f"at most {MAX_AP_LOSS}") if is_worse else None
+        matched = self.num_matched / max(self.num_detections, 1)
+        if self.num_detections > 0 and matched < MIN_MATCHED:
+            return f"matches {matched:.0%} of PyTorch's detections", f"at least {MIN_MATCHED:.0%}"
+        return None
 
 
 def compare(
@@ -130,165 +118,177 @@ def compare(
     *,
     has_logits: bool = True,
 ) -> ExportComparison:
-    """Let both predict, and measure.
+    """Compare the predictions of two engines.
 
     Args:
         reference: PyTorch.
-        exported: the file, read back.
-        batches: of photos, some of them padded.
-        categories: of both.
-        annotations: of the photos, as COCO has them; None where there are none.
-        has_logits: whether the export gives more than scores.
+        exported: the exported model.
+        batches: of images, some of them padded.
+        categories: of the model.
+        annotations: of the images, a COCO file or its content; None if there are none.
+        has_logits: whether the exported model returns class logits, not only scores.
 
     Raises:
-        CheckpointError: the file cannot be computed.
+        CheckpointError: the exported model cannot be run.
     """
-    counts = _Counts(has_logits, has_order=reference.config.queries != "two_stage")
+    totals = _Totals(has_logits, has_fixed_order=reference.config.queries != "two_stage")
     for batch in batches:
-        expected, found = reference.predict(batch), exported.predict(batch)
-        counts.add(batch, expected, found, categories)
+        expected, actual = reference.predict(batch), exported.predict(batch)
+        totals.add(batch, expected, actual, categories)
+        # smaller images are padded for the exported graph, and the mask head sees the padding
         if reference.config.mask_head and min(map(min, batch.sizes)) >= min_side(reference.config):
-            # smaller ones are padded for the graph, and the mask head lets padding in
-            counts.add_masks(*(_masks(*one, batch) for one in ((reference, expected), (exported, found))))
-    ap = None
+            totals.add_masks(_all_masks(reference, expected, batch), _all_masks(exported, actual, batch))
+    ap = exported_ap = None
     if annotations is not None:
         document = dict(annotations) if isinstance(annotations, Mapping) else annotations
-        first, second = (evaluate_boxes(document, results, counts.image_ids).ap for results in counts.results)
-        ap = (first, second) if first >= 0 else None
-    return ExportComparison(
-        num_images=len(counts.image_ids),
-        logits=counts.logits if has_logits else None,
-        scores=counts.scores,
-        boxes=counts.boxes,
-        mean_boxes=counts.sum_of_boxes / max(len(counts.image_ids), 1),
-        num_detections=counts.num_detections,
-        num_found=counts.num_found,
-        ap=ap,
-        largest=counts.largest,
-        masks=counts.masks,
-        num_reordered=counts.num_reordered,
-        num_agreed=counts.num_agreed,
-    )
+        ap, exported_ap = (evaluate_boxes(document, results, totals.image_ids).ap for results in totals.results)
+        if ap < 0:  # no annotated objects
+            ap = exported_ap = None
+    return totals.result(ap, exported_ap)
 
 
-class _Counts:
-    """What a comparison gathers, batch by batch."""
+class _Totals:
+    """Accumulates differences batch by batch.
 
-    def __init__(self, has_logits: bool, has_order: bool) -> None:
-        """Begin with nothing; queries have an order when the same ones must say the same."""
+    Attributes:
+        has_logits: whether the exported model returns class logits.
+        has_fixed_order: whether the same query must give the same prediction, as in models without proposals.
+        results: COCO results of the reference and of the export.
+    """
+
+    def __init__(self, has_logits: bool, has_fixed_order: bool) -> None:
         self.has_logits = has_logits
-        self.has_order = has_order
+        self.has_fixed_order = has_fixed_order
         self.image_ids: list[int] = []
         self.results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        self.logits = self.scores = self.boxes = self.largest = self.sum_of_boxes = 0.0
-        self.num_detections = self.num_found = self.num_reordered = self.num_agreed = 0
-        self.masks: float | None = None
+        self.max_logit = self.max_score = self.max_box = self.max_ordered = self.sum_of_boxes = 0.0
+        self.num_detections = self.num_matched = self.num_reordered = self.num_reordered_detections = 0
+        self.max_mask: float | None = None
 
     def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> None:
+        """Add a batch predicted by the reference (first) and by the export."""
         self.image_ids += batch.image_ids
         scores, boxes = self._differences(first, second)
         logits = first.class_logits - second.class_logits if self.has_logits else scores
         if self.has_logits:
-            self.logits = max(self.logits, _largest(logits))
-        self.scores = max(self.scores, _largest(scores))
-        self.boxes = max(self.boxes, _largest(boxes))
-        closest = boxes if self.has_order else _to_closest(second.boxes, first.boxes)
+            self.max_logit = max(self.max_logit, _max_abs(logits))
+        self.max_score = max(self.max_score, _max_abs(scores))
+        self.max_box = max(self.max_box, _max_abs(boxes))
+        closest = boxes if self.has_fixed_order else _distance_to_closest(second.boxes, first.boxes)
         self.sum_of_boxes += float(closest.mean()) * len(batch.image_ids)
         detections = [
             to_detections(one, batch.original_sizes, categories.ids, categories.names) for one in (first, second)
         ]
-        for results, of_photos in zip(self.results, detections, strict=True):
-            for image_id, found in zip(batch.image_ids, of_photos, strict=True):
-                results.extend(found.to_coco(image_id))
-        for number, (wanted, found) in enumerate(zip(*detections, strict=True)):
-            confident = wanted[wanted.scores >= THRESHOLD]
+        for results, per_image in zip(self.results, detections, strict=True):
+            for image_id, one in zip(batch.image_ids, per_image, strict=True):
+                results.extend(one.to_coco(image_id))
+        for index, (expected, actual) in enumerate(zip(*detections, strict=True)):
+            confident = expected[expected.scores >= SCORE_THRESHOLD]
             self.num_detections += len(confident)
-            self.num_found += num_found_again(confident, found)
-            if not self.has_order and _largest(boxes[number]) > _OTHER_CELL and _say_the_same(wanted, found):
+            self.num_matched += count_matched(confident, actual)
+            is_reordered = not self.has_fixed_order and _max_abs(boxes[index]) > _REORDERED_BOX_DIFFERENCE
+            if is_reordered and _agree(expected, actual):
                 self.num_reordered += 1
-                self.num_agreed += len(wanted[wanted.scores >= _MIN_SCORE])
+                self.num_reordered_detections += len(expected[expected.scores >= REORDERED_MIN_SCORE])
             else:
-                self.largest = max(self.largest, _largest(logits[number]), _largest(boxes[number]))
+                self.max_ordered = max(self.max_ordered, _max_abs(logits[index]), _max_abs(boxes[index]))
 
     def _differences(
         self, first: Predictions, second: Predictions
     ) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
-        """Of scores and boxes: query by query, or where these are not known, answer by answer."""
+        """Return differences of scores and boxes, by query or, for post-processed sigmoid models, by detection."""
         if self.has_logits or first.class_scores == "softmax":
-            return (_scores(first) - _scores(second)).abs(), (first.boxes - second.boxes).abs()
-        return _differences_of_best(first, second)
+            scores = (_best_scores(first) - _best_scores(second)).abs()
+            return scores, (first.boxes - second.boxes).abs()
+        return differences_of_best(first, second)
 
     def add_masks(self, first: Float[Tensor, "P h w"], second: Float[Tensor, "P _ _"]) -> None:
+        """Add mask logits of all queries of a batch."""
         if first.shape != second.shape:
-            self.masks = torch.inf
+            self.max_mask = torch.inf
             return
-        self.masks = _larger(self.masks or 0.0, first.sigmoid(), second.sigmoid())
+        self.max_mask = max(self.max_mask or 0.0, _max_abs(first.sigmoid() - second.sigmoid()))
+
+    def result(self, ap: float | None, exported_ap: float | None) -> ExportComparison:
+        """Return the comparison of all batches."""
+        return ExportComparison(
+            num_images=len(self.image_ids),
+            max_logit_difference=self.max_logit if self.has_logits else None,
+            max_score_difference=self.max_score,
+            max_box_difference=self.max_box,
+            mean_box_difference=self.sum_of_boxes / max(len(self.image_ids), 1),
+            num_detections=self.num_detections,
+            num_matched=self.num_matched,
+            max_difference=self.max_ordered,
+            ap=ap,
+            exported_ap=exported_ap,
+            max_mask_difference=self.max_mask,
+            num_reordered=self.num_reordered,
+            num_reordered_detections=self.num_reordered_detections,
+        )
 
 
-def _say_the_same(first: Detections, second: Detections) -> bool:
-    """Whether each has the other's detections; those that hardly count may differ."""
-    return all(
-        num_found_again(clear := one[one.scores >= _MIN_SCORE], other, _SAME_PLACE_THEN, _SLACK_THEN) == len(clear)
-        for one, other in ((first, second), (second, first))
-    )
+def _agree(first: Detections, second: Detections) -> bool:
+    """Return whether each matches all detections of the other; those with low scores may differ."""
+    for one, other in ((first, second), (second, first)):
+        clear = one[one.scores >= REORDERED_MIN_SCORE]
+        if count_matched(clear, other, _REORDERED_IOU, _REORDERED_SCORE_DIFFERENCE) < len(clear):
+            return False
+    return True
 
 
-def _to_closest(boxes: Float[Tensor, "B Q 4"], others: Float[Tensor, "B P 4"]) -> Float[Tensor, "B Q 4"]:
-    """How far each box is from the closest of the others."""
+def _distance_to_closest(boxes: Float[Tensor, "B Q 4"], others: Float[Tensor, "B P 4"]) -> Float[Tensor, "B Q 4"]:
+    """Return the difference of each box from the closest of the others."""
     distance = (boxes[:, :, None] - others[:, None].to(boxes.device)).abs()
     closest = distance.amax(-1).argmin(2)[..., None, None].expand(-1, -1, 1, 4)
     return distance.gather(2, closest)[:, :, 0]
 
 
-def num_found_again(
-    wanted: Detections, found: Detections, same_place: float = _SAME_PLACE, slack: float = _SLACK
+def count_matched(
+    expected: Detections,
+    actual: Detections,
+    min_iou: float = _MATCH_IOU,
+    max_score_difference: float = _MATCH_SCORE_DIFFERENCE,
 ) -> int:
-    """Count the detections that another list holds, too: the same class, about the same place (IoU) and score."""
-    if not len(wanted) or not len(found):
+    """Count detections that another list contains with the same class and about the same box (GIoU) and score."""
+    if not len(expected) or not len(actual):
         return 0
-    same_class = wanted.labels[:, None] == found.labels[None]
-    is_there = generalized_iou(wanted.boxes[:, None], found.boxes[None]) >= same_place
-    same_score = (wanted.scores[:, None] - found.scores[None]).abs() <= slack
-    return int((same_class & is_there & same_score).any(1).sum())
+    same_class = expected.labels[:, None] == actual.labels[None]
+    same_box = generalized_iou(expected.boxes[:, None], actual.boxes[None]) >= min_iou
+    same_score = (expected.scores[:, None] - actual.scores[None]).abs() <= max_score_difference
+    return int((same_class & same_box & same_score).any(1).sum())
 
 
-def _scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
+def _best_scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
     return predictions.probabilities.amax(-1)
 
 
-def _masks(engine: Engine, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
-    """The mask logits of every query, those of the first photo first."""
-    assert isinstance(engine, MaskEngine), "only a model with a mask head is asked for masks"
+def _all_masks(engine: Engine, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
+    """Return the mask logits of every query, image by image."""
+    assert isinstance(engine, MaskEngine), "a model with a mask head needs an engine that computes masks"
     num_images, num_queries = predictions.boxes.shape[:2]
     queries = torch.arange(num_queries).repeat(num_images)
     return engine.compute_masks(predictions, batch, queries, [num_queries] * num_images).float().cpu()
 
 
-def _differences_of_best(
-    first: Predictions, second: Predictions
-) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
-    """Compare best pairs of query and class, of which those with about the same score may have changed places.
+def differences_of_best(first: Predictions, second: Predictions) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
+    """Compare the best pairs of query and class, of which those with about the same score may have swapped ranks.
 
     Returns:
-        How far scores differ, and how far each box of the second is from the closest of the first that has its
-        class and about its score.
+        Differences of the scores, and of each box of the second from the closest of the first with the same class and
+        about the same score (1 if there is none).
     """
     sizes = torch.ones(len(first.boxes), 2, dtype=torch.int64, device=first.boxes.device)
-    wanted, found = best_of(first, sizes), best_of(second, sizes.to(second.boxes.device))
-    distance = (found.boxes[:, :, None] - wanted.boxes[:, None]).abs()
-    is_other = found.labels[:, :, None] != wanted.labels[:, None]
-    is_other |= (found.scores[:, :, None] - wanted.scores[:, None]).abs() > LARGEST_DIFFERENCE
-    farthest = distance.amax(-1).masked_fill(is_other, torch.inf)
-    closest = distance.gather(2, farthest.argmin(2)[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
-    closest = torch.where(farthest.isfinite().any(2)[..., None], closest, 1.0)
-    return (found.scores - wanted.scores).abs(), closest
+    expected, actual = best_of(first, sizes), best_of(second, sizes.to(second.boxes.device))
+    distance = (actual.boxes[:, :, None] - expected.boxes[:, None]).abs()
+    is_other = actual.labels[:, :, None] != expected.labels[:, None]
+    is_other |= (actual.scores[:, :, None] - expected.scores[:, None]).abs() > MAX_DIFFERENCE
+    max_distance = distance.amax(-1).masked_fill(is_other, torch.inf)
+    closest = distance.gather(2, max_distance.argmin(2)[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+    closest = torch.where(max_distance.isfinite().any(2)[..., None], closest, 1.0)
+    return (actual.scores - expected.scores).abs(), closest
 
 
-def _larger(before: float, first: Tensor, second: Tensor) -> float:
-    """The largest difference so far."""
-    return max(before, _largest(first - second))
-
-
-def _largest(differences: Tensor) -> float:
-    """The largest of them; anything that is not a number counts as endless."""
+def _max_abs(differences: Tensor) -> float:
+    """Return the largest absolute value; NaN counts as infinity."""
     return float(differences.abs().nan_to_num(torch.inf, torch.inf).max())

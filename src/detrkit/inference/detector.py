@@ -13,10 +13,9 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
-from detrkit.checkpoints.exported import is_exported
-from detrkit.checkpoints.hub import FolderForm, push_checkpoint, write_model_folder
+from detrkit.checkpoints.export_formats import is_exported
+from detrkit.checkpoints.hub import FolderFormat, push_checkpoint, write_model_folder
 from detrkit.checkpoints.load import read_checkpoint
-from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, default_categories
@@ -179,8 +178,8 @@ class Detector:
         self,
         folder: Path | str,
         *,
-        format: FolderForm = "detrkit",
-        scores: Mapping[str, float] | None = None,
+        format: FolderFormat = "detrkit",
+        metrics: Mapping[str, float] | None = None,
         licence: str | None = None,
     ) -> None:
         """Write a folder with the weights and a model card; an existing card is kept.
@@ -188,7 +187,7 @@ class Detector:
         Args:
             folder: folder to write.
             format: "detrkit", or what `transformers` reads: "huggingface" (timm's backbone) or "huggingface-no-timm".
-            scores: for the card, such as AP, 0 to 1.
+            metrics: for the card, such as AP, 0 to 1, by name.
             licence: for the card, as the hub names it, such as "apache-2.0". Default: left open in the card.
 
         Raises:
@@ -196,14 +195,16 @@ class Detector:
             ConfigError: the folder cannot be written, or the detector was loaded from an exported file.
         """
         folder = Path(folder)
-        write_model_folder(folder, self.to_checkpoint(), format, CardFacts(folder.resolve().name, scores, licence))
+        write_model_folder(
+            folder, self.to_checkpoint(), format, folder.resolve().name, metrics=metrics, licence=licence
+        )
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        format: FolderForm = "detrkit",
-        scores: Mapping[str, float] | None = None,
+        format: FolderFormat = "detrkit",
+        metrics: Mapping[str, float] | None = None,
         licence: str | None = None,
         private: bool = False,
         token: str | None = None,
@@ -213,7 +214,7 @@ class Detector:
         Args:
             repo_id: OWNER/NAME; created if it does not exist.
             format: see `save_pretrained`.
-            scores: see `save_pretrained`.
+            metrics: see `save_pretrained`.
             licence: see `save_pretrained`.
             private: make a new repository private.
             token: access token with write permission. Default: the token of `hf auth login`.
@@ -225,8 +226,9 @@ class Detector:
             CheckpointError: the hub cannot be reached, or rejects the upload.
             ConfigError: the id is malformed, there is no token, or the detector was loaded from an exported file.
         """
-        facts = CardFacts(repo_id, scores, licence)
-        return push_checkpoint(self.to_checkpoint(), format, facts, private=private, token=token)
+        return push_checkpoint(
+            self.to_checkpoint(), format, repo_id, metrics=metrics, licence=licence, private=private, token=token
+        )
 
     def to_checkpoint(self) -> Checkpoint:
         """Return everything that `from_checkpoint` needs.

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.signals import StopSignal
-from detrkit.checkpoints.exported import is_exported
-from detrkit.checkpoints.load import local_file
+from detrkit.checkpoints.export_formats import is_exported
+from detrkit.checkpoints.sources import local_file
 from detrkit.data.video import Video, open_camera, open_video
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Process

@@ -15,9 +15,10 @@ from rich.console import Console
 from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.signals import StopSignal
 from detrkit._internal.text import plain_console, plural
-from detrkit.checkpoints.load import WEIGHTS_FILE, read_checkpoint
+from detrkit.checkpoints.files import read_training_state, write_training_state
+from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.checkpoints.state import read_state, write_state
+from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, write_config
 from detrkit.data.categories import Categories
 from detrkit.data.loaders import evaluation_loader, train_loader
@@ -134,7 +135,7 @@ class Run:
             ConfigError: it has ended already, or its dataset is not what it was.
             CheckpointError: the state cannot be read.
         """
-        state = read_state(self.output / STATE_FILE)
+        state = read_training_state(self.output / STATE_FILE)
         with self._of_this_run():
             batches, steps = state["num_batches"], state["num_steps"]
         if batches != len(self.loader):
@@ -265,7 +266,7 @@ class Run:
     def save_state(self, state: dict[str, Any]) -> None:
         """Write what the rest of the run depends on."""
         if self.process.is_first:
-            write_state(self.output / STATE_FILE, state)
+            write_training_state(self.output / STATE_FILE, state)
 
 
 def write_categories(path: Path, categories: Categories) -> None:

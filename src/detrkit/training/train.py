@@ -7,7 +7,7 @@ from rich.console import Console
 
 from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_overwrite
 from detrkit._internal.text import plain_console, plural
-from detrkit.checkpoints.load import WEIGHTS_FILE
+from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, load_run_config
 from detrkit.config.validation import check_minutes
 from detrkit.data.suffixes import IMAGE_SUFFIXES

@@ -1,100 +1,114 @@
-"""Rewriting weights under other names, and proving that nothing was lost."""
+"""Convert checkpoints between formats, and verify that the result predicts the same."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write
-from detrkit._internal.text import plain_console
-from detrkit.checkpoints.conversion import huggingface
-from detrkit.checkpoints.conversion.architecture import family_of
-from detrkit.checkpoints.conversion.detr import state_dict_as_official
+from detrkit.checkpoints.conversion.formats import CheckpointFormat, check_output
+from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
+from detrkit.checkpoints.conversion.official import write_official_file
 from detrkit.checkpoints.hub import hub_token, push_checkpoint
 from detrkit.checkpoints.load import read_checkpoint
-from detrkit.checkpoints.model_card import CardFacts
 from detrkit.checkpoints.native import Checkpoint, save_checkpoint
-from detrkit.config.model import ModelConfig
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
-from detrkit.errors import CheckpointError, ConfigError, DetrkitError
+from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
-from detrkit.training.loggers.run_log import read_metrics
-
-Format = Literal["detrkit", "official", "huggingface", "huggingface-no-timm"]
-_SUFFIX: dict[Format, str] = {
-    "detrkit": ".safetensors",
-    "official": ".pth",
-    "huggingface": "",
-    "huggingface-no-timm": "",
-}
 
 
-def convert_weights(
-    source: str, output: Path, format: Format, dilation: bool | None = None, push: str | None = None
-) -> float:
-    """Convert, read back, compare, and print the largest difference of the outputs.
+@dataclass(frozen=True)
+class ConvertResult:
+    """Result of a conversion.
+
+    Attributes:
+        path: file or folder that was written.
+        format: its format.
+        num_parameters: of the model.
+        max_difference: largest absolute difference of logits, boxes and masks between the source and the result.
+        not_stored: what the source knows and the format cannot store: "categories", "image_size".
+        url: address of the repository on the hub; None unless it was pushed.
+    """
+
+    path: Path
+    format: CheckpointFormat
+    num_parameters: int
+    max_difference: float
+    not_stored: tuple[str, ...] = ()
+    url: str | None = None
+
+
+def convert(
+    source: Path | str,
+    output: Path | str,
+    to: CheckpointFormat = "detrkit",
+    *,
+    dilation: bool | None = None,
+    push: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> ConvertResult:
+    """Convert a checkpoint to another format, read it back, and compare the predictions.
 
     Args:
-        source: of the weights.
-        output: file or folder, as the form wants.
-        format: whose names.
-        dilation: see `cli/convert.py`.
-        push: hub id to which the weights are then uploaded, in the same form, with a card.
+        source: run folder, weights file, Hugging Face folder or id, or preset.
+        output: file (``.safetensors`` for "detrkit", ``.pth`` for "official") or folder (Hugging Face) to write.
+        to: "detrkit"; "official", the names of the architecture's authors; "huggingface" with a backbone of timm, or
+            "huggingface-no-timm" with transformers' own ResNet.
+        dilation: whether the source is a DC5 model, whose weights look like those of its undilated twin; None takes what
+            the source states.
+        push: OWNER/NAME on the Hugging Face hub to which the result is also uploaded, with a model card.
+        metrics: for the model card, such as AP, 0..1, by name.
+
+    Returns:
+        The path and the largest difference.
 
     Raises:
-        DetrkitError: the source cannot be read, the form cannot express it, the output exists, or the hub refuses.
+        ConfigError: an argument is wrong, the output exists, or there is no token for the hub.
+        CheckpointError: the source cannot be read, the format cannot express the model, or the hub refuses.
     """
-    _check_output(output, format)
+    output = Path(output)
+    check_output(output, to)
     if push is not None:
-        if format == "official":
-            raise ConfigError("--push: readers of the hub know no .pth of the published code; use --to detrkit")
+        if to == "official":
+            raise ConfigError(
+                f"{arg('push', push)} does not go with {arg('to', to)}, which the hub's readers do not know; use "
+                f"{arg('to', 'detrkit')}"
+            )
         hub_token(push)
     checkpoint = read_checkpoint(source)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
-    model = checkpoint.build().eval()
-    _write(checkpoint, model, output, format)
+    _write(checkpoint, output, to)
     written = read_checkpoint(output)
-    difference = largest_difference(model, written.build().eval())
-    console = plain_console()
-    console.print(f"{output}: {format}, {sum(p.numel() for p in model.parameters()):,} parameters")
-    console.print(f"largest difference of logits and boxes, read back: {difference:.3g}")
-    if written.categories != checkpoint.categories:
-        console.print("this form holds no category names and ids; keep the original for them")
-    if written.preprocessing != checkpoint.preprocessing:
-        size = checkpoint.preprocessing.image_size
-        console.print(f"this form does not say that photos are resized to {size} px; remember it")
-    if push is not None and format != "official":
+    model = checkpoint.build()
+    url = None
+    if push is not None and to != "official":
         try:
-            address = push_checkpoint(checkpoint, format, CardFacts(push, _scores_of(source)))
+            url = push_checkpoint(checkpoint, to, push, metrics=metrics)
         except DetrkitError as error:
-            raise type(error)(f"{error}; {output} is written, so give another place to try again") from None
-        console.print(f"pushed to {address}", soft_wrap=True)
-    return difference
-
-
-def _scores_of(source: str) -> dict[str, float] | None:
-    """The best scores of a run folder, which its weights in best/ have."""
-    evaluations = (entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation")
-    scored = [entry for entry in evaluations if entry["ap"] is not None]
-    if not scored:
-        return None
-    best = next((entry for entry in reversed(scored) if entry.get("best")), scored[-1])
-    keys = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
-    return {name: float(str(best[key])) for name, key in keys.items() if best.get(key) is not None}
+            raise type(error)(
+                f"{error.message}; {output} is written, so choose another {arg('output')} to try again"
+            ) from None
+    return ConvertResult(
+        path=output,
+        format=to,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        max_difference=max_difference(model, written.build()),
+        not_stored=_not_stored(checkpoint, written),
+        url=url,
+    )
 
 
 @torch.inference_mode()
-def largest_difference(first: DETR, second: DETR) -> float:
-    """Compare two models on a batch of two drawn photos of different sizes."""
-    drawn = [SyntheticShapes(1, seed=0, style=SyntheticStyle(size=size))[0] for size in (224, 160)]
-    batch = collate([replace(one, image=in_channels(one.image, first.config.in_channels)) for one in drawn])
-    answers = [_tensors(model(batch.images, batch.padding_mask)) for model in (first, second)]
-    return max(float((a - b).abs().max()) for a, b in zip(*answers, strict=True))
+def max_difference(first: DETR, second: DETR) -> float:
+    """Compare the predictions of two models, which are put into eval mode, on a padded batch of synthetic images."""
+    samples = [SyntheticShapes(1, seed=0, style=SyntheticStyle(size=size))[0] for size in (224, 160)]
+    batch = collate([replace(one, image=in_channels(one.image, first.config.in_channels)) for one in samples])
+    predictions = [_tensors(model.eval()(batch.images, batch.padding_mask)) for model in (first, second)]
+    return max(float((a - b).abs().max()) for a, b in zip(*predictions, strict=True))
 
 
 def _tensors(predictions: Predictions) -> list[Tensor]:
@@ -102,45 +116,16 @@ def _tensors(predictions: Predictions) -> list[Tensor]:
     return tensors if predictions.masks is None else [*tensors, predictions.masks]
 
 
-def _write(checkpoint: Checkpoint, model: DETR, output: Path, format: Format) -> None:
+def _not_stored(checkpoint: Checkpoint, written: Checkpoint) -> tuple[str, ...]:
+    categories = () if written.categories == checkpoint.categories else ("categories",)
+    image_size = () if written.preprocessing == checkpoint.preprocessing else ("image_size",)
+    return (*categories, *image_size)
+
+
+def _write(checkpoint: Checkpoint, output: Path, format: CheckpointFormat) -> None:
     if format == "detrkit":
         save_checkpoint(output, checkpoint)
     elif format == "official":
-        if not checkpoint.config.has_published_backbone:
-            raise CheckpointError(
-                f"the model uses backbone {checkpoint.config.backbone!r}, which the published code does not have; use "
-                "--to detrkit"
-            )
-        family = family_of(checkpoint.config)
-        if family is None or (checkpoint.config.mask_head and family != "detr"):
-            raise CheckpointError(
-                "the model is of no architecture that was published (its attention, queries, heads and masks together); "
-                "use --to detrkit"
-            )
-        if not checkpoint.config.has_published_positions:
-            raise CheckpointError(
-                "the model adds positions elsewhere than at every attention, which the published code does not; use --to "
-                "detrkit"
-            )
-        with atomic_write(output) as temporary:
-            torch.save({"model": state_dict_as_official(model), "args": _arguments(checkpoint.config)}, temporary)
+        write_official_file(output, checkpoint)
     else:
-        huggingface.write_folder(output, checkpoint, native_backbone=format == "huggingface-no-timm")
-
-
-def _arguments(config: ModelConfig) -> dict[str, object]:
-    """What the weights do not show, under the names of the published training script; a plain dict loads anywhere."""
-    arguments: dict[str, object] = {"dilation": config.dilation, "nheads": config.num_heads, "dropout": config.dropout}
-    if config.queries == "two_stage":
-        arguments |= {"two_stage": True, "num_queries": config.num_queries}
-    if config.queries == "anchors":
-        arguments |= {"pe_temperatureH": config.position_temperature, "num_select": config.max_detections}
-    return arguments
-
-
-def _check_output(output: Path, format: Format) -> None:
-    suffix = _SUFFIX[format]
-    if suffix and output.suffix != suffix:
-        raise ConfigError(f"{output}: expected a file ending in {suffix} for --to {format}; rename it")
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ConfigError(f"{output}: exists already; choose another place, or remove it")
+        write_huggingface_folder(output, checkpoint, native_backbone=format == "huggingface-no-timm")

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import torch
 
-from detrkit.checkpoints.exported import is_exported
+from detrkit.checkpoints.export_formats import export_format_of, is_exported
 from detrkit.distributed.devices import choose_device
+from detrkit.errors import CheckpointError
 from detrkit.inference.engines.exported import ExportedEngine
-from detrkit.inference.engines.onnx import read_onnx
-from detrkit.inference.engines.openvino import read_openvino
-from detrkit.inference.engines.program import read_program
 
 
 def load_exported(path: Path) -> ExportedEngine:
@@ -19,9 +17,12 @@ def load_exported(path: Path) -> ExportedEngine:
         ConfigError: the library that runs it is not installed.
         CheckpointError: it is damaged, or was not written by detrkit.
     """
-    if path.is_dir():
-        return read_openvino(path)
-    return read_onnx(path) if path.suffix == ".onnx" else read_program(path)
+    format = export_format_of(path)
+    if format is None:
+        raise CheckpointError(f"{path}: holds no exported network; export it again")
+    engine = format.read(path)
+    assert isinstance(engine, ExportedEngine)
+    return engine
 
 
 def choose_inference_device(source: Path | str, name: str) -> torch.device:

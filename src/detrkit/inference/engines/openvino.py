@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detrkit.checkpoints.exported import METADATA_FILE, NETWORK_FILE
+from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, ExportPrecision
 from detrkit.inference.engines.onnx import first_line

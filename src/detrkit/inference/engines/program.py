@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrkit.checkpoints.exported import METADATA_FILE
+from detrkit.checkpoints.export_formats import METADATA_FILE
 from detrkit.errors import CheckpointError
 from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata
 from detrkit.inference.engines.onnx import first_line

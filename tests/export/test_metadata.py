@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from detrkit import Detector
-from detrkit.checkpoints.exported import is_exported
+from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, scores_to_logits
-from tests.export.models import batch_of, described, small_model
+from tests.export.models import metadata_of, noise_batch, small_model
 
-GOOD = described(small_model(), Preprocessing(image_size=123, padding_invariant=False), "int8", postprocess=True)
+GOOD = metadata_of(small_model(), Preprocessing(image_size=123, padding_invariant=False), "int8", postprocess=True)
 
 
 def test_a_description_comes_back_as_it_was_written() -> None:
@@ -72,7 +72,7 @@ class FixedSession:
 )
 def test_a_network_that_gives_something_else_is_refused(outputs: dict[str, Tensor], says: str) -> None:
     with pytest.raises(CheckpointError) as error:
-        ExportedEngine(FixedSession(outputs), GOOD, "here").predict(batch_of([(64, 64)]))
+        ExportedEngine(FixedSession(outputs), GOOD, "here").predict(noise_batch([(64, 64)]))
     assert says in str(error.value)
 
 

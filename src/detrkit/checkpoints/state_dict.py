@@ -1,42 +1,47 @@
-"""Copying weights into a model, and saying in one sentence why that cannot be done."""
+"""Strict loading of a state dict, with one-sentence errors instead of a list of keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion.key_mapping import without_step_counters
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was copied: names of the model's entries."""
+    """Result of loading a state dict.
+
+    Attributes:
+        loaded: names of the model's entries that were copied.
+    """
 
     loaded: tuple[str, ...]
 
 
-def load_state(model: DETR, state: Mapping[str, Tensor]) -> LoadReport:
-    """Copy `state`, in our names, into the model; all or nothing.
+def load_state_dict(model: DETR, state: Mapping[str, Tensor]) -> LoadReport:
+    """Copy weights in detrkit's names into a model; nothing is changed if they do not fit.
 
     Raises:
         CheckpointError: entries are missing, unknown, or of another shape.
     """
-    check_state(model, state)
-    given = _without_counts(state)
+    check_state_dict(model, state)
+    given = without_step_counters(state)
     model.load_state_dict(given, strict=False)
     return LoadReport(tuple(given))
 
 
-def check_state(model: DETR, state: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes; the model may live on the meta device.
+def check_state_dict(model: DETR, state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes; the model may be on the meta device.
 
     Raises:
         CheckpointError: entries are missing, unknown, or of another shape.
     """
-    own = _without_counts(model.state_dict())
-    given = _without_counts(state)
-    _check_head(own, given, no_object=int(model.config.class_scores == "softmax"))
+    own = without_step_counters(model.state_dict())
+    given = without_step_counters(state)
+    _check_class_head(own, given, no_object=int(model.config.class_scores == "softmax"))
     missing = [name for name in own if name not in given]
     unknown = [name for name in given if name not in own]
     if missing or unknown:
@@ -52,17 +57,12 @@ def check_state(model: DETR, state: Mapping[str, Tensor]) -> None:
             )
 
 
-def _without_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # ordinary batch norm counts its steps; nothing reads the count
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def _check_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor], no_object: int) -> None:
+def _check_class_head(own: Mapping[str, Tensor], given: Mapping[str, Tensor], no_object: int) -> None:
     name = next(one for one in own if one.startswith("heads.class_head."))
     if name in given and given[name].shape[0] != own[name].shape[0]:
-        found, expected = given[name].shape[0] - no_object, own[name].shape[0] - no_object
+        num_given, expected = given[name].shape[0] - no_object, own[name].shape[0] - no_object
         raise CheckpointError(
-            f"checkpoint has a class head for {found} classes, the model expects {expected}; "
+            f"checkpoint has a class head for {num_given} classes, the model expects {expected}; "
             "use weights with the same classes, or build the model with as many"
         )
 

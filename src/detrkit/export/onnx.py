@@ -1,33 +1,37 @@
-"""A program -> an ONNX file that opens well in a viewer and runs in ONNX Runtime.
+"""Export to an ONNX file for ONNX Runtime, with readable names for graph viewers.
 
-Nodes are named after the modules of the model that they come from, weights after ours, axes batch, height and width. The
-metadata hold the metadata that `Detector.load` reads, and the same for people: classes and preprocessing.
+Nodes are named after the modules that they come from, weights as in the state dict, axes batch, height and width. The
+file's metadata properties hold the `ExportMetadata` that `Detector.load` reads, and classes and preprocessing as JSON.
 """
 
 import ast
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 
 from detrkit._version import __version__
 from detrkit.data.batching import normalization_stats
 from detrkit.data.transforms.geometry import max_long_side
-from detrkit.errors import ConfigError, ExportError
-from detrkit.export.suppress_output import quiet
+from detrkit.errors import ConfigError, ExportError, arg
+from detrkit.export.suppress_output import suppress_output
 from detrkit.inference.engines.exported import KEY, ExportMetadata
 from detrkit.inference.engines.onnx import first_line
+from detrkit.structures import Sample
 
-OPSET = 18  # attention as an operator of its own, from 23 on, fails in ONNX Runtime
-_MAX_NUMBERS = 8  # that a name may hold
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch notes the modules that a node comes from
+OPSET = 18  # the attention operator of opset 23 and later fails in ONNX Runtime
+_MAX_NAMED_NUMBERS = 8  # constants of up to this size are named after their values
+_SCOPES = "pkg.torch.onnx.name_scopes"  # metadata property of a node: the modules that it comes from
 
 
-def write_onnx(program: ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
+def write_onnx(
+    program: ExportedProgram, metadata: ExportMetadata, path: Path, calibration: Sequence[Sample] = ()
+) -> None:
     """Write one file.
 
     Raises:
@@ -35,10 +39,8 @@ def write_onnx(program: ExportedProgram, metadata: ExportMetadata, path: Path) -
         ExportError: ONNX cannot express the program.
     """
     _require("onnx", "onnxscript")
-    import torch
-
     try:
-        with quiet():
+        with suppress_output():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -61,7 +63,7 @@ def write_onnx(program: ExportedProgram, metadata: ExportMetadata, path: Path) -
 
 
 def onnx_metadata(metadata: ExportMetadata) -> dict[str, str]:
-    """What the file says about itself: to `Detector.load`, and to people."""
+    """Return the metadata properties: for `Detector.load`, and readable ones."""
     mean, deviation = normalization_stats(metadata.model.in_channels)
     size = metadata.preprocessing.image_size
     preprocessing = {
@@ -83,7 +85,7 @@ def onnx_metadata(metadata: ExportMetadata) -> dict[str, str]:
 
 
 def _drop_checks_for_nan(graph: Any) -> None:
-    """Take out what guards attention against rows in which all is padding: every photo has a cell that is none."""
+    """Remove guards of attention against rows that are all padding: every image has a cell that is not."""
     for node in list(graph):
         if node.op_type != "IsNaN":
             continue
@@ -96,21 +98,21 @@ def _drop_checks_for_nan(graph: Any) -> None:
 
 
 def _rename(graph: Any) -> None:
-    """Name nodes and weights after the model's modules, and drop torch's notes, which hold paths of source files."""
-    taken: Counter[str] = Counter()
+    """Name nodes and weights after the model's modules, and drop torch's metadata, which hold paths of source files."""
+    used: Counter[str] = Counter()
     for node in graph:
         scope = _scope(node)
         name = f"{scope}/{node.op_type}"
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
         node.metadata_props.clear()
         if not any(value.is_graph_output() for value in node.outputs):
             _name_values(node)
         for value in node.inputs:
             if node.op_type == "MatMul" and value.name in graph.initializers and value.name.startswith("val_"):
                 name = f"{scope}.weight_transposed"
-                taken[name] += 1  # a layer that is asked several times has as many copies
-                value.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+                used[name] += 1  # a layer that is called several times has as many copies
+                value.name = name if used[name] == 1 else f"{name}_{used[name]}"
     for value in list(graph.initializers.values()):
         value.name = value.name.removeprefix("model.")
     _name_constants(graph)
@@ -120,34 +122,34 @@ def _rename(graph: Any) -> None:
 
 
 def _name_values(node: Any) -> None:
-    """Call what a node gives by the node's own name."""
+    """Name the outputs of a node after the node."""
     for number, value in enumerate(node.outputs):
         value.name = node.name if not number else f"{node.name}.{number}"
 
 
 def _name_constants(graph: Any) -> None:
-    """Call numbers that torch has numbered by what they are; tables by the first node that needs them."""
-    taken: Counter[str] = Counter()
+    """Name small constants after their values, and tables after the first node that uses them."""
+    used: Counter[str] = Counter()
     for value in list(graph.initializers.values()):
         if "." in value.name:  # a weight
             continue
         array = value.const_value.numpy()
-        if array.size > _MAX_NUMBERS:
+        if array.size > _MAX_NAMED_NUMBERS:
             name = "".join(f"{node.name}.table" for node in value.consumers()[:1]) or value.name
         else:
             name = f"constant_{array.tolist()}".replace(" ", "")
-        taken[name] += 1
-        value.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        used[name] += 1
+        value.name = name if used[name] == 1 else f"{name}_{used[name]}"
 
 
 def _scope(node: Any) -> str:
-    """The module that a node comes from, by its name in our weights."""
+    """Return the name of the module that a node comes from."""
     scopes = [scope for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")) if not scope.startswith("_")]
     return (scopes[-2].removeprefix("model").removeprefix(".") if len(scopes) > 1 else "") or "detr"
 
 
 def _name_axes(graph: Any) -> None:
-    """Call the axes of any length batch, height and width, instead of s34."""
+    """Name the dynamic axes batch, height and width, instead of s34."""
     names = {
         str(axis): name for axis, name in zip(_free_axes(graph.inputs[0]), ("batch", "height", "width"), strict=True)
     }
@@ -158,7 +160,7 @@ def _name_axes(graph: Any) -> None:
                 if str(axis) in names:
                     value.shape[index] = names[str(axis)]
                 elif not isinstance(axis, int) and value not in graph.outputs:
-                    value.shape[index] = None  # sums of the others, which viewers cannot read
+                    value.shape[index] = None  # expressions of the others, which viewers cannot read
 
 
 def _free_axes(value: Any) -> Iterator[Any]:
@@ -170,4 +172,4 @@ def _require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise ConfigError(f"--format onnx: needs {package}; pip install 'detrkit[export]'") from None
+            raise ConfigError(f"{arg('format', 'onnx')} needs {package}; pip install 'detrkit[export]'") from None

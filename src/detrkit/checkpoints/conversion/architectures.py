@@ -1,0 +1,125 @@
+"""Published DETR architectures: how a `ModelConfig` and a state dict show which one a model has.
+
+A new architecture is one entry in `ARCHITECTURES`, and one conversion module and one line in `registry` per format.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from detrkit.config.model import ModelConfig
+
+Architecture = Literal["detr", "conditional-detr", "dab-detr", "deformable-detr"]
+
+
+def _query_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
+    return {"num_queries": state["query_source.weight"].shape[0]}
+
+
+def _dab_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
+    return {
+        **_query_fields(state, num_heads),
+        "activation": "prelu" if "decoder.layers.0.feed_forward.activation.weight" in state else "relu",
+        "scaled_positions": "encoder.position_scale.0.weight" in state,
+    }
+
+
+def _deformable_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
+    levels = state["positions.levels"].shape[0]
+    offsets = state["decoder.layers.0.cross_attention.offset_projection.weight"].shape[0]
+    is_per_layer = "heads.class_head.0.weight" in state
+    is_two_stage = "query_source.memory_projection.weight" in state
+    return {
+        "num_feature_levels": levels,
+        "num_points": offsets // (2 * num_heads * levels),
+        "queries": "two_stage" if is_two_stage else "points",
+        "num_queries": 300 if is_two_stage else state["query_source.weight"].shape[0],
+        "with_box_refine": is_per_layer,
+        "layerwise_heads": is_per_layer,
+    }
+
+
+@dataclass(frozen=True)
+class ArchitectureTraits:
+    """Properties by which an architecture is recognised.
+
+    Attributes:
+        fields: fields of `ModelConfig` that the weights do not show, with their published values.
+        marker: part of a name that only entries of this architecture have; empty for the original DETR.
+        fields_from_weights: reads further fields from a state dict in detrkit's names and the number of heads.
+        variable: fields whose values may differ from the published ones.
+        is_published: whether the variable fields of a config have a published combination of values.
+    """
+
+    fields: Mapping[str, Any]
+    marker: str
+    fields_from_weights: Callable[[Mapping[str, Tensor], int], dict[str, Any]] = _query_fields
+    variable: frozenset[str] = frozenset({"max_detections"})
+    is_published: Callable[[ModelConfig], bool] = lambda config: True
+
+
+ARCHITECTURES: dict[Architecture, ArchitectureTraits] = {
+    "deformable-detr": ArchitectureTraits(
+        {"encoder": "deformable", "decoder": "deformable", "class_scores": "sigmoid"},
+        ".offset_projection.",
+        _deformable_fields,
+        frozenset({"max_detections", "queries", "num_feature_levels", "with_box_refine", "layerwise_heads"}),
+        lambda config: config.queries in ("points", "two_stage") and config.layerwise_heads == config.with_box_refine,
+    ),
+    "dab-detr": ArchitectureTraits(
+        {
+            "decoder": "conditional",
+            "class_scores": "sigmoid",
+            "queries": "anchors",
+            "with_box_refine": True,
+            "position_temperature": 20.0,
+            "max_detections": 300,
+        },
+        "decoder.query_position_encoding.position_head.",
+        _dab_fields,
+        frozenset({"max_detections", "activation", "scaled_positions"}),
+        lambda config: config.scaled_positions,
+    ),
+    "conditional-detr": ArchitectureTraits(
+        {"decoder": "conditional", "class_scores": "sigmoid", "queries": "points"}, ".cross_projections."
+    ),
+    "detr": ArchitectureTraits({}, ""),
+}
+# values of the original DETR, from which every architecture differs in its `fields`
+_DETR_FIELDS: dict[str, Any] = {
+    "encoder": "dense",
+    "decoder": "dense",
+    "class_scores": "softmax",
+    "queries": "learned",
+    "two_stage_content": "box",
+    "num_feature_levels": 1,
+    "align_cells": False,
+    "with_box_refine": False,
+    "layerwise_heads": False,
+    "activation": "relu",
+    "position_temperature": 10_000.0,
+    "scaled_positions": False,
+}
+
+
+def architecture_of_config(config: ModelConfig) -> Architecture | None:
+    """Return the published architecture that a config describes, or None for a combination that was not published."""
+    for architecture, traits in ARCHITECTURES.items():
+        expected = {**_DETR_FIELDS, **traits.fields}
+        is_equal = all(
+            getattr(config, name) == value for name, value in expected.items() if name not in traits.variable
+        )
+        if is_equal and traits.is_published(config):
+            return architecture
+    return None
+
+
+def architecture_of_names(names: Collection[str]) -> Architecture:
+    """Return the published architecture whose parts entries in detrkit's names have."""
+    return next(
+        architecture
+        for architecture, traits in ARCHITECTURES.items()
+        if any(traits.marker in name for name in names) or not traits.marker
+    )

@@ -1,0 +1,91 @@
+"""Table of conversions: one module per architecture and format.
+
+A module of `OFFICIAL` is named ``<architecture>_official`` and provides the functions of `OfficialConversion`; a module of
+`HUGGINGFACE` is named ``<architecture>_huggingface`` and provides those of `HuggingFaceConversion`.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from detrkit.checkpoints.conversion import (
+    conditional_detr_huggingface,
+    conditional_detr_official,
+    dab_detr_huggingface,
+    dab_detr_official,
+    deformable_detr_huggingface,
+    deformable_detr_official,
+    detr_huggingface,
+    detr_official,
+)
+from detrkit.checkpoints.conversion.architectures import Architecture
+from detrkit.config.model import ModelConfig
+
+
+@runtime_checkable
+class OfficialConversion(Protocol):
+    """Names in the code of an architecture's authors."""
+
+    def matches(self, names: Collection[str]) -> bool:
+        """Return whether entries with these names are of this architecture and format."""
+
+    def to_detrkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename entries to detrkit's; raises `CheckpointError` if one has no counterpart."""
+
+    def from_detrkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename detrkit's entries."""
+
+    def fields_from_args(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of `ModelConfig` that training arguments hold and the weights do not show."""
+
+    def args_from_config(self, config: ModelConfig) -> dict[str, Any]:
+        """Return what the weights do not show as training arguments."""
+
+
+@runtime_checkable
+class HuggingFaceConversion(Protocol):
+    """Names in Hugging Face's transformers."""
+
+    MODEL_TYPE: str
+    MODEL_CLASS: str
+    IMAGE_PROCESSOR: str
+
+    def matches(self, names: Collection[str]) -> bool:
+        """Return whether entries with these names are of this architecture and format."""
+
+    def to_detrkit(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename entries to detrkit's; raises `CheckpointError` if one has no counterpart."""
+
+    def from_detrkit(self, state: Mapping[str, Tensor], native_backbone: bool = False) -> dict[str, Tensor]:
+        """Rename detrkit's entries; `native_backbone` names the backbone as transformers' own ResNet, not timm's."""
+
+    def fields_from_config(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of `ModelConfig` that ``config.json`` holds and the weights do not show."""
+
+    def config_fields(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the architecture's own fields of ``config.json``."""
+
+
+OFFICIAL: dict[Architecture, OfficialConversion] = {
+    "detr": detr_official,
+    "conditional-detr": conditional_detr_official,
+    "dab-detr": dab_detr_official,
+    "deformable-detr": deformable_detr_official,
+}
+HUGGINGFACE: dict[Architecture, HuggingFaceConversion] = {
+    "detr": detr_huggingface,
+    "conditional-detr": conditional_detr_huggingface,
+    "dab-detr": dab_detr_huggingface,
+    "deformable-detr": deformable_detr_huggingface,
+}
+
+
+def official_conversion(names: Collection[str]) -> OfficialConversion | None:
+    """Return the conversion for official entries with these names, or None if they are not official."""
+    return next((conversion for conversion in OFFICIAL.values() if conversion.matches(names)), None)
+
+
+def huggingface_conversion(names: Collection[str]) -> HuggingFaceConversion | None:
+    """Return the conversion for Hugging Face's entries with these names, or None if they are not theirs."""
+    return next((conversion for conversion in HUGGINGFACE.values() if conversion.matches(names)), None)

@@ -1,0 +1,45 @@
+"""The list of models agrees with the presets, shows itself as a table, and needs no torch."""
+
+import subprocess
+import sys
+
+import torch
+
+import detrkit
+from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.models.presets import PRESETS, model_from_config
+
+
+def test_parameters_of_every_preset_are_listed() -> None:
+    assert set(MODEL_NAMES) == set(PRESETS)
+    with torch.device("meta"):
+        models = {name: model_from_config(config) for name, config in PRESETS.items()}
+    counts = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
+    assert {model.name: model.parameters for model in detrkit.list_models()} == counts
+
+
+def test_models_with_published_weights_have_ap_licence_and_source() -> None:
+    models = {model.name: model for model in detrkit.list_models()}
+    assert {name for name, model in models.items() if model.source} == {*OFFICIAL_FILES, *HUB_MODELS}
+    assert models["detr-r50"].ap == 0.42
+    assert models["detr-r50"].source == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
+    assert models["deformable-detr-r50"].source == "https://huggingface.co/SenseTime/deformable-detr"
+    assert all(model.weights_licence == "Apache-2.0" for model in models.values() if model.source)
+    assert (models["detrkit-s"].family, models["detrkit-s"].ap, models["detrkit-s"].source) == ("detrkit", None, None)
+    assert models["detr-r18"].family == "DETR"
+
+
+def test_list_shows_itself_as_a_table() -> None:
+    models = detrkit.list_models()
+    lines = repr(models).splitlines()
+    assert len(lines) == 1 + len(models)
+    assert lines[0].split() == ["name", "family", "parameters", "AP", "code", "weights", "source"]
+    assert "0.420" in lines[1]
+    assert models._repr_html_().count("<tr>") == 1 + len(models)
+    assert repr(models[:2]).splitlines()[1].split()[0] == models[0].name
+
+
+def test_models_are_listed_without_torch() -> None:
+    code = "import detrkit, sys; detrkit.list_models(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
