@@ -1,8 +1,7 @@
 """Results of a benchmark: as a table, HTML page, plot, JSON or DataFrame."""
 
-import html
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,9 @@ class BenchmarkReport:
         return "\n".join([f"BenchmarkReport: {self.title}", *lines, *self.errors()])
 
     def _repr_html_(self) -> str:
-        return _html_table(HEADINGS, self.rows()) + "".join(f"<p>{html.escape(error)}</p>" for error in self.errors())
+        from detrkit.visualization.page import render_template
+
+        return render_template("detrkit.benchmark", "table.html", report=self, headings=HEADINGS)
 
     @property
     def title(self) -> str:
@@ -140,27 +141,23 @@ class BenchmarkReport:
         Raises:
             ConfigError: the file was not written by detrkit and would be overwritten.
         """
-        from detrkit.visualization.page import html_page
+        from detrkit.visualization.page import render_template
 
         refuse_foreign_overwrite(Path(path))
         slowest = max((result.median_seconds for result in self.measured), default=0.0)
         with_stages = [result for result in self.measured if result.stage_seconds]
         names = list(with_stages[0].stage_seconds) if with_stages else []
-        stages = [(name, *(f"{1000 * result.stage_seconds[name]:.0f}" for result in with_stages)) for name in names]
-        body = [
-            f"<h1>Speed</h1><p>{html.escape(self.title)}. Medians of {plural(self.config.rounds, 'round')}; memory is "
-            "the peak of the process.</p>",
-            *(_bar(result, slowest) for result in self.measured),
-            "<h2>Results</h2>",
-            _html_table(HEADINGS, self.rows()),
-        ]
-        if stages:
-            body += [
-                "<h2>Milliseconds by stage</h2>",
-                _html_table(("", *(result.name for result in with_stages)), stages),
-            ]
-        body += [f"<p>{html.escape(error)}</p>" for error in self.errors()]
-        write_text(Path(path), html_page("Speed", body))
+        page = render_template(
+            "detrkit.benchmark",
+            "benchmark.html",
+            title="Speed",
+            report=self,
+            headings=HEADINGS,
+            bars=[_bar(result, slowest) for result in self.measured],
+            stage_headings=("", *(result.name for result in with_stages)),
+            stages=[(name, *(f"{1000 * result.stage_seconds[name]:.0f}" for result in with_stages)) for name in names],
+        )
+        write_text(Path(path), page)
 
     def save_plot(self, path: Path | str) -> None:
         """Write a plot of throughput and memory as PNG.
@@ -176,19 +173,13 @@ class BenchmarkReport:
             temporary.write_bytes(draw_throughput(bars))
 
 
-def _bar(result: BenchmarkResult, slowest: float) -> str:
-    """Return a bar with the length of a batch's duration, divided into stages if they were measured."""
+def _bar(result: BenchmarkResult, slowest: float) -> dict[str, Any]:
+    """Return a bar whose width is the duration of a batch, divided into stages if they were measured."""
     total = result.median_seconds
     stages = result.stage_seconds or {"all": total}
-    parts = "".join(
-        f'<span title="{html.escape(name)} {1000 * seconds:.0f} ms" '
-        f'style="width:{100 * total / slowest * seconds / sum(stages.values()):.1f}%"></span>'
-        for name, seconds in stages.items()
-    )
-    return f'<div class="speed">{html.escape(result.name)}: {1000 * total:.0f} ms<div>{parts}</div></div>'
-
-
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    scale = 100 * total / slowest / sum(stages.values())
+    return {
+        "name": result.name,
+        "milliseconds": f"{1000 * total:.0f}",
+        "stages": [(name, f"{1000 * seconds:.0f}", scale * seconds) for name, seconds in stages.items()],
+    }
