@@ -72,7 +72,7 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
         "grid": asdict(attention.grid),
         "threshold": explanation.threshold,
         "includedQueries": included,
-        "query_source": _queries(explanation, set(included)),
+        "queries": _queries(explanation, set(included)),
         "stages": [asdict(stage) for stage in explanation.stages],
         "objects": _objects(explanation),
         "matching": None if matching is None else _matching(matching, block, included),
