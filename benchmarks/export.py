@@ -32,8 +32,8 @@ from detrkit.data.transforms.geometry import EvalTransform, resize
 from detrkit.export.graph import export_program
 from detrkit.export.onnx import write_onnx
 from detrkit.export.openvino import write_openvino
-from detrkit.inference.engines.exported import ExportPrecision, make_metadata
 from detrkit.inference.engines.load import load_exported
+from detrkit.inference.engines.metadata import ExportPrecision, make_metadata
 from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.inference.inputs import list_inputs
 from detrkit.models.detr import DETR

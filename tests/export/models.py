@@ -7,7 +7,7 @@ from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.export.graph import export_program
-from detrkit.inference.engines.exported import ExportMetadata, ExportPrecision, make_metadata
+from detrkit.inference.engines.metadata import ExportMetadata, ExportPrecision, make_metadata
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.structures import Annotations, Batch, Sample

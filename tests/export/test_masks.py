@@ -17,8 +17,9 @@ from detrkit.cli.export import comparison_lines
 from detrkit.errors import ExportError
 from detrkit.export.onnx import write_onnx
 from detrkit.export.verify import ExportComparison, compare
-from detrkit.inference.engines.exported import CategoryEntry, ExportedEngine, ExportMetadata, make_metadata
+from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.inference.engines.load import load_exported
+from detrkit.inference.engines.metadata import CategoryEntry, ExportMetadata, make_metadata
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.models.presets import build_model

@@ -12,7 +12,8 @@ from detrkit import Detector
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, scores_to_logits
+from detrkit.inference.engines.exported import ExportedEngine, scores_to_logits
+from detrkit.inference.engines.metadata import ExportMetadata
 from tests.export.models import metadata_of, noise_batch, small_model
 
 GOOD = metadata_of(small_model(), Preprocessing(image_size=123, padding_invariant=False), "int8", postprocess=True)

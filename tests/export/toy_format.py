@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata
+from detrkit.inference.engines.exported import ExportedEngine
+from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.structures import Sample
 
 

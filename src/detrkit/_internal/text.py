@@ -1,5 +1,6 @@
 """Text for people: control characters escaped, plurals."""
 
+import json
 import re
 from typing import Any
 
@@ -34,3 +35,9 @@ class _PlainConsole(Console):
 def escape_control_characters(text: str) -> str:
     """Escape control characters other than tab and newline, which could hide or forge lines on a terminal."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error message, escaped and cut to 150 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__

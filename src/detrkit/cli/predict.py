@@ -38,6 +38,7 @@ def predict(
     output
         Folder to write to.
     """
+    from detrkit.checkpoints.sources import check_source
     from detrkit.cli.console import progress_bar
     from detrkit.cli.exit_codes import exit_with
     from detrkit.errors import DatasetError
@@ -45,6 +46,7 @@ def predict(
 
     options = options or PredictOptions()
     inputs = list_inputs(images, recursive=options.recursive, exclude=output)
+    check_source(source)
     from detrkit.inference.predict import predict_files
 
     writes_lines = not options.image_outputs.isdisjoint({"jsonl", "parquet"})

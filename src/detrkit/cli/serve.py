@@ -44,10 +44,12 @@ def serve(
         Of the model; with `auto` and `bfloat16`, detections may depend slightly on the other images of a batch.
     """
     from detrkit._internal.text import printable
+    from detrkit.checkpoints.sources import check_source
     from detrkit.cli.console import get_console
     from detrkit.cli.exit_codes import exit_with
     from detrkit.serve.serve import serve_model
 
+    check_source(source)
     console = get_console()
     loading = get_console(stderr=True).status(f"loading {printable(source)}")
 

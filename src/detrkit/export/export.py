@@ -18,7 +18,7 @@ from detrkit.errors import ConfigError, ExportError, arg
 from detrkit.export.check_images import CheckImages, open_check_images
 from detrkit.export.graph import export_program
 from detrkit.export.verify import ExportComparison, compare
-from detrkit.inference.engines.exported import ExportPrecision, make_metadata
+from detrkit.inference.engines.metadata import ExportPrecision, make_metadata
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.structures import Batch
 

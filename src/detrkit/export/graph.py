@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from detrkit._internal.text import first_line
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ExportError
-from detrkit.inference.engines.exported import min_side
-from detrkit.inference.engines.onnx import first_line
+from detrkit.inference.engines.metadata import min_side
 from detrkit.models.detr import DETR
 from detrkit.models.fuse_conv_bn import fuse_conv_bn
 from detrkit.postprocess.boxes import best_of

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from detrkit._internal.text import first_line
 from detrkit._version import __version__
 from detrkit.data.batching import normalization_stats
 from detrkit.data.transforms.geometry import max_long_side
 from detrkit.errors import ConfigError, ExportError, arg
 from detrkit.export.suppress_output import suppress_output
-from detrkit.inference.engines.exported import KEY, ExportMetadata
-from detrkit.inference.engines.onnx import first_line
+from detrkit.inference.engines.metadata import METADATA_KEY, ExportMetadata
 from detrkit.structures import Sample
 
 OPSET = 18  # the attention operator of opset 23 and later fails in ONNX Runtime
@@ -79,7 +79,7 @@ def onnx_metadata(metadata: ExportMetadata) -> dict[str, str]:
     ids = {index: one.id for index, one in enumerate(metadata.categories)}
     readable = {"names": names, "category_ids": ids, "preprocessing": preprocessing}
     return {
-        KEY: metadata.to_text(),
+        METADATA_KEY: metadata.to_text(),
         **{key: json.dumps(value, ensure_ascii=False) for key, value in readable.items()},
     }
 

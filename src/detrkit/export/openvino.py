@@ -12,12 +12,13 @@ import torch
 from torch.export import ExportedProgram
 
 from detrkit._internal.files import make_folder, write_text
+from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
 from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError, arg
 from detrkit.export.suppress_output import suppress_output
-from detrkit.inference.engines.exported import ExportMetadata, pad_to_min_side
-from detrkit.inference.engines.onnx import first_line
+from detrkit.inference.engines.exported import pad_to_min_side
+from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.inference.engines.openvino import load_openvino
 from detrkit.structures import Sample
 

@@ -7,7 +7,7 @@ import torch
 from torch.export import ExportedProgram
 
 from detrkit.checkpoints.export_formats import METADATA_FILE
-from detrkit.inference.engines.exported import ExportMetadata
+from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.structures import Sample
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
-from detrkit.inference.engines.exported import ExportPrecision, min_side
+from detrkit.inference.engines.metadata import ExportPrecision, min_side
 from detrkit.inference.engines.torch import Engine, MaskEngine
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections

@@ -1,6 +1,5 @@
 """ONNX files, run by ONNX Runtime."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrkit._internal.text import first_line
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import KEY, ExportedEngine, ExportMetadata
+from detrkit.inference.engines.exported import ExportedEngine
+from detrkit.inference.engines.metadata import METADATA_KEY, ExportMetadata
 
 
 class OnnxSession:
@@ -47,14 +48,8 @@ def read_onnx(path: Path) -> ExportedEngine:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         raise CheckpointError(f"{path}: not readable as ONNX ({first_line(error)}); export it again") from None
-    metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
     names = tuple(one.name for one in session.get_inputs())
     if names != metadata.input_names:
         raise CheckpointError(f"{path}: found inputs {names}, expected {metadata.input_names}; export it again")
     return ExportedEngine(OnnxSession(session, path), metadata, path)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error message, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__

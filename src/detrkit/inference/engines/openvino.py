@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata, ExportPrecision
-from detrkit.inference.engines.onnx import first_line
+from detrkit.inference.engines.exported import ExportedEngine
+from detrkit.inference.engines.metadata import ExportMetadata, ExportPrecision
 
 WEIGHTS_FILE = "model.bin"
 _MAX_SIZES = 2  # sizes with their own network, each of which holds another copy of the weights

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE
 from detrkit.errors import CheckpointError
-from detrkit.inference.engines.exported import ExportedEngine, ExportMetadata
-from detrkit.inference.engines.onnx import first_line
+from detrkit.inference.engines.exported import ExportedEngine
+from detrkit.inference.engines.metadata import ExportMetadata
 
 _GRAPH = "models/model.json"
 _WEIGHT_LISTS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
