@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from detrkit.checkpoints.conversion.official import load_official_state_dict, state_dict_as_official
     from detrkit.checkpoints.zoo import list_models
     from detrkit.config.model import ModelConfig
+    from detrkit.data.checks.examine import DatasetReport, examine
     from detrkit.data.dataset import DatasetSplits
     from detrkit.data.splits import load_dataset
     from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
@@ -36,6 +37,8 @@ _HOME_OF = {
     "list_models": "detrkit.checkpoints.zoo",
     "load_official_state_dict": "detrkit.checkpoints.conversion.official",
     "state_dict_as_official": "detrkit.checkpoints.conversion.official",
+    "DatasetReport": "detrkit.data.checks.examine",
+    "examine": "detrkit.data.checks.examine",
     "DatasetSplits": "detrkit.data.dataset",
     "load_dataset": "detrkit.data.splits",
     "CheckpointError": "detrkit.errors",

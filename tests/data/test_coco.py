@@ -78,7 +78,7 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 MALFORMED = {
     r"expected a COCO instances file": [],
     r"found no list 'annotations'": changed(lambda d: d.pop("annotations")),
-    r"category id 90 stands twice": changed(lambda d: d["categories"].append({"id": 90, "name": "again"})),
+    r"category id 90 occurs twice": changed(lambda d: d["categories"].append({"id": 90, "name": "again"})),
     r"annotations\[0\] \(id 1\): category_id 5 is not in 'categories'": changed(
         lambda d: d["annotations"][0].update(category_id=5)
     ),
@@ -90,7 +90,7 @@ MALFORMED = {
     r"image ids have annotations and no entry in 'images', first 8": changed(
         lambda d: d["annotations"][0].update(image_id=8)
     ),
-    r"image id 7 stands twice": changed(lambda d: d["images"][1].update(id=7)),
+    r"image id 7 occurs twice": changed(lambda d: d["images"][1].update(id=7)),
     r"leads out of": changed(lambda d: d["images"][0].update(file_name="../../etc/passwd")),
     r"images\[0\]\.height: found '20', expected an integer": changed(lambda d: d["images"][0].update(height="20")),
     r"found no images": changed(lambda d: (d["images"].clear(), d["annotations"].clear())),
@@ -111,7 +111,7 @@ def test_wrong_layouts_are_told(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"found no file annotations/instances_train"):
         read_coco_split(tmp_path, "train")
     write(tmp_path, DOCUMENT)
-    with pytest.raises(DatasetError, match="found no such folder, expected the photos"):
+    with pytest.raises(DatasetError, match="no such folder, expected the images"):
         read_coco_file(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "elsewhere")
     (tmp_path / "annotations" / "instances_train2017.json").write_text("{")
     with pytest.raises(DatasetError, match="not readable as JSON"):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from detrkit._internal.files import write_json_rows
-from detrkit.data.formats.folder import detect_format, images_next_to
+from detrkit.data.formats.coco import find_image_root
+from detrkit.data.formats.registry import detect_format
 from detrkit.data.splits import load_dataset, load_split, require_train
 from detrkit.errors import DatasetError
 from tests.datasets import write_coco
@@ -62,7 +63,7 @@ def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path
     (folder / "package.json").write_text('{"name": "shapes"}')
     assert len(load_dataset(folder).train.records) == 3
     shutil.copy(folder / "labels.json", folder / "more.json")
-    with pytest.raises(DatasetError, match="found no file annotations/instances_train"):
+    with pytest.raises(DatasetError, match="found no annotations, expected coco"):
         load_dataset(folder)  # which of the two?
 
 
@@ -86,7 +87,7 @@ def test_a_faulty_first_name_does_not_hide_where_the_photos_are(coco: Path, tmp_
     document = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
     document["images"][0]["file_name"] = first
     (folder / "labels.json").write_text(json.dumps(document))
-    assert images_next_to(folder / "labels.json") == folder
+    assert find_image_root(folder / "labels.json") == folder
 
 
 def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp_path: Path) -> None:
@@ -114,11 +115,11 @@ def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp
 
 def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DatasetError, match=r"expected one of COCO: .*YOLO: data\.yaml; Pascal VOC"):
+    with pytest.raises(DatasetError, match=r"expected coco: .*yolo: data\.yaml"):
         detect_format(tmp_path)
     with pytest.raises(DatasetError, match="found a file"):
         detect_format(tmp_path / "notes.txt")
-    with pytest.raises(DatasetError, match="found nothing"):
+    with pytest.raises(DatasetError, match="no such file or folder"):
         load_dataset(tmp_path / "nowhere")
 
 

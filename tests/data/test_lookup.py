@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from detrkit.data.convert import write_dataset
 from detrkit.data.formats.lookup import find_record
-from detrkit.data.formats.write import write_dataset
 from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from tests.datasets import write_coco
@@ -37,7 +37,7 @@ def test_a_copy_of_a_photo_is_known_by_its_name_if_that_is_its_own(folder: Path,
     shutil.copy(folder / "train2017" / "4.png", photo)
     assert find_record(photo, folder).records[0].path == photo
     shutil.copy(folder / "train2017" / "2.png", tmp_path / "2.png")
-    with pytest.raises(DatasetError, match=r"2 photos are named 2\.png"):
+    with pytest.raises(DatasetError, match=r"2 images are named 2\.png"):
         find_record(tmp_path / "2.png", folder)
 
 
@@ -60,9 +60,9 @@ def test_other_forms(format: str, folder: Path, tmp_path: Path) -> None:
 def test_what_is_not_described_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.png"
     shutil.copy(folder / "val2017" / "2.png", stranger)
-    with pytest.raises(DatasetError, match=r"says nothing of a photo named stranger\.png"):
+    with pytest.raises(DatasetError, match=r"found no image named stranger\.png"):
         find_record(stranger, folder)
-    with pytest.raises(DatasetError, match=r"nowhere\.png: found nothing"):
+    with pytest.raises(DatasetError, match=r"nowhere\.png: no such file"):
         find_record(tmp_path / "nowhere.png", folder)
     (tmp_path / "broken.json").write_text("[")
     with pytest.raises(DatasetError, match="not readable as JSON"):

@@ -117,7 +117,7 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
             assert "\n" not in str(error)
             refused[name] = str(error)
             continue
-        named = {finding.what for finding in segment_findings(compare_segments(train.records, workers=1))}
+        named = {finding.title for finding in segment_findings(compare_segments(train.records, workers=0))}
         assert sample.annotations.masks is not None
         assert len(sample.annotations.labels) == len(sample.annotations.masks)
         if faults or named:
@@ -125,19 +125,19 @@ def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
         else:
             whole.append(name)
     assert whole == ["no_bbox_no_area.json", "ok.json", "png_rgba.json"]
-    unnamed, empty = "PNGs with ids that segments_info does not name", "segments that no pixel of the PNG has"
+    unnamed, empty = "PNGs with ids that segments_info does not contain", "segments without pixels in the PNG"
     assert without == {
         "all_void.json": (0, [empty]),
-        "duplicate_segment_id.json": (5, ["segment id 8941399 stands twice; keep one of them"]),
+        "duplicate_segment_id.json": (5, ["segment id 8941399 occurs twice; keep one of them"]),
         "no_segments.json": (0, [unnamed]),
         "segment_not_in_json.json": (4, [unnamed]),
         "segment_not_in_png.json": (5, [empty]),
         "unknown_category.json": (4, [unnamed]),
     }
-    with pytest.raises(DatasetError, match=r"found no PNG .*png_missing\.png"):
+    with pytest.raises(DatasetError, match=r"no such PNG .*png_missing\.png"):
         load_dataset(nasty / "panoptic" / "png_missing.json")
     assert {name: message.split(": ", 1)[1][:30] for name, message in refused.items()} == {
-        "png_gray.json": "is a grey PNG of 8 bits a chan",
-        "png_missing.json": "found no photo with a PNG of s",
-        "png_other_size.json": "has 213 x 320 pixels, its phot",
+        "png_gray.json": "is a gray PNG of 8 bits a chan",
+        "png_missing.json": "found no image with a PNG of s",
+        "png_other_size.json": "has 213 x 320 pixels, its imag",
     }

@@ -13,9 +13,9 @@ from PIL import Image
 from detrkit.data.categories import Categories
 from detrkit.data.checks.examine import examine
 from detrkit.data.checks.fix import fix_dataset
+from detrkit.data.convert import write_dataset
 from detrkit.data.dataset import DetectionDataset, usable_annotations
 from detrkit.data.formats.lookup import find_record
-from detrkit.data.formats.write import write_dataset
 from detrkit.data.splits import load_dataset
 from detrkit.data.transforms.geometry import TrainTransform
 from detrkit.errors import DatasetError
@@ -111,7 +111,7 @@ def test_training_on_boxes_opens_no_png(folder: Path) -> None:
         file.write_bytes(b"not looked at")
     train = load_dataset(folder).train
     assert DetectionDataset(train)[0].annotations.masks is None
-    with pytest.raises(DatasetError, match=r"1\.png: is no PNG"):
+    with pytest.raises(DatasetError, match=r"1\.png: is not a PNG"):
         DetectionDataset(train, masks=True)[0]
 
 
@@ -129,7 +129,7 @@ def test_masks_decide_where_boxes_are_wrong(folder: Path) -> None:
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    r"segment id 300 stands twice": lambda d: segments(d).append(segments(d)[1]),
+    r"segment id 300 occurs twice": lambda d: segments(d).append(segments(d)[1]),
     r"category_id 5 is not in 'categories'": lambda d: segments(d)[0].update(category_id=5),
     r"segments_info\[0\]\.id: found 0, expected 1 to 16777215": lambda d: segments(d)[0].update(id=0),
     r"segments_info\[0\]\.id: found 16777216": lambda d: segments(d)[0].update(id=2**24),
@@ -137,7 +137,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
     r"segments_info\[0\]: found 3, expected an object": lambda d: segments(d).insert(0, 3),
     r"expected 'image_id', 'file_name' and 'segments_info'": lambda d: d["annotations"][0].pop("segments_info"),
     r"file_name '\.\./\.\./x\.png' leads out of": lambda d: d["annotations"][0].update(file_name="../../x.png"),
-    r"found no PNG": lambda d: d["annotations"][0].update(file_name="other.png"),
+    r"no such PNG": lambda d: d["annotations"][0].update(file_name="other.png"),
     r"image id 1 is annotated twice": lambda d: d["annotations"].append(d["annotations"][0]),
     r"image id 2 has no PNG of segments": lambda d: d["annotations"].pop(),
     r"image ids have annotations and no entry in 'images', first 9": lambda d: d["annotations"].append(
@@ -181,13 +181,13 @@ def write_png(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("L", "is a grey PNG of 8 bits a channel; expected an RGB PNG of 8 bits"),
+        ("L", "is a gray PNG of 8 bits a channel; expected an RGB PNG of 8 bits"),
         ("P", "is a palette PNG"),
-        ("I;16", "grey PNG of 16 bits a channel"),
-        ("16", "colour PNG of 16 bits a channel"),
-        ("jpeg", "is no PNG"),
+        ("I;16", "gray PNG of 16 bits a channel"),
+        ("16", "color PNG of 16 bits a channel"),
+        ("jpeg", "is not a PNG"),
         ("cut off", "cannot be read as a PNG"),
-        ("small", "has 15 x 10 pixels, its photo 30 x 20"),
+        ("small", "has 15 x 10 pixels, its image 30 x 20"),
     ],
 )
 def test_pngs_that_hold_no_ids_are_refused_when_masks_are_made(folder: Path, kind: str, message: str) -> None:
@@ -196,9 +196,9 @@ def test_pngs_that_hold_no_ids_are_refused_when_masks_are_made(folder: Path, kin
     with pytest.raises(DatasetError, match=message) as caught:
         photos[0]
     assert "\n" not in str(caught.value)
-    unreadable = [one for one in examine(folder, workers=1).findings if "PNGs of segments" in one.what]
+    unreadable = [one for one in examine(folder, workers=0, cache=False).findings if "PNGs of segments" in one.title]
     assert [one.severity for one in unreadable] == ["error"]
-    assert message in str(unreadable[0].places[0])
+    assert message in str(unreadable[0].locations[0])
 
 
 def test_alpha_is_passed_over(folder: Path) -> None:
@@ -207,7 +207,7 @@ def test_alpha_is_passed_over(folder: Path) -> None:
 
 
 def test_the_doctor_names_what_json_and_png_do_not_share(folder: Path) -> None:
-    assert examine(folder, workers=1).is_fit
+    assert examine(folder, workers=0, cache=False).num_errors == 0
     change(
         folder,
         lambda d: [
@@ -216,24 +216,23 @@ def test_the_doctor_names_what_json_and_png_do_not_share(folder: Path) -> None:
             segments(d)[0].update(bbox=[0, 0, 5, 5]),
         ],
     )
-    found = {one.what: [str(place) for place in one.places] for one in examine(folder, workers=1).findings}
-    assert found["PNGs with ids that segments_info does not name"] == [f"{folder / PNG}: id 70000"]
-    assert found["segments that no pixel of the PNG has"] == [f"{folder / PNG}: id 12"]
-    assert found["segments whose box is not that of their pixels"] == [f"{folder / PNG}: id 300"]
+    found = {
+        one.title: [str(each) for each in one.locations] for one in examine(folder, workers=0, cache=False).findings
+    }
+    assert found["PNGs with ids that segments_info does not contain"] == [f"{folder / PNG}: id 70000"]
+    assert found["segments without pixels in the PNG"] == [f"{folder / PNG}: id 12"]
+    assert found["segments whose box does not match their pixels"] == [f"{folder / PNG}: id 300"]
     # the segment without a pixel is left out of what masks are learned from, and unnamed pixels belong to nothing
     assert DetectionDataset(load_dataset(folder).train, masks=True)[0].annotations.labels.tolist() == [2, 1]
 
 
 def test_segments_survive_being_selected_mended_and_written(folder: Path, tmp_path: Path) -> None:
     write_png(folder / PNG, "L")
-    diagnosis = examine(folder, workers=1)
-    mended, counts = fix_dataset(diagnosis.folder, diagnosis.unusable)
-    assert counts.photos == 1
-    write_dataset(mended.splits, tmp_path / "mended", "panoptic")
-    again = load_dataset(tmp_path / "mended")
+    report = examine(folder, workers=0, cache=False)
+    again = fix_dataset(report, tmp_path / "fixed").dataset
     assert [len(split.records) for split in (again.train, again.val)] == [1, 2]
-    assert again.train.categories == mended.train.categories
-    expected = DetectionDataset(mended.train, masks=True)[0].annotations
+    assert again.categories == report.dataset.categories
+    expected = DetectionDataset(report.dataset.train, masks=True)[1].annotations
     actual = DetectionDataset(again.train, masks=True)[0].annotations
     assert torch.equal(actual.labels, expected.labels)
     assert actual.masks is not None
@@ -244,7 +243,7 @@ def test_segments_survive_being_selected_mended_and_written(folder: Path, tmp_pa
 
 def test_panoptic_data_are_not_made_of_boxes(tmp_path: Path) -> None:
     splits = load_dataset(write_coco(tmp_path / "boxes")).splits
-    with pytest.raises(DatasetError, match="holds no segments, which panoptic data are made of"):
+    with pytest.raises(DatasetError, match="the annotations have no panoptic segments"):
         write_dataset(splits, tmp_path / "out", "panoptic")
 
 

@@ -91,12 +91,12 @@ MALFORMED: dict[str, Any] = {
     "found malformed polygons": [[1, 2, 3, 4, 5]],
     r"segmentation: found malformed polygons, expected": [["1", 2, 3, 4, 5, 6]],
     r"annotations\[0\] \(id 0\)\.segmentation: found malformed": [[1e300, 0, 3, 4, 5, 6]],
-    "found malformed run lengths": {"size": [6], "counts": COUNTS},
-    "malformed run lengths, expected polygons": {"size": [6, 8], "counts": [6, -2, 44]},
-    r"malformed run lengths, expected polygons \[\[x": {"size": [6, 8], "counts": 7},
-    "an object cannot be read .run lengths of 6 x 8 pixels, the photo has 8 x 6": {"size": [8, 6], "counts": COUNTS},
-    "do not add up to the photo's pixels": {"size": [6, 8], "counts": [6, 2]},
-    "the outline of an object cannot be read .invalid RLE": {"size": [6, 8], "counts": "~~~~~~"},
+    "found malformed RLE": {"size": [6], "counts": COUNTS},
+    "malformed RLE, expected polygons": {"size": [6, 8], "counts": [6, -2, 44]},
+    r"malformed RLE, expected polygons \[\[x": {"size": [6, 8], "counts": 7},
+    "an object cannot be read .RLE of 6 x 8 pixels, the image has 8 x 6": {"size": [8, 6], "counts": COUNTS},
+    "does not add up to the image's pixels": {"size": [6, 8], "counts": [6, 2]},
+    "the segmentation of an object cannot be read .invalid RLE": {"size": [6, 8], "counts": "~~~~~~"},
 }
 
 
@@ -145,7 +145,7 @@ def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
         open_data(panoptic)
     (tmp_path / "yolo" / "train" / "images").mkdir(parents=True)
     (tmp_path / "yolo" / "data.yaml").write_text("train: train/images\nnames: [a]\n")
-    with pytest.raises((DatasetError, ConfigError), match="reads no masks from YOLO data"):
+    with pytest.raises((DatasetError, ConfigError), match="reads no masks from yolo data"):
         open_data(panoptic.model_copy(update={"data": str(tmp_path / "yolo")}))
 
 

@@ -88,8 +88,8 @@ def test_what_is_no_count_is_not_told_as_one(tmp_path: Path) -> None:
     without_objects(folder, "val")
     notes = open_data(config(folder)).notes
     assert [note for note in notes if "validation" in note] == [
-        "warning: no object in the validation split: nothing can be judged, and the last checkpoint counts as the best; "
-        "annotate some"
+        "warning: no object in the validation split: metrics cannot be computed, and the last checkpoint is taken as the "
+        "best; annotate some"
     ]
 
 

@@ -112,7 +112,7 @@ def test_faulty_files_are_refused_by_name(folder: Path, text: str, says: str) ->
 
 def test_a_missing_photo_is_named(folder: Path) -> None:
     (folder / "JPEGImages" / "c.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"c\.xml: found no photo 'c\.jpg'"):
+    with pytest.raises(DatasetError, match=r"c\.xml: no such image 'c\.jpg'"):
         load_dataset(folder)
 
 
@@ -152,5 +152,5 @@ def test_a_list_in_another_encoding_is_named(folder: Path) -> None:
 def test_a_name_longer_than_any_file_s_is_a_missing_photo(folder: Path) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), f"<filename>{'a' * 300}.jpg</filename>"))
     (folder / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"a\.xml: found no photo 'aaa"):
+    with pytest.raises(DatasetError, match=r"a\.xml: no such image 'aaa"):
         load_dataset(folder)

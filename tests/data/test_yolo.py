@@ -87,7 +87,7 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
         ("train: train/images\nnc: 2", "names: found None"),
         ("train: train/images\nnames: [a, [b]]", r"names: found \['b'\] for class 1"),
         ("train: train/images\nnc: 5\nnames: [a, b]", "nc is 5, but names has 2"),
-        ("train: nowhere\nnames: [a, b]", "found no folder 'nowhere'"),
+        ("train: nowhere\nnames: [a, b]", "no such folder 'nowhere'"),
         ("train: 5\nnames: [a, b]", "found 5"),
         ("names: !!python/object/apply:os.getcwd []", "not readable as YAML"),
         ("train:\ttrain\n\tval: x", "not readable as YAML"),
@@ -158,11 +158,11 @@ def test_a_list_of_photos_may_not_lead_out_of_the_folder(
     Image.new("RGB", (9, 9)).save(outside)
     (folder / "list.txt").write_text(f"{outside}\n")
     (folder / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
-    with pytest.raises(DatasetError, match="found no photo"):
+    with pytest.raises(DatasetError, match="no such image"):
         load_dataset(folder)
     (folder / "train" / "images" / "link.jpg").symlink_to(outside)
     (folder / "list.txt").write_text("train/images/link.jpg\n")
-    with pytest.raises(DatasetError, match="found no photo"):
+    with pytest.raises(DatasetError, match="no such image"):
         load_dataset(folder)
 
 

@@ -1,7 +1,16 @@
 """`detrkit convert-data`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
+
+from detrkit._internal.files import refuse_overwrite
+from detrkit.cli.console import get_console, progress_bar
+from detrkit.data.formats.registry import FormatName, check_dataset_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from detrkit.data.dataset import DatasetSplits
 
 
 def convert_data(
@@ -9,27 +18,44 @@ def convert_data(
     output: Path,
     /,
     *,
-    to: Literal["coco", "panoptic", "yolo", "voc"],
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
+    to: FormatName,
+    format: FormatName | None = None,
 ) -> None:
-    """Rewrite a dataset in another form, photos copied.
+    """Convert a dataset to another format; images are copied.
 
-    Category ids, names and boxes are kept; crowds are lost in YOLO, which cannot express them, and are difficult objects
-    in VOC. Panoptic data are made of panoptic data only; in other forms their segments become boxes.
+    Category ids, names and boxes are kept. Crowds are dropped in YOLO, and become difficult objects in Pascal VOC. Panoptic
+    annotations can only be written from panoptic ones; in other formats their segments become boxes.
 
     Example: `detrkit convert-data blood-cells blood-cells-coco --to coco`
 
     Parameters
     ----------
     source
-        Dataset folder: COCO, COCO panoptic, YOLO or Pascal VOC.
+        Dataset folder: COCO, COCO panoptic, YOLO, Pascal VOC or shards.
     output
         Folder to create.
     to
-        The other form.
+        Format of the new annotations.
     format
-        How the source is written down; looked at when not given.
+        Format of the source; detected from the folder if omitted.
     """
+    check_dataset_path(source)
+    refuse_overwrite(output)
+
     from detrkit.data.convert import convert_dataset
 
-    convert_dataset(source, output, to, format)
+    console = get_console()
+    with progress_bar("copying images") as progress:
+        result = convert_dataset(source, output, to, source_format=format, progress=progress)
+    for note in result.notes:
+        console.print(note, soft_wrap=True)
+    print_written(output, result.dataset, console)
+
+
+def print_written(output: Path, dataset: "DatasetSplits", console: "Console") -> None:
+    """Print the folder, format and size of a dataset that was written."""
+    from detrkit._internal.text import plural
+
+    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    classes = plural(len(dataset.categories), "class", "classes")
+    console.print(f"{output}: {dataset.format}, {classes}, images: {counts}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """`detrkit describe MODEL` and `detrkit describe data FOLDER`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
@@ -10,6 +10,7 @@ from detrkit.cli.console import build_table, get_console
 from detrkit.cli.image_size import parse_size
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import run_config
+from detrkit.data.formats.registry import FormatName
 from detrkit.errors import ConfigError, arg
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def data(
     data: str,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
+    format: FormatName | None = None,
     model: str | None = None,
     count: int = 12,
     epoch: int = 1,
@@ -89,9 +90,9 @@ def data(
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("samples.png"),
     settings: Annotated[RunSettings | None, Parameter(name="*")] = None,
 ) -> None:
-    """Show photos as training sees them: after augmentation, with their boxes; and the table of classes.
+    """Show augmented training samples with their boxes, and the number of objects per class.
 
-    Takes the settings of `detrkit train`, so that what they do to photos can be looked at first.
+    Takes the settings of `detrkit train`, to see their effect on the images before training.
 
     Example: `detrkit describe data photos --mosaic 0.5 --photometric 1`
 
@@ -100,21 +101,32 @@ def data(
     data
         Dataset folder.
     format
-        How the dataset is written down; looked at when not given.
+        Annotation format; detected from the folder if omitted.
     model
-        Preset to be trained; detrkit-s, detrkit-m and detr-tiny have defaults of their own.
+        Preset to be trained; its defaults apply.
     count
         Samples to show.
     epoch
-        Whose randomness to show, from 1; the last ones are without mosaic and the like.
+        Epoch whose augmentation is shown, from 1; the last epochs have no strong augmentation.
     config
         YAML file of `detrkit train`; the command line wins over it.
     output
         Picture to write, as PNG.
     """
+    from detrkit._internal.text import plural
     from detrkit.benchmark.describe_data import describe_data
+    from detrkit.cli.doctor import class_table
 
     given = {"data": data, "format": format, "model": model}
     given = {name: value for name, value in given.items() if value is not None}
     resolved = run_config({**given, **given_settings(settings)}, config)
-    describe_data(resolved, count=count, epoch=epoch, output=output)
+    result = describe_data(resolved, count=count, epoch=epoch, output=output)
+    console = get_console()
+    console.print(class_table(result.classes, result.splits))
+    for error in result.errors:
+        console.print(f"left out: {error}", soft_wrap=True)
+    console.print(
+        f"{plural(result.num_samples, 'sample')} of epoch {epoch}: sides of {result.min_side} to {result.max_side} px, "
+        f"{plural(result.num_objects, 'object')}; {result.padding:.0%} padding in a batch of the first {result.batch_size}"
+    )
+    console.print(f"picture: {output}", soft_wrap=True)

@@ -1,29 +1,47 @@
 """`detrkit doctor`."""
 
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+from detrkit._internal.files import refuse_overwrite
+from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.cli.console import get_console, progress_bar
+from detrkit.data.formats.registry import FormatName, check_dataset_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from detrkit.data.checks.annotations import ClassCount
+    from detrkit.data.checks.examine import DatasetReport
+    from detrkit.data.records import SplitName
+
+_MAX_LOCATIONS = 3  # of a finding; --json and --html have all
+_MAX_CLASSES = 30
+_COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def doctor(
     data: Path,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
+    format: FormatName | None = None,
     model: str = "detrkit-s",
     image_size: int | None = None,
     workers: int = 2,
     json: Annotated[Path | None, Parameter(name="--json")] = None,
     html: Path | None = None,
     fix: Path | None = None,
-    fresh: Annotated[bool, Parameter(negative="")] = False,
+    cache: bool = True,
 ) -> None:
-    """Find what is wrong with a dataset, before anything is learned from it.
+    """Check a dataset for errors before training on it.
 
-    Reads every file and decodes every photo; prints the findings, worst first, the table of classes, and what training
-    would do. Exit code 1 when training would go wrong.
+    Reads all annotations and decodes all images. Prints the findings, most severe first, and the number of objects per
+    class. Exit code 1 if training would fail or go wrong.
 
     Example: `detrkit doctor photos --json findings.json`
 
@@ -32,36 +50,122 @@ def doctor(
     data
         Dataset folder: COCO, COCO panoptic, YOLO, Pascal VOC or shards.
     format
-        How the dataset is written down; looked at when not given.
+        Annotation format; detected from the folder if omitted.
     model
-        Preset that is to be trained: its queries and its stride are compared with the objects.
+        Preset to be trained: its number of queries and its stride are compared with the objects.
     image_size
-        Shorter side to which photos will be resized, pixels; the model's usual one when not given.
+        Shorter side that images will be resized to, pixels; the default of the model if omitted.
     workers
-        Processes that decode photos.
+        Processes that decode images; 0 decodes in the main process.
     json
-        File for all findings.
+        JSON file to write with all findings.
     html
-        File for a page with all findings and pictures of the worst.
-    fresh
-        Decode every photo again. Otherwise photos that were decoded before, and have not changed since, are not; so a large
-        set can be examined in several goes.
+        HTML page to write with all findings and pictures of the first ones.
     fix
-        Folder for a copy without the faults: what cannot be used is left out, boxes are cut at the edge. The original is
-        never touched.
+        Folder to create with a copy without the errors: unusable images and objects are left out, boxes are clipped. The
+        original is never changed.
+    cache
+        Skip images that were decoded before and have not changed since, so that a large dataset can be checked in several
+        runs.
     """
-    from detrkit.visualization.dataset_page import diagnose
+    check_dataset_path(data)
+    if json is not None:
+        refuse_foreign_overwrite(json, "json")
+    if html is not None:
+        refuse_foreign_overwrite(html, "html")
+    if fix is not None:
+        refuse_overwrite(fix)
 
-    diagnosis = diagnose(
-        data,
-        format,
-        model,
-        image_size=image_size,
-        workers=workers,
-        json_file=json,
-        html_file=html,
-        fix=fix,
-        fresh=fresh,
-    )
-    if not diagnosis.is_fit:
+    from detrkit._internal.files import write_text
+    from detrkit.config.run import RunConfig
+    from detrkit.data.checks.examine import examine
+    from detrkit.models.presets import preset_config
+    from detrkit.training.planner import plan_model
+
+    config = preset_config(model)
+    if image_size is None:
+        image_size = plan_model(RunConfig(data=str(data), model=model)).training.image_size
+    with progress_bar("decoding images") as progress:
+        report = examine(
+            data,
+            format,
+            num_queries=config.num_queries,
+            image_size=image_size,
+            stride=config.stride,
+            workers=workers,
+            cache=cache,
+            progress=progress,
+        )
+    console = get_console()
+    _print_report(report, console)
+    if json is not None:
+        write_text(json, report.to_json())
+    if html is not None:
+        from detrkit.visualization.dataset_page import write_dataset_page
+
+        write_dataset_page(html, report)
+        console.print(f"page: {html}", soft_wrap=True)
+    if fix is not None:
+        _fix(report, fix, console)
+    if report.num_errors:
         sys.exit(1)
+
+
+def _print_report(report: "DatasetReport", console: "Console") -> None:
+    from rich.text import Text
+
+    from detrkit._internal.text import printable
+
+    counts = ", ".join(f"{count} {name}" for name, count in report.num_images.items())
+    console.print(f"{report.format} dataset, images: {counts}")
+    for note in report.notes:
+        console.print(note)
+    for finding in report.findings:
+        count = f" ({len(finding.locations)})" if finding.locations else ""
+        heading = Text.assemble("\n", (f"{finding.severity}: ", _COLORS[finding.severity]))
+        console.print(heading + printable(f"{finding.title}{count}: {finding.advice}"))
+        for location in finding.locations[:_MAX_LOCATIONS]:
+            text = location.text.replace(f"{report.source.resolve()}/", "").removeprefix(f"{report.source}/")
+            console.print("  " + printable(text), soft_wrap=True)
+        if len(finding.locations) > _MAX_LOCATIONS:
+            console.print(f"  ... and {len(finding.locations) - _MAX_LOCATIONS} more")
+    console.print()
+    console.print(class_table(report.classes, report.num_images))
+    console.print(report.summary)
+
+
+def class_table(classes: "Iterable[ClassCount]", splits: "Collection[SplitName]") -> "Table":
+    """Build a table of the number of objects of each class in each split."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from detrkit._internal.text import printable
+
+    classes = list(classes)
+    table = Table()
+    table.add_column("class", overflow="fold")
+    for heading in ("id", *splits):
+        table.add_column(heading, justify="right")
+    for one in classes[:_MAX_CLASSES]:
+        table.add_row(Text(printable(one.name)), str(one.category_id), *(str(count) for count in one.objects.values()))
+    if len(classes) > _MAX_CLASSES:
+        table.add_row(f"... {len(classes) - _MAX_CLASSES} more", *[""] * (1 + len(splits)))
+    return table
+
+
+def _fix(report: "DatasetReport", output: Path, console: "Console") -> None:
+    from detrkit._internal.text import plural
+    from detrkit.cli.convert_data import print_written
+    from detrkit.data.checks.fix import fix_dataset
+
+    with progress_bar("copying images") as progress:
+        result = fix_dataset(report, output, progress=progress)
+    print_written(output, result.dataset, console)
+    if report.format == "coco":
+        console.print("segmentations of objects are not in the copy")
+    console.print(
+        f"left out: {plural(result.num_images_dropped, 'image')}, "
+        f"{plural(result.num_empty_boxes_dropped, 'box', 'boxes')} without area, "
+        f"{plural(result.num_duplicates_dropped, 'duplicate object')} and malformed entries; clipped: "
+        f"{plural(result.num_boxes_clipped, 'box', 'boxes')}",
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from detrkit._internal.text import plural
+from detrkit.data.formats.registry import FormatName
 from detrkit.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def evaluate(
     /,
     *,
     split: Literal["val", "train", "test"] = "val",
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
+    format: FormatName | None = None,
     by_layer: Annotated[bool, Parameter(negative="")] = False,
     query_map: Annotated[bool, Parameter(negative="")] = False,
     instance_capacity: Annotated[bool, Parameter(negative="")] = False,

@@ -1,9 +1,9 @@
 """`detrkit shard`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from detrkit.cli.console import get_console, progress_bar
+from detrkit.data.formats.registry import FormatName, check_dataset_path
 
 
 def shard(
@@ -11,14 +11,14 @@ def shard(
     output: Path,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
-    photos: Annotated[int, Parameter(help="Photos of one shard.")] = 1000,
-    seed: Annotated[int, Parameter(help="Of their order, and of the photos set aside where no split exists.")] = 42,
+    format: FormatName | None = None,
+    images_per_shard: int = 1000,
+    seed: int = 42,
 ) -> None:
-    """Pack a dataset into tar files with an index, for sets too large for a folder of single files.
+    """Pack a dataset into tar shards with an index, for datasets too large for single files.
 
-    The folder is a dataset like any other: `detrkit train OUTPUT`. Each process then goes through shards of its own, one
-    after the other, which network disks like. The photos' files are packed as they are. Stopped, the same command goes on.
+    The folder is a dataset like any other: `detrkit train OUTPUT`. Each process reads its own shards one after the other,
+    which suits network disks. Image files are packed as they are. If interrupted, the same command resumes.
 
     Example: `detrkit shard coco coco-shards`
 
@@ -29,8 +29,27 @@ def shard(
     output
         Folder to create.
     format
-        How the dataset is written down; looked at when not given.
+        Annotation format; detected from the folder if omitted.
+    images_per_shard
+        Images in a shard.
+    seed
+        Seed of the order of the images, and of the validation images if there is no validation split.
     """
-    from detrkit.data.shard import shard_dataset
+    check_dataset_path(data)
 
-    shard_dataset(data, output, format, images_per_shard=photos, seed=seed)
+    from detrkit._internal.text import plural
+    from detrkit.data.convert import shard_dataset
+
+    console = get_console()
+    with progress_bar("packing images") as progress:
+        result = shard_dataset(
+            data, output, format=format, images_per_shard=images_per_shard, seed=seed, progress=progress
+        )
+    for note in result.notes:
+        console.print(note)
+    counts = ", ".join(f"{count} {name}" for name, count in result.num_images.items())
+    existing = f"; existing: {plural(result.num_existing_shards, 'shard')}" if result.num_existing_shards else ""
+    console.print(
+        f"{output}: shards of {plural(images_per_shard, 'image')}, {counts}{existing}",
+        soft_wrap=True,
+    )

@@ -9,6 +9,7 @@ from detrkit.cli.exit_codes import exit_with
 from detrkit.cli.flags import flag
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import run_config
+from detrkit.data.formats.registry import FormatName
 from detrkit.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def train(
     data: str | None = None,
     /,
     *,
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = None,
+    format: FormatName | None = None,
     model: str | None = None,
     recipe: Literal["auto", "reference"] | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,

@@ -32,9 +32,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(description="dataset folder")
-    format: Literal["coco", "panoptic", "yolo", "voc", "shards"] | None = Field(
-        default=None, description="annotation format; detected from the folder if omitted"
-    )
+    format: str | None = Field(default=None, description="annotation format; detected from the folder if omitted")
     recipe: Literal["auto", "reference"] = Field(
         default="auto", description="unset settings are chosen for the data ('auto'), or as in the paper ('reference')"
     )

@@ -1,51 +1,156 @@
-"""A dataset rewritten: in another form, or without its faults."""
+"""Datasets rewritten in another format, or packed into shards."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from detrkit._internal.files import refuse_overwrite
-from detrkit._internal.text import plain_console, plural
-from detrkit.data.dataset import DatasetSplits
-from detrkit.data.formats.folder import Format
-from detrkit.data.formats.write import write_dataset
-from detrkit.data.splits import load_dataset
-from detrkit.errors import DatasetError
+from detrkit._internal.text import plural
+from detrkit.data.dataset import DatasetSplits, Split
+from detrkit.data.formats.registry import load_format
+from detrkit.data.formats.shards import DEFAULT_IMAGES_PER_SHARD, check_shard_folder, write_shards
+from detrkit.data.records import SplitName
+from detrkit.data.splits import Data, as_splits, load_dataset, require_train
+from detrkit.errors import ConfigError, DatasetError, arg
+
+Progress = Callable[[int, int], None]
 
 
-def convert_dataset(source: Path, output: Path, format: Format, source_format: Format | None = None) -> DatasetSplits:
-    """Read a dataset and write it in another form.
+@dataclass(frozen=True)
+class ConvertResult:
+    """A converted dataset.
+
+    Attributes:
+        output: its folder.
+        dataset: its splits, as read back from the folder.
+        num_dropped_crowds: crowds that the format cannot express.
+        notes: decisions taken on the way, a sentence each.
+    """
+
+    output: Path
+    dataset: DatasetSplits
+    num_dropped_crowds: int
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"ConvertResult({str(self.output)!r}, {self.dataset!r})"
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A dataset packed into shards.
+
+    Attributes:
+        output: its folder.
+        num_images: images in each split.
+        images_per_shard: images in a shard; the last one may have fewer.
+        num_existing_shards: shards that an earlier, interrupted call had written.
+        notes: decisions taken while reading, a sentence each.
+    """
+
+    output: Path
+    num_images: dict[SplitName, int]
+    images_per_shard: int
+    num_existing_shards: int
+    notes: tuple[str, ...]
+
+
+def write_dataset(splits: dict[SplitName, Split], output: Path, format: str, progress: Progress | None = None) -> int:
+    """Write splits as a dataset folder, images copied.
+
+    Args:
+        splits: of one dataset.
+        output: folder to create.
+        format: of the annotations.
+        progress: called with the number of images copied and the total.
+
+    Returns:
+        Number of crowds that the format cannot express.
 
     Raises:
-        DatasetError: the source cannot be read, or the output exists.
+        DatasetError: the folder is not empty, or the annotations lack what the format requires.
+        ConfigError: there is no such format.
     """
+    writer = load_format(format)
     refuse_overwrite(output)
-    console = plain_console()
-    folder = load_dataset(source, source_format)
-    if format == folder.format == "coco":
+    return writer.write(splits, output, progress)
+
+
+def convert_dataset(
+    data: Data,
+    output: str | Path,
+    format: str,
+    *,
+    source_format: str | None = None,
+    classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert a dataset to another format; images are copied.
+
+    Category ids, names and boxes are kept. Crowds are dropped in YOLO, and become difficult objects in Pascal VOC.
+    Segmentations are kept from COCO to COCO. Panoptic annotations can only be written from panoptic ones; in other formats
+    their segments become boxes.
+
+    Args:
+        data: dataset folder, splits or torch dataset; see `as_splits`.
+        output: folder to create.
+        format: of the new annotations.
+        source_format: of the annotations of a folder; detected if omitted.
+        classes: class names of a torch dataset.
+        progress: called with the number of images copied and the total.
+
+    Raises:
+        DatasetError: the data cannot be read or written in this format, or the folder is not empty.
+        ConfigError: there is no such format.
+    """
+    output = Path(output)
+    load_format(format)
+    refuse_overwrite(output)
+    dataset = as_splits(data, classes=classes, format=source_format)
+    notes = dataset.notes
+    if format == dataset.format == "coco" and isinstance(data, str | Path):
         try:
-            folder = load_dataset(source, "coco", masks=True)
+            dataset = load_dataset(data, "coco", masks=True)
         except DatasetError as error:
-            console.print(f"outlines are left out: {error}", soft_wrap=True)
-    return write_copy(folder, output, format, console)
+            notes = (*notes, f"segmentations are left out: {error}")
+    require_train(dataset)
+    num_crowds = write_dataset(dataset.splits, output, format, progress)
+    if num_crowds:
+        notes = (*notes, f"{plural(num_crowds, 'crowd')} dropped, which {format} cannot express")
+    return ConvertResult(output, load_dataset(output, format), num_crowds, notes)
 
 
-def write_copy(folder: DatasetSplits, output: Path, format: Format, console: Console) -> DatasetSplits:
-    """Write a dataset, read it back, and say what was written."""
-    splits = folder.splits
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("copying photos", total=None)
-        left_out = write_dataset(
-            splits, output, format, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    for note in folder.notes:
-        console.print(note)
-    if left_out:
-        console.print(f"left out: {plural(left_out, 'crowd')}, which {format.upper()} cannot express")
-    written = load_dataset(output, format)
-    counts = ", ".join(f"{len(content.records)} {name}" for name, content in written.splits.items())
-    console.print(
-        f"{output}: {format.upper()}, {plural(len(written.train.categories), 'class', 'classes')}, photos: {counts}",
-    )
-    return written
+def shard_dataset(
+    data: Data,
+    output: str | Path,
+    *,
+    format: str | None = None,
+    images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
+    seed: int = 42,
+    progress: Progress | None = None,
+) -> ShardResult:
+    """Pack a dataset into tar shards with an index. After an interruption, the same call resumes.
+
+    Args:
+        data: dataset folder.
+        output: folder to create, or to complete.
+        format: of the annotations; detected if omitted.
+        images_per_shard: images in a shard.
+        seed: of their order, and of the validation images if there is no validation split.
+        progress: called with the number of images written and the total.
+
+    Raises:
+        DatasetError: the data cannot be read, or the folder contains something else.
+        ConfigError: a number is out of range.
+    """
+    if images_per_shard < 1:
+        raise ConfigError(f"{arg('images_per_shard', images_per_shard)}: expected at least 1")
+    if seed < 0:
+        raise ConfigError(f"{arg('seed', seed)}: expected at least 0")
+    output = Path(output)
+    dataset = as_splits(data, format=format, seed=seed)
+    require_train(dataset)
+    check_shard_folder(dataset.splits, output, images_per_shard=images_per_shard, seed=seed)
+    num_existing = write_shards(dataset.splits, output, images_per_shard=images_per_shard, seed=seed, progress=progress)
+    num_images = {name: len(split) for name, split in dataset.splits.items()}
+    return ShardResult(output, num_images, images_per_shard, num_existing, dataset.notes)

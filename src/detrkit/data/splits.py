@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
-from detrkit.data.formats.folder import LAYOUTS, Format, read_splits
+from detrkit.data.formats.registry import layouts, read_splits
 from detrkit.data.records import ErrorHandler, SplitName, raise_error
 from detrkit.data.torch_dataset import class_names_of, is_torch_dataset, read_torch_dataset
 from detrkit.errors import ConfigError, DatasetError, arg
@@ -25,7 +25,7 @@ Data = str | Path | DatasetSplits | Dataset[Any]
 
 def load_dataset(
     path: str | Path,
-    format: Format | None = None,
+    format: str | None = None,
     *,
     masks: bool = False,
     seed: int = 42,
@@ -55,7 +55,7 @@ def load_dataset(
 
 
 def load_split(
-    path: str | Path, split: SplitName, format: Format | None = None, seed: int | None = None, *, masks: bool = False
+    path: str | Path, split: SplitName, format: str | None = None, seed: int | None = None, *, masks: bool = False
 ) -> tuple[Split | None, tuple[str, ...]]:
     """Load one split of a dataset folder, to evaluate on.
 
@@ -87,7 +87,7 @@ def as_splits(
     *,
     val: Data | None = None,
     classes: Sequence[str] | None = None,
-    format: Format | None = None,
+    format: str | None = None,
     masks: bool = False,
     seed: int = 42,
     workers: int = 0,
@@ -132,7 +132,7 @@ def as_splits(
 def _val_of(
     val: Data,
     categories: Categories,
-    format: Format | None,
+    format: str | None,
     *,
     masks: bool,
     workers: int,
@@ -148,7 +148,7 @@ def _val_of(
     return replace(split, fixed_sizes=True)
 
 
-def _with_val(splits: dict[SplitName, Split], format: Format | None, seed: int) -> DatasetSplits:
+def _with_val(splits: dict[SplitName, Split], format: str | None, seed: int) -> DatasetSplits:
     """Set a validation split aside if there is none, and check that all splits have the same categories."""
     train, notes = splits.get("train"), []
     if train is not None and "val" not in splits:
@@ -173,7 +173,7 @@ def require_train(dataset: DatasetSplits) -> Split:
     """
     if not len(dataset.train):
         where = next(iter(dataset.splits.values()), dataset.train).source
-        raise DatasetError(f"{where}: found no training images; expected {LAYOUTS}")
+        raise DatasetError(f"{where}: found no training images; expected {layouts()}")
     return dataset.train
 
 

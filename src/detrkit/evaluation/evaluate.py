@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split
-from detrkit.data.formats.folder import Format
 from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
 from detrkit.data.loaders import Loader, evaluation_loader
@@ -58,7 +57,7 @@ def evaluate(
     data: Data,
     *,
     split: SplitName = "val",
-    format: Format | None = None,
+    format: str | None = None,
     classes: Sequence[str] | None = None,
     batch_size: int = 1,
     device: str = "auto",
@@ -139,7 +138,7 @@ class _Run:
         source: str | Path | Detector,
         data: Data,
         split: SplitName,
-        format: Format | None,
+        format: str | None,
         classes: Sequence[str] | None,
         device: str,
         store_thresholds: bool | Literal["auto"],
@@ -325,7 +324,7 @@ def _title(source: object, data: Data, split: str) -> str:
 def _load_for_model(
     data: Data,
     split: SplitName,
-    format: Format | None,
+    format: str | None,
     classes: Sequence[str] | None,
     *,
     seed: int | None,
@@ -349,7 +348,7 @@ def _load_for_model(
 
 
 def _load_annotated(
-    data: Data, split: SplitName, format: Format | None, classes: Sequence[str] | None
+    data: Data, split: SplitName, format: str | None, classes: Sequence[str] | None
 ) -> tuple[Split, tuple[str, ...]]:
     """Load annotations that saved predictions are evaluated against, without masks of a COCO file, which has its own."""
     return _load(data, split, format, classes, None, masks=False, categories=None)
@@ -358,7 +357,7 @@ def _load_annotated(
 def _load(
     data: Data,
     split: SplitName,
-    format: Format | None,
+    format: str | None,
     classes: Sequence[str] | None,
     seed: int | None,
     *,

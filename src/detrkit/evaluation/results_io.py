@@ -15,7 +15,7 @@ import numpy as np
 from detrkit._internal.files import write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.formats.coco import inside, integer, read_json
+from detrkit.data.formats.coco import integer, read_json, resolve_inside
 from detrkit.data.segment_png import read_ids, write_ids
 from detrkit.data.segmentation import check_segmentation, rle_area
 from detrkit.errors import DatasetError, arg, short
@@ -206,7 +206,7 @@ def read_panoptic_results(path: Path, split: Split) -> PanopticResults:
             raise DatasetError(f"{where}: image_id {image_id} occurs twice; keep one entry")
         height, width = sizes[image_id]
         segments = _read_segments(entry.get("segments_info"), classes, where)
-        entries[image_id] = (image_id, inside(folder, entry["file_name"], where), (height, width), segments)
+        entries[image_id] = (image_id, resolve_inside(folder, entry["file_name"], where), (height, width), segments)
     if len(entries) < len(sizes):
         first = next(image_id for image_id in sizes if image_id not in entries)
         raise DatasetError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from detrkit._internal.files import write_text
 from detrkit.data.dataset import Split
-from detrkit.data.formats.coco import inside, integer, read_json
+from detrkit.data.formats.coco import integer, read_json, resolve_inside
 from detrkit.data.segment_png import read_ids, write_ids
 from detrkit.errors import DatasetError, short
 from detrkit.ops.segments import LARGEST_ID, VOID, ids_in
@@ -117,7 +117,7 @@ def read_panoptic_results(path: Path, split: Split) -> SegmentsFromFiles:
             )
         if image_id in entries:
             raise DatasetError(f"{where}: image_id {image_id} stands twice; keep one")
-        file = inside(folder, entry["file_name"], where)
+        file = resolve_inside(folder, entry["file_name"], where)
         height, width = sizes[image_id]
         entries[image_id] = (image_id, file, (height, width), _segments(entry.get("segments_info"), classes, where))
     if len(entries) < len(sizes):

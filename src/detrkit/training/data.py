@@ -159,8 +159,8 @@ def _warnings(dataset: DatasetSplits, model: ModelConfig, size: int) -> Iterator
     for finding in examine_annotations(dataset, num_queries=model.num_queries, image_size=size, stride=model.stride):
         if finding.severity != "note":
             count, first = (
-                (f" ({len(finding.places)})", f"; first {printable(str(finding.places[0]))}")
-                if finding.places
+                (f" ({len(finding.locations)})", f"; first {printable(str(finding.locations[0]))}")
+                if finding.locations
                 else ("", "")
             )
-            yield f"{finding.severity}: {finding.what}{count}: {finding.advice}{first}"
+            yield f"{finding.severity}: {finding.title}{count}: {finding.advice}{first}"

@@ -1,13 +1,14 @@
-"""What is wrong with a dataset, worst first, before anything is learned from it.
+"""Check of a dataset before training: annotations, images, duplicates, panoptic segments."""
 
-Input: a dataset folder. Output: a `Diagnosis`: findings with place and advice, and the table of classes.
-"""
-
+import html
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from detrkit._internal.notebook import html_table
 from detrkit._internal.text import plural
 from detrkit.data.checks.annotations import (
     ClassCount,
@@ -16,165 +17,238 @@ from detrkit.data.checks.annotations import (
     count_classes,
     examine_annotations,
     max_objects,
-    worst_first,
+    sort_findings,
 )
-from detrkit.data.checks.decode_cache import DecodedImage, decode_images
+from detrkit.data.checks.decode_cache import DecodedImage, cache_path, decode_images
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
-from detrkit.data.dataset import DatasetSplits, Split
-from detrkit.data.formats.folder import Format
+from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
 from detrkit.data.records import SplitName
-from detrkit.data.splits import load_dataset, require_train
-from detrkit.errors import DatasetError
+from detrkit.data.splits import Data, as_splits, load_dataset, require_train
+from detrkit.errors import ConfigError, DatasetError, arg
+
+REPORT_FORMAT = "detrkit-dataset-report-1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DatasetReport:
-    """Everything the doctor found.
+    """Findings about a dataset.
 
     Attributes:
-        format: how the dataset is written down.
-        num_images: photos of each split.
-        max_objects: of the fullest photo, crowds left out.
-        classes: in the order of the labels.
-        findings: worst first.
-        notes: what reading it decided.
-        folder: the dataset, without what cannot be read.
-        unusable: photos that cannot be read, or are of another size than annotated; alike for their PNGs of segments.
+        source: folder, or name of the class of a torch dataset.
+        format: of the annotations; None for a torch dataset.
+        num_images: images in each split.
+        max_objects: maximum number of objects in an image, without crowds.
+        classes: object counts, in the order of the labels.
+        findings: most severe first.
+        notes: decisions taken while reading.
+        dataset: the splits, without what cannot be read.
+        unusable: images that cannot be read, or have another size than annotated; or whose PNG of segments has.
     """
 
+    source: Path
     format: str | None
     num_images: dict[SplitName, int]
     max_objects: int
     classes: tuple[ClassCount, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
-    folder: DatasetSplits
+    dataset: DatasetSplits
     unusable: frozenset[Path]
 
     @property
-    def is_fit(self) -> bool:
-        """Whether training would go right."""
-        return all(finding.severity != "error" for finding in self.findings)
+    def num_errors(self) -> int:
+        """Number of findings that would break training or make it wrong."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def summary(self) -> str:
+        """What training on the dataset would do, in one sentence."""
+        if self.num_errors:
+            return f"{plural(self.num_errors, 'error')} must be fixed before training"
+        num_val = self.num_images.get("val", 0)
+        objects = sum(one.objects["train"] for one in self.classes)
+        return (
+            f"ready for training: {plural(self.num_images['train'], 'image')} with {plural(objects, 'object')} of "
+            f"{plural(len(self.classes), 'class', 'classes')}; validation: {plural(num_val, 'image')}; "
+            f"at most {plural(self.max_objects, 'object')} per image"
+        )
+
+    def to_json(self) -> str:
+        """Return all findings and counts as a JSON document; paths are strings, boxes xyxy in pixels."""
+        findings = [
+            {**asdict(one), "locations": [_location_json(each) for each in one.locations]} for one in self.findings
+        ]
+        content = {
+            "format": REPORT_FORMAT,
+            "dataset": str(self.source),
+            "dataset_format": self.format,
+            "num_errors": self.num_errors,
+            "num_images": self.num_images,
+            "max_objects": self.max_objects,
+            "notes": self.notes,
+            "findings": findings,
+            "classes": [asdict(one) for one in self.classes],
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False)
+
+    def __repr__(self) -> str:
+        images = ", ".join(f"{count} {name}" for name, count in self.num_images.items())
+        severities = Counter(finding.severity for finding in self.findings)
+        found = ", ".join(plural(count, severity) for severity, count in severities.items()) or "no findings"
+        return f"DatasetReport({self.source.name}: {images} images, {len(self.classes)} classes; {found})"
+
+    def _repr_html_(self) -> str:
+        findings = [
+            (one.severity, one.title, len(one.locations) or "", one.advice, one.locations[0] if one.locations else "")
+            for one in self.findings
+        ]
+        splits = list(self.num_images)
+        counts = [(one.name, one.category_id, *(one.objects[split] for split in splits)) for one in self.classes]
+        return (
+            f"<p>{html.escape(repr(self))}: {html.escape(self.summary)}</p>"
+            + html_table(("severity", "finding", "count", "advice", "first"), findings)
+            + html_table(("class", "id", *splits), counts)
+        )
+
+
+def _location_json(location: Location) -> dict[str, Any]:
+    image = None if location.image is None else str(location.image)
+    return {"text": location.text, "image": image, "box": location.box}
 
 
 def examine(
-    path: Path,
-    format: Format | None = None,
+    data: Data,
+    format: str | None = None,
     *,
+    classes: Sequence[str] | None = None,
     num_queries: int = 100,
     image_size: int = 800,
     stride: int = 32,
     workers: int = 2,
+    cache: bool | Path = True,
     progress: Callable[[int, int], None] | None = None,
-    memory: Path | None = None,
 ) -> DatasetReport:
-    """Read every file, decode every photo, and say what is wrong.
+    """Check a dataset: read all annotations, decode all images, and report what is wrong.
 
     Args:
-        path: dataset folder.
-        format: how it is written down; None looks.
-        num_queries: objects that the model can find in one photo.
-        image_size: shorter side to which photos are resized, pixels.
-        stride: pixels per cell of the model's feature map.
-        workers: processes that decode photos.
-        progress: told how many photos of how many are done.
-        memory: file of what was decoded before, and where to add to it; None decodes all.
+        data: dataset folder, splits or torch dataset; see `as_splits`.
+        format: of a folder's annotations; detected if omitted.
+        classes: class names of a torch dataset.
+        num_queries: of the model: maximum number of objects that it can detect in an image.
+        image_size: shorter side that images are resized to, pixels.
+        stride: of the model's feature map, pixels.
+        workers: processes that decode images; 0 decodes in this one.
+        cache: keep the results of decoding in the user's cache folder, or in this file, and skip images that have not
+            changed since; so a large dataset can be examined in several runs.
+        progress: called with the number of images decoded and the total.
 
     Raises:
-        DatasetError: the folder cannot be understood at all.
+        DatasetError: the data cannot be read at all.
+        ConfigError: a number is out of range.
     """
-    faults: list[DatasetError] = []
-    folder = load_dataset(path, format, on_error=faults.append)
-    require_train(folder)
-    splits = folder.splits
-    records = [record for split in splits.values() for record in split.records]
-    photos = decode_images(records, workers, progress, memory)
+    if not 32 <= image_size <= 10_000:
+        raise ConfigError(f"{arg('image_size', image_size)}: expected 32 to 10000 pixels of an image's shorter side")
+    if workers < 0:
+        raise ConfigError(f"{arg('workers', workers)}: expected at least 0")
+    errors: list[DatasetError] = []
+    if isinstance(data, str | Path):
+        dataset = load_dataset(data, format, on_error=errors.append)
+    else:
+        dataset = as_splits(data, classes=classes, workers=workers, progress=progress)
+    source = Path(data) if isinstance(data, str | Path) else require_train(dataset).source
+    require_train(dataset)
+    splits = dataset.splits
+    # the samples of a torch dataset were checked when it was read
+    files = {name: split for name, split in splits.items() if not isinstance(split, SampleSplit)}
+    records = [record for split in files.values() for record in split.records]
+    cache_file = cache if isinstance(cache, Path) else cache_path(source) if cache else None
+    images = decode_images(records, workers, progress, cache_file)
     segments = compare_segments(records, workers, progress)
     findings = [
-        *_of_reading(faults),
-        *_of_photos(splits, photos),
+        *_reading_findings(errors),
+        *_image_findings(files, images),
         *segment_findings(segments),
-        *examine_annotations(folder, num_queries=num_queries, image_size=image_size, stride=stride),
+        *examine_annotations(dataset, num_queries=num_queries, image_size=image_size, stride=stride),
     ]
     return DatasetReport(
-        format=folder.format,
-        num_images={name: len(split.records) for name, split in splits.items()},
-        max_objects=max_objects(folder),
+        source=source,
+        format=dataset.format,
+        num_images={name: len(split) for name, split in splits.items()},
+        max_objects=max_objects(dataset),
         classes=tuple(count_classes(splits)),
-        findings=worst_first(findings),
-        notes=folder.notes,
-        folder=folder,
+        findings=sort_findings(findings),
+        notes=dataset.notes,
+        dataset=dataset,
         unusable=frozenset(
             record.path
-            for split in splits.values()
-            for record in split.records
-            if photos[record.path].size != record.size or (record.path in segments and segments[record.path].fault)
+            for record in records
+            if images[record.path].size != record.size or (record.path in segments and segments[record.path].error)
         ),
     )
 
 
-def _of_reading(faults: Sequence[DatasetError]) -> Iterator[Finding]:
-    if faults:
+def _reading_findings(errors: Sequence[DatasetError]) -> Iterator[Finding]:
+    if errors:
         yield Finding(
             "error",
             "entries that cannot be read",
-            "correct them, or let --fix leave them out",
-            tuple(Location(str(fault)) for fault in faults),
+            "correct them, or leave them out with fix_dataset",
+            tuple(Location(str(error)) for error in errors),
         )
 
 
-def _of_photos(splits: dict[SplitName, Split], photos: dict[Path, DecodedImage]) -> Iterator[Finding]:
-    unreadable = tuple(Location(photo.fault) for photo in photos.values() if photo.fault)
+def _image_findings(splits: dict[SplitName, Split], images: dict[Path, DecodedImage]) -> Iterator[Finding]:
+    unreadable = tuple(Location(image.error) for image in images.values() if image.error)
     if unreadable:
-        yield Finding("error", "photos that cannot be read", "export them again, or drop them", unreadable)
+        yield Finding("error", "images that cannot be read", "export them again, or drop them", unreadable)
     wrong_size = [
         Location(
             f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}", record.path
         )
         for split in splits.values()
         for record in split.records
-        if (size := photos[record.path].size) is not None and size != record.size
+        if (size := images[record.path].size) is not None and size != record.size
     ]
     if wrong_size:
         yield Finding(
             "error",
-            "photos of another size than their annotations say",
-            "boxes would miss; export photos and annotations together",
+            "images with another size than annotated",
+            "boxes would be wrong; export images and annotations together",
             tuple(wrong_size),
         )
-    kinds = Counter(photo.channels for photo in photos.values() if photo.fault is None)
-    if len(kinds) > 1:
-        usual = kinds.most_common(1)[0][0]
+    counts = Counter(image.channels for image in images.values() if image.error is None)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
         others = [
             Location(f"{path}: {plural(one.channels, 'channel')}", path)
-            for path, one in photos.items()
+            for path, one in images.items()
             if one.channels not in (0, usual)
         ]
         yield Finding(
-            "error", f"photos with another number of channels than {usual}", "export them alike", tuple(others)
+            "error", f"images with another number of channels than {usual}", "export all alike", tuple(others)
         )
-    yield from _of_copies(splits, photos)
+    yield from _duplicate_findings(splits, images)
 
 
-def _of_copies(splits: dict[SplitName, Split], photos: dict[Path, DecodedImage]) -> Iterator[Finding]:
-    """Photos with the same content, in two splits or in one."""
+def _duplicate_findings(splits: dict[SplitName, Split], images: dict[Path, DecodedImage]) -> Iterator[Finding]:
+    """Find images with the same content, in two splits or in one."""
     by_content: dict[str, list[tuple[SplitName, Path]]] = {}
     for name, split in splits.items():
         for record in split.records:
-            if digest := photos[record.path].digest:
+            if digest := images[record.path].digest:
                 by_content.setdefault(digest, []).append((name, record.path))
     shared: list[Location] = []
     repeated: list[Location] = []
     for copies in by_content.values():
         if len(copies) > 1:
-            place = Location(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
-            (shared if len({name for name, _ in copies}) > 1 else repeated).append(place)
+            location = Location(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
+            (shared if len({name for name, _ in copies}) > 1 else repeated).append(location)
     if shared:
         yield Finding(
             "warning",
-            "photos that stand in two splits",
-            "scores would be too good; keep each photo in one split",
+            "images that are in two splits",
+            "metrics would be too good; keep each image in one split",
             tuple(shared),
         )
     if repeated:
-        yield Finding("warning", "photos that stand twice in a split", "drop the copies", tuple(repeated))
+        yield Finding("warning", "images that are in a split twice", "drop the copies", tuple(repeated))

@@ -1,10 +1,6 @@
-"""What is wrong between a panoptic JSON and its PNGs: every PNG is decoded and compared with its entry.
-
-Input: records. Output: a `Comparison` for each that has a PNG, and the `Finding`s made of them.
-"""
+"""Comparison of a panoptic JSON with its PNGs, all of which are decoded."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,33 +8,34 @@ from pathlib import Path
 import torch
 
 from detrkit.data.checks.annotations import Finding, Location
+from detrkit.data.checks.decode_cache import map_in_processes
 from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
-from detrkit.errors import DatasetError
+from detrkit.errors import DatasetError, arg
 from detrkit.ops.segments import VOID, have_pixels, ids_in, ids_to_masks, masks_to_boxes
 
-_SLACK = 1.0  # pixels by which a box may differ from its mask's: tools count the last pixel or do not
-_FIRST = 3  # ids that a message names
+_BOX_TOLERANCE = 1.0  # pixels: tools differ in whether they count the last pixel
+_MAX_IDS = 3  # listed in a message
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A PNG beside its entry in the JSON.
+    """Differences between a PNG and its entry in the JSON.
 
     Attributes:
         png: the file.
-        fault: why it cannot be read, or None.
-        empty: ids of the entry that no pixel has.
-        unnamed: ids of pixels that the entry does not have.
-        moved: ids whose box is not that of their pixels.
+        error: why it cannot be read, or None.
+        empty: ids of the entry without pixels.
+        undefined: ids of pixels that the entry lacks.
+        wrong_box: ids whose box is not that of their pixels.
     """
 
     png: Path
-    fault: str | None = None
+    error: str | None = None
     empty: tuple[int, ...] = ()
-    unnamed: tuple[int, ...] = ()
-    moved: tuple[int, ...] = ()
+    undefined: tuple[int, ...] = ()
+    wrong_box: tuple[int, ...] = ()
 
 
 def compare_segments(
@@ -48,49 +45,48 @@ def compare_segments(
 
     Args:
         records: of a dataset.
-        workers: processes.
-        progress: told how many PNGs of how many are done.
+        workers: processes; 0 decodes in this one.
+        progress: called with the number of PNGs decoded and the total.
 
     Returns:
-        What was found, by the photo's path.
+        The comparisons, by the path of the image.
 
     Raises:
         DatasetError: a process was killed.
     """
     jobs = [record for record in records if record.mask_file is not None]
-    found: dict[Path, Comparison] = {}
+    comparisons: dict[Path, Comparison] = {}
     if not jobs:
-        return found
+        return comparisons
     try:
-        with ProcessPoolExecutor(max(1, workers)) as pool:
-            for record, comparison in zip(jobs, pool.map(_compare, jobs, chunksize=8), strict=True):
-                found[record.path] = comparison
-                if progress:
-                    progress(len(found), len(jobs))
+        for record, comparison in zip(jobs, map_in_processes(_compare, jobs, workers), strict=True):
+            comparisons[record.path] = comparison
+            if progress:
+                progress(len(comparisons), len(jobs))
     except BrokenProcessPool:
         raise DatasetError(
-            f"PNGs of segments: a process that decoded them was killed after {len(found)} of {len(jobs)}, most likely for "
-            "want of memory; run again with --workers 1"
+            f"a process that decodes PNGs of segments was killed after {len(comparisons)} of {len(jobs)}, probably because "
+            f"memory ran out; try again with {arg('workers', 1)}"
         ) from None
-    return found
+    return comparisons
 
 
 def segment_findings(comparisons: Mapping[Path, Comparison]) -> Iterator[Finding]:
-    """Say what was found."""
-    unreadable = tuple(Location(one.fault, photo) for photo, one in comparisons.items() if one.fault)
-    empty = _places(comparisons, lambda one: one.empty)
-    unnamed = _places(comparisons, lambda one: one.unnamed)
-    moved = _places(comparisons, lambda one: one.moved)
+    """Turn comparisons into findings."""
+    unreadable = tuple(Location(one.error, image) for image, one in comparisons.items() if one.error)
+    empty = _locations(comparisons, lambda one: one.empty)
+    undefined = _locations(comparisons, lambda one: one.undefined)
+    wrong_box = _locations(comparisons, lambda one: one.wrong_box)
     if unreadable:
         yield Finding("error", "PNGs of segments that cannot be read", "export them again, or drop them", unreadable)
-    if unnamed:
-        advice = "their pixels belong to nothing; name them in segments_info, or draw them black"
-        yield Finding("warning", "PNGs with ids that segments_info does not name", advice, unnamed)
+    if undefined:
+        advice = "their pixels belong to no segment; add them to segments_info, or paint them black"
+        yield Finding("warning", "PNGs with ids that segments_info does not contain", advice, undefined)
     if empty:
-        yield Finding("warning", "segments that no pixel of the PNG has", "they are left out with masks", empty)
-    if moved:
-        advice = "training with masks takes those of the PNG, training without these; correct them"
-        yield Finding("warning", "segments whose box is not that of their pixels", advice, moved)
+        yield Finding("warning", "segments without pixels in the PNG", "they are not trained on", empty)
+    if wrong_box:
+        advice = "training with masks uses the boxes of the PNG, training without masks these; correct them"
+        yield Finding("warning", "segments whose box does not match their pixels", advice, wrong_box)
 
 
 def _compare(record: Record) -> Comparison:
@@ -100,27 +96,29 @@ def _compare(record: Record) -> Comparison:
         ids = read_ids(record.mask_file, record.size)
     except DatasetError as error:
         return Comparison(record.mask_file, str(error))
-    wanted = segment_ids(record.segmentations)
-    masks = ids_to_masks(ids, wanted)
+    ids_in_entry = segment_ids(record.segmentations)
+    masks = ids_to_masks(ids, ids_in_entry)
     is_empty = ~have_pixels(masks)
-    is_moved = ((masks_to_boxes(masks) - torch.from_numpy(record.boxes)).abs() > _SLACK).any(1) & ~is_empty
-    unnamed = ids_in(ids) - {VOID, *wanted.tolist()}
+    has_wrong_box = ((masks_to_boxes(masks) - torch.from_numpy(record.boxes)).abs() > _BOX_TOLERANCE).any(1) & ~is_empty
+    undefined = ids_in(ids) - {VOID, *ids_in_entry.tolist()}
     return Comparison(
         record.mask_file,
-        empty=tuple(wanted[is_empty].tolist()),
-        unnamed=tuple(sorted(unnamed)),
-        moved=tuple(wanted[is_moved].tolist()),
+        empty=tuple(ids_in_entry[is_empty].tolist()),
+        undefined=tuple(sorted(undefined)),
+        wrong_box=tuple(ids_in_entry[has_wrong_box].tolist()),
     )
 
 
-def _places(
-    comparisons: Mapping[Path, Comparison], of: Callable[[Comparison], tuple[int, ...]]
+def _locations(
+    comparisons: Mapping[Path, Comparison], ids_of: Callable[[Comparison], tuple[int, ...]]
 ) -> tuple[Location, ...]:
-    return tuple(Location(f"{one.png}: {_listed(of(one))}", photo) for photo, one in comparisons.items() if of(one))
+    return tuple(
+        Location(f"{one.png}: {_list_ids(ids_of(one))}", image) for image, one in comparisons.items() if ids_of(one)
+    )
 
 
-def _listed(ids: tuple[int, ...]) -> str:
-    shown = ", ".join(str(number) for number in ids[:_FIRST])
+def _list_ids(ids: tuple[int, ...]) -> str:
+    shown = ", ".join(str(number) for number in ids[:_MAX_IDS])
     return f"{'id' if len(ids) == 1 else 'ids'} {shown}" + (
-        f" and {len(ids) - _FIRST} more" if len(ids) > _FIRST else ""
+        f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
     )

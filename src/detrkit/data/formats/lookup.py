@@ -1,7 +1,4 @@
-"""What is known about one photo: its record, looked for in whatever describes it.
-
-Input: a photo on disk and a COCO JSON or a dataset folder of any form. Output: a `Split` of one record.
-"""
+"""Annotations of one image file, looked up in a COCO JSON or a dataset folder of any format."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,65 +8,68 @@ from detrkit.data.formats.coco import read_coco_file, read_json
 from detrkit.data.formats.panoptic import is_panoptic_file, read_panoptic_file
 from detrkit.data.records import Records
 from detrkit.data.splits import load_dataset
-from detrkit.errors import DatasetError
+from detrkit.errors import DatasetError, arg
 
 
-def find_record(photo: Path, annotations: Path) -> Split:
-    """Find a photo's record: the one of this very file, or else the only one with its name.
+def find_record(image: Path, annotations: Path) -> Split:
+    """Find the annotations of an image: those of the same file, or else of the only image with its name.
 
-    Faults elsewhere in the annotations do not matter here.
+    Errors in the annotations of other images are ignored.
+
+    Returns:
+        A split of one image.
 
     Raises:
-        DatasetError: the annotations cannot be read, or do not speak of this photo.
+        DatasetError: the annotations cannot be read, or do not contain the image.
     """
-    if not photo.is_file():
-        raise DatasetError(f"{photo}: found nothing, expected a photo; check the path")
+    if not image.is_file():
+        raise DatasetError(f"{image}: no such file, expected an image; check the path")
     if annotations.suffix.lower() == ".json":
         is_panoptic = is_panoptic_file(annotations)
-        splits = [read_panoptic_file(annotations, _pass_over) if is_panoptic else _read_beside(photo, annotations)]
+        splits = [read_panoptic_file(annotations, _ignore) if is_panoptic else _read_coco(image, annotations)]
     else:
-        splits = list(load_dataset(annotations, on_error=_pass_over).splits.values())
+        splits = list(load_dataset(annotations, on_error=_ignore).splits.values())
     named = [
         (split, index)
         for split in splits
         for index in range(len(split.records))
-        if split.records.path(index).name == photo.name
+        if split.records.path(index).name == image.name
     ]
-    same = [(split, index) for split, index in named if _is_same(split.records.path(index), photo)]
+    same = [(split, index) for split, index in named if _is_same(split.records.path(index), image)]
     found = same or named
     if not found:
         raise DatasetError(
-            f"{annotations}: says nothing of a photo named {photo.name}, expected its annotations; name the file or "
-            "folder that describes it, or leave out --annotations"
+            f"{annotations}: found no image named {image.name}; pass the file or folder with its annotations, or "
+            f"leave out {arg('annotations')}"
         )
     if len(found) > 1 and not same:
         raise DatasetError(
-            f"{annotations}: {len(found)} photos are named {photo.name}; give the one inside of the dataset"
+            f"{annotations}: {len(found)} images are named {image.name}; pass the one inside the dataset"
         )
     split, index = found[0]
-    # the record of a shard, or of a copy: the photo that was given is the one to be opened
-    record = replace(split.records[index], path=photo.absolute(), span=None)
+    # the record may be of a shard or of a copy: the given image is the one to be read
+    record = replace(split.records[index], path=image.absolute(), span=None)
     return replace(split, records=Records.of([record]))
 
 
-def _read_beside(photo: Path, file: Path) -> Split:
-    """Read a COCO JSON; its photos may lie anywhere, for only the given one has to be there."""
+def _read_coco(image: Path, file: Path) -> Split:
+    """Read a COCO JSON; only the given image has to exist."""
     content = read_json(file)
     images = content.get("images") if isinstance(content, dict) else None
     entries = [one for one in images if isinstance(one, dict)] if isinstance(images, list) else []
     names = [one["file_name"] for one in entries if isinstance(one.get("file_name"), str)]
-    folder = photo.absolute().parent
+    folder = image.absolute().parent
     for name in names:
         parts = Path(name).parts
-        if parts and parts[-1] == photo.name and photo.absolute().parts[-len(parts) :] == parts:
-            folder = photo.absolute().parents[len(parts) - 1]
+        if parts and parts[-1] == image.name and image.absolute().parts[-len(parts) :] == parts:
+            folder = image.absolute().parents[len(parts) - 1]
             break
-    return read_coco_file(file, folder, _pass_over)
+    return read_coco_file(file, folder, _ignore)
 
 
-def _pass_over(_fault: DatasetError) -> None:
-    """Faults of other photos."""
+def _ignore(_error: DatasetError) -> None:
+    """Ignore errors of other images."""
 
 
-def _is_same(path: Path, photo: Path) -> bool:
-    return path.exists() and path.samefile(photo)
+def _is_same(path: Path, image: Path) -> bool:
+    return path.exists() and path.samefile(image)

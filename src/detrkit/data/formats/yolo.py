@@ -1,26 +1,90 @@
-"""YOLO: `data.yaml`, and one text file of rows beside each photo -> records.
+"""YOLO: `data.yaml`, and one text file of rows per image.
 
-hotcoco reads label folders, but neither splits nor polygons nor folders that do not resolve, and names no row at fault.
+hotcoco reads label folders, but no splits, no polygons and no folders that do not resolve, and its errors name no row.
 Category ids are the class numbers of the rows.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import yaml
 
-from detrkit._internal.files import is_file, read_names
+from detrkit._internal.files import is_file, read_names, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.images import read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError, short
 
-_MAX_BEYOND = 0.01  # share of the photo by which a box may pass its edge: rounding, not a mistake
+LAYOUT = "data.yaml with 'train', 'val' and 'names', images/ and labels/"
+HAS_MASKS = False
+_MAX_OUTSIDE = 0.01  # fraction of the image by which a box may exceed it, for rounding
+
+
+def detect(path: Path) -> float:
+    """Return the confidence that a folder or file is a YOLO dataset."""
+    if path.is_file():
+        return 1.0 if path.suffix in (".yaml", ".yml") else 0.0
+    return 0.7 if _find_yaml(path) is not None else 0.0
+
+
+def read(path: Path, on_error: ErrorHandler = raise_error, *, masks: bool = False) -> dict[SplitName, Split]:
+    """Read a folder with a `data.yaml`, or the file.
+
+    Raises:
+        DatasetError: a file is missing or malformed.
+    """
+    del masks
+    file = path if path.is_file() else _find_yaml(path)
+    if file is None:
+        raise DatasetError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
+    found = {split: read_yolo(file, split, on_error) for split in SPLIT_FOLDERS}
+    return {name: split for name, split in found.items() if split is not None}
+
+
+def write(splits: dict[SplitName, Split], output: Path, progress: Progress | None = None) -> int:
+    """Write a folder with a `data.yaml`; classes keep their numbers, boxes are clipped to the image.
+
+    Returns:
+        Number of crowds, which YOLO cannot express.
+    """
+    num_crowds = 0
+    for name, records in copy_images(splits, output, "{split}/images", progress).items():
+        num_crowds += sum(int(one.record.is_crowd.sum()) for one in records)
+        for one in records:
+            file = output / name / "labels" / Path(one.file_name).with_suffix(".txt")
+            write_text(file, _rows(one, splits[name].categories))
+    categories = next(iter(splits.values())).categories
+    content: dict[str, object] = {split: f"{split}/images" for split in splits}
+    content["nc"] = len(categories)
+    content["names"] = dict(zip(categories.ids, categories.names, strict=True))
+    write_text(output / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return num_crowds
+
+
+def _rows(one: NamedRecord, categories: Categories) -> str:
+    height, width = one.record.size
+    clipped = one.record.boxes.clip(0, np.array([width, height, width, height], np.float32))
+    inside = replace(one, record=replace(one.record, boxes=clipped))
+    return "".join(
+        f"{categories.ids[label]} {(x1 + x2) / 2 / width:.9f} {(y1 + y2) / 2 / height:.9f} "
+        f"{(x2 - x1) / width:.9f} {(y2 - y1) / height:.9f}\n"
+        for (x1, y1, x2, y2), label, crowd in inside.objects
+        if not crowd
+    )
+
+
+def _find_yaml(folder: Path) -> Path | None:
+    """Find the settings file of a folder: by its name, or the only one."""
+    found = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (folder / name).is_file()]
+    others = sorted(folder.glob("*.yaml"))
+    return found[0] if found else others[0] if len(others) == 1 else None
 
 
 def read_yolo(path: Path, split: SplitName, on_error: ErrorHandler = raise_error) -> Split | None:
@@ -28,14 +92,14 @@ def read_yolo(path: Path, split: SplitName, on_error: ErrorHandler = raise_error
 
     Args:
         path: the `data.yaml`.
-        split: which one.
-        on_error: called with every photo and row that is malformed and left out; by default the first is raised.
+        split: name of the split.
+        on_error: called with every image and row that is malformed and left out; by default the first is raised.
 
     Returns:
-        The split; None when the file names none and no folder has its name.
+        The split, or None if the file does not name it and no folder has its name.
 
     Raises:
-        DatasetError: the file, a folder or a label is malformed; the message names the first fault.
+        DatasetError: the file, a folder or a label is malformed; the message names the first error.
     """
     content = _read_yaml(path)
     categories = _read_names(content, path)
@@ -47,11 +111,11 @@ def read_yolo(path: Path, split: SplitName, on_error: ErrorHandler = raise_error
     if value is None:
         return None
     root = _root(path, content)
-    places = value if isinstance(value, list) else [value]
-    photos = list(dict.fromkeys(photo for place in places for photo in _photos_of(root, place, f"{path}: {split}")))
-    records = Records.of(_read_records(photos, categories, _pose_columns(content, path), on_error))
+    entries = value if isinstance(value, list) else [value]
+    images = list(dict.fromkeys(image for one in entries for image in _list_images(root, one, f"{path}: {split}")))
+    records = Records.of(_read_records(images, categories, _pose_columns(content, path), on_error))
     if not records:
-        raise DatasetError(f"{path}: {split}: found no photos in {short(value)}, expected at least one")
+        raise DatasetError(f"{path}: {split}: found no images in {short(value)}, expected at least one")
     return Split(records, categories, path)
 
 
@@ -59,7 +123,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DatasetError(f"{path}: found nothing, expected a data.yaml; check the path") from None
+        raise DatasetError(f"{path}: no such file, expected a data.yaml; check the path") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise DatasetError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
@@ -84,7 +148,7 @@ def _read_names(content: dict[str, Any], path: Path) -> Categories:
 
 
 def _root(path: Path, content: dict[str, Any]) -> Path:
-    """The folder that the splits are relative to: the file's own, or the one above it where `path` says so."""
+    """Return the folder that the splits are relative to: the file's own, or its parent if `path` is ".."."""
     own = path.parent.resolve()
     named = content.get("path")
     if isinstance(named, str) and PurePosixPath(named) == PurePosixPath(".."):
@@ -94,30 +158,30 @@ def _root(path: Path, content: dict[str, Any]) -> Path:
     return own
 
 
-def _photos_of(root: Path, place: Any, where: str) -> list[Path]:
-    """List the photos of a folder or of a text file of paths.
+def _list_images(root: Path, entry: Any, where: str) -> list[Path]:
+    """List the images of a folder or of a text file of paths.
 
-    Exports hold paths of the machine they were made on, or lead out of the folder (`../train/images`): the longest end of
-    the path that exists below `root` is meant.
+    Exports contain paths of the machine they were made on, or lead out of the folder (`../train/images`): the longest
+    suffix of the path that exists below `root` is used.
     """
-    if not isinstance(place, str):
-        raise DatasetError(f"{where}: found {short(place)}, expected a folder or a list of folders")
-    found = _find_below(root, place)
+    if not isinstance(entry, str):
+        raise DatasetError(f"{where}: found {short(entry)}, expected a folder or a list of folders")
+    found = _find_below(root, entry)
     if found is None:
-        raise DatasetError(f"{where}: found no folder {place!r} below {root}, expected the photos there")
+        raise DatasetError(f"{where}: no such folder {entry!r} below {root}, expected the images in it")
     if found.is_dir():
         return sorted(one for one in found.rglob("*") if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file())
-    photos = []
+    images = []
     for name in read_names(found):
-        photo = _find_below(root, name)
-        if photo is None:
-            raise DatasetError(f"{found}: found no photo {name!r} below {root}")
-        photos.append(photo)
-    return photos
+        image = _find_below(root, name)
+        if image is None:
+            raise DatasetError(f"{found}: no such image {name!r} below {root}")
+        images.append(image)
+    return images
 
 
-def _find_below(root: Path, place: str) -> Path | None:
-    parts = [part for part in PurePosixPath(place.replace("\\", "/")).parts if part not in ("..", ".", "/")]
+def _find_below(root: Path, name: str) -> Path | None:
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
     for start in range(len(parts)):
         candidate = root.joinpath(*parts[start:])
         if (is_file(candidate) or candidate.is_dir()) and candidate.resolve().is_relative_to(root):
@@ -126,7 +190,7 @@ def _find_below(root: Path, place: str) -> Path | None:
 
 
 def _pose_columns(content: dict[str, Any], path: Path) -> int | None:
-    """How many columns rows with key points have, which lie behind the box; None where no key points are told of."""
+    """Return the number of columns of rows with key points, which follow the box; None without key points."""
     shape = content.get("kpt_shape")
     if shape is None:
         return None
@@ -138,37 +202,37 @@ def _pose_columns(content: dict[str, Any], path: Path) -> int | None:
 
 
 def _read_records(
-    photos: list[Path], categories: Categories, pose_columns: int | None, on_error: ErrorHandler
+    images: list[Path], categories: Categories, pose_columns: int | None, on_error: ErrorHandler
 ) -> Iterator[Record]:
-    for index, photo in enumerate(photos):
+    for index, image in enumerate(images):
         try:
-            size = read_image_size(photo)
+            size = read_image_size(image)
         except DatasetError as error:
             on_error(error)
             continue
-        boxes, labels = _read_labels(_label_file(photo), categories, size, pose_columns, on_error)
-        yield Record(index + 1, photo, size, boxes, labels, np.zeros(len(labels), dtype=bool))
+        boxes, labels = _read_labels(_label_file(image), categories, size, pose_columns, on_error)
+        yield Record(index + 1, image, size, boxes, labels, np.zeros(len(labels), dtype=bool))
 
 
-def _label_file(photo: Path) -> Path:
-    """`.../images/a.jpg` -> `.../labels/a.txt`, whichever folder called images is the last; or beside the photo."""
-    parts = list(photo.parts)
+def _label_file(image: Path) -> Path:
+    """`.../images/a.jpg` -> `.../labels/a.txt`, for the last folder called images; or next to the image."""
+    parts = list(image.parts)
     folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
         parts[folders[-1]] = "labels"
-        beside_images = Path(*parts).with_suffix(".txt")
-        if beside_images.exists():
-            return beside_images
-    return photo.with_suffix(".txt")
+        in_labels = Path(*parts).with_suffix(".txt")
+        if in_labels.exists():
+            return in_labels
+    return image.with_suffix(".txt")
 
 
 def _read_labels(
     path: Path, categories: Categories, size: tuple[int, int], pose_columns: int | None, on_error: ErrorHandler
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in pixels and labels of one photo; a photo without a file has no objects."""
+    """Read the boxes in pixels and labels of one image; an image without a file has no objects."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
     height, width = size
-    rows: dict[tuple[float, ...], None] = {}  # the same row twice is one object
+    rows: dict[tuple[float, ...], None] = {}  # repeated rows are one object
     for number, line in enumerate(_lines_of(path, on_error), start=1):
         if not line.strip():
             continue
@@ -195,9 +259,9 @@ def _lines_of(path: Path, on_error: ErrorHandler) -> list[str]:
 
 
 def _read_row(line: str, where: str, pose_columns: int | None = None) -> tuple[int, tuple[float, float, float, float]]:
-    """A row is CLASS CX CY WIDTH HEIGHT, or CLASS and a polygon X Y X Y X Y ..., all relative to the photo.
+    """Read a row: CLASS CX CY WIDTH HEIGHT, or CLASS and a polygon X Y X Y X Y ..., relative to the image.
 
-    Key points, where data.yaml tells of some, follow the box and are not read.
+    Key points, if data.yaml declares them, follow the box and are not read.
     """
     try:
         numbers = [float(word) for word in line.split()]
@@ -221,10 +285,12 @@ def _read_row(line: str, where: str, pose_columns: int | None = None) -> tuple[i
     else:
         box = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
     if max(values) > 2:
-        raise DatasetError(f"{where}: found {max(values):g}, expected shares of the photo, 0 to 1; are these pixels?")
-    if min(box) < -_MAX_BEYOND or max(box) > 1 + _MAX_BEYOND:
         raise DatasetError(
-            f"{where}: the box reaches from {box[0]:.3f} {box[1]:.3f} to {box[2]:.3f} {box[3]:.3f}, expected shares of the "
-            "photo, 0 to 1"
+            f"{where}: found {max(values):g}, expected fractions of the image, 0 to 1; are these pixels?"
+        )
+    if min(box) < -_MAX_OUTSIDE or max(box) > 1 + _MAX_OUTSIDE:
+        raise DatasetError(
+            f"{where}: the box reaches from {box[0]:.3f} {box[1]:.3f} to {box[2]:.3f} {box[3]:.3f}, expected fractions of "
+            "the image, 0 to 1"
         )
     return int(category), box

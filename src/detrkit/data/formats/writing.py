@@ -1,0 +1,84 @@
+"""Parts that the writers of several formats share: file names, copies of images, objects."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from detrkit._internal.files import make_folder
+from detrkit.data.dataset import SampleSplit, Split
+from detrkit.data.images import read_image_bytes, tensor_to_image
+from detrkit.data.records import Record, SplitName
+from detrkit.errors import DatasetError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class NamedRecord:
+    """A record, and the name of its image file in the new folder."""
+
+    record: Record
+    file_name: str
+
+    @property
+    def objects(self) -> list[tuple[list[float], int, bool]]:
+        """Box (xyxy in pixels), label and is_crowd of every object."""
+        record = self.record
+        return list(zip(record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True))
+
+
+def copy_images(
+    splits: dict[SplitName, Split], output: Path, folder: str, progress: Progress | None
+) -> dict[SplitName, list[NamedRecord]]:
+    """Copy the images of all splits.
+
+    Args:
+        splits: of one dataset.
+        output: dataset folder.
+        folder: of the images within `output`; may contain ``{split}``.
+        progress: called with the number of images copied and the total.
+
+    Returns:
+        The records of every split with their new file names: their own, unless another image has it.
+
+    Raises:
+        DatasetError: an image cannot be read or written.
+    """
+    total, done = sum(len(split) for split in splits.values()), 0
+    taken: set[str] = set()
+    named: dict[SplitName, list[NamedRecord]] = {}
+    for name, split in splits.items():
+        target = make_folder(output / folder.format(split=name))
+        named[name] = []
+        for index, record in enumerate(split.records):
+            file_name = _unique_name(record, taken, suffix=".png" if isinstance(split, SampleSplit) else None)
+            _copy(split, index, record, target / file_name)
+            named[name].append(NamedRecord(record, file_name))
+            done += 1
+            if progress:
+                progress(done, total)
+    return named
+
+
+def _unique_name(record: Record, taken: set[str], suffix: str | None) -> str:
+    """Return a file name whose stem is unique, too: formats differ in which of them tells files apart."""
+    stem, suffix = record.path.stem, suffix or record.path.suffix
+    name, number = f"{stem}{suffix}", 1
+    while name.lower() in taken or Path(name).stem.lower() in taken:
+        number += 1
+        name = f"{stem}_{number}{suffix}"
+    taken |= {name.lower(), Path(name).stem.lower()}
+    return name
+
+
+def _copy(split: Split, index: int, record: Record, target: Path) -> None:
+    try:
+        if isinstance(split, SampleSplit):
+            tensor_to_image(split.read(index).image).save(target)
+        elif record.span is None:
+            shutil.copyfile(record.path, target)
+        else:
+            target.write_bytes(read_image_bytes(record.path, record.span))
+    except OSError as error:
+        raise DatasetError(f"{target}: cannot be written ({error.strerror or error}); the copy is incomplete") from None
