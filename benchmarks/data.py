@@ -1,16 +1,16 @@
-"""How fast are photos prepared for training?
+"""Throughput of data loading for training.
 
-    python -m benchmarks.data COCO_FOLDER [PHOTOS]
+    python -m benchmarks.data COCO_FOLDER [--images 60]
 
-Samples per second of one process through the paper's train pipeline: detrkit's, on uint8 tensors, and the same pipeline
-written as the published code has it, on Pillow images with torchvision's first functions and float tensors. The two take
-turns; both decode with Pillow. Then, for a million synthetic boxes on 10,000 photos: the memory of a worker that has looked
-at all of them, above that of a worker without any; and the padding of batches with and without grouping by shape.
+Samples per second of one process with the paper's training transforms: detrkit's, on uint8 tensors, and the same transforms
+as in the published code, on Pillow images with torchvision's functional API and float tensors. The two take turns; both
+decode with Pillow. Then, for a million synthetic boxes on 10,000 images: the private memory of a worker that has read all
+of them, compared with a worker without any; and the padding of batches with and without grouping by aspect ratio.
 """
 
+import argparse
 import gc
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ ROUNDS = 3
 
 
 def target_size(size: tuple[int, int], short_side: int, limit: int | None) -> tuple[int, int]:
-    """(height, width) after a resize of a (width, height) image."""
+    """Return (height, width) after resizing a (width, height) image."""
     width, height = size
     if limit is not None and max(size) / min(size) * short_side > limit:
         short_side = round(limit * min(size) / max(size))
@@ -48,8 +48,8 @@ def target_size(size: tuple[int, int], short_side: int, limit: int | None) -> tu
     return (int(height * scale), short_side) if width < height else (short_side, int(width * scale))
 
 
-def on_pillow(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
-    """One sample as the published code prepares it."""
+def pillow_sample(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load and transform a sample as the published code does."""
     image = Image.open(record.path).convert("RGB")
     boxes = torch.from_numpy(record.boxes.copy())
     if random.random() < 0.5:
@@ -78,16 +78,16 @@ def on_pillow(record: Record) -> tuple[torch.Tensor, torch.Tensor]:
     return tensor, corners / torch.tensor([image.width, image.height, image.width, image.height])
 
 
-def seconds(prepare: Callable[[int], object], count: int) -> float:
-    """Time of preparing `count` samples, one by one."""
+def time_samples(load: Callable[[int], object], count: int) -> float:
+    """Return the seconds that it takes to load `count` samples, one by one."""
     start = time.perf_counter()
     for index in range(count):
-        prepare(index)
+        load(index)
     return time.perf_counter() - start
 
 
-class Looked(Dataset[float]):
-    """Looks at the boxes of photos without opening them."""
+class BoxReader(Dataset[float]):
+    """Reads the boxes of images without opening the images."""
 
     def __init__(self, records: Sequence[Record | list[dict[str, Any]]]) -> None:
         self.records = records
@@ -103,7 +103,7 @@ class Looked(Dataset[float]):
 
 
 class PrivateMemory:
-    """What a worker answers instead of a batch: its private megabytes, which no other process shares."""
+    """Collate function that returns the private memory of the worker in MB, which no other process shares."""
 
     def __call__(self, _batch: list[float]) -> float:
         """Measure this process."""
@@ -113,15 +113,15 @@ class PrivateMemory:
 
 
 def worker_memory(records: Sequence[Record | list[dict[str, Any]]], method: str) -> float:
-    """Largest private memory of two workers over an epoch, in MB."""
+    """Return the peak private memory of two workers over an epoch in MB."""
     loader = DataLoader(
-        Looked(records), batch_size=100, num_workers=2, collate_fn=PrivateMemory(), multiprocessing_context=method
+        BoxReader(records), batch_size=100, num_workers=2, collate_fn=PrivateMemory(), multiprocessing_context=method
     )
     return max(loader)
 
 
 def million_boxes() -> Iterator[Record]:
-    """Synthetic annotations."""
+    """Generate synthetic annotations."""
     random = np.random.default_rng(0)
     for number in range(10_000):
         boxes = random.uniform(0, 600, (100, 4)).astype(np.float32)
@@ -131,7 +131,7 @@ def million_boxes() -> Iterator[Record]:
 
 
 def as_dicts(record: Record) -> list[dict[str, Any]]:
-    """The annotations of a photo as a COCO file has them, which is how pycocotools holds them."""
+    """Convert the annotations of an image to COCO dictionaries, as pycocotools stores them."""
     return [
         {
             "id": record.image_id * 100 + number,
@@ -148,49 +148,53 @@ def as_dicts(record: Record) -> list[dict[str, Any]]:
 
 
 def report_memory() -> None:
-    """Print what a million boxes cost a worker, held flat and as dictionaries."""
+    """Print the memory of a million boxes in a worker, as flat arrays and as dictionaries."""
     flat = Records.of(million_boxes())
-    print(f"\na million boxes, flat: {flat.arrays.num_bytes / 2**20:.0f} MB in all")
-    print("private memory of a worker, in MB:   without, flat, as COCO dictionaries")
+    print(f"\na million boxes as flat arrays: {flat.arrays.num_bytes / 2**20:.0f} MB")
+    print("private memory of a worker, in MB:   without, arrays, COCO dictionaries")
     for method in ("fork", "spawn"):
-        none, held = worker_memory(flat[:1], method), worker_memory(flat, method)
+        none, arrays = worker_memory(flat[:1], method), worker_memory(flat, method)
         dicts = worker_memory([as_dicts(record) for record in flat], method)
-        print(f"{method:<37}{none:7.0f} {held - none:+5.0f} {dicts - none:+20.0f}")
+        print(f"{method:<37}{none:7.0f} {arrays - none:+5.0f} {dicts - none:+20.0f}")
 
 
 def report_padding(split: Split, batch_size: int = 4) -> None:
-    """Print the share of pixels that are padding in one epoch of the paper's pipeline."""
-    photos = AugmentedDataset(DetectionDataset(split), TrainTransform(), seed=0)
+    """Print the share of padding in the pixels of one epoch with the paper's transforms."""
+    images = AugmentedDataset(DetectionDataset(split), TrainTransform(), seed=0)
     for by_aspect_ratio in (False, True):
         grouping = BatchGrouping.from_records(split.records, by_aspect_ratio=by_aspect_ratio)
         order = TrainBatchSampler(grouping, batch_size, seed=0)
-        masks = [collate([photos[draw] for draw in batch]).padding_mask for batch in order]
+        masks = [collate([images[key] for key in batch]).padding_mask for batch in order]
         share = sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
-        print(f"batches of {batch_size}, {'by shape' if by_aspect_ratio else 'at random'}: {share:.1%} padding")
+        print(f"batches of {batch_size}, {'by aspect ratio' if by_aspect_ratio else 'at random'}: {share:.1%} padding")
 
 
-def main(folder: str, count: int) -> None:
-    """Print samples per second and their ratio."""
+def main() -> None:
+    """Print samples per second and their ratio, padding, and memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--images", type=int, default=60)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    split = load_dataset(folder).train
-    count = min(count, len(split.records))
-    ours = DetectionDataset(split, TrainTransform())
+    split = load_dataset(arguments.folder).train
+    count = min(arguments.images, len(split.records))
+    dataset = DetectionDataset(split, TrainTransform())
     times = {"detrkit": 0.0, "Pillow": 0.0}
     for round_number in range(ROUNDS + 1):
         torch.manual_seed(round_number)
         random.seed(round_number)
         measured = {
-            "detrkit": seconds(lambda index: collate([ours[index]]), count),
-            "Pillow": seconds(lambda index: on_pillow(split.records[index]), count),
+            "detrkit": time_samples(lambda index: collate([dataset[index]]), count),
+            "Pillow": time_samples(lambda index: pillow_sample(split.records[index]), count),
         }
-        if round_number:  # the first warms the disk's cache
+        if round_number:  # the first round fills the disk cache
             times = {name: times[name] + measured[name] for name in times}
-    for name, spent in times.items():
-        print(f"{name:<8} {ROUNDS * count / spent:6.1f} samples/s per process")
+    for name, seconds in times.items():
+        print(f"{name:<8} {ROUNDS * count / seconds:6.1f} samples/s per process")
     print(f"ratio    {times['Pillow'] / times['detrkit']:6.2f}")
     report_padding(split)
     report_memory()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    main()

@@ -1,11 +1,11 @@
-"""How far are the model's numbers from those of the published code?
+"""Differences between this implementation and the published code.
 
     python -m benchmarks.exactness FOLDER_OF_GOLDEN_FILES
 
-Prints, per golden file, the largest difference of outputs (absolute), losses and gradient norms (relative).
+Prints, for every golden file, the maximum difference of outputs (absolute), losses and gradient norms (relative).
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +17,36 @@ from detrkit import SetCriterion
 
 
 def compare(file: Path) -> tuple[float, float, float]:
-    """Largest differences of outputs, losses and gradient norms."""
+    """Return the maximum differences of outputs, losses and gradient norms."""
     golden = np.load(file)
     name, overrides = VARIANTS[file.stem]
     model = formula_model(name, **overrides)
     num_classes = model.config.num_classes
     predictions = model(*formula_batch())
-    report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.mask_head))
-    report.total.backward()
+    output = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.mask_head))
+    output.total.backward()
     outputs = max(
         float((torch.from_numpy(golden[key]) - tensor.detach()).abs().max())
         for key, tensor in (("pred_logits", predictions.class_logits), ("pred_boxes", predictions.boxes))
     )
     losses = max(
         abs(float(value) - float(golden[f"loss/{part}"])) / max(abs(float(golden[f"loss/{part}"])), 1e-12)
-        for part, value in report.losses.items()
+        for part, value in output.losses.items()
     )
     norms = official_gradient_norms(model)
     expected = {
         key.removeprefix("gradnorm/"): float(golden[key]) for key in golden.files if key.startswith("gradnorm/")
     }
-    floor = 1e-3 * max(expected.values())  # smaller norms are sums of rounding errors
+    floor = 1e-3 * max(expected.values())  # smaller norms consist of rounding errors
     gradients = max(abs(norms[key] - value) / value for key, value in expected.items() if value > floor)
     return outputs, losses, gradients
 
 
-def main(folder: Path) -> None:
-    """Print a line per file."""
+def main() -> None:
+    """Print one line per file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     print(f"{'file':<32} outputs    losses     gradient norms")
     for name in VARIANTS:
         outputs, losses, gradients = compare(folder / f"{name}.npz")
@@ -51,4 +54,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

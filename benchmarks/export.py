@@ -1,13 +1,12 @@
-"""How fast does an exported DETR predict?
+"""Speed of exported models.
 
-    python -m benchmarks.export [--photos FOLDER] [--rounds 20] [--threads 2]
+    python -m benchmarks.export [--images FOLDER] [--rounds 20] [--threads 2]
 
-One photo of 800 x 1066 through DETR R50 with 91 classes and 100 queries and the same weights everywhere: `transformers`
+One image of 800 x 1066 through DETR R50 with 91 classes and 100 queries and the same weights everywhere: `transformers`
 DetrForObjectDetection and detrkit in PyTorch, eager, float32; ONNX Runtime, float32; OpenVINO, float32, bfloat16 and int8,
-whose ranges are measured on photos of FOLDER (drawn ones if not given). All in one process with the same number of
-threads. They take turns, photo by photo; the middle time counts, and the shortest is printed beside it. Prepared photos
-go in, class logits and boxes come out; reading and resizing are not counted. First the largest difference of each from
-transformers is printed.
+calibrated on the images of FOLDER (synthetic ones by default). All run in one process with the same number of threads and
+take turns, image by image; prints the median and the minimum time. Measured from the preprocessed image to class logits and
+boxes, without reading and resizing. First prints the maximum difference of each from transformers.
 """
 
 import argparse
@@ -39,13 +38,13 @@ from detrkit.inference.inputs import list_inputs
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch, Sample
 
-Answer = tuple[Tensor, Tensor]
+Output = tuple[Tensor, Tensor]  # class logits, boxes
 SIZE = (800, 1066)
 NUM_CALIBRATION = 16
 
 
 def build_transformers() -> Any:
-    """Their model with random weights, and norms that do something."""
+    """Build the model of transformers with random weights."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     torch.manual_seed(0)
@@ -53,74 +52,74 @@ def build_transformers() -> Any:
     return model.eval()
 
 
-def build_ours(theirs: Any) -> DETR:
-    """Our model with their weights."""
+def build_detrkit(converted: Any) -> DETR:
+    """Build detrkit's model with the weights of that of transformers."""
     model = detrkit.build_model("detr-r50", num_classes=91)
-    load_state_dict(model, huggingface_to_detrkit(theirs.state_dict()))
+    load_state_dict(model, huggingface_to_detrkit(converted.state_dict()))
     return model.eval()
 
 
-def prepared_photos(folder: Path | None) -> list[Sample]:
-    """Photos to calibrate with; the first one, at the size of the benchmark, is what is timed."""
+def load_samples(folder: Path | None) -> list[Sample]:
+    """Load images for the calibration; the first one, at the size of the benchmark, is the measured one."""
     if folder is not None:
         from detrkit.data.images import read_image
 
-        paths = list_inputs([str(folder)]).photos[:NUM_CALIBRATION]
+        paths = list_inputs([str(folder)]).images[:NUM_CALIBRATION]
         drawn = SyntheticShapes(1, 0)[0]
         blank = type(drawn.annotations)(drawn.annotations.boxes[:0], drawn.annotations.labels[:0])
-        photos = [Sample(read_image(path), blank, index, (1, 1)) for index, path in enumerate(paths)]
+        samples = [Sample(read_image(path), blank, index, (1, 1)) for index, path in enumerate(paths)]
     else:
-        photos = SyntheticShapes(NUM_CALIBRATION, seed=0, style=SyntheticStyle(size=320)).draw_all()
-    return [resize(photos[0], SIZE), *(EvalTransform(480)(photo) for photo in photos[1:])]
+        samples = SyntheticShapes(NUM_CALIBRATION, seed=0, style=SyntheticStyle(size=320)).draw_all()
+    return [resize(samples[0], SIZE), *(EvalTransform(480)(sample) for sample in samples[1:])]
 
 
-def their_predict(model: Any) -> Callable[[Batch], Answer]:
-    """One prediction of transformers."""
+def predict_with_transformers(model: Any) -> Callable[[Batch], Output]:
+    """Return a function that predicts with transformers."""
 
-    def predict(batch: Batch) -> Answer:
+    def predict(batch: Batch) -> Output:
         with torch.inference_mode():
-            found = model(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
-        return found.logits, found.pred_boxes
+            output = model(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
+        return output.logits, output.pred_boxes
 
     return predict
 
 
-def our_predict(engine: Engine) -> Callable[[Batch], Answer]:
-    """One prediction of an engine of ours."""
+def predict_with_engine(engine: Engine) -> Callable[[Batch], Output]:
+    """Return a function that predicts with an engine."""
 
-    def predict(batch: Batch) -> Answer:
+    def predict(batch: Batch) -> Output:
         predictions = engine.predict(batch)
         return predictions.class_logits, predictions.boxes
 
     return predict
 
 
-def contenders(photos: Sequence[Sample], folder: Path) -> dict[str, Callable[[Batch], Answer]]:
-    """Everything that takes part."""
-    theirs = build_transformers()
-    ours = build_ours(theirs)
-    program = export_program(ours, padding_invariant=True, postprocess=False)
+def build_cases(samples: Sequence[Sample], folder: Path) -> dict[str, Callable[[Batch], Output]]:
+    """Build everything that is compared."""
+    converted = build_transformers()
+    model = build_detrkit(converted)
+    program = export_program(model, padding_invariant=True, postprocess=False)
 
     def described(precision: ExportPrecision) -> Any:
-        return make_metadata(ours.config, default_categories(91), Preprocessing(), precision, postprocess=False)
+        return make_metadata(model.config, default_categories(91), Preprocessing(), precision, postprocess=False)
 
-    found = {
-        "transformers, eager, float32": their_predict(theirs),
-        "detrkit, eager, float32": our_predict(TorchEngine(ours, torch.device("cpu"), padding_invariant=True)),
+    cases = {
+        "transformers, eager, float32": predict_with_transformers(converted),
+        "detrkit, eager, float32": predict_with_engine(TorchEngine(model, torch.device("cpu"), padding_invariant=True)),
     }
     write_onnx(program, described("float32"), folder / "model.onnx")
-    found["ONNX Runtime, float32"] = our_predict(load_exported(folder / "model.onnx"))
+    cases["ONNX Runtime, float32"] = predict_with_engine(load_exported(folder / "model.onnx"))
     precisions: tuple[ExportPrecision, ...] = ("float32", "bfloat16", "int8")
     for precision in precisions:
-        place = folder / precision
-        place.mkdir()
-        write_openvino(program, described(precision), place, photos[1:])
-        found[f"OpenVINO, {precision}"] = our_predict(load_exported(place))
-    return found
+        path = folder / precision
+        path.mkdir()
+        write_openvino(program, described(precision), path, samples[1:])
+        cases[f"OpenVINO, {precision}"] = predict_with_engine(load_exported(path))
+    return cases
 
 
-def take_turns(predicts: dict[str, Callable[[Batch], Answer]], batch: Batch, rounds: int) -> dict[str, list[float]]:
-    """Seconds per prediction of each, one after the other, again and again."""
+def measure(predicts: dict[str, Callable[[Batch], Output]], batch: Batch, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every prediction; the cases take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in predicts}
     for _ in range(rounds):
         for name, predict in predicts.items():
@@ -131,30 +130,30 @@ def take_turns(predicts: dict[str, Callable[[Batch], Answer]], batch: Batch, rou
 
 
 def main() -> None:
-    """Export, compare, take turns, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photos", type=Path)
+    """Export, compare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    photos = prepared_photos(given.photos)
-    batch = collate(photos[:1])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    samples = load_samples(arguments.images)
+    batch = collate(samples[:1])
     with tempfile.TemporaryDirectory() as folder:
-        predicts = contenders(photos, Path(folder))
+        predicts = build_cases(samples, Path(folder))
         logits, boxes = next(iter(predicts.values()))(batch)
         for name, predict in predicts.items():
-            for _ in range(3):  # warm; the third time, a size has a network of its own
-                found = predict(batch)
-            off = (float((found[0] - logits).abs().max()), float((found[1] - boxes).abs().max()))
-            print(f"{name:30} differs by {off[0]:.1e} in logits, {off[1]:.1e} in boxes")
-        seconds = take_turns(predicts, batch, given.rounds)
-    first = next(iter(seconds.values()))
+            for _ in range(3):  # warm-up; after the third, engines have a network for this size
+                output = predict(batch)
+            differences = [float((a - b).abs().max()) for a, b in zip(output, (logits, boxes), strict=True)]
+            print(f"{name:30} differs by {differences[0]:.1e} in logits, {differences[1]:.1e} in boxes")
+        seconds = measure(predicts, batch, arguments.rounds)
+    baseline = next(iter(seconds.values()))
     for name, times in seconds.items():
-        middle, shortest = statistics.median(times), min(times)
+        median, minimum = statistics.median(times), min(times)
         print(
-            f"{name:30} {middle * 1000:7.0f} ms, {statistics.median(first) / middle:5.2f} times as fast; "
-            f"shortest {shortest * 1000:7.0f} ms, {min(first) / shortest:5.2f}"
+            f"{name:30} {median * 1000:7.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast; "
+            f"minimum {minimum * 1000:7.0f} ms, {min(baseline) / minimum:5.2f}"
         )
 
 

@@ -1,10 +1,10 @@
-"""How many more photos does a server answer when it predicts together those that wait together?
+"""Throughput of the server with and without dynamic batching.
 
-    python -m benchmarks.serve [--model detr-tiny] [--size 64] [--batch-size 16] [--callers 32] [--photos 600] [--rounds 5]
+    python -m benchmarks.serve [--model detr-tiny] [--size 64] [--batch-size 16] [--clients 32] [--images 600] [--rounds 5]
 
-Draws photos and serves a model with random weights twice, each server a process of its own: one with batches, one with
-`--batch-size 1`, all else alike. The same callers ask the one, then the other, round by round; each has a connection of its
-own and always one photo on its way. Prints photos per second of both, their ratio, and the sizes of the batches.
+Serves a model with random weights twice, in processes of their own: one with batches, one with `--batch-size 1`, all else
+equal. The same clients send synthetic images to one and then to the other, round by round; every client has its own
+connection and always one request in flight. Prints images per second of both, their ratio, and the mean batch size.
 """
 
 import argparse
@@ -32,42 +32,42 @@ HOST = "127.0.0.1"
 
 
 def write_model(path: Path, name: str, size: int) -> None:
-    """A preset with random weights."""
+    """Write a preset with random weights."""
     torch.manual_seed(0)
     model = build_model(name, num_classes=len(SHAPES))
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=size)))
 
 
-def draw(count: int, size: int) -> list[bytes]:
-    """Photos as JPEG files: lying, as cameras have them."""
-    photos = []
-    for sample in SyntheticShapes(count, 0, SyntheticStyle(size=max(64, size))):
+def synthetic_jpegs(count: int, size: int) -> list[bytes]:
+    """Return synthetic images as JPEG files in landscape format."""
+    images = []
+    for sample in SyntheticShapes(count, 0, SyntheticStyle(size=max(64, size))).draw_all():
         buffer = io.BytesIO()
-        picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
-        picture.resize((size * 4 // 3, size)).save(buffer, "JPEG", quality=90)
-        photos.append(buffer.getvalue())
-    return photos
+        image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+        image.resize((size * 4 // 3, size)).save(buffer, "JPEG", quality=90)
+        images.append(buffer.getvalue())
+    return images
 
 
 @contextmanager
 def server(weights: Path, batch_size: int, threads: int) -> Iterator[int]:
-    """`detrkit serve`; gives its port."""
-    words = ["serve", str(weights), "--port", "0", "--batch-size", str(batch_size), "--timeout", "600"]
+    """Run `detrkit serve`; yields its port."""
+    command = ["serve", str(weights), "--port", "0", "--batch-size", str(batch_size), "--timeout", "600"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "detrkit", *words], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "detrkit", *command], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         assert process.stdout is not None
-        greeting = process.stdout.readline()
-        yield int(re.search(rf"{HOST}:(\d+)", greeting)[1])  # type: ignore[index]
+        first_line = process.stdout.readline()
+        yield int(re.search(rf"{HOST}:(\d+)", first_line)[1])  # type: ignore[index]
     finally:
         process.terminate()
         process.communicate()
 
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
-    """Send a request and read its answer."""
+    """Send a request and read the response."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     body = await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))  # type: ignore[index]
@@ -76,25 +76,25 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
     return body
 
 
-async def ask(port: int, photos: Sequence[bytes], count: int, callers: int) -> float:
-    """Send photos; give how many are answered in a second."""
+async def measure(port: int, images: Sequence[bytes], count: int, clients: int) -> float:
+    """Send `count` images and return the number of responses per second."""
     numbers = iter(range(count))
 
-    async def call() -> None:
+    async def client() -> None:
         reader, writer = await asyncio.open_connection(HOST, port)
         for number in numbers:
-            photo = photos[number % len(photos)]
-            head = f"POST /predict HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(photo)}\r\n\r\n"
-            await exchange(reader, writer, head.encode() + photo)
+            image = images[number % len(images)]
+            head = f"POST /predict HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(image)}\r\n\r\n"
+            await exchange(reader, writer, head.encode() + image)
         writer.close()
 
     start = time.perf_counter()
-    await asyncio.gather(*(call() for _ in range(callers)))
+    await asyncio.gather(*(client() for _ in range(clients)))
     return count / (time.perf_counter() - start)
 
 
-async def mean_batch(port: int) -> float:
-    """Photos that were predicted at a time, on average."""
+async def mean_batch_size(port: int) -> float:
+    """Return the mean number of images per batch."""
     reader, writer = await asyncio.open_connection(HOST, port)
     text = await exchange(reader, writer, f"GET /metrics HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
     writer.close()
@@ -105,47 +105,52 @@ async def mean_batch(port: int) -> float:
     return total / count
 
 
-async def until_ready(port: int) -> None:
-    """Wait for a server's first answer."""
+async def wait_until_ready(port: int) -> None:
+    """Wait for the first response of a server."""
     while True:
         try:
-            await mean_batch(port)
+            await mean_batch_size(port)
         except OSError:
             await asyncio.sleep(0.1)
-        except ZeroDivisionError:  # it has predicted nothing yet
+        except ZeroDivisionError:  # no batches yet
             return
 
 
 def main() -> None:
-    """Ask both servers in turns and say what came of it."""
+    """Measure both servers in turns and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="detr-tiny")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--callers", type=int, default=32)
-    parser.add_argument("--photos", type=int, default=600)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of the model")
-    given = parser.parse_args()
-    photos = draw(min(given.photos, 32), given.size)
-    with tempfile.TemporaryDirectory() as place:
-        weights = Path(place) / "model.safetensors"
-        write_model(weights, given.model, given.size)
-        with server(weights, given.batch_size, given.threads) as many, server(weights, 1, given.threads) as single:
-            for port in (many, single):
-                asyncio.run(until_ready(port))
-                asyncio.run(ask(port, photos, min(given.photos, 2 * given.callers), given.callers))
+    parser.add_argument("--threads", type=int, default=1, help="threads of the model")
+    arguments = parser.parse_args()
+    images = synthetic_jpegs(min(arguments.images, 32), arguments.size)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "model.safetensors"
+        write_model(weights, arguments.model, arguments.size)
+        with (
+            server(weights, arguments.batch_size, arguments.threads) as batched,
+            server(weights, 1, arguments.threads) as single,
+        ):
+            for port in (batched, single):
+                asyncio.run(wait_until_ready(port))
+                asyncio.run(measure(port, images, min(arguments.images, 2 * arguments.clients), arguments.clients))
             rounds = []
-            for number in range(given.rounds):
-                order = (many, single) if number % 2 else (single, many)
-                rates = {port: asyncio.run(ask(port, photos, given.photos, given.callers)) for port in order}
-                rounds.append((rates[many], rates[single]))
-                ratio = rates[many] / rates[single]
-                print(f"round {number + 1}: {rates[many]:.1f} and {rates[single]:.1f} photos/s, ratio {ratio:.2f}")
+            for number in range(arguments.rounds):
+                order = (batched, single) if number % 2 else (single, batched)
+                rates = {
+                    port: asyncio.run(measure(port, images, arguments.images, arguments.clients)) for port in order
+                }
+                rounds.append((rates[batched], rates[single]))
+                ratio = rates[batched] / rates[single]
+                print(f"round {number + 1}: {rates[batched]:.1f} and {rates[single]:.1f} images/s, ratio {ratio:.2f}")
             ratio = statistics.median(one[0] / one[1] for one in rounds)
-            what = f"{given.model}, {given.size} px, {given.callers} callers"
-            size = asyncio.run(mean_batch(many))
-            print(f"{what}: batches of {size:.1f} on average against one by one, median ratio {ratio:.2f}")
+            setup = f"{arguments.model}, {arguments.size} px, {arguments.clients} clients"
+            size = asyncio.run(mean_batch_size(batched))
+            print(f"{setup}: mean batch size {size:.1f} against single images, median ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":
