@@ -402,19 +402,18 @@ def test_long_names_are_written(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "output" / f"{image.stem}.png").is_file()
 
 
-def test_exported_files_are_predicted_on_the_cpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_exported_files_are_predicted_on_the_cpu(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
 
     def load(_source: str, device: torch.device, **_: object) -> Detector:
-        asked.append(device.type)
+        devices.append(device.type)
         raise DatasetError("enough")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("detrkit.inference.predict.is_exported", lambda _source: True)
-    monkeypatch.setattr("detrkit.inference.engines.load.is_exported", lambda _source: True)
     monkeypatch.setattr(Detector, "load", load)
-    assert run(["predict", "model.onnx", "images/1.png", "--output", "x"]) == 2
-    assert asked == ["cpu"]
+    (tmp_path / "model.onnx").touch()
+    assert run(["predict", str(tmp_path / "model.onnx"), "images/1.png", "--output", str(tmp_path / "output")]) == 2
+    assert devices == ["cpu"]
 
 
 def test_undecodable_file_name_is_predicted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
