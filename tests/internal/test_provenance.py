@@ -102,10 +102,10 @@ def test_foreign_files_are_not_overwritten(tmp_path: Path, name: str, content: s
         (["describe", "detr-tiny", "--size", "64x64", "-o", "photos/val2017/0.png"], None),
         (["describe", "data", "photos", "-o", "photos/val2017/0.png"], None),
         (
-            ["explain", "0.png", "--weights", "whole.safetensors", "--figure", "decoder", "-o", "photos/val2017/0.png"],
+            ["explain", "whole.safetensors", "0.png", "--figure", "decoder", "-o", "photos/val2017/0.png"],
             None,
         ),
-        (["explain", "0.png", "--weights", "whole.safetensors", "-o", "index.html"], "index.html"),
+        (["explain", "whole.safetensors", "0.png", "-o", "index.html"], "index.html"),
         (["benchmark", "detr-tiny", "-o", "speed"], "speed/benchmark.html"),
         (["train", "photos", "--model", "detr-tiny", "-o", "mine"], "mine/config.yaml"),
         (["train", "photos", "--model", "detr-tiny", "-o", "mine"], "mine/predictions/0.png"),
@@ -151,7 +151,7 @@ def test_commands_replace_their_own_outputs(place: Path, tmp_path: Path, monkeyp
         ["doctor", "photos", "--json", tmp_path / "findings.json", "--html", tmp_path / "findings.html"],
         ["describe", "detr-tiny", "--size", "64x64", "-o", tmp_path / "shapes.pdf"],
         ["describe", "data", "photos", "--model", "detr-tiny", "-o", tmp_path / "samples.png"],
-        ["explain", photo, "--weights", "whole.safetensors", "-o", tmp_path / "page.html"],
+        ["explain", "whole.safetensors", photo, "-o", tmp_path / "page.html"],
         ["predict", "whole.safetensors", photo, "--write", "images,json", "-o", tmp_path / "found"],
         ["predict", "whole.safetensors", photo, "--write", "parquet", "-o", tmp_path / "table"],
     ):
