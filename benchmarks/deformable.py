@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from detrkit.models.attention.deformable import DeformableAttention
 from detrkit.models.feature_maps import FeatureMaps
-from detrkit.models.transformer import LayerShape
+from detrkit.models.layers import LayerConfig
 
 WIDTH, HEADS, POINTS = 256, 8, 4
 NAMES = ("detrkit", "transformers")
@@ -48,14 +48,14 @@ def random_features(sizes: tuple[tuple[int, int], ...]) -> FeatureMaps:
 def build(name: str, sizes: tuple[tuple[int, int], ...]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """Build one layer, and a function that calls it."""
     torch.manual_seed(0)
-    shape = LayerShape(WIDTH, HEADS, 4 * WIDTH, 0.0, False, num_feature_levels=len(sizes), num_points=POINTS)
+    shape = LayerConfig(WIDTH, HEADS, 4 * WIDTH, 0.0, False, num_feature_levels=len(sizes), num_points=POINTS)
     layer = DeformableAttention(shape)
     nn.init.normal_(layer.offset_projection.weight, std=0.1)
     nn.init.normal_(layer.weight_projection.weight, std=0.1)
     features = random_features(sizes)
-    references = features.in_maps(torch.cat(features.cell_centres(), dim=1))
+    references = features.to_map_coordinates(torch.cat(features.cell_centers(), dim=1))
     if name == "detrkit":
-        return layer, lambda tokens: layer(tokens, references, features.holding(tokens))
+        return layer, lambda tokens: layer(tokens, references, features.with_tokens(tokens))
 
     from transformers import DeformableDetrConfig
     from transformers.models.deformable_detr.modeling_deformable_detr import (

@@ -98,7 +98,8 @@ def build_cases(samples: Sequence[Sample], folder: Path) -> dict[str, Callable[[
     """Build everything that is compared."""
     converted = build_transformers()
     model = build_detrkit(converted)
-    program = export_program(model, padding_invariant=True, postprocess=False)
+    model.padding_invariant = True
+    program = export_program(model, postprocess=False)
 
     def described(precision: ExportPrecision) -> Any:
         return make_metadata(model.config, default_categories(91), Preprocessing(), precision, postprocess=False)

@@ -30,7 +30,7 @@ from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.config.training import TrainingConfig
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import fuse_conv_bn
+from detrkit.models.fuse import fuse_for_inference
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.postprocess.panoptic import SMALLEST, KeptQueries, merge_segments
 from detrkit.structures import Batch, Target
@@ -137,16 +137,13 @@ def prediction(which: str) -> Step:
 
         return predict_theirs
 
-    model = fuse_conv_bn(build_ours(theirs))
+    model = fuse_for_inference(build_ours(theirs))
     images = images.contiguous(memory_format=torch.channels_last)
     queries = torch.arange(int(which.split()[1]))
 
     @torch.inference_mode()
     def predict_ours() -> float:
-        said = model(images, last_layer_only=True, all_masks=False)
-        assert model.mask_head is not None
-        assert said.mask_inputs is not None
-        return float(model.mask_head(said.mask_inputs, queries, [len(queries)])[0, 0, 0])
+        return float(model(images).masks_of([queries])[0, 0, 0])
 
     return predict_ours
 

@@ -1,11 +1,9 @@
 """Evaluators: panoptic quality and masks of predictions, and the primary metric."""
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SCENES, SyntheticShapes, SyntheticStyle
@@ -15,7 +13,7 @@ from detrkit.evaluation.evaluator import PanopticEvaluator, full_size_masks
 from detrkit.evaluation.ground_truth import GroundTruthSegments
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.panoptic import PanopticCounts
-from detrkit.structures import Batch, Predictions, Sample
+from detrkit.structures import Batch, ComputedMasks, Predictions, Sample
 
 HIGH, LOW = 5.0, 1.2  # logits of the true class, beside zeros: scores of 0.96 and 0.36
 
@@ -35,29 +33,23 @@ def perfect_predictions(samples: list[Sample], logit: float) -> tuple[Prediction
         queries = torch.arange(len(target.labels))
         logits[0, image, queries, -1] = 0.0
         logits[0, image, queries, target.labels] = logit
-    return Predictions(logits, torch.full((1, len(samples), most, 4), 0.5)), batch
+    boxes = torch.full((1, len(samples), most, 4), 0.5)
+    return Predictions(logits, boxes, mask_source=ground_truth_masks(samples, most)), batch
 
 
-def ground_truth_mask_head(samples: list[Sample]) -> object:
-    """Return a mask head that predicts the true masks at a quarter of the image size."""
-
-    def draw(_predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
-        drawn = []
-        for sample, some in zip(samples, queries.split(list(counts)), strict=True):
-            masks = sample.annotations.masks.float()
-            empty = torch.zeros(1, *masks.shape[1:])
-            small = torch.nn.functional.interpolate(torch.cat([masks, empty])[None], (8, 8), mode="area")[0]
-            drawn.append(20 * small[some.clamp(max=len(masks))] - 10)
-        return torch.cat(drawn)
-
-    return draw
+def ground_truth_masks(samples: list[Sample], num_queries: int) -> ComputedMasks:
+    """Return the true masks at a quarter of the image size, and empty masks for further queries."""
+    logits = []
+    for sample in samples:
+        masks = sample.annotations.masks.float()
+        padded = torch.cat([masks, torch.zeros(num_queries - len(masks), *masks.shape[1:])])
+        logits.append(20 * torch.nn.functional.interpolate(padded[None], (8, 8), mode="area")[0] - 10)
+    return ComputedMasks(torch.stack(logits))
 
 
 def evaluate(samples: list[Sample], logit: float) -> PanopticEvaluator:
     ground_truth = {sample.image_id: GroundTruthSegments.from_annotations(sample.annotations) for sample in samples}
-    evaluator = PanopticEvaluator(
-        ground_truth_mask_head(samples), SCENES, ground_truth.__getitem__, padding_invariant=True
-    )
+    evaluator = PanopticEvaluator(SCENES, ground_truth.__getitem__, padding_invariant=True)
     evaluator(*perfect_predictions(samples, logit))
     return evaluator
 
@@ -91,7 +83,7 @@ def test_counts_of_processes_add_up(samples: list[Sample]) -> None:
 
 def test_masks_of_all_queries_are_computed_image_by_image(samples: list[Sample]) -> None:
     predictions, batch = perfect_predictions(samples, HIGH)
-    made = list(full_size_masks(ground_truth_mask_head(samples), True)(predictions, batch))
+    made = list(full_size_masks(True)(predictions, batch))
     for masks, sample in zip(made, samples, strict=True):
         assert masks.shape == (predictions.boxes.shape[1], 64, 64)
         count = len(sample.annotations.labels)

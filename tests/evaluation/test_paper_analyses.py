@@ -46,7 +46,8 @@ def test_detections_of_every_layer_are_returned_and_the_last_ones_are_the_detect
     assert [len(detections) for detections in layers] == [21, 21, 21]
     assert not np.array_equal(layers[0].scores, layers[2].scores)
     with torch.inference_mode():
-        predictions = model(batches[0].images, padding_invariant=True)
+        model.padding_invariant = True
+        predictions = model(batches[0].images)
     expected = to_detections(predictions, batches[0].original_sizes, SHAPES.ids, SHAPES.names)
     coco = [entry for image_id, one in enumerate(expected, 1) for entry in one.to_coco(image_id)]
     assert layers[2].to_coco()[:14] == coco

@@ -75,7 +75,8 @@ def _all_logits(detector: Detector, image: Sample) -> Tensor:
     """Mask logits of all queries from the model's forward pass."""
     batch = collate([EvalTransform(64)(image)])
     with torch.no_grad():
-        masks = detector.model.eval()(batch.images, padding_invariant=True).masks
+        detector.model.padding_invariant = True
+        masks = detector.model.eval()(batch.images).masks
     assert masks is not None
     return masks[0]
 
@@ -98,8 +99,9 @@ def test_masks_are_cropped_to_the_image(mask_detector: Detector, image: Sample, 
     wide = replace(image, image=torch.full((3, 90, 200), 90, dtype=torch.uint8), original_size=(90, 200))
     batch = collate([EvalTransform(64)(one) for one in (image, wide)])
     assert batch.is_padded
-    attention = record_attention(mask_detector.model.eval(), batch, padding_invariant=padding_invariant)[0]
-    masks = masks_for(mask_detector.model, attention, padding_invariant)
+    mask_detector.model.padding_invariant = padding_invariant
+    attention = record_attention(mask_detector.model.eval(), batch)[0]
+    masks = masks_for(attention, padding_invariant)
     assert masks is not None
     probabilities = masks.probabilities([3, 8])
     height, width = batch.sizes[0]
@@ -107,13 +109,8 @@ def test_masks_are_cropped_to_the_image(mask_detector: Detector, image: Sample, 
     side = 4 if padding_invariant else padded / -(-padded // 4)
     assert probabilities.shape == (2, -(-height // 4), int(-(-width // side)))
     with torch.no_grad():
-        predictions = mask_detector.model(
-            batch.images, batch.padding_mask, padding_invariant=padding_invariant, all_masks=False
-        )
-        head, inputs = mask_detector.model.mask_head, predictions.mask_inputs
-        assert head is not None
-        sizes = batch.sizes if padding_invariant else None
-        whole = head(inputs, torch.tensor([3, 8, 0]), [2, 1], sizes).sigmoid()
+        predictions = mask_detector.model(batch.images, batch.padding_mask)
+        whole = predictions.masks_of([torch.tensor([3, 8]), torch.tensor([0])], batch.sizes).sigmoid()
     torch.testing.assert_close(
         probabilities, whole[:2, : probabilities.shape[1], : probabilities.shape[2]], rtol=0, atol=1e-5
     )
@@ -122,7 +119,7 @@ def test_masks_are_cropped_to_the_image(mask_detector: Detector, image: Sample, 
 
 def test_large_masks_are_average_pooled(explained: Explanation) -> None:
     masks, _ = _masks_and_segments(explained)
-    inputs = replace(masks.inputs, padded=(1066, 800))
+    inputs = replace(masks.inputs, image_size=(1066, 800))
 
     class Fine(Masks):
         def logits(self, queries: Tensor, counts: object) -> Tensor:

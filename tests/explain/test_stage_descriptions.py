@@ -16,8 +16,8 @@ from detrkit.models.presets import PRESETS, preset_config
     ("part", "of_detr", "of_detrkit"),
     [
         ("backbone", "the last one is used", "the last 2 are used"),
-        ("input_projection", "each cell becomes a token", "each cell of all 2 maps becomes a token"),
-        ("positions", "added to queries and keys", "not used without encoder layers"),
+        ("neck.projection", "each cell becomes a token", "each cell of all 2 maps becomes a token"),
+        ("neck.positions", "added to queries and keys", "not used without encoder layers"),
         ("encoder", "every token attends to all tokens", "no layers in this model"),
         (
             "query_source",
@@ -44,10 +44,10 @@ def test_detr_and_detrkit_are_described_differently(part: str, of_detr: str, of_
     ("name", "part", "text"),
     [
         ("detrkit-m", "encoder", "every token attends to 4 sampling points in each of 3 maps per head"),
-        ("detrkit-m", "positions", "feature level of each cell: in the encoder added to the queries, since"),
+        ("detrkit-m", "neck.positions", "feature level of each cell: in the encoder added to the queries, since"),
         ("detrkit-m", "query_source", "the memory of its cell, and a learned embedding of its rank"),
         ("deformable-detr-r50-two-stage", "query_source", "Each query is the sine encoding of that box"),
-        ("deformable-detr-r50", "input_projection", "1 coarser map computed from the last one"),
+        ("deformable-detr-r50", "neck.projection", "1 coarser map computed from the last one"),
         ("deformable-detr-r50", "query_source", "learned embeddings, each with a point"),
         ("deformable-detr-r50", "heads.box_head", "offset from its reference point"),
         (
@@ -60,7 +60,7 @@ def test_detr_and_detrkit_are_described_differently(part: str, of_detr: str, of_
             "decoder",
             "initialised with zeros, attend to each other and to the memory, by content and by position",
         ),
-        ("conditional-detr-r50", "positions", "in the decoder compared with the positions of the queries"),
+        ("conditional-detr-r50", "neck.positions", "in the decoder compared with the positions of the queries"),
         ("dab-detr-r50", "query_source", "learned boxes"),
         ("dab-detr-r50", "decoder", "each layer refines the boxes of the previous one"),
     ],
@@ -71,8 +71,10 @@ def test_variants_are_described_by_their_configuration(name: str, part: str, tex
 
 def test_position_encodings_are_described_where_they_are_added() -> None:
     once = preset_config("detr-r50", encoder_positions="input", decoder_positions="none")
-    assert "in the encoder added once, to its input, in the decoder not used" in describe_part("positions", once)
-    assert "no position encoding" in describe_part("positions", preset_config("detr-r50", position_embedding="none"))
+    assert "in the encoder added once, to its input, in the decoder not used" in describe_part("neck.positions", once)
+    assert "no position encoding" in describe_part(
+        "neck.positions", preset_config("detr-r50", position_embedding="none")
+    )
 
 
 def test_outputs_are_queries_for_softmax_and_pairs_for_sigmoid() -> None:

@@ -40,7 +40,8 @@ def metadata_of(
 
 
 def trace(model: DETR, postprocess: bool = False, padding_invariant: bool = True) -> torch.export.ExportedProgram:
-    return export_program(model, padding_invariant=padding_invariant, postprocess=postprocess)
+    model.padding_invariant = padding_invariant
+    return export_program(model, postprocess=postprocess)
 
 
 def noise_samples(sizes: list[tuple[int, int]], channels: int = 3) -> list[Sample]:

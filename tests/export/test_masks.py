@@ -23,7 +23,7 @@ from detrkit.inference.engines.metadata import CategoryEntry, ExportMetadata, ma
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.models.presets import build_model
-from detrkit.structures import Batch, Detections, PanopticSegments, Predictions
+from detrkit.structures import Batch, ComputedMasks, Detections, PanopticSegments, Predictions
 from tests.detectors import small_detector
 from tests.export.models import CATEGORIES, PREPROCESSING, noise_batch, small_model, torch_engine, trace
 
@@ -66,8 +66,7 @@ def path(
 def _masks(engine: TorchEngine | ExportedEngine, batch: Batch) -> Tensor:
     predictions = engine.predict(batch)
     num_images, num_queries = predictions.boxes.shape[:2]
-    queries = torch.arange(num_queries).repeat(num_images)
-    return engine.compute_masks(predictions, batch, queries, [num_queries] * num_images).sigmoid()
+    return predictions.masks_of([torch.arange(num_queries)] * num_images, batch.sizes).sigmoid()
 
 
 @pytest.mark.parametrize("sizes", _SIZES[:3], ids=str)
@@ -158,10 +157,12 @@ class _OffsetEngine(TorchEngine):
 
     offset = 0.0
 
-    def compute_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: object) -> Tensor:
-        masks = super().compute_masks(predictions, batch, queries, counts).clone()  # type: ignore[arg-type]
+    def predict(self, batch: Batch) -> Predictions:
+        predictions = super().predict(batch)
+        num_images, num_queries = predictions.boxes.shape[:2]
+        masks = predictions.masks_of([torch.arange(num_queries)] * num_images, batch.sizes).clone()
         masks[3, 2, 5] += self.offset
-        return masks
+        return replace(predictions, mask_source=ComputedMasks(masks.unflatten(0, (num_images, num_queries))))
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.05, float("nan")])

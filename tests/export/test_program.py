@@ -185,4 +185,4 @@ def test_backbone_that_pads_by_the_image_size_is_rejected() -> None:
     model = small_model(backbone="timm:tf_efficientnet_lite0", backbone_normalization="frozen")
     model.backbone.body.add_module("pool", timm.layers.AvgPool2dSame(2))
     with pytest.raises(ExportError, match="pads by each image's size"):
-        export_program(model.eval(), padding_invariant=False, postprocess=False)
+        export_program(model.eval(), postprocess=False)

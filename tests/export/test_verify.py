@@ -12,7 +12,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.errors import ExportError
 from detrkit.export.verify import ExportComparison, compare, count_matched
 from detrkit.models.presets import preset_config
-from detrkit.structures import Batch, Detections, Predictions
+from detrkit.structures import Batch, ComputedMasks, Detections, Predictions
 from tests.export.models import CATEGORIES, noise_batch, small_model
 
 GOOD = ExportComparison(4, 1e-5, 1e-6, 1e-6, 1e-7, 10, 10, 1e-5)
@@ -23,12 +23,13 @@ class ChangedEngine:
 
     def __init__(self, logits: float = 0.0, boxes: float = 0.0) -> None:
         self.model = small_model()
+        self.model.padding_invariant = True
         self.config: ModelConfig = self.model.config
         self.change = logits, boxes
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:
-        predictions = self.model(batch.images, batch.padding_mask, padding_invariant=True)
+        predictions = self.model(batch.images, batch.padding_mask)
         logits, boxes = predictions.layer_class_logits.clone(), predictions.layer_boxes.clone()
         logits[-1, 0, 0, 0] += self.change[0]
         boxes[-1, 0, 0, 0] += self.change[1]
@@ -177,10 +178,12 @@ class FixedEngine:
 
     def predict(self, batch: Batch) -> Predictions:
         shape = 1, len(batch.image_ids), 2
-        return Predictions(torch.zeros(*shape, len(CATEGORIES) + 1), torch.full((*shape, 4), next(self.boxes)))
-
-    def compute_masks(self, predictions: Predictions, batch: Batch, queries: Tensor, counts: Sequence[int]) -> Tensor:
-        return next(self.masks)
+        masks = next(self.masks, None)
+        return Predictions(
+            torch.zeros(*shape, len(CATEGORIES) + 1),
+            torch.full((*shape, 4), next(self.boxes)),
+            mask_source=None if masks is None else ComputedMasks(masks.unflatten(0, shape[1:])),
+        )
 
 
 def compare_fixed(reference: FixedEngine, exported: FixedEngine) -> ExportComparison:

@@ -8,7 +8,15 @@ import torch
 from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
 from detrkit.losses.classification import IoUAwareClassification, SigmoidFocalClassification
 from detrkit.losses.criterion import Normalizers, SetCriterion
-from detrkit.structures import AuxiliaryKind, AuxiliaryPredictions, ClassScores, EncoderProposals, Predictions, Target
+from detrkit.structures import (
+    AuxiliaryKind,
+    AuxiliaryPredictions,
+    ClassScores,
+    ComputedMasks,
+    EncoderProposals,
+    Predictions,
+    Target,
+)
 
 
 def predictions(layers: int, images: int, queries: int, seed: int = 0, scores: ClassScores = "softmax") -> Predictions:
@@ -26,7 +34,7 @@ def objects(*counts: int) -> list[Target]:
 def with_extra(own: Predictions, **extra: list[Predictions]) -> Predictions:
     kinds: dict[str, AuxiliaryKind] = {"group": "group", "hybrid": "hybrid", "denoising": "denoising"}
     blocks = [AuxiliaryPredictions(kinds[kind], one) for kind, several in extra.items() for one in several]
-    return Predictions(own.layer_class_logits, own.layer_boxes, class_scores=own.class_scores, extra=tuple(blocks))
+    return Predictions(own.layer_class_logits, own.layer_boxes, class_scores=own.class_scores, auxiliary=tuple(blocks))
 
 
 def test_denoising_losses_of_one_object_are_exact() -> None:
@@ -113,10 +121,13 @@ def test_mask_losses_are_not_averaged_over_groups() -> None:
     (target,) = objects(1)
     target = Target(target.boxes, target.labels, torch.ones(1, 8, 8, dtype=torch.bool))
     own = predictions(1, 1, 3)
-    own = Predictions(own.layer_class_logits, own.layer_boxes, masks=torch.zeros(1, 3, 4, 4))
+    own = Predictions(own.layer_class_logits, own.layer_boxes, mask_source=ComputedMasks(torch.zeros(1, 3, 4, 4)))
     group, without = predictions(1, 1, 3, seed=1), SetCriterion(3, mask_loss_coef=0, dice_loss_coef=0)
     with_auxiliary_queries = Predictions(
-        own.layer_class_logits, own.layer_boxes, masks=own.masks, extra=(AuxiliaryPredictions("group", group),)
+        own.layer_class_logits,
+        own.layer_boxes,
+        mask_source=own.mask_source,
+        auxiliary=(AuxiliaryPredictions("group", group),),
     )
     output = AuxiliaryCriterion(SetCriterion(3))(with_auxiliary_queries, [target])
     boxes = (without(own, [target]).total + without(group, [target]).total) / 2

@@ -1,6 +1,7 @@
 """Mask losses: exact small numbers, padding, chunks, and masks of matched queries only."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from detrkit import SetCriterion, Target, build_model
 from detrkit.losses.masks import mask_losses
 from detrkit.ops.padding import pad_to_batch
-from detrkit.structures import MaskInputs
+from detrkit.structures import ComputedMasks
 
 
 def square(size: tuple[int, int], *corners: tuple[int, int, int, int]) -> Target:
@@ -78,7 +79,10 @@ def test_masks_of_matched_queries_only_give_the_same_losses_and_gradients() -> N
     totals, gradients = [], []
     for all_masks in (True, False):
         model.zero_grad()
-        output = loss(model(images, padding_mask, all_masks=all_masks), targets, draw_masks=model.mask_head)
+        predictions = model(images, padding_mask)
+        if all_masks:
+            predictions = replace(predictions, mask_source=ComputedMasks(predictions.masks))
+        output = loss(predictions, targets)
         output.total.backward()
         totals.append(output.total)
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -89,13 +93,9 @@ def test_masks_of_matched_queries_only_give_the_same_losses_and_gradients() -> N
 def test_mask_head_gets_matched_queries_only() -> None:
     model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3)
     calls = []
-
-    def draw(inputs: MaskInputs, queries: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        calls.append((queries.tolist(), counts))
-        return model.mask_head(inputs, queries, counts)
-
+    model.mask_head.register_forward_pre_hook(lambda _, inputs: calls.append((inputs[1].tolist(), inputs[2])))
     targets = [square((64, 64), (0, 0, 50, 30), (40, 20, 60, 60)), square((64, 64), (9, 9, 40, 50))]
-    output = SetCriterion(3)(model(torch.randn(2, 3, 64, 64), all_masks=False), targets, draw_masks=draw)
+    output = SetCriterion(3)(model(torch.randn(2, 3, 64, 64)), targets)
     queries = [output.matches.pairs(-1, image)[0].tolist() for image in (0, 1)]
     assert calls == [([*queries[0], *queries[1]], [2, 1])]
 
@@ -103,9 +103,7 @@ def test_mask_head_gets_matched_queries_only() -> None:
 def test_mask_head_has_zero_gradients_without_objects() -> None:
     """Distributed training waits for the gradients of all parameters, also on a rank without objects."""
     model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3)
-    output = SetCriterion(3)(
-        model(torch.randn(1, 3, 64, 64), all_masks=False), [square((64, 64))], draw_masks=model.mask_head
-    )
+    output = SetCriterion(3)(model(torch.randn(1, 3, 64, 64)), [square((64, 64))])
     output.total.backward()
     assert output.losses["loss_mask"].item() == output.losses["loss_dice"].item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.mask_head.parameters())
@@ -113,10 +111,8 @@ def test_mask_head_has_zero_gradients_without_objects() -> None:
 
 def test_masks_only_criterion_computes_no_other_loss() -> None:
     model = build_model("detr-tiny", mask_head=True, num_queries=9, num_classes=3)
-    predictions = model(torch.randn(1, 3, 64, 64), last_layer_only=True, all_masks=False)
-    output = SetCriterion(3, masks_only=True)(
-        predictions, [square((64, 64), (9, 9, 40, 50))], draw_masks=model.mask_head
-    )
+    predictions = model(torch.randn(1, 3, 64, 64))
+    output = SetCriterion(3, masks_only=True)(predictions, [square((64, 64), (9, 9, 40, 50))])
     assert set(output.losses) == {"loss_mask", "loss_dice"}
     torch.testing.assert_close(output.total.detach(), output.losses["loss_mask"] + output.losses["loss_dice"])
 
@@ -124,6 +120,6 @@ def test_masks_only_criterion_computes_no_other_loss() -> None:
 def test_masks_with_more_objects_than_queries() -> None:
     model = build_model("detr-tiny", mask_head=True, num_queries=2, num_classes=3)
     many = square((64, 64), *((x, x, x + 20, x + 20) for x in range(5)))
-    predictions = model(torch.randn(2, 3, 64, 64), all_masks=False)
-    output = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))], draw_masks=model.mask_head)
+    predictions = model(torch.randn(2, 3, 64, 64))
+    output = SetCriterion(3)(predictions, [many, square((64, 64), (9, 9, 40, 50))])
     assert output.losses["loss_dice"].isfinite()

@@ -9,18 +9,14 @@ from torch.nn import functional
 from detrkit import ConfigError, SetCriterion, build_model
 from detrkit.config.model import BackboneName, ModelConfig
 from detrkit.models.detr import DETR
-from detrkit.models.feature_maps import MapProjection, PaddingMasks, PyramidProjection, _normalised
+from detrkit.models.fuse import fuse_for_inference
 from detrkit.models.heads.detection import BoxHead
+from detrkit.models.neck import LevelPadding, LevelProjection, MultiScaleProjection, masked_group_norm
 from detrkit.models.positions import SinePositions, encode_coordinates
-from detrkit.models.queries.sources import (
-    LARGEST_LOGIT,
-    AnchorQueries,
-    PointQueries,
-    QueryPositionEncoding,
-    as_boxes,
-    refined,
-)
-from detrkit.models.queries.two_stage import _anchors
+from detrkit.models.queries.position_encoding import QueryPositionEncoding
+from detrkit.models.queries.queries import MAX_LOGIT, reference_to_boxes, refine_reference
+from detrkit.models.queries.sources import AnchorQueries, PointQueries
+from detrkit.models.queries.two_stage import generate_anchors
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import Target
 
@@ -91,8 +87,9 @@ def test_a_photo_gives_the_same_alone_and_padded(name: str) -> None:
     model = small(name).eval()
     photo, large = torch.randn(3, 75, 90), torch.randn(3, 130, 201)
     with torch.inference_mode():
-        alone = model(photo[None], padding_invariant=True)
-        together = model(*pad_to_batch([large, photo]), padding_invariant=True)
+        model.padding_invariant = True
+        alone, together = model(photo[None]), model(*pad_to_batch([large, photo]))
+        model.padding_invariant = False
         published = model(*pad_to_batch([large, photo]))
     torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
@@ -104,7 +101,7 @@ def test_the_last_layer_alone_says_the_same(name: str) -> None:
     model = small(name).eval()
     images = torch.randn(1, 3, 96, 128)
     with torch.inference_mode():
-        everything, last = model(images), model(images, last_layer_only=True)
+        everything, last = model(images), fuse_for_inference(model)(images)
     assert last.layer_boxes.shape[0] == 1
     assert last.proposals is None
     torch.testing.assert_close(last.boxes, everything.boxes)
@@ -134,11 +131,11 @@ def test_first_boxes_of_deformable_detr_are_small() -> None:
 
 def test_boxes_count_from_points_and_from_boxes() -> None:
     point, delta = torch.tensor([[[1.0, -2.0]]]), torch.tensor([[[0.5, 0.5, -1.0, 3.0]]])
-    assert as_boxes(point).tolist() == [[[1.0, -2.0, 0.0, 0.0]]]
-    assert refined(point, delta).tolist() == [[[1.5, -1.5, -1.0, 3.0]]]
-    assert refined(torch.tensor([[[11.0, 0.0, 0.0, 0.0]]]), delta)[0, 0, 0].item() == pytest.approx(11.5)
+    assert reference_to_boxes(point).tolist() == [[[1.0, -2.0, 0.0, 0.0]]]
+    assert refine_reference(point, delta).tolist() == [[[1.5, -1.5, -1.0, 3.0]]]
+    assert refine_reference(torch.tensor([[[11.0, 0.0, 0.0, 0.0]]]), delta)[0, 0, 0].item() == pytest.approx(11.5)
     far = torch.full((1, 1, 4), 20.0)
-    assert refined(far, delta).tolist() == [[[pytest.approx(LARGEST_LOGIT)] * 4]]
+    assert refine_reference(far, delta).tolist() == [[[pytest.approx(MAX_LOGIT)] * 4]]
 
 
 def test_only_dab_detr_learns_through_the_boxes_it_counts_from() -> None:
@@ -154,7 +151,7 @@ def test_only_dab_detr_learns_through_the_boxes_it_counts_from() -> None:
 def test_where_a_layer_looks_teaches_no_box_before(name: str) -> None:
     """Boxes are learned from through what is counted from them, never through the attention that was sent there."""
     model = small(name, backbone="resnet-tiny")
-    model.decoder.learns_through_references = True
+    model.decoder.look_forward_twice = True
     decoded, references = model.decoder(*_decoder_inputs(model), model.heads)
     head = list(model.heads.box_head_of(0).parameters())
     assert all(one is None for one in torch.autograd.grad(decoded.sum(), head, allow_unused=True, retain_graph=True))
@@ -203,7 +200,7 @@ def test_sines_of_anchors_are_weighed_by_the_expected_size() -> None:
     torch.testing.assert_close(weighed, plain[0, 0] * torch.tensor([4.0] * 4 + [2.0] * 4))
 
 
-@pytest.mark.parametrize("logit", [-LARGEST_LOGIT, -20.0, LARGEST_LOGIT])
+@pytest.mark.parametrize("logit", [-MAX_LOGIT, -20.0, MAX_LOGIT])
 def test_the_thinnest_anchors_leave_half_precision_finite(logit: float) -> None:
     torch.manual_seed(0)
     guide = QueryPositionEncoding(8, has_anchors=True, is_conditional=True)
@@ -237,20 +234,20 @@ def test_norms_of_maps_count_the_photo_alone() -> None:
     features = torch.randn(2, 64, 5, 7)
     mask = torch.zeros(2, 5, 7, dtype=torch.bool)
     mask[1, 3:] = mask[1, :, 4:] = True
-    normalised = _normalised(features, norm, mask)
+    normalised = masked_group_norm(features, norm, mask)
     torch.testing.assert_close(normalised[0], norm(features[:1])[0])
     torch.testing.assert_close(normalised[1, :, :3, :4], norm(features[1:, :, :3, :4])[0])
-    assert torch.equal(_normalised(features, norm, None), norm(features))
+    assert torch.equal(masked_group_norm(features, norm, None), norm(features))
 
 
 def test_a_pyramid_makes_the_maps_that_the_backbone_lacks() -> None:
-    projection = PyramidProjection((8, 16), 32, num_feature_levels=4)
+    projection = MultiScaleProjection((8, 16), 32, num_feature_levels=4)
     levels = [torch.randn(1, 4, 24, 40), torch.randn(1, 8, 12, 20), torch.randn(1, 16, 6, 10)]
-    maps = projection(levels, PaddingMasks(None))
+    maps = projection(levels, LevelPadding(None))
     assert [tuple(one.shape[1:]) for one in maps] == [(32, 12, 20), (32, 6, 10), (32, 3, 5), (32, 2, 3)]
     first, second = projection.levels[2], projection.levels[3]
-    assert isinstance(first, MapProjection)
-    assert isinstance(second, MapProjection)
+    assert isinstance(first, LevelProjection)
+    assert isinstance(second, LevelProjection)
     # the first of them from the backbone's last map, the next from the one before
     torch.testing.assert_close(maps[2], first.norm(first.convolution(levels[-1])))
     torch.testing.assert_close(maps[3], second.norm(second.convolution(maps[2])))
@@ -287,7 +284,8 @@ def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
     model = small("deformable-detr-r50-two-stage").eval()
     images, mask = pad_to_batch([torch.randn(3, 128, 128), torch.randn(3, 128, 64)])
     with torch.inference_mode():
-        predictions = model(images, mask, padding_invariant=True)
+        model.padding_invariant = True
+        predictions = model(images, mask)
         queries, scene = _decoder_inputs_of(model, images, mask)
     scores = predictions.proposals.class_logits[..., 0].masked_fill(scene.padding_mask, -torch.inf)
     best = scores.topk(6, dim=1).indices
@@ -296,7 +294,7 @@ def test_proposals_come_from_the_best_cells_and_never_from_padding() -> None:
     assert scores.shape == (2, 16 * 16 + 8 * 8 + 4 * 4 + 2 * 2)
 
 
-def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
+def test_queries_content_from_memory_hold_what_the_cell_held_and_their_rank() -> None:
     images, mask = pad_to_batch([torch.randn(3, 128, 128)])
     contents = {}
     for content in ("box", "memory"):
@@ -309,7 +307,7 @@ def test_queries_from_cells_hold_what_the_cell_held_and_their_rank() -> None:
                 held = source.memory_norm(source.memory_projection(scene.tokens))
                 best = source.class_head(held)[..., 0].topk(6, dim=1).indices
                 rest = queries.content - source.weight - held[0, best[0]]
-                sines = source.vectors_of(queries.reference, torch.float32)[1]
+                sines = source.encode_boxes(queries.reference, torch.float32)[1]
                 torch.testing.assert_close(rest, sines, rtol=0, atol=1e-4)
             else:
                 assert source.weight is None
@@ -326,9 +324,9 @@ def test_cells_lie_where_their_pixels_are(padded: int) -> None:
     middles, ends, shifts = ((0.5 / 43, 0.5 / 64), (1 / 12, 1 / 16)), (43 / 8, 6), (3.5 / 8, 0)
     for scene, middle, end, shift in zip(scenes, middles, ends, shifts, strict=True):
         width = scene.sizes[0][1]
-        torch.testing.assert_close(scene.cell_centres()[0][0, 0], torch.tensor(middle))
-        torch.testing.assert_close(scene.cell_centres(even=True)[0][0, 0, 1], torch.tensor(1 / 16))
-        in_map = scene.in_maps(torch.ones(1, 1, 4))[0, 0, 0]
+        torch.testing.assert_close(scene.cell_centers()[0][0, 0], torch.tensor(middle))
+        torch.testing.assert_close(scene.cell_centers(aligned=False)[0][0, 0, 1], torch.tensor(1 / 16))
+        in_map = scene.to_map_coordinates(torch.ones(1, 1, 4))[0, 0, 0]
         expected = torch.tensor([(end + shift) / width, 1 + shift / 8, end / width, 1.0])
         torch.testing.assert_close(in_map, expected)
 
@@ -338,8 +336,8 @@ def test_the_middle_of_every_cell_is_the_middle_of_its_cell_on_its_own_map(exact
     images = torch.randn(1, 3, 64, 43)
     mask = torch.arange(43).expand(1, 64, -1) >= 40
     _, scene = _decoder_inputs_of(small("detrkit-s", num_feature_levels=3, align_cells=exact), images, mask)
-    for level, (centres, (height, width)) in enumerate(zip(scene.cell_centres(), scene.sizes, strict=True)):
-        on_map = scene.in_maps(centres)[0, :, level].view(height, width, 2)
+    for level, (centres, (height, width)) in enumerate(zip(scene.cell_centers(), scene.sizes, strict=True)):
+        on_map = scene.to_map_coordinates(centres)[0, :, level].view(height, width, 2)
         torch.testing.assert_close(on_map[0, :, 0], (torch.arange(width) + 0.5) / width)
         torch.testing.assert_close(on_map[:, 0, 1], (torch.arange(height) + 0.5) / height)
 
@@ -357,7 +355,7 @@ def test_resnets_cells_see_what_lies_around_their_first_pixel(name: BackboneName
     images = torch.ones(1, 3, 449, 449, requires_grad=True)
     levels = backbone(images)
     strides = (4, 8, 16, 32)[: len(levels)]
-    for features, stride, first in zip(levels, strides, backbone.first_centres, strict=True):
+    for features, stride, first in zip(levels, strides, backbone.first_cell_centers, strict=True):
         cell = features.shape[-1] // 2
         (pull,) = torch.autograd.grad(features[0, :, cell, cell].log().sum(), images, retain_graph=True)
         along = pull.sum((0, 1, 2)).double()
@@ -368,21 +366,21 @@ def test_resnets_cells_see_what_lies_around_their_first_pixel(name: BackboneName
 @pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:convnext_atto"])
 def test_cells_of_patches_and_of_padded_ends_have_their_middle_in_the_middle(name: str) -> None:
     pytest.importorskip("timm")
-    assert small("detr-tiny", backbone=name, dilation=False).backbone.first_centres == (2, 4, 8, 16)
+    assert small("detr-tiny", backbone=name, dilation=False).backbone.first_cell_centers == (2, 4, 8, 16)
 
 
 def test_maps_made_of_the_last_one_begin_where_it_does() -> None:
     pytest.importorskip("timm")
-    centres = small("detrkit-s", backbone="timm:tf_efficientnet_lite0", num_feature_levels=5).first_centres
+    centres = small("detrkit-s", backbone="timm:tf_efficientnet_lite0", num_feature_levels=5).neck.first_cell_centers
     assert centres == (4, 8, 16, 16, 16)
-    assert small("detrkit-s", num_feature_levels=4).first_centres == (0.5, 0.5, 0.5, 0.5)
-    assert small("detrkit-s", align_cells=False).first_centres == (4, 8)
+    assert small("detrkit-s", num_feature_levels=4).neck.first_cell_centers == (0.5, 0.5, 0.5, 0.5)
+    assert small("detrkit-s", align_cells=False).neck.first_cell_centers == (4, 8)
 
 
 def test_the_first_cells_of_exact_maps_propose_boxes_too() -> None:
     # their middles lie half a pixel from the photo's edge, which is within the margin of a hundredth
     model = small("detrkit-s").eval()
-    anchors = _anchors(_decoder_inputs_of(model, torch.randn(1, 3, 128, 128), None)[1])
+    anchors = generate_anchors(_decoder_inputs_of(model, torch.randn(1, 3, 128, 128), None)[1])
     assert anchors[1].all()
     assert anchors[0][0, 0, :2].sigmoid().tolist() == pytest.approx([0.005, 0.005], abs=1e-6)  # 0.5 / 128, kept finite
 
@@ -390,19 +388,19 @@ def test_the_first_cells_of_exact_maps_propose_boxes_too() -> None:
 def test_coarse_maps_propose_boxes_however_many_there_are() -> None:
     model = small("deformable-detr-r50-two-stage", backbone="resnet18", num_feature_levels=7).eval()
     _, scene = _decoder_inputs_of(model, torch.randn(1, 3, 64, 64), None)
-    anchors, is_valid = _anchors(scene)
+    anchors, is_valid = generate_anchors(scene)
     assert is_valid.all()
     sides = [float(one[0, 0, 2].sigmoid()) for one in anchors.split([h * w for h, w in scene.sizes], 1)]
     assert sides == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 0.9, 0.9])
 
 
 def test_sines_of_exact_cells_are_those_of_their_centres() -> None:
-    positions = SinePositions(64, levels_of_pyramid=2)
+    positions = SinePositions(64, num_levels=2)
     within = positions(
         torch.zeros(1, 8, 6, dtype=torch.bool),
         is_padded=False,
         level=1,
-        photo_cells=torch.tensor([[43 / 8, 8]]),
+        image_cells=torch.tensor([[43 / 8, 8]]),
         first_cell=0.25,
     )
     centres = (torch.arange(6) + 0.25) * 8 / 43
@@ -412,7 +410,7 @@ def test_sines_of_exact_cells_are_those_of_their_centres() -> None:
 
 def test_a_backbone_of_other_strides_has_no_exact_cells() -> None:
     pytest.importorskip("timm")
-    with pytest.raises(ConfigError, match="every 16, 32, 64 pixels, align_cells expected 16, 32 of the last"):
+    with pytest.raises(ConfigError, match=r"strides 16, 32, but those of backbone=.* are 16, 32, 64"):
         small("detrkit-s", backbone="timm:efficientvit_m0")
     small("detrkit-s", backbone="timm:efficientvit_m0", align_cells=False)
 
@@ -444,7 +442,8 @@ def test_nothing_is_proposed_in_padding_though_the_backbone_lets_it_in() -> None
     model = small("detrkit-s", backbone="timm:resnet10t").eval()
     images, mask = pad_to_batch([torch.randn(3, 64, 64), torch.randn(3, 64, 128)])
     with torch.inference_mode():
-        logits = model(images, mask, padding_invariant=True).proposals.class_logits[0, :, 0]
+        model.padding_invariant = True
+        logits = model(images, mask).proposals.class_logits[0, :, 0]
     _, scene = _decoder_inputs_of(model, images, mask)
     assert torch.equal(logits == -1e4, scene.padding_mask[0])
     assert scene.padding_mask[0].any()
@@ -460,7 +459,8 @@ def test_exact_cells_need_no_mask() -> None:
 def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:
     seen: list[tuple[object, ...]] = []
     handle = model.decoder.register_forward_pre_hook(lambda _module, given: seen.append(given))
-    model(images, mask, padding_invariant=True)
+    model.padding_invariant = True
+    model(images, mask)
     handle.remove()
     return seen[0][:2]
 
@@ -493,4 +493,4 @@ def test_backbones_of_timm_hand_over_several_maps() -> None:
     model = build_model("deformable-detr-r50", backbone="timm:resnet10t", **SMALL)
     predictions = model(torch.randn(1, 3, 96, 128))
     assert predictions.boxes.shape == (1, 6, 4)
-    assert len(model.input_projection.levels) == 4
+    assert len(model.neck.projection.levels) == 4

@@ -9,7 +9,7 @@ import torch
 
 from detrkit.models.attention.deformable import DeformableAttention, _sample_grids, sample
 from detrkit.models.feature_maps import FeatureMaps
-from detrkit.models.transformer import LayerShape
+from detrkit.models.layers import LayerConfig
 
 SIZES = ((5, 7), (3, 4), (2, 2))
 NUM_CELLS = sum(height * width for height, width in SIZES)
@@ -131,7 +131,7 @@ def test_a_point_that_is_no_number_spoils_its_own_query_alone() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-SHAPE = LayerShape(
+SHAPE = LayerConfig(
     width=8, num_heads=2, dim_feedforward=8, dropout=0.0, pre_norm=False, num_feature_levels=3, num_points=2
 )
 
@@ -184,7 +184,7 @@ def test_gradients_of_a_layer_are_right(num_coordinates: int) -> None:
 
 
 def test_heads_start_looking_in_all_directions() -> None:
-    attention = DeformableAttention(LayerShape(16, 8, 8, 0.0, False, num_feature_levels=2, num_points=3))
+    attention = DeformableAttention(LayerConfig(16, 8, 8, 0.0, False, num_feature_levels=2, num_points=3))
     offsets = attention.offset_projection.bias.view(8, 2, 3, 2)
     diagonal = [[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]
     for step in range(3):

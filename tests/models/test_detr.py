@@ -70,8 +70,9 @@ def test_a_photo_gives_the_same_alone_and_padded(name: str, positions: str) -> N
     model = randomize(build_model(name, position_embedding=positions, **SMALL)).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
     with torch.inference_mode():
-        alone = model(small[None], padding_invariant=True)
-        together = model(*pad_to_batch([large, small]), padding_invariant=True)
+        model.padding_invariant = True
+        alone, together = model(small[None]), model(*pad_to_batch([large, small]))
+        model.padding_invariant = False
         published = model(*pad_to_batch([large, small]))
     torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
@@ -83,7 +84,9 @@ def test_exact_padding_changes_nothing_without_padding() -> None:
     model = build_model("detr-r18", **SMALL).eval()
     images, mask = pad_to_batch([torch.randn(3, 64, 64)] * 2)
     with torch.inference_mode():
-        torch.testing.assert_close(model(images, mask, padding_invariant=True).boxes, model(images).boxes)
+        published = model(images).boxes
+        model.padding_invariant = True
+        torch.testing.assert_close(model(images, mask).boxes, published)
 
 
 def test_attention_equals_the_formula_and_gives_padding_no_weight() -> None:
@@ -128,9 +131,9 @@ def test_positions_of_unpadded_photos_are_remembered_and_the_same() -> None:
 
 
 def test_learned_positions_say_when_the_photo_is_too_large() -> None:
-    positions = LearnedPositions(8, table_size=5)
+    positions = LearnedPositions(8, max_size=5)
     assert positions(torch.zeros(2, 5, 3, dtype=torch.bool)).shape == (2, 5, 3, 8)
-    with pytest.raises(ConfigError, match=r"6 x 3 cells and the tables hold 5.*max_position_embeddings=6"):
+    with pytest.raises(ConfigError, match=r"6 x 3 cells.*positions for 5 x 5.*max_position_embeddings=6"):
         positions(torch.zeros(1, 6, 3, dtype=torch.bool))
 
 
@@ -173,16 +176,15 @@ def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
     changes = {} if name == "detr-tiny" else {"hidden_dim": 128}
     model = randomize(build_model(name, mask_head=True, **{**SMALL, **changes})).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
-    queries, sizes = torch.tensor([4, 1, 0, 5]), [(130, 101), (75, 90)]
-    assert model.mask_head is not None
+    queries, sizes = [torch.tensor([4, 1]), torch.tensor([0, 5])], [(130, 101), (75, 90)]
+    model.padding_invariant = True
     with torch.inference_mode():
-        alone = model(small[None], padding_invariant=True)
-        padded = model(*pad_to_batch([large, small]), padding_invariant=True, all_masks=False)
-        masks = model.mask_head(padded.mask_inputs, queries, [2, 2], sizes)
-        published = model.mask_head(padded.mask_inputs, queries, [2, 2])
-    height, width = alone.masks.shape[-2:]
-    torch.testing.assert_close(masks[2:, :height, :width], alone.masks[0, [0, 5]], rtol=0, atol=1e-4)
-    assert (published[2:, :height, :width] - alone.masks[0, [0, 5]]).abs().max() > 1e-3
+        alone = model(small[None]).masks[0, [0, 5]]
+        padded = model(*pad_to_batch([large, small]))
+    masks, published = padded.masks_of(queries, sizes), padded.masks_of(queries)
+    height, width = alone.shape[-2:]
+    torch.testing.assert_close(masks[2:, :height, :width], alone, rtol=0, atol=1e-4)
+    assert (published[2:, :height, :width] - alone).abs().max() > 1e-3
     # beyond the photo its edge goes on, so that enlarging finds there what it finds alone
     assert torch.equal(
         masks[2:, height:, :width], masks[2:, height - 1 : height, :width].expand_as(masks[2:, height:, :width])
@@ -193,13 +195,11 @@ def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
 def test_masks_of_some_queries_are_those_of_all(name: str) -> None:
     model = randomize(build_model(name, **{**SMALL, "mask_head": True, "num_queries": 40})).eval()
     images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 80, 64)])
-    assert model.mask_head is not None
     with torch.inference_mode():
-        everything = model(images, padding_mask).masks
-        inputs = model(images, padding_mask, all_masks=False).mask_inputs
-        queries = torch.cat([torch.arange(40), torch.tensor([39, 3])])
-        some = model.mask_head(inputs, queries, [40, 2])
-        none = model.mask_head(inputs, queries[:0], [0, 0])
+        predictions = model(images, padding_mask)
+    everything = predictions.masks
+    some = predictions.masks_of([torch.arange(40), torch.tensor([39, 3])])
+    none = predictions.masks_of([torch.arange(0), torch.arange(0)])
     torch.testing.assert_close(some[:40], everything[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(some[40:], everything[1, [39, 3]], rtol=0, atol=1e-5)
     assert none.shape == (0, 20, 24)

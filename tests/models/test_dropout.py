@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from detrkit.models.attention.multi_head import MultiHeadAttention
-from detrkit.models.dropout import Dropout, drop, kept_mask
-from detrkit.models.transformer import FeedForward, LayerShape, Residual
+from detrkit.models.dropout import Dropout, dropout, dropout_mask
+from detrkit.models.layers import FeedForward, LayerConfig, Residual
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
@@ -14,7 +14,7 @@ from detrkit.models.transformer import FeedForward, LayerShape, Residual
 def test_share_and_scale(share: float, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     values = torch.ones(shape, requires_grad=True)
-    dropped = drop(values, share)
+    dropped = dropout(values, share)
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], torch.full_like(dropped[kept], 1 / (1 - share)), rtol=1e-4, atol=0)
     if values.numel() > 10_000:
@@ -25,7 +25,7 @@ def test_share_and_scale(share: float, shape: tuple[int, ...]) -> None:
 
 
 def test_a_share_that_rounds_to_all_leaves_something() -> None:
-    kept, scale = kept_mask(torch.ones(10), 0.999999)
+    kept, scale = dropout_mask(torch.ones(10), 0.999999)
     assert scale == 65536
     assert set(kept.tolist()) <= {0.0, 1.0}
 
@@ -34,14 +34,14 @@ def test_weights_that_are_kept_count_for_those_that_are_not() -> None:
     torch.manual_seed(0)
     attention = MultiHeadAttention(16, 4, 0.5).train()
     heads = [attention.split_heads(torch.randn(4, 200, 16)) for _ in range(2)]
-    mixed = attention.mix_with_dropout(heads[0], heads[1], torch.ones(4, 4, 200, 4), None)
+    mixed = attention.attend_with_dropout(heads[0], heads[1], torch.ones(4, 4, 200, 4), None)
     assert float(mixed.mean()) == pytest.approx(1, abs=0.02)
     assert float(mixed.std()) > 0.01
 
 
 def test_sublayers_drop_what_they_found_and_feed_forward_networks_what_they_think() -> None:
     torch.manual_seed(0)
-    shape = LayerShape(width=8, num_heads=2, dim_feedforward=4096, dropout=0.5, pre_norm=True)
+    shape = LayerConfig(width=8, num_heads=2, dim_feedforward=4096, dropout=0.5, pre_norm=True)
     added = Residual(shape).train().after(torch.zeros(1, 500, 8), torch.ones(1, 500, 8))
     assert set(added.unique().tolist()) == {0.0, 2.0}
     network, tokens = FeedForward(shape).train(), torch.randn(1, 1, 8)
@@ -72,6 +72,6 @@ def test_attention_without_dropping_anything_is_the_fused_one() -> None:
     attend = ~mask[:, None, None, :]
     attention.dropout = 1e-9
     torch.testing.assert_close(
-        attention.mix_with_dropout(heads[0], heads[1], heads[2], attend),
+        attention.attend_with_dropout(heads[0], heads[1], heads[2], attend),
         F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attend),
     )

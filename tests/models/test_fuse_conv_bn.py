@@ -5,7 +5,7 @@ import torch
 
 from detrkit import build_model
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import fuse_conv_bn
+from detrkit.models.fuse import fuse_for_inference
 
 
 def with_statistics(name: str, **settings: object) -> DETR:
@@ -23,15 +23,15 @@ def with_statistics(name: str, **settings: object) -> DETR:
 def test_a_folded_model_says_the_same(name: str, normalization: str) -> None:
     model = with_statistics(name, backbone_normalization=normalization, encoder_layers=1, decoder_layers=2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    quick = fuse_conv_bn(model)
+    quick = fuse_for_inference(model)
     norms = [module for module in quick.backbone.modules() if "BatchNorm" in type(module).__name__]
     assert not norms
     images, mask = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
     mask[1, 48:] = True
     with torch.no_grad():
         for padding_invariant in (True, False):
-            expected = model(images, mask, padding_invariant=padding_invariant)
-            actual = quick(images, mask, padding_invariant=padding_invariant, last_layer_only=True)
+            model.padding_invariant = quick.padding_invariant = padding_invariant
+            expected, actual = model(images, mask), quick(images, mask)
             assert len(actual.layer_boxes) == 1
             scale = float(expected.class_logits.abs().max())
             torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=0, atol=2e-5 * scale)

@@ -11,13 +11,16 @@ from detrkit.checkpoints.conversion.convert import convert
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.synthetic import SHAPES
 from detrkit.errors import CheckpointError, ConfigError
+from detrkit.models.decoders.transformer import DecoderLayer, TransformerDecoder
+from detrkit.models.encoders.transformer import EncoderLayer, TransformerEncoder
 from detrkit.models.feature_maps import FeatureMaps
-from detrkit.models.heads.detection import BoxHead, ClassHead, Heads
-from detrkit.models.positions import add_positions
-from detrkit.models.queries.sources import Queries, QueryPositionEncoding
-from detrkit.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, LayerShape
+from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
+from detrkit.models.layers import LayerConfig
+from detrkit.models.positions import inject_positions
+from detrkit.models.queries.position_encoding import QueryPositionEncoding
+from detrkit.models.queries.queries import Queries
 
-SHAPE = LayerShape(width=16, num_heads=2, dim_feedforward=32, dropout=0.0, pre_norm=False)
+SHAPE = LayerConfig(width=16, num_heads=2, dim_feedforward=32, dropout=0.0, pre_norm=False)
 
 
 def scene_of(tokens: torch.Tensor, positions: torch.Tensor) -> FeatureMaps:
@@ -32,22 +35,24 @@ def test_places_by_hand() -> None:
         "none": ([1.0, 2.0], [0.0, 0.0]),
     }
     for place, (read, added) in expected.items():
-        result = add_positions(tokens, positions, place)  # type: ignore[arg-type]
+        result = inject_positions(tokens, positions, place)  # type: ignore[arg-type]
         assert (result[0][0, 0].tolist(), result[1][0, 0].tolist()) == (read, added)
 
 
 def test_at_the_input_is_what_adding_by_hand_gives() -> None:
     torch.manual_seed(0)
-    encoder = Encoder([EncoderLayer(SHAPE), EncoderLayer(SHAPE)], SHAPE, "input")
+    encoder = TransformerEncoder([EncoderLayer(SHAPE), EncoderLayer(SHAPE)], torch.nn.Identity(), "input")
     tokens, positions = torch.randn(2, 1, 5, 16)
     zeros = torch.zeros_like(positions)
-    expected = encoder(scene_of(tokens + positions, zeros))
-    torch.testing.assert_close(encoder(scene_of(tokens, positions)), expected)
+    expected = encoder(scene_of(tokens + positions, zeros)).tokens
+    torch.testing.assert_close(encoder(scene_of(tokens, positions)).tokens, expected)
 
     layers = [DecoderLayer(replace(SHAPE, pre_norm=True)) for _ in range(2)]
     guide = QueryPositionEncoding(16, has_anchors=False, is_conditional=False)
-    decoder = Decoder(layers, torch.nn.LayerNorm(16), guide, positions_at="input", queries_at="input")
-    heads = Heads([ClassHead(16, 3)], [BoxHead(16)])
+    decoder = TransformerDecoder(
+        layers, torch.nn.LayerNorm(16), guide, memory_injection="input", query_injection="input"
+    )
+    heads = DetectionHeads([ClassHead(16, 3)], [BoxHead(16)])
     queries = Queries(torch.zeros(1, 3, 16), torch.randn(1, 3, 16))
     result, references = decoder(queries, scene_of(tokens, positions), heads)
     assert references is None
@@ -76,11 +81,11 @@ def test_every_place_computes_something_else() -> None:
 
 def test_without_positions_cells_can_be_exchanged() -> None:
     torch.manual_seed(0)
-    encoder = Encoder([EncoderLayer(SHAPE)], SHAPE, "none")
+    encoder = TransformerEncoder([EncoderLayer(SHAPE)], torch.nn.Identity(), "none")
     tokens, positions = torch.randn(2, 1, 5, 16)
     order = torch.tensor([3, 0, 4, 1, 2])
-    moved = encoder(scene_of(tokens[:, order], positions))
-    torch.testing.assert_close(moved, encoder(scene_of(tokens, positions))[:, order])
+    moved = encoder(scene_of(tokens[:, order], positions)).tokens
+    torch.testing.assert_close(moved, encoder(scene_of(tokens, positions)).tokens[:, order])
 
 
 def test_learned_positions_that_nothing_uses_are_refused() -> None:

@@ -85,7 +85,7 @@ def test_recording_changes_no_output_and_removes_its_hooks() -> None:
     model = small_detector().model
     batch = padded_batch()
     with torch.no_grad():
-        before = model(batch.images, batch.padding_mask, padding_invariant=True)
+        before = model(batch.images, batch.padding_mask)
     attentions = record_attention(model, batch)
     for index, attention in enumerate(attentions):
         assert torch.equal(attention.predictions.layer_boxes[:, 0], before.layer_boxes[:, index])

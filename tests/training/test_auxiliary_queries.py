@@ -98,8 +98,8 @@ def test_the_models_own_queries_say_what_they_say_alone(architecture: str) -> No
     )
     if alone.masks is not None:
         torch.testing.assert_close(with_auxiliary_queries.masks, alone.masks, rtol=1e-4, atol=1e-5)
-    assert [one.helper for one in with_auxiliary_queries.extra] == ["group", "group", "hybrid", "denoising"]
-    assert [one.predictions.boxes.shape[1] for one in with_auxiliary_queries.extra] == [7, 7, 9, 2 * noised.size]
+    assert [one.kind for one in with_auxiliary_queries.auxiliary] == ["group", "group", "hybrid", "denoising"]
+    assert [one.predictions.boxes.shape[1] for one in with_auxiliary_queries.auxiliary] == [7, 7, 9, 2 * noised.size]
 
 
 @pytest.mark.parametrize("architecture", ["plain", "conditional", "dab", "refined"])
@@ -120,10 +120,10 @@ def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> No
     with torch.no_grad():
         before = with_auxiliary_queries(batch.images, noised=noised)
         after = with_auxiliary_queries(batch.images, noised=replace(noised, boxes=changed))
-    for one, other in zip(before.extra[:3], after.extra[:3], strict=True):
+    for one, other in zip(before.auxiliary[:3], after.auxiliary[:3], strict=True):
         torch.testing.assert_close(other.predictions.boxes, one.predictions.boxes, rtol=0, atol=1e-6)
     others = ~(is_filler | first_copy)
-    boxes, boxes_after = before.extra[3].predictions.boxes, after.extra[3].predictions.boxes
+    boxes, boxes_after = before.auxiliary[3].predictions.boxes, after.auxiliary[3].predictions.boxes
     torch.testing.assert_close(boxes_after[others], boxes[others], rtol=0, atol=1e-6)
     seen = first_copy & ~is_filler
     assert (boxes_after[seen] - boxes[seen]).abs().max() > 1e-4  # what was changed did change

@@ -164,7 +164,8 @@ def count_statistics(rank: int, file: Path) -> None:
         stepper.step([collate(photos)])
         go_back(Process(rank, 2, rank), stepper)
         batch = collate(photos)
-        alone.train()(batch.images, batch.padding_mask, padding_invariant=settings.padding_invariant)
+        alone.padding_invariant = settings.padding_invariant
+        alone.train()(batch.images, batch.padding_mask)
     of_all = {
         "model": {name: buffer for name, buffer in model.named_buffers() if "running" in name},
         "average": {name: buffer for name, buffer in stepper.best_model.named_buffers() if "running" in name},

@@ -396,7 +396,7 @@ def test_parts_are_frozen_or_have_rates_of_their_own() -> None:
     loop = stepper(settings)
     loop.train()
     trained = {name.partition(".")[0] for name, p in loop.model.named_parameters() if p.requires_grad}
-    assert trained == {"input_projection", "decoder", "heads"}
+    assert trained == {"neck.projection", "decoder", "heads"}
     assert not loop.model.backbone.training
     assert not any(module.training for module in loop.model.encoder.modules())
     assert loop.model.decoder.training

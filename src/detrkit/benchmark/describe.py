@@ -13,7 +13,8 @@ from detrkit.checkpoints.load import read_checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, import_optional
 from detrkit.explain.stages import StageIO, capture_stages
-from detrkit.models.presets import PRESETS, model_from_config, preset_config
+from detrkit.models.build import model_from_config
+from detrkit.models.presets import PRESETS, preset_config
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from detrkit.models.presets import PRESETS, build_model
 from detrkit.postprocess.boxes import to_detections
 from detrkit.structures import Batch, Predictions
 
-_STAGES = ("backbone", "input_projection", "encoder", "decoder", "heads")
+_STAGES = ("backbone", "neck", "encoder", "decoder", "heads")
 _SEED = 0
 
 

@@ -16,7 +16,7 @@ FIRST_CONVOLUTION = "backbone.body.conv1.weight"
 # the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"
 _PROPOSAL_HEAD = ("query_source.class_head.weight", "query_source.class_head.bias")
 # tables of which the first rows are copied: queries, position embeddings, and the above
-_TABLES = ("query_source.weight", "positions.rows.weight", "positions.columns.weight", *_PROPOSAL_HEAD)
+_TABLES = ("query_source.weight", "neck.positions.rows.weight", "neck.positions.columns.weight", *_PROPOSAL_HEAD)
 
 
 def adapt_input_channels(

@@ -51,7 +51,7 @@ def load_backbone_file(model: DETR, path: Path) -> None:
     is_lite0 = model.config.backbone == TIMM + LITE0 and "_conv_stem.weight" in tensors
     _copy(model, tensors, str(path))
     if is_lite0:
-        fold_normalization(model.backbone.body, _LITE0_MEAN, _LITE0_DEVIATION)
+        fold_normalization(model.get_submodule("backbone.body"), _LITE0_MEAN, _LITE0_DEVIATION)
 
 
 def installed_lite0() -> Path | None:
@@ -97,7 +97,7 @@ def _load_from_timm(model: DETR, name: str) -> None:
     _copy(model, pretrained.state_dict(), name)
     mean, deviation = pretrained.pretrained_cfg["mean"], pretrained.pretrained_cfg["std"]
     if (tuple(mean), tuple(deviation)) != (IMAGENET_MEAN, IMAGENET_STD):
-        fold_normalization(model.backbone.body, tuple(mean), tuple(deviation))
+        fold_normalization(model.get_submodule("backbone.body"), tuple(mean), tuple(deviation))
 
 
 def _copy(model: DETR, state: Mapping[str, Tensor], source: str) -> None:
@@ -106,7 +106,7 @@ def _copy(model: DETR, state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         CheckpointError: an entry is missing, or of another shape.
     """
-    own = without_step_counters(model.backbone.body.state_dict())
+    own = without_step_counters(model.get_submodule("backbone.body").state_dict())
     given = without_step_counters(state)
     if not any(name in given for name in own):
         given = _match_by_order(own, given)
@@ -117,7 +117,7 @@ def _copy(model: DETR, state: Mapping[str, Tensor], source: str) -> None:
             f"{source}: {len(misfits)} of {len(own)} entries of the backbone {model.config.backbone} are missing or of "
             f"another shape, first {misfits[0]!r}; use weights of this backbone"
         )
-    model.backbone.body.load_state_dict({name: given[name] for name in own}, strict=False)
+    model.get_submodule("backbone.body").load_state_dict({name: given[name] for name in own}, strict=False)
 
 
 def _match_by_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
             f"checkpoint: has no entry {error}, which every DETR has; is it a checkpoint of another model?"
         ) from None
     is_softmax = fields.get("class_scores", "softmax") == "softmax"  # one row is "no object"
-    table = state.get("positions.rows.weight")
+    table = state.get("neck.positions.rows.weight")
     inferred: dict[str, Any] = {
         **fields,
         "num_classes": class_rows - is_softmax,

@@ -20,8 +20,8 @@ from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
+from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
-from detrkit.models.presets import model_from_config
 
 FORMAT = "detrkit-1"
 
@@ -101,6 +101,7 @@ class Checkpoint:
                 f"checkpoint: no model of this shape can be built ({str(error).splitlines()[0]})"
             ) from None
         model = model_from_config(self.config)
+        model.padding_invariant = self.preprocessing.padding_invariant
         load_state_dict(model, self.state)
         return model
 

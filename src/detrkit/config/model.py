@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
 TIMM = "timm:"  # before the name of a backbone of the timm library
 Normalization = Literal["frozen", "batch"]
-Place = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
+PositionInjection = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
 QueryKind = Literal["learned", "points", "anchors", "two_stage"]
-CrossAttention = Literal["dense", "conditional", "deformable"]
+DecoderName = Literal["dense", "conditional", "deformable"]
 _MAX_BACKBONE_LEVELS = 3  # feature maps that a pyramid takes from the backbone; coarser ones are made from the last
 
 
@@ -34,10 +34,12 @@ class ModelConfig(BaseModel):
     )
     dilation: bool = Field(False, description="last stage keeps its input's stride: 16 instead of 32 (DC5); tiny: 8")
     position_embedding: Literal["sine", "learned", "none"] = Field("sine", description="how cells know where they are")
-    encoder_positions: Place = Field(
+    encoder_positions: PositionInjection = Field(
         "attention", description="where cells' positions are added: at every attention, once at the input, or nowhere"
     )
-    decoder_positions: Place = Field("attention", description="alike, for the memory that the decoder reads")
+    decoder_positions: PositionInjection = Field(
+        "attention", description="alike, for the memory that the decoder reads"
+    )
     query_positions: Literal["attention", "input"] = Field(
         "attention", description="where learned queries are added: at every attention, or once as the decoder's input"
     )
@@ -61,7 +63,7 @@ class ModelConfig(BaseModel):
     encoder: Literal["dense", "deformable"] = Field(
         "dense", description="cells look at all cells, or at a few sampled points (Deformable DETR)"
     )
-    decoder: CrossAttention = Field(
+    decoder: DecoderName = Field(
         "dense",
         description="how queries look at the photo: as in DETR, with content and place apart (Conditional DETR), or at a "
         "few sampled points (Deformable DETR)",
@@ -111,7 +113,7 @@ class ModelConfig(BaseModel):
         return self.position_embedding != "none" and self.position_places == {"attention"}
 
     @property
-    def position_places(self) -> set[Place]:
+    def position_places(self) -> set[PositionInjection]:
         """Where positions are added, of cells and of queries."""
         return {self.encoder_positions, self.decoder_positions, self.query_positions}
 
@@ -142,7 +144,7 @@ class ModelConfig(BaseModel):
         return "deformable" in (self.encoder, self.decoder)
 
     @property
-    def has_pyramid(self) -> bool:
+    def is_multi_scale(self) -> bool:
         """Whether feature maps are projected, normalised and told apart one by one, as Deformable DETR does."""
         return self.is_deformable or self.num_feature_levels > 1
 
@@ -201,16 +203,16 @@ class ModelConfig(BaseModel):
                 "align_cells is for deformable attention and proposals; leave it out",
             ),
             (
-                self.has_pyramid and self.position_embedding != "sine",
+                self.is_multi_scale and self.position_embedding != "sine",
                 f"several feature maps, and deformable attention, need position_embedding=sine, found "
                 f"{self.position_embedding!r}",
             ),
             (
-                self.has_pyramid and (self.hidden_dim % 32 != 0 or self.hidden_dim == 32),
+                self.is_multi_scale and (self.hidden_dim % 32 != 0 or self.hidden_dim == 32),
                 f"hidden_dim={self.hidden_dim} must be 64, 96, 128 and so on: feature maps are normalised in 32 groups",
             ),
             (
-                (self.has_pyramid or self.queries != "learned") and self.position_places != {"attention"},
+                (self.is_multi_scale or self.queries != "learned") and self.position_places != {"attention"},
                 "positions elsewhere than at every attention work with dense attention and learned queries alone; leave "
                 "encoder_positions, decoder_positions and query_positions out",
             ),

@@ -14,7 +14,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, did_you_mean
 
 MAX_UNREADABLE = 0.01  # fraction of the images
-Part = Literal["backbone", "input_projection", "positions", "encoder", "query_source", "decoder", "heads", "mask_head"]
+Part = Literal["backbone", "neck", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 BOXES = "boxes"  # in `freeze`: every part but the mask head
 

@@ -27,7 +27,6 @@ from detrkit.evaluation.evaluator import (
     SEGMENT_THRESHOLDS,
     PanopticEvaluator,
     full_size_masks,
-    mask_head_of,
     with_segment_threshold,
 )
 from detrkit.evaluation.ground_truth import check_categories, ground_truth_of_split, ground_truth_segments
@@ -257,18 +256,16 @@ class _Run:
         if not self.is_annotated or not self.detector.engine.config.mask_head or not self.split.has_masks:
             return None, None
         padding_invariant = self.detector.preprocessing.padding_invariant
-        mask_head = mask_head_of(model, padding_invariant)
         panoptic_evaluator = None
         if self.split.has_segments:
             stored = (self.detector.resolve_segment_threshold("auto"),)
             panoptic_evaluator = PanopticEvaluator(
-                mask_head,
                 self.detector.categories,
                 ground_truth_segments(self.split),
                 padding_invariant,
                 stored if self.checkpoint is None else SEGMENT_THRESHOLDS,
             )
-        return full_size_masks(mask_head, padding_invariant), panoptic_evaluator
+        return full_size_masks(padding_invariant), panoptic_evaluator
 
     def _paper_analyses(
         self,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool
 from torch import Tensor
 
 from detrkit.checkpoints.native import Thresholds
@@ -20,7 +20,6 @@ from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.panoptic import PanopticCounts, PanopticMetrics, count_image, panoptic_metrics
 from detrkit.evaluation.registry import METRICS
 from detrkit.evaluation.thresholds import best_thresholds
-from detrkit.inference.engines.torch import Engine, MaskEngine
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import cut_masks
 from detrkit.postprocess.masks import covered_by
@@ -29,38 +28,16 @@ from detrkit.structures import Batch, Predictions
 
 # minimum scores of queries that are tried for panoptic segmentation; the last one is the published one
 SEGMENT_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, MIN_SCORE)
-# mask logits of the given queries of each image of a batch; the last argument is their number per image
-MaskHead = Callable[[Predictions, Batch, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
 
 
-def mask_head_of(model: DETR | Engine, padding_invariant: bool) -> MaskHead:
-    """Return a function that computes mask logits with a model or an engine; an engine ignores `padding_invariant`."""
-    if isinstance(model, MaskEngine):
-        return model.compute_masks
-    assert isinstance(model, DETR)
-    head = model.mask_head
-    assert head is not None, "masks need a model with a mask head"
-
-    def compute_masks(
-        predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
-    ) -> Float[Tensor, "P _ _"]:
-        inputs = predictions.mask_inputs
-        assert inputs is not None
-        sizes = batch.sizes if padding_invariant and batch.is_padded else None
-        logits: Tensor = head(inputs, queries.to(inputs.decoded.device), counts, sizes)
-        return logits
-
-    return compute_masks
-
-
-def full_size_masks(mask_head: MaskHead, padding_invariant: bool) -> MaskFunction:
+def full_size_masks(padding_invariant: bool) -> MaskFunction:
     """Return a function that yields the masks of all queries at the original image size, for `run_inference`."""
 
     def masks_of(predictions: Predictions, batch: Batch) -> Iterator[Bool[Tensor, "Q H W"]]:
         num_queries, num_images = predictions.boxes.shape[1], len(batch.sizes)
         for image, (size, original_size) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
-            counts = [num_queries if index == image else 0 for index in range(num_images)]
-            logits = mask_head(predictions, batch, torch.arange(num_queries), counts)
+            queries = [torch.arange(num_queries if index == image else 0) for index in range(num_images)]
+            logits = predictions.masks_of(queries, batch.sizes)
             yield cut_masks(logits, covered_by(logits, batch, padding_invariant), size, original_size)
 
     return masks_of
@@ -75,7 +52,6 @@ class PanopticEvaluator:
 
     def __init__(
         self,
-        mask_head: MaskHead,
         categories: Categories,
         ground_truth_of: Callable[[int], GroundTruthSegments],
         padding_invariant: bool,
@@ -84,13 +60,11 @@ class PanopticEvaluator:
         """Start with no image.
 
         Args:
-            mask_head: see `mask_head_of`.
             categories: of the model and the data.
             ground_truth_of: returns the segments of an image by its id.
             padding_invariant: see `postprocess.panoptic`.
             thresholds: minimum scores of queries, ascending.
         """
-        self.mask_head = mask_head
         self.categories = categories
         self.ground_truth_of = ground_truth_of
         self.padding_invariant = padding_invariant
@@ -99,12 +73,8 @@ class PanopticEvaluator:
     def __call__(self, predictions: Predictions, batch: Batch) -> None:
         """Add a batch."""
         categories = self.categories
-
-        def compute_masks(queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P _ _"]:
-            return self.mask_head(predictions, batch, queries, counts)
-
         lowest = min(self.counts)
-        per_image = candidates_of(predictions, compute_masks, batch, lowest, self.padding_invariant)
+        per_image = candidates_of(predictions, batch, lowest, self.padding_invariant)
         for image_id, candidates in zip(batch.image_ids, per_image, strict=True):
             ground_truth = self.ground_truth_of(image_id)
             for threshold, total in self.counts.items():
@@ -178,10 +148,9 @@ class Evaluator:
         """Evaluate a model; called by all processes, and all get the metrics."""
         panoptic_evaluator, masks = None, None
         if self.segments_of is not None:
-            mask_head = mask_head_of(model, self.padding_invariant)
-            panoptic_evaluator = PanopticEvaluator(mask_head, self.categories, self.segments_of, self.padding_invariant)
+            panoptic_evaluator = PanopticEvaluator(self.categories, self.segments_of, self.padding_invariant)
         elif self.mask_ground_truth is not None:
-            masks = full_size_masks(mask_head_of(model, self.padding_invariant), self.padding_invariant)
+            masks = full_size_masks(self.padding_invariant)
         detections = run_inference(
             model,
             self.batches,

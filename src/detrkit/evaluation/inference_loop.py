@@ -39,7 +39,7 @@ def run_inference(
         batches: each image once.
         categories: of the model's classes.
         device: of the model; ignored for an engine.
-        padding_invariant: see `DETR.forward`. Batches of a model that cannot be invariant are split by image size.
+        padding_invariant: see `DETR`. Batches of a model that cannot be invariant are split by image size.
         layers: decoder layers.
         masks: computes the masks of the last of these layers; they are run-length encoded image by image.
         on_batch: called with the predictions of every batch.
@@ -80,9 +80,8 @@ def _predict(model: DETR | Engine, batch: Batch, device: torch.device | None, pa
         return model.predict(batch)
     on_device = batch.to(device or "cpu")
     padding_mask = on_device.padding_mask if batch.is_padded else None
-    predictions: Predictions = model(
-        on_device.images, padding_mask, padding_invariant=padding_invariant, all_masks=False
-    )
+    model.padding_invariant = padding_invariant
+    predictions: Predictions = model(on_device.images, padding_mask)
     return predictions
 
 

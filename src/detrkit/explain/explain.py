@@ -105,10 +105,10 @@ def explain_sample(
     model, preprocessing, categories = detector.model.eval(), detector.preprocessing, detector.categories
     batch = collate([EvalTransform(preprocessing.image_size)(sample)])
     with capture_stages(model) as stages:
-        attention = record_attention(model, batch, padding_invariant=preprocessing.padding_invariant)[0]
+        attention = record_attention(model, batch)[0]
         predictions = attention.predictions
         _check_finite(predictions.layer_boxes, predictions.layer_class_logits)
-        masks = masks_for(model, attention, preprocessing.padding_invariant)
+        masks = masks_for(attention, preprocessing.padding_invariant)
         if masks is not None:
             _check_finite(masks.probabilities([0]))  # one mask, so that the shapes of the mask head are captured
     segments = None

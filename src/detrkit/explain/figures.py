@@ -199,8 +199,8 @@ def write_stages_figure(stages: Sequence[StageIO], image: tuple[int, ...], title
     boxes = [
         StageBox("image", (str(image),), 0, 0),
         StageBox("backbone", shapes["backbone"], 0, 1),
-        StageBox("projection", (*shapes["input_projection"], "as tokens:", tokens), 0, 2),
-        StageBox("encoder", ("with positions", *shapes["positions"], "memory:", *shapes["encoder"]), 0, 3),
+        StageBox("projection", (*shapes["neck.projection"], "as tokens:", tokens), 0, 2),
+        StageBox("encoder", ("with positions", *shapes["neck.positions"], "memory:", *shapes["encoder"]), 0, 3),
         StageBox("queries", shapes["query_source"], 1, 2),
         StageBox("decoder", ("after every layer:", *shapes["decoder"]), 1, 3),
         StageBox("heads", ("classes:", *shapes["heads.class_head"], "boxes:", *shapes["heads.box_head"]), 1, 4),

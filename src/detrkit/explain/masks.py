@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from detrkit.data.categories import Categories
 from detrkit.explain.packing import ArrayLocation, BinaryBlock
 from detrkit.models.attention.recording import RecordedAttention
-from detrkit.models.detr import DETR
-from detrkit.models.heads.panoptic import PanopticHead
+from detrkit.models.heads.panoptic import MaskInputs, PanopticHead, PanopticMasks
 from detrkit.ops.masks import Size, covered, nearest
 from detrkit.postprocess.panoptic import candidates_of, merge_segments, to_segments
-from detrkit.structures import Batch, MaskInputs, PanopticSegments
+from detrkit.structures import Batch, PanopticSegments
 
 MAX_MASK_SIDE = 134  # values; half of DETR's mask resolution at 800 x 1066 px
 _MAX_SEGMENTS_SIDE = 267
@@ -43,13 +42,13 @@ class Masks:
     @torch.no_grad()
     def logits(self, queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P _ _"]:
         """Compute the mask logits of some queries, padding included."""
-        logits = cast(Tensor, self.head(self.inputs, queries.to(self.inputs.decoded.device), counts))
+        logits = cast(Tensor, self.head(self.inputs, queries.to(self.inputs.states.device), counts))
         return logits.float().cpu()
 
     @cached_property
     def cell_size(self) -> tuple[float, float]:
         """Height and width of a mask cell in pixels of the resized image."""
-        cells, padded = self.inputs.mask_size, self.inputs.padded
+        cells, padded = self.inputs.mask_size, self.inputs.image_size
         covers = covered(torch.empty(0, *cells), padded) if self.padding_invariant else padded
         return covers[0] / cells[0], covers[1] / cells[1]
 
@@ -93,12 +92,12 @@ class PackedMasks:
     cell: tuple[float, float]
 
 
-def masks_for(model: DETR, attention: RecordedAttention, padding_invariant: bool) -> Masks | None:
+def masks_for(attention: RecordedAttention, padding_invariant: bool) -> Masks | None:
     """Return the masks of a recorded forward pass; None if the model has no mask head."""
-    inputs = attention.predictions.mask_inputs
-    if model.mask_head is None or inputs is None:
+    source = attention.predictions.mask_source
+    if not isinstance(source, PanopticMasks):
         return None
-    return Masks(model.mask_head, inputs, attention.grid.resized, padding_invariant)
+    return Masks(source.head, source.inputs, attention.grid.resized, padding_invariant)
 
 
 def merge_masks(
@@ -113,7 +112,7 @@ def merge_masks(
         categories: of the model.
         threshold: minimum score of a query.
     """
-    candidates = candidates_of(attention.predictions, masks.logits, batch, threshold, masks.padding_invariant)[0]
+    candidates = candidates_of(attention.predictions, batch, threshold, masks.padding_invariant)[0]
     merged = merge_segments(candidates, categories.things)
     return to_segments(merged, categories.ids, categories.names, categories.things)
 

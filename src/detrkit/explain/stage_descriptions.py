@@ -10,8 +10,8 @@ def describe_part(part: str, config: ModelConfig) -> str:
     """Describe what a part of the model does; `part` is one of `stages.PARTS`."""
     descriptions: dict[str, Callable[[ModelConfig], str]] = {
         "backbone": _backbone,
-        "input_projection": _input_projection,
-        "positions": _positions,
+        "neck.projection": _input_projection,
+        "neck.positions": _positions,
         "encoder": _encoder,
         "query_source": _queries,
         "decoder": _decoder,

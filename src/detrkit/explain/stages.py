@@ -17,8 +17,8 @@ Shape = tuple[int, ...]
 
 PARTS = (
     "backbone",
-    "input_projection",
-    "positions",
+    "neck.projection",
+    "neck.positions",
     "encoder",
     "query_source",
     "decoder",
@@ -57,10 +57,10 @@ def capture_stages(model: DETR) -> Iterator[list[StageIO]]:
         yield stages
     for part, module in modules.items():
         if part == "query_source" and not isinstance(module, TwoStageQueries):  # embeddings without an input
-            stages.append(_stage(model.config, part, module, {}, model.query_source.weight))
-        elif part == "positions" and model.config.has_pyramid:  # called once per feature map
-            arguments, _ = calls[model.encoder]
-            stages.append(_stage(model.config, part, module, {}, arguments["scene"].positions))
+            stages.append(_stage(model.config, part, module, {}, module.get_parameter("weight")))
+        elif part == "neck.positions" and model.config.is_multi_scale:  # called once per feature map
+            arguments, _ = calls[modules["encoder"]]
+            stages.append(_stage(model.config, part, module, {}, arguments["features"].positions))
         elif module in calls:
             stages.append(_stage(model.config, part, module, *calls[module]))
 

@@ -123,12 +123,11 @@ def export(
         postprocess,
         checkpoint.thresholds,
     )
-    padding_invariant = checkpoint.preprocessing.padding_invariant
-    program = export_program(model, padding_invariant=padding_invariant, postprocess=postprocess)
+    program = export_program(model, postprocess=postprocess)
     with _staged(output) as path:
         EXPORT_FORMATS[format].write(program, metadata, path, images.calibration)
         comparison = compare(
-            TorchEngine(model, torch.device("cpu"), padding_invariant),
+            TorchEngine(model, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
             EXPORT_FORMATS[format].read(path),
             _with_progress(images, progress),
             checkpoint.categories,

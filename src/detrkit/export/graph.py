@@ -20,7 +20,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.errors import ExportError
 from detrkit.inference.engines.metadata import min_side
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import fuse_conv_bn
+from detrkit.models.fuse import fuse_for_inference
 from detrkit.postprocess.boxes import best_of
 from detrkit.structures import Predictions
 
@@ -31,14 +31,13 @@ MAX_SIDE = 8192  # pixels
 class RelativeOutputs(nn.Module):
     """Wraps a model to return class logits of the last layer, and boxes cxcywh relative to the unpadded image."""
 
-    def __init__(self, model: DETR, padding_invariant: bool) -> None:
+    def __init__(self, model: DETR) -> None:
         super().__init__()
         self.model = model
-        self.padding_invariant = padding_invariant
 
     def forward(self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"]) -> tuple[Tensor, ...]:
         """Return (B, Q, K+1) class logits, or (B, Q, K) with sigmoid scores; (B, Q, 4) boxes; (B, Q, h, w) masks."""
-        predictions = self.model(images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True)
+        predictions = self.model(images, padding_mask)
         return (predictions.class_logits, predictions.boxes, *_masks(predictions))
 
 
@@ -49,7 +48,7 @@ class PixelOutputs(RelativeOutputs):
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"], sizes: Int64[Tensor, "B 2"]
     ) -> tuple[Tensor, ...]:
         """Return (B, A) scores, (B, A) labels, (B, A, 4) boxes, by descending score; (B, A, h, w) masks."""
-        predictions = self.model(images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True)
+        predictions = self.model(images, padding_mask)
         best = best_of(predictions, sizes)
         masks = _masks(predictions)
         if predictions.class_scores == "sigmoid":  # a query may be detected as several classes
@@ -58,12 +57,11 @@ class PixelOutputs(RelativeOutputs):
         return (best.scores, best.labels, best.boxes, *masks)
 
 
-def export_program(model: DETR, *, padding_invariant: bool, postprocess: bool) -> ExportedProgram:
+def export_program(model: DETR, *, postprocess: bool) -> ExportedProgram:
     """Trace a model.
 
     Args:
         model: in eval mode; not changed.
-        padding_invariant: keep padding out of the backbone's features.
         postprocess: return scores, labels and boxes in pixels, see `PixelOutputs`.
 
     Raises:
@@ -75,8 +73,10 @@ def export_program(model: DETR, *, padding_invariant: bool, postprocess: bool) -
             "cannot express; train with one that does not, such as tf_efficientnet_lite0"
         )
     # without gradients, and with filters in the memory order that other engines expect
-    fused = fuse_conv_bn(copy.deepcopy(model).cpu()).requires_grad_(False).to(memory_format=torch.contiguous_format)
-    network = (PixelOutputs if postprocess else RelativeOutputs)(fused, padding_invariant).eval()
+    fused = (
+        fuse_for_inference(copy.deepcopy(model).cpu()).requires_grad_(False).to(memory_format=torch.contiguous_format)
+    )
+    network = (PixelOutputs if postprocess else RelativeOutputs)(fused).eval()
     examples, shapes = _examples(model.config, postprocess)
     try:
         with _without_shape_checks(), warnings.catch_warnings():
@@ -128,4 +128,5 @@ def _without_shape_checks() -> Iterator[None]:
 
 
 def _masks(predictions: Predictions) -> tuple[Tensor, ...]:
-    return () if predictions.masks is None else (predictions.masks,)
+    masks = predictions.masks
+    return () if masks is None else (masks,)

@@ -17,7 +17,7 @@ from detrkit.data.categories import Categories
 from detrkit.errors import ExportError
 from detrkit.evaluation.coco import evaluate_boxes
 from detrkit.inference.engines.metadata import ExportPrecision, min_side
-from detrkit.inference.engines.torch import Engine, MaskEngine
+from detrkit.inference.engines.torch import Engine
 from detrkit.ops.boxes import generalized_iou
 from detrkit.postprocess.boxes import best_of, to_detections
 from detrkit.structures import Batch, Detections, Predictions
@@ -137,7 +137,7 @@ def compare(
         totals.add(batch, expected, actual, categories)
         # smaller images are padded for the exported graph, and the mask head sees the padding
         if reference.config.mask_head and min(map(min, batch.sizes)) >= min_side(reference.config):
-            totals.add_masks(_all_masks(reference, expected, batch), _all_masks(exported, actual, batch))
+            totals.add_masks(_all_masks(expected, batch), _all_masks(actual, batch))
     ap = exported_ap = None
     if annotations is not None:
         document = dict(annotations) if isinstance(annotations, Mapping) else annotations
@@ -263,12 +263,10 @@ def _best_scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
     return predictions.probabilities.amax(-1)
 
 
-def _all_masks(engine: Engine, predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
+def _all_masks(predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
     """Return the mask logits of every query, image by image."""
-    assert isinstance(engine, MaskEngine), "a model with a mask head needs an engine that computes masks"
     num_images, num_queries = predictions.boxes.shape[:2]
-    queries = torch.arange(num_queries).repeat(num_images)
-    return engine.compute_masks(predictions, batch, queries, [num_queries] * num_images).float().cpu()
+    return predictions.masks_of([torch.arange(num_queries)] * num_images, batch.sizes).float().cpu()
 
 
 def differences_of_best(first: Predictions, second: Predictions) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:

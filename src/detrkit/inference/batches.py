@@ -7,11 +7,11 @@ of the original images.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.categories import Categories
-from detrkit.inference.engines.torch import Engine, MaskEngine
+from detrkit.inference.engines.torch import Engine
 from detrkit.postprocess.boxes import to_detections
 from detrkit.postprocess.masks import with_masks
 from detrkit.postprocess.panoptic import Style, candidates_of, merge_segments, to_segments
@@ -77,8 +77,7 @@ class BatchPostprocessor:
         detections = to_detections(predictions, batch.original_sizes, categories.ids, categories.names, min_scores)
         if not self.engine.config.mask_head:
             return detections
-        masks = self._mask_function(predictions, batch)
-        detections = with_masks(detections, masks, batch, self.preprocessing.padding_invariant)
+        detections = with_masks(detections, predictions, batch, self.preprocessing.padding_invariant)
         if min_segment_score is None:
             return detections
         segments = self._merge_segments(predictions, batch, min_segment_score, "corrected")
@@ -88,7 +87,6 @@ class BatchPostprocessor:
         self, predictions: Predictions, batch: Batch, min_score: float, style: Style
     ) -> list[PanopticSegments]:
         categories = self.categories
-        masks = self._mask_function(predictions, batch)
         is_exact = self.preprocessing.padding_invariant and style == "corrected"
         return [
             to_segments(
@@ -97,9 +95,5 @@ class BatchPostprocessor:
                 categories.names,
                 categories.things,
             )
-            for candidates in candidates_of(predictions, masks, batch, min_score, is_exact)
+            for candidates in candidates_of(predictions, batch, min_score, is_exact)
         ]
-
-    def _mask_function(self, predictions: Predictions, batch: Batch) -> Callable[..., Any]:
-        assert isinstance(self.engine, MaskEngine), "an engine of a model with a mask head computes masks"
-        return partial(self.engine.compute_masks, predictions, batch)

@@ -312,7 +312,7 @@ class Detector:
         model = self.model
         _, batch = self._prepare([image])
         assert batch is not None
-        return record_attention(model, batch, padding_invariant=self.preprocessing.padding_invariant)[0]
+        return record_attention(model, batch)[0]
 
     def stream(
         self,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from detrkit.losses.criterion import DrawMasks, LossDict, LossOutput, Normalizers, SetCriterion, base_name, is_loss
+from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion, base_name, is_loss
 from detrkit.losses.matcher import Matches
 from detrkit.ops.transfer import to_device
 from detrkit.structures import AuxiliaryKind, Predictions, Target
@@ -73,11 +73,10 @@ class AuxiliaryCriterion:
         predictions: Predictions,
         targets: Sequence[Target],
         normalizers: StepNormalizers | None = None,
-        draw_masks: DrawMasks | None = None,
     ) -> LossOutput:
         """Compute the loss. Arguments and errors as in `SetCriterion`."""
         normalizers = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
-        own, matches = self.criterion.compute_losses(predictions, targets, normalizers.own, draw_masks)
+        own, matches = self.criterion.compute_losses(predictions, targets, normalizers.own)
         boxes_only = [Target(target.boxes, target.labels) for target in targets]
         groups = [
             self.criterion.compute_losses(group, boxes_only, normalizers.own)[0]
@@ -143,7 +142,7 @@ class AuxiliaryCriterion:
 
 
 def _auxiliary(predictions: Predictions, kind: AuxiliaryKind) -> list[Predictions]:
-    return [block.predictions for block in predictions.extra if block.helper == kind]
+    return [block.predictions for block in predictions.auxiliary if block.kind == kind]
 
 
 def _mean(groups: Sequence[LossDict]) -> LossDict:

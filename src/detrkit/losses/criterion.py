@@ -3,7 +3,7 @@
 All decoder layers are computed in one batched call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,8 @@ from detrkit.losses.classification import (
 from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher, MatchedObjects, Matches
 from detrkit.ops.transfer import to_device
-from detrkit.structures import ClassScores, EncoderProposals, MaskInputs, Predictions, Target
+from detrkit.structures import ClassScores, EncoderProposals, Predictions, Target
 
-# (inputs, queries of all images, number of queries of each image) -> mask logits of these queries
-DrawMasks = Callable[[MaskInputs, Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P h w"]]
 LossDict = dict[str, Float[Tensor, ""]]
 
 
@@ -140,7 +138,6 @@ class SetCriterion:
         predictions: Predictions,
         targets: Sequence[Target],
         normalizers: Normalizers | None = None,
-        draw_masks: DrawMasks | None = None,
     ) -> LossOutput:
         """Compute the loss, in float32 also under autocast. It is not finite if predictions are not.
 
@@ -148,12 +145,11 @@ class SetCriterion:
             predictions: of a batch.
             targets: one per image, on the same device; images without objects have boxes of shape (0, 4).
             normalizers: of the training step; default: those of this batch.
-            draw_masks: mask head, for predictions with `mask_inputs`: it predicts masks of the matched queries only.
 
         Raises:
             ConfigError: the model's class scores are not of the criterion's kind.
         """
-        losses, matches = self.compute_losses(predictions, targets, normalizers, draw_masks)
+        losses, matches = self.compute_losses(predictions, targets, normalizers)
         return LossOutput(self.weighted_sum(losses), {name: loss.detach() for name, loss in losses.items()}, matches)
 
     def compute_losses(
@@ -161,7 +157,6 @@ class SetCriterion:
         predictions: Predictions,
         targets: Sequence[Target],
         normalizers: Normalizers | None = None,
-        draw_masks: DrawMasks | None = None,
     ) -> tuple[LossDict, Matches]:
         """Match and compute unweighted losses with gradients. Arguments and errors as in `__call__`."""
         check_class_scores(predictions.class_scores, self.class_scores)
@@ -171,7 +166,7 @@ class SetCriterion:
             matches = self.matcher(logits, boxes, targets)
         masks = None
         if all(target.masks is not None for target in targets):
-            masks = _matched_masks(predictions, matches, targets, draw_masks)  # in the model's precision
+            masks = _matched_masks(predictions, matches, targets)  # in the model's precision
         with torch.autocast(device, enabled=False):
             normalizers = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
             losses = {} if self.masks_only else self._layer_losses(logits, boxes, targets, matches, normalizers)
@@ -304,15 +299,15 @@ def base_name(name: str) -> str:
 
 
 def _matched_masks(
-    predictions: Predictions, matches: Matches, targets: Sequence[Target], draw_masks: DrawMasks | None
+    predictions: Predictions, matches: Matches, targets: Sequence[Target]
 ) -> Float[Tensor, "P h w"] | None:
     """Mask logits of the queries matched in the last layer; None if the model predicts no masks."""
+    if predictions.mask_source is None:
+        return None
     counts = _num_pairs(predictions, targets)
-    first = len(matches.images) - sum(counts)
-    images, queries = matches.images[first:], matches.queries[first:]
-    if predictions.mask_inputs is not None and draw_masks is not None:
-        return draw_masks(predictions.mask_inputs, queries, counts)
-    return None if predictions.masks is None else predictions.masks[images, queries]
+    queries = matches.queries[len(matches.queries) - sum(counts) :]
+    sizes = [(t.masks.shape[-2], t.masks.shape[-1]) for t in targets if t.masks is not None]
+    return predictions.masks_of(queries.split(counts), sizes)
 
 
 def _num_pairs(predictions: Predictions, targets: Sequence[Target]) -> list[int]:

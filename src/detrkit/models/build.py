@@ -1,36 +1,135 @@
-"""A config -> the parts of a model: the one place where its words choose among them."""
+"""Build a model from a config: the only place where its settings choose the parts.
 
-from collections.abc import Sequence
+To add a part, write its module, add its name to the setting's `Literal` in `config.model`, and a line to a table below.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from detrkit.config.model import TIMM, ModelConfig
-from detrkit.errors import ConfigError
-from detrkit.models.attention.conditional import ConditionalDecoderLayer
-from detrkit.models.attention.deformable import DeformableDecoderLayer, DeformableEncoderLayer
+from detrkit.errors import ConfigError, arg
 from detrkit.models.backbones.resnet import ResNetBackbone
 from detrkit.models.backbones.timm import TimmBackbone
-from detrkit.models.detr import DETRComponents
-from detrkit.models.feature_maps import LastMapProjection, PyramidProjection
-from detrkit.models.heads.detection import BoxHead, ClassHead, Heads
+from detrkit.models.decoders.conditional import ConditionalDecoderLayer
+from detrkit.models.decoders.deformable import DeformableDecoderLayer
+from detrkit.models.decoders.transformer import DecoderLayer, TransformerDecoder
+from detrkit.models.detr import DETR
+from detrkit.models.encoders.deformable import DeformableEncoderLayer
+from detrkit.models.encoders.transformer import EncoderLayer, TransformerEncoder
+from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
 from detrkit.models.heads.panoptic import PanopticHead
+from detrkit.models.layers import LayerConfig, mlp
+from detrkit.models.neck import MultiScaleProjection, Neck, SingleScaleProjection
+from detrkit.models.parts import Backbone, Decoder, DETRComponents, Encoder, QuerySource
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
-from detrkit.models.queries.sources import AnchorQueries, LearnedQueries, PointQueries, QueryPositionEncoding, mlp
+from detrkit.models.queries.position_encoding import QueryPositionEncoding
+from detrkit.models.queries.sources import AnchorQueries, LearnedQueries, PointQueries
 from detrkit.models.queries.two_stage import TwoStageQueries
-from detrkit.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, LayerShape
 
-_FIRST_SIDES = -2.0  # logits of widths and heights around a point, as published for Deformable DETR: 0.12 of the photo
+# initial logits of width and height of boxes around points, as published for Deformable DETR: 0.12 of the image
+_INITIAL_SIZE_LOGIT = -2.0
 
 
-def assemble(config: ModelConfig) -> DETRComponents:
-    """Build the parts, with random weights.
+def model_from_config(config: ModelConfig) -> DETR:
+    """Build a model with random weights.
 
     Raises:
-        ConfigError: the backbone is not what the rest asks for.
+        ConfigError: the backbone does not fit the other settings.
     """
+    return DETR(build_components(config), config)
+
+
+def build_components(config: ModelConfig) -> DETRComponents:
+    """Build the parts of a model; raises as `model_from_config`."""
+    # the order of construction decides the random weights that a seed gives
     backbone = _backbone(config)
-    shape = LayerShape(
+    positions = _positions(config)
+    encoder = ENCODERS[config.encoder](config)
+    decoder = DECODERS[config.decoder](config)
+    heads = _heads(config)
+    mask_head = _mask_head(config, backbone) if config.mask_head else None
+    neck = _neck(config, backbone, positions)
+    return DETRComponents(backbone, neck, encoder, build_query_source(config), decoder, heads, mask_head)
+
+
+def build_query_source(config: ModelConfig) -> QuerySource:
+    """Build the source of the object queries."""
+    return QUERY_SOURCES[config.queries](config)
+
+
+def _backbone(config: ModelConfig) -> Backbone:
+    build = TimmBackbone if config.backbone.startswith(TIMM) else ResNetBackbone
+    backbone: Backbone = build(
+        config.backbone,  # type: ignore[arg-type]  # a name of the class's own kind
+        config.backbone_normalization,
+        config.dilation,
+        config.frozen_backbone_stages,
+        config.in_channels,
+    )
+    num_levels = config.num_backbone_levels
+    if len(backbone.channels) < num_levels:
+        raise ConfigError(
+            f"{arg('num_feature_levels', config.num_feature_levels)} needs {num_levels} feature maps, but "
+            f"{arg('backbone', config.backbone)} has {len(backbone.channels)}. Choose fewer levels or another backbone."
+        )
+    expected = config.strides[:num_levels]
+    if config.align_cells and backbone.strides[-num_levels:] != expected:
+        raise ConfigError(
+            f"{arg('align_cells', True)} needs feature maps of strides {_join(expected)}, but those of "
+            f"{arg('backbone', config.backbone)} are {_join(backbone.strides)}. Set {arg('align_cells', False)}, or choose "
+            "another backbone."
+        )
+    return backbone
+
+
+def _join(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
+    width = config.hidden_dim
+    positions: SinePositions | LearnedPositions | NoPositions
+    if config.position_embedding == "learned":
+        positions = LearnedPositions(width, config.max_position_embeddings)
+    elif config.position_embedding == "none":
+        positions = NoPositions(width)
+    else:
+        num_levels = config.num_feature_levels if config.is_multi_scale else 0
+        positions = SinePositions(width, config.position_temperature, num_levels)
+    if not config.encoder_layers and config.decoder == "deformable":
+        # unused: only an encoder would read them, and DDP needs every trainable parameter to contribute to the loss
+        positions.requires_grad_(False)
+    return positions
+
+
+def _neck(config: ModelConfig, backbone: Backbone, positions: SinePositions | LearnedPositions | NoPositions) -> Neck:
+    num_levels = config.num_backbone_levels
+    projection: SingleScaleProjection | MultiScaleProjection
+    if config.is_multi_scale:
+        channels = backbone.channels[-num_levels:]
+        projection = MultiScaleProjection(channels, config.hidden_dim, config.num_feature_levels)
+    else:
+        projection = SingleScaleProjection(backbone.channels, config.hidden_dim)
+    if config.align_cells:
+        centers = backbone.first_cell_centers[-num_levels:]
+        # convolutions of the added maps pad alike on both sides: their first cell is that of the previous map
+        centers = (*centers, *[centers[-1]] * (config.num_feature_levels - num_levels))
+    else:  # evenly over the image, as published
+        centers = tuple(stride / 2 for stride in config.strides)
+    return Neck(
+        projection,
+        positions,
+        strides=config.strides,
+        first_cell_centers=centers,
+        align_cells=config.align_cells,
+        strides_match=backbone.strides[-num_levels:] == config.strides[:num_levels],
+    )
+
+
+def _layer_config(config: ModelConfig) -> LayerConfig:
+    return LayerConfig(
         width=config.hidden_dim,
         num_heads=config.num_heads,
         dim_feedforward=config.dim_feedforward,
@@ -40,128 +139,86 @@ def assemble(config: ModelConfig) -> DETRComponents:
         num_feature_levels=config.num_feature_levels,
         num_points=config.num_points,
     )
-    return DETRComponents(
-        backbone=backbone,
-        positions=_positions(config),
-        encoder=_encoder(config, shape),
-        decoder=_decoder(config, shape),
-        heads=_heads(config),
-        mask_head=PanopticHead(shape.width, shape.num_heads, backbone.channels[-2::-1]) if config.mask_head else None,
-        input_projection=_input_projection(config, backbone.channels),
-        query_source=build_query_source(config),
-    )
 
 
-def _backbone(config: ModelConfig) -> ResNetBackbone | TimmBackbone:
-    build = TimmBackbone if config.backbone.startswith(TIMM) else ResNetBackbone
-    backbone = build(
-        config.backbone,  # type: ignore[arg-type]  # each gets a name of its own kind
-        config.backbone_normalization,
-        config.dilation,
-        config.frozen_backbone_stages,
-        config.in_channels,
-    )
-    if len(backbone.channels) < config.num_backbone_levels:
-        raise ConfigError(
-            f"backbone {config.backbone}: hands over {len(backbone.channels)} feature maps, "
-            f"num_feature_levels={config.num_feature_levels} "
-            f"takes {config.num_backbone_levels}; choose fewer levels or another backbone"
-        )
-    expected = config.strides[: config.num_backbone_levels]
-    if config.align_cells and backbone.strides[-len(expected) :] != expected:
-        raise ConfigError(
-            f"backbone {config.backbone}: found maps with a cell every {_listed(backbone.strides)} pixels, align_cells "
-            f"expected {_listed(expected)} of the last; set align_cells=false or choose another backbone"
-        )
-    return backbone
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
-    encoding = _position_encoding(config)
-    if not config.encoder_layers and config.decoder == "deformable":
-        # only an encoder would read them; in several processes, a weight that learns must have a part in the losses
-        encoding.requires_grad_(False)
-    return encoding
-
-
-def _position_encoding(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
-    if config.position_embedding == "learned":
-        return LearnedPositions(config.hidden_dim, config.max_position_embeddings)
-    if config.position_embedding == "none":
-        return NoPositions(config.hidden_dim)
-    levels = config.num_feature_levels if config.has_pyramid else 0
-    return SinePositions(config.hidden_dim, config.position_temperature, levels)
-
-
-def _encoder(config: ModelConfig, shape: LayerShape) -> Encoder:
-    layer = DeformableEncoderLayer if config.encoder == "deformable" else EncoderLayer
+def _transformer_encoder(config: ModelConfig, layer: Callable[[LayerConfig], EncoderLayer]) -> TransformerEncoder:
     width = config.hidden_dim
     position_scale = mlp(width, width, width) if config.scaled_positions else None
     if position_scale is not None and not config.encoder_layers:
-        position_scale.requires_grad_(False)  # as in _positions
-    return Encoder(
-        [layer(shape) for _ in range(config.encoder_layers)],
-        shape,
+        position_scale.requires_grad_(False)  # unused
+    return TransformerEncoder(
+        [layer(_layer_config(config)) for _ in range(config.encoder_layers)],
+        nn.LayerNorm(width) if config.pre_norm else nn.Identity(),  # post-norm layers end with a norm of their own
         config.encoder_positions,
         position_scale,
     )
 
 
-def _decoder(config: ModelConfig, shape: LayerShape) -> Decoder:
+def _transformer_decoder(
+    config: ModelConfig, layer: Callable[[LayerConfig, int], DecoderLayer], *, has_norm: bool = True
+) -> TransformerDecoder:
     is_conditional = config.decoder == "conditional"
-    layers: list[DecoderLayer] = []
-    for number in range(config.decoder_layers):
-        if is_conditional:
-            layers.append(ConditionalDecoderLayer(shape, is_first=number == 0))
-        else:
-            layers.append((DeformableDecoderLayer if config.decoder == "deformable" else DecoderLayer)(shape))
-    # Deformable DETR's decoder, as published, reads the layers themselves, which end with a norm
-    has_norm = config.decoder != "deformable" or config.pre_norm
-    guide = QueryPositionEncoding(
+    layers = [layer(_layer_config(config), index) for index in range(config.decoder_layers)]
+    positions = QueryPositionEncoding(
         config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional
     )
-    if guide.content_scale is not None and config.decoder_layers == 1:
-        guide.content_scale.requires_grad_(False)  # it scales what further layers ask by; and as in _positions
-    return Decoder(
+    if positions.content_scale is not None and config.decoder_layers == 1:
+        positions.content_scale.requires_grad_(False)  # unused: it scales the positions of further layers
+    return TransformerDecoder(
         layers,
         nn.LayerNorm(config.hidden_dim) if has_norm else nn.Identity(),
-        guide,
-        positions_at=config.decoder_positions,
-        queries_at=config.query_positions,
-        refines=config.with_box_refine,
-        learns_through_references=is_conditional,
+        positions,
+        memory_injection=config.decoder_positions,
+        query_injection=config.query_positions,
+        with_box_refine=config.with_box_refine,
+        look_forward_twice=is_conditional,
     )
 
 
-def _heads(config: ModelConfig) -> Heads:
+def _heads(config: ModelConfig) -> DetectionHeads:
     count = config.decoder_layers if config.layerwise_heads else 1
     has_references = config.queries != "learned"
     class_heads = [ClassHead(config.hidden_dim, config.num_classes, config.class_scores) for _ in range(count)]
-    box_heads = [BoxHead(config.hidden_dim, starts_at_zero=has_references) for _ in range(count)]
+    box_heads = [BoxHead(config.hidden_dim, zero_init=has_references) for _ in range(count)]
     if config.queries == "points" and config.decoder == "deformable":
         with torch.no_grad():
-            box_heads[0].last.bias[2:] = _FIRST_SIDES
-    return Heads(class_heads, box_heads)
+            box_heads[0].last.bias[2:] = _INITIAL_SIZE_LOGIT
+    return DetectionHeads(class_heads, box_heads, config.class_scores, config.detections_per_image)
 
 
-def _input_projection(config: ModelConfig, channels: tuple[int, ...]) -> LastMapProjection | PyramidProjection:
-    if not config.has_pyramid:
-        return LastMapProjection(channels, config.hidden_dim)
-    return PyramidProjection(channels[-config.num_backbone_levels :], config.hidden_dim, config.num_feature_levels)
+def _mask_head(config: ModelConfig, backbone: Backbone) -> PanopticHead:
+    level = config.num_backbone_levels - 1
+    return PanopticHead(config.hidden_dim, config.num_heads, backbone.channels[-2::-1], level)
 
 
-def build_query_source(config: ModelConfig) -> LearnedQueries | PointQueries | AnchorQueries | TwoStageQueries:
-    """Build what object queries start from."""
-    if config.queries == "points":
-        with_content = config.decoder == "deformable"
-        return PointQueries(config.num_queries, config.hidden_dim, with_content=with_content)
-    if config.queries == "anchors":
-        return AnchorQueries(config.num_queries, config.hidden_dim)
-    if config.queries == "two_stage":
-        from_cells = config.two_stage_content == "memory"
-        return TwoStageQueries(config.num_queries, config.hidden_dim, config.num_classes, from_cells=from_cells)
-    return LearnedQueries(config.num_queries, config.hidden_dim)
+def _two_stage(config: ModelConfig) -> TwoStageQueries:
+    content_from_memory = config.two_stage_content == "memory"
+    return TwoStageQueries(
+        config.num_queries, config.hidden_dim, config.num_classes, content_from_memory=content_from_memory
+    )
+
+
+def _points(config: ModelConfig) -> PointQueries:
+    return PointQueries(config.num_queries, config.hidden_dim, with_content=config.decoder == "deformable")
+
+
+ENCODERS: Mapping[str, Callable[[ModelConfig], Encoder]] = {
+    "dense": lambda config: _transformer_encoder(config, EncoderLayer),
+    "deformable": lambda config: _transformer_encoder(config, DeformableEncoderLayer),
+}
+DECODERS: Mapping[str, Callable[[ModelConfig], Decoder]] = {
+    "dense": lambda config: _transformer_decoder(config, lambda layer, _: DecoderLayer(layer)),
+    "conditional": lambda config: _transformer_decoder(
+        config, lambda layer, index: ConditionalDecoderLayer(layer, is_first=index == 0)
+    ),
+    # as published, Deformable DETR's heads read the layers' outputs, which end with a norm of their own
+    "deformable": lambda config: _transformer_decoder(
+        config, lambda layer, _: DeformableDecoderLayer(layer), has_norm=config.pre_norm
+    ),
+}
+QUERY_SOURCES: Mapping[str, Callable[[ModelConfig], QuerySource]] = {
+    "learned": lambda config: LearnedQueries(config.num_queries, config.hidden_dim),
+    "points": _points,
+    "anchors": lambda config: AnchorQueries(config.num_queries, config.hidden_dim),
+    "two_stage": _two_stage,
+}

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, did_you_mean
-from detrkit.models.build import assemble
+from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
 
 
@@ -154,8 +154,3 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return model_from_config(preset_config(name, **overrides))
-
-
-def model_from_config(config: ModelConfig) -> DETR:
-    """Put the parts together."""
-    return DETR(assemble(config), config)

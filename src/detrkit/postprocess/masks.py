@@ -1,34 +1,31 @@
 """Which masks belong to what was found, and how the published code cuts them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.ops.masks import Size, covered
-from detrkit.structures import Batch, Detections, LowResMasks
-
-# mask logits of some queries, those of the first photo first, and how many belong to each photo
-MaskFunction = Callable[[Int64[Tensor, "P"], Sequence[int]], Float[Tensor, "P _ _"]]
+from detrkit.structures import Batch, Detections, LowResMasks, Predictions
 
 
 def with_masks(
-    found: Sequence[Detections], draw: MaskFunction, batch: Batch, padding_invariant: bool = False
+    found: Sequence[Detections], predictions: Predictions, batch: Batch, padding_invariant: bool = False
 ) -> list[Detections]:
     """Give detections their masks, drawn for their queries alone.
 
     Args:
         found: in each photo of the batch; each knows its queries.
-        draw: gives mask logits.
+        predictions: of the batch.
         batch: tells the sizes.
         padding_invariant: masks lie where they would without padding; False puts them where the published code does.
     """
     queries = [torch.empty(0, dtype=torch.int64) if one.queries is None else one.queries for one in found]
     counts = [len(of_photo) for of_photo in queries]
-    logits = draw(torch.cat(queries), counts).float().cpu()
+    logits = predictions.masks_of(queries, batch.sizes).float().cpu()
     covers = covered_by(logits, batch, padding_invariant)
     sizes = zip(batch.sizes, batch.original_sizes, strict=True)
     return [

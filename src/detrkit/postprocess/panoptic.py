@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.ops.masks import Size, enlarge, nearest
-from detrkit.postprocess.masks import MaskFunction, covered_by
+from detrkit.postprocess.masks import covered_by
 from detrkit.structures import Batch, PanopticSegment, PanopticSegments, Predictions
 
 Style = Literal["corrected", "reference", "huggingface"]
@@ -98,7 +98,6 @@ def merge_segments(candidates: KeptQueries, is_thing: Sequence[bool], style: Sty
 
 def candidates_of(
     predictions: Predictions,
-    draw: MaskFunction,
     batch: Batch,
     threshold: float = MIN_SCORE,
     padding_invariant: bool = False,
@@ -107,7 +106,6 @@ def candidates_of(
 
     Args:
         predictions: of the batch.
-        draw: gives mask logits.
         batch: tells the sizes.
         threshold: least score of a query to be kept.
         padding_invariant: as in `with_masks`; not for the styles that follow others.
@@ -119,7 +117,7 @@ def candidates_of(
         for photo, one in enumerate(probabilities)
     ]
     counts = [int(keep.sum()) for _, keep in kept]
-    masks = draw(torch.cat([keep.nonzero()[:, 0] for _, keep in kept]), counts)
+    masks = predictions.masks_of([keep.nonzero()[:, 0] for _, keep in kept], batch.sizes)
     covers = covered_by(masks, batch, padding_invariant)
     found = []
     for image, (of_photo, (one, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):

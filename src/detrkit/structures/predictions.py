@@ -1,87 +1,143 @@
-"""Model output: class logits, boxes and masks per query."""
+"""Output of a model: class logits, boxes and masks per query."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from detrkit.ops.padding import stride_of
+ClassScores = Literal["softmax", "sigmoid"]  # over K classes and "no object", or of every class independently
+AuxiliaryKind = Literal["group", "hybrid", "denoising"]  # purpose of training-only queries
 
-ClassScores = Literal["softmax", "sigmoid"]  # one of K classes or no object; or a yes or no for every class
+
+@runtime_checkable
+class MaskSource(Protocol):
+    """Computes masks of queries on demand, see `Predictions.masks_of`."""
+
+    def masks_of(
+        self, queries: Int64[Tensor, "P"], counts: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Float[Tensor, "P h w"]:
+        """Compute the mask logits of some queries.
+
+        Args:
+            queries: indices, image by image.
+            counts: number of queries of each image.
+            sizes: (height, width) of the images without padding; used by padding-invariant models.
+        """
+        ...
+
+    def all_masks(self) -> Float[Tensor, "B Q h w"]:
+        """Compute the mask logits of all queries."""
+        ...
+
+    def select_image(self, index: int, size: tuple[int, int] | None = None) -> MaskSource:
+        """Select one image of the batch, cropped to its (height, width); None keeps its padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class ComputedMasks:
+    """Masks of all queries, as of exported models (a `MaskSource`).
+
+    Attributes:
+        logits: of all masks, over the padded images.
+    """
+
+    logits: Float[Tensor, "B Q h w"]
+
+    def masks_of(
+        self, queries: Int64[Tensor, "P"], counts: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Float[Tensor, "P h w"]:
+        """Select the masks of some queries."""
+        images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        return self.logits[images.to(self.logits.device), queries.to(self.logits.device)]
+
+    def all_masks(self) -> Float[Tensor, "B Q h w"]:
+        """Return all masks."""
+        return self.logits
+
+    def select_image(self, index: int, size: tuple[int, int] | None = None) -> ComputedMasks:
+        """Select the masks of one image."""
+        return ComputedMasks(self.logits[index : index + 1])
 
 
 @dataclass(frozen=True)
 class EncoderProposals:
-    """What the encoder says about every cell, where queries start from its best boxes (two-stage Deformable DETR)."""
+    """Predictions of the encoder for every cell (two-stage Deformable DETR).
+
+    Attributes:
+        class_logits: logits; the first class is objectness.
+        boxes: as in `Predictions`.
+    """
 
     class_logits: Float[Tensor, "B S K"]
-    boxes: Float[Tensor, "B S 4"]  # as in `Predictions`
-
-
-# what queries beside the model's own are there for, while training
-AuxiliaryKind = Literal["group", "hybrid", "denoising"]
-
-
-@dataclass(frozen=True)
-class MaskInputs:
-    """What the mask head draws from, kept until it is known for which queries."""
-
-    decoded: Float[Tensor, "B Q D"]  # after the last decoder layer
-    memory: Float[Tensor, "B D h w"]  # the encoder's output
-    projected: Float[Tensor, "B D h w"]  # the backbone's last feature map at width D, before the encoder
-    padding_mask: Bool[Tensor, "B h w"] | None  # of that feature map
-    levels: tuple[Float[Tensor, "B _ _ _"], ...]  # the backbone's finer feature maps, coarsest first
-    padded: tuple[int, int]  # (height, width) of the padded images
-
-    @property
-    def mask_size(self) -> tuple[int, int]:
-        """Height and width of the masks: of the finest feature map."""
-        return self.levels[-1].shape[-2], self.levels[-1].shape[-1]
-
-    def of_photo(self, index: int, size: tuple[int, int]) -> MaskInputs:
-        """One photo of the batch, cut to the cells that its (height, width) covers."""
-
-        def cut(cells: Tensor) -> Tensor:
-            # divided by the map's stride and rounded up, as convolutions do
-            height, width = (
-                -(-length // stride_of(whole, count))
-                for length, whole, count in zip(size, self.padded, cells.shape[-2:], strict=True)
-            )
-            return cells[index : index + 1, ..., :height, :width]
-
-        return MaskInputs(
-            self.decoded[index : index + 1],
-            cut(self.memory),
-            cut(self.projected),
-            None,
-            tuple(cut(level) for level in self.levels),
-            size,
-        )
+    boxes: Float[Tensor, "B S 4"]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says about a batch: class logits and one box per query, after every decoder layer.
+    """Predictions for a batch: class logits and one box per query, after every decoder layer.
 
-    With softmax scores, K1 is K + 1 and the last class is "no object"; with sigmoid scores it is K. Boxes are cxcywh in
-    0 .. 1, relative to each image without its padding.
+    Attributes:
+        layer_class_logits: K1 is K + 1 with softmax scores, the last class being "no object", and K with sigmoid scores.
+        layer_boxes: cxcywh in 0 .. 1, relative to each image without its padding.
+        class_scores: how logits become scores.
+        max_detections: number of (query, class) pairs that are detections, with sigmoid scores; None for Q.
+        mask_source: computes masks; None for models without a mask head.
+        proposals: of the encoder, in training of two-stage models.
+        auxiliary: predictions of training-only queries.
     """
 
     layer_class_logits: Float[Tensor, "T B Q K1"]
     layer_boxes: Float[Tensor, "T B Q 4"]
-    masks: Float[Tensor, "B Q h w"] | None = None  # logits, over the padded image
-    mask_inputs: MaskInputs | None = None  # in place of masks, where only some queries' masks will be asked for
     class_scores: ClassScores = "softmax"
-    max_detections: int | None = None  # pairs of query and class that are answered; None: as many as queries
+    max_detections: int | None = None
+    mask_source: MaskSource | None = None
     proposals: EncoderProposals | None = None
-    extra: tuple[AuxiliaryPredictions, ...] = ()  # of queries beside the model's own
+    auxiliary: tuple[AuxiliaryPredictions, ...] = ()
+
+    @property
+    def class_logits(self) -> Float[Tensor, "B Q K1"]:
+        """Class logits after the last decoder layer."""
+        return self.layer_class_logits[-1]
+
+    @property
+    def boxes(self) -> Float[Tensor, "B Q 4"]:
+        """Boxes after the last decoder layer."""
+        return self.layer_boxes[-1]
+
+    @property
+    def masks(self) -> Float[Tensor, "B Q h w"] | None:
+        """Mask logits of all queries, over the padded images; computed at every access. None without a mask head."""
+        return None if self.mask_source is None else self.mask_source.all_masks()
+
+    def masks_of(
+        self, queries: Sequence[Int64[Tensor, "_"]], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Float[Tensor, "P h w"]:
+        """Compute the mask logits of some queries only, at a fraction of the cost of `masks`.
+
+        Args:
+            queries: indices of the queries of each image.
+            sizes: (height, width) of the images without padding. If given, and the model is padding-invariant, masks do
+                not depend on the padding.
+
+        Returns:
+            Logits over the padded images, image by image.
+
+        Raises:
+            ValueError: the model has no mask head.
+        """
+        if self.mask_source is None:
+            raise ValueError("These predictions have no masks: the model has no mask head.")
+        return self.mask_source.masks_of(torch.cat(list(queries)), [len(one) for one in queries], sizes)
 
     @property
     def layer_probabilities(self) -> Float[Tensor, "T B Q K"]:
-        """Score of every class, 0 .. 1, without no-object: the one place that knows how logits become scores."""
+        """Score of every class in 0 .. 1 after every decoder layer, without "no object"."""
         logits = self.layer_class_logits.float()
         return logits.sigmoid() if self.class_scores == "sigmoid" else logits.softmax(-1)[..., :-1]
 
@@ -92,31 +148,26 @@ class Predictions:
 
     @property
     def layer_no_object(self) -> Float[Tensor, "T B Q"]:
-        """How sure a query is of having found nothing: its probability, or, for sigmoids, what the best score leaves."""
+        """Probability of "no object"; with sigmoid scores, 1 - the highest score."""
         if self.class_scores == "sigmoid":
             return 1 - self.layer_probabilities.amax(-1)
         return self.layer_class_logits.float().softmax(-1)[..., -1]
 
     def after_layer(self, layer: int) -> Predictions:
-        """What was said after one decoder layer alone; negative ones count from the last."""
-        number = layer % len(self.layer_boxes)
-        chosen = slice(number, number + 1)
-        return replace(self, layer_class_logits=self.layer_class_logits[chosen], layer_boxes=self.layer_boxes[chosen])
-
-    @property
-    def class_logits(self) -> Float[Tensor, "B Q K1"]:
-        """Class scores after the last decoder layer."""
-        return self.layer_class_logits[-1]
-
-    @property
-    def boxes(self) -> Float[Tensor, "B Q 4"]:
-        """Boxes after the last decoder layer."""
-        return self.layer_boxes[-1]
+        """Select the predictions after one decoder layer; negative indices count from the last."""
+        index = layer % len(self.layer_boxes)
+        one = slice(index, index + 1)
+        return replace(self, layer_class_logits=self.layer_class_logits[one], layer_boxes=self.layer_boxes[one])
 
 
 @dataclass(frozen=True)
 class AuxiliaryPredictions:
-    """What queries beside the model's own say; see `models.queries.AuxiliaryQueries`."""
+    """Predictions of training-only queries.
 
-    helper: AuxiliaryKind
+    Attributes:
+        kind: purpose of the queries.
+        predictions: of the queries.
+    """
+
+    kind: AuxiliaryKind
     predictions: Predictions

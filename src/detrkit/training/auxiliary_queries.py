@@ -6,6 +6,7 @@ here: a checkpoint knows nothing of it. Input: a batch, with the model in the mi
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,8 +19,9 @@ from detrkit.losses.criterion import SetCriterion
 from detrkit.models.build import build_query_source
 from detrkit.models.detr import DETR
 from detrkit.models.feature_maps import FeatureMaps
+from detrkit.models.layers import mlp
 from detrkit.models.positions import encode_coordinates
-from detrkit.models.queries.sources import LARGEST_LOGIT, AuxiliaryQueries, Queries, QueryGroup, mlp
+from detrkit.models.queries.queries import MAX_LOGIT, AuxiliaryQueries, Queries, QueryGroup
 from detrkit.models.queries.two_stage import TwoStageQueries
 from detrkit.structures import Predictions
 from detrkit.training.denoising import NoisedBoxes
@@ -38,7 +40,7 @@ class AuxiliaryQueryGenerator(nn.Module):
         super().__init__()
         width = config.hidden_dim
         self.groups = nn.ModuleList(
-            build_query_source(config) for _ in range(settings.auxiliary_queries.query_groups - 1)
+            cast(nn.Module, build_query_source(config)) for _ in range(settings.auxiliary_queries.query_groups - 1)
         )
         self.hybrid = (
             build_query_source(config.model_copy(update={"num_queries": settings.auxiliary_queries.hybrid_queries}))
@@ -53,33 +55,33 @@ class AuxiliaryQueryGenerator(nn.Module):
         )
         self.kind = config.queries
 
-    def forward(self, scene: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
+    def forward(self, memory: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
         """Make the queries.
 
         Args:
-            scene: after the encoder.
+            memory: after the encoder.
             noised: objects to mend, where that is asked for.
             own: what the model's own queries start from.
         """
         extra = []
         for group in self.groups:
-            queries = group(scene)
+            queries = group(memory)
             extra.append(AuxiliaryQueries(queries, "group", QueryGroup(queries.content.shape[1])))
         if self.hybrid is not None:
-            queries = self.hybrid(scene)
+            queries = self.hybrid(memory)
             extra.append(AuxiliaryQueries(queries, "hybrid", QueryGroup(queries.content.shape[1])))
         if noised is not None:
             block = QueryGroup(noised.size, noised.copies, noised.fillers)
-            extra.append(AuxiliaryQueries(self._noised_queries(noised, scene.tokens.dtype, own), "denoising", block))
+            extra.append(AuxiliaryQueries(self._noised_queries(noised, memory.tokens.dtype, own), "denoising", block))
         return extra
 
     def _noised_queries(self, noised: NoisedBoxes, kind: torch.dtype, own: nn.Module) -> Queries:
         """Queries that hold a label and stand at a box."""
         assert self.labels is not None, "objects are noised where denoising is on"
         content = self.labels(noised.labels).to(kind)
-        reference = torch.logit(noised.boxes).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        reference = torch.logit(noised.boxes).clamp(-MAX_LOGIT, MAX_LOGIT)
         if isinstance(own, TwoStageQueries):
-            return Queries(content, own.vectors_of(reference, kind)[0], reference)
+            return Queries(content, own.encode_boxes(reference, kind)[0], reference)
         if self.position_head is None:
             return Queries(content, torch.zeros_like(content), reference)
         sine = encode_coordinates(noised.boxes, content.shape[-1] // 2)
@@ -101,15 +103,14 @@ class ModelWithAuxiliaryQueries(nn.Module):
         padding_mask: Bool[Tensor, "B H W"] | None = None,
         *,
         noised: NoisedBoxes | None = None,
-        **how: bool,
     ) -> Predictions:
         """Predict as the model does, and with the extra queries beside it."""
 
-        def extra(scene: FeatureMaps) -> Sequence[AuxiliaryQueries]:
-            made: Sequence[AuxiliaryQueries] = self.helpers(scene, noised, self.model.query_source)
+        def extra(memory: FeatureMaps) -> Sequence[AuxiliaryQueries]:
+            made: Sequence[AuxiliaryQueries] = self.helpers(memory, noised, self.model.query_source)
             return made
 
-        predictions: Predictions = self.model(images, padding_mask, extra=extra, **how)
+        predictions: Predictions = self.model(images, padding_mask, auxiliary_queries=extra)
         return predictions
 
 

@@ -18,8 +18,9 @@ from detrkit.errors import CheckpointError, ConfigError
 from detrkit.losses.classification import classification_for
 from detrkit.losses.criterion import SetCriterion
 from detrkit.losses.matcher import HungarianMatcher
+from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
-from detrkit.models.presets import PRESETS, model_from_config, preset_config
+from detrkit.models.presets import PRESETS, preset_config
 
 
 def build_for(

@@ -7,11 +7,10 @@ the device itself; that it was is known one step later, when the next matching h
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -25,7 +24,7 @@ from detrkit.losses.auxiliary_queries import StepNormalizers
 from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
 from detrkit.ops.compiling import compiled
-from detrkit.structures import Batch, MaskInputs
+from detrkit.structures import Batch
 from detrkit.training.auxiliary_queries import (
     ModelWithAuxiliaryQueries,
     build_auxiliary_queries,
@@ -66,10 +65,11 @@ class TrainStep:
             keep_freed_memory()
         # convolutions are quicker this way, on CPU by a twentieth; the numbers stay the same up to rounding
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.activation_checkpointing(settings.hardware.activation_checkpointing)
+        self.model.padding_invariant = settings.padding_invariant
+        self.model.activation_checkpointing = settings.hardware.activation_checkpointing
         check_auxiliary_queries(model.config, settings)
         if settings.loss.look_forward_twice:
-            self.model.decoder.learns_through_references = True
+            self.model.get_submodule("decoder").look_forward_twice = True
         self.helpers = build_auxiliary_queries(model, settings)
         if self.helpers is not None:
             self.helpers = self.helpers.to(device)
@@ -201,13 +201,9 @@ class TrainStep:
             predictions = self._wrapped(
                 batch.images.contiguous(memory_format=torch.channels_last),
                 batch.padding_mask if batch.is_padded else None,
-                padding_invariant=self.settings.padding_invariant,
-                last_layer_only=self.loss.criterion.masks_only,
-                all_masks=False,
                 **self._noised(batch),
             )
-        sizes = batch.sizes if self.settings.padding_invariant and batch.is_padded else None
-        report = self.loss(predictions, batch.targets, normalizers, partial(self._draw_masks, sizes))
+        report = self.loss(predictions, batch.targets, normalizers)
         self.scaler.scale(report.total).backward()
         return report
 
@@ -216,18 +212,6 @@ class TrainStep:
             return {}
         num_classes = self.model.config.num_classes
         return {"noised": noised_boxes(batch, self.settings, num_classes, self.step_number)}
-
-    def _draw_masks(
-        self,
-        sizes: list[tuple[int, int]] | None,
-        inputs: MaskInputs,
-        queries: Int64[Tensor, "P"],
-        counts: Sequence[int],
-    ) -> Float[Tensor, "P h w"]:
-        assert self.model.mask_head is not None, "only a model with a mask head hands over mask inputs"
-        precision = self.settings.hardware.precision
-        with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
-            return cast(Tensor, self.model.mask_head(inputs, queries, counts, sizes))
 
     def _update(self, report: LossOutput) -> Bool[Tensor, ""]:
         """Change the weights, unless the gradient is not finite; tell whether all was well."""

@@ -27,7 +27,7 @@ def _dab_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
 
 
 def _deformable_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
-    levels = state["positions.levels"].shape[0]
+    levels = state["neck.positions.levels"].shape[0]
     offsets = state["decoder.layers.0.cross_attention.offset_projection.weight"].shape[0]
     is_per_layer = "heads.class_head.0.weight" in state
     is_two_stage = "query_source.memory_projection.weight" in state

@@ -25,9 +25,9 @@ _RULES: list[Rule] = [
         )
         for projection, name in ATTENTION_PROJECTIONS.items()
     ),
-    ("input_projection.levels.{n}.convolution.", "model.input_proj.{n}.0."),
-    ("input_projection.levels.{n}.norm.", "model.input_proj.{n}.1."),
-    ("positions.levels", "model.level_embed"),
+    ("neck.projection.levels.{n}.convolution.", "model.input_proj.{n}.0."),
+    ("neck.projection.levels.{n}.norm.", "model.input_proj.{n}.1."),
+    ("neck.positions.levels", "model.level_embed"),
     ("query_source.point_head.", "model.reference_points."),
     ("query_source.memory_projection.", "model.enc_output."),
     ("query_source.memory_norm.", "model.enc_output_norm."),

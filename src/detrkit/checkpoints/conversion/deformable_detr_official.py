@@ -40,9 +40,9 @@ _RULES: list[Rule] = [
     # the official code numbers norms in the order of its modules, which is not the order of their use
     ("decoder.layers.{n}.cross_attention_residual.norm.", f"{DECODER_LAYER}norm1."),
     ("decoder.layers.{n}.self_attention_residual.norm.", f"{DECODER_LAYER}norm2."),
-    ("input_projection.levels.{n}.convolution.", "input_proj.{n}.0."),
-    ("input_projection.levels.{n}.norm.", "input_proj.{n}.1."),
-    ("positions.levels", "transformer.level_embed"),
+    ("neck.projection.levels.{n}.convolution.", "input_proj.{n}.0."),
+    ("neck.projection.levels.{n}.norm.", "input_proj.{n}.1."),
+    ("neck.positions.levels", "transformer.level_embed"),
     ("query_source.point_head.", "transformer.reference_points."),
     ("query_source.memory_projection.", "transformer.enc_output."),
     ("query_source.memory_norm.", "transformer.enc_output_norm."),

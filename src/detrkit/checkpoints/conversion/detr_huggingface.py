@@ -49,11 +49,11 @@ def _feed_forward_rules(detrkit: str, other: str) -> list[Rule]:
 
 
 _BOX_RULES: list[Rule] = [
-    ("positions.rows.", "model.position_embedding.row_embeddings."),
-    ("positions.columns.", "model.position_embedding.column_embeddings."),
-    ("positions.rows.", "model.backbone.position_embedding.row_embeddings."),  # before version 5
-    ("positions.columns.", "model.backbone.position_embedding.column_embeddings."),
-    ("input_projection.", "model.input_projection."),
+    ("neck.positions.rows.", "model.position_embedding.row_embeddings."),
+    ("neck.positions.columns.", "model.position_embedding.column_embeddings."),
+    ("neck.positions.rows.", "model.backbone.position_embedding.row_embeddings."),  # before version 5
+    ("neck.positions.columns.", "model.backbone.position_embedding.column_embeddings."),
+    ("neck.projection.", "model.input_projection."),
     ("query_source.", "model.query_position_embeddings."),
     *_attention_rules("encoder.layers.{n}.self_attention", f"{ENCODER_LAYER}self_attn"),
     *_feed_forward_rules("encoder.layers.{n}.", ENCODER_LAYER),

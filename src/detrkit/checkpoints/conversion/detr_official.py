@@ -24,9 +24,9 @@ ENCODER_LAYER, DECODER_LAYER = "transformer.encoder.layers.{n}.", "transformer.d
 DECODER = "transformer.decoder."
 _BOX_RULES: list[Rule] = [
     ("backbone.body.", "backbone.0.body."),
-    ("positions.rows.", "backbone.1.row_embed."),
-    ("positions.columns.", "backbone.1.col_embed."),
-    ("input_projection.", "input_proj."),
+    ("neck.positions.rows.", "backbone.1.row_embed."),
+    ("neck.positions.columns.", "backbone.1.col_embed."),
+    ("neck.projection.", "input_proj."),
     ("query_source.", "query_embed."),
     ("encoder.layers.{n}.self_attention.output_projection.", f"{ENCODER_LAYER}self_attn.out_proj."),
     ("encoder.layers.{n}.self_attention.", f"{ENCODER_LAYER}self_attn."),

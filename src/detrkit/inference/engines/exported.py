@@ -16,7 +16,7 @@ from detrkit.errors import CheckpointError, DatasetError
 from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.ops.boxes import xyxy_to_cxcywh
 from detrkit.ops.padding import stride_of
-from detrkit.structures import Batch, ClassScores, Predictions
+from detrkit.structures import Batch, ClassScores, ComputedMasks, Predictions
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class ExportedEngine:
         outputs = self.session.run(inputs)
         self._check(outputs, len(images))
         predictions = self._to_predictions(outputs)
-        return replace(predictions, masks=_remove_padding(predictions.masks, images, batch.images))
+        return _remove_padding(predictions, images, batch.images)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Check the minimum size of a resized image, which applies to models that are not padding invariant.
@@ -76,13 +76,6 @@ class ExportedEngine:
                 f"image: resized to {size[1]} x {size[0]} px, expected at least {min_side} px per side for {self.source}, "
                 "which is not padding invariant; predict it with the checkpoint"
             )
-
-    def compute_masks(
-        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
-    ) -> Float[Tensor, "P _ _"]:
-        """Select masks; exported networks compute those of all queries."""
-        assert predictions.masks is not None, "the model has no mask head"
-        return predictions.masks[torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), queries]
 
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
         classes = self.config.num_classes
@@ -107,10 +100,11 @@ class ExportedEngine:
             boxes = xyxy_to_cxcywh(outputs["boxes"].float())
         else:
             logits, boxes = outputs["class_logits"].float(), outputs["boxes"].float()
+        masks = outputs.get("masks")
         return Predictions(
             logits[None],
             boxes[None],
-            outputs.get("masks"),
+            mask_source=None if masks is None else ComputedMasks(masks),
             class_scores=self.config.class_scores,
             max_detections=self.config.detections_per_image,
         )
@@ -125,21 +119,22 @@ def _concatenate(parts: Sequence[Predictions]) -> Predictions:
         parts[0],
         layer_class_logits=torch.cat([one.layer_class_logits for one in parts], 1),
         layer_boxes=torch.cat([one.layer_boxes for one in parts], 1),
-        masks=torch.cat(padded),
+        mask_source=ComputedMasks(torch.cat(padded)),
     )
 
 
 def _remove_padding(
-    masks: Float[Tensor, "B Q _ _"] | None, images: Float[Tensor, "B C _ _"], original: Float[Tensor, "B C _ _"]
-) -> Float[Tensor, "B Q _ _"] | None:
+    predictions: Predictions, images: Float[Tensor, "B C _ _"], original: Float[Tensor, "B C _ _"]
+) -> Predictions:
     """Remove the padding of `pad_to_min_side` from masks."""
+    masks = predictions.masks
     if masks is None:
-        return None
+        return predictions
     height, width = (
-        -(-length // stride_of(whole, cells))
-        for length, whole, cells in zip(original.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
+        -(-length // stride_of(padded, cells))
+        for length, padded, cells in zip(original.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
     )
-    return masks[:, :, :height, :width]
+    return replace(predictions, mask_source=ComputedMasks(masks[:, :, :height, :width]))
 
 
 def pad_to_min_side(

@@ -3,18 +3,17 @@
 Input: a `Batch` of preprocessed images. Output: `Predictions` of the last decoder layer.
 """
 
-from collections.abc import Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from detrkit.config.model import ModelConfig
 from detrkit.inference.options import Precision
 from detrkit.models.detr import DETR
-from detrkit.models.fuse_conv_bn import fuse_conv_bn
+from detrkit.models.fuse import fuse_for_inference
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.ops.compiling import compiled
 from detrkit.structures import Batch, Predictions
@@ -38,16 +37,6 @@ class Engine(Protocol):
         """Predict a batch on the CPU; the predictions may be on the engine's device."""
 
 
-@runtime_checkable
-class MaskEngine(Engine, Protocol):
-    """Runs a model with a mask head."""
-
-    def compute_masks(
-        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
-    ) -> Float[Tensor, "P _ _"]:
-        """Compute mask logits of some queries; arguments as in `PanopticHead`, on the CPU."""
-
-
 class TorchEngine:
     """PyTorch on any device, with fused batch norms and channels-last memory format.
 
@@ -68,7 +57,7 @@ class TorchEngine:
         Args:
             model: the model, which is moved to the device.
             device: device to predict on.
-            padding_invariant: see `DETR.forward`.
+            padding_invariant: see `DETR.padding_invariant`.
             precision: "auto" uses bfloat16 if the processor is fast at it and the detections stay the same. The first 4
                 batches with detections are predicted in both precisions; if a detection with a score of 0.3 or more
                 changes its class, its box (IoU below 0.95) or its score (by more than 0.03), float32 is used from then on.
@@ -77,7 +66,7 @@ class TorchEngine:
         self.model = model.eval().to(device)
         self.config = model.config
         self.device = device
-        self.padding_invariant = padding_invariant
+        model.padding_invariant = padding_invariant
         self.precision = precision if precision != "auto" or has_fast_bfloat16(device) else "float32"
         self._num_compared = 0
         self._compile = compile_model
@@ -107,25 +96,12 @@ class TorchEngine:
             self.precision = "bfloat16"
         return reduced
 
-    @torch.inference_mode()
-    def compute_masks(
-        self, predictions: Predictions, batch: Batch, queries: Int64[Tensor, "P"], counts: Sequence[int]
-    ) -> Float[Tensor, "P _ _"]:
-        """Compute mask logits of some queries, in the precision of their prediction."""
-        inputs, head = predictions.mask_inputs, self.model.mask_head
-        assert head is not None, "the model has no mask head"
-        assert inputs is not None
-        in_bfloat16 = inputs.decoded.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            sizes = batch.sizes if self.padding_invariant and batch.is_padded else None
-            return cast(Tensor, head(inputs, queries.to(self.device), counts, sizes))
-
     @property
     def fused_model(self) -> DETR:
         """The model with fused batch norms, compiled if requested; it follows the weights of `model`."""
         state = _state_of(self.model)
         if state != self._state:
-            self._fused = fuse_conv_bn(self.model)
+            self._fused = fuse_for_inference(self.model)
             if self._compile:
                 self._fused = cast(DETR, compiled(self._fused, self.device))
             self._state = state
@@ -135,9 +111,7 @@ class TorchEngine:
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, in_bfloat16: bool
     ) -> Predictions:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
-            return self.fused_model(
-                images, padding_mask, padding_invariant=self.padding_invariant, last_layer_only=True, all_masks=False
-            )
+            return self.fused_model(images, padding_mask)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -168,5 +142,5 @@ def same_detections(exact: Predictions, reduced: Predictions) -> bool:
 
 def _state_of(model: DETR) -> tuple[int, ...]:
     """Return a fingerprint that changes with the weights of the fused parts."""
-    tensors = [*model.backbone.state_dict(keep_vars=True).values(), *model.input_projection.parameters()]
+    tensors = [*model.get_submodule("backbone").state_dict(keep_vars=True).values(), *model.neck.parameters()]
     return tuple(number for t in tensors for number in (id(t), t.data_ptr(), 0 if t.is_inference() else t._version))

@@ -1,12 +1,11 @@
-"""Deformable attention (Deformable DETR, arXiv:2010.04159, equations 2 and 3): a few sampled points instead of all cells.
+"""Deformable attention (Deformable DETR, arXiv:2010.04159, equations 2 and 3).
 
-Every head of a query looks at K points on each of L feature maps, around a reference point, and mixes what lies there:
-sum over l, k of A_lk * W x_l(p + offset_lk), where x is interpolated between cells. Input: queries, references, a scene.
-Output: (B, N, D).
+Every head of a query samples K points on each of L feature maps around a reference and sums their interpolated values:
+sum over l, k of A_lk * W x_l(p + offset_lk).
 
-Sampling is written twice, equal up to rounding. Where torch runs the operations one by one on a CPU, cells are gathered as
-rows of a table, four for each point, by `embedding_bag`, which adds them up on the way; backwards, the points are sorted by
-cell and gathered again. Elsewhere (GPU, compiled, exported) it is `grid_sample`, map by map.
+Sampling is implemented twice, equal up to rounding. In eager mode on a CPU, the four cells around a point are gathered as
+rows of a table by `embedding_bag`, which adds them up on the way; in the backward pass, the points are sorted by cell and
+gathered again. Elsewhere (GPU, compiled, exported) it is `grid_sample`, map by map.
 """
 
 import math
@@ -21,28 +20,27 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from detrkit.models.feature_maps import FeatureMaps
-from detrkit.models.queries.sources import LayerQueryPositions
-from detrkit.models.transformer import DecoderLayer, EncoderLayer, LayerShape
+from detrkit.models.layers import LayerConfig
 
 Sizes = Sequence[tuple[int, int]]
 
 
 class DeformableAttention(nn.Module):
-    """Mixes the values at points that each query chooses."""
+    """Multi-scale deformable attention."""
 
-    def __init__(self, shape: LayerShape) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.num_heads = shape.num_heads
-        self.per_head = (shape.num_feature_levels, shape.num_points)
-        num_points = shape.num_heads * shape.num_feature_levels * shape.num_points
-        self.offset_projection = nn.Linear(shape.width, 2 * num_points)
-        self.weight_projection = nn.Linear(shape.width, num_points)
-        self.value_projection = nn.Linear(shape.width, shape.width)
-        self.output_projection = nn.Linear(shape.width, shape.width)
+        self.num_heads = config.num_heads
+        self.per_head = (config.num_feature_levels, config.num_points)
+        num_points = config.num_heads * config.num_feature_levels * config.num_points
+        self.offset_projection = nn.Linear(config.width, 2 * num_points)
+        self.weight_projection = nn.Linear(config.width, num_points)
+        self.value_projection = nn.Linear(config.width, config.width)
+        self.output_projection = nn.Linear(config.width, config.width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Let heads look in all directions, each point one step further, all weights alike, as published."""
+        """Initialise offsets as a star: one direction per head, one cell further per point; equal weights, as published."""
         nn.init.zeros_(self.offset_projection.weight)
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
@@ -58,78 +56,47 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], scene: FeatureMaps
+        self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], features: FeatureMaps
     ) -> Float[Tensor, "B N D"]:
-        """Look around the references.
+        """Attend to sampling points around the references.
 
         Args:
-            queries: what asks, position included.
-            references: points (x, y), or boxes (cx, cy, w, h), 0 .. 1 of each map.
-            scene: what is looked at.
+            queries: with their positions added.
+            references: points (x, y) or boxes (cx, cy, w, h) in 0 .. 1 of each map.
+            features: to sample.
         """
-        values = self.value_projection(scene.tokens)
-        if scene.padding_mask is not None:
-            values = values.masked_fill(scene.padding_mask[..., None], 0.0)
-        points, weights = self.points(queries, references, scene.sizes)
+        values = self.value_projection(features.tokens)
+        if features.padding_mask is not None:
+            values = values.masked_fill(features.padding_mask[..., None], 0.0)
+        points, weights = self.points(queries, references, features.sizes)
         values = values.unflatten(-1, (self.num_heads, -1))
-        return self.output_projection(sample(values, scene.sizes, points, weights.to(values.dtype)))
+        return self.output_projection(sample(values, features.sizes, points, weights.to(values.dtype)))
 
     def points(
         self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], sizes: Sizes
     ) -> tuple[Float[Tensor, "B N M L P 2"], Float[Tensor, "B N M L P"]]:
-        """Choose where to look: points (x, y) in 0 .. 1 of each map, and their weights, which sum to 1 for every head.
+        """Compute sampling points (x, y) in 0 .. 1 of each map, and their weights, which sum to 1 for every head.
 
-        Around a point, offsets count cells; within a box, halves of its sides.
+        The unit of offsets is a cell around reference points, and half a side around reference boxes.
         """
         per_head = (self.num_heads, *self.per_head)
-        offsets = _unrounded(self.offset_projection(queries)).unflatten(-1, (*per_head, 2))
-        weights = _unrounded(self.weight_projection(queries)).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        around = references[:, :, None, :, None]
+        offsets = _at_least_float32(self.offset_projection(queries)).unflatten(-1, (*per_head, 2))
+        weights = _at_least_float32(self.weight_projection(queries)).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        centers = references[:, :, None, :, None]
         if references.shape[-1] == 2:
             on_maps = [
-                around[:, :, :, level] + torch.stack([offset[..., 0] / width, offset[..., 1] / height], dim=-1)
+                centers[:, :, :, level] + torch.stack([offset[..., 0] / width, offset[..., 1] / height], dim=-1)
                 for level, ((height, width), offset) in enumerate(zip(sizes, offsets.unbind(3), strict=True))
             ]
             points = torch.stack(on_maps, dim=3)
         else:
-            points = around[..., :2] + offsets / self.per_head[1] * around[..., 2:] * 0.5
+            points = centers[..., :2] + offsets / self.per_head[1] * centers[..., 2:] * 0.5
         return points, weights.unflatten(-1, self.per_head)
 
 
-class DeformableEncoderLayer(EncoderLayer):
-    """An encoder layer whose cells look at a few points around themselves, on every map."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__(shape, DeformableAttention(shape))
-
-    def attend(
-        self, values: Float[Tensor, "B S D"], positions: Float[Tensor, "B S D"], scene: FeatureMaps
-    ) -> Float[Tensor, "B S D"]:
-        """Look around every cell."""
-        centres = scene.in_maps(torch.cat(scene.cell_centres(), dim=1))
-        found: Tensor = self.self_attention(values + positions, centres, scene.holding(values))
-        return found
-
-
-class DeformableDecoderLayer(DecoderLayer):
-    """A decoder layer whose queries look at a few points around where they are, on every map."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__(shape, cross_attention=DeformableAttention(shape))
-
-    def attend_to_scene(
-        self, values: Float[Tensor, "B Q D"], place: LayerQueryPositions, scene: FeatureMaps
-    ) -> Float[Tensor, "B Q D"]:
-        """Look around every query."""
-        assert place.reference is not None, "queries of deformable attention are somewhere"
-        references = scene.in_maps(place.reference)
-        found: Tensor = self.cross_attention(values + place.positions, references, scene)
-        return found
-
-
-def _unrounded(numbers: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In float32 at least: under autocast, points would be rounded to bfloat16, which knows 256 places."""
-    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+def _at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Convert half precision to float32: bfloat16 has too few values for the coordinates of points."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def sample(
@@ -138,17 +105,17 @@ def sample(
     points: Float[Tensor, "B N M L P 2"],
     weights: Float[Tensor, "B N M L P"],
 ) -> Float[Tensor, "B N D"]:
-    """Mix interpolated values; outside of a map they are zero.
+    """Compute weighted sums of bilinearly interpolated values; values outside of a map are zero.
 
     Args:
         values: of the cells of all maps, for every head.
         sizes: (height, width) of the maps.
-        points: (x, y) in 0 .. 1 of each map, whose first cell reaches from 0 to 1 / width.
+        points: (x, y) in 0 .. 1 of each map; the first cell extends from 0 to 1 / width.
         weights: of the points.
     """
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        mixed: Tensor = _GatheredSum.apply(values, points, weights, tuple(sizes))
-        return mixed.to(values.dtype)
+        sums: Tensor = _GatheredSum.apply(values, points, weights, tuple(sizes))
+        return sums.to(values.dtype)
     return _sample_grids(values, sizes, points, weights)
 
 
@@ -158,155 +125,158 @@ def _sample_grids(
     points: Float[Tensor, "B N M L P 2"],
     weights: Float[Tensor, "B N M L P"],
 ) -> Float[Tensor, "B N D"]:
-    """By `grid_sample`, whose batch are photos and heads; it wants points in the values' type, so both are float32."""
-    kind, values = values.dtype, _unrounded(values)
-    start, mixed = 0, torch.zeros((), dtype=values.dtype, device=values.device)
+    """Sample by `grid_sample`, with images and heads as its batch; it needs values and points of one dtype: float32."""
+    dtype, values = values.dtype, _at_least_float32(values)
+    start, sums = 0, torch.zeros((), dtype=values.dtype, device=values.device)
     for level, (height, width) in enumerate(sizes):
-        of_map = values[:, start : start + height * width]
+        level_values = values[:, start : start + height * width]
         start += height * width
-        maps = of_map.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))
+        maps = level_values.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))
         grid = (2 * points[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1).to(values.dtype)
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        of_points = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-        mixed = mixed + (sampled * of_points).sum(-1)
-    return mixed.unflatten(0, (values.shape[0], -1)).permute(0, 3, 1, 2).flatten(2).to(kind)
+        level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        sums = sums + (sampled * level_weights).sum(-1)
+    return sums.unflatten(0, (values.shape[0], -1)).permute(0, 3, 1, 2).flatten(2).to(dtype)
 
 
 class _GatheredSum(torch.autograd.Function):
-    """By `embedding_bag`; nothing but the inputs is kept for the gradient."""
+    """Sample by `embedding_bag`; only the inputs are saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, points: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
-        # under autocast values may come in bfloat16, in which sums would be rounded
         ctx.save_for_backward(values, points, weights)
         ctx.sizes = sizes
-        kind = torch.promote_types(values.dtype, torch.float32)
-        mixed = torch.zeros(len(points) * points.shape[1] * points.shape[2], values.shape[-1], dtype=kind)
-        for level, table in enumerate(_with_borders(values.to(kind), sizes)):
-            among = _Among.cells_of(points[:, :, :, level].to(kind), sizes[level])
-            shares = torch.cat(among.shares(weights[:, :, :, level].flatten(0, 2).to(kind)), dim=1)
-            mixed += F.embedding_bag(among.corners(), table.flatten(0, 3), mode="sum", per_sample_weights=shares)
-        return mixed.view(len(points), points.shape[1], -1)
+        # values may be bfloat16 under autocast, in which sums would be rounded
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        sums = torch.zeros(len(points) * points.shape[1] * points.shape[2], values.shape[-1], dtype=dtype)
+        for level, table in enumerate(_pad_maps(values.to(dtype), sizes)):
+            corners = _Corners.of_points(points[:, :, :, level].to(dtype), sizes[level])
+            level_weights = weights[:, :, :, level].flatten(0, 2).to(dtype)
+            corner_weights = torch.cat(corners.weights(level_weights), dim=1)
+            sums += F.embedding_bag(corners.rows(), table.flatten(0, 3), mode="sum", per_sample_weights=corner_weights)
+        return sums.view(len(points), points.shape[1], -1)
 
     @staticmethod
-    @once_differentiable  # gradients of gradients would be wrong
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @once_differentiable  # second derivatives are not implemented
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, points, weights = ctx.saved_tensors
-        kind = torch.promote_types(values.dtype, torch.float32)
-        wanted = gradients[0].to(kind).reshape(-1, values.shape[-1])
-        of_maps: list[Tensor] = []
-        of_points, of_weights = torch.empty_like(points), torch.empty_like(weights)
-        for level, table in enumerate(_with_borders(values.to(kind), ctx.sizes)):
-            among = _Among.cells_of(points[:, :, :, level].to(kind), ctx.sizes[level])
-            on_map = weights[:, :, :, level].flatten(0, 2).to(kind)
-            of_shares = _products(among.corners(), table.flatten(0, 3), wanted)
-            of_point, of_weight = among.gradients(of_shares, on_map)
-            of_points[:, :, :, level] = of_point.view_as(points[:, :, :, level])
-            of_weights[:, :, :, level] = of_weight.view_as(weights[:, :, :, level])
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        grad_sums = grads[0].to(dtype).reshape(-1, values.shape[-1])
+        grad_maps: list[Tensor] = []
+        grad_points, grad_weights = torch.empty_like(points), torch.empty_like(weights)
+        for level, table in enumerate(_pad_maps(values.to(dtype), ctx.sizes)):
+            corners = _Corners.of_points(points[:, :, :, level].to(dtype), ctx.sizes[level])
+            level_weights = weights[:, :, :, level].flatten(0, 2).to(dtype)
+            grad_corner_weights = _row_products(corners.rows(), table.flatten(0, 3), grad_sums)
+            grad_point, grad_weight = corners.gradients(grad_corner_weights, level_weights)
+            grad_points[:, :, :, level] = grad_point.view_as(points[:, :, :, level])
+            grad_weights[:, :, :, level] = grad_weight.view_as(weights[:, :, :, level])
             if ctx.needs_input_grad[0]:
-                of_maps.append(_scattered(among, among.shares(on_map), wanted, table.shape))
-        of_values = torch.cat(of_maps, dim=1).to(values.dtype) if of_maps else torch.zeros_like(values)
-        return of_values, of_points, of_weights, None
+                grad_maps.append(_scatter(corners, corners.weights(level_weights), grad_sums, table.shape))
+        grad_values = torch.cat(grad_maps, dim=1).to(values.dtype) if grad_maps else torch.zeros_like(values)
+        return grad_values, grad_points, grad_weights, None
 
 
-def _products(
-    rows: Int[Tensor, "R P"], table: Float[Tensor, "V d"], wanted: Float[Tensor, "R d"]
+def _row_products(
+    rows: Int[Tensor, "R P"], table: Float[Tensor, "V d"], grad_sums: Float[Tensor, "R d"]
 ) -> Float[Tensor, "R P"]:
-    """Of the table's rows with the gradient of their sum: the gradient of their shares in it."""
-    shares = torch.ones(rows.shape, dtype=table.dtype, requires_grad=True)
+    """Compute the products of rows of the table with the gradient of their sum: the gradient of their weights in it."""
+    weights = torch.ones(rows.shape, dtype=table.dtype, requires_grad=True)
     with torch.enable_grad():
-        mixed = F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares)
-    return torch.autograd.grad(mixed, shares, wanted)[0]
+        sums = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+    return torch.autograd.grad(sums, weights, grad_sums)[0]
 
 
-def _with_borders(values: Float[Tensor, "B S M d"], sizes: Sizes) -> Iterator[Float[Tensor, "B H W M d"]]:
-    """Each map with a border of zeros, one cell wide, that stands for all that lies outside."""
-    for of_map, (height, width) in zip(values.split([h * w for h, w in sizes], dim=1), sizes, strict=True):
-        yield F.pad(of_map.unflatten(1, (height, width)), (0, 0, 0, 0, 1, 1, 1, 1))
+def _pad_maps(values: Float[Tensor, "B S M d"], sizes: Sizes) -> Iterator[Float[Tensor, "B H W M d"]]:
+    """Split values into maps, each padded with a border of zeros, one cell wide, for points outside."""
+    for level_values, (height, width) in zip(values.split([h * w for h, w in sizes], dim=1), sizes, strict=True):
+        yield F.pad(level_values.unflatten(1, (height, width)), (0, 0, 0, 0, 1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
-class _Among:
-    """Where points lie among the cells of a map with its border; a row for every photo, query and head.
+class _Corners:
+    """The four cells around every point on a padded map; one row R per image, query and head.
 
     Attributes:
-        upper_left: rows of the cells left above the points, in the table of all bordered cells and heads.
-        beside, below: how many rows further the cell to the right lies, and the one below.
-        across, down: of the way from that cell's centre to the next ones', 0 .. 1.
-        slopes: how far those go when a point (x, y) moves; 0 beyond the border.
+        upper_left: rows of the upper left cells in the table of all padded cells and heads.
+        right, below: row offsets of the cell to the right, and of the one below.
+        x, y: position of the point between the centers of the cells, in 0 .. 1.
+        slopes: derivatives of x and y with respect to the point; 0 beyond the border.
     """
 
     upper_left: Int[Tensor, "R P"]
-    beside: int
+    right: int
     below: int
-    across: Float[Tensor, "R P"]
-    down: Float[Tensor, "R P"]
+    x: Float[Tensor, "R P"]
+    y: Float[Tensor, "R P"]
     slopes: tuple[Float[Tensor, "R P"], Float[Tensor, "R P"]]
 
     @classmethod
-    def cells_of(cls, points: Float[Tensor, "B N M P 2"], size: tuple[int, int]) -> "_Among":
-        """Look where points (x, y) in 0 .. 1 of a map of that height and width are."""
+    def of_points(cls, points: Float[Tensor, "B N M P 2"], size: tuple[int, int]) -> "_Corners":
+        """Find the cells around points (x, y) in 0 .. 1 of a map of that (height, width)."""
         batch_size, _, num_heads, _, _ = points.shape
         height, width = size
-        left, across, x_slope = _between(points[..., 0], width)
-        top, down, y_slope = _between(points[..., 1], height)
-        photos = torch.arange(batch_size, dtype=torch.int32)[:, None, None, None] * (height + 2)
+        left, x, x_slope = _locate(points[..., 0], width)
+        top, y, y_slope = _locate(points[..., 1], height)
+        images = torch.arange(batch_size, dtype=torch.int32)[:, None, None, None] * (height + 2)
         heads = torch.arange(num_heads, dtype=torch.int32)[:, None]
-        rows = ((photos + top) * (width + 2) + left) * num_heads + heads
-        rows, across, down, x_slope, y_slope = (each.flatten(0, 2) for each in (rows, across, down, x_slope, y_slope))
-        return cls(rows, num_heads, (width + 2) * num_heads, across, down, (x_slope, y_slope))
+        rows = ((images + top) * (width + 2) + left) * num_heads + heads
+        rows, x, y, x_slope, y_slope = (each.flatten(0, 2) for each in (rows, x, y, x_slope, y_slope))
+        return cls(rows, num_heads, (width + 2) * num_heads, x, y, (x_slope, y_slope))
 
-    def corners(self) -> Int[Tensor, "R C"]:
-        """Rows of the four cells around the points: all upper left ones, upper right, lower left, lower right."""
-        steps = (0, self.beside, self.below, self.below + self.beside)
-        return torch.cat([self.upper_left + step for step in steps], dim=1)
+    def rows(self) -> Int[Tensor, "R C"]:
+        """Concatenate the rows of all upper left cells, upper right, lower left, lower right."""
+        offsets = (0, self.right, self.below, self.below + self.right)
+        return torch.cat([self.upper_left + offset for offset in offsets], dim=1)
 
-    def shares(self, weights: Float[Tensor, "R P"]) -> list[Float[Tensor, "R P"]]:
-        """What those four cells count for."""
-        lower = weights * self.down
-        upper = weights - lower
-        upper_right, lower_right = upper * self.across, lower * self.across
+    def weights(self, point_weights: Float[Tensor, "R P"]) -> list[Float[Tensor, "R P"]]:
+        """Compute the bilinear weights of the four cells."""
+        lower = point_weights * self.y
+        upper = point_weights - lower
+        upper_right, lower_right = upper * self.x, lower * self.x
         return [upper - upper_right, upper_right, lower - lower_right, lower_right]
 
     def gradients(
-        self, of_shares: Float[Tensor, "R C"], weights: Float[Tensor, "R P"]
+        self, grad_corner_weights: Float[Tensor, "R C"], point_weights: Float[Tensor, "R P"]
     ) -> tuple[Float[Tensor, "R P 2"], Float[Tensor, "R P"]]:
-        """Of points and of weights, from those of the shares."""
-        upper_left, upper_right, lower_left, lower_right = of_shares.chunk(4, dim=1)
+        """Compute the gradients of points and of their weights from those of the bilinear weights."""
+        upper_left, upper_right, lower_left, lower_right = grad_corner_weights.chunk(4, dim=1)
         upper_step, lower_step = upper_right - upper_left, lower_right - lower_left
-        upper = torch.addcmul(upper_left, self.across, upper_step)
-        lower = torch.addcmul(lower_left, self.across, lower_step)
+        upper = torch.addcmul(upper_left, self.x, upper_step)
+        lower = torch.addcmul(lower_left, self.x, lower_step)
         x_slope, y_slope = self.slopes
-        of_x = torch.lerp(upper_step, lower_step, self.down) * weights * x_slope
-        of_y = (lower - upper) * weights * y_slope
-        return torch.stack([of_x, of_y], dim=-1), torch.lerp(upper, lower, self.down)
+        grad_x = torch.lerp(upper_step, lower_step, self.y) * point_weights * x_slope
+        grad_y = (lower - upper) * point_weights * y_slope
+        return torch.stack([grad_x, grad_y], dim=-1), torch.lerp(upper, lower, self.y)
 
 
-def _between(
-    places: Float[Tensor, "*shape"], num_cells: int
+def _locate(
+    coordinates: Float[Tensor, "*shape"], num_cells: int
 ) -> tuple[Int[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Along one side of a bordered map: the cell before each place, how far it is from its centre, and that one's slope."""
-    asked = places * num_cells + 0.5
-    cells = asked.clamp(0, num_cells + 1)
-    before = cells.int().clamp(0, num_cells)  # what is no number becomes a cell, and its share stays none
-    return before, cells - before, (asked == cells) * float(num_cells)
+    """Return the padded cell before each coordinate, the distance from its center, and the derivative of the distance."""
+    unclamped = coordinates * num_cells + 0.5
+    cells = unclamped.clamp(0, num_cells + 1)
+    before = cells.int().clamp(0, num_cells)  # NaN becomes a valid cell, and its weight stays NaN
+    return before, cells - before, (unclamped == cells) * float(num_cells)
 
 
-def _scattered(
-    among: _Among, shares: Sequence[Float[Tensor, "R P"]], gradients: Float[Tensor, "R d"], shape: torch.Size
+def _scatter(
+    corners: _Corners, weights: Sequence[Float[Tensor, "R P"]], grad_sums: Float[Tensor, "R d"], shape: torch.Size
 ) -> Float[Tensor, "B S M d"]:
-    """Add up, for every cell, the gradients of the sums that it was part of.
+    """Sum, for every cell, the gradients of the sums that it was part of.
 
-    The transpose of the gathering is gathering, too, once the points are sorted by their upper left cell: for each of the
-    four corners they add up in that cell, from where the map of sums moves to the cells that are meant.
+    The transpose of gathering is again gathering once the points are sorted by their upper left cell: for each of the four
+    corners, gradients are summed at that cell, and the map of sums is then shifted to the corner.
     """
-    rows, order = among.upper_left.flatten().sort(stable=True)
+    rows, order = corners.upper_left.flatten().sort(stable=True)
     starts = torch.searchsorted(rows, torch.arange(shape[:-1].numel(), dtype=torch.int32))
-    bags = torch.div(order, among.upper_left.shape[1], rounding_mode="floor")
+    bags = torch.div(order, corners.upper_left.shape[1], rounding_mode="floor")
     sums = [
-        F.embedding_bag(bags, gradients, starts, mode="sum", per_sample_weights=share.flatten()[order]).view(shape)
-        for share in shares
+        F.embedding_bag(bags, grad_sums, starts, mode="sum", per_sample_weights=weight.flatten()[order]).view(shape)
+        for weight in weights
     ]
     upper_left, upper_right, lower_left, lower_right = sums
-    of_map = upper_left[:, 1:-1, 1:-1] + upper_right[:, 1:-1, :-2] + lower_left[:, :-2, 1:-1] + lower_right[:, :-2, :-2]
-    return of_map.flatten(1, 2)
+    grad_map = (
+        upper_left[:, 1:-1, 1:-1] + upper_right[:, 1:-1, :-2] + lower_left[:, :-2, 1:-1] + lower_right[:, :-2, :-2]
+    )
+    return grad_map.flatten(1, 2)

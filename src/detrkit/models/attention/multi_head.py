@@ -1,9 +1,7 @@
-"""Multi-head attention (paper, appendix A.1), computed without ever holding the attention matrix, as a rule.
+"""Multi-head attention (paper, appendix A.1), in general without storing the attention matrix.
 
-With dropout on a CPU, torch's fused attention holds it as well, and is slower than the plain formula here. Who wants to see
-the matrix asks for its `weights`.
-
-Input: queries (B, N, D), keys and values (B, S, D), a padding mask over the S keys. Output: (B, N, D).
+With dropout on a CPU, PyTorch's fused attention stores it as well and is slower than the plain formula used here.
+`ProjectedAttention.weights` computes the matrix on request.
 """
 
 from collections.abc import Sequence
@@ -13,13 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.models.dropout import kept_mask
+from detrkit.models.dropout import dropout_mask
 
 
 class ProjectedAttention(nn.Module):
-    """Scaled dot-product attention of several heads, each over its own share of the width.
+    """Scaled dot-product attention of several heads, for inputs that are already projected.
 
-    What comes in was projected before. Queries and keys may be wider than values (Conditional DETR).
+    Queries and keys may be wider than values (Conditional DETR).
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -30,7 +28,7 @@ class ProjectedAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as the published code does."""
+        """Initialise the weights as the published code does."""
         nn.init.xavier_uniform_(self.output_projection.weight)
         nn.init.zeros_(self.output_projection.bias)
 
@@ -41,35 +39,35 @@ class ProjectedAttention(nn.Module):
         values: Float[Tensor, "B S D"],
         key_padding_mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Mix the values, each query by its own weights.
+        """Compute the attention output.
 
         Args:
-            queries: what asks, position included.
-            keys: what is asked, position included.
-            values: what is handed over, without position.
-            key_padding_mask: True on keys that are padding; they get weight zero.
+            queries: with positions added.
+            keys: with positions added.
+            values: without positions.
+            key_padding_mask: True for keys in the padding, whose weight is zero.
         """
-        attend = _attend(key_padding_mask)
+        attention_mask = _attention_mask(key_padding_mask)
         heads = (self.split_heads(queries), self.split_heads(keys), self.split_heads(values))
-        drops = self.dropout > 0 and self.training
-        if drops and queries.device.type == "cpu" and not torch.compiler.is_compiling():
-            mixed = self.mix_with_dropout(*heads, attend)
+        has_dropout = self.dropout > 0 and self.training
+        if has_dropout and queries.device.type == "cpu" and not torch.compiler.is_compiling():
+            outputs = self.attend_with_dropout(*heads, attention_mask)
         else:
-            share = self.dropout if drops else 0.0
-            mixed = F.scaled_dot_product_attention(*heads, attn_mask=attend, dropout_p=share)
-        return self.output_projection(mixed.transpose(1, 2).flatten(2))
+            dropout = self.dropout if has_dropout else 0.0
+            outputs = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask, dropout_p=dropout)
+        return self.output_projection(outputs.transpose(1, 2).flatten(2))
 
-    def mix_with_dropout(
+    def attend_with_dropout(
         self,
         queries: Float[Tensor, "B M N e"],
         keys: Float[Tensor, "B M S e"],
         values: Float[Tensor, "B M S d"],
-        attend: Bool[Tensor, "B 1 1 S"] | None,
+        attention_mask: Bool[Tensor, "B 1 1 S"] | None,
     ) -> Float[Tensor, "B M N d"]:
-        """Mix the values by the plain formula, dropping some of the weights."""
-        weights = _weights(queries, keys, attend)
-        kept, scale = kept_mask(weights, self.dropout)
-        return (weights * kept).to(values.dtype) @ (values * scale)  # values are fewer than weights
+        """Compute the output of every head by the plain formula, with dropout of the weights."""
+        weights = _attention_weights(queries, keys, attention_mask)
+        mask, scale = dropout_mask(weights, self.dropout)
+        return (weights * mask).to(values.dtype) @ (values * scale)  # there are fewer values than weights
 
     def weights(
         self,
@@ -78,25 +76,25 @@ class ProjectedAttention(nn.Module):
         key_padding_mask: Bool[Tensor, "B S"] | None = None,
         heads: Sequence[int] | None = None,
     ) -> Float[Tensor, "B M N S"]:
-        """Compute the weights by which `forward` mixes the values, without dropout; each row sums to 1.
+        """Compute the attention weights of `forward`, without dropout; each row sums to 1.
 
         Args:
-            queries: as in `forward`; fewer rows give the same weights of those rows.
+            queries: as in `forward`, or some of its rows.
             keys: as in `forward`.
-            key_padding_mask: as in `forward`; padding gets exactly 0.
-            heads: whose weights; None takes all.
+            key_padding_mask: as in `forward`; the weights of padding are exactly 0.
+            heads: heads to compute; None for all.
         """
-        chosen = slice(None) if heads is None else list(heads)
-        asking, asked = self.split_heads(queries)[:, chosen], self.split_heads(keys)[:, chosen]
-        return _weights(asking, asked, _attend(key_padding_mask))
+        selected = slice(None) if heads is None else list(heads)
+        split_queries, split_keys = self.split_heads(queries)[:, selected], self.split_heads(keys)[:, selected]
+        return _attention_weights(split_queries, split_keys, _attention_mask(key_padding_mask))
 
     def split_heads(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B M N e"]:
-        """Give each of the M heads its share of the width."""
+        """Split the channels into M heads."""
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class MultiHeadAttention(ProjectedAttention):
-    """The same, with projections of queries, keys and values (DETR)."""
+    """Multi-head attention with projections of queries, keys and values (DETR)."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         nn.Module.__init__(self)
@@ -109,10 +107,10 @@ class MultiHeadAttention(ProjectedAttention):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights as the published code does.
+        """Initialise the weights as the published code does.
 
-        There the three input projections are one (3D, D) matrix, so Xavier's fan-out is 3D: sqrt(6 / 4D) where a
-        single (D, D) matrix would have sqrt(6 / 2D).
+        There the three input projections are one (3D, D) matrix, so Xavier's fan-out is 3D: sqrt(6 / 4D) where a single
+        (D, D) matrix would have sqrt(6 / 2D).
         """
         for projection in (self.query_projection, self.key_projection, self.value_projection):
             nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
@@ -127,7 +125,7 @@ class MultiHeadAttention(ProjectedAttention):
         values: Float[Tensor, "B S D"],
         key_padding_mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Project, and mix the values, each query by its own weights. Arguments as above."""
+        """Project the inputs and compute the attention output. Arguments as above."""
         projected = self.query_projection(queries), self.key_projection(keys), self.value_projection(values)
         return super().forward(*projected, key_padding_mask)
 
@@ -138,20 +136,20 @@ class MultiHeadAttention(ProjectedAttention):
         key_padding_mask: Bool[Tensor, "B S"] | None = None,
         heads: Sequence[int] | None = None,
     ) -> Float[Tensor, "B M N S"]:
-        """Compute the weights by which `forward` mixes the values. Arguments as above."""
+        """Compute the attention weights of `forward`. Arguments as above."""
         return super().weights(self.query_projection(queries), self.key_projection(keys), key_padding_mask, heads)
 
 
-def _weights(
-    queries: Float[Tensor, "B M N e"], keys: Float[Tensor, "B M S e"], attend: Bool[Tensor, "B 1 1 S"] | None
+def _attention_weights(
+    queries: Float[Tensor, "B M N e"], keys: Float[Tensor, "B M S e"], attention_mask: Bool[Tensor, "B 1 1 S"] | None
 ) -> Float[Tensor, "B M N S"]:
-    """The plain formula: softmax of the scaled products."""
+    """Compute the softmax of the scaled dot products."""
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-    if attend is not None:
-        scores = scores.masked_fill(~attend, -torch.inf)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
     return scores.softmax(-1)
 
 
-def _attend(key_padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 1 S"] | None:
-    """What may be attended to is True to scaled_dot_product_attention: the one place where the mask is inverted."""
+def _attention_mask(key_padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 1 S"] | None:
+    """Invert the mask: scaled_dot_product_attention expects True where a key may be attended to."""
     return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]

@@ -20,6 +20,7 @@ from detrkit.models.attention.deformable import DeformableAttention
 from detrkit.models.attention.multi_head import ProjectedAttention
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.models.detr import DETR
+from detrkit.models.feature_maps import FeatureMaps
 from detrkit.ops.grid import Grid, stride_of
 from detrkit.structures import Batch, Predictions
 
@@ -145,7 +146,7 @@ def _check_indices(name: str, indices: Sequence[int] | None, count: int) -> None
 
 def attention_modules(model: DETR) -> dict[AttentionKind, list[ProjectedAttention | DeformableAttention]]:
     """Return the attention layers of a model by kind, first layer first."""
-    encoder, decoder = list(model.encoder.layers), list(model.decoder.layers)
+    encoder, decoder = (list(model.get_submodule(f"{name}.layers").children()) for name in ("encoder", "decoder"))
     return {
         "encoder": [_attention_module(layer, "self_attention") for layer in encoder],
         "decoder_self": [_attention_module(layer, "self_attention") for layer in decoder],
@@ -181,13 +182,12 @@ def capture_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tupl
 
 
 @torch.no_grad()
-def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = True) -> list[RecordedAttention]:
+def record_attention(model: DETR, batch: Batch) -> list[RecordedAttention]:
     """Run a model on a batch and record the inputs of its attention layers.
 
     Args:
         model: in eval mode; on any device.
         batch: of preprocessed images.
-        padding_invariant: as in `DETR.forward`.
 
     Returns:
         One recording per image.
@@ -204,14 +204,14 @@ def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = Tru
     device = next(model.parameters()).device
     on_device = batch.to(device)
     modules = attention_modules(model)
-    hooked = [model.input_projection, *(module for of_kind in modules.values() for module in of_kind)]
+    hooked = [model.get_submodule("encoder"), *(module for of_kind in modules.values() for module in of_kind)]
     with capture_calls(hooked) as calls:
         padding_mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, padding_mask, padding_invariant=padding_invariant, all_masks=False)
-    _, maps = calls[model.input_projection]
+        predictions = model(on_device.images, padding_mask)
+    memory: FeatureMaps = calls[model.get_submodule("encoder")][1]
     level = config.num_backbone_levels - 1
-    cells = (maps[level].shape[-2], maps[level].shape[-1])
-    first_cell = sum(feature.shape[-2] * feature.shape[-1] for feature in maps[:level])
+    cells = memory.sizes[level]
+    first_cell = sum(height * width for height, width in memory.sizes[:level])
     recordings = []
     for index in range(len(batch.sizes)):
         grid = _grid(batch, index, cells, config.strides[level])
@@ -226,7 +226,7 @@ def record_attention(model: DETR, batch: Batch, *, padding_invariant: bool = Tru
             )
             for kind, of_kind in modules.items()
         }
-        size = batch.sizes[index] if padding_invariant and batch.is_padded else None
+        size = batch.sizes[index] if model.padding_invariant and batch.is_padded else None
         recordings.append(RecordedAttention(grid, _select_image(predictions, index, size), layers))
     return recordings
 
@@ -244,15 +244,12 @@ def _grid(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid
 
 def _select_image(predictions: Predictions, index: int, size: tuple[int, int] | None) -> Predictions:
     """Select the predictions of one image; mask inputs are cropped to `size`, or keep their padding if it is None."""
-    one, inputs = slice(index, index + 1), predictions.mask_inputs
-    if inputs is not None:
-        mask = None if size or inputs.padding_mask is None else inputs.padding_mask[one]
-        inputs = replace(inputs.of_photo(index, size or inputs.padded), padding_mask=mask)
+    one, source = slice(index, index + 1), predictions.mask_source
     return replace(
         predictions,
         layer_class_logits=predictions.layer_class_logits[:, one].cpu(),
         layer_boxes=predictions.layer_boxes[:, one].cpu(),
-        mask_inputs=inputs,
+        mask_source=None if source is None else source.select_image(index, size),
         proposals=None,
     )
 
@@ -288,9 +285,9 @@ def _deformable_inputs(
         module=module,
         queries=arguments["queries"][one],
         references=arguments["references"][one],
-        sizes=arguments["scene"].sizes,
+        sizes=arguments["features"].sizes,
         strides=model.config.strides,
-        first_centres=model.first_centres,
+        first_centres=model.neck.first_cell_centers,
         grid=grid,
         level=model.config.num_backbone_levels - 1,
         rows=rows,

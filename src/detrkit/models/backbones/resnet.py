@@ -1,7 +1,7 @@
-"""The backbone (paper, section 3.2): images -> feature maps of several strides.
+"""ResNet backbones (paper, section 3.2): images -> one feature map per stage, of strides 4, 8, 16, 32.
 
-torchvision's ResNets, with frozen batch norm unless they are trained from scratch. Input (B, C, H, W); output one feature
-map per stage, of strides 4, 8, 16, 32 (16 twice with `dilation`, the paper's DC5).
+torchvision's ResNets, with frozen batch norm unless they are trained from scratch. With `dilation` (the paper's DC5), the
+last stage has stride 16.
 """
 
 import math
@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.config.model import BackboneName, Normalization
 from detrkit.errors import ConfigError
-from detrkit.models.activation_checkpointing import run
+from detrkit.models.layers import checkpointed
 from detrkit.ops.padding import padding_mask_at
 
 _BLOCKS_OF_STAGES = {
@@ -30,7 +30,7 @@ _BLOCKS_OF_STAGES = {
 
 
 class TinyResNet(resnet.ResNet):
-    """A ResNet of one block a stage and three stages (stride 16, or 8), for small pictures and slow machines."""
+    """ResNet with one block per stage and three stages (stride 16, or 8 with dilation), for small images and CPUs."""
 
     def __init__(
         self, norm_layer: type[nn.Module], dilation: bool = False, widths: tuple[int, int, int] = (32, 64, 128)
@@ -41,7 +41,7 @@ class TinyResNet(resnet.ResNet):
         self.inplanes = widths[0]
         self.layer1 = self._make_layer(resnet.BasicBlock, widths[0], 1)
         self.layer2 = self._make_layer(resnet.BasicBlock, widths[1], 1, stride=2)
-        # its only block would be the undilated one of a dilated stage: keeping the stride is all there is to do
+        # the first block of a dilated stage is not dilated itself, and there is no other: only the stride outputs
         self.layer3 = self._make_layer(resnet.BasicBlock, widths[2], 1, stride=1 if dilation else 2)
         del self.layer4
         for module in self.modules():
@@ -50,13 +50,29 @@ class TinyResNet(resnet.ResNet):
 
 
 class ResNetBackbone(nn.Module):
-    """A ResNet without its classifier, handing over the feature map of every stage.
+    """ResNet without its classifier; returns the feature maps of all stages.
+
+    Args:
+        name: of the ResNet.
+        normalization: "frozen" uses stored statistics and is never trained (for pretrained weights and small batches);
+            "batch" is ordinary batch norm (for training from scratch).
+        dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
+        frozen_stages: number of parts that are not trained, counted from the input: the stem is the first, `layer1` the
+            second; 2 as published, 0 to train everything.
+        in_channels: of the images.
 
     Attributes:
-        channels: width of each stage's feature map.
-        first_centres: pixels from the photo's edge to the middle of what each map's first cell sees: half a pixel, for
-            every strided convolution pads alike on both sides and so begins at the first pixel.
+        channels: channels of each stage's feature map.
         strides: pixels per cell of each.
+        first_cell_centers: distance in pixels from the image's edge to the center of what the first cell of each map sees:
+            0.5, because strided convolutions padded alike on both sides start at the first pixel.
+        activation_checkpointing: recompute activations of every stage in the backward pass.
+        padding_invariant: set padding to zero before every convolution larger than 1 x 1, so that the features of an image
+            do not depend on how far it was padded. False, as published, lets features that spilled into the padding flow
+            back.
+
+    Raises:
+        ConfigError: torchvision cannot dilate this ResNet.
     """
 
     def __init__(
@@ -67,30 +83,17 @@ class ResNetBackbone(nn.Module):
         frozen_stages: int = 2,
         in_channels: int = 3,
     ) -> None:
-        """Build the backbone with random weights.
-
-        Args:
-            name: which ResNet.
-            normalization: "frozen" uses stored statistics and is never trained (right with pretrained weights and small
-                batches); "batch" is ordinary batch norm (needed from scratch).
-            dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
-            frozen_stages: how many parts, counted from the image, are not trained: the stem is the first, `layer1` the
-                second; 2 as published, 0 to train everything.
-            in_channels: of the images.
-
-        Raises:
-            ConfigError: dilation is asked of a ResNet that torchvision cannot dilate.
-        """
         super().__init__()
         self.body = _build_body(name, normalization, dilation)
         del self.body.avgpool, self.body.fc
         if in_channels != self.body.conv1.in_channels:
             self.body.conv1 = _first_convolution(in_channels, self.body.conv1.out_channels)
         self.activation_checkpointing = False
+        self.padding_invariant = False
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
         self.strides = tuple(4 * math.prod(_stride(stage[0]) for stage in stages[: i + 1]) for i in range(len(stages)))
-        self.first_centres = (0.5,) * len(stages)
+        self.first_cell_centers = (0.5,) * len(stages)
         for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
             part.requires_grad_(False)
 
@@ -102,22 +105,22 @@ class ResNetBackbone(nn.Module):
     def forward(
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
     ) -> list[Float[Tensor, "B _ _ _"]]:
-        """Compute one feature map per stage.
+        """Compute one feature map per stage, finest first.
 
         Args:
-            images: normalised images, padded with zeros.
-            padding_mask: when given, padding is held at zero before every convolution that looks sideways, so that a
-                photo's features do not depend on how far it was padded. None, as published, lets what spills over a
-                photo's edge into its padding flow back.
+            images: normalised and zero-padded.
+            padding_mask: True for padding; used if `padding_invariant`.
         """
         body = self.body
+        mask = padding_mask if self.padding_invariant else None
         features = body.relu(_convolve(body.conv1, body.bn1, images))
-        features = body.maxpool(_without_padding(features, padding_mask, stride=2))
-        levels = []
-        for stage, before in zip(self.stages, (4, *self.strides), strict=False):
-            features = run(partial(_run_stage, stage, before), self.activation_checkpointing, features, padding_mask)
-            levels.append(features)
-        return levels
+        features = body.maxpool(_zero_padding(features, mask, stride=2))
+        maps = []
+        for stage, stride in zip(self.stages, (4, *self.strides), strict=False):
+            run = partial(_run_stage, stage, stride)
+            features = checkpointed(run, self.activation_checkpointing, features, mask)
+            maps.append(features)
+        return maps
 
 
 def _build_body(name: BackboneName, normalization: Normalization, dilation: bool) -> resnet.ResNet:
@@ -153,7 +156,7 @@ def _stride(block: nn.Module) -> int:
 def _run_stage(
     stage: nn.Sequential, stride: int, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
 ) -> Float[Tensor, "B _ _ _"]:
-    """Run the blocks of a stage, whose input has that stride."""
+    """Run the blocks of a stage; `stride` is that of its input."""
     for block in stage:
         features = _run_block(block, stride, features, padding_mask)
         stride *= _stride(block)
@@ -163,17 +166,17 @@ def _run_stage(
 def _run_block(
     block: nn.Module, stride: int, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
 ) -> Float[Tensor, "B _ _ _"]:
-    """Run a residual block, with padding held at zero before its 3 x 3 convolutions."""
+    """Run a residual block, with padding set to zero before its 3 x 3 convolutions."""
     if isinstance(block, resnet.Bottleneck):
-        change = block.relu(_convolve(block.conv1, block.bn1, features))
-        change = block.relu(_convolve(block.conv2, block.bn2, _without_padding(change, padding_mask, stride)))
-        change = _convolve(block.conv3, block.bn3, change)
+        output = block.relu(_convolve(block.conv1, block.bn1, features))
+        output = block.relu(_convolve(block.conv2, block.bn2, _zero_padding(output, padding_mask, stride)))
+        output = _convolve(block.conv3, block.bn3, output)
     else:
         assert isinstance(block, resnet.BasicBlock)
-        change = block.relu(_convolve(block.conv1, block.bn1, _without_padding(features, padding_mask, stride)))
-        change = _convolve(block.conv2, block.bn2, _without_padding(change, padding_mask, stride * block.stride))
-    kept = features if block.downsample is None else _convolve(block.downsample[0], block.downsample[1], features)
-    return cast(Tensor, block.relu(change.add_(kept)))  # nobody needs the change by itself
+        output = block.relu(_convolve(block.conv1, block.bn1, _zero_padding(features, padding_mask, stride)))
+        output = _convolve(block.conv2, block.bn2, _zero_padding(output, padding_mask, stride * block.stride))
+    identity = features if block.downsample is None else _convolve(block.downsample[0], block.downsample[1], features)
+    return cast(Tensor, block.relu(output.add_(identity)))  # in place: the output is not needed for the gradient
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
@@ -183,12 +186,12 @@ def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "
 
 
 def convolve_scaled(convolution: nn.Conv2d, norm: Any, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-    """Convolve and normalise; frozen batch norm is multiplied into the filters, which are few, not into their output.
+    """Apply a convolution and a frozen batch norm, which scales the few filters instead of their large output.
 
     Args:
         convolution: without a bias.
-        norm: frozen, with weight, bias, running_mean, running_var and eps.
-        features: its input.
+        norm: frozen batch norm, with weight, bias, running_mean, running_var and eps.
+        features: input of the convolution.
     """
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
@@ -204,7 +207,7 @@ def convolve_scaled(convolution: nn.Conv2d, norm: Any, features: Float[Tensor, "
 
 
 class _Scale(torch.autograd.Function):
-    """weight * scale for a constant scale; the gradient, which is nobody else's, is scaled in place."""
+    """weight * scale for a constant scale; the gradient is scaled in place, because it is used nowhere else."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
@@ -212,8 +215,8 @@ class _Scale(torch.autograd.Function):
         return weight * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].mul_(ctx.saved_tensors[0]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].mul_(ctx.saved_tensors[0]), None
 
 
 def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
@@ -222,10 +225,10 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
     return cast(Tensor, _Scale.apply(weight, scale))
 
 
-def _without_padding(
+def _zero_padding(
     features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B H W"] | None, stride: int
 ) -> Float[Tensor, "B C h w"]:
     if padding_mask is None:
         return features
-    at_stride = padding_mask_at(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
-    return features.masked_fill(at_stride[:, None], 0.0)
+    mask = padding_mask_at(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
+    return features.masked_fill(mask[:, None], 0.0)

@@ -1,7 +1,7 @@
-"""Backbones of the timm library (extra `timm`): images -> feature maps, through the same door as the ResNets.
+"""Backbones of the timm library (extra `timm`).
 
-Any model of timm that hands over feature maps will do; channels and strides are found by asking it. Unlike a ResNet's, its
-features near a photo's padded edge depend on the padding, which it sees as the mean colour
+Every timm model with `features_only` works; channels and strides are read from it. Unlike those of `ResNetBackbone`, its
+features near an image's padded edge depend on the padding, which it sees as the mean color
 (`ModelConfig.supports_padding_invariance`).
 """
 
@@ -13,24 +13,37 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.config.model import TIMM, Normalization
-from detrkit.errors import ConfigError, did_you_mean
-from detrkit.models.activation_checkpointing import run
+from detrkit.errors import ConfigError, arg, did_you_mean
 from detrkit.models.backbones.resnet import convolve_scaled
+from detrkit.models.layers import checkpointed
 
-_PROBE_SIZE = 64  # pixels a side
-_FINEST_STRIDE = 4  # of the feature maps that are handed over, as with the ResNets
+_PROBE_SIZE = 64  # height and width in pixels
+_MIN_STRIDE = 4  # of the feature maps, as of the ResNets
 
 
 class TimmBackbone(nn.Module):
-    """A timm model without its classifier.
+    """timm model without its classifier, with random weights.
+
+    Args:
+        name: "timm:" and timm's name.
+        normalization: "frozen" replaces batch norms by frozen ones.
+        dilation: stride 16 instead of 32, where the model supports it.
+        frozen_stages: number of parts that are not trained, counted from the input: with 2, all up to the second feature
+            map.
+        in_channels: of the images.
 
     Attributes:
-        channels: width of each feature map, finest first.
+        channels: channels of each feature map, finest first.
         strides: pixels per cell of each.
-        first_centres: pixels from the photo's edge to the middle of what each map's first cell sees: half a pixel as with
-            the ResNets, or half a cell where convolutions pad the end of a photo rather than its start, or cut it into
-            patches. (Of `tf_efficientnet_lite0` with ImageNet weights, the gradients' middle lies at 4.4, 11.3 and 17.7
-            pixels for strides of 8, 16 and 32.)
+        first_cell_centers: distance in pixels from the image's edge to the center of what the first cell of each map sees:
+            half a pixel as of the ResNets, or half a cell if convolutions pad at the end only, or cut the image into
+            patches. (For `tf_efficientnet_lite0` with ImageNet weights, the centers of the gradients are at 4.4, 11.3 and
+            17.7 pixels for strides of 8, 16 and 32.)
+        activation_checkpointing: recompute activations in the backward pass.
+        padding_invariant: without effect.
+
+    Raises:
+        ConfigError: timm is not installed, or has no such model with feature maps.
     """
 
     def __init__(
@@ -41,41 +54,30 @@ class TimmBackbone(nn.Module):
         frozen_stages: int = 2,
         in_channels: int = 3,
     ) -> None:
-        """Build the backbone with random weights. Arguments as for `ResNetBackbone`.
-
-        Args:
-            name: "timm:" and timm's name.
-            normalization: "frozen" turns every batch norm into a fixed one.
-            dilation: stride 16 instead of 32, where the model can.
-            frozen_stages: parts that are not trained: all up to the second feature map for 2.
-            in_channels: of the images.
-
-        Raises:
-            ConfigError: timm is not installed, or has no such model with feature maps.
-        """
         super().__init__()
         self.activation_checkpointing = False
+        self.padding_invariant = False
         self.body: Any = _build(name.removeprefix(TIMM), in_channels, 16 if dilation else 32)
-        begins_at_edge = _begins_at_edge(self.body)
-        _pad_alike(self.body)
+        starts_at_edge = _starts_at_edge(self.body)
+        _replace_same_padding(self.body)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
-        self.first_centres = tuple(0.5 if begins_at_edge else stride / 2 for stride in self.strides)
+        self.first_cell_centers = tuple(0.5 if starts_at_edge else stride / 2 for stride in self.strides)
         if normalization == "frozen":
             import timm.layers
 
             self.body = cast(Any, timm.layers).freeze_batch_norm_2d(self.body)
-            _fold_norms(self.body, in_channels)
+            _fuse_frozen_norms(self.body, in_channels)
         self._freeze(frozen_stages)
 
     def forward(
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
     ) -> list[Float[Tensor, "B _ _ _"]]:
-        """Compute the feature maps of strides 4 and more; `padding_mask` is not looked at."""
-        return cast(list[Tensor], run(self.body, self.activation_checkpointing, images))
+        """Compute the feature maps of strides 4 and more; `padding_mask` is ignored."""
+        return cast(list[Tensor], checkpointed(self.body, self.activation_checkpointing, images))
 
     def _freeze(self, frozen_stages: int) -> None:
-        """Freeze everything up to the end of a feature map's module; 1 is what comes before the first of them."""
+        """Freeze all parameters up to the last one of the module of a feature map."""
         modules = [entry["module"] for entry in self.body.feature_info.info]
         names = [name for name, _ in self.body.named_parameters()]
         if not frozen_stages:
@@ -86,8 +88,8 @@ class TimmBackbone(nn.Module):
             parameter.requires_grad_(False)
 
 
-def _begins_at_edge(body: nn.Module) -> bool:
-    """Whether the first convolution that takes strides is centred on the photo's first pixel."""
+def _starts_at_edge(body: nn.Module) -> bool:
+    """Whether the first strided convolution is centered at the first pixel."""
     for module in body.modules():
         if isinstance(module, nn.Conv2d) and module.stride[0] > 1:
             side = module.kernel_size[0]
@@ -95,11 +97,12 @@ def _begins_at_edge(body: nn.Module) -> bool:
     return False
 
 
-def _pad_alike(body: nn.Module) -> None:
-    """Let convolutions that pad as TensorFlow does put the same padding in front of photos of every size.
+def _replace_same_padding(body: nn.Module) -> None:
+    """Replace convolutions with TensorFlow's "same" padding by ones whose padding is the same for images of every size.
 
-    TensorFlow's depends on whether a side is a multiple of the stride: cells lie elsewhere in other photos, and no graph
-    for photos of any size can hold that. What a side lacks is added at its end instead; names and weights stay.
+    TensorFlow's padding depends on whether a side is a multiple of the stride, so the position of the cells would depend on
+    the size of the image, which an exported graph with dynamic sizes cannot express. What is missing is padded at the end.
+    Names and weights do not change.
     """
     for name, module in list(body.named_modules()):
         if type(module).__name__ != "Conv2dSame":
@@ -119,39 +122,39 @@ def _pad_alike(body: nn.Module) -> None:
         spans = [step * (side - 1) + 1 for step, side in zip(module.dilation, module.kernel_size, strict=True)]
         before = [max(span - stride, 0) // 2 for span, stride in zip(spans, module.stride, strict=True)]
         after = [span - 1 - first for span, first in zip(spans, before, strict=True)]
-        plain.register_forward_pre_hook(partial(_padded, (before[1], after[1], before[0], after[0])))
+        plain.register_forward_pre_hook(partial(_pad_input, (before[1], after[1], before[0], after[0])))
         body.set_submodule(name, plain)
 
 
-def _padded(
+def _pad_input(
     sides: tuple[int, int, int, int], _convolution: nn.Module, inputs: tuple[Float[Tensor, "B C h w"]]
 ) -> Float[Tensor, "B C _ _"]:
-    return torch.constant_pad_nd(inputs[0], sides)  # functional.pad names its mode, which exported programs may not
+    return torch.constant_pad_nd(inputs[0], sides)  # functional.pad has a string argument, which torch.export rejects
 
 
-def _fold_norms(body: nn.Module, in_channels: int) -> None:
-    """Let frozen norms be multiplied into the filters before them, whenever those are used; names and weights stay.
+def _fuse_frozen_norms(body: nn.Module, in_channels: int) -> None:
+    """Scale filters by the frozen norm that follows, at every call; names and weights do not change.
 
-    Which norm follows which convolution is seen by running a small picture.
+    The norm that follows a convolution is found by running a small image.
     """
-    made_by: dict[int, nn.Conv2d] = {}
-    seen: list[Tensor] = []  # kept, so that no other tensor gets the same id
+    producer_of: dict[int, nn.Conv2d] = {}
+    outputs: list[Tensor] = []  # kept alive, so that no other tensor gets the same id
     pairs: dict[nn.Conv2d, list[nn.Module]] = {}
 
-    def note(convolution: Any, _inputs: Any, output: Tensor) -> None:
-        made_by[id(output)] = convolution
-        seen.append(output)
+    def record_output(convolution: Any, _inputs: Any, output: Tensor) -> None:
+        producer_of[id(output)] = convolution
+        outputs.append(output)
 
-    def follow(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        if id(inputs[0]) in made_by:
-            pairs.setdefault(made_by[id(inputs[0])], []).append(norm)
+    def record_norm(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        if id(inputs[0]) in producer_of:
+            pairs.setdefault(producer_of[id(inputs[0])], []).append(norm)
 
     hooks = []
     for module in body.modules():
         if type(module) is nn.Conv2d and module.bias is None:
-            hooks.append(module.register_forward_hook(note))
+            hooks.append(module.register_forward_hook(record_output))
         elif type(module).__name__.startswith("FrozenBatchNorm"):
-            hooks.append(module.register_forward_pre_hook(follow))
+            hooks.append(module.register_forward_pre_hook(record_norm))
     with torch.no_grad():
         body(torch.zeros(1, in_channels, _PROBE_SIZE, _PROBE_SIZE))
     for hook in hooks:
@@ -159,11 +162,11 @@ def _fold_norms(body: nn.Module, in_channels: int) -> None:
     for convolution, norms in pairs.items():
         if len(norms) == 1:
             convolution.forward = partial(convolve_scaled, convolution, norms[0])  # type: ignore[method-assign]
-            norms[0].forward = partial(_activate, norms[0])
+            norms[0].forward = partial(_apply_activation, norms[0])
 
 
-def _activate(norm: Any, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-    """What is left of a norm: the activation that timm has put into it, if any."""
+def _apply_activation(norm: Any, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+    """Apply the activation that timm has put into the norm, if any."""
     return norm.act(norm.drop(features)) if hasattr(norm, "act") else features
 
 
@@ -171,17 +174,21 @@ def _build(name: str, in_channels: int, stride: int) -> Any:
     try:
         import timm
     except ImportError:
-        raise ConfigError(f"backbone {TIMM}{name}: needs the timm library; pip install 'detrkit[timm]'") from None
+        raise ConfigError(
+            f"{arg('backbone', TIMM + name)} needs the package timm; install it with: pip install 'detrkit[timm]'"
+        ) from None
     if name.partition(".")[0] not in timm.list_models():
-        raise ConfigError(f"backbone {TIMM}{name}: timm has no such model; {did_you_mean(name, timm.list_models())}")
+        raise ConfigError(
+            f"{arg('backbone', TIMM + name)} is not a model of timm; {did_you_mean(name, timm.list_models())}"
+        )
     changes: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
     try:
         probe: Any = timm.create_model(name, features_only=True, **changes)
         strides = probe.feature_info.reduction()
-        wanted = tuple(index for index, reduction in enumerate(strides) if reduction >= _FINEST_STRIDE)
-        return timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=wanted, **changes)
+        out_indices = tuple(index for index, reduction in enumerate(strides) if reduction >= _MIN_STRIDE)
+        return timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=out_indices, **changes)
     except (RuntimeError, TypeError, NotImplementedError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise ConfigError(
-            f"backbone {TIMM}{name}: hands over no feature maps as asked ({reason}); choose a convolutional one"
+            f"{arg('backbone', TIMM + name)} does not provide the feature maps ({reason}). Choose a convolutional model."
         ) from None

@@ -1,112 +1,136 @@
-"""The prediction heads (paper, section 3.2, "prediction feed-forward networks"): decoded queries -> classes and boxes.
+"""Class and box heads (paper, section 3.2, "prediction feed-forward networks").
 
-Input: (T, B, Q, D), every decoder layer at once; the heads are shared between layers, or each layer has its own.
+They are applied to the states of every decoder layer at once, (T, B, Q, D), and shared between layers or one per layer.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.structures import ClassScores
+from detrkit.models.layers import in_float32
+from detrkit.models.queries.queries import Queries
+from detrkit.structures import AuxiliaryPredictions, ClassScores, Predictions
 
-_PRIOR = (
-    0.01  # score that every class starts with, where each is a yes or no (focal loss, arXiv:1708.02002, section 4.1)
-)
+_PRIOR = 0.01  # initial score of every class with sigmoid scores (focal loss, arXiv:1708.02002, section 4.1)
 
 
 class ClassHead(nn.Linear):
-    """One linear layer to K classes and, where they share one softmax, "no object" last."""
+    """Linear layer to the logits of K classes and, with softmax scores, of "no object" last."""
 
     def __init__(self, width: int, num_classes: int, class_scores: ClassScores = "softmax") -> None:
         super().__init__(width, num_classes + (class_scores == "softmax"))
         if class_scores == "sigmoid":
             nn.init.constant_(self.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
-    def forward(self, decoded: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape K1"]:
-        """Read off the logits; under autocast in float32: rounded to bfloat16, many scores are equal and rank nothing."""
-        return in_float32(super().forward, decoded)
+    def forward(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape K1"]:
+        """Compute logits, in float32 under autocast: in bfloat16, many scores would be equal and could not be ranked."""
+        return in_float32(super().forward, states)
 
 
 class BoxHead(nn.Sequential):
-    """Three linear layers with ReLU between them, to the logits of (cx, cy, w, h)."""
+    """Three linear layers with ReLUs in between, to the logits of (cx, cy, w, h).
 
-    def __init__(self, width: int, *, starts_at_zero: bool = False) -> None:
-        """Build the head.
+    Args:
+        width: D.
+        zero_init: initialise the last layer with zeros, so that untrained boxes are the references.
+    """
 
-        Args:
-            width: D.
-            starts_at_zero: an untrained head leaves boxes where the references are.
-        """
+    def __init__(self, width: int, *, zero_init: bool = False) -> None:
         super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
-        if starts_at_zero:
+        if zero_init:
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that gives the logits."""
+        """The output layer."""
         return cast(nn.Linear, self[-1])
 
-    def forward(self, decoded: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
-        """Read off the logits; under autocast in float32, for a box rounded to bfloat16 is off by several pixels."""
-        return in_float32(super().forward, decoded)
-
-
-def in_float32(
-    read: Callable[[Float[Tensor, "*shape D"]], Float[Tensor, "*shape C"]], vectors: Float[Tensor, "*shape D"]
-) -> Float[Tensor, "*shape C"]:
-    """Read vectors by layers, as they are or, under autocast, in float32."""
-    kind = vectors.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):  # "meta" has none
-        return read(vectors)
-    with torch.autocast(kind, enabled=False):
-        return read(vectors.float())
+    def forward(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
+        """Compute logits, in float32 under autocast: in bfloat16, a box is off by several pixels."""
+        return in_float32(super().forward, states)
 
 
 class LayerwiseHeads(nn.ModuleList):
-    """A head of its own for every decoder layer."""
+    """One head per decoder layer."""
 
-    def forward(self, decoded: Float[Tensor, "T B Q D"]) -> Float[Tensor, "T B Q _"]:
-        """Read off every layer by its own head; fewer layers than heads are the last ones."""
-        return torch.stack([head(one) for head, one in zip(list(self)[-len(decoded) :], decoded, strict=True)])
+    def forward(self, states: Float[Tensor, "T B Q D"]) -> Float[Tensor, "T B Q _"]:
+        """Apply to each layer its own head; if there are fewer layers than heads, they are the last ones."""
+        return torch.stack([head(one) for head, one in zip(list(self)[-len(states) :], states, strict=True)])
 
 
-class Heads(nn.Module):
-    """What each query says: which class, and where."""
+class DetectionHeads(nn.Module):
+    """Class and box heads of all decoder layers.
 
-    def __init__(self, class_heads: Iterable[ClassHead], box_heads: Iterable[BoxHead]) -> None:
-        """Take the heads.
+    Args:
+        class_heads: one for all layers, or one per layer.
+        box_heads: likewise.
+        class_scores: how logits become scores.
+        max_detections: number of detections per image, for postprocessing.
+    """
 
-        Args:
-            class_heads: one for all layers, or one for each.
-            box_heads: alike.
-        """
+    def __init__(
+        self,
+        class_heads: Iterable[nn.Module],
+        box_heads: Iterable[nn.Module],
+        class_scores: ClassScores = "softmax",
+        max_detections: int | None = None,
+    ) -> None:
         super().__init__()
-        self.class_head = _joined(class_heads)
-        self.box_head = _joined(box_heads)
+        self.class_head = _shared_or_layerwise(class_heads)
+        self.box_head = _shared_or_layerwise(box_heads)
+        self.class_scores: ClassScores = class_scores
+        self.max_detections = max_detections
 
     def box_head_of(self, layer: int) -> nn.Module:
-        """The head that reads the boxes of one decoder layer."""
+        """Return the box head of one decoder layer."""
         return self.box_head[layer] if isinstance(self.box_head, LayerwiseHeads) else self.box_head
 
     def forward(
-        self, decoded: Float[Tensor, "T B Q D"], references: Float[Tensor, "T B Q 4"] | None = None
-    ) -> tuple[Float[Tensor, "T B Q K1"], Float[Tensor, "T B Q 4"]]:
-        """Read class logits and boxes (cxcywh in 0 .. 1) off every query after every layer, in float32.
+        self, states: Float[Tensor, "T B Q D"], references: Float[Tensor, "T B Q 4"] | None, queries: Queries
+    ) -> Predictions:
+        """Predict classes and boxes of every query after every layer, in float32.
 
         Args:
-            decoded: what the queries hold.
-            references: logits that boxes are counted from; None for zero.
+            states: of all queries after every decoder layer.
+            references: logits that boxes are predicted relative to; None for zero.
+            queries: the model's own queries, and auxiliary ones, whose predictions are kept apart.
         """
-        deltas = self.box_head(decoded).float()
-        boxes = deltas if references is None else deltas + references
-        return self.class_head(decoded).float(), boxes.sigmoid()
+        deltas = self.box_head(states).float()
+        boxes = (deltas if references is None else deltas + references).sigmoid()
+        logits = self.class_head(states).float()
+        if not queries.auxiliary:
+            return self._predictions(logits, boxes, queries)
+        sizes = [one.queries.num_queries for one in queries.auxiliary]
+        sizes = [queries.num_queries - sum(sizes), *sizes]
+        (own_logits, *other_logits), (own_boxes, *other_boxes) = logits.split(sizes, 2), boxes.split(sizes, 2)
+        auxiliary = [
+            AuxiliaryPredictions(one.kind, self._predictions(its_logits, its_boxes, one.queries))
+            for one, its_logits, its_boxes in zip(queries.auxiliary, other_logits, other_boxes, strict=True)
+        ]
+        return self._predictions(own_logits, own_boxes, queries, tuple(auxiliary))
+
+    def _predictions(
+        self,
+        logits: Float[Tensor, "T B Q K1"],
+        boxes: Float[Tensor, "T B Q 4"],
+        queries: Queries,
+        auxiliary: tuple[AuxiliaryPredictions, ...] = (),
+    ) -> Predictions:
+        return Predictions(
+            logits,
+            boxes,
+            class_scores=self.class_scores,
+            max_detections=self.max_detections,
+            proposals=queries.proposals,
+            auxiliary=auxiliary,
+        )
 
 
-def _joined(heads: Iterable[nn.Module]) -> nn.Module:
-    several = list(heads)
-    return several[0] if len(several) == 1 else LayerwiseHeads(several)
+def _shared_or_layerwise(heads: Iterable[nn.Module]) -> nn.Module:
+    heads = list(heads)
+    return heads[0] if len(heads) == 1 else LayerwiseHeads(heads)

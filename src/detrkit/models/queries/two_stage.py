@@ -1,7 +1,6 @@
-"""Queries that start from the encoder's best boxes (two-stage Deformable DETR, arXiv:2010.04159, 4.2 and appendix A.4).
+"""Two-stage query selection (Deformable DETR, arXiv:2010.04159, section 4.2 and appendix A.4).
 
-Every cell of the memory proposes a box around itself; the best become the anchors of the decoder. Input: the scene after
-the encoder. Output: `Queries`, and what the loss wants to know about all proposals.
+A class and box head predicts a box for every cell of the encoder's memory; the best are the queries of the decoder.
 """
 
 from collections.abc import Sequence
@@ -13,118 +12,119 @@ from torch import Tensor, nn
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import BoxHead, ClassHead
 from detrkit.models.positions import encode_coordinates
-from detrkit.models.queries.sources import LARGEST_LOGIT, Queries
+from detrkit.models.queries.queries import MAX_LOGIT, Queries
 from detrkit.structures import EncoderProposals
 
-_SMALLEST_SIDE = 0.05  # of the photo: boxes proposed on the finest map; they double from map to map
-_LARGEST_SIDE = 0.9  # of the photo: from the sixth map on, where doubling would leave it and nothing would be proposed
-_MARGIN = 0.01  # of the photo's sides: cells closer to its edge propose nothing
-_NOWHERE = 1e4  # a logit whose sigmoid is 1, where the published code says infinity
+_ANCHOR_SIZE = 0.05  # of anchors on the finest map, relative to the image; doubled from map to map
+_MAX_ANCHOR_SIZE = 0.9  # from the sixth map on, where a doubled anchor would exceed the image and be invalid
+_MARGIN = 0.01  # relative to the image: anchors that come closer to its edges are invalid
+_INVALID_LOGIT = 1e4  # of invalid anchors: its sigmoid is 1; the published code has infinity
 
 
 class TwoStageQueries(nn.Module):
-    """The encoder's best boxes, and vectors made of their sines.
+    """The encoder's best boxes as references, and content and positions computed from their sine encoding.
 
-    In our own presets a query also holds what its cell did, as in RT-DETR (arXiv:2304.08069; here the cell learns from it),
-    and a learned vector for its rank, as in DINO (arXiv:2203.03605): two that start from one object are told apart.
+    detrkit's presets add the memory of the selected cell to the content, as in RT-DETR (arXiv:2304.08069; here with its
+    gradient), and a learned embedding per rank, as in DINO (arXiv:2203.03605), which distinguishes queries that start from
+    the same object.
+
+    Args:
+        num_queries: Q.
+        width: D.
+        num_classes: outputs of the class head; only the first is used, as objectness.
+        content_from_memory: add the memory and the embedding of the rank to the content.
+
+    Attributes:
+        return_proposals: return the predictions for all cells, for the loss.
     """
 
     weight: nn.Parameter | None
 
-    def __init__(self, num_queries: int, width: int, num_classes: int, *, from_cells: bool = False) -> None:
-        """Build the heads and projections.
-
-        Args:
-            num_queries: Q.
-            width: D.
-            num_classes: outputs of the class head; only the first counts, for "something is here".
-            from_cells: queries hold what cells held, and vectors of their ranks.
-        """
+    def __init__(self, num_queries: int, width: int, num_classes: int, *, content_from_memory: bool = False) -> None:
         super().__init__()
         self.num_queries = num_queries
+        self.return_proposals = True
         self.memory_projection = nn.Linear(width, width)
         self.memory_norm = nn.LayerNorm(width)
         self.class_head = ClassHead(width, num_classes, "sigmoid")
-        # as published, proposals start on their anchors; our own learned drawn shapes sooner without (RESULTS.md)
-        self.box_head = BoxHead(width, starts_at_zero=not from_cells)
+        # as published, proposals start at their anchors; detrkit's presets learn faster without (benchmarks/RESULTS.md)
+        self.box_head = BoxHead(width, zero_init=not content_from_memory)
         self.query_projection = nn.Linear(2 * width, 2 * width)
         self.query_norm = nn.LayerNorm(2 * width)
-        self.register_parameter("weight", nn.Parameter(torch.randn(num_queries, width)) if from_cells else None)
+        weight = nn.Parameter(torch.randn(num_queries, width)) if content_from_memory else None
+        self.register_parameter("weight", weight)
         for projection in (self.memory_projection, self.query_projection):
             nn.init.xavier_uniform_(projection.weight)
 
-    def forward(self, scene: FeatureMaps, *, for_loss: bool = True) -> Queries:
-        """Choose the best proposals of each photo.
-
-        Args:
-            scene: after the encoder.
-            for_loss: whether all proposals are wanted, too.
-        """
-        anchors, is_valid = _anchors(scene)
-        memory = self._read(scene.tokens.masked_fill(~is_valid[..., None], 0.0))
-        logits = self.class_head(memory).float()
-        if scene.padding_mask is not None and scene.is_exact:  # neither chosen nor learned from
-            logits = logits.masked_fill(scene.padding_mask[..., None], -_NOWHERE)
-        # the decoder learns to start from these boxes, and does not teach them
-        held, around = self._best(memory, anchors, logits[..., 0])
-        proposed = self._boxes(held, around).detach()
-        proposed = proposed.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        positions, content = self.vectors_of(proposed, memory.dtype)
+    def forward(self, memory: FeatureMaps) -> Queries:
+        """Select the best proposals of each image."""
+        anchors, is_valid = generate_anchors(memory)
+        projected = self._project(memory.tokens.masked_fill(~is_valid[..., None], 0.0))
+        logits = self.class_head(projected).float()
+        if memory.padding_mask is not None and memory.padding_invariant:  # excluded from selection and loss
+            logits = logits.masked_fill(memory.padding_mask[..., None], -_INVALID_LOGIT)
+        selected, selected_anchors = self._select(projected, anchors, logits[..., 0])
+        # the decoder's losses do not train the proposals
+        reference = self._boxes(selected, selected_anchors).detach()
+        reference = reference.clamp(-MAX_LOGIT, MAX_LOGIT)
+        positions, content = self.encode_boxes(reference, projected.dtype)
         if self.weight is not None:
-            content = content + held + self.weight.to(content.dtype)
-        proposals = EncoderProposals(logits, self._boxes(memory, anchors).sigmoid()) if for_loss else None
-        return Queries(content, positions, proposed, proposals)
+            content = content + selected + self.weight.to(content.dtype)
+        proposals = None
+        if self.return_proposals:
+            proposals = EncoderProposals(logits, self._boxes(projected, anchors).sigmoid())
+        return Queries(content, positions, reference, proposals)
 
-    def vectors_of(
-        self, reference: Float[Tensor, "B Q 4"], kind: torch.dtype
+    def encode_boxes(
+        self, reference: Float[Tensor, "B Q 4"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q D"]]:
-        """Make positions and content of the logits of boxes."""
-        sine = encode_coordinates(reference.sigmoid(), self.query_norm.normalized_shape[0] // 4).to(kind)
+        """Compute positions and content of queries from the logits of their boxes."""
+        sine = encode_coordinates(reference.sigmoid(), self.query_norm.normalized_shape[0] // 4).to(dtype)
         positions, content = self.query_norm(self.query_projection(sine)).chunk(2, dim=-1)
         return positions, content
 
-    def _boxes(self, memory: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
-        return self.box_head(memory).float() + anchors
+    def _boxes(self, projected: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
+        return self.box_head(projected).float() + anchors
 
-    def _read(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+    def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         return self.memory_norm(self.memory_projection(tokens))
 
-    def _best(
+    def _select(
         self,
-        memory: Float[Tensor, "B S D"],
+        projected: Float[Tensor, "B S D"],
         anchors: Float[Tensor, "B S 4"],
         scores: Float[Tensor, "B S"],
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
-        """The cells that become queries, best first: what they hold, and their anchors.
+        """Select the cells with the highest scores, in descending order: their projected memory and their anchors.
 
-        A photo with fewer cells than there are queries is filled up with cells that hold nothing and lie nowhere, as
-        padding does.
+        If there are fewer cells than queries, the remaining queries get zero memory and an invalid anchor, as padding.
         """
         num_cells = scores.shape[1]
-        filler = torch.full_like(scores[:, :1], -torch.inf).expand(-1, self.num_queries)
-        filled = torch.cat([scores, filler], dim=1)
-        chosen = filled.topk(self.num_queries, dim=1).indices
-        is_filler = (chosen >= num_cells)[..., None]
-        index = chosen.clamp(max=num_cells - 1)[..., None]
-        empty = self._read(torch.zeros_like(memory[:, :1]))
-        held = torch.where(is_filler, empty, memory.gather(1, index.expand(-1, -1, memory.shape[-1])))
-        return held, anchors.gather(1, index.expand(-1, -1, 4)).masked_fill(is_filler, _NOWHERE)
+        missing = torch.full_like(scores[:, :1], -torch.inf).expand(-1, self.num_queries)
+        selected = torch.cat([scores, missing], dim=1).topk(self.num_queries, dim=1).indices
+        is_missing = (selected >= num_cells)[..., None]
+        index = selected.clamp(max=num_cells - 1)[..., None]
+        empty = self._project(torch.zeros_like(projected[:, :1]))
+        memory = torch.where(is_missing, empty, projected.gather(1, index.expand(-1, -1, projected.shape[-1])))
+        return memory, anchors.gather(1, index.expand(-1, -1, 4)).masked_fill(is_missing, _INVALID_LOGIT)
 
 
-def _anchors(scene: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
-    """Logits of a box around every cell, and which of them lie well inside the photo; elsewhere they are nowhere."""
-    proposed = _around(scene.cell_centres())
-    # a ResNet's first cells have their middles at the photo's very edge, and see what lies inside it
-    inside = proposed if scene.first_cells is None else _around(scene.cell_centres(even=True))
+def generate_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
+    """Compute the logits of a square anchor at every cell, and which anchors are valid: inside of the image."""
+    anchors = _squares(memory.cell_centers())
+    # with align_cells, the first cells of a ResNet have their centers at the image's edge, but see what is inside
+    inside = anchors if memory.first_cells is None else _squares(memory.cell_centers(aligned=False))
     is_valid = ((inside > _MARGIN) & (inside < 1 - _MARGIN)).all(-1)
-    if scene.padding_mask is not None:
-        is_valid = is_valid & ~scene.padding_mask
-    logits = torch.logit(proposed.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
-    return logits.masked_fill(~is_valid[..., None], _NOWHERE), is_valid
+    if memory.padding_mask is not None:
+        is_valid = is_valid & ~memory.padding_mask
+    logits = torch.logit(anchors.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
+    return logits.masked_fill(~is_valid[..., None], _INVALID_LOGIT), is_valid
 
 
-def _around(centres: Sequence[Float[Tensor, "B _ 2"]]) -> Float[Tensor, "B S 4"]:
-    """A square around every cell, larger from map to map."""
-    sides = [min(_SMALLEST_SIDE * 2.0**level, _LARGEST_SIDE) for level in range(len(centres))]
-    squares = [torch.cat([at, torch.full_like(at, side)], dim=-1) for at, side in zip(centres, sides, strict=True)]
+def _squares(centers: Sequence[Float[Tensor, "B _ 2"]]) -> Float[Tensor, "B S 4"]:
+    """Place a square at every center; its size doubles from map to map."""
+    sizes = [min(_ANCHOR_SIZE * 2.0**level, _MAX_ANCHOR_SIZE) for level in range(len(centers))]
+    squares = [
+        torch.cat([center, torch.full_like(center, size)], dim=-1) for center, size in zip(centers, sizes, strict=True)
+    ]
     return torch.cat(squares, dim=1)

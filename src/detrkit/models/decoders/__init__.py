@@ -1,0 +1,1 @@
+"""Decoders: object queries and memory -> query states after every layer."""

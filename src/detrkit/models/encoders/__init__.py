@@ -1,0 +1,1 @@
+"""Encoders: feature maps -> feature maps, the memory of the decoder."""

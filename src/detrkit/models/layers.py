@@ -1,0 +1,88 @@
+"""Building blocks that encoder and decoder layers share (paper, appendix A.3 and figure 10)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from detrkit.models.dropout import Dropout
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Settings common to all encoder and decoder layers; fields as in `ModelConfig`."""
+
+    width: int
+    num_heads: int
+    dim_feedforward: int
+    dropout: float
+    pre_norm: bool
+    activation: Literal["relu", "prelu"] = "relu"
+    num_feature_levels: int = 1
+    num_points: int = 4
+
+
+class Residual(nn.Module):
+    """Residual connection x + dropout(sublayer(x)) with layer norm after the sum (post-norm) or before the sublayer."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
+        self.pre_norm = config.pre_norm
+
+    def before(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Return the input of the sublayer."""
+        return self.norm(tokens) if self.pre_norm else tokens
+
+    def after(self, tokens: Float[Tensor, "B N D"], output: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Add the output of the sublayer."""
+        tokens = tokens + self.dropout(output)
+        return tokens if self.pre_norm else self.norm(tokens)
+
+
+class FeedForward(nn.Module):
+    """Feed-forward network: two linear layers, applied to every token."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.width, config.dim_feedforward)
+        self.contract = nn.Linear(config.dim_feedforward, config.width)
+        self.activation = nn.PReLU() if config.activation == "prelu" else nn.ReLU()
+        self.dropout = Dropout(config.dropout)
+        nn.init.xavier_uniform_(self.expand.weight)
+        nn.init.xavier_uniform_(self.contract.weight)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Transform every token."""
+        return self.contract(self.dropout(self.activation(self.expand(tokens))))
+
+
+def mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+    """Build two linear layers with a ReLU in between, Xavier-initialised."""
+    layers = nn.Sequential(nn.Linear(in_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, out_features))
+    for layer in (layers[0], layers[2]):
+        nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]  # a linear layer
+    return layers
+
+
+def in_float32(
+    layer: Callable[[Float[Tensor, "*shape D"]], Float[Tensor, "*shape C"]], inputs: Float[Tensor, "*shape D"]
+) -> Float[Tensor, "*shape C"]:
+    """Apply a layer with autocast disabled: in float32 under autocast, else in the dtype of the input."""
+    device = inputs.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # "meta" has no autocast
+        return layer(inputs)
+    with torch.autocast(device, enabled=False):
+        return layer(inputs.float())
+
+
+def checkpointed(block: Callable[..., Any], enabled: bool, *inputs: Any) -> Any:
+    """Run a block; if enabled, store only its inputs and recompute its activations in the backward pass."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

@@ -1,0 +1,78 @@
+"""Query position encodings of each decoder layer."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detrkit.models.layers import mlp
+from detrkit.models.positions import encode_coordinates
+from detrkit.models.queries.queries import LayerQueryPositions
+
+_MAX_FLOAT16_RATIO = 256.0  # the maximum of float16 is 65504, and sums of products with the ratio follow
+
+
+class QueryPositionEncoding(nn.Module):
+    """Compute the positions of the queries before each decoder layer.
+
+    Queries of DETR and Deformable DETR have learned positions. Conditional cross-attention compares sine encodings of the
+    reference points, scaled by a function of the content, with the positions of the cells; DAB-DETR computes the
+    positions from the anchors and modulates the sine encodings by the ratio of predicted to anchor size (arXiv:2201.12329,
+    section 4.4).
+
+    Args:
+        width: D.
+        has_anchors: positions are computed from anchor boxes.
+        is_conditional: the layers are those of Conditional DETR.
+    """
+
+    def __init__(self, width: int, *, has_anchors: bool, is_conditional: bool) -> None:
+        super().__init__()
+        self.position_head = mlp(2 * width, width, width) if has_anchors else None
+        self.content_scale = mlp(width, width, width) if is_conditional else None
+        self.size_head = mlp(width, width, 2) if has_anchors and is_conditional else None
+
+    def forward(
+        self,
+        layer: int,
+        states: Float[Tensor, "B Q D"],
+        positions: Float[Tensor, "B Q D"],
+        reference: Float[Tensor, "B Q R"] | None,
+    ) -> LayerQueryPositions:
+        """Compute the positions for one layer.
+
+        Args:
+            layer: index of the layer. The first layer does not scale by the content, which is the same for all images.
+            states: input of the layer.
+            positions: of `Queries`.
+            reference: logits of reference points or boxes.
+        """
+        if reference is None:
+            return LayerQueryPositions(positions)
+        coordinates = reference.sigmoid()
+        if self.position_head is None and self.content_scale is None:
+            return LayerQueryPositions(positions, reference=coordinates)
+        width = states.shape[-1]
+        # row before column, as in the position encodings of the cells
+        row_first = coordinates[..., :2].flip(-1)
+        if coordinates.shape[-1] == 4:
+            row_first = torch.cat([row_first, coordinates[..., 2:]], dim=-1)
+        sine = encode_coordinates(row_first, width // 2).to(states.dtype)
+        if self.position_head is not None:
+            positions = self.position_head(sine)
+        if self.content_scale is None:
+            return LayerQueryPositions(positions, reference=coordinates)
+        sine = sine[..., :width]
+        if layer > 0:
+            sine = sine * self.content_scale(states)
+        if self.size_head is not None:
+            sine = sine * self._size_ratio(states, coordinates)
+        return LayerQueryPositions(positions, sine, coordinates)
+
+    def _size_ratio(self, states: Float[Tensor, "B Q D"], boxes: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
+        """Ratio of predicted to anchor height for the channels of the row, of the widths for those of the column."""
+        assert self.size_head is not None
+        predicted = self.size_head(states).sigmoid()
+        ratio = predicted / boxes[..., 2:]  # in float32: the gradient is divided by the square of the size
+        if predicted.dtype == torch.float16:
+            ratio = ratio.clamp(max=_MAX_FLOAT16_RATIO)
+        return ratio.flip(-1).to(predicted.dtype).repeat_interleave(states.shape[-1] // 2, dim=-1)

@@ -1,0 +1,156 @@
+"""Object queries as data: content, positions and reference boxes, and the groups they form in training.
+
+DETR's queries are learned vectors. Those of its successors also have a reference: a point (Conditional DETR,
+arXiv:2108.06152; Deformable DETR, arXiv:2010.04159) or an anchor box (DAB-DETR, arXiv:2201.12329). Boxes are predicted
+relative to it: box = sigmoid(delta + reference), with references as logits (zero for plain DETR).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from detrkit.models.feature_maps import FeatureMaps
+from detrkit.structures import AuxiliaryKind, EncoderProposals
+
+# maximum of reference logits: sigmoid(11.5) is 1 - 1e-5, where the published code clips before it takes logarithms
+MAX_LOGIT = 11.512915
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Queries that attend to each other and to no other queries; or several such groups of one size in a batch.
+
+    Attributes:
+        size: queries per group.
+        count: number of groups.
+        padding_mask: True for queries that pad images with fewer queries; other queries do not attend to them.
+    """
+
+    size: int
+    count: int = 1
+    padding_mask: Bool[Tensor, "B E"] | None = None
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries of all groups."""
+        return self.size * self.count
+
+    def split(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "A E D"]:
+        """Move the groups to the batch axis."""
+        return tokens.unflatten(1, (self.count, self.size)).flatten(0, 1)
+
+    def merge(self, tokens: Float[Tensor, "A E D"]) -> Float[Tensor, "B N D"]:
+        """Undo `split`."""
+        return tokens.unflatten(0, (-1, self.count)).flatten(1, 2)
+
+    def split_padding_mask(self) -> Bool[Tensor, "A E"] | None:
+        """Return the padding mask of each group, on the batch axis."""
+        return None if self.padding_mask is None else self.padding_mask.repeat_interleave(self.count, 0)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Object queries, input of the decoder.
+
+    Attributes:
+        content: input of the first decoder layer.
+        positions: query position encodings, added to the content at every attention; zeros if the decoder computes them
+            from anchors.
+        reference: logits of reference points (x, y) or boxes (cx, cy, w, h); None for queries without a reference.
+        proposals: predictions of the encoder for all cells, for its loss.
+        groups: consecutive groups of queries, which do not attend to each other; empty for one group.
+        auxiliary: training-only queries at the end of those above.
+    """
+
+    content: Float[Tensor, "B Q D"]
+    positions: Float[Tensor, "B Q D"]
+    reference: Float[Tensor, "B Q R"] | None = None
+    proposals: EncoderProposals | None = None
+    groups: tuple[QueryGroup, ...] = ()
+    auxiliary: "tuple[AuxiliaryQueries, ...]" = ()
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries, auxiliary ones included."""
+        return self.content.shape[1]
+
+    def with_auxiliary(self, auxiliary: "Sequence[AuxiliaryQueries]") -> "Queries":
+        """Append auxiliary queries; each group attends only to itself."""
+        if not auxiliary:
+            return self
+        parts = [self, *(one.queries for one in auxiliary)]
+        references = [part.reference for part in parts if part.reference is not None]
+        return replace(
+            self,
+            content=torch.cat([part.content for part in parts], dim=1),
+            positions=torch.cat([part.positions for part in parts], dim=1),
+            reference=torch.cat(references, dim=1) if references else None,
+            groups=_merge_equal_groups([QueryGroup(self.num_queries), *(one.group for one in auxiliary)]),
+            auxiliary=tuple(auxiliary),
+        )
+
+
+@dataclass(frozen=True)
+class AuxiliaryQueries:
+    """Training-only queries, masked from the model's own in self-attention (Group DETR, DN-DETR, H-DETR).
+
+    Attributes:
+        queries: the queries; for denoising, one group after the other.
+        kind: what they are for.
+        group: size and number of their groups.
+    """
+
+    queries: Queries
+    kind: AuxiliaryKind
+    group: QueryGroup
+
+
+# encoder memory -> auxiliary queries
+AuxiliaryQuerySource = Callable[[FeatureMaps], Sequence[AuxiliaryQueries]]
+
+
+@dataclass(frozen=True)
+class LayerQueryPositions:
+    """Positions of the queries as input of one decoder layer.
+
+    Attributes:
+        positions: added to the content.
+        sine: sine encoding of the reference points, for conditional cross-attention.
+        reference: reference points (x, y) or boxes (cx, cy, w, h) in 0 .. 1 of the image.
+        groups: as in `Queries`.
+        padding_mask: True for queries that others do not attend to.
+    """
+
+    positions: Float[Tensor, "B Q D"]
+    sine: Float[Tensor, "B Q D"] | None = None
+    reference: Float[Tensor, "B Q R"] | None = None
+    groups: tuple[QueryGroup, ...] = ()
+    padding_mask: Bool[Tensor, "B Q"] | None = None
+
+
+def _merge_equal_groups(groups: Sequence[QueryGroup]) -> tuple[QueryGroup, ...]:
+    """Merge neighbouring groups of one size, which are computed in one batch; the first group stays alone."""
+    merged = [groups[0]]
+    for group in groups[1:]:
+        last = merged[-1]
+        is_equal = group.size == last.size and group.padding_mask is None and last.padding_mask is None
+        if len(merged) > 1 and is_equal:
+            merged[-1] = replace(last, count=last.count + group.count)
+        else:
+            merged.append(group)
+    return tuple(merged)
+
+
+def refine_reference(reference: Float[Tensor, "B Q R"], delta: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
+    """Add the predicted delta of a layer to its reference: logits of the boxes that the next layer starts from."""
+    return (reference_to_boxes(reference) + delta.float()).clamp(-MAX_LOGIT, MAX_LOGIT)
+
+
+def reference_to_boxes(reference: Float[Tensor, "B Q R"]) -> Float[Tensor, "B Q 4"]:
+    """Convert logits of points into logits of boxes, with zeros for width and height."""
+    if reference.shape[-1] == 4:
+        return reference
+    return torch.cat([reference, torch.zeros_like(reference)], dim=-1)
