@@ -96,8 +96,8 @@ def test_reasons_for_undetected_objects() -> None:
     assert (
         reason([HERE], [dog], [HERE], [0]) == "query 0 has a box on it (IoU 1.00), but predicts dog (0.70; cat: 0.20)"
     )
-    beside = [[0.44, 0.3, 0.2, 0.2]]  # intersection 0.06 x 0.2, union 0.068
-    assert reason([FAR, HERE], [cat, cat], beside, [0]) == (
+    shifted = [[0.44, 0.3, 0.2, 0.2]]  # intersection 0.06 x 0.2, union 0.068
+    assert reason([FAR, HERE], [cat, cat], shifted, [0]) == (
         "no query has a box on it; the closest box is that of query 1 (IoU 0.18, cat 0.80)"
     )
     assert reason([HERE, FAR], [cat, dog], [HERE, BESIDE], [0, 0]) == (

@@ -49,13 +49,13 @@ class QueryLoss:
 
 @dataclass(frozen=True)
 class ObjectOutcome:
-    """Whether and by which query a ground truth object was detected.
+    """Detection of a ground truth object, and by which query.
 
     Attributes:
         object: index of the object.
         label: its class, 0..K-1.
         matched_query: query it is matched to in the loss; None if there are more objects than queries.
-        detected_by: query that detects it (same class, IoU of at least 0.5); None if there is none.
+        detected_by: query that detects it (same class, IoU of at least 0.5), or None.
         score: score of that query; the object is detected at thresholds up to it.
         best_query: query with the highest IoU; None if no box overlaps the object.
         best_iou: that IoU; 0 if no box overlaps the object.
