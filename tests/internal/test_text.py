@@ -3,8 +3,9 @@
 import pytest
 from rich.table import Table
 
-from detrkit._internal.text import plain_console, plural, printable
+from detrkit._internal.text import plural, printable
 from detrkit.cli import main
+from detrkit.cli.console import get_console
 
 
 def test_control_characters_are_escaped() -> None:
@@ -14,7 +15,7 @@ def test_control_characters_are_escaped() -> None:
 def test_console_escapes_control_characters_in_lines_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("class")
     table.add_row("[b]\x1b[8mcell")
-    console = plain_console()
+    console = get_console()
     console.print("first\nsecond \x1b]0;title\x07")
     console.print(table)
     text = capsys.readouterr().out

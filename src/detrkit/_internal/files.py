@@ -19,7 +19,7 @@ _TEMPORARY_PREFIX = ".detrkit-"  # without the name, which may already have the 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it when the block ends without an error.
+    """Yield a temporary path next to `path` that replaces it when the block ends without an error.
 
     Raises:
         ConfigError: the folder cannot be written to.

@@ -59,7 +59,7 @@ class ImageWriter:
 
 
 def check_image_outputs(folder: Path, names: Collection[str], outputs: Collection[Output]) -> None:
-    """Check that no output replaces a file of the user, such as an annotation or a mask beside an image.
+    """Check that no output replaces a file of the user, such as an annotation or a mask next to an image.
 
     Raises:
         ConfigError: one would.

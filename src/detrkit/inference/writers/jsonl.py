@@ -1,7 +1,7 @@
 """Append-only JSON Lines writer that can be resumed.
 
 A line is appended when its image is done. A killed process leaves at most one incomplete line, which the next call
-removes. The settings of the predictions are stored in a file beside the lines, so that two thresholds or two models never
+removes. The settings of the predictions are stored in a second file, so that two thresholds or two models never
 share a file.
 """
 
