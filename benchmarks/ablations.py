@@ -24,9 +24,9 @@ from detrkit._internal.files import write_text
 from detrkit.config.run import RunConfig, run_config
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.run import STATE_FILE
-from detrkit.training.train import resume, train
+from detrkit.training.train import resume, train_from_config
 
 COLUMNS = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")
 
@@ -116,8 +116,8 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
         return {name: float(value) for name, value in json.loads(known.read_text()).items()}
     goes_on = (folder / STATE_FILE).is_file()
     print(f"{row.name}: {'going on' if goes_on else 'training'}")
-    result = resume(folder) if goes_on else train(own, folder)
-    if result.interrupted:
+    result = resume(folder) if goes_on else train_from_config(own, folder)
+    if not result.is_complete:
         raise SystemExit(f"{row.name}: stopped; the same command goes on")
     evaluations = [entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"]
     best = max(evaluations, key=lambda entry: _number(entry["ap"]))

@@ -33,7 +33,6 @@ from typing import Any
 
 import yaml
 from benchmarks.ablations import count_parameters, pairs
-from rich.console import Console
 
 from detrkit._internal.files import atomic_write, make_folder, write_text
 from detrkit.config.run import RunConfig, run_config
@@ -50,10 +49,10 @@ from detrkit.evaluation.evaluate import evaluate
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
 from detrkit.training.data import TrainingData
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.planner import OWN, plan_model, plan_training
-from detrkit.training.run import STATE_FILE, Run, run_training
-from detrkit.training.train import open_and_plan
+from detrkit.training.run import STATE_FILE, TrainingRun, run_training
+from detrkit.training.train import prepare
 from detrkit.visualization.charts import as_png, new_chart
 
 DRAWN = "drawn"
@@ -227,7 +226,8 @@ class Bench:
             }
         )
         if not is_drawn:
-            return open_and_plan(config, Console(quiet=True))
+            plan, data = prepare(config)
+            return plan.config, data
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
         settings, drawn = config.training, drawings()
         strong = StrongAugmentation(STYLE.size, mosaic=settings.augmentation.mosaic)
@@ -239,12 +239,12 @@ class Bench:
         usual = row.drawn if self.common.data == DRAWN else row.photos
         return {**usual, **self.common.model_overrides, **row.settings}
 
-    def run(self, row: Row, seed: int, steps: int | None = None) -> Run:
+    def run(self, row: Row, seed: int, steps: int | None = None) -> TrainingRun:
         """Put a run together, in this process."""
         config, data = self.open(row, seed, steps)
         process = process_from_environment()
         device = device_of(config.training.hardware.device, process)
-        return Run(config, data, self.folder(row, seed), Console(quiet=True), process, device)
+        return TrainingRun(config, data, self.folder(row, seed), process, device)
 
 
 @cache
@@ -283,16 +283,16 @@ def steps_of_rows(bench: Bench) -> dict[str, int]:
     return steps
 
 
-def seconds_per_step(run: Run, epoch: int) -> float:
+def seconds_per_step(run: TrainingRun, epoch: int) -> float:
     """Take some steps of a round through the photos; tell how long one took, reading included."""
-    run.stepper.train()
+    run.train_step.train()
     run.loader.start_at(epoch, 0)
     gradient_accumulation = run.config.training.gradient_accumulation
     batches = chain.from_iterable(repeat(run.loader))
     start = 0.0
     for number in range(_TIMED_STEPS + 1):
-        run.stepper.step([batch.to(run.device) for batch in islice(batches, gradient_accumulation)])
-        run.stepper.finish()
+        run.train_step.step([batch.to(run.device) for batch in islice(batches, gradient_accumulation)])
+        run.train_step.finish()
         if number == 0:
             start = time.perf_counter()
     return (time.perf_counter() - start) / _TIMED_STEPS
@@ -309,7 +309,7 @@ def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
         config = config.model_copy(update={"training": often})
         resumes = (folder / STATE_FILE).is_file()
         print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
-        if run_training(config, data, folder, resume=resumes).interrupted:
+        if not run_training(config, data, folder, resume=resumes).is_complete:
             raise SystemExit(f"{folder.name}: stopped; the same command goes on")
     last = evaluations_of(folder)[-1]
     if bench.split is not None:

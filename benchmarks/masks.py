@@ -106,8 +106,10 @@ def training_step(which: str) -> Step:
     theirs = build_transformers().train()
     if which == "detrkit":
         settings = TrainingConfig(padding_invariant=False, clip_grad_norm=0.1)
-        stepper = TrainStep(build_ours(theirs).train(), SetCriterion(NUM_CLASSES), settings, torch.device("cpu"), 1000)
-        return lambda: float(stepper.step([batch]).total.detach())
+        train_step = TrainStep(
+            build_ours(theirs).train(), SetCriterion(NUM_CLASSES), settings, torch.device("cpu"), 1000
+        )
+        return lambda: float(train_step.step([batch]).total.detach())
     trained = [p for p in theirs.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
 

@@ -102,8 +102,8 @@ def their_step(model: Any, batch: Batch, precision: str) -> Step:
 def our_step(model: DETR, batch: Batch, precision: str, compile_model: bool = False) -> Step:
     """One training step of detrkit, as its trainer takes it."""
     settings = TrainingConfig(precision=precision, compile=compile_model, padding_invariant=False, clip_grad_norm=0.1)
-    stepper = TrainStep(model, SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=1000)
-    return lambda: float(stepper.step([batch]).total.detach())
+    train_step = TrainStep(model, SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=1000)
+    return lambda: float(train_step.step([batch]).total.detach())
 
 
 def check_equal(device: str) -> None:
@@ -215,15 +215,15 @@ def report_synchronisations() -> None:
 
     batch = make_batch(2, 512, 640, "cuda")
     settings = TrainingConfig(padding_invariant=False)
-    stepper = TrainStep(
+    train_step = TrainStep(
         detrkit.build_model("detr-r50"), SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=100
     )
     for _ in range(3):
-        stepper.step([batch])
+        train_step.step([batch])
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(5):
-            stepper.step([batch])
+            train_step.step([batch])
     waits = sum(event.count for event in profiler.key_averages() if "Synchronize" in event.key)
     print(f"synchronisations per step: {waits / 5:.1f} (the profiler's own at its end included)")
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from detrkit.models.detr import DETR
     from detrkit.models.presets import build_model
     from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
+    from detrkit.training.callbacks import Callback
+    from detrkit.training.result import TrainResult
+    from detrkit.training.train import resume, train
 
 
 _HOME_OF = {
@@ -54,6 +57,10 @@ _HOME_OF = {
     "DETR": "detrkit.models.detr",
     "ModelConfig": "detrkit.config.model",
     "build_model": "detrkit.models.presets",
+    "Callback": "detrkit.training.callbacks",
+    "TrainResult": "detrkit.training.result",
+    "train": "detrkit.training.train",
+    "resume": "detrkit.training.train",
     "Annotations": "detrkit.structures",
     "Batch": "detrkit.structures",
     "Detection": "detrkit.structures",

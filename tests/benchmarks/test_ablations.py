@@ -9,7 +9,7 @@ from benchmarks.ablations import TABLES, main, parsed, row_scores
 from benchmarks import ablations
 from detrkit.config.model import ModelConfig
 from detrkit.config.training import TrainingConfig
-from detrkit.training.trainer import TrainingResult
+from detrkit.training.result import TrainResult
 from tests.datasets import write_coco
 
 SMALLEST = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64"]
@@ -52,13 +52,15 @@ def test_a_row_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     row = TABLES["encoder"][0]
     words = [*SMALLEST, "--steps", "4", "--evaluate-every", "1"]
     _, config, _ = parsed(["encoder", str(shapes), "--model", "detr-tiny", *words])
-    ends = ablations.train
-    monkeypatch.setattr(ablations, "train", lambda *given: replace(ends(*given), stopped_by=15))
+    ends = ablations.train_from_config
+    monkeypatch.setattr(ablations, "train_from_config", lambda *given: replace(ends(*given), stopped_by=15))
     with pytest.raises(SystemExit, match="encoder-0: stopped; the same command goes on"):
         row_scores(row, config, tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
     went_on: list[Path] = []
-    monkeypatch.setattr(ablations, "resume", lambda folder: went_on.append(folder) or TrainingResult(None, 2))
+    monkeypatch.setattr(
+        ablations, "resume", lambda folder: went_on.append(folder) or TrainResult(tmp_path, config, None, 2, 4)
+    )
     assert row_scores(row, config, tmp_path / "run") == row_scores(row, config, tmp_path / "run")
     assert went_on == [tmp_path / "run"]
 

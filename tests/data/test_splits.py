@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from detrkit.cli.training_console import ConsoleProgress
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.training.data import TrainingData, concat_splits, open_data
-from detrkit.training.loggers.run_log import read_metrics
-from detrkit.training.train import train
+from detrkit.training.loggers.jsonl import read_metrics
+from detrkit.training.train import train_from_config
 from tests.datasets import write_coco, write_panoptic
 
 TINY = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 1, "dim_feedforward": 32}
@@ -57,10 +58,10 @@ def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
 
 def test_the_report_of_such_a_run_does_not_claim_unseen_photos(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=2, num_val=2)
-    train(config(folder), tmp_path / "apart")
-    train(config(folder, train_on_val=True), tmp_path / "together")
-    assert "not seen in training" in (tmp_path / "apart" / "report.html").read_text()
-    assert "the ones it was trained on" in (tmp_path / "together" / "report.html").read_text()
+    train_from_config(config(folder), tmp_path / "apart")
+    train_from_config(config(folder, train_on_val=True), tmp_path / "together")
+    assert "not used in training" in (tmp_path / "apart" / "report.html").read_text()
+    assert "training images" in (tmp_path / "together" / "report.html").read_text()
     assert "train_on_val: true" in (tmp_path / "together" / "config.yaml").read_text()
 
 
@@ -98,8 +99,8 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
 ) -> None:
     folder, run = write_coco(tmp_path / "shapes", num_train=2, num_val=2), tmp_path / "run"
     without_objects(folder, "val")
-    result = train(config(folder, epochs=2), run)
-    assert result.scores is not None
+    result = train_from_config(config(folder, epochs=2), run, callbacks=[ConsoleProgress()])
+    assert result.evaluation is not None
     assert (run / "best" / "model.safetensors").read_bytes() == (run / "last" / "model.safetensors").read_bytes()
     said = capsys.readouterr().out
     assert "epoch 1: AP -, AP50 -\nepoch 2: AP -, AP50 -\n" in said
@@ -108,7 +109,7 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
     assert [(entry["ap"], entry["ap_small"]) for entry in evaluations] == [(None, None), (None, None)]
     numbers = json.loads((run / "scores.json").read_text())["metrics"]
     assert set(numbers.values()) == {None}
-    assert EvalMetrics.from_json(result.scores.to_json()).values == result.scores.values
+    assert EvalMetrics.from_json(result.evaluation.to_json()).values == result.evaluation.values
     with pytest.raises(ConfigError, match=r"^patience=3 waits for better scores, but .* has no objects"):
         open_data(config(folder, patience=3))
 

@@ -10,7 +10,7 @@ from detrkit.checkpoints.load import read_checkpoint
 from detrkit.cli import main
 from detrkit.data.formats.lookup import find_record
 from detrkit.demo import run as demo
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 
 
 @pytest.mark.parametrize(("model", "most"), [("detrkit-s", 25 * 3), ("detr-tiny", 12)])

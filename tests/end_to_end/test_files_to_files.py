@@ -13,12 +13,11 @@ from PIL import Image
 import detrkit
 from detrkit import Detector
 from detrkit._internal.files import file_lock
-from detrkit._internal.signals import StopSignal
 from detrkit.checkpoints.conversion.convert import convert
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.cli import main
 from detrkit.errors import ConfigError
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.train import refuse_dataset_folder
 from tests.datasets import write_coco, write_whole_photos
 
@@ -72,7 +71,7 @@ def test_a_run_does_not_lie_in_its_dataset(inside: str, place: Path, capsys: pyt
     folder = place / "shapes"
     before = sorted(folder.rglob("*"))
     assert run(["train", str(folder), "--model", "detr-tiny", "--output", str(folder / inside), *SHORT]) == 2
-    assert "lies in the dataset" in " ".join(capsys.readouterr().err.split())
+    assert "lies inside the dataset" in " ".join(capsys.readouterr().err.split())
     assert sorted(folder.rglob("*")) == before
 
 
@@ -81,7 +80,7 @@ def test_a_run_may_lie_beside_the_folders_of_photos(tmp_path: Path) -> None:
     refuse_dataset_folder(folder / "runs" / "first", str(folder))
     refuse_dataset_folder(tmp_path, str(folder))
     (folder / "data.yaml").touch()
-    with pytest.raises(ConfigError, match="lies in the dataset"):
+    with pytest.raises(ConfigError, match="lies inside the dataset"):
         refuse_dataset_folder(folder, str(folder / "data.yaml"))
 
 
@@ -218,16 +217,16 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
 
     original = Trainer.train_epoch
 
-    def stop_in_third(trainer: Trainer, stop: StopSignal) -> bool:
-        if trainer.position.epoch == 3:
-            stop.received = signal.SIGINT
-        return original(trainer, stop)
+    def stop_in_third(trainer: Trainer) -> bool:
+        if trainer.progress.epoch == 3:
+            trainer.state.stop.received = signal.SIGINT
+        return original(trainer)
 
     monkeypatch.setattr(Trainer, "train_epoch", stop_in_third)
     output = tmp_path / "run"
     longer = ["--epochs", "5", *SHORT[2:], "--output", str(output)]
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *longer]) == 130
-    assert "stopped after 2 finished epochs" in capsys.readouterr().out
+    assert "stopped after 2 complete epochs" in capsys.readouterr().out
     assert (output / "last" / "model.safetensors").exists()
     assert (output / "report.html").exists()
     assert len(Detector.load(output).predict(place / "shapes" / "val2017" / "1.png", threshold=0)) == 25
@@ -244,13 +243,13 @@ def test_ctrl_c_ends_with_130_and_a_usable_folder(
 def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
     from detrkit.config.run import RunConfig
     from detrkit.config.training import TrainingConfig
-    from detrkit.training.build import build_for
+    from detrkit.training.build import build_model_for
     from detrkit.training.planner import plan_model as with_defaults
 
     config = RunConfig(data="x", model="detr-r18", training=TrainingConfig(lr=3e-4))
     scratch = with_defaults(config)
     assert scratch.training.optimizer.backbone_lr == 3e-4
-    model, _ = build_for(scratch, read_checkpoint(place / "run").categories)
+    model, _ = build_model_for(scratch, read_checkpoint(place / "run").categories)
     assert model.config.backbone_normalization == "batch"
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.optimizer.backbone_lr == 1e-5

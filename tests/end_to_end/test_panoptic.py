@@ -17,7 +17,7 @@ from detrkit.data.synthetic import SCENES, SyntheticShapes, SyntheticStyle
 from detrkit.evaluation.ground_truth import GroundTruthSegments
 from detrkit.ops.segments import ids_to_rgb
 from detrkit.structures import PanopticSegments
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 
 TINY = [
     *("--model", "detr-tiny", "--mask-head", "--num-queries", "10", "--image-size", "64"),

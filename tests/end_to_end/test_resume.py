@@ -1,4 +1,4 @@
-"""Runs that are killed, run out of disk, or have several processes, from the command line."""
+"""Resumed runs: killed, stopped by a signal, on a full disk, with two processes, with a damaged or foreign state."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import torch
 from detrkit.checkpoints.files import read_training_state, write_training_state
 from detrkit.cli import main
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 from tests.datasets import write_coco, write_whole_photos
 
 SHORT = [
@@ -36,11 +36,12 @@ def run(arguments: list[str]) -> int:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = read_training_state(folder / "last" / "state.pt")["stepper"]
+    state = read_training_state(folder / "last" / "state.pt")["train_step"]
     return {**state["model"], **{f"average.{name}": tensor for name, tensor in state["average"].items()}}
 
 
-def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
     output = tmp_path / "run"
     slow = ["--lr", "1e-6", "--backbone-lr", "1e-6", "--weights", str(weights)]
@@ -64,7 +65,7 @@ def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.
     assert training.returncode == 143
     assert "Traceback" not in said
     state = read_training_state(output / "last" / "state.pt")
-    done = int(state["stepper"]["step_number"])
+    done = int(state["train_step"]["step_number"])
     assert done >= 3
     config = output / "config.yaml"  # a shorter end, for a test's sake
     epochs = done // 2 + 2
@@ -96,7 +97,8 @@ def test_two_processes_stop_at_a_signal_and_go_on(tmp_path: Path, capfd: pytest.
     assert "the run has ended" in capfd.readouterr().err
 
 
-def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_error_of_one_process_ends_all_and_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=8)
     (folder / "train2017" / "5.png").write_bytes(b"broken")
     output = tmp_path / "run"
@@ -106,7 +108,8 @@ def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, capfd
     assert "Traceback" not in error
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL, which nothing can catch, while importing, training, evaluating, saving."""
     folder = write_coco(tmp_path / "shapes", num_train=6, num_val=2)
     settings = [
@@ -159,7 +162,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Pat
         assert torch.equal(weights(parts)[name], tensor), name
 
 
-def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last" / "state.pt"
     write_training_state(path, {"step": 1})
     whole = path.read_bytes()
@@ -176,7 +179,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", "cut", "evil"])
-def test_a_damaged_state_is_a_sentence(content: bytes | str, tmp_path: Path) -> None:
+def test_damaged_state_is_rejected(content: bytes | str, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     write_training_state(path, {"numbers": torch.zeros(100)})
     if content == "cut":
@@ -189,7 +192,7 @@ def test_a_damaged_state_is_a_sentence(content: bytes | str, tmp_path: Path) -> 
         read_training_state(path)
 
 
-def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_of_another_config_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=4, num_val=2)
     output = tmp_path / "run"
     assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
@@ -200,17 +203,21 @@ def test_a_state_of_another_config_is_a_sentence(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert run(["train", "--resume", str(output)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "state.pt: is not of the run that config.yaml describes (size mismatch for query_source.weight" in said
+    assert (
+        "state.pt: does not belong to the run that config.yaml describes (size mismatch for query_source.weight" in said
+    )
     config.write_text(text)
-    for key in ("position", "num_steps"):
+    for key in ("progress", "num_steps"):
         write_training_state(
             output / "last" / "state.pt", {name: value for name, value in state.items() if name != key}
         )
         assert run(["train", "--resume", str(output)]) == 2
-        assert f"is not of the run that config.yaml describes ('{key}')" in " ".join(capsys.readouterr().err.split())
+        assert f"does not belong to the run that config.yaml describes ('{key}')" in " ".join(
+            capsys.readouterr().err.split()
+        )
 
 
-def test_a_dataset_that_has_changed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_dataset_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
     assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
     path = folder / "annotations" / "instances_train2017.json"
@@ -220,25 +227,24 @@ def test_a_dataset_that_has_changed_is_told(tmp_path: Path, capsys: pytest.Captu
     document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
     path.write_text(json.dumps(document))
     assert run(["train", "--resume", str(output)]) == 2
-    assert "is not what it was" in capsys.readouterr().err
+    assert "has changed" in capsys.readouterr().err
     for place in (tmp_path, folder):
         assert run(["train", "--resume", str(place)]) == 2
-        assert "found no config.yaml" in capsys.readouterr().err
+        assert "there is no config.yaml" in capsys.readouterr().err
 
 
-def test_a_number_of_updates_that_was_edited_is_told_with_the_one_that_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_edited_number_of_steps_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
     assert run(["train", str(folder), *SHORT, "--epochs", "1", "--output", str(output)]) == 0
     config = output / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 4\n"))
     assert run(["train", "--resume", str(output)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "config.yaml comes to 8 updates, the run was begun with 2; put back its steps, epochs and accumulate" in said
+    assert "config.yaml gives 8 steps, but the run was started with 2; restore its steps" in said
 
 
-def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_sigterm_saves_the_run_and_exits(tmp_path: Path) -> None:
     folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
     command = [
         sys.executable,
@@ -262,4 +268,4 @@ def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
-    assert read_training_state(output / "last" / "state.pt")["stepper"]["step_number"] >= 1
+    assert read_training_state(output / "last" / "state.pt")["train_step"]["step_number"] >= 1

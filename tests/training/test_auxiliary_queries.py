@@ -27,7 +27,7 @@ from detrkit.training.auxiliary_queries import (
     build_auxiliary_queries,
     with_auxiliary_queries,
 )
-from detrkit.training.build import loss_for
+from detrkit.training.build import build_criterion
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
 from detrkit.training.train_step import TrainStep
 
@@ -77,9 +77,9 @@ def photos(count: int = 3) -> Batch:
     return replace(batch, targets=[one, *batch.targets[1:-1], empty])
 
 
-def stepper(model: DETR, steps: int = 10, **settings: Any) -> TrainStep:
+def make_train_step(model: DETR, steps: int = 10, **settings: Any) -> TrainStep:
     chosen = TrainingConfig(**{"lr": 1e-3, **settings})
-    return TrainStep(model, loss_for(model.config, chosen), chosen, CPU, steps)
+    return TrainStep(model, build_criterion(model.config, chosen), chosen, CPU, steps)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -156,40 +156,42 @@ def test_the_loss_knows_what_the_settings_made() -> None:
 def test_every_architecture_learns_with_every_helper(architecture: str, helper: str) -> None:
     model = small(architecture)
     refines = model.config.with_box_refine and model.config.decoder != "conditional"
-    learner = stepper(
+    learner = make_train_step(
         model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **HELPERS[helper]
     )
-    assert learner.helpers is not None
+    assert learner.auxiliary_queries is not None
     report = learner.step([photos()])
     learner.finish()
-    assert not learner.left_out
+    assert not learner.skipped_steps
     assert report.total.isfinite()
     assert all(part.isfinite() for part in report.losses.values())
     # every weight takes part in every step: processes would wait for those that do not
     missing = [
-        name for name, one in learner.helpers.named_parameters() if one.grad is None or not one.grad.isfinite().all()
+        name
+        for name, one in learner.auxiliary_queries.named_parameters()
+        if one.grad is None or not one.grad.isfinite().all()
     ]
     assert not missing
-    assert any(bool(one.grad.abs().sum() > 0) for one in learner.helpers.parameters() if one.grad is not None)
+    assert any(bool(one.grad.abs().sum() > 0) for one in learner.auxiliary_queries.parameters() if one.grad is not None)
 
 
 @pytest.mark.parametrize("architecture", ["plain", "dab", "two-stage"])
 def test_a_batch_without_any_object_is_a_step(architecture: str) -> None:
     batch = photos()
     batch = replace(batch, targets=[batch.targets[-1]] * 3)
-    learner = stepper(small(architecture), **HELPERS["all"])
+    learner = make_train_step(small(architecture), **HELPERS["all"])
     report = learner.step([batch])
-    assert learner.helpers is not None
+    assert learner.auxiliary_queries is not None
     assert report.total.isfinite()
     assert float(report.losses["loss_ce_dn"]) == float(report.losses["loss_bbox_dn"]) == 0
-    grads = [one.grad for one in learner.helpers.parameters()]
+    grads = [one.grad for one in learner.auxiliary_queries.parameters()]
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
 
 
 def test_a_saved_model_knows_nothing_of_its_helpers(tmp_path: Path) -> None:
     model, batch = small("plain"), photos()
     names = list(model.state_dict())
-    learner = stepper(model, ema_decay=0.9, **HELPERS["all"])
+    learner = make_train_step(model, ema_decay=0.9, **HELPERS["all"])
     for _ in range(2):
         learner.step([batch])
     best = learner.best_model.eval()
@@ -209,32 +211,32 @@ def test_a_saved_model_knows_nothing_of_its_helpers(tmp_path: Path) -> None:
 
 def test_helpers_are_learned_saved_and_gone_on_with_bit_for_bit() -> None:
     settings = {**HELPERS["all"], "ema_decay": 0.9}
-    whole = stepper(small("dab"), **settings)
+    whole = make_train_step(small("dab"), **settings)
     for _ in range(4):
         whole.step([photos()])
-    first = stepper(small("dab"), **settings)
+    first = make_train_step(small("dab"), **settings)
     for _ in range(2):
         first.step([photos()])
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
-    second = stepper(small("dab"), **settings)
+    second = make_train_step(small("dab"), **settings)
     second.load_state_dict(torch.load(buffer, weights_only=True))
     for _ in range(2):
         second.step([photos()])
-    for part in ("model", "helpers"):
+    for part in ("model", "auxiliary_queries"):
         one, other = whole.state_dict()[part], second.state_dict()[part]
         assert all(torch.equal(one[name], other[name]) for name in one), part
     start = AuxiliaryQueryGenerator(whole.model.config, whole.settings).state_dict()
-    assert start.keys() == whole.state_dict()["helpers"].keys()
+    assert start.keys() == whole.state_dict()["auxiliary_queries"].keys()
 
 
 def test_without_helpers_a_step_is_what_it_was() -> None:
-    learner = stepper(small("plain"))
+    learner = make_train_step(small("plain"))
     report = learner.step([photos()])
-    assert learner.helpers is None
+    assert learner.auxiliary_queries is None
     assert not any(name.endswith(("_dn", "_group", "_hybrid")) for name in report.losses)
-    expected = loss_for(learner.model.config, learner.settings)(
+    expected = build_criterion(learner.model.config, learner.settings)(
         small("plain").train()(photos().images), photos().targets
     )
     torch.testing.assert_close(report.total, expected.total)
@@ -254,7 +256,7 @@ def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
             original_sizes=batch.original_sizes[chosen],
         )
 
-    whole, halves = stepper(small("plain"), **HELPERS["all"]), stepper(small("plain"), **HELPERS["all"])
+    whole, halves = make_train_step(small("plain"), **HELPERS["all"]), make_train_step(small("plain"), **HELPERS["all"])
     report, added = whole.step([batch]), halves.step([part(slice(0, 2)), part(slice(2, 4))])
     for name in (name for name in report.losses if name.startswith("loss")):
         torch.testing.assert_close(added.losses[name], report.losses[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -263,20 +265,24 @@ def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
 
 @pytest.mark.parametrize("architecture", ["plain", "dab", "refined"])
 def test_recomputing_gives_the_same_gradients(architecture: str) -> None:
-    kept, again = (stepper(small(architecture), activation_checkpointing=on, **HELPERS["all"]) for on in (False, True))
+    kept, again = (
+        make_train_step(small(architecture), activation_checkpointing=on, **HELPERS["all"]) for on in (False, True)
+    )
     for learner in (kept, again):
         learner.train()
         learner.step([photos()])
-    assert kept.helpers is not None
-    assert again.helpers is not None
-    for (name, one), other in zip(kept.helpers.named_parameters(), again.helpers.parameters(), strict=True):
+    assert kept.auxiliary_queries is not None
+    assert again.auxiliary_queries is not None
+    for (name, one), other in zip(
+        kept.auxiliary_queries.named_parameters(), again.auxiliary_queries.parameters(), strict=True
+    ):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
 def test_looking_forward_twice_teaches_the_layer_before() -> None:
     def gradient(twice: bool) -> torch.Tensor:
         model = small("refined")
-        learner = stepper(model, look_forward_twice=twice)
+        learner = make_train_step(model, look_forward_twice=twice)
         predictions = learner.model(photos().images)
         boxes: torch.Tensor = predictions.layer_boxes[-1].sum()
         head = model.heads.box_head_of(0)
@@ -289,10 +295,10 @@ def test_looking_forward_twice_teaches_the_layer_before() -> None:
 
 def test_weights_decay_and_rates_of_helpers_follow_the_models() -> None:
     settings = {"weight_decay": 0.1, "decay_norms": False, "offset_lr_factor": 0.1, **HELPERS["all"]}
-    learner = stepper(small("deformable"), **settings)
-    assert learner.helpers is not None
+    learner = make_train_step(small("deformable"), **settings)
+    assert learner.auxiliary_queries is not None
     of = {id(one): group for group in learner.optimizer.param_groups for one in group["params"]}
-    named = {name: of[id(one)] for name, one in learner.helpers.named_parameters()}
+    named = {name: of[id(one)] for name, one in learner.auxiliary_queries.named_parameters()}
     assert named["groups.1.weight"]["weight_decay"] == named["hybrid.weight"]["weight_decay"] == 0
     assert named["labels.weight"]["weight_decay"] == 0.1
     assert named["groups.0.point_head.weight"]["initial_lr"] == pytest.approx(1e-4)
@@ -302,4 +308,4 @@ def test_weights_decay_and_rates_of_helpers_follow_the_models() -> None:
 def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
     parts = [part for part in PARTS if part != "mask_head"]
     with pytest.raises(ConfigError, match="nothing is left to train"):
-        stepper(small("plain"), freeze=parts, query_groups=2)
+        make_train_step(small("plain"), freeze=parts, query_groups=2)

@@ -3,7 +3,7 @@
 from detrkit.config.training import TrainingConfig
 from detrkit.losses.classification import IoUAwareClassification
 from detrkit.models.presets import preset_config
-from detrkit.training.build import loss_for
+from detrkit.training.build import build_criterion
 
 WEIGHTS = {
     "cls_loss_coef": 1.5,
@@ -16,18 +16,19 @@ WEIGHTS = {
 
 def test_every_weight_is_the_one_that_was_given_and_matching_costs_are_alike() -> None:
     settings = TrainingConfig.model_validate({**WEIGHTS, "eos_coef": 0.3, "padding_invariant": False})
-    loss = loss_for(preset_config("detr-tiny"), settings)
+    loss = build_criterion(preset_config("detr-tiny"), settings)
     assert loss.weight_dict == {
         "loss_ce": 1.5, "loss_bbox": 4.0, "loss_giou": 3.0, "loss_mask": 7.0, "loss_dice": 6.0,
     }  # fmt: skip
     matcher = loss.matcher
     assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (1.5, 4.0, 3.0)
     assert (loss.eos_coef, loss.padding_invariant, loss.masks_only) == (0.3, False, False)
-    other = loss_for(preset_config("detr-tiny"), TrainingConfig(padding_invariant=True), masks_only=True)
+    masks_only = TrainingConfig(padding_invariant=True, freeze="boxes")
+    other = build_criterion(preset_config("detr-tiny", mask_head=True), masks_only)
     assert (other.eos_coef, other.padding_invariant, other.masks_only) == (0.1, True, True)
 
 
 def test_scores_that_learn_the_overlap_are_matched_as_they_are_judged() -> None:
-    loss = loss_for(preset_config("detrkit-s"), TrainingConfig(iou_aware=True))
+    loss = build_criterion(preset_config("detrkit-s"), TrainingConfig(iou_aware=True))
     assert isinstance(loss.classification, IoUAwareClassification)
     assert loss.matcher.classification is loss.classification

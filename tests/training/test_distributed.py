@@ -1,4 +1,4 @@
-"""Several processes learn what one would; what they say, and how they end."""
+"""Training in two processes: steps, batch norm statistics and random state equal those of one process."""
 
 import copy
 import os
@@ -28,23 +28,21 @@ from detrkit.distributed.collectives import (
     max_over_processes,
     process_group,
 )
-from detrkit.distributed.rank import Process, process_from_environment
-from detrkit.errors import ConfigError
+from detrkit.distributed.rank import Process
 from detrkit.evaluation.coco import CocoMetrics
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.structures import Batch, Sample
-from detrkit.training.build import loss_for
-from detrkit.training.loggers.run_log import NoLog
+from detrkit.training.build import build_criterion
 from detrkit.training.train_step import TrainStep
-from detrkit.training.trainer import RunHooks, Trainer
+from detrkit.training.trainer import Trainer
 
 BATCH = 4
 STEPS = 5
 
 
-def uneven_photos() -> list[Sample]:
+def images_of_several_sizes() -> list[Sample]:
     """Photos of several sizes; the first of each half of a batch has no object, or many."""
     samples = SyntheticShapes(BATCH * STEPS, 0, SyntheticStyle(size=64, max_objects=5)).draw_all()
     changed = []
@@ -59,31 +57,31 @@ def uneven_photos() -> list[Sample]:
 
 
 OWN = {"iou_aware": True, "look_forward_twice": True, "denoising": 3, "contrastive_denoising": True}
-HELPERS = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
-# model, whether it has masks, training-only helpers
-LESSONS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+AUXILIARY = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
+# model, whether it has masks, training-only queries
+CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "boxes": ("detr-tiny", False, {}),
     "masks": ("detr-tiny", True, {}),
-    "helpers": ("detr-tiny", False, HELPERS),
-    "two stages": ("detrkit-s", False, OWN),
+    "auxiliary queries": ("detr-tiny", False, AUXILIARY),
+    "two-stage": ("detrkit-s", False, OWN),
 }
 
 
-def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: dict[str, Any]) -> None:
+def save_steps(process: Process, file: Path, name: str, with_masks: bool, more: dict[str, Any]) -> None:
     torch.manual_seed(0)
     changes: dict[str, Any] = {"num_classes": 3, "num_queries": 6, "decoder_layers": 2}
     if name == "detr-tiny":
         changes["encoder_layers"] = 1
     model = build_model(name, backbone_normalization="frozen", mask_head=with_masks, **changes)
     settings = TrainingConfig(ema_decay=0.9, **more)
-    samples, share = uneven_photos(), BATCH // process.world
+    samples, share = images_of_several_sizes(), BATCH // process.world
     with process_group(process, torch.device("cpu")):
-        stepper = TrainStep(model, loss_for(model.config, settings), settings, torch.device("cpu"), STEPS)
+        train_step = TrainStep(model, build_criterion(model.config, settings), settings, torch.device("cpu"), STEPS)
         totals, gradients = [], {}
         for step in range(STEPS):
             first = step * BATCH + process.rank * share
             batch = collate(samples[first : first + share])
-            report = stepper.step([batch])
+            report = train_step.step([batch])
             if not step:
                 gradients = {
                     name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
@@ -98,26 +96,26 @@ def take_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
         assert gather([process.rank]) == list(range(process.world))
         assert broadcast_from_first("here" if process.is_first else None) == "here"
         if process.is_first:
-            beside = {} if stepper.helpers is None else stepper.helpers.state_dict()
+            beside = {} if train_step.auxiliary_queries is None else train_step.auxiliary_queries.state_dict()
             state = {**model.state_dict(), **beside}
             torch.save({"model": state, "gradients": gradients, "totals": torch.stack(totals)}, file)
 
 
-def work(rank: int, ports: list[int], folder: Path) -> None:
+def run_cases(rank: int, ports: list[int], folder: Path) -> None:
     """All that two processes are asked for, one after the other: to start them takes longer than what they do."""
     torch.set_num_threads(1)
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    for port, (lesson, settings) in zip(ports[1:], LESSONS.items(), strict=True):
+    for port, (case, settings) in zip(ports[1:], CASES.items(), strict=True):
         os.environ["MASTER_PORT"] = str(port)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # users would see them
-            take_steps(Process(rank, 2, rank), folder / f"{lesson}.pt", *settings)
+            save_steps(Process(rank, 2, rank), folder / f"{case}.pt", *settings)
     os.environ["MASTER_PORT"] = str(ports[0])
-    count_statistics(rank, folder / "statistics")
+    save_batch_norm_statistics(rank, folder / "statistics")
 
 
-class OneBatch:
-    """A loader that nobody reads."""
+class EmptyLoader:
+    """One batch that is never read."""
 
     def __len__(self) -> int:
         return 1
@@ -129,10 +127,18 @@ class OneBatch:
         pass
 
 
-def go_back(process: Process, stepper: TrainStep) -> None:
-    """Each process draws again what it drew after the state was taken, which is not what the other draws."""
-    hooks = RunHooks(lambda _: EvalMetrics(CocoMetrics({}, (), 1, 1)), lambda *_: None, lambda _: None)
-    trainer = Trainer(stepper, OneBatch(), TrainingConfig(), hooks, NoLog())
+class NoCheckpoints:
+    """Writes nothing."""
+
+    def save_weights(self, name: str, model: DETR) -> None: ...
+
+    def save_state(self, state: dict[str, Any]) -> None: ...
+
+
+def restore_random_state(process: Process, train_step: TrainStep) -> None:
+    """After a state is loaded, each process draws the numbers it drew after it was saved, which differ between ranks."""
+    metrics = EvalMetrics(CocoMetrics({}, (), 1, 1))
+    trainer = Trainer(train_step, EmptyLoader(), TrainingConfig(), lambda _: metrics, NoCheckpoints())
     torch.manual_seed(process.rank)
     state = trainer.state_dict()
     drawn = torch.rand(4)
@@ -144,38 +150,38 @@ def go_back(process: Process, stepper: TrainStep) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("of_two")
-    ports = [free_port() for _ in range(1 + len(LESSONS))]
-    multiprocessing.start_processes(work, (ports, folder), 2, start_method="spawn")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    ports = [free_port() for _ in range(1 + len(CASES))]
+    multiprocessing.start_processes(run_cases, (ports, folder), 2, start_method="spawn")
     return folder
 
 
-def count_statistics(rank: int, file: Path) -> None:
+def save_batch_norm_statistics(rank: int, file: Path) -> None:
     torch.manual_seed(0)
     model = build_model("detrkit-s", num_classes=3, num_queries=6, decoder_layers=1, backbone_normalization="batch")
     settings = TrainingConfig(ema_decay=0.5)
     with process_group(Process(rank, 2, rank), torch.device("cpu")):
-        stepper = TrainStep(model, loss_for(model.config, settings), settings, torch.device("cpu"), 2)
-        samples = uneven_photos()[rank * 4 : rank * 4 + 4]
+        train_step = TrainStep(model, build_criterion(model.config, settings), settings, torch.device("cpu"), 2)
+        samples = images_of_several_sizes()[rank * 4 : rank * 4 + 4]
         photos = [replace(one, image=one.image // (1 + rank)) for one in samples]  # darker in the second process
         alone = copy.deepcopy(model)
-        stepper.train()
-        stepper.step([collate(photos)])
-        go_back(Process(rank, 2, rank), stepper)
+        train_step.train()
+        train_step.step([collate(photos)])
+        restore_random_state(Process(rank, 2, rank), train_step)
         batch = collate(photos)
         alone.padding_invariant = settings.padding_invariant
         alone.train()(batch.images, batch.padding_mask)
     of_all = {
         "model": {name: buffer for name, buffer in model.named_buffers() if "running" in name},
-        "average": {name: buffer for name, buffer in stepper.best_model.named_buffers() if "running" in name},
+        "average": {name: buffer for name, buffer in train_step.best_model.named_buffers() if "running" in name},
         "alone": {name: buffer for name, buffer in alone.named_buffers() if "running" in name},
     }
     torch.save(of_all, file.with_suffix(f".{rank}"))
 
 
-def test_statistics_of_batch_norm_are_those_of_all_processes(of_two: Path) -> None:
-    one, two = (torch.load(of_two / f"statistics.{rank}", weights_only=True) for rank in range(2))
+def test_batch_norm_statistics_are_averaged_over_processes(two_processes: Path) -> None:
+    one, two = (torch.load(two_processes / f"statistics.{rank}", weights_only=True) for rank in range(2))
     for name, mean in one["model"].items():
         assert not torch.equal(one["alone"][name], two["alone"][name])
         assert torch.equal(mean, two["model"][name])
@@ -184,17 +190,15 @@ def test_statistics_of_batch_norm_are_those_of_all_processes(of_two: Path) -> No
         torch.testing.assert_close(mean, (one["alone"][name] + two["alone"][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_two_processes_learn_what_one_does_with_all_photos(tmp_path: Path, of_two: Path, lesson: str) -> None:
-    take_steps(Process(), tmp_path / "one.pt", *LESSONS[lesson])
-    one, two = (torch.load(file, weights_only=True) for file in (tmp_path / "one.pt", of_two / f"{lesson}.pt"))
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_take_the_steps_of_one_with_all_images(tmp_path: Path, two_processes: Path, case: str) -> None:
+    save_steps(Process(), tmp_path / "one.pt", *CASES[case])
+    one, two = (torch.load(file, weights_only=True) for file in (tmp_path / "one.pt", two_processes / f"{case}.pt"))
     torch.testing.assert_close(two["totals"][:, :-1], one["totals"][:, :-1], rtol=1e-5, atol=1e-5)
     largest = max(gradient.abs().max().item() for gradient in one["gradients"].values())
     for weight, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][weight], gradient, rtol=1e-4, atol=1e-6 * largest, msg=weight)
-    if (
-        lesson != "two stages"
-    ):  # where a gradient is nothing but rounding, as some of theirs, Adam makes whole steps of it
+    if case != "two-stage":  # where a gradient is nothing but rounding, as some of theirs, Adam makes whole steps of it
         for weight, tensor in one["model"].items():
             torch.testing.assert_close(two["model"][weight], tensor, rtol=0, atol=1e-5, msg=weight)
 
@@ -204,14 +208,14 @@ SMALL = {"hidden_dim": 64, "dim_feedforward": 32, "num_queries": 12, "max_detect
 
 def without_gradient(model: DETR) -> list[str]:
     settings = TrainingConfig()
-    TrainStep(model, loss_for(model.config, settings), settings, torch.device("cpu"), 1).step(
-        [collate(uneven_photos()[:4])]
+    TrainStep(model, build_criterion(model.config, settings), settings, torch.device("cpu"), 1).step(
+        [collate(images_of_several_sizes()[:4])]
     )
     return [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
 
 
 @pytest.mark.parametrize("name", sorted({name.replace("-r101", "-r50").replace("-dc5", "") for name in PRESETS}))
-def test_every_weight_that_learns_has_a_part_in_the_losses(name: str) -> None:
+def test_every_trainable_weight_has_a_gradient(name: str) -> None:
     # PyTorch's data parallelism waits for the gradient of each
     layers = {"encoder_layers": min(1, PRESETS[name].encoder_layers), "decoder_layers": 2}
     assert not without_gradient(build_model(name, backbone="resnet-tiny", **SMALL, **layers))
@@ -224,43 +228,12 @@ def test_every_weight_that_learns_has_a_part_in_the_losses(name: str) -> None:
         ("dab-detr-r50", {"encoder_layers": 0, "decoder_layers": 2}),
     ],
 )
-def test_nor_do_fewer_layers_leave_weights_without_one(name: str, changes: dict[str, int]) -> None:
+def test_every_trainable_weight_has_a_gradient_with_fewer_layers(name: str, changes: dict[str, int]) -> None:
     assert not without_gradient(build_model(name, backbone="resnet-tiny", **SMALL, **changes))
 
 
-def test_evaluation_is_shared_out_in_the_same_batches() -> None:
+def test_evaluation_batches_are_distributed_unchanged() -> None:
     samples = SampleDataset(SyntheticShapes(7, 0, SyntheticStyle(size=48)).draw_all())
     alone = [batch.image_ids for batch in evaluation_loader(samples, 2, 0)]
     shared = [[b.image_ids for b in evaluation_loader(samples, 2, 0, rank=Rank(rank, 3))] for rank in range(3)]
     assert shared == [[alone[0], alone[3]], [alone[1]], [alone[2]]]
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, Process()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(3, 8, 1)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Process(2, 4, 0)),
-        ({"SLURM_NTASKS": "4"}, Process()),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Process()),
-    ],
-)
-def test_who_this_process_is(environment: dict[str, str], expected: Process) -> None:
-    assert process_from_environment(environment) == expected
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "x"}],
-)
-def test_an_odd_environment_is_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="environment"):
-        process_from_environment(environment)
-
-
-def test_the_first_node_of_a_slurm_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    from detrkit.distributed import collectives as processes
-
-    monkeypatch.setenv("PATH", "")
-    for nodes, first in {"node7": "node7", "a[03-05,9]": "a03", "x1,x2": "x1", "n[4]": "n4"}.items():
-        assert processes._first_node(nodes) == first

@@ -1,4 +1,4 @@
-"""What is said when one of several processes fails."""
+"""Errors of training processes, as the launching process raises them."""
 
 from pathlib import Path
 
@@ -9,16 +9,18 @@ from detrkit.training.launch import _failure
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "expected"),
+    ("messages", "kind", "expected"),
     [
         ({"1-0": "Traceback\nKeyError", "0-1": "5.png: cannot be read"}, DetrkitError, "5.png: cannot be read"),
-        ({"1-1": "Traceback\nKeyError"}, RuntimeError, "in a training process:\nTraceback\nKeyError"),
-        ({}, DetrkitError, "--devices: killed"),
+        ({"1-1": "Traceback\nKeyError"}, RuntimeError, "training process:\nTraceback\nKeyError"),
+        ({}, DetrkitError, "devices=: killed"),
     ],
-    ids=["a user's mistake is a sentence", "a fault of ours is a trace", "a silent end"],
+    ids=["user error", "failure with a stack trace", "no message"],
 )
-def test_a_failure_is_told(tmp_path: Path, said: dict[str, str], kind: type[Exception], expected: str) -> None:
-    for name, message in said.items():
+def test_failure_of_a_process_is_raised(
+    tmp_path: Path, messages: dict[str, str], kind: type[Exception], expected: str
+) -> None:
+    for name, message in messages.items():
         (tmp_path / name).write_text(message)
     failure = _failure(tmp_path, "killed")
     assert type(failure) is kind

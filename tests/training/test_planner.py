@@ -1,12 +1,10 @@
-"""What is chosen for a set and a start, and that nobody's word is overruled."""
+"""Planner: settings chosen for model, dataset and weights; given settings are kept."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from detrkit.benchmark.describe_data import _first_samples
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
@@ -24,35 +22,35 @@ from detrkit.models.presets import build_model
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import with_architecture_of_weights
 from detrkit.training.data import TrainingData, training_dataset
-from detrkit.training.overfit_check import overfit_report
-from detrkit.training.planner import Plan, plan_model, plan_training, plan_within
-from detrkit.training.train import open_and_plan
-from detrkit.training.trainer import Throughput, planned_steps, steps_per_epoch
+from detrkit.training.duration import Throughput, planned_steps, steps_per_epoch
+from detrkit.training.overfit_check import check_overfit
+from detrkit.training.planner import TrainingPlan, plan_model, plan_training, plan_within
+from detrkit.training.train import prepare
 from tests.datasets import write_coco
 
 CATEGORIES = Categories(ids=(1, 2), names=("cat", "dog"))
 
 
-def planned(num_images: int, **given: object) -> Plan:
+def planned(num_images: int, **given: object) -> TrainingPlan:
     settings = TrainingConfig.model_validate(given.pop("training", {}))
     config = RunConfig.model_validate({"data": "x", "training": settings, "model": "detr-r50", **given})
     return plan_training(plan_model(config), set(settings.explicit), num_images)
 
 
-def test_what_a_preset_brings_along_is_told() -> None:
+def test_choices_contain_the_defaults_of_a_preset() -> None:
     plan = planned(1000, model="detrkit-s", training={"batch_size": 8})
-    told = {choice.name: choice.value for choice in plan.choices if choice.why == "suits detrkit-s"}
+    told = {choice.name: choice.value for choice in plan.choices if choice.reason == "default of detrkit-s"}
     assert told["image_size"] == plan.config.training.image_size == 320
     assert told["iou_aware"] is True
-    assert "batch_size" not in told, "somebody gave it"
-    by_heart = planned(8, model="detrkit-s", training={"overfit": 8})
-    assert {choice.why for choice in by_heart.choices if "backbone" not in choice.name} == {"suits detrkit-s"}
+    assert "batch_size" not in told, "it was given"
+    overfit = planned(8, model="detrkit-s", training={"overfit": 8})
+    assert {choice.reason for choice in overfit.choices if "backbone" not in choice.name} == {"default of detrkit-s"}
 
 
 @pytest.mark.parametrize("recipe", ["auto", "reference"])
-def test_what_a_published_architecture_brings_along_is_told(recipe: str) -> None:
+def test_choices_contain_the_published_settings_of_an_architecture(recipe: str) -> None:
     from_scratch, pretrained = (
-        {choice.name: (choice.value, choice.why) for choice in plan.choices}
+        {choice.name: (choice.value, choice.reason) for choice in plan.choices}
         for plan in (
             planned(1000, model="deformable-detr-r50", recipe=recipe, weights=weights) for weights in (None, "imagenet")
         )
@@ -61,17 +59,17 @@ def test_what_a_published_architecture_brings_along_is_told(recipe: str) -> None
     assert pretrained["backbone_lr"] == (2e-5, "as published")
     assert pretrained["offset_lr_factor"] == (0.1, "as published")
     assert from_scratch["backbone_lr"][0] == 2e-4
-    assert "starts at random" in from_scratch["backbone_lr"][1]
+    assert "from scratch" in from_scratch["backbone_lr"][1]
     assert ("padding_invariant" in pretrained) == (recipe == "reference")
 
 
-def test_a_tiny_model_made_deformable_keeps_the_published_rate_of_places() -> None:
+def test_deformable_detr_tiny_has_the_published_offset_learning_rate() -> None:
     changes = {"queries": "points", "decoder": "deformable", "class_scores": "sigmoid"}
     training = planned(1000, model="detr-tiny", model_overrides=changes).config.training
     assert (training["offset_lr_factor"], training["lr"], training["iou_aware"]) == (0.1, 5e-4, False)
 
 
-def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
+def test_pretrained_backbone_keeps_frozen_norms_and_stages() -> None:
     changes = {"backbone": "timm:tf_efficientnet_lite0"}
     config = RunConfig(data="x", model="detrkit-s", backbone_weights="a.pth", model_overrides=changes)
     settings = plan_model(config).model_overrides
@@ -82,7 +80,7 @@ def test_a_backbone_that_can_see_keeps_its_norms_and_its_first_stages() -> None:
     assert plan_model(scratch).model_overrides["backbone_normalization"] == "batch"
 
 
-def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise() -> None:
+def test_detrkit_presets_have_their_own_defaults() -> None:
     training = planned(1000, model="detrkit-s").config.training
     assert (training["iou_aware"], training["look_forward_twice"], training["offset_lr_factor"]) == (
         True,
@@ -122,7 +120,7 @@ def test_our_own_models_learn_by_their_own_settings_where_nobody_says_otherwise(
         ({"contrastive_denoising": False}, 3, False),
     ],
 )
-def test_helpers_of_our_own_models_follow_what_is_given(
+def test_denoising_defaults_of_detrkit_presets_follow_given_settings(
     given: dict[str, Any], copies: int, is_contrastive: bool
 ) -> None:
     planning = planned(1000, model="detrkit-s", training=given)
@@ -136,7 +134,7 @@ def test_helpers_of_our_own_models_follow_what_is_given(
     assert ("contrastive_denoising" in told) is (is_contrastive and "contrastive_denoising" not in given)
 
 
-def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path) -> None:
+def test_architecture_of_the_weights_is_used_unless_a_model_is_given(tmp_path: Path) -> None:
     model = build_model("detr-tiny", num_classes=2, decoder_layers=1, num_queries=7)
     checkpoint = Checkpoint(model.state_dict(), model.config, CATEGORIES, Preprocessing(image_size=96))
     save_checkpoint(tmp_path / "a.safetensors", checkpoint)
@@ -148,23 +146,22 @@ def test_weights_bring_their_architecture_unless_another_is_named(tmp_path: Path
     save_checkpoint(tmp_path / "run" / "model.safetensors", checkpoint)
     (tmp_path / "run" / "config.yaml").write_text("model: detr-r18\n")
     of_run = with_architecture_of_weights(RunConfig(data="x", weights=str(tmp_path / "run")))
-    assert of_run.model == "detr-r18", "the run's own word"
+    assert of_run.model == "detr-r18", "the preset in its config.yaml"
     assert "num_classes" not in taken.model_overrides
     fewer = with_architecture_of_weights(config.replace(model_overrides={"num_queries": 3}))
     assert fewer.model_overrides["num_queries"] == 3
     named = config.model_validate({**config.model_dump(), "model": "detr-r18"})
     assert with_architecture_of_weights(named) is named
-    with pytest.raises(CheckpointError, match="--weights nowhere: nowhere: not found"):
+    with pytest.raises(CheckpointError, match=r"^weights='nowhere': nowhere: "):
         with_architecture_of_weights(RunConfig(data="x", weights="nowhere"))
-    told = io.StringIO()
     data = str(write_coco(tmp_path / "shapes", 2, 2))
-    opened_config, _ = open_and_plan(config.replace(data=data), Console(file=told, width=200))
-    assert opened_config.training.image_size == 96
-    assert "model detr-tiny, 96 px: the weights' own" in told.getvalue()
-    assert "image_size" not in told.getvalue(), "it does not suit the preset, it is the weights'"
+    plan, _ = prepare(config.replace(data=data))
+    assert plan.config.training.image_size == 96
+    assert "model detr-tiny and image size 96 px are those of the weights" in plan.notes
+    assert "image_size" not in {choice.name for choice in plan.choices}
 
 
-def test_better_starts_and_larger_sets_need_fewer_rounds() -> None:
+def test_pretrained_weights_and_larger_datasets_need_fewer_epochs() -> None:
     epochs = {
         (start, count): planned(count, weights=start).config.training.epochs
         for start in (None, "imagenet", "runs/first")
@@ -176,7 +173,7 @@ def test_better_starts_and_larger_sets_need_fewer_rounds() -> None:
         assert epochs[None, count] > epochs["imagenet", count] > epochs["runs/first", count]
 
 
-def test_every_choice_is_explained_and_within_range() -> None:
+def test_every_choice_has_a_reason_and_a_valid_value() -> None:
     plan = planned(205, weights="imagenet")
     assert {choice.name for choice in plan.choices} == {
         "epochs", "lr_scheduler", "warmup_steps", "ema_decay", "decay_norms", "evaluate_every",
@@ -189,7 +186,7 @@ def test_every_choice_is_explained_and_within_range() -> None:
     assert planned(1000, weights="runs/first").config.training["freeze"] == ()
 
 
-def test_what_was_given_stays() -> None:
+def test_given_settings_are_kept() -> None:
     given = {
         "epochs": 7,
         "lr_scheduler": "step",
@@ -204,7 +201,7 @@ def test_what_was_given_stays() -> None:
     assert planned(100, training={"steps": 50}).config.training.epochs == 300
 
 
-def test_the_reference_is_the_papers() -> None:
+def test_reference_recipe_is_the_training_of_the_paper() -> None:
     training = planned(
         5000, recipe="reference", weights="imagenet", training={"batch_size": 4, "devices": 2}
     ).config.training
@@ -221,12 +218,12 @@ def test_the_reference_is_the_papers() -> None:
     )
 
 
-def test_processes_that_others_started_count() -> None:
+def test_processes_started_by_torchrun_count_for_accumulation() -> None:
     config = plan_model(RunConfig(data="x", recipe="reference", training=TrainingConfig(batch_size=4)))
     assert plan_training(config, {"batch_size"}, 5000, num_processes=8).config.training.gradient_accumulation == 2
 
 
-def test_the_plan_of_a_set_by_hand() -> None:
+def test_planned_values_computed_by_hand() -> None:
     training = planned(205, model="detrkit-m", weights="imagenet").config.training
     # 51 steps of 4 photos: 118 rounds have 6,000 of them, and 50 more
     assert (training.epochs, training["warmup_steps"]) == (168, 168 * 51 // 20)
@@ -243,7 +240,7 @@ def test_the_plan_of_a_set_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("num_images", "rounds"), [(100, 6000 // 2 + 50), (364, 6000 // 6 + 50), (7, 6000 + 50)])
-def test_updates_of_many_batches_are_counted_as_training_takes_them(num_images: int, rounds: int) -> None:
+def test_accumulated_steps_are_counted_as_the_trainer_takes_them(num_images: int, rounds: int) -> None:
     training = planned(
         num_images, weights="imagenet", training={"batch_size": 8, "gradient_accumulation": 8}
     ).config.training
@@ -253,14 +250,14 @@ def test_updates_of_many_batches_are_counted_as_training_takes_them(num_images: 
     assert training["warmup_steps"] == min(1000, planned_steps(num_batches, training) // 20)
 
 
-def test_a_run_of_steps_is_judged_as_often_as_one_of_epochs() -> None:
+def test_run_of_steps_is_evaluated_at_most_20_times() -> None:
     assert (
         planned(100, training={"batch_size": 1, "steps": 4000}).config.training["evaluate_every"] == 2
-    )  # of 40 rounds
+    )  # of 40 epochs
     assert planned(100, training={"batch_size": 1, "steps": 50}).config.training["evaluate_every"] == 1
 
 
-def test_as_many_steps_are_planned_as_there_is_time_for() -> None:
+def test_time_limit_is_filled_with_steps_and_evaluations() -> None:
     def within(seconds: float, **training: object) -> tuple[int | None, int]:
         settings = TrainingConfig.model_validate({"batch_size": 8, **training})
         config = plan_model(RunConfig(data="x", training=settings))
@@ -279,7 +276,7 @@ def test_as_many_steps_are_planned_as_there_is_time_for() -> None:
     assert within(23.5) == (35, 4)  # no more than the evaluation at the end
 
 
-def test_learning_by_heart_is_a_test_of_what_is_given() -> None:
+def test_overfit_run_has_no_choices() -> None:
     assert not planned(8, training={"overfit": 8}).choices
 
 
@@ -291,7 +288,7 @@ def run_data(annotations: Annotations) -> TrainingData:
     return TrainingData(train, BatchGrouping.ungrouped(1), split, photos, photos)
 
 
-def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:
+def test_training_sizes_are_centred_on_the_evaluation_size_for_detrkit_presets() -> None:
     own = planned(1000, model="detrkit-s", training={"image_size": 80}).config.training
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     sample = Sample(torch.zeros(3, 100, 120, dtype=torch.uint8), nothing, 1, (100, 120))
@@ -301,7 +298,7 @@ def test_training_sizes_surround_those_of_tests_for_our_own_models() -> None:
         assert (min(sides), max(sides)) == expected
 
 
-def test_photos_are_mirrored_as_often_as_asked() -> None:
+def test_flips_and_rotations_follow_their_probability() -> None:
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     image[:, :20, :20] = 255
     sample = Sample(image, Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 1, (40, 40))
@@ -316,7 +313,7 @@ def test_photos_are_mirrored_as_often_as_asked() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_photos_are_cut_as_often_as_asked(share: float) -> None:
+def test_crops_follow_their_probability(share: float) -> None:
     middle = Annotations(torch.tensor([[0.5, 0.5, 0.9, 0.9]]), torch.zeros(1, dtype=torch.int64))
     sample = Sample(torch.zeros(3, 200, 100, dtype=torch.uint8), middle, 1, (200, 100))
     photos = training_dataset(SampleDataset([sample]), TrainingConfig(image_size=100, crop=share))
@@ -326,14 +323,11 @@ def test_photos_are_cut_as_often_as_asked(share: float) -> None:
     assert share != 0 or cut == 0
 
 
-def test_what_training_will_see_shows_strong_augmentation_until_it_ends(tmp_path: Path) -> None:
+def test_strong_augmentation_ends_at_strong_aug_until(tmp_path: Path) -> None:
     settings = {"mosaic": 1.0, "augment": True, "image_size": 64, "steps": 10, "batch_size": 2, "strong_aug_until": 0.6}
     given = {"data": str(write_coco(tmp_path / "shapes", 4, 2)), "model": "detr-tiny"}
-    config, data = open_and_plan(
-        RunConfig.model_validate({**given, "training": TrainingConfig.model_validate(settings)}),
-        Console(file=io.StringIO()),
-    )
-    _first_samples(config, data, count=1, epoch=1)
+    plan, data = prepare(RunConfig.model_validate({**given, "training": settings}))
+    _first_samples(plan.config, data, count=1, epoch=1)
     assert data.train.strong_epochs == 3  # 0.6 of the five rounds that ten steps are
     plain = TrainingConfig.model_validate({**settings, "mosaic": 0.0})
     untouched = training_dataset(data.train.photos, plain)
@@ -350,23 +344,24 @@ def scores(ap: float) -> EvalMetrics:
     )
 
 
-def test_what_keeps_photos_from_being_learned_is_said() -> None:
+def test_overfit_report_lists_likely_causes() -> None:
     boxes = torch.tensor([[10.0, 10, 90, 90], [10, 10, 90, 91], [5, 5, 8, 9]])
     data = run_data(Annotations(boxes, torch.tensor([0, 1, 0])))
     model = ModelConfig(num_queries=2)
-    said = "\n".join(overfit_report(scores(0.4), data, model, image_size=100))
-    assert "not learned by heart (AP 0.400" in said
-    assert "3 objects, the model 2 queries: --num-queries 6" in said
-    assert "objects smaller than half a cell of 32 px: 1;" in said
-    assert "pairs of boxes that lie upon each other: 1;" in said
-    assert "lag behind (cat 0.40)" in said
-    assert list(overfit_report(scores(0.97), data, model, 100)) == [
-        "learned by heart (AP 0.970): boxes, classes and loss fit together"
-    ]
+    report = check_overfit(scores(0.4), data, model, image_size=100)
+    assert (report.passed, report.metric, report.value, report.goal) == (False, "ap", 0.4, 0.95)
+    causes = "\n".join(report.causes)
+    assert "an image has 3 objects, but the model 2 queries: set num_queries=6" in causes
+    assert "1 objects are smaller than half a cell of 32 px" in causes
+    assert "1 pairs of boxes coincide" in causes
+    assert "some classes have a low AP (cat 0.40)" in causes
+    fitted = check_overfit(scores(0.97), data, model, 100)
+    assert fitted.passed
+    assert not fitted.causes
 
 
 @pytest.mark.parametrize("recipe", ["auto", "reference"])
-def test_plans_are_possible_for_any_size(recipe: str) -> None:
+def test_plans_are_valid_for_any_dataset_size(recipe: str) -> None:
     for count in (1, 2, 7, 118_287):
         plan = planned(count, recipe=recipe)
         assert TrainingConfig.model_validate(plan.config.training.model_dump()) == plan.config.training
@@ -381,9 +376,7 @@ def test_plans_are_possible_for_any_size(recipe: str) -> None:
         ("deformable-detr-r50-two-stage", (2e-4, 2e-5, 2.0, 0.1)),
     ],
 )
-def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
-    model: str, expected: tuple[float, ...]
-) -> None:
+def test_learning_rates_and_class_weights_are_the_published_ones(model: str, expected: tuple[float, ...]) -> None:
     training = planned(1000, model=model, weights="imagenet").config.training
     found = (
         training["lr"],
@@ -395,7 +388,7 @@ def test_rates_and_class_weights_of_each_architecture_are_the_published_ones(
     assert planned(1000, model=model, training={"cls_loss_coef": 3.0}).config.training["cls_loss_coef"] == 3.0
 
 
-def test_a_drop_that_was_asked_for_happens() -> None:
+def test_given_lr_drop_selects_the_step_schedule() -> None:
     config = plan_model(RunConfig(data="x", training=TrainingConfig(lr_drop=0.9)))
     assert plan_training(config, {"lr_drop"}, 100).config.training["lr_scheduler"] == "step"
     assert plan_training(config, set(), 100).config.training["lr_scheduler"] == "cosine"
@@ -405,9 +398,7 @@ def test_a_drop_that_was_asked_for_happens() -> None:
     ("model", "epochs", "lr_drop", "together"),
     [("detr-r50", 300, 2 / 3, 64), ("dab-detr-r50", 50, 0.8, 16), ("deformable-detr-r50", 50, 0.8, 32)],
 )
-def test_the_reference_recipe_is_that_of_each_architecture(
-    model: str, epochs: int, lr_drop: float, together: int
-) -> None:
+def test_reference_recipe_follows_each_architecture(model: str, epochs: int, lr_drop: float, together: int) -> None:
     training = planned(1000, model=model, recipe="reference", weights="imagenet").config.training
     assert (training.epochs, training["lr_drop"]) == (epochs, lr_drop)
     assert training.gradient_accumulation * training.batch_size == together

@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster; submitit runs them here when there is none."""
+"""Runs submitted with submitit, which runs them on this machine for the tests."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from detrkit.config.run import RunConfig, run_config
 from detrkit.errors import ConfigError
-from detrkit.training.loggers.run_log import read_metrics
+from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.slurm import SlurmRun, parse_options, submit
 from tests.datasets import write_coco
 
@@ -16,7 +16,7 @@ def config_of(folder: Path) -> RunConfig:
     return run_config({"data": str(folder), "model": "detr-tiny", **training})
 
 
-def test_options() -> None:
+def test_options_are_parsed() -> None:
     assert parse_options("partition=gpu, nodes=2,gpus_per_node=4,timeout_min=600,mem_gb=8") == {
         "slurm_partition": "gpu", "nodes": 2, "gpus_per_node": 4, "timeout_min": 600, "mem_gb": 8,
     }  # fmt: skip
@@ -24,7 +24,7 @@ def test_options() -> None:
         parse_options("gpu")
 
 
-def test_a_job_trains_and_one_that_is_queued_again_goes_on(tmp_path: Path) -> None:
+def test_job_trains_and_a_requeued_job_resumes(tmp_path: Path) -> None:
     config = config_of(write_coco(tmp_path / "shapes", num_train=4, num_val=2))
     output = tmp_path / "run"
     job = submit(config, output, "timeout_min=5", cluster="local")
@@ -35,11 +35,11 @@ def test_a_job_trains_and_one_that_is_queued_again_goes_on(tmp_path: Path) -> No
     again = SlurmRun(config, output)
     assert again.checkpoint().function is again
     with pytest.raises(ConfigError, match="the run has ended, after 2 epochs"):
-        again()  # it went on, not over
+        again()
     assert [entry["step"] for entry in read_metrics(output)] == steps
 
 
-def test_an_option_that_submitit_does_not_know(tmp_path: Path) -> None:
+def test_option_unknown_to_submitit_is_rejected(tmp_path: Path) -> None:
     config = config_of(write_coco(tmp_path / "shapes", num_train=4, num_val=2))
-    with pytest.raises(ConfigError, match=r"--slurm cores=4: .*cores"):
+    with pytest.raises(ConfigError, match=r"^slurm='cores=4': .*cores"):
         submit(config, tmp_path / "run", "cores=4", cluster="local")

@@ -1,4 +1,4 @@
-"""Stop a run after its current step on Ctrl-C or SIGTERM."""
+"""Requests to stop: SIGINT (Ctrl-C), SIGTERM, or a callback."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,28 +8,35 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """Records the first signal; a second one is handled as usual.
+    """Records the first SIGINT or SIGTERM instead of ending the process; a second one has its usual effect.
 
     Attributes:
-        received: number of the signal; None before it arrives.
+        received: number of the signal, or None.
+        requested: whether a callback asked to stop.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self.requested or self.received is not None
 
     def __enter__(self) -> "StopSignal":
-        """Install the handlers; does nothing outside of the main thread."""
+        """Install the handlers; outside of the main thread, where Python does not allow it, signals are not recorded."""
         try:
-            self._before = {number: signal.signal(number, self._record) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._record) for number in _SIGNALS}
         except ValueError:
-            self._before = {}
+            self._previous = {}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _record(self, number: int, _frame: FrameType | None) -> None:

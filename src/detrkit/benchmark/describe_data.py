@@ -7,7 +7,6 @@ from PIL import Image
 
 from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import provenance_mark, refuse_foreign_overwrite
-from detrkit._internal.text import plain_console
 from detrkit.config.run import RunConfig
 from detrkit.data.batching import collate
 from detrkit.data.checks.annotations import ClassCount, count_classes
@@ -17,8 +16,8 @@ from detrkit.data.records import SplitName
 from detrkit.errors import ConfigError, DatasetError, arg
 from detrkit.structures import Sample
 from detrkit.training.data import TrainingData
-from detrkit.training.train import open_and_plan
-from detrkit.training.trainer import planned_epochs, strong_epochs
+from detrkit.training.duration import planned_epochs, strong_epochs
+from detrkit.training.train import prepare
 from detrkit.visualization.draw import contact_sheet, draw_boxes, fit_to_cell
 
 _MAX_SAMPLES = 100
@@ -70,7 +69,8 @@ def describe_data(config: RunConfig, *, count: int, epoch: int, output: Path) ->
     if output.suffix.lower() != ".png":
         raise ConfigError(f"{arg('output', str(output))} is not the name of a PNG file, for example samples.png")
     refuse_foreign_overwrite(output)
-    config, data = open_and_plan(config, plain_console())
+    plan, data = prepare(config)
+    config = plan.config
     settings = config.training
     epochs = planned_epochs(len(train_batch_sampler(data.grouping, settings)), settings)
     if not 1 <= epoch <= epochs:

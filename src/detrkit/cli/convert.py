@@ -61,7 +61,7 @@ def convert(
 
 def _metrics_of_run(source: str) -> dict[str, float] | None:
     """Return the metrics of a run folder's best checkpoint, for the model card."""
-    from detrkit.training.loggers.run_log import read_metrics
+    from detrkit.training.loggers.jsonl import read_metrics
 
     evaluations = [entry for entry in read_metrics(Path(source)) if entry["kind"] == "evaluation"]
     scored = [entry for entry in evaluations if entry["ap"] is not None]

@@ -32,6 +32,23 @@ def demo(
     model
         `detrkit-s`, our own; or `detr-tiny`, plain DETR, which learns less in the same time, and whose attention is whole.
     """
-    from detrkit.demo.run import run_demo
+    from detrkit.cli.console import get_console
+    from detrkit.cli.training_console import ConsoleProgress, print_result
+    from detrkit.demo.run import IMAGE_SIZES, NUM_TEST, NUM_TRAIN, run_demo
 
-    exit_with(run_demo(output, seed, task, model).stopped_by)
+    console = get_console()
+    console.print(f"drawing {NUM_TRAIN} training and {NUM_TEST} validation images")
+    result = run_demo(output, seed, task, model, callbacks=[ConsoleProgress()])
+    print_result(result)
+    if result.is_complete:
+        size = IMAGE_SIZES[model]
+        console.print(
+            f"\nTry next:\n"
+            f"  open {output / 'report.html'}\n"
+            f"  detrkit predict {output} {output / 'drawings'}\n"
+            f"  detrkit explain {output} {output / 'drawings' / '6.png'} --annotations {output / 'drawings'}\n"
+            f"  detrkit describe {output} --size {size}x{size}\n"
+            f"  detrkit train YOUR_COCO_FOLDER --model detrkit-m --weights imagenet",
+            soft_wrap=True,
+        )
+    exit_with(result.stopped_by)

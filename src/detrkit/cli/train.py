@@ -1,16 +1,16 @@
 """`detrkit train`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from detrkit.cli.exit_codes import exit_with
 from detrkit.cli.flags import flag
 from detrkit.cli.settings import RunSettings, given_settings
-from detrkit.config.run import run_config
+from detrkit.config.run import RunConfig, run_config
 from detrkit.data.formats.registry import FormatName
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, arg
 
 
 def train(
@@ -28,90 +28,125 @@ def train(
     minutes: float | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     slurm: str | None = None,
+    loggers: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     settings: Annotated[RunSettings | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a model on a dataset folder.
+    """Train or fine-tune a detector on a dataset folder.
 
-    The run folder holds config.yaml, categories.json, metrics.jsonl, tensorboard/, the checkpoints last/ and best/,
-    predictions/ and report.html. Ctrl-C stops and keeps what was learned; `detrkit train --resume RUN` goes on.
+    The run folder contains config.yaml, categories.json, metrics.jsonl, tensorboard/, the checkpoints last/ and best/,
+    predictions/ and report.html. Ctrl-C ends the run after the current step and saves it; `detrkit train --resume RUN`
+    continues it.
 
     Example: `detrkit train coco --model detrkit-m --weights imagenet --output runs/first`
 
     Parameters
     ----------
     data
-        Dataset folder: COCO (annotations/instances_train*.json, or a Roboflow export, or one JSON), YOLO (data.yaml),
-        Pascal VOC (Annotations/*.xml) or shards. Without a validation split, a fifth of the photos is set aside.
+        Dataset folder: COCO (annotations/instances_train*.json, a Roboflow export, or one JSON), YOLO (data.yaml), Pascal
+        VOC (Annotations/*.xml) or shards. Without a validation split, a fifth of the images is set aside.
     format
-        How the dataset is written down; looked at when not given.
+        Annotation format; detected from the folder if omitted.
     model
-        Preset. Our own, which learn soonest: detrkit-s (the default: small, from scratch, for CPUs too) and detrkit-m
-        (ResNet-18, with --weights imagenet), with defaults of their own. As published: detr-r50 (the default of --recipe
-        reference), detr-r50-dc5, detr-r101, detr-r101-dc5; conditional-detr-... and dab-detr-... with the same ResNets;
+        Preset. detrkit's own, which train fastest: detrkit-s (the default: small, from scratch, for CPUs too) and
+        detrkit-m (ResNet-18, with --weights imagenet). Published: detr-r50 (the default of --recipe reference),
+        detr-r50-dc5, detr-r101, detr-r101-dc5; conditional-detr-... and dab-detr-... with the same ResNets;
         deformable-detr-r50, -single-scale, -refine, -two-stage. Plain DETR, smaller: detr-r18, detr-tiny. With --weights
         of a checkpoint, the default is its architecture.
     recipe
-        How settings that are not given are chosen: `auto` (the default) from the size of the set and the weights, saying
-        why; `reference` as in the paper: 300 epochs, 64 photos per update, rates divided by ten after 200.
+        How unset settings are chosen: `auto` (the default) from model, weights and size of the dataset; `reference` as in
+        the paper: 300 epochs, 64 images per step, learning rates divided by 10 after 200 epochs.
     output
-        Run folder to create; runs/train when not given.
+        Run folder to create; default: runs/train.
     weights
-        What to start from: `imagenet` (the backbone, fetched once), or a checkpoint, adapted where its classes differ.
+        Initial weights: `imagenet` (backbone, downloaded once), or a checkpoint, adapted where its classes differ.
     backbone_weights
-        File with weights of the backbone alone, of torchvision or timm, found by names or else by their order.
+        File with weights of the backbone from torchvision or timm, matched by names or else by order.
     config
-        YAML file with the same settings; the command line wins over it.
+        YAML file with settings; those of the command line win.
     resume
-        Run folder to go on with, where it was saved last; takes nothing else.
+        Run folder to continue from its last saved state; no other option but --loggers applies.
     minutes
-        Time to train for, in place of --epochs or --steps: some steps are timed first, and as many planned as fit in. In
-        one process alone, for its steps are timed alone.
+        Time limit in place of --epochs or --steps: steps are timed, and as many are planned as fit. In one process only.
     dry_run
-        Say what would be done and how long it would take, after a few steps; write nothing.
+        Show the settings and an estimate of the time, after some timed steps; write nothing.
     slurm
-        Queue the run on a Slurm cluster instead, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,
-        timeout_min=600. A job that is preempted or out of time is queued again and goes on.
+        Submit the run to Slurm, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,timeout_min=600. A job
+        that is preempted or out of time is requeued and resumes.
+    loggers
+        Where to log beside metrics.jsonl: `tensorboard` (the default), or `jsonl` for nothing else.
     """
-    from detrkit.training import train as training_train
-
-    if resume is not None:
-        beside = {
-            "data": data,
-            "--format": format,
-            "--model": model,
-            "--recipe": recipe,
-            "--output": output,
-            "--weights": weights,
-            "--backbone-weights": backbone_weights,
-            "--config": config,
-            "--minutes": minutes,
-            "--dry-run": dry_run,
-            "--slurm": slurm,
-        }
-        given_here = [name for name, value in beside.items() if value is not None and value is not False]
-        given_here += [flag(name) for name in given_settings(settings)]
-        if given_here:
-            raise ConfigError(f"--resume: goes on as the run's own config.yaml says; leave out {', '.join(given_here)}")
-        exit_with(training_train.resume(resume).stopped_by)
-        return
-    given = {
+    given: dict[str, Any] = {
         "data": data,
         "format": format,
         "model": model,
         "weights": weights,
         "recipe": recipe,
         "backbone_weights": None if backbone_weights is None else str(backbone_weights),
+        **given_settings(settings),
     }
     given = {name: value for name, value in given.items() if value is not None}
-    loaded = run_config({**given, **given_settings(settings)}, config)
-    output = output or Path("runs/train")
-    if slurm is not None:
-        from detrkit.training.slurm import submit
-
-        if minutes is not None:
-            raise ConfigError("--minutes: steps are timed here, and the job runs elsewhere; give --steps")
-        if dry_run:
-            raise ConfigError("--dry-run: steps are timed here, and the job runs elsewhere; leave out --slurm")
-        submit(loaded, output, slurm)
+    names = ["tensorboard"] if loggers is None else loggers
+    if resume is not None:
+        others = {"output": output, "config": config, "minutes": minutes, "dry_run": dry_run or None, "slurm": slurm}
+        _resume(resume, [*given, *(name for name, value in others.items() if value is not None)], names)
         return
-    exit_with(training_train.train(loaded, output, minutes=minutes, dry_run=dry_run).stopped_by)
+    resolved, output = run_config(given, config), output or Path("runs/train")
+    if slurm is not None:
+        _submit(resolved, output, slurm, minutes, dry_run=dry_run)
+    elif dry_run:
+        _estimate(resolved, minutes)
+    else:
+        _train(resolved, output, minutes, names)
+
+
+def _train(config: RunConfig, output: Path, minutes: float | None, loggers: list[str]) -> None:
+    from detrkit.cli.training_console import ConsoleProgress, print_result
+    from detrkit.training.train import train_from_config
+
+    result = train_from_config(config, output, minutes=minutes, callbacks=[ConsoleProgress()], loggers=loggers)
+    print_result(result)
+    exit_with(result.stopped_by)
+
+
+def _resume(folder: Path, given: list[str], loggers: list[str]) -> None:
+    if given:
+        raise ConfigError(
+            f"{arg('resume')} continues with the settings in the run's config.yaml; leave out {', '.join(map(flag, given))}"
+        )
+    from detrkit.cli.training_console import ConsoleProgress, print_result
+    from detrkit.training.train import resume
+
+    result = resume(folder, callbacks=[ConsoleProgress()], loggers=loggers)
+    print_result(result)
+    exit_with(result.stopped_by)
+
+
+def _estimate(config: RunConfig, minutes: float | None) -> None:
+    from detrkit._internal.text import plural
+    from detrkit.cli.console import get_console
+    from detrkit.cli.training_console import print_plan
+    from detrkit.training.train import estimate_time
+
+    plan, estimate = estimate_time(config, minutes=minutes)
+    print_plan(plan)
+    hours, rest = divmod(round(estimate.seconds / 60), 60)
+    processes = f", one of {estimate.num_processes} processes timed" if estimate.num_processes > 1 else ""
+    get_console().print(
+        f"{plural(estimate.num_steps, 'step')} of {estimate.throughput.step:.2f} s, and evaluations: about {hours} h "
+        f"{rest} min on this machine{processes}; nothing was written",
+        soft_wrap=True,
+    )
+
+
+def _submit(config: RunConfig, output: Path, options: str, minutes: float | None, *, dry_run: bool) -> None:
+    for name, value in (("minutes", minutes), ("dry_run", dry_run or None)):
+        if value is not None:
+            raise ConfigError(
+                f"{arg(name, value)} times steps on this machine, but the job runs elsewhere; leave it out"
+            )
+    from detrkit.cli.console import get_console
+    from detrkit.cli.training_console import ConsoleProgress
+    from detrkit.training.slurm import submit
+
+    job = submit(config, output, options, callbacks=[ConsoleProgress()])
+    get_console().print(f"submitted job {job.job_id}; its logs are in {output / 'slurm'}", soft_wrap=True)

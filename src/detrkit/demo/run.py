@@ -1,15 +1,14 @@
 """The demo: a small DETR trained on drawn shapes from scratch, in minutes, on any machine."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from torch.utils.data import Dataset
 
 from detrkit._internal.files import atomic_write, refuse_overwrite, write_text
-from detrkit._internal.text import plain_console
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
@@ -20,13 +19,14 @@ from detrkit.data.synthetic import SCENES, SHAPES, SyntheticShapes, SyntheticSty
 from detrkit.data.torch_dataset import read_torch_dataset
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, arg
 from detrkit.evaluation.ground_truth import samples_to_coco
 from detrkit.structures import Sample
+from detrkit.training.callbacks import Callback
 from detrkit.training.data import TrainingData
+from detrkit.training.result import TrainResult
 from detrkit.training.run import run_training
 from detrkit.training.train import refuse_used_run_folder
-from detrkit.training.trainer import TrainingResult
 
 Task = Literal["boxes", "panoptic"]
 Model = Literal["detrkit-s", "detr-tiny"]
@@ -65,7 +65,7 @@ def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s"
             iou_aware=is_own,
             look_forward_twice=is_own,
             ema_decay=0.99 if is_own else 0.0,
-            schedule="cosine",
+            lr_scheduler="cosine",
             warmup_steps=100,
             image_size=IMAGE_SIZES[model],
             workers=0,
@@ -74,20 +74,33 @@ def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s"
     )
 
 
-def run_demo(output: Path, seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> TrainingResult:
-    """Draw, train, evaluate on unseen drawings, and say what to try next."""
+def run_demo(
+    output: Path,
+    seed: int = 42,
+    task: Task = "boxes",
+    model: Model = "detrkit-s",
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train on synthetic shapes, and write some unseen ones to ``drawings/`` in the run folder.
+
+    Args:
+        output: run folder to create.
+        seed: of the drawings, the weights and the order of the data.
+        task: boxes, or panoptic segmentation with sky, water and grass.
+        model: preset.
+        callbacks: as in `detrkit.train`.
+
+    Raises:
+        ConfigError: the seed is out of range, or the folder is in use.
+    """
     if not 0 <= seed < 2**62:
-        raise ConfigError(f"--seed: found {seed}, expected 0 or more, and less than 2 to the power of 62")
+        raise ConfigError(f"{arg('seed', seed)} is out of range; use 0 or more, and less than 2 to the power of 62")
     refuse_used_run_folder(output)
     refuse_overwrite(output / "drawings")
-    console = plain_console()
-    console.print(f"drawing {NUM_TRAIN} photos to learn from and {NUM_TEST} to be tested on")
-    size = IMAGE_SIZES[model]
-    data = draw_data(NUM_TRAIN, NUM_TEST, seed, task, image_size=size)
-    result = run_training(demo_config(seed, task, model), data, output, console)
-    if not result.interrupted:
+    data = draw_data(NUM_TRAIN, NUM_TEST, seed, task, image_size=IMAGE_SIZES[model])
+    result = run_training(demo_config(seed, task, model), data, output, callbacks=callbacks)
+    if result.is_complete:
         _write_drawings(output / "drawings", data.pictures, data.categories)
-        _say_what_next(output, size, console)
     return result
 
 
@@ -130,15 +143,3 @@ def _write_drawings(folder: Path, pictures: Dataset[Sample], categories: Categor
     for sample in samples:
         with atomic_write(folder / f"{sample.image_id}.png") as temporary:
             tensor_to_image(sample.image).save(temporary)
-
-
-def _say_what_next(output: Path, size: int, console: Console) -> None:
-    console.print(
-        f"\nTry next:\n"
-        f"  open {output / 'report.html'}\n"
-        f"  detrkit predict {output} {output / 'drawings'}\n"
-        f"  detrkit explain {output} {output / 'drawings' / '6.png'} --annotations {output / 'drawings'}\n"
-        f"  detrkit describe {output} --size {size}x{size}\n"
-        f"  detrkit train YOUR_COCO_FOLDER --model detrkit-m --weights imagenet",
-        soft_wrap=True,
-    )

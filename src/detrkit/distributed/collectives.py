@@ -40,12 +40,15 @@ def process_group(process: Process, device: torch.device) -> Iterator[None]:
         time.sleep(_SECONDS_TO_SETTLE)
 
 
-def stop_on_any_rank(stop: StopSignal, step: int) -> bool:
-    """Tell whether any process was asked to stop; all of them get the same answer at the same step."""
-    if not is_sync_step(step):
-        return False
+def stop_on_any_rank(stop: StopSignal) -> bool:
+    """Return whether any process was asked to stop; to be called by all processes at the same step.
+
+    Args:
+        stop: of this process; what other processes received is added to it.
+    """
     stop.received = max_over_processes(stop.received or 0) or None
-    return stop.received is not None
+    stop.requested = bool(max_over_processes(stop.requested))
+    return stop.is_set
 
 
 def is_sync_step(step: int) -> bool:

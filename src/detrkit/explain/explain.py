@@ -27,7 +27,7 @@ from detrkit.losses.criterion import SetCriterion
 from detrkit.models.attention.recording import record_attention
 from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.structures import Annotations, Sample
-from detrkit.training.build import loss_for
+from detrkit.training.build import build_criterion
 
 
 def explain(
@@ -173,5 +173,5 @@ def _criterion(source: Path | str | Detector, detector: Detector) -> SetCriterio
         runs = [folder.parent for folder in (path, path.parent) if folder.name in ("best", "last")]
         for file in (folder / "config.yaml" for folder in (path, *runs)):
             if file.is_file():
-                return loss_for(config, load_run_config(file).training)
+                return build_criterion(config, load_run_config(file).training)
     return SetCriterion(config.num_classes, class_scores=config.class_scores)

@@ -1,20 +1,17 @@
-"""The model of a run with its first weights, and its loss."""
+"""Model and criterion of a run."""
 
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from detrkit._internal.text import printable
 from detrkit.checkpoints.adapt import Adaptation, load_adapted
 from detrkit.checkpoints.backbones import load_backbone_file, load_imagenet_backbone
 from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.native import Checkpoint
 from detrkit.config.model import ModelConfig
-from detrkit.config.run import RunConfig, read_yaml
+from detrkit.config.run import MODEL_SETTINGS, RunConfig, read_yaml
 from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError, ConfigError
+from detrkit.errors import CheckpointError, ConfigError, arg
 from detrkit.losses.classification import classification_for
 from detrkit.losses.criterion import SetCriterion
 from detrkit.losses.matcher import HungarianMatcher
@@ -23,23 +20,26 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, preset_config
 
 
-def build_for(
-    config: RunConfig, categories: Categories, *, with_weights: bool = True
+def build_model_for(
+    config: RunConfig, categories: Categories, *, with_weights: bool = True, initial: DETR | None = None
 ) -> tuple[DETR, Adaptation | None]:
-    """Build the model of a run and give it its first weights, adapted where it differs.
+    """Build the model of a run and load its first weights, adapted where they differ.
 
     Args:
         config: of the run.
         categories: of its data.
-        with_weights: false for a run that is gone on with, whose state has them; where they came from may be gone.
+        with_weights: false for a run that is resumed, whose state contains them.
+        initial: model whose weights to start from, in place of those of the configuration.
 
     Raises:
-        ConfigError: no such preset or setting.
+        ConfigError: a preset or setting does not exist, or frozen parts would stay random.
         CheckpointError: the weights do not fit.
     """
-    settings = {**config.model_overrides, "num_classes": len(categories)}
-    model = model_from_config(preset_config(config.model, **settings))
+    model = model_from_config(preset_config(config.model, **config.model_overrides, num_classes=len(categories)))
     if not with_weights:
+        return model, None
+    if initial is not None:
+        model.load_state_dict(initial.state_dict())
         return model, None
     if config.backbone_weights is not None:
         load_backbone_file(model, Path(config.backbone_weights))
@@ -48,104 +48,114 @@ def build_for(
     if config.weights == "imagenet":
         load_imagenet_backbone(model)
         return model, None
+    checkpoint = _read_weights(config.weights)
     try:
-        checkpoint = read_checkpoint(config.weights)
         adaptation = load_adapted(model, categories, checkpoint.state, checkpoint.categories)
     except CheckpointError as error:
-        raise CheckpointError(f"--weights {config.weights}: {error}") from None
+        raise CheckpointError(f"{arg('weights', config.weights)}: {error.message}") from None
     _check_frozen(config, categories, checkpoint.categories, adaptation)
     return model, adaptation
 
 
-def with_architecture_of_weights(config: RunConfig) -> RunConfig:
-    """Take the architecture of the weights, where nobody named another.
+def model_settings_of(model: DETR, num_classes: int) -> dict[str, Any]:
+    """Return the settings that describe a built model: the closest preset, and all its fields.
 
     Raises:
-        CheckpointError: they cannot be read.
+        ConfigError: its number of classes is not that of the data.
     """
-    if config.model_fields_set & {"model"} or config.weights is None or config.origin != "detector":
+    if model.config.num_classes != num_classes:
+        raise ConfigError(
+            f"{arg('model')}: it was built for {model.config.num_classes} classes, but the data has {num_classes}. Build "
+            f"it with num_classes={num_classes}."
+        )
+    fields = model.config.model_dump(include=set(MODEL_SETTINGS))
+    return {"model": _closest_preset(fields), **fields}
+
+
+def with_architecture_of_weights(config: RunConfig) -> RunConfig:
+    """Use the architecture and image size of the weights, unless a model was chosen.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+    """
+    if "model" in config.model_fields_set or config.weights is None or config.origin != "detector":
         return config
-    try:
-        checkpoint = read_checkpoint(config.weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"--weights {config.weights}: {error}") from None
-    known = checkpoint.config.model_dump(exclude={"num_classes"})
+    checkpoint = _read_weights(config.weights)
+    fields = checkpoint.config.model_dump(include=set(MODEL_SETTINGS))
     training = config.training
     if "image_size" not in training.explicit:
         training = training.replace(image_size=checkpoint.preprocessing.image_size)
-    changes = {"model": _preset_like(Path(config.weights), known), "training": training}
-    return config.model_copy(update={**changes, "model_overrides": {**known, **config.model_overrides}})
+    return config.replace(
+        model=_preset_of_run(Path(config.weights)) or _closest_preset(fields),
+        model_overrides={**fields, **config.model_overrides},
+        training=training,
+    )
 
 
-def _preset_like(weights: Path, known: dict[str, Any]) -> str:
-    """The preset that a run named, or one that is put together alike: it decides how the model is trained."""
-    own_config = weights / "config.yaml"
-    if own_config.is_file():
-        name = read_yaml(own_config).get("model")
-        if name in PRESETS:
-            return str(name)
-    parts = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim")
-    alike = (name for name, one in PRESETS.items() if all(getattr(one, part) == known[part] for part in parts))
-    return next(alike, "detr-r50")
+def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterion:
+    """Build the criterion of a run, with the loss coefficients as matching costs."""
+    loss = settings.loss
+    costs = (loss.cls_loss_coef, loss.bbox_loss_coef, loss.giou_loss_coef)
+    classification = classification_for(model.class_scores, model.num_classes, loss.eos_coef, iou_aware=loss.iou_aware)
+    return SetCriterion(
+        model.num_classes,
+        class_scores=model.class_scores,
+        cls_loss_coef=loss.cls_loss_coef,
+        bbox_loss_coef=loss.bbox_loss_coef,
+        giou_loss_coef=loss.giou_loss_coef,
+        mask_loss_coef=loss.mask_loss_coef,
+        dice_loss_coef=loss.dice_loss_coef,
+        eos_coef=loss.eos_coef,
+        matcher=HungarianMatcher(*costs, classification),
+        padding_invariant=settings.padding_invariant,
+        masks_only=settings.optimizer.trains_masks_only(model),
+        classification=classification,
+    )
+
+
+def _read_weights(weights: str) -> Checkpoint:
+    try:
+        return read_checkpoint(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{arg('weights', weights)}: {error.message}") from None
+
+
+def _preset_of_run(weights: Path) -> str | None:
+    """Return the preset of the run that the weights come from."""
+    config = weights / "config.yaml"
+    if not config.is_file():
+        return None
+    model = read_yaml(config).get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    return str(name) if name in PRESETS else None
+
+
+def _closest_preset(fields: dict[str, Any]) -> str:
+    """Return the preset of the same architecture, whose training settings apply."""
+    names = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim")
+    return next(
+        (preset for preset, one in PRESETS.items() if all(getattr(one, name) == fields[name] for name in names)),
+        "detr-r50",
+    )
 
 
 def _check_frozen(config: RunConfig, categories: Categories, known: Categories, adaptation: Adaptation) -> None:
-    """See that what stays frozen has all its weights.
+    """Check that the weights contain everything that stays frozen.
 
     Raises:
-        ConfigError: some of it would stay as random as it starts.
+        ConfigError: part of it would stay random.
     """
+    weights, freeze = arg("weights", config.weights), arg("freeze")
     frozen = [part for part, rate in config.training.optimizer.lr_of_parts().items() if rate == 0]
     missing = len(categories) - len(adaptation.known_classes)
     if "heads" in frozen and missing:
         raise ConfigError(
-            f"--weights {config.weights}: has {len(known)} classes, the data {len(categories)}, of which {missing} would "
-            "stay random under --freeze; train boxes on this data first, without --freeze"
+            f"{weights}: the checkpoint has {len(known)} classes and the data {len(categories)}, of which {missing} would "
+            f"stay random, as {freeze} includes the heads. Train boxes on this data first, without {freeze}."
         )
     new = [name for name in adaptation.new if name.partition(".")[0] in frozen]
     if new:
         raise ConfigError(
-            f"--weights {config.weights}: has nothing for {new[0]} and {len(new) - 1} other entries that --freeze keeps as "
-            "they are; give weights of the same architecture, or freeze fewer parts"
+            f"{weights}: the checkpoint has no {new[0]} and {len(new) - 1} other entries, which {freeze} keeps random. "
+            "Use weights of the same architecture, or freeze fewer parts."
         )
-
-
-def print_adaptation(adaptation: Adaptation, source: str, console: Console) -> None:
-    """Print what was taken from a checkpoint, part by part."""
-    table = Table(title=f"weights from {source}", title_justify="left")
-    for heading in ("part", "loaded", "adapted", "new", "unused"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    lists = (adaptation.loaded, adaptation.adapted, adaptation.new, adaptation.unused)
-    for part in dict.fromkeys(name.partition(".")[0] for names in lists for name in names):
-        counts = [sum(name.partition(".")[0] == part for name in names) for names in lists]
-        table.add_row(part, *(str(count) if count else "-" for count in counts))
-    console.print(table)
-    for what, names in (("adapted", adaptation.adapted), ("new", adaptation.new), ("unused", adaptation.unused)):
-        if names:
-            others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            console.print(f"{what}: {', '.join(names[:3])}{others}")
-    if any(name.startswith("heads.class_head") for name in adaptation.adapted):
-        known = ", ".join(map(printable, adaptation.known_classes[:8])) or "none"
-        console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
-
-
-def loss_for(model: ModelConfig, settings: TrainingConfig, *, masks_only: bool = False) -> SetCriterion:
-    """Weigh the losses, and the costs of the matching alike; with `masks_only`, boxes are frozen."""
-    weights = (settings.loss.cls_loss_coef, settings.loss.bbox_loss_coef, settings.loss.giou_loss_coef)
-    classification = classification_for(
-        model.class_scores, model.num_classes, settings.loss.eos_coef, iou_aware=settings.loss.iou_aware
-    )
-    return SetCriterion(
-        model.num_classes,
-        class_scores=model.class_scores,
-        cls_loss_coef=settings.loss.cls_loss_coef,
-        bbox_loss_coef=settings.loss.bbox_loss_coef,
-        giou_loss_coef=settings.loss.giou_loss_coef,
-        mask_loss_coef=settings.loss.mask_loss_coef,
-        dice_loss_coef=settings.loss.dice_loss_coef,
-        eos_coef=settings.loss.eos_coef,
-        matcher=HungarianMatcher(*weights, classification),
-        padding_invariant=settings.padding_invariant,
-        masks_only=masks_only,
-        classification=classification,
-    )

@@ -57,29 +57,25 @@ class TrainingData:
         return self.val_split.records.image_ids
 
 
-def open_data(config: RunConfig) -> TrainingData:
-    """Read the annotations of a dataset folder.
-
-    Raises:
-        DatasetError: the folder is missing or malformed.
-        ConfigError: the settings do not fit the data.
-    """
-    return training_data(
-        config, load_dataset(config.data, config.format, seed=config.training.seed, masks=_masks(config))
-    )
-
-
-def _masks(config: RunConfig) -> bool:
+def has_masks(config: RunConfig) -> bool:
+    """Whether the model of a run predicts masks."""
     return preset_config(config.model, **config.model_overrides).mask_head
 
 
-def training_data(config: RunConfig, dataset: DatasetSplits) -> TrainingData:
+def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> TrainingData:
     """Prepare the splits of a dataset for a run.
 
+    Args:
+        config: of the run.
+        dataset: its splits; default: read from the folder `config.data`.
+
     Raises:
-        DatasetError: there is nothing to train on, or no masks for a model with a mask head.
+        DatasetError: the folder is missing or malformed, there is nothing to train on, or no masks for a model with a mask
+            head.
         ConfigError: the settings do not fit the data.
     """
+    if dataset is None:
+        dataset = load_dataset(config.data, config.format, seed=config.training.seed, masks=has_masks(config))
     settings = config.training
     model = preset_config(config.model, **config.model_overrides)
     check_augmentation(settings, model.in_channels)

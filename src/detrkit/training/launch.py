@@ -1,59 +1,75 @@
-"""Several training processes on this machine, started and watched."""
+"""Launch several training processes on this machine, and wait for them."""
 
 import os
+import pickle
 import signal
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from detrkit._internal.signals import StopSignal
 from detrkit.config.run import RunConfig
+from detrkit.data.dataset import DatasetSplits
 from detrkit.distributed.collectives import free_port
-from detrkit.errors import DetrkitError
+from detrkit.errors import ConfigError, DetrkitError, arg
+from detrkit.training.result import TrainResult
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_RESULT = "result"
+_USER_ERROR, _FAILURE = "0-", "1-"  # names of messages: errors that the user can correct come first
 
 
-def launch(config: RunConfig, output: Path, resume: bool) -> int | None:
-    """Train in several processes.
+def launch(config: RunConfig, output: Path, *, dataset: DatasetSplits | None, resume: bool, **run: Any) -> TrainResult:
+    """Train in the processes of `devices`.
 
-    Returns:
-        The signal that ended them, or None.
+    SIGTERM is passed on to them, and Ctrl-C reaches them from the terminal; they save the run and end.
+
+    Args:
+        config: all settings.
+        output: run folder.
+        dataset: of the run; None if every process reads the folder.
+        resume: continue from the saved state.
+        run: further arguments of `run_training`.
 
     Raises:
-        DetrkitError: one of them failed; the others were ended.
+        DetrkitError: one process failed; the others were stopped.
     """
     world = config.training.hardware.devices
     if torch.cuda.is_available() and world > torch.cuda.device_count() and config.training.hardware.device != "cpu":
-        raise DetrkitError(f"--devices {world}: found {torch.cuda.device_count()} GPUs, expected one per process")
+        raise ConfigError(f"{arg('devices', world)}: found {torch.cuda.device_count()} GPUs, expected one per process")
+    arguments = {"config": config, "output": output, "dataset": dataset, "resume": resume, **run}
+    try:
+        pickle.dumps(arguments)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{arg('devices', world)} starts processes, to which data, callbacks and loggers are pickled: {error}. Define "
+            "them in a module."
+        ) from None
     with tempfile.TemporaryDirectory() as folder, StopSignal() as stop:
+        messages = Path(folder)
         context = start_processes(
-            _work, (world, free_port(), config, output, resume, Path(folder)), world, join=False, start_method="spawn"
+            _work, (world, free_port(), arguments, messages), world, join=False, start_method="spawn"
         )
-        forwarded = False
+        is_forwarded = False
         while True:
             try:
                 if context.join(timeout=0.5, grace_period=10):
-                    return stop.received
+                    result: TrainResult = pickle.loads((messages / _RESULT).read_bytes())  # noqa: S301  (our own)
+                    return result
             except (ProcessExitedException, ProcessRaisedException) as error:
-                code = getattr(error, "exit_code", 1)
-                if code - 128 in _SIGNALS and not any(Path(folder).iterdir()):
-                    for process in context.processes:
-                        process.join()
-                    return code - 128
-                raise _failure(Path(folder), str(error)) from None
-            if stop.received == signal.SIGTERM and not forwarded:  # Ctrl-C reaches them by itself
-                forwarded = True
+                raise _failure(messages, str(error)) from None
+            if stop.received == signal.SIGTERM and not is_forwarded:
+                is_forwarded = True
                 for process in context.processes:
                     process.terminate()
 
 
-def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, resume: bool, messages: Path) -> None:
-    """Be one of the processes."""
+def _work(rank: int, world: int, port: int, arguments: dict[str, Any], messages: Path) -> None:
+    """Train in one of the processes."""
     from detrkit.training.data import open_data
     from detrkit.training.run import run_training
 
@@ -68,24 +84,24 @@ def _work(rank: int, world: int, port: int, config: RunConfig, output: Path, res
     )
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
     try:
-        result = run_training(config, open_data(config), output, resume=resume)
+        data = open_data(arguments["config"], arguments.pop("dataset"))
+        result = run_training(data=data, **arguments)
     except DetrkitError as error:
-        (messages / f"0-{rank}").write_text(str(error), encoding="utf-8")
+        (messages / f"{_USER_ERROR}{rank}").write_text(error.message, encoding="utf-8")
         sys.exit(2)
     except Exception:
-        (messages / f"1-{rank}").write_text(traceback.format_exc(), encoding="utf-8")
+        (messages / f"{_FAILURE}{rank}").write_text(traceback.format_exc(), encoding="utf-8")
         sys.exit(1)
-    if result.stopped_by is not None:
-        sys.exit(128 + result.stopped_by)
+    if rank == 0:
+        (messages / _RESULT).write_bytes(pickle.dumps(result))
 
 
 def _failure(folder: Path, otherwise: str) -> DetrkitError | RuntimeError:
-    """What a process said when it failed: sentences before traces, for one failure makes others.
-
-    A trace is a fault of ours, or of the machine, and shown as one.
-    """
-    messages = sorted(folder.iterdir())
+    """Return the error of the process that failed first: its sentence, or its stack trace if it is not a user's mistake."""
+    messages = sorted(path for path in folder.iterdir() if path.name != _RESULT)
     if not messages:
-        return DetrkitError(f"--devices: {otherwise}")
-    said = messages[0].read_text(encoding="utf-8")
-    return DetrkitError(said) if messages[0].name.startswith("0") else RuntimeError(f"in a training process:\n{said}")
+        return DetrkitError(f"{arg('devices')}: {otherwise}")
+    text = messages[0].read_text(encoding="utf-8")
+    return (
+        DetrkitError(text) if messages[0].name.startswith(_USER_ERROR) else RuntimeError(f"training process:\n{text}")
+    )

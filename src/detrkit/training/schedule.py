@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from detrkit.config.training import TrainingConfig
 
 
-def rate_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
+def lr_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
     """Compute the factor at a step, counted from 0.
 
     "step" divides by ten once, after a share of the run (the published code divides again and again); "cosine" falls
@@ -23,4 +23,4 @@ def rate_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
 
 def build_schedule(optimizer: Optimizer, num_steps: int, settings: TrainingConfig) -> LambdaLR:
     """Attach the schedule to an optimizer; it is advanced once per step."""
-    return LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, settings))
+    return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, settings))

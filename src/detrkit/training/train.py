@@ -1,156 +1,263 @@
-"""Training from a config: begun, or gone on with; in this process, or in several."""
+"""Training from Python: `train`, `resume`, and an estimate of the time a run takes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_overwrite
-from detrkit._internal.text import plain_console, plural
 from detrkit.checkpoints.sources import WEIGHTS_FILE
-from detrkit.config.run import RunConfig, load_run_config
+from detrkit.config.run import RunConfig, load_run_config, run_config
 from detrkit.config.validation import check_minutes
+from detrkit.data.dataset import DatasetSplits
+from detrkit.data.splits import Data, as_splits
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import process_from_environment
-from detrkit.errors import ConfigError
-from detrkit.training.build import with_architecture_of_weights
-from detrkit.training.data import TrainingData, open_data
+from detrkit.errors import ConfigError, arg
+from detrkit.models.detr import DETR
+from detrkit.training.build import model_settings_of, with_architecture_of_weights
+from detrkit.training.callbacks import Callback
+from detrkit.training.data import TrainingData, has_masks, open_data
+from detrkit.training.duration import TimeEstimate
 from detrkit.training.launch import launch
-from detrkit.training.loggers.run_log import METRICS_FILE
-from detrkit.training.planner import plan_model, plan_training, plan_within
-from detrkit.training.run import STATE_FILE, Run, run_training
-from detrkit.training.trainer import TrainingResult
+from detrkit.training.loggers import Logger, check_loggers
+from detrkit.training.loggers.jsonl import METRICS_FILE
+from detrkit.training.planner import TrainingPlan, plan_model, plan_training, plan_within
+from detrkit.training.result import TrainResult
+from detrkit.training.run import STATE_FILE, TrainingRun, run_training
 
 _FILES = ("config.yaml", "categories.json", METRICS_FILE, "scores.json", "report.html")
+_IN_MEMORY = "(torch dataset)"  # `data` of a run that was not trained on a folder
 
 
 def train(
-    config: RunConfig,
-    output: Path,
-    console: Console | None = None,
+    data: Data,
+    model: str | DETR | None = None,
     *,
+    val: Data | None = None,
+    classes: Sequence[str] | None = None,
+    weights: str | Path | None = None,
+    output: str | Path = "runs/train",
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[str | Logger] = ("tensorboard",),
     minutes: float | None = None,
-    dry_run: bool = False,
-) -> TrainingResult:
-    """Train as the config says, and leave a run folder.
+    **settings: Any,
+) -> TrainResult:
+    """Train or fine-tune a detector.
+
+    SIGINT (Ctrl-C) and SIGTERM end the run after the current step and save it; `resume` continues it.
 
     Args:
-        config: what was given; the rest is planned.
-        output: folder to create.
-        console: where to speak.
-        minutes: plan as many steps as this machine takes in them, evaluations included.
-        dry_run: only say what would be done and how long it would take, and write nothing.
+        data: dataset folder in any supported format, the result of `load_dataset`, or a `torch.utils.data.Dataset` of
+            `(image, target)` with `target["boxes"]` in xyxy pixels and `target["labels"]` in 0 .. K-1, as in torchvision.
+        model: preset, or a model from `build_model`, whose weights are copied. Default: the architecture of `weights`;
+            "detrkit-m" with ImageNet weights; otherwise "detrkit-s".
+        val: validation data, as `data`; default: the validation split of `data`, or a fifth of it.
+        classes: class names of a `torch` dataset.
+        weights: "imagenet" for a pretrained backbone, or a checkpoint to fine-tune: run folder, file, or Hugging Face id.
+        output: run folder to create.
+        callbacks: called in the process that trains.
+        loggers: names in `detrkit.training.loggers.LOGGERS`, or loggers; ``metrics.jsonl`` is always written.
+        minutes: time limit in place of `epochs` or `steps`: steps are timed, and as many are planned as fit.
+        settings: fields of `RunConfig`, `TrainingConfig` and `ModelConfig` by their names: ``epochs=50``, ``lr=1e-4``,
+            ``num_queries=50``. Unset ones are chosen from model, weights and data.
+
+    Returns:
+        Metrics and folder of the best checkpoint, and a `Detector` with its weights.
 
     Raises:
-        DetrkitError: of one kind or another, before anything is written.
+        DatasetError: `data` or `val` cannot be read.
+        ConfigError: a setting is unknown, out of range or contradicts another; or `output` holds a run.
+        CheckpointError: `weights` cannot be read or do not fit.
     """
-    if not dry_run:
-        refuse_used_run_folder(output)
-        refuse_dataset_folder(output, config.data)
-    config = config.model_copy(update={"data": str(Path(config.data).resolve())})  # so that it can be gone on with
-    console = console or plain_console()
-    config, data = open_and_plan(config, console, minutes)
-    if dry_run:
-        print_time_estimate(config, data, console)
-        return TrainingResult(None, 0)
-    return _start(config, output, resume=False, data=data, console=console)
-
-
-def open_and_plan(config: RunConfig, console: Console, minutes: float | None = None) -> tuple[RunConfig, TrainingData]:
-    """Open the data, plan what nobody gave, or what the minutes allow, and say what was noted and chosen.
-
-    Raises:
-        DetrkitError: the data or the settings do not fit.
-    """
-    if minutes is not None:
-        check_minutes(
-            minutes, config.training.explicit, max(config.training.hardware.devices, process_from_environment().world)
-        )
-    with_model = with_architecture_of_weights(config)
-    given = set(with_model.training.explicit)
-    planned = plan_model(with_model)
-    data = open_data(planned)
-    plan = plan_training(planned, given, len(data.train), process_from_environment().world)
-    if minutes is not None:
-        pace = _put_together(plan.config, data).measure_pace()
-        plan = plan_within(60 * minutes, pace, planned, given, len(data.train))
-        console.print(
-            f"{plural(plan.config.training.steps or 0, 'update')} in {minutes:g} min: {pace.step:.2f} s each, "
-            f"{pace.evaluation:.1f} s an evaluation",
-            soft_wrap=True,
-        )
-    if process_from_environment().is_first:
-        if with_model is not config:
-            size = with_model.training.image_size
-            console.print(
-                f"model {with_model.model}, {size} px: the weights' own, for no --model was given", soft_wrap=True
-            )
-        for note in data.notes:
-            console.print(note)
-        if config.origin == "scratch" and not config.training.overfit:
-            console.print(
-                "no --weights: all is learned from scratch; --model detrkit-m --weights imagenet needs fewer photos"
-            )
-        for choice in plan.choices:
-            console.print(f"  {choice}", soft_wrap=True)
-    return plan.config, data
-
-
-def print_time_estimate(config: RunConfig, data: TrainingData, console: Console) -> None:
-    """Take some steps, and tell how long all of them would take."""
-    run = _put_together(config, data)
-    pace = run.measure_pace()
-    hours, minutes = divmod(round(pace.seconds(len(run.loader), config.training) / 60), 60)
-    world = run.process.world
-    alone = f", one of {world} processes timed alone" if world > 1 else ""
-    console.print(
-        f"{plural(run.num_steps, 'update')} of {pace.step:.2f} s each, and evaluations: about {hours} h {minutes} min on "
-        f"this machine{alone}; nothing was written",
-        soft_wrap=True,
+    config, dataset = resolve(data, model, val=val, classes=classes, weights=weights, **settings)
+    return train_from_config(
+        config,
+        output,
+        dataset=dataset,
+        model=model if isinstance(model, DETR) else None,
+        callbacks=callbacks,
+        loggers=loggers,
+        minutes=minutes,
     )
 
 
-def _put_together(config: RunConfig, data: TrainingData) -> Run:
-    """A run, or the first process's share of one, that is only to be timed."""
-    process = process_from_environment()
-    if process.world == 1:
-        process = replace(process, world=config.training.hardware.devices)
-    device = choose_rank_device(config.training.hardware.device, process)
-    return Run(config, data, Path(), Console(quiet=True), process, device)
+def resume(
+    folder: str | Path,
+    *,
+    data: Data | None = None,
+    val: Data | None = None,
+    classes: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[str | Logger] = ("tensorboard",),
+) -> TrainResult:
+    """Continue a run from its last saved state, bit for bit as if it had not been interrupted.
 
-
-def resume(folder: Path, console: Console | None = None) -> TrainingResult:
-    """Go on with a run where it was saved last; everything is read from its folder.
+    Args:
+        folder: run folder.
+        data: as in `train`; only for a run on a `torch` dataset, others read the folder in their ``config.yaml``.
+        val: as in `train`, likewise.
+        classes: as in `train`, likewise.
+        callbacks: as in `train`.
+        loggers: as in `train`.
 
     Raises:
-        DetrkitError: it holds no run, or its dataset is not what it was.
+        DetrkitError: the folder holds no saved run, the run has ended, or its dataset has changed.
     """
+    folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"--resume {folder}: found no config.yaml, expected the folder of a run")
+        raise ConfigError(f"{folder}: there is no config.yaml, expected a run folder to resume")
     if not (folder / STATE_FILE).is_file():
-        raise ConfigError(f"--resume {folder}: found no {STATE_FILE}; the run was not saved yet, start it again")
+        raise ConfigError(f"{folder}: there is no {STATE_FILE}; the run was not saved yet, start it again")
+    check_loggers(loggers)
     config = load_run_config(folder / "config.yaml")
-    return _start(config, folder, resume=True, data=None, console=console)
+    if data is None and config.data == _IN_MEMORY:
+        raise ConfigError(f"{folder}: the run was trained on a torch dataset; pass it again as {arg('data')}")
+    dataset = None if data is None else _read_data(data, config, val, classes)
+    return _run(config, folder, dataset=dataset, resume=True, callbacks=callbacks, loggers=loggers)
 
 
-def _start(
-    config: RunConfig, output: Path, *, resume: bool, data: TrainingData | None, console: Console | None
-) -> TrainingResult:
-    """Train in this process, or in several that are started for it."""
-    if config.training.hardware.devices > 1 and process_from_environment().world == 1:
-        return TrainingResult(None, 0, launch(config, output, resume))
-    return run_training(config, data or open_data(config), output, console, resume=resume)
+def estimate_time(
+    config: RunConfig, *, dataset: DatasetSplits | None = None, minutes: float | None = None
+) -> tuple[TrainingPlan, TimeEstimate]:
+    """Plan a run and time some of its steps on this machine, without writing anything.
+
+    Args:
+        config: settings that were given, from `run_config` or `resolve`.
+        dataset: of the run; default: read from `config.data`.
+        minutes: as in `train`.
+
+    Raises:
+        DetrkitError: data, settings or weights do not fit.
+    """
+    plan, data = prepare(config, dataset, minutes)
+    run = _timed_run(plan.config, data)
+    throughput = run.measure_throughput()
+    seconds = throughput.seconds(len(run.loader), plan.config.training)
+    return plan, TimeEstimate(throughput, run.num_steps, seconds, run.process.world)
+
+
+def train_from_config(
+    config: RunConfig,
+    output: str | Path,
+    *,
+    dataset: DatasetSplits | None = None,
+    model: DETR | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[str | Logger] = ("tensorboard",),
+    minutes: float | None = None,
+) -> TrainResult:
+    """Train with settings from `run_config`; arguments and errors as in `train`.
+
+    Args:
+        config: settings that were given.
+        output: run folder to create.
+        dataset: of the run; default: read from `config.data`.
+        model: initial weights.
+        callbacks: as in `train`.
+        loggers: as in `train`.
+        minutes: as in `train`.
+    """
+    output = Path(output)
+    refuse_used_run_folder(output)
+    check_loggers(loggers)
+    if dataset is None:
+        refuse_dataset_folder(output, config.data)
+        config = config.replace(data=str(Path(config.data).resolve()))  # a resumed run may start elsewhere
+    plan, data = prepare(config, dataset, minutes)
+    return _run(
+        plan.config,
+        output,
+        dataset=dataset,
+        data=data,
+        plan=plan,
+        model=model,
+        callbacks=callbacks,
+        loggers=loggers,
+    )
+
+
+def resolve(
+    data: Data,
+    model: str | DETR | None = None,
+    *,
+    val: Data | None = None,
+    classes: Sequence[str] | None = None,
+    weights: str | Path | None = None,
+    **settings: Any,
+) -> tuple[RunConfig, DatasetSplits | None]:
+    """Combine the arguments of `train` into a configuration, and read data that is more than a folder.
+
+    Raises:
+        DetrkitError: as in `train`.
+    """
+    is_folder = isinstance(data, str | Path) and val is None and classes is None
+    given = {**settings, "data": str(data) if isinstance(data, str | Path) else _IN_MEMORY}
+    if weights is not None:
+        if isinstance(model, DETR):
+            raise ConfigError(
+                f"{arg('weights', str(weights))}: {arg('model')} has weights already; leave one of them out"
+            )
+        given["weights"] = str(weights)
+    if isinstance(model, str):
+        given["model"] = model
+    dataset = None
+    if not is_folder or isinstance(model, DETR):
+        masks = model.config.mask_head if isinstance(model, DETR) else None
+        dataset = _read_data(data, run_config(given), val, classes, masks=masks)
+        given["data"] = str(data) if is_folder else _IN_MEMORY
+    if isinstance(model, DETR):
+        assert dataset is not None
+        given |= model_settings_of(model, len(dataset.categories))
+    return run_config(given), dataset
+
+
+def prepare(
+    config: RunConfig, dataset: DatasetSplits | None = None, minutes: float | None = None
+) -> tuple[TrainingPlan, TrainingData]:
+    """Open the data and choose the settings that were not given.
+
+    Raises:
+        DetrkitError: data, settings or weights do not fit.
+    """
+    processes = process_from_environment().world
+    if minutes is not None:
+        num_processes = max(config.training.hardware.devices, processes)
+        check_minutes(minutes, config.training.explicit, num_processes)
+    with_model = with_architecture_of_weights(config)
+    given = set(with_model.training.explicit)
+    planned = plan_model(with_model)
+    data = open_data(planned, dataset)
+    num_images = len(data.train)
+    plan = plan_training(planned, given, num_images, processes)
+    throughput = None
+    if minutes is not None:
+        throughput = _timed_run(plan.config, data).measure_throughput()
+        plan = plan_within(60 * minutes, throughput, planned, given, num_images)
+    notes = list(data.notes)
+    if with_model is not config:
+        size = with_model.training.image_size
+        notes.insert(0, f"model {with_model.model} and image size {size} px are those of the weights")
+    plan = replace(
+        plan,
+        notes=tuple(notes),
+        num_train=num_images,
+        num_val=len(data.val_ids),
+        num_classes=len(data.categories),
+        throughput=throughput,
+    )
+    return plan, data
 
 
 def refuse_used_run_folder(output: Path) -> None:
-    """See that no run is overwritten, nor what somebody else wrote; a run that has no weights yet may be begun anew.
+    """Refuse to overwrite a run with weights, or files that detrkit did not write.
 
     Raises:
         ConfigError: the folder holds one of them.
     """
     if any((output / name / WEIGHTS_FILE).exists() for name in ("last", "best")):
-        raise ConfigError(f"{output}: holds a run already; choose another folder with --output, or remove this one")
+        raise ConfigError(f"{output}: holds a run already; choose another {arg('output')}, or remove this folder")
     if is_written_by_detrkit(output / "config.yaml"):
         return
     for path in (*(output / name for name in _FILES), *(output / "predictions").glob("*.png")):
@@ -158,18 +265,76 @@ def refuse_used_run_folder(output: Path) -> None:
 
 
 def refuse_dataset_folder(output: Path, data: str) -> None:
-    """See that a run does not lie in a dataset, or among its photos, where readers would take its files for others.
+    """Refuse a run folder inside the dataset, whose readers would take its files for images of the dataset.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: the run folder is, or lies among the images of, the dataset.
     """
     dataset, place = Path(data).resolve(), output.resolve()
     dataset = dataset.parent if dataset.is_file() else dataset
     if dataset != place and dataset not in place.parents:
         return
-    around = [folder for folder in (place, *place.parents) if dataset in folder.parents and folder.is_dir()]
-    if place == dataset or any(one.suffix.lower() in IMAGE_SUFFIXES for folder in around for one in folder.iterdir()):
+    between = [folder for folder in (place, *place.parents) if dataset in folder.parents and folder.is_dir()]
+    if place == dataset or any(one.suffix.lower() in IMAGE_SUFFIXES for folder in between for one in folder.iterdir()):
         raise ConfigError(
-            f"{output}: lies in the dataset {data}, whose files a run's would be taken for; choose another folder with "
-            "--output"
+            f"{output}: lies inside the dataset {data}, which would then contain the run's images; choose another "
+            f"{arg('output')}"
         )
+
+
+def _read_data(
+    data: Data,
+    config: RunConfig,
+    val: Data | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    masks: bool | None = None,
+) -> DatasetSplits:
+    if masks is None:
+        masks = has_masks(with_architecture_of_weights(config))
+    return as_splits(data, val=val, classes=classes, format=config.format, masks=masks, seed=config.training.seed)
+
+
+def _timed_run(config: RunConfig, data: TrainingData) -> TrainingRun:
+    """Build a run, or the part of the first process, to time it."""
+    process = process_from_environment()
+    if process.world == 1:
+        process = replace(process, world=config.training.hardware.devices)
+    device = choose_rank_device(config.training.hardware.device, process)
+    return TrainingRun(config, data, Path(), process, device)
+
+
+def _run(
+    config: RunConfig,
+    output: Path,
+    *,
+    dataset: DatasetSplits | None,
+    data: TrainingData | None = None,
+    resume: bool = False,
+    plan: TrainingPlan | None = None,
+    model: DETR | None = None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[str | Logger],
+) -> TrainResult:
+    """Train in this process, or launch the processes of `devices`."""
+    if config.training.hardware.devices > 1 and process_from_environment().world == 1:
+        return launch(
+            config,
+            output,
+            dataset=dataset,
+            resume=resume,
+            plan=plan,
+            model=model,
+            callbacks=callbacks,
+            loggers=loggers,
+        )
+    return run_training(
+        config,
+        data or open_data(config, dataset),
+        output,
+        resume=resume,
+        plan=plan,
+        model=model,
+        callbacks=callbacks,
+        loggers=loggers,
+    )

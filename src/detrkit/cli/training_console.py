@@ -1,0 +1,164 @@
+"""Console output of training: progress bar, evaluations, what was chosen, and the result."""
+
+from collections import Counter
+from typing import Any
+
+from detrkit.cli.console import build_table, get_console
+from detrkit.training.callbacks import Callback, TrainingState
+from detrkit.training.planner import TrainingPlan
+from detrkit.training.result import TrainResult
+
+_ORIGINS = {"detector": "weights of a detector", "imagenet": "an ImageNet backbone", "scratch": "scratch"}
+
+
+class ConsoleProgress(Callback):
+    """Shows settings, a progress bar and evaluations."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None  # created in the process that trains
+        self._task: Any = None
+
+    def on_train_start(self, state: TrainingState) -> None:
+        """Print the plan and what was loaded, and show the progress bar."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = get_console()
+        if state.plan is not None:
+            parameters = 0 if state.model is None else sum(one.numel() for one in state.model.parameters())
+            print_plan(state.plan, parameters, f"all settings: {state.output / 'config.yaml'}")
+        if state.adaptation is not None:
+            _print_adaptation(state)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]} {task.fields[score]} {task.fields[rate]} images/s"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(
+            "", total=state.num_steps, completed=state.step, epoch=state.epoch, loss="-", score="AP -", rate="-"
+        )
+        self._bar.start()
+
+    def on_step_end(self, state: TrainingState) -> None:
+        """Advance the bar."""
+        self._bar.update(self._task, completed=state.step)
+
+    def on_log(self, state: TrainingState) -> None:
+        """Show the loss."""
+        rate = f"{state.losses['images_per_second']:.1f}"
+        self._bar.update(self._task, epoch=state.epoch, loss=f"{state.losses['loss']:.3f}", rate=rate)
+
+    def on_evaluate_end(self, state: TrainingState) -> None:
+        """Show the metrics; in a log file, where the bar is not visible, as a line."""
+        from detrkit.evaluation.metrics import format_metric, headline, metric_label
+
+        metrics = state.evaluation
+        if metrics is None:
+            return
+        value = metrics.values[metrics.primary]
+        self._bar.update(self._task, score=f"{metric_label(metrics.primary)} {format_metric(value)}")
+        if not self._console.is_terminal:
+            mark = " (best)" if state.is_best and value >= 0 else ""
+            self._console.print(f"epoch {state.epoch}: {headline(metrics)}{mark}")
+
+    def on_train_end(self, state: TrainingState) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+    def on_exception(self, state: TrainingState, error: BaseException) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def print_plan(plan: TrainingPlan, num_parameters: int = 0, last_line: str = "") -> None:
+    """Print data, model and the settings that depend on them, each with its reason."""
+    from detrkit._internal.text import plural
+
+    console, config = get_console(), plan.config
+    size = f" ({num_parameters / 1e6:.1f} M parameters)" if num_parameters else ""
+    console.print(
+        f"Training {config.model}{size} from {_ORIGINS[config.origin]} on {plural(plan.num_train, 'image')}, "
+        f"{plural(plan.num_classes, 'class', 'classes')}; validation: {plural(plan.num_val, 'image')}",
+        soft_wrap=True,
+    )
+    for note in plan.notes:
+        console.print(note, soft_wrap=True)
+    if config.origin == "scratch" and not config.training.overfit:
+        console.print(
+            "all weights start at random; --model detrkit-m --weights imagenet needs fewer images", soft_wrap=True
+        )
+    if plan.throughput is not None:
+        console.print(
+            f"{plural(config.training.steps or 0, 'step')} fit: {plan.throughput.step:.2f} s each, "
+            f"{plan.throughput.evaluation:.1f} s per evaluation",
+            soft_wrap=True,
+        )
+    chosen = [choice for choice in plan.choices if choice.source == "run"]
+    width = max((len(f"{choice.name} {_value(choice.value)}") for choice in chosen), default=0)
+    for choice in chosen:
+        setting = f"{choice.name} {_value(choice.value)}"
+        console.print(f"  {setting:{width}}   {choice.reason}", soft_wrap=True)
+    reasons: dict[str, list[str]] = {}
+    for choice in plan.choices:
+        if choice.source == "preset":
+            reasons.setdefault(choice.reason, []).append(f"{choice.name} {_value(choice.value)}")
+    for reason, settings in reasons.items():
+        console.print(f"  {reason}: {', '.join(settings)}", soft_wrap=True)
+    if last_line:
+        console.print(f"  ({last_line})", soft_wrap=True)
+
+
+def print_result(result: TrainResult) -> None:
+    """Print warnings, metrics, and the place of the report."""
+    from detrkit._internal.text import plural
+    from detrkit.cli.metrics_table import print_metrics
+
+    console = get_console()
+    for warning in result.warnings:
+        console.print(warning, soft_wrap=True)
+    if not result.is_complete:
+        console.print(
+            f"stopped after {plural(result.epochs, 'complete epoch')} and {plural(result.steps, 'step')}; continue with: "
+            f"detrkit train --resume {result.output}",
+            soft_wrap=True,
+        )
+    if result.evaluation is None:
+        return
+    print_metrics(result.evaluation, console)
+    console.print(f"report: {result.report}", soft_wrap=True)
+    if result.overfit is not None:
+        from detrkit.evaluation.metrics import metric_label
+
+        report = result.overfit
+        verdict = "the images were fitted" if report.passed else "the images were not fitted"
+        console.print(f"{verdict}: {metric_label(report.metric)} {report.value:.3f}, expected {report.goal} or more")
+        for cause in report.causes:
+            console.print(f"  {cause}", soft_wrap=True)
+
+
+def _print_adaptation(state: TrainingState) -> None:
+    """Print what was loaded from a checkpoint, part by part."""
+    console, adaptation = get_console(), state.adaptation
+    assert adaptation is not None
+    lists = {name: getattr(adaptation, name) for name in ("loaded", "adapted", "new", "unused")}
+    counts = {kind: Counter(name.partition(".")[0] for name in names) for kind, names in lists.items()}
+    parts = dict.fromkeys(name.partition(".")[0] for names in lists.values() for name in names)
+    rows = [[part, *(str(count[part] or "-") for count in counts.values())] for part in parts]
+    source = "" if state.plan is None else f" from {state.plan.config.weights}"
+    console.print(build_table(f"weights{source}", ["part", *lists], rows))
+    for kind in ("adapted", "new", "unused"):
+        if names := lists[kind]:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            console.print(f"{kind}: {', '.join(names[:3])}{more}")
+    if any(name.startswith("heads.class_head") for name in adaptation.adapted):
+        known = ", ".join(adaptation.known_classes[:8]) or "none"
+        console.print(f"classes known by name ({len(adaptation.known_classes)}): {known}")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
