@@ -26,7 +26,7 @@ def test_console_escapes_control_characters_in_lines_and_tables(capsys: pytest.C
 def test_error_messages_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["doctor", "no\x1b[2Jwhere"])
-    assert "error: no\\x1b[2Jwhere: found nothing" in capsys.readouterr().err
+    assert "error: no\\x1b[2Jwhere: no such file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (1000, "1000 images")])
