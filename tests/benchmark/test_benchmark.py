@@ -94,13 +94,14 @@ def test_transformers_baseline_computes_the_same_predictions(
 
 @pytest.mark.slow
 def test_command_measures_the_other_models_if_one_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "speed"
-    arguments = ["detr-tiny", str(tmp_path / "nothing.safetensors"), "--size", "64x96", "--rounds", "1"]
+    output, broken = tmp_path / "speed", tmp_path / "broken.safetensors"
+    broken.write_text("not a checkpoint")
+    arguments = ["detr-tiny", str(broken), "--size", "64x96", "--rounds", "1"]
     arguments += ["--no-baselines", "--precisions", "float32", "--num-threads", "1", "--output", str(output)]
     with pytest.raises(SystemExit) as stopped:
         main(["benchmark", *arguments])
     assert not stopped.value.code
-    assert "nothing.safetensors float32: not measured: " in capsys.readouterr().out
+    assert "broken.safetensors float32: not measured: " in capsys.readouterr().out
     measured, failed = json.loads((output / "benchmark.json").read_text())["results"]
     assert measured["num_parameters"] > 100_000
     assert measured["gflops"] > 0.01

@@ -8,6 +8,8 @@ from cyclopts import Parameter
 
 from detrkit._internal.files import write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.checkpoints.sources import check_source
+from detrkit.checkpoints.zoo import MODEL_NAMES
 from detrkit.cli.console import build_table, get_console, progress_bar
 from detrkit.cli.image_size import parse_size
 
@@ -57,6 +59,9 @@ def benchmark(
         Folder for benchmark.html, benchmark.png and benchmark.json.
     """
     height_width = parse_size(size)
+    for source in sources:
+        if source not in MODEL_NAMES:  # presets get random weights
+            check_source(source)
     files = [] if output is None else [output / f"benchmark.{suffix}" for suffix in ("html", "png", "json")]
     for file in files:
         refuse_foreign_overwrite(file)

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.checkpoints.sources import check_source
+from detrkit.checkpoints.zoo import MODEL_NAMES
 from detrkit.cli.console import build_table, get_console
 from detrkit.cli.image_size import parse_size
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import run_config
 from detrkit.data.formats.registry import FormatName
-from detrkit.errors import ConfigError, arg
+from detrkit.errors import ConfigError, DatasetError, arg
 
 if TYPE_CHECKING:
     from detrkit.benchmark.describe import ModelDescription
@@ -52,6 +54,9 @@ def describe(
         if output.suffix.lower() not in _FIGURE_SUFFIXES:
             raise ConfigError(f"{arg('output', output)} has the wrong suffix; expected {', '.join(_FIGURE_SUFFIXES)}.")
         refuse_foreign_overwrite(output)
+
+    if source not in MODEL_NAMES:  # presets are described without weights
+        check_source(source)
 
     from detrkit.benchmark.describe import describe_model
 
@@ -113,6 +118,9 @@ def data(
     output
         Picture to write, as PNG.
     """
+    if not Path(data).exists():
+        raise DatasetError(f"{data}: no such file or folder, expected a dataset folder; check the path")
+
     from detrkit._internal.text import plural
     from detrkit.benchmark.describe_data import describe_data
     from detrkit.cli.doctor import class_table

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.text import plural, printable
+from detrkit.checkpoints.sources import check_source
 from detrkit.cli.console import get_console
 from detrkit.errors import ConfigError, DatasetError, arg
 
@@ -79,6 +80,7 @@ def explain(
     for file in (image, annotations):
         if file is not None and not file.exists():
             raise DatasetError(f"{file} does not exist; check the path.")
+    check_source(source)
     coordinates = [_parse_point(point) for point in points or ()]
 
     from detrkit.explain.explain import explain as explain_image
