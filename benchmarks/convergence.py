@@ -231,7 +231,7 @@ class Bench:
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
         settings, drawn = config.training, drawings()
         strong = StrongAugmentation(STYLE.size, mosaic=settings.augmentation.mosaic)
-        photos = AugmentedDataset(drawn.train.photos, RandomOrientation(), seed=seed, strong=strong)
+        photos = AugmentedDataset(drawn.train.images, RandomOrientation(), seed=seed, strong=strong)
         return config, replace(drawn, train=photos)
 
     def fields_of(self, row: Row) -> dict[str, Any]:

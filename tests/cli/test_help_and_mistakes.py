@@ -88,7 +88,7 @@ MISTAKES = {
         ["train", "--resume", "empty", "--dry-run", "--epochs", "1", "--output", "elsewhere"],
         "leave out --output, --dry-run, --epochs",
     ),
-    "missing dataset": (["train", "nowhere"], "nowhere: found nothing, expected a dataset folder"),
+    "missing dataset": (["train", "nowhere"], "nowhere: no such file or folder, expected a dataset folder"),
     "wrong layout": (["train", "empty"], "found no file annotations/instances_train*.json"),
     "cut annotations": (["train", "broken"], "not readable as JSON"),
     "no dataset": (["train"], "data"),
@@ -288,7 +288,7 @@ MISTAKES = {
     "described over a folder": (["describe", "data", "shapes", "-o", "empty"], "is not the name of a PNG file"),
     "packed nothing": (["shard", "nowhere", "packed"], "nowhere: found nothing"),
     "packed into something": (["shard", "shapes", "shapes"], "is not overwritten"),
-    "packed in shards of none": (["shard", "shapes", "packed", "--photos", "0"], "--photos 0"),
+    "packed in shards of none": (["shard", "shapes", "packed", "--images-per-shard", "0"], "--images-per-shard 0: expected at least 1"),
     "colours of many channels": (
         ["train", "shapes", "--model", "detr-tiny", "--in-channels", "5", "--photometric", "1"],
         "these have 5 channels",

@@ -1,4 +1,4 @@
-"""Any sequence of transforms keeps boxes inside and in step with masks; strong ones by hand and by switch."""
+"""Augmentation: any sequence of transforms keeps boxes consistent with masks; strong augmentation by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ from detrkit.data.transforms.geometry import (
     horizontal_flip,
 )
 from detrkit.structures import Annotations, Sample
-from tests.data.test_transforms import DRAWN, check_in_step
+from tests.data.test_transforms import DRAWN, check_consistent
 
 
 def mosaic(sample: Sample) -> Sample:
@@ -58,7 +58,7 @@ TRANSFORMS: list[Callable[[Sample], Sample]] = [
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(DRAWN), st.lists(st.sampled_from(TRANSFORMS), max_size=5), st.integers(0, 10_000))
-def test_any_sequence_keeps_boxes_inside_and_in_step(
+def test_any_sequence_keeps_boxes_consistent_with_masks(
     sample: Sample, sequence: list[Callable[[Sample], Sample]], seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def test_any_sequence_keeps_boxes_inside_and_in_step(
         changed = transform(changed)
     assert changed.annotations.masks is not None
     assert len(changed.annotations.boxes) == len(changed.annotations.labels) == len(changed.annotations.masks)
-    check_in_step(changed, slack=3 * max(1, len(sequence)))
+    check_consistent(changed, slack=3 * max(1, len(sequence)))
     assert torch.equal(sample.image, before[0])
     assert torch.equal(sample.annotations.boxes, before[1])
     assert (changed.image_id, changed.original_size) == (sample.image_id, sample.original_size)
@@ -79,19 +79,19 @@ def plain(value: int, box: list[float], size: tuple[int, int] = (10, 10)) -> Sam
     return Sample(image, Annotations(torch.tensor([box]), torch.tensor([value])), value, size)
 
 
-def test_mixup_by_hand() -> None:
+def test_mixup_blends_images_and_keeps_all_objects() -> None:
     torch.manual_seed(0)
     mixed = MixUp()(plain(100, [1.0, 1, 4, 4]), plain(200, [0.0, 0, 19, 5], (5, 20)))
     assert mixed.image.shape == (3, 10, 20)
-    share = (200 - mixed.image[0, 0, 0].item()) / 100
-    assert 0.25 < share < 0.75
-    assert mixed.image[0, 9, 0].item() == pytest.approx(100 * share, abs=1)
+    weight = (200 - mixed.image[0, 0, 0].item()) / 100
+    assert 0.25 < weight < 0.75
+    assert mixed.image[0, 9, 0].item() == pytest.approx(100 * weight, abs=1)
     assert mixed.image[0, 9, 19].item() == 0
     assert mixed.annotations.boxes.tolist() == [[1, 1, 4, 4], [0, 0, 19, 5]]
     assert mixed.annotations.labels.tolist() == [100, 200]
 
 
-def test_a_mosaic_shows_four_photos_in_their_quarters() -> None:
+def test_mosaic_shows_four_images_in_its_quarters() -> None:
     torch.manual_seed(1)
     samples = [plain(value, [0.0, 0, 10, 10]) for value in (10, 20, 30, 40)]
     made = Mosaic(100)(samples)
@@ -106,26 +106,26 @@ def test_a_mosaic_shows_four_photos_in_their_quarters() -> None:
     assert made.annotations.labels.tolist() == [10, 20, 30, 40]
 
 
-def test_mosaics_meet_anywhere_and_show_other_photos() -> None:
+def test_mosaics_have_random_centers_and_other_images() -> None:
     torch.manual_seed(1)
     samples = [plain(value, [0.0, 0, 10, 10]) for value in (10, 20, 30, 40)]
     middles = [Mosaic(100)(samples).annotations.boxes[0, 2:].tolist() for _ in range(5)]
     assert any(x != y for x, y in middles)
     strong = StrongAugmentation(100, mosaic=1.0)
-    photos = AugmentedDataset(SampleDataset(samples), EvalTransform(100), seed=0, strong=strong, strong_epochs=9)
-    assert len(photos[SampleKey(0, 1)].image.unique()) > 1
+    images = AugmentedDataset(SampleDataset(samples), EvalTransform(100), seed=0, strong=strong, strong_epochs=9)
+    assert len(images[SampleKey(0, 1)].image.unique()) > 1
 
 
 @pytest.mark.parametrize("is_portrait", [False, True])
-def test_objects_of_a_quarter_are_dropped_where_too_little_of_them_is_left(is_portrait: bool) -> None:
+def test_mosaic_drops_objects_of_which_too_little_remains(is_portrait: bool) -> None:
     columns = torch.arange(30, dtype=torch.uint8).expand(3, 10, 30)
-    # two thirds of the photo are cut out, from some column on, and halved
+    # two thirds of the image are cropped, from a random column, and halved
     boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10]])
     if is_portrait:
         columns, boxes = columns.mT, boxes[:, [1, 0, 3, 2]]
     size = (10, 5) if is_portrait else (5, 10)
     sample = Sample(columns.contiguous(), Annotations(boxes, torch.arange(3)), 1, tuple(columns.shape[1:]))
-    numbers_of_objects = set()
+    object_counts = set()
     for seed in range(40):
         torch.manual_seed(seed)
         quarter = _fill(sample, size)
@@ -133,33 +133,33 @@ def test_objects_of_a_quarter_are_dropped_where_too_little_of_them_is_left(is_po
         ends = {label: (max(10 * label - first, 0), min(10 * label + 10 - first, 20)) for label in range(3)}
         expected = {label: (start / 2, end / 2) for label, (start, end) in ends.items() if end - start >= 1}
         along = slice(1, 4, 2) if is_portrait else slice(0, 3, 2)
-        found = quarter.annotations
-        placed = zip(found.labels.tolist(), found.boxes[:, along].tolist(), strict=True)
+        kept = quarter.annotations
+        placed = zip(kept.labels.tolist(), kept.boxes[:, along].tolist(), strict=True)
         assert {label: tuple(ends) for label, ends in placed} == expected
-        numbers_of_objects.add(len(expected))
-    assert numbers_of_objects == {2, 3}
+        object_counts.add(len(expected))
+    assert object_counts == {2, 3}
 
 
 def filled(value: int, size: tuple[int, int] = (10, 10)) -> Sample:
-    """A photo with one object, whose mask is all of it."""
+    """An image with one object, whose mask covers it."""
     sample = plain(value, [0.0, 0, size[1], size[0]], size)
     return replace(sample, annotations=replace(sample.annotations, masks=torch.ones(1, *size, dtype=torch.bool)))
 
 
-def test_masks_of_a_mosaic_are_its_quarters() -> None:
+def test_masks_of_a_mosaic_fill_its_quarters() -> None:
     torch.manual_seed(1)
     made = Mosaic(100)([filled(value) for value in (10, 20, 30, 40)])
     masks = made.annotations.masks
     assert masks is not None
     assert masks.dtype == torch.bool
-    assert masks.int().sum(0).unique().tolist() == [1], "every pixel is in one of them"
+    assert masks.int().sum(0).unique().tolist() == [1], "every pixel is in one mask"
     for mask, value in zip(masks, (10, 20, 30, 40), strict=True):
         assert torch.equal(mask, made.image[0] == value)
     without = [filled(10), filled(20), plain(30, [0.0, 0, 10, 10]), filled(40)]
-    assert Mosaic(100)(without).annotations.masks is None, "a photo without masks would have objects without"
+    assert Mosaic(100)(without).annotations.masks is None, "one image has no masks"
 
 
-def test_masks_of_mixup_lie_where_their_photos_do() -> None:
+def test_masks_of_mixup_are_where_their_images_are() -> None:
     mixed = MixUp()(filled(100), filled(200, (5, 20)))
     masks = mixed.annotations.masks
     assert masks is not None
@@ -187,7 +187,7 @@ def test_scale_jitter_and_flips_move_masks_with_their_pixels() -> None:
             assert (changed.annotations.masks[0] != bright).float().mean() < 0.04
 
 
-def test_photometric_distortion_changes_colours_only() -> None:
+def test_photometric_distortion_changes_pixels_only() -> None:
     torch.manual_seed(2)
     sample = DRAWN[0]
     changed = [PhotometricDistortion()(sample) for _ in range(8)]
@@ -195,8 +195,8 @@ def test_photometric_distortion_changes_colours_only() -> None:
     assert all(one.annotations is sample.annotations and one.image.dtype == torch.uint8 for one in changed)
 
 
-def test_colours_change_as_often_as_asked() -> None:
-    photos = AugmentedDataset(
+def test_photometric_distortion_has_its_probability() -> None:
+    images = AugmentedDataset(
         SampleDataset([DRAWN[0]]),
         EvalTransform(48),
         seed=0,
@@ -204,16 +204,16 @@ def test_colours_change_as_often_as_asked() -> None:
         strong_epochs=99,
     )
     untouched = EvalTransform(48)(DRAWN[0]).image
-    same = sum(torch.equal(photos[SampleKey(0, epoch)].image, untouched) for epoch in range(1, 61))
+    same = sum(torch.equal(images[SampleKey(0, epoch)].image, untouched) for epoch in range(1, 61))
     assert 18 < same < 48
 
 
-def test_scale_jitter_of_a_panorama_keeps_to_the_limit_of_tests() -> None:
+def test_scale_jitter_limits_the_long_side_as_evaluation() -> None:
     jittered = ScaleJitter(80, 1.0, 1.0)(plain(1, [0.0, 0, 10, 10], (100, 1000)))
     assert tuple(jittered.image.shape[1:]) == (13, 130)
 
 
-def test_scale_jitter_never_exceeds_the_size_of_tests() -> None:
+def test_scale_jitter_never_exceeds_the_evaluation_size() -> None:
     torch.manual_seed(3)
     shapes = [tuple(ScaleJitter(64)(DRAWN[3]).image.shape[1:]) for _ in range(40)]
     assert max(max(shape) for shape in shapes) == 64
@@ -221,8 +221,8 @@ def test_scale_jitter_never_exceeds_the_size_of_tests() -> None:
 
 
 @pytest.mark.parametrize("name", ["photometric", "scale_jitter", "mosaic", "mixup"])
-def test_each_is_switched_off_for_the_last_epochs(name: str) -> None:
-    photos = AugmentedDataset(
+def test_strong_augmentation_is_off_in_the_last_epochs(name: str) -> None:
+    images = AugmentedDataset(
         SampleDataset(DRAWN[:6]),
         EvalTransform(48),
         seed=0,
@@ -231,75 +231,75 @@ def test_each_is_switched_off_for_the_last_epochs(name: str) -> None:
     )
     for index in range(6):
         untouched = EvalTransform(48)(DRAWN[index])
-        assert torch.equal(photos[SampleKey(index, 4)].image, untouched.image)
+        assert torch.equal(images[SampleKey(index, 4)].image, untouched.image)
     assert any(
-        photos[SampleKey(index, 3)].image.shape != EvalTransform(48)(DRAWN[index]).image.shape
-        or not torch.equal(photos[SampleKey(index, 3)].image, EvalTransform(48)(DRAWN[index]).image)
+        images[SampleKey(index, 3)].image.shape != EvalTransform(48)(DRAWN[index]).image.shape
+        or not torch.equal(images[SampleKey(index, 3)].image, EvalTransform(48)(DRAWN[index]).image)
         for index in range(6)
     )
 
 
-def test_samples_depend_on_seed_epoch_and_photo_alone() -> None:
+def test_samples_depend_on_seed_epoch_and_image_only() -> None:
     drawn = SyntheticShapes(8, 0, SyntheticStyle(size=64)).draw_all()
-    images = []
+    batches: list[list[torch.Tensor]] = []
     for workers in (0, 2):
         chosen = TrainingConfig(batch_size=2, workers=workers, image_size=48)
-        photos = AugmentedDataset(SampleDataset(drawn), TrainTransform(48), seed=1)
-        loader = train_loader(photos, BatchGrouping.ungrouped(8), chosen, torch.device("cpu"))
+        images = AugmentedDataset(SampleDataset(drawn), TrainTransform(48), seed=1)
+        loader = train_loader(images, BatchGrouping.ungrouped(8), chosen, torch.device("cpu"))
         torch.manual_seed(workers)
         state = torch.get_rng_state()
-        images.append([])
+        batches.append([])
         for epoch in (1, 2):
             loader.start_at(epoch, 0)
-            images[-1] += [batch.images for batch in loader]
+            batches[-1] += [batch.images for batch in loader]
         if not workers:
-            assert torch.equal(torch.get_rng_state(), state), "the model's own randomness is left alone"
-    assert len(images[0]) == 8
-    for one, other in zip(*images, strict=True):
+            assert torch.equal(torch.get_rng_state(), state), "the global generator is not used"
+    assert len(batches[0]) == 8
+    for one, other in zip(*batches, strict=True):
         assert torch.equal(one, other)
-    assert not torch.equal(images[0][0], images[0][4])
+    assert not torch.equal(batches[0][0], batches[0][4])
 
 
-def test_a_batch_of_one_shape_needs_no_padding() -> None:
+def test_batch_of_images_of_one_size_needs_no_padding() -> None:
     whole = [plain(number, [10.0, 10, 60, 50], (90, 120)) for number in range(40)]
-    photos = AugmentedDataset(SampleDataset(whole), TrainTransform(48), seed=3)
-    sizes, places = set(), set()
+    images = AugmentedDataset(SampleDataset(whole), TrainTransform(48), seed=3)
+    sizes, positions = set(), set()
     for number in range(40):
-        batch = [photos[SampleKey(index, 1, number)] for index in range(number, number + 4) if index < 40]
+        batch = [images[SampleKey(index, 1, number)] for index in range(number, number + 4) if index < 40]
         assert len({sample.image.shape for sample in batch}) == 1
         sizes.add(batch[0].image.shape)
-        places |= {tuple(sample.annotations.boxes.flatten().tolist()) for sample in batch}
+        positions |= {tuple(sample.annotations.boxes.flatten().tolist()) for sample in batch}
     assert len(sizes) > 15
-    assert len(places) > 2 * len(sizes)  # where they are cut and mirrored is their own
-    alone = {photos[SampleKey(index, 1)].image.shape for index in range(4)}
+    assert len(positions) > 2 * len(sizes)  # the position of the crop and the flip differ
+    alone = {images[SampleKey(index, 1)].image.shape for index in range(4)}
     assert len(alone) > 1
-    assert len({photos[SampleKey(0, epoch, 0)].image.shape for epoch in range(1, 20)}) > 5
+    assert len({images[SampleKey(0, epoch, 0)].image.shape for epoch in range(1, 20)}) > 5
 
 
-def test_sizes_of_batches_are_as_likely_as_those_of_photos() -> None:
-    photos = AugmentedDataset(SampleDataset([plain(1, [10.0, 10, 60, 50], (90, 120))]), TrainTransform(48), seed=3)
-    alike = [photos[SampleKey(0, 1, number)].image.shape[1:] for number in range(600)]
-    own = [photos[SampleKey(0, epoch)].image.shape[1:] for epoch in range(600)]
+def test_sizes_are_distributed_alike_for_batches_and_images() -> None:
+    images = AugmentedDataset(SampleDataset([plain(1, [10.0, 10, 60, 50], (90, 120))]), TrainTransform(48), seed=3)
+    shared = [images[SampleKey(0, 1, number)].image.shape[1:] for number in range(400)]
+    own = [images[SampleKey(0, epoch)].image.shape[1:] for epoch in range(400)]
     for axis in (0, 1):
-        quartiles = [sorted(size[axis] for size in sizes)[150::150] for sizes in (alike, own)]
+        quartiles = [sorted(size[axis] for size in sizes)[100::100] for sizes in (shared, own)]
         assert quartiles[0] == pytest.approx(quartiles[1], rel=0.1)
 
 
-def test_scale_jitter_keeps_the_flip() -> None:
+def test_scale_jitter_is_combined_with_flips() -> None:
     strong = StrongAugmentation(48, scale_jitter=1.0)
-    plain_photos = SampleDataset([plain(1, [0.0, 0, 4, 10])])
-    photos = AugmentedDataset(plain_photos, EvalTransform(48), seed=0, strong=strong, strong_epochs=200)
-    whole = [photos[SampleKey(0, epoch)] for epoch in range(1, 100)]
+    plain_images = SampleDataset([plain(1, [0.0, 0, 4, 10])])
+    images = AugmentedDataset(plain_images, EvalTransform(48), seed=0, strong=strong, strong_epochs=200)
+    whole = [images[SampleKey(0, epoch)] for epoch in range(1, 100)]
     at_left = [one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48]
     assert any(at_left)
     assert not all(at_left)
     always = replace(strong, orientation=RandomOrientation(horizontal_flip=1.0))
-    photos = AugmentedDataset(plain_photos, EvalTransform(48), seed=0, strong=always, strong_epochs=200)
-    whole = [photos[SampleKey(0, epoch)] for epoch in range(1, 50)]
+    images = AugmentedDataset(plain_images, EvalTransform(48), seed=0, strong=always, strong_epochs=200)
+    whole = [images[SampleKey(0, epoch)] for epoch in range(1, 50)]
     assert not any(one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48)
 
 
-def test_a_panorama_in_a_mosaic_is_cut_before_it_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mosaic_crops_a_panorama_before_enlarging_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from detrkit.data.transforms import augmentation
 
     sizes: list[tuple[int, ...]] = []
@@ -313,9 +313,9 @@ def test_a_panorama_in_a_mosaic_is_cut_before_it_is_enlarged(monkeypatch: pytest
     assert max(max(size) for size in sizes) < 20
 
 
-def test_preparing_samples_leaves_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_does_not_seed_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("the model's randomness on the GPU was touched")
+        raise AssertionError("the generator of the GPU was seeded")
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
     AugmentedDataset(SampleDataset(DRAWN[:1]), TrainTransform(48), seed=0)[SampleKey(0, 1)]

@@ -36,7 +36,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
     pages = [Image.fromarray(PIXELS[:, :, channel]) for channel in range(5)]
     pages[0].save(tmp_path / "five.tif", save_all=True, append_images=pages[1:])
     assert np.array_equal(read_image(tmp_path / "five.tif", channels=5).permute(1, 2, 0), PIXELS)
-    with pytest.raises(DatasetError, match="no 6 channels"):
+    with pytest.raises(DatasetError, match="does not have 6 channels"):
         read_image(tmp_path / "five.tif", channels=6)
 
 

@@ -27,7 +27,7 @@ def config(data: Path, **training: Any) -> RunConfig:
 
 
 def pictures_of(data: TrainingData) -> list[torch.Tensor]:
-    return [data.train.photos[index].image for index in range(len(data.train))]
+    return [data.train.images[index].image for index in range(len(data.train))]
 
 
 def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_path: Path) -> None:

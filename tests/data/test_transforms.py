@@ -1,4 +1,4 @@
-"""Properties of the transforms: boxes stay inside and in step with masks; flips undo themselves."""
+"""Geometric transforms: boxes stay inside the image and match the masks; results equal torchvision's."""
 
 from dataclasses import replace
 
@@ -17,6 +17,8 @@ from detrkit.data.transforms.geometry import (
     TrainTransform,
     crop,
     horizontal_flip,
+    image_size,
+    resize,
     resize_masks,
     resized_size,
     rotate90,
@@ -28,8 +30,8 @@ DRAWN = [SyntheticShapes(1, seed, SyntheticStyle(size=48 + seed))[0] for seed in
 drawn = st.sampled_from(DRAWN)
 
 
-def check_in_step(sample: Sample, slack: int = 3) -> None:
-    """Boxes lie inside, have an area, and surround their masks within the rounding of two resizes."""
+def check_consistent(sample: Sample, slack: int = 3) -> None:
+    """Check that boxes are inside the image, have an area, and surround their masks up to the rounding of two resizes."""
     height, width = sample.image.shape[1:]
     boxes, masks = sample.annotations.boxes, sample.annotations.masks
     assert masks is not None
@@ -47,14 +49,14 @@ def check_in_step(sample: Sample, slack: int = 3) -> None:
 
 
 @given(drawn)
-def test_flip_undoes_itself(sample: Sample) -> None:
+def test_flipping_twice_restores_the_sample(sample: Sample) -> None:
     twice = horizontal_flip(horizontal_flip(sample))
     assert torch.equal(twice.image, sample.image)
     torch.testing.assert_close(twice.annotations.boxes, sample.annotations.boxes)
-    check_in_step(horizontal_flip(sample))
+    check_consistent(horizontal_flip(sample))
 
 
-def test_upside_down_turns_boxes_and_masks_too() -> None:
+def test_vertical_flip_moves_boxes_and_masks() -> None:
     sample = DRAWN[3]
     turned = RandomOrientation(horizontal_flip=0, vertical_flip=1)(sample)
     height = sample.image.shape[1]
@@ -62,7 +64,7 @@ def test_upside_down_turns_boxes_and_masks_too() -> None:
     expected = torch.stack([left, height - bottom, right, height - top], dim=1)
     torch.testing.assert_close(turned.annotations.boxes, expected)
     assert torch.equal(turned.image, sample.image.flip(1))
-    check_in_step(turned)
+    check_consistent(turned)
     assert RandomOrientation(horizontal_flip=0)(sample) is sample
     torch.manual_seed(0)
     halves = [RandomOrientation(horizontal_flip=0, vertical_flip=0.5)(sample) is sample for _ in range(100)]
@@ -70,7 +72,7 @@ def test_upside_down_turns_boxes_and_masks_too() -> None:
 
 
 @given(drawn)
-def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None:
+def test_rotate90_moves_the_right_side_to_the_top(sample: Sample) -> None:
     turned = rotate90(sample)
     width = sample.image.shape[2]
     assert torch.equal(turned.image[:, 0], sample.image[:, :, -1])
@@ -78,7 +80,7 @@ def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None
     left, top, right, bottom = sample.annotations.boxes.unbind(1)
     expected = torch.stack([top, width - right, bottom, width - left], dim=1)
     assert torch.equal(turned.annotations.boxes, expected)
-    check_in_step(turned)
+    check_consistent(turned)
     twice, half = rotate90(turned), vertical_flip(horizontal_flip(sample))
     assert torch.equal(twice.image, half.image)
     torch.testing.assert_close(twice.annotations.boxes, half.annotations.boxes)
@@ -87,15 +89,15 @@ def test_a_quarter_turn_brings_the_right_side_to_the_top(sample: Sample) -> None
     torch.testing.assert_close(whole.annotations.boxes, sample.annotations.boxes)
 
 
-def test_photos_of_a_batch_turn_together() -> None:
+def test_images_of_a_batch_rotate_together() -> None:
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     sample = Sample(torch.zeros(3, 60, 100, dtype=torch.uint8), nothing, 1, (60, 100))
     transform = TrainTransform(80, 0.0, RandomOrientation(horizontal_flip=0, rotate90=0.5))
     turned = 0
     for seed in range(100):
         torch.manual_seed(seed)
-        framing = CropParams.drawn()
-        shapes = {transform(sample, framing).image.shape for _ in range(2)}
+        params = CropParams.sample()
+        shapes = {transform(sample, params).image.shape for _ in range(2)}
         assert len(shapes) == 1
         _, height, width = shapes.pop()
         turned += height > width
@@ -105,33 +107,33 @@ def test_photos_of_a_batch_turn_together() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(drawn, st.integers(0, 10_000), st.sampled_from([64, 120, 200]))
-def test_the_train_pipeline_keeps_boxes_in_step(sample: Sample, seed: int, size: int) -> None:
+def test_train_transform_keeps_boxes_consistent_with_masks(sample: Sample, seed: int, size: int) -> None:
     torch.manual_seed(seed)
     transformed = TrainTransform(size)(sample)
-    check_in_step(transformed)
+    check_consistent(transformed)
     assert transformed.original_size == sample.original_size
     assert max(transformed.image.shape[1:]) <= round(1333 * size / 800) + 1
 
 
 @given(drawn, st.integers(0, 10_000))
-def test_a_crop_larger_than_the_photo_keeps_all_of_it(sample: Sample, seed: int) -> None:
+def test_crop_larger_than_the_image_keeps_it(sample: Sample, seed: int) -> None:
     torch.manual_seed(seed)
     cropped = RandomSizeCrop(384, 600)(sample)
     assert torch.equal(cropped.image, sample.image)
     torch.testing.assert_close(cropped.annotations.boxes, sample.annotations.boxes)
 
 
-def test_crop_drops_what_lies_outside() -> None:
+def test_crop_drops_objects_outside() -> None:
     sample = SyntheticShapes(1, 0)[0]
     x1, y1, x2, y2 = (int(v) for v in sample.annotations.boxes[0].tolist())
     inside = crop(sample, y1, x1, y2 - y1, x2 - x1)
     assert inside.annotations.boxes[0].tolist() == [0, 0, x2 - x1, y2 - y1]
-    beside = crop(sample, 0, 0, 1, 1)
-    assert len(beside.annotations.boxes) == len(beside.annotations.labels) == 0
+    corner = crop(sample, 0, 0, 1, 1)
+    assert len(corner.annotations.boxes) == len(corner.annotations.labels) == 0
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 1000))
-def test_resized_sizes_respect_the_limit(height: int, width: int, short_side: int) -> None:
+def test_resized_size_respects_the_maximum(height: int, width: int, short_side: int) -> None:
     limit = short_side * 5 // 3
     resized = resized_size((height, width), short_side, limit)
     ratio = max(height, width) / min(height, width)
@@ -145,7 +147,7 @@ def test_resized_sizes_respect_the_limit(height: int, width: int, short_side: in
     assert (resized[0] < resized[1]) <= (height < width)
 
 
-def test_the_papers_sizes_scale_together() -> None:
+def test_eval_transform_scales_with_the_image_size() -> None:
     assert EvalTransform().image_size == 800
     sample = SyntheticShapes(1, 0, SyntheticStyle(size=64))[0]
     assert tuple(EvalTransform(200)(sample).image.shape[1:]) == (200, 200)
@@ -156,42 +158,42 @@ def panorama(height: int, width: int) -> Sample:
     return Sample(torch.zeros(3, height, width, dtype=torch.uint8), nothing, 1, (height, width))
 
 
-def test_the_limit_of_the_long_side_scales_with_them() -> None:
+def test_maximum_of_the_long_side_scales_with_the_image_size() -> None:
     assert tuple(EvalTransform(80)(panorama(100, 1000)).image.shape[1:]) == (13, 130)
-    framing = CropParams(crops=0.5, before=0.5, height=0.5, width=0.5, after=0.999, turns=1.0)
-    largest = TrainTransform(80, crop_probability=0.0)(panorama(100, 1000), framing)
+    params = CropParams(crop=0.5, size_before=0.5, height=0.5, width=0.5, size_after=0.999, rotation=1.0)
+    largest = TrainTransform(80, crop_probability=0.0)(panorama(100, 1000), params)
     assert tuple(largest.image.shape[1:]) == (13, 130)
-    # before it is cut, at most four times as long: a line stays one
-    cut = TrainTransform(80, crop_probability=1.0)(panorama(10, 4000), framing)
+    # before cropping, at most four times as long: a line stays a line
+    cut = TrainTransform(80, crop_probability=1.0)(panorama(10, 4000), params)
     assert min(cut.image.shape[1:]) < 10
 
 
-def test_sides_of_crops_reach_from_the_smallest_to_the_largest() -> None:
-    photo = panorama(40, 40)
-    assert tuple(RandomSizeCrop(10, 20)(photo, (0.0, 0.9999)).image.shape[1:]) == (10, 20)
+def test_crop_sides_cover_the_whole_range() -> None:
+    image = panorama(40, 40)
+    assert tuple(RandomSizeCrop(10, 20)(image, (0.0, 0.9999)).image.shape[1:]) == (10, 20)
     torch.manual_seed(0)
-    sides = {side for _ in range(100) for side in RandomSizeCrop(10, 12)(photo).image.shape[1:]}
+    sides = {side for _ in range(100) for side in RandomSizeCrop(10, 12)(image).image.shape[1:]}
     assert sides == {10, 11, 12}
 
 
-def test_a_photo_is_resized_before_and_after_it_is_cut() -> None:
+def test_image_is_resized_before_and_after_cropping() -> None:
     box = Annotations(torch.tensor([[100.0, 100, 300, 300]]), torch.zeros(1, dtype=torch.int64))
     sample = replace(panorama(400, 400), annotations=box)
-    framing = CropParams(crops=0.0, before=0.0, height=0.0, width=0.0, after=0.999, turns=1.0)
-    cut = TrainTransform(80, crop_probability=1.0)(sample, framing)
+    params = CropParams(crop=0.0, size_before=0.0, height=0.0, width=0.0, size_after=0.999, rotation=1.0)
+    cut = TrainTransform(80, crop_probability=1.0)(sample, params)
     assert tuple(cut.image.shape[1:]) == (80, 80)
-    # 400 px become 40, of which 38 are kept and become 80; half of the photo is 20 of them
+    # 400 px become 40, of which 38 are kept and become 80; half of the image is 20 of them
     left, top, right, bottom = cut.annotations.boxes[0].tolist()
     assert abs(right - left - 20 * 80 / 38) < 1e-3
     assert abs(bottom - top - 20 * 80 / 38) < 1e-3
 
 
-def test_a_photo_that_is_little_more_than_a_line_stays_small() -> None:
+def test_image_of_one_pixel_height_stays_small() -> None:
     assert resized_size((1, 170_000_000), 800, 1333) == (1, 1333)
     assert resized_size((20_000, 2), 800, 1333) == (1333, 1)
 
 
-def test_masks_are_resized_by_their_nearest_pixels() -> None:
+def test_masks_are_resized_by_nearest_neighbor() -> None:
     torch.manual_seed(0)
     for count, size in ((1, (31, 40)), (8, (9, 80)), (19, (50, 13)), (3, (20, 30))):
         masks = torch.rand(count, 20, 30) > 0.4
@@ -202,7 +204,7 @@ def test_masks_are_resized_by_their_nearest_pixels() -> None:
     assert torch.equal(resize_masks(part, (28, 50)), F.interpolate(part[None].float(), (28, 50))[0] > 0)
 
 
-def test_a_mask_too_thin_for_the_nearest_pixels_is_not_lost() -> None:
+def test_mask_too_thin_for_nearest_neighbor_is_kept() -> None:
     masks = torch.zeros(2, 60, 60, dtype=torch.bool)
     masks[0, 5:50, 7] = True  # column 7 is nearest to none of 12
     assert not F.interpolate(masks[None].float(), (12, 12)).any()
@@ -211,7 +213,7 @@ def test_a_mask_too_thin_for_the_nearest_pixels_is_not_lost() -> None:
     assert not small[1].any(), "an empty mask stays empty"
 
 
-def test_what_a_crop_cuts_gets_the_box_of_what_is_left_of_its_mask() -> None:
+def test_cut_object_gets_the_box_of_its_remaining_mask() -> None:
     """An L, a frame and a whole square, by hand."""
     masks = torch.zeros(3, 20, 20, dtype=torch.bool)
     masks[0, 2:18, 2:4] = masks[0, 16:18, 2:18] = True
@@ -220,7 +222,7 @@ def test_what_a_crop_cuts_gets_the_box_of_what_is_left_of_its_mask() -> None:
     boxes = torch.tensor([[2.0, 2, 18, 18], [0, 0, 20, 20], [6.25, 11, 9, 14]])
     sample = Sample(torch.zeros(3, 20, 20, dtype=torch.uint8), Annotations(boxes, torch.arange(3), masks), 1, (20, 20))
     cropped = crop(sample, 10, 5, 10, 10)
-    # of the L, only its foot is inside; of the frame, nothing; what is not cut keeps its own box
+    # only the foot of the L is inside, nothing of the frame; an object that is not cut keeps its box
     assert cropped.annotations.labels.tolist() == [0, 2]
     assert cropped.annotations.boxes.tolist() == [[0, 6, 10, 8], [1.25, 1, 4, 4]]
     assert cropped.annotations.masks is not None
@@ -229,7 +231,7 @@ def test_what_a_crop_cuts_gets_the_box_of_what_is_left_of_its_mask() -> None:
     assert crop(without, 10, 5, 10, 10).annotations.boxes[:2].tolist() == [[0, 0, 10, 8], [0, 0, 10, 10]]
 
 
-def test_targets_hold_masks_of_their_own_size_and_nothing_they_were_cut_from() -> None:
+def test_targets_hold_masks_of_their_size_without_the_cropped_storage() -> None:
     large, small = (SyntheticShapes(1, 0, SyntheticStyle(size=size))[0] for size in (64, 48))
     batch = collate([crop(large, 0, 0, 40, 60), small])
     first, second = (target.masks for target in batch.targets)
@@ -238,3 +240,30 @@ def test_targets_hold_masks_of_their_own_size_and_nothing_they_were_cut_from() -
     assert first.dtype == torch.bool
     assert (first.shape[1:], second.shape[1:]) == ((40, 60), (48, 48))
     assert first.untyped_storage().nbytes() == first.numel()
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn, st.integers(0, 10_000))
+def test_results_equal_those_of_torchvision(sample: Sample, seed: int) -> None:
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import functional as reference
+
+    generator = torch.Generator().manual_seed(seed)
+    height, width = image_size(sample)
+    new_height, new_width, top, left = torch.randint(1, 40, (4,), generator=generator).tolist()
+    size, part = (new_height, new_width), (top, left, height - top, width - left)
+    channels_last = seed % 2 == 0
+    image = sample.image.permute(1, 2, 0).contiguous().permute(2, 0, 1) if channels_last else sample.image.contiguous()
+    sample = replace(sample, image=image, annotations=replace(sample.annotations, masks=None))
+    boxes = tv_tensors.BoundingBoxes(sample.annotations.boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+    for own, expected in (
+        (resize(sample, size), lambda x: reference.resize(x, list(size), antialias=True)),
+        (horizontal_flip(sample), reference.horizontal_flip),
+        (vertical_flip(sample), reference.vertical_flip),
+        (crop(sample, *part), lambda x: reference.crop(x, *part)),
+    ):
+        pixels = expected(image)
+        assert torch.equal(own.image, pixels)
+        assert own.image.stride() == pixels.stride()
+        theirs = expected(boxes).as_subclass(torch.Tensor)
+        assert torch.equal(own.annotations.boxes, theirs[(theirs[:, 2:] > theirs[:, :2]).all(1)])

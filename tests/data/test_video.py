@@ -89,7 +89,7 @@ def test_what_is_no_video_is_one_sentence(content: bytes, tmp_path: Path) -> Non
     ):
         list(opened)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DatasetError, match="found nothing"), open_video(tmp_path / "b.mp4"):
+    with pytest.raises(DatasetError, match="no such file"), open_video(tmp_path / "b.mp4"):
         pass
 
 

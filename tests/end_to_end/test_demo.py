@@ -58,6 +58,6 @@ def test_the_panoptic_demo_leaves_segments(
 
 def test_training_and_test_drawings_never_meet() -> None:
     data = demo.draw_data(20, 20, seed=3)
-    train = {data.train.photos[index].image.numpy().tobytes() for index in range(20)}
+    train = {data.train.images[index].image.numpy().tobytes() for index in range(20)}
     test = {data.val[index].image.numpy().tobytes() for index in range(20)}
     assert not train & test

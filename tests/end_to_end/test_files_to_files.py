@@ -189,7 +189,7 @@ def test_a_photo_cut_short_is_one_sentence_from_any_process(
     arguments = ["train", str(data), "--model", "detr-tiny", *short]
     assert run(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {photo}: cannot be read as a photo")
+    assert error.startswith(f"error: {photo}: cannot be read as an image")
     assert "Traceback" not in error
     # nothing was learned, so the corrected data can be trained on into the same folder
     write_coco(tmp_path / "good")
@@ -264,7 +264,7 @@ def test_grey_photos_in_shards_with_everything_on(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards, folder = tmp_path / "shards", tmp_path / "grey"
-    assert run(["shard", str(place / "shapes"), str(shards), "--photos", "2"]) == 0
+    assert run(["shard", str(place / "shapes"), str(shards), "--images-per-shard", "2"]) == 0
     assert "4 train, 3 val" in capsys.readouterr().out
     strong = ["--scale-jitter", "0.5", "--mosaic", "0.5", "--mixup", "0.5", "--photometric", "0.5"]
     sheet = tmp_path / "sheet.png"

@@ -200,13 +200,13 @@ def test_unreadable_images_are_reported_and_recorded(
     assert "1 of 3 inputs were not predicted" in capsys.readouterr().err
     lines = {line["image"]: line for line in read_jsonl(tmp_path / "out" / "predictions.jsonl")}
     assert len(lines) == 3
-    assert "cannot be read as a photo" in lines[str(tmp_path / "bad.png")]["error"]
+    assert "cannot be read as an image" in lines[str(tmp_path / "bad.png")]["error"]
     # the second call has nothing to do, and ends like the first
     assert predict(tmp_path / "out", *given) == 2
     said = capsys.readouterr()
     assert "1 image could not be read by an earlier call" in said.out
     assert "1 of 3 inputs were not predicted; " in said.err
-    assert "bad.png: cannot be read as a photo" in said.err
+    assert "bad.png: cannot be read as an image" in said.err
     # errors of images that are not inputs of this call do not count
     assert predict(tmp_path / "out", "images/1.png", "--write", "jsonl") == 0
     assert "could not be read" not in capsys.readouterr().out

@@ -104,7 +104,7 @@ def test_error_of_one_process_ends_all_and_is_printed(tmp_path: Path, capfd: pyt
     output = tmp_path / "run"
     assert run(["train", str(folder), *SHORT, "--epochs", "9", "--devices", "2", "--output", str(output)]) == 2
     error = capfd.readouterr().err
-    assert "5.png: cannot be read as a photo" in error
+    assert "5.png: cannot be read as an image" in error
     assert "Traceback" not in error
 
 

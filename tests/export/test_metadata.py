@@ -39,7 +39,7 @@ def changed(**changes: object) -> str:
         (changed(surprise=1), "surprise"),
         (changed(precision="int1"), "precision"),
         (changed(categories=[{"id": 1, "name": "a"}]), "1 categories for 3 classes"),
-        (changed(categories=[{"id": 1, "name": "a"}] * 3), "stands twice"),
+        (changed(categories=[{"id": 1, "name": "a"}] * 3), "occurs twice"),
         (changed(categories=[{"id": "one", "name": "a"}] * 3), "categories.0.id"),
         (changed(preprocessing={"image_size": 10**9}), "image_size"),
         (changed(model={"num_queries": 10**9}), "num_queries"),

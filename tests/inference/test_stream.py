@@ -131,7 +131,7 @@ def test_unreadable_image_is_reported_and_skipped(
     )
     assert [one.path for one in results] == [str(paths[0]), str(paths[1])]
     assert [where for where, _ in errors] == [str(bad)] * 2
-    assert all("cannot be read as a photo" in message for _, message in errors)
+    assert all("cannot be read as an image" in message for _, message in errors)
     with pytest.raises(DatasetError, match=r"bad\.png"):
         list(detector.stream(mixed, 0))
 

@@ -130,7 +130,7 @@ def test_error_messages_of_the_server_are_shown(
     bad.write_bytes(b"not an image")
     visit = Visit(browser, served.url)
     visit.send(bad)
-    assert visit.wait_for("bad").startswith("<b>bad.jpg: cannot be read as a photo")
+    assert visit.wait_for("bad").startswith("<b>bad.jpg: cannot be read as an image")
     assert not visit.page.is_visible("#again")
     visit.send(drawn[0])
     visit.wait_for("done")

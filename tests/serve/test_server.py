@@ -134,7 +134,7 @@ def test_invalid_threshold_is_rejected(served: Served, path: str, threshold: str
         ({"content": b"abc", "headers": {"Content-Type": "multipart/form-data"}}, 400, "Missing boundary"),
         ({"content": b"--b\r\nhm", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "form"),
         ({"data": {"image": "x" * 50_000}, "files": {"a": b"a"}}, 400, "exceeded maximum size"),
-        ({"content": b"not an image"}, 422, "image: cannot be read as a photo (its content is of no known form)"),
+        ({"content": b"not an image"}, 422, "image: cannot be read as an image (its content is in no known format)"),
         ({"content": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, 422, "no known form"),
         ({"files": {"image": ("../../etc/<x>\n.png", b"not an image")}}, 422, "x"),
         ({"files": {"image": ("a.npy", b"\x93NUMPY\x01\x00")}}, 422, "a.npy: cannot be read as an array"),
@@ -219,7 +219,7 @@ def test_image_size_is_limited_before_decoding(detector: Detector, drawn: list[P
         for one in (content, cut):
             response = served.post("/predict", one, "large.png")
             assert response.status_code == 422
-            assert "large.png: the photo has 101 x 100 pixels, at most 10000 are read" in error_of(response)
+            assert "large.png: the image has 101 x 100 pixels, more than the maximum of 10000" in error_of(response)
         np.save(tmp_path / "large.npy", np.zeros((200, 100, 3), np.uint8))
         assert served.post("/predict", (tmp_path / "large.npy").read_bytes(), "large.npy").status_code == 422
         assert served.post("/predict", drawn[0].read_bytes()).status_code == 200

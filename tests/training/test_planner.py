@@ -330,7 +330,7 @@ def test_strong_augmentation_ends_at_strong_aug_until(tmp_path: Path) -> None:
     _first_samples(plan.config, data, count=1, epoch=1)
     assert data.train.strong_epochs == 3  # 0.6 of the five rounds that ten steps are
     plain = TrainingConfig.model_validate({**settings, "mosaic": 0.0})
-    untouched = training_dataset(data.train.photos, plain)
+    untouched = training_dataset(data.train.images, plain)
     same = [
         torch.equal(data.train[SampleKey(1, epoch)].image, untouched[SampleKey(1, epoch)].image)
         for epoch in (1, 3, 4, 5)

@@ -1,6 +1,7 @@
-"""Samples -> a batch: normalised, padded to a common size, boxes relative. The one place that converts boxes.
+"""Collation of samples into a batch: images normalized and padded to a common size, boxes relative.
 
-Input: boxes xyxy in pixels of the transformed photo. Output: boxes cxcywh relative to that photo without padding.
+This is the one place where boxes are converted: from xyxy in pixels of the transformed image to cxcywh relative to that
+image without padding.
 """
 
 from collections.abc import Sequence
@@ -31,45 +32,45 @@ def check_batching(batch_size: int, workers: int) -> None:
 
 
 def normalization_stats(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of every channel: ImageNet's for the first three, and their means for any others or for grey."""
+    """Return mean and standard deviation per channel: ImageNet's for RGB, their average for other channels and gray."""
     return extend_to_channels(IMAGENET_MEAN, channels), extend_to_channels(IMAGENET_STD, channels)
 
 
-def extend_to_channels(of_colours: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Values of red, green and blue for another number of channels: grey and what comes after blue get their mean."""
-    mean = round(sum(of_colours) / len(of_colours), 6)
-    known = of_colours if channels >= len(of_colours) else ()
-    return known + (mean,) * (channels - len(known))
+def extend_to_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Extend values of red, green and blue to a number of channels: gray and further channels get their mean."""
+    mean = round(sum(rgb) / len(rgb), 6)
+    first = rgb if channels >= len(rgb) else ()
+    return first + (mean,) * (channels - len(first))
 
 
 def normalize(image: UInt8[Tensor, "C H W"], out: Float[Tensor, "C H W"] | None = None) -> Float[Tensor, "C H W"]:
-    """Scale pixels to 0 .. 1, then to ImageNet's mean and deviation, which the backbones were trained with.
+    """Scale pixels to 0 .. 1 and normalize with ImageNet's mean and standard deviation.
 
     Args:
         image: the pixels.
-        out: where to write, to save a copy: this is the slowest step of preparing a large photo.
+        out: tensor to write to, which saves a copy: this is the slowest step of preparing a large image.
     """
     if out is None:
         out = torch.empty(image.shape)
-    for pixels, target, mean, deviation in zip(image, out, *normalization_stats(len(image)), strict=True):
-        torch.mul(pixels, 1 / (255 * deviation), out=target).sub_(mean / deviation)
+    for pixels, target, mean, std in zip(image, out, *normalization_stats(len(image)), strict=True):
+        torch.mul(pixels, 1 / (255 * std), out=target).sub_(mean / std)
     return out
 
 
 def to_target(sample: Sample) -> Target:
-    """Convert boxes from xyxy in pixels to cxcywh relative to the photo; masks stay of the photo's own size.
+    """Convert boxes from xyxy in pixels to cxcywh relative to the image; masks keep the size of the image.
 
-    They are not padded here: padding would be copied between processes and to the device, only to be left out of losses.
+    Masks are not padded: the padding would be copied between processes and to the device, and then ignored by the losses.
     """
     height, width = sample.image.shape[1:]
     boxes = xyxy_to_cxcywh(sample.annotations.boxes) / torch.tensor([width, height, width, height])
     masks = sample.annotations.masks
-    # what a crop left is a view, and a worker would hand over all that it was cut from
+    # after a crop they are views, and a worker would send the whole storage
     return Target(boxes, sample.annotations.labels, None if masks is None else masks.contiguous())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of samples; a data loader's `collate_fn`."""
+    """Collate samples into a batch; the `collate_fn` of a `DataLoader`."""
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
     images, padding_mask = empty_batch(sizes, channels=samples[0].image.shape[0])
     for image, sample, (height, width) in zip(images, samples, sizes, strict=True):

@@ -1,4 +1,4 @@
-"""Categories: the dataset's own ids and names, mapped once to labels 0 .. K-1 and restored in every output."""
+"""Categories of a dataset: ids and names; a label 0 .. K-1 is a position among them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a dataset or model; a label is a position in these tuples.
+    """Classes of a dataset or model; a label is a position in these tuples.
 
-    `is_thing` tells countable things from stuff such as sky, in COCO's panoptic categories; None where nobody said.
+    Attributes:
+        ids: category ids of the dataset.
+        names: class names.
+        is_thing: whether a class is a countable thing, or stuff such as sky, in COCO panoptic; None if unknown.
     """
 
     ids: tuple[int, ...]
@@ -17,7 +20,7 @@ class Categories:
 
     @property
     def things(self) -> tuple[bool, ...]:
-        """Which are countable things; all of them where nobody said."""
+        """`is_thing` of every class; True if unknown."""
         return getattr(self, "is_thing", None) or (True,) * len(self.ids)
 
     def __len__(self) -> int:
@@ -25,10 +28,10 @@ class Categories:
 
     @classmethod
     def from_json(cls, entries: Any) -> "Categories":
-        """Read what `to_json` wrote.
+        """Read the result of `to_json`.
 
         Raises:
-            ValueError: it is no list of objects with an id and a name each, or an id stands twice.
+            ValueError: it is not a list of objects with an id and a name each, or an id occurs twice.
         """
         try:
             ids = tuple(int(entry["id"]) for entry in entries)
@@ -37,13 +40,13 @@ class Categories:
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"expected categories with 'id' and 'name' ({type(error).__name__})") from None
         if not all(-(2**63) <= number < 2**63 for number in ids):
-            raise ValueError("an id of a category has more than 64 bits")
+            raise ValueError("a category id has more than 64 bits")
         if len(set(ids)) < len(ids):
-            raise ValueError("an id of a category stands twice")
+            raise ValueError("a category id occurs twice")
         return cls(ids, names, None if None in things or not ids else tuple(bool(thing) for thing in things))
 
     def to_json(self) -> list[dict[str, object]]:
-        """List ids and names, in the order of the labels, and with `isthing` where it is known, as COCO has it."""
+        """List ids and names in the order of the labels, with `isthing` if known, as in COCO."""
         named = [{"id": number, "name": name} for number, name in zip(self.ids, self.names, strict=True)]
         if self.is_thing is None:
             return named
@@ -51,14 +54,14 @@ class Categories:
 
 
 def default_categories(num_classes: int) -> Categories:
-    """Stand-ins for names that nobody wrote down: COCO's for 91 classes, numbers otherwise."""
+    """Return categories for a model without names: COCO's for 91 classes, numbers otherwise."""
     ids = tuple(range(num_classes))
     if num_classes == COCO_SLOTS:
         return Categories(ids, tuple(COCO_NAMES.get(number, "N/A") for number in ids))
     return Categories(ids, tuple(f"class {number}" for number in ids))
 
 
-COCO_SLOTS = 91  # the published class head has a slot for every raw category id, 0 .. 90, used or not
+COCO_SLOTS = 91  # the published class head has an output for every category id 0 .. 90, used or not
 
 COCO_NAMES = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",

@@ -1,7 +1,7 @@
-"""Photos: from a file or an array to a uint8 tensor, upright, with as many channels as the model reads.
+"""Reading of images as uint8 tensors, upright, with the number of channels of the model.
 
-Untrusted input: a file is decoded only after its size has been read from its header. Usual photos become RGB; `.npy` arrays
-(H, W, C) and TIFF files of several pages carry any number of channels.
+Files are untrusted: they are decoded only after their size was read from the header. Image files become RGB; `.npy` arrays
+(H, W, C) and TIFF files of several pages have any number of channels.
 """
 
 import functools
@@ -24,11 +24,11 @@ from detrkit.errors import DatasetError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 RGB = 3
-# Pillow knows more, of which some start other programs (EPS asks Ghostscript)
+# Pillow has more formats, some of which start other programs (EPS runs Ghostscript)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
 _EXIF_ORIENTATION = 0x0112
-_QUIET = SuppressWarnings()
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # what Pillow can convert to, by number of channels
+_SUPPRESS_WARNINGS = SuppressWarnings()
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
 
 
 @runtime_checkable
@@ -39,25 +39,25 @@ class ImageFile(Protocol):
         """Read some bytes, or the rest."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go elsewhere."""
+        """Change the position."""
 
     def tell(self) -> int:
-        """Say where it is."""
+        """Return the position."""
 
 
 def open_image(
     path: Path | str, annotated_size: tuple[int, int] | None = None, span: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Read a photo in RGB, turned upright as its EXIF orientation says.
+    """Read an image in RGB, with its EXIF orientation applied.
 
     Args:
         path: the file.
-        annotated_size: (height, width) that the annotations speak of. When only the stored pixels have that size and
-            the upright photo has not, the annotations were made on the stored pixels, and the photo is left as it is.
-        span: (offset, length) in bytes of a photo inside a shard, which is the folder of `path`.
+        annotated_size: (height, width) of the annotations. If the stored pixels have this size and the upright image has
+            not, the annotations were made on the stored pixels, and the EXIF orientation is ignored.
+        span: (offset, length) in bytes of an image inside a shard, which is the parent of `path`.
 
     Raises:
-        DatasetError: the file is missing, no image, truncated, or unreasonably large.
+        DatasetError: the file is missing, not an image, truncated, or too large.
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
@@ -72,10 +72,10 @@ def read_image(
     span: tuple[int, int] | None = None,
     channels: int = RGB,
 ) -> UInt8[Tensor, "C H W"]:
-    """Read a photo's pixels with a number of channels.
+    """Read an image with a number of channels.
 
-    Usual photos are converted where Pillow can: to grey (1), RGB (3), RGB with alpha (4). Other numbers must be there: in a
-    `.npy` array, or as pages of a TIFF. Arguments else as in `open_image`.
+    Image files are converted to gray (1), RGB (3) or RGBA (4). Other numbers of channels are read from `.npy` arrays, or
+    from the pages of TIFF files. Other arguments as in `open_image`.
 
     Raises:
         DatasetError: as in `open_image`, or it has another number of channels.
@@ -90,13 +90,13 @@ def read_image(
 def read_uploaded_image(
     file: ImageFile, name: str, channels: int = RGB, max_pixels: int = MAX_PIXELS
 ) -> UInt8[Tensor, "C H W"]:
-    """Read the pixels of a photo that came over a network, as `read_image` reads those of one on disk.
+    """Read an image that was uploaded, like `read_image`.
 
     Args:
-        file: its content, from the beginning.
-        name: what its sender calls it; arrays are told by it.
-        channels: that the model reads.
-        max_pixels: larger photos are refused before they are decoded.
+        file: its content, at the start.
+        name: file name given by the sender, which distinguishes arrays from image files.
+        channels: of the model.
+        max_pixels: larger images are rejected before they are decoded.
 
     Raises:
         DatasetError: as in `read_image`.
@@ -111,13 +111,13 @@ def image_to_pixels(
     image: Image.Image,
     channels: int = RGB,
     annotated_size: tuple[int, int] | None = None,
-    where: str = "photo",
+    where: str = "image",
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[Tensor, "C H W"]:
-    """Copy an opened image's pixels, as `read_image` does.
+    """Convert a Pillow image to a tensor, like `read_image`.
 
     Raises:
-        DatasetError: it cannot have that many channels.
+        DatasetError: it cannot be converted to this number of channels.
     """
     if _has_channels_as_pages(image, channels):
         return _pages_as_channels(image, annotated_size, where, max_pixels)
@@ -127,12 +127,12 @@ def image_to_pixels(
 
 
 def _has_channels_as_pages(image: Image.Image, channels: int) -> bool:
-    """Whether an image is a TIFF of as many pages as channels are wanted, each of one channel."""
+    """Whether an image is a TIFF with one page per channel."""
     if image.format != "TIFF" or channels < 2 or image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
         return False
     pages = 0
     try:
-        while pages <= channels:  # not all of them: a small file may have a hundred thousand
+        while pages <= channels:  # not to the end: a small file may have a hundred thousand
             image.seek(pages)
             pages += 1
     except EOFError:
@@ -142,10 +142,10 @@ def _has_channels_as_pages(image: Image.Image, channels: int) -> bool:
 
 
 def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
-    """Read a photo's file, or its part of a shard, as it stands.
+    """Read the bytes of an image file, or of an image inside a shard.
 
     Raises:
-        DatasetError: it is not there, or the shard ends before it.
+        DatasetError: it is missing, or the shard is truncated.
     """
     try:
         if span is None:
@@ -156,18 +156,18 @@ def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
     if len(content) != span[1]:
-        raise DatasetError(f"{path}: its shard ends before the photo does; copy the shard again")
+        raise DatasetError(f"{path}: the shard ends before the image does; copy the shard again")
     return content
 
 
 @contextmanager
 def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
-    """Open a photo and see that it is of a reasonable size; whatever its decoding raises becomes a `DatasetError`."""
+    """Open an image and check its size; errors of decoding become `DatasetError`s."""
     if span is None and not is_file(path):
         raise DatasetError(
-            f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a photo; check the path"
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected an image; check the path"
         )
-    # from memory, for Pillow maps uncompressed TIFF files from disk and turns them wrongly
+    # from memory: Pillow maps uncompressed TIFF files from disk and rotates them wrongly
     in_memory = span is not None or path.suffix.lower() in (".tif", ".tiff")
     source = io.BytesIO(read_image_bytes(path, span)) if in_memory else path
     with _image_in(source, path, MAX_PIXELS) as image:
@@ -177,22 +177,24 @@ def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
 @contextmanager
 def _image_in(source: Path | ImageFile, where: Path | str, max_pixels: int) -> Iterator[Image.Image]:
     try:
-        with _QUIET, Image.open(cast("Path | IO[bytes]", source), formats=_readable_formats()) as image:
+        with _SUPPRESS_WARNINGS, Image.open(cast("Path | IO[bytes]", source), formats=_readable_formats()) as image:
             _check_size(image.height, image.width, where, max_pixels)
             yield image
     except DatasetError:
         raise
     except Image.DecompressionBombError:
-        raise DatasetError(f"{where}: the photo unpacks to more than {MAX_PIXELS} pixels; make it smaller") from None
-    except Exception as error:  # Pillow's decoders raise what they like on malformed files
         raise DatasetError(
-            f"{where}: cannot be read as a photo ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
+            f"{where}: the image decompresses to more than {MAX_PIXELS} pixels; make it smaller"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
+        raise DatasetError(
+            f"{where}: cannot be read as an image ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
         ) from None
 
 
 @functools.cache
 def _readable_formats() -> tuple[str, ...]:
-    """Those that this Pillow was built with."""
+    """Return the formats that this Pillow was built with."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -201,36 +203,36 @@ def _check_size(height: int, width: int, where: Path | str, max_pixels: int = MA
     if width * height * channels > max_pixels * RGB:
         of_channels = "" if channels == RGB else f" of {channels} channels"
         raise DatasetError(
-            f"{where}: the photo has {width} x {height} pixels{of_channels}, at most {max_pixels * RGB // channels} "
-            "are read; make it smaller or cut it into tiles"
+            f"{where}: the image has {width} x {height} pixels{of_channels}, more than the maximum of "
+            f"{max_pixels * RGB // channels}; make it smaller or split it into tiles"
         )
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Read (height, width) of a photo, upright, from its header, without decoding it.
+    """Read (height, width) of an image, upright, from its header, without decoding it.
 
     Raises:
-        DatasetError: it is missing or no image.
+        DatasetError: it is missing or not an image.
     """
     if path.suffix.lower() == ".npy":
         return array_shape(path)[:2]
     try:
-        with _QUIET, Image.open(path, formats=_readable_formats()) as image:
-            # of a PNG, its own method would decode the pixels first
-            lies_on_its_side = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-            if lies_on_its_side and image.format == "TIFF":  # of which Pillow's versions differ in what they turn
+        with _SUPPRESS_WARNINGS, Image.open(path, formats=_readable_formats()) as image:
+            # the method of a PNG would decode the pixels first
+            is_rotated = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            if is_rotated and image.format == "TIFF":  # versions of Pillow differ in how they rotate these
                 upright = open_image(path)
                 return upright.height, upright.width
-            return (image.width, image.height) if lies_on_its_side else (image.height, image.width)
-    except Exception as error:  # Pillow's decoders raise what they like on malformed files
-        raise DatasetError(f"{path}: cannot be read as a photo ({_one_line(error)})") from None
+            return (image.width, image.height) if is_rotated else (image.height, image.width)
+    except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
+        raise DatasetError(f"{path}: cannot be read as an image ({_one_line(error)})") from None
 
 
 def array_shape(path: Path, span: tuple[int, int] | None = None) -> tuple[int, int, int]:
     """Read (height, width, channels) of a .npy file from its header.
 
     Raises:
-        DatasetError: it is no such array.
+        DatasetError: it is not such an array.
     """
     try:
         with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
@@ -241,19 +243,19 @@ def array_shape(path: Path, span: tuple[int, int] | None = None) -> tuple[int, i
 
 
 def apply_exif_orientation(image: Image.Image, annotated_size: tuple[int, int] | None = None) -> Image.Image:
-    """Turn an image upright, put white behind what is transparent, scale 16 bits to 8, and convert to RGB."""
+    """Apply the EXIF orientation and convert to RGB: transparency on white, 16 bits scaled to 8."""
     return _to_rgb(_upright(image, annotated_size))
 
 
-def image_to_tensor(photo: Image.Image) -> UInt8[Tensor, "3 H W"]:
-    """Copy a photo's pixels into a tensor, channels last in memory: torchvision resizes these twice as fast."""
-    return torch.from_numpy(np.array(_to_rgb(photo))).permute(2, 0, 1)
+def image_to_tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    """Convert to a tensor with channels last in memory, which torch resizes twice as fast."""
+    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
 
 
 def tensor_to_image(image: UInt8[Tensor, "C H W"]) -> Image.Image:
-    """Copy a tensor's pixels into a photo that people can look at: its first three channels, or its first as grey."""
-    colours = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
-    return Image.fromarray(colours.permute(1, 2, 0).contiguous().cpu().numpy())
+    """Convert a tensor to a Pillow image: its first three channels, or the first one as gray."""
+    colors = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
+    return Image.fromarray(colors.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _pages_as_channels(
@@ -261,7 +263,7 @@ def _pages_as_channels(
 ) -> UInt8[Tensor, "C H W"]:
     pages, size = image.n_frames, image.size  # type: ignore[attr-defined]
     _check_size(image.height, image.width, where, max_pixels, pages)
-    # the iterator hands over one object again and again: its pixels are copied at once; other sizes are not decoded
+    # the iterator yields one object repeatedly, so its pixels are copied; other sizes are not decoded
     layers = [
         np.array(_to_eight_bits(_upright(page, annotated_size)).convert("L"))
         for page in ImageSequence.Iterator(image)
@@ -277,8 +279,8 @@ def _with_channels(
 ) -> UInt8[Tensor, "C H W"]:
     if channels not in _MODES:
         raise DatasetError(
-            f"{where}: a photo of mode {image.mode} has no {channels} channels; expected a .npy array "
-            "(height, width, channels) or a TIFF of as many pages"
+            f"{where}: an image of mode {image.mode} does not have {channels} channels; expected a .npy array "
+            "(height, width, channels) or a TIFF with one page per channel"
         )
     upright = _upright(image, annotated_size)
     converted = (_to_rgb(upright) if channels == 1 else _to_eight_bits(upright)).convert(_MODES[channels])
@@ -301,55 +303,55 @@ def _read_array(path: Path, span: tuple[int, int] | None) -> UInt8[Tensor, "C H 
 
 def _array_in(file: ImageFile, where: Path | str, max_pixels: int) -> UInt8[Tensor, "C H W"]:
     """Read (H, W, C) or (H, W) of 8 or 16 bits."""
-    shape, in_columns, kind = _read_array_header(file, where)
+    shape, is_fortran_order, dtype = _read_array_header(file, where)
     _check_size(shape[0], shape[1], where, max_pixels, math.prod(shape[2:]))
     try:
-        content = np.frombuffer(file.read(math.prod(shape) * kind.itemsize), kind)
-        pixels = content.reshape(shape, order="F" if in_columns else "C")
+        content = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
+        pixels = content.reshape(shape, order="F" if is_fortran_order else "C")
     except ValueError:
-        raise DatasetError(f"{where}: ends before its pixels do; copy it again") from None
+        raise DatasetError(f"{where}: truncated; copy it again") from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    eight_bits = (pixels >> 8).astype(np.uint8) if kind.itemsize == 2 else np.array(pixels)
+    eight_bits = (pixels >> 8).astype(np.uint8) if dtype.itemsize == 2 else np.array(pixels)
     return torch.from_numpy(eight_bits).permute(2, 0, 1)
 
 
 def _read_array_header(file: ImageFile, where: Path | str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read what a .npy file says of itself: shape, order, type; objects, which could run code, are refused.
+    """Read the header of a .npy file: shape, order, dtype; pickled objects, which could run code, are rejected.
 
     Raises:
-        DatasetError: it is none, or holds no photo of a reasonable size.
+        DatasetError: it is malformed, or not an image of a valid size.
     """
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, in_columns, kind = read(file)
+        shape, is_fortran_order, dtype = read(file)
     except Exception as error:  # the header is parsed as Python: it can be wrong in any way
         raise DatasetError(f"{where}: cannot be read as an array ({_one_line(error)})") from None
-    if len(shape) not in (2, 3) or kind not in (np.uint8, np.uint16, np.dtype(">u2")):
+    if len(shape) not in (2, 3) or dtype not in (np.uint8, np.uint16, np.dtype(">u2")):
         raise DatasetError(f"{where}: expected (height, width, channels) of uint8 or uint16; write it with numpy.save")
     if min(shape) < 1 or (len(shape) == 3 and shape[2] > shape[0] * shape[1]):
         raise DatasetError(f"{where}: found the shape {shape}, expected (height, width, channels)")
     _check_size(shape[0], shape[1], where, channels=math.prod(shape[2:]))
-    return shape, in_columns, kind
+    return shape, is_fortran_order, dtype
 
 
 def _upright(image: Image.Image, annotated_size: tuple[int, int] | None) -> Image.Image:
     stored_size = (image.height, image.width)
-    lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-    if lies_on_its_side and annotated_size == stored_size != stored_size[::-1]:
+    is_rotated = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+    if is_rotated and annotated_size == stored_size != stored_size[::-1]:
         return image
-    image.load()  # which turns a TIFF file, and says so in its EXIF data
-    # of others, exif_transpose would make a copy: 80 MB of 20 megapixels
+    image.load()  # rotates a TIFF file, and updates its EXIF data
+    # without a rotation, exif_transpose would make a copy: 80 MB for 20 megapixels
     return ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION) in range(2, 9) else image
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit and floating-point grey, which convert() would clip; of the latter, by the range its values lie in."""
+    """Scale 16-bit and floating-point gray images, which convert() would clip; the latter by the range of their values."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        largest = grey.max(initial=0)
+        gray = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        largest = gray.max(initial=0)
         top = 65535 if image.mode != "F" or largest > 255 else 255 if largest > 1 else 1
-        return Image.fromarray(np.clip(grey / top * 255, 0, 255).astype(np.uint8))
+        return Image.fromarray(np.clip(gray / top * 255, 0, 255).astype(np.uint8))
     return image
 
 
@@ -357,12 +359,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = _to_eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image)
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
     return image.convert("RGB")
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "its content is of no known form"
+        return "its content is in no known format"
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]

@@ -1,4 +1,4 @@
-"""Decoders warn of odd metadata, which is no reason to bother anyone."""
+"""Suppression of the warnings of image decoders about unusual metadata."""
 
 import threading
 import warnings
@@ -6,10 +6,10 @@ from types import TracebackType
 
 
 class SuppressWarnings:
-    """No warnings while any thread decodes.
+    """Context manager that suppresses warnings while any thread is inside.
 
-    Warning filters belong to the whole process. The first thread to enter sets them aside, and the last to leave puts
-    them back: with a `catch_warnings` for each, one could put back what another had set.
+    Warning filters belong to the whole process: the first thread to enter replaces them, and the last to leave restores
+    them. With one `catch_warnings` per thread, a thread could restore the filters that another has set.
     """
 
     def __init__(self) -> None:

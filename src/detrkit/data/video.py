@@ -1,7 +1,7 @@
-"""Videos and cameras: frame by frame, upright, as uint8 tensors; and pictures back into a video (extra `video`: PyAV).
+"""Reading of videos and cameras frame by frame, and writing of videos (extra `video`: PyAV).
 
-Untrusted input: only formats that hold their pictures themselves are read, for playlists name other files and servers; a
-frame's size is looked at before it is decoded.
+Files are untrusted: only formats that contain their frames are read, because playlists refer to other files and servers;
+the size of a frame is checked before it is decoded.
 """
 
 import sys
@@ -23,20 +23,20 @@ from detrkit.data.images import MAX_PIXELS
 from detrkit.errors import ConfigError, DatasetError, import_optional
 
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
-_TICKS = 90_000  # per second: MPEG's own clock, in which all usual frame rates are whole numbers
-_USUAL_RATE = Fraction(30)
-_MARK = "written by detrkit"  # in the header of a video of ours, which may be written anew
-_MAX_MISSING = 0.05  # share of the frames that the header may promise in vain: edits leave some out
+_TICKS = 90_000  # per second: MPEG's clock, in which all usual frame rates are whole numbers
+_DEFAULT_RATE = Fraction(30)
+_MARK = "written by detrkit"  # in the header, so that detrkit may overwrite the file
+_MAX_MISSING = 0.05  # fraction of the frames in the header that may be missing, as after edits
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video.
+    """One frame of a video.
 
     Attributes:
         number: from 0.
         seconds: since the first frame.
-        pixels: upright.
+        pixels: the image, upright.
     """
 
     number: int
@@ -49,8 +49,8 @@ class Video:
     """An opened video or camera.
 
     Attributes:
-        name: as the user called it.
-        num_frames: as its header says; 0 where it does not.
+        name: path or camera name given by the user.
+        num_frames: according to the header; 0 if unknown.
         rate: frames per second.
     """
 
@@ -63,7 +63,7 @@ class Video:
         """Decode frame by frame, once.
 
         Raises:
-            DatasetError: the video is broken from here on, or ends before its header says.
+            DatasetError: the video is damaged, or shorter than its header says.
         """
         number, start = 0, None
         try:
@@ -76,10 +76,10 @@ class Video:
             raise
         except Exception as error:  # the decoders raise errors of many kinds
             raise DatasetError(
-                f"{self.name}: is broken after {number} frames ({_reason(error)}); copy it again"
+                f"{self.name}: damaged after {number} frames ({_reason(error)}); copy it again"
             ) from None
         if not number:
-            raise DatasetError(f"{self.name}: holds no picture that can be decoded; copy it again")
+            raise DatasetError(f"{self.name}: contains no frame that can be decoded; copy it again")
         if number < self.num_frames * (1 - _MAX_MISSING):
             raise DatasetError(f"{self.name}: ends after {number} of {self.num_frames} frames; copy it again")
 
@@ -89,12 +89,12 @@ def open_video(path: Path) -> Iterator[Video]:
     """Open a video file.
 
     Raises:
-        DatasetError: it is missing, no video, or unreasonably large.
+        DatasetError: it is missing, not a video, or too large.
         ConfigError: PyAV is not installed.
     """
     if not path.is_file():
         raise DatasetError(
-            f"{path}: found {'a folder' if path.is_dir() else 'nothing'}, expected a video; check the path"
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a video; check the path"
         )
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     expected = "expected an MP4, MOV, MKV, WebM or AVI file"
@@ -104,14 +104,14 @@ def open_video(path: Path) -> Iterator[Video]:
 
 @contextmanager
 def open_camera(name: str) -> Iterator[Video]:
-    """Open a camera by its number, or by what the system calls it.
+    """Open a camera by its number, or by its name in the system.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: it cannot be opened.
         ConfigError: PyAV is not installed.
     """
     address, format = camera_address(name, sys.platform)
-    expected = "expected a camera that nobody else uses; name it as in camera:0"
+    expected = "expected a camera that is not in use, for example camera:0"
     with _opened(f"camera:{name}", address, expected, format=format) as video:
         yield video
 
@@ -131,7 +131,7 @@ def is_detrkit_video(path: Path) -> bool:
 
 
 def camera_address(name: str, system: str) -> tuple[str, str]:
-    """What FFmpeg calls a camera, and the door through which it is opened."""
+    """Return the address of a camera in FFmpeg, and the name of the input device."""
     if system == "darwin":
         return f"{name}:none", "avfoundation"
     if system == "win32":
@@ -140,21 +140,21 @@ def camera_address(name: str, system: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _opened(name: str, address: str, expected: str, **how: Any) -> Iterator[Video]:
+def _opened(name: str, address: str, expected: str, **options: Any) -> Iterator[Video]:
     av = _import_av(name)
     try:
-        container = av.open(address, **how)
+        container = av.open(address, **options)
     except Exception as error:  # the decoders raise errors of many kinds
         raise DatasetError(f"{name}: cannot be opened ({_reason(error)}); {expected}") from None
     with container:
         if not container.streams.video:
-            raise DatasetError(f"{name}: holds no pictures; {expected}")
+            raise DatasetError(f"{name}: contains no video; {expected}")
         stream = container.streams.video[0]
         if stream.codec_context is None:
-            raise DatasetError(f"{name}: its pictures are of a kind that cannot be decoded; {expected}")
+            raise DatasetError(f"{name}: its codec cannot be decoded; {expected}")
         _check_size(stream.codec_context.height, stream.codec_context.width, name)
         stream.thread_type = "AUTO"
-        yield Video(name, stream.frames, stream.average_rate or _USUAL_RATE, container)
+        yield Video(name, stream.frames, stream.average_rate or _DEFAULT_RATE, container)
 
 
 def _pixels(decoded: Any, name: str) -> UInt8[Tensor, "3 H W"]:
@@ -165,7 +165,7 @@ def _pixels(decoded: Any, name: str) -> UInt8[Tensor, "3 H W"]:
 
 def _check_size(height: int, width: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        raise DatasetError(f"{name}: its frames have {width} x {height} pixels, at most {MAX_PIXELS} are read")
+        raise DatasetError(f"{name}: its frames have {width} x {height} pixels, more than the maximum of {MAX_PIXELS}")
 
 
 def _import_av(name: str) -> Any:
@@ -177,10 +177,10 @@ def _reason(error: Exception) -> str:
 
 
 class VideoWriter:
-    """Pictures, each with its time, as an MP4 file."""
+    """Writes images with their times as an MP4 file."""
 
     def __init__(self, path: Path, rate: Fraction) -> None:
-        """Begin a file.
+        """Create a file.
 
         Raises:
             ConfigError: it cannot be written, or PyAV is not installed.
@@ -205,24 +205,24 @@ class VideoWriter:
             self._container.mux(self._stream.encode())
         self._container.close()
 
-    def add(self, picture: Image.Image, seconds: float) -> None:
-        """Add a picture; all get the size of the first, made even, as the codec wants."""
+    def add(self, image: Image.Image, seconds: float) -> None:
+        """Append an image; all get the size of the first, rounded up to even numbers, which the codec requires."""
         if self._stream is None:
-            self._stream = self._begin(picture)
+            self._stream = self._add_stream(image)
         size = (self._stream.width, self._stream.height)
-        if picture.size != size:
-            is_odd = (picture.width + picture.width % 2, picture.height + picture.height % 2) == size
-            picture = picture.crop((0, 0, *size)) if is_odd else picture.resize(size)
-        frame = self._av.VideoFrame.from_image(picture)
+        if image.size != size:
+            differs_by_rounding = (image.width + image.width % 2, image.height + image.height % 2) == size
+            image = image.crop((0, 0, *size)) if differs_by_rounding else image.resize(size)
+        frame = self._av.VideoFrame.from_image(image)
         self._last = max(self._last + 1, round(seconds * _TICKS))
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(frame))
 
-    def _begin(self, picture: Image.Image) -> Any:
+    def _add_stream(self, image: Image.Image) -> Any:
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
         stream = self._container.add_stream(codec, rate=self._rate)
-        stream.width, stream.height = picture.width + picture.width % 2, picture.height + picture.height % 2
+        stream.width, stream.height = image.width + image.width % 2, image.height + image.height % 2
         stream.pix_fmt = "yuv420p"
-        if codec == "libx264":  # mpeg4 counts in frames
+        if codec == "libx264":  # mpeg4 counts frames
             stream.codec_context.time_base = Fraction(1, _TICKS)
         return stream

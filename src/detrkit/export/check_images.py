@@ -12,7 +12,7 @@ from detrkit.data.dataset import DatasetSplits, DetectionDataset, SampleSplit, S
 from detrkit.data.images import read_image
 from detrkit.data.splits import Data, as_splits
 from detrkit.data.suffixes import IMAGE_SUFFIXES
-from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.evaluation.ground_truth import check_categories, split_to_coco
 from detrkit.structures import Batch, Sample
@@ -120,4 +120,4 @@ def _image_paths(data: Data) -> list[Path]:
 def _synthetic_sample(index: int, channels: int) -> Sample:
     height, width = _SYNTHETIC_SIZES[index]
     shapes = SyntheticShapes(len(_SYNTHETIC_SIZES), seed=0, style=SyntheticStyle(size=256))
-    return unannotated(in_channels(shapes[index].image[:, :height, :width], channels), index)
+    return unannotated(repeat_channels(shapes[index].image[:, :height, :width], channels), index)

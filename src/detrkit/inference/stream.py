@@ -17,7 +17,7 @@ from torch import Tensor
 from detrkit.data.batching import check_batching
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
-from detrkit.data.transforms.geometry import crop, size_of
+from detrkit.data.transforms.geometry import crop, image_size
 from detrkit.errors import DatasetError
 from detrkit.inference.batches import MinScores
 from detrkit.inference.engines.torch import Engine
@@ -180,7 +180,7 @@ def _next_batch(
 ) -> list[int]:
     """Choose the image that has waited longest, and others of similar size; a tiled image is a batch of its own."""
     samples = ((number, pending[number].sample) for number in waiting)
-    sizes = {number: size_of(sample) for number, sample in samples if sample is not None}
+    sizes = {number: image_size(sample) for number, sample in samples if sample is not None}
     if waiting[0] not in sizes:
         return [waiting[0]]
     return choose_batch(sizes, batch_size, max_padding)

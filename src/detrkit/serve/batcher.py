@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from detrkit.data.transforms.geometry import size_of
+from detrkit.data.transforms.geometry import image_size
 from detrkit.errors import DetrkitError
 from detrkit.inference.batches import MinScores
 from detrkit.inference.stream import BatchPredictor, choose_batch
@@ -135,7 +135,7 @@ class Batcher(Generic[PredictorT]):
     def _take(self, max_padding: float) -> list[_Job]:
         first = self._waiting[0]
         sizes = {
-            number: size_of(job.sample)
+            number: image_size(job.sample)
             for number, job in enumerate(self._waiting)
             if job.sample is not None and job.min_scores == first.min_scores
         }

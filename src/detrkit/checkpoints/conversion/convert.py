@@ -14,7 +14,7 @@ from detrkit.checkpoints.hub import hub_token, push_checkpoint
 from detrkit.checkpoints.load import read_checkpoint
 from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.data.batching import collate
-from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, in_channels
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
 from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
@@ -106,7 +106,7 @@ def convert(
 def max_difference(first: DETR, second: DETR) -> float:
     """Compare the predictions of two models, which are put into eval mode, on a padded batch of synthetic images."""
     samples = [SyntheticShapes(1, seed=0, style=SyntheticStyle(size=size))[0] for size in (224, 160)]
-    batch = collate([replace(one, image=in_channels(one.image, first.config.in_channels)) for one in samples])
+    batch = collate([replace(one, image=repeat_channels(one.image, first.config.in_channels)) for one in samples])
     predictions = [_tensors(model.eval()(batch.images, batch.padding_mask)) for model in (first, second)]
     return max(float((a - b).abs().max()) for a, b in zip(*predictions, strict=True))
 

@@ -1,20 +1,21 @@
-"""The paper's train and test pipelines (section A.4; published code, datasets/transforms.py), on uint8 tensors.
+"""Geometric transforms of training and evaluation (paper, section A.4; published code, datasets/transforms.py).
 
-A transform takes a `Sample` and gives a `Sample`; boxes are xyxy in pixels, and masks, where there are any, follow.
-The geometry is torchvision's; the sizes, their chances and the dropping of boxes are the paper's. Where
-there are masks, an object that a crop cuts gets the box of what is left of its mask; the published code cuts its box.
+A transform maps a `Sample` to a `Sample`: a uint8 image, boxes xyxy in pixels, and masks if there are any. Sizes,
+probabilities and the dropping of boxes are the paper's. If there are masks, an object that is cut by a crop gets the box of
+its remaining mask; the published code clips the box.
+
+The operations are torch's, and give torchvision's results to the bit; importing torchvision takes 4.4 s.
 """
 
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as transforms
 
 from detrkit.data.dataset import keep
 from detrkit.ops.segments import have_pixels, masks_to_boxes
@@ -28,12 +29,12 @@ MAX_LONG_SIDE = 1333
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -> tuple[int, int]:
-    """Compute the size after resizing, to the pixel as the published code does.
+    """Compute the size after resizing, exactly as the published code does.
 
     Args:
         size: (height, width) in pixels.
-        short_side: wanted length of the shorter side.
-        max_size: limit of the longer side, which wins.
+        short_side: requested length of the shorter side.
+        max_size: maximum length of the longer side, which takes precedence.
 
     Returns:
         (height, width); the longer side is rounded down.
@@ -42,7 +43,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -
     shorter, longer = min(size), max(size)
     if max_size is not None and longer / shorter * short_side > max_size:
         short_side = round(max_size * shorter / longer)
-        if short_side == 0:  # a photo that is little more than a line
+        if short_side == 0:  # an image that is hardly more than a line
             return (1, max_size) if height < width else (max_size, 1)
     if shorter == short_side:
         return size
@@ -52,33 +53,49 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize to (height, width), the photo bilinear with antialiasing, masks by their nearest pixels."""
-    masks = sample.annotations.masks
-    boxes_alone = replace(sample, annotations=replace(sample.annotations, masks=None))
-    resized = _apply(boxes_alone, lambda x: transforms.resize(x, list(size), antialias=True))
-    if masks is None:
-        return resized
-    return replace(resized, annotations=replace(resized.annotations, masks=resize_masks(masks, size)))
+    """Resize to (height, width): the image bilinearly with antialiasing, masks by nearest neighbor."""
+    height, width = image_size(sample)
+    if size == (height, width):
+        return sample
+    annotations = sample.annotations
+    scale_y, scale_x = size[0] / height, size[1] / width
+    return replace(
+        sample,
+        image=_resize_image(sample.image, size),
+        annotations=Annotations(
+            boxes=annotations.boxes * torch.tensor([scale_x, scale_y, scale_x, scale_y]),
+            labels=annotations.labels,
+            masks=None if annotations.masks is None else resize_masks(annotations.masks, size),
+        ),
+    )
+
+
+def _resize_image(image: UInt8[Tensor, "C H W"], size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # strides that keep channels last in memory
+    # torch resizes uint8 twice as fast as float with these instructions, and is slower without
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64"):
+        return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(batch.float(), size, mode="bilinear", antialias=True)[0].round_().to(torch.uint8)
 
 
 def resize_masks(masks: Bool[Tensor, "N H W"], size: tuple[int, int]) -> Bool[Tensor, "N h w"]:
-    """Resize masks to (height, width) by their nearest pixels, in one byte a pixel.
+    """Resize masks to (height, width) by nearest neighbor.
 
-    A mask that is so thin that no pixel of it is nearest to any keeps those that it falls on instead: nothing is lost.
+    A mask so thin that it would vanish keeps all pixels that it touches instead.
     """
     if tuple(masks.shape[1:]) == size:
         return masks
     if not len(masks):
         return masks.new_zeros(0, *size)
     resized = masks.new_empty(len(masks), *size)
-    for some, their in zip(masks.split(8), resized.split(8), strict=True):
-        # eight masks are the bits of one picture, which is resized in an eighth of the time
-        together = np.zeros(masks.shape[1:], np.uint8)
-        for bit, mask in enumerate(some.numpy()):
-            together |= mask.view(np.uint8) << np.uint8(bit)
-        wide = F.interpolate(torch.from_numpy(together)[None, None], size, mode="nearest")[0, 0].numpy()
-        for bit, mask in enumerate(their.numpy()):
-            np.not_equal(wide & np.uint8(1 << bit), 0, out=mask)
+    for group, resized_group in zip(masks.split(8), resized.split(8), strict=True):
+        # eight masks are the bits of one image, which is resized in an eighth of the time
+        packed = np.zeros(masks.shape[1:], np.uint8)
+        for bit, mask in enumerate(group.numpy()):
+            packed |= mask.view(np.uint8) << np.uint8(bit)
+        resized_bits = F.interpolate(torch.from_numpy(packed)[None, None], size, mode="nearest")[0, 0].numpy()
+        for bit, mask in enumerate(resized_group.numpy()):
+            np.not_equal(resized_bits & np.uint8(1 << bit), 0, out=mask)
     is_lost = ~have_pixels(resized) & have_pixels(masks)
     if is_lost.any():
         resized[is_lost] = F.adaptive_max_pool2d(masks[is_lost].float(), size) > 0
@@ -86,17 +103,30 @@ def resize_masks(masks: Bool[Tensor, "N H W"], size: tuple[int, int]) -> Bool[Te
 
 
 def horizontal_flip(sample: Sample) -> Sample:
-    """Mirror left and right."""
-    return _apply(sample, transforms.horizontal_flip)
+    """Flip left to right."""
+    width = sample.image.shape[2]
+    left, top, right, bottom = sample.annotations.boxes.unbind(1)
+    return _flip(sample, -1, torch.stack([width - right, top, width - left, bottom], dim=1))
 
 
 def vertical_flip(sample: Sample) -> Sample:
-    """Mirror top and bottom."""
-    return _apply(sample, transforms.vertical_flip)
+    """Flip top to bottom."""
+    height = sample.image.shape[1]
+    left, top, right, bottom = sample.annotations.boxes.unbind(1)
+    return _flip(sample, -2, torch.stack([left, height - bottom, right, height - top], dim=1))
+
+
+def _flip(sample: Sample, dim: int, boxes: Float[Tensor, "N 4"]) -> Sample:
+    masks = sample.annotations.masks
+    return replace(
+        sample,
+        image=sample.image.flip(dim),
+        annotations=replace(sample.annotations, boxes=boxes, masks=None if masks is None else masks.flip(dim)),
+    )
 
 
 def rotate90(sample: Sample) -> Sample:
-    """Turn by 90 degrees, counterclockwise."""
+    """Rotate by 90 degrees, counterclockwise."""
     annotations, width = sample.annotations, sample.image.shape[2]
     left, top, right, bottom = annotations.boxes.unbind(1)
     return replace(
@@ -112,136 +142,139 @@ def rotate90(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Cut out a rectangle; objects without any area inside it are dropped.
+    """Cut out a rectangle of the image, and drop the objects without any area inside it.
 
-    Objects that the rectangle cuts get the box of what is left of their masks, where there are any, and are dropped if
-    nothing is.
+    Objects that are cut get the box of their remaining mask, if there are masks, and are dropped if it is empty.
     """
-    cropped = _apply(sample, lambda x: transforms.crop(x, top, left, height, width))
-    annotations = cropped.annotations
+    annotations = sample.annotations
+    shifted = annotations.boxes - torch.tensor([left, top, left, top])
+    boxes = shifted.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    masks = None
     if annotations.masks is not None:
-        shifted = sample.annotations.boxes - torch.tensor([left, top, left, top])
-        is_cut = (annotations.boxes != shifted).any(1)
-        left_of_them = masks_to_boxes(annotations.masks[is_cut])
-        boxes = annotations.boxes.clone()
-        boxes[is_cut] = left_of_them.to(boxes.dtype)
-        annotations = replace(annotations, boxes=boxes)
-    boxes = annotations.boxes
-    return replace(cropped, annotations=keep(annotations, (boxes[:, 2:] > boxes[:, :2]).all(1)))
+        masks = annotations.masks[:, top : top + height, left : left + width]
+        is_cut = (boxes != shifted).any(1)
+        boxes[is_cut] = masks_to_boxes(masks[is_cut]).to(boxes.dtype)
+    cropped = Annotations(boxes, annotations.labels, masks)
+    return replace(
+        sample,
+        image=sample.image[:, top : top + height, left : left + width],
+        annotations=keep(cropped, (boxes[:, 2:] > boxes[:, :2]).all(1)),
+    )
 
 
 @dataclass(frozen=True)
 class RandomOrientation:
-    """Mirror some of the samples left to right, as in the paper; and those without an up in more ways, if asked.
+    """Flip samples horizontally, as in the paper, and optionally vertically or by 90 degrees.
 
     Attributes:
-        horizontal_flip: share that is mirrored left to right.
-        vertical_flip: share that is mirrored top to bottom.
-        rotate90: share that is turned by 90 degrees.
+        horizontal_flip: probability of a horizontal flip.
+        vertical_flip: probability of a vertical flip.
+        rotate90: probability of a rotation by 90 degrees.
     """
 
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     rotate90: float = 0.0
 
-    def __call__(self, sample: Sample, at: float | None = None) -> Sample:
-        """Transform a sample; `at`, 0 .. 1, decides on the quarter turn in place of chance."""
+    def __call__(self, sample: Sample, rotation: float | None = None) -> Sample:
+        """Transform a sample; `rotation`, 0 .. 1, replaces the random number of the rotation."""
         if torch.rand(()) < self.horizontal_flip:
             sample = horizontal_flip(sample)
         if self.vertical_flip and torch.rand(()) < self.vertical_flip:
             sample = vertical_flip(sample)
-        if self.rotate90 and (float(torch.rand(())) if at is None else at) < self.rotate90:
+        if self.rotate90 and (float(torch.rand(())) if rotation is None else rotation) < self.rotate90:
             sample = rotate90(sample)
         return sample
 
 
 @dataclass(frozen=True)
 class RandomResize:
-    """Resize the shorter side to one of several lengths."""
+    """Resize the shorter side to one of several lengths at random."""
 
     short_sides: Sequence[int]
     max_size: int | None = None
 
-    def __call__(self, sample: Sample, at: float | None = None) -> Sample:
-        """Transform a sample; `at`, 0 .. 1, chooses the length in place of chance."""
-        short_side = self.short_sides[_chosen(len(self.short_sides), at)]
-        return resize(sample, resized_size(size_of(sample), short_side, self.max_size))
+    def __call__(self, sample: Sample, choice: float | None = None) -> Sample:
+        """Transform a sample; `choice`, 0 .. 1, replaces the random choice of the length."""
+        short_side = self.short_sides[_choose(len(self.short_sides), choice)]
+        return resize(sample, resized_size(image_size(sample), short_side, self.max_size))
 
 
 @dataclass(frozen=True)
 class RandomSizeCrop:
-    """Cut out a rectangle of random size and place; sides shorter than `smallest` are kept whole."""
+    """Crop a rectangle of random size and position; sides shorter than `min_size` are kept."""
 
-    smallest: int
-    largest: int
+    min_size: int
+    max_size: int
 
-    def __call__(self, sample: Sample, at: tuple[float, float] | None = None) -> Sample:
-        """Transform a sample; `at`, 0 .. 1 each, chooses height and width in place of chance."""
-        height, width = (self._side(side, one) for side, one in zip(size_of(sample), at or (None, None), strict=True))
+    def __call__(self, sample: Sample, choice: tuple[float, float] | None = None) -> Sample:
+        """Transform a sample; `choice`, 0 .. 1 each, replaces the random choice of height and width."""
+        height, width = (
+            self._side(side, one) for side, one in zip(image_size(sample), choice or (None, None), strict=True)
+        )
         top, left = (
             int(torch.randint(whole - part + 1, ()))
-            for whole, part in zip(size_of(sample), (height, width), strict=True)
+            for whole, part in zip(image_size(sample), (height, width), strict=True)
         )
         return crop(sample, top, left, height, width)
 
-    def _side(self, whole: int, at: float | None) -> int:
-        most = min(whole, self.largest)
-        least = min(whole, self.smallest)
-        return least + _chosen(most + 1 - least, at)
+    def _side(self, whole: int, choice: float | None) -> int:
+        longest, shortest = min(whole, self.max_size), min(whole, self.min_size)
+        return shortest + _choose(longest + 1 - shortest, choice)
 
 
 @dataclass(frozen=True)
 class CropParams:
-    """What decides the size of a training sample, each a number in 0 .. 1.
+    """Random numbers in 0 .. 1 that decide the size of a training sample.
 
-    Photos of one shape that share it come out alike and need no padding; where they are cut and mirrored is their own.
+    Images of one size that share them come out alike and need no padding; the position of the crop and the flips differ.
 
     Attributes:
-        crops: whether a part is cut out.
-        before: length that the photo is resized to before that.
-        height: of the part.
-        width: of the part.
-        after: length that is resized to at the end.
-        turns: whether width and height change places.
+        crop: whether to crop.
+        size_before: length that the image is resized to before cropping.
+        height: of the crop.
+        width: of the crop.
+        size_after: length that the image is resized to at the end.
+        rotation: whether to rotate by 90 degrees.
     """
 
-    crops: float
-    before: float
+    crop: float
+    size_before: float
     height: float
     width: float
-    after: float
-    turns: float
+    size_after: float
+    rotation: float
 
     @classmethod
-    def drawn(cls) -> "CropParams":
-        """Draw one."""
+    def sample(cls) -> "CropParams":
+        """Draw random parameters."""
         return cls(*torch.rand(6).tolist())
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Mirror and turn; then, for some photos, cut out a part; then one of the training sizes.
+    """Training transform of the paper: flip, crop with a probability, and resize to one of the training sizes.
 
     Attributes:
-        image_size: shortest side in tests, in pixels; all sizes of the paper scale with it (800 gives the paper's).
-        crop_probability: how often a part is cut out.
-        orientation: what mirrors and turns.
+        image_size: shorter side in evaluation, pixels; all sizes of the paper scale with it (800 gives the paper's).
+        crop_probability: probability of cropping.
+        orientation: flips and rotations.
     """
 
     image_size: int = EVAL_SHORT_SIDE
     crop_probability: float = 0.5
     orientation: RandomOrientation = field(default_factory=RandomOrientation)
 
-    def __call__(self, sample: Sample, framing: CropParams | None = None) -> Sample:
-        """Transform a sample; with its batch's framing, or one of its own."""
-        framing = framing or CropParams.drawn()
-        sample = self.orientation(sample, framing.turns)
-        if framing.crops < self.crop_probability:
-            # the published code sets no limit to the long side here, and a panorama eats the machine
+    def __call__(self, sample: Sample, params: CropParams | None = None) -> Sample:
+        """Transform a sample, with the crop parameters of its batch or its own."""
+        params = params or CropParams.sample()
+        sample = self.orientation(sample, params.rotation)
+        if params.crop < self.crop_probability:
+            # limited, unlike in the published code: a panorama would exhaust the memory
             enlarged = RandomResize(self._scaled(CROP_SHORT_SIDES), 4 * max_long_side(self.image_size))
-            sample = enlarged(sample, framing.before)
-            sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample, (framing.height, framing.width))
-        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), max_long_side(self.image_size))(sample, framing.after)
+            sample = enlarged(sample, params.size_before)
+            sample = RandomSizeCrop(*self._scaled(CROP_SIDES))(sample, (params.height, params.width))
+        return RandomResize(self._scaled(TRAIN_SHORT_SIDES), max_long_side(self.image_size))(sample, params.size_after)
 
     def _scale(self, length: int) -> int:
         return max(1, round(length * self.image_size / EVAL_SHORT_SIDE))
@@ -252,43 +285,25 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most `max_long_side` of it (1333)."""
-
-    __test__ = False  # not a test case, whatever its name
+    """Resize the shorter side to `image_size` (800 in the paper), the longer to at most `max_long_side` (1333)."""
 
     image_size: int = EVAL_SHORT_SIDE
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample."""
-        return resize(sample, resized_size(size_of(sample), self.image_size, max_long_side(self.image_size)))
+        return resize(sample, resized_size(image_size(sample), self.image_size, max_long_side(self.image_size)))
 
 
 def max_long_side(short_side: int) -> int:
-    """Pixels that the longer side of a photo may have at most, where the shorter is to have so many."""
+    """Return the maximum length of the longer side, for a length of the shorter side."""
     return max(1, round(MAX_LONG_SIDE * short_side / EVAL_SHORT_SIDE))
 
 
-def _chosen(count: int, at: float | None) -> int:
-    """One of `count` numbers, from 0: at that share of them, or any."""
-    return int(torch.randint(count, ())) if at is None else min(int(at * count), count - 1)
+def _choose(count: int, choice: float | None) -> int:
+    """Return a number in 0 .. count - 1: at a fraction of the range, or at random."""
+    return int(torch.randint(count, ())) if choice is None else min(int(choice * count), count - 1)
 
 
-def size_of(sample: Sample) -> tuple[int, int]:
-    """(height, width) of a sample as it is now."""
+def image_size(sample: Sample) -> tuple[int, int]:
+    """(height, width) of a sample's image as it is now."""
     return sample.image.shape[1], sample.image.shape[2]
-
-
-def _apply(sample: Sample, operation: Callable[[Tensor], Tensor]) -> Sample:
-    """Apply a torchvision operation to the image, the boxes and the masks alike."""
-    annotations = sample.annotations
-    boxes = tv_tensors.BoundingBoxes(annotations.boxes, format="XYXY", canvas_size=size_of(sample))
-    masks = annotations.masks
-    return replace(
-        sample,
-        image=operation(tv_tensors.Image(sample.image)).as_subclass(Tensor),
-        annotations=Annotations(
-            boxes=operation(boxes).as_subclass(Tensor),
-            labels=annotations.labels,
-            masks=None if masks is None else operation(tv_tensors.Mask(masks)).as_subclass(Tensor),
-        ),
-    )
