@@ -38,7 +38,8 @@ def model_of(preset: str) -> DETR:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+# Conditional DETR, of which DAB-DETR has all parts, is exported with post-processing below
+@pytest.mark.parametrize("preset", ["dab-detr-r50", "deformable-detr-r50-two-stage"])
 def test_every_engine_equals_pytorch(preset: str, tmp_path: Path) -> None:
     model = model_of(preset)
     program, metadata = trace(model), metadata_of(model)

@@ -1,6 +1,5 @@
-"""`detrkit export` from files to files: exported, compared, predicted with and scored; and nothing left of a bad export."""
+"""`detrkit.export` and `detrkit export`: exported, verified, loaded and evaluated; a bad export leaves nothing."""
 
-import json
 import shutil
 import sys
 from collections.abc import Iterable
@@ -8,23 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+import detrkit
 from detrkit import Detector
+from detrkit.checkpoints.export_formats import EXPORT_FORMATS
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
-from detrkit.errors import ExportError
-from detrkit.export import export as recipe
+from detrkit.errors import ConfigError, ExportError
+from detrkit.export import export as export_module
 from detrkit.structures import Batch
 from tests.datasets import write_coco
 from tests.export.models import small_model
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("place")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folder")
     write_coco(root / "shapes", num_train=4, num_val=3, size=96)
-    model = small_model(decoder_layers=1)
+    shutil.copytree(root / "shapes" / "val2017", root / "images")
+    model = small_model()
     thresholds = Thresholds(overall=0.25, per_class={2: 0.4})
     checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=80), thresholds)
     save_checkpoint(root / "model.safetensors", checkpoint)
@@ -32,139 +35,178 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit:
         main(arguments)
     output = capsys.readouterr()
-    return int(left.value.code or 0), output.out, output.err
+    return int(exit.value.code or 0), output.out, output.err
 
 
+@pytest.mark.slow
+def test_python_export_returns_differences_and_prints_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress: list[tuple[int, int]] = []
+    result = detrkit.export(
+        folder / "model.safetensors",
+        "onnx",
+        output=tmp_path / "model.onnx",
+        data=folder / "shapes",
+        image_size=64,
+        progress=lambda done, total: progress.append((done, total)),
+    )
+    assert capsys.readouterr() == ("", "")
+    assert progress == [(1, 2), (2, 2)]
+    assert (result.path, result.format, result.precision) == (tmp_path / "model.onnx", "onnx", "float32")
+    assert result.max_difference < 1e-3
+    assert result.ap_difference == pytest.approx(0, abs=1e-3)
+    assert repr(result).startswith("ExportResult(")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
+    exported = Detector.load(result.path)
+    assert exported.preprocessing.image_size == 64
+    assert exported.thresholds == Detector.load(folder / "model.safetensors").thresholds
+    assert detrkit.evaluate(result.path, folder / "shapes").ap is not None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "output"),
     [
-        (["--format", "onnx", "--data", "shapes", "--image-size", "64"], "model.onnx"),
-        (["--format", "torch", "--data", "bare"], "model.pt2"),
+        (["--format", "torch", "--data", "images"], "model.pt2"),
         (["--format", "openvino", "--precision", "int8", "--data", "shapes", "--postprocess"], "model_openvino"),
     ],
-    ids=["onnx", "torch", "openvino"],
+    ids=["torch", "openvino"],
 )
-def test_exported_files_predict_and_are_scored_like_the_model(
-    place: Path,
+def test_command_line_export_is_loaded_like_the_model(
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     output: str,
 ) -> None:
-    monkeypatch.chdir(place)
-    if not Path("bare").exists():
-        shutil.copytree("shapes/val2017", "bare")
-    before = sorted(path.name for path in place.iterdir())
+    monkeypatch.chdir(folder)
+    before = sorted(path.name for path in folder.iterdir())
     code, out, err = run(["export", "model.safetensors", *options], capsys)
     assert code == 0, err
     assert "largest difference" in out
     assert ("AP " in out) == ("shapes" in options)
-    assert sorted(path.name for path in place.iterdir()) == sorted([*before, output])
-    assert max(len(line) for line in err.splitlines() or [""]) <= 80
-
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, output])
+    assert not err
     detector, exported = Detector.load("model.safetensors"), Detector.load(output)
-    assert exported.categories == detector.categories
-    assert exported.thresholds == detector.thresholds
-    assert exported.preprocessing.image_size == (64 if "--image-size" in options else 80)
-    photo = next(iter(sorted(Path("bare").iterdir())))
-    assert len(exported.predict([photo, photo], threshold=0.0)[1]) == exported.engine.config.num_queries
-    if "--image-size" not in options and "int8" not in options:
-        found, expected = exported.predict(photo, 0.0), detector.predict(photo, 0.0)
-        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-3)
-        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.1)
-        assert found.class_names == expected.class_names
-    code, out, _ = run(["evaluate", output, "shapes", "--workers", "0", "-o", f"{output}.json"], capsys)
+    assert (exported.categories, exported.thresholds) == (detector.categories, detector.thresholds)
+    assert exported.preprocessing.image_size == 80
+    image = min(Path("images").iterdir())
+    assert len(exported.predict([image, image], threshold=0.0)[1]) == exported.engine.config.num_queries
+    if "int8" not in options:
+        actual, expected = exported.predict(image, 0.0), detector.predict(image, 0.0)
+        torch.testing.assert_close(actual.scores, expected.scores, rtol=0, atol=1e-3)
+        torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=0.1)
+        assert actual.class_names == expected.class_names
+    code, out, _ = run(["predict", output, str(image), "-o", f"{output}.predictions"], capsys)
     assert code == 0
-    assert len(json.loads(Path(f"{output}.json").read_text())) == 3 * exported.engine.config.num_queries
-    code, out, _ = run(["predict", output, str(photo), "-o", f"{output}.found"], capsys)
-    assert code == 0
-    assert Path(f"{output}.found", f"{photo.stem}.json").is_file()
+    assert Path(f"{output}.predictions", f"{image.stem}.json").is_file()
 
 
-@pytest.mark.parametrize(("format", "output"), recipe.DEFAULT_OUTPUT.items())
-def test_nothing_is_left_of_an_export_that_says_something_else(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format: str, output: str
+@pytest.mark.slow
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+def test_export_that_differs_from_pytorch_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    real = recipe.export_program
+    trace = export_module.export_program
 
-    def spoiled(model: torch.nn.Module, **settings: bool) -> torch.export.ExportedProgram:
+    def trace_changed(model: torch.nn.Module, **settings: bool) -> torch.export.ExportedProgram:
         with torch.no_grad():
-            model.get_parameter("heads.class_head.bias").add_(torch.tensor([0.0, 0.01, 0.0, 0.0]))
-        return real(model, **settings)  # type: ignore[arg-type]
+            model.get_parameter("heads.class_head.bias")[1] += 0.01
+        program = trace(model, **settings)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.get_parameter("heads.class_head.bias")[1] -= 0.01
+        return program
 
-    class Reference(recipe.TorchEngine):
-        def predict(self, batch):  # type: ignore[no-untyped-def]
-            with torch.no_grad():
-                self.model.heads.class_head.bias[1] -= 0.01
-                found = super().predict(batch)
-                self.model.heads.class_head.bias[1] += 0.01
-            return found
-
-    monkeypatch.setattr(recipe, "export_program", spoiled)
-    monkeypatch.setattr(recipe, "TorchEngine", Reference)
-    folder = place / f"bad_{format}"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    code, _, err = run(["export", "../model.safetensors", "--format", format, "-o", output], capsys)
-    assert code == 2
-    assert "float32 network differs from PyTorch by 0.01, expected at most 0.001; nothing was written" in err
-    assert list(folder.iterdir()) == []
+    monkeypatch.setattr(export_module, "export_program", trace_changed)
+    with pytest.raises(
+        ExportError, match=r"differs from PyTorch by 0\.01, expected at most 0\.001; nothing was written"
+    ):
+        detrkit.export(
+            folder / "model.safetensors",
+            format,
+            output=tmp_path / EXPORT_FORMATS[format].default_output,
+            max_images=1,
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("asked", "drawn"), [(1, "1 drawn photo;"), (2, "2 drawn photos;"), (64, "4 drawn photos;")])
-def test_no_more_photos_are_drawn_than_asked_for(
-    asked: int,
-    drawn: str,
-    place: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(place)
+class FakeFormat:
+    """Writes nothing, so that a test of the comparison's images needs no export."""
+
+    def write(self, *_: object) -> None:
+        pass
+
+    def read(self, _: Path) -> None:
+        pass
+
+
+@pytest.fixture
+def compared_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """The batches that the next export compares; the export ends there with an `ExportError`."""
     batches: list[Batch] = []
 
     def compare(_model: object, _exported: object, given: Iterable[Batch], *_: object, **__: object) -> None:
         batches.extend(given)
         raise ExportError("enough")
 
-    monkeypatch.setattr(recipe, "compare", compare)
-    monkeypatch.setattr(recipe, "export_program", lambda *_, **__: None)
-    monkeypatch.setattr(recipe, "_write", lambda *_: None)
-    monkeypatch.setattr(recipe, "load_exported", lambda _: None)
-    output = str(tmp_path / "model.pt2")
-    code, out, err = run(
-        ["export", "model.safetensors", "--format", "torch", "--photos", str(asked), "-o", output], capsys
-    )
-    assert (code, err.strip()) == (2, "error: enough")
-    assert f"checked on {drawn}" in out
-    assert sum(len(batch.image_ids) for batch in batches) == int(drawn[0])
+    monkeypatch.setattr(export_module, "compare", compare)
+    monkeypatch.setattr(export_module, "export_program", lambda *_, **__: None)
+    monkeypatch.setattr(export_module, "EXPORT_FORMATS", {"torch": FakeFormat()})
+    return batches
+
+
+@pytest.mark.parametrize(("max_images", "count"), [(1, 1), (2, 2), (64, 4)])
+def test_number_of_synthetic_images_is_limited(
+    max_images: int, count: int, folder: Path, tmp_path: Path, compared_batches: list[Batch]
+) -> None:
+    with pytest.raises(ExportError, match="enough"):
+        detrkit.export(folder / "model.safetensors", "torch", output=tmp_path / "model.pt2", max_images=max_images)
+    assert sum(len(batch.image_ids) for batch in compared_batches) == count
+
+
+class Pairs(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
+    """Five images with one box each, in torchvision's form."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        target = {"boxes": torch.tensor([[2.0, 3.0, 40.0, 30.0]]), "labels": torch.tensor([index % len(SHAPES)])}
+        return torch.full((3, 64, 80), 40 * index, dtype=torch.uint8), target
+
+
+def test_splits_and_torch_datasets_are_compared_on_their_validation_images(
+    folder: Path, tmp_path: Path, compared_batches: list[Batch]
+) -> None:
+    for data, count in ((detrkit.load_dataset(folder / "shapes"), 3), (Pairs(), 1)):
+        compared_batches.clear()
+        with pytest.raises(ExportError, match="enough"):
+            detrkit.export(folder / "model.safetensors", "torch", output=tmp_path / "model.pt2", data=data)
+        assert sum(len(batch.image_ids) for batch in compared_batches) == count
 
 
 @pytest.mark.parametrize(
-    ("missing", "options", "says"),
+    ("missing", "format", "settings", "message"),
     [
-        ("onnxscript", ["--format", "onnx"], "needs onnxscript; pip install 'detrkit[export]'"),
-        ("openvino", ["--format", "openvino"], "pip install 'detrkit[openvino]'"),
-        ("nncf", ["--format", "openvino", "--precision", "int8", "--data", "shapes"], "needs nncf"),
+        ("onnxscript", "onnx", {}, "format='onnx' needs onnxscript; pip install 'detrkit\\[export\\]'"),
+        ("openvino", "openvino", {}, "pip install 'detrkit\\[openvino\\]'"),
     ],
 )
-def test_a_missing_package_is_one_sentence_and_leaves_nothing(
-    place: Path,
+def test_missing_package_is_reported_and_leaves_nothing(
+    folder: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     missing: str,
-    options: list[str],
-    says: str,
+    format: str,
+    settings: dict[str, object],
+    message: str,
 ) -> None:
-    monkeypatch.chdir(place)
     monkeypatch.setitem(sys.modules, missing, None)
-    code, _, err = run(["export", "model.safetensors", *options, "-o", "never"], capsys)
-    if options[1] == "onnx":  # the suffix is looked at first
-        code, _, err = run(["export", "model.safetensors", *options, "-o", "never.onnx"], capsys)
-    assert code == 2
-    assert says in err
-    assert err.count("\n") == 1
-    assert not list(place.glob("*never*"))
+    output = tmp_path / EXPORT_FORMATS[format].default_output
+    with pytest.raises(ConfigError, match=message):
+        detrkit.export(folder / "model.safetensors", format, output=output, max_images=1, **settings)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

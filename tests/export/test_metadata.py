@@ -1,4 +1,4 @@
-"""What lies beside an exported network may come from anyone: it is read in full or refused in one sentence."""
+"""Metadata and files of exported networks may be untrusted: they are validated, or rejected in one sentence."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from tests.export.models import metadata_of, noise_batch, small_model
 GOOD = metadata_of(small_model(), Preprocessing(image_size=123, padding_invariant=False), "int8", postprocess=True)
 
 
-def test_a_description_comes_back_as_it_was_written() -> None:
+def test_metadata_are_read_back() -> None:
     assert ExportMetadata.from_text(GOOD.to_text(), "here") == GOOD
 
 
@@ -28,7 +28,7 @@ def changed(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (None, "no metadata by detrkit"),
         ("", "malformed"),
@@ -47,10 +47,10 @@ def changed(**changes: object) -> str:
     ],
     ids=str,
 )
-def test_a_malformed_description_is_one_sentence(text: str | None, says: str) -> None:
+def test_malformed_metadata_are_rejected_in_one_sentence(text: str | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=r"^here: ") as error:
         ExportMetadata.from_text(text, "here")
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -63,7 +63,7 @@ class FixedSession:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "says"),
+    ("outputs", "message"),
     [
         ({}, "'scores' has shape None"),
         ({"scores": torch.zeros(1, 9), "labels": torch.zeros(1, 10), "boxes": torch.zeros(1, 10, 4)}, "(1, 9)"),
@@ -71,20 +71,20 @@ class FixedSession:
     ],
     ids=["nothing", "too few queries", "unknown labels"],
 )
-def test_a_network_that_gives_something_else_is_refused(outputs: dict[str, Tensor], says: str) -> None:
+def test_network_with_unexpected_outputs_is_rejected(outputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(CheckpointError) as error:
         ExportedEngine(FixedSession(outputs), GOOD, "here").predict(noise_batch([(64, 64)]))
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-def test_scores_and_labels_become_logits_that_say_the_same() -> None:
+def test_scores_and_labels_are_converted_to_equivalent_logits() -> None:
     scores, labels = torch.tensor([[0.25, 0.0, 1.0]]), torch.tensor([[1, 0, 2]])
     probabilities = scores_to_logits(scores, labels, 3).softmax(-1)
     torch.testing.assert_close(probabilities, torch.tensor([[[0, 0.25, 0, 0.75], [0, 0, 0, 1], [0, 0, 1, 0.0]]]))
 
 
 @pytest.mark.parametrize("name", ["cut.onnx", "text.onnx", "cut.pt2", "text.pt2"])
-def test_a_broken_file_is_one_sentence(name: str, tmp_path: Path) -> None:
+def test_broken_file_is_rejected_in_one_sentence(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"hello" if name.startswith("text") else b"PK\x03\x04\x08\x01")
     with pytest.raises(CheckpointError, match=f"{name}: not readable as") as error:
@@ -92,7 +92,7 @@ def test_a_broken_file_is_one_sentence(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_broken_folders_are_one_sentence(tmp_path: Path) -> None:
+def test_broken_folder_is_rejected_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.xml").write_text("<net")
     assert is_exported(tmp_path)
     with pytest.raises(CheckpointError, match=r"detrkit\.json: not readable"):
@@ -106,7 +106,7 @@ def test_broken_folders_are_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_an_exported_file_on_a_gpu_is_refused(tmp_path: Path) -> None:
+def test_exported_file_on_a_gpu_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(ConfigError, match="predict on the CPU"):
         Detector.load(tmp_path / "model.onnx", device="cuda")

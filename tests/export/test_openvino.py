@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from detrkit.errors import ConfigError
 from detrkit.export.openvino import write_openvino
 from detrkit.export.verify import compare
 from detrkit.inference.engines.exported import ExportedEngine
@@ -116,6 +117,15 @@ def test_int8_keeps_positions_of_deformable_attention_in_float(tmp_path: Path) -
     assert len(quantized) > 20
     # apart from feature maps, only linear layers are quantized: no sums, no sines
     assert consumers <= {"MatMul", "Gather", "Reshape", "Unsqueeze"}
+
+
+@pytest.mark.slow
+def test_int8_without_nncf_is_rejected(
+    model: DETR, program_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ConfigError, match="precision='int8' needs nncf"):
+        write_openvino(copy.deepcopy(program_of(False)), metadata_of(model, precision="int8"), tmp_path)
 
 
 def is_preceded_by_quantization(node: Any) -> bool:
