@@ -118,25 +118,21 @@ MISTAKES = {
     ),
     "results into a folder": (["evaluate", "model.safetensors", "shapes", "-o", "folder.json"], "is a folder"),
     "a report into a file": (["evaluate", "model.safetensors", "shapes", "-o", "no_image.jpg"], "is a file"),
-    "evaluated nothing": (["evaluate", "model.safetensors"], "expected a model and a dataset"),
-    "results and a model": (
-        ["evaluate", "model.safetensors", "shapes", "--predictions", "r.json"],
-        "leave out the model",
-    ),
+    "evaluated nothing": (["evaluate", "model.safetensors"], "requires an argument"),
     "layers of photos without annotations": (
         ["evaluate", "model.safetensors", "shapes/val2017", "--by-layer"],
-        "found no annotations",
+        "--by-layer needs annotations",
     ),
-    "layers of results": (["evaluate", "shapes", "--predictions", "r.json", "--by-layer"], "leave out --by-layer"),
-    "missing results": (["evaluate", "shapes", "--predictions", "nowhere.json"], "nowhere.json: found nothing"),
-    "results without a folder": (["evaluate", "shapes", "--predictions", "r.json", "-o", "s.json"], "name a folder"),
+    "layers of results": (["evaluate", "r.json", "shapes", "--by-layer"], "--by-layer needs a model"),
+    "missing results": (["evaluate", "nowhere.json", "shapes"], "nowhere.json: found nothing"),
+    "results without a folder": (["evaluate", "r.json", "shapes", "-o", "s.json"], "pass a folder"),
     "thresholds of a model without": (
         ["predict", "model.safetensors", "no_image.jpg", "--threshold", "auto"],
         "--threshold auto needs thresholds stored in the model",
     ),
     "thresholds into a model without room": (
         ["evaluate", "resnet.pth", "shapes", "--store-thresholds"],
-        "has no place for thresholds",
+        "is not a detrkit checkpoint",
     ),
     "pictures over photos": (
         ["predict", "model.safetensors", "shapes/val2017", "-o", "shapes/val2017"],

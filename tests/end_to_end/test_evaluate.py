@@ -326,7 +326,7 @@ def test_saved_panoptic_results_are_evaluated(shapes: Path, tmp_path: Path, caps
     assert error.count("\n") == 1
 
 
-def test_saved_masks_are_evaluated_beside_their_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_masks_are_evaluated_in_addition_to_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_panoptic(tmp_path / "data")
     split = load_dataset(data).val
     document = split_to_coco(split, masks=True)

@@ -1,4 +1,4 @@
-"""A user's whole way: a dataset folder is trained on, scored, predicted, described and converted."""
+"""Commands from files to files: train, evaluate, predict, describe and convert."""
 
 import json
 import signal
@@ -23,28 +23,28 @@ from tests.datasets import write_coco, write_whole_photos
 
 SHORT = [
     *("--epochs", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
-    *("--device", "cpu"),  # where a run repeats bit for bit
+    *("--device", "cpu"),  # where a run is reproducible bit for bit
 ]
 
 
 def run(arguments: list[str]) -> int:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(arguments)
-    return int(left.value.code or 0)
+    return int(exit_info.value.code or 0)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, and a run on it."""
+    """A dataset folder `shapes`, and a run folder `run` trained on it."""
     root = tmp_path_factory.mktemp("place")
     write_coco(root / "shapes")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(["train", str(root / "shapes"), "--model", "detr-tiny", "--output", str(root / "run"), *SHORT])
-    assert not left.value.code
+    assert not exit_info.value.code
     return root
 
 
-def test_what_a_run_leaves(place: Path) -> None:
+def test_run_folder_contents(place: Path) -> None:
     folder = place / "run"
     for name in ("config.yaml", "categories.json", "metrics.jsonl", "report.html", "last", "best", "tensorboard"):
         assert (folder / name).exists(), name
@@ -59,7 +59,7 @@ def test_what_a_run_leaves(place: Path) -> None:
     assert checkpoint.preprocessing.image_size == 64
 
 
-def test_a_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (place / "run" / "metrics.jsonl").read_bytes()
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(place / "run"), *SHORT]) == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_run_is_not_overwritten(place: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("inside", ["", "train2017", "train2017/deep/run"])
-def test_a_run_does_not_lie_in_its_dataset(inside: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_inside_the_dataset_is_rejected(inside: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = place / "shapes"
     before = sorted(folder.rglob("*"))
     assert run(["train", str(folder), "--model", "detr-tiny", "--output", str(folder / inside), *SHORT]) == 2
@@ -75,7 +75,7 @@ def test_a_run_does_not_lie_in_its_dataset(inside: str, place: Path, capsys: pyt
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_run_may_lie_beside_the_folders_of_photos(tmp_path: Path) -> None:
+def test_output_next_to_the_image_folders_is_accepted(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes")
     refuse_dataset_folder(folder / "runs" / "first", str(folder))
     refuse_dataset_folder(tmp_path, str(folder))
@@ -84,7 +84,7 @@ def test_a_run_may_lie_beside_the_folders_of_photos(tmp_path: Path) -> None:
         refuse_dataset_folder(folder, str(folder / "data.yaml"))
 
 
-def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder_is_locked_while_training(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "run"
     arguments = ["train", str(place / "shapes"), "--model", "detr-tiny", "--output", str(output), *SHORT]
     output.mkdir()
@@ -93,7 +93,7 @@ def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
         said = " ".join(capsys.readouterr().err.split())
         assert f"{output}: another process writes to it; wait until it ends, or choose another --output" in said
         assert [path.name for path in output.iterdir()] == [".lock"]
-    # who dies lets go of it
+    # a killed process releases the lock
     dies = (
         "import os, pathlib, sys, detrkit._internal.files as f; "
         "f.file_lock(pathlib.Path(sys.argv[1])).__enter__(); os._exit(9)"
@@ -102,13 +102,13 @@ def test_one_run_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert run(arguments) == 0
 
 
-def test_a_run_repeats_from_its_own_config(place: Path, tmp_path: Path) -> None:
+def test_run_is_reproducible_from_its_config(place: Path, tmp_path: Path) -> None:
     assert run(["train", "--config", str(place / "run" / "config.yaml"), "--output", str(tmp_path / "again")]) == 0
     first, again = read_checkpoint(place / "run").state, read_checkpoint(tmp_path / "again").state
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_repeats_the_ap_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, weights = write_whole_photos(tmp_path)
     slow = ["--lr", "1e-6", "--backbone-lr", "1e-6", "--weights", str(weights)]
     assert run(["train", str(folder), *SHORT, *slow, "--output", str(tmp_path / "run")]) == 0
@@ -125,7 +125,7 @@ def test_evaluate_repeats_the_score_of_training(tmp_path: Path, capsys: pytest.C
     assert result.metrics.values["ar100"] == pytest.approx(scored["ar100"], abs=1e-6)
 
 
-def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_writes_images_and_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = place / "shapes" / "val2017"
     arguments = ["predict", str(place / "run"), str(photos), "--threshold", "0", "--output", str(tmp_path / "out")]
     assert run(arguments) == 0
@@ -142,7 +142,9 @@ def test_predict_writes_pictures_and_json(place: Path, tmp_path: Path, capsys: p
         assert picture.size == (64, 64)
 
 
-def test_a_bad_photo_does_not_cost_the_others(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_image_does_not_stop_prediction(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = place / "shapes" / "val2017" / "1.png"
     (tmp_path / "bad.png").write_text("no image")
     out = tmp_path / "out"
@@ -151,7 +153,7 @@ def test_a_bad_photo_does_not_cost_the_others(place: Path, tmp_path: Path, capsy
     assert sorted(path.name for path in out.iterdir()) == ["1.json", "1.png"]
 
 
-def test_describe_tells_the_published_size(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_reports_the_published_number_of_parameters(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["describe", "detr-r50", "--size", "480x640"]) == 0
     out = capsys.readouterr().out
     assert "41.5" in out or "41,5" in out  # million parameters, 91 classes (paper, table 1: 41M)
@@ -161,7 +163,9 @@ def test_describe_tells_the_published_size(place: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("format", ["detrkit", "official", "huggingface", "huggingface-no-timm"])
-def test_convert_there_and_back(format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_round_trip_keeps_the_weights(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from detrkit import build_model, state_dict_as_official
 
     if format.startswith("huggingface"):
@@ -178,7 +182,7 @@ def test_convert_there_and_back(format: str, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_photo_cut_short_is_one_sentence_from_any_process(
+def test_truncated_image_is_reported_in_one_sentence_from_any_process(
     workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_coco(tmp_path / "shapes")
@@ -191,13 +195,13 @@ def test_a_photo_cut_short_is_one_sentence_from_any_process(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {photo}: cannot be read as an image")
     assert "Traceback" not in error
-    # nothing was learned, so the corrected data can be trained on into the same folder
+    # nothing was trained, so the run folder can be used again with repaired data
     write_coco(tmp_path / "good")
     (tmp_path / "good" / "train2017" / "2.png").replace(photo)
     assert run(arguments) == 0
 
 
-def test_a_few_unreadable_photos_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_few_unreadable_images_are_skipped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_coco(tmp_path / "shapes", num_train=6)
     bad = [data / "train2017" / "4.png", data / "val2017" / "2.png"]
     for photo in bad:
@@ -210,7 +214,7 @@ def test_a_few_unreadable_photos_are_left_out_and_named(tmp_path: Path, capsys: 
     assert out.count("left out") == 2
 
 
-def test_ctrl_c_ends_with_130_and_a_usable_folder(
+def test_ctrl_c_exits_with_130_and_a_usable_run_folder(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from detrkit.training.trainer import Trainer
@@ -260,7 +264,7 @@ def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
     assert with_defaults(tiny).training.image_size == 256
 
 
-def test_grey_photos_in_shards_with_everything_on(
+def test_grey_scale_shards_with_all_augmentations(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards, folder = tmp_path / "shards", tmp_path / "grey"
@@ -282,13 +286,13 @@ def test_grey_photos_in_shards_with_everything_on(
     with Image.open(next((tmp_path / "found").glob("*.png"))) as picture:
         assert picture.mode == "RGB"
     assert read_checkpoint(folder).config.in_channels == 1
-    # weights of a grey model are a start for one in colour
+    # weights of a grey-scale model can initialise an RGB model
     again = [*SHORT, "--weights", str(folder), "--output", str(tmp_path / "colour")]
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *again]) == 0
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Square brackets would be markup to the terminal."""
+def test_square_brackets_in_names_are_printed_literally(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """rich would interpret them as markup."""
     folder = write_coco(tmp_path / "a[/b]")
     for path in folder.glob("annotations/*.json"):
         document = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Masks as a user meets them: trained jointly or on a frozen box model, evaluated, and refused where they cannot be."""
+"""Models with a mask head from the command line: trained jointly or on a frozen box model, evaluated, used."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn scenes as COCO panoptic data, in the official layout."""
+    """Synthetic scenes as COCO panoptic data, in the official layout."""
     root = tmp_path_factory.mktemp("scenes")
     for split, count in (("train2017", 6), ("val2017", 3)):
         samples = SyntheticShapes(count, seed=len(split), style=SyntheticStyle(size=64, stuff=True)).draw_all()
@@ -57,20 +57,20 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def go(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
+def run_cli(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_info:
         main([str(one) for one in arguments])
-    return int(left.value.code or 0)
+    return int(exit_info.value.code or 0)
 
 
 @pytest.fixture(scope="module")
 def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "joint"
-    assert go("train", scenes, *TINY, "--epochs", 2, "--batch-size", 3, "-o", output) == 0
+    assert run_cli("train", scenes, *TINY, "--epochs", 2, "--batch-size", 3, "-o", output) == 0
     return output
 
 
-def test_joint_training_is_judged_by_panoptic_quality(run: Path) -> None:
+def test_joint_training_reports_panoptic_quality(run: Path) -> None:
     entries = read_metrics(run)
     losses = next(entry for entry in entries if entry["kind"] == "train")
     assert {"loss_ce", "loss_bbox_0", "loss_mask", "loss_dice"} <= set(losses)
@@ -82,16 +82,16 @@ def test_joint_training_is_judged_by_panoptic_quality(run: Path) -> None:
     assert len(list((run / "predictions").glob("*.png"))) == 3
 
 
-def test_evaluation_says_what_training_said(scenes: Path, tmp_path: Path) -> None:
+def test_evaluation_repeats_the_panoptic_quality_of_training(scenes: Path, tmp_path: Path) -> None:
     model = build_model("detr-tiny", num_classes=len(SCENES), num_queries=10, mask_head=True)
-    with torch.no_grad():  # one stuff class everywhere: right where it covers most of a drawing
+    with torch.no_grad():  # predicts one stuff class everywhere, which matches where it covers most of an image
         model.heads.class_head.bias[SCENES.names.index("grass")] = 10
         model.mask_head.output.bias.fill_(10)
     everywhere = Checkpoint(model.state_dict(), model.config, SCENES, Preprocessing())
     save_checkpoint(tmp_path / "w.safetensors", everywhere)
     rates = ("--weights", tmp_path / "w.safetensors", "--lr", 1e-6, "--backbone-lr", 1e-6)
-    assert go("train", scenes, *TINY, *rates, "--epochs", 1, "-o", tmp_path / "run") == 0
-    assert go("evaluate", tmp_path / "run", scenes, "--workers", 0, "--device", "cpu", "-o", tmp_path / "e") == 0
+    assert run_cli("train", scenes, *TINY, *rates, "--epochs", 1, "-o", tmp_path / "run") == 0
+    assert run_cli("evaluate", tmp_path / "run", scenes, "--workers", 0, "--device", "cpu", "-o", tmp_path / "e") == 0
     said = json.loads((tmp_path / "run" / "scores.json").read_text())
     scores = json.loads((tmp_path / "e" / "scores.json").read_text())
     assert scores["panoptic"]["num_images"] == 3
@@ -100,22 +100,22 @@ def test_evaluation_says_what_training_said(scenes: Path, tmp_path: Path) -> Non
     assert scores["panoptic"]["overall"]["pq"] > 0
 
 
-def test_the_second_stage_trains_the_mask_head_alone(
+def test_second_stage_trains_only_the_mask_head(
     run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "head"
     frozen = ("--weights", run, "--freeze", "boxes")
-    assert go("train", scenes, *TINY, *frozen, "--epochs", 1, "--ema-decay", 0, "-o", output) == 0
+    assert run_cli("train", scenes, *TINY, *frozen, "--epochs", 1, "--ema-decay", 0, "-o", output) == 0
     before, after = read_checkpoint(run).state, read_checkpoint(output / "last").state
     weights = [name for name in before if not name.endswith("num_batches_tracked")]
     changed = {name.partition(".")[0] for name in weights if not torch.equal(before[name], after[name])}
-    assert changed == {"panoptic"}
+    assert changed == {"mask_head"}
     losses = next(entry for entry in read_metrics(output) if entry["kind"] == "train")
     assert {name for name in losses if name.startswith("loss")} == {"loss", "loss_mask", "loss_dice"}
-    # gone on with, it asks for no weights: they are in its state
+    # resuming needs no weights: they are in the run's state
     left = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert go("train", "--resume", output) == 2
+    assert run_cli("train", "--resume", output) == 2
     said = capsys.readouterr()
     error = " ".join(said.err.split())
     assert f"--resume {output}: the run has ended, after 1 epoch; predict with it, or train on: detrkit train" in error
@@ -123,7 +123,7 @@ def test_the_second_stage_trains_the_mask_head_alone(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == left
 
 
-def test_a_box_model_of_other_classes_is_refused_before_the_first_step(
+def test_frozen_box_model_with_other_classes_is_rejected(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from detrkit.data.synthetic import SHAPES
@@ -131,22 +131,22 @@ def test_a_box_model_of_other_classes_is_refused_before_the_first_step(
     boxes = build_model("detr-tiny", num_classes=3, num_queries=10)
     save_checkpoint(tmp_path / "w.safetensors", Checkpoint(boxes.state_dict(), boxes.config, SHAPES, Preprocessing()))
     frozen = ("--weights", tmp_path / "w.safetensors", "--freeze", "boxes")
-    assert go("train", scenes, *TINY, *frozen, "-o", tmp_path / "run") == 2
+    assert run_cli("train", scenes, *TINY, *frozen, "-o", tmp_path / "run") == 2
     said = capsys.readouterr()
     assert "has 3 classes, the data 6, of which 3 would stay random" in " ".join((said.err + said.out).split())
     assert not (tmp_path / "run").exists()
-    assert go("train", scenes, *TINY, "--freeze", "boxes", "-o", tmp_path / "run") == 2
-    assert "give --weights" in " ".join(capsys.readouterr().err.split())
+    assert run_cli("train", scenes, *TINY, "--freeze", "boxes", "-o", tmp_path / "run") == 2
+    assert "Pass --weights" in " ".join(capsys.readouterr().err.split())
 
 
-def test_boxes_without_outlines_cannot_train_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_masks_needs_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.datasets import write_coco
 
-    assert go("train", write_coco(tmp_path / "boxes"), *TINY, "-o", tmp_path / "run") == 2
+    assert run_cli("train", write_coco(tmp_path / "boxes"), *TINY, "-o", tmp_path / "run") == 2
     assert "segmentation: found nothing, expected polygons" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_trained_model_tells_segments_of_a_photo(run: Path, scenes: Path) -> None:
+def test_detector_predicts_segments_of_an_image(run: Path, scenes: Path) -> None:
     detector = Detector.load(run)
     found = detector.predict_segments(next((scenes / "val2017").glob("*.jpg")), threshold=0.0)
     assert isinstance(found, PanopticSegments)
@@ -161,7 +161,7 @@ def test_prediction_writes_masks_and_segments(run: Path, scenes: Path, tmp_path:
     from detrkit.data.segment_png import read_ids
 
     kinds = ("--write", "images,json,segments", "--threshold", "0.05", "--device", "cpu")
-    assert go("predict", run, scenes / "val2017", *kinds, "-o", tmp_path) == 0
+    assert run_cli("predict", run, scenes / "val2017", *kinds, "-o", tmp_path) == 0
     documents = sorted(tmp_path.glob("*.json"))
     assert len(documents) == 3
     for document in documents:
@@ -170,15 +170,15 @@ def test_prediction_writes_masks_and_segments(run: Path, scenes: Path, tmp_path:
         assert all(one["mask"]["size"] == [64, 64] for one in content["objects"])
         ids = read_ids(document.with_suffix(".segments.png"), (64, 64))
         assert set(ids.unique().tolist()) - {0} == {one["id"] for one in content["segments"]}
-    assert go("predict", run, scenes / "val2017", "--tile", 32, "--device", "cpu", "-o", tmp_path) == 2
+    assert run_cli("predict", run, scenes / "val2017", "--tile", 32, "--device", "cpu", "-o", tmp_path) == 2
 
 
-def test_segments_are_asked_of_models_that_have_them(
+def test_writing_segments_needs_a_panoptic_model(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from detrkit.data.synthetic import SHAPES
 
     boxes, file = build_model("detr-tiny", num_classes=3), tmp_path / "w.safetensors"
     save_checkpoint(file, Checkpoint(boxes.state_dict(), boxes.config, SHAPES, Preprocessing()))
-    assert go("predict", file, scenes / "val2017", "--write", "segments", "-o", tmp_path / "out") == 2
-    assert "tells no things from stuff" in " ".join(capsys.readouterr().err.split())
+    assert run_cli("predict", file, scenes / "val2017", "--write", "segments", "-o", tmp_path / "out") == 2
+    assert "needs a panoptic model" in " ".join(capsys.readouterr().err.split())

@@ -15,7 +15,7 @@ from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.panoptic import PanopticCounts
 from detrkit.structures import Batch, ComputedMasks, Predictions, Sample
 
-HIGH, LOW = 5.0, 1.2  # logits of the true class, beside zeros: scores of 0.96 and 0.36
+HIGH, LOW = 5.0, 1.2  # logits of the true class and zeros elsewhere: scores of 0.96 and 0.36
 
 
 @pytest.fixture(scope="module")

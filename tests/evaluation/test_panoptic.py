@@ -298,7 +298,7 @@ def saved(tmp_path: Path) -> tuple[Split, Path]:
     return split, results
 
 
-def test_pngs_may_be_beside_the_json(saved: tuple[Split, Path]) -> None:
+def test_pngs_may_be_in_the_folder_of_the_json(saved: tuple[Split, Path]) -> None:
     split, results = saved
     for file in results.with_suffix("").iterdir():
         file.rename(results.parent / file.name)

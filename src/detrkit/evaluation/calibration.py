@@ -34,7 +34,7 @@ class Calibration:
     Attributes:
         bins: ten of equal width.
         ece: expected calibration error of all detections, most of which have scores near 0.
-        ece_above_threshold: of the detections above the score threshold; NaN if there is none.
+        ece_above_threshold: of the detections above the score threshold; NaN without any.
     """
 
     bins: tuple[CalibrationBin, ...]

@@ -188,7 +188,7 @@ def run_hotcoco(inputs: EvalInput, max_detections: int, iou_type: IouType = "bbo
     rows = np.column_stack([inputs.image_indices + 1.0, detections.boxes, detections.scores, inputs.labels + 1.0])
     results = annotations.load_res(rows, segmentation=masks)
     if masks is not None:
-        # small, medium and large by mask area, as pycocotools has it for results without boxes
+        # small, medium and large by mask area, as pycocotools does for results without boxes
         areas = np.array([rle_area(mask) for mask in masks], np.float64)
         results.update_anns(ids=np.arange(len(masks)) + 1, area=areas)
     evaluation = COCOeval(annotations, results, iou_type)

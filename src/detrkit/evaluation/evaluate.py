@@ -88,7 +88,7 @@ def evaluate(
         instance_capacity: also count detected objects as their number grows (figure 12).
         store_thresholds: store the best score thresholds in the checkpoint, for `predict(threshold="auto")`; "auto" stores
             them if `data` is the validation split that the run was trained with.
-        metrics: metrics of the report beside the default ones, by name; see `detrkit.evaluation.registry`.
+        metrics: metrics of the report in addition to the default ones, by name; see `detrkit.evaluation.registry`.
         output: folder for detections.json, images.json, scores.json, report.html and figures; or a .json file for the
             detections only. By default nothing is written.
         progress: called with the number of evaluated batches and their total.
@@ -114,7 +114,7 @@ def evaluate(
 
 
 def is_results_file(source: str | Path) -> bool:
-    """Whether a source is a file of saved predictions, not a model."""
+    """Return True if a source is a file of saved predictions, not a model."""
     return Path(source).suffix == ".json"
 
 
@@ -169,7 +169,7 @@ class _Run:
 
     @property
     def is_annotated(self) -> bool:
-        """Whether there is an object to evaluate against."""
+        """True if there is an object to evaluate against."""
         return any(len(record.labels) for record in self.split.records)
 
     def check_options(self, options: Mapping[str, bool], output: Path | None) -> None:

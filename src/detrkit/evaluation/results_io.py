@@ -179,7 +179,7 @@ def read_panoptic_results(path: Path, split: Split) -> PanopticResults:
     """Read a COCO panoptic results file.
 
     Args:
-        path: of the JSON; its PNGs are in a folder of the same name, or beside it.
+        path: of the JSON; its PNGs are in a folder of the same name, or in the same folder.
         split: of panoptic data, that the results will be evaluated against.
 
     Raises:

@@ -188,7 +188,7 @@ class CheckpointFile:
         if path is None or not is_native_file(path):
             raise ConfigError(
                 f"{arg('store_thresholds')}: {source} is not a detrkit checkpoint, which is the only format that stores "
-                f"thresholds; convert it with: detrkit convert {source} OUT.safetensors --to detrkit"
+                "thresholds; convert it with detrkit convert"
             )
         return cls(path, _file_state(path))
 
