@@ -41,7 +41,7 @@ from detrkit.data.records import SplitName
 from detrkit.data.synthetic import SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import RandomOrientation
-from detrkit.demo.run import draw_data
+from detrkit.demo.run import synthetic_data
 from detrkit.distributed.devices import device_of
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import DetrkitError
@@ -251,7 +251,7 @@ class Bench:
 def drawings() -> TrainingData:
     """Draw what every run learns from, and what it is judged by."""
     print(f"drawing {NUM_TRAIN} photos, and {NUM_TEST} to be judged by")
-    return draw_data(NUM_TRAIN, NUM_TEST, seed=42, style=STYLE, image_size=STYLE.size)
+    return synthetic_data(NUM_TRAIN, NUM_TEST, seed=42, style=STYLE, image_size=STYLE.size)
 
 
 def steps_of_rows(bench: Bench) -> dict[str, int]:

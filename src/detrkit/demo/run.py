@@ -1,4 +1,4 @@
-"""The demo: a small DETR trained on drawn shapes from scratch, in minutes, on any machine."""
+"""The demo: train a small DETR from scratch on synthetic shapes, in minutes on any machine."""
 
 import json
 from collections.abc import Sequence
@@ -31,40 +31,41 @@ from detrkit.training.train import refuse_used_run_folder
 Task = Literal["boxes", "panoptic"]
 Model = Literal["detrkit-s", "detr-tiny"]
 NUM_TRAIN = 3000
-NUM_TEST = 200
-NUM_DRAWINGS = 12  # left as files
-EPOCHS: dict[tuple[Model, Task], int] = {  # some minutes each: steps with masks take longer, and teach more
+NUM_VAL = 200
+NUM_DRAWINGS = 12  # validation images written to files
+EPOCHS: dict[tuple[Model, Task], int] = {  # a few minutes each; steps with masks take longer
     ("detrkit-s", "boxes"): 6,
     ("detrkit-s", "panoptic"): 4,
     ("detr-tiny", "boxes"): 16,
     ("detr-tiny", "panoptic"): 10,
 }
-STYLE = SyntheticStyle(size=128)  # pixels a side, as people look at them
-IMAGE_SIZES: dict[Model, int] = {"detrkit-s": 128, "detr-tiny": 64}  # pixels a side, as the model sees them
-RATES: dict[Model, tuple[float, float]] = {"detrkit-s": (1e-3, 1e-3), "detr-tiny": (5e-4, 1.5e-3)}
+STYLE = SyntheticStyle(size=128)  # pixels per side
+IMAGE_SIZES: dict[Model, int] = {"detrkit-s": 128, "detr-tiny": 64}  # after resizing
+# lr and backbone_lr
+LEARNING_RATES: dict[Model, tuple[float, float]] = {"detrkit-s": (1e-3, 1e-3), "detr-tiny": (5e-4, 1.5e-3)}
 
 
 def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s") -> RunConfig:
-    """The demo's settings, as `config.yaml` in its run folder shows them."""
-    with_masks = {"mask_head": True} if task == "panoptic" else {}
-    is_own = model == "detrkit-s"
-    rate, backbone_rate = RATES[model]
+    """Return the settings of the demo, which its run folder has as config.yaml."""
+    mask_head = {"mask_head": True} if task == "panoptic" else {}
+    is_detr = model == "detr-tiny"
+    lr, backbone_lr = LEARNING_RATES[model]
     return RunConfig(
-        data="drawn scenes" if task == "panoptic" else "drawn shapes",
+        data="synthetic scenes" if task == "panoptic" else "synthetic shapes",
         model=model,
-        model_overrides={"num_queries": 25 if is_own else 12, **with_masks},
+        model_overrides={"num_queries": 12 if is_detr else 25, **mask_head},
         training=TrainingConfig(
             epochs=EPOCHS[model, task],
             evaluate_every=max(1, EPOCHS[model, task] // 4),
             batch_size=16,
-            lr=rate,
-            backbone_lr=backbone_rate,
+            lr=lr,
+            backbone_lr=backbone_lr,
             clip_grad_norm=1.0,
             cls_loss_coef=2.0,
-            eos_coef=0.1 if is_own else 0.3,
-            iou_aware=is_own,
-            look_forward_twice=is_own,
-            ema_decay=0.99 if is_own else 0.0,
+            eos_coef=0.3 if is_detr else 0.1,
+            iou_aware=not is_detr,
+            look_forward_twice=not is_detr,
+            ema_decay=0.0 if is_detr else 0.99,
             lr_scheduler="cosine",
             warmup_steps=100,
             image_size=IMAGE_SIZES[model],
@@ -81,13 +82,13 @@ def run_demo(
     model: Model = "detrkit-s",
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Train on synthetic shapes, and write some unseen ones to ``drawings/`` in the run folder.
+    """Train on synthetic shapes, and write some validation images to ``drawings/`` in the run folder.
 
     Args:
         output: run folder to create.
-        seed: of the drawings, the weights and the order of the data.
-        task: boxes, or panoptic segmentation with sky, water and grass.
-        model: preset.
+        seed: of the images, the weights and the order of the data.
+        task: "boxes", or "panoptic" for panoptic segmentation with sky, water and grass.
+        model: "detrkit-s" or "detr-tiny".
         callbacks: as in `detrkit.train`.
 
     Raises:
@@ -97,48 +98,59 @@ def run_demo(
         raise ConfigError(f"{arg('seed', seed)} is out of range; use 0 or more, and less than 2 to the power of 62")
     refuse_used_run_folder(output)
     refuse_overwrite(output / "drawings")
-    data = draw_data(NUM_TRAIN, NUM_TEST, seed, task, image_size=IMAGE_SIZES[model])
+    data = synthetic_data(NUM_TRAIN, NUM_VAL, seed, task, image_size=IMAGE_SIZES[model])
     result = run_training(demo_config(seed, task, model), data, output, callbacks=callbacks)
     if result.is_complete:
-        _write_drawings(output / "drawings", data.pictures, data.categories)
+        _write_images(output / "drawings", data.pictures, data.categories)
     return result
 
 
-def draw_data(
+def synthetic_data(
     num_train: int,
-    num_test: int,
+    num_val: int,
     seed: int,
     task: Task = "boxes",
     style: SyntheticStyle = STYLE,
     image_size: int = STYLE.size,
 ) -> TrainingData:
-    """Draw the photos once and keep them in memory; the two seeds never meet."""
-    to_model = EvalTransform(image_size)
+    """Draw all images and keep them in memory.
+
+    Training images are drawn from seed 2 * seed, validation images from 2 * seed + 1.
+
+    Args:
+        num_train: number of training images.
+        num_val: number of validation images.
+        seed: of the images, and of the augmentation.
+        task: "panoptic" includes masks and stuff.
+        style: of the images.
+        image_size: side after resizing, in pixels.
+    """
+    resize = EvalTransform(image_size)
     with_masks = task == "panoptic"
     style = replace(style, stuff=with_masks)
     categories = SCENES if with_masks else SHAPES
-    drawn = SyntheticShapes(num_train, 2 * seed, style).draw_all()
-    train = [to_model(one if with_masks else without_masks(one)) for one in drawn]
-    scenes = SyntheticShapes(num_test, 2 * seed + 1, style).draw_all()
-    test = [without_masks(one) for one in scenes]
-    val = read_torch_dataset(SampleDataset(scenes), categories, masks=with_masks, is_panoptic=with_masks)
+    train_samples = SyntheticShapes(num_train, 2 * seed, style).draw_all()
+    train = [resize(sample if with_masks else drop_masks(sample)) for sample in train_samples]
+    scenes = SyntheticShapes(num_val, 2 * seed + 1, style).draw_all()
+    val_samples = [drop_masks(sample) for sample in scenes]
+    val_split = read_torch_dataset(SampleDataset(scenes), categories, masks=with_masks, is_panoptic=with_masks)
     return TrainingData(
         train=AugmentedDataset(SampleDataset(train), RandomOrientation(), seed=seed),
         grouping=BatchGrouping.ungrouped(num_train),
-        val_split=val,
-        val=SampleDataset(test, to_model),
-        pictures=SampleDataset(test),
+        val_split=val_split,
+        val=SampleDataset(val_samples, resize),
+        pictures=SampleDataset(val_samples),
     )
 
 
-def without_masks(sample: Sample) -> Sample:
-    """Leave out what boxes do not need, so that transforms are quicker."""
+def drop_masks(sample: Sample) -> Sample:
+    """Drop the masks, so that transforms are faster."""
     return replace(sample, annotations=replace(sample.annotations, masks=None))
 
 
-def _write_drawings(folder: Path, pictures: Dataset[Sample], categories: Categories) -> None:
-    """Leave some unseen drawings as files with their annotations, to be predicted and explained."""
-    samples = [pictures[index] for index in range(NUM_DRAWINGS)]
+def _write_images(folder: Path, images: Dataset[Sample], categories: Categories) -> None:
+    """Write some validation images and their annotations, to try `predict` and `explain` with."""
+    samples = [images[index] for index in range(NUM_DRAWINGS)]
     write_text(folder / "annotations.json", json.dumps(samples_to_coco(samples, categories)))
     for sample in samples:
         with atomic_write(folder / f"{sample.image_id}.png") as temporary:
