@@ -69,6 +69,7 @@ def _masks(engine: TorchEngine | ExportedEngine, batch: Batch) -> Tensor:
     return predictions.masks_of([torch.arange(num_queries)] * num_images, batch.sizes).sigmoid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", _SIZES[:3], ids=str)
 def test_masks_equal_pytorch(model: DETR, path: Path, sizes: list[tuple[int, int]]) -> None:
     batch = noise_batch(sizes)
@@ -79,6 +80,7 @@ def test_masks_equal_pytorch(model: DETR, path: Path, sizes: list[tuple[int, int
     torch.testing.assert_close(_masks(engine, batch), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_comparison_measures_masks(model: DETR, path: Path) -> None:
     engine = load_exported(path)
     batches = [noise_batch(sizes) for sizes in _SIZES]
@@ -89,6 +91,7 @@ def test_comparison_measures_masks(model: DETR, path: Path) -> None:
     found.check("float32")
 
 
+@pytest.mark.slow
 def test_detector_of_the_file_predicts_masks_and_segments(model: DETR, path: Path) -> None:
     image = Image.effect_noise((150, 110), 80).convert("RGB")
     torch_detector = Detector.from_model(model, _THINGS, image_size=64)
@@ -112,6 +115,7 @@ def test_detector_of_the_file_predicts_masks_and_segments(model: DETR, path: Pat
     assert (segments.ids == expected_segments.ids).float().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_query_detected_as_several_classes_has_its_mask_several_times(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(
@@ -135,6 +139,7 @@ def test_query_detected_as_several_classes_has_its_mask_several_times(tmp_path: 
     assert (found.masks == expected.masks).float().mean() > 0.995
 
 
+@pytest.mark.slow
 def test_masks_of_a_narrow_image_are_cropped_to_it(path: Path) -> None:
     """The graph needs at least 64 pixels a side; the padding added for it is removed from the masks."""
     engine = load_exported(path)

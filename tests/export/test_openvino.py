@@ -62,6 +62,7 @@ def test_predictions_are_not_overwritten_by_the_next_call(float32: Path) -> None
     assert torch.equal(first.class_logits, before)
 
 
+@pytest.mark.slow
 def test_post_processing_in_the_graph_equals_pytorch(model: DETR, exported: Callable[..., Path]) -> None:
     engine = read_openvino(exported("openvino", postprocess=True))
     batches = [noise_batch(sizes) for sizes in ([(130, 97), (64, 200)], [(64, 96)], [(64, 96)], [(64, 96)])]
@@ -71,6 +72,7 @@ def test_post_processing_in_the_graph_equals_pytorch(model: DETR, exported: Call
     assert comparison.num_matched == comparison.num_detections > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_folder_is_half_as_large_and_computed_in_bfloat16(
     model: DETR, program_of: Callable[..., Any], float32: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def is_preceded_by_quantization(node: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_telemetry_of_openvino_is_not_loaded() -> None:
     code = (
         "from detrkit.inference.engines.openvino import load_openvino; load_openvino(); import sys;"

@@ -158,6 +158,7 @@ def test_unchanged_copy_of_the_archive_is_read(model: DETR, path: Path, tmp_path
     assert read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None)).config == model.config
 
 
+@pytest.mark.slow
 def test_backbone_with_tensorflow_padding_is_exported_for_any_size(lite0: tuple[DETR, Path]) -> None:
     model, path = lite0
     batch = noise_batch([(97, 130), (97, 130)])
@@ -166,6 +167,7 @@ def test_backbone_with_tensorflow_padding_is_exported_for_any_size(lite0: tuple[
     torch.testing.assert_close(read_program(path).predict(batch).class_logits, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_small_image_is_rejected_if_padding_would_change_its_predictions(lite0: tuple[DETR, Path]) -> None:
     engine = read_program(lite0[1])
     with pytest.raises(DatasetError, match=r"100 x 40 px, .*at least 64 px"):

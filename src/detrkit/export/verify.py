@@ -274,7 +274,7 @@ def differences_of_best(first: Predictions, second: Predictions) -> tuple[Float[
 
     Returns:
         Differences of the scores, and of each box of the second from the closest of the first with the same class and
-        about the same score (1 if there is none).
+        about the same score (1 without such a box).
     """
     sizes = torch.ones(len(first.boxes), 2, dtype=torch.int64, device=first.boxes.device)
     expected, actual = best_of(first, sizes), best_of(second, sizes.to(second.boxes.device))
