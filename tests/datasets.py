@@ -1,4 +1,4 @@
-"""Dataset folders made on the spot, for tests that go from files to files."""
+"""Small dataset folders for tests."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from detrkit.evaluation.ground_truth import samples_to_coco
 
 
 def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64) -> Path:
-    """Write drawn shapes as a folder in the COCO 2017 layout; photo 1 of each split has no objects."""
+    """Write synthetic shapes in the COCO 2017 layout; image 1 of each split has no objects."""
     (root / "annotations").mkdir(parents=True)
     for seed, (name, count) in enumerate({"train2017": num_train, "val2017": num_val}.items()):
         samples = SyntheticShapes(count, seed, SyntheticStyle(size=size)).draw_all()
@@ -30,17 +30,17 @@ def write_coco(root: Path, num_train: int = 4, num_val: int = 3, size: int = 64)
 
 
 def write_whole_photos(root: Path, num_train: int = 4, num_val: int = 3) -> tuple[Path, Path]:
-    """A dataset in which every photo is a circle from side to side, and a model that always says about that.
+    """Write a dataset in which every image is covered by one circle, and a model that always predicts nearly that.
 
     Returns:
-        The folder, and the weights of a detr-tiny whose boxes cover 0.96 of any photo.
+        The folder, and the weights of a detr-tiny whose boxes cover 0.96 of any image.
     """
     folder = write_coco(root / "photos", num_train, num_val)
     for path in (folder / "annotations").iterdir():
         document = json.loads(path.read_text())
         document["annotations"] = [
-            {"id": n, "image_id": photo["id"], "category_id": 1, "bbox": [0, 0, 64, 64], "area": 4096, "iscrowd": 0}
-            for n, photo in enumerate(document["images"], 1)
+            {"id": n, "image_id": image["id"], "category_id": 1, "bbox": [0, 0, 64, 64], "area": 4096, "iscrowd": 0}
+            for n, image in enumerate(document["images"], 1)
         ]
         path.write_text(json.dumps(document))
     model = build_model("detr-tiny", num_classes=3)
@@ -58,7 +58,7 @@ PANOPTIC_CATEGORIES = [
     {"id": 4, "name": "grass", "isthing": 0},
     {"id": 7, "name": "ant", "isthing": 1},
 ]
-# id, category, crowd, (top, left, bottom, right): a later rectangle lies on those before it
+# id, category, crowd, (top, left, bottom, right): a later rectangle covers those before it
 PANOPTIC_SEGMENTS = [
     (70_000, 4, 0, (10, 0, 20, 30)),
     (300, 90, 0, (2, 5, 12, 15)),
@@ -68,7 +68,7 @@ PANOPTIC_SEGMENTS = [
 
 
 def panoptic_document(num_images: int = 2) -> tuple[dict[str, Any], np.ndarray]:
-    """A panoptic document of photos of 20 x 30 pixels that are all alike, and the ids of their pixels."""
+    """Return a panoptic document of identical images of 20 x 30 pixels, and the segment ids of their pixels."""
     ids = np.zeros((20, 30), np.int32)
     for number, _, _, (top, left, bottom, right) in PANOPTIC_SEGMENTS:
         ids[top:bottom, left:right] = number
@@ -90,18 +90,18 @@ def panoptic_document(num_images: int = 2) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def write_panoptic(root: Path, layout: Literal["official", "flat", "single"] = "official", num_images: int = 2) -> Path:
-    """Write `panoptic_document` as a folder: COCO's own layout, PNG folders beside the photos', or one JSON alone."""
+    """Write `panoptic_document` as a folder: COCO's own layout, PNG folders next to the images', or a single JSON."""
     document, ids = panoptic_document(num_images)
     for split in ("train2017",) if layout == "single" else ("train2017", "val2017"):
         file = root / "annotations" / f"panoptic_{split}.json"
-        photos, pngs = root / split, (file.with_suffix("") if layout == "official" else root / f"panoptic_{split}")
+        images, pngs = root / split, (file.with_suffix("") if layout == "official" else root / f"panoptic_{split}")
         if layout == "single":
-            file, photos, pngs = root / "segments.json", root / "images", root / "masks"
-        for folder in (file.parent, photos, pngs):
+            file, images, pngs = root / "segments.json", root / "images", root / "masks"
+        for folder in (file.parent, images, pngs):
             folder.mkdir(parents=True, exist_ok=True)
         for entry in document["images"]:
             shade = 50 * entry["id"] + (split == "val2017")
-            Image.new("RGB", (30, 20), (shade % 256, 90, 30)).save(photos / entry["file_name"])
+            Image.new("RGB", (30, 20), (shade % 256, 90, 30)).save(images / entry["file_name"])
             write_ids(pngs / f"{entry['id']}.png", torch.from_numpy(ids))
         file.write_text(json.dumps(document))
     return root

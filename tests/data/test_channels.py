@@ -1,4 +1,4 @@
-"""Photos of one channel, or of many: read, learned from, predicted."""
+"""Images of one channel or many: reading, training and prediction."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
         read_image(tmp_path / "five.tif", channels=6)
 
 
-def test_an_oriented_tiff_has_one_size_and_its_own_pixels(tmp_path: Path) -> None:
+def test_rotated_tiff_has_one_size_and_its_pixels(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.ascontiguousarray(PIXELS[:, :, channel])) for channel in range(3)]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -53,33 +53,33 @@ def test_an_oriented_tiff_has_one_size_and_its_own_pixels(tmp_path: Path) -> Non
     assert np.array_equal(read_image(tmp_path / "three.tif").permute(1, 2, 0), PIXELS[:, :, :3])
 
 
-def test_deep_and_floating_grey_keep_their_range(tmp_path: Path) -> None:
-    grey = PIXELS[:, :, 0]
+def test_16_bit_and_float_gray_images_keep_their_range(tmp_path: Path) -> None:
+    gray = PIXELS[:, :, 0]
     for name, image in {
-        "big.tif": Image.frombytes("I;16B", (30, 20), (grey.astype(">u2") * 257).tobytes()),
-        "shares.tif": Image.fromarray((grey / 255).astype(np.float32)),
-        "levels.tif": Image.fromarray(grey.astype(np.float32)),
+        "big.tif": Image.frombytes("I;16B", (30, 20), (gray.astype(">u2") * 257).tobytes()),
+        "shares.tif": Image.fromarray((gray / 255).astype(np.float32)),
+        "levels.tif": Image.fromarray(gray.astype(np.float32)),
     }.items():
         image.save(tmp_path / name)
-        assert np.abs(read_image(tmp_path / name, channels=1)[0].numpy().astype(int) - grey).max() <= 1, name
-    holes = (grey / 255).astype(np.float32)
+        assert np.abs(read_image(tmp_path / name, channels=1)[0].numpy().astype(int) - gray).max() <= 1, name
+    holes = (gray / 255).astype(np.float32)
     holes[0, 0] = np.nan
     Image.fromarray(holes).save(tmp_path / "holes.tif")
     read = read_image(tmp_path / "holes.tif", channels=1)[0].numpy().astype(int)
-    assert np.abs(read - grey).reshape(-1)[1:].max() <= 1
+    assert np.abs(read - gray).reshape(-1)[1:].max() <= 1
 
 
-def test_grey_and_alpha_are_what_pillow_converts_to(tmp_path: Path) -> None:
+def test_gray_and_alpha_equal_pillow_conversions(tmp_path: Path) -> None:
     rgba = Image.fromarray(PIXELS[:, :, :4], "RGBA")
     rgba.save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png", channels=4).permute(1, 2, 0), PIXELS[:, :, :4])
-    Image.fromarray(PIXELS[:, :, 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(read_image(tmp_path / "grey.png", channels=1)[0], PIXELS[:, :, 0])
+    Image.fromarray(PIXELS[:, :, 0]).save(tmp_path / "gray.png")
+    assert np.array_equal(read_image(tmp_path / "gray.png", channels=1)[0], PIXELS[:, :, 0])
     Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert np.array_equal(read_image(tmp_path / "deep.png", channels=1)[0], PIXELS[:, :, 0])
 
 
-def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
+def test_array_files_execute_no_code_and_allocate_no_more_than_their_size(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([print, len], dtype=object), allow_pickle=True)
     np.save(tmp_path / "floats.npy", np.zeros((4, 4, 3)))
     np.save(tmp_path / "empty.npy", np.zeros((0, 4, 3), np.uint8))
@@ -97,14 +97,14 @@ def test_arrays_never_execute_nor_eat_the_machine(tmp_path: Path) -> None:
         read_image(tmp_path / "first.npy")
 
 
-def test_statistics_of_other_channels() -> None:
+def test_normalization_of_other_numbers_of_channels() -> None:
     assert normalization_stats(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert normalization_stats(1) == ((0.449,), (0.226,))
     assert normalization_stats(5)[0] == (0.485, 0.456, 0.406, 0.449, 0.449)
 
 
-def test_a_grey_photo_gives_what_it_gave_in_rgb() -> None:
-    """By hand: filters 1, 2, 3 on one grey value g give 6 g; the one filter of the grey model is their sum."""
+def test_gray_model_gives_the_output_of_the_rgb_model() -> None:
+    """By hand: filters 1, 2, 3 on one gray value g give 6 g; the one filter of the gray model is their sum."""
     weight = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)
     assert adapt_first_convolution(weight, 1).flatten().tolist() == [6.0]
     torch.testing.assert_close(adapt_first_convolution(weight, 5).flatten(), torch.tensor([0.6, 1.2, 1.8, 1.2, 1.2]))
@@ -116,7 +116,7 @@ def test_a_grey_photo_gives_what_it_gave_in_rgb() -> None:
 
 @pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize("name", ["detr-tiny", "detr-r18"])
-def test_a_model_of_other_channels(name: str, channels: int, tmp_path: Path) -> None:
+def test_model_with_other_numbers_of_channels_trains_and_predicts(name: str, channels: int, tmp_path: Path) -> None:
     model = detrkit.build_model(
         name, num_classes=2, in_channels=channels, hidden_dim=32, encoder_layers=1, num_queries=4
     )

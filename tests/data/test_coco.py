@@ -1,4 +1,4 @@
-"""Reading COCO: any ids, crowds and odd boxes as published, and one sentence for what is malformed."""
+"""COCO instances: category ids, crowds, degenerate boxes, malformed files."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def write(root: Path, document: Any) -> None:
         (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(document))
 
 
-def test_ids_are_mapped_in_rising_order_and_kept(folder: Path) -> None:
+def test_category_ids_are_mapped_in_ascending_order(folder: Path) -> None:
     split = read_coco_split(folder, "train")
     assert split.categories.ids == (4, 90)
     assert split.categories.names == ("ant", "zebra")
@@ -54,14 +54,14 @@ def test_ids_are_mapped_in_rising_order_and_kept(folder: Path) -> None:
     assert split.records[0].labels.tolist() == [1, 0, 0, 0]
 
 
-def test_crowds_and_boxes_without_area_are_left_out_and_the_rest_cut_at_the_edges(folder: Path) -> None:
+def test_crowds_and_empty_boxes_are_left_out_and_boxes_clipped(folder: Path) -> None:
     record = read_coco_split(folder, "train").records[0]
     usable = usable_annotations(record, (20, 30))
     assert usable.boxes.tolist() == [[0, 2, 5, 20]]
     assert usable.labels.tolist() == [1]
 
 
-def test_photos_without_objects_are_kept(folder: Path) -> None:
+def test_images_without_objects_are_kept(folder: Path) -> None:
     sample = DetectionDataset(read_coco_split(folder, "val"))[1]
     assert sample.image_id == 3
     assert sample.annotations.boxes.shape == (0, 4)
@@ -98,14 +98,14 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("message", MALFORMED)
-def test_malformed_files_are_told_in_one_sentence(tmp_path: Path, message: str) -> None:
+def test_malformed_file_is_rejected_with_its_location(tmp_path: Path, message: str) -> None:
     write(tmp_path, MALFORMED[message])
     with pytest.raises(DatasetError, match=message) as caught:
         read_coco_split(tmp_path, "train")
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_layouts_are_told(tmp_path: Path) -> None:
+def test_wrong_layout_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="found nothing, expected a dataset folder"):
         read_coco_split(tmp_path / "nowhere", "train")
     with pytest.raises(DatasetError, match=r"found no file annotations/instances_train"):
@@ -118,7 +118,7 @@ def test_wrong_layouts_are_told(tmp_path: Path) -> None:
         read_coco_split(tmp_path, "train")
 
 
-def test_all_of_coco_mini_is_read(shared: Path) -> None:
+def test_coco_mini_is_read_completely(shared: Path) -> None:
     split = read_coco_split(shared / "data" / "coco-mini-dev", "val")
     assert len(split.records) == 102
     assert len(split.categories) == 80
@@ -129,7 +129,7 @@ def test_all_of_coco_mini_is_read(shared: Path) -> None:
     assert all(np.isfinite(record.boxes).all() for record in split.records)
 
 
-def test_no_malformed_coco_file_does_anything_but_load_or_raise_a_data_error(shared: Path) -> None:
+def test_malformed_files_load_or_raise_a_dataset_error(shared: Path) -> None:
     root = shared / "data" / "nasty" / "coco"
     files = sorted(root.glob("*.json"))
     assert len(files) > 50
@@ -148,16 +148,16 @@ def test_no_malformed_coco_file_does_anything_but_load_or_raise_a_data_error(sha
     assert read_coco_file(root / "valid.json", root / "images").records
 
 
-def test_photos_may_be_links(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_may_be_symbolic_links(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tmp_path_factory.mktemp("store")
-    photo = folder / "train2017" / "a.png"
+    image = folder / "train2017" / "a.png"
     before = DetectionDataset(read_coco_split(folder, "train"))[0].image
-    photo.rename(store / "a.png")
-    photo.symlink_to(store / "a.png")
+    image.rename(store / "a.png")
+    image.symlink_to(store / "a.png")
     assert DetectionDataset(read_coco_split(folder, "train"))[0].image.shape == before.shape
 
 
-def test_a_photo_of_another_size_than_annotated_is_refused(folder: Path) -> None:
+def test_image_of_another_size_than_annotated_is_rejected(folder: Path) -> None:
     Image.new("RGB", (60, 40)).save(folder / "train2017" / "a.png")
     with pytest.raises(DatasetError, match="60 x 40 pixels, but its annotations are for 30 x 20"):
         DetectionDataset(read_coco_split(folder, "train"))[0]

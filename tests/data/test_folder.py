@@ -1,4 +1,4 @@
-"""Telling the format by the folder, and the ways in which COCO is handed round."""
+"""Detection of the format, and the layouts of COCO folders."""
 
 import json
 import shutil
@@ -21,29 +21,29 @@ def coco(tmp_path: Path) -> Path:
 
 
 def as_roboflow(coco: Path, target: Path) -> Path:
-    """The layout of a Roboflow export: photos and one JSON per split, with a group as category 0."""
-    for theirs, ours in (("train", "train2017"), ("valid", "val2017")):
-        shutil.copytree(coco / ours, target / theirs)
-        document = json.loads((coco / "annotations" / f"instances_{ours}.json").read_text())
+    """The layout of a Roboflow export: images and one JSON per split, with a group as category 0."""
+    for exported, own in (("train", "train2017"), ("valid", "val2017")):
+        shutil.copytree(coco / own, target / exported)
+        document = json.loads((coco / "annotations" / f"instances_{own}.json").read_text())
         document["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
-        (target / theirs / "_annotations.coco.json").write_text(json.dumps(document))
+        (target / exported / "_annotations.coco.json").write_text(json.dumps(document))
     return target
 
 
-def test_coco_2017(coco: Path) -> None:
+def test_coco_2017_layout(coco: Path) -> None:
     data = load_dataset(coco)
     assert (data.format, len(data.train.records), len(data.val.records), len(data.test)) == ("coco", 4, 3, 0)
 
 
-def test_a_roboflow_export_loses_its_group(coco: Path, tmp_path: Path) -> None:
+def test_group_category_of_roboflow_is_dropped(coco: Path, tmp_path: Path) -> None:
     data = load_dataset(as_roboflow(coco, tmp_path / "export"))
     original = load_dataset(coco)
     assert data.train.categories == original.train.categories
-    for ours, theirs in zip(data.train.records, original.train.records, strict=True):
-        assert ours.labels.tolist() == theirs.labels.tolist()
+    for own, exported in zip(data.train.records, original.train.records, strict=True):
+        assert own.labels.tolist() == exported.labels.tolist()
 
 
-def test_a_used_category_0_is_kept(coco: Path, tmp_path: Path) -> None:
+def test_category_0_with_objects_is_kept(coco: Path, tmp_path: Path) -> None:
     export = as_roboflow(coco, tmp_path / "export")
     path = export / "valid" / "_annotations.coco.json"
     document: dict[str, Any] = json.loads(path.read_text())
@@ -52,14 +52,14 @@ def test_a_used_category_0_is_kept(coco: Path, tmp_path: Path) -> None:
     assert load_dataset(export).train.categories.ids == (0, 1, 2, 3)
 
 
-def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path: Path) -> None:
+def test_results_next_to_a_single_json_are_not_annotations(coco: Path, tmp_path: Path) -> None:
     folder = tmp_path / "one"
     shutil.copytree(coco / "train2017", folder)
     shutil.copy(coco / "annotations" / "instances_train2017.json", folder / "labels.json")
     (folder / "findings.json").write_text('{\n "format": "detrkit-findings-1",\n "images": []\n}')
     (folder / "0.json").write_text('{"image": "0.png", "objects": []}')
     write_json_rows(folder / "results.json", [{"image_id": 1, "category_id": 1}])
-    (folder / "theirs.json").write_text('[{"image_id": 1, "category_id": 1}]')
+    (folder / "exported.json").write_text('[{"image_id": 1, "category_id": 1}]')
     (folder / "package.json").write_text('{"name": "shapes"}')
     assert len(load_dataset(folder).train.records) == 3
     shutil.copy(folder / "labels.json", folder / "more.json")
@@ -67,10 +67,10 @@ def test_what_was_found_beside_a_lone_json_is_no_annotation(coco: Path, tmp_path
         load_dataset(folder)  # which of the two?
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_one_json_and_its_photos(coco: Path, tmp_path: Path, beside: bool) -> None:
+@pytest.mark.parametrize("next_to_json", [True, False])
+def test_single_json_with_its_images(coco: Path, tmp_path: Path, next_to_json: bool) -> None:
     folder = tmp_path / "one"
-    shutil.copytree(coco / "train2017", folder if beside else folder / "images")
+    shutil.copytree(coco / "train2017", folder if next_to_json else folder / "images")
     shutil.copy(coco / "annotations" / "instances_train2017.json", folder / "labels.json")
     for path in (folder, folder / "labels.json"):
         data = load_dataset(path)
@@ -79,10 +79,10 @@ def test_one_json_and_its_photos(coco: Path, tmp_path: Path, beside: bool) -> No
 
 
 @pytest.mark.parametrize("first", ["../lies_outside.png", "missing.png", 7])
-def test_a_faulty_first_name_does_not_hide_where_the_photos_are(coco: Path, tmp_path: Path, first: object) -> None:
+def test_image_folder_is_found_despite_a_malformed_first_entry(coco: Path, tmp_path: Path, first: object) -> None:
     folder = tmp_path / "one"
     shutil.copytree(coco / "train2017", folder)
-    (folder / "images").mkdir()  # where photos are looked for first, and where the first name leads to a file
+    (folder / "images").mkdir()  # where images are looked for first, and where the first name leads to a file
     shutil.copy(next(folder.glob("*.png")), folder / "lies_outside.png")
     document = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
     document["images"][0]["file_name"] = first
@@ -90,7 +90,7 @@ def test_a_faulty_first_name_does_not_hide_where_the_photos_are(coco: Path, tmp_
     assert find_image_root(folder / "labels.json") == folder
 
 
-def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp_path: Path) -> None:
+def test_validation_split_without_training_split_is_loaded(coco: Path, tmp_path: Path) -> None:
     whole = load_dataset(coco)
     folder = tmp_path / "val-only"
     shutil.copytree(coco / "val2017", folder / "val2017")
@@ -113,7 +113,7 @@ def test_photos_that_nobody_learns_from_are_read_to_be_judged_by(coco: Path, tmp
     assert "(seed 8)" in notes[0]
 
 
-def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
+def test_unknown_layout_lists_the_formats(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DatasetError, match=r"expected coco: .*yolo: data\.yaml"):
         detect_format(tmp_path)
@@ -123,7 +123,7 @@ def test_nothing_known_is_said_with_what_is(tmp_path: Path) -> None:
         load_dataset(tmp_path / "nowhere")
 
 
-def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
+def test_splits_with_different_categories_are_rejected(coco: Path) -> None:
     path = coco / "annotations" / "instances_val2017.json"
     document = json.loads(path.read_text())
     document["categories"][0]["name"] = "disc"
@@ -133,7 +133,7 @@ def test_splits_must_speak_of_the_same_categories(coco: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_setting_photos_aside_leaves_training_an_example_of_every_class(tmp_path: Path, seed: int) -> None:
+def test_training_keeps_an_image_of_every_class(tmp_path: Path, seed: int) -> None:
     folder = tmp_path / "rare"
     write_coco(folder, num_train=12)
     document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())

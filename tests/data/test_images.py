@@ -1,4 +1,4 @@
-"""Opening photos: upright, RGB, and one sentence for what is none."""
+"""Reading of images: orientation, conversion to RGB, malformed and malicious files."""
 
 import io
 import struct
@@ -23,34 +23,34 @@ def save_with_orientation(path: Path, orientation: int) -> None:
     picture.save(path, exif=exif)
 
 
-def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     save_with_orientation(path, 6)  # turn right by 90 degrees to see it upright
-    photo = open_image(path)
-    assert photo.size == (20, 40)
-    assert photo.getpixel((19, 0)) == (255, 255, 255)
+    image = open_image(path)
+    assert image.size == (20, 40)
+    assert image.getpixel((19, 0)) == (255, 255, 255)
 
 
-def test_annotations_made_on_stored_pixels_keep_the_photo_as_it_is(tmp_path: Path) -> None:
+def test_exif_orientation_is_ignored_if_annotations_fit_the_stored_pixels(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     save_with_orientation(path, 6)
     assert open_image(path, annotated_size=(20, 40)).size == (40, 20)
     assert open_image(path, annotated_size=(40, 20)).size == (20, 40)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_images_are_scaled(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)).save(path)
     assert open_image(path).getpixel((0, 0)) == (127, 127, 127)
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparency_becomes_white(tmp_path: Path) -> None:
     path = tmp_path / "clear.png"
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
     assert open_image(path).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_tensors_and_photos_convert_both_ways() -> None:
+def test_tensors_and_pillow_images_convert_both_ways() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     tensor = image_to_tensor(Image.fromarray(pixels))
     assert tensor.shape == (3, 5, 7)
@@ -59,10 +59,10 @@ def test_tensors_and_photos_convert_both_ways() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read as an image"), (b"not a photo", "cannot be read as an image"), (None, "no such file")],
+    [(b"", "cannot be read as an image"), (b"not a image", "cannot be read as an image"), (None, "no such file")],
 )
-def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "photo.jpg"
+def test_file_that_is_not_an_image_is_rejected(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "image.jpg"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DatasetError, match=message) as caught:
@@ -71,7 +71,7 @@ def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_photo_is_refused(tmp_path: Path) -> None:
+def test_truncated_image_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "half.jpg"
     Image.effect_noise((200, 200), 50).save(path)
     path.write_bytes(path.read_bytes()[:3000])
@@ -79,21 +79,21 @@ def test_a_truncated_photo_is_refused(tmp_path: Path) -> None:
         open_image(path)
 
 
-def test_a_folder_named_like_a_photo_is_refused(tmp_path: Path) -> None:
+def test_folder_named_like_an_image_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(DatasetError, match="is a folder"):
         open_image(tmp_path / "folder.jpg")
 
 
-def test_hostile_photos_open_or_are_refused(shared: Path) -> None:
+def test_malicious_images_are_read_or_rejected(shared: Path) -> None:
     opened = 0
     for path in sorted((shared / "data" / "nasty" / "images").rglob("*")):
         try:
-            photo = open_image(path)
+            image = open_image(path)
         except DatasetError as error:
             assert "\n" not in str(error)
             continue
-        assert photo.mode == "RGB"
+        assert image.mode == "RGB"
         opened += 1
     assert opened > 20
 
@@ -124,7 +124,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in kilobytes on Linux only")
-def test_what_unpacks_to_gigabytes_does_not_take_them(tmp_path: Path) -> None:
+def test_decompression_bombs_do_not_allocate_their_size(tmp_path: Path) -> None:
     zeros = zlib.compress(bytes(300_000_000), 1)
     black = zlib.compress(bytes(8 * (1 + 8 * 3)))
     (tmp_path / "good.png").write_bytes(png(8, 8, (b"IDAT", black)))
@@ -146,7 +146,7 @@ def test_what_unpacks_to_gigabytes_does_not_take_them(tmp_path: Path) -> None:
     assert int(grown) < 100, said  # MiB
 
 
-def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
 
     def decode(_image: Image.Image) -> None:
@@ -156,7 +156,7 @@ def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.Mon
     assert read_image_size(tmp_path / "a.png") == (20, 30)
 
 
-def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_pages_of_an_upload_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = [Image.new("L", size) for size in ((8, 8), (900, 900), (8, 8))]
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
@@ -170,7 +170,7 @@ def test_pages_of_an_upload_that_are_larger_than_the_first_are_not_decoded(monke
     assert set(decoded) == {(8, 8)}
 
 
-def test_pages_are_not_walked_through_beyond_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_beyond_the_channels_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     Image.new("L", (4, 4)).save(file, "TIFF", save_all=True, append_images=[Image.new("L", (4, 4))] * 500)
     asked = []
@@ -183,7 +183,7 @@ def test_pages_are_not_walked_through_beyond_the_channels(monkeypatch: pytest.Mo
     assert max(asked) <= 5
 
 
-def test_pages_of_an_upload_count_together() -> None:
+def test_size_limit_applies_to_all_pages_of_an_upload() -> None:
     pages = [Image.new("L", (40, 30)) for _ in range(6)]
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])

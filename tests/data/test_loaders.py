@@ -1,4 +1,4 @@
-"""Loaders of batches: what happens to photos that cannot be read."""
+"""Loaders: unreadable images."""
 
 from collections.abc import Collection
 
@@ -28,44 +28,44 @@ class Faulty(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if index in self.unreadable:
-            raise DatasetError(f"photo at {index}: broken")
+            raise DatasetError(f"image at {index}: broken")
         return self.samples[index]
 
 
 def loader_of(count: int, unreadable: Collection[int], max_unreadable: float, share: Rank | None = None) -> Loader:
-    photos = AugmentedDataset(Faulty(count, unreadable), EvalTransform(48), seed=0)
+    images = AugmentedDataset(Faulty(count, unreadable), EvalTransform(48), seed=0)
     settings = TrainingConfig(batch_size=1, workers=0, max_unreadable=max_unreadable)
-    return train_loader(photos, BatchGrouping.ungrouped(count), settings, torch.device("cpu"), share)
+    return train_loader(images, BatchGrouping.ungrouped(count), settings, torch.device("cpu"), share)
 
 
-def test_a_batch_that_cannot_be_read_leaves_no_process_behind() -> None:
-    """And a run that is gone on with counts as many batches as one that never stopped."""
+def test_unreadable_images_are_replaced_so_that_ranks_stay_in_step() -> None:
+    """Resumed runs count as many batches, too."""
     loaders = [loader_of(6, {3}, 0.5, Rank(rank, 2)) for rank in range(2)]
     read = [[batch.image_ids for batch in loader] for loader in loaders]
     assert [len(batches) for batches in read] == [3, 3]
-    assert [error for loader in loaders for error in loader.skipped] == ["photo at 3: broken"]
+    assert [error for loader in loaders for error in loader.skipped] == ["image at 3: broken"]
     again = [[batch.image_ids for batch in loader_of(6, {3}, 0.5, Rank(rank, 2))] for rank in range(2)]
-    assert again == read, "the same photo stands in"
+    assert again == read, "the same image stands in"
 
 
-def test_fewer_batches_than_processes_are_a_sentence() -> None:
+def test_fewer_batches_than_processes_are_rejected() -> None:
     with pytest.raises(
         ConfigError, match="fewer than batch_size=1 for each of 2 processes; lower batch_size= or devices="
     ):
         loader_of(1, {}, 0.5, Rank(0, 2))
 
 
-def test_too_many_unreadable_photos_stop_the_run() -> None:
-    with pytest.raises(DatasetError, match=r"photo at .: broken.*doctor"):
+def test_too_many_unreadable_images_raise() -> None:
+    with pytest.raises(DatasetError, match=r"image at .: broken.*doctor"):
         list(loader_of(6, {1, 3}, 0.2))
 
 
-def test_where_nothing_can_stand_in_the_run_stops() -> None:
-    with pytest.raises(DatasetError, match="photo at 0: broken"):
+def test_no_readable_replacement_raises() -> None:
+    with pytest.raises(DatasetError, match="image at 0: broken"):
         list(loader_of(1, {0}, 1.0))
 
 
-def test_nothing_stands_in_where_photos_are_judged() -> None:
+def test_evaluation_skips_unreadable_images() -> None:
     loader = evaluation_loader(Faulty(4, {2}), batch_size=1, workers=0, max_unreadable=0.5)
     assert len([batch.image_ids for batch in loader]) == 3
-    assert loader.skipped == ["photo at 2: broken"]
+    assert loader.skipped == ["image at 2: broken"]

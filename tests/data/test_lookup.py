@@ -1,4 +1,4 @@
-"""One photo's annotations, found in whatever describes it."""
+"""Lookup of the annotations of one image."""
 
 import json
 import shutil
@@ -18,30 +18,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_coco(tmp_path_factory.mktemp("lookup") / "shapes")
 
 
-def test_found_by_folder_by_file_and_from_elsewhere(folder: Path, tmp_path: Path) -> None:
-    photo = folder / "val2017" / "2.png"
+def test_image_is_found_by_folder_and_by_file(folder: Path, tmp_path: Path) -> None:
+    image = folder / "val2017" / "2.png"
     expected = load_dataset(folder).val.records[1]
     elsewhere = tmp_path / "elsewhere.json"
     shutil.copy(folder / "annotations" / "instances_val2017.json", elsewhere)
     for annotations in (folder, folder / "annotations" / "instances_val2017.json", elsewhere):
-        split = find_record(photo, annotations)
+        split = find_record(image, annotations)
         assert len(split.records) == 1
         record = split.records[0]
         assert record.boxes.tolist() == expected.boxes.tolist()
         assert record.labels.tolist() == expected.labels.tolist()
-        assert record.path == photo
+        assert record.path == image
 
 
-def test_a_copy_of_a_photo_is_known_by_its_name_if_that_is_its_own(folder: Path, tmp_path: Path) -> None:
-    photo = tmp_path / "4.png"
-    shutil.copy(folder / "train2017" / "4.png", photo)
-    assert find_record(photo, folder).records[0].path == photo
+def test_copy_of_an_image_is_found_by_its_unique_name(folder: Path, tmp_path: Path) -> None:
+    image = tmp_path / "4.png"
+    shutil.copy(folder / "train2017" / "4.png", image)
+    assert find_record(image, folder).records[0].path == image
     shutil.copy(folder / "train2017" / "2.png", tmp_path / "2.png")
     with pytest.raises(DatasetError, match=r"2 images are named 2\.png"):
         find_record(tmp_path / "2.png", folder)
 
 
-def test_file_names_with_folders(folder: Path, tmp_path: Path) -> None:
+def test_file_names_may_contain_folders(folder: Path, tmp_path: Path) -> None:
     document = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     for entry in document["images"]:
         entry["file_name"] = f"val2017/{entry['file_name']}"
@@ -51,13 +51,13 @@ def test_file_names_with_folders(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["yolo", "voc"])
-def test_other_forms(format: str, folder: Path, tmp_path: Path) -> None:
+def test_image_is_found_in_other_formats(format: str, folder: Path, tmp_path: Path) -> None:
     write_dataset(load_dataset(folder).splits, tmp_path / format, format)  # type: ignore[arg-type]
-    photo = next(path for path in sorted((tmp_path / format).rglob("*.png")) if path.stem.endswith("3"))
-    assert find_record(photo, tmp_path / format).records[0].path == photo
+    image = next(path for path in sorted((tmp_path / format).rglob("*.png")) if path.stem.endswith("3"))
+    assert find_record(image, tmp_path / format).records[0].path == image
 
 
-def test_what_is_not_described_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_image_without_annotations_is_rejected(folder: Path, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.png"
     shutil.copy(folder / "val2017" / "2.png", stranger)
     with pytest.raises(DatasetError, match=r"found no image named stranger\.png"):

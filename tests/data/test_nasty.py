@@ -1,4 +1,4 @@
-"""The malformed inputs of ../shared/data/nasty: legal ones load, the others are named, none crashes or hangs."""
+"""Malformed inputs of ../shared/data/nasty: valid ones load, the others raise errors that name them."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ def named_in(faults: list[DatasetError]) -> set[str]:
     return {Path(str(fault).split(": ", 1)[0]).name for fault in faults}
 
 
-def test_yolo_rows(nasty: Path, manifest: dict[str, Any]) -> None:
+def test_malformed_yolo_rows(nasty: Path, manifest: dict[str, Any]) -> None:
     faults: list[DatasetError] = []
     split = read_yolo(nasty / "yolo" / "yaml" / "ok.yaml", "train", faults.append)
     assert split is not None
@@ -49,7 +49,7 @@ def test_yolo_rows(nasty: Path, manifest: dict[str, Any]) -> None:
     assert min(loaded[stem] for stem in ("ok", "bom", "crlf", "scientific", "tabs_and_spaces", "polygon", "mixed")) > 0
 
 
-def test_yolo_settings(nasty: Path) -> None:
+def test_malformed_yolo_settings(nasty: Path) -> None:
     outcomes = {}
     for path in sorted((nasty / "yolo" / "yaml").iterdir()):
         try:
@@ -63,7 +63,7 @@ def test_yolo_settings(nasty: Path) -> None:
         assert outcomes[stem] == "refused", stem
 
 
-def test_voc_files(nasty: Path) -> None:
+def test_malformed_voc_files(nasty: Path) -> None:
     faults: list[DatasetError] = []
     split = read_voc(nasty / "voc", faults.append)["train"]
     assert named_in(faults) == {
@@ -87,7 +87,7 @@ def test_voc_files(nasty: Path) -> None:
     assert "root:" not in " ".join(map(str, faults))  # nothing of /etc/passwd was read
 
 
-def test_photos(nasty: Path, manifest: dict[str, Any]) -> None:
+def test_malformed_images(nasty: Path, manifest: dict[str, Any]) -> None:
     outcomes: Counter[str] = Counter()
     for name, facts in manifest["images"].items():
         path = nasty / "images" / name
@@ -105,7 +105,7 @@ def test_photos(nasty: Path, manifest: dict[str, Any]) -> None:
     assert outcomes["refused"] == 9
 
 
-def test_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
+def test_malformed_panoptic_files(nasty: Path, manifest: dict[str, Any]) -> None:
     """Every one loads whole, loads without what is named, or is refused in one sentence."""
     whole, without, refused = [], {}, {}
     for name in sorted(manifest["panoptic"]):

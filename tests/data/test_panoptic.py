@@ -1,4 +1,4 @@
-"""Reading COCO panoptic data: any layout, exact boxes, crowds kept apart, and one sentence for what is malformed."""
+"""COCO panoptic: layouts, boxes, crowds, malformed files."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def segments(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("layout", ["official", "flat", "single"])
-def test_every_layout_gives_the_same_records(tmp_path: Path, layout: Any) -> None:
+def test_all_layouts_give_the_same_records(tmp_path: Path, layout: Any) -> None:
     read = load_dataset(write_panoptic(tmp_path / layout, layout))
     assert read.format == "panoptic"
     record = read.train.records[0]
@@ -53,7 +53,7 @@ def test_every_layout_gives_the_same_records(tmp_path: Path, layout: Any) -> Non
     assert record.is_crowd.tolist() == [False, False, False, True]
 
 
-def test_a_json_alone_is_told_from_instances_by_its_content(folder: Path) -> None:
+def test_single_json_is_recognized_by_its_content(folder: Path) -> None:
     assert load_dataset(folder / JSON).format == "panoptic"
     renamed = folder / "annotations" / "anything.json"
     renamed.write_text((folder / JSON).read_text())
@@ -62,7 +62,7 @@ def test_a_json_alone_is_told_from_instances_by_its_content(folder: Path) -> Non
     assert load_dataset(renamed).format == "panoptic"
 
 
-def test_instances_win_where_both_lie_and_a_format_chooses(tmp_path: Path) -> None:
+def test_instances_are_preferred_unless_a_format_is_given(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "both")
     write_panoptic(root)
     assert load_dataset(root).format == "coco"
@@ -70,13 +70,13 @@ def test_instances_win_where_both_lie_and_a_format_chooses(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("named", [JSON, Path()])
-def test_a_photo_s_segments_are_found_in_its_json_or_folder(folder: Path, named: Path) -> None:
+def test_segments_of_an_image_are_found_in_json_or_folder(folder: Path, named: Path) -> None:
     found = find_record(folder / "train2017" / "2.jpg", folder / named)
     assert found.records[0].image_id == 2
     assert len(DetectionDataset(found, masks=True)[0].annotations.labels) == 3
 
 
-def test_categories_know_things_from_stuff_and_keep_it_in_json(folder: Path) -> None:
+def test_isthing_of_categories_survives_json(folder: Path) -> None:
     categories = load_dataset(folder).train.categories
     assert categories == Categories((4, 7, 90), ("grass", "ant", "zebra"), (False, True, True))
     assert Categories.from_json(json.loads(json.dumps(categories.to_json()))) == categories
@@ -85,7 +85,7 @@ def test_categories_know_things_from_stuff_and_keep_it_in_json(folder: Path) -> 
     assert Categories.from_json(older).to_json() == older
 
 
-def test_masks_are_those_of_the_png_without_crowds(folder: Path) -> None:
+def test_masks_come_from_the_png_without_crowds(folder: Path) -> None:
     sample = DetectionDataset(load_dataset(folder).train, masks=True)[0]
     _, ids = panoptic_document()
     found = sample.annotations
@@ -97,10 +97,10 @@ def test_masks_are_those_of_the_png_without_crowds(folder: Path) -> None:
     assert found.boxes.tolist() == [[0, 10, 30, 20], [5, 2, 15, 12], [29, 0, 30, 9]]
 
 
-def test_a_segment_of_one_pixel_s_width_goes_through_training_s_transforms(folder: Path) -> None:
-    photos = DetectionDataset(load_dataset(folder).train, TrainTransform(64, crop_probability=0), masks=True)
+def test_segment_of_one_pixel_width_survives_train_transforms(folder: Path) -> None:
+    images = DetectionDataset(load_dataset(folder).train, TrainTransform(64, crop_probability=0), masks=True)
     torch.manual_seed(0)
-    annotations = photos[0].annotations
+    annotations = images[0].annotations
     assert annotations.labels.tolist() == [0, 2, 1]
     assert annotations.masks is not None
     assert annotations.masks.any(2).any(1).all()
@@ -115,13 +115,13 @@ def test_training_on_boxes_opens_no_png(folder: Path) -> None:
         DetectionDataset(train, masks=True)[0]
 
 
-def test_boxes_that_the_json_does_not_have_come_from_the_png(folder: Path) -> None:
+def test_missing_boxes_are_computed_from_the_png(folder: Path) -> None:
     expected = load_dataset(folder).train.records[0].boxes
     change(folder, lambda d: [segments(d)[0].pop("bbox"), segments(d)[2].update(bbox=[1, 2])])
     np.testing.assert_array_equal(load_dataset(folder).train.records[0].boxes, expected)
 
 
-def test_masks_decide_where_boxes_are_wrong(folder: Path) -> None:
+def test_boxes_of_masks_replace_wrong_boxes(folder: Path) -> None:
     change(folder, lambda d: segments(d)[1].update(bbox=[0, 0, 30, 20]))
     train = load_dataset(folder).train
     assert usable_annotations(train.records[0], (20, 30)).boxes[1].tolist() == [0, 0, 30, 20]
@@ -150,7 +150,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("message", MALFORMED)
-def test_malformed_files_are_told_in_one_sentence(folder: Path, message: str) -> None:
+def test_malformed_file_is_rejected_with_its_location(folder: Path, message: str) -> None:
     change(folder, MALFORMED[message])
     with pytest.raises(DatasetError, match=message) as caught:
         load_dataset(folder)
@@ -190,23 +190,23 @@ def write_png(path: Path, kind: str) -> None:
         ("small", "has 15 x 10 pixels, its image 30 x 20"),
     ],
 )
-def test_pngs_that_hold_no_ids_are_refused_when_masks_are_made(folder: Path, kind: str, message: str) -> None:
+def test_png_without_ids_is_rejected_when_masks_are_read(folder: Path, kind: str, message: str) -> None:
     write_png(folder / PNG, kind)
-    photos = DetectionDataset(load_dataset(folder).train, masks=True)
+    images = DetectionDataset(load_dataset(folder).train, masks=True)
     with pytest.raises(DatasetError, match=message) as caught:
-        photos[0]
+        images[0]
     assert "\n" not in str(caught.value)
     unreadable = [one for one in examine(folder, workers=0, cache=False).findings if "PNGs of segments" in one.title]
     assert [one.severity for one in unreadable] == ["error"]
     assert message in str(unreadable[0].locations[0])
 
 
-def test_alpha_is_passed_over(folder: Path) -> None:
+def test_alpha_is_ignored(folder: Path) -> None:
     Image.open(folder / PNG).convert("RGBA").save(folder / PNG)
     assert len(DetectionDataset(load_dataset(folder).train, masks=True)[0].annotations.labels) == 3
 
 
-def test_the_doctor_names_what_json_and_png_do_not_share(folder: Path) -> None:
+def test_differences_between_json_and_png_are_found(folder: Path) -> None:
     assert examine(folder, workers=0, cache=False).num_errors == 0
     change(
         folder,
@@ -226,7 +226,7 @@ def test_the_doctor_names_what_json_and_png_do_not_share(folder: Path) -> None:
     assert DetectionDataset(load_dataset(folder).train, masks=True)[0].annotations.labels.tolist() == [2, 1]
 
 
-def test_segments_survive_being_selected_mended_and_written(folder: Path, tmp_path: Path) -> None:
+def test_segments_survive_fixing_and_writing(folder: Path, tmp_path: Path) -> None:
     write_png(folder / PNG, "L")
     report = examine(folder, workers=0, cache=False)
     again = fix_dataset(report, tmp_path / "fixed").dataset
@@ -241,13 +241,13 @@ def test_segments_survive_being_selected_mended_and_written(folder: Path, tmp_pa
     assert again.train.records[0].is_crowd.tolist() == [False, False, False, True]
 
 
-def test_panoptic_data_are_not_made_of_boxes(tmp_path: Path) -> None:
+def test_boxes_cannot_be_written_as_panoptic(tmp_path: Path) -> None:
     splits = load_dataset(write_coco(tmp_path / "boxes")).splits
     with pytest.raises(DatasetError, match="the annotations have no panoptic segments"):
         write_dataset(splits, tmp_path / "out", "panoptic")
 
 
-def test_all_of_coco_panoptic_mini_is_read(shared: Path) -> None:
+def test_coco_panoptic_mini_is_read_completely(shared: Path) -> None:
     read = load_dataset(shared / "data" / "coco-panoptic-mini")
     assert read.format == "panoptic"
     for split, num_images, num_segments, num_crowds in ((read.train, 50, 562, 2), (read.val, 52, 648, 6)):

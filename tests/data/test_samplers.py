@@ -1,4 +1,4 @@
-"""The order of training: every photo once, alike for the same seed, shared out among processes, shards read once."""
+"""Training batches: every image once per epoch, reproducible, divided among ranks."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def indices(batches: TrainBatchSampler) -> list[list[int]]:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), sizes, st.integers(0, 99), st.integers(1, 5))
-def test_every_photo_once_but_for_a_rest(tall: list[bool], size: int, seed: int, epoch: int) -> None:
+def test_every_image_occurs_once_except_a_remainder(tall: list[bool], size: int, seed: int, epoch: int) -> None:
     batches = TrainBatchSampler(BatchGrouping(torch.tensor(tall)), size, seed)
     batches.epoch = epoch
     drawn = indices(batches)
@@ -45,7 +45,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 @given(counts, sizes, st.integers(0, 20))
-def test_an_epoch_goes_on_where_it_stopped(count: int, size: int, first: int) -> None:
+def test_epoch_is_resumed_in_the_middle(count: int, size: int, first: int) -> None:
     batches = TrainBatchSampler(BatchGrouping.ungrouped(count), size, 7)
     whole = list(batches)
     batches.first = first
@@ -54,7 +54,7 @@ def test_an_epoch_goes_on_where_it_stopped(count: int, size: int, first: int) ->
 
 
 @given(st.integers(1, 400), st.integers(1, 4), st.integers(1, 3), st.booleans())
-def test_processes_share_the_photos_out(count: int, size: int, world: int, in_shards: bool) -> None:
+def test_ranks_divide_the_images(count: int, size: int, world: int, in_shards: bool) -> None:
     shard = torch.arange(count) // 7 if in_shards else None
     grouping = BatchGrouping(torch.arange(count) % 3 == 0, shard)
     per_rank = [TrainBatchSampler(grouping, size, 3, Rank(rank, world)) for rank in range(world)]
@@ -66,8 +66,8 @@ def test_processes_share_the_photos_out(count: int, size: int, world: int, in_sh
 
 
 @pytest.mark.parametrize("by_aspect_ratio", [False, True])
-def test_a_reader_goes_through_shards_of_its_own(by_aspect_ratio: bool) -> None:
-    """96 shards of 12 photos: each of four readers, two processes of two workers, opens a quarter, and a few at borders."""
+def test_each_reader_reads_its_own_shards(by_aspect_ratio: bool) -> None:
+    """96 shards of 12 images: each of four readers, two processes of two workers, opens a quarter, and a few at borders."""
     is_portrait = (torch.arange(96 * 12) % 3 == 0) & by_aspect_ratio
     grouping = BatchGrouping(is_portrait, torch.arange(96 * 12) // 12)
     shards_of: dict[tuple[int, int], set[int]] = {}
@@ -82,11 +82,11 @@ def test_a_reader_goes_through_shards_of_its_own(by_aspect_ratio: bool) -> None:
 def record(number: int, objects: int, span: tuple[int, int] | None = None) -> Record:
     boxes = np.arange(4 * objects, dtype=np.float32).reshape(-1, 4) + number
     labels = np.arange(objects, dtype=np.int64)
-    path = Path(f"/photos/{number}-ß\udcff.jpg")
+    path = Path(f"/images/{number}-ß\udcff.jpg")
     return Record(number, path, (10 + number, 20), boxes, labels, labels % 2 == 1, span)
 
 
-def test_records_come_back_as_they_went_in() -> None:
+def test_records_are_restored_from_arrays() -> None:
     given_records = [record(-5, 0), record(2**62, 3), record(7, 1, (512, 1000))]
     records = Records.of(given_records)
     assert len(records) == 3
@@ -107,12 +107,12 @@ def test_records_come_back_as_they_went_in() -> None:
     assert not list(Records.of([record(1, 0)])[1:])
 
 
-def test_a_million_objects_are_small() -> None:
+def test_records_need_21_bytes_per_object() -> None:
     records = Records.of(record(number, 100) for number in range(100))
     assert records.arrays.num_bytes < 25 * 100 * 100
 
 
-def test_tall_photos_and_shards_are_read_off_records() -> None:
+def test_grouping_by_orientation_and_shard() -> None:
     records = Records.of([record(30, 0, (0, 1)), record(1, 0, (1, 1))])
     assert BatchGrouping.from_records(records, by_aspect_ratio=True).is_portrait.tolist() == [True, False]
     assert not BatchGrouping.from_records(records, by_aspect_ratio=False).is_portrait.any()
@@ -124,7 +124,7 @@ def test_tall_photos_and_shards_are_read_off_records() -> None:
     assert BatchGrouping.from_records(Records.of([record(1, 0)]), by_aspect_ratio=True).shard is None
 
 
-def test_photos_of_a_step_are_to_be_alike_in_all_processes() -> None:
+def test_images_of_a_step_share_their_crop_on_all_ranks() -> None:
     grouping = BatchGrouping(torch.zeros(24, dtype=torch.bool), same_crop=True)
     alone = {draw.index: draw.batch for batch in TrainBatchSampler(grouping, 2, 5) for draw in batch}
     assert sorted(alone.values()) == sorted(list(range(12)) * 2)

@@ -1,4 +1,4 @@
-"""Instance masks: polygons and both kinds of run lengths, equal to pycocotools', decoded only when they are asked for."""
+"""Instance masks: polygons and RLE, equal to pycocotools, decoded lazily."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ COUNTS = [6, 2, 4, 3, 33]
 
 
 def write(root: Path, segmentations: list[Any], crowds: tuple[int, ...] = ()) -> Path:
-    """One photo of 6 x 8 pixels with an object per segmentation."""
+    """One image of 6 x 8 pixels with an object per segmentation."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), "green").save(root / "images" / "a.png")
     objects = [
@@ -62,7 +62,7 @@ def runs_by_hand() -> np.ndarray:
     return flat.reshape(8, 6).T
 
 
-def test_every_kind_of_outline_by_hand(tmp_path: Path) -> None:
+def test_every_kind_of_segmentation(tmp_path: Path) -> None:
     expected = runs_by_hand()
     compressed = encode_masks(torch.from_numpy(expected[None].copy()))[0]
     assert isinstance(compressed["counts"], str)
@@ -78,7 +78,7 @@ def test_every_kind_of_outline_by_hand(tmp_path: Path) -> None:
     np.testing.assert_array_equal(small, expected)
 
 
-def test_crowds_and_objects_without_a_pixel_are_left_out(tmp_path: Path) -> None:
+def test_crowds_and_empty_masks_are_left_out(tmp_path: Path) -> None:
     line = [1, 1, 6, 1, 1, 1]
     masks = masks_of(write(tmp_path, [[SQUARE], {"size": [6, 8], "counts": COUNTS}, [line], [[1, 1, 3, 3], FAR]], (1,)))
     assert [int(mask.sum()) for mask in masks] == [9, 6]  # of the last object, the polygon of two points is passed over
@@ -101,19 +101,19 @@ MALFORMED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", MALFORMED)
-def test_malformed_outlines_are_told_in_one_sentence(tmp_path: Path, message: str) -> None:
+def test_malformed_segmentation_is_rejected(tmp_path: Path, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as caught:
         masks_of(write(tmp_path, [MALFORMED[message]]))
     assert "\n" not in str(caught.value)
     assert len(load_dataset(tmp_path / "instances.json").train.records[0].labels) == 1, "boxes alone do not need it"
 
 
-def test_a_polygon_far_outside_does_not_eat_the_machine() -> None:
+def test_polygon_far_outside_allocates_little_memory() -> None:
     mask = to_rle([[-9e8, -9e8, 9e8, -9e8, 9e8, 9e8, -9e8, 9e8]], (6, 8))
     assert mask["size"] == [6, 8]
 
 
-def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
+def test_boxes_without_segmentations_have_no_masks(tmp_path: Path) -> None:
     file = write(tmp_path, [[SQUARE]])
     train = load_dataset(file).train
     assert not train.records.has_masks
@@ -123,7 +123,7 @@ def test_boxes_alone_hold_no_outline(tmp_path: Path) -> None:
     assert DetectionDataset(load_dataset(file, masks=True).train)[0].annotations.masks is None
 
 
-def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Path) -> None:
+def test_segmentations_stay_with_their_objects_after_selection(tmp_path: Path) -> None:
     file = write(tmp_path, [[SQUARE], [FAR]])
     record = read_coco_file(file, tmp_path / "images", masks=True).records[0]
     second = record.keep(np.array([False, True]))
@@ -138,7 +138,7 @@ def test_outlines_stay_with_their_objects_when_photos_are_selected(tmp_path: Pat
     assert int(mask.sum()) == 6
 
 
-def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
+def test_format_without_masks_is_rejected_for_a_mask_model(tmp_path: Path) -> None:
     config = RunConfig(data=str(write_coco(tmp_path / "boxes")), model="detr-r18")
     panoptic = config.model_copy(update={"model_overrides": {"mask_head": True}})
     with pytest.raises(DatasetError, match=r"segmentation: found nothing, expected polygons"):
@@ -150,8 +150,8 @@ def test_data_without_masks_are_refused_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own
-def test_masks_of_coco_mini_are_those_of_pycocotools(shared: Path) -> None:
-    judge = pytest.importorskip("pycocotools.mask")
+def test_masks_of_coco_mini_equal_pycocotools(shared: Path) -> None:
+    reference = pytest.importorskip("pycocotools.mask")
     root = shared / "data" / "coco-mini-dev"
     split = load_dataset(root, masks=True).val
     document = json.loads((root / "annotations" / "instances_val2017.json").read_text())
@@ -160,15 +160,15 @@ def test_masks_of_coco_mini_are_those_of_pycocotools(shared: Path) -> None:
         entries = [entry for entry in document["annotations"] if entry["image_id"] == record.image_id]
         masks = read_masks(record, np.arange(len(entries))).numpy()
         for entry, mask in zip(entries, masks, strict=True):
-            outline = entry["segmentation"]
-            kinds.add(type(outline))
-            expected = judge.frPyObjects(outline, *record.size)
-            expected = judge.merge(expected) if isinstance(outline, list) else expected
-            np.testing.assert_array_equal(mask, judge.decode(expected))
+            segmentation = entry["segmentation"]
+            kinds.add(type(segmentation))
+            expected = reference.frPyObjects(segmentation, *record.size)
+            expected = reference.merge(expected) if isinstance(segmentation, list) else expected
+            np.testing.assert_array_equal(mask, reference.decode(expected))
     assert kinds == {list, dict}
 
 
-def test_split_of_masks_can_be_sent_to_workers(tmp_path: Path) -> None:
+def test_split_with_masks_can_be_pickled(tmp_path: Path) -> None:
     import pickle
 
     split = load_dataset(write(tmp_path, [[SQUARE]]), masks=True).train

@@ -1,4 +1,4 @@
-"""Shards: what goes in comes out, writing goes on where it stopped, and damage is said in one sentence."""
+"""Shards: round trip, resuming, damage."""
 
 import io
 import json
@@ -33,42 +33,42 @@ def shards(folder: Path, tmp_path: Path) -> Path:
 
 
 def check_same(shards: Path, folder: Path) -> None:
-    ours, theirs = load_dataset(shards), load_dataset(folder)
-    assert ours.format == "shards"
+    original, converted = load_dataset(shards), load_dataset(folder)
+    assert original.format == "shards"
     for name in ("train", "val"):
-        here, there = ours.splits[name], theirs.splits[name]
+        here, there = original.splits[name], converted.splits[name]
         assert here.categories == there.categories
         of_id = {record.image_id: record for record in there.records}
         assert sorted(here.records.image_ids) == sorted(of_id)
-        photos, originals = DetectionDataset(here), DetectionDataset(there)
+        images, originals = DetectionDataset(here), DetectionDataset(there)
         for index, record in enumerate(here.records):
             original = of_id[record.image_id]
             for column in ("boxes", "labels", "is_crowd", "size"):
                 assert np.array_equal(getattr(record, column), getattr(original, column))
             place = there.records.image_ids.index(record.image_id)
-            assert torch.equal(photos[index].image, originals[place].image)
+            assert torch.equal(images[index].image, originals[place].image)
 
 
-def test_what_goes_in_comes_out(shards: Path, folder: Path) -> None:
+def test_shards_restore_all_records(shards: Path, folder: Path) -> None:
     assert sorted(path.name for path in shards.glob("*.tar")) == [
         *(f"train-0000{number}.tar" for number in range(3)),
         "val-00000.tar",
     ]
     check_same(shards, folder)
     train = load_dataset(shards).train.records
-    assert train.image_ids != sorted(train.image_ids), "photos are packed in random order"
+    assert train.image_ids != sorted(train.image_ids), "images are packed in random order"
     grouping = BatchGrouping.from_records(train, by_aspect_ratio=False)
     assert grouping.shard is not None
     assert grouping.shard.tolist() == [0, 0, 0, 1, 1, 1, 2]
 
 
-def test_without_an_index_it_is_made_anew(shards: Path, folder: Path) -> None:
+def test_shards_without_index_are_scanned(shards: Path, folder: Path) -> None:
     for index in shards.glob("*.index"):
         index.unlink()
     check_same(shards, folder)
 
 
-def test_a_shard_is_what_other_tools_read(shards: Path) -> None:
+def test_shard_has_the_webdataset_layout(shards: Path) -> None:
     with tarfile.open(shards / "val-00000.tar") as opened:
         names = opened.getnames()
         assert [Path(name).suffix for name in names] == [".png", ".json"] * 3
@@ -76,7 +76,7 @@ def test_a_shard_is_what_other_tools_read(shards: Path) -> None:
     assert set(content) == {"image_id", "file_name", "height", "width", "boxes_xyxy", "category_ids", "is_crowd"}
 
 
-def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
+def test_interrupted_writing_is_resumed(shards: Path, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in shards.iterdir()}
     (shards / "train-00001.tar").unlink()
     (shards / "val.index").unlink()
@@ -86,7 +86,7 @@ def test_writing_goes_on_where_it_stopped(shards: Path, folder: Path) -> None:
     assert (shards / "train-00000.tar").stat().st_mtime_ns == kept
 
 
-def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> None:
+def test_shards_of_other_annotations_are_rejected(shards: Path, folder: Path) -> None:
     splits = load_dataset(folder).splits
     splits["train"].records.arrays.boxes[0] += 1
     with pytest.raises(DatasetError, match="another dataset"):
@@ -96,13 +96,13 @@ def test_other_annotations_are_another_dataset(shards: Path, folder: Path) -> No
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"format": "detrkit-shards-2"}', '{"format": "detrkit-shards-1"}', "\ud800"]
 )
-def test_a_malformed_plan_is_one_sentence(shards: Path, content: str) -> None:
+def test_malformed_plan_is_rejected(shards: Path, content: str) -> None:
     (shards / "shards.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(DatasetError, match=r"shards\.json"):
         load_dataset(shards)
 
 
-def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
+def test_folder_with_other_settings_or_content_is_rejected(shards: Path, folder: Path, tmp_path: Path) -> None:
     splits = load_dataset(folder).splits
     with pytest.raises(DatasetError, match="other settings"):
         write_shards(splits, shards, images_per_shard=4)
@@ -112,7 +112,7 @@ def test_other_settings_or_other_content_are_refused(shards: Path, folder: Path,
         write_shards(splits, tmp_path / "full")
 
 
-def test_damage_is_named(shards: Path) -> None:
+def test_damaged_shards_are_rejected(shards: Path) -> None:
     shard = shards / "train-00001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
@@ -130,7 +130,7 @@ def test_damage_is_named(shards: Path) -> None:
         load_dataset(shards)
 
 
-def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
+def test_missing_shard_of_an_index_is_rejected(shards: Path) -> None:
     (shards / "train-00002.tar").unlink()
     with pytest.raises(DatasetError, match=r"the shard train-00002\.tar"):
         load_dataset(shards)
@@ -149,7 +149,7 @@ def test_a_shard_that_an_index_names_is_missed(shards: Path) -> None:
         ("image_ids", torch.zeros(7)),
     ],
 )
-def test_a_malformed_index_never_leads_astray(shards: Path, column: str, value: torch.Tensor) -> None:
+def test_malformed_index_is_rejected(shards: Path, column: str, value: torch.Tensor) -> None:
     path = shards / "train.index"
     columns = load_file(path)
     header = {"detrkit": json.dumps({"format": "detrkit-shards-1", "categories": [{"id": 1, "name": "a"}]})}
@@ -161,15 +161,15 @@ def test_a_malformed_index_never_leads_astray(shards: Path, column: str, value: 
         load_dataset(shards)
 
 
-def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
+def test_names_in_a_shard_cannot_lead_out_of_it(shards: Path, tmp_path: Path) -> None:
     (shards / "val.index").unlink()
-    photo = io.BytesIO()
+    image = io.BytesIO()
     from PIL import Image
 
-    Image.new("RGB", (8, 6)).save(photo, "PNG")
+    Image.new("RGB", (8, 6)).save(image, "PNG")
     description = {"image_id": 1, "height": 6, "width": 8, "boxes_xyxy": [], "category_ids": [], "is_crowd": []}
     with tarfile.open(shards / "val-00000.tar", "w") as opened:
-        for name, content in (("../../x.png", photo.getvalue()), ("../../x.json", json.dumps(description).encode())):
+        for name, content in (("../../x.png", image.getvalue()), ("../../x.json", json.dumps(description).encode())):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             opened.addfile(member, io.BytesIO(content))
@@ -186,7 +186,7 @@ def test_names_in_a_shard_cannot_lead_out(shards: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
+def test_malformed_annotations_are_left_out_and_reported(shards: Path) -> None:
     (shards / "val.index").unlink()
     bad: list[bytes] = [b"{", b"[]", b'{"image_id": 1}', b'{"image_id":1,"height":6,"width":8,"boxes_xyxy":[[1,2,NaN,4]],'
                         b'"category_ids":[0],"is_crowd":[0]}']  # fmt: skip
@@ -203,7 +203,7 @@ def test_malformed_annotations_are_left_out_and_told(shards: Path) -> None:
     assert "found 0 val images, expected 3" in str(faults[-1])
 
 
-def test_a_doctor_examines_shards_and_other_forms_are_written_from_them(shards: Path, tmp_path: Path) -> None:
+def test_shards_are_examined_and_converted(shards: Path, tmp_path: Path) -> None:
     diagnosis = examine(shards, workers=0, cache=False)
     assert (diagnosis.format, not diagnosis.num_errors, diagnosis.unusable) == ("shards", True, frozenset())
     write_dataset(diagnosis.dataset.splits, tmp_path / "yolo", "yolo")
@@ -214,7 +214,7 @@ def test_a_doctor_examines_shards_and_other_forms_are_written_from_them(shards: 
     )
 
 
-def test_any_damage_to_a_shard_is_a_sentence_or_nothing(shards: Path) -> None:
+def test_random_damage_to_a_shard_raises_a_dataset_error_or_nothing(shards: Path) -> None:
     (shards / "val.index").unlink()
     path = shards / "val-00000.tar"
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Drawn photos: exact, varied, and a function of seed and index alone."""
+"""Synthetic images: exact boxes, variety, reproducibility."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from detrkit.data.synthetic import SHAPES, SyntheticShapes, SyntheticStyle
 
 
-def test_a_drawing_depends_on_seed_and_index_alone() -> None:
+def test_sample_depends_on_seed_and_index_only() -> None:
     first, second = SyntheticShapes(10, seed=3), SyntheticShapes(5, seed=3)
     assert torch.equal(first[4].image, second[4].image)
     assert not torch.equal(first[4].image, first[5].image)
@@ -15,7 +15,7 @@ def test_a_drawing_depends_on_seed_and_index_alone() -> None:
         second[5]
 
 
-def test_boxes_are_those_of_the_visible_pixels() -> None:
+def test_boxes_surround_the_visible_pixels() -> None:
     for sample in SyntheticShapes(30, seed=0).draw_all():
         masks = sample.annotations.masks
         assert masks is not None
@@ -29,7 +29,7 @@ def test_boxes_are_those_of_the_visible_pixels() -> None:
             assert mask[y1:y2, x2 - 1].any()
 
 
-def test_drawings_vary() -> None:
+def test_samples_vary() -> None:
     samples = SyntheticShapes(200, seed=1, style=SyntheticStyle(size=64)).draw_all()
     counts = {len(sample.annotations.labels) for sample in samples}
     labels = torch.cat([sample.annotations.labels for sample in samples])

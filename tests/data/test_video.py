@@ -1,4 +1,4 @@
-"""Videos: every frame, upright, with its time; and one sentence for what is none, or leads elsewhere."""
+"""Videos: frames, times, orientation, malformed files."""
 
 import sys
 from fractions import Fraction
@@ -17,10 +17,10 @@ GREYS = [20 * number for number in range(12)]
 
 
 def write_video(path: Path, size: tuple[int, int] = (66, 48), rate: int = 8) -> Path:
-    """Twelve frames, each of its own grey."""
+    """Twelve frames, each of its own gray."""
     with VideoWriter(path, Fraction(rate)) as writer:
-        for number, grey in enumerate(GREYS):
-            writer.add(Image.new("RGB", size, (grey, grey, grey)), number / rate)
+        for number, gray in enumerate(GREYS):
+            writer.add(Image.new("RGB", size, (gray, gray, gray)), number / rate)
     return path
 
 
@@ -29,7 +29,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video") / "a.mp4")
 
 
-def test_every_frame_comes_back_with_its_number_and_time(video: Path) -> None:
+def test_every_frame_has_its_number_and_time(video: Path) -> None:
     with open_video(video) as opened:
         assert opened.num_frames == 12
         assert opened.rate == 8
@@ -37,8 +37,8 @@ def test_every_frame_comes_back_with_its_number_and_time(video: Path) -> None:
     assert [frame.number for frame in frames] == list(range(12))
     assert [frame.seconds for frame in frames] == pytest.approx([number / 8 for number in range(12)])
     assert all(frame.pixels.shape == (3, 48, 66) for frame in frames)
-    for frame, grey in zip(frames, GREYS, strict=True):
-        assert float(frame.pixels.float().mean()) == pytest.approx(grey, abs=4)
+    for frame, gray in zip(frames, GREYS, strict=True):
+        assert float(frame.pixels.float().mean()) == pytest.approx(gray, abs=4)
 
 
 def test_uneven_times_are_kept(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_uneven_times_are_kept(tmp_path: Path) -> None:
         assert [frame.seconds for frame in opened] == pytest.approx(times, abs=1e-4)
 
 
-def test_odd_sides_get_a_black_line_and_other_sizes_the_first_ones(tmp_path: Path) -> None:
+def test_odd_sizes_are_padded_and_other_sizes_resized(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", Fraction(10)) as writer:
         writer.add(Image.new("RGB", (33, 31), "white"), 0)
         writer.add(Image.new("RGB", (64, 64), "white"), 0.1)
@@ -62,7 +62,7 @@ def test_odd_sides_get_a_black_line_and_other_sizes_the_first_ones(tmp_path: Pat
     assert int(second[:, -1, -1].min()) > 200
 
 
-def test_a_video_taken_sideways_comes_upright(tmp_path: Path) -> None:
+def test_rotated_video_is_read_upright(tmp_path: Path) -> None:
     """White at the top as stored; shown turned left by 90 degrees, white lies on the left."""
     picture = Image.new("RGB", (64, 32))
     picture.paste("white", (0, 0, 64, 8))
@@ -81,7 +81,7 @@ def test_a_video_taken_sideways_comes_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(3000), b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8])
-def test_what_is_no_video_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+def test_file_that_is_not_a_video_is_rejected(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     with (
         pytest.raises(DatasetError, match=r"a\.mp4: .*(cannot be opened|no picture)") as caught,
@@ -93,7 +93,7 @@ def test_what_is_no_video_is_one_sentence(content: bytes, tmp_path: Path) -> Non
         pass
 
 
-def test_playlists_lead_nowhere(video: Path, tmp_path: Path) -> None:
+def test_playlists_are_rejected(video: Path, tmp_path: Path) -> None:
     """They are read by their content, whatever their name: FFmpeg alone would open what they name."""
     lists = {
         "script.mp4": f"ffconcat version 1.0\nfile {video.name}\n",
@@ -108,7 +108,7 @@ def test_playlists_lead_nowhere(video: Path, tmp_path: Path) -> None:
             pass
 
 
-def test_a_video_cut_short_gives_its_frames_and_then_a_sentence(video: Path, tmp_path: Path) -> None:
+def test_truncated_video_yields_its_frames_and_raises(video: Path, tmp_path: Path) -> None:
     moved = tmp_path / "index_first.mp4"
     with av.open(str(video)) as source, av.open(str(moved), "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -125,7 +125,7 @@ def test_a_video_cut_short_gives_its_frames_and_then_a_sentence(video: Path, tmp
     assert 0 < len(frames) < 12
 
 
-def test_damaged_videos_decode_or_end_in_a_sentence(video: Path, tmp_path: Path) -> None:
+def test_damaged_videos_decode_or_raise_a_dataset_error(video: Path, tmp_path: Path) -> None:
     import random
 
     content = bytearray(video.read_bytes())
@@ -144,20 +144,20 @@ def test_damaged_videos_decode_or_end_in_a_sentence(video: Path, tmp_path: Path)
             assert "\n" not in str(error)
 
 
-def test_frames_larger_than_any_photo_are_refused(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_above_the_size_limit_are_rejected(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "MAX_PIXELS", 1000)
     with pytest.raises(DatasetError, match="66 x 48 pixels"), open_video(video):
         pass
 
 
-def test_cameras_by_system() -> None:
+def test_camera_address_on_every_system() -> None:
     assert camera_address("0", "linux") == ("/dev/video0", "v4l2")
     assert camera_address("/dev/video7", "linux") == ("/dev/video7", "v4l2")
     assert camera_address("1", "darwin") == ("1:none", "avfoundation")
     assert camera_address("Front", "win32") == ("video=Front", "dshow")
 
 
-def test_a_camera_is_read_like_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_camera_is_read_like_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
     """FFmpeg's test picture goes through the same door as a camera."""
     monkeypatch.setattr(videos, "camera_address", lambda name, system: ("testsrc=size=64x48:rate=10", "lavfi"))
     with open_camera("0") as camera:
@@ -165,12 +165,12 @@ def test_a_camera_is_read_like_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_no_camera_is_one_sentence() -> None:
+def test_missing_camera_is_rejected() -> None:
     with pytest.raises(DatasetError, match="camera:/dev/nothing: cannot be opened"), open_camera("/dev/nothing"):
         pass
 
 
-def test_without_pyav_there_is_one_sentence(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyav_is_reported(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with (
         pytest.raises(ConfigError, match=r"needs the package av.* pip install 'detrkit\[video\]'"),

@@ -1,4 +1,4 @@
-"""Reading Pascal VOC: lists or none, names and photos found whatever the file says, nothing executed."""
+"""Pascal VOC: lists, class names, images, malformed files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,7 +43,7 @@ def lists(folder: Path, **stems: Iterable[str]) -> None:
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
 
 
-def test_lists_names_and_boxes(folder: Path) -> None:
+def test_lists_class_names_and_boxes_are_read(folder: Path) -> None:
     lists(folder, train="abc", val="d", test="e")
     both = OBJECT.format(name="  wild\n cat ", difficult=1) + OBJECT.format(name="dog", difficult=0)
     write(folder, "a", page(both))
@@ -58,7 +58,7 @@ def test_lists_names_and_boxes(folder: Path) -> None:
     assert record.is_crowd.tolist() == [True, False]  # difficult: never learned, never counted
 
 
-def test_without_lists_a_fifth_is_set_aside(folder: Path) -> None:
+def test_validation_images_are_set_aside_without_lists(folder: Path) -> None:
     data = load_dataset(folder)
     assert (len(data.train.records), len(data.val.records)) == (4, 1)
     assert "1 of 5 images" in data.notes[0]
@@ -69,11 +69,11 @@ def test_without_lists_a_fifth_is_set_aside(folder: Path) -> None:
     [
         "",
         "<filename>elsewhere.jpg</filename>",
-        "<filename>C:\\photos\\a.jpg</filename><size><width>0</width><height>0</height></size>",
+        "<filename>C:\\images\\a.jpg</filename><size><width>0</width><height>0</height></size>",
         "<folder>RBC</folder><path>/home/pi/x.jpg</path><size><height>many</height></size>",
     ],
 )
-def test_what_the_file_says_of_its_photo_is_not_trusted(folder: Path, head: str) -> None:
+def test_file_name_and_size_in_the_xml_are_not_trusted(folder: Path, head: str) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), head))
     record = next(
         one for one in [*load_dataset(folder).train.records, *load_dataset(folder).val.records] if one.path.stem == "a"
@@ -82,14 +82,14 @@ def test_what_the_file_says_of_its_photo_is_not_trusted(folder: Path, head: str)
     assert record.path == folder / "JPEGImages" / "a.jpg"
 
 
-def test_parts_of_a_person_are_no_objects(folder: Path) -> None:
+def test_parts_of_objects_are_not_objects(folder: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     write(folder, "a", page(OBJECT.format(name="person", difficult=0).replace("</object>", f"{part}</object>")))
     assert load_dataset(folder).train.categories.names == ("dog", "person")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "not readable as XML"),
         ("<annotation>", "not readable as XML"),
@@ -103,20 +103,20 @@ def test_parts_of_a_person_are_no_objects(folder: Path) -> None:
         ('<!DOCTYPE a [<!ENTITY x "xx"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>', "declares entities"),
     ],
 )
-def test_faulty_files_are_refused_by_name(folder: Path, text: str, says: str) -> None:
+def test_malformed_file_is_rejected_by_name(folder: Path, text: str, message: str) -> None:
     write(folder, "b", text)
-    with pytest.raises(DatasetError, match=says) as refused:
+    with pytest.raises(DatasetError, match=message) as refused:
         load_dataset(folder)
     assert str(folder / "Annotations" / "b.xml") in str(refused.value)
 
 
-def test_a_missing_photo_is_named(folder: Path) -> None:
+def test_missing_image_is_rejected(folder: Path) -> None:
     (folder / "JPEGImages" / "c.jpg").unlink()
     with pytest.raises(DatasetError, match=r"c\.xml: no such image 'c\.jpg'"):
         load_dataset(folder)
 
 
-def test_the_blood_cells(shared: Path) -> None:
+def test_bccd_is_read(shared: Path) -> None:
     data = load_dataset(shared / "data" / "bccd-voc")
     assert data.test is not None
     splits = (data.train, data.val, data.test)
@@ -126,30 +126,30 @@ def test_the_blood_cells(shared: Path) -> None:
     assert np.bincount(labels).tolist() == [361, 4155, 372]
 
 
-def test_names_in_lists_may_hold_spaces_folders_and_marks(folder: Path) -> None:
+def test_lists_may_contain_spaces_folders_and_class_flags(folder: Path) -> None:
     for kind in ("Annotations/a.xml", "JPEGImages/a.jpg"):
-        (folder / kind).rename((folder / kind).with_stem("photo one"))
-    lists(folder, train=["photo one", "VOC2012/b.jpg.x/b", "c  1"], val=["d -1"])
+        (folder / kind).rename((folder / kind).with_stem("image one"))
+    lists(folder, train=["image one", "VOC2012/b.jpg.x/b", "c  1"], val=["d -1"])
     data = load_dataset(folder)
-    assert [record.path.stem for record in data.train.records] == ["photo one", "b", "c"]
+    assert [record.path.stem for record in data.train.records] == ["image one", "b", "c"]
     assert [record.path.stem for record in data.val.records] == ["d"]
 
 
-def test_an_empty_list_is_no_split(folder: Path) -> None:
+def test_empty_list_is_not_a_split(folder: Path) -> None:
     lists(folder, train="abcde", val="")
     data = load_dataset(folder)
     assert len(data.val.records) > 0
     assert "no validation split" in data.notes[0]
 
 
-def test_a_list_in_another_encoding_is_named(folder: Path) -> None:
+def test_list_in_another_encoding_is_rejected(folder: Path) -> None:
     lists(folder, train="abc")
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DatasetError, match=r"train\.txt: not readable as a list.*save it in UTF-8"):
         load_dataset(folder)
 
 
-def test_a_name_longer_than_any_file_s_is_a_missing_photo(folder: Path) -> None:
+def test_overlong_file_name_is_a_missing_image(folder: Path) -> None:
     write(folder, "a", page(OBJECT.format(name="dog", difficult=0), f"<filename>{'a' * 300}.jpg</filename>"))
     (folder / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"a\.xml: no such image 'aaa"):

@@ -1,4 +1,4 @@
-"""Datasets rewritten: ids, names and boxes survive every form, and nothing is overwritten."""
+"""Conversion of datasets: round trips, name collisions, no overwriting."""
 
 import json
 import tempfile
@@ -26,11 +26,11 @@ side = st.floats(0.5, 37, width=32)
 
 
 @st.composite
-def records(draw: Any, photo: Path, image_id: int) -> Record:
+def records(draw: Any, image: Path, image_id: int) -> Record:
     objects = draw(st.lists(st.tuples(corner, corner, side, side, st.integers(0, 2)), max_size=5, unique=True))
     return Record(
         image_id=image_id,
-        path=photo,
+        path=image,
         size=(100, 97),
         boxes=np.array([(x, y, x + w, y + h) for x, y, w, h, _ in objects], dtype=np.float32).reshape(-1, 4),
         labels=np.array([label for *_, label in objects], dtype=np.int64),
@@ -40,14 +40,14 @@ def records(draw: Any, photo: Path, image_id: int) -> Record:
 
 @settings(max_examples=15, deadline=None)
 @given(st.data(), st.sampled_from(["coco", "yolo", "voc"]))
-def test_round_trip(data: st.DataObject, format: str) -> None:
+def test_ids_names_and_boxes_survive_every_format(data: st.DataObject, format: str) -> None:
     with tempfile.TemporaryDirectory() as place:
-        photo = Path(place) / "a.b.png"
-        Image.new("RGB", (97, 100)).save(photo)
+        image = Path(place) / "a.b.png"
+        Image.new("RGB", (97, 100)).save(image)
         always = Record(
-            1, photo, (100, 97), np.ones((1, 4), np.float32) * [[1, 2, 9, 9]], np.array([0]), np.zeros(1, bool)
+            1, image, (100, 97), np.ones((1, 4), np.float32) * [[1, 2, 9, 9]], np.array([0]), np.zeros(1, bool)
         )
-        drawn = data.draw(records(photo, 1))
+        drawn = data.draw(records(image, 1))
         content = drawn if len(drawn.labels) else always
         other = Path(place) / "c.png"
         Image.new("RGB", (97, 100)).save(other)
@@ -66,7 +66,7 @@ def test_round_trip(data: st.DataObject, format: str) -> None:
             assert after.path.name == before.path.name
 
 
-def test_photos_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+def test_images_of_the_same_name_are_renamed(tmp_path: Path) -> None:
     data = load_dataset(write_coco(tmp_path / "shapes"))
     for format in ("coco", "yolo", "voc"):
         write_dataset(
@@ -74,16 +74,16 @@ def test_photos_of_the_same_name_stay_apart(tmp_path: Path) -> None:
         )  # both hold 1.png, 2.png, 3.png
         again = load_dataset(tmp_path / format)
         for before, after in ((data.train, again.train), (data.val, again.val)):
-            for ours, theirs in zip(before.records, after.records, strict=True):
-                assert theirs.path.read_bytes() == ours.path.read_bytes()
-                assert theirs.labels.tolist() == ours.labels.tolist()
+            for original, converted in zip(before.records, after.records, strict=True):
+                assert converted.path.read_bytes() == original.path.read_bytes()
+                assert converted.labels.tolist() == original.labels.tolist()
 
 
-def test_crowds(tmp_path: Path) -> None:
-    photo = tmp_path / "a.png"
-    Image.new("RGB", (50, 50)).save(photo)
+def test_crowds_are_kept_except_in_yolo(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (50, 50)).save(image)
     boxes = np.array([[1, 1, 20, 20], [5, 5, 30, 30]], np.float32)
-    record = Record(1, photo, (50, 50), boxes, np.array([0, 1]), np.array([True, False]))
+    record = Record(1, image, (50, 50), boxes, np.array([0, 1]), np.array([True, False]))
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
     for format, left_out in (("coco", 0), ("voc", 0), ("yolo", 1)):
         assert write_dataset(splits, tmp_path / format, format) == left_out  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_crowds(tmp_path: Path) -> None:
         assert read.is_crowd.tolist() == ([False] if left_out else [True, False])
 
 
-def test_outlines_and_their_areas_come_along(tmp_path: Path) -> None:
+def test_segmentations_and_areas_are_converted(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco", 2, 2)
     triangle, runs = [[16.0, 16.0, 48.0, 16.0, 16.0, 48.0]], {"size": [64, 64], "counts": [0, 10, 4086]}
     for name in ("train2017", "val2017"):
@@ -114,7 +114,7 @@ def test_outlines_and_their_areas_come_along(tmp_path: Path) -> None:
     assert "segmentation" not in copied[0]
 
 
-def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = write_coco(tmp_path / "shapes")
     for arguments in (
         ["convert-data", str(shapes), str(shapes), "--to", "yolo"],
@@ -131,7 +131,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "voc, 3 classes, images: 4 train, 3 val" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_faulty_list_of_categories_is_refused(tmp_path: Path) -> None:
+def test_malformed_categories_file_is_rejected(tmp_path: Path) -> None:
     data = load_dataset(write_coco(tmp_path / "shapes"))
     write_dataset({"train": data.train, "val": data.val}, tmp_path / "voc", "voc")
     (tmp_path / "voc" / "categories.json").write_text('[{"id": 1, "name": "circle"}]')
@@ -143,23 +143,21 @@ def test_a_faulty_list_of_categories_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("fish", " fish"), ("a\x01b", "c"), ("", "a"), ("fish \ud83d", "a")])
-def test_classes_that_voc_cannot_tell_apart_are_refused_before_anything_is_copied(
-    tmp_path: Path, names: tuple[str, str]
-) -> None:
-    photo = tmp_path / "a.png"
-    Image.new("RGB", (50, 50)).save(photo)
-    record = Record(1, photo, (50, 50), np.ones((1, 4), np.float32), np.array([0]), np.array([False]))
+def test_ambiguous_class_names_are_rejected_for_voc_before_copying(tmp_path: Path, names: tuple[str, str]) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (50, 50)).save(image)
+    record = Record(1, image, (50, 50), np.ones((1, 4), np.float32), np.array([0]), np.array([False]))
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), Categories((1, 2), names), tmp_path)}
     with pytest.raises(DatasetError, match="must be printable and unique"):
         write_dataset(splits, tmp_path / "voc", "voc")
     assert not (tmp_path / "voc").exists()
 
 
-def test_boxes_beyond_the_edge_are_cut_for_yolo(tmp_path: Path) -> None:
-    photo = tmp_path / "a.png"
-    Image.new("RGB", (50, 40)).save(photo)
+def test_boxes_are_clipped_for_yolo(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (50, 40)).save(image)
     box = np.array([[-30, 10, 70, 30]], np.float32)
-    record = Record(1, photo, (40, 50), box, np.array([0]), np.array([False]))
+    record = Record(1, image, (40, 50), box, np.array([0]), np.array([False]))
     splits: dict[SplitName, Split] = {"train": Split(Records.of([record]), CATEGORIES, tmp_path)}
     write_dataset(splits, tmp_path / "yolo", "yolo")
     np.testing.assert_allclose(load_dataset(tmp_path / "yolo").train.records[0].boxes, [[0, 10, 50, 30]], atol=1e-4)

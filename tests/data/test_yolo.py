@@ -1,4 +1,4 @@
-"""Reading YOLO: every legal kind of row and of data.yaml, and one sentence for the others."""
+"""YOLO: rows, data.yaml, malformed files."""
 
 import shutil
 from itertools import pairwise
@@ -28,7 +28,7 @@ def write(folder: Path, rows: str) -> None:
     (folder / "train" / "labels" / "a.b.txt").write_text(rows, encoding="utf-8")
 
 
-def test_boxes_by_hand(folder: Path) -> None:
+def test_boxes_are_converted_to_pixels(folder: Path) -> None:
     data = load_dataset(folder)
     assert data.format == "yolo"
     assert data.train.categories.ids == (0, 1)
@@ -52,13 +52,13 @@ def test_boxes_by_hand(folder: Path) -> None:
         ("0 0.1 0.2 0.5 0.2 0.3 0.6", [[20, 20, 100, 60]]),  # a triangle
     ],
 )
-def test_legal_rows(folder: Path, rows: str, expected: list[list[float]]) -> None:
+def test_valid_rows_are_read(folder: Path, rows: str, expected: list[list[float]]) -> None:
     write(folder, rows)
     np.testing.assert_allclose(load_dataset(folder).train.records[0].boxes, np.reshape(expected, (-1, 4)), atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         ("5 0.5 0.5 0.2 0.4", "line 1: class 5 is not in data.yaml"),
         ("-1 0.5 0.5 0.2 0.4", "class -1"),
@@ -73,15 +73,15 @@ def test_legal_rows(folder: Path, rows: str, expected: list[list[float]]) -> Non
         ("1 0.5 0.5 0.2 0.4\n1 0.95 0.5 0.3 0.4", "line 2: the box reaches"),
     ],
 )
-def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
+def test_malformed_rows_are_rejected(folder: Path, rows: str, message: str) -> None:
     write(folder, rows)
-    with pytest.raises(DatasetError, match=says) as refused:
+    with pytest.raises(DatasetError, match=message) as refused:
         load_dataset(folder)
     assert str(folder / "train" / "labels" / "a.b.txt") in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("", "found no settings"),
         ("train: train/images\nnc: 2", "names: found None"),
@@ -93,14 +93,14 @@ def test_other_rows_are_refused(folder: Path, rows: str, says: str) -> None:
         ("train:\ttrain\n\tval: x", "not readable as YAML"),
     ],
 )
-def test_mistakes_in_data_yaml(folder: Path, content: str, says: str) -> None:
+def test_malformed_data_yaml_is_rejected(folder: Path, content: str, message: str) -> None:
     (folder / "data.yaml").write_text(content)
-    with pytest.raises(DatasetError, match=says):
+    with pytest.raises(DatasetError, match=message):
         load_dataset(folder)
 
 
 @pytest.mark.parametrize("key", ["names", "train"])
-def test_aliases_within_aliases_are_not_written_out(folder: Path, key: str) -> None:
+def test_nested_yaml_aliases_are_not_expanded_in_messages(folder: Path, key: str) -> None:
     names = "abcdefghij"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]" for before, one in pairwise(names)]
@@ -112,7 +112,7 @@ def test_aliases_within_aliases_are_not_written_out(folder: Path, key: str) -> N
 
 
 @pytest.mark.parametrize("place", ["lists/train.txt", "train/images/a.b.jpg"])
-def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
+def test_list_that_is_not_text_is_rejected(folder: Path, place: str) -> None:
     (folder / "lists").mkdir()
     (folder / "lists" / "train.txt").write_bytes(b"caf\xe9.jpg")
     (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
@@ -121,7 +121,7 @@ def test_a_list_that_is_no_text_is_named(folder: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("points", [2, 3])
-def test_key_points_follow_the_box(folder: Path, points: int) -> None:
+def test_key_points_after_the_box_are_ignored(folder: Path, points: int) -> None:
     head = (folder / "data.yaml").read_text()
     (folder / "data.yaml").write_text(f"{head}kpt_shape: [4, {points}]\n")
     write(folder, "1 0.5 0.5 0.2 0.4 " + " ".join(["0.1"] * 4 * points) + "\n0 0.1 0.2 0.5 0.2 0.3 0.6\n")
@@ -133,7 +133,7 @@ def test_key_points_follow_the_box(folder: Path, points: int) -> None:
         load_dataset(folder)
 
 
-def test_names_as_a_dict_keep_their_numbers(folder: Path) -> None:
+def test_class_numbers_of_a_dict_are_kept(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: train/images\nnames:\n  0: cat\n  7: dog\n")
     write(folder, "7 0.5 0.5 0.2 0.4")
     split = read_yolo(folder / "data.yaml", "train")
@@ -142,7 +142,7 @@ def test_names_as_a_dict_keep_their_numbers(folder: Path) -> None:
     assert split.records[0].labels.tolist() == [1]
 
 
-def test_paths_of_another_machine_are_found_here(folder: Path) -> None:
+def test_paths_of_another_machine_are_resolved(folder: Path) -> None:
     (folder / "data.yaml").write_text(
         "train: /content/pets-3/train/images\nval: C:\\pets\\valid\\images\nnames: [cat, dog]\n"
     )
@@ -151,9 +151,7 @@ def test_paths_of_another_machine_are_found_here(folder: Path) -> None:
     assert data.val.records[0].path.is_relative_to(folder / "valid")
 
 
-def test_a_list_of_photos_may_not_lead_out_of_the_folder(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_list_of_images_may_not_lead_out_of_the_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside") / "secret.jpg"
     Image.new("RGB", (9, 9)).save(outside)
     (folder / "list.txt").write_text(f"{outside}\n")
@@ -166,7 +164,7 @@ def test_a_list_of_photos_may_not_lead_out_of_the_folder(
         load_dataset(folder)
 
 
-def test_a_missing_validation_split_is_set_aside_and_said(folder: Path) -> None:
+def test_validation_split_is_set_aside_with_a_note(folder: Path) -> None:
     shutil.rmtree(folder / "valid")
     for number in range(9):
         Image.new("RGB", (20, 20)).save(folder / "train" / "images" / f"{number}.png")
@@ -180,7 +178,7 @@ def test_a_missing_validation_split_is_set_aside_and_said(folder: Path) -> None:
     assert {record.path for record in again.val.records} == val
 
 
-def test_the_aquarium_set(shared: Path) -> None:
+def test_aquarium_is_read(shared: Path) -> None:
     data = load_dataset(shared / "data" / "aquarium-yolo")
     assert data.test is not None
     splits = (data.train, data.val, data.test)

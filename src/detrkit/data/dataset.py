@@ -55,12 +55,12 @@ class Split(Dataset[Sample]):
 
     @property
     def has_masks(self) -> bool:
-        """Whether every object has a mask."""
+        """True if every object has a mask."""
         return self.records.has_masks
 
     @property
     def has_segments(self) -> bool:
-        """Whether the masks are panoptic segments, which do not overlap."""
+        """True if the masks are panoptic segments, which do not overlap."""
         return self.records.arrays.mask_files is not None
 
     def read(self, index: int, channels: int = RGB, *, masks: bool = False) -> Sample:
@@ -125,7 +125,7 @@ class SampleSplit(Split):
 
     @property
     def has_segments(self) -> bool:
-        """Whether the masks are panoptic segments, which do not overlap."""
+        """True if the masks are panoptic segments, which do not overlap."""
         return self.is_panoptic and self.has_masks
 
     def read(self, index: int, channels: int = RGB, *, masks: bool = False) -> Sample:

@@ -127,7 +127,7 @@ def image_to_pixels(
 
 
 def _has_channels_as_pages(image: Image.Image, channels: int) -> bool:
-    """Whether an image is a TIFF with one page per channel."""
+    """True if an image is a TIFF with one page per channel."""
     if image.format != "TIFF" or channels < 2 or image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
         return False
     pages = 0

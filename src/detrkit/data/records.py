@@ -233,7 +233,7 @@ class Records(Sequence[Record]):
 
     @property
     def has_masks(self) -> bool:
-        """Whether every object has a mask."""
+        """True if every object has a mask."""
         return self.arrays.segmentations is not None
 
     @property

@@ -67,7 +67,7 @@ def load_split(
         masks: load instance masks or panoptic segments.
 
     Returns:
-        The split, or None if there is none, and the decisions taken while reading.
+        The split, or None if it is missing, and the decisions taken while reading.
 
     Raises:
         DatasetError: as `load_dataset`.
@@ -149,7 +149,7 @@ def _val_of(
 
 
 def _with_val(splits: dict[SplitName, Split], format: str | None, seed: int) -> DatasetSplits:
-    """Set a validation split aside if there is none, and check that all splits have the same categories."""
+    """Set a validation split aside if there is no such split, and check that all splits have the same categories."""
     train, notes = splits.get("train"), []
     if train is not None and "val" not in splits:
         train, val = _set_aside(train, seed)
@@ -169,7 +169,7 @@ def require_train(dataset: DatasetSplits) -> Split:
     """Return the training split.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: it is empty.
     """
     if not len(dataset.train):
         where = next(iter(dataset.splits.values()), dataset.train).source

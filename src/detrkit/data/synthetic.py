@@ -226,5 +226,5 @@ def _fill_shape(random: Generator, style: SyntheticStyle, label: int, center: np
 
 
 def _covers_too_much(masks: list[np.ndarray], areas: list[int], new: np.ndarray, min_visible: float) -> bool:
-    """Whether a new shape would cover too much of another."""
+    """True if a new shape would cover too much of another."""
     return any((hidden & ~new).sum() < min_visible * area for hidden, area in zip(masks, areas, strict=True))

@@ -26,7 +26,7 @@ _BACKGROUND = ("background", "__background__")
 
 
 def is_torch_dataset(data: object) -> TypeGuard[Dataset[Any]]:
-    """Whether data is a map-style dataset: indexable, with a length."""
+    """True if data is a map-style dataset: indexable, with a length."""
     return not isinstance(data, str | Path | Mapping) and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 

@@ -117,7 +117,7 @@ def open_camera(name: str) -> Iterator[Video]:
 
 
 def is_detrkit_video(path: Path) -> bool:
-    """Whether `VideoWriter` wrote a file.
+    """True if `VideoWriter` wrote a file.
 
     Raises:
         ConfigError: PyAV is not installed.

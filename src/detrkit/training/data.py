@@ -86,17 +86,17 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
         train_split = concat_splits(train_split, val_split)
         notes = (
             *notes,
-            f"also learned from: {plural(len(val_split), 'validation photo')}, so scores on them say little",
+            f"also trained on {plural(len(val_split), 'validation image')}, so their metrics are not meaningful",
         )
     if settings.overfit:
         train_split = val_split = train_split.select(range(min(settings.overfit, len(train_split))))
         notes = ()
     check_objects(train_split, val_split, settings)
-    photos = DetectionDataset(train_split, channels=model.in_channels, masks=model.mask_head)
+    images = DetectionDataset(train_split, channels=model.in_channels, masks=model.mask_head)
     if model.in_channels != RGB:
-        photos[0]  # says now, not after the first step, whether photos have these channels
+        images[0]  # raises now, not after the first step, if the images have other channels
     return TrainingData(
-        train=training_dataset(photos, settings),
+        train=training_dataset(images, settings),
         grouping=BatchGrouping.from_records(
             train_split.records, by_aspect_ratio=settings.loading.group_by_aspect_ratio
         ),
@@ -108,8 +108,8 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
     )
 
 
-def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
-    """Change photos as the settings say."""
+def training_dataset(images: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
+    """Augment images according to the settings."""
     augmentation, size = settings.augmentation, settings.image_size
     changes = augmentation.augment and not settings.overfit
     orientation = RandomOrientation(augmentation.horizontal_flip, augmentation.vertical_flip, augmentation.rotate90)
@@ -124,20 +124,20 @@ def training_dataset(photos: Dataset[Sample], settings: TrainingConfig) -> Augme
         augmentation.mixup,
         orientation,
     )
-    return AugmentedDataset(photos, transform, seed=settings.seed, strong=strong if changes else None)
+    return AugmentedDataset(images, transform, seed=settings.seed, strong=strong if changes else None)
 
 
 def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
-    """See that there is something to learn from, and to be judged by where something waits for it.
+    """Check that there are objects to train on, and to evaluate on if training depends on metrics.
 
     Raises:
-        DatasetError: there is no object to learn from.
-        ConfigError: something waits for scores that never come.
+        DatasetError: there is no object to train on.
+        ConfigError: training depends on metrics that cannot be computed.
     """
     if not _has_objects(train):
         raise DatasetError(
-            f"{train.source}: found no object in the {len(train.records)} photos to learn from, expected some; annotate "
-            "them, and not as crowds, which do not count"
+            f"{train.source}: found no object in the {len(train)} training images; annotate some, and not as crowds, which "
+            "are not trained on"
         )
     if settings.evaluation.patience and not _has_objects(test):
         raise ConfigError(
@@ -151,7 +151,7 @@ def _has_objects(split: Split) -> bool:
 
 
 def _warnings(dataset: DatasetSplits, model: ModelConfig, size: int) -> Iterator[str]:
-    """What the doctor says without opening a photo, a line each."""
+    """Format the findings of the annotation checks, one line each."""
     for finding in examine_annotations(dataset, num_queries=model.num_queries, image_size=size, stride=model.stride):
         if finding.severity != "note":
             count, first = (

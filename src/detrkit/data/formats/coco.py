@@ -252,7 +252,7 @@ def read_box(box: Any, where: str) -> tuple[float, float, float, float]:
 
 
 def is_crowd(entry: dict[str, Any]) -> bool:
-    """Whether an annotation is of a group of objects that are not annotated one by one."""
+    """True if an annotation is of a group of objects that are not annotated one by one."""
     return entry.get("iscrowd", 0) not in (0, False, None)
 
 

@@ -67,7 +67,7 @@ def read_image_info(path: Path, categories: Categories) -> Split:
 
 
 def _is_image_folder(path: Path) -> bool:
-    """Whether a folder contains images, and no files of annotations."""
+    """True if a folder contains images, and no files of annotations."""
     suffixes = {one.suffix.lower() for one in _foreign_files(path)}
     return bool(suffixes & IMAGE_SUFFIXES) and not suffixes & {".json", ".xml", ".yaml", ".yml", ".txt", ".tar"}
 

@@ -94,7 +94,7 @@ def panoptic_files(root: Path, split: SplitName | str = "") -> list[Path]:
 
 
 def is_panoptic_file(path: Path) -> bool:
-    """Whether a JSON contains panoptic segments; searched as text, because files are large."""
+    """True if a JSON contains panoptic segments; searched as text, because files are large."""
     if path.name.startswith(_PREFIX):
         return True
     key, previous = b'"segments_info"', b""
@@ -291,7 +291,7 @@ def _find_or_default(entries: list[Any], folders: Sequence[Path], path: Path, wh
     """Find the folder of the files that entries name, or else the default one, whose missing files are reported later.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: neither exists.
     """
     found = find_folder_with(entries, folders)
     if found:

@@ -40,7 +40,7 @@ def copy_images(
         progress: called with the number of images copied and the total.
 
     Returns:
-        The records of every split with their new file names: their own, unless another image has it.
+        The records of every split with their new file names: their own unless it is taken.
 
     Raises:
         DatasetError: an image cannot be read or written.

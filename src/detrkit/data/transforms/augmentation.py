@@ -137,7 +137,7 @@ class StrongAugmentation:
 
     @property
     def changes_anything(self) -> bool:
-        """Whether any probability is above 0."""
+        """True if any probability is above 0."""
         return max(self.photometric, self.scale_jitter, self.mosaic, self.mixup) > 0
 
 

@@ -1,4 +1,4 @@
-"""What a run learns from and is judged by, from folders."""
+"""Training data from dataset folders."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def pictures_of(data: TrainingData) -> list[torch.Tensor]:
     return [data.train.images[index].image for index in range(len(data.train))]
 
 
-def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_path: Path) -> None:
+def test_train_on_val_adds_validation_images(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=4, num_val=3)
     apart, together = open_data(config(folder)), open_data(config(folder, train_on_val=True))
     assert (len(apart.train), len(together.train), len(together.val)) == (4, 7, 3)
@@ -39,16 +39,16 @@ def test_validation_photos_are_learned_from_when_asked_and_still_looked_at(tmp_p
         torch.equal(a, b) for a, b in zip(pictures_of(together), [*pictures_of(apart), *validation], strict=True)
     )
     assert len(together.grouping.is_portrait) == 7
-    assert "also learned from: 3 validation photos, so scores on them say little" in together.notes[-1]
+    assert "also trained on 3 validation images, so their metrics are not meaningful" in together.notes[-1]
 
 
-def test_a_photo_that_is_all_there_is_is_learned_from_once(tmp_path: Path) -> None:
+def test_image_in_both_splits_is_concatenated_once(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=1, num_val=1)
     only = load_dataset(folder).train
     assert len(concat_splits(only, only).records) == 1
 
 
-def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
+def test_concatenated_splits_keep_their_segments(tmp_path: Path) -> None:
     folder = load_dataset(write_panoptic(tmp_path / "panoptic"), masks=True)
     both = concat_splits(folder.train, folder.val).records
     expected = [*folder.train.records, *folder.val.records]
@@ -56,7 +56,7 @@ def test_joined_splits_keep_their_segments(tmp_path: Path) -> None:
     assert [record.segmentations for record in both] == [record.segmentations for record in expected]
 
 
-def test_the_report_of_such_a_run_does_not_claim_unseen_photos(tmp_path: Path) -> None:
+def test_report_of_train_on_val_does_not_claim_unseen_images(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=2, num_val=2)
     train_from_config(config(folder), tmp_path / "apart")
     train_from_config(config(folder, train_on_val=True), tmp_path / "together")
@@ -73,18 +73,16 @@ def without_objects(folder: Path, split: str) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_without_an_object_nothing_is_learned(tmp_path: Path) -> None:
+def test_training_split_without_objects_is_rejected(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes")
     without_objects(folder, "train")
     for training in ({}, {"overfit": 2}):
-        with pytest.raises(
-            DatasetError, match=r"instances_train2017.json: found no object in the \d photos to learn from"
-        ):
+        with pytest.raises(DatasetError, match=r"instances_train2017.json: found no object in the \d training images"):
             open_data(config(folder, **training))
     assert open_data(config(folder, train_on_val=True)).train is not None
 
 
-def test_what_is_no_count_is_not_told_as_one(tmp_path: Path) -> None:
+def test_finding_about_the_whole_dataset_has_no_count(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes")
     without_objects(folder, "val")
     notes = open_data(config(folder)).notes
@@ -94,7 +92,7 @@ def test_what_is_no_count_is_not_told_as_one(tmp_path: Path) -> None:
     ]
 
 
-def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the_best(
+def test_without_validation_objects_the_last_checkpoint_is_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, run = write_coco(tmp_path / "shapes", num_train=2, num_val=2), tmp_path / "run"
@@ -115,7 +113,7 @@ def test_where_nothing_is_judged_no_score_is_told_and_the_last_checkpoint_is_the
 
 
 @pytest.mark.parametrize("other", [{"patience": 3}, {"overfit": 2}])
-def test_nothing_may_wait_for_scores_of_photos_that_are_learned_from(tmp_path: Path, other: dict[str, int]) -> None:
+def test_train_on_val_excludes_patience_and_overfit(tmp_path: Path, other: dict[str, int]) -> None:
     folder = write_coco(tmp_path / "shapes")
     with pytest.raises(ConfigError, match=r"^train_on_val=True leaves no images for evaluation"):
         open_data(config(folder, train_on_val=True, **other))
