@@ -129,9 +129,9 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
 
 def count_parameters(folder: Path) -> int:
     """Parameters of the trained model."""
-    from detrkit.checkpoints.load import read_checkpoint
+    from detrkit.checkpoints.load import load_checkpoint
 
-    return sum(parameter.numel() for parameter in read_checkpoint(folder).build().parameters())
+    return sum(parameter.numel() for parameter in load_checkpoint(folder).build().parameters())
 
 
 def parsed(arguments: Sequence[str] | None) -> tuple[str, RunConfig, Path]:

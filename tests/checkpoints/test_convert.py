@@ -9,7 +9,7 @@ import detrkit
 from detrkit.checkpoints.conversion.architectures import architecture_of_config
 from detrkit.checkpoints.conversion.formats import check_output
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE, OFFICIAL
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Preprocessing, save_checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
@@ -62,7 +62,7 @@ def test_official_file_keeps_heads_and_dilation_and_reports_what_it_does_not_sto
     result = detrkit.convert(tmp_path / "a.safetensors", tmp_path / "plain.pth", "official")
     assert (result.max_difference, result.not_stored) == (0, ("categories", "image_size"))
     assert capsys.readouterr().out == ""
-    config = read_checkpoint(tmp_path / "plain.pth").config
+    config = load_checkpoint(tmp_path / "plain.pth").config
     assert (config.num_heads, config.dilation) == (4, True)
     torch.load(tmp_path / "plain.pth", weights_only=True)  # as the official code reads it
 

@@ -12,7 +12,7 @@ import torch
 from detrkit import state_dict_as_official
 from detrkit.checkpoints import download
 from detrkit.checkpoints.conversion.huggingface import read_preprocessing, write_huggingface_folder
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.checkpoints.zoo import HUB_MODELS
 from detrkit.data.categories import COCO_NAMES, Categories
@@ -35,7 +35,7 @@ def outputs(model: DETR) -> torch.Tensor:
 def test_official_file_is_read_back(tmp_path: Path, changes: dict[str, object]) -> None:
     model = small_model(**changes)
     torch.save({"model": state_dict_as_official(model)}, tmp_path / "a.pth")
-    read = read_checkpoint(tmp_path / "a.pth")
+    read = load_checkpoint(tmp_path / "a.pth")
     for field in ("num_classes", "num_queries", "encoder_layers", "position_embedding", "pre_norm", "mask_head"):
         assert getattr(read.config, field) == getattr(model.config, field), field
     assert torch.equal(outputs(read.build()), outputs(model))
@@ -43,7 +43,7 @@ def test_official_file_is_read_back(tmp_path: Path, changes: dict[str, object]) 
 
 def test_91_classes_get_coco_names_and_ids(tmp_path: Path) -> None:
     torch.save({"model": state_dict_as_official(small_model(num_classes=91))}, tmp_path / "a.pth")
-    categories = read_checkpoint(tmp_path / "a.pth").categories
+    categories = load_checkpoint(tmp_path / "a.pth").categories
     assert dict(zip(categories.ids, categories.names, strict=True))[18] == "dog"
     assert COCO_NAMES[18] == "dog"
     assert categories.ids[90] == 90
@@ -54,7 +54,7 @@ def test_training_arguments_complete_the_config(tmp_path: Path) -> None:
     arguments = argparse.Namespace(dilation=True, nheads=4, dropout=0.0, lr=1e-4, output_dir="/x")
     content = {"model": state_dict_as_official(model), "optimizer": {"state": {}}, "epoch": 3, "args": arguments}
     torch.save(content, tmp_path / "checkpoint.pth")
-    config = read_checkpoint(tmp_path / "checkpoint.pth").config
+    config = load_checkpoint(tmp_path / "checkpoint.pth").config
     assert (config.dilation, config.num_heads, config.dropout) == (True, 4, 0.0)
 
 
@@ -63,7 +63,7 @@ def test_dilation_is_read_from_an_official_file_name(tmp_path: Path) -> None:
         {"model": state_dict_as_official(small_model(backbone="resnet50", dilation=True))},
         tmp_path / "detr-r50-dc5-f0fb7ef5.pth",
     )
-    assert read_checkpoint(tmp_path / "detr-r50-dc5-f0fb7ef5.pth").config.dilation
+    assert load_checkpoint(tmp_path / "detr-r50-dc5-f0fb7ef5.pth").config.dilation
 
 
 class Payload:
@@ -84,7 +84,7 @@ def test_malicious_pickle_is_rejected_without_being_executed(tmp_path: Path, sav
     with pytest.raises(
         CheckpointError, match=r"not readable as weights \(not written by torch.save, or more than tensors"
     ):
-        read_checkpoint(tmp_path / "evil.pth")
+        load_checkpoint(tmp_path / "evil.pth")
     assert not witness.exists()
 
 
@@ -94,42 +94,42 @@ def test_exported_network_is_rejected_by_its_name(tmp_path: Path, name: str) -> 
     (tmp_path / name).write_bytes(b"a network")
     source = tmp_path / (name.split("/")[0])
     with pytest.raises(CheckpointError) as error:
-        read_checkpoint(source)
+        load_checkpoint(source)
     assert str(error.value).startswith(f"{source}: is an exported network, expected the weights that it was made of")
 
 
 def test_error_lists_presets_for_a_mistyped_name_but_not_for_a_path() -> None:
     for path in ("nowhere/runs/first", "first.pth"):
         with pytest.raises(CheckpointError, match=f"^{path}: no such file or folder, .*check the path$"):
-            read_checkpoint(path)
+            load_checkpoint(path)
     with pytest.raises(CheckpointError, match="did you mean 'detrkit-s'"):
-        read_checkpoint("detrkti-s")
+        load_checkpoint("detrkti-s")
     with pytest.raises(CheckpointError, match="choose one of detrkit-s, detrkit-m, detr-r50,"):
-        read_checkpoint("xyz")
+        load_checkpoint("xyz")
 
 
 def test_file_that_holds_no_detr_is_rejected(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     with pytest.raises(CheckpointError, match=r"contains only a backbone .*'conv1\.weight'.* as backbone_weights"):
-        read_checkpoint(tmp_path / "resnet.pth")
+        load_checkpoint(tmp_path / "resnet.pth")
     torch.save({"head.conv1.weight": torch.zeros(1), "decoder.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"has entries such as 'head\.conv1\.weight', expected those of a DETR"):
-        read_checkpoint(tmp_path / "other.pth")
+        load_checkpoint(tmp_path / "other.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
-        read_checkpoint(tmp_path / "list.pth")
+        load_checkpoint(tmp_path / "list.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
     with pytest.raises(CheckpointError, match="not readable as weights"):
-        read_checkpoint(tmp_path / "empty.pth")
+        load_checkpoint(tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match="expected a run folder"):
-        read_checkpoint(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_unknown_name_is_rejected_with_the_closest_preset(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="detr-r50"):
-        read_checkpoint("detr-r5O")
+        load_checkpoint("detr-r5O")
     with pytest.raises(CheckpointError, match="no such file"):
-        read_checkpoint(tmp_path / "missing.pth")
+        load_checkpoint(tmp_path / "missing.pth")
 
 
 def test_download_is_verified_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_building_a_model_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_preset_without_published_weights_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="no weights of this model were published"):
-        read_checkpoint("detr-tiny")
+        load_checkpoint("detr-tiny")
 
 
 @pytest.mark.parametrize("preset", HUB_MODELS)
@@ -176,7 +176,7 @@ def test_preset_is_downloaded_from_its_hub_repository(
     model = small_model(preset, backbone="resnet50", num_queries=4, dim_feedforward=8)
     write_huggingface_folder(tmp_path, checkpoint_of(model))
     monkeypatch.setattr("detrkit.checkpoints.load._hub_snapshot", download_to)
-    assert read_checkpoint(preset).config == model.config
+    assert load_checkpoint(preset).config == model.config
     assert requested == [HUB_MODELS[preset]]
 
 
@@ -204,7 +204,7 @@ def test_image_size_is_read_from_preprocessor_config(content: dict[str, object],
 def test_hugging_face_folder_keeps_category_ids_names_and_image_size(tmp_path: Path) -> None:
     categories = Categories((7, 9, 40), ("cell", "platelet", "crystal"))
     write_huggingface_folder(tmp_path, checkpoint_of(small_model(), categories, Preprocessing(image_size=256)))
-    read = read_checkpoint(tmp_path)
+    read = load_checkpoint(tmp_path)
     assert read.categories == categories
     assert read.preprocessing.image_size == 256
 
@@ -234,18 +234,18 @@ def test_tensors_of_wrong_shapes_are_rejected_in_one_sentence(
     weights = {**state_dict_as_official(small_model()), name: torch.zeros(shape)}
     torch.save({"model": weights}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth: ") as error:
-        read_checkpoint(tmp_path / "a.pth")
+        load_checkpoint(tmp_path / "a.pth")
     assert "\n" not in str(error.value)
 
 
 def test_state_dict_without_string_keys_is_rejected(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="expected those of a DETR"):
-        read_checkpoint(tmp_path / "a.pth")
+        load_checkpoint(tmp_path / "a.pth")
 
 
 def test_malformed_training_arguments_are_rejected(tmp_path: Path) -> None:
     state = state_dict_as_official(small_model("dab-detr-r50"))
     torch.save({"model": state, "args": argparse.Namespace(pe_temperatureH=None)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="its weights are not those of a DETR"):
-        read_checkpoint(tmp_path / "a.pth")
+        load_checkpoint(tmp_path / "a.pth")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from detrkit import build_model
 from detrkit.checkpoints import native
 from detrkit.checkpoints.files import read_safetensors
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import (
     Checkpoint,
     Preprocessing,
@@ -40,7 +40,7 @@ def checkpoint(model: DETR) -> Checkpoint:
 def test_checkpoint_is_read_back_exactly(tmp_path: Path) -> None:
     model = tiny()
     save_checkpoint(tmp_path / "a.safetensors", checkpoint(model))
-    read = read_checkpoint(tmp_path / "a.safetensors")
+    read = load_checkpoint(tmp_path / "a.safetensors")
     assert read.config == model.config
     assert read.categories == CATEGORIES
     assert read.preprocessing.image_size == 96
@@ -58,7 +58,7 @@ def test_run_folder_loads_its_best_checkpoint(tmp_path: Path) -> None:
     for part, model in (("best", best), ("last", last)):
         (tmp_path / part).mkdir()
         save_checkpoint(tmp_path / part / "model.safetensors", checkpoint(model))
-    assert (read_checkpoint(tmp_path).build().query_source.weight == 0.5).all()
+    assert (load_checkpoint(tmp_path).build().query_source.weight == 0.5).all()
 
 
 def test_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_malformed_header_is_rejected(tmp_path: Path, header: str, message: str)
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata={"detrkit": header})
     with pytest.raises(CheckpointError, match=message) as error:
-        read_checkpoint(path)
+        load_checkpoint(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -130,7 +130,7 @@ def test_truncated_file_is_rejected(tmp_path: Path) -> None:
     save_checkpoint(path, checkpoint(tiny()))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="not readable as safetensors"):
-        read_checkpoint(path)
+        load_checkpoint(path)
 
 
 def test_weights_of_another_shape_are_rejected_with_the_first_difference(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_weights_of_another_shape_are_rejected_with_the_first_difference(tmp_pat
     wrong = replace(checkpoint(model), config=model.config.model_copy(update={"num_queries": 7}))
     save_checkpoint(tmp_path / "a.safetensors", wrong)
     with pytest.raises(CheckpointError, match=r"query_source\.weight"):
-        read_checkpoint(tmp_path / "a.safetensors").build()
+        load_checkpoint(tmp_path / "a.safetensors").build()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_header_larger_than_the_weights_allocates_no_memory(
     original = native.model_from_config
     monkeypatch.setattr(native, "model_from_config", build_on_meta_only)
     with pytest.raises(CheckpointError, match=message):
-        read_checkpoint(tmp_path / "a.safetensors").build()
+        load_checkpoint(tmp_path / "a.safetensors").build()
 
 
 def test_thresholds_are_stored_and_files_without_them_load(tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_thresholds_are_stored_and_files_without_them_load(tmp_path: Path) -> No
     _, header = read_safetensors(path)
     assert header is not None
     assert "thresholds" not in header
-    assert read_checkpoint(path).thresholds is None
+    assert load_checkpoint(path).thresholds is None
     thresholds = Thresholds(overall=0.25, per_class={CATEGORIES.ids[0]: 0.75})
     store_thresholds(path, thresholds)
-    after = read_checkpoint(path)
+    after = load_checkpoint(path)
     assert after.thresholds == thresholds
     assert thresholds.of(CATEGORIES.ids) == (0.75, *[0.25] * (len(CATEGORIES) - 1))
     assert (after.config, after.categories, after.preprocessing) == (
@@ -201,4 +201,4 @@ def test_malformed_thresholds_are_rejected(tmp_path: Path, given: object) -> Non
     state, header = read_safetensors(path)
     save_file(state, path, metadata={"detrkit": json.dumps({**json.loads(header or ""), "thresholds": given})})
     with pytest.raises(CheckpointError, match="malformed"):
-        read_checkpoint(path)
+        load_checkpoint(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detrkit import Detector
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.cli import main
 from detrkit.data.formats.lookup import find_record
 from detrkit.demo import run as demo
@@ -35,7 +35,7 @@ def test_demo_writes_a_run_folder_and_prints_what_to_try_next(
     out = capsys.readouterr().out
     assert "AP50" in out
     assert "Try next" in out
-    assert read_checkpoint(run).categories.names == ("circle", "square", "triangle")
+    assert load_checkpoint(run).categories.names == ("circle", "square", "triangle")
     assert [entry["kind"] for entry in read_metrics(run)] == ["train", "evaluation"]
     assert (run / "report.html").exists()
     assert len(list((run / "predictions").glob("*.png"))) == 12
@@ -60,7 +60,7 @@ def test_panoptic_demo_trains_masks_and_prints_nothing_from_python(
     assert capsys.readouterr() == ("", "")
     assert result.is_complete
     assert "pq" in result.metrics
-    assert read_checkpoint(tmp_path / "run").categories.is_thing == (True, True, True, False, False, False)
+    assert load_checkpoint(tmp_path / "run").categories.is_thing == (True, True, True, False, False, False)
     assert "pq" in read_metrics(tmp_path / "run")[-1]
 
 

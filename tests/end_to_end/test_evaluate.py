@@ -14,7 +14,7 @@ import torch
 import detrkit
 from detrkit import DatasetError, Detector, build_model
 from detrkit._internal.files import file_lock
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
 from detrkit.cli import main
 from detrkit.config.run import RunConfig, write_config
@@ -128,17 +128,17 @@ def test_json_output_contains_the_detections_only(run_folder: Path, shapes: Path
 def test_thresholds_are_stored_only_for_the_run_s_own_validation_split(
     run_folder: Path, shapes: Path, tmp_path: Path, perfect_model: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = read_checkpoint(run_folder)
+    before = load_checkpoint(run_folder)
     assert before.thresholds is None
     assert run("evaluate", run_folder, shapes, "--split", "train", "--workers", 0, "-o", tmp_path / "a") == 0
-    assert read_checkpoint(run_folder).thresholds is None, "the model was trained on these images"
+    assert load_checkpoint(run_folder).thresholds is None, "the model was trained on these images"
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
     assert run("evaluate", run_folder, elsewhere, "--workers", 0, "-o", tmp_path / "b") == 0
-    assert read_checkpoint(run_folder).thresholds is None, "another dataset"
+    assert load_checkpoint(run_folder).thresholds is None, "another dataset"
     assert run("evaluate", run_folder, shapes, "--workers", 0, "-o", tmp_path / "c", "--no-store-thresholds") == 0
-    assert read_checkpoint(run_folder).thresholds is None
+    assert load_checkpoint(run_folder).thresholds is None
     assert run("evaluate", run_folder, shapes, "--workers", 0, "-o", tmp_path / "d") == 0
-    after = read_checkpoint(run_folder)
+    after = load_checkpoint(run_folder)
     assert after.thresholds is not None
     counts = ground_truth_of(shapes).objects_per_class()
     # halfway between the lowest true positive and the highest false positive of the class
@@ -180,7 +180,7 @@ def test_thresholds_are_stored_in_a_detrkit_checkpoint_on_request_and_in_no_othe
 ) -> None:
     alone = shutil.copy(run_folder / "best" / "model.safetensors", tmp_path / "alone.safetensors")
     assert run("evaluate", alone, shapes, "--workers", 0, "-o", tmp_path / "a", "--store-thresholds") == 0
-    assert read_checkpoint(alone).thresholds is not None
+    assert load_checkpoint(alone).thresholds is not None
     (tmp_path / "a.pth").write_bytes(b"weights of the published code")
     capsys.readouterr()
     assert run("evaluate", tmp_path / "a.pth", shapes, "-o", tmp_path / "b", "--store-thresholds") == 2
@@ -203,7 +203,7 @@ def test_thresholds_are_not_stored_in_a_checkpoint_that_was_replaced_meanwhile(
     monkeypatch.setattr(evaluate, "run_inference", replace_weights)
     assert run("evaluate", run_folder, shapes, "--workers", 0, "-o", tmp_path / "a") == 0
     assert "thresholds were not stored: " in " ".join(capsys.readouterr().err.split())
-    assert read_checkpoint(run_folder).thresholds is None
+    assert load_checkpoint(run_folder).thresholds is None
     assert (tmp_path / "a" / "report.html").is_file()
     assert run("evaluate", run_folder, shapes, "--workers", 0, "-o", tmp_path / "b", "--store-thresholds") == 2
     assert "has been replaced since it was loaded; evaluate again" in " ".join(capsys.readouterr().err.split())
@@ -230,7 +230,7 @@ def test_best_checkpoint_of_a_training_run_contains_thresholds(
 ) -> None:
     options = ["--model", "detr-tiny", "--steps", 1, "--batch-size", 2, "--workers", 0, "--image-size", 64]
     assert run("train", shapes, *options, "-o", tmp_path / "run") == 0
-    stored = read_checkpoint(tmp_path / "run").thresholds
+    stored = load_checkpoint(tmp_path / "run").thresholds
     assert stored is not None
     scores = read_json(tmp_path / "run" / "scores.json")
     assert scores["thresholds"]["overall"] == stored.overall

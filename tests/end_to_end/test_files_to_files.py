@@ -14,7 +14,7 @@ import detrkit
 from detrkit import Detector
 from detrkit._internal.files import file_lock
 from detrkit.checkpoints.conversion.convert import convert
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.cli import main
 from detrkit.errors import ConfigError
 from detrkit.training.loggers.jsonl import read_metrics
@@ -54,7 +54,7 @@ def test_run_folder_contents(place: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     assert "circle" in page
-    checkpoint = read_checkpoint(folder)
+    checkpoint = load_checkpoint(folder)
     assert checkpoint.categories.names == ("circle", "square", "triangle")
     assert checkpoint.preprocessing.image_size == 64
 
@@ -104,7 +104,7 @@ def test_run_folder_is_locked_while_training(place: Path, tmp_path: Path, capsys
 
 def test_run_is_reproducible_from_its_config(place: Path, tmp_path: Path) -> None:
     assert run(["train", "--config", str(place / "run" / "config.yaml"), "--output", str(tmp_path / "again")]) == 0
-    first, again = read_checkpoint(place / "run").state, read_checkpoint(tmp_path / "again").state
+    first, again = load_checkpoint(place / "run").state, load_checkpoint(tmp_path / "again").state
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -177,7 +177,7 @@ def test_conversion_round_trip_keeps_the_weights(
     assert run(["convert", str(tmp_path / "a.pth"), str(tmp_path / name), "--to", format]) == 0
     assert "largest difference" in capsys.readouterr().out
     assert convert(str(tmp_path / name), tmp_path / "c.safetensors", "detrkit").max_difference == 0
-    back = read_checkpoint(tmp_path / "c.safetensors").state
+    back = load_checkpoint(tmp_path / "c.safetensors").state
     assert all(torch.equal(tensor, back[key]) for key, tensor in model.state_dict().items())
 
 
@@ -253,7 +253,7 @@ def test_training_from_scratch_trains_the_whole_backbone(place: Path) -> None:
     config = RunConfig(data="x", model="detr-r18", training=TrainingConfig(lr=3e-4))
     scratch = with_defaults(config)
     assert scratch.training.optimizer.backbone_lr == 3e-4
-    model, _ = build_model_for(scratch, read_checkpoint(place / "run").categories)
+    model, _ = build_model_for(scratch, load_checkpoint(place / "run").categories)
     assert model.config.backbone_normalization == "batch"
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert with_defaults(config.model_copy(update={"weights": "imagenet"})).training.optimizer.backbone_lr == 1e-5
@@ -285,7 +285,7 @@ def test_grey_scale_shards_with_all_augmentations(
     assert run(["predict", str(folder), str(photo), "--output", str(tmp_path / "found")]) == 0
     with Image.open(next((tmp_path / "found").glob("*.png"))) as picture:
         assert picture.mode == "RGB"
-    assert read_checkpoint(folder).config.in_channels == 1
+    assert load_checkpoint(folder).config.in_channels == 1
     # weights of a grey-scale model can initialise an RGB model
     again = [*SHORT, "--weights", str(folder), "--output", str(tmp_path / "colour")]
     assert run(["train", str(place / "shapes"), "--model", "detr-tiny", *again]) == 0

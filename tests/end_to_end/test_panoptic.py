@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from detrkit import Detector, build_model
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.images import tensor_to_image
@@ -76,7 +76,7 @@ def test_joint_training_reports_panoptic_quality(run: Path) -> None:
     assert {"loss_ce", "loss_bbox_0", "loss_mask", "loss_dice"} <= set(losses)
     evaluation = next(entry for entry in entries if entry["kind"] == "evaluation")
     assert {"ap", "pq", "sq", "rq", "pq_things", "pq_stuff"} <= set(evaluation)
-    assert read_checkpoint(run).categories == SCENES
+    assert load_checkpoint(run).categories == SCENES
     assert "Panoptic quality" in (run / "report.html").read_text()
     assert "panoptic" in json.loads((run / "scores.json").read_text())
     assert len(list((run / "predictions").glob("*.png"))) == 3
@@ -106,7 +106,7 @@ def test_second_stage_trains_only_the_mask_head(
     output = tmp_path / "head"
     frozen = ("--weights", run, "--freeze", "boxes")
     assert run_cli("train", scenes, *TINY, *frozen, "--epochs", 1, "--ema-decay", 0, "-o", output) == 0
-    before, after = read_checkpoint(run).state, read_checkpoint(output / "last").state
+    before, after = load_checkpoint(run).state, load_checkpoint(output / "last").state
     weights = [name for name in before if not name.endswith("num_batches_tracked")]
     changed = {name.partition(".")[0] for name in weights if not torch.equal(before[name], after[name])}
     assert changed == {"mask_head"}

@@ -18,7 +18,7 @@ from detrkit.checkpoints.backbones import (
     load_imagenet_backbone,
 )
 from detrkit.checkpoints.files import read_torch_file
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.config.model import TIMM
 from detrkit.data.batching import normalize
@@ -105,7 +105,7 @@ def test_a_model_trains_is_saved_and_comes_back(tmp_path: Path) -> None:
     keep_frozen_parts_still(model)
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, default_categories(2), Preprocessing()))
-    again = read_checkpoint(path).build().eval()
+    again = load_checkpoint(path).build().eval()
     images = torch.randn(1, 1, 64, 64)
     assert torch.equal(again(images).boxes, model.eval()(images).boxes)
 

@@ -13,7 +13,7 @@ from detrkit.checkpoints.conversion.official import official_from_detrkit, offic
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE
 from detrkit.checkpoints.hub import write_model_folder
 from detrkit.checkpoints.infer_config import infer_config
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.data.categories import default_categories
@@ -145,7 +145,7 @@ def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native:
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert difference(theirs, ours) < 1e-4
-    back = read_checkpoint(tmp_path)
+    back = load_checkpoint(tmp_path)
     assert back.config == ours.config
     assert all(torch.equal(back.state[name], tensor) for name, tensor in ours.state_dict().items())
 
@@ -180,7 +180,7 @@ def test_a_folder_saved_by_transformers_loads(tmp_path: Path, preset: str) -> No
     torch.manual_seed(0)
     theirs = their_model(preset)
     theirs.save_pretrained(tmp_path)
-    assert difference(theirs, read_checkpoint(tmp_path).build()) < 1e-4
+    assert difference(theirs, load_checkpoint(tmp_path).build()) < 1e-4
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "dab-detr-r101-dc5"])

@@ -8,7 +8,7 @@ import torch
 from detrkit import build_model
 from detrkit.checkpoints.conversion import detr_huggingface
 from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit, write_huggingface_folder
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.data.categories import default_categories
@@ -112,6 +112,6 @@ def test_a_folder_saved_by_transformers_loads_with_its_names(tmp_path: Path) -> 
     config.id2label, config.label2id = names, {name: index for index, name in names.items()}
     theirs = transformers.DetrForObjectDetection(config)
     theirs.save_pretrained(tmp_path)
-    checkpoint = read_checkpoint(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.categories.names == tuple(names.values())
     assert compare(theirs, checkpoint.build()) < 1e-4

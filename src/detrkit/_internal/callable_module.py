@@ -1,4 +1,4 @@
-"""Packages that are also functions: `detrkit.export(...)` next to `detrkit.export.onnx_file`."""
+"""Packages that are also functions: `detrkit.export(...)` next to `detrkit.export.onnx`."""
 
 import sys
 from importlib import import_module

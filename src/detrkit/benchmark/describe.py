@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, import_optional
 from detrkit.explain.stages import StageIO, capture_stages
@@ -122,7 +122,7 @@ def describe_model(source: str | Path | ModelConfig, *, size: tuple[int, int] = 
     else:
         name = str(source)
         is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
-        config = preset_config(name) if is_preset else read_checkpoint(name).config
+        config = preset_config(name) if is_preset else load_checkpoint(name).config
     with torch.device("meta"):
         model = model_from_config(config).eval()
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

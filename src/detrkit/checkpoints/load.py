@@ -26,7 +26,7 @@ _BACKBONE_STEMS = ("conv1.weight", "conv_stem.weight")  # the first convolution 
 _HUB_FILES = ["config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json"]
 
 
-def read_checkpoint(source: Path | str) -> Checkpoint:
+def load_checkpoint(source: Path | str) -> Checkpoint:
     """Read a checkpoint from any source.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.config.run import load_run_config
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
@@ -63,7 +63,7 @@ def explain(
     if isinstance(source, Detector):
         detector, model_name = source, "model"
     else:
-        detector = Detector.from_checkpoint(read_checkpoint(source), choose_device(device))
+        detector = Detector.from_checkpoint(load_checkpoint(source), choose_device(device))
         model_name = Path(source).name or str(source)
     criterion = None if annotations is None else _criterion(source, detector)
     return explain_sample(

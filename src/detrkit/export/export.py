@@ -11,7 +11,7 @@ import torch
 
 from detrkit._internal.files import make_folder
 from detrkit.checkpoints.export_formats import EXPORT_FORMATS, check_export
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.splits import Data
 from detrkit.errors import ConfigError, ExportError, arg
@@ -110,7 +110,7 @@ def export(
         max_images=max_images,
         max_calibration_images=max_calibration_images,
     )
-    checkpoint = read_checkpoint(source)
+    checkpoint = load_checkpoint(source)
     if image_size is not None:
         checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint.preprocessing, image_size))
     images = open_check_images(data, checkpoint, max_images, max_calibration_images if precision == "int8" else 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.hub import FolderFormat, push_checkpoint, write_model_folder
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories, default_categories
@@ -149,7 +149,7 @@ class Detector:
             metadata = exported.metadata
             return cls(exported, metadata.named_categories, metadata.preprocessing, metadata.thresholds)
         chosen = choose_device(device)
-        return cls.from_checkpoint(read_checkpoint(source), chosen, precision=precision, compile_model=compile_model)
+        return cls.from_checkpoint(load_checkpoint(source), chosen, precision=precision, compile_model=compile_model)
 
     @classmethod
     def from_checkpoint(

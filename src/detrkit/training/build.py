@@ -5,7 +5,7 @@ from typing import Any
 
 from detrkit.checkpoints.adapt import Adaptation, load_adapted
 from detrkit.checkpoints.backbones import load_backbone_file, load_imagenet_backbone
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import MODEL_SETTINGS, RunConfig, read_yaml
@@ -115,7 +115,7 @@ def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterio
 
 def _read_weights(weights: str) -> Checkpoint:
     try:
-        return read_checkpoint(weights)
+        return load_checkpoint(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{arg('weights', weights)}: {error.message}") from None
 

@@ -13,7 +13,7 @@ from PIL import Image
 from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.text import plural
 from detrkit.checkpoints.files import read_training_state, write_training_state
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, write_config
@@ -259,7 +259,7 @@ class TrainingRun:
     def _analyse_best(self) -> Analysis:
         """Analyse the detections of the best checkpoint, which are computed again if they precede this process."""
         if self.best_detections is None:
-            model = read_checkpoint(self.output).build().to(self.device)
+            model = load_checkpoint(self.output).build().to(self.device)
             batches = evaluation_loader(self.data.val, self.config.training.batch_size, workers=0, max_unreadable=1)
             padding_invariant = self.config.training.padding_invariant
             self.best_detections = DetectionArrays.concat(

@@ -11,7 +11,7 @@ from detrkit.checkpoints.conversion.formats import CheckpointFormat, check_outpu
 from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
 from detrkit.checkpoints.conversion.official import write_official_file
 from detrkit.checkpoints.hub import hub_token, push_checkpoint
-from detrkit.checkpoints.load import read_checkpoint
+from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
@@ -78,11 +78,11 @@ def convert(
                 f"{arg('to', 'detrkit')}"
             )
         hub_token(push)
-    checkpoint = read_checkpoint(source)
+    checkpoint = load_checkpoint(source)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
     _write(checkpoint, output, to)
-    written = read_checkpoint(output)
+    written = load_checkpoint(output)
     model = checkpoint.build()
     url = None
     if push is not None and to != "official":
