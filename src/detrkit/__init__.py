@@ -1,6 +1,6 @@
-"""detrkit: DETR that anyone can train on their own photos, trust to the last digit, look inside, and ship.
+"""Detection transformers: train on your own images, evaluate, explain, export, serve.
 
-The names below are loaded on first use, so that ``import detrkit`` and ``detrkit --help`` do not wait for torch.
+The public names are imported on first use, so that ``import detrkit`` does not import torch.
 """
 
 from importlib import import_module

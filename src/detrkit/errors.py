@@ -1,8 +1,8 @@
 """Exceptions that users can act on, and how their messages name arguments.
 
 A message is one sentence, or two short ones: what is wrong and where, the value that was found, what was expected, what
-to do. Arguments are named with `arg`, so that Python callers read ``freeze='encoder'`` and the command line, which
-renders the same message with its own style, prints ``--freeze encoder``.
+to do. Arguments are named with `arg`: Python callers read ``freeze='encoder'``, and the command line renders the same
+message with the name of its flag.
 """
 
 import re
@@ -30,7 +30,7 @@ def arg(name: str, value: object = _UNSET) -> str:
 
     Returns:
         Text to put into the message of a `DetrkitError`, which renders it: ``freeze='encoder'`` in Python,
-        ``--freeze encoder`` on the command line.
+        the flag and its value on the command line.
     """
     shown, text = ("", "") if value is _UNSET else (short(value), str(value))
     return f"{_START}{name}{_SEPARATOR}{shown}{_SEPARATOR}{text}{_END}"

@@ -2,10 +2,6 @@
 
 import json
 import re
-from typing import Any
-
-from rich.console import Console
-from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and newline
 
@@ -15,21 +11,9 @@ def printable(name: str) -> str:
     return escape_control_characters(name).replace("\n", "\\n")
 
 
-def plain_console() -> Console:
-    """A console that takes no text for markup, colours no numbers, and hands no control characters to the terminal."""
-    return _PlainConsole(markup=False, highlight=False)
-
-
 def plural(number: int, noun: str, nouns: str = "") -> str:
     """Return a number with its noun: 1 image, 2 images; `nouns` is the plural where it is not `noun` + s."""
     return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
-
-
-class _PlainConsole(Console):
-    """Writes out control characters of all text that is printed, in tables too."""
-
-    def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(escape_control_characters(text), **how)
 
 
 def escape_control_characters(text: str) -> str:

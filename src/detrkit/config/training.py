@@ -1,7 +1,7 @@
 """Training settings in nested groups. Importing this module does not import torch.
 
-Every setting has one name. In Python and on the command line it is given by that name alone (``lr=1e-3``, ``--lr 1e-3``);
-in YAML it stands under its group (``optimizer: {lr: 0.001}``). Names are unique over all groups, so that both are clear.
+Every setting has one name. In Python and on the command line it is given by that name alone (``lr=1e-3``); in YAML it
+stands under its group (``optimizer: {lr: 0.001}``). Names are unique over all groups, so that both are clear.
 """
 
 from collections.abc import Mapping
