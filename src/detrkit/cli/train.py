@@ -9,7 +9,7 @@ from detrkit.cli.exit_codes import exit_with
 from detrkit.cli.flags import flag
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import RunConfig, run_config
-from detrkit.data.formats.registry import FormatName
+from detrkit.data.formats.registry import FormatName, check_dataset_path
 from detrkit.errors import ConfigError, arg
 
 
@@ -91,6 +91,7 @@ def train(
         _resume(resume, [*given, *(name for name, value in others.items() if value is not None)], names)
         return
     resolved, output = run_config(given, config), output or Path("runs/train")
+    check_dataset_path(resolved.data)
     if slurm is not None:
         _submit(resolved, output, slurm, minutes, dry_run=dry_run)
     elif dry_run:
