@@ -1,21 +1,21 @@
-r"""How soon does each architecture learn, and what is each ingredient of detrkit-s worth? Every row gets the same time.
+r"""Convergence of the architectures, and the effect of each ingredient of detrkit-s, at equal training time.
 
     python -m benchmarks.convergence peers drawn --minutes 5 --seeds 1 2 3
     python -m benchmarks.convergence ingredients drawn --minutes 5 --seeds 1
     python -m benchmarks.convergence peers bccd-voc --minutes 40 --split test --num-queries 100 \
         --backbone-weights FILE --backbone timm:tf_efficientnet_lite0 --backbone-normalization frozen
 
-`peers` are the architectures at the size of detrkit-s, `ingredients` are detrkit-s with one part taken out or put in. DATA
-is a dataset folder, or `drawn`: 10,000 drawings of 128 px with 1 to 5 shapes of 3 classes to learn from, 500 others to be
-judged by, after the last step. A folder is judged by its validation photos, or its best checkpoint by those of --split.
+`peers` are the architectures at the size of detrkit-s; `ingredients` are detrkit-s with one part removed or added. DATA is
+a dataset folder, or `drawn`: 10,000 synthetic images of 128 px with 1 to 5 shapes of 3 classes for training, and 500 for
+the evaluation of the last step. With a folder, the validation split is evaluated, or --split with the best checkpoint.
 
-First the steps of all rows are timed in turns, reading included, and their number chosen so that all take the same time,
-evaluations left out; so a run depends on its seed and that number alone (`budget.json`), not on what else the machine did.
-Let it have the machine to itself until that is done; the same row came to 1,426 and to 1,541 steps in two tables.
-Seeds are trained in turns. Runs that have ended are not trained again, one that was stopped goes on: give the same command.
-Other options are settings of `detrkit train`, the same for all rows but for what a row changes; peers learn by the losses
-they were published with, at the rates that suited them on other drawings. The table and a picture of the curves lie in
-FOLDER; --write FILE puts them between `<!-- convergence NAME -->` and `<!-- end -->` in a document, the picture beside it.
+First, the steps of all rows are timed in turns, including data loading, and the number of steps is chosen so that all rows
+take the same time, evaluations excluded. A run then depends on its seed and that number only (`budget.json`), not on the
+load of the machine; only the timing needs an idle machine (the same row got 1,426 and 1,541 steps in two tables).
+Seeds are trained in turns. Complete runs are not repeated, and stopped runs are resumed by the same command. Other options
+are settings of `detrkit train`, equal for all rows except for what a row changes; peers use the losses they were published
+with, and learning rates tuned on other synthetic images. The table and a plot of the curves are written to FOLDER; --write
+FILE inserts them between `<!-- convergence NAME -->` and `<!-- end -->` in a document, with the plot next to it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from statistics import mean, median
 from typing import Any
 
 import yaml
-from benchmarks.ablations import count_parameters, pairs
+from benchmarks.ablations import count_parameters, option_pairs
 
 from detrkit._internal.files import atomic_write, make_folder, write_text
 from detrkit.config.run import RunConfig, run_config
@@ -42,7 +42,7 @@ from detrkit.data.synthetic import SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import RandomOrientation
 from detrkit.demo.run import synthetic_data
-from detrkit.distributed.devices import device_of
+from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluate import evaluate
@@ -56,10 +56,10 @@ from detrkit.training.train import prepare
 from detrkit.visualization.charts import as_png, new_chart
 
 DRAWN = "drawn"
-NUM_TRAIN, NUM_TEST = 10_000, 500
+NUM_TRAIN, NUM_VAL = 10_000, 500
 STYLE = SyntheticStyle(size=128, max_objects=5)
-# what suits drawings, for every row that does not say otherwise
-OF_DRAWN = {
+# defaults for synthetic images
+DRAWN_SETTINGS = {
     "image_size": STYLE.size,
     "batch_size": 32,
     "lr": 1e-3,
@@ -70,38 +70,39 @@ OF_DRAWN = {
     "ema_decay": 0.99,
     "workers": 0,
 }
-# folders are planned by `detrkit train`, which would give presets photos of other sizes
-OF_PHOTOS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_grad_norm")}
-# decided by the row, the seed and the minutes; of drawings also by their style, as framing is for photos
-DECIDED = ("seed", "steps", "epochs", "evaluate_every", "patience", "devices")
-FRAMING = (
+# defaults for folders; `detrkit train` would choose other image sizes for other presets
+FOLDER_SETTINGS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_grad_norm")}
+# settings that follow from the row, the seed and the minutes; for synthetic images also those of the augmentation
+FIXED = ("seed", "steps", "epochs", "evaluate_every", "patience", "devices")
+AUGMENTATION = (
     "image_size", "train_scale", "augment", "horizontal_flip", "vertical_flip", "rotate90", "crop",
     "photometric", "scale_jitter",
 )  # fmt: skip
 COLUMNS = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")
-_TIMINGS = 7  # rounds, of other photos each, and of so many steps:
+_NUM_TIMINGS = 7  # per row, each with other images
 _TIMED_STEPS = 6
-_COLOURS = 10  # of lines; further ones are dashed
-_MAX_EVALUATIONS = 5  # of a run, which come after whole rounds through the photos
-_RATES = ("lr", "backbone_lr")  # of rows, found on drawings: not meant for photos
-_PRETRAINED_RATE = {"backbone_lr": 1e-4}  # of every row, above a backbone that can see
+_NUM_COLORS = 10  # further lines are dashed
+_MAX_EVALUATIONS = 5  # per run, after whole epochs
+_LEARNING_RATES = ("lr", "backbone_lr")  # of rows, tuned on synthetic images: not used for folders
+_PRETRAINED = {"backbone_lr": 1e-4}  # of every row with a pretrained backbone
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one training is.
+    """One row of a table.
 
     Attributes:
-        name: of its folder.
-        what: for readers.
+        name: name of its folder.
+        description: shown in the table.
         model: preset.
-        settings: fields of `ModelConfig` that make it what it is.
+        settings: fields of `ModelConfig` that define the row.
         training: fields of `TrainingConfig`.
-        drawn, photos: further fields of `ModelConfig`, for drawings and for folders, which options may change.
+        drawn: further fields of `ModelConfig` for synthetic images, which options may change.
+        photos: the same for dataset folders.
     """
 
     name: str
-    what: str
+    description: str
     model: str = "detrkit-s"
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -109,28 +110,28 @@ class Row:
     photos: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _bare(
-    name: str, what: str, settings: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
+def _without_denoising(
+    name: str, description: str, settings: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
 ) -> Row:
-    """A row of detrkit-s without denoising: its copies would hide what other helpers and parts are worth."""
-    without = {"denoising": 0, "contrastive_denoising": False}
-    return Row(name, what, settings=settings or {}, training={**without, **(training or {})})
+    """Create a row of detrkit-s without denoising, which would hide the effect of other parts."""
+    base = {"denoising": 0, "contrastive_denoising": False}
+    return Row(name, description, settings=settings or {}, training={**base, **(training or {})})
 
 
 _SIGMOID = {"class_scores": "sigmoid", "pre_norm": False}
 _QUERIES = {"num_queries": 50}
-_COARSE = {**_QUERIES, "dilation": False}  # a cell every 16 px, where DETR's 25 queries have one every 8
-_SAMPLED = {"encoder": "deformable", "decoder": "deformable"}
-_FIVE_E4 = {"lr": 5e-4, "backbone_lr": 5e-4}  # where 1e-3 was worse
+_COARSE = {**_QUERIES, "dilation": False}  # stride 16; DETR with 25 queries has stride 8
+_DEFORMABLE = {"encoder": "deformable", "decoder": "deformable"}
+_LR_5E_4 = {"lr": 5e-4, "backbone_lr": 5e-4}  # for rows that are worse with 1e-3
 TABLES: dict[str, tuple[Row, ...]] = {
     "peers": (
-        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_FIVE_E4, photos=_QUERIES),
+        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_LR_5E_4, photos=_QUERIES),
         Row(
             "conditional",
             "Conditional DETR",
             "detr-tiny",
             {**_SIGMOID, "queries": "points", "decoder": "conditional"},
-            _FIVE_E4,
+            _LR_5E_4,
             drawn=_COARSE,
             photos=_QUERIES,
         ),
@@ -145,16 +146,16 @@ TABLES: dict[str, tuple[Row, ...]] = {
                 "with_box_refine": True,
                 "position_temperature": 20.0,
             },
-            _FIVE_E4,
+            _LR_5E_4,
             drawn=_COARSE,
             photos=_QUERIES,
         ),
         Row(
             "deformable",
-            "Deformable DETR, two maps",
+            "Deformable DETR, two levels",
             "detr-tiny",
-            {**_SIGMOID, **_SAMPLED, "queries": "points", "num_feature_levels": 2, "dilation": False},
-            _FIVE_E4,
+            {**_SIGMOID, **_DEFORMABLE, "queries": "points", "num_feature_levels": 2, "dilation": False},
+            _LR_5E_4,
             drawn=_QUERIES,
             photos=_QUERIES,
         ),
@@ -162,38 +163,50 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "ingredients": (
         Row("detrkit-s", "detrkit-s"),
-        _bare("no-denoising", "without denoising; and so are all below"),
-        _bare(
+        _without_denoising("no-denoising", "without denoising, as all below"),
+        _without_denoising(
             "no-proposals",
-            "without proposals: learned anchors",
+            "without two-stage queries: learned anchors",
             settings={"queries": "anchors", "two_stage_content": "box"},
         ),
-        _bare("no-content", "without what cells held", settings={"two_stage_content": "box"}),
-        _bare(
+        _without_denoising("no-content", "without memory in the query content", settings={"two_stage_content": "box"}),
+        _without_denoising(
             "no-refinement",
-            "without proposals and refinement",
+            "without two-stage queries and box refinement",
             settings={"queries": "points", "two_stage_content": "box", "with_box_refine": False},
             training={"look_forward_twice": False},
         ),
-        _bare("one-map", "without the finer map", settings={"num_feature_levels": 1}),
-        _bare("dense", "without sampling: all cells are looked at", settings={"decoder": "dense"}),
-        _bare("shared-heads", "without heads for each layer", settings={"layerwise_heads": False}),
-        _bare("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
-        _bare("not-iou-aware", "without scores that know the overlap", training={"iou_aware": False}),
-        _bare("not-twice", "without looking forward twice", training={"look_forward_twice": False}),
-        _bare("no-average", "without averaged weights", training={"ema_decay": 0.0}),
-        _bare("encoder", "with an encoder layer (sampled)", settings={"encoder_layers": 1}),
-        _bare("dropout", "with dropout 0.1", settings={"dropout": 0.1}),
-        _bare("groups", "with 3 query groups", training={"query_groups": 3}),
-        _bare("hybrid", "with 100 hybrid queries", training={"hybrid_queries": 100}),
-        _bare("mosaic", "with mosaic for half of the photos", training={"mosaic": 0.5, "strong_aug_until": 0.7}),
+        _without_denoising("one-map", "without the finer feature level", settings={"num_feature_levels": 1}),
+        _without_denoising("dense", "dense instead of deformable attention", settings={"decoder": "dense"}),
+        _without_denoising("shared-heads", "without layerwise heads", settings={"layerwise_heads": False}),
+        _without_denoising("two-layers", "without the third decoder layer", settings={"decoder_layers": 2}),
+        _without_denoising("not-iou-aware", "without IoU-aware classification", training={"iou_aware": False}),
+        _without_denoising("not-twice", "without looking forward twice", training={"look_forward_twice": False}),
+        _without_denoising("no-average", "without EMA", training={"ema_decay": 0.0}),
+        _without_denoising("encoder", "with a deformable encoder layer", settings={"encoder_layers": 1}),
+        _without_denoising("dropout", "with dropout 0.1", settings={"dropout": 0.1}),
+        _without_denoising("groups", "with 3 query groups", training={"query_groups": 3}),
+        _without_denoising("hybrid", "with 100 hybrid queries", training={"hybrid_queries": 100}),
+        _without_denoising(
+            "mosaic", "with mosaic for half of the images", training={"mosaic": 0.5, "strong_aug_until": 0.7}
+        ),
     ),
 }
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A table to be trained: on what, for how long, with what in common."""
+class Experiment:
+    """All runs of a table.
+
+    Attributes:
+        table: name of the table.
+        common: settings shared by all rows.
+        minutes: training time per run.
+        seeds: one run per row and seed.
+        rows: of the table.
+        split: split to evaluate; None for the last evaluation of the run.
+        output: folder of the runs.
+    """
 
     table: str
     common: RunConfig
@@ -204,24 +217,24 @@ class Bench:
     output: Path
 
     def folder(self, row: Row, seed: int) -> Path:
-        """Of one run."""
+        """Return the folder of one run."""
         return self.output / f"{row.name}-{seed}"
 
     def open(self, row: Row, seed: int, steps: int | None = None) -> tuple[RunConfig, TrainingData]:
-        """Plan a run and open its data."""
+        """Plan a run and load its data."""
         is_drawn = self.common.data == DRAWN
         given = self.common.training.explicit
-        own = {name: value for name, value in row.training.items() if is_drawn or name not in _RATES}
-        usual: Mapping[str, Any] = OF_DRAWN if is_drawn else OF_PHOTOS
+        of_row = {name: value for name, value in row.training.items() if is_drawn or name not in _LEARNING_RATES}
+        defaults: Mapping[str, Any] = DRAWN_SETTINGS if is_drawn else FOLDER_SETTINGS
         if not is_drawn and self.common.backbone_weights:
-            usual = {**usual, **_PRETRAINED_RATE}
-        training = {**usual, **given, **own, "seed": seed}
+            defaults = {**defaults, **_PRETRAINED}
+        training = {**defaults, **given, **of_row, "seed": seed}
         if steps is not None:
             training["steps"] = steps
         config = self.common.model_copy(
             update={
                 "model": row.model,
-                "model_overrides": self.fields_of(row),
+                "model_overrides": self.model_overrides(row),
                 "training": TrainingConfig(**training),
             }
         )
@@ -229,62 +242,63 @@ class Bench:
             plan, data = prepare(config)
             return plan.config, data
         config = plan_training(plan_model(config), set(training), NUM_TRAIN).config
-        settings, drawn = config.training, drawings()
+        settings, drawn = config.training, drawn_data()
         strong = StrongAugmentation(STYLE.size, mosaic=settings.augmentation.mosaic)
-        photos = AugmentedDataset(drawn.train.images, RandomOrientation(), seed=seed, strong=strong)
-        return config, replace(drawn, train=photos)
+        train = AugmentedDataset(drawn.train.images, RandomOrientation(), seed=seed, strong=strong)
+        return config, replace(drawn, train=train)
 
-    def fields_of(self, row: Row) -> dict[str, Any]:
-        """What a row's model has other than its preset."""
-        usual = row.drawn if self.common.data == DRAWN else row.photos
-        return {**usual, **self.common.model_overrides, **row.settings}
+    def model_overrides(self, row: Row) -> dict[str, Any]:
+        """Return the fields of a row's model that differ from its preset."""
+        defaults = row.drawn if self.common.data == DRAWN else row.photos
+        return {**defaults, **self.common.model_overrides, **row.settings}
 
     def run(self, row: Row, seed: int, steps: int | None = None) -> TrainingRun:
-        """Put a run together, in this process."""
+        """Build a run in this process."""
         config, data = self.open(row, seed, steps)
         process = process_from_environment()
-        device = device_of(config.training.hardware.device, process)
+        device = choose_rank_device(config.training.hardware.device, process)
         return TrainingRun(config, data, self.folder(row, seed), process, device)
 
 
 @cache
-def drawings() -> TrainingData:
-    """Draw what every run learns from, and what it is judged by."""
-    print(f"drawing {NUM_TRAIN} photos, and {NUM_TEST} to be judged by")
-    return synthetic_data(NUM_TRAIN, NUM_TEST, seed=42, style=STYLE, image_size=STYLE.size)
+def drawn_data() -> TrainingData:
+    """Draw the training and validation images of all runs."""
+    print(f"drawing {NUM_TRAIN} training and {NUM_VAL} validation images")
+    return synthetic_data(NUM_TRAIN, NUM_VAL, seed=42, style=STYLE, image_size=STYLE.size)
 
 
-def steps_of_rows(bench: Bench) -> dict[str, int]:
-    """Time the rows in turns, and tell how many steps each has time for; what was measured once stays.
+def choose_steps(experiment: Experiment) -> dict[str, int]:
+    """Time the rows in turns, and return the number of steps of each; earlier timings are kept.
 
     Raises:
-        SystemExit: the folder's runs had another budget, or other settings.
+        SystemExit: the runs in the folder have other settings.
     """
-    path = bench.output / "budget.json"
-    # what was given: settings that come later, with values of their own, leave the runs what they are
-    asked = {"minutes": bench.minutes, **bench.common.model_dump(mode="json", exclude_unset=True)}
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"asked": asked, "seconds": {}}
-    if others := [name for name in {**known["asked"], **asked} if known["asked"].get(name) != asked.get(name)]:
+    path = experiment.output / "budget.json"
+    # explicit settings only, so that settings added in later versions do not invalidate the runs
+    requested = {"minutes": experiment.minutes, **experiment.common.model_dump(mode="json", exclude_unset=True)}
+    budget: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"requested": requested, "seconds": {}}
+    before = budget["requested"]
+    if changed := [name for name in {**before, **requested} if before.get(name) != requested.get(name)]:
         raise SystemExit(
-            f"{path}: found runs with other {' and '.join(others)}, expected {known['asked']}; give those, or choose "
-            "another --output"
+            f"{path}: the runs there have other {' and '.join(changed)}: {before}. Pass the same settings, or choose "
+            "another --output."
         )
-    missing = [row for row in bench.rows if row.name not in known["seconds"]]
+    missing = [row for row in experiment.rows if row.name not in budget["seconds"]]
     times: dict[str, list[float]] = {row.name: [] for row in missing}
-    for turn in range(1, _TIMINGS + 1):
-        for row in missing:  # in the first rounds of an endless run, where all that it does is on
-            times[row.name].append(seconds_per_step(bench.run(row, bench.seeds[0], steps=10**6), turn))
+    for epoch in range(1, _NUM_TIMINGS + 1):
+        for row in missing:  # many steps, so that everything that ends late in a run is active
+            times[row.name].append(seconds_per_step(experiment.run(row, experiment.seeds[0], steps=10**6), epoch))
     for name, measured in times.items():
-        known["seconds"][name] = median(measured)
-    steps = {name: max(1, round(60 * bench.minutes / each)) for name, each in known["seconds"].items()}
+        budget["seconds"][name] = median(measured)
+    steps = {name: max(1, round(60 * experiment.minutes / each)) for name, each in budget["seconds"].items()}
     for name in times:
-        print(f"{name}: {known['seconds'][name]:.3f} s a step, {steps[name]} steps")
-    write_text(path, json.dumps(known, indent=1))
+        print(f"{name}: {budget['seconds'][name]:.3f} s per step, {steps[name]} steps")
+    write_text(path, json.dumps(budget, indent=1))
     return steps
 
 
 def seconds_per_step(run: TrainingRun, epoch: int) -> float:
-    """Take some steps of a round through the photos; tell how long one took, reading included."""
+    """Run some steps of an epoch, and return the time of one, including data loading."""
     run.train_step.train()
     run.loader.start_at(epoch, 0)
     gradient_accumulation = run.config.training.gradient_accumulation
@@ -298,187 +312,195 @@ def seconds_per_step(run: TrainingRun, epoch: int) -> float:
     return (time.perf_counter() - start) / _TIMED_STEPS
 
 
-def trained(bench: Bench, row: Row, seed: int, steps: int) -> dict[str, float]:
-    """Train one row with one seed, go on with it, or read it; tell what it scored."""
-    folder = bench.folder(row, seed)
-    if not has_ended(folder, steps):
-        config, data = bench.open(row, seed, steps)
+def run_row(experiment: Experiment, row: Row, seed: int, steps: int) -> dict[str, float]:
+    """Train or resume one row with one seed if it is not complete, and return its metrics."""
+    folder = experiment.folder(row, seed)
+    if not is_complete(folder, steps):
+        config, data = experiment.open(row, seed, steps)
         settings = config.training
         epochs = -(-steps * settings.batch_size * settings.gradient_accumulation // max(1, len(data.train)))
-        often = settings.replace(evaluate_every=-(-epochs // _MAX_EVALUATIONS))
-        config = config.model_copy(update={"training": often})
-        resumes = (folder / STATE_FILE).is_file()
-        print(f"{folder.name}: {'going on' if resumes else 'training'}, {steps} steps")
-        if not run_training(config, data, folder, resume=resumes).is_complete:
-            raise SystemExit(f"{folder.name}: stopped; the same command goes on")
-    last = evaluations_of(folder)[-1]
-    if bench.split is not None:
-        found = folder / f"on-{bench.split}"
-        if not (found / "scores.json").is_file():
-            evaluate(folder, bench.common.data, split=bench.split, output=found)
-        last = json.loads((found / "scores.json").read_text())["metrics"]
-    scores = {name: -1.0 if last[name] is None else float(str(last[name])) for name in COLUMNS}
+        settings = settings.replace(evaluate_every=-(-epochs // _MAX_EVALUATIONS))
+        config = config.model_copy(update={"training": settings})
+        is_started = (folder / STATE_FILE).is_file()
+        print(f"{folder.name}: {'resuming' if is_started else 'training'}, {steps} steps")
+        if not run_training(config, data, folder, resume=is_started).is_complete:
+            raise SystemExit(f"{folder.name}: stopped; resume with the same command")
+    metrics = read_evaluations(folder)[-1]
+    if experiment.split is not None:
+        output = folder / f"on-{experiment.split}"
+        if not (output / "scores.json").is_file():
+            evaluate(folder, experiment.common.data, split=experiment.split, output=output)
+        metrics = json.loads((output / "scores.json").read_text())["metrics"]
+    scores = {name: -1.0 if metrics[name] is None else float(str(metrics[name])) for name in COLUMNS}
     return {**scores, "parameters": float(count_parameters(folder))}
 
 
-def evaluations_of(folder: Path) -> list[dict[str, object]]:
-    """What a run scored, first evaluation first; one that was stopped behind an evaluation has it twice."""
+def read_evaluations(folder: Path) -> list[dict[str, object]]:
+    """Read the evaluations of a run in order; a run that was stopped after one has written it twice."""
     return list({entry["step"]: entry for entry in read_metrics(folder) if entry["kind"] == "evaluation"}.values())
 
 
-def has_ended(folder: Path, steps: int) -> bool:
-    """Whether a run was judged after its last step; a run that was stopped has a report, too."""
-    found = evaluations_of(folder)
-    return bool(found) and int(str(found[-1]["step"])) >= steps
+def is_complete(folder: Path, steps: int) -> bool:
+    """Return whether a run was evaluated after its last step; a stopped run has a report, too."""
+    evaluations = read_evaluations(folder)
+    return bool(evaluations) and int(str(evaluations[-1]["step"])) >= steps
 
 
-def table_of(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> str:
-    """The results as Markdown: means of the seeds that there are."""
+def format_table(
+    experiment: Experiment, results: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]
+) -> str:
+    """Format the results as Markdown: means of the completed seeds."""
     lines = [
-        "| | " + " | ".join([*map(metric_label, COLUMNS), "AP of each seed", "steps", "cells, px", "parameters"]) + " |"
+        "| | " + " | ".join([*map(metric_label, COLUMNS), "AP of each seed", "steps", "strides", "parameters"]) + " |"
     ]
     lines.append("|---" * (len(COLUMNS) + 5) + "|")
-    for row in bench.rows:
+    for row in experiment.rows:
         seeds = results.get(row.name, [])
         if seeds:
-            known = [[one[name] for one in seeds if one[name] >= 0] for name in COLUMNS]
-            means = [mean(values) if values else -1.0 for values in known]
-            cells = [row.what, *("-" if value < 0 else f"{value:.3f}" for value in means)]
-            cells.append(", ".join(f"{one['ap']:.3f}" for one in seeds))
-            strides = preset_config(row.model, **bench.fields_of(row)).strides
+            values = [[scores[name] for scores in seeds if scores[name] >= 0] for name in COLUMNS]
+            means = [mean(of_seeds) if of_seeds else -1.0 for of_seeds in values]
+            cells = [row.description, *("-" if value < 0 else f"{value:.3f}" for value in means)]
+            cells.append(", ".join(f"{scores['ap']:.3f}" for scores in seeds))
+            strides = preset_config(row.model, **experiment.model_overrides(row)).strides
             cells += [str(steps[row.name]), ", ".join(map(str, strides)), f"{seeds[0]['parameters'] / 1e6:.1f} M"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def draw_curves(bench: Bench, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """AP over the minutes that steps took when they were timed, a line for each row: the mean of its seeds."""
+def draw_curves(experiment: Experiment, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """Plot the AP over the timed minutes, one line per row: the mean of its seeds."""
     figure, axes = new_chart("minutes of training", "AP")
     ends = []
-    for number, row in enumerate(bench.rows):
+    for index, row in enumerate(experiment.rows):
         if row.name not in results:
             continue
         curves = []
-        for seed in bench.seeds[: len(results[row.name])]:
-            points = evaluations_of(bench.folder(row, seed))
-            curves.append([(float(str(one["step"])), float(str(one["ap"] or 0))) for one in points])
-        share = bench.minutes / curves[0][-1][0]
-        heights = [mean(each) for each in zip(*([ap for _, ap in one] for one in curves), strict=True)]
-        places = [step * share for step, _ in curves[0]]
-        ends.append(heights[-1])
+        for seed in experiment.seeds[: len(results[row.name])]:
+            evaluations = read_evaluations(experiment.folder(row, seed))
+            curves.append([(float(str(entry["step"])), float(str(entry["ap"] or 0))) for entry in evaluations])
+        minutes_per_step = experiment.minutes / curves[0][-1][0]
+        ap = [mean(values) for values in zip(*([value for _, value in curve] for curve in curves), strict=True)]
+        minutes = [step * minutes_per_step for step, _ in curves[0]]
+        ends.append(ap[-1])
         axes.plot(
-            [0.0, *places], [0.0, *heights], marker=".", label=row.what, linestyle="-" if number < _COLOURS else "--"
+            [0.0, *minutes],
+            [0.0, *ap],
+            marker=".",
+            label=row.description,
+            linestyle="-" if index < _NUM_COLORS else "--",
         )
-    # from where the worst ends, for what is of interest is how the ends differ
+    # the axis starts below the lowest final AP, to show the differences between the final values
     axes.set(xlim=(0, None), ylim=(max(0.0, math.floor(10 * min(ends) - 1) / 10), min(1.0, max(ends) + 0.05)))
-    figure.set_size_inches(6.4, 3.4 + 0.1 * len(bench.rows))
+    figure.set_size_inches(6.4, 3.4 + 0.1 * len(experiment.rows))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return as_png(figure)
 
 
-def write_into(document: Path, name: str, table: str | None, curves: bytes = b"") -> None:
-    """Put a table and its curves between their marks in a document; None only looks for those.
+def insert_into(document: Path, name: str, table: str | None, curves: bytes = b"") -> None:
+    """Insert a table and its plot between their marks in a document; with None, only check the marks.
 
     Raises:
-        SystemExit: there are no such marks.
+        SystemExit: the document has no such marks.
     """
     text = document.read_text(encoding="utf-8")
     marks = re.compile(rf"(<!-- convergence {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    found = marks.search(text)
-    if found is None:
-        raise SystemExit(
-            f"{document}: found no <!-- convergence {name} --> ... <!-- end -->, expected a place for the table"
-        )
+    match = marks.search(text)
+    if match is None:
+        raise SystemExit(f"{document} has no <!-- convergence {name} --> ... <!-- end --> to insert the table")
     if table is not None:
-        picture = Path("pictures") / f"{name}.png"
-        make_folder((document.parent / picture).parent)
-        with atomic_write(document.parent / picture) as temporary:
+        plot = Path("pictures") / f"{name}.png"
+        make_folder((document.parent / plot).parent)
+        with atomic_write(document.parent / plot) as temporary:
             temporary.write_bytes(curves)
-        shown = f"\n![AP over the minutes of training]({picture.as_posix()})\n"
-        write_text(document, f"{text[: found.end(1)]}{table}\n{shown}{text[found.start(2) :]}")
+        image = f"\n![AP over the minutes of training]({plot.as_posix()})\n"
+        write_text(document, f"{text[: match.end(1)]}{table}\n{image}{text[match.start(2) :]}")
 
 
-def run_bench(bench: Bench) -> str:
-    """Train all that is missing, seeds in turns; tell the table, and leave it and the curves in the folder."""
-    steps = steps_of_rows(bench)
+def run_experiment(experiment: Experiment) -> str:
+    """Train all missing runs, seed by seed; write the table and the plot to the folder, and return the table."""
+    steps = choose_steps(experiment)
     results: dict[str, list[dict[str, float]]] = {}
     text = ""
-    for seed in bench.seeds:
-        for row in bench.rows:
-            results.setdefault(row.name, []).append(trained(bench, row, seed, steps[row.name]))
-            text = table_of(bench, results, steps)
-            write_text(bench.output / f"{bench.table}.md", text + "\n")  # whatever is known by now
-    with atomic_write(bench.output / f"{bench.table}.png") as temporary:
-        temporary.write_bytes(draw_curves(bench, results))
+    for seed in experiment.seeds:
+        for row in experiment.rows:
+            results.setdefault(row.name, []).append(run_row(experiment, row, seed, steps[row.name]))
+            text = format_table(experiment, results, steps)
+            write_text(experiment.output / f"{experiment.table}.md", text + "\n")  # the completed runs
+    with atomic_write(experiment.output / f"{experiment.table}.png") as temporary:
+        temporary.write_bytes(draw_curves(experiment, results))
     return text
 
 
-def parsed(arguments: Sequence[str] | None) -> tuple[Bench, Path | None]:
-    """Read the command line: options that are not known here are settings of the run."""
+def parse(arguments: Sequence[str] | None) -> tuple[Experiment, Path | None]:
+    """Parse the command line; unknown options are settings of the runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("data", help="dataset folder, or `drawn`")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for every run")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rows", nargs="+", help="names of some rows; all when not given")
-    parser.add_argument("--split", choices=["train", "val", "test"], help="judge the best checkpoint by these photos")
+    parser.add_argument("--rows", nargs="+", help="names of rows to train; default: all")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="split to evaluate the best checkpoint on")
     parser.add_argument("--backbone-weights", help="file, as in detrkit train")
     parser.add_argument("--output", type=Path, default=Path("runs/convergence"))
-    parser.add_argument("--write", type=Path, metavar="FILE", help="document with a place for the table")
-    known, others = parser.parse_known_args(arguments)
-    rows = [row for row in TABLES[known.table] if known.rows is None or row.name in known.rows]
-    if unknown := set(known.rows or ()) - {row.name for row in rows}:
-        names = ", ".join(row.name for row in TABLES[known.table])
-        raise SystemExit(f"--rows: found {', '.join(sorted(unknown))}, expected some of {names}")
-    if known.split and known.data == DRAWN:
-        raise SystemExit("--split: drawings are judged by 500 that nobody learns from; leave it out")
-    if known.minutes <= 0:
-        raise SystemExit(f"--minutes: found {known.minutes:g}, expected more than 0")
-    settings = {name.removeprefix("--").replace("-", "_"): yaml.safe_load(value) for name, value in pairs(others)}
-    refuse_decided(settings, known.data)
-    given = {
-        "data": known.data if known.data == DRAWN else str(Path(known.data).resolve()),
-        **({"backbone_weights": known.backbone_weights} if known.backbone_weights else {}),
+    parser.add_argument("--write", type=Path, metavar="FILE", help="document to insert the table into")
+    options, others = parser.parse_known_args(arguments)
+    rows = [row for row in TABLES[options.table] if options.rows is None or row.name in options.rows]
+    if unknown := set(options.rows or ()) - {row.name for row in rows}:
+        names = ", ".join(row.name for row in TABLES[options.table])
+        raise SystemExit(f"--rows {' '.join(sorted(unknown))}: no such rows; expected some of {names}")
+    if options.split and options.data == DRAWN:
+        raise SystemExit("--split: synthetic images have a validation split only; omit it")
+    if options.minutes <= 0:
+        raise SystemExit(f"--minutes {options.minutes:g}: expected more than 0")
+    settings = {
+        name.removeprefix("--").replace("-", "_"): yaml.safe_load(value) for name, value in option_pairs(others)
     }
-    name = known.data if known.data == DRAWN else Path(known.data).resolve().name
-    bench = Bench(
-        table=known.table,
+    check_settings(settings, options.data)
+    given = {
+        "data": options.data if options.data == DRAWN else str(Path(options.data).resolve()),
+        **({"backbone_weights": options.backbone_weights} if options.backbone_weights else {}),
+    }
+    name = options.data if options.data == DRAWN else Path(options.data).resolve().name
+    experiment = Experiment(
+        table=options.table,
         common=run_config({**given, **settings}),
-        minutes=known.minutes,
-        seeds=known.seeds,
+        minutes=options.minutes,
+        seeds=options.seeds,
         rows=rows,
-        split=known.split,
-        output=known.output / f"{known.table}-{name}",
+        split=options.split,
+        output=options.output / f"{options.table}-{name}",
     )
-    return bench, known.write
+    return experiment, options.write
 
 
-def refuse_decided(training: Mapping[str, Any], data: str) -> None:
-    """Settings that would change nothing, or take the rows' equal time away.
+def check_settings(training: Mapping[str, Any], data: str) -> None:
+    """Reject settings that would have no effect, or break the equal training time.
 
     Raises:
-        SystemExit: one was given.
+        SystemExit: one of them is given.
     """
     for name in training:
-        if name in DECIDED:
-            raise SystemExit(f"--{name.replace('_', '-')}: every run's is decided by its row, --seeds and --minutes")
-        if data == DRAWN and name in FRAMING:
-            raise SystemExit(f"--{name.replace('_', '-')}: drawings are shown as they are; leave it out")
+        if name in FIXED:
+            raise SystemExit(f"--{name.replace('_', '-')} is determined by the row, --seeds and --minutes; omit it")
+        if data == DRAWN and name in AUGMENTATION:
+            raise SystemExit(f"--{name.replace('_', '-')} has no effect on synthetic images; omit it")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train and print a table."""
+    """Train the runs of a table and print it."""
     try:
-        bench, document = parsed(arguments)
-        for row in bench.rows:
-            preset_config(row.model, **bench.fields_of(row))  # says now, not after hours, what is wrong with it
+        experiment, document = parse(arguments)
+        for row in experiment.rows:
+            preset_config(row.model, **experiment.model_overrides(row))  # fails before training if a field is wrong
         if document is not None:
-            write_into(document, bench.output.name, None)  # nor that there is no place for the table
-        text = run_bench(bench)
+            insert_into(document, experiment.output.name, None)  # likewise if the document has no place for the table
+        text = run_experiment(experiment)
         if document is not None:
-            write_into(document, bench.output.name, text, (bench.output / f"{bench.table}.png").read_bytes())
+            insert_into(
+                document, experiment.output.name, text, (experiment.output / f"{experiment.table}.png").read_bytes()
+            )
     except (DetrkitError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(text)

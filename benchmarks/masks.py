@@ -1,13 +1,13 @@
-"""What do masks cost?
+"""Cost of masks.
 
     python -m benchmarks.masks [--rounds 4]
 
-DETR R50 with the mask head, 250 classes and 100 queries, float32, against `transformers` DetrForSegmentation with the same
-weights: a training step of both together (batch 2 of 512 x 640, 7 objects each, losses of all layers and masks), and one
-photo of 800 x 1066 predicted, with the masks of all queries, and of 10 and 30 kept ones, which only detrkit can leave it
-at. Each has a process of its own, for memory is kept per process; they take turns, and the middle time counts. Peak memory
-is the process's, PyTorch and weights included. Then the panoptic merge of one photo, against a straightforward one that
-goes through Pillow as the published code does.
+DETR R50 with the mask head, 250 classes and 100 queries, float32, compared with `transformers` DetrForSegmentation with the
+same weights: a training step of detector and mask head (batch 2 of 512 x 640, 7 objects each, losses of all layers and
+masks), and the prediction of one image of 800 x 1066 with the masks of all queries, and in detrkit also of 30 and of 10
+selected queries. Each variant has its own process, since memory is cached per process; they take turns, and the median time
+counts. Peak memory is that of the process, PyTorch and weights included. Finally the panoptic merge of one image, compared
+with a straightforward one through Pillow, as in the published code.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.training import Step, ask, largest_memory, make_batch, seconds_of
+from benchmarks.training import Step, make_batch, peak_memory, request, time_step
 from PIL import Image
 from torch.nn import functional as F
 
@@ -46,13 +46,13 @@ VARIANTS = {
 
 
 def make_masked_batch(batch_size: int, height: int, width: int) -> Batch:
-    """Noise with filled boxes on it."""
+    """Create a batch of noise whose objects have their boxes as masks."""
     batch = make_batch(batch_size, height, width, "cpu")
-    return replace(batch, targets=[with_filled_boxes(target, height, width) for target in batch.targets])
+    return replace(batch, targets=[with_box_masks(target, height, width) for target in batch.targets])
 
 
-def with_filled_boxes(target: Target, height: int, width: int) -> Target:
-    """Give every object its box as its mask."""
+def with_box_masks(target: Target, height: int, width: int) -> Target:
+    """Use the box of every object as its mask."""
     masks = torch.zeros(len(target.labels), height, width, dtype=torch.bool)
     scale = torch.tensor([width, height, width, height])
     for mask, (x1, y1, x2, y2) in zip(masks, (cxcywh_to_xyxy(target.boxes) * scale).int().tolist(), strict=True):
@@ -61,7 +61,7 @@ def with_filled_boxes(target: Target, height: int, width: int) -> Target:
 
 
 def build_transformers() -> Any:
-    """Their model, with the parts trainable that are meant to be."""
+    """Build the model of transformers, with the published parts trainable."""
     from transformers import DetrConfig, DetrForSegmentation, ResNetConfig
 
     torch.manual_seed(0)
@@ -72,119 +72,119 @@ def build_transformers() -> Any:
     return model
 
 
-def build_ours(theirs: Any) -> DETR:
-    """Our model with their weights."""
+def build_detrkit(converted: Any) -> DETR:
+    """Build detrkit's model with the weights of that of transformers."""
     model = detrkit.build_model("detr-r50-panoptic", num_classes=NUM_CLASSES)
-    load_state_dict(model, huggingface_to_detrkit(theirs.state_dict()))
+    load_state_dict(model, huggingface_to_detrkit(converted.state_dict()))
     return model
 
 
 def check_equal() -> None:
-    """See that both learn the same thing, and draw the same masks."""
+    """Check that both compute the same loss and the same masks."""
     batch = make_masked_batch(2, 128, 160)
-    theirs = build_transformers().eval()
-    ours = build_ours(theirs).eval()
+    baseline = build_transformers().eval()
+    model = build_detrkit(baseline).eval()
     with torch.no_grad():
-        said = theirs(batch.images, (~batch.padding_mask).long(), labels=their_labels(batch))
-        predictions = ours(batch.images)
-        report = SetCriterion(NUM_CLASSES)(predictions, batch.targets)
+        expected = baseline(batch.images, (~batch.padding_mask).long(), labels=transformers_labels(batch))
+        predictions = model(batch.images)
+        output = SetCriterion(NUM_CLASSES)(predictions, batch.targets)
     assert predictions.masks is not None
-    difference = float((predictions.masks - said.pred_masks).abs().max())
-    print(f"losses {float(said.loss):.5f} and {float(report.total):.5f}, masks differ by {difference:.0e} at most")
-    assert abs(float(said.loss) - float(report.total)) < 1e-3 * float(said.loss)
+    difference = float((predictions.masks - expected.pred_masks).abs().max())
+    print(f"losses {float(expected.loss):.5f} and {float(output.total):.5f}, masks differ by {difference:.0e} ")
+    assert abs(float(expected.loss) - float(output.total)) < 1e-3 * float(expected.loss)
     assert difference < 1e-3
 
 
-def their_labels(batch: Batch) -> list[dict[str, Any]]:
-    """Targets as transformers wants them."""
+def transformers_labels(batch: Batch) -> list[dict[str, Any]]:
+    """Convert targets to the format of transformers."""
     return [{"class_labels": one.labels, "boxes": one.boxes, "masks": one.masks} for one in batch.targets]
 
 
-def training_step(which: str) -> Step:
-    """One training step, AdamW included."""
+def training_step(variant: str) -> Step:
+    """Return a function that runs one training step, AdamW included."""
     batch = make_masked_batch(2, *TRAINING[1])
-    theirs = build_transformers().train()
-    if which == "detrkit":
+    baseline = build_transformers().train()
+    if variant == "detrkit":
         settings = TrainingConfig(padding_invariant=False, clip_grad_norm=0.1)
         train_step = TrainStep(
-            build_ours(theirs).train(), SetCriterion(NUM_CLASSES), settings, torch.device("cpu"), 1000
+            build_detrkit(baseline).train(), SetCriterion(NUM_CLASSES), settings, torch.device("cpu"), 1000
         )
         return lambda: float(train_step.step([batch]).total.detach())
-    trained = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4, fused=True)
+    trainable = [p for p in baseline.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=1e-4, fused=True)
 
     def step() -> float:
-        loss = theirs(
-            pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long(), labels=their_labels(batch)
+        loss = baseline(
+            pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long(), labels=transformers_labels(batch)
         ).loss
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 0.1)
+        torch.nn.utils.clip_grad_norm_(trainable, 0.1)
         optimizer.step()
         return float(loss.detach())
 
     return step
 
 
-def prediction(which: str) -> Step:
-    """One photo, up to mask logits."""
+def prediction(variant: str) -> Step:
+    """Return a function that predicts one image, up to the mask logits."""
     torch.manual_seed(0)
     images = torch.randn(1, 3, *PREDICTING[1])
-    theirs = build_transformers().eval()
-    if which == "transformers":
+    baseline = build_transformers().eval()
+    if variant == "transformers":
 
         @torch.inference_mode()
-        def predict_theirs() -> float:
-            return float(theirs(images).pred_masks[0, 0, 0, 0])
+        def predict_baseline() -> float:
+            return float(baseline(images).pred_masks[0, 0, 0, 0])
 
-        return predict_theirs
+        return predict_baseline
 
-    model = fuse_for_inference(build_ours(theirs))
+    model = fuse_for_inference(build_detrkit(baseline))
     images = images.contiguous(memory_format=torch.channels_last)
-    queries = torch.arange(int(which.split()[1]))
+    queries = torch.arange(int(variant.split()[1]))
 
     @torch.inference_mode()
-    def predict_ours() -> float:
+    def predict() -> float:
         return float(model(images).masks_of([queries])[0, 0, 0])
 
-    return predict_ours
+    return predict
 
 
 def report_side_by_side(task: str, rounds: int) -> None:
     """Print times and peak memory of all variants of a task."""
-    workers = {which: start_worker(task, which) for which in VARIANTS[task]}
-    times: dict[str, list[float]] = {which: [] for which in workers}
+    workers = {variant: start_worker(task, variant) for variant in VARIANTS[task]}
+    times: dict[str, list[float]] = {variant: [] for variant in workers}
     for round_number in range(rounds + 1):
-        for which, worker in workers.items():
-            seconds = float(ask(worker, "step"))
-            if round_number:  # the first one allocates
-                times[which].append(seconds)
-    memory = {which: float(ask(worker, "memory")) for which, worker in workers.items()}
-    middle = {which: statistics.median(of_variant) for which, of_variant in times.items()}
-    print(f"\n{task}: seconds, times as fast, peak memory, share of it")
-    for which, seconds in middle.items():
-        share = memory[which] / memory["transformers"]
-        ratio = middle["transformers"] / seconds
-        print(f"  {which:<20} {seconds:7.3f} {ratio:6.2f} {memory[which]:6.2f} GiB {share:5.2f}")
+        for variant, worker in workers.items():
+            seconds = float(request(worker, "step"))
+            if round_number:  # the first round allocates memory
+                times[variant].append(seconds)
+    memory = {variant: float(request(worker, "memory")) for variant, worker in workers.items()}
+    medians = {variant: statistics.median(seconds) for variant, seconds in times.items()}
+    print(f"\n{task}: seconds, speedup, peak memory, relative memory")
+    for variant, seconds in medians.items():
+        share = memory[variant] / memory["transformers"]
+        ratio = medians["transformers"] / seconds
+        print(f"  {variant:<20} {seconds:7.3f} {ratio:6.2f} {memory[variant]:6.2f} GiB {share:5.2f}")
     for worker in workers.values():
         worker.terminate()
 
 
-def start_worker(task: str, which: str) -> "subprocess.Popen[str]":
-    """A process that works whenever it is asked to."""
-    command = [sys.executable, "-m", "benchmarks.masks", "--work", task, which]
+def start_worker(task: str, variant: str) -> "subprocess.Popen[str]":
+    """Start a process that runs a step on request."""
+    command = [sys.executable, "-m", "benchmarks.masks", "--worker", task, variant]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def work(task: str, which: str) -> None:
-    """Be a worker."""
-    step = training_step(which) if task == "train" else prediction(which)
+def run_worker(task: str, variant: str) -> None:
+    """Answer requests for steps and memory."""
+    step = training_step(variant) if task == "train" else prediction(variant)
     for line in sys.stdin:
-        print(f"{largest_memory():.2f}" if line.strip() == "memory" else seconds_of(step, "cpu"), flush=True)
+        print(f"{peak_memory():.2f}" if line.strip() == "memory" else time_step(step, "cpu"), flush=True)
 
 
 def merge_through_pillow(candidates: KeptQueries) -> tuple[np.ndarray, list[int]]:
-    """Merge as the published code does, one step after the other, with its trips through Pillow."""
+    """Merge segments step by step as the published code does, resizing id maps with Pillow."""
     logits, labels = candidates.logits, candidates.labels
     logits = F.interpolate(logits[:, None], candidates.processed, mode="bilinear", align_corners=False)[:, 0]
     groups: dict[int, list[int]] = {}
@@ -199,10 +199,10 @@ def merge_through_pillow(candidates: KeptQueries) -> tuple[np.ndarray, list[int]
                 ids.masked_fill_(ids == index, group[0])
         is_first = False
         numbers = ids.numpy().astype(np.int64)
-        colours = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
+        colors = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
         height, width = candidates.original
-        picture = Image.fromarray(colours).resize((width, height), Image.Resampling.NEAREST)
-        pixels = np.asarray(picture).astype(np.int64)
+        image = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
+        pixels = np.asarray(image).astype(np.int64)
         resized = torch.from_numpy(pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2])
         areas = [int((resized == index).sum()) for index in range(len(logits))]
         is_small = torch.tensor([area <= SMALLEST for area in areas])
@@ -212,7 +212,7 @@ def merge_through_pillow(candidates: KeptQueries) -> tuple[np.ndarray, list[int]
 
 
 def report_merge(rounds: int) -> None:
-    """Print the time of a panoptic merge of 20 kept queries, half of them stuff."""
+    """Print the time of a panoptic merge of 20 queries, half of them stuff."""
     torch.manual_seed(0)
     coarse = torch.randn(1, 20, 7, 9) * 8
     logits = F.interpolate(coarse, (200, 267), mode="bicubic")[0]
@@ -231,25 +231,25 @@ def report_merge(rounds: int) -> None:
             start = time.perf_counter()
             merge()
             times[name].append(time.perf_counter() - start)
-    print("\npanoptic merge of 20 queries, photo of 480 x 640: milliseconds, times as fast")
-    middle = {name: statistics.median(of_variant) for name, of_variant in times.items()}
-    for name, seconds in middle.items():
-        print(f"  {name:<20} {1000 * seconds:7.1f} {middle['through Pillow'] / seconds:6.2f}")
+    print("\npanoptic merge of 20 queries, image of 480 x 640: milliseconds, speedup")
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in medians.items():
+        print(f"  {name:<20} {1000 * seconds:7.1f} {medians['through Pillow'] / seconds:6.2f}")
 
 
 def main() -> None:
-    """Compare everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Compare training, prediction and merging."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--work", nargs=2, metavar=("TASK", "WHICH"))
-    given = parser.parse_args()
-    if given.work:
-        work(*given.work)
+    parser.add_argument("--worker", nargs=2, metavar=("TASK", "VARIANT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        run_worker(*arguments.worker)
         return
     check_equal()
-    report_merge(given.rounds)
-    report_side_by_side("predict", given.rounds)
-    report_side_by_side("train", given.rounds)
+    report_merge(arguments.rounds)
+    report_side_by_side("predict", arguments.rounds)
+    report_side_by_side("train", arguments.rounds)
 
 
 if __name__ == "__main__":

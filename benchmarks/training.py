@@ -1,15 +1,15 @@
-"""How fast does a DETR learn?
+"""Speed of training steps.
 
     python -m benchmarks.training [--device cuda] [--steps 4]
 
 Seconds per training step (forward, losses of all layers, backward, clipping, AdamW) of DETR R50 with 91 classes and 100
-queries on a batch of 2 photos of 512 x 640 with 7 objects each: detrkit in float32 and bfloat16, and `transformers`
-DetrForObjectDetection with auxiliary losses and the same weights in float32. Each has a process of its own, for memory is
-kept and fetched per process; they take turns, step by step, and the middle step counts. Also the losses alone. With
-`--device cuda` also photos of 800 x 1066 at several batch sizes.
+queries on a batch of 2 images of 512 x 640 with 7 objects each: detrkit and `transformers` DetrForObjectDetection with
+auxiliary losses and the same weights, in float32 and bfloat16. Each variant has its own process, since memory is cached per
+process; they take turns, step by step, and the median counts. Also the criterion alone. With `--device cuda`, also images
+of 800 x 1066 at several batch sizes.
 
-transformers freezes its native ResNet by names that do not exist, so that all of it is frozen; here the published parts
-are trained in both (41,302,368 parameters).
+transformers freezes its native ResNet by parameter names that do not exist, which freezes all of it; here the published
+parts are trained in both (41,302,368 parameters).
 """
 
 import argparse
@@ -37,15 +37,15 @@ NUM_CLASSES, NUM_OBJECTS = 91, 7
 
 
 def make_batch(batch_size: int, height: int, width: int, device: str) -> Batch:
-    """Noise with objects on it."""
+    """Create a batch of noise with random objects."""
     torch.manual_seed(0)
-    centres, sizes = (
+    centers, sizes = (
         torch.rand(batch_size, NUM_OBJECTS, 2) * 0.6 + 0.2,
         torch.rand(batch_size, NUM_OBJECTS, 2) * 0.3 + 0.05,
     )
     targets = [
-        Target(torch.cat([centre, size], 1), torch.randint(NUM_CLASSES, (NUM_OBJECTS,)))
-        for centre, size in zip(centres, sizes, strict=True)
+        Target(torch.cat([center, size], 1), torch.randint(NUM_CLASSES, (NUM_OBJECTS,)))
+        for center, size in zip(centers, sizes, strict=True)
     ]
     shape = (height, width)
     return Batch(
@@ -59,7 +59,7 @@ def make_batch(batch_size: int, height: int, width: int, device: str) -> Batch:
 
 
 def build_transformers() -> Any:
-    """Their model, with the parts trainable that are meant to be."""
+    """Build the model of transformers, with the published parts trainable."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     torch.manual_seed(0)
@@ -71,19 +71,19 @@ def build_transformers() -> Any:
     return model.train()
 
 
-def build_ours(theirs: Any) -> DETR:
-    """Our model with their weights."""
+def build_detrkit(converted: Any) -> DETR:
+    """Build detrkit's model with the weights of that of transformers."""
     model = detrkit.build_model("detr-r50", num_classes=NUM_CLASSES)
-    load_state_dict(model, huggingface_to_detrkit(theirs.state_dict()))
+    load_state_dict(model, huggingface_to_detrkit(converted.state_dict()))
     return model.train()
 
 
-def their_step(model: Any, batch: Batch, precision: str) -> Step:
-    """One training step of transformers."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def transformers_step(model: Any, batch: Batch, precision: str) -> Step:
+    """Return a function that runs one training step of transformers."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=1e-4, weight_decay=1e-4, fused=True
-    )  # their Trainer's usual one, and ours
+        trainable, lr=1e-4, weight_decay=1e-4, fused=True
+    )  # as in their Trainer and in detrkit
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
     device = batch.images.device.type
 
@@ -99,80 +99,84 @@ def their_step(model: Any, batch: Batch, precision: str) -> Step:
     return step
 
 
-def our_step(model: DETR, batch: Batch, precision: str, compile_model: bool = False) -> Step:
-    """One training step of detrkit, as its trainer takes it."""
+def detrkit_step(model: DETR, batch: Batch, precision: str, compile_model: bool = False) -> Step:
+    """Return a function that runs one training step of detrkit, as in its training loop."""
     settings = TrainingConfig(precision=precision, compile=compile_model, padding_invariant=False, clip_grad_norm=0.1)
     train_step = TrainStep(model, SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=1000)
     return lambda: float(train_step.step([batch]).total.detach())
 
 
 def check_equal(device: str) -> None:
-    """See that both learn the same thing: losses without dropout, and trainable parameters."""
+    """Check that both have the same loss, without dropout, and the same number of trainable parameters."""
     batch = make_batch(2, 512, 640, device)
-    theirs = build_transformers()
-    ours = build_ours(theirs).to(device)
-    theirs.to(device)
-    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (theirs, ours)]
+    baseline = build_transformers()
+    model = build_detrkit(baseline).to(device)
+    baseline.to(device)
+    counts = [sum(p.numel() for p in one.parameters() if p.requires_grad) for one in (baseline, model)]
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
     with torch.no_grad():
-        expected = float(theirs.eval()(batch.images, (~batch.padding_mask).long(), labels=labels).loss)
-        actual = float(SetCriterion(NUM_CLASSES)(ours.eval()(batch.images), batch.targets).total)
+        expected = float(baseline.eval()(batch.images, (~batch.padding_mask).long(), labels=labels).loss)
+        actual = float(SetCriterion(NUM_CLASSES)(model.eval()(batch.images), batch.targets).total)
     print(f"trainable parameters {counts}, losses {expected:.5f} and {actual:.5f}")
     assert counts[0] == counts[1] == 41_302_368
     assert abs(expected - actual) < 1e-3 * expected
 
 
 def report_steps(device: str, rounds: int) -> None:
-    """Print seconds per step side by side: three processes take turns, so that each has its own memory."""
+    """Print seconds per step; every variant has its own process, and they take turns."""
     check_equal(device)
-    variants = [(which, precision) for precision in ("float32", "bfloat16") for which in ("transformers", "detrkit")]
+    variants = [
+        (library, precision) for precision in ("float32", "bfloat16") for library in ("transformers", "detrkit")
+    ]
     workers = {" ".join(variant): start_worker(*variant, device) for variant in variants}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for round_number in range(rounds + 2):
         for name, worker in workers.items():
-            seconds = float(ask(worker, "step"))
-            if round_number > 1:  # the first ones allocate
+            seconds = float(request(worker, "step"))
+            if round_number > 1:  # the first rounds allocate memory
                 times[name].append(seconds)
-    memory = {name: ask(worker, "memory") for name, worker in workers.items()}
-    middle = {name: statistics.median(of_step) for name, of_step in times.items()}
-    slowest = middle["transformers float32"]
-    for name, seconds in middle.items():
-        print(f"{name:<22} {seconds:7.3f} s per step, {slowest / seconds:5.2f} times, peak memory {memory[name]} GiB")
+    memory = {name: request(worker, "memory") for name, worker in workers.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    baseline = medians["transformers float32"]
+    for name, seconds in medians.items():
+        print(
+            f"{name:<22} {seconds:7.3f} s per step, speedup {baseline / seconds:5.2f}, peak memory {memory[name]} GiB"
+        )
 
 
-def start_worker(which: str, precision: str, device: str) -> "subprocess.Popen[str]":
-    """A process that takes a step whenever it is asked to."""
-    command = [sys.executable, "-m", "benchmarks.training", "--work", which, precision, "--device", device]
+def start_worker(library: str, precision: str, device: str) -> "subprocess.Popen[str]":
+    """Start a process that runs a step on request."""
+    command = [sys.executable, "-m", "benchmarks.training", "--worker", library, precision, "--device", device]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def ask(worker: "subprocess.Popen[str]", what: str) -> str:
-    """Send one line to a worker, and read its answer."""
+def request(worker: "subprocess.Popen[str]", name: str) -> str:
+    """Send a request to a worker and return its reply."""
     assert worker.stdin is not None
     assert worker.stdout is not None
-    worker.stdin.write(what + "\n")
+    worker.stdin.write(name + "\n")
     worker.stdin.flush()
     return worker.stdout.readline().strip()
 
 
-def work(which: str, precision: str, device: str) -> None:
-    """Be a worker."""
+def run_worker(library: str, precision: str, device: str) -> None:
+    """Answer requests for steps and memory."""
     batch = make_batch(2, 512, 640, device)
-    theirs = build_transformers()
-    if which == "transformers":
-        step = their_step(theirs.to(device), batch, precision)
+    baseline = build_transformers()
+    if library == "transformers":
+        step = transformers_step(baseline.to(device), batch, precision)
     else:
-        step = our_step(build_ours(theirs), batch, precision)
+        step = detrkit_step(build_detrkit(baseline), batch, precision)
     for line in sys.stdin:
         if line.strip() == "memory":
-            peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else largest_memory()
+            peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_memory()
             print(f"{peak:.2f}", flush=True)
             continue
-        print(seconds_of(step, device), flush=True)
+        print(time_step(step, device), flush=True)
 
 
-def seconds_of(step: Step, device: str) -> float:
-    """Time of one step."""
+def time_step(step: Step, device: str) -> float:
+    """Return the seconds of one step."""
     start = time.perf_counter()
     step()
     if device == "cuda":
@@ -181,36 +185,36 @@ def seconds_of(step: Step, device: str) -> float:
 
 
 def report_criterion(device: str) -> None:
-    """Print the time of matching and losses alone: 6 layers, batch 16, 7 objects each."""
+    """Print the time of the criterion alone: 6 layers, batch 16, 7 objects each."""
     torch.manual_seed(0)
     batch = make_batch(16, 32, 32, device)
     logits = torch.randn(6, 16, 100, NUM_CLASSES + 1, device=device, requires_grad=True)
     boxes = (torch.rand(6, 16, 100, 4, device=device) * 0.5 + 0.2).requires_grad_()
-    loss = SetCriterion(NUM_CLASSES)
+    criterion = SetCriterion(NUM_CLASSES)
 
     def step() -> float:
-        return float(loss(Predictions(logits, boxes), batch.targets).total.detach())
+        return float(criterion(Predictions(logits, boxes), batch.targets).total.detach())
 
-    times = [seconds_of(step, device) for _ in range(20)]
+    times = [time_step(step, device) for _ in range(20)]
     print(f"criterion alone        {1000 * statistics.median(times):7.1f} ms (forward)")
 
 
 def report_sizes(device: str) -> None:
-    """Print photos per second and peak memory at 800 x 1066."""
+    """Print images per second and peak memory at 800 x 1066."""
     for precision, compile_model in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
         for batch_size in (1, 4, 16):
             batch = make_batch(batch_size, 800, 1066, device)
             model = detrkit.build_model("detr-r50")
             torch.cuda.reset_peak_memory_stats()
-            step = our_step(model, batch, precision, compile_model)
-            seconds = statistics.median(seconds_of(step, device) for _ in range(10))
+            step = detrkit_step(model, batch, precision, compile_model)
+            seconds = statistics.median(time_step(step, device) for _ in range(10))
             memory = torch.cuda.max_memory_allocated() / 2**30
             name = precision + (", compiled" if compile_model else "")
-            print(f"batch {batch_size:>2} {name:<20} {batch_size / seconds:7.1f} photos/s, {memory:5.1f} GiB")
+            print(f"batch {batch_size:>2} {name:<20} {batch_size / seconds:7.1f} images/s, {memory:5.1f} GiB")
 
 
-def report_synchronisations() -> None:
-    """Count how often a step waits for the GPU."""
+def report_synchronizations() -> None:
+    """Count the synchronizations with the GPU per step."""
     from torch.profiler import ProfilerActivity, profile
 
     batch = make_batch(2, 512, 640, "cuda")
@@ -225,30 +229,30 @@ def report_synchronisations() -> None:
         for _ in range(5):
             train_step.step([batch])
     waits = sum(event.count for event in profiler.key_averages() if "Synchronize" in event.key)
-    print(f"synchronisations per step: {waits / 5:.1f} (the profiler's own at its end included)")
+    print(f"synchronizations per step: {waits / 5:.1f} (including that at the end of the profiler)")
 
 
-def largest_memory() -> float:
-    """The most memory that this process held, in GiB (Linux; getrusage would count the parent's, too)."""
+def peak_memory() -> float:
+    """Return the peak memory of this process in GiB (Linux; getrusage includes the parent process)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def main() -> None:
-    """Run what fits the device."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the benchmarks for the device."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--work", nargs=2, metavar=("WHICH", "PRECISION"))
-    given = parser.parse_args()
-    if given.work:
-        work(*given.work, given.device)
+    parser.add_argument("--worker", nargs=2, metavar=("LIBRARY", "PRECISION"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        run_worker(*arguments.worker, arguments.device)
         return
-    report_criterion(given.device)
-    report_steps(given.device, given.steps)
-    if given.device == "cuda":
-        report_synchronisations()
-        report_sizes(given.device)
+    report_criterion(arguments.device)
+    report_steps(arguments.device, arguments.steps)
+    if arguments.device == "cuda":
+        report_synchronizations()
+        report_sizes(arguments.device)
 
 
 if __name__ == "__main__":

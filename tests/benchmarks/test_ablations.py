@@ -1,10 +1,10 @@
-"""The ablations' tables: complete, and trained row by row on drawn shapes with the smallest budget."""
+"""Tables of the ablations: complete rows, trained on synthetic shapes for one step."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.ablations import TABLES, main, parsed, row_scores
+from benchmarks.ablations import TABLES, main, parse, row_scores
 
 from benchmarks import ablations
 from detrkit.config.model import ModelConfig
@@ -15,7 +15,7 @@ from tests.datasets import write_coco
 SMALLEST = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64"]
 
 
-def test_every_row_changes_fields_that_exist_and_the_last_is_the_paper_s_model() -> None:
+def test_rows_change_existing_fields_and_the_last_row_is_the_papers_model() -> None:
     for rows in TABLES.values():
         for row in rows:
             ModelConfig.model_validate(row.model)
@@ -27,7 +27,7 @@ def test_every_row_changes_fields_that_exist_and_the_last_is_the_paper_s_model()
 
 
 @pytest.mark.parametrize("table", ["losses", "positions"])
-def test_a_table_is_trained_once_and_then_read(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_table_is_not_trained_again(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = write_coco(tmp_path / "shapes", 2, 2)
     command = [table, str(shapes), "--model", "detr-tiny", "--output", str(tmp_path / "runs"), *SMALLEST]
     main(command)
@@ -47,30 +47,30 @@ def test_a_table_is_trained_once_and_then_read(table: str, tmp_path: Path, capsy
     assert dates == [(tmp_path / "runs" / table / row.name / "report.html").stat().st_mtime_ns for row in rows]
 
 
-def test_a_row_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_row_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = write_coco(tmp_path / "shapes", 4, 2)
     row = TABLES["encoder"][0]
-    words = [*SMALLEST, "--steps", "4", "--evaluate-every", "1"]
-    _, config, _ = parsed(["encoder", str(shapes), "--model", "detr-tiny", *words])
-    ends = ablations.train_from_config
-    monkeypatch.setattr(ablations, "train_from_config", lambda *given: replace(ends(*given), stopped_by=15))
-    with pytest.raises(SystemExit, match="encoder-0: stopped; the same command goes on"):
+    options = [*SMALLEST, "--steps", "4", "--evaluate-every", "1"]
+    _, config, _ = parse(["encoder", str(shapes), "--model", "detr-tiny", *options])
+    train_from_config = ablations.train_from_config
+    monkeypatch.setattr(ablations, "train_from_config", lambda *args: replace(train_from_config(*args), stopped_by=15))
+    with pytest.raises(SystemExit, match="encoder-0: stopped; resume with the same command"):
         row_scores(row, config, tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
-    went_on: list[Path] = []
+    resumed: list[Path] = []
     monkeypatch.setattr(
-        ablations, "resume", lambda folder: went_on.append(folder) or TrainResult(tmp_path, config, None, 2, 4)
+        ablations, "resume", lambda folder: resumed.append(folder) or TrainResult(tmp_path, config, None, 2, 4)
     )
     assert row_scores(row, config, tmp_path / "run") == row_scores(row, config, tmp_path / "run")
-    assert went_on == [tmp_path / "run"]
+    assert resumed == [tmp_path / "run"]
 
 
-def test_options_are_those_of_training() -> None:
-    table, config, output = parsed(["encoder", "coco", "--epochs", "150", "--dropout", "0", "--device", "cuda"])
+def test_unknown_options_are_training_settings() -> None:
+    table, config, output = parse(["encoder", "coco", "--epochs", "150", "--dropout", "0", "--device", "cuda"])
     assert (table, config.data, output) == ("encoder", "coco", Path("runs/ablations/encoder"))
     assert (config.training.epochs, config.training.hardware.device) == (150, "cuda")
     assert config.model_overrides == {"dropout": 0}
     assert config.recipe == "reference"
-    assert parsed(["encoder", "coco", "--recipe", "auto"])[1].recipe == "auto"
-    with pytest.raises(SystemExit, match="expected training settings"):
-        parsed(["encoder", "coco", "--epochs"])
+    assert parse(["encoder", "coco", "--recipe", "auto"])[1].recipe == "auto"
+    with pytest.raises(SystemExit, match="expected settings as --name value"):
+        parse(["encoder", "coco", "--epochs"])

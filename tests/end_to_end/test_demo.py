@@ -66,6 +66,6 @@ def test_panoptic_demo_trains_masks_and_prints_nothing_from_python(
 
 def test_training_and_validation_images_differ() -> None:
     data = demo.synthetic_data(20, 20, seed=3)
-    train = {data.train.photos[index].image.numpy().tobytes() for index in range(20)}
+    train = {data.train.images[index].image.numpy().tobytes() for index in range(20)}
     val = {data.val[index].image.numpy().tobytes() for index in range(20)}
     assert not train & val
