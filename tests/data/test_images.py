@@ -124,6 +124,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in kilobytes on Linux only")
+@pytest.mark.slow
 def test_decompression_bombs_do_not_allocate_their_size(tmp_path: Path) -> None:
     zeros = zlib.compress(bytes(300_000_000), 1)
     black = zlib.compress(bytes(8 * (1 + 8 * 3)))

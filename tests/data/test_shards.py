@@ -33,20 +33,18 @@ def shards(folder: Path, tmp_path: Path) -> Path:
 
 
 def check_same(shards: Path, folder: Path) -> None:
-    original, converted = load_dataset(shards), load_dataset(folder)
-    assert original.format == "shards"
+    packed, original = load_dataset(shards), load_dataset(folder)
+    assert packed.format == "shards"
     for name in ("train", "val"):
-        here, there = original.splits[name], converted.splits[name]
-        assert here.categories == there.categories
-        of_id = {record.image_id: record for record in there.records}
-        assert sorted(here.records.image_ids) == sorted(of_id)
-        images, originals = DetectionDataset(here), DetectionDataset(there)
-        for index, record in enumerate(here.records):
-            original = of_id[record.image_id]
-            for column in ("boxes", "labels", "is_crowd", "size"):
-                assert np.array_equal(getattr(record, column), getattr(original, column))
-            place = there.records.image_ids.index(record.image_id)
-            assert torch.equal(images[index].image, originals[place].image)
+        split, expected = packed.splits[name], original.splits[name]
+        assert split.categories == expected.categories
+        index_of = {image_id: index for index, image_id in enumerate(expected.records.image_ids)}
+        assert sorted(split.records.image_ids) == sorted(index_of)
+        for index, record in enumerate(split.records):
+            expected_index = index_of[record.image_id]
+            for field in ("boxes", "labels", "is_crowd", "size"):
+                assert np.array_equal(getattr(record, field), getattr(expected.records[expected_index], field))
+            assert torch.equal(split[index].image, expected[expected_index].image)
 
 
 def test_shards_restore_all_records(shards: Path, folder: Path) -> None:

@@ -56,6 +56,7 @@ def test_concatenated_splits_keep_their_segments(tmp_path: Path) -> None:
     assert [record.segmentations for record in both] == [record.segmentations for record in expected]
 
 
+@pytest.mark.slow
 def test_report_of_train_on_val_does_not_claim_unseen_images(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=2, num_val=2)
     train_from_config(config(folder), tmp_path / "apart")

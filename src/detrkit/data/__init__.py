@@ -1,1 +1,1 @@
-"""From files to batches of padded photos with targets."""
+"""Datasets: formats, splits, transforms, batches, checks."""

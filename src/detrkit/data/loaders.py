@@ -172,7 +172,7 @@ def evaluation_loader(
     """Return batches in the dataset's order, every image once, divided among the ranks.
 
     Raises:
-        ConfigError: no photo at a time, or fewer than no workers.
+        ConfigError: the batch size or the number of workers is too small.
     """
     check_batching(batch_size, workers)
     rank = rank or Rank()
