@@ -123,3 +123,36 @@ def test_minutes_that_cannot_be_planned_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_minutes(minutes, given, processes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_dim": 100}, "hidden_dim=100 must be a multiple of 4 and of num_heads=8"),
+        ({"num_feature_levels": 3, "hidden_dim": 80, "num_heads": 4}, "hidden_dim=80 must be 64, 96, 128"),
+        ({"mask_head": True, "hidden_dim": 96}, "mask_head=True needs hidden_dim= to be a multiple of 128"),
+        ({"backbone": "resnet18", "dilation": True}, "backbone='resnet18' cannot be dilated"),
+        (
+            {"decoder": "conditional"},
+            "decoder='conditional' needs queries with reference points, but queries='learned'",
+        ),
+        ({"decoder": "deformable"}, "decoder='deformable' needs queries with reference points, but queries='learned'"),
+        ({"with_box_refine": True}, "with_box_refine=True refines reference boxes, but queries='learned' has none"),
+        ({"queries": "two_stage"}, "queries='two_stage' selects boxes to refine. Set with_box_refine=True."),
+        ({"queries": "two_stage", "with_box_refine": True}, "queries='two_stage' ranks cells by a sigmoid score"),
+        ({"two_stage_content": "memory"}, "two_stage_content='memory' is for queries='two_stage'"),
+        ({"align_cells": True}, "align_cells=True is for deformable attention and queries='two_stage'"),
+        ({"num_feature_levels": 3, "position_embedding": "learned"}, "position_embedding='learned' does not work with"),
+        ({"queries": "points", "encoder_positions": "input"}, "other than 'attention' need dense attention"),
+        (
+            {"position_embedding": "learned", "encoder_positions": "none", "decoder_positions": "none"},
+            "position_embedding='learned' cannot be trained if positions are added nowhere",
+        ),
+        ({"queries": "nothing"}, "queries='nothing': input should be 'learned', 'points', 'anchors' or 'two_stage'"),
+        ({"num_feature_levels": 9}, "num_feature_levels=9: input should be less than or equal to 8"),
+    ],
+)
+def test_fields_of_a_model_that_contradict_each_other_are_rejected(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        preset_config("detr-r50", **fields)
+    assert "\n" not in str(error.value)

@@ -465,29 +465,6 @@ def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) ->
     return seen[0][:2]
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"decoder": "conditional"}, "learned queries are nowhere; set queries=points"),
-        ({"decoder": "deformable"}, "learned queries are nowhere"),
-        ({"with_box_refine": True}, "learned queries have none"),
-        ({"two_stage_content": "memory"}, "is for proposals; set queries=two_stage"),
-        ({"queries": "two_stage"}, "set with_box_refine=true"),
-        ({"align_cells": True}, "is for deformable attention and proposals; leave it out"),
-        ({"queries": "two_stage", "with_box_refine": True}, "set class_scores=sigmoid"),
-        ({"num_feature_levels": 3, "position_embedding": "learned"}, "need position_embedding=sine"),
-        ({"num_feature_levels": 3, "hidden_dim": 80, "num_heads": 4}, "normalised in 32 groups"),
-        ({"queries": "points", "encoder_positions": "input"}, "leave encoder_positions"),
-        ({"queries": "nothing"}, "'learned', 'points', 'anchors' or 'two_stage'"),
-        ({"num_feature_levels": 9}, "less than or equal to 8"),
-    ],
-)
-def test_what_does_not_fit_together_is_said_in_a_sentence(changes: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence) as error:
-        build_model("detr-r50", **changes)
-    assert "\n" not in str(error.value)
-
-
 def test_backbones_of_timm_hand_over_several_maps() -> None:
     pytest.importorskip("timm")
     model = build_model("deformable-detr-r50", backbone="timm:resnet10t", **SMALL)

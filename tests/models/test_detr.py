@@ -140,11 +140,11 @@ def test_learned_positions_say_when_the_photo_is_too_large() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("detr-r5", {}, "'detr-r5' is not a preset; did you mean 'detr-r50'"),
-        ("detr-r50", {"num_querys": 3}, "'num_querys' does not exist; did you mean 'num_queries'"),
-        ("detr-r50", {"num_queries": 0}, "'num_queries': found 0"),
+        ("detr-r5", {}, "model='detr-r5' is not a preset; did you mean 'detr-r50'"),
+        ("detr-r50", {"num_querys": 3}, "num_querys= is not a setting of models; did you mean 'num_queries'"),
+        ("detr-r50", {"num_queries": 0}, "num_queries=0: input should be greater"),
         ("detr-r50", {"hidden_dim": 100}, "hidden_dim=100 must be a multiple"),
-        ("detr-r18", {"dilation": True}, "'resnet18' cannot be dilated"),
+        ("detr-r18", {"dilation": True}, "backbone='resnet18' cannot be dilated"),
     ],
 )
 def test_wrong_settings_are_one_sentence(name: str, overrides: dict[str, object], message: str) -> None:

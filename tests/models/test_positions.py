@@ -89,9 +89,9 @@ def test_without_positions_cells_can_be_exchanged() -> None:
 
 
 def test_learned_positions_that_nothing_uses_are_refused() -> None:
-    with pytest.raises(ConfigError, match="position_embedding=none"):
+    with pytest.raises(ConfigError, match="Set position_embedding='none'"):
         build_model("detr-tiny", position_embedding="learned", encoder_positions="none", decoder_positions="none")
-    with pytest.raises(ConfigError, match="position_embedding=none"):
+    with pytest.raises(ConfigError, match="Set position_embedding='none'"):
         build_model("detr-tiny", position_embedding="learned", encoder_layers=0, decoder_positions="none")
 
 

@@ -34,7 +34,7 @@ def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
 
     seen = {}
     hooks = [
-        model.encoder.register_forward_hook(lambda _m, _i, output: seen.update(memory=output)),
+        model.encoder.register_forward_hook(lambda _m, _i, output: seen.update(memory=output.tokens)),
         model.neck.positions.register_forward_hook(
             lambda _m, inputs, output: seen.update(pos=output.movedim(-1, 1), mask=inputs[0])
         ),

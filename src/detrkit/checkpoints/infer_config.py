@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detrkit.checkpoints.conversion.architectures import ARCHITECTURES, architecture_of_names
 from detrkit.config.model import BackboneName, ModelConfig
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, ConfigError
 
 # (number of blocks in each stage, whether they are bottlenecks)
 _BACKBONES: dict[tuple[tuple[int, ...], bool], BackboneName] = {
@@ -62,7 +62,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     }
     try:
         return ModelConfig.model_validate({**inferred, **known})
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
         raise CheckpointError(f"checkpoint: its shape is not that of a DETR ({error})") from None
 
 

@@ -19,7 +19,7 @@ from detrkit.checkpoints.files import HEADER_KEY, read_safetensors
 from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
 
@@ -152,6 +152,6 @@ def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path)
         given = content.get("thresholds")
         thresholds = None if given is None else Thresholds.model_validate(given)
         return Checkpoint(state, config, categories, preprocessing, thresholds)
-    except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, ValidationError, ConfigError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: its description is malformed ({reason}); write it again") from None

@@ -1,125 +1,134 @@
-"""Everything that decides a model's shape, as one typed value. Light: reading it does not wait for torch."""
+"""Configuration of a model: everything that determines its architecture. Importing this module does not import torch."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
-TIMM = "timm:"  # before the name of a backbone of the timm library
+TIMM = "timm:"  # prefix of the names of timm's backbones
 Normalization = Literal["frozen", "batch"]
-PositionInjection = Literal["attention", "input", "none"]  # where positions are added (paper, table 3)
-QueryKind = Literal["learned", "points", "anchors", "two_stage"]
+PositionInjection = Literal["attention", "input", "none"]  # where position encodings are added (paper, table 3)
+EncoderName = Literal["dense", "deformable"]
+QueryName = Literal["learned", "points", "anchors", "two_stage"]
 DecoderName = Literal["dense", "conditional", "deformable"]
-_MAX_BACKBONE_LEVELS = 3  # feature maps that a pyramid takes from the backbone; coarser ones are made from the last
+_MAX_BACKBONE_LEVELS = 3  # feature maps taken from the backbone; coarser ones are computed from the last
 
 
 class ModelConfig(BaseModel):
-    """Everything that decides a model's shape. The defaults are the published DETR with ResNet-50."""
+    """Architecture of a model. The defaults are the published DETR with ResNet-50.
+
+    Raises:
+        ConfigError: fields contradict each other, see `config.validation.check_model`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_classes: int = Field(
-        91, ge=1, le=100_000, description="classes, without no-object (91: COCO's raw category ids)"
+        91, ge=1, le=100_000, description='classes, without "no object" (91: raw category ids of COCO)'
     )
-    num_queries: int = Field(100, ge=1, le=100_000, description="objects that can be found in one photo, at most")
+    num_queries: int = Field(100, ge=1, le=100_000, description="object queries: maximum of objects per image")
     backbone: BackboneName | Annotated[str, StringConstraints(pattern=r"^timm:[\w.-]+$", max_length=100)] = Field(
-        "resnet50", description="which ResNet reads the photo; or timm:NAME for one of the timm library"
+        "resnet50", description="ResNet, or timm:NAME for a model of the timm library"
     )
-    in_channels: int = Field(3, ge=1, le=1000, description="of the photos: 3 for RGB, 1 for grey")
+    in_channels: int = Field(3, ge=1, le=1000, description="image channels: 3 for RGB, 1 for grey")
     backbone_normalization: Normalization = Field(
-        "frozen", description="'frozen' for pretrained weights, 'batch' when trained from scratch"
+        "frozen", description="batch norm: 'frozen' for pretrained weights, 'batch' for training from scratch"
     )
     frozen_backbone_stages: int = Field(
-        2, ge=0, le=5, description="parts of the backbone never trained: 1 is the stem, 2 adds layer1 (as published)"
+        2, ge=0, le=5, description="stages of the backbone that are never trained: 1 is the stem, 2 adds layer1"
     )
-    dilation: bool = Field(False, description="last stage keeps its input's stride: 16 instead of 32 (DC5); tiny: 8")
-    position_embedding: Literal["sine", "learned", "none"] = Field("sine", description="how cells know where they are")
+    dilation: bool = Field(
+        False, description="dilate the last stage instead of striding (DC5): stride 16 instead of 32; tiny: 8"
+    )
+    position_embedding: Literal["sine", "learned", "none"] = Field("sine", description="position encoding of the cells")
     encoder_positions: PositionInjection = Field(
-        "attention", description="where cells' positions are added: at every attention, once at the input, or nowhere"
+        "attention", description="where the encoder adds positions: at every attention, once to its input, or nowhere"
     )
     decoder_positions: PositionInjection = Field(
-        "attention", description="alike, for the memory that the decoder reads"
+        "attention", description="where the decoder adds positions to the memory: as encoder_positions"
     )
     query_positions: Literal["attention", "input"] = Field(
-        "attention", description="where learned queries are added: at every attention, or once as the decoder's input"
+        "attention", description="where learned queries are added: at every attention, or once to the decoder's input"
     )
     max_position_embeddings: int = Field(
-        50, ge=1, le=10_000, description="rows and columns that learned positions can tell apart"
+        50, ge=1, le=10_000, description="rows and columns of learned positions: maximum size of the feature map"
     )
-    hidden_dim: int = Field(256, ge=4, le=16_384, description="D, width of the transformer")
+    hidden_dim: int = Field(256, ge=4, le=16_384, description="width of the transformer")
     num_heads: int = Field(8, ge=1, description="attention heads")
     encoder_layers: int = Field(6, ge=0, le=100, description="encoder layers")
     decoder_layers: int = Field(6, ge=1, le=100, description="decoder layers")
-    dim_feedforward: int = Field(2048, ge=1, le=100_000, description="width inside the feed-forward networks")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the transformer, while training")
+    dim_feedforward: int = Field(2048, ge=1, le=100_000, description="hidden width of the feed-forward networks")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the transformer")
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
-    activation: Literal["relu", "prelu"] = Field("relu", description="inside the feed-forward networks")
+    activation: Literal["relu", "prelu"] = Field("relu", description="activation of the feed-forward networks")
     position_temperature: float = Field(
-        10_000.0, gt=1, description="ratio of the sine positions' longest and shortest wave (DAB-DETR: 20)"
+        10_000.0, gt=1, description="ratio of the longest to the shortest wavelength of sine positions (DAB-DETR: 20)"
     )
     scaled_positions: bool = Field(
-        False, description="each encoder layer scales cells' positions by what the cells hold (DAB-DETR)"
+        False, description="each encoder layer scales positions by a function of the features (DAB-DETR)"
     )
-    encoder: Literal["dense", "deformable"] = Field(
-        "dense", description="cells look at all cells, or at a few sampled points (Deformable DETR)"
+    encoder: EncoderName = Field(
+        "dense", description="self-attention of the encoder: over all cells, or over sampling points (Deformable DETR)"
     )
     decoder: DecoderName = Field(
         "dense",
-        description="how queries look at the photo: as in DETR, with content and place apart (Conditional DETR), or at a "
-        "few sampled points (Deformable DETR)",
+        description="cross-attention of the decoder: as in DETR, with separate content and positions (Conditional DETR), "
+        "or over sampling points (Deformable DETR)",
     )
     num_feature_levels: int = Field(
-        1, ge=1, le=8, description="feature maps that the transformer sees, each half the size"
+        1, ge=1, le=8, description="feature maps of the transformer, each half the size of the previous one"
     )
-    num_points: int = Field(4, ge=1, le=64, description="of deformable attention, per head and feature map")
+    num_points: int = Field(
+        4, ge=1, le=64, description="sampling points of deformable attention per head and feature map"
+    )
     align_cells: bool = Field(
         False,
-        description="cells of deformable attention and proposals lie where their pixels are; false spreads them evenly "
-        "over the photo, as published: off by half a cell, and up to a cell where sides are no multiples of the stride",
+        description="cells of deformable attention and proposals are where their pixels are; false places them evenly over "
+        "the image, as published: off by half a cell, and up to a cell if sides are no multiples of the stride",
     )
-    queries: QueryKind = Field(
+    queries: QueryName = Field(
         "learned",
-        description="what queries start from: learned vectors (DETR), vectors that each have a point (Conditional, "
-        "Deformable DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR)",
+        description="object queries: learned embeddings (DETR), embeddings with reference points (Conditional, Deformable "
+        "DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR)",
     )
     two_stage_content: Literal["box", "memory"] = Field(
         "box",
-        description="what queries=two_stage hold at first: sines of the box, as published, or also what the cell held "
-        "and a learned vector of their rank, which tells apart those that start from one object",
+        description="content of two-stage queries: sine encoding of the box, as published, or also the memory of its cell "
+        "and a learned embedding of its rank, which distinguishes queries of one object",
     )
-    with_box_refine: bool = Field(False, description="each decoder layer starts from the boxes of the one before it")
-    layerwise_heads: bool = Field(False, description="each decoder layer has class and box heads of its own")
+    with_box_refine: bool = Field(False, description="each decoder layer refines the boxes of the previous one")
+    layerwise_heads: bool = Field(False, description="separate class and box heads for every decoder layer")
     class_scores: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="one of K classes or no object, or a yes or no for every class"
+        "softmax", description='scores over all classes and "no object", or of every class independently'
     )
     max_detections: int = Field(
-        100, ge=1, le=100_000, description="best pairs of query and class that make the answer, with sigmoid scores"
+        100, ge=1, le=100_000, description="detections per image with sigmoid scores: best pairs of query and class"
     )
     mask_head: bool = Field(False, description="predict a mask for every query")
 
     @property
     def has_published_backbone(self) -> bool:
-        """Whether its backbone is one that the published code and Hugging Face's have."""
+        """Whether the backbone is one of the published code's and Hugging Face's."""
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
     def supports_padding_invariance(self) -> bool:
-        """Whether padding can be kept out of its backbone, so that a photo's features do not depend on its batch."""
+        """Whether padding can be excluded from the backbone, so that an image's features do not depend on its batch."""
         return not self.backbone.startswith(TIMM)
 
     @property
     def has_published_positions(self) -> bool:
         """Whether positions are added where the published code and Hugging Face's add them."""
-        return self.position_embedding != "none" and self.position_places == {"attention"}
+        return self.position_embedding != "none" and self.position_injections == {"attention"}
 
     @property
-    def position_places(self) -> set[PositionInjection]:
-        """Where positions are added, of cells and of queries."""
+    def position_injections(self) -> set[PositionInjection]:
+        """Where positions of cells and of queries are added."""
         return {self.encoder_positions, self.decoder_positions, self.query_positions}
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels per cell of each feature map that the transformer sees, finest first."""
+        """Pixels per cell of each feature map of the transformer, finest first."""
         stages = [4, 8, 16] if self.backbone == "resnet-tiny" else [4, 8, 16, 32]
         if self.dilation:
             stages[-1] = stages[-2]
@@ -130,93 +139,34 @@ class ModelConfig(BaseModel):
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the finest feature map that the transformer sees."""
+        """Pixels per cell of the finest feature map of the transformer."""
         return self.strides[0]
 
     @property
     def num_backbone_levels(self) -> int:
-        """How many of the feature maps come straight from the backbone."""
+        """Number of feature maps that are taken from the backbone."""
         return min(self.num_feature_levels, _MAX_BACKBONE_LEVELS)
 
     @property
     def is_deformable(self) -> bool:
-        """Whether any attention samples points instead of looking at all cells."""
+        """Whether the encoder or the decoder has deformable attention."""
         return "deformable" in (self.encoder, self.decoder)
 
     @property
     def is_multi_scale(self) -> bool:
-        """Whether feature maps are projected, normalised and told apart one by one, as Deformable DETR does."""
+        """Whether feature maps are projected, normalised and identified by level embeddings, as in Deformable DETR."""
         return self.is_deformable or self.num_feature_levels > 1
 
     @property
     def detections_per_image(self) -> int:
-        """Objects that the answer for one photo can hold."""
+        """Number of detections that postprocessing returns per image."""
         if self.class_scores == "softmax":
             return self.num_queries
         return min(self.max_detections, self.num_queries * self.num_classes)
 
     @model_validator(mode="after")
-    def _widths_divide(self) -> "ModelConfig":
-        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
-            raise ValueError(f"hidden_dim={self.hidden_dim} must be a multiple of 4 and of num_heads={self.num_heads}")
-        if self.dilation and self.backbone in ("resnet18", "resnet34"):
-            raise ValueError(
-                f"backbone {self.backbone!r} cannot be dilated, only resnet50, resnet101 and resnet-tiny can"
-            )
-        in_encoder = self.encoder_positions == "input" or (self.encoder_layers > 0 and self.encoder_positions != "none")
-        if self.position_embedding == "learned" and not in_encoder and self.decoder_positions == "none":
-            raise ValueError("learned positions that are added nowhere cannot be learned; set position_embedding=none")
-        min_width = 64 if self.backbone == "resnet-tiny" else 128  # halved at every stage, down to groups of norms
-        if self.mask_head and (self.hidden_dim % min_width or self.num_heads % 8):
-            raise ValueError(
-                f"the mask head of this backbone needs hidden_dim a multiple of {min_width} and num_heads of 8"
-            )
-        return self
+    def _check(self) -> "ModelConfig":
+        from detrkit.config.validation import check_model  # which imports this module
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "ModelConfig":
-        for is_wrong, sentence in (
-            (
-                self.queries == "learned" and self.decoder != "dense",
-                f"{self.decoder} cross-attention asks where a query is, and learned queries are nowhere; set "
-                "queries=points or queries=anchors",
-            ),
-            (
-                self.queries == "learned" and self.with_box_refine,
-                "with_box_refine starts from a box, and learned queries have none; set queries=points or queries=anchors",
-            ),
-            (
-                self.queries == "two_stage" and not self.with_box_refine,
-                "queries=two_stage are boxes to be refined; set with_box_refine=true",
-            ),
-            (
-                self.queries != "two_stage" and self.two_stage_content != "box",
-                f"two_stage_content={self.two_stage_content} is for proposals; set queries=two_stage, or "
-                "two_stage_content=box",
-            ),
-            (
-                self.queries == "two_stage" and self.class_scores != "sigmoid",
-                "queries=two_stage are chosen by a yes or no for every cell; set class_scores=sigmoid",
-            ),
-            (
-                self.align_cells and not (self.is_deformable or self.queries == "two_stage"),
-                "align_cells is for deformable attention and proposals; leave it out",
-            ),
-            (
-                self.is_multi_scale and self.position_embedding != "sine",
-                f"several feature maps, and deformable attention, need position_embedding=sine, found "
-                f"{self.position_embedding!r}",
-            ),
-            (
-                self.is_multi_scale and (self.hidden_dim % 32 != 0 or self.hidden_dim == 32),
-                f"hidden_dim={self.hidden_dim} must be 64, 96, 128 and so on: feature maps are normalised in 32 groups",
-            ),
-            (
-                (self.is_multi_scale or self.queries != "learned") and self.position_places != {"attention"},
-                "positions elsewhere than at every attention work with dense attention and learned queries alone; leave "
-                "encoder_positions, decoder_positions and query_positions out",
-            ),
-        ):
-            if is_wrong:
-                raise ValueError(sentence)
+        check_model(self)
         return self

@@ -18,6 +18,89 @@ STRONG_AUGMENTATION = ("photometric", "scale_jitter", "mosaic", "mixup")  # end 
 Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
 
 
+def check_model(model: ModelConfig) -> None:
+    """Check the fields of a model's configuration against each other.
+
+    Raises:
+        ConfigError: two do not fit together.
+    """
+    _check([*_size_rules(model), *_part_rules(model)])
+
+
+def _size_rules(model: ModelConfig) -> Rules:
+    width, heads = arg("hidden_dim", model.hidden_dim), arg("num_heads", model.num_heads)
+    mask_width = 64 if model.backbone == "resnet-tiny" else 128  # halved at every stage, down to the groups of norms
+    return [
+        (
+            bool(model.hidden_dim % model.num_heads or model.hidden_dim % 4),
+            f"{width} must be a multiple of 4 and of {heads}.",
+        ),
+        (
+            model.is_multi_scale and (model.hidden_dim % 32 != 0 or model.hidden_dim == 32),
+            f"{width} must be 64, 96, 128 and so on: the feature maps of multi-scale models are normalised in 32 groups.",
+        ),
+        (
+            model.mask_head and bool(model.hidden_dim % mask_width or model.num_heads % 8),
+            f"{arg('mask_head', True)} needs {arg('hidden_dim')} to be a multiple of {mask_width} and "
+            f"{arg('num_heads')} of 8 with this backbone, found {model.hidden_dim} and {model.num_heads}.",
+        ),
+        (
+            model.dilation and model.backbone in ("resnet18", "resnet34"),
+            f"{arg('backbone', model.backbone)} cannot be dilated; resnet50, resnet101 and resnet-tiny can. Leave out "
+            f"{arg('dilation')}.",
+        ),
+    ]
+
+
+def _part_rules(model: ModelConfig) -> Rules:
+    references = f"Set {arg('queries', 'points')} or {arg('queries', 'anchors')}."
+    queries, two_stage = arg("queries", model.queries), arg("queries", "two_stage")
+    positions = arg("position_embedding", model.position_embedding)
+    encoder_adds = model.encoder_positions == "input" or (
+        model.encoder_layers > 0 and model.encoder_positions != "none"
+    )
+    return [
+        (
+            model.queries == "learned" and model.decoder != "dense",
+            f"{arg('decoder', model.decoder)} needs queries with reference points, but {queries} has none. {references}",
+        ),
+        (
+            model.queries == "learned" and model.with_box_refine,
+            f"{arg('with_box_refine', True)} refines reference boxes, but {queries} has none. {references}",
+        ),
+        (
+            model.queries == "two_stage" and not model.with_box_refine,
+            f"{two_stage} selects boxes to refine. Set {arg('with_box_refine', True)}.",
+        ),
+        (
+            model.queries == "two_stage" and model.class_scores != "sigmoid",
+            f"{two_stage} ranks cells by a sigmoid score. Set {arg('class_scores', 'sigmoid')}.",
+        ),
+        (
+            model.queries != "two_stage" and model.two_stage_content != "box",
+            f"{arg('two_stage_content', model.two_stage_content)} is for {two_stage}, found {queries}. Leave it out.",
+        ),
+        (
+            model.align_cells and not (model.is_deformable or model.queries == "two_stage"),
+            f"{arg('align_cells', True)} is for deformable attention and {two_stage}. Leave it out.",
+        ),
+        (
+            model.is_multi_scale and model.position_embedding != "sine",
+            f"{positions} does not work with several feature maps or deformable attention. Set "
+            f"{arg('position_embedding', 'sine')}.",
+        ),
+        (
+            (model.is_multi_scale or model.queries != "learned") and model.position_injections != {"attention"},
+            f"{arg('encoder_positions')}, {arg('decoder_positions')} and {arg('query_positions')} other than 'attention' "
+            f"need dense attention and {arg('queries', 'learned')}. Leave them out.",
+        ),
+        (
+            model.position_embedding == "learned" and not encoder_adds and model.decoder_positions == "none",
+            f"{positions} cannot be trained if positions are added nowhere. Set {arg('position_embedding', 'none')}.",
+        ),
+    ]
+
+
 def check_given(settings: Mapping[str, Any]) -> None:
     """Check settings that were given together, by name.
 

@@ -1,19 +1,16 @@
-"""Names of models, and how each is put together.
-
-A preset is a `ModelConfig`; a variant is a preset with some fields changed.
-"""
+"""Presets: names of model configurations."""
 
 from typing import Any
 
 from pydantic import ValidationError
 
 from detrkit.config.model import ModelConfig
-from detrkit.errors import ConfigError, did_you_mean
+from detrkit.errors import ConfigError, arg, did_you_mean
 from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
 
 
-def _published(**changes: Any) -> dict[str, ModelConfig]:
+def _detr(**changes: Any) -> dict[str, ModelConfig]:
     name = "detr-" + {"resnet50": "r50", "resnet101": "r101"}[changes["backbone"]]
     name += "-dc5" if changes.get("dilation") else ""
     return {
@@ -22,8 +19,8 @@ def _published(**changes: Any) -> dict[str, ModelConfig]:
     }
 
 
-def _successors(name: str, **changes: Any) -> dict[str, ModelConfig]:
-    """The four backbones that Conditional DETR and DAB-DETR were published with."""
+def _four_backbones(name: str, **changes: Any) -> dict[str, ModelConfig]:
+    """Return presets for the four backbones that Conditional DETR and DAB-DETR were published with."""
     return {
         f"{name}-{short}{suffix}": ModelConfig(backbone=backbone, dilation=dilation, **changes)
         for short, backbone in (("r50", "resnet50"), ("r101", "resnet101"))
@@ -41,9 +38,8 @@ _DEFORMABLE: dict[str, Any] = {
     "dim_feedforward": 1024,
 }
 _REFINE: dict[str, Any] = {"num_feature_levels": 4, "with_box_refine": True, "layerwise_heads": True}
-_OWN: dict[
-    str, Any
-] = {  # what learned soonest on small sets: benchmarks/convergence.py, docs/decisions/0009-detrkit-presets.md
+# fastest to learn on small datasets: benchmarks/convergence.py, docs/decisions
+_DETRKIT: dict[str, Any] = {
     **_DEFORMABLE,
     **_REFINE,
     "queries": "two_stage",
@@ -54,12 +50,12 @@ _OWN: dict[
 }
 
 PRESETS: dict[str, ModelConfig] = {
-    **_published(backbone="resnet50"),
-    **_published(backbone="resnet50", dilation=True),
-    **_published(backbone="resnet101"),
-    **_published(backbone="resnet101", dilation=True),
-    **_successors("conditional-detr", **_CONDITIONAL, queries="points"),
-    **_successors(
+    **_detr(backbone="resnet50"),
+    **_detr(backbone="resnet50", dilation=True),
+    **_detr(backbone="resnet101"),
+    **_detr(backbone="resnet101", dilation=True),
+    **_four_backbones("conditional-detr", **_CONDITIONAL, queries="points"),
+    **_four_backbones(
         "dab-detr",
         **_CONDITIONAL,
         queries="anchors",
@@ -90,7 +86,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "detrkit-s": ModelConfig(
         **{
-            **_OWN,
+            **_DETRKIT,
             "backbone": "resnet-tiny",
             "backbone_normalization": "batch",
             "frozen_backbone_stages": 0,
@@ -103,7 +99,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "detrkit-m": ModelConfig(
         **{
-            **_OWN,
+            **_DETRKIT,
             "backbone": "resnet18",
             "num_feature_levels": 3,
             "num_queries": 100,
@@ -115,41 +111,45 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset_config(name: str, **overrides: Any) -> ModelConfig:
-    """Look up a preset and change some of its fields.
+    """Return the configuration of a preset.
+
+    Args:
+        name: of the preset.
+        overrides: fields of `ModelConfig` to change.
 
     Raises:
-        ConfigError: no such preset, no such field, or a value out of range.
+        ConfigError: the preset or a field does not exist, or a value is out of range or contradicts another.
     """
     if name not in PRESETS:
-        raise ConfigError(f"model {name!r} is not a preset; {did_you_mean(name, PRESETS)}")
+        raise ConfigError(f"{arg('model', name)} is not a preset; {did_you_mean(name, PRESETS)}")
     for field in overrides:
         if field not in ModelConfig.model_fields:
             raise ConfigError(
-                f"model setting {field!r} does not exist; {did_you_mean(field, ModelConfig.model_fields)}"
+                f"{arg(field)} is not a setting of models; {did_you_mean(field, ModelConfig.model_fields)}"
             )
     try:
         return ModelConfig.model_validate({**PRESETS[name].model_dump(), **overrides})
     except ValidationError as error:
         first = error.errors()[0]
-        where = f"model setting {first['loc'][0]!r}: found {first['input']!r}, " if first["loc"] else "model settings: "
-        raise ConfigError(where + first["msg"].removeprefix("Value error, ")) from None
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{arg(str(first['loc'][0]), first['input'])}: {reason}") from None
 
 
 def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> DETR:
-    """Build a model by the name of its preset, with random weights; nothing is downloaded.
+    """Build a model by the name of its preset, with random weights. Nothing is downloaded.
 
     Args:
         name: "detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", each also with "-panoptic"; "detr-r18",
             "detr-tiny"; "detrkit-s", "detrkit-m"; "conditional-detr-..." and "dab-detr-..." with the same four backbones;
             "deformable-detr-r50", also with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage".
-        num_classes: K, without no-object; None takes the preset's (91, or 250 for panoptic).
-        overrides: fields of `ModelConfig`.
+        num_classes: number of classes K, without "no object". Default: the preset's (91, or 250 for panoptic).
+        overrides: fields of `ModelConfig` to change.
 
     Returns:
-        The model in train mode. `model.config` is the resolved `ModelConfig`.
+        The model, in train mode; `model.config` is its `ModelConfig`.
 
     Raises:
-        ConfigError: no such preset, no such field, or a value out of range.
+        ConfigError: the preset or a field does not exist, or a value is out of range or contradicts another.
     """
     if num_classes is not None:
         overrides["num_classes"] = num_classes

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from detrkit.checkpoints.native import Preprocessing, Thresholds
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, ConfigError
 
 FORMAT = "detrkit-export-1"
 METADATA_KEY = "detrkit"  # of our JSON document among the metadata of an ONNX file
@@ -101,7 +101,7 @@ class ExportMetadata(BaseModel):
                     f"{source}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit"
                 )
             metadata = cls.model_validate(content)
-        except (ValidationError, ValueError, RecursionError) as error:
+        except (ValidationError, ValueError, ConfigError, RecursionError) as error:
             raise CheckpointError(f"{source}: its metadata is malformed ({_reason(error)}); export it again") from None
         if len(metadata.categories) != metadata.model.num_classes:
             raise CheckpointError(

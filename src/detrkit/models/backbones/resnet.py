@@ -17,7 +17,6 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.config.model import BackboneName, Normalization
-from detrkit.errors import ConfigError
 from detrkit.models.layers import checkpointed
 from detrkit.ops.padding import padding_mask_at
 
@@ -70,9 +69,6 @@ class ResNetBackbone(nn.Module):
         padding_invariant: set padding to zero before every convolution larger than 1 x 1, so that the features of an image
             do not depend on how far it was padded. False, as published, lets features that spilled into the padding flow
             back.
-
-    Raises:
-        ConfigError: torchvision cannot dilate this ResNet.
     """
 
     def __init__(
@@ -127,8 +123,6 @@ def _build_body(name: BackboneName, normalization: Normalization, dilation: bool
     norm_layer = cast(type[nn.Module], FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d)
     if name == "resnet-tiny":
         return TinyResNet(norm_layer, dilation)
-    if name not in ("resnet50", "resnet101") and dilation:
-        raise ConfigError(f"backbone {name!r} cannot be dilated; dilation works with resnet50 and resnet101")
     block, blocks = _BLOCKS_OF_STAGES[name]
     return resnet.ResNet(block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation])
 
