@@ -26,8 +26,9 @@ def test_rows_change_existing_fields_and_the_last_row_is_the_papers_model() -> N
     assert [len(TABLES[name]) for name in ("encoder", "positions", "losses")] == [4, 5, 3]
 
 
-@pytest.mark.parametrize("table", ["losses", "positions"])
-def test_complete_table_is_not_trained_again(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_complete_table_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = "losses"
     shapes = write_coco(tmp_path / "shapes", 2, 2)
     command = [table, str(shapes), "--model", "detr-tiny", "--output", str(tmp_path / "runs"), *SMALLEST]
     main(command)
@@ -47,6 +48,7 @@ def test_complete_table_is_not_trained_again(table: str, tmp_path: Path, capsys:
     assert dates == [(tmp_path / "runs" / table / row.name / "report.html").stat().st_mtime_ns for row in rows]
 
 
+@pytest.mark.slow
 def test_stopped_row_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = write_coco(tmp_path / "shapes", 4, 2)
     row = TABLES["encoder"][0]
