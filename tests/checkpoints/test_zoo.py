@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import detrkit
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.cli import main
 from detrkit.models.presets import PRESETS, model_from_config
 
 
@@ -43,3 +45,10 @@ def test_models_are_listed_without_torch() -> None:
     code = "import detrkit, sys; detrkit.list_models(); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_models_command_prints_one_line_per_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["models"])
+    assert not exit.value.code
+    assert capsys.readouterr().out == f"{detrkit.list_models()!r}\n"

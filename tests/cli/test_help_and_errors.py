@@ -204,7 +204,7 @@ ERRORS = {
     ),
     "int8 without images": (
         ["export", "model.safetensors", "--format", "openvino", "--precision", "int8"],
-        "needs images",
+        "pass your dataset or images as --data",
     ),
     "export would overwrite a folder": (
         ["export", "nine.safetensors", "--format", "openvino", "-o", "shapes"],
@@ -237,7 +237,7 @@ ERRORS = {
     "convert with the wrong suffix": (["convert", "model.safetensors", "a.bin", "--to", "official"], ".pth"),
     "convert would overwrite a file": (
         ["convert", "model.safetensors", "nine.safetensors", "--to", "detrkit"],
-        "exists already",
+        "exists already; choose another OUTPUT",
     ),
     "explain without an image": (["explain", "model.safetensors"], "IMAGE"),
     "explain image does not exist": (["explain", "model.safetensors", "nowhere.jpg"], "nowhere.jpg"),
