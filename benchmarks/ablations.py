@@ -24,7 +24,7 @@ from detrkit.config.run import RunConfig, run_config
 from detrkit.evaluation.metrics import metric_label
 from detrkit.models.presets import preset_config
 from detrkit.training.loggers.jsonl import read_metrics
-from detrkit.training.run import STATE_FILE
+from detrkit.training.run_folder import STATE_FILE
 from detrkit.training.train import resume, train_from_config
 
 COLUMNS = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")

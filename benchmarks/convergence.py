@@ -51,7 +51,8 @@ from detrkit.models.presets import preset_config
 from detrkit.training.data import TrainingData
 from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.planner import OWN, plan_model, plan_training
-from detrkit.training.run import STATE_FILE, TrainingRun, run_training
+from detrkit.training.run import TrainingRun, run_training
+from detrkit.training.run_folder import STATE_FILE
 from detrkit.training.train import prepare
 from detrkit.visualization.charts import as_png, new_chart
 

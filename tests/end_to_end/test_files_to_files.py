@@ -18,7 +18,7 @@ from detrkit.checkpoints.load import load_checkpoint
 from detrkit.cli import main
 from detrkit.errors import ConfigError
 from detrkit.training.loggers.jsonl import read_metrics
-from detrkit.training.train import refuse_dataset_folder
+from detrkit.training.run_folder import refuse_dataset_folder
 from tests.datasets import write_coco, write_whole_photos
 
 SHORT = [

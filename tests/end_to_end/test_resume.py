@@ -172,7 +172,7 @@ def test_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", no_space)
-    with pytest.raises(ConfigError, match=r"state\.pt: cannot be written .*No space left.*--resume"):
+    with pytest.raises(ConfigError, match=r"state\.pt: cannot be written .*No space left.*then resume the run"):
         write_training_state(path, {"step": 2})
     assert path.read_bytes() == whole
     assert list(path.parent.iterdir()) == [path]

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from detrkit._internal.files import atomic_write
-from detrkit.errors import CheckpointError, ConfigError, arg
+from detrkit.errors import CheckpointError, ConfigError
 
 _STATE_FORMAT = 1
 HEADER_KEY = "detrkit"  # of detrkit's JSON document in the metadata of a safetensors file
@@ -77,9 +77,7 @@ def write_training_state(path: Path, state: dict[str, Any]) -> None:
         with atomic_write(path) as temporary:
             torch.save({"format": _STATE_FORMAT, **state}, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-        raise ConfigError(
-            f"{path}: cannot be written ({_first_line(error)}); make room, then resume with {arg('resume')}"
-        ) from None
+        raise ConfigError(f"{path}: cannot be written ({_first_line(error)}); make room, then resume the run") from None
 
 
 def read_training_state(path: Path) -> dict[str, Any]:

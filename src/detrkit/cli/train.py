@@ -11,6 +11,7 @@ from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import RunConfig, run_config
 from detrkit.data.formats.registry import FormatName, check_dataset_path
 from detrkit.errors import ConfigError, arg
+from detrkit.training.run_folder import check_resumable, refuse_dataset_folder, refuse_used_run_folder
 
 
 def train(
@@ -92,6 +93,9 @@ def train(
         return
     resolved, output = run_config(given, config), output or Path("runs/train")
     check_dataset_path(resolved.data)
+    if not dry_run:
+        refuse_used_run_folder(output)
+        refuse_dataset_folder(output, resolved.data)
     if slurm is not None:
         _submit(resolved, output, slurm, minutes, dry_run=dry_run)
     elif dry_run:
@@ -114,6 +118,7 @@ def _resume(folder: Path, given: list[str], loggers: list[str]) -> None:
         raise ConfigError(
             f"{arg('resume')} continues with the settings in the run's config.yaml; leave out {', '.join(map(flag, given))}"
         )
+    check_resumable(folder)
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.training.train import resume
 

@@ -26,7 +26,7 @@ from detrkit.training.callbacks import Callback
 from detrkit.training.data import TrainingData
 from detrkit.training.result import TrainResult
 from detrkit.training.run import run_training
-from detrkit.training.train import refuse_used_run_folder
+from detrkit.training.run_folder import refuse_used_run_folder
 
 Task = Literal["boxes", "panoptic"]
 Model = Literal["detrkit-s", "detr-tiny"]

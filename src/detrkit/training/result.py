@@ -8,6 +8,7 @@ from detrkit.config.run import RunConfig
 from detrkit.evaluation.metrics import EvalMetrics, headline
 from detrkit.inference.detector import Detector
 from detrkit.training.overfit_check import OverfitReport
+from detrkit.training.run_folder import REPORT_FILE
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +57,7 @@ class TrainResult:
     @property
     def report(self) -> Path | None:
         """The report, if there was an evaluation."""
-        return None if self.evaluation is None else self.output / "report.html"
+        return None if self.evaluation is None else self.output / REPORT_FILE
 
     @cached_property
     def detector(self) -> Detector:

@@ -41,11 +41,11 @@ from detrkit.training.loggers import Logger, LoggerCallback, build_loggers
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan
 from detrkit.training.result import TrainResult
+from detrkit.training.run_folder import CATEGORIES_FILE, CONFIG_FILE, STATE_FILE
 from detrkit.training.run_report import write_run_report
 from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import CheckpointName, Trainer
 
-STATE_FILE = "last/state.pt"
 _NUM_EXAMPLES = 4  # validation images that are logged after every evaluation
 
 
@@ -147,8 +147,8 @@ class TrainingRun:
         """Train from the start."""
         if self.process.is_first:
             make_folder(self.output)
-            write_config(self.output / "config.yaml", self.config, self.model.config.model_dump(mode="json"))
-            write_categories(self.output / "categories.json", self.data.categories)
+            write_config(self.output / CONFIG_FILE, self.config, self.model.config.model_dump(mode="json"))
+            write_categories(self.output / CATEGORIES_FILE, self.data.categories)
         return self._train(None)
 
     def resume(self) -> TrainResult:

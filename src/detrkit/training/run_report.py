@@ -10,6 +10,7 @@ from detrkit.inference.detector import Detector
 from detrkit.training.data import TrainingData
 from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.result import TrainResult
+from detrkit.training.run_folder import REPORT_FILE, SCORES_FILE
 from detrkit.visualization.charts import draw_training_curves
 
 
@@ -30,7 +31,7 @@ def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis
     )
     is_train_data = settings.overfit > 0 or settings.train_on_val
     write_report(
-        output / "report.html",
+        output / REPORT_FILE,
         title=f"{result.config.model}: {headline(metrics)}",
         subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}; {legend}",
         metrics=metrics,
@@ -40,4 +41,4 @@ def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis
         predictions=draw_predictions(Detector.load(output), data.pictures, NUM_IMAGES, output / "predictions"),
         worst_images=draw_worst_images(analysis, data.pictures, data.val_ids),
     )
-    write_scores(output / "scores.json", analysis, metrics)
+    write_scores(output / SCORES_FILE, analysis, metrics)

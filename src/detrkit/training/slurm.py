@@ -9,8 +9,8 @@ from typing import Any
 from detrkit.config.run import RunConfig
 from detrkit.errors import ConfigError, arg, import_optional
 from detrkit.training.callbacks import Callback
-from detrkit.training.run import STATE_FILE
-from detrkit.training.train import refuse_dataset_folder, refuse_used_run_folder, resume, train_from_config
+from detrkit.training.run_folder import STATE_FILE, refuse_dataset_folder, refuse_used_run_folder
+from detrkit.training.train import resume, train_from_config
 
 _EXAMPLE = "partition=NAME,nodes=2,gpus_per_node=4,timeout_min=600"
 _SLURM_ONLY = ("partition", "account", "qos", "constraint", "array_parallelism")  # submitit: slurm_partition, ...

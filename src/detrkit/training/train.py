@@ -5,13 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detrkit._internal.provenance import is_written_by_detrkit, refuse_foreign_overwrite
-from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, load_run_config, run_config
 from detrkit.config.validation import check_minutes
 from detrkit.data.dataset import DatasetSplits
 from detrkit.data.splits import Data, as_splits
-from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import process_from_environment
 from detrkit.errors import ConfigError, arg
@@ -22,13 +19,16 @@ from detrkit.training.data import TrainingData, has_masks, open_data
 from detrkit.training.duration import TimeEstimate
 from detrkit.training.launch import launch
 from detrkit.training.loggers import Logger, check_loggers
-from detrkit.training.loggers.jsonl import METRICS_FILE
 from detrkit.training.planner import TrainingPlan, plan_model, plan_training, plan_within
 from detrkit.training.result import TrainResult
-from detrkit.training.run import STATE_FILE, TrainingRun, run_training
-
-_FILES = ("config.yaml", "categories.json", METRICS_FILE, "scores.json", "report.html")
-_IN_MEMORY = "(torch dataset)"  # `data` of a run that was not trained on a folder
+from detrkit.training.run import TrainingRun, run_training
+from detrkit.training.run_folder import (
+    CONFIG_FILE,
+    IN_MEMORY,
+    check_resumable,
+    refuse_dataset_folder,
+    refuse_used_run_folder,
+)
 
 
 def train(
@@ -106,13 +106,10 @@ def resume(
         DetrkitError: the folder holds no saved run, the run has ended, or its dataset has changed.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: there is no config.yaml, expected a run folder to resume")
-    if not (folder / STATE_FILE).is_file():
-        raise ConfigError(f"{folder}: there is no {STATE_FILE}; the run was not saved yet, start it again")
+    check_resumable(folder)
     check_loggers(loggers)
-    config = load_run_config(folder / "config.yaml")
-    if data is None and config.data == _IN_MEMORY:
+    config = load_run_config(folder / CONFIG_FILE)
+    if data is None and config.data == IN_MEMORY:
         raise ConfigError(f"{folder}: the run was trained on a torch dataset; pass it again as {arg('data')}")
     dataset = None if data is None else _read_data(data, config, val, classes)
     return _run(config, folder, dataset=dataset, resume=True, callbacks=callbacks, loggers=loggers)
@@ -193,7 +190,7 @@ def resolve(
         DetrkitError: as in `train`.
     """
     is_folder = isinstance(data, str | Path) and val is None and classes is None
-    given = {**settings, "data": str(data) if isinstance(data, str | Path) else _IN_MEMORY}
+    given = {**settings, "data": str(data) if isinstance(data, str | Path) else IN_MEMORY}
     if weights is not None:
         if isinstance(model, DETR):
             raise ConfigError(
@@ -206,7 +203,7 @@ def resolve(
     if not is_folder or isinstance(model, DETR):
         masks = model.config.mask_head if isinstance(model, DETR) else None
         dataset = _read_data(data, run_config(given), val, classes, masks=masks)
-        given["data"] = str(data) if is_folder else _IN_MEMORY
+        given["data"] = str(data) if is_folder else IN_MEMORY
     if isinstance(model, DETR):
         assert dataset is not None
         given |= model_settings_of(model, len(dataset.categories))
@@ -248,38 +245,6 @@ def prepare(
         throughput=throughput,
     )
     return plan, data
-
-
-def refuse_used_run_folder(output: Path) -> None:
-    """Refuse to overwrite a run with weights, or files that detrkit did not write.
-
-    Raises:
-        ConfigError: the folder holds one of them.
-    """
-    if any((output / name / WEIGHTS_FILE).exists() for name in ("last", "best")):
-        raise ConfigError(f"{output}: holds a run already; choose another {arg('output')}, or remove this folder")
-    if is_written_by_detrkit(output / "config.yaml"):
-        return
-    for path in (*(output / name for name in _FILES), *(output / "predictions").glob("*.png")):
-        refuse_foreign_overwrite(path)
-
-
-def refuse_dataset_folder(output: Path, data: str) -> None:
-    """Refuse a run folder inside the dataset, whose readers would take its files for images of the dataset.
-
-    Raises:
-        ConfigError: the run folder is, or lies among the images of, the dataset.
-    """
-    dataset, place = Path(data).resolve(), output.resolve()
-    dataset = dataset.parent if dataset.is_file() else dataset
-    if dataset != place and dataset not in place.parents:
-        return
-    between = [folder for folder in (place, *place.parents) if dataset in folder.parents and folder.is_dir()]
-    if place == dataset or any(one.suffix.lower() in IMAGE_SUFFIXES for folder in between for one in folder.iterdir()):
-        raise ConfigError(
-            f"{output}: lies inside the dataset {data}, which would then contain the run's images; choose another "
-            f"{arg('output')}"
-        )
 
 
 def _read_data(

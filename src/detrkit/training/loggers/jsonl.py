@@ -9,8 +9,7 @@ from PIL.Image import Image
 
 from detrkit._internal.files import write_text
 from detrkit.training.loggers.base import Kind, LogContext, Value
-
-METRICS_FILE = "metrics.jsonl"
+from detrkit.training.run_folder import METRICS_FILE
 
 
 class JSONLogger:
