@@ -104,7 +104,7 @@ def test_nodes_weights_and_axes_have_readable_names(model: DETR, path: Path) -> 
     assert all(value == node.name or value in ends for node in graph.node for value in node.output)
     assert all(re.match(r"[a-z_]+\.|constant_", name) or "/" in name for name in weights), "no numbers as names"
     assert "constant_[0.5]" in weights, "queries and keys are each scaled by the fourth root of 1/16"
-    assert "positions/Div_2.table" in weights, "the wavelengths of the sines"
+    assert "neck.positions/Div_2.table" in weights, "wavelengths of the sine position encoding"
     assert "backbone.body.conv1.weight" in weights
     assert "decoder.layers.0.feed_forward.expand.weight_transposed" in weights
     assert not {node.op_type for node in graph.node} & {"BatchNormalization", "IsNaN"}, "norms are fused"
