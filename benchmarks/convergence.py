@@ -98,8 +98,8 @@ class Row:
         model: preset.
         settings: fields of `ModelConfig` that define the row.
         training: fields of `TrainingConfig`.
-        drawn: further fields of `ModelConfig` for synthetic images, which options may change.
-        photos: the same for dataset folders.
+        drawn_overrides: further fields of `ModelConfig` for synthetic images, which options may change.
+        folder_overrides: the same for dataset folders.
     """
 
     name: str
@@ -107,8 +107,8 @@ class Row:
     model: str = "detrkit-s"
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    drawn: Mapping[str, Any] = field(default_factory=dict)
-    photos: Mapping[str, Any] = field(default_factory=dict)
+    drawn_overrides: Mapping[str, Any] = field(default_factory=dict)
+    folder_overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _without_denoising(
@@ -126,15 +126,15 @@ _DEFORMABLE = {"encoder": "deformable", "decoder": "deformable"}
 _LR_5E_4 = {"lr": 5e-4, "backbone_lr": 5e-4}  # for rows that are worse with 1e-3
 TABLES: dict[str, tuple[Row, ...]] = {
     "peers": (
-        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_LR_5E_4, photos=_QUERIES),
+        Row("plain", "DETR (detr-tiny)", "detr-tiny", training=_LR_5E_4, folder_overrides=_QUERIES),
         Row(
             "conditional",
             "Conditional DETR",
             "detr-tiny",
             {**_SIGMOID, "queries": "points", "decoder": "conditional"},
             _LR_5E_4,
-            drawn=_COARSE,
-            photos=_QUERIES,
+            drawn_overrides=_COARSE,
+            folder_overrides=_QUERIES,
         ),
         Row(
             "dab",
@@ -148,8 +148,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
                 "position_temperature": 20.0,
             },
             _LR_5E_4,
-            drawn=_COARSE,
-            photos=_QUERIES,
+            drawn_overrides=_COARSE,
+            folder_overrides=_QUERIES,
         ),
         Row(
             "deformable",
@@ -157,8 +157,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
             "detr-tiny",
             {**_SIGMOID, **_DEFORMABLE, "queries": "points", "num_feature_levels": 2, "dilation": False},
             _LR_5E_4,
-            drawn=_QUERIES,
-            photos=_QUERIES,
+            drawn_overrides=_QUERIES,
+            folder_overrides=_QUERIES,
         ),
         Row("detrkit-s", "detrkit-s"),
     ),
@@ -225,11 +225,11 @@ class Experiment:
         """Plan a run and load its data."""
         is_drawn = self.common.data == DRAWN
         given = self.common.training.explicit
-        of_row = {name: value for name, value in row.training.items() if is_drawn or name not in _LEARNING_RATES}
+        row_settings = {name: value for name, value in row.training.items() if is_drawn or name not in _LEARNING_RATES}
         defaults: Mapping[str, Any] = DRAWN_SETTINGS if is_drawn else FOLDER_SETTINGS
         if not is_drawn and self.common.backbone_weights:
             defaults = {**defaults, **_PRETRAINED}
-        training = {**defaults, **given, **of_row, "seed": seed}
+        training = {**defaults, **given, **row_settings, "seed": seed}
         if steps is not None:
             training["steps"] = steps
         config = self.common.model_copy(
@@ -250,7 +250,7 @@ class Experiment:
 
     def model_overrides(self, row: Row) -> dict[str, Any]:
         """Return the fields of a row's model that differ from its preset."""
-        defaults = row.drawn if self.common.data == DRAWN else row.photos
+        defaults = row.drawn_overrides if self.common.data == DRAWN else row.folder_overrides
         return {**defaults, **self.common.model_overrides, **row.settings}
 
     def run(self, row: Row, seed: int, steps: int | None = None) -> TrainingRun:

@@ -27,8 +27,8 @@ def test_rows_have_valid_models_and_settings() -> None:
     for rows in TABLES.values():
         assert len({row.name for row in rows}) == len(rows)
         for row in rows:
-            preset_config(row.model, **row.drawn, **row.settings)
-            preset_config(row.model, **row.photos, **row.settings)
+            preset_config(row.model, **row.drawn_overrides, **row.settings)
+            preset_config(row.model, **row.folder_overrides, **row.settings)
             TrainingConfig.model_validate(row.training)
     own, *others = TABLES["ingredients"]
     assert not own.settings
