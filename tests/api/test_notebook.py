@@ -146,5 +146,5 @@ def test_models_are_listed_with_their_licences_and_shown_as_a_table() -> None:
     models = detrkit.list_models()
     names = [model.name for model in models]
     assert {"detr-r50", "deformable-detr-r50-two-stage", "detrkit-s"} <= set(names)
-    assert all(model.license for model in models)
+    assert all(model.code_licence for model in models)
     assert "detr-r50" in repr(models)

@@ -118,7 +118,8 @@ def test_second_stage_trains_only_the_mask_head(
     assert run_cli("train", "--resume", output) == 2
     said = capsys.readouterr()
     error = " ".join(said.err.split())
-    assert f"--resume {output}: the run has ended, after 1 epoch; predict with it, or train on: detrkit train" in error
+    assert "the run has ended, after 1 epoch" in error
+    assert f"--weights {output} and another --output" in error
     assert said.out == ""
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == left
 
@@ -133,7 +134,7 @@ def test_frozen_box_model_with_other_classes_is_rejected(
     frozen = ("--weights", tmp_path / "w.safetensors", "--freeze", "boxes")
     assert run_cli("train", scenes, *TINY, *frozen, "-o", tmp_path / "run") == 2
     said = capsys.readouterr()
-    assert "has 3 classes, the data 6, of which 3 would stay random" in " ".join((said.err + said.out).split())
+    assert "data 6, of which 3 would stay random" in " ".join((said.err + said.out).split())
     assert not (tmp_path / "run").exists()
     assert run_cli("train", scenes, *TINY, "--freeze", "boxes", "-o", tmp_path / "run") == 2
     assert "Pass --weights" in " ".join(capsys.readouterr().err.split())

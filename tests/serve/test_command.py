@@ -9,7 +9,7 @@ import pytest
 
 from detrkit import Detector
 from detrkit.checkpoints.native import save_checkpoint
-from tests.cli.test_help_and_mistakes import run
+from tests.cli.test_help_and_errors import run
 
 
 @pytest.fixture
