@@ -26,7 +26,7 @@ from detrkit.data.categories import default_categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.backbones.timm import TimmBackbone
 from detrkit.models.detr import DETR
-from detrkit.training.optimizer import keep_frozen_parts_still
+from detrkit.training.optimizer import freeze_modes
 
 timm = pytest.importorskip("timm")
 SMALL = {"num_classes": 2, "num_queries": 4, "hidden_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
@@ -102,7 +102,7 @@ def test_a_model_trains_is_saved_and_comes_back(tmp_path: Path) -> None:
     mask[1, :, 64:] = True
     model.padding_invariant = True
     model(torch.randn(2, 1, 64, 96), mask).boxes.sum().backward()
-    keep_frozen_parts_still(model)
+    freeze_modes(model)
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, default_categories(2), Preprocessing()))
     again = load_checkpoint(path).build().eval()

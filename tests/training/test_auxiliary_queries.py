@@ -1,4 +1,4 @@
-"""Helpers of training change what is learned, and nothing of what the model is."""
+"""Training-only queries change the gradients, but neither predictions nor checkpoints."""
 
 import io
 from dataclasses import replace
@@ -51,9 +51,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable": ("deformable-detr-r50", {"num_feature_levels": 2}),
     "refined": ("deformable-detr-r50-refine", {"num_feature_levels": 2}),
     "two-stage": ("deformable-detr-r50-two-stage", {"num_feature_levels": 2}),
-    "our own, with masks": ("detrkit-s", {"mask_head": True}),
+    "detrkit-s with masks": ("detrkit-s", {"mask_head": True}),
 }
-HELPERS: dict[str, dict[str, Any]] = {
+AUXILIARY: dict[str, dict[str, Any]] = {
     "denoising": {"denoising": 2},
     "contrastive": {"denoising": 2, "contrastive_denoising": True},
     "groups": {"query_groups": 3},
@@ -68,8 +68,8 @@ def small(architecture: str) -> DETR:
     return build_model(name, **{**SMALL, **changes})
 
 
-def photos(count: int = 3) -> Batch:
-    """Photos of one object, several, and none."""
+def images(count: int = 3) -> Batch:
+    """Images with one object, several, and none."""
     samples = SyntheticShapes(count, 0, SyntheticStyle(size=64, max_objects=4)).draw_all()
     batch = collate(samples)
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
@@ -83,15 +83,15 @@ def make_train_step(model: DETR, steps: int = 10, **settings: Any) -> TrainStep:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_models_own_queries_say_what_they_say_alone(architecture: str) -> None:
-    model, batch = small(architecture).eval(), photos()
-    settings = TrainingConfig(**HELPERS["all"])
-    helpers = build_auxiliary_queries(model, settings)
-    assert helpers is not None
+def test_predictions_of_the_model_do_not_depend_on_auxiliary_queries(architecture: str) -> None:
+    model, batch = small(architecture).eval(), images()
+    settings = TrainingConfig(**AUXILIARY["all"])
+    generator = build_auxiliary_queries(model, settings)
+    assert generator is not None
     noised = noised_boxes(batch, settings, 3, 0)
     with torch.no_grad():
         alone = model(batch.images)
-        with_auxiliary_queries = ModelWithAuxiliaryQueries(model, helpers.eval())(batch.images, noised=noised)
+        with_auxiliary_queries = ModelWithAuxiliaryQueries(model, generator.eval())(batch.images, noised=noised)
     torch.testing.assert_close(with_auxiliary_queries.layer_boxes, alone.layer_boxes, rtol=0, atol=1e-6)
     torch.testing.assert_close(
         with_auxiliary_queries.layer_class_logits, alone.layer_class_logits, rtol=1e-5, atol=1e-5
@@ -103,9 +103,9 @@ def test_the_models_own_queries_say_what_they_say_alone(architecture: str) -> No
 
 
 @pytest.mark.parametrize("architecture", ["plain", "conditional", "dab", "refined"])
-def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> None:
-    model, batch = small(architecture).eval(), photos()
-    settings = TrainingConfig(**HELPERS["all"])
+def test_groups_and_padding_are_masked_from_each_other(architecture: str) -> None:
+    model, batch = small(architecture).eval(), images()
+    settings = TrainingConfig(**AUXILIARY["all"])
     for head in model.heads.modules():
         if isinstance(head, BoxHead):  # as published, some start at zero, and say the same whatever was seen
             torch.nn.init.normal_(head.last.weight)
@@ -129,72 +129,74 @@ def test_blocks_and_fillers_are_invisible_to_the_others(architecture: str) -> No
     assert (boxes_after[seen] - boxes[seen]).abs().max() > 1e-4  # what was changed did change
 
 
-def test_noised_boxes_of_two_stage_models_are_placed_as_the_models_own() -> None:
+def test_noised_boxes_of_two_stage_models_are_encoded_as_the_models_own() -> None:
     """A query of the model and a noised object at the same box have the same positions; their contents are their own."""
     model = small("two-stage")
-    helpers = build_auxiliary_queries(model, TrainingConfig(denoising=1))
-    assert helpers is not None
+    generator = build_auxiliary_queries(model, TrainingConfig(denoising=1))
+    assert generator is not None
     tokens = torch.randn(1, 9, 64)
-    scene = FeatureMaps(tokens, torch.zeros_like(tokens), None, ((3, 3),))
-    own = model.query_source(scene)
+    memory = FeatureMaps(tokens, torch.zeros_like(tokens), None, ((3, 3),))
+    own = model.query_source(memory)
     noised = NoisedBoxes(own.reference.sigmoid(), torch.arange(7)[None] % 3, 1, None)
-    (extra,) = helpers(scene, noised, model.query_source)
+    (extra,) = generator(memory, noised, model.query_source)
     torch.testing.assert_close(extra.queries.reference, own.reference, rtol=0, atol=1e-4)
     torch.testing.assert_close(extra.queries.positions, own.positions, rtol=0, atol=1e-4)
-    assert torch.equal(extra.queries.content[0, :3], helpers.labels.weight)
+    assert torch.equal(extra.queries.content[0, :3], generator.labels.weight)
 
 
-def test_the_loss_knows_what_the_settings_made() -> None:
-    loss = with_auxiliary_queries(SetCriterion(3), TrainingConfig(**HELPERS["all"]))
+def test_criterion_has_the_settings_of_auxiliary_queries() -> None:
+    loss = with_auxiliary_queries(SetCriterion(3), TrainingConfig(**AUXILIARY["all"]))
     assert (loss.copies, loss.has_negatives, loss.hybrid_queries, loss.hybrid_repeats) == (2, True, 9, 3)
     plain = with_auxiliary_queries(SetCriterion(3), TrainingConfig())
     assert (plain.copies, plain.has_negatives, plain.hybrid_queries) == (0, False, 0)
 
 
-@pytest.mark.parametrize("helper", HELPERS)
+@pytest.mark.parametrize("kind", AUXILIARY)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_learns_with_every_helper(architecture: str, helper: str) -> None:
+def test_every_architecture_trains_with_every_kind_of_auxiliary_queries(architecture: str, kind: str) -> None:
     model = small(architecture)
     refines = model.config.with_box_refine and model.config.decoder != "conditional"
-    learner = make_train_step(
-        model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **HELPERS[helper]
+    train_step = make_train_step(
+        model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **AUXILIARY[kind]
     )
-    assert learner.auxiliary_queries is not None
-    report = learner.step([photos()])
-    learner.finish()
-    assert not learner.skipped_steps
-    assert report.total.isfinite()
-    assert all(part.isfinite() for part in report.losses.values())
-    # every weight takes part in every step: processes would wait for those that do not
+    assert train_step.auxiliary_queries is not None
+    output = train_step.step([images()])
+    train_step.finish()
+    assert not train_step.skipped_steps
+    assert output.total.isfinite()
+    assert all(part.isfinite() for part in output.losses.values())
+    # DistributedDataParallel waits for the gradient of every weight
     missing = [
         name
-        for name, one in learner.auxiliary_queries.named_parameters()
+        for name, one in train_step.auxiliary_queries.named_parameters()
         if one.grad is None or not one.grad.isfinite().all()
     ]
     assert not missing
-    assert any(bool(one.grad.abs().sum() > 0) for one in learner.auxiliary_queries.parameters() if one.grad is not None)
+    assert any(
+        bool(one.grad.abs().sum() > 0) for one in train_step.auxiliary_queries.parameters() if one.grad is not None
+    )
 
 
 @pytest.mark.parametrize("architecture", ["plain", "dab", "two-stage"])
-def test_a_batch_without_any_object_is_a_step(architecture: str) -> None:
-    batch = photos()
+def test_batch_without_objects_gives_finite_gradients(architecture: str) -> None:
+    batch = images()
     batch = replace(batch, targets=[batch.targets[-1]] * 3)
-    learner = make_train_step(small(architecture), **HELPERS["all"])
-    report = learner.step([batch])
-    assert learner.auxiliary_queries is not None
-    assert report.total.isfinite()
-    assert float(report.losses["loss_ce_dn"]) == float(report.losses["loss_bbox_dn"]) == 0
-    grads = [one.grad for one in learner.auxiliary_queries.parameters()]
+    train_step = make_train_step(small(architecture), **AUXILIARY["all"])
+    output = train_step.step([batch])
+    assert train_step.auxiliary_queries is not None
+    assert output.total.isfinite()
+    assert float(output.losses["loss_ce_dn"]) == float(output.losses["loss_bbox_dn"]) == 0
+    grads = [one.grad for one in train_step.auxiliary_queries.parameters()]
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
 
 
-def test_a_saved_model_knows_nothing_of_its_helpers(tmp_path: Path) -> None:
-    model, batch = small("plain"), photos()
+def test_checkpoint_contains_no_auxiliary_queries(tmp_path: Path) -> None:
+    model, batch = small("plain"), images()
     names = list(model.state_dict())
-    learner = make_train_step(model, ema_decay=0.9, **HELPERS["all"])
+    train_step = make_train_step(model, ema_decay=0.9, **AUXILIARY["all"])
     for _ in range(2):
-        learner.step([batch])
-    best = learner.best_model.eval()
+        train_step.step([batch])
+    best = train_step.best_model.eval()
     assert list(best.state_dict()) == names
     categories = Categories((1, 2, 3), ("a", "b", "c"))
     file = tmp_path / "model.safetensors"
@@ -209,21 +211,21 @@ def test_a_saved_model_knows_nothing_of_its_helpers(tmp_path: Path) -> None:
     torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-5)
 
 
-def test_helpers_are_learned_saved_and_gone_on_with_bit_for_bit() -> None:
-    settings = {**HELPERS["all"], "ema_decay": 0.9}
+def test_auxiliary_queries_are_saved_and_resumed_bit_for_bit() -> None:
+    settings = {**AUXILIARY["all"], "ema_decay": 0.9}
     whole = make_train_step(small("dab"), **settings)
     for _ in range(4):
-        whole.step([photos()])
+        whole.step([images()])
     first = make_train_step(small("dab"), **settings)
     for _ in range(2):
-        first.step([photos()])
+        first.step([images()])
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
     second = make_train_step(small("dab"), **settings)
     second.load_state_dict(torch.load(buffer, weights_only=True))
     for _ in range(2):
-        second.step([photos()])
+        second.step([images()])
     for part in ("model", "auxiliary_queries"):
         one, other = whole.state_dict()[part], second.state_dict()[part]
         assert all(torch.equal(one[name], other[name]) for name in one), part
@@ -231,19 +233,19 @@ def test_helpers_are_learned_saved_and_gone_on_with_bit_for_bit() -> None:
     assert start.keys() == whole.state_dict()["auxiliary_queries"].keys()
 
 
-def test_without_helpers_a_step_is_what_it_was() -> None:
-    learner = make_train_step(small("plain"))
-    report = learner.step([photos()])
-    assert learner.auxiliary_queries is None
-    assert not any(name.endswith(("_dn", "_group", "_hybrid")) for name in report.losses)
-    expected = build_criterion(learner.model.config, learner.settings)(
-        small("plain").train()(photos().images), photos().targets
+def test_step_without_auxiliary_queries_is_the_plain_criterion() -> None:
+    train_step = make_train_step(small("plain"))
+    output = train_step.step([images()])
+    assert train_step.auxiliary_queries is None
+    assert not any(name.endswith(("_dn", "_group", "_hybrid")) for name in output.losses)
+    expected = build_criterion(train_step.model.config, train_step.settings)(
+        small("plain").train()(images().images), images().targets
     )
-    torch.testing.assert_close(report.total, expected.total)
+    torch.testing.assert_close(output.total, expected.total)
 
 
-def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
-    batch = photos(4)
+def test_accumulated_batches_with_auxiliary_queries_equal_one_large_batch() -> None:
+    batch = images(4)
 
     def part(chosen: slice) -> Batch:
         return replace(
@@ -256,21 +258,24 @@ def test_accumulated_batches_with_helpers_are_one_large_batch() -> None:
             original_sizes=batch.original_sizes[chosen],
         )
 
-    whole, halves = make_train_step(small("plain"), **HELPERS["all"]), make_train_step(small("plain"), **HELPERS["all"])
-    report, added = whole.step([batch]), halves.step([part(slice(0, 2)), part(slice(2, 4))])
-    for name in (name for name in report.losses if name.startswith("loss")):
-        torch.testing.assert_close(added.losses[name], report.losses[name], rtol=1e-4, atol=1e-5, msg=name)
-    torch.testing.assert_close(added.total, report.total, rtol=1e-4, atol=1e-5)
+    whole, halves = (
+        make_train_step(small("plain"), **AUXILIARY["all"]),
+        make_train_step(small("plain"), **AUXILIARY["all"]),
+    )
+    output, added = whole.step([batch]), halves.step([part(slice(0, 2)), part(slice(2, 4))])
+    for name in (name for name in output.losses if name.startswith("loss")):
+        torch.testing.assert_close(added.losses[name], output.losses[name], rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(added.total, output.total, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["plain", "dab", "refined"])
-def test_recomputing_gives_the_same_gradients(architecture: str) -> None:
+def test_activation_checkpointing_gives_the_same_gradients_with_auxiliary_queries(architecture: str) -> None:
     kept, again = (
-        make_train_step(small(architecture), activation_checkpointing=on, **HELPERS["all"]) for on in (False, True)
+        make_train_step(small(architecture), activation_checkpointing=on, **AUXILIARY["all"]) for on in (False, True)
     )
-    for learner in (kept, again):
-        learner.train()
-        learner.step([photos()])
+    for train_step in (kept, again):
+        train_step.train()
+        train_step.step([images()])
     assert kept.auxiliary_queries is not None
     assert again.auxiliary_queries is not None
     for (name, one), other in zip(
@@ -279,11 +284,11 @@ def test_recomputing_gives_the_same_gradients(architecture: str) -> None:
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
-def test_looking_forward_twice_teaches_the_layer_before() -> None:
+def test_look_forward_twice_gives_the_previous_layer_a_gradient() -> None:
     def gradient(twice: bool) -> torch.Tensor:
         model = small("refined")
-        learner = make_train_step(model, look_forward_twice=twice)
-        predictions = learner.model(photos().images)
+        train_step = make_train_step(model, look_forward_twice=twice)
+        predictions = train_step.model(images().images)
         boxes: torch.Tensor = predictions.layer_boxes[-1].sum()
         head = model.heads.box_head_of(0)
         (found,) = torch.autograd.grad(boxes, [list(head.parameters())[-1]], allow_unused=True)
@@ -293,19 +298,19 @@ def test_looking_forward_twice_teaches_the_layer_before() -> None:
     assert gradient(twice=True).abs().min() > 0
 
 
-def test_weights_decay_and_rates_of_helpers_follow_the_models() -> None:
-    settings = {"weight_decay": 0.1, "decay_norms": False, "offset_lr_factor": 0.1, **HELPERS["all"]}
-    learner = make_train_step(small("deformable"), **settings)
-    assert learner.auxiliary_queries is not None
-    of = {id(one): group for group in learner.optimizer.param_groups for one in group["params"]}
-    named = {name: of[id(one)] for name, one in learner.auxiliary_queries.named_parameters()}
+def test_weight_decay_and_learning_rates_of_auxiliary_queries_follow_the_model() -> None:
+    settings = {"weight_decay": 0.1, "decay_norms": False, "offset_lr_factor": 0.1, **AUXILIARY["all"]}
+    train_step = make_train_step(small("deformable"), **settings)
+    assert train_step.auxiliary_queries is not None
+    of = {id(one): group for group in train_step.optimizer.param_groups for one in group["params"]}
+    named = {name: of[id(one)] for name, one in train_step.auxiliary_queries.named_parameters()}
     assert named["groups.1.weight"]["weight_decay"] == named["hybrid.weight"]["weight_decay"] == 0
     assert named["labels.weight"]["weight_decay"] == 0.1
     assert named["groups.0.point_head.weight"]["initial_lr"] == pytest.approx(1e-4)
     assert named["position_head.0.weight"]["initial_lr"] == pytest.approx(1e-3)
 
 
-def test_a_frozen_model_is_not_trained_for_its_helpers_sake() -> None:
+def test_frozen_model_with_auxiliary_queries_is_rejected() -> None:
     parts = [part for part in PARTS if part != "mask_head"]
     with pytest.raises(ConfigError, match="nothing is left to train"):
         make_train_step(small("plain"), freeze=parts, query_groups=2)

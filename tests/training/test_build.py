@@ -1,4 +1,4 @@
-"""That the loss of a run weighs what its settings say."""
+"""Criterion of a run: coefficients and matching costs follow the settings."""
 
 from detrkit.config.training import TrainingConfig
 from detrkit.losses.classification import IoUAwareClassification
@@ -14,7 +14,7 @@ WEIGHTS = {
 }
 
 
-def test_every_weight_is_the_one_that_was_given_and_matching_costs_are_alike() -> None:
+def test_loss_coefficients_are_the_given_ones_and_matching_costs_are_equal() -> None:
     settings = TrainingConfig.model_validate({**WEIGHTS, "eos_coef": 0.3, "padding_invariant": False})
     loss = build_criterion(preset_config("detr-tiny"), settings)
     assert loss.weight_dict == {
@@ -28,7 +28,7 @@ def test_every_weight_is_the_one_that_was_given_and_matching_costs_are_alike() -
     assert (other.eos_coef, other.padding_invariant, other.masks_only) == (0.1, True, True)
 
 
-def test_scores_that_learn_the_overlap_are_matched_as_they_are_judged() -> None:
+def test_iou_aware_classification_is_used_in_matching_and_loss() -> None:
     loss = build_criterion(preset_config("detrkit-s"), TrainingConfig(iou_aware=True))
     assert isinstance(loss.classification, IoUAwareClassification)
     assert loss.matcher.classification is loss.classification

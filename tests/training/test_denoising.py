@@ -1,4 +1,4 @@
-"""Noise stays within its bounds, and depends on nothing but seed, step and photo."""
+"""Noise of denoising queries: bounds, and dependence on seed, step and image only."""
 
 import torch
 
@@ -19,7 +19,7 @@ def batch(counts: list[int], image_ids: list[int]) -> Batch:
     return Batch(images, mask, targets, image_ids, sizes, sizes)
 
 
-def test_boxes_move_by_hand() -> None:
+def test_moved_boxes_computed_by_hand() -> None:
     box = torch.tensor([0.5, 0.5, 0.2, 0.4])
     moved = move(box, torch.tensor([0.5, -1.0, 0.5, -0.25]))
     torch.testing.assert_close(moved, torch.tensor([0.55, 0.3, 0.3, 0.3]))
@@ -29,7 +29,7 @@ def test_boxes_move_by_hand() -> None:
     )
 
 
-def test_objects_move_less_than_the_noise_and_negatives_more() -> None:
+def test_noise_of_objects_is_below_the_scale_and_of_negatives_above() -> None:
     shares, _ = draw(500, CONTRASTIVE, 5, seed=0)
     objects, negatives = shares[:, 0].abs(), shares[:, 1].abs()
     assert objects.max() <= 0.4 <= negatives.min()
@@ -39,7 +39,7 @@ def test_objects_move_less_than_the_noise_and_negatives_more() -> None:
     assert abs(float(shares.sign().mean())) < 0.05
 
 
-def test_a_share_of_the_labels_is_drawn_anew() -> None:
+def test_fraction_of_labels_is_drawn_at_random() -> None:
     _, others = draw(2000, CONTRASTIVE, 5, seed=0)
     assert 0.48 < float((others >= 0).float().mean()) < 0.52
     assert set(others.unique().tolist()) == {-1, 0, 1, 2, 3, 4}
@@ -47,24 +47,24 @@ def test_a_share_of_the_labels_is_drawn_anew() -> None:
     assert bool((kept == -1).all())
 
 
-def test_places_of_copies_objects_and_negatives_by_hand() -> None:
+def test_order_of_copies_objects_and_negatives() -> None:
     still = CONTRASTIVE.replace(denoising=2, box_noise_scale=0.0, label_noise_ratio=0.0)
     noised = noised_boxes(batch([1, 2, 0], [7, 8, 9]), still, 5, step=0)
     assert (noised.copies, noised.size) == (2, 4)
     assert noised.labels[1].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
     torch.testing.assert_close(noised.boxes[1], torch.tensor([0.4, 0.41]).repeat(4)[:, None].expand(-1, 4))
     assert noised.fillers is not None
-    # the photo without objects is all fillers, which see each other: attention must see something
+    # the image without objects is not masked: attention needs at least one key
     assert noised.fillers.tolist() == [[False, True, False, True], [False] * 4, [False] * 4]
 
 
-def test_batches_without_objects_keep_one_place() -> None:
+def test_batch_without_objects_keeps_one_query() -> None:
     noised = noised_boxes(batch([0, 0], [7, 8]), CONTRASTIVE, 5, step=0)
     assert noised.boxes.shape == (2, 4 * 2 * 1, 4)
     assert noised.fillers is None
 
 
-def test_noise_is_the_photos_own_whatever_the_batch() -> None:
+def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
     together = noised_boxes(batch([2, 3], [7, 8]), CONTRASTIVE, 5, step=3)
     alone = noised_boxes(batch([2], [7]), CONTRASTIVE, 5, step=3)
     in_batch = together.boxes[0].view(4, 2, 3, 4)[:, :, :2]

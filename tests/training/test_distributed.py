@@ -96,8 +96,8 @@ def save_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
         assert gather([process.rank]) == list(range(process.world))
         assert broadcast_from_first("here" if process.is_first else None) == "here"
         if process.is_first:
-            beside = {} if train_step.auxiliary_queries is None else train_step.auxiliary_queries.state_dict()
-            state = {**model.state_dict(), **beside}
+            auxiliary = {} if train_step.auxiliary_queries is None else train_step.auxiliary_queries.state_dict()
+            state = {**model.state_dict(), **auxiliary}
             torch.save({"model": state, "gradients": gradients, "totals": torch.stack(totals)}, file)
 
 

@@ -24,6 +24,7 @@ def test_options_are_parsed() -> None:
         parse_options("gpu")
 
 
+@pytest.mark.slow
 def test_job_trains_and_a_requeued_job_resumes(tmp_path: Path) -> None:
     config = config_of(write_coco(tmp_path / "shapes", num_train=4, num_val=2))
     output = tmp_path / "run"

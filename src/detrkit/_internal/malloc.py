@@ -12,7 +12,8 @@ def keep_freed_memory() -> bool:
     """Keep large freed blocks in this process.
 
     A training step on a CPU frees and allocates a gigabyte or more in large blocks, which glibc would map again page by
-    page. The process keeps its peak memory until it ends.
+    page. The process keeps its peak memory until it ends. Measured on two cores with 4 images of 320 px: detrkit-s takes
+    9 % less CPU time per step (0.28 instead of 0.31 s; 600 instead of 10,000 page faults), detr-r50 the same.
 
     Returns:
         Whether the C library supports it.

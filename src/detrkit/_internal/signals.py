@@ -22,7 +22,7 @@ class StopSignal:
 
     @property
     def is_set(self) -> bool:
-        """Whether to stop."""
+        """Return whether to stop."""
         return self.requested or self.received is not None
 
     def __enter__(self) -> "StopSignal":

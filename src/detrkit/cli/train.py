@@ -67,14 +67,14 @@ def train(
     resume
         Run folder to continue from its last saved state; no other option but --loggers applies.
     minutes
-        Time limit in place of --epochs or --steps: steps are timed, and as many are planned as fit. In one process only.
+        Time limit instead of --epochs or --steps: steps are timed, and as many are planned as fit. In one process only.
     dry_run
         Show the settings and an estimate of the time, after some timed steps; write nothing.
     slurm
         Submit the run to Slurm, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,timeout_min=600. A job
         that is preempted or out of time is requeued and resumes.
     loggers
-        Where to log beside metrics.jsonl: `tensorboard` (the default), or `jsonl` for nothing else.
+        Where to log in addition to metrics.jsonl: `tensorboard` (the default), or `jsonl` for nothing else.
     """
     given: dict[str, Any] = {
         "data": data,

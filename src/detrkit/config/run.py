@@ -63,7 +63,7 @@ def run_config(settings: Mapping[str, Any], file: Path | None = None) -> RunConf
     Args:
         settings: fields of `RunConfig`, `ModelConfig` and `TrainingConfig` by their names alone.
         file: YAML file as `write_config` writes it: settings at the top level or under their group, and fields of the
-            model under ``model``, beside its ``name``.
+            model under ``model``, next to its ``name``.
 
     Raises:
         ConfigError: the file is missing or malformed, or a setting does not exist, is out of range or contradicts another.

@@ -70,7 +70,7 @@ class OptimizerConfig(_Group):
         return rates
 
     def trains_masks_only(self, model: ModelConfig) -> bool:
-        """Whether only the mask head is trained, as in the second of the paper's two stages (section 4.4)."""
+        """Return whether only the mask head is trained, as in the second of the paper's two stages (section 4.4)."""
         rates = self.lr_of_parts()
         return (
             model.mask_head and rates["mask_head"] > 0 and not any(rates[part] for part in PARTS if part != "mask_head")

@@ -123,7 +123,7 @@ def check_given(settings: Mapping[str, Any]) -> None:
 
 
 def check_minutes(minutes: float, given: Collection[str], num_processes: int) -> None:
-    """Check a time limit in place of a number of steps.
+    """Check a time limit instead of a number of steps.
 
     Args:
         minutes: time limit.

@@ -1,6 +1,6 @@
-"""Several processes that train together (DistributedDataParallel), started here, by torchrun or by Slurm's srun.
+"""Process groups and collectives for processes started by detrkit, torchrun or Slurm's srun.
 
-Every function works in a single process as well, where it changes nothing.
+In a single process, every function returns its input.
 """
 
 import os
@@ -18,14 +18,14 @@ from torch import Tensor, distributed
 from detrkit._internal.signals import StopSignal
 from detrkit.distributed.rank import Process
 
-_STEPS_BETWEEN_QUESTIONS = 10  # after which processes ask each other whether a signal came
+_SYNC_INTERVAL = 10  # steps between exchanges of requests to stop
 _SECONDS_TO_SETTLE = 0.3  # gloo sometimes aborts when a process ends right after the group
 Value = TypeVar("Value")
 
 
 @contextmanager
 def process_group(process: Process, device: torch.device) -> Iterator[None]:
-    """Join the others, and part from them in order."""
+    """Join the process group, and leave it after a barrier."""
     if process.world == 1:
         yield
         return
@@ -52,12 +52,12 @@ def stop_on_any_rank(stop: StopSignal) -> bool:
 
 
 def is_sync_step(step: int) -> bool:
-    """Whether processes ask each other something after that step; one alone need not wait."""
-    return not distributed.is_initialized() or step % _STEPS_BETWEEN_QUESTIONS == 0
+    """Return whether processes synchronise after this step; a single process may always."""
+    return not distributed.is_initialized() or step % _SYNC_INTERVAL == 0
 
 
 def max_over_processes(value: int) -> int:
-    """The largest of the numbers that the processes have."""
+    """Return the maximum over all processes."""
     if not distributed.is_initialized():
         return value
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
@@ -67,7 +67,7 @@ def max_over_processes(value: int) -> int:
 
 
 def average_over_processes(values: Float[Tensor, "N"], count: int) -> tuple[Float[Tensor, "N"], int]:
-    """Average values, and add up counts; what is NaN in one process does not count."""
+    """Return the mean of values over processes, without NaN, and the sum of counts."""
     if not distributed.is_initialized():
         return values, count
     known = ~values.isnan()
@@ -78,7 +78,7 @@ def average_over_processes(values: Float[Tensor, "N"], count: int) -> tuple[Floa
 
 
 def average_in_place(tensors: Sequence[Float[Tensor, "*_"]]) -> None:
-    """Give all processes the mean of what they have, in tensors of any shapes."""
+    """Replace tensors of any shapes by their mean over processes."""
     if not distributed.is_initialized() or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -89,7 +89,7 @@ def average_in_place(tensors: Sequence[Float[Tensor, "*_"]]) -> None:
 
 
 def gather(values: list[Value]) -> list[Value]:
-    """Join the lists of all processes, in their order."""
+    """Concatenate the lists of all processes, by rank."""
     if not distributed.is_initialized():
         return values
     lists: list[Any] = [None] * distributed.get_world_size()
@@ -98,41 +98,41 @@ def gather(values: list[Value]) -> list[Value]:
 
 
 def rank() -> int:
-    """This process's number among those that train together."""
+    """Return the rank of this process; 0 without a process group."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def broadcast_from_first(value: Value | None) -> Value:
-    """Hand over what the first process has; the others pass None."""
+    """Return the value of the first process; the others pass None."""
     if distributed.is_initialized():
-        held = [value]
-        distributed.broadcast_object_list(held)
-        value = held[0]
+        values = [value]
+        distributed.broadcast_object_list(values)
+        value = values[0]
     assert value is not None
     return value
 
 
 def free_port() -> int:
-    """Find a port of this machine that nobody listens on."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def _set_address(process: Process) -> None:
-    """Say where the first process listens, where nobody has."""
+    """Set the address of the first process, if it is not set."""
     if "MASTER_ADDR" not in os.environ:
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         os.environ["MASTER_ADDR"] = "127.0.0.1" if nodes is None else _first_node(nodes)
     if "MASTER_PORT" not in os.environ:
-        # alike on all nodes of a job, and unlike that of another job
+        # the same on all nodes of a job, different between jobs
         os.environ["MASTER_PORT"] = str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0") or 0) % 20_000)
 
 
 def _first_node(nodes: str) -> str:
-    """Name the first node of a Slurm list such as node[03-05,9]."""
+    """Return the first node of a Slurm node list such as node[03-05,9]."""
     try:
-        shown = subprocess.run(  # noqa: S603  (Slurm's own words, and no shell)
+        shown = subprocess.run(  # noqa: S603  (from Slurm's environment, without a shell)
             ["scontrol", "show", "hostnames", nodes],  # noqa: S607  (wherever Slurm is installed)
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun or Slurm's srun tell it: they train together, or share photos out."""
+"""Rank and world size of this process, from the environment of torchrun or Slurm's srun."""
 
 import os
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from detrkit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that share a task.
+    """Rank of this process among those of a run.
 
     Attributes:
-        rank: 0 .. world - 1; the first one writes and speaks.
-        world: how many there are.
-        local_rank: among those of this machine.
+        rank: 0 .. world - 1; the first process writes files.
+        world: number of processes.
+        local_rank: rank among the processes of this machine.
     """
 
     rank: int = 0
@@ -23,19 +23,19 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """Whether it writes and speaks."""
+        """Return whether this is the process that writes files and runs callbacks."""
         return self.rank == 0
 
 
 def process_from_environment(environment: Mapping[str, str] | None = None) -> Process:
-    """Read what torchrun or srun say of this process.
+    """Read the environment variables of torchrun or srun.
 
     Raises:
-        ConfigError: what they say makes no sense.
+        ConfigError: their values are invalid.
     """
     environment = os.environ if environment is None else environment
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    # sbatch's own shell, before any srun, has tasks but is none of them
+    # the shell of sbatch, before srun, has SLURM_NTASKS but is not a task
     if "WORLD_SIZE" not in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     try:

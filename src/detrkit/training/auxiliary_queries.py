@@ -1,8 +1,8 @@
-"""Training helpers: queries beside the model's own, which make it learn sooner and are not part of it.
+"""Training-only queries: denoising (DN-DETR, DINO), query groups (Group DETR) and hybrid queries (H-DETR).
 
-They are decoded with the model's own queries in one pass, in blocks that do not see each other, so that the model is the
-same with and without them. What they need besides (further groups' queries, what a label looks like as a query) is kept
-here: a checkpoint knows nothing of it. Input: a batch, with the model in the middle. Output: `Predictions` with `extra`.
+They are decoded together with the model's own queries, in groups that are masked from each other in self-attention, so
+that the model's predictions are the same with and without them. Their parameters are kept here and are not part of a
+checkpoint. The predictions are returned as `Predictions.auxiliary`.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ from detrkit.training.denoising import NoisedBoxes
 
 
 class AuxiliaryQueryGenerator(nn.Module):
-    """Makes extra queries, and owns what is learned for them alone."""
+    """Generates training-only queries, and holds their parameters."""
 
     def __init__(self, config: ModelConfig, settings: TrainingConfig) -> None:
-        """Build what the settings ask for.
+        """Build the parameters of the enabled kinds of queries.
 
         Args:
             config: of the model.
-            settings: which helpers.
+            settings: of the run.
         """
         super().__init__()
         width = config.hidden_dim
@@ -48,20 +48,20 @@ class AuxiliaryQueryGenerator(nn.Module):
             else None
         )
         self.labels = nn.Embedding(config.num_classes, width) if settings.auxiliary_queries.denoising else None
-        # anchors tell positions by themselves, and proposals have a projection for it
-        tells = config.queries in ("anchors", "two_stage")
+        # anchors encode their positions themselves, and two-stage queries have a projection for it
+        has_positions = config.queries in ("anchors", "two_stage")
         self.position_head = (
-            mlp(2 * width, width, width) if settings.auxiliary_queries.denoising and not tells else None
+            mlp(2 * width, width, width) if settings.auxiliary_queries.denoising and not has_positions else None
         )
         self.kind = config.queries
 
     def forward(self, memory: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
-        """Make the queries.
+        """Generate the queries of a batch.
 
         Args:
-            memory: after the encoder.
-            noised: objects to mend, where that is asked for.
-            own: what the model's own queries start from.
+            memory: feature maps after the encoder.
+            noised: noised boxes and labels; None without denoising.
+            own: query source of the model.
         """
         extra = []
         for group in self.groups:
@@ -76,8 +76,8 @@ class AuxiliaryQueryGenerator(nn.Module):
         return extra
 
     def _noised_queries(self, noised: NoisedBoxes, kind: torch.dtype, own: nn.Module) -> Queries:
-        """Queries that hold a label and stand at a box."""
-        assert self.labels is not None, "objects are noised where denoising is on"
+        """Return queries with a label as content and a box as reference."""
+        assert self.labels is not None, "denoising needs label embeddings"
         content = self.labels(noised.labels).to(kind)
         reference = torch.logit(noised.boxes).clamp(-MAX_LOGIT, MAX_LOGIT)
         if isinstance(own, TwoStageQueries):
@@ -90,12 +90,12 @@ class AuxiliaryQueryGenerator(nn.Module):
 
 
 class ModelWithAuxiliaryQueries(nn.Module):
-    """A DETR and its helpers: what several processes wrap together."""
+    """A DETR with its training-only queries, as one module for DistributedDataParallel."""
 
-    def __init__(self, model: DETR, helpers: AuxiliaryQueryGenerator) -> None:
+    def __init__(self, model: DETR, generator: AuxiliaryQueryGenerator) -> None:
         super().__init__()
         self.model = model
-        self.helpers = helpers
+        self.generator = generator
 
     def forward(
         self,
@@ -104,10 +104,10 @@ class ModelWithAuxiliaryQueries(nn.Module):
         *,
         noised: NoisedBoxes | None = None,
     ) -> Predictions:
-        """Predict as the model does, and with the extra queries beside it."""
+        """Predict with the model's own and the training-only queries."""
 
         def extra(memory: FeatureMaps) -> Sequence[AuxiliaryQueries]:
-            made: Sequence[AuxiliaryQueries] = self.helpers(memory, noised, self.model.query_source)
+            made: Sequence[AuxiliaryQueries] = self.generator(memory, noised, self.model.query_source)
             return made
 
         predictions: Predictions = self.model(images, padding_mask, auxiliary_queries=extra)
@@ -115,18 +115,15 @@ class ModelWithAuxiliaryQueries(nn.Module):
 
 
 def build_auxiliary_queries(model: DETR, settings: TrainingConfig) -> AuxiliaryQueryGenerator | None:
-    """Build what the settings ask for; None where that is nothing."""
-    if not (
-        settings.auxiliary_queries.denoising
-        or settings.auxiliary_queries.query_groups > 1
-        or settings.auxiliary_queries.hybrid_queries
-    ):
+    """Build the generator of a run; None if no kind of training-only queries is enabled."""
+    auxiliary = settings.auxiliary_queries
+    if not (auxiliary.denoising or auxiliary.query_groups > 1 or auxiliary.hybrid_queries):
         return None
     return AuxiliaryQueryGenerator(model.config, settings)
 
 
 def with_auxiliary_queries(loss: SetCriterion, settings: TrainingConfig) -> AuxiliaryCriterion:
-    """The loss, with what the helpers add."""
+    """Extend the criterion with the losses of the training-only queries."""
     return AuxiliaryCriterion(
         loss,
         copies=settings.auxiliary_queries.denoising,

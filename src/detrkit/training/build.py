@@ -29,7 +29,7 @@ def build_model_for(
         config: of the run.
         categories: of its data.
         with_weights: false for a run that is resumed, whose state contains them.
-        initial: model whose weights to start from, in place of those of the configuration.
+        initial: model whose weights to start from, instead of those of the configuration.
 
     Raises:
         ConfigError: a preset or setting does not exist, or frozen parts would stay random.

@@ -58,7 +58,7 @@ class TrainingData:
 
 
 def has_masks(config: RunConfig) -> bool:
-    """Whether the model of a run predicts masks."""
+    """Return whether the model of a run predicts masks."""
     return preset_config(config.model, **config.model_overrides).mask_head
 
 

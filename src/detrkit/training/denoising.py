@@ -1,8 +1,6 @@
-"""Noised copies of the objects, which extra queries learn to mend.
+"""Noised ground truth for denoising queries (DN-DETR, arXiv:2203.01305; with negatives, DINO, arXiv:2203.03605).
 
-Input: targets of a batch. Output: boxes and labels with noise. Sources: DN-DETR, arXiv:2203.01305; worse boxes that are
-to be refused, DINO, arXiv:2203.03605. Noise depends on seed, step and photo alone: neither on the rest of the batch, nor
-on how many processes share it out.
+The noise depends on seed, step and image only, not on the rest of the batch or on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -18,15 +16,21 @@ from detrkit.data.samplers import mix_seeds
 from detrkit.ops.transfer import to_device_async
 from detrkit.structures import Batch, Target
 
-_MIN_SIDE = 0.1  # that noise leaves of a side: nothing is learned from boxes without area
+_MIN_SIDE = 0.1  # fraction of a side that noise leaves: boxes keep an area
 
 
 @dataclass(frozen=True)
 class NoisedBoxes:
-    """Copies of the objects of each photo, one copy after the other.
+    """Noised copies of the objects of each image, one copy after the other.
 
-    A copy holds every object and then, where it has negatives, every object again, with more noise; photos with fewer
-    objects than others are filled up.
+    A copy contains every object and then, with contrastive denoising, a negative of every object with more noise. Images
+    with fewer objects than the others are padded.
+
+    Attributes:
+        boxes: cxcywh, relative to the image without padding.
+        labels: 0 .. K-1.
+        copies: number of copies.
+        fillers: padding of one copy; None without padding.
     """
 
     boxes: Float[Tensor, "B N 4"]
@@ -36,17 +40,17 @@ class NoisedBoxes:
 
     @property
     def size(self) -> int:
-        """Places in a copy."""
+        """Queries per copy."""
         return self.labels.shape[1] // self.copies
 
 
 def noised_boxes(batch: Batch, settings: TrainingConfig, num_classes: int, step: int) -> NoisedBoxes:
-    """Copy the objects of a batch, with noise.
+    """Copy the objects of a batch and add noise.
 
     Args:
         batch: on the device.
-        settings: how many copies, and how much noise.
-        num_classes: to draw other labels from.
+        settings: number of copies and scale of the noise.
+        num_classes: K, from which other labels are drawn.
         step: of the run.
     """
     device = batch.images.device
@@ -58,7 +62,7 @@ def noised_boxes(batch: Batch, settings: TrainingConfig, num_classes: int, step:
     shifts, others = (to_device_async(_at_least_one(each), device) for each in (shifts, others))
     boxes, labels = _padded(batch.targets)
     sides, copies = shifts.shape[2], shifts.shape[3]
-    # photos, copies, sides, objects
+    # images, copies, objects or negatives, objects
     shifted = move(boxes[:, :, None, None].float(), shifts).permute(0, 3, 2, 1, 4).flatten(1, 3)
     relabelled = torch.where(others < 0, labels[:, :, None, None], others).permute(0, 3, 2, 1).flatten(1)
     counts = [len(target.labels) for target in batch.targets]
@@ -69,11 +73,11 @@ def noised_boxes(batch: Batch, settings: TrainingConfig, num_classes: int, step:
 def draw(
     count: int, settings: TrainingConfig, num_classes: int, seed: int
 ) -> tuple[Float[Tensor, "N G C 4"], Int64[Tensor, "N G C"]]:
-    """Draw the noise of one photo: G is 2 where copies have negatives, or 1.
+    """Draw the noise of one image; G is 2 with negatives, otherwise 1.
 
     Returns:
-        Shares by which centres and sides move, at most `box_noise_scale`, and between once and twice of it for negatives;
-        labels in place of the true ones, or -1.
+        Fractions by which centres and sides change, at most `box_noise_scale` for objects and one to two times of it for
+        negatives; and labels that replace the true ones, or -1.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     sides = 2 if settings.auxiliary_queries.contrastive_denoising else 1
@@ -86,7 +90,7 @@ def draw(
 
 
 def move(boxes: Float[Tensor, "*#N 4"], shares: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*#N 4"]:
-    """Move centres by shares of half a side, and let sides grow by shares of themselves; boxes cxcywh, in 0 .. 1."""
+    """Shift centres by fractions of half a side, and scale sides by 1 + fraction; boxes cxcywh in 0 .. 1."""
     centres, sides = boxes[..., :2], boxes[..., 2:]
     moved = (centres + shares[..., :2] * sides / 2).clamp(0, 1)
     grown = (sides * (1 + shares[..., 2:]).clamp(min=_MIN_SIDE)).clamp(max=1)
@@ -102,12 +106,12 @@ def _padded(targets: Sequence[Target]) -> tuple[Float[Tensor, "B N 4"], Int64[Te
 
 
 def _at_least_one(values: Tensor) -> Tensor:
-    """One place where no photo has an object: all weights take part in every step, on every process."""
+    """Keep one position if no image has an object: DistributedDataParallel expects gradients of all weights."""
     return values if values.shape[1] else values.new_zeros(len(values), 1, *values.shape[2:])
 
 
 def _fillers(counts: Sequence[int], sides: int) -> Bool[Tensor, "B E"] | None:
-    """The places without an object; where a photo has none at all they see each other, for attention must see something."""
+    """Return the padding mask of one copy; an image without objects has none, as attention needs at least one key."""
     size = max(1, *counts)
     if all(count in (0, size) for count in counts):
         return None

@@ -1,4 +1,4 @@
-"""AdamW with rates per part (paper, section A.4; published code, main.py), and parts that are not trained at all."""
+"""AdamW with learning rates per part (paper, section A.4; published code, main.py), and frozen parts."""
 
 import re
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ from detrkit.config.training import PARTS, TrainingConfig
 from detrkit.errors import ConfigError, arg
 from detrkit.models.detr import DETR
 
-_QUERIES = re.compile(r"(query_source|hybrid|groups\.\d+)\.weight")  # of the model, and of helpers
+_QUERIES = re.compile(r"(query_source|hybrid|groups\.\d+)\.weight")  # learned queries, training-only ones included
 
 
-def build_optimizer(model: DETR, settings: TrainingConfig, helpers: nn.Module | None = None) -> AdamW:
-    """Group the trainable parameters by rate and decay, and freeze what the settings say.
+def build_optimizer(model: DETR, settings: TrainingConfig, auxiliary: nn.Module | None = None) -> AdamW:
+    """Build the optimizer: parameters grouped by learning rate and weight decay; frozen ones need no gradient.
 
-    Weight decay goes to all parameters, biases and norms too, as published, unless `decay_norms` is off. A learned position
-    encoding belongs to the transformer here; the published code trains it at the backbone's rate, because of its name.
+    Weight decay applies to all parameters, biases and norms included, as published, unless `decay_norms` is off. Learned
+    position embeddings have the transformer's learning rate; in the published code their name gives them the backbone's.
 
     Args:
-        model: whose parts have rates of their own.
+        model: its parts may have their own learning rates.
         settings: of the run.
-        helpers: what is learned beside the model, at the common rate.
+        auxiliary: training-only queries, which have the common learning rate.
 
     Raises:
-        ConfigError: there is no such part, or nothing is left to train.
+        ConfigError: nothing is left to train.
     """
     rates = {str(part): rate for part, rate in settings.optimizer.lr_of_parts().items()}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    beside = [("helpers", name, one) for name, one in helpers.named_parameters()] if helpers else []
-    for part, name, parameter in [*_parameters_by_part(model), *beside]:
+    extra = [("", name, parameter) for name, parameter in auxiliary.named_parameters()] if auxiliary else []
+    for part, name, parameter in [*_parameters_by_part(model), *extra]:
         rate = rates.get(part, settings.optimizer.lr) * (
-            settings.optimizer.offset_lr_factor if _says_where(name) else 1.0
+            settings.optimizer.offset_lr_factor if _is_offset_parameter(name) else 1.0
         )
         if rate == 0:
             parameter.requires_grad_(False)
@@ -46,13 +46,13 @@ def build_optimizer(model: DETR, settings: TrainingConfig, helpers: nn.Module | 
         {"params": parameters, "lr": rate, "weight_decay": settings.optimizer.weight_decay if decays else 0.0}
         for (rate, decays), parameters in groups.items()
     ]
-    # the log shows the first group's rate: the transformer's
+    # the learning rate of the first group is logged: the transformer's
     options.sort(key=lambda group: group["lr"] != settings.optimizer.lr)
     return AdamW(options, fused=True)
 
 
-def keep_frozen_parts_still(model: DETR) -> None:
-    """Put parts of which nothing is trained into eval mode, and norms of frozen stages: no dropout, no new statistics."""
+def freeze_modes(model: DETR) -> None:
+    """Put frozen parts and batch norms of frozen stages into eval mode: no dropout, no update of statistics."""
     for part in PARTS:
         module = getattr(model, part)
         if isinstance(module, nn.Module) and not any(p.requires_grad for p in module.parameters()):
@@ -69,6 +69,6 @@ def _parameters_by_part(model: DETR) -> Iterator[tuple[str, str, nn.Parameter]]:
         yield name.partition(".")[0], name, parameter
 
 
-def _says_where(name: str) -> bool:
-    """Whether a parameter chooses where deformable attention looks (a tenth of the rate, as published)."""
+def _is_offset_parameter(name: str) -> bool:
+    """Return whether a parameter belongs to sampling offsets or reference points (`offset_lr_factor`)."""
     return ".offset_projection." in name or name.endswith(("point_head.weight", "point_head.bias"))

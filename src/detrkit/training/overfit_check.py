@@ -32,7 +32,7 @@ class OverfitReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the goal was reached."""
+        """Return whether the goal was reached."""
         return self.value >= self.goal
 
 

@@ -45,7 +45,7 @@ class TrainResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run was not stopped; otherwise `detrkit.resume` continues it."""
+        """Return whether the run was not stopped; otherwise `detrkit.resume` continues it."""
         return self.stopped_by is None and not self.stopped_early
 
     @property

@@ -68,7 +68,7 @@ def run_training(
         output: run folder, new or to be resumed.
         resume: continue from the saved state.
         plan: reasons for the settings, which callbacks can show.
-        model: initial weights, in place of those of the configuration.
+        model: initial weights, instead of those of the configuration.
         callbacks: called in the first process.
         loggers: names or loggers, used in the first process.
 

@@ -1,4 +1,4 @@
-"""How the learning rates change over a run: a factor for every step."""
+"""Learning rate schedule: a factor per step."""
 
 import math
 
@@ -11,8 +11,8 @@ from detrkit.config.training import TrainingConfig
 def lr_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
     """Compute the factor at a step, counted from 0.
 
-    "step" divides by ten once, after a share of the run (the published code divides again and again); "cosine" falls
-    from 1 to 0. A warm-up rises in a straight line before either.
+    "step" is 1, and 0.1 after a fraction of the run (published: repeatedly); "cosine" decreases from 1 to 0.
+    Both start with a linear warm-up.
     """
     if step < settings.schedule.warmup_steps:
         return (step + 1) / (settings.schedule.warmup_steps + 1)
@@ -22,5 +22,5 @@ def lr_factor(step: int, num_steps: int, settings: TrainingConfig) -> float:
 
 
 def build_schedule(optimizer: Optimizer, num_steps: int, settings: TrainingConfig) -> LambdaLR:
-    """Attach the schedule to an optimizer; it is advanced once per step."""
+    """Build the scheduler of an optimizer; call its `step` once per optimizer step."""
     return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, settings))

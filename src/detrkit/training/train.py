@@ -59,7 +59,7 @@ def train(
         output: run folder to create.
         callbacks: called in the process that trains.
         loggers: names in `detrkit.training.loggers.LOGGERS`, or loggers; ``metrics.jsonl`` is always written.
-        minutes: time limit in place of `epochs` or `steps`: steps are timed, and as many are planned as fit.
+        minutes: time limit instead of `epochs` or `steps`: steps are timed, and as many are planned as fit.
         settings: fields of `RunConfig`, `TrainingConfig` and `ModelConfig` by their names: ``epochs=50``, ``lr=1e-4``,
             ``num_queries=50``. Unset ones are chosen from model, weights and data.
 

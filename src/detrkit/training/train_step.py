@@ -31,7 +31,7 @@ from detrkit.training.auxiliary_queries import (
     with_auxiliary_queries,
 )
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
-from detrkit.training.optimizer import build_optimizer, keep_frozen_parts_still
+from detrkit.training.optimizer import build_optimizer, freeze_modes
 from detrkit.training.schedule import build_schedule
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,7 +103,7 @@ class TrainStep:
     def train(self) -> None:
         """Put everything into training mode, except for frozen parts."""
         self.model.train()
-        keep_frozen_parts_still(self.model)
+        freeze_modes(self.model)
         if self.auxiliary_queries is not None:
             self.auxiliary_queries.train()
 

@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run is complete, or ended by `patience` or `overfit`."""
+        """Return whether the run is complete, or ended by `patience` or `overfit`."""
         best = self.progress.best
         is_out_of_patience = 0 < self.settings.evaluation.patience <= self.progress.evaluations_since_best
         is_overfitted = self.settings.overfit > 0 and best is not None and best.primary_value >= OVERFIT_GOAL
