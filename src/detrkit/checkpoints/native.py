@@ -101,7 +101,6 @@ class Checkpoint:
                 f"checkpoint: no model of this shape can be built ({str(error).splitlines()[0]})"
             ) from None
         model = model_from_config(self.config)
-        model.padding_invariant = self.preprocessing.padding_invariant
         load_state_dict(model, self.state)
         return model
 

@@ -115,6 +115,7 @@ def export(
         checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint.preprocessing, image_size))
     images = open_check_images(data, checkpoint, max_images, max_calibration_images if precision == "int8" else 0)
     model = checkpoint.build().eval()
+    model.padding_invariant = checkpoint.preprocessing.padding_invariant
     metadata = make_metadata(
         checkpoint.config,
         checkpoint.categories,
