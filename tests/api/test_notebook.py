@@ -110,7 +110,7 @@ def test_trained_detector_evaluates_predicts_shows_itself_and_exports(
     assert len(detections) > 0
     assert set(detections.labels.tolist()) <= {0, 1, 2}
     assert len(detections[detections.scores > 2]) == 0
-    assert [len(one) for one in detections] == [1] * len(detections)
+    assert [one.score for one in detections] == detections.scores.tolist()
     assert detections._repr_png_()[:4] == b"\x89PNG"
     assert detections.draw().size == image.size
     assert repr(detections).count("\n") == 0
