@@ -180,7 +180,9 @@ def test_a_folder_saved_by_transformers_loads(tmp_path: Path, preset: str) -> No
     torch.manual_seed(0)
     theirs = their_model(preset)
     theirs.save_pretrained(tmp_path)
-    assert difference(theirs, load_checkpoint(tmp_path).build()) < 1e-4
+    ours = load_checkpoint(tmp_path).build()
+    ours.padding_invariant = False  # as published
+    assert difference(theirs, ours) < 1e-4
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "dab-detr-r101-dc5"])

@@ -114,4 +114,6 @@ def test_a_folder_saved_by_transformers_loads_with_its_names(tmp_path: Path) -> 
     theirs.save_pretrained(tmp_path)
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.categories.names == tuple(names.values())
-    assert compare(theirs, checkpoint.build()) < 1e-4
+    ours = checkpoint.build()
+    ours.padding_invariant = False  # as published
+    assert compare(theirs, ours) < 1e-4
