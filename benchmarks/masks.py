@@ -32,7 +32,7 @@ from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.postprocess.panoptic import SMALLEST, KeptQueries, merge_segments
+from detrkit.postprocess.panoptic import MAX_DROPPED_AREA, KeptQueries, merge_segments
 from detrkit.structures import Batch, Target
 from detrkit.training.train_step import TrainStep
 
@@ -205,7 +205,7 @@ def merge_through_pillow(candidates: KeptQueries) -> tuple[np.ndarray, list[int]
         pixels = np.asarray(image).astype(np.int64)
         resized = torch.from_numpy(pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2])
         areas = [int((resized == index).sum()) for index in range(len(logits))]
-        is_small = torch.tensor([area <= SMALLEST for area in areas])
+        is_small = torch.tensor([area <= MAX_DROPPED_AREA for area in areas])
         if not is_small.any():
             return resized.numpy(), areas
         logits, labels = logits[~is_small], labels[~is_small]

@@ -153,7 +153,7 @@ ERRORS = {
         ["predict", "model.safetensors", "shapes/val2017", "--write", "jsnl"],
         "did you mean 'jsonl'",
     ),
-    "tile too small": (["predict", "model.safetensors", "shapes/val2017", "--tile", "2"], "--tile: found 2"),
+    "tile too small": (["predict", "model.safetensors", "shapes/val2017", "--tile", "2"], "--tile 2 is too small"),
     "tile overlap too large": (
         ["predict", "model.safetensors", "shapes/val2017", "--tile", "64", "--overlap", "0.9"],
         "--overlap: found 0.9",

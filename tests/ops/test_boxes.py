@@ -1,4 +1,4 @@
-"""Boxes: exact small numbers, then properties."""
+"""Conversions, IoU and generalised IoU of boxes: exact values, then properties."""
 
 import torch
 from hypothesis import given
@@ -17,12 +17,12 @@ def boxes_from(numbers: list[tuple[float, ...]]) -> torch.Tensor:
 BOXES = st.lists(st.tuples(UNIT, UNIT, UNIT, UNIT), min_size=1, max_size=5).map(boxes_from)
 
 
-def test_conversion_by_hand() -> None:
+def test_conversions_of_one_box_equal_values_by_hand() -> None:
     assert cxcywh_to_xyxy(torch.tensor([5.0, 4.0, 2.0, 6.0])).tolist() == [4.0, 1.0, 6.0, 7.0]
     assert xyxy_to_cxcywh(torch.tensor([4.0, 1.0, 6.0, 7.0])).tolist() == [5.0, 4.0, 2.0, 6.0]
 
 
-def test_generalized_iou_by_hand() -> None:
+def test_generalized_iou_of_three_pairs_equals_values_by_hand() -> None:
     square = torch.tensor([0.0, 0.0, 2.0, 2.0])
     half = torch.tensor([1.0, 0.0, 3.0, 2.0])  # intersection 2, union 6, hull 6
     apart = torch.tensor([3.0, 0.0, 4.0, 2.0])  # union 6, hull 8
@@ -31,7 +31,7 @@ def test_generalized_iou_by_hand() -> None:
     torch.testing.assert_close(generalized_iou(square, apart), torch.tensor(-2 / 8))
 
 
-def test_boxes_without_area_give_no_nan_and_no_nan_gradient() -> None:
+def test_generalized_iou_of_boxes_without_area_is_zero_with_finite_gradient() -> None:
     point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
     value = generalized_iou(point, torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     value.sum().backward()
@@ -41,12 +41,12 @@ def test_boxes_without_area_give_no_nan_and_no_nan_gradient() -> None:
 
 
 @given(BOXES)
-def test_conversions_undo_each_other(boxes: torch.Tensor) -> None:
+def test_conversions_are_inverses(boxes: torch.Tensor) -> None:
     torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
 
 
 @given(BOXES, BOXES)
-def test_generalized_iou_is_symmetric_bounded_and_below_iou(first: torch.Tensor, second: torch.Tensor) -> None:
+def test_generalized_iou_is_symmetric_bounded_and_at_most_the_iou(first: torch.Tensor, second: torch.Tensor) -> None:
     giou = generalized_iou(first[:, None], second)
     torch.testing.assert_close(giou, generalized_iou(second[:, None], first).T)
     assert (giou >= -1 - 1e-9).all()

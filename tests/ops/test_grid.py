@@ -12,7 +12,7 @@ from detrkit.ops.grid import Grid, stride_of
 GRID = Grid(cells=(2, 3), stride=8, resized=(16, 20), padded=(16, 24), original=(32, 40))
 
 
-def test_boxes_and_tokens_of_a_small_grid() -> None:
+def test_boxes_and_tokens_of_a_small_grid_equal_values_by_hand() -> None:
     boxes = GRID.boxes()
     assert boxes.shape == (6, 4)
     assert boxes[0].tolist() == [0, 0, 16, 16]
@@ -23,7 +23,7 @@ def test_boxes_and_tokens_of_a_small_grid() -> None:
     assert GRID.token_at(39, 31) == 5
 
 
-def test_mass_inside_a_box_of_a_small_grid() -> None:
+def test_mass_inside_a_box_equals_values_by_hand() -> None:
     box = torch.tensor([8.0, 0.0, 16.0, 32.0])  # half of tokens 0 and 3
     assert GRID.share_inside(box).tolist() == [0.5, 0, 0, 0.5, 0, 0]
     assert GRID.mass_inside(torch.tensor([0.6, 0.1, 0.1, 0.2, 0, 0]), box).item() == pytest.approx(0.4)
@@ -54,7 +54,7 @@ def test_points_outside_the_image_are_rejected(point: tuple[float, float]) -> No
         GRID.token_at(*point)
 
 
-def test_stride_of_backbones_that_round_differently() -> None:
+def test_stride_of_backbones_that_round_sizes_differently_is_inferred() -> None:
     assert stride_of((800, 1066), (25, 34), 32) == 32
     assert stride_of((800, 1066), (50, 67), 32) == 16
     assert stride_of((70, 70), (10, 10), 32) == 7

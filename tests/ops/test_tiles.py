@@ -1,19 +1,19 @@
-"""Tiles cover the photo, overlap as asked, and none is larger than asked."""
+"""Tiles cover the image with at least the requested overlap."""
 
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from detrkit.errors import ConfigError
 from detrkit.ops.tiles import Tiling
 
 
-def test_tiles_by_hand() -> None:
+def test_tiles_of_small_images_equal_values_by_hand() -> None:
     assert Tiling(100, 0.2).views((100, 100)) == [(0, 0, 100, 100)]
     assert Tiling(100, 0.2).views((80, 180)) == [(0, 0, 180, 80), (0, 0, 100, 80), (80, 0, 180, 80)]
-    # one pixel more takes a third tile, and they are spread evenly
+    # one more pixel needs a third tile; tiles are evenly spaced
     assert [view[0] for view in Tiling(100, 0.2).views((80, 181))[1:]] == [0, 40, 81]
     assert Tiling(100, 0).views((200, 200))[1:] == [
         (0, 0, 100, 100),
@@ -24,12 +24,12 @@ def test_tiles_by_hand() -> None:
 
 
 @given(
-    some.integers(1, 900),
-    some.integers(1, 900),
-    some.integers(32, 400),
-    some.floats(0, 0.5),
+    st.integers(1, 900),
+    st.integers(1, 900),
+    st.integers(32, 400),
+    st.floats(0, 0.5),
 )
-def test_every_pixel_is_seen_and_neighbours_overlap(height: int, width: int, side: int, overlap: float) -> None:
+def test_tiles_cover_every_pixel_and_neighbors_overlap(height: int, width: int, side: int, overlap: float) -> None:
     whole, *tiles = Tiling(side, overlap).views((height, width))
     assert whole == (0, 0, width, height)
     for low, high, end in ((0, 2, width), (1, 3, height)):
@@ -42,8 +42,8 @@ def test_every_pixel_is_seen_and_neighbours_overlap(height: int, width: int, sid
 
 
 @pytest.mark.parametrize(
-    ("size", "overlap", "says"), [(8, 0.2, "--tile"), (64, 0.6, "--overlap"), (64, -1, "--overlap")]
+    ("size", "overlap", "message"), [(8, 0.2, "tile=8 is"), (64, 0.6, "overlap=0.6 is"), (64, -1, "overlap=-1 is")]
 )
-def test_senseless_tiles_are_refused(size: int, overlap: float, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_tile_size_or_overlap_out_of_range_is_rejected(size: int, overlap: float, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Tiling(size, overlap)

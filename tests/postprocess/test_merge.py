@@ -1,4 +1,4 @@
-"""What tiles found becomes each object once: by hand, then what always holds."""
+"""Detections of overlapping tiles are merged into one per object."""
 
 import itertools
 
@@ -9,11 +9,11 @@ from detrkit.postprocess.merge import cut_sides, merge_views
 from detrkit.structures import Detections
 
 SIZE = (100, 180)  # height, width
-LEFT, RIGHT = (0, 0, 100, 100), (80, 0, 180, 100)  # two tiles that have 20 pixels in common
+LEFT, RIGHT = (0, 0, 100, 100), (80, 0, 180, 100)  # two tiles that overlap by 20 pixels
 Row = tuple[list[float], float, int]
 
 
-def found(*rows: Row) -> Detections:
+def detections(*rows: Row) -> Detections:
     return Detections(
         torch.tensor([row[0] for row in rows]).reshape(-1, 4).float(),
         torch.tensor([row[1] for row in rows]),
@@ -24,91 +24,95 @@ def found(*rows: Row) -> Detections:
 
 
 def merged(left: list[Row], right: list[Row]) -> list[tuple[list[float], float, int]]:
-    one = merge_views([found(*left), found(*right)], [LEFT, RIGHT], SIZE)
+    one = merge_views([detections(*left), detections(*right)], [LEFT, RIGHT], SIZE)
     assert one.class_names == tuple(f"class {label}" for label in one.labels.tolist())
     assert torch.equal(one.category_ids, one.labels + 10)
     scores = [round(score, 4) for score in one.scores.tolist()]
     return list(zip(one.boxes.tolist(), scores, one.labels.tolist(), strict=True))
 
 
-def test_nothing_stays_nothing() -> None:
+def test_views_without_detections_are_merged_into_none() -> None:
     assert merged([], []) == []
 
 
-def test_an_object_in_the_common_strip_is_found_once_with_its_best_score() -> None:
+def test_object_in_the_overlap_is_detected_once_with_its_highest_score() -> None:
     assert merged([([82, 10, 96, 30], 0.7, 1)], [([82, 10, 96, 32], 0.9, 1)]) == [([82, 10, 96, 32], 0.9, 1)]
 
 
-def test_other_classes_and_other_places_are_other_objects() -> None:
+def test_boxes_of_other_classes_or_positions_are_kept() -> None:
     rows = merged([([82, 10, 96, 30], 0.7, 1)], [([82, 10, 96, 30], 0.6, 2), ([82, 50, 96, 70], 0.5, 1)])
     assert [row[1:] for row in rows] == [(0.7, 1), (0.6, 2), (0.5, 1)]
 
 
-def test_two_boxes_of_one_view_are_two_objects_however_close() -> None:
+def test_overlapping_boxes_of_one_view_are_both_kept() -> None:
     rows: list[Row] = [([10, 10, 30, 30], 0.9, 1), ([10, 10, 30, 31], 0.8, 1)]
     assert len(merged(rows, [])) == 2
 
 
-def test_a_piece_gives_way_to_the_whole_object_even_with_a_better_score() -> None:
-    whole, piece = [84.0, 10, 130, 50], [84.0, 10, 100, 50]
-    assert merged([(piece, 0.95, 1)], [(whole, 0.6, 1)]) == [(whole, pytest.approx(0.95), 1)]
+def test_fragment_is_suppressed_by_the_whole_object_despite_a_higher_score() -> None:
+    whole, fragment = [84.0, 10, 130, 50], [84.0, 10, 100, 50]
+    assert merged([(fragment, 0.95, 1)], [(whole, 0.6, 1)]) == [(whole, pytest.approx(0.95), 1)]
 
 
-def test_a_whole_object_that_lies_inside_another_stays() -> None:
-    """Only pieces go for lying inside: a whole box is no part of the larger one."""
+def test_whole_box_inside_another_is_kept() -> None:
+    """Only fragments are suppressed for being inside another box."""
     assert len(merged([([82, 10, 92, 20], 0.9, 1)], [([82, 10, 130, 50], 0.8, 1)])) == 2
 
 
-def test_an_object_longer_than_the_common_strip_is_put_together() -> None:
-    # 60 .. 130: the left tile shows 60 .. 100, the right one 80 .. 130
+def test_fragments_of_an_object_longer_than_the_overlap_are_joined() -> None:
+    # 60 .. 130: 60 .. 100 in the left tile, 80 .. 130 in the right one
     rows = merged([([60, 10, 100, 50], 0.7, 1)], [([80, 12, 130, 50], 0.8, 1)])
     assert rows == [([60, 10, 130, 50], 0.8, 1)]
 
 
-def test_pieces_that_do_not_agree_along_the_border_stay_apart() -> None:
-    # intervals 10 .. 50 and 40 .. 80 have 10 of 70 in common
+def test_fragments_with_different_intervals_along_the_border_are_not_joined() -> None:
+    # IoU of the intervals 10 .. 50 and 40 .. 80: 10 / 70
     assert len(merged([([60, 10, 100, 50], 0.7, 1)], [([80, 40, 130, 80], 0.8, 1)])) == 2
 
 
-def test_two_neighbours_at_the_border_are_not_put_together() -> None:
-    """Each is whole in one tile and cut in the other: the pieces go before they could meet."""
+def test_fragments_of_two_neighbors_at_the_border_are_not_joined() -> None:
+    """Each is whole in one tile and cut in the other; fragments are suppressed before the joining step."""
     first, second = [70.0, 10, 98, 50], [82.0, 10, 120, 50]
     left: list[Row] = [(first, 0.9, 1), ([82, 10, 100, 50], 0.6, 1)]
     right: list[Row] = [([80, 10, 98, 50], 0.6, 1), (second, 0.8, 1)]
     assert [row[0] for row in merged(left, right)] == [first, second]
 
 
-def test_an_object_across_four_tiles_is_one() -> None:
+def test_object_across_four_tiles_is_joined_in_every_order() -> None:
     views = [(0, 0, 100, 100), (80, 0, 180, 100), (0, 80, 100, 180), (80, 80, 180, 180)]
     whole = torch.tensor([40.0, 50, 150, 140])
     for order in itertools.permutations(range(4)):
-        pieces = []
+        fragments = []
         for number in order:
             view = torch.tensor(views[number], dtype=torch.float32)
             box = torch.cat([whole[:2].maximum(view[:2]), whole[2:].minimum(view[2:])])
-            pieces.append(found((box.tolist(), 0.5 + number / 10, 1)))
-        one = merge_views(pieces, [views[number] for number in order], (180, 180))
+            fragments.append(detections((box.tolist(), 0.5 + number / 10, 1)))
+        one = merge_views(fragments, [views[number] for number in order], (180, 180))
         assert one.boxes.tolist() == [whole.tolist()]
         assert one.scores.tolist() == [pytest.approx(0.8)]
 
 
-def test_an_object_across_three_tiles_in_a_row_is_one() -> None:
+def test_object_across_three_tiles_in_a_row_is_joined() -> None:
     views = [(0, 0, 100, 100), (80, 0, 180, 100), (160, 0, 260, 100)]
     boxes = [[50.0, 20, 100, 60], [80.0, 20, 180, 60], [160.0, 20, 220, 60]]
-    one = merge_views([found((box, 0.5, 1)) for box in boxes], views, (100, 260))
+    one = merge_views([detections((box, 0.5, 1)) for box in boxes], views, (100, 260))
     assert one.boxes.tolist() == [[50, 20, 220, 60]]
 
 
-def test_what_the_whole_photo_shows_takes_the_pieces_in() -> None:
+def test_fragments_are_suppressed_by_the_detection_of_the_whole_image() -> None:
     views = [(0, 0, 180, 100), LEFT, RIGHT]
     whole = [30.0, 10, 150, 90]
-    pieces = [found((whole, 0.6, 1)), found(([30, 10, 100, 90], 0.9, 1)), found(([80, 10, 150, 90], 0.7, 1))]
-    one = merge_views(pieces, views, SIZE)
+    per_view = [
+        detections((whole, 0.6, 1)),
+        detections(([30, 10, 100, 90], 0.9, 1)),
+        detections(([80, 10, 150, 90], 0.7, 1)),
+    ]
+    one = merge_views(per_view, views, SIZE)
     assert one.boxes.tolist() == [whole]
     assert one.scores.tolist() == [pytest.approx(0.9)]
 
 
-def test_only_borders_inside_the_photo_cut() -> None:
+def test_cut_sides_are_those_at_borders_inside_the_image() -> None:
     boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 98.9, 50], [0, 0, 99.1, 50]])
     assert cut_sides(boxes, LEFT, SIZE).tolist() == [
         [False, False, True, False],
@@ -118,7 +122,7 @@ def test_only_borders_inside_the_photo_cut() -> None:
     assert not cut_sides(boxes, (0, 0, 180, 100), SIZE).any()
 
 
-def test_a_single_view_is_left_as_it_is() -> None:
+def test_detections_of_a_single_view_are_unchanged() -> None:
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(40, 2, generator=generator) * 60
     boxes = torch.cat([corners, corners + torch.rand(40, 2, generator=generator) * 40], 1)

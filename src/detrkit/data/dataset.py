@@ -16,7 +16,7 @@ from detrkit.data.images import RGB, read_image
 from detrkit.data.records import Record, Records, SplitName
 from detrkit.data.segmentation import read_masks
 from detrkit.errors import DatasetError, arg
-from detrkit.ops.segments import have_pixels, masks_to_boxes
+from detrkit.ops.segments import masks_to_boxes, nonempty_masks
 from detrkit.structures import Annotations, Sample
 
 Transform = Callable[[Sample], Sample]
@@ -313,7 +313,7 @@ def annotations_with_masks(record: Record) -> Annotations:
     annotations = Annotations(torch.from_numpy(boxes[chosen]), torch.from_numpy(record.labels[chosen]), masks)
     if record.mask_file is not None:
         annotations = replace(annotations, boxes=masks_to_boxes(masks))
-    return keep(annotations, have_pixels(masks))
+    return keep(annotations, nonempty_masks(masks))
 
 
 def keep(annotations: Annotations, chosen: Bool[Tensor, "N"]) -> Annotations:

@@ -19,7 +19,7 @@ from detrkit.data.images import RGB, image_to_pixels
 from detrkit.data.records import Record, Records
 from detrkit.errors import ConfigError, DatasetError, arg, short
 from detrkit.ops.masks import encode_masks
-from detrkit.ops.segments import have_pixels
+from detrkit.ops.segments import nonempty_masks
 from detrkit.structures import Annotations, Sample
 
 _BACKGROUND = ("background", "__background__")
@@ -253,7 +253,7 @@ def _usable(item: _Item) -> Annotations:
     boxes = item.boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=torch.float32))
     chosen = ~item.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
     if item.masks is not None:
-        chosen &= have_pixels(item.masks)
+        chosen &= nonempty_masks(item.masks)
     return keep(Annotations(boxes, item.labels, item.masks), chosen)
 
 

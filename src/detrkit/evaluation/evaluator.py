@@ -21,9 +21,9 @@ from detrkit.evaluation.panoptic import PanopticCounts, PanopticMetrics, count_i
 from detrkit.evaluation.registry import METRICS
 from detrkit.evaluation.thresholds import best_thresholds
 from detrkit.models.detr import DETR
-from detrkit.ops.masks import cut_masks
-from detrkit.postprocess.masks import covered_by
-from detrkit.postprocess.panoptic import MIN_SCORE, candidates_of, merge_segments, to_segments
+from detrkit.ops.masks import binarize_masks
+from detrkit.postprocess.masks import extent_of_masks
+from detrkit.postprocess.panoptic import MIN_SCORE, keep_queries, merge_segments, to_segments
 from detrkit.structures import Batch, Predictions
 
 # minimum scores of queries that are tried for panoptic segmentation; the last one is the published one
@@ -38,7 +38,7 @@ def full_size_masks(padding_invariant: bool) -> MaskFunction:
         for image, (size, original_size) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
             queries = [torch.arange(num_queries if index == image else 0) for index in range(num_images)]
             logits = predictions.masks_of(queries, batch.sizes)
-            yield cut_masks(logits, covered_by(logits, batch, padding_invariant), size, original_size)
+            yield binarize_masks(logits, extent_of_masks(logits, batch, padding_invariant), size, original_size)
 
     return masks_of
 
@@ -74,7 +74,7 @@ class PanopticEvaluator:
         """Add a batch."""
         categories = self.categories
         lowest = min(self.counts)
-        per_image = candidates_of(predictions, batch, lowest, self.padding_invariant)
+        per_image = keep_queries(predictions, batch, lowest, self.padding_invariant)
         for image_id, candidates in zip(batch.image_ids, per_image, strict=True):
             ground_truth = self.ground_truth_of(image_id)
             for threshold, total in self.counts.items():

@@ -13,7 +13,7 @@ from detrkit.evaluation.arrays import DetectionArrays, object_array
 from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
 from detrkit.ops.masks import encode_masks
-from detrkit.postprocess.boxes import TopK, best_of
+from detrkit.postprocess.boxes import TopK, top_detections
 from detrkit.structures import Batch, Predictions
 
 LAST_LAYER = -1
@@ -63,7 +63,7 @@ def run_inference(
             on_batch(predictions, batch)
         sizes = torch.tensor(batch.original_sizes, dtype=torch.int64, device=predictions.boxes.device)
         for part, layer in zip(parts, layers, strict=True):
-            top = best_of(predictions.after_layer(layer), sizes)
+            top = top_detections(predictions.after_layer(layer), sizes)
             detections = [
                 _to_arrays(top, index, image_id, category_ids) for index, image_id in enumerate(batch.image_ids)
             ]

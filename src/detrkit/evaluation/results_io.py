@@ -20,7 +20,7 @@ from detrkit.data.segment_png import read_ids, write_ids
 from detrkit.data.segmentation import check_segmentation, rle_area
 from detrkit.errors import DatasetError, arg, short
 from detrkit.evaluation.arrays import DetectionArrays, GroundTruth
-from detrkit.ops.segments import LARGEST_ID, VOID, ids_in
+from detrkit.ops.segments import MAX_ID, VOID, unique_ids
 from detrkit.structures import PanopticSegment, PanopticSegments
 
 PANOPTIC_RESULTS_FILE = "panoptic_predictions.json"
@@ -166,7 +166,7 @@ class PanopticResults:
         """
         for image_id, file, size, segments in self.entries:
             ids = read_ids(file, size)
-            unlisted = ids_in(ids) - {VOID, *(one.id for one in segments)}
+            unlisted = unique_ids(ids) - {VOID, *(one.id for one in segments)}
             if unlisted:
                 raise DatasetError(
                     f"{file}: {len(unlisted)} segment ids are not in the JSON's segments_info, first {min(unlisted)}; "
@@ -227,8 +227,8 @@ def _read_segments(content: Any, classes: dict[int, tuple[int, bool]], where: st
             raise DatasetError(f"{place}: found {short(entry)}, expected an object with id and category_id")
         segment_id = integer(entry.get("id"), f"{place}.id")
         category_id = integer(entry.get("category_id"), f"{place}.category_id")
-        if not VOID < segment_id <= LARGEST_ID or segment_id in segments:
-            raise DatasetError(f"{place}.id: found {segment_id}, expected unique ids from 1 to {LARGEST_ID}")
+        if not VOID < segment_id <= MAX_ID or segment_id in segments:
+            raise DatasetError(f"{place}.id: found {segment_id}, expected unique ids from 1 to {MAX_ID}")
         if category_id not in classes:
             raise DatasetError(
                 f"{place}: has category_id {category_id}, which the dataset does not have; {_WRONG_DATASET}"

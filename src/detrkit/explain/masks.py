@@ -14,8 +14,8 @@ from detrkit.data.categories import Categories
 from detrkit.explain.packing import ArrayLocation, BinaryBlock
 from detrkit.models.attention.recording import RecordedAttention
 from detrkit.models.heads.panoptic import MaskInputs, PanopticHead, PanopticMasks
-from detrkit.ops.masks import Size, covered, nearest
-from detrkit.postprocess.panoptic import candidates_of, merge_segments, to_segments
+from detrkit.ops.masks import Size, covered_size, resize_nearest
+from detrkit.postprocess.panoptic import keep_queries, merge_segments, to_segments
 from detrkit.structures import Batch, PanopticSegments
 
 MAX_MASK_SIDE = 134  # values; half of DETR's mask resolution at 800 x 1066 px
@@ -31,7 +31,7 @@ class Masks:
         head: mask head of the model.
         inputs: its inputs for the image.
         resized: (height, width) of the image as the model sees it, without padding.
-        padding_invariant: as in `postprocess.masks.with_masks`.
+        padding_invariant: as in `postprocess.masks.attach_masks`.
     """
 
     head: PanopticHead
@@ -49,7 +49,7 @@ class Masks:
     def cell_size(self) -> tuple[float, float]:
         """Height and width of a mask cell in pixels of the resized image."""
         cells, padded = self.inputs.mask_size, self.inputs.image_size
-        covers = covered(torch.empty(0, *cells), padded) if self.padding_invariant else padded
+        covers = covered_size(torch.empty(0, *cells), padded) if self.padding_invariant else padded
         return covers[0] / cells[0], covers[1] / cells[1]
 
     @property
@@ -112,7 +112,7 @@ def merge_masks(
         categories: of the model.
         threshold: minimum score of a query.
     """
-    candidates = candidates_of(attention.predictions, batch, threshold, masks.padding_invariant)[0]
+    candidates = keep_queries(attention.predictions, batch, threshold, masks.padding_invariant)[0]
     merged = merge_segments(candidates, categories.things)
     return to_segments(merged, categories.ids, categories.names, categories.things)
 
@@ -130,5 +130,5 @@ def pack_segments(block: BinaryBlock, segments: PanopticSegments) -> ArrayLocati
     longest = max(segments.ids.shape)
     scale = min(1.0, _MAX_SEGMENTS_SIDE / longest)
     height, width = (max(1, round(length * scale)) for length in segments.ids.shape)
-    ids = nearest(segments.ids, (height, width))
+    ids = resize_nearest(segments.ids, (height, width))
     return block.add(ids.where(ids <= _MAX_SEGMENTS, 0).to(torch.uint8).numpy())

@@ -21,7 +21,7 @@ from detrkit.errors import ExportError
 from detrkit.inference.engines.metadata import min_side
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
-from detrkit.postprocess.boxes import best_of
+from detrkit.postprocess.boxes import top_detections
 from detrkit.structures import Predictions
 
 MAX_BATCH_SIZE = 1024
@@ -49,7 +49,7 @@ class PixelOutputs(RelativeOutputs):
     ) -> tuple[Tensor, ...]:
         """Return (B, A) scores, (B, A) labels, (B, A, 4) boxes, by descending score; (B, A, h, w) masks."""
         predictions = self.model(images, padding_mask)
-        best = best_of(predictions, sizes)
+        best = top_detections(predictions, sizes)
         masks = _masks(predictions)
         if predictions.class_scores == "sigmoid":  # a query may be detected as several classes
             images_index = torch.arange(images.shape[0])[:, None]

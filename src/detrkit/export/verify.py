@@ -19,7 +19,7 @@ from detrkit.evaluation.coco import evaluate_boxes
 from detrkit.inference.engines.metadata import ExportPrecision, min_side
 from detrkit.inference.engines.torch import Engine
 from detrkit.ops.boxes import generalized_iou
-from detrkit.postprocess.boxes import best_of, to_detections
+from detrkit.postprocess.boxes import to_detections, top_detections
 from detrkit.structures import Batch, Detections, Predictions
 
 MAX_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
@@ -277,7 +277,7 @@ def differences_of_best(first: Predictions, second: Predictions) -> tuple[Float[
         about the same score (1 without such a box).
     """
     sizes = torch.ones(len(first.boxes), 2, dtype=torch.int64, device=first.boxes.device)
-    expected, actual = best_of(first, sizes), best_of(second, sizes.to(second.boxes.device))
+    expected, actual = top_detections(first, sizes), top_detections(second, sizes.to(second.boxes.device))
     distance = (actual.boxes[:, :, None] - expected.boxes[:, None]).abs()
     is_other = actual.labels[:, :, None] != expected.labels[:, None]
     is_other |= (actual.scores[:, :, None] - expected.scores[:, None]).abs() > MAX_DIFFERENCE

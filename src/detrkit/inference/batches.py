@@ -13,8 +13,8 @@ from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.categories import Categories
 from detrkit.inference.engines.torch import Engine
 from detrkit.postprocess.boxes import to_detections
-from detrkit.postprocess.masks import with_masks
-from detrkit.postprocess.panoptic import Style, candidates_of, merge_segments, to_segments
+from detrkit.postprocess.masks import attach_masks
+from detrkit.postprocess.panoptic import Style, keep_queries, merge_segments, to_segments
 from detrkit.structures import Batch, Detections, PanopticSegments, Predictions
 
 MinScores = float | tuple[float, ...]  # one for all labels, or one per label
@@ -77,7 +77,7 @@ class BatchPostprocessor:
         detections = to_detections(predictions, batch.original_sizes, categories.ids, categories.names, min_scores)
         if not self.engine.config.mask_head:
             return detections
-        detections = with_masks(detections, predictions, batch, self.preprocessing.padding_invariant)
+        detections = attach_masks(detections, predictions, batch, self.preprocessing.padding_invariant)
         if min_segment_score is None:
             return detections
         segments = self._merge_segments(predictions, batch, min_segment_score, "corrected")
@@ -95,5 +95,5 @@ class BatchPostprocessor:
                 categories.names,
                 categories.things,
             )
-            for candidates in candidates_of(predictions, batch, min_score, is_exact)
+            for candidates in keep_queries(predictions, batch, min_score, is_exact)
         ]

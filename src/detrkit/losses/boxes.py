@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detrkit.losses.matcher import MatchedObjects, Matches
-from detrkit.ops.boxes import box_iou_and_union, cxcywh_to_xyxy, generalized_iou
+from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou, generalized_iou
 
 
 def box_losses(
@@ -37,5 +37,5 @@ def matched_ious(boxes: Float[Tensor, "T B Q 4"], matches: Matches, objects: Mat
     """Compute the IoU of every query's box with that of its matched object; 0 for unmatched queries."""
     index = matches.layers, matches.images, matches.queries
     ious = boxes.new_zeros(boxes.shape[:-1])
-    ious[index] = box_iou_and_union(cxcywh_to_xyxy(boxes[index]), cxcywh_to_xyxy(objects.boxes))
+    ious[index] = elementwise_iou(cxcywh_to_xyxy(boxes[index]), cxcywh_to_xyxy(objects.boxes))
     return ious

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from detrkit.ops.masks import covered, enlarge
+from detrkit.ops.masks import covered_size, resize_mask_logits
 from detrkit.structures import Target
 
 MAX_PIXELS = 2**22  # upsampled at a time; chunks are checkpointed, so that only one holds its intermediates in backward
@@ -82,7 +82,7 @@ def _mask_losses(
     size = (masks.shape[1], masks.shape[2])
     targets = masks[objects].to(logits.dtype)
     if padding_invariant:
-        upsampled = enlarge(logits, covered(logits, padded), size, size)
+        upsampled = resize_mask_logits(logits, covered_size(logits, padded), size, size)
     else:
         upsampled = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]
         targets = F.pad(targets, (0, padded[1] - size[1], 0, padded[0] - size[0]))

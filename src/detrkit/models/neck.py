@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.positions import PositionEncoding
-from detrkit.ops.padding import padding_mask_at
+from detrkit.ops.padding import resize_padding_mask
 
 _NUM_GROUPS = 32  # of the group norms, as published
 
@@ -38,7 +38,7 @@ class LevelPadding:
         size = (features.shape[-2], features.shape[-1])
         if self.mask is None:
             return torch.zeros(features.shape[0], *size, dtype=torch.bool, device=features.device)
-        return padding_mask_at(self.mask, size, stride=self.strides[level] if self.strides else None)
+        return resize_padding_mask(self.mask, size, stride=self.strides[level] if self.strides else None)
 
     def excluded_mask_of(self, level: int, features: Float[Tensor, "B _ h w"]) -> Bool[Tensor, "B h w"] | None:
         """Compute the padding mask of a feature map if padding must be excluded; else None."""

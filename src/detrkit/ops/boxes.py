@@ -1,6 +1,6 @@
-"""Boxes: the two formats, and generalised intersection over union (Rezatofighi et al., arXiv:1902.09630).
+"""Box formats, IoU and generalised IoU (Rezatofighi et al., arXiv:1902.09630).
 
-Input and output: tensors whose last axis is a box, xyxy or cxcywh as each function says, in any one unit.
+Functions broadcast over leading axes, unlike their counterparts in torchvision.ops, and do not check their input.
 """
 
 import torch
@@ -9,25 +9,25 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
-    """Convert (centre x, centre y, width, height) to (left, top, right, bottom)."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    """Convert (center x, center y, width, height) to (left, top, right, bottom)."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
-    """Convert (left, top, right, bottom) to (centre x, centre y, width, height)."""
+    """Convert (left, top, right, bottom) to (center x, center y, width, height)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(top_left + bottom_right) / 2, bottom_right - top_left], dim=-1)
 
 
 def box_area(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
-    """Area of xyxy boxes, in squared units of the boxes."""
+    """Compute the area of xyxy boxes."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     return width * height
 
 
-def box_iou_and_union(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
-    """IoU of xyxy boxes, pair by pair; 0 where both have no area."""
+def elementwise_iou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Compute the IoU of corresponding xyxy boxes; 0 if neither has an area."""
     sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
     intersection = sides.clamp(min=0).prod(-1)
     union = box_area(first) + box_area(second) - intersection
@@ -35,15 +35,15 @@ def box_iou_and_union(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"
 
 
 def generalized_iou(first: Float[Tensor, "*A 4"], second: Float[Tensor, "*B 4"]) -> Float[Tensor, "*C"]:
-    """Generalised IoU of xyxy boxes, elementwise with broadcasting.
+    """Compute the generalised IoU of xyxy boxes, elementwise with broadcasting.
 
     Args:
         first: boxes with x1 <= x2 and y1 <= y2.
         second: the same; its leading axes broadcast against those of `first`: (N, 1, 4) against (M, 4) compares all pairs.
 
     Returns:
-        Values in [-1, 1]. Where the published code asserts that boxes are ordered (and stops a GPU to look), nothing is
-        checked here: sizes come from a sigmoid or from checked annotations. Two equal boxes of no area give 0, not NaN.
+        Values in [-1, 1]; 0 for two equal boxes without area, where the published code has NaN. The order of the corners is
+        not asserted as in the published code, which synchronises with the GPU.
     """
     inter_top_left = torch.maximum(first[..., :2], second[..., :2])
     inter_bottom_right = torch.minimum(first[..., 2:], second[..., 2:])
@@ -56,5 +56,5 @@ def generalized_iou(first: Float[Tensor, "*A 4"], second: Float[Tensor, "*B 4"])
     hull_width, hull_height = (hull_bottom_right - hull_top_left).unbind(-1)
     hull = hull_width * hull_height
 
-    smallest = torch.finfo(union.dtype).tiny
-    return intersection / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
+    tiny = torch.finfo(union.dtype).tiny
+    return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

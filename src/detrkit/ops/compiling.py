@@ -1,4 +1,4 @@
-"""torch.compile, or the reason why not."""
+"""Check whether a model can be compiled, and compile it."""
 
 import shutil
 from typing import cast
@@ -6,19 +6,22 @@ from typing import cast
 import torch
 from torch import nn
 
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, arg
 
 
-def compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    """Compile a model for photos of changing sizes.
+def compile_dynamic(model: nn.Module, device: torch.device) -> nn.Module:
+    """Compile a model for images of varying sizes.
 
     Raises:
-        ConfigError: nothing here can compile for the device.
+        ConfigError: there is no C++ compiler for a CPU, or the GPU is too old.
     """
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise ConfigError(
-            "compile: found no C++ compiler, which compiling for a CPU needs; install one, or leave it out"
+            f"{arg('compile')} needs a C++ compiler for a CPU, but none of g++, clang++ and c++ was found; install one, or "
+            "do not compile."
         )
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 7:
-        raise ConfigError("compile: this GPU is older than what torch compiles for (capability 7.0); leave it out")
+        raise ConfigError(
+            f"{arg('compile')} needs a GPU of compute capability 7.0 or newer; do not compile on this one."
+        )
     return cast(nn.Module, torch.compile(model, dynamic=True))

@@ -1,6 +1,7 @@
-"""Masks between sizes: from the logits of a mask head to the pixels of a photo; maps of ids without smoothing.
+"""Resize and binarise mask logits, resize maps of ids, and encode masks.
 
-Input: mask logits over a padded image, and the sizes of the padded image, the image within it, and the photo.
+A model predicts mask logits over a padded batch. Three sizes are involved, each (height, width) in pixels: of the padded
+image, of the processed image within it (top left), and of the original image.
 """
 
 from typing import Any
@@ -10,28 +11,30 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from detrkit.ops.padding import stride_of
+from detrkit.ops.padding import infer_stride
 
 Size = tuple[int, int]  # (height, width)
-AT_ONCE = 2**25  # pixels enlarged at a time
+MAX_PIXELS_PER_CHUNK = 2**25  # of masks at the original size, to limit peak memory
 
 
-def covered(logits: Float[Tensor, "P _ _"], padded: Size) -> Size:
-    """Pixels that mask logits cover: whole strides, wherever the padded image ends. So padding does not move a mask."""
-    height, width = (cells * stride_of(whole, cells) for cells, whole in zip(logits.shape[1:], padded, strict=True))
+def covered_size(logits: Float[Tensor, "P _ _"], padded: Size) -> Size:
+    """Return the pixels that mask logits cover: whole strides, so that masks do not depend on the size of the padding."""
+    height, width = (cells * infer_stride(whole, cells) for cells, whole in zip(logits.shape[1:], padded, strict=True))
     return height, width
 
 
-def enlarge(logits: Float[Tensor, "P _ _"], padded: Size, processed: Size, original: Size) -> Float[Tensor, "P H W"]:
-    """Enlarge mask logits to the size of the photo, bilinearly.
+def resize_mask_logits(
+    logits: Float[Tensor, "P _ _"], padded: Size, processed: Size, original: Size
+) -> Float[Tensor, "P H W"]:
+    """Resize mask logits to the original image, bilinearly, without the padding.
 
     Args:
-        logits: over the padded image, a quarter of its size.
-        padded: what the logits cover: the padded image, as published; or `covered`.
-        processed: size of the image within it, top left.
-        original: size of the photo that the image was resized from, and of what comes out.
+        logits: of the masks, over the padded image.
+        padded: size that the logits cover: that of the padded image, as published, or `covered_size`.
+        processed: size of the processed image.
+        original: size of the original image, and of the output.
     """
-    # pixels of the photo per cell; said outright, because the photo covers no whole number of cells
+    # pixels of the original image per cell, passed explicitly: the image covers a fractional number of cells
     scales = [
         whole * length / (part * cells)
         for whole, length, part, cells in zip(original, padded, processed, logits.shape[1:], strict=True)
@@ -39,37 +42,38 @@ def enlarge(logits: Float[Tensor, "P _ _"], padded: Size, processed: Size, origi
     return torch.ops.aten.upsample_bilinear2d(logits.float()[:, None], list(original), False, *scales)[:, 0]
 
 
-def cut_masks(
+def binarize_masks(
     logits: Float[Tensor, "P _ _"], padded: Size, processed: Size, original: Size, threshold: float = 0.5
 ) -> Bool[Tensor, "P H W"]:
-    """Cut enlarged masks at a probability, a few at a time.
+    """Resize mask logits to the original image and binarise them, in chunks.
 
     Args:
-        logits: see `enlarge`, as are the sizes.
-        padded: of the padded image.
-        processed: of the image within it.
-        original: of the photo.
-        threshold: probability above which a pixel belongs to the object.
+        logits: as of `resize_mask_logits`, like the sizes.
+        padded: size that the logits cover.
+        processed: size of the processed image.
+        original: size of the original image.
+        threshold: probability above which a pixel belongs to the mask.
     """
-    least = float(torch.tensor(threshold, dtype=torch.float64).logit())
+    min_logit = float(torch.tensor(threshold, dtype=torch.float64).logit())
     masks = torch.empty(len(logits), *original, dtype=torch.bool, device=logits.device)
-    at_once = max(1, AT_ONCE // (original[0] * original[1]))
-    for first in range(0, len(logits), at_once):
-        masks[first : first + at_once] = enlarge(logits[first : first + at_once], padded, processed, original) > least
+    chunk = max(1, MAX_PIXELS_PER_CHUNK // (original[0] * original[1]))
+    for first in range(0, len(logits), chunk):
+        resized = resize_mask_logits(logits[first : first + chunk], padded, processed, original)
+        masks[first : first + chunk] = resized > min_logit
     return masks
 
 
-def nearest(maps: Shaped[Tensor, "*N _ _"], size: Size) -> Shaped[Tensor, "*N H W"]:
-    """Resize maps as Pillow's `resize(..., NEAREST)` does, without leaving the device."""
+def resize_nearest(maps: Shaped[Tensor, "*N _ _"], size: Size) -> Shaped[Tensor, "*N H W"]:
+    """Resize maps of ids exactly as Pillow's `resize(..., NEAREST)`, on their device."""
     rows, columns = (
-        torch.from_numpy(_nearest_places(before, after)).to(maps.device)
+        torch.from_numpy(_nearest_indices(before, after)).to(maps.device)
         for before, after in zip(maps.shape[-2:], size, strict=True)
     )
     return maps[..., rows[:, None], columns]
 
 
-def _nearest_places(before: int, after: int) -> np.ndarray:
-    """Where Pillow looks: it adds up its steps, and the rounding of the sum decides ties."""
+def _nearest_indices(before: int, after: int) -> np.ndarray:
+    """Compute the source index of every pixel. Pillow accumulates its steps, whose rounding decides ties."""
     step = before / after
     steps = np.full(after, step)
     steps[0] = step * 0.5
@@ -77,8 +81,8 @@ def _nearest_places(before: int, after: int) -> np.ndarray:
 
 
 def encode_masks(masks: Bool[Tensor, "N H W"]) -> list[dict[str, Any]]:
-    """Write masks as compressed run lengths, as COCO results have them: `counts` is a str, fit for JSON."""
-    from hotcoco import mask as runs  # takes a while to load, and few need it
+    """Encode masks as COCO's compressed run lengths; `counts` is a str, for JSON."""
+    from hotcoco import mask as rle  # slow to import, and rarely needed
 
-    encoded = [runs.encode(mask) for mask in masks.cpu().numpy()]
+    encoded = [rle.encode(mask) for mask in masks.cpu().numpy()]
     return [{"size": list(one["size"]), "counts": one["counts"].decode("ascii")} for one in encoded]

@@ -1,6 +1,6 @@
-"""Padding: photos of different sizes in one batch, and the mask that says which pixels are not photo.
+"""Batches of images of different sizes, and their padding masks.
 
-Photos are padded with zeros (the mean colour, for normalised images) at the bottom and on the right only.
+Images are padded with zeros (the mean color, if normalised) at the bottom and on the right.
 """
 
 import math
@@ -13,11 +13,10 @@ from torch.nn import functional as F
 
 
 def pad_to_batch(images: Sequence[Float[Tensor, "C _ _"]]) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"]]:
-    """Stack images of different sizes.
+    """Stack images of different sizes, padded to the largest height and width.
 
     Returns:
-        The images, padded with zeros to the largest height and the largest width among them, and the padding mask,
-        True on padding.
+        The padded images, and their padding mask, True for padding.
     """
     batch, padding_mask = empty_batch([(image.shape[1], image.shape[2]) for image in images], channels=len(images[0]))
     for index, image in enumerate(images):
@@ -28,7 +27,7 @@ def pad_to_batch(images: Sequence[Float[Tensor, "C _ _"]]) -> tuple[Float[Tensor
 def empty_batch(
     sizes: Sequence[tuple[int, int]], channels: int = 3
 ) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"]]:
-    """Make room for images of some sizes, (height, width): zeros, and the padding mask."""
+    """Allocate a batch for images of some sizes (height, width): zeros, and the padding mask."""
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     padding_mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
     for index, size in enumerate(sizes):
@@ -36,27 +35,26 @@ def empty_batch(
     return torch.zeros(len(sizes), channels, height, width), padding_mask
 
 
-def stride_of(pixels: int, cells: int) -> int:
-    """Pixels per cell of a feature map: a power of two, whether its backbone rounds sizes up, as ResNets do, or down."""
-    rounded_down = cells / (cells + 1) if cells > 2 else 1  # of one or two cells nobody can tell
+def infer_stride(pixels: int, cells: int) -> int:
+    """Infer the pixels per cell of a feature map: a power of two, for backbones that round sizes up (ResNets) or down."""
+    rounded_down = cells / (cells + 1) if cells > 2 else 1  # ambiguous for one or two cells
     return 2 ** math.ceil(math.log2(pixels / cells * rounded_down))
 
 
-def padding_mask_at(
+def resize_padding_mask(
     padding_mask: Bool[Tensor, "B H W"], size: tuple[int, int], *, stride: int | None
 ) -> Bool[Tensor, "B h w"]:
-    """Padding mask of a feature map.
+    """Compute the padding mask of a feature map.
 
     Args:
         padding_mask: mask of the images.
         size: (h, w) of the feature map.
-        stride: pixels per cell: takes the first pixel of every so many, which is what halving the images again and again,
-            as the backbone's strided convolutions do, leaves. None takes the nearest pixel after scaling the whole padded
-            image to `size`, as published; where the padded side is no multiple of the stride, that depends on the size
-            of the batch.
+        stride: pixels per cell; the mask is subsampled at the first pixel of every cell, where the strided convolutions of
+            the backbone start. None rescales the mask to `size` by nearest neighbor, as published, which depends on the
+            padding if a padded side is not a multiple of the stride.
     """
     if stride is None:
         return F.interpolate(padding_mask[:, None].float(), size=size, mode="nearest")[:, 0].bool()
-    # picked by index rather than by [::stride], so that an exported graph knows that the size is the feature map's
+    # by index instead of [::stride], so that an exported graph has the size of the feature map
     rows, columns = (torch.arange(side, device=padding_mask.device) * stride for side in size)
     return padding_mask.index_select(1, rows).index_select(2, columns)

@@ -1,47 +1,47 @@
-"""A large photo cut into overlapping tiles, so that small objects are seen large enough.
-
-Input: sizes (height, width) in pixels. Output: rectangles xyxy in pixels of the photo.
-"""
+"""Split large images into overlapping tiles, so that small objects are large enough to be detected."""
 
 import math
 from dataclasses import dataclass
 
-from detrkit.errors import ConfigError
+from detrkit.errors import ConfigError, arg
 
-Rectangle = tuple[int, int, int, int]
-_SMALLEST = 32  # pixels a side: less than a cell of a feature map, no object is found in
-_MAX_OVERLAP = 0.5  # beyond it, every place is looked at more than four times
+Rectangle = tuple[int, int, int, int]  # xyxy in pixels of the image
+_MIN_SIZE = 32  # pixels: one cell of a feature map
+_MAX_OVERLAP = 0.5  # beyond, every pixel is in more than four tiles
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a photo is cut.
+    """Size and overlap of tiles.
 
     Attributes:
-        size: side of a tile in pixels of the photo.
-        overlap: least share of a tile's side that it has in common with the next one.
+        size: side of a tile in pixels of the image.
+        overlap: minimum overlap of neighboring tiles, as a share of their side, 0 to 0.5.
     """
 
     size: int
     overlap: float = 0.2
 
     def __post_init__(self) -> None:
-        """See that the numbers make sense.
+        """Check the values.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: a value is out of range.
         """
-        if self.size < _SMALLEST:
-            raise ConfigError(f"--tile: found {self.size}, expected at least {_SMALLEST} pixels a side")
+        if self.size < _MIN_SIZE:
+            raise ConfigError(f"{arg('tile', self.size)} is too small; expected at least {_MIN_SIZE} pixels per side.")
         if not 0 <= self.overlap <= _MAX_OVERLAP:
             raise ConfigError(
-                f"--overlap: found {self.overlap:g}, expected a share of the tile between 0 and {_MAX_OVERLAP}"
+                f"{arg('overlap', self.overlap)} is not a valid share of the tile; expected 0 to {_MAX_OVERLAP}."
             )
 
     def views(self, size: tuple[int, int]) -> list[Rectangle]:
-        """What is looked at: the whole photo, and its tiles row by row unless one tile holds it all.
+        """Return the rectangles to predict: the whole image, and its tiles row by row if there are several.
 
-        The tiles are spread evenly from edge to edge; none is smaller than asked for unless the photo is.
+        Tiles are evenly spaced and have the full size, unless the image is smaller.
+
+        Args:
+            size: (height, width) of the image.
         """
         height, width = size
         rows, columns = self._starts(height), self._starts(width)

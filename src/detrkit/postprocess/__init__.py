@@ -1,1 +1,1 @@
-"""From the model's output to objects in the original photo."""
+"""Convert predictions into detections and segments of the original image."""

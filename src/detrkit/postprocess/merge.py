@@ -1,15 +1,15 @@
-"""Objects found in overlapping views of one photo -> each object once.
+"""Merge the detections of overlapping tiles of one image, so that every object is detected once.
 
-A box that ends where its view ends, inside the photo, is a piece: its object goes on in the next view. Three steps, class
-by class, and never between two boxes of one view, where matching has taught the queries to speak up only once:
+A box that ends at a border of its tile inside the image is a fragment: its object extends into the next tile. Boxes are
+merged per class in three steps, never two of one tile, where the model predicts every object once:
 
-1. Non-maximum suppression. Whole boxes first, by score; then pieces, by area. A box goes when one that stays has more than
-   half in common with it (IoU); a piece, also when it lies mostly inside one that stays.
-2. Pieces that are left and face each other (one cut on its right, one on its left, or below and above) become one box
-   around both, if they touch and agree along the border (IoU of their intervals of at least a half).
-3. The first step again, for what was put together.
+1. Non-maximum suppression: whole boxes by score, then fragments by area. A box is suppressed if its IoU with a kept box is
+   greater than 0.5; a fragment also if most of its area is inside a kept box.
+2. Remaining fragments on opposite sides of a border are joined into one box if they touch and the IoU of their intervals
+   along the border is at least 0.5.
+3. Non-maximum suppression again, if boxes were joined.
 
-What stays has the best score of all that became part of it.
+A kept box has the highest score of all boxes merged into it.
 """
 
 from collections.abc import Sequence
@@ -22,61 +22,61 @@ from torch import Tensor
 from detrkit.ops.boxes import box_area
 from detrkit.structures import Detections
 
-SAME_OBJECT = 0.5  # IoU beyond which two views show the same object: the usual limit of non-maximum suppression
-MOSTLY_INSIDE = 0.7  # share of a piece; a true neighbour of its class rarely covers as much
-AGREEING = 0.5  # IoU of two pieces' intervals along the border that cuts them
-EDGE = 0.01  # share of a view's side within which a box ends with it: boxes are not exact to the pixel
+NMS_IOU = 0.5  # as usual in non-maximum suppression
+MAX_FRAGMENT_INSIDE = 0.7  # share of a fragment's area; neighboring objects of its class rarely cover as much
+MIN_JOIN_IOU = 0.5  # of the intervals of two fragments along the border between them
+BORDER_MARGIN = 0.01  # share of a tile's side: boxes are not exact to the pixel
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Boxes of one class, from all views."""
+class _Boxes:
+    """Boxes of one class in all views."""
 
     boxes: Float[Tensor, "N 4"]
     scores: Float[Tensor, "N"]
-    views: Int64[Tensor, "N"]  # negative: put together of several
-    cut: Bool[Tensor, "N 4"]  # left, top, right, bottom
+    views: Int64[Tensor, "N"]  # index of the view; negative for joined boxes
+    cut: Bool[Tensor, "N 4"]  # whether the left, top, right, bottom side is at a border of the view
 
-    def keep(self, index: Sequence[int]) -> "_Found":
-        chosen = torch.tensor(list(index), dtype=torch.int64)
-        return _Found(self.boxes[chosen], self.scores[chosen], self.views[chosen], self.cut[chosen])
+    def keep(self, index: Sequence[int]) -> "_Boxes":
+        kept = torch.tensor(list(index), dtype=torch.int64)
+        return _Boxes(self.boxes[kept], self.scores[kept], self.views[kept], self.cut[kept])
 
 
 def merge_views(
-    found: Sequence[Detections], views: Sequence[tuple[int, int, int, int]], size: tuple[int, int]
+    detections: Sequence[Detections], views: Sequence[tuple[int, int, int, int]], size: tuple[int, int]
 ) -> Detections:
-    """Merge what was found in each view.
+    """Merge the detections of several views of an image: of its tiles, and of the whole image.
 
     Args:
-        found: of each view, boxes in pixels of the photo.
-        views: their rectangles, xyxy in pixels of the photo.
-        size: (height, width) of the photo.
+        detections: of each view, with boxes in pixels of the image.
+        views: rectangles of the views, xyxy in pixels of the image.
+        size: (height, width) of the image.
 
     Returns:
-        All objects, best first.
+        The merged detections, by descending score.
     """
     classes = {
         label: (category_id, name)
-        for one in found
+        for one in detections
         for label, category_id, name in zip(
             one.labels.tolist(), one.category_ids.tolist(), one.class_names, strict=True
         )
     }
-    boxes = torch.cat([one.boxes for one in found])
-    scores = torch.cat([one.scores for one in found])
-    labels = torch.cat([one.labels for one in found])
-    view_of = torch.cat([torch.full((len(one),), number) for number, one in enumerate(found)])
-    cut = torch.cat([cut_sides(one.boxes, view, size) for one, view in zip(found, views, strict=True)])
+    boxes = torch.cat([one.boxes for one in detections])
+    scores = torch.cat([one.scores for one in detections])
+    labels = torch.cat([one.labels for one in detections])
+    view_of = torch.cat([torch.full((len(one),), number) for number, one in enumerate(detections)])
+    cut = torch.cat([cut_sides(one.boxes, view, size) for one, view in zip(detections, views, strict=True)])
     merged = {
-        label: _merge(_Found(boxes[mine], scores[mine], view_of[mine], cut[mine]))
+        label: _merge(_Boxes(boxes[is_label], scores[is_label], view_of[is_label], cut[is_label]))
         for label in classes
-        for mine in [labels == label]
+        for is_label in [labels == label]
     }
     if not merged:
-        return replace(found[0], size=size)
+        return replace(detections[0], size=size)
     counts = [(label, len(one.scores)) for label, one in merged.items()]
-    together = replace(
-        found[0],
+    result = replace(
+        detections[0],
         boxes=torch.cat([one.boxes for one in merged.values()]),
         scores=torch.cat([one.scores for one in merged.values()]),
         labels=torch.cat([torch.full((count,), label) for label, count in counts]),
@@ -84,96 +84,96 @@ def merge_views(
         class_names=tuple(classes[label][1] for label, count in counts for _ in range(count)),
         size=size,
     )
-    return together[together.scores.argsort(descending=True, stable=True)]
+    return result[result.scores.argsort(descending=True, stable=True)]
 
 
 def cut_sides(
     boxes: Float[Tensor, "N 4"], view: tuple[int, int, int, int], size: tuple[int, int]
 ) -> Bool[Tensor, "N 4"]:
-    """Tell which sides of boxes (left, top, right, bottom) lie on a border of their view that is none of the photo's."""
+    """Return which sides (left, top, right, bottom) of boxes are at a border of their view inside the image."""
     left, top, right, bottom = view
     height, width = size
-    margin = EDGE * torch.tensor([right - left, bottom - top], dtype=torch.float32)
+    margin = BORDER_MARGIN * torch.tensor([right - left, bottom - top], dtype=torch.float32)
     corners = torch.tensor(view, dtype=torch.float32)
     reached = torch.cat([boxes[:, :2] <= corners[:2] + margin, boxes[:, 2:] >= corners[2:] - margin], 1)
     return reached & torch.tensor([left > 0, top > 0, right < width, bottom < height])
 
 
-def _merge(found: _Found) -> _Found:
-    single = _suppress(found)
-    joined = _join(single)
-    return _suppress(joined) if len(joined.scores) < len(single.scores) else single
+def _merge(boxes: _Boxes) -> _Boxes:
+    kept = _suppress(boxes)
+    joined = _join(kept)
+    return _suppress(joined) if len(joined.scores) < len(kept.scores) else kept
 
 
-def _suppress(found: _Found) -> _Found:
-    """Step 1: keep one box of those that show the same object in different views."""
-    areas, is_piece = box_area(found.boxes), found.cut.any(1)
-    rank = torch.where(is_piece, -areas, -found.scores)
-    # a stable sort by the second key, then by the first
+def _suppress(boxes: _Boxes) -> _Boxes:
+    """Keep one of the boxes of an object in several views (step 1)."""
+    areas, is_fragment = box_area(boxes.boxes), boxes.cut.any(1)
+    rank = torch.where(is_fragment, -areas, -boxes.scores)
+    # stable sorts by the second key, then by the first
     order = rank.argsort(stable=True)
-    order = order[is_piece[order].to(torch.uint8).argsort(stable=True)]
-    scores = found.scores.clone()
+    order = order[is_fragment[order].to(torch.uint8).argsort(stable=True)]
+    scores = boxes.scores.clone()
     kept: list[int] = []
     for index in order.tolist():
-        stays = torch.tensor(kept, dtype=torch.int64)
-        common = _intersection(found.boxes[index], found.boxes[stays])
-        union = areas[index] + areas[stays] - common
-        same = common > SAME_OBJECT * union
-        if is_piece[index]:
-            same |= common > MOSTLY_INSIDE * areas[index]
-        same &= found.views[stays] != found.views[index]
-        if same.any():
-            shown_by = kept[int(torch.where(same, common / union, -1.0).argmax())]
-            scores[shown_by] = torch.maximum(scores[shown_by], scores[index])
+        kept_index = torch.tensor(kept, dtype=torch.int64)
+        intersection = _intersection(boxes.boxes[index], boxes.boxes[kept_index])
+        union = areas[index] + areas[kept_index] - intersection
+        is_same = intersection > NMS_IOU * union
+        if is_fragment[index]:
+            is_same |= intersection > MAX_FRAGMENT_INSIDE * areas[index]
+        is_same &= boxes.views[kept_index] != boxes.views[index]
+        if is_same.any():
+            best = kept[int(torch.where(is_same, intersection / union, -1.0).argmax())]
+            scores[best] = torch.maximum(scores[best], scores[index])
         else:
             kept.append(index)
-    return replace(found, scores=scores).keep(kept)
+    return replace(boxes, scores=scores).keep(kept)
 
 
-def _join(found: _Found) -> _Found:
-    """Step 2: put pieces together that face each other, until none do."""
-    before = len(found.scores) + 1
-    while len(found.scores) < before:
-        before = len(found.scores)
+def _join(boxes: _Boxes) -> _Boxes:
+    """Join fragments of one object until there are no more (step 2)."""
+    before = len(boxes.scores) + 1
+    while len(boxes.scores) < before:
+        before = len(boxes.scores)
         index = 0
-        while index < len(found.scores):
-            agreement = _agreement(found, index)
-            other = int(agreement.argmax())
-            if agreement[other] < AGREEING:
+        while index < len(boxes.scores):
+            ious = _interval_iou(boxes, index)
+            other = int(ious.argmax())
+            if ious[other] < MIN_JOIN_IOU:
                 index += 1
-            else:  # the two go, and what comes of them stands last
-                found = _united(found, index, other, view=-len(found.scores))
+            else:  # the joined box replaces both, at the end
+                boxes = _join_pair(boxes, index, other, view=-len(boxes.scores))
                 index -= other < index
-    return found
+    return boxes
 
 
-def _united(found: _Found, first: int, second: int, view: int) -> _Found:
-    """Replace two pieces by one box around both, whose ends are cut where theirs were."""
-    boxes, cut = found.boxes[[first, second]], found.cut[[first, second]]
-    corners = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
-    ends = torch.cat([boxes[:, :2] <= corners[:2], boxes[:, 2:] >= corners[2:]], 1)
-    rest = found.keep([number for number in range(len(found.scores)) if number not in (first, second)])
-    return _Found(
+def _join_pair(boxes: _Boxes, first: int, second: int, view: int) -> _Boxes:
+    """Replace two fragments by the box around both; its outer sides stay at the borders of theirs."""
+    pair, cut = boxes.boxes[[first, second]], boxes.cut[[first, second]]
+    corners = torch.cat([pair[:, :2].amin(0), pair[:, 2:].amax(0)])
+    is_outer = torch.cat([pair[:, :2] <= corners[:2], pair[:, 2:] >= corners[2:]], 1)
+    rest = boxes.keep([number for number in range(len(boxes.scores)) if number not in (first, second)])
+    return _Boxes(
         torch.cat([rest.boxes, corners[None]]),
-        torch.cat([rest.scores, found.scores[[first, second]].amax()[None]]),
+        torch.cat([rest.scores, boxes.scores[[first, second]].amax()[None]]),
         torch.cat([rest.views, torch.tensor([view])]),
-        torch.cat([rest.cut, (cut & ends).any(0)[None]]),
+        torch.cat([rest.cut, (cut & is_outer).any(0)[None]]),
     )
 
 
-def _agreement(found: _Found, index: int) -> Float[Tensor, "N"]:
-    """How well each box goes on where one is cut: the IoU of their intervals along the border; 0 where it does not."""
-    best = torch.zeros(len(found.scores))
+def _interval_iou(boxes: _Boxes, index: int) -> Float[Tensor, "N"]:
+    """Compute the IoU of intervals along the border between a fragment and each box that continues it; else 0."""
+    best = torch.zeros(len(boxes.scores))
     for axis in (0, 1):
         along = 1 - axis
-        start, end = found.boxes[:, axis], found.boxes[:, axis + 2]
-        goes_on = found.cut[index, axis + 2] & found.cut[:, axis]  # to the right, or down
-        goes_on = goes_on & (start > start[index]) & (end > end[index]) & (start <= end[index] + 1)
-        low, high = found.boxes[:, along], found.boxes[:, along + 2]
-        common = (torch.minimum(high, high[index]) - torch.maximum(low, low[index])).clamp(min=0)
+        start, end = boxes.boxes[:, axis], boxes.boxes[:, axis + 2]
+        continues = boxes.cut[index, axis + 2] & boxes.cut[:, axis]  # to the right, or down
+        continues = continues & (start > start[index]) & (end > end[index]) & (start <= end[index] + 1)
+        low, high = boxes.boxes[:, along], boxes.boxes[:, along + 2]
+        overlap = (torch.minimum(high, high[index]) - torch.maximum(low, low[index])).clamp(min=0)
         hull = torch.maximum(high, high[index]) - torch.minimum(low, low[index])
-        share = common / hull.clamp(min=torch.finfo(hull.dtype).tiny)
-        best = torch.where(goes_on & (found.views != found.views[index]), torch.maximum(best, share), best)
+        iou = overlap / hull.clamp(min=torch.finfo(hull.dtype).tiny)
+        best = torch.where(continues & (boxes.views != boxes.views[index]), torch.maximum(best, iou), best)
     return best
 
 

@@ -1,9 +1,12 @@
-"""Classes and masks of the queries of one photo -> one map of segments, every pixel to one of them (paper, section 4.4).
+"""Panoptic segmentation: merge the masks of the queries into one map of segments (paper, section 4.4).
 
-Three styles. "corrected", the default, is the paper's argmax with stuff merged, at the photo's own size. "reference" is
-the published code (segmentation.py, PostProcessPanoptic) bit for bit, with its two defects: parts of stuff that were
-merged fall apart when a small segment is dropped, and padding is squeezed into the photo. "huggingface" is the rule of
-`transformers`: probabilities weighed by scores, segments that lost most of their mask left out.
+Styles:
+
+- "corrected" (default): argmax over the masks, with stuff of one class merged, at the size of the original image.
+- "reference": exactly the published code (segmentation.py, PostProcessPanoptic) with its two defects: merged stuff is split
+  again when a small segment is dropped, and masks include the padding when they are resized.
+- "huggingface": as in `transformers`: probabilities are weighted by scores, and segments that keep too little of their mask
+  are dropped.
 """
 
 from collections.abc import Sequence
@@ -15,27 +18,27 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.ops.masks import Size, enlarge, nearest
-from detrkit.postprocess.masks import covered_by
+from detrkit.ops.masks import Size, resize_mask_logits, resize_nearest
+from detrkit.postprocess.masks import extent_of_masks
 from detrkit.structures import Batch, PanopticSegment, PanopticSegments, Predictions
 
 Style = Literal["corrected", "reference", "huggingface"]
-MIN_SCORE = 0.85  # of the published code; the paper's section 4.4 has the same
-SMALLEST = 4  # pixels: what is not larger is dropped, as published
-VOID = -1  # pixels of no segment, in these maps
+MIN_SCORE = 0.85  # as published, and in section 4.4 of the paper
+MAX_DROPPED_AREA = 4  # pixels: segments of at most this area are dropped, as published
+VOID = -1  # id of pixels without a segment, in the maps of this module
 
 
 @dataclass(frozen=True)
 class KeptQueries:
-    """The kept queries of one photo.
+    """Queries of one image that take part in the segmentation.
 
     Attributes:
-        logits: of masks, over the padded image.
-        labels: of classes, 0 .. K-1.
-        scores: of those.
-        padded: size of the padded image.
-        processed: size of the image within it.
-        original: size of the photo.
+        logits: mask logits over the padded image.
+        labels: best class of each query, 0 .. K-1.
+        scores: of the labels.
+        padded: size that the logits cover.
+        processed: size of the processed image.
+        original: size of the original image.
     """
 
     logits: Float[Tensor, "P _ _"]
@@ -45,19 +48,19 @@ class KeptQueries:
     processed: Size
     original: Size
 
-    def keep(self, chosen: Tensor) -> "KeptQueries":
-        """Choose some of them."""
-        return replace(self, logits=self.logits[chosen], labels=self.labels[chosen], scores=self.scores[chosen])
+    def keep(self, index: Tensor) -> "KeptQueries":
+        """Select some of the queries."""
+        return replace(self, logits=self.logits[index], labels=self.labels[index], scores=self.scores[index])
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A map of segments.
+class SegmentMap:
+    """Map of segments of one image.
 
     Attributes:
-        ids: segment of every pixel, 0 .. S-1; VOID for none.
+        ids: segment of every pixel, 0 .. S-1, or `VOID`.
         labels: of the segments.
-        scores: of the segments; of the best query where several were merged.
+        scores: of the segments; the highest of the merged queries.
         areas: in pixels.
     """
 
@@ -67,70 +70,70 @@ class Merged:
     areas: tuple[int, ...]
 
 
-def kept_queries(
+def confident_queries(
     probabilities: Float[Tensor, "Q K"], no_object: Float[Tensor, "Q"] | None, threshold: float = MIN_SCORE
 ) -> Bool[Tensor, "Q"]:
-    """Tell which queries name an object and are sure of it: no-object is not their likeliest class.
+    """Return which queries have a score above the threshold and are not "no object".
 
     Args:
         probabilities: of every class.
-        no_object: its probability; None where scores are sigmoids, which have none.
-        threshold: that the best class has to exceed.
+        no_object: probability of "no object"; None with sigmoid scores.
+        threshold: which the score of the best class has to exceed.
     """
     scores = probabilities.max(-1).values
-    sure = scores > threshold
-    return sure if no_object is None else sure & (scores >= no_object)
+    is_confident = scores > threshold
+    return is_confident if no_object is None else is_confident & (scores >= no_object)
 
 
-def merge_segments(candidates: KeptQueries, is_thing: Sequence[bool], style: Style = "corrected") -> Merged:
-    """Give every pixel to one of the kept queries.
+def merge_segments(queries: KeptQueries, is_thing: Sequence[bool], style: Style = "corrected") -> SegmentMap:
+    """Assign every pixel to one of the queries, and merge queries of one stuff class.
 
     Args:
-        candidates: kept by `kept_queries`.
-        is_thing: of each label; queries with the same label of stuff are one segment.
+        queries: of one image, see `keep_queries`.
+        is_thing: whether each label is a thing; False for stuff.
         style: see the module.
     """
-    if not len(candidates.labels):
-        nothing = torch.full(candidates.original, VOID, device=candidates.logits.device)
-        return Merged(nothing, (), (), ())
-    return {"corrected": _corrected, "reference": _reference, "huggingface": _huggingface}[style](candidates, is_thing)
+    if not len(queries.labels):
+        empty = torch.full(queries.original, VOID, device=queries.logits.device)
+        return SegmentMap(empty, (), (), ())
+    return {"corrected": _corrected, "reference": _reference, "huggingface": _huggingface}[style](queries, is_thing)
 
 
-def candidates_of(
+def keep_queries(
     predictions: Predictions,
     batch: Batch,
     threshold: float = MIN_SCORE,
     padding_invariant: bool = False,
 ) -> list[KeptQueries]:
-    """Keep the queries of every photo of a batch that take part; only their masks are drawn.
+    """Select the confident queries of every image of a batch, and compute their masks.
 
     Args:
         predictions: of the batch.
-        batch: tells the sizes.
-        threshold: least score of a query to be kept.
-        padding_invariant: as in `with_masks`; not for the styles that follow others.
+        batch: whose sizes are used.
+        threshold: score that a query has to exceed.
+        padding_invariant: as of `attach_masks`; only for style "corrected".
     """
     probabilities = predictions.probabilities.cpu()
     no_object = predictions.after_layer(-1).layer_no_object[0].cpu() if predictions.class_scores == "softmax" else None
     kept = [
-        (one, kept_queries(one, None if no_object is None else no_object[photo], threshold))
-        for photo, one in enumerate(probabilities)
+        (one, confident_queries(one, None if no_object is None else no_object[image], threshold))
+        for image, one in enumerate(probabilities)
     ]
     counts = [int(keep.sum()) for _, keep in kept]
     masks = predictions.masks_of([keep.nonzero()[:, 0] for _, keep in kept], batch.sizes)
-    covers = covered_by(masks, batch, padding_invariant)
-    found = []
-    for image, (of_photo, (one, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):
+    mask_extent = extent_of_masks(masks, batch, padding_invariant)
+    per_image = []
+    for image, (logits, (one, keep)) in enumerate(zip(masks.split(counts), kept, strict=True)):
         scores, labels = (best.to(masks.device) for best in one[keep].max(-1))
         sizes = batch.sizes[image], batch.original_sizes[image]
-        found.append(KeptQueries(of_photo, labels, scores, covers, *sizes))
-    return found
+        per_image.append(KeptQueries(logits, labels, scores, mask_extent, *sizes))
+    return per_image
 
 
 def to_segments(
-    merged: Merged, category_ids: Sequence[int], class_names: Sequence[str], is_thing: Sequence[bool]
+    merged: SegmentMap, category_ids: Sequence[int], class_names: Sequence[str], is_thing: Sequence[bool]
 ) -> PanopticSegments:
-    """Name the segments of a photo, and number them from 1."""
+    """Convert a map of segments into `PanopticSegments`, with ids from 1."""
     segments = tuple(
         PanopticSegment(number, label, category_ids[label], is_thing[label], score, area, class_names[label])
         for number, (label, score, area) in enumerate(zip(merged.labels, merged.scores, merged.areas, strict=True), 1)
@@ -138,95 +141,95 @@ def to_segments(
     return PanopticSegments((merged.ids + 1).to("cpu", torch.int32), segments)
 
 
-def _corrected(candidates: KeptQueries, is_thing: Sequence[bool]) -> Merged:
-    logits = enlarge(candidates.logits, candidates.padded, candidates.processed, candidates.original)
-    first_of_kind = torch.tensor(_first_of_kind(candidates.labels, is_thing), device=logits.device)
-    segments = first_of_kind[logits.argmax(0)]
+def _corrected(queries: KeptQueries, is_thing: Sequence[bool]) -> SegmentMap:
+    logits = resize_mask_logits(queries.logits, queries.padded, queries.processed, queries.original)
+    merged_into = torch.tensor(_merge_stuff(queries.labels, is_thing), device=logits.device)
+    segments = merged_into[logits.argmax(0)]
     while True:
         areas = segments.flatten().bincount(minlength=len(logits))
-        dropped = (areas > 0) & (areas <= SMALLEST)
+        dropped = (areas > 0) & (areas <= MAX_DROPPED_AREA)
         if not dropped.any():
             break
-        # their pixels, and no others, go to whatever is the likeliest of what is left
+        # only their pixels are reassigned, to the most likely of the remaining segments
         holes = dropped[segments]
-        left = logits[:, holes].masked_fill((areas <= SMALLEST)[first_of_kind][:, None], float("-inf"))
-        if left.isneginf().all():
-            return Merged(torch.full_like(segments, VOID), (), (), ())
-        segments[holes] = first_of_kind[left.argmax(0)]
-    return _numbered(segments, candidates, first_of_kind)
+        remaining = logits[:, holes].masked_fill((areas <= MAX_DROPPED_AREA)[merged_into][:, None], float("-inf"))
+        if remaining.isneginf().all():
+            return SegmentMap(torch.full_like(segments, VOID), (), (), ())
+        segments[holes] = merged_into[remaining.argmax(0)]
+    return _numbered(segments, queries, merged_into)
 
 
-def _first_of_kind(labels: Int64[Tensor, "P"], is_thing: Sequence[bool]) -> list[int]:
-    """The query that each is merged into: itself, or the first with the same label of stuff."""
+def _merge_stuff(labels: Int64[Tensor, "P"], is_thing: Sequence[bool]) -> list[int]:
+    """Return the query that each query is merged into: itself, or the first query of the same stuff class."""
     first: dict[int, int] = {}
     return [index if is_thing[label] else first.setdefault(label, index) for index, label in enumerate(labels.tolist())]
 
 
-def _numbered(segments: Int64[Tensor, "H W"], candidates: KeptQueries, first_of_kind: Int64[Tensor, "P"]) -> Merged:
-    """Number the segments that are left from 0."""
-    areas = segments.flatten().bincount(minlength=len(first_of_kind))
-    left = areas.nonzero()[:, 0]
-    new = torch.full_like(areas, VOID)
-    new[left] = torch.arange(len(left), device=left.device)
-    best = torch.zeros_like(candidates.scores).scatter_reduce(0, first_of_kind, candidates.scores, "amax")
-    return Merged(
-        new[segments],
-        tuple(candidates.labels[left].tolist()),
-        tuple(best[left].tolist()),
-        tuple(areas[left].tolist()),
+def _numbered(segments: Int64[Tensor, "H W"], queries: KeptQueries, merged_into: Int64[Tensor, "P"]) -> SegmentMap:
+    """Number the remaining segments from 0."""
+    areas = segments.flatten().bincount(minlength=len(merged_into))
+    remaining = areas.nonzero()[:, 0]
+    numbers = torch.full_like(areas, VOID)
+    numbers[remaining] = torch.arange(len(remaining), device=remaining.device)
+    best = torch.zeros_like(queries.scores).scatter_reduce(0, merged_into, queries.scores, "amax")
+    return SegmentMap(
+        numbers[segments],
+        tuple(queries.labels[remaining].tolist()),
+        tuple(best[remaining].tolist()),
+        tuple(areas[remaining].tolist()),
     )
 
 
-def _reference(candidates: KeptQueries, is_thing: Sequence[bool]) -> Merged:
-    """Follow the published code: enlarged over padding and all, merged once, and after that only dropped."""
-    logits = F.interpolate(candidates.logits[:, None], candidates.processed, mode="bilinear", align_corners=False)[:, 0]
-    # it looks for the winners and then drops pixels; dropping them first is less work, and gives the same
-    logits = nearest(logits, candidates.original)
-    left = candidates
-    first_of_kind = torch.tensor(_first_of_kind(left.labels, is_thing), device=logits.device)
+def _reference(queries: KeptQueries, is_thing: Sequence[bool]) -> SegmentMap:
+    """Segment as the published code: resize with the padding, merge stuff once, then drop small segments."""
+    logits = F.interpolate(queries.logits[:, None], queries.processed, mode="bilinear", align_corners=False)[:, 0]
+    # the published code resizes the map of segments; resizing the logits gives the same result
+    logits = resize_nearest(logits, queries.original)
+    left = queries
+    merged_into = torch.tensor(_merge_stuff(left.labels, is_thing), device=logits.device)
     while len(logits):
-        ids = first_of_kind[logits.softmax(0).argmax(0)]
+        ids = merged_into[logits.softmax(0).argmax(0)]
         areas = ids.flatten().bincount(minlength=len(logits))
-        is_small = areas <= SMALLEST
+        is_small = areas <= MAX_DROPPED_AREA
         if not is_small.any():
-            return Merged(ids, tuple(left.labels.tolist()), tuple(left.scores.tolist()), tuple(areas.tolist()))
+            return SegmentMap(ids, tuple(left.labels.tolist()), tuple(left.scores.tolist()), tuple(areas.tolist()))
         left, logits = left.keep(~is_small), logits[~is_small]
-        first_of_kind = torch.arange(len(logits), device=logits.device)  # what was merged is on its own again
-    # the published picture then shows the number of a segment that its list does not have
-    return Merged(torch.full(left.original, VOID, device=logits.device), (), (), ())
+        merged_into = torch.arange(len(logits), device=logits.device)  # merged stuff is split again
+    # the published map would contain the id of a segment that is not in its list
+    return SegmentMap(torch.full(left.original, VOID, device=logits.device), (), (), ())
 
 
 def _huggingface(
-    candidates: KeptQueries,
+    queries: KeptQueries,
     is_thing: Sequence[bool],
     mask_threshold: float = 0.5,
     min_share: float = 0.8,
-) -> Merged:
-    """Follow `transformers`, `post_process_panoptic_segmentation` with the stuff as `label_ids_to_fuse`.
+) -> SegmentMap:
+    """Segment as `post_process_panoptic_segmentation` of `transformers`, with stuff as `label_ids_to_fuse`.
 
-    A segment stays if more than `min_share` of what its own mask claims is left to it. Its numbering is kept too: a
-    number can be given twice after stuff was fused, and then the two are one segment here as well, under the first label.
+    A segment is kept if it has more than `min_share` of the pixels of its mask. The numbering is the same: after stuff was
+    fused, a number may be used twice, and both are one segment with the label of the first.
     """
-    probabilities = candidates.logits.float().sigmoid()[None]
-    probabilities = F.interpolate(probabilities, candidates.original, mode="bilinear", align_corners=False)[0]
-    probabilities *= candidates.scores.view(-1, 1, 1)
-    winners = probabilities.argmax(0)
-    claimed = (probabilities >= mask_threshold).sum((1, 2))
-    won = winners.flatten().bincount(minlength=len(probabilities))
-    stays = ((won > 0) & (claimed > 0) & (won / claimed > min_share)).tolist()
-    ids = torch.full(candidates.original, VOID, device=winners.device)
+    probabilities = queries.logits.float().sigmoid()[None]
+    probabilities = F.interpolate(probabilities, queries.original, mode="bilinear", align_corners=False)[0]
+    probabilities *= queries.scores.view(-1, 1, 1)
+    best_query = probabilities.argmax(0)
+    mask_areas = (probabilities >= mask_threshold).sum((1, 2))
+    areas_won = best_query.flatten().bincount(minlength=len(probabilities))
+    is_kept = ((areas_won > 0) & (mask_areas > 0) & (areas_won / mask_areas > min_share)).tolist()
+    ids = torch.full(queries.original, VOID, device=best_query.device)
     labels: dict[int, int] = {}
     scores: dict[int, float] = {}
     fused: dict[int, int] = {}
     number = VOID
-    for query, (label, score) in enumerate(zip(candidates.labels.tolist(), candidates.scores.tolist(), strict=True)):
-        if not stays[query]:
+    for query, (label, score) in enumerate(zip(queries.labels.tolist(), queries.scores.tolist(), strict=True)):
+        if not is_kept[query]:
             continue
         number = fused.get(label, number + 1)
-        ids[winners == query] = number
+        ids[best_query == query] = number
         labels.setdefault(number, label)
         scores.setdefault(number, score)
         if not is_thing[label]:
             fused[label] = number
     areas = (ids + 1).flatten().bincount(minlength=len(labels) + 1)[1:]
-    return Merged(ids, tuple(labels.values()), tuple(scores.values()), tuple(areas.tolist()))
+    return SegmentMap(ids, tuple(labels.values()), tuple(scores.values()), tuple(areas.tolist()))

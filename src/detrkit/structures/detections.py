@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detrkit._internal.notebook import html_table, png_bytes
 from detrkit.errors import import_optional
-from detrkit.ops.masks import cut_masks, encode_masks
+from detrkit.ops.masks import binarize_masks, encode_masks
 from detrkit.structures.collection import Position, Selection, resolve_index, summary
 from detrkit.structures.panoptic import PanopticSegments
 
@@ -49,7 +49,7 @@ class LowResMasks:
 
     def to_masks(self, threshold: float = 0.5) -> Bool[Tensor, "N H W"]:
         """Masks of the original image: pixels whose probability exceeds the threshold."""
-        return cut_masks(self.logits, self.padded_size, self.size, self.original_size, threshold)
+        return binarize_masks(self.logits, self.padded_size, self.size, self.original_size, threshold)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.losses.auxiliary_queries import StepNormalizers
 from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
-from detrkit.ops.compiling import compiled
+from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch
 from detrkit.training.auxiliary_queries import (
     ModelWithAuxiliaryQueries,
@@ -185,7 +185,7 @@ class TrainStep:
                     f"{arg('compile', True)} is for GPUs: on a CPU, compiled steps were measured to be no faster, after "
                     "minutes of compiling. Leave it out."
                 )
-            model = compiled(model, self.device)
+            model = compile_dynamic(model, self.device)
         if not distributed.is_initialized():
             return model
         devices = [self.device.index or 0] if self.device.type == "cuda" else None

@@ -13,7 +13,7 @@ from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DatasetError, arg
-from detrkit.ops.segments import VOID, have_pixels, ids_in, ids_to_masks, masks_to_boxes
+from detrkit.ops.segments import VOID, ids_to_masks, masks_to_boxes, nonempty_masks, unique_ids
 
 _BOX_TOLERANCE = 1.0  # pixels: tools differ in whether they count the last pixel
 _MAX_IDS = 3  # listed in a message
@@ -98,9 +98,9 @@ def _compare(record: Record) -> Comparison:
         return Comparison(record.mask_file, str(error))
     ids_in_entry = segment_ids(record.segmentations)
     masks = ids_to_masks(ids, ids_in_entry)
-    is_empty = ~have_pixels(masks)
+    is_empty = ~nonempty_masks(masks)
     has_wrong_box = ((masks_to_boxes(masks) - torch.from_numpy(record.boxes)).abs() > _BOX_TOLERANCE).any(1) & ~is_empty
-    undefined = ids_in(ids) - {VOID, *ids_in_entry.tolist()}
+    undefined = unique_ids(ids) - {VOID, *ids_in_entry.tolist()}
     return Comparison(
         record.mask_file,
         empty=tuple(ids_in_entry[is_empty].tolist()),

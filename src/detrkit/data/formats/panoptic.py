@@ -34,7 +34,7 @@ from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, S
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DatasetError, short
-from detrkit.ops.segments import LARGEST_ID, VOID, ids_to_masks, masks_to_boxes
+from detrkit.ops.segments import MAX_ID, VOID, ids_to_masks, masks_to_boxes
 
 LAYOUT = "annotations/panoptic_train*.json and folders of PNGs, or one JSON with 'segments_info'"
 HAS_MASKS = True
@@ -237,8 +237,8 @@ def _segment(entry: Any, label_of: dict[int, int], where: str) -> tuple[int, tup
     if not isinstance(entry, dict):
         raise DatasetError(f"{where}: found {short(entry)}, expected an object")
     segment_id = integer(entry.get("id"), f"{where}.id")
-    if not VOID < segment_id <= LARGEST_ID:
-        raise DatasetError(f"{where}.id: found {segment_id}, expected 1 to {LARGEST_ID}, which three bytes can hold")
+    if not VOID < segment_id <= MAX_ID:
+        raise DatasetError(f"{where}.id: found {segment_id}, expected 1 to {MAX_ID}, which three bytes can hold")
     label = read_label(entry, label_of, where)
     try:
         box = read_box(entry.get("bbox"), where)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.data.dataset import keep
-from detrkit.ops.segments import have_pixels, masks_to_boxes
+from detrkit.ops.segments import masks_to_boxes, nonempty_masks
 from detrkit.structures import Annotations, Sample
 
 TRAIN_SHORT_SIDES = tuple(range(480, 801, 32))
@@ -96,7 +96,7 @@ def resize_masks(masks: Bool[Tensor, "N H W"], size: tuple[int, int]) -> Bool[Te
         resized_bits = F.interpolate(torch.from_numpy(packed)[None, None], size, mode="nearest")[0, 0].numpy()
         for bit, mask in enumerate(resized_group.numpy()):
             np.not_equal(resized_bits & np.uint8(1 << bit), 0, out=mask)
-    is_lost = ~have_pixels(resized) & have_pixels(masks)
+    is_lost = ~nonempty_masks(resized) & nonempty_masks(masks)
     if is_lost.any():
         resized[is_lost] = F.adaptive_max_pool2d(masks[is_lost].float(), size) > 0
     return resized

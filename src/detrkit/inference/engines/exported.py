@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from detrkit.errors import CheckpointError, DatasetError
 from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.ops.boxes import xyxy_to_cxcywh
-from detrkit.ops.padding import stride_of
+from detrkit.ops.padding import infer_stride
 from detrkit.structures import Batch, ClassScores, ComputedMasks, Predictions
 
 
@@ -131,7 +131,7 @@ def _remove_padding(
     if masks is None:
         return predictions
     height, width = (
-        -(-length // stride_of(padded, cells))
+        -(-length // infer_stride(padded, cells))
         for length, padded, cells in zip(original.shape[2:], images.shape[2:], masks.shape[2:], strict=True)
     )
     return replace(predictions, mask_source=ComputedMasks(masks[:, :, :height, :width]))

@@ -15,7 +15,7 @@ from detrkit.inference.options import Precision
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
 from detrkit.ops.boxes import cxcywh_to_xyxy
-from detrkit.ops.compiling import compiled
+from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch, Predictions
 
 # tolerances of precision="auto"
@@ -103,7 +103,7 @@ class TorchEngine:
         if state != self._state:
             self._fused = fuse_for_inference(self.model)
             if self._compile:
-                self._fused = cast(DETR, compiled(self._fused, self.device))
+                self._fused = cast(DETR, compile_dynamic(self._fused, self.device))
             self._state = state
         return self._fused
 

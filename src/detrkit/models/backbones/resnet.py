@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.config.model import BackboneName, Normalization
 from detrkit.models.layers import checkpointed
-from detrkit.ops.padding import padding_mask_at
+from detrkit.ops.padding import resize_padding_mask
 
 _BLOCKS_OF_STAGES = {
     "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
@@ -224,5 +224,5 @@ def _zero_padding(
 ) -> Float[Tensor, "B C h w"]:
     if padding_mask is None:
         return features
-    mask = padding_mask_at(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
+    mask = resize_padding_mask(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
     return features.masked_fill(mask[:, None], 0.0)

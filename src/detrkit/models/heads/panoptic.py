@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.layers import checkpointed
-from detrkit.ops.padding import stride_of
+from detrkit.ops.padding import infer_stride
 
 NUM_GROUPS = 8  # of the group norms
 MAX_PAIRS = 16  # masks computed at a time without gradients, to limit peak memory
@@ -57,7 +57,7 @@ class MaskInputs:
         def crop(cells: Tensor) -> Tensor:
             # divided by the stride of the map and rounded up, as convolutions do
             height, width = (
-                -(-length // stride_of(padded, count))
+                -(-length // infer_stride(padded, count))
                 for length, padded, count in zip(size, self.image_size, cells.shape[-2:], strict=True)
             )
             return cells[index : index + 1, ..., :height, :width]
