@@ -156,7 +156,7 @@ ERRORS = {
     "tile too small": (["predict", "model.safetensors", "shapes/val2017", "--tile", "2"], "--tile 2 is too small"),
     "tile overlap too large": (
         ["predict", "model.safetensors", "shapes/val2017", "--tile", "64", "--overlap", "0.9"],
-        "--overlap: found 0.9",
+        "--overlap 0.9 is not",
     ),
     "max-frames of zero": (
         ["predict", "model.safetensors", "shapes/val2017", "--max-frames", "0"],
