@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Iterator
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.models.detr import DETR
@@ -34,7 +36,7 @@ def fuse_for_inference(model: DETR) -> DETR:
     for block, convolution_name, norm_name in _pairs(fused.get_submodule("backbone")):
         convolution, norm = block.get_submodule(convolution_name), block.get_submodule(norm_name)
         assert isinstance(convolution, nn.Conv2d)
-        block._modules[convolution_name] = _fuse(convolution, norm)
+        block._modules[convolution_name] = fuse_conv_bn_eval(convolution, cast(nn.BatchNorm2d, norm))
         block._modules[norm_name] = nn.Identity()
     for name in ("backbone", "neck.projection"):
         fused.get_submodule(name).to(memory_format=torch.channels_last)
@@ -61,15 +63,3 @@ def _pairs(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 def _is_affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, FrozenBatchNorm2d) or type(norm) is nn.BatchNorm2d
-
-
-@torch.no_grad()
-def _fuse(convolution: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
-    assert isinstance(norm.running_var, Tensor)
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    fused = copy.copy(convolution)
-    fused._parameters = dict(convolution._parameters)
-    fused.weight = nn.Parameter(convolution.weight * scale[:, None, None, None], requires_grad=False)
-    fused.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)  # type: ignore[operator]
-    return fused
