@@ -174,7 +174,7 @@ ERRORS = {
     "misspelt weights path": (["predict", "wieghts/detr.pth", "no_image.jpg"], "wieghts/detr.pth: no such file"),
     "mask head of a narrow model": (
         ["train", "shapes", "--model", "detr-tiny", "--mask-head", "--hidden-dim", "96"],
-        "mask head",
+        "--mask-head needs --hidden-dim",
     ),
     "misspelt setting in a file": (["train", "shapes", "--config", "misspelt.yaml"], "epochs"),
     "truncated settings file": (["train", "shapes", "--config", "cut.yaml"], "not readable as YAML"),
