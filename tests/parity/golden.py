@@ -1,4 +1,4 @@
-"""Weights, images and targets drawn by formula: the same numbers as the files of ../shared/golden were made with."""
+"""Weights, images and targets drawn by formula, as for the files of ../shared/golden."""
 
 from zlib import crc32
 
@@ -10,12 +10,12 @@ from detrkit.ops.padding import pad_to_batch
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers that depend on the name alone."""
+    """Draw standard normal numbers with a seed from the name."""
     return np.random.RandomState(crc32(name.encode())).standard_normal(shape).astype(np.float32)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A state-dict entry under its published name, scaled so that activations stay finite."""
+    """Draw a state-dict entry by its published name, scaled so that activations stay finite."""
     noise = draw(name, shape)
     if name.endswith("running_var"):
         return 1.0 + 0.2 * np.abs(noise)
@@ -32,14 +32,14 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def image(name: str, height: int, width: int) -> torch.Tensor:
-    """A normalised image [3, height, width]: waves and noise."""
+    """Draw a normalised image (3, height, width): waves and noise."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     waves = np.stack([np.sin(x / 17 + c) + np.cos(y / (23 + c)) for c in range(3)])
     return torch.from_numpy((waves + 0.3 * draw(name, (3, height, width))).astype(np.float32))
 
 
 def target(name: str, num_boxes: int, num_classes: int) -> Target:
-    """Boxes (cxcywh, inside the image) and labels."""
+    """Draw boxes (cxcywh, inside the image) and labels."""
     uniform = np.random.RandomState(crc32(name.encode())).random_sample((num_boxes, 4))
     size = 0.05 + 0.45 * uniform[:, 2:]
     centre = size / 2 + uniform[:, :2] * (1 - size)
@@ -49,7 +49,7 @@ def target(name: str, num_boxes: int, num_classes: int) -> Target:
 
 
 def formula_model(name: str, **overrides: object) -> DETR:
-    """A model with formula weights, in eval mode."""
+    """Build a model with formula weights, in eval mode."""
     model = build_model(name, **overrides)
     official = state_dict_as_official(model)
     load_official_state_dict(
@@ -64,12 +64,12 @@ def formula_model(name: str, **overrides: object) -> DETR:
 
 
 def formula_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images of different sizes, padded."""
+    """Return two images of different sizes, padded."""
     return pad_to_batch([image("image0", 256, 320), image("image1", 224, 288)])
 
 
 def formula_targets(num_classes: int, with_masks: bool = False) -> list[Target]:
-    """Seven objects on the first image, three on the second."""
+    """Return targets: seven objects in the first image, three in the second."""
     targets = [target("target0", 7, num_classes), target("target1", 3, num_classes)]
     if not with_masks:
         return targets

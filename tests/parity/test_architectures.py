@@ -1,4 +1,4 @@
-"""Against Hugging Face's Conditional, DAB and Deformable DETR, randomly initialised, weights converted both ways."""
+"""Parity with Hugging Face's Conditional, DAB and Deformable DETR on random weights, converted in both directions."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ PRESETS = {
 NUM_QUERIES = 7
 
 
-def their_model(preset: str, native: bool = False) -> torch.nn.Module:
+def transformers_model(preset: str, native: bool = False) -> torch.nn.Module:
     name, changes = PRESETS[preset]
     if native:
         first = 4 if "single" in preset or not preset.startswith("deformable") else 2
@@ -61,14 +61,14 @@ def their_model(preset: str, native: bool = False) -> torch.nn.Module:
     return model.eval()
 
 
-def our_model(preset: str) -> DETR:
+def random_model(preset: str) -> DETR:
     model = build_model(preset, num_queries=NUM_QUERIES, **SMALL)
     randomize(model)
     return model.eval()
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Give all of it values that make a difference: what starts at zero or one would hide a swap."""
+    """Draw all weights, because those that are initialised with zeros or ones would hide swapped names."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -83,16 +83,16 @@ def randomize(model: torch.nn.Module) -> None:
                 tensor.add_(0.05 * torch.randn_like(tensor))
 
 
-def photos() -> tuple[torch.Tensor, torch.Tensor]:
+def images_and_mask() -> tuple[torch.Tensor, torch.Tensor]:
     return pad_to_batch([torch.randn(3, 100, 133), torch.randn(3, 70, 101)])
 
 
-def difference(theirs: torch.nn.Module, ours: DETR) -> float:
-    images, padding_mask = photos()
+def difference(reference: torch.nn.Module, model: DETR) -> float:
+    images, padding_mask = images_and_mask()
     with torch.inference_mode():
-        expected = theirs.eval()(pixel_values=images, pixel_mask=(~padding_mask).long())
-        actual = ours.eval()(images, padding_mask)
-    assert expected.pred_boxes[..., :2].std(dim=1).min() > 1e-2, "all boxes are the same: nothing would be compared"
+        expected = reference.eval()(pixel_values=images, pixel_mask=(~padding_mask).long())
+        actual = model.eval()(images, padding_mask)
+    assert expected.pred_boxes[..., :2].std(dim=1).min() > 1e-2, "all boxes are equal"
     return max(
         float((expected.logits - actual.class_logits).abs().max()),
         float((expected.pred_boxes - actual.boxes).abs().max()),
@@ -100,70 +100,70 @@ def difference(theirs: torch.nn.Module, ours: DETR) -> float:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_their_weights_give_their_outputs_here(preset: str) -> None:
+def test_converted_transformers_weights_give_the_same_outputs(preset: str) -> None:
     torch.manual_seed(0)
-    theirs = their_model(preset)
-    ours = build_model(preset, num_queries=NUM_QUERIES, **SMALL)
-    load_state_dict(ours, huggingface_to_detrkit(theirs.state_dict()))
-    assert difference(theirs, ours) < 1e-4
+    reference = transformers_model(preset)
+    model = build_model(preset, num_queries=NUM_QUERIES, **SMALL)
+    load_state_dict(model, huggingface_to_detrkit(reference.state_dict()))
+    assert difference(reference, model) < 1e-4
 
 
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-refine"])
-def test_their_losses_are_ours_where_they_are_right(preset: str) -> None:
-    """Of the last layer, without weights.
+def test_losses_equal_those_of_transformers(preset: str) -> None:
+    """Compare the unweighted losses of the last layer.
 
-    With auxiliary losses, their Conditional DETR normalises what it hands from layer to layer, which is another model.
-    Their totals leave out the published weight of 2 of the class loss, and the losses of the encoder's proposals.
+    With auxiliary losses, Conditional DETR of transformers normalises the states between layers, which is another model.
+    Its totals omit the published weight of 2 of the class loss, and the losses of the encoder's proposals.
     """
     torch.manual_seed(0)
-    theirs = their_model(preset)
-    theirs.config.class_cost = 2  # Deformable DETR's says 1, its published code 2
-    ours = build_model(preset, num_queries=NUM_QUERIES, **SMALL).eval()
-    load_state_dict(ours, huggingface_to_detrkit(theirs.state_dict()))
-    images, padding_mask = photos()
+    reference = transformers_model(preset)
+    reference.config.class_cost = 2  # 1 for Deformable DETR in transformers, 2 in the published code
+    model = build_model(preset, num_queries=NUM_QUERIES, **SMALL).eval()
+    load_state_dict(model, huggingface_to_detrkit(reference.state_dict()))
+    images, padding_mask = images_and_mask()
     targets = [
         Target(torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.6, 0.5, 0.4]]), torch.tensor([1, 4])),
         Target(torch.tensor([[0.5, 0.5, 0.9, 0.8]]), torch.tensor([0])),
     ]
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
     with torch.inference_mode():
-        expected = theirs(pixel_values=images, pixel_mask=(~padding_mask).long(), labels=labels).loss_dict
-        report = SetCriterion(5, class_scores="sigmoid")(ours(images, padding_mask), targets)
+        expected = reference(pixel_values=images, pixel_mask=(~padding_mask).long(), labels=labels).loss_dict
+        report = SetCriterion(5, class_scores="sigmoid")(model(images, padding_mask), targets)
     for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"):
         torch.testing.assert_close(report.losses[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["timm", "native"])
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "dc5" not in name])
-def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
+def test_written_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
     torch.manual_seed(0)
-    ours = our_model(preset)
-    checkpoint = Checkpoint(ours.state_dict(), ours.config, default_categories(5), Preprocessing())
+    model = random_model(preset)
+    checkpoint = Checkpoint(model.state_dict(), model.config, default_categories(5), Preprocessing())
     write_huggingface_folder(tmp_path, checkpoint, native_backbone=native)
     kind = getattr(transformers, f"{PRESETS[preset][0]}ForObjectDetection")
-    theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    reference, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert difference(theirs, ours) < 1e-4
+    assert difference(reference, model) < 1e-4
     back = load_checkpoint(tmp_path)
-    assert back.config == ours.config
-    assert all(torch.equal(back.state[name], tensor) for name, tensor in ours.state_dict().items())
+    assert back.config == model.config
+    assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50"])
-def test_a_folder_names_the_processor_that_scores_as_the_model_was_trained(tmp_path: Path, preset: str) -> None:
-    ours = our_model(preset)
-    checkpoint = Checkpoint(ours.state_dict(), ours.config, default_categories(5), Preprocessing(image_size=96))
+def test_written_folder_names_a_processor_with_the_scores_of_the_model(tmp_path: Path, preset: str) -> None:
+    model = random_model(preset)
+    checkpoint = Checkpoint(model.state_dict(), model.config, default_categories(5), Preprocessing(image_size=96))
     write_model_folder(tmp_path, checkpoint, "huggingface-no-timm", "somebody/model")
     card = (tmp_path / "README.md").read_text()
     kind, name = f"{PRESETS[preset][0]}ForObjectDetection", type_of_processor(tmp_path)
     assert f"from transformers import {kind}, {name}\n" in card
     processor = getattr(transformers, name).from_pretrained(tmp_path)
-    theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
-    images, padding_mask = photos()
+    reference = getattr(transformers, kind).from_pretrained(tmp_path).eval()
+    images, padding_mask = images_and_mask()
     with torch.inference_mode():
-        output = theirs(pixel_values=images, pixel_mask=(~padding_mask).long())
-        expected = ours(images, padding_mask).class_logits.sigmoid()
+        output = reference(pixel_values=images, pixel_mask=(~padding_mask).long())
+        expected = model(images, padding_mask).class_logits.sigmoid()
     found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(100, 100)] * len(images))
     for one, scores in zip(found, expected, strict=True):
         torch.testing.assert_close(one["scores"].max(), scores.max(), rtol=1e-4, atol=1e-4)
@@ -176,17 +176,16 @@ def type_of_processor(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage"])
-def test_a_folder_saved_by_transformers_loads(tmp_path: Path, preset: str) -> None:
+def test_folder_saved_by_transformers_is_loaded(tmp_path: Path, preset: str) -> None:
     torch.manual_seed(0)
-    theirs = their_model(preset)
-    theirs.save_pretrained(tmp_path)
-    ours = load_checkpoint(tmp_path).build()
-    ours.padding_invariant = False  # as published
-    assert difference(theirs, ours) < 1e-4
+    reference = transformers_model(preset)
+    reference.save_pretrained(tmp_path)
+    model = load_checkpoint(tmp_path).build()
+    assert difference(reference, model) < 1e-4
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "dab-detr-r101-dc5"])
-def test_names_of_files_are_recognised_and_read_back(preset: str) -> None:
+def test_weights_are_equal_after_conversion_to_transformers_and_back(preset: str) -> None:
     state = build_model(preset, num_queries=NUM_QUERIES, **SMALL).state_dict()
     back = huggingface_to_detrkit(HUGGINGFACE[architecture_of_names(state)].from_detrkit(state))
     assert set(back) == set(state)
@@ -194,13 +193,13 @@ def test_names_of_files_are_recognised_and_read_back(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "deformable-detr-r50-single-scale-dc5", "dab-detr-r101"])
-def test_published_names_are_written_and_read_back(preset: str) -> None:
-    model = our_model(preset)
-    ours = model.state_dict()
-    official = official_from_detrkit(ours)
+def test_weights_are_equal_after_conversion_to_published_names_and_back(preset: str) -> None:
+    model = random_model(preset)
+    weights = model.state_dict()
+    official = official_from_detrkit(weights)
     back = official_to_detrkit(official)
-    assert set(back) == set(ours)
-    assert all(torch.equal(back[name], ours[name]) for name in ours)
+    assert set(back) == set(weights)
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
     known = {"dilation": model.config.dilation}
     if model.config.queries == "two_stage":
         known["num_queries"] = NUM_QUERIES

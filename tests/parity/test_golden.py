@@ -1,4 +1,4 @@
-"""Every number of ../shared/golden, made by the published code on weights drawn by formula."""
+"""All numbers of ../shared/golden, computed by the published code with weights drawn by formula."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("file", VARIANTS)
-def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
+def test_outputs_losses_and_gradients_equal_the_golden_numbers(shared: Path, file: str) -> None:
     golden = np.load(shared / "golden" / f"{file}.npz")
     name, overrides = VARIANTS[file]
     model = formula_model(name, **overrides)
@@ -81,7 +81,7 @@ def test_every_golden_number_is_reproduced(shared: Path, file: str) -> None:
         expect(f"post{photo}_scores", scores, rtol=0, atol=2e-4)
         expect(f"post{photo}_labels", labels, rtol=0, atol=0)
         expect(f"post{photo}_boxes", boxes, rtol=0, atol=2e-4 * 640)
-    assert not unread, f"golden numbers that nothing was compared with: {sorted(unread)}"
+    assert not unread, f"golden numbers that were not compared: {sorted(unread)}"
 
 
 def official_gradient_norms(model: torch.nn.Module) -> dict[str, float]:
@@ -92,7 +92,7 @@ def official_gradient_norms(model: torch.nn.Module) -> dict[str, float]:
     return {name: float(tensor.norm()) for name, tensor in state_dict_as_official(gradients).items()}
 
 
-def test_four_training_steps_follow_the_golden_trajectory(shared: Path) -> None:
+def test_four_training_steps_equal_the_golden_trajectory(shared: Path) -> None:
     golden = np.load(shared / "golden" / "detr_resnet50.npz")
     model = formula_model("detr-r50", dropout=0.0).train()
     backbone = [p for name, p in model.named_parameters() if name.startswith("backbone") and p.requires_grad]

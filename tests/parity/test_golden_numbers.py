@@ -1,7 +1,4 @@
-"""A few golden numbers that lie in the project, so that parity is checked wherever the project is.
-
-`test_golden.py` checks all of them where ../shared is at hand.
-"""
+"""Some golden numbers, stored in the project; `test_golden.py` compares all of them if ../shared is available."""
 
 import json
 from pathlib import Path
@@ -16,7 +13,7 @@ from tests.parity.test_golden import official_gradient_norms
 GOLDEN = json.loads(Path(__file__).with_name("golden_numbers.json").read_text())
 
 
-def test_detr_r50_on_formula_weights() -> None:
+def test_detr_r50_with_formula_weights_gives_the_golden_numbers() -> None:
     model = formula_model("detr-r50")
     assert sum(p.numel() for p in model.parameters()) == GOLDEN["parameters"]
     predictions = model(*formula_batch())

@@ -46,23 +46,23 @@ def test_flip_is_exact(sample: Sample, golden: dict[str, np.ndarray]) -> None:
     check(horizontal_flip(sample), golden, "geom_hflip", 0, 0)
 
 
-def test_crop_is_exact_and_drops_what_lies_outside(sample: Sample, golden: dict[str, np.ndarray]) -> None:
+def test_crop_is_exact_and_drops_objects_outside(sample: Sample, golden: dict[str, np.ndarray]) -> None:
     check(crop(sample, 20, 30, 60, 70), golden, "geom_crop_top20_left30_h60_w70", 0, 0)
 
 
-def test_resize_differs_by_one_grey_level_of_rounding(sample: Sample, golden: dict[str, np.ndarray]) -> None:
+def test_resize_differs_by_at_most_one_grey_level(sample: Sample, golden: dict[str, np.ndarray]) -> None:
     size = resized_size((120, 160), 200, 250)
     check(resize(sample, size), golden, "geom_resize_200_max250", 1, 0.5)
 
 
-def test_the_test_pipeline_gives_the_published_boxes_and_pixels(sample: Sample, golden: dict[str, np.ndarray]) -> None:
+def test_eval_transform_gives_the_published_boxes_and_pixels(sample: Sample, golden: dict[str, np.ndarray]) -> None:
     resized = resize(sample, resized_size((120, 160), 200, 250))
     np.testing.assert_allclose(to_target(resized).boxes, golden["geom_val_200_normalised/boxes"], rtol=0, atol=1e-4)
     difference = np.abs(normalize(resized.image).numpy() - golden["geom_val_200_normalised/image"])
     assert difference.max() <= 1.01 / 255 / 0.224  # one grey level, after normalisation
 
 
-def test_the_longer_side_is_limited_in_the_papers_proportion() -> None:
+def test_longer_side_is_limited_in_the_proportion_of_the_paper() -> None:
     image = torch.zeros(3, 100, 400, dtype=torch.uint8)
     nothing = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     resized = EvalTransform(800)(Sample(image, nothing, 1, (100, 400)))

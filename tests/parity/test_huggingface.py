@@ -1,4 +1,4 @@
-"""Against `transformers.DetrForObjectDetection`, randomly initialised, weights converted both ways."""
+"""Parity with `transformers.DetrForObjectDetection` on random weights, converted in both directions."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def huggingface_config(backbone: str, **changes: object) -> object:
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Statistics of norms too, which otherwise start at zero and one and would hide a swap."""
+    """Draw the statistics of norms, whose initial zeros and ones would hide swapped names."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -51,11 +51,11 @@ def photos() -> tuple[torch.Tensor, torch.Tensor]:
     return pad_to_batch([torch.randn(3, 96, 128), torch.randn(3, 64, 96)])
 
 
-def compare(theirs: torch.nn.Module, ours: DETR) -> float:
+def compare(reference: torch.nn.Module, model: DETR) -> float:
     images, padding_mask = photos()
     with torch.inference_mode():
-        expected = theirs.eval()(pixel_values=images, pixel_mask=(~padding_mask).long())
-        actual = ours.eval()(images, padding_mask)
+        expected = reference.eval()(pixel_values=images, pixel_mask=(~padding_mask).long())
+        actual = model.eval()(images, padding_mask)
     differences = [(expected.logits - actual.class_logits), (expected.pred_boxes - actual.boxes)]
     if actual.masks is not None:
         differences.append(expected.pred_masks - actual.masks)
@@ -64,40 +64,40 @@ def compare(theirs: torch.nn.Module, ours: DETR) -> float:
 
 @pytest.mark.parametrize("backbone", ["timm", "native"])
 @pytest.mark.parametrize("changes", [{}, {"dilation": True}, {"position_embedding_type": "learned"}], ids=str)
-def test_their_weights_give_their_outputs_here(backbone: str, changes: dict[str, object]) -> None:
+def test_converted_transformers_weights_give_the_same_outputs(backbone: str, changes: dict[str, object]) -> None:
     if backbone == "native" and "dilation" in changes:
         pytest.skip("their native ResNet knows no dilation")
     torch.manual_seed(0)
-    theirs = transformers.DetrForObjectDetection(huggingface_config(backbone, **changes))
-    randomize(theirs)
-    ours = build_model(
+    reference = transformers.DetrForObjectDetection(huggingface_config(backbone, **changes))
+    randomize(reference)
+    model = build_model(
         "detr-r50",
         **SMALL,
         dilation=bool(changes.get("dilation")),
         position_embedding=changes.get("position_embedding_type", "sine"),
     )
-    load_state_dict(ours, huggingface_to_detrkit(theirs.state_dict()))
-    assert compare(theirs, ours) < 1e-4
+    load_state_dict(model, huggingface_to_detrkit(reference.state_dict()))
+    assert compare(reference, model) < 1e-4
 
 
 @pytest.mark.parametrize("preset", ["detr-r50", "detr-r50-panoptic"])
 @pytest.mark.parametrize("native", [False, True], ids=["timm", "native"])
-def test_our_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
+def test_written_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
     torch.manual_seed(0)
-    ours = build_model(preset, **SMALL)
-    randomize(ours)
-    checkpoint = Checkpoint(ours.state_dict(), ours.config, default_categories(5), Preprocessing())
+    model = build_model(preset, **SMALL)
+    randomize(model)
+    checkpoint = Checkpoint(model.state_dict(), model.config, default_categories(5), Preprocessing())
     write_huggingface_folder(tmp_path, checkpoint, native_backbone=native)
-    kind = transformers.DetrForSegmentation if ours.config.mask_head else transformers.DetrForObjectDetection
-    theirs, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    kind = transformers.DetrForSegmentation if model.config.mask_head else transformers.DetrForObjectDetection
+    reference, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert compare(theirs, ours) < 1e-4
+    assert compare(reference, model) < 1e-4
 
 
 @pytest.mark.parametrize("native_backbone", [False, True])
 @pytest.mark.parametrize("preset", ["detr-r18", "detr-r50-panoptic"])
-def test_names_of_files_are_recognised_and_read_back(preset: str, native_backbone: bool) -> None:
+def test_weights_are_equal_after_conversion_to_transformers_and_back(preset: str, native_backbone: bool) -> None:
     state = build_model(preset, **SMALL).state_dict()
     renamed = detr_huggingface.from_detrkit(state, native_backbone)
     assert any("embedder.embedder" in name for name in renamed) == native_backbone
@@ -106,14 +106,13 @@ def test_names_of_files_are_recognised_and_read_back(preset: str, native_backbon
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
-def test_a_folder_saved_by_transformers_loads_with_its_names(tmp_path: Path) -> None:
+def test_folder_saved_by_transformers_is_loaded_with_its_class_names(tmp_path: Path) -> None:
     names = {index: f"thing {index}" for index in range(5)}
     config = huggingface_config("timm")
     config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-    theirs = transformers.DetrForObjectDetection(config)
-    theirs.save_pretrained(tmp_path)
+    reference = transformers.DetrForObjectDetection(config)
+    reference.save_pretrained(tmp_path)
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.categories.names == tuple(names.values())
-    ours = checkpoint.build()
-    ours.padding_invariant = False  # as published
-    assert compare(theirs, ours) < 1e-4
+    model = checkpoint.build()
+    assert compare(reference, model) < 1e-4

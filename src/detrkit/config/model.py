@@ -108,22 +108,22 @@ class ModelConfig(BaseModel):
 
     @property
     def has_published_backbone(self) -> bool:
-        """Whether the backbone is one of the published code's and Hugging Face's."""
+        """True if the backbone is one of the published code's and Hugging Face's."""
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
     def supports_padding_invariance(self) -> bool:
-        """Whether padding can be excluded from the backbone, so that an image's features do not depend on its batch."""
+        """True if padding can be excluded from the backbone, so that an image's features do not depend on its batch."""
         return not self.backbone.startswith(TIMM)
 
     @property
     def has_published_positions(self) -> bool:
-        """Whether positions are added where the published code and Hugging Face's add them."""
+        """True if positions are added where the published code and Hugging Face's add them."""
         return self.position_embedding != "none" and self.position_injections == {"attention"}
 
     @property
     def position_injections(self) -> set[PositionInjection]:
-        """Where positions of cells and of queries are added."""
+        """Values of `encoder_positions`, `decoder_positions` and `query_positions`."""
         return {self.encoder_positions, self.decoder_positions, self.query_positions}
 
     @property
@@ -149,12 +149,12 @@ class ModelConfig(BaseModel):
 
     @property
     def is_deformable(self) -> bool:
-        """Whether the encoder or the decoder has deformable attention."""
+        """True if the encoder or the decoder has deformable attention."""
         return "deformable" in (self.encoder, self.decoder)
 
     @property
     def is_multi_scale(self) -> bool:
-        """Whether feature maps are projected, normalised and identified by level embeddings, as in Deformable DETR."""
+        """True if feature maps are projected, normalised and identified by level embeddings, as in Deformable DETR."""
         return self.is_deformable or self.num_feature_levels > 1
 
     @property

@@ -64,7 +64,7 @@ class DETR(nn.Module):
 
     @property
     def padding_invariant(self) -> bool:
-        """Whether predictions of an image are independent of its padding, and so of the other images in the batch.
+        """Make predictions of an image independent of its padding, and so of the other images in the batch.
 
         False (the initial value) computes what the published code does: padding leaks into the backbone's features, and the
         padding masks of feature maps are rescaled. Backbones of timm do not support it: only batches of images of one size
@@ -78,7 +78,7 @@ class DETR(nn.Module):
 
     @property
     def activation_checkpointing(self) -> bool:
-        """Whether training recomputes activations in the backward pass instead of storing them."""
+        """Recompute activations in the backward pass instead of storing them."""
         return self.decoder.activation_checkpointing
 
     @activation_checkpointing.setter

@@ -156,7 +156,7 @@ class LearnedPositions(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """Zeros in place of a position encoding (paper, table 3)."""
+    """Zeros instead of a position encoding (paper, table 3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class TimmBackbone(nn.Module):
 
 
 def _starts_at_edge(body: nn.Module) -> bool:
-    """Whether the first strided convolution is centered at the first pixel."""
+    """Return whether the first strided convolution is centered at the first pixel."""
     for module in body.modules():
         if isinstance(module, nn.Conv2d) and module.stride[0] > 1:
             side = module.kernel_size[0]

@@ -21,7 +21,7 @@ from detrkit.ops.padding import infer_stride
 
 NUM_GROUPS = 8  # of the group norms
 MAX_PAIRS = 16  # masks computed at a time without gradients, to limit peak memory
-# Attention maps are softmaxed over thousands of cells and heads together, so their values are tiny beside the features.
+# Attention maps are softmaxed over thousands of cells and heads together, so they are tiny compared to the features.
 # With the default initialisation, all masks of an image stay alike for thousands of steps.
 _ATTENTION_MAP_GAIN = 2000.0
 
