@@ -1,4 +1,4 @@
-"""The model: shapes, presets, what padding may change, what building may do."""
+"""DETR: shapes, presets, padding invariance, attention, positions and masks."""
 
 import socket
 
@@ -15,7 +15,7 @@ SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classe
 
 
 def randomize(model: torch.nn.Module) -> torch.nn.Module:
-    """Give norms other statistics than zero and one, as trained models have."""
+    """Randomise the statistics of norms, as in trained models."""
     torch.manual_seed(1)
     for name, tensor in model.state_dict().items():
         if name.endswith(("running_mean", "bias")):
@@ -24,7 +24,7 @@ def randomize(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["detr-r18", "detr-tiny", "detr-r50-dc5", "detr-r50-panoptic"])
-def test_shapes(name: str) -> None:
+def test_shapes_of_predictions(name: str) -> None:
     model = build_model(name, **SMALL)
     predictions = model(torch.randn(2, 3, 64, 96))
     assert model.training
@@ -37,7 +37,7 @@ def test_shapes(name: str) -> None:
         assert predictions.masks.shape == (2, 6, 16, 24)
 
 
-def test_the_contract_names_all_presets() -> None:
+def test_presets_are_the_published_models_and_detrkits_own() -> None:
     published = [f"detr-{depth}{kind}" for depth in ("r50", "r101") for kind in ("", "-dc5")]
     successors = {f"{kind}-{name}" for kind in ("conditional", "dab") for name in published}
     deformable = {
@@ -47,18 +47,18 @@ def test_the_contract_names_all_presets() -> None:
     assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), *successors, *deformable, *own}
 
 
-def test_the_mask_head_hears_its_attention_maps_from_the_start() -> None:
+def test_initial_weights_of_attention_maps_are_scaled_up_in_the_mask_head() -> None:
     torch.manual_seed(0)
     head = build_model("detr-tiny", mask_head=True).mask_head
     assert head is not None
     weight = head.get_parameter("input_stages.0.convolution.weight")
-    of_features, of_maps = weight[:, : head.width].std(), weight[:, head.width :].std()
-    assert 1800 < of_maps / of_features < 2200  # maps share out 1 among heads and cells
+    feature_std, map_std = weight[:, : head.width].std(), weight[:, head.width :].std()
+    assert 1800 < map_std / feature_std < 2200  # maps sum to 1 over heads and cells
 
 
-def test_building_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_a_model_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("the network was touched")
+        raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     build_model("detr-r18")
@@ -66,7 +66,7 @@ def test_building_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", ["detr-r18", "detr-r50-dc5", "detr-tiny"])
 @pytest.mark.parametrize("positions", ["sine", "learned"])
-def test_a_photo_gives_the_same_alone_and_padded(name: str, positions: str) -> None:
+def test_predictions_are_independent_of_padding_if_padding_invariant(name: str, positions: str) -> None:
     model = randomize(build_model(name, position_embedding=positions, **SMALL)).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
     with torch.inference_mode():
@@ -76,11 +76,11 @@ def test_a_photo_gives_the_same_alone_and_padded(name: str, positions: str) -> N
         published = model(*pad_to_batch([large, small]))
     torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
-    # the published rule does not have this property: the switch does something
+    # as published, they depend on it
     assert (published.class_logits[1] - alone.class_logits[0]).abs().max() > 1e-3
 
 
-def test_exact_padding_changes_nothing_without_padding() -> None:
+def test_padding_invariance_changes_nothing_without_padding() -> None:
     model = build_model("detr-r18", **SMALL).eval()
     images, mask = pad_to_batch([torch.randn(3, 64, 64)] * 2)
     with torch.inference_mode():
@@ -89,29 +89,29 @@ def test_exact_padding_changes_nothing_without_padding() -> None:
         torch.testing.assert_close(model(images, mask).boxes, published)
 
 
-def test_attention_equals_the_formula_and_gives_padding_no_weight() -> None:
+def test_attention_equals_the_formula_without_the_padding() -> None:
     torch.manual_seed(0)
     attention = MultiHeadAttention(8, num_heads=2, dropout=0.0)
     queries, keys, values = torch.randn(1, 3, 8), torch.randn(1, 4, 8), torch.randn(1, 4, 8)
     padding = torch.tensor([[False, False, False, True]])
     q, k, v = attention.query_projection(queries), attention.key_projection(keys), attention.value_projection(values)
-    mixed = []
+    outputs = []
     for head in range(2):
         part = slice(4 * head, 4 * head + 4)
-        logits = q[0, :, part] @ k[0, :3, part].T / 2  # the root of 4 channels a head
-        mixed.append(logits.softmax(-1) @ v[0, :3, part])
-    expected = attention.output_projection(torch.cat(mixed, dim=-1))
+        logits = q[0, :, part] @ k[0, :3, part].T / 2  # square root of 4 channels per head
+        outputs.append(logits.softmax(-1) @ v[0, :3, part])
+    expected = attention.output_projection(torch.cat(outputs, dim=-1))
     torch.testing.assert_close(attention(queries, keys, values, padding)[0], expected)
 
 
-def test_packed_xavier_bounds() -> None:
+def test_initial_projections_have_xavier_bounds_of_one_packed_matrix() -> None:
     attention = MultiHeadAttention(64, num_heads=8, dropout=0.0)
     assert attention.query_projection.weight.abs().max() <= (6 / (4 * 64)) ** 0.5
     assert attention.query_projection.weight.abs().max() > 0.98 * (6 / (4 * 64)) ** 0.5
     assert attention.output_projection.weight.abs().max() > 0.98 * (6 / (2 * 64)) ** 0.5
 
 
-def test_sine_positions_by_hand() -> None:
+def test_sine_positions_equal_values_by_hand() -> None:
     encoded = SinePositions(8)(torch.zeros(1, 2, 4, dtype=torch.bool))
     angle_y, angle_x = torch.tensor(3.14159265), torch.tensor(2 * 3.14159265)  # row 1 of 2, column 4 of 4
     expected = [angle_y.sin(), angle_y.cos(), (angle_y / 100).sin(), (angle_y / 100).cos()]
@@ -119,18 +119,18 @@ def test_sine_positions_by_hand() -> None:
     torch.testing.assert_close(encoded[0, 0, 3], torch.stack(expected), rtol=0, atol=1e-5)
 
 
-def test_positions_of_unpadded_photos_are_remembered_and_the_same() -> None:
+def test_positions_of_unpadded_images_are_cached() -> None:
     positions = SinePositions(8)
     with torch.inference_mode():
         first = positions(torch.zeros(3, 2, 4, dtype=torch.bool), is_padded=False)
     torch.testing.assert_close(first, positions(torch.zeros(3, 2, 4, dtype=torch.bool)), rtol=0, atol=0)
     again = positions(torch.zeros(2, 2, 4, dtype=torch.bool), is_padded=False)
     assert again.data_ptr() == first.data_ptr()
-    assert not again.is_inference()  # or training could not use what a prediction left behind
+    assert not again.is_inference()  # training can use encodings cached in inference
     assert positions(torch.zeros(2, 4, 2, dtype=torch.bool), is_padded=False).shape == (2, 4, 2, 8)
 
 
-def test_learned_positions_say_when_the_photo_is_too_large() -> None:
+def test_feature_map_larger_than_learned_positions_is_rejected() -> None:
     positions = LearnedPositions(8, max_size=5)
     assert positions(torch.zeros(2, 5, 3, dtype=torch.bool)).shape == (2, 5, 3, 8)
     with pytest.raises(ConfigError, match=r"6 x 3 cells.*positions for 5 x 5.*max_position_embeddings=6"):
@@ -147,12 +147,12 @@ def test_learned_positions_say_when_the_photo_is_too_large() -> None:
         ("detr-r18", {"dilation": True}, "backbone='resnet18' cannot be dilated"),
     ],
 )
-def test_wrong_settings_are_one_sentence(name: str, overrides: dict[str, object], message: str) -> None:
+def test_invalid_preset_or_setting_is_rejected(name: str, overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(name, **overrides)
 
 
-def test_frozen_parts_are_the_published_ones() -> None:
+def test_frozen_stages_are_the_published_ones() -> None:
     model = build_model("detr-r18", **SMALL)
     frozen = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "layer1"}
@@ -162,7 +162,7 @@ def test_frozen_parts_are_the_published_ones() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_cpus_numbers() -> None:
+def test_boxes_on_cuda_equal_those_on_the_cpu() -> None:
     model = build_model("detr-r18", **SMALL).eval()
     images, mask = pad_to_batch([torch.randn(3, 96, 64), torch.randn(3, 64, 96)])
     with torch.inference_mode():
@@ -172,7 +172,7 @@ def test_cuda_gives_the_cpus_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", ["detr-r18", "detr-r50-dc5", "detr-tiny"])
-def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
+def test_masks_are_independent_of_padding_if_padding_invariant(name: str) -> None:
     changes = {} if name == "detr-tiny" else {"hidden_dim": 128}
     model = randomize(build_model(name, mask_head=True, **{**SMALL, **changes})).eval()
     small, large = torch.randn(3, 75, 90), torch.randn(3, 130, 101)
@@ -185,21 +185,21 @@ def test_masks_of_a_photo_are_the_same_alone_and_padded(name: str) -> None:
     height, width = alone.shape[-2:]
     torch.testing.assert_close(masks[2:, :height, :width], alone, rtol=0, atol=1e-4)
     assert (published[2:, :height, :width] - alone).abs().max() > 1e-3
-    # beyond the photo its edge goes on, so that enlarging finds there what it finds alone
+    # the padding repeats the edge of the image, so that interpolation at the edge is the same
     assert torch.equal(
         masks[2:, height:, :width], masks[2:, height - 1 : height, :width].expand_as(masks[2:, height:, :width])
     )
 
 
 @pytest.mark.parametrize("name", ["detr-r18", "detr-tiny", "detr-r50-panoptic"])
-def test_masks_of_some_queries_are_those_of_all(name: str) -> None:
+def test_masks_of_selected_queries_equal_those_of_all(name: str) -> None:
     model = randomize(build_model(name, **{**SMALL, "mask_head": True, "num_queries": 40})).eval()
     images, padding_mask = pad_to_batch([torch.randn(3, 64, 96), torch.randn(3, 80, 64)])
     with torch.inference_mode():
         predictions = model(images, padding_mask)
-    everything = predictions.masks
+    all_masks = predictions.masks
     some = predictions.masks_of([torch.arange(40), torch.tensor([39, 3])])
     none = predictions.masks_of([torch.arange(0), torch.arange(0)])
-    torch.testing.assert_close(some[:40], everything[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(some[40:], everything[1, [39, 3]], rtol=0, atol=1e-5)
+    torch.testing.assert_close(some[:40], all_masks[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(some[40:], all_masks[1, [39, 3]], rtol=0, atol=1e-5)
     assert none.shape == (0, 20, 24)

@@ -1,4 +1,4 @@
-"""Norms folded into filters: the same answers, and a model left as it was."""
+"""Fused models give the same predictions and leave the original unchanged."""
 
 import pytest
 import torch
@@ -20,22 +20,22 @@ def with_statistics(name: str, **settings: object) -> DETR:
 @pytest.mark.parametrize(
     ("name", "normalization"), [("detr-tiny", "batch"), ("detr-r18", "frozen"), ("detr-r50", "frozen")]
 )
-def test_a_folded_model_says_the_same(name: str, normalization: str) -> None:
+def test_fused_model_gives_the_same_predictions(name: str, normalization: str) -> None:
     model = with_statistics(name, backbone_normalization=normalization, encoder_layers=1, decoder_layers=2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    quick = fuse_for_inference(model)
-    norms = [module for module in quick.backbone.modules() if "BatchNorm" in type(module).__name__]
+    fused = fuse_for_inference(model)
+    norms = [module for module in fused.backbone.modules() if "BatchNorm" in type(module).__name__]
     assert not norms
     images, mask = torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
     mask[1, 48:] = True
     with torch.no_grad():
         for padding_invariant in (True, False):
-            model.padding_invariant = quick.padding_invariant = padding_invariant
-            expected, actual = model(images, mask), quick(images, mask)
+            model.padding_invariant = fused.padding_invariant = padding_invariant
+            expected, actual = model(images, mask), fused(images, mask)
             assert len(actual.layer_boxes) == 1
             scale = float(expected.class_logits.abs().max())
             torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=0, atol=2e-5 * scale)
             torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=2e-5)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
-    assert quick.encoder is model.encoder  # nothing is held twice that need not be
+    assert fused.encoder is model.encoder  # shared, to save memory

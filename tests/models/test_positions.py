@@ -1,4 +1,4 @@
-"""Where positions are added (paper, table 3): what each place means, and that the default is as it was."""
+"""Position injection: at every attention, at the input, or nowhere (paper, table 3)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,47 +20,47 @@ from detrkit.models.positions import inject_positions
 from detrkit.models.queries.position_encoding import QueryPositionEncoding
 from detrkit.models.queries.queries import Queries
 
-SHAPE = LayerConfig(width=16, num_heads=2, dim_feedforward=32, dropout=0.0, pre_norm=False)
+CONFIG = LayerConfig(width=16, num_heads=2, dim_feedforward=32, dropout=0.0, pre_norm=False)
 
 
-def scene_of(tokens: torch.Tensor, positions: torch.Tensor) -> FeatureMaps:
+def feature_maps(tokens: torch.Tensor, positions: torch.Tensor) -> FeatureMaps:
     return FeatureMaps(tokens, positions, None, ((1, tokens.shape[1]),))
 
 
-def test_places_by_hand() -> None:
+def test_injected_positions_equal_values_by_hand() -> None:
     tokens, positions = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[10.0, 20.0]]])
     expected = {
         "attention": ([1.0, 2.0], [10.0, 20.0]),
         "input": ([11.0, 22.0], [0.0, 0.0]),
         "none": ([1.0, 2.0], [0.0, 0.0]),
     }
-    for place, (read, added) in expected.items():
-        result = inject_positions(tokens, positions, place)  # type: ignore[arg-type]
-        assert (result[0][0, 0].tolist(), result[1][0, 0].tolist()) == (read, added)
+    for injection, (tokens_out, added) in expected.items():
+        result = inject_positions(tokens, positions, injection)  # type: ignore[arg-type]
+        assert (result[0][0, 0].tolist(), result[1][0, 0].tolist()) == (tokens_out, added)
 
 
-def test_at_the_input_is_what_adding_by_hand_gives() -> None:
+def test_positions_injected_at_the_input_equal_positions_added_before() -> None:
     torch.manual_seed(0)
-    encoder = TransformerEncoder([EncoderLayer(SHAPE), EncoderLayer(SHAPE)], torch.nn.Identity(), "input")
+    encoder = TransformerEncoder([EncoderLayer(CONFIG), EncoderLayer(CONFIG)], torch.nn.Identity(), "input")
     tokens, positions = torch.randn(2, 1, 5, 16)
     zeros = torch.zeros_like(positions)
-    expected = encoder(scene_of(tokens + positions, zeros)).tokens
-    torch.testing.assert_close(encoder(scene_of(tokens, positions)).tokens, expected)
+    expected = encoder(feature_maps(tokens + positions, zeros)).tokens
+    torch.testing.assert_close(encoder(feature_maps(tokens, positions)).tokens, expected)
 
-    layers = [DecoderLayer(replace(SHAPE, pre_norm=True)) for _ in range(2)]
-    guide = QueryPositionEncoding(16, has_anchors=False, is_conditional=False)
+    layers = [DecoderLayer(replace(CONFIG, pre_norm=True)) for _ in range(2)]
+    encoding = QueryPositionEncoding(16, has_anchors=False, is_conditional=False)
     decoder = TransformerDecoder(
-        layers, torch.nn.LayerNorm(16), guide, memory_injection="input", query_injection="input"
+        layers, torch.nn.LayerNorm(16), encoding, memory_injection="input", query_injection="input"
     )
     heads = DetectionHeads([ClassHead(16, 3)], [BoxHead(16)])
     queries = Queries(torch.zeros(1, 3, 16), torch.randn(1, 3, 16))
-    result, references = decoder(queries, scene_of(tokens, positions), heads)
+    result, references = decoder(queries, feature_maps(tokens, positions), heads)
     assert references is None
-    torch.testing.assert_close(decoder(queries, scene_of(tokens + positions, zeros), heads)[0], result)
-    assert not torch.allclose(decoder(queries, scene_of(tokens, zeros), heads)[0], result)
+    torch.testing.assert_close(decoder(queries, feature_maps(tokens + positions, zeros), heads)[0], result)
+    assert not torch.allclose(decoder(queries, feature_maps(tokens, zeros), heads)[0], result)
 
 
-def answers(**settings: object) -> torch.Tensor:
+def class_logits(**settings: object) -> torch.Tensor:
     torch.manual_seed(0)
     model = build_model("detr-tiny", num_classes=3, **settings).eval()
     torch.manual_seed(1)
@@ -68,27 +68,27 @@ def answers(**settings: object) -> torch.Tensor:
         return model(torch.randn(1, 3, 64, 64)).class_logits
 
 
-def test_every_place_computes_something_else() -> None:
-    places = [{}, {"encoder_positions": "input"}, {"decoder_positions": "none"}, {"query_positions": "input"}]
-    places += [{"position_embedding": "none"}]
-    outputs = [answers(**settings) for settings in places]
+def test_outputs_of_all_injections_are_different() -> None:
+    variants = [{}, {"encoder_positions": "input"}, {"decoder_positions": "none"}, {"query_positions": "input"}]
+    variants += [{"position_embedding": "none"}]
+    outputs = [class_logits(**settings) for settings in variants]
     for first in range(len(outputs)):
         for second in range(first):
-            assert not torch.allclose(outputs[first], outputs[second]), (places[first], places[second])
-    nowhere = answers(encoder_positions="none", decoder_positions="none")
-    torch.testing.assert_close(nowhere, answers(position_embedding="none"))
+            assert not torch.allclose(outputs[first], outputs[second]), (variants[first], variants[second])
+    without = class_logits(encoder_positions="none", decoder_positions="none")
+    torch.testing.assert_close(without, class_logits(position_embedding="none"))
 
 
-def test_without_positions_cells_can_be_exchanged() -> None:
+def test_encoder_without_positions_is_permutation_equivariant() -> None:
     torch.manual_seed(0)
-    encoder = TransformerEncoder([EncoderLayer(SHAPE)], torch.nn.Identity(), "none")
+    encoder = TransformerEncoder([EncoderLayer(CONFIG)], torch.nn.Identity(), "none")
     tokens, positions = torch.randn(2, 1, 5, 16)
     order = torch.tensor([3, 0, 4, 1, 2])
-    moved = encoder(scene_of(tokens[:, order], positions)).tokens
-    torch.testing.assert_close(moved, encoder(scene_of(tokens, positions)).tokens[:, order])
+    permuted = encoder(feature_maps(tokens[:, order], positions)).tokens
+    torch.testing.assert_close(permuted, encoder(feature_maps(tokens, positions)).tokens[:, order])
 
 
-def test_learned_positions_that_nothing_uses_are_refused() -> None:
+def test_unused_learned_positions_are_rejected() -> None:
     with pytest.raises(ConfigError, match="Set position_embedding='none'"):
         build_model("detr-tiny", position_embedding="learned", encoder_positions="none", decoder_positions="none")
     with pytest.raises(ConfigError, match="Set position_embedding='none'"):
@@ -96,7 +96,7 @@ def test_learned_positions_that_nothing_uses_are_refused() -> None:
 
 
 @pytest.mark.parametrize("format", ["official", "huggingface"])
-def test_forms_that_cannot_say_where_positions_are_added_refuse(format: str, tmp_path: Path) -> None:
+def test_conversion_to_formats_without_position_injection_is_rejected(format: str, tmp_path: Path) -> None:
     model = build_model("detr-r18", num_classes=3, query_positions="input", encoder_layers=1, decoder_layers=1)
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing()))

