@@ -164,8 +164,8 @@ def test_written_folder_names_a_processor_with_the_scores_of_the_model(tmp_path:
     with torch.inference_mode():
         output = reference(pixel_values=images, pixel_mask=(~padding_mask).long())
         expected = model(images, padding_mask).class_logits.sigmoid()
-    found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(100, 100)] * len(images))
-    for one, scores in zip(found, expected, strict=True):
+    detections = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(100, 100)] * len(images))
+    for one, scores in zip(detections, expected, strict=True):
         torch.testing.assert_close(one["scores"].max(), scores.max(), rtol=1e-4, atol=1e-4)
         # the last class is a class, not "no object"
         assert int(one["labels"][one["scores"].argmax()]) == int(scores.amax(0).argmax())

@@ -19,6 +19,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", VARIANTS)
 def test_outputs_losses_and_gradients_equal_the_golden_numbers(shared: Path, file: str) -> None:
     golden = np.load(shared / "golden" / f"{file}.npz")
@@ -32,17 +33,17 @@ def test_outputs_losses_and_gradients_equal_the_golden_numbers(shared: Path, fil
         actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
         np.testing.assert_allclose(actual, golden[key], err_msg=key, **tolerance)
 
-    seen = {}
+    captured = {}
     hooks = [
-        model.encoder.register_forward_hook(lambda _m, _i, output: seen.update(memory=output.tokens)),
+        model.encoder.register_forward_hook(lambda _m, _i, output: captured.update(memory=output.tokens)),
         model.neck.positions.register_forward_hook(
-            lambda _m, inputs, output: seen.update(pos=output.movedim(-1, 1), mask=inputs[0])
+            lambda _m, inputs, output: captured.update(pos=output.movedim(-1, 1), mask=inputs[0])
         ),
     ]
     predictions = model(*formula_batch())
     for hook in hooks:
         hook.remove()
-    height, width = seen["mask"].shape[-2:]
+    height, width = captured["mask"].shape[-2:]
 
     expect("pred_logits", predictions.class_logits, rtol=0, atol=2e-4)
     expect("pred_boxes", predictions.boxes, rtol=0, atol=2e-4)
@@ -50,19 +51,19 @@ def test_outputs_losses_and_gradients_equal_the_golden_numbers(shared: Path, fil
         rows = golden[f"aux{layer}_logits"].shape[1]
         expect(f"aux{layer}_logits", predictions.layer_class_logits[layer, :, :rows], rtol=0, atol=2e-4)
         expect(f"aux{layer}_boxes", predictions.layer_boxes[layer], rtol=0, atol=2e-4)
-    expect("memory", seen["memory"].transpose(1, 2).unflatten(2, (height, width)), rtol=0, atol=2e-4)
-    expect("pos", seen["pos"], rtol=0, atol=2e-4)
-    expect("mask", seen["mask"], rtol=0, atol=0)
+    expect("memory", captured["memory"].transpose(1, 2).unflatten(2, (height, width)), rtol=0, atol=2e-4)
+    expect("pos", captured["pos"], rtol=0, atol=2e-4)
+    expect("mask", captured["mask"], rtol=0, atol=0)
     if predictions.masks is not None:
         expect("pred_masks_first8", predictions.masks[:, :8], rtol=0, atol=2e-4)
         expect("pred_masks_mean", predictions.masks.mean((-2, -1)), rtol=0, atol=2e-4)
 
     report = SetCriterion(num_classes)(predictions, formula_targets(num_classes, with_masks=model.config.mask_head))
     for layer in (-1, 0, 1, 2, 3, 4):
-        for photo in range(2):
-            queries, objects = report.matches.pairs(layer, photo)
+        for image in range(2):
+            queries, objects = report.matches.pairs(layer, image)
             label = "_last" if layer == -1 else str(layer)
-            expect(f"match_layer{label}_image{photo}", torch.stack([queries, objects]), rtol=0, atol=0)
+            expect(f"match_layer{label}_image{image}", torch.stack([queries, objects]), rtol=0, atol=0)
     for part, value in report.losses.items():
         expect(f"loss/{part}", value, rtol=1e-4, atol=0)
     expect("loss_total", report.total, rtol=1e-4, atol=0)
@@ -77,10 +78,10 @@ def test_outputs_losses_and_gradients_equal_the_golden_numbers(shared: Path, fil
     expect("parameters_trainable", sum(p.numel() for p in model.parameters() if p.requires_grad), rtol=0, atol=0)
 
     best = best_class_boxes(predictions.class_logits, predictions.boxes, torch.tensor([[480, 640], [427, 640]]))
-    for photo, (scores, labels, boxes) in enumerate(zip(*best, strict=True)):
-        expect(f"post{photo}_scores", scores, rtol=0, atol=2e-4)
-        expect(f"post{photo}_labels", labels, rtol=0, atol=0)
-        expect(f"post{photo}_boxes", boxes, rtol=0, atol=2e-4 * 640)
+    for image, (scores, labels, boxes) in enumerate(zip(*best, strict=True)):
+        expect(f"post{image}_scores", scores, rtol=0, atol=2e-4)
+        expect(f"post{image}_labels", labels, rtol=0, atol=0)
+        expect(f"post{image}_boxes", boxes, rtol=0, atol=2e-4 * 640)
     assert not unread, f"golden numbers that were not compared: {sorted(unread)}"
 
 
@@ -92,6 +93,7 @@ def official_gradient_norms(model: torch.nn.Module) -> dict[str, float]:
     return {name: float(tensor.norm()) for name, tensor in state_dict_as_official(gradients).items()}
 
 
+@pytest.mark.slow
 def test_four_training_steps_equal_the_golden_trajectory(shared: Path) -> None:
     golden = np.load(shared / "golden" / "detr_resnet50.npz")
     model = formula_model("detr-r50", dropout=0.0).train()

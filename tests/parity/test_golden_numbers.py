@@ -27,8 +27,8 @@ def test_detr_r50_with_formula_weights_gives_the_golden_numbers() -> None:
 
     report = SetCriterion(91)(predictions, formula_targets(91))
     for layer, key in ((-1, "matches_of_last_layer"), (0, "matches_of_layer_0")):
-        for photo in range(2):
-            assert torch.stack(report.matches.pairs(layer, photo)).tolist() == GOLDEN[key][photo], key
+        for image in range(2):
+            assert torch.stack(report.matches.pairs(layer, image)).tolist() == GOLDEN[key][image], key
     assert report.losses.keys() == GOLDEN["losses"].keys()
     for part, value in report.losses.items():
         np.testing.assert_allclose(float(value), GOLDEN["losses"][part], rtol=1e-4, atol=1e-6, err_msg=part)
