@@ -1,6 +1,6 @@
 """Box formats, IoU and generalised IoU (Rezatofighi et al., arXiv:1902.09630).
 
-Functions broadcast over leading axes, unlike their counterparts in torchvision.ops, and do not check their input.
+Boxes are on the last axis; leading axes broadcast. The order of the corners is not checked.
 """
 
 import torch
