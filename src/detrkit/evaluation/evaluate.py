@@ -18,7 +18,7 @@ from detrkit.data.records import SplitName
 from detrkit.data.splits import load_split
 from detrkit.data.torch_dataset import class_names_of, read_torch_dataset
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg
+from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg, did_you_mean
 from detrkit.evaluation.analysis import Analysis, Metric, analyse
 from detrkit.evaluation.arrays import DetectionArrays
 from detrkit.evaluation.coco import evaluate_masks, max_detections_to_evaluate
@@ -103,7 +103,7 @@ def evaluate(
     if not isinstance(source, Detector) and is_results_file(source):
         requested = [name for name, value in {**options, "store_thresholds": store_thresholds is True}.items() if value]
         if requested:
-            raise ConfigError(f"{arg(requested[0])} needs a model, but {source} contains saved predictions")
+            raise ConfigError(f"{arg(requested[0], True)} needs a model, but {source} contains saved predictions")
         records, notes = _load_annotated(data, split, format, classes)
         return evaluate_results(
             Path(source), records, notes, _title(source, data, split), all_metrics, output, progress
@@ -176,7 +176,7 @@ class _Run:
         """Check that the options can be satisfied."""
         requested = [name for name, value in {**options, "store_thresholds": self.must_store}.items() if value]
         if not self.is_annotated and requested:
-            raise ConfigError(f"{arg(requested[0])} needs annotations, but {self.split.source} has none")
+            raise ConfigError(f"{arg(requested[0], True)} needs annotations, but {self.split.source} has none")
         if not self.is_annotated and output is None:
             raise ConfigError(
                 f"{self.split.source} has no annotations, so there is nothing to evaluate; pass {arg('output')} to write "
@@ -377,10 +377,15 @@ def _load(
 
 
 def _torch_categories(dataset: Dataset[Any], classes: Sequence[str] | None, model: Categories | None) -> Categories:
-    """Return the categories of a torch dataset: named ones get the model's ids; without names, they are the model's."""
+    """Return the categories of a torch dataset: named classes get the model's ids; without names, they are the model's."""
     if model is not None and classes is None and not hasattr(dataset, "classes"):
         return model
     named = class_names_of(dataset, classes)
-    ids = {} if model is None else dict(zip(model.names, model.ids, strict=True))
-    known = all(name in ids for name in named.names)
-    return Categories(tuple(ids[name] for name in named.names), named.names) if known else named
+    if model is None:
+        return named
+    ids = dict(zip(model.names, model.ids, strict=True))
+    if unknown := [name for name in named.names if name not in ids]:
+        raise ConfigError(
+            f"{arg('classes')}: {unknown[0]!r} is not one of the model's classes; {did_you_mean(unknown[0], model.names)}"
+        )
+    return Categories(tuple(ids[name] for name in named.names), named.names)
