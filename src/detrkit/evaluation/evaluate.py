@@ -184,7 +184,9 @@ class _Run:
             )
         channels = self.detector.engine.config.in_channels
         if options["instance_capacity"] and channels != RGB:
-            raise ConfigError(f"{arg('instance_capacity')} needs an RGB model, but this one has {channels} channels")
+            raise ConfigError(
+                f"{arg('instance_capacity', True)} needs an RGB model, but this one has {channels} channels"
+            )
 
     def evaluate(
         self,

@@ -36,4 +36,4 @@ class PrecisionRecall:
         from detrkit.visualization.charts import as_svg, draw_precision_recall
 
         chart = as_svg(draw_precision_recall(self.precision))
-        return Section.render("Precision and recall", "precision_recall.html", chart=chart)
+        return Section.render("Precision and recall", "precision_recall.html", is_narrow=True, chart=chart)

@@ -16,15 +16,17 @@ class Section:
     Attributes:
         heading: plain text.
         body: HTML if it is `Markup`; any other string is escaped.
+        is_narrow: a single chart, which is placed next to others.
     """
 
     heading: str
     body: str
+    is_narrow: bool = False
 
     @classmethod
-    def render(cls, heading: str, template: str, /, **context: Any) -> "Section":
+    def render(cls, heading: str, template: str, /, *, is_narrow: bool = False, **context: Any) -> "Section":
         """Render a template of `detrkit.evaluation.report`."""
-        return cls(heading, render_report_template(template, **context))
+        return cls(heading, render_report_template(template, **context), is_narrow)
 
 
 def render_report_template(template: str, /, **context: Any) -> Markup:
