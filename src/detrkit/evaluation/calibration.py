@@ -51,7 +51,8 @@ class Calibration:
 
         columns = ([one.mean_score for one in self.bins], [one.precision for one in self.bins])
         chart = as_svg(draw_reliability(*columns, [one.count for one in self.bins]))
-        return Section.render("Calibration", "calibration.html", is_narrow=True, calibration=self, chart=chart)
+        section = Section.render("Calibration", "calibration.html", calibration=self, chart=chart)
+        return replace(section, is_narrow=True)
 
 
 def compute_calibration(inputs: EvalInput, matches: Matches, threshold: float) -> Calibration:

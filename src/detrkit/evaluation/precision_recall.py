@@ -1,6 +1,6 @@
 """Precision-recall curves at the IoU thresholds of COCO."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,4 +36,5 @@ class PrecisionRecall:
         from detrkit.visualization.charts import as_svg, draw_precision_recall
 
         chart = as_svg(draw_precision_recall(self.precision))
-        return Section.render("Precision and recall", "precision_recall.html", is_narrow=True, chart=chart)
+        section = Section.render("Precision and recall", "precision_recall.html", chart=chart)
+        return replace(section, is_narrow=True)

@@ -124,7 +124,7 @@ def draw_panels(
 def draw_matching(
     image: Image, boxes: Sequence[DrawnBox], costs: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
-    """Draw an image with objects and their matched queries beside the matrix of matching costs.
+    """Draw an image with objects and their matched queries next to the matrix of matching costs.
 
     Args:
         image: the image.

@@ -62,7 +62,7 @@ class DatasetReport:
 
     @property
     def summary(self) -> str:
-        """What training on the dataset would do, in one sentence."""
+        """Summary of what training would use: classes, objects, images."""
         if self.num_errors:
             return f"{plural(self.num_errors, 'error')} must be fixed before training"
         num_val = self.num_images.get("val", 0)

@@ -31,7 +31,7 @@ else:
 
 @runtime_checkable
 class DatasetFormat(Protocol):
-    """What the module of a format defines.
+    """Interface of the module of a dataset format.
 
     Attributes:
         LAYOUT: files of a dataset in this format, for messages.

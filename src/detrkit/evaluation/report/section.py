@@ -24,9 +24,9 @@ class Section:
     is_narrow: bool = False
 
     @classmethod
-    def render(cls, heading: str, template: str, /, *, is_narrow: bool = False, **context: Any) -> "Section":
+    def render(cls, heading: str, template: str, /, **context: Any) -> "Section":
         """Render a template of `detrkit.evaluation.report`."""
-        return cls(heading, render_report_template(template, **context), is_narrow)
+        return cls(heading, render_report_template(template, **context))
 
 
 def render_report_template(template: str, /, **context: Any) -> Markup:
