@@ -4,7 +4,7 @@ The ECE is the mean distance between score and precision over bins of the score,
 True positives are detections matched at IoU 0.5.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np

@@ -87,7 +87,7 @@ def text_color_on(color: tuple[int, int, int]) -> str:
 def _candidate_places(
     box: Sequence[float], alternatives: Sequence[str], font: Font, size: tuple[int, int]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield captions and places (xyxy) inside the image, best first: above or below the box, left or right of it, inside."""
+    """Yield captions and places (xyxy) inside the image, best first: above, below, left or right of the box, or in it."""
     x0, y0, x1, y1 = box
     for text in filter(None, alternatives):
         width, height = caption_size(text, font)
