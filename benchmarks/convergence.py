@@ -43,7 +43,7 @@ from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugment
 from detrkit.data.transforms.geometry import RandomOrientation
 from detrkit.demo.run import synthetic_data
 from detrkit.distributed.devices import choose_rank_device
-from detrkit.distributed.rank import process_from_environment
+from detrkit.distributed.rank import rank_from_environment
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.evaluate import evaluate
 from detrkit.evaluation.metrics import metric_label
@@ -256,7 +256,7 @@ class Experiment:
     def run(self, row: Row, seed: int, steps: int | None = None) -> TrainingRun:
         """Build a run in this process."""
         config, data = self.open(row, seed, steps)
-        process = process_from_environment()
+        process = rank_from_environment()
         device = choose_rank_device(config.training.hardware.device, process)
         return TrainingRun(config, data, self.folder(row, seed), process, device)
 

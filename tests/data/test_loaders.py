@@ -8,10 +8,11 @@ from torch.utils.data import Dataset
 
 from detrkit.config.training import TrainingConfig
 from detrkit.data.loaders import Loader, evaluation_loader, train_loader
-from detrkit.data.samplers import BatchGrouping, Rank
+from detrkit.data.samplers import BatchGrouping
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.structures import Sample
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detrkit.data.records import Record, Records
-from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler
+from detrkit.data.samplers import BatchGrouping, SampleKey, TrainBatchSampler
+from detrkit.distributed.rank import Rank
 
 counts = st.integers(1, 60)
 sizes = st.integers(1, 7)
@@ -54,12 +55,12 @@ def test_epoch_is_resumed_in_the_middle(count: int, size: int, first: int) -> No
 
 
 @given(st.integers(1, 400), st.integers(1, 4), st.integers(1, 3), st.booleans())
-def test_ranks_divide_the_images(count: int, size: int, world: int, in_shards: bool) -> None:
+def test_ranks_divide_the_images(count: int, size: int, world_size: int, in_shards: bool) -> None:
     shard = torch.arange(count) // 7 if in_shards else None
     grouping = BatchGrouping(torch.arange(count) % 3 == 0, shard)
-    per_rank = [TrainBatchSampler(grouping, size, 3, Rank(rank, world)) for rank in range(world)]
+    per_rank = [TrainBatchSampler(grouping, size, 3, Rank(rank, world_size)) for rank in range(world_size)]
     drawn = [indices(batches) for batches in per_rank]
-    assert [len(of_rank) for of_rank in drawn] == [max(1, count // size) // world] * world
+    assert [len(of_rank) for of_rank in drawn] == [max(1, count // size) // world_size] * world_size
     assert [len(of_rank) for of_rank in drawn] == [len(batches) for batches in per_rank]
     seen = [index for of_rank in drawn for batch in of_rank for index in batch]
     assert len(set(seen)) == len(seen)

@@ -2,22 +2,22 @@
 
 import pytest
 
-from detrkit.distributed.rank import Process, process_from_environment
+from detrkit.distributed.rank import Rank, rank_from_environment
 from detrkit.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, Process()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(3, 8, 1)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Process(2, 4, 0)),
-        ({"SLURM_NTASKS": "4"}, Process()),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Process()),
+        ({}, Rank()),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Rank(3, 8, 1)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Rank(2, 4, 0)),
+        ({"SLURM_NTASKS": "4"}, Rank()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Rank()),
     ],
 )
-def test_rank_is_read_from_the_environment(environment: dict[str, str], expected: Process) -> None:
-    assert process_from_environment(environment) == expected
+def test_rank_is_read_from_the_environment(environment: dict[str, str], expected: Rank) -> None:
+    assert rank_from_environment(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_rank_is_read_from_the_environment(environment: dict[str, str], expected
 )
 def test_invalid_environment_is_rejected(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="environment"):
-        process_from_environment(environment)
+        rank_from_environment(environment)
 
 
 def test_first_node_of_a_slurm_node_list(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,7 @@ def test_a_few_unreadable_images_are_skipped_and_reported(tmp_path: Path, capsys
     assert out.count("left out") == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_a_usable_run_folder(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from PIL import Image
 
 from detrkit._internal.provenance import provenance_mark
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.inputs import Inputs, list_inputs, output_names, parse_partition
 
@@ -88,24 +88,24 @@ def test_missing_inputs_are_reported(place: Path, given: list[str], message: str
 
 
 @given(some.integers(0, 40), some.integers(1, 9))
-def test_partitions_are_disjoint_and_complete(count: int, world: int) -> None:
+def test_partitions_are_disjoint_and_complete(count: int, world_size: int) -> None:
     all_inputs = Inputs(tuple(map(str, range(count))))
-    parts = [all_inputs.partition(Process(rank, world)).images for rank in range(world)]
+    parts = [all_inputs.partition(Rank(rank, world_size)).images for rank in range(world_size)]
     assert sorted(name for part in parts for name in part) == sorted(all_inputs.images)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_partition_is_an_argument_or_read_from_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_partition("2/5") == (Process(2, 5), False)
+    assert parse_partition("2/5") == (Rank(2, 5), False)
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
-    assert parse_partition(None)[0] == Process()
+    assert parse_partition(None)[0] == Rank()
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_NTASKS", "3")
-    assert parse_partition(None) == (Process(1, 3), True)
+    assert parse_partition(None) == (Rank(1, 3), True)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert parse_partition(None) == (Process(0, 2), True)
+    assert parse_partition(None) == (Rank(0, 2), True)
     for malformed in ("2/2", "1", "a/b", "-1/2", "0/0", "1/2/3"):
         with pytest.raises(ConfigError, match="is not INDEX/COUNT"):
             parse_partition(malformed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.inference.writers.jsonl import JsonlWriter, jsonl_name, read_jsonl
 from detrkit.inference.writers.parquet import write_parquet
@@ -94,9 +94,9 @@ def test_full_disk_is_reported(lines: Path) -> None:
 
 
 def test_each_partition_has_its_own_file_name() -> None:
-    assert jsonl_name(Process()) == "predictions"
-    assert jsonl_name(Process(1, 2)) == "predictions-1-of-2"
-    assert jsonl_name(Process(3, 16)) == "predictions-03-of-16"
+    assert jsonl_name(Rank()) == "predictions"
+    assert jsonl_name(Rank(1, 2)) == "predictions-1-of-2"
+    assert jsonl_name(Rank(3, 16)) == "predictions-03-of-16"
 
 
 def test_parquet_table_equals_the_lines(lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:

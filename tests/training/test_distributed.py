@@ -17,7 +17,6 @@ from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.loaders import evaluation_loader
-from detrkit.data.samplers import Rank
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import crop, resize
 from detrkit.distributed.collectives import (
@@ -28,7 +27,7 @@ from detrkit.distributed.collectives import (
     max_over_processes,
     process_group,
 )
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 from detrkit.evaluation.coco import CocoMetrics
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.detr import DETR
@@ -67,14 +66,14 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
 }
 
 
-def save_steps(process: Process, file: Path, name: str, with_masks: bool, more: dict[str, Any]) -> None:
+def save_steps(process: Rank, file: Path, name: str, with_masks: bool, more: dict[str, Any]) -> None:
     torch.manual_seed(0)
     changes: dict[str, Any] = {"num_classes": 3, "num_queries": 6, "decoder_layers": 2}
     if name == "detr-tiny":
         changes["encoder_layers"] = 1
     model = build_model(name, backbone_normalization="frozen", mask_head=with_masks, **changes)
     settings = TrainingConfig(ema_decay=0.9, **more)
-    samples, share = images_of_several_sizes(), BATCH // process.world
+    samples, share = images_of_several_sizes(), BATCH // process.world_size
     with process_group(process, torch.device("cpu")):
         train_step = TrainStep(model, build_criterion(model.config, settings), settings, torch.device("cpu"), STEPS)
         totals, gradients = [], {}
@@ -93,7 +92,7 @@ def save_steps(process: Process, file: Path, name: str, with_masks: bool, more: 
             means, photos = average_over_processes(values, len(batch.image_ids))
             assert photos == BATCH
             totals.append(means)
-        assert gather([process.rank]) == list(range(process.world))
+        assert gather([process.rank]) == list(range(process.world_size))
         assert broadcast_from_first("here" if process.is_first else None) == "here"
         if process.is_first:
             auxiliary = {} if train_step.auxiliary_queries is None else train_step.auxiliary_queries.state_dict()
@@ -109,7 +108,7 @@ def run_cases(rank: int, ports: list[int], folder: Path) -> None:
         os.environ["MASTER_PORT"] = str(port)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # users would see them
-            save_steps(Process(rank, 2, rank), folder / f"{case}.pt", *settings)
+            save_steps(Rank(rank, 2, rank), folder / f"{case}.pt", *settings)
     os.environ["MASTER_PORT"] = str(ports[0])
     save_batch_norm_statistics(rank, folder / "statistics")
 
@@ -135,7 +134,7 @@ class NoCheckpoints:
     def save_state(self, state: dict[str, Any]) -> None: ...
 
 
-def restore_random_state(process: Process, train_step: TrainStep) -> None:
+def restore_random_state(process: Rank, train_step: TrainStep) -> None:
     """After a state is loaded, each process draws the numbers it drew after it was saved, which differ between ranks."""
     metrics = EvalMetrics(CocoMetrics({}, (), 1, 1))
     trainer = Trainer(train_step, EmptyLoader(), TrainingConfig(), lambda _: metrics, NoCheckpoints())
@@ -161,14 +160,14 @@ def save_batch_norm_statistics(rank: int, file: Path) -> None:
     torch.manual_seed(0)
     model = build_model("detrkit-s", num_classes=3, num_queries=6, decoder_layers=1, backbone_normalization="batch")
     settings = TrainingConfig(ema_decay=0.5)
-    with process_group(Process(rank, 2, rank), torch.device("cpu")):
+    with process_group(Rank(rank, 2, rank), torch.device("cpu")):
         train_step = TrainStep(model, build_criterion(model.config, settings), settings, torch.device("cpu"), 2)
         samples = images_of_several_sizes()[rank * 4 : rank * 4 + 4]
         photos = [replace(one, image=one.image // (1 + rank)) for one in samples]  # darker in the second process
         alone = copy.deepcopy(model)
         train_step.train()
         train_step.step([collate(photos)])
-        restore_random_state(Process(rank, 2, rank), train_step)
+        restore_random_state(Rank(rank, 2, rank), train_step)
         batch = collate(photos)
         alone.padding_invariant = settings.padding_invariant
         alone.train()(batch.images, batch.padding_mask)
@@ -180,6 +179,7 @@ def save_batch_norm_statistics(rank: int, file: Path) -> None:
     torch.save(of_all, file.with_suffix(f".{rank}"))
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_are_averaged_over_processes(two_processes: Path) -> None:
     one, two = (torch.load(two_processes / f"statistics.{rank}", weights_only=True) for rank in range(2))
     for name, mean in one["model"].items():
@@ -190,9 +190,10 @@ def test_batch_norm_statistics_are_averaged_over_processes(two_processes: Path) 
         torch.testing.assert_close(mean, (one["alone"][name] + two["alone"][name]) / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_take_the_steps_of_one_with_all_images(tmp_path: Path, two_processes: Path, case: str) -> None:
-    save_steps(Process(), tmp_path / "one.pt", *CASES[case])
+    save_steps(Rank(), tmp_path / "one.pt", *CASES[case])
     one, two = (torch.load(file, weights_only=True) for file in (tmp_path / "one.pt", two_processes / f"{case}.pt"))
     torch.testing.assert_close(two["totals"][:, :-1], one["totals"][:, :-1], rtol=1e-5, atol=1e-5)
     largest = max(gradient.abs().max().item() for gradient in one["gradients"].values())

@@ -271,7 +271,7 @@ def test_time_limit_is_filled_with_steps_and_evaluations() -> None:
         1,
     )  # two rounds are 10 s and 12 s, and a third would be evaluated, too
     assert within(0.1) == (1, 1)
-    assert within(600) == (1080, 11)  # 108 rounds: 540 s, and a tenth of the time for 10 evaluations
+    assert within(600) == (1080, 11)  # 108 rounds: 540 s, and 10 % more for 10 evaluations
     assert within(6000) == (11760, 59)  # 1,176 rounds: 5,880 s, and no more than 20 evaluations: 120 s
     assert within(23.5) == (35, 4)  # no more than the evaluation at the end
 

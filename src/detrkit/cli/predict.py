@@ -89,8 +89,10 @@ def _print_summary(result: "PredictResult") -> None:
     from detrkit.cli.console import get_console
 
     console = get_console()
-    if result.process.world > 1:
-        console.print(f"partition {result.process.rank}/{result.process.world}: {plural(result.num_inputs, 'input')}")
+    if result.process.world_size > 1:
+        console.print(
+            f"partition {result.process.rank}/{result.process.world_size}: {plural(result.num_inputs, 'input')}"
+        )
     if result.num_resumed:
         console.print(f"resumed: {plural(result.num_resumed, 'image')} already done")
     if result.num_earlier_errors:

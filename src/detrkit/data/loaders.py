@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from detrkit.config.training import MAX_UNREADABLE, TrainingConfig
 from detrkit.data.batching import check_batching, collate
-from detrkit.data.samplers import BatchGrouping, Rank, SampleKey, TrainBatchSampler, mix_seeds
+from detrkit.data.samplers import BatchGrouping, SampleKey, TrainBatchSampler, mix_seeds
 from detrkit.data.transforms.augmentation import AugmentedDataset
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg
 from detrkit.structures import Batch, Sample
 
@@ -141,7 +142,7 @@ def train_loader(
     if not len(order):
         raise ConfigError(
             f"{len(images)} training images are fewer than {arg('batch_size', settings.batch_size)} for each of "
-            f"{order.rank.world} processes; lower {arg('batch_size')} or {arg('devices')}"
+            f"{order.rank.world_size} processes; lower {arg('batch_size')} or {arg('devices')}"
         )
     loader = DataLoader(
         _WithReplacements(images),
@@ -181,7 +182,7 @@ def evaluation_loader(
     return Loader(
         DataLoader(
             _ErrorsAsValues(dataset),
-            batch_sampler=batches[rank.rank :: rank.world],
+            batch_sampler=batches[rank.rank :: rank.world_size],
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_collate,

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from detrkit.data.records import Records
+from detrkit.distributed.rank import Rank
 
 _NUM_STREAMS = 48  # divisible by most numbers of processes and workers
 
@@ -32,19 +33,6 @@ class SampleKey:
     index: int
     epoch: int
     batch: int | None = None
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Position of a process among those that share the batches.
-
-    Attributes:
-        rank: of this process, 0 .. world - 1.
-        world: number of processes.
-    """
-
-    rank: int = 0
-    world: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.first = 0
         count = len(grouping.is_portrait)
         self._num_streams = _NUM_STREAMS if grouping.shard is not None and count >= _NUM_STREAMS * batch_size else 1
-        self._num_batches = max(1, count // batch_size) // self.rank.world
+        self._num_batches = max(1, count // batch_size) // self.rank.world_size
 
     def __len__(self) -> int:
         """Number of batches of a whole epoch for this process."""
@@ -120,9 +108,9 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         size = self.batch_size
         all_batches += [rests[start : start + size] for start in range(0, len(rests) - size + 1, size)]
         all_batches = all_batches or [rests]  # fewer images than a batch: all of them
-        own = list(enumerate(all_batches))[self.rank.rank :: self.rank.world][: self._num_batches]
+        own = list(enumerate(all_batches))[self.rank.rank :: self.rank.world_size][: self._num_batches]
         for number, batch in own[self.first :]:
-            step = number // self.rank.world
+            step = number // self.rank.world_size
             yield [SampleKey(index, self.epoch, step if self.grouping.same_crop else None) for index in batch]
 
     def _shuffle(self, generator: torch.Generator) -> Int64[Tensor, "P"]:

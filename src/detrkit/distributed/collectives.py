@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, distributed
 
 from detrkit._internal.signals import StopSignal
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 
 _SYNC_INTERVAL = 10  # steps between exchanges of requests to stop
 _SECONDS_TO_SETTLE = 0.3  # gloo sometimes aborts when a process ends right after the group
@@ -24,14 +24,14 @@ Value = TypeVar("Value")
 
 
 @contextmanager
-def process_group(process: Process, device: torch.device) -> Iterator[None]:
+def process_group(process: Rank, device: torch.device) -> Iterator[None]:
     """Join the process group, and leave it after a barrier."""
-    if process.world == 1:
+    if process.world_size == 1:
         yield
         return
     _set_address(process)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=process.rank, world_size=process.world)
+    distributed.init_process_group(backend, rank=process.rank, world_size=process.world_size)
     try:
         yield
         distributed.barrier()
@@ -119,7 +119,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _set_address(process: Process) -> None:
+def _set_address(process: Rank) -> None:
     """Set the address of the first process, if it is not set."""
     if "MASTER_ADDR" not in os.environ:
         nodes = os.environ.get("SLURM_JOB_NODELIST")

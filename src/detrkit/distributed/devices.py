@@ -2,7 +2,7 @@
 
 import torch
 
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, arg
 
 
@@ -28,14 +28,14 @@ def choose_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def choose_rank_device(name: str, process: Process) -> torch.device:
+def choose_rank_device(name: str, process: Rank) -> torch.device:
     """Return the device of one of several processes: each has a GPU of its own, which becomes torch's current one.
 
     Raises:
         ConfigError: this machine has no such device.
     """
     device = choose_device(name)
-    if device.type == "cuda" and process.world > 1:
+    if device.type == "cuda" and process.world_size > 1:
         device = choose_device(f"cuda:{process.local_rank}")
         torch.cuda.set_device(device)
     return device

@@ -8,17 +8,17 @@ from detrkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Process:
+class Rank:
     """Rank of this process among those of a run.
 
     Attributes:
-        rank: 0 .. world - 1; the first process writes files.
-        world: number of processes.
+        rank: 0 .. world_size - 1; the first process writes files.
+        world_size: number of processes.
         local_rank: rank among the processes of this machine.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @property
@@ -27,7 +27,7 @@ class Process:
         return self.rank == 0
 
 
-def process_from_environment(environment: Mapping[str, str] | None = None) -> Process:
+def rank_from_environment(environment: Mapping[str, str] | None = None) -> Rank:
     """Read the environment variables of torchrun or srun.
 
     Raises:
@@ -39,12 +39,14 @@ def process_from_environment(environment: Mapping[str, str] | None = None) -> Pr
     if "WORLD_SIZE" not in environment and "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     try:
-        rank, world, local_rank = (
+        rank, world_size, local_rank = (
             int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)
         )
     except ValueError:
         found = {name: environment.get(name) for name in names}
         raise ConfigError(f"environment: found {found}, expected numbers, as torchrun and srun set them") from None
-    if not 0 <= rank < world:
-        raise ConfigError(f"environment: found process {rank} of {world}; unset RANK and WORLD_SIZE, or use torchrun")
-    return Process(rank, world, local_rank)
+    if not 0 <= rank < world_size:
+        raise ConfigError(
+            f"environment: found process {rank} of {world_size}; unset RANK and WORLD_SIZE, or use torchrun"
+        )
+    return Rank(rank, world_size, local_rank)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from detrkit.distributed.rank import Process, process_from_environment
+from detrkit.distributed.rank import Rank, rank_from_environment
 from detrkit.errors import ConfigError, DatasetError, arg
 
 _CAMERA_PREFIX = "camera:"
@@ -34,10 +34,10 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.images) + len(self.videos) + len(self.cameras)
 
-    def partition(self, process: Process) -> "Inputs":
+    def partition(self, process: Rank) -> "Inputs":
         """Return every n-th input, for one of n processes."""
-        rank, world = process.rank, process.world
-        return Inputs(self.images[rank::world], self.videos[rank::world], self.cameras[rank::world])
+        rank, world_size = process.rank, process.world_size
+        return Inputs(self.images[rank::world_size], self.videos[rank::world_size], self.cameras[rank::world_size])
 
 
 def list_inputs(given: Sequence[str], *, recursive: bool = False, exclude: Path | None = None) -> Inputs:
@@ -132,7 +132,7 @@ def _is_video(name: str) -> bool:
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def parse_partition(text: str | None) -> tuple[Process, bool]:
+def parse_partition(text: str | None) -> tuple[Rank, bool]:
     """Return which part of the inputs this process predicts.
 
     Args:
@@ -145,13 +145,13 @@ def parse_partition(text: str | None) -> tuple[Process, bool]:
         ConfigError: the text is malformed.
     """
     if text is None:
-        return process_from_environment(), True
-    rank, _, world = text.partition("/")
-    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        return rank_from_environment(), True
+    rank, _, world_size = text.partition("/")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise ConfigError(
             f"{arg('partition', text)} is not INDEX/COUNT with INDEX from 0 to COUNT - 1; use for example 0/2 and 1/2"
         )
-    return Process(int(rank), int(world)), False
+    return Rank(int(rank), int(world_size)), False
 
 
 def output_names(paths: Sequence[str], taken: Iterable[str] = ()) -> list[str]:

@@ -17,7 +17,7 @@ from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.sources import local_file
 from detrkit.data.video import Video, open_camera, open_video
 from detrkit.distributed.devices import choose_rank_device
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError, arg
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.load import choose_inference_device
@@ -72,7 +72,7 @@ class PredictResult:
     """
 
     output: Path
-    process: Process
+    process: Rank
     num_inputs: int
     num_predicted: int
     num_objects: int
@@ -136,7 +136,7 @@ def predict_files(
         return run.predict(inputs.partition(process))
 
 
-def _check_outputs(inputs: Inputs, output: Path, options: PredictOptions, process: Process) -> dict[str, str]:
+def _check_outputs(inputs: Inputs, output: Path, options: PredictOptions, process: Rank) -> dict[str, str]:
     """Name the outputs of every file, and check that they replace no file of the user."""
     if (inputs.videos or inputs.cameras) and "json" in options.video_outputs:
         raise ConfigError(f"{arg('write', 'json')} is for images; 'jsonl' has one line per frame of a video")
@@ -184,7 +184,7 @@ class _Run:
     source: str
     output: Path
     options: PredictOptions
-    process: Process
+    process: Rank
     names: dict[str, str]
     stop: StopSignal
     progress: ProgressFunction | None
@@ -328,7 +328,7 @@ class _Run:
             "classes": None if classes is None else sorted(set(classes)),
             "tile": options.tile,
             "overlap": None if options.tile is None else options.overlap,
-            "partition": f"{self.process.rank}/{self.process.world}",
+            "partition": f"{self.process.rank}/{self.process.world_size}",
         }
 
 

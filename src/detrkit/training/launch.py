@@ -38,21 +38,27 @@ def launch(config: RunConfig, output: Path, *, dataset: DatasetSplits | None, re
     Raises:
         DetrkitError: one process failed; the others were stopped.
     """
-    world = config.training.hardware.devices
-    if torch.cuda.is_available() and world > torch.cuda.device_count() and config.training.hardware.device != "cpu":
-        raise ConfigError(f"{arg('devices', world)}: found {torch.cuda.device_count()} GPUs, expected one per process")
+    world_size = config.training.hardware.devices
+    if (
+        torch.cuda.is_available()
+        and world_size > torch.cuda.device_count()
+        and config.training.hardware.device != "cpu"
+    ):
+        raise ConfigError(
+            f"{arg('devices', world_size)}: found {torch.cuda.device_count()} GPUs, expected one per process"
+        )
     arguments = {"config": config, "output": output, "dataset": dataset, "resume": resume, **run}
     try:
         pickle.dumps(arguments)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
-            f"{arg('devices', world)} starts processes, to which data, callbacks and loggers are pickled: {error}. Define "
-            "them in a module."
+            f"{arg('devices', world_size)} starts processes, to which data, callbacks and loggers are pickled: {error}. "
+            "Define them in a module."
         ) from None
     with tempfile.TemporaryDirectory() as folder, StopSignal() as stop:
         messages = Path(folder)
         context = start_processes(
-            _work, (world, free_port(), arguments, messages), world, join=False, start_method="spawn"
+            _work, (world_size, free_port(), arguments, messages), world_size, join=False, start_method="spawn"
         )
         is_forwarded = False
         while True:
@@ -68,7 +74,7 @@ def launch(config: RunConfig, output: Path, *, dataset: DatasetSplits | None, re
                     process.terminate()
 
 
-def _work(rank: int, world: int, port: int, arguments: dict[str, Any], messages: Path) -> None:
+def _work(rank: int, world_size: int, port: int, arguments: dict[str, Any], messages: Path) -> None:
     """Train in one of the processes."""
     from detrkit.training.data import open_data
     from detrkit.training.run import run_training
@@ -77,12 +83,12 @@ def _work(rank: int, world: int, port: int, arguments: dict[str, Any], messages:
         {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
+            "WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
     )
-    torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     try:
         data = open_data(arguments["config"], arguments.pop("dataset"))
         result = run_training(data=data, **arguments)

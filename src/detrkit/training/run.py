@@ -19,10 +19,10 @@ from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, write_config
 from detrkit.data.categories import Categories
 from detrkit.data.loaders import evaluation_loader, train_loader
-from detrkit.data.samplers import Rank, mix_seeds
+from detrkit.data.samplers import mix_seeds
 from detrkit.distributed.collectives import process_group
 from detrkit.distributed.devices import choose_rank_device
-from detrkit.distributed.rank import Process, process_from_environment
+from detrkit.distributed.rank import Rank, rank_from_environment
 from detrkit.errors import CheckpointError, ConfigError, arg
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import DetectionArrays
@@ -75,7 +75,7 @@ def run_training(
     Raises:
         DetrkitError: data, settings, weights or saved state do not fit; nothing is written then.
     """
-    process = process_from_environment()
+    process = rank_from_environment()
     device = choose_rank_device(config.training.hardware.device, process)
     with process_group(process, device):
         run = TrainingRun(config, data, output, process, device, resume=resume, model=model)
@@ -99,7 +99,7 @@ class TrainingRun:
         config: RunConfig,
         data: TrainingData,
         output: Path,
-        process: Process,
+        process: Rank,
         device: torch.device,
         *,
         resume: bool = False,
@@ -119,10 +119,9 @@ class TrainingRun:
         settings = config.training
         torch.manual_seed(settings.seed)
         self.model, adaptation = build_model_for(config, data.categories, with_weights=not resume, initial=model)
-        shard = Rank(process.rank, process.world)
-        self.loader = train_loader(data.train, data.grouping, settings, device, shard)
+        self.loader = train_loader(data.train, data.grouping, settings, device, process)
         self.val_batches = evaluation_loader(
-            data.val, settings.batch_size, settings.loading.workers, settings.loading.max_unreadable, shard
+            data.val, settings.batch_size, settings.loading.workers, settings.loading.max_unreadable, process
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, padding_invariant=settings.padding_invariant)
         self.num_steps = planned_steps(len(self.loader), settings)
@@ -140,7 +139,7 @@ class TrainingRun:
         )
         self.state = TrainingState(output, adaptation=adaptation, draw_examples=self._draw_examples)
         self.best_detections: DetectionArrays | None = None  # of the best checkpoint, in the first process
-        if process.world > 1:  # ranks share weights, but not dropout
+        if process.world_size > 1:  # ranks share weights, but not dropout
             torch.manual_seed(mix_seeds(settings.seed, process.rank))
 
     def start(self) -> TrainResult:

@@ -10,7 +10,7 @@ from detrkit.config.validation import check_minutes
 from detrkit.data.dataset import DatasetSplits
 from detrkit.data.splits import Data, as_splits
 from detrkit.distributed.devices import choose_rank_device
-from detrkit.distributed.rank import process_from_environment
+from detrkit.distributed.rank import rank_from_environment
 from detrkit.errors import ConfigError, arg
 from detrkit.models.detr import DETR
 from detrkit.training.build import model_settings_of, with_architecture_of_weights
@@ -132,7 +132,7 @@ def estimate_time(
     run = _timed_run(plan.config, data)
     throughput = run.measure_throughput()
     seconds = throughput.seconds(len(run.loader), plan.config.training)
-    return plan, TimeEstimate(throughput, run.num_steps, seconds, run.process.world)
+    return plan, TimeEstimate(throughput, run.num_steps, seconds, run.process.world_size)
 
 
 def train_from_config(
@@ -218,7 +218,7 @@ def prepare(
     Raises:
         DetrkitError: data, settings or weights do not fit.
     """
-    processes = process_from_environment().world
+    processes = rank_from_environment().world_size
     if minutes is not None:
         num_processes = max(config.training.hardware.devices, processes)
         check_minutes(minutes, config.training.explicit, num_processes)
@@ -262,9 +262,9 @@ def _read_data(
 
 def _timed_run(config: RunConfig, data: TrainingData) -> TrainingRun:
     """Build a run, or the part of the first process, to time it."""
-    process = process_from_environment()
-    if process.world == 1:
-        process = replace(process, world=config.training.hardware.devices)
+    process = rank_from_environment()
+    if process.world_size == 1:
+        process = replace(process, world_size=config.training.hardware.devices)
     device = choose_rank_device(config.training.hardware.device, process)
     return TrainingRun(config, data, Path(), process, device)
 
@@ -282,7 +282,7 @@ def _run(
     loggers: Sequence[str | Logger],
 ) -> TrainResult:
     """Train in this process, or launch the processes of `devices`."""
-    if config.training.hardware.devices > 1 and process_from_environment().world == 1:
+    if config.training.hardware.devices > 1 and rank_from_environment().world_size == 1:
         return launch(
             config,
             output,

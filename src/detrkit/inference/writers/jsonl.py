@@ -14,7 +14,7 @@ from typing import Any
 
 from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
-from detrkit.distributed.rank import Process
+from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError, arg
 
 _LINE_START = b'{"image": '  # of every line
@@ -135,9 +135,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         raise DatasetError(f"{path}: not readable as JSON Lines ({error}); write it again") from None
 
 
-def jsonl_name(process: Process) -> str:
+def jsonl_name(process: Rank) -> str:
     """Return the name of a process's file, without suffix; each process has its own."""
-    if process.world == 1:
+    if process.world_size == 1:
         return "predictions"
-    digits = len(str(process.world - 1))
-    return f"predictions-{process.rank:0{digits}d}-of-{process.world}"
+    digits = len(str(process.world_size - 1))
+    return f"predictions-{process.rank:0{digits}d}-of-{process.world_size}"
