@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detrkit import Predictions, SetCriterion, Target
-from detrkit.losses.masks import dice_loss, sigmoid_focal_loss
+from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher
 
 
@@ -137,9 +137,10 @@ def test_losses_of_accumulated_batches_add_up_to_that_of_one_batch() -> None:
 
 
 def test_focal_and_dice_loss_of_two_pixels_are_exact() -> None:
-    logits = torch.tensor([[[0.0, 0.0]]])
-    targets = torch.tensor([[[1.0, 0.0]]])
+    masks = torch.tensor([[[True, False]]])
+    target = Target(torch.tensor([[0.25, 0.5, 0.5, 1.0]]), torch.tensor([0]), masks)
+    losses = mask_losses(torch.zeros(1, 1, 2), [torch.tensor([0])], [target], padding_invariant=False)
     # probability 1/2 everywhere: entropy log 2, error 1/2; weights 0.25 inside and 0.75 outside
-    assert sigmoid_focal_loss(logits, targets).item() == pytest.approx((0.25 + 0.75) / 2 * 0.25 * math.log(2))
+    assert losses[0].item() == pytest.approx((0.25 + 0.75) / 2 * 0.25 * math.log(2))
     # intersection 1/2, areas 1 and 1
-    assert dice_loss(logits, targets).item() == pytest.approx(1 - (1 + 1) / (1 + 1 + 1))
+    assert losses[1].item() == pytest.approx(1 - (1 + 1) / (1 + 1 + 1))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from detrkit.errors import ConfigError, arg
 from detrkit.structures import ClassScores, Target
@@ -103,9 +104,6 @@ class SoftmaxClassification:
 class SigmoidFocalClassification:
     """Sigmoid focal loss, summed over the classes (as in Deformable DETR).
 
-    Written out rather than calling `torchvision.ops.sigmoid_focal_loss`: the same values, forward and backward in 0.6 of
-    the time, and no import of torchvision.
-
     Attributes:
         num_classes: K.
         alpha: weight of positives; 1 - alpha that of negatives.
@@ -125,11 +123,7 @@ class SigmoidFocalClassification:
     ) -> Float[Tensor, "*N"]:
         """Compute focal losses, summed over the classes."""
         targets = F.one_hot(target_classes, self.num_classes + 1)[..., :-1].to(logits.dtype)
-        probability = logits.sigmoid()
-        error = torch.where(targets > 0, 1 - probability, probability)
-        alpha = torch.where(targets > 0, self.alpha, 1 - self.alpha)
-        entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return (alpha * error**self.gamma * entropy).sum(-1)
+        return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma).sum(-1)
 
     def query_weights(self, target_classes: Int64[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """Return 1 for every query."""

@@ -7,31 +7,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import sigmoid_focal_loss
 
 from detrkit.ops.masks import covered_size, resize_mask_logits
 from detrkit.structures import Target
 
 MAX_PIXELS = 2**22  # upsampled at a time; chunks are checkpointed, so that only one holds its intermediates in backward
-
-
-def sigmoid_focal_loss(
-    logits: Float[Tensor, "P H W"], targets: Float[Tensor, "P H W"], alpha: float = 0.25, gamma: float = 2.0
-) -> Float[Tensor, "P"]:
-    """Compute the sigmoid focal loss of each mask, averaged over its pixels.
-
-    The values of `torchvision.ops.sigmoid_focal_loss` in 0.6 of its time.
-
-    Args:
-        logits: mask logits.
-        targets: 1 inside the object, 0 outside.
-        alpha: weight of pixels inside; 1 - alpha that of pixels outside.
-        gamma: focusing exponent.
-    """
-    probability = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    error = probability * (1 - targets) + (1 - probability) * targets
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return (weight * error**gamma * entropy).flatten(1).mean(1)
 
 
 def dice_loss(logits: Float[Tensor, "P H W"], targets: Float[Tensor, "P H W"]) -> Float[Tensor, "P"]:
@@ -86,4 +67,5 @@ def _mask_losses(
     else:
         upsampled = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]
         targets = F.pad(targets, (0, padded[1] - size[1], 0, padded[0] - size[0]))
-    return torch.stack([sigmoid_focal_loss(upsampled, targets), dice_loss(upsampled, targets)])
+    focal = sigmoid_focal_loss(upsampled, targets, reduction="none").flatten(1).mean(1)
+    return torch.stack([focal, dice_loss(upsampled, targets)])
