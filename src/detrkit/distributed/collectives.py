@@ -46,9 +46,13 @@ def stop_on_any_rank(stop: StopSignal) -> bool:
     Args:
         stop: of this process; what other processes received is added to it.
     """
-    stop.received = max_over_processes(stop.received or 0) or None
-    stop.requested = bool(max_over_processes(stop.requested))
-    return stop.is_set
+    received, requested = max_over_processes(stop.received or 0), max_over_processes(stop.requested)
+    # a signal that arrives during the exchange is kept, and answered at the next one: all processes must agree
+    if received:
+        stop.received = received
+    if requested:
+        stop.requested = True
+    return bool(received or requested)
 
 
 def is_sync_step(step: int) -> bool:
