@@ -7,9 +7,10 @@ import numpy as np
 
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import Progress, copy_images
 from detrkit.data.images import read_image_size
-from detrkit.data.records import ErrorHandler, Record, Records, SplitName
+from detrkit.data.records import Record, Records, SplitName
 from detrkit.errors import DatasetError
 
 LAYOUT = "boxes.csv next to the images"
@@ -20,14 +21,14 @@ def detect(path: Path) -> float:
     return 1.0 if (path / "boxes.csv").is_file() else 0.0
 
 
-def read(path: Path, on_error: ErrorHandler, *, masks: bool) -> dict[SplitName, Split]:
+def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     rows: dict[str, list[tuple[list[float], str]]] = {}
     with (path / "boxes.csv").open() as file:
         for number, (image, *corners, name) in enumerate(csv.reader(file), 1):
             try:
                 rows.setdefault(image, []).append(([float(value) for value in corners], name))
             except ValueError:
-                on_error(DatasetError(f"{path / 'boxes.csv'}: row {number}: expected numbers"))
+                context.error(DatasetError(f"{path / 'boxes.csv'}: row {number}: expected numbers"))
     names = sorted({name for objects in rows.values() for _, name in objects})
     records = [
         Record(

@@ -9,6 +9,7 @@ import pytest
 
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
 from detrkit.data.dataset import DetectionDataset
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.voc import read_voc
 from detrkit.data.formats.yolo import read_yolo
 from detrkit.data.images import open_image
@@ -65,7 +66,7 @@ def test_malformed_yolo_settings(nasty: Path) -> None:
 
 def test_malformed_voc_files(nasty: Path) -> None:
     faults: list[DatasetError] = []
-    split = read_voc(nasty / "voc", faults.append)["train"]
+    split = read_voc(nasty / "voc", ReadContext(faults.append))["train"]
     assert named_in(faults) == {
         "no_bndbox.xml", "no_name.xml", "inverted.xml", "text_coords.xml", "malformed.xml", "empty.xml",
         "wrong_root.xml", "external_entity.xml", "entity_expansion.xml",

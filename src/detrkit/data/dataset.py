@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.categories import Categories
+from detrkit.data.findings import Finding
 from detrkit.data.images import RGB, read_image
 from detrkit.data.records import Record, Records, SplitName
 from detrkit.data.segmentation import read_masks
@@ -183,6 +184,7 @@ class DatasetSplits:
         test: held out.
         format: of the annotations; None if they come from a `torch` dataset.
         notes: decisions taken while reading, a sentence each.
+        findings: what was left out while reading, or read differently from how it is written.
     """
 
     train: Split
@@ -190,10 +192,15 @@ class DatasetSplits:
     test: Split
     format: str | None = None
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @classmethod
     def of(
-        cls, splits: dict[SplitName, Split], format: str | None = None, notes: Iterable[str] = ()
+        cls,
+        splits: dict[SplitName, Split],
+        format: str | None = None,
+        notes: Iterable[str] = (),
+        findings: Iterable[Finding] = (),
     ) -> "DatasetSplits":
         """Collect splits; those that are missing are empty.
 
@@ -201,11 +208,12 @@ class DatasetSplits:
             splits: at least one.
             format: of the annotations.
             notes: decisions taken while reading.
+            findings: what was left out while reading.
         """
         first = next(iter(splits.values()))
         empty = Split.empty(first.categories, first.source)
         train, val, test = splits.get("train", empty), splits.get("val", empty), splits.get("test", empty)
-        return cls(train, val, test, format, tuple(notes))
+        return cls(train, val, test, format, tuple(notes), tuple(findings))
 
     @property
     def splits(self) -> dict[SplitName, Split]:

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from detrkit._internal.text import plural
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.registry import layouts, read_splits
 from detrkit.data.records import ErrorHandler, SplitName, raise_error
 from detrkit.data.torch_dataset import class_names_of, is_torch_dataset, read_torch_dataset
@@ -30,6 +31,7 @@ def load_dataset(
     masks: bool = False,
     seed: int = 42,
     on_error: ErrorHandler = raise_error,
+    splits: Collection[SplitName] | None = None,
 ) -> DatasetSplits:
     """Load a dataset folder.
 
@@ -42,6 +44,7 @@ def load_dataset(
         masks: load instance masks or panoptic segments.
         seed: of the images that are set aside for validation.
         on_error: called with every malformed entry, which is then left out; by default the first one is raised.
+        splits: the only splits to read; the images and annotations of others may be missing. By default all are read.
 
     Returns:
         `.train`, `.val` and `.test`, which are datasets of `Sample`; those that the folder does not have are empty.
@@ -50,8 +53,11 @@ def load_dataset(
         DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
     path = Path(path)
-    format, splits = read_splits(path, format, on_error, masks)
-    return _with_val(splits, format, seed)
+    context = ReadContext(on_error, masks, splits)
+    format, found = read_splits(path, format, context)
+    if not found:
+        raise DatasetError(f"{path}: found no {' or '.join(splits or ())} split in this {format} dataset")
+    return _with_val(found, format, seed, context)
 
 
 def load_split(
@@ -73,12 +79,18 @@ def load_split(
         DatasetError: as `load_dataset`.
     """
     path = Path(path)
-    format, splits = read_splits(path, format, raise_error, masks)
-    if "train" not in splits:
-        return splits.get(split), ()
+    if split != "train":  # without the others, whose images may be missing
+        context = ReadContext(masks=masks, splits=(split,))
+        format, found = read_splits(path, format, context)
+        if split in found:
+            return found[split], tuple(context.notes)
+    context = ReadContext(masks=masks, splits=("train", "val" if split == "train" else split))
+    format, found = read_splits(path, format, context)
+    if "train" not in found:
+        return None, ()
     if seed is None and path.suffix == ".json" and path.is_file():
-        return splits["train"], (f"all of {path.name}: {plural(len(splits['train']), 'image')}",)
-    dataset = _with_val(splits, format, 42 if seed is None else seed)
+        return found["train"], (f"all of {path.name}: {plural(len(found['train']), 'image')}",)
+    dataset = _with_val(found, format, 42 if seed is None else seed, context)
     return dataset.splits.get(split), dataset.notes
 
 
@@ -142,16 +154,19 @@ def _val_of(
     if isinstance(val, DatasetSplits):
         return val.val
     if isinstance(val, str | Path):
-        _, splits = read_splits(Path(val), format, raise_error, masks)
+        _, splits = read_splits(Path(val), format, ReadContext(masks=masks))
         return splits["val"] if "val" in splits else next(iter(splits.values()))
     split = read_torch_dataset(val, categories, masks=masks, workers=workers, progress=progress)
     return replace(split, fixed_sizes=True)
 
 
-def _with_val(splits: dict[SplitName, Split], format: str | None, seed: int) -> DatasetSplits:
+def _with_val(
+    splits: dict[SplitName, Split], format: str | None, seed: int, context: ReadContext | None = None
+) -> DatasetSplits:
     """Set a validation split aside if there is no such split, and check that all splits have the same categories."""
-    train, notes = splits.get("train"), []
-    if train is not None and "val" not in splits:
+    context = context or ReadContext()
+    train, notes = splits.get("train"), [*context.notes]
+    if train is not None and "val" not in splits and context.wants("val"):
         train, val = _set_aside(train, seed)
         if isinstance(val, SampleSplit):
             val = replace(val, fixed_sizes=True)
@@ -162,7 +177,7 @@ def _with_val(splits: dict[SplitName, Split], format: str | None, seed: int) -> 
     first = train or next(iter(splits.values()))
     for split in splits.values():
         _check_categories(split, first.categories)
-    return DatasetSplits.of(splits, format, notes)
+    return DatasetSplits.of(splits, format, notes, context.findings)
 
 
 def require_train(dataset: DatasetSplits) -> Split:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch.utils.data import Dataset
 
-from detrkit._internal.text import plural, printable
+from detrkit._internal.text import plural
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
@@ -13,6 +13,7 @@ from detrkit.config.validation import check_augmentation, check_evaluation
 from detrkit.data.categories import Categories
 from detrkit.data.checks.annotations import examine_annotations
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split, Transform, concat_splits
+from detrkit.data.findings import sort_findings
 from detrkit.data.images import RGB
 from detrkit.data.records import SplitName
 from detrkit.data.samplers import BatchGrouping
@@ -151,12 +152,8 @@ def _has_objects(split: Split) -> bool:
 
 
 def _warnings(dataset: DatasetSplits, model: ModelConfig, size: int) -> Iterator[str]:
-    """Format the findings of the annotation checks, one line each."""
-    for finding in examine_annotations(dataset, num_queries=model.num_queries, image_size=size, stride=model.stride):
+    """Format the findings of the readers and of the annotation checks, one line each."""
+    checked = examine_annotations(dataset, num_queries=model.num_queries, image_size=size, stride=model.stride)
+    for finding in sort_findings([*dataset.findings, *checked]):
         if finding.severity != "note":
-            count, first = (
-                (f" ({len(finding.locations)})", f"; first {printable(str(finding.locations[0]))}")
-                if finding.locations
-                else ("", "")
-            )
-            yield f"{finding.severity}: {finding.title}{count}: {finding.advice}{first}"
+            yield finding.line

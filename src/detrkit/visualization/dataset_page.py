@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from detrkit._internal.files import write_text
-from detrkit.data.checks.annotations import Finding
 from detrkit.data.checks.examine import DatasetReport
 from detrkit.data.dataset import SampleSplit, Split
+from detrkit.data.findings import Finding
 from detrkit.data.images import open_image, tensor_to_image
 from detrkit.errors import DatasetError
 from detrkit.visualization.draw import draw_boxes

@@ -3,50 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from detrkit._internal.text import printable
 from detrkit.data.dataset import DatasetSplits, Split
+from detrkit.data.findings import Finding, Location, sort_findings
 from detrkit.data.records import Record, SplitName
 
-Severity = Literal["error", "warning", "note"]
-_ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
 MAX_IMBALANCE = 100  # ratio of the most frequent to the rarest class from which it is reported
 MIN_BOX_SIZE = 2.0  # pixels; smaller boxes are probably mistakes
 EDGE_TOLERANCE = 1.0  # pixels by which boxes may exceed the image, for rounding
-
-
-@dataclass(frozen=True)
-class Location:
-    """Location of a finding: as text, and, if known, the image and the box (xyxy in pixels)."""
-
-    text: str
-    image: Path | None = None
-    box: tuple[float, ...] | None = None
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something found in a dataset.
-
-    Attributes:
-        severity: "error" if training would fail or go wrong; "warning" if the model would be worse than possible; "note"
-            for information.
-        title: what was found.
-        advice: what to do.
-        locations: where; empty if it concerns the dataset as a whole.
-    """
-
-    severity: Severity
-    title: str
-    advice: str
-    locations: tuple[Location, ...]
 
 
 @dataclass(frozen=True)
@@ -78,11 +45,6 @@ def examine_annotations(
 def max_objects(dataset: DatasetSplits) -> int:
     """Return the maximum number of objects in an image, without crowds."""
     return max((int(_Objects.of(split).counts.max(initial=0)) for split in dataset.splits.values()), default=0)
-
-
-def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Sort by severity, then by frequency."""
-    return tuple(sorted(findings, key=lambda one: (_ORDER[one.severity], -len(one.locations))))
 
 
 @dataclass(frozen=True)

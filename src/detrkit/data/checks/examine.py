@@ -12,16 +12,14 @@ from detrkit._internal.notebook import html_table
 from detrkit._internal.text import plural
 from detrkit.data.checks.annotations import (
     ClassCount,
-    Finding,
-    Location,
     count_classes,
     examine_annotations,
     max_objects,
-    sort_findings,
 )
 from detrkit.data.checks.decode_cache import DecodedImage, cache_path, decode_images
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
+from detrkit.data.findings import Finding, Location, sort_findings
 from detrkit.data.records import SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
 from detrkit.errors import ConfigError, DatasetError, arg
@@ -166,6 +164,7 @@ def examine(
     segments = compare_segments(records, workers, progress)
     findings = [
         *_reading_findings(errors),
+        *dataset.findings,
         *_image_findings(files, images),
         *segment_findings(segments),
         *examine_annotations(dataset, num_queries=num_queries, image_size=image_size, stride=stride),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from detrkit.data.checks.annotations import Finding, Location
 from detrkit.data.checks.decode_cache import map_in_processes
+from detrkit.data.findings import Finding, Location
 from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids

@@ -19,6 +19,7 @@ from detrkit._internal.files import is_file, write_text
 from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.segmentation import check_segmentation, rle_area, to_rle
@@ -41,38 +42,39 @@ def detect(path: Path) -> float:
     return 0.4 if find_single_json(path) is not None else 0.0
 
 
-def read(path: Path, on_error: ErrorHandler = raise_error, *, masks: bool = False) -> dict[SplitName, Split]:
+def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     """Read a folder, or one JSON, which is the training split.
 
     Args:
         path: a folder in the layout of COCO 2017 or of a Roboflow export, or with a single JSON; or the JSON.
-        on_error: called with every image and annotation that is malformed and left out; by default the first is raised.
-        masks: keep the segmentations of the objects.
+        context: splits to read, and whether with the segmentations of the objects.
 
     Raises:
         DatasetError: a file is missing, ambiguous or malformed.
     """
+    on_error, masks = context.error, context.masks
     if path.is_file():
-        return {"train": read_coco_file(path, find_image_root(path), on_error, masks=masks)}
+        whole = context.wants("train")
+        return {"train": read_coco_file(path, find_image_root(path), on_error, masks=masks)} if whole else {}
     official = {
         split: read_coco_split(path, split, on_error, masks=masks)
         for split in SPLIT_FOLDERS
-        if any(path.glob(f"annotations/instances_{split}*.json"))
+        if context.wants(split) and any(path.glob(f"annotations/instances_{split}*.json"))
     }
-    if official:
+    if official or any(file for split in SPLIT_FOLDERS for file in path.glob(f"annotations/instances_{split}*.json")):
         return official
     exported = {
         split: path / name / _ROBOFLOW_FILE
         for split, names in SPLIT_FOLDERS.items()
         for name in names
-        if (path / name / _ROBOFLOW_FILE).is_file()
+        if context.wants(split) and (path / name / _ROBOFLOW_FILE).is_file()
     }
-    if exported:
+    if exported or any(path.glob(f"*/{_ROBOFLOW_FILE}")):
         return _drop_group_category(
             {split: read_coco_file(file, file.parent, on_error, masks=masks) for split, file in exported.items()}
         )
     single = find_single_json(path)
-    return {} if single is None else read(single, on_error, masks=masks)
+    return {} if single is None else read(single, context)
 
 
 def write(splits: dict[SplitName, Split], output: Path, progress: Progress | None = None) -> int:
@@ -373,6 +375,8 @@ def _drop_group_category(splits: dict[SplitName, Split]) -> dict[SplitName, Spli
 
     A model would otherwise have a class without training examples.
     """
+    if not splits:
+        return splits
     first = next(iter(splits.values())).categories
     used = {label for split in splits.values() for record in split.records for label in record.labels.tolist()}
     if any(split.categories != first for split in splits.values()) or first.ids[0] != 0 or 0 in used or len(first) < 2:

@@ -29,6 +29,7 @@ from detrkit.data.formats.coco import (
     read_label,
     resolve_inside,
 )
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
 from detrkit.data.segment_png import read_ids
@@ -52,19 +53,18 @@ def detect(path: Path) -> float:
     return 0.5 if single is not None and is_panoptic_file(single) else 0.0
 
 
-def read(path: Path, on_error: ErrorHandler = raise_error, *, masks: bool = False) -> dict[SplitName, Split]:
+def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     """Read a folder, or one JSON, which is the training split; segments are read whether masks are asked for or not.
 
     Raises:
         DatasetError: a file is missing, ambiguous or malformed.
     """
-    del masks
     if path.is_file():
-        return {"train": read_panoptic_file(path, on_error)}
-    found = {split: read_panoptic_split(path, split, on_error) for split in SPLIT_FOLDERS}
-    single = find_single_json(path)
-    if not any(found.values()) and single is not None:
-        return {"train": read_panoptic_file(single, on_error)}
+        return {"train": read_panoptic_file(path, context.error)} if context.wants("train") else {}
+    if not panoptic_files(path):
+        single = find_single_json(path)
+        return {} if single is None else read(single, context)
+    found = {split: read_panoptic_split(path, split, context.error) for split in SPLIT_FOLDERS if context.wants(split)}
     return {name: split for name, split in found.items() if split is not None}
 
 

@@ -12,7 +12,8 @@ from detrkit.errors import ConfigError, DatasetError, arg, did_you_mean
 
 if TYPE_CHECKING:
     from detrkit.data.dataset import Split
-    from detrkit.data.records import ErrorHandler, SplitName
+    from detrkit.data.formats.context import ReadContext
+    from detrkit.data.records import SplitName
 
 FORMATS = {
     "coco": "detrkit.data.formats.coco",
@@ -44,8 +45,8 @@ class DatasetFormat(Protocol):
     def detect(self, path: Path) -> float:
         """Return the confidence that a folder or file is in this format, 0 .. 1: 1 for a file that no other format has."""
 
-    def read(self, path: Path, on_error: "ErrorHandler", *, masks: bool) -> "dict[SplitName, Split]":
-        """Read the splits of a folder or file; see `read_splits`."""
+    def read(self, path: Path, context: "ReadContext") -> "dict[SplitName, Split]":
+        """Read the splits of a folder or file that `context` asks for; see `read_splits`."""
 
     def write(self, splits: "dict[SplitName, Split]", output: Path, progress: Callable[[int, int], None] | None) -> int:
         """Write splits to a new folder, and return the number of crowds that the format cannot express."""
@@ -93,19 +94,16 @@ def layouts() -> str:
     return "; ".join(f"{name}: {load_format(name).LAYOUT}" for name in FORMATS)
 
 
-def read_splits(
-    path: Path, format: str | None, on_error: "ErrorHandler", masks: bool
-) -> "tuple[str, dict[SplitName, Split]]":
+def read_splits(path: Path, format: str | None, context: "ReadContext") -> "tuple[str, dict[SplitName, Split]]":
     """Read the splits of a dataset.
 
     Args:
         path: its folder; or its data.yaml, or its COCO JSON, which is the training split.
         format: of the annotations; None detects it.
-        on_error: called with every malformed entry, which is then left out.
-        masks: keep what masks are made of.
+        context: what to read; collects notes and findings.
 
     Returns:
-        The format, and at least one split.
+        The format, and the splits: at least one, unless some were asked for that do not exist.
 
     Raises:
         DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
@@ -114,13 +112,13 @@ def read_splits(
     check_dataset_path(path)
     name = format or detect_format(path)
     module = load_format(name)
-    if masks and not module.HAS_MASKS:
+    if context.masks and not module.HAS_MASKS:
         with_masks = " or ".join(one for one in FORMATS if load_format(one).HAS_MASKS)
         raise DatasetError(
             f"{path}: detrkit reads no masks from {name} data; provide the annotations as {with_masks}, or train a model "
             "without masks"
         )
-    splits = module.read(path, on_error, masks=masks)
-    if not splits:
+    splits = module.read(path, context)
+    if not splits and context.splits is None:
         raise DatasetError(f"{path}: found no images of this {name} dataset; expected {module.LAYOUT}")
     return name, splits

@@ -24,6 +24,7 @@ from torch import Tensor
 from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite, write_tensors, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import Progress
 from detrkit.data.images import read_image_bytes
 from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, RecordArrays, Records, SplitName, raise_error
@@ -43,10 +44,9 @@ def detect(path: Path) -> float:
     return 1.0 if (path / PLAN_FILE).is_file() else 0.0
 
 
-def read(path: Path, on_error: ErrorHandler = raise_error, *, masks: bool = False) -> dict[SplitName, Split]:
-    """Read all splits of a folder of shards; see `read_shards`."""
-    del masks
-    found = {split: read_shards(path, split, on_error) for split in SPLIT_FOLDERS}
+def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
+    """Read the splits of a folder of shards; see `read_shards`."""
+    found = {split: read_shards(path, split, context.error) for split in SPLIT_FOLDERS if context.wants(split)}
     return {name: split for name, split in found.items() if split is not None}
 
 

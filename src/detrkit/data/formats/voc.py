@@ -18,9 +18,10 @@ import numpy as np
 from detrkit._internal.files import is_file, read_names, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
+from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 
@@ -46,13 +47,12 @@ def detect(path: Path) -> float:
     return 0.6 if has_xml or any(path.glob("VOC*/Annotations")) else 0.0
 
 
-def read(path: Path, on_error: ErrorHandler = raise_error, *, masks: bool = False) -> dict[SplitName, Split]:
+def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     """Read a folder, or the only `VOC*` folder in it; see `read_voc`."""
-    del masks
     nested = sorted(path.glob("VOC*/Annotations"))
     if not (path / "Annotations").is_dir() and len(nested) == 1:
         path = nested[0].parent
-    return read_voc(path, on_error)
+    return read_voc(path, context)
 
 
 def write(splits: dict[SplitName, Split], output: Path, progress: Progress | None = None) -> int:
@@ -102,13 +102,13 @@ def _check_class_names(categories: Categories) -> None:
             )
 
 
-def read_voc(root: Path, on_error: ErrorHandler = raise_error) -> dict[SplitName, Split]:
-    """Read all splits of a folder.
+def read_voc(root: Path, context: ReadContext) -> dict[SplitName, Split]:
+    """Read the splits of a folder; the classes are those of all splits.
 
     Args:
         root: contains `Annotations/*.xml` and `JPEGImages/`, with or without `ImageSets/Main/*.txt`; or `train/`, `valid/`,
             `test/` with XML next to the images.
-        on_error: called with every file and object that is malformed and left out; by default the first is raised.
+        context: splits to read, and the handler of errors.
 
     Returns:
         The splits; all images are "train" if there are no lists.
@@ -116,7 +116,10 @@ def read_voc(root: Path, on_error: ErrorHandler = raise_error) -> dict[SplitName
     Raises:
         DatasetError: a file is malformed or an image is missing; the message names the first error.
     """
-    pages = {split: list(_read_pages(paths, on_error)) for split, paths in _files_of(root).items()}
+    pages = {
+        split: list(_read_pages(paths, context.error if context.wants(split) else _ignore))
+        for split, paths in _files_of(root).items()
+    }
     names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
     if not names:
         raise DatasetError(f"{root}: found no objects in any XML file, expected at least one")
@@ -126,12 +129,17 @@ def read_voc(root: Path, on_error: ErrorHandler = raise_error) -> dict[SplitName
             raise DatasetError(f"{root / 'categories.json'}: the class {name!r} of the XML files is missing; add it")
     return {
         split: Split(
-            Records.of(_to_records(of_split, categories, root, on_error)),
+            Records.of(_to_records(of_split, categories, root, context.error)),
             categories,
             root,
         )
         for split, of_split in pages.items()
+        if context.wants(split)
     }
+
+
+def _ignore(_error: DatasetError) -> None:
+    """Ignore errors of other splits."""
 
 
 def _read_categories(root: Path) -> Categories | None:

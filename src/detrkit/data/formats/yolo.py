@@ -16,6 +16,7 @@ import yaml
 from detrkit._internal.files import is_file, read_names, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.images import read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
@@ -34,17 +35,16 @@ def detect(path: Path) -> float:
     return 0.7 if _find_yaml(path) is not None else 0.0
 
 
-def read(path: Path, on_error: ErrorHandler = raise_error, *, masks: bool = False) -> dict[SplitName, Split]:
+def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     """Read a folder with a `data.yaml`, or the file.
 
     Raises:
         DatasetError: a file is missing or malformed.
     """
-    del masks
     file = path if path.is_file() else _find_yaml(path)
     if file is None:
         raise DatasetError(f"{path}: found no data.yaml, expected one in a YOLO dataset")
-    found = {split: read_yolo(file, split, on_error) for split in SPLIT_FOLDERS}
+    found = {split: read_yolo(file, split, context.error) for split in SPLIT_FOLDERS if context.wants(split)}
     return {name: split for name, split in found.items() if split is not None}
 
 

@@ -1,0 +1,58 @@
+"""What a format's reader is asked to read, and where it reports what it leaves out."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from detrkit.data.findings import Finding, Location, Severity
+from detrkit.data.records import ErrorHandler, SplitName, raise_error
+from detrkit.errors import DatasetError
+
+
+@dataclass
+class ReadContext:
+    """Request to a reader, and its report.
+
+    A malformed entry is an error: by default it stops the reading. A label, an image or a split that is left out for
+    another reason, or that is read differently from how it is written, is a finding.
+
+    Attributes:
+        on_error: called with every malformed entry, which is then left out; by default the first one is raised.
+        masks: keep what masks are made of.
+        splits: the only splits to read; None for all. Images and annotations of other splits may be missing.
+        notes: decisions taken while reading, a sentence each.
+        num_errors: malformed entries so far.
+    """
+
+    on_error: ErrorHandler = raise_error
+    masks: bool = False
+    splits: Collection[SplitName] | None = None
+    notes: list[str] = field(default_factory=list)
+    num_errors: int = 0
+    _findings: dict[tuple[Severity, str, str], list[Location]] = field(default_factory=dict)
+
+    def wants(self, split: SplitName) -> bool:
+        """Return whether a split is to be read."""
+        return self.splits is None or split in self.splits
+
+    def error(self, error: DatasetError) -> None:
+        """Report a malformed entry, which is left out."""
+        self.num_errors += 1
+        self.on_error(error)
+
+    def warn(self, title: str, advice: str, location: Location | None = None) -> None:
+        """Report something that makes the dataset worse than it could be; locations of one title are collected."""
+        self._add("warning", title, advice, location)
+
+    def inform(self, title: str, advice: str, location: Location | None = None) -> None:
+        """Report something that is probably intended; locations of one title are collected."""
+        self._add("note", title, advice, location)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was reported, without the errors."""
+        return tuple(Finding(*key, tuple(locations)) for key, locations in self._findings.items())
+
+    def _add(self, severity: Severity, title: str, advice: str, location: Location | None) -> None:
+        locations = self._findings.setdefault((severity, title, advice), [])
+        if location is not None:
+            locations.append(location)
