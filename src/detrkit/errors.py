@@ -12,7 +12,6 @@ from importlib import import_module
 from reprlib import Repr
 from typing import Any
 
-_MAX_CHOICES = 20  # known names listed in a message
 _START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"  # private use: no argument's name or value contains them
 _ARGUMENT = re.compile(f"{_START}(.*?){_SEPARATOR}(.*?){_SEPARATOR}(.*?){_END}", re.DOTALL)
 _UNSET = object()
@@ -78,14 +77,30 @@ class ExportError(DetrkitError):
     """A model cannot be exported to the requested format."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the closest known name, or list the known names."""
+def did_you_mean(name: str, known: Iterable[str], listed_by: str = "") -> str:
+    """Suggest the closest known name, or say where all of them are.
+
+    Args:
+        name: that was found.
+        known: names that were expected.
+        listed_by: command that lists them with more about each; without one, all are named.
+    """
     known = list(known)
-    close = get_close_matches(name, known, n=1)
+    lower = {one.lower(): one for one in reversed(known)}
+    close = get_close_matches(name.lower(), lower, n=1)
     if close:
-        return f"did you mean {close[0]!r}?"
-    rest = len(known) - _MAX_CHOICES
-    return f"choose one of {', '.join(known[:_MAX_CHOICES])}{f' and {rest} more' if rest > 0 else ''}"
+        return f"did you mean {lower[close[0]]!r}?"
+    return f"{listed_by} lists all" if listed_by else f"choose one of {', '.join(known)}"
+
+
+def check_minimum(name: str, value: float, minimum: float) -> None:
+    """Check the lower bound of a number.
+
+    Raises:
+        ConfigError: it is smaller.
+    """
+    if value < minimum:
+        raise ConfigError(f"{arg(name, value)} is too small; expected at least {minimum:g}")
 
 
 def short(value: Any) -> str:

@@ -9,7 +9,8 @@ import torch
 import detrkit
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
 from detrkit.cli import main
-from detrkit.models.presets import PRESETS, model_from_config
+from detrkit.models.build import model_from_config
+from detrkit.models.presets import PRESETS
 
 
 def test_parameters_of_every_preset_are_listed() -> None:

@@ -106,7 +106,10 @@ ERRORS = {
         ["doctor", "shapes", "--image-size", "3"],
         "--image-size 3: expected 32 to 10000 pixels",
     ),
-    "negative number of workers": (["doctor", "shapes", "--workers", "-1"], "--workers -1: expected at least 0"),
+    "negative number of workers": (
+        ["doctor", "shapes", "--workers", "-1"],
+        "--workers -1 is too small; expected at least 0",
+    ),
     "model setting out of range": (
         ["train", "shapes", "--model", "detr-tiny", "--num-queries", "0"],
         "--num-queries: found 0",
@@ -121,7 +124,10 @@ ERRORS = {
     ),
     "results output is a folder": (["evaluate", "model.safetensors", "shapes", "-o", "folder.json"], "is a folder"),
     "report output is a file": (["evaluate", "model.safetensors", "shapes", "-o", "no_image.jpg"], "is a file"),
-    "evaluate without data": (["evaluate", "model.safetensors"], "requires an argument"),
+    "evaluate without data": (
+        ["evaluate", "model.safetensors"],
+        "DATA is missing; usage: detrkit evaluate SOURCE DATA",
+    ),
     "by-layer without annotations": (
         ["evaluate", "model.safetensors", "shapes/val2017", "--by-layer"],
         "--by-layer needs annotations",
@@ -301,7 +307,7 @@ ERRORS = {
     "shard would overwrite a folder": (["shard", "shapes", "shapes"], "is not overwritten"),
     "shards of no images": (
         ["shard", "shapes", "packed", "--images-per-shard", "0"],
-        "--images-per-shard 0: expected at least 1",
+        "--images-per-shard 0 is too small; expected at least 1",
     ),
     "photometric distortion of many channels": (
         ["train", "shapes", "--model", "detr-tiny", "--in-channels", "5", "--photometric", "1"],

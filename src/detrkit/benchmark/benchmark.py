@@ -14,7 +14,7 @@ from detrkit.benchmark.report import BenchmarkReport, BenchmarkResult
 from detrkit.benchmark.worker import run_worker
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.distributed.devices import choose_device
-from detrkit.errors import ConfigError, DetrkitError, arg
+from detrkit.errors import DetrkitError, check_minimum
 from detrkit.inference.engines.torch import has_fast_bfloat16
 
 NUM_WARM_UPS = 2
@@ -55,8 +55,7 @@ def benchmark(
         DetrkitError: no model could be measured.
     """
     for name, value in (("rounds", rounds), ("batch_size", batch_size), ("size", min(size))):
-        if value < 1:
-            raise ConfigError(f"{arg(name, size if name == 'size' else value)} is out of range; expected at least 1.")
+        check_minimum(name, value, 1)
     chosen = choose_device(device)
     if chosen.type == "cpu":
         num_threads = num_threads or torch.get_num_threads()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit._internal.files import refuse_overwrite
-from detrkit.errors import ConfigError, arg, did_you_mean
+from detrkit.errors import ConfigError, arg, check_minimum, did_you_mean
 
 METADATA_FILE = "detrkit.json"  # of formats that are folders
 NETWORK_FILE = "model.xml"  # of OpenVINO
@@ -123,8 +123,7 @@ def check_export(
             f"{arg('precision', precision)} needs images to measure ranges on; pass your dataset or images as {arg('data')}"
         )
     for name, count in (("max_images", max_images), ("max_calibration_images", max_calibration_images)):
-        if count < 1:
-            raise ConfigError(f"{arg(name, count)} is too small; use at least 1")
+        check_minimum(name, count, 1)
     output = output or Path(chosen.default_output)
     suffixes = {one.suffix for one in EXPORT_FORMATS.values() if one.suffix}
     if chosen.suffix != output.suffix and (chosen.suffix or output.suffix in suffixes):

@@ -9,7 +9,7 @@ from detrkit.errors import CheckpointError, did_you_mean
 
 WEIGHTS_FILE = "model.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".onnx", ".pt2")
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".onnx", ".pt2")
 _EXPECTED = "expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, or a preset"
 
 
@@ -25,7 +25,7 @@ def local_file(source: Path | str) -> Path | None:
 def is_hub_id(source: Path | str) -> bool:
     """Return whether a source that does not exist here can only be the id of a model on the Hugging Face hub."""
     path = Path(source)
-    return bool(HUB_ID.fullmatch(str(source))) and not path.parent.exists() and path.suffix not in _FILE_SUFFIXES
+    return bool(HUB_ID.fullmatch(str(source))) and not path.parent.exists() and path.suffix not in FILE_SUFFIXES
 
 
 def check_source(source: Path | str) -> None:
@@ -44,10 +44,10 @@ def check_source(source: Path | str) -> None:
     elif name in MODEL_NAMES:
         _check_published(name)
     elif not path.is_file() and not is_hub_id(source):
-        if path.suffix in _FILE_SUFFIXES or "/" in name or "\\" in name:
+        if path.suffix in FILE_SUFFIXES or "/" in name or "\\" in name:
             raise CheckpointError(f"{name}: no such file or folder, {_EXPECTED}; check the path")
         own_first = sorted(MODEL_NAMES, key=lambda model: not model.startswith("detrkit-"))
-        raise CheckpointError(f"{name}: not found, {_EXPECTED} ({did_you_mean(name, own_first)})")
+        raise CheckpointError(f"{name}: not found, {_EXPECTED} ({did_you_mean(name, own_first, 'detrkit models')})")
 
 
 def _check_published(preset: str) -> None:

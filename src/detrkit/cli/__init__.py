@@ -12,12 +12,11 @@ from io import TextIOWrapper
 
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
-from pydantic import ValidationError
 
 from detrkit._internal.text import printable
 from detrkit._version import __version__
 from detrkit.cli.console import WarningPrinter
-from detrkit.cli.flags import flag, style_of_command
+from detrkit.cli.user_errors import error_line
 from detrkit.errors import DetrkitError
 
 COMMANDS = {
@@ -74,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         with _warnings_on_stderr():
             build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
     except (DetrkitError, CycloptsError) as error:
-        _print_error(_error_line(error, arguments[0] if arguments else ""))
+        _print_error(error_line(error, arguments, list(COMMANDS)))
         sys.exit(2)
     except KeyboardInterrupt:
         _print_error("stopped")
@@ -102,18 +101,6 @@ def _warnings_on_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
-
-
-def _error_line(error: Exception, command: str) -> str:
-    """Return a one-line message; for a setting that fails validation, its flag and the reason, not pydantic's report."""
-    if isinstance(error.__cause__, ValidationError):
-        first = error.__cause__.errors()[0]
-        name = flag(".".join(str(part) for part in first["loc"] if not isinstance(part, int)))
-        return f"{name}: found {first['input']}; {first['msg'].lower()}"
-    name = command.replace("-", "_")
-    function = getattr(sys.modules.get(f"detrkit.cli.{name}"), name, None)
-    text = error.render(style_of_command(function)) if isinstance(error, DetrkitError) else str(error)
-    return " ".join(text.split())
 
 
 def _print_error(sentence: str) -> None:

@@ -8,10 +8,13 @@ from cyclopts import Parameter
 
 from detrkit._internal.files import write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.checkpoints.path_kinds import MODEL, check_kinds
 from detrkit.checkpoints.sources import check_source
 from detrkit.checkpoints.zoo import MODEL_NAMES
 from detrkit.cli.console import build_table, get_console, progress_bar
 from detrkit.cli.image_size import parse_size
+from detrkit.distributed.devices import check_device_name
+from detrkit.errors import check_minimum
 
 if TYPE_CHECKING:
     from detrkit.benchmark.report import BenchmarkReport
@@ -59,6 +62,10 @@ def benchmark(
         Folder for benchmark.html, benchmark.png and benchmark.json.
     """
     height_width = parse_size(size)
+    check_minimum("batch_size", batch_size, 1)
+    check_minimum("rounds", rounds, 1)
+    check_device_name(device)
+    check_kinds({"sources": (sources, MODEL)})
     for source in sources:
         if source not in MODEL_NAMES:  # presets get random weights
             check_source(source)

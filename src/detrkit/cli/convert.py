@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from detrkit.checkpoints.conversion.formats import check_output
+from detrkit.checkpoints.path_kinds import MODEL, NEW, check_kinds
 from detrkit.checkpoints.sources import check_source
 from detrkit.cli.console import get_console
 
@@ -44,6 +45,7 @@ def convert(
     push
         OWNER/NAME on the Hugging Face hub: also upload the result there, with a model card.
     """
+    check_kinds({"source": (source, MODEL), "output": (output, NEW)})
     check_output(output, to)
     check_source(source)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrkit._internal.files import refuse_overwrite
+from detrkit.checkpoints.path_kinds import DATASET, NEW, check_kinds
 from detrkit.cli.console import get_console, progress_bar
 from detrkit.data.formats.registry import FormatName, check_dataset_path
 
@@ -39,6 +40,7 @@ def convert_data(
     format
         Format of the source; detected from the folder if omitted.
     """
+    check_kinds({"source": (source, DATASET), "output": (output, NEW)})
     check_dataset_path(source)
     refuse_overwrite(output)
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from detrkit.cli.exit_codes import exit_with
+from detrkit.config.validation import check_seed
+from detrkit.training.run_folder import refuse_used_run_folder
 
 
 def demo(
@@ -32,6 +34,9 @@ def demo(
     model
         `detrkit-s`; or `detr-tiny`, plain DETR, with lower AP after the same time and dense attention to explain.
     """
+    check_seed(seed)
+    refuse_used_run_folder(output)
+
     from detrkit.cli.console import get_console
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.demo.run import IMAGE_SIZES, NUM_TRAIN, NUM_VAL, run_demo

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.checkpoints.path_kinds import DATASET, MODEL, check_kinds, kind_of
 from detrkit.checkpoints.sources import check_source
 from detrkit.checkpoints.zoo import MODEL_NAMES
 from detrkit.cli.console import build_table, get_console
 from detrkit.cli.image_size import parse_size
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import run_config
-from detrkit.data.formats.registry import FormatName
-from detrkit.errors import ConfigError, DatasetError, arg
+from detrkit.data.formats.registry import FormatName, check_dataset_path
+from detrkit.errors import ConfigError, arg
+from detrkit.models.presets import preset_config
 
 if TYPE_CHECKING:
     from detrkit.benchmark.describe import ModelDescription
@@ -55,6 +57,11 @@ def describe(
             raise ConfigError(f"{arg('output', output)} has the wrong suffix; expected {', '.join(_FIGURE_SUFFIXES)}.")
         refuse_foreign_overwrite(output)
 
+    if kind_of(source) == "dataset":
+        raise ConfigError(
+            f"{arg('source', source)} is a dataset, expected a model; for its images: describe data {source}"
+        )
+    check_kinds({"source": (source, MODEL)})
     if source not in MODEL_NAMES:  # presets are described without weights
         check_source(source)
 
@@ -118,16 +125,18 @@ def data(
     output
         Picture to write, as PNG.
     """
-    if not Path(data).exists():
-        raise DatasetError(f"{data}: no such file or folder, expected a dataset folder; check the path")
+    check_kinds({"data": (data, DATASET)})
+    check_dataset_path(data)
+
+    given = {"data": data, "format": format, "model": model}
+    given = {name: value for name, value in given.items() if value is not None}
+    resolved = run_config({**given, **given_settings(settings)}, config)
+    preset_config(resolved.model, **resolved.model_overrides)
 
     from detrkit._internal.text import plural
     from detrkit.benchmark.describe_data import describe_data
     from detrkit.cli.doctor import class_table
 
-    given = {"data": data, "format": format, "model": model}
-    given = {name: value for name, value in given.items() if value is not None}
-    resolved = run_config({**given, **given_settings(settings)}, config)
     result = describe_data(resolved, count=count, epoch=epoch, output=output)
     console = get_console()
     console.print(class_table(result.classes, result.splits))

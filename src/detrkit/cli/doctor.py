@@ -9,8 +9,11 @@ from cyclopts import Parameter
 
 from detrkit._internal.files import refuse_overwrite
 from detrkit._internal.provenance import refuse_foreign_overwrite
+from detrkit.checkpoints.path_kinds import DATASET, check_kinds
 from detrkit.cli.console import get_console, progress_bar
 from detrkit.data.formats.registry import FormatName, check_dataset_path
+from detrkit.errors import check_minimum
+from detrkit.models.presets import preset_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +71,10 @@ def doctor(
         Skip images that were decoded before and have not changed since, so that a large dataset can be checked in several
         runs.
     """
+    check_kinds({"data": (data, DATASET)})
     check_dataset_path(data)
+    check_minimum("workers", workers, 0)
+    config = preset_config(model)
     if json is not None:
         refuse_foreign_overwrite(json, "json")
     if html is not None:
@@ -79,10 +85,8 @@ def doctor(
     from detrkit._internal.files import write_text
     from detrkit.config.run import RunConfig
     from detrkit.data.checks.examine import examine
-    from detrkit.models.presets import preset_config
     from detrkit.training.planner import plan_model
 
-    config = preset_config(model)
     if image_size is None:
         image_size = plan_model(RunConfig(data=str(data), model=model)).training.image_size
     with progress_bar("decoding images") as progress:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from detrkit._internal.text import plural
-from detrkit.data.formats.registry import FormatName
-from detrkit.errors import DatasetError
+from detrkit.checkpoints.path_kinds import DATASET, MODEL_OR_RESULTS, check_kinds
+from detrkit.checkpoints.sources import check_source
+from detrkit.data.formats.registry import FormatName, check_dataset_path
+from detrkit.distributed.devices import check_device_name
+from detrkit.errors import check_minimum
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,8 +71,13 @@ def evaluate(
     output
         Folder to write to; a name that ends in .json gets the detections only, as COCO results.
     """
-    if not Path(data).exists():
-        raise DatasetError(f"{data}: found nothing, expected a dataset folder; check the path")
+    check_kinds({"source": (source, MODEL_OR_RESULTS), "data": (data, DATASET)})
+    check_dataset_path(data)
+    check_minimum("batch_size", batch_size, 1)
+    check_minimum("workers", workers, 0)
+    check_device_name(device)
+    if Path(source).suffix != ".json":
+        check_source(source)
     from detrkit.cli.console import get_console, progress_bar
     from detrkit.evaluation.evaluate import evaluate as evaluate_source
 

@@ -8,8 +8,10 @@ from cyclopts import Parameter
 
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.text import plural, printable
+from detrkit.checkpoints.path_kinds import DATASET, IMAGES, MODEL, check_kinds
 from detrkit.checkpoints.sources import check_source
 from detrkit.cli.console import get_console
+from detrkit.distributed.devices import check_device_name
 from detrkit.errors import ConfigError, DatasetError, arg
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def explain(
     device
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
     """
+    check_kinds({"source": (source, MODEL), "image": (image, IMAGES), "annotations": (annotations, DATASET)})
     path = _output_path(output, figure, image)
     if not 0 <= threshold <= 1:
         raise ConfigError(f"{arg('threshold', threshold)} is not a score; expected 0 to 1.")
@@ -81,6 +84,7 @@ def explain(
         if file is not None and not file.exists():
             raise DatasetError(f"{file} does not exist; check the path.")
     check_source(source)
+    check_device_name(device)
     coordinates = [_parse_point(point) for point in points or ()]
 
     from detrkit.explain.explain import explain as explain_image

@@ -8,8 +8,10 @@ from cyclopts import Parameter
 
 from detrkit._internal.text import plural
 from detrkit.checkpoints.export_formats import EXPORT_FORMATS, check_export
+from detrkit.checkpoints.path_kinds import DATASET, MODEL, check_kinds
 from detrkit.checkpoints.sources import check_source
 from detrkit.cli.console import get_console, progress_bar
+from detrkit.data.formats.registry import check_dataset_path
 
 if TYPE_CHECKING:
     from detrkit.export.verify import ExportComparison
@@ -65,7 +67,10 @@ def export(
         max_images=max_images,
         max_calibration_images=max_calibration_images,
     )
+    check_kinds({"source": (source, MODEL), "data": (data, DATASET)})
     check_source(source)
+    if data is not None:
+        check_dataset_path(data)
 
     from detrkit.export.export import export as export_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from detrkit.errors import ArgumentStyle
 
-_POSITIONAL = {"data": "DATA", "source": "SOURCE", "images": "IMAGE", "image": "IMAGE"}
+_POSITIONAL = {"data": "DATA", "source": "SOURCE", "sources": "SOURCE", "images": "IMAGE", "image": "IMAGE"}
 
 
 def flag(name: str, command: Callable[..., Any] | None = None) -> str:

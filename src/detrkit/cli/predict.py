@@ -38,15 +38,19 @@ def predict(
     output
         Folder to write to.
     """
+    from detrkit.checkpoints.path_kinds import IMAGES, MODEL, check_kinds
     from detrkit.checkpoints.sources import check_source
     from detrkit.cli.console import progress_bar
     from detrkit.cli.exit_codes import exit_with
+    from detrkit.distributed.devices import check_device_name
     from detrkit.errors import DatasetError
     from detrkit.inference.inputs import list_inputs
 
     options = options or PredictOptions()
+    check_kinds({"source": (source, MODEL), "images": (images, IMAGES)})
     inputs = list_inputs(images, recursive=options.recursive, exclude=output)
     check_source(source)
+    check_device_name(options.device)
     from detrkit.inference.predict import predict_files
 
     writes_lines = not options.image_outputs.isdisjoint({"jsonl", "parquet"})

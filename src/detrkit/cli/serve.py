@@ -44,12 +44,18 @@ def serve(
         Of the model; with `auto` and `bfloat16`, detections may depend slightly on the other images of a batch.
     """
     from detrkit._internal.text import printable
+    from detrkit.checkpoints.path_kinds import MODEL, check_kinds
     from detrkit.checkpoints.sources import check_source
     from detrkit.cli.console import get_console
     from detrkit.cli.exit_codes import exit_with
-    from detrkit.serve.serve import serve_model
+    from detrkit.distributed.devices import check_device_name
+    from detrkit.serve.serve import check_port, serve_model
 
+    check_kinds({"source": (source, MODEL)})
     check_source(source)
+    check_port(port)
+    for name in device.split(","):
+        check_device_name(name.strip())
     console = get_console()
     loading = get_console(stderr=True).status(f"loading {printable(source)}")
 

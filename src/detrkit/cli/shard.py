@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from detrkit.checkpoints.path_kinds import DATASET, NEW, check_kinds
 from detrkit.cli.console import get_console, progress_bar
 from detrkit.data.formats.registry import FormatName, check_dataset_path
+from detrkit.errors import check_minimum
 
 
 def shard(
@@ -35,7 +37,10 @@ def shard(
     seed
         Seed of the order of the images, and of the validation images if there is no validation split.
     """
+    check_kinds({"data": (data, DATASET), "output": (output, NEW)})
     check_dataset_path(data)
+    check_minimum("images_per_shard", images_per_shard, 1)
+    check_minimum("seed", seed, 0)
 
     from detrkit._internal.text import plural
     from detrkit.data.convert import shard_dataset

@@ -5,12 +5,15 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from detrkit.checkpoints.path_kinds import DATASET, MODEL, check_kinds
+from detrkit.checkpoints.sources import check_source
 from detrkit.cli.exit_codes import exit_with
 from detrkit.cli.flags import flag
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import RunConfig, run_config
 from detrkit.data.formats.registry import FormatName, check_dataset_path
 from detrkit.errors import ConfigError, arg
+from detrkit.models.presets import preset_config
 from detrkit.training.run_folder import check_resumable, refuse_dataset_folder, refuse_used_run_folder
 
 
@@ -92,7 +95,9 @@ def train(
         _resume(resume, [*given, *(name for name, value in others.items() if value is not None)], names)
         return
     resolved, output = run_config(given, config), output or Path("runs/train")
+    check_kinds({"data": (resolved.data, DATASET)})
     check_dataset_path(resolved.data)
+    _check_model(resolved)
     if not dry_run:
         refuse_used_run_folder(output)
         refuse_dataset_folder(output, resolved.data)
@@ -102,6 +107,16 @@ def train(
         _estimate(resolved, minutes)
     else:
         _train(resolved, output, minutes, names)
+
+
+def _check_model(config: RunConfig) -> None:
+    """Check the names of preset and weights, before torch is imported."""
+    check_kinds({"weights": (config.weights, MODEL)})
+    if config.origin == "detector" and config.weights is not None:
+        check_source(config.weights)
+        preset_config(config.model)
+    else:
+        preset_config(config.model, **config.model_overrides)
 
 
 def _train(config: RunConfig, output: Path, minutes: float | None, loggers: list[str]) -> None:

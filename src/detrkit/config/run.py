@@ -78,7 +78,7 @@ def run_config(settings: Mapping[str, Any], file: Path | None = None) -> RunConf
     known = (*RUN_SETTINGS, *MODEL_SETTINGS, *SETTING_GROUPS)
     for name in settings:
         if name not in known:
-            raise ConfigError(f"setting {name!r} does not exist; {did_you_mean(name, known)}")
+            raise ConfigError(f"setting {name!r} does not exist; {did_you_mean(name, known, 'detrkit config')}")
     content = {
         **{name: value for name, value in merged.items() if name in RUN_SETTINGS and value is not None},
         "model_overrides": {name: value for name, value in merged.items() if name in MODEL_SETTINGS},
@@ -146,7 +146,9 @@ def _flat(content: dict[str, Any], file: str) -> dict[str, Any]:
 def _check_names(names: Any, known: Any, file: str, prefix: str = "") -> None:
     for name in names:
         if name not in known:
-            raise ConfigError(f"{file}: {prefix}{name}: no such setting; {did_you_mean(str(name), known)}")
+            raise ConfigError(
+                f"{file}: {prefix}{name}: no such setting; {did_you_mean(str(name), known, 'detrkit config')}"
+            )
 
 
 def _config_error(error: ValidationError, given: Mapping[str, Any], file: str) -> ConfigError:

@@ -276,7 +276,9 @@ class TrainingConfig(BaseModel):
         nested: dict[str, Any] = {}
         for name, value in values.items():
             if name not in GROUPS and name not in SETTING_GROUPS:
-                raise ConfigError(f"setting {name!r} does not exist; {did_you_mean(str(name), SETTING_GROUPS)}")
+                raise ConfigError(
+                    f"setting {name!r} does not exist; {did_you_mean(str(name), SETTING_GROUPS, 'detrkit config')}"
+                )
             group = name if name in GROUPS else SETTING_GROUPS[name]
             if not group:
                 nested[name] = value

@@ -122,6 +122,16 @@ def check_given(settings: Mapping[str, Any]) -> None:
     )
 
 
+def check_seed(seed: int) -> None:
+    """Check a seed, from which those of several generators are derived.
+
+    Raises:
+        ConfigError: it is negative or too large.
+    """
+    if not 0 <= seed < 2**62:
+        raise ConfigError(f"{arg('seed', seed)} is out of range; use 0 or more, and less than 2 to the power of 62")
+
+
 def check_minutes(minutes: float, given: Collection[str], num_processes: int) -> None:
     """Check a time limit instead of a number of steps.
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from detrkit.errors import ConfigError, arg
+from detrkit.errors import check_minimum
 from detrkit.ops.boxes import xyxy_to_cxcywh
 from detrkit.ops.padding import empty_batch
 from detrkit.structures import Batch, Sample, Target
@@ -25,10 +25,8 @@ def check_batching(batch_size: int, workers: int) -> None:
     Raises:
         ConfigError: the batch size is not positive, or the number of workers is negative.
     """
-    if batch_size < 1:
-        raise ConfigError(f"{arg('batch_size', batch_size)} is too small; use at least 1")
-    if workers < 0:
-        raise ConfigError(f"{arg('workers', workers)} is negative; use at least 0")
+    check_minimum("batch_size", batch_size, 1)
+    check_minimum("workers", workers, 0)
 
 
 def normalization_stats(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,7 +11,7 @@ from detrkit.data.formats.registry import load_format
 from detrkit.data.formats.shards import DEFAULT_IMAGES_PER_SHARD, check_shard_folder, write_shards
 from detrkit.data.records import SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
-from detrkit.errors import ConfigError, DatasetError, arg
+from detrkit.errors import DatasetError, check_minimum
 
 Progress = Callable[[int, int], None]
 
@@ -143,10 +143,8 @@ def shard_dataset(
         DatasetError: the data cannot be read, or the folder contains something else.
         ConfigError: a number is out of range.
     """
-    if images_per_shard < 1:
-        raise ConfigError(f"{arg('images_per_shard', images_per_shard)}: expected at least 1")
-    if seed < 0:
-        raise ConfigError(f"{arg('seed', seed)}: expected at least 0")
+    check_minimum("images_per_shard", images_per_shard, 1)
+    check_minimum("seed", seed, 0)
     output = Path(output)
     dataset = as_splits(data, format=format, seed=seed)
     require_train(dataset)

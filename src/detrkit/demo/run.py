@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from detrkit._internal.files import atomic_write, refuse_overwrite, write_text
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
+from detrkit.config.validation import check_seed
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.images import tensor_to_image
@@ -19,7 +20,6 @@ from detrkit.data.synthetic import SCENES, SHAPES, SyntheticShapes, SyntheticSty
 from detrkit.data.torch_dataset import read_torch_dataset
 from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation
-from detrkit.errors import ConfigError, arg
 from detrkit.evaluation.ground_truth import samples_to_coco
 from detrkit.structures import Sample
 from detrkit.training.callbacks import Callback
@@ -94,8 +94,7 @@ def run_demo(
     Raises:
         ConfigError: the seed is out of range, or the folder is in use.
     """
-    if not 0 <= seed < 2**62:
-        raise ConfigError(f"{arg('seed', seed)} is out of range; use 0 or more, and less than 2 to the power of 62")
+    check_seed(seed)
     refuse_used_run_folder(output)
     refuse_overwrite(output / "drawings")
     data = synthetic_data(NUM_TRAIN, NUM_VAL, seed, task, image_size=IMAGE_SIZES[model])

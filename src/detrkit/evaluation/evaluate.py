@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from detrkit.checkpoints.path_kinds import DATASET, MODEL_OR_RESULTS, check_kinds
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split
 from detrkit.data.formats.image_folder import find_image_folder
@@ -98,6 +99,8 @@ def evaluate(
     """
     output = None if output is None else Path(output)
     check_output(output)
+    if isinstance(source, str | Path) and isinstance(data, str | Path):
+        check_kinds({"source": (source, MODEL_OR_RESULTS), "data": (data, DATASET)})
     options = {"by_layer": by_layer, "query_map": query_map, "instance_capacity": instance_capacity}
     all_metrics = {**METRICS, **(metrics or {})}
     if not isinstance(source, Detector) and is_results_file(source):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.path_kinds import IMAGES, MODEL, check_kinds
 from detrkit.config.run import load_run_config
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
@@ -60,6 +61,8 @@ def explain(
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"{arg('threshold', threshold)} is not a score; expected 0 to 1.")
+    if isinstance(source, str | Path) and isinstance(image, str | Path):
+        check_kinds({"source": (source, MODEL), "image": (image, IMAGES)})
     if isinstance(source, Detector):
         detector, model_name = source, "model"
     else:

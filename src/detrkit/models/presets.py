@@ -1,13 +1,14 @@
-"""Presets: names of model configurations."""
+"""Presets: names of model configurations. Importing this module does not import torch."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, did_you_mean
-from detrkit.models.build import model_from_config
-from detrkit.models.detr import DETR
+
+if TYPE_CHECKING:
+    from detrkit.models.detr import DETR
 
 
 def _detr(**changes: Any) -> dict[str, ModelConfig]:
@@ -121,12 +122,11 @@ def preset_config(name: str, **overrides: Any) -> ModelConfig:
         ConfigError: the preset or a field does not exist, or a value is out of range or contradicts another.
     """
     if name not in PRESETS:
-        raise ConfigError(f"{arg('model', name)} is not a preset; {did_you_mean(name, PRESETS)}")
+        raise ConfigError(f"{arg('model', name)} is not a preset; {did_you_mean(name, PRESETS, 'detrkit models')}")
     for field in overrides:
         if field not in ModelConfig.model_fields:
-            raise ConfigError(
-                f"{arg(field)} is not a setting of models; {did_you_mean(field, ModelConfig.model_fields)}"
-            )
+            hint = did_you_mean(field, ModelConfig.model_fields, "detrkit config")
+            raise ConfigError(f"{arg(field)} is not a setting of models; {hint}")
     try:
         return ModelConfig.model_validate({**PRESETS[name].model_dump(), **overrides})
     except ValidationError as error:
@@ -135,7 +135,7 @@ def preset_config(name: str, **overrides: Any) -> ModelConfig:
         raise ConfigError(f"{arg(str(first['loc'][0]), first['input'])}: {reason}") from None
 
 
-def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> DETR:
+def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> "DETR":
     """Build a model by the name of its preset, with random weights. Nothing is downloaded.
 
     Args:
@@ -151,6 +151,8 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
     Raises:
         ConfigError: the preset or a field does not exist, or a value is out of range or contradicts another.
     """
+    from detrkit.models.build import model_from_config
+
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return model_from_config(preset_config(name, **overrides))

@@ -93,14 +93,23 @@ def serve_model(
     return stop.received
 
 
+def check_port(port: int) -> None:
+    """Check the number of a port.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"{arg('port', port)} is out of range; use 0 to {2**16 - 1}")
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Bind a socket to an address, before anything is loaded; it does not listen yet.
 
     Raises:
         ConfigError: the address is in use, or does not belong to this machine.
     """
-    if not 0 <= port < 2**16:
-        raise ConfigError(f"{arg('port', port)} is out of range; use 0 to {2**16 - 1}")
+    check_port(port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -22,7 +22,7 @@ from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
 from detrkit.data.findings import Finding, Location, sort_findings
 from detrkit.data.records import SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
-from detrkit.errors import ConfigError, DatasetError, arg
+from detrkit.errors import ConfigError, DatasetError, arg, check_minimum
 
 REPORT_FORMAT = "detrkit-dataset-report-1"
 
@@ -146,8 +146,7 @@ def examine(
     """
     if not 32 <= image_size <= 10_000:
         raise ConfigError(f"{arg('image_size', image_size)}: expected 32 to 10000 pixels of an image's shorter side")
-    if workers < 0:
-        raise ConfigError(f"{arg('workers', workers)}: expected at least 0")
+    check_minimum("workers", workers, 0)
     errors: list[DatasetError] = []
     if isinstance(data, str | Path):
         dataset = load_dataset(data, format, on_error=errors.append)

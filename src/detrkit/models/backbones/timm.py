@@ -178,9 +178,8 @@ def _build(name: str, in_channels: int, stride: int) -> Any:
             f"{arg('backbone', TIMM + name)} needs the package timm; install it with: pip install 'detrkit[timm]'"
         ) from None
     if name.partition(".")[0] not in timm.list_models():
-        raise ConfigError(
-            f"{arg('backbone', TIMM + name)} is not a model of timm; {did_you_mean(name, timm.list_models())}"
-        )
+        hint = did_you_mean(name, timm.list_models(), "timm.list_models()")
+        raise ConfigError(f"{arg('backbone', TIMM + name)} is not a model of timm; {hint}")
     changes: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
     try:
         probe: Any = timm.create_model(name, features_only=True, **changes)
