@@ -284,12 +284,16 @@ RESULT = {"image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
     ("content", "message"),
     [
         ({"annotations": []}, "found dict, expected COCO results"),
-        ([RESULT, {**RESULT, "bbox": [0, 0, -1, 9]}], "entry 1"),
-        ([{**RESULT, "score": float("nan")}], "entry 0"),
-        ([{**RESULT, "score": None}], "entry 0"),
-        ([{**RESULT, "image_id": "2"}], "entry 0"),
-        ([{**RESULT, "image_id": 10**30}], "entry 0"),
-        ([{**RESULT, "bbox": [0, 0, 10**400, 9]}], "entry 0"),
+        ([RESULT, {**RESULT, "bbox": [0, 0, -1, 9]}], "entry 1: bbox: found [0, 0, -1, 9]"),
+        ([{**RESULT, "score": float("nan")}], "entry 0: score: found nan"),
+        ([{**RESULT, "score": None}], "entry 0: score: found None"),
+        ([{**RESULT, "image_id": "2"}], "entry 0: image_id: found '2', expected an integer"),
+        ([{**RESULT, "image_id": 2.5}], "entry 0: image_id: found 2.5, expected an integer"),
+        ([{**RESULT, "category_id": True}], "entry 0: category_id: found True, expected an integer"),
+        ([{**RESULT, "image_id": float("inf")}], "entry 0: image_id: found inf"),
+        ([{**RESULT, "image_id": 10**30}], "entry 0: image_id"),
+        ([{**RESULT, "bbox": [0, 0, 10**400, 9]}], "entry 0: bbox"),
+        ([[1, 2]], "entry 0 is [1, 2], expected COCO results"),
         ([RESULT, {**RESULT, "image_id": 77}], "entry 1 has image_id 77"),
         ([{**RESULT, "category_id": 0}], "entry 0 has category_id 0"),
         ("[", "not readable as JSON"),
@@ -302,6 +306,14 @@ def test_malformed_results_are_rejected(content: object, message: str, shapes: P
         detrkit.evaluate(path, shapes, output=tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{"image_id": 2.0}, {"category_id": 1.0}, {"image_id": 2.0, "category_id": 1.0}])
+def test_ids_written_as_floats_are_read(changes: dict[str, float], shapes: Path, tmp_path: Path) -> None:
+    for name, entry in (("integers", RESULT), ("floats", {**RESULT, **changes})):
+        (tmp_path / f"{name}.json").write_text(json.dumps([entry]))
+    integers, floats = (detrkit.evaluate(tmp_path / f"{name}.json", shapes) for name in ("integers", "floats"))
+    assert floats.to_json()["per_class"] == integers.to_json()["per_class"]
 
 
 def test_saved_panoptic_results_are_evaluated(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,11 +203,9 @@ def test_state_of_another_config_is_rejected(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert run(["train", "--resume", str(output)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert (
-        "state.pt: does not belong to the run that config.yaml describes (size mismatch for query_source.weight" in said
-    )
+    assert "config.yaml has model.num_queries: 24, but the run was started with 25" in said
     config.write_text(text)
-    for key in ("progress", "num_steps"):
+    for key in ("progress", "num_steps", "run"):
         write_training_state(
             output / "last" / "state.pt", {name: value for name, value in state.items() if name != key}
         )
@@ -227,7 +225,13 @@ def test_changed_dataset_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixtu
     document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
     path.write_text(json.dumps(document))
     assert run(["train", "--resume", str(output)]) == 2
-    assert "has changed" in capsys.readouterr().err
+    assert "has changed since the run was started: it has 2 training images, but had 4" in capsys.readouterr().err
+    folder.rename(tmp_path / "moved")
+    assert run(["train", "--resume", str(output)]) == 2
+    assert "is not there any more; pass its new place as DATA" in " ".join(capsys.readouterr().err.split())
+    assert run(["train", str(tmp_path / "nowhere"), "--resume", str(output)]) == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    folder = tmp_path / "moved"
     for place in (tmp_path, folder):
         assert run(["train", "--resume", str(place)]) == 2
         assert "there is no config.yaml" in capsys.readouterr().err

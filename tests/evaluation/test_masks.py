@@ -144,7 +144,7 @@ MALFORMED = [
 @pytest.mark.parametrize("index", range(len(MALFORMED)))
 def test_malformed_masks_are_rejected(tmp_path: Path, index: int) -> None:
     (tmp_path / "results.json").write_text(json.dumps([MALFORMED[index]]))
-    with pytest.raises(DatasetError, match=r"entry 0 is .*expected COCO results") as caught:
+    with pytest.raises(DatasetError, match=r"entry 0( has neither|: segmentation|: bbox)") as caught:
         read_results(tmp_path / "results.json", GroundTruth.from_coco(document([[0, 0, 10, 0, 10, 10]])))
     assert "\n" not in str(caught.value)
 

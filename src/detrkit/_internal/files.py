@@ -2,9 +2,11 @@
 
 import json
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,41 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another {arg('output')}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `output` when the block ends without an error, and is removed otherwise.
+
+    Args:
+        output: new or empty folder.
+
+    Raises:
+        ConfigError: the folder cannot be created.
+    """
+    output = Path(output)
+    exists = output.is_dir()  # it may be a mount point, which cannot be replaced
+    created = [] if exists else [one for one in (output, *output.absolute().parents) if not one.exists()]
+    staging = make_folder((output if exists else output.parent) / f"{_TEMPORARY_PREFIX}{secrets.token_hex(6)}")
+    is_done = False
+    try:
+        yield staging
+        if exists:
+            for entry in staging.iterdir():
+                entry.rename(output / entry.name)
+            staging.rmdir()
+        else:
+            staging.rename(output)
+        is_done = True
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{output}: cannot be written ({reason}); choose another {arg('output')}") from None
+    finally:
+        if not is_done:
+            shutil.rmtree(staging, ignore_errors=True)
+            for folder in created[1:]:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

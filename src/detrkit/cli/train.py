@@ -68,7 +68,8 @@ def train(
     config
         YAML file with settings; those of the command line win.
     resume
-        Run folder to continue from its last saved state; no other option but --loggers applies.
+        Run folder to continue from its last saved state, on DATA if its dataset has moved; no other option but --loggers
+        applies.
     minutes
         Time limit instead of --epochs or --steps: steps are timed, and as many are planned as fit. In one process only.
     dry_run
@@ -92,7 +93,8 @@ def train(
     names = ["tensorboard"] if loggers is None else loggers
     if resume is not None:
         others = {"output": output, "config": config, "minutes": minutes, "dry_run": dry_run or None, "slurm": slurm}
-        _resume(resume, [*given, *(name for name, value in others.items() if value is not None)], names)
+        given.pop("data", None)
+        _resume(resume, data, [*given, *(name for name, value in others.items() if value is not None)], names)
         return
     resolved, output = run_config(given, config), output or Path("runs/train")
     check_kinds({"data": (resolved.data, DATASET)})
@@ -128,16 +130,18 @@ def _train(config: RunConfig, output: Path, minutes: float | None, loggers: list
     exit_with(result.stopped_by)
 
 
-def _resume(folder: Path, given: list[str], loggers: list[str]) -> None:
+def _resume(folder: Path, data: str | None, given: list[str], loggers: list[str]) -> None:
     if given:
         raise ConfigError(
             f"{arg('resume')} continues with the settings in the run's config.yaml; leave out {', '.join(map(flag, given))}"
         )
     check_resumable(folder)
+    if data is not None:
+        check_dataset_path(data)
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.training.train import resume
 
-    result = resume(folder, callbacks=[ConsoleProgress()], loggers=loggers)
+    result = resume(folder, data=data, callbacks=[ConsoleProgress()], loggers=loggers)
     print_result(result)
     exit_with(result.stopped_by)
 

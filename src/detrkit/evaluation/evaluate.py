@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from detrkit.checkpoints.native import Thresholds
 from detrkit.checkpoints.path_kinds import DATASET, MODEL_OR_RESULTS, check_kinds
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split
@@ -22,6 +23,7 @@ from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg, did_you_mean
 from detrkit.evaluation.analysis import Analysis, Metric, analyse
 from detrkit.evaluation.arrays import DetectionArrays
+from detrkit.evaluation.class_matching import ClassMatch, match_split
 from detrkit.evaluation.coco import evaluate_masks, max_detections_to_evaluate
 from detrkit.evaluation.evaluate_results import evaluate_results
 from detrkit.evaluation.evaluator import (
@@ -30,7 +32,7 @@ from detrkit.evaluation.evaluator import (
     full_size_masks,
     with_segment_threshold,
 )
-from detrkit.evaluation.ground_truth import check_categories, ground_truth_of_split, ground_truth_segments
+from detrkit.evaluation.ground_truth import ground_truth_of_split, ground_truth_segments
 from detrkit.evaluation.inference_loop import LAST_LAYER, MaskFunction, run_inference
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.output import check_output, write_detections, write_images_list, write_result
@@ -128,6 +130,7 @@ class _Run:
     source: str
     title: str
     detector: Detector
+    match: ClassMatch
     device: torch.device
     split: Split
     notes: tuple[str, ...]
@@ -167,8 +170,14 @@ class _Run:
             seed=config.training.seed if config else None,
             detector=detector,
         )
+        match = match_split(detector.categories, records)
+        if match.categories.ids != detector.categories.ids:
+            notes = (
+                *notes,
+                "class ids differ from the model's: classes are matched by name, results have the data's ids",
+            )
         title = _title(name, data, split)
-        return cls(name, title, detector, chosen_device, records, notes, checkpoint, store_thresholds is True)
+        return cls(name, title, detector, match, chosen_device, records, notes, checkpoint, store_thresholds is True)
 
     @property
     def is_annotated(self) -> bool:
@@ -213,7 +222,7 @@ class _Run:
         detections = run_inference(
             model,
             _with_progress(batches, progress),
-            self.detector.categories,
+            self.match.categories,
             self.device,
             self.detector.preprocessing.padding_invariant,
             tuple(range(config.decoder_layers)) if options["by_layer"] else (LAST_LAYER,),
@@ -265,8 +274,8 @@ class _Run:
         if self.split.has_segments:
             stored = (self.detector.resolve_segment_threshold("auto"),)
             panoptic_evaluator = PanopticEvaluator(
-                self.detector.categories,
-                ground_truth_segments(self.split),
+                self.match.categories,
+                ground_truth_segments(self.split, self.match.labels),
                 padding_invariant,
                 stored if self.checkpoint is None else SEGMENT_THRESHOLDS,
             )
@@ -286,21 +295,25 @@ class _Run:
             are_proposals = config.queries == "two_stage"
             yield analyse_queries(ground_truth, layers[-1], config.num_queries, are_proposals=are_proposals)
         if options["instance_capacity"]:
-            capacity = analyse_instance_capacity(self.detector, analysis, images, self.split.records.image_ids)
+            capacity = analyse_instance_capacity(
+                self.detector, analysis, images, self.split.records.image_ids, self.match.categories
+            )
             if capacity is None:
                 logger.warning("instance_capacity is left out: no object was detected that could be repeated")
             else:
                 yield capacity
 
-    def _store(self, thresholds: Any) -> Path | None:
-        """Store thresholds in the checkpoint; without an explicit request, a failure is only logged."""
+    def _store(self, thresholds: Thresholds | None) -> Path | None:
+        """Store thresholds in the checkpoint, by the model's ids; without an explicit request, a failure is only logged."""
         if self.checkpoint is None:
             return None
         if thresholds is None:
             logger.warning("thresholds were not stored: there is no true positive")
             return None
+        model_ids = self.match.model_ids(self.detector.categories)
+        per_class = {model_ids[number]: threshold for number, threshold in thresholds.per_class.items()}
         try:
-            self.checkpoint.store(thresholds)
+            self.checkpoint.store(thresholds.model_copy(update={"per_class": per_class}))
         except DetrkitError as error:
             if self.must_store:
                 raise
@@ -345,7 +358,6 @@ def _load_for_model(
             raise
         records, notes = _load(data, split, format, classes, seed, masks=False, categories=categories)
         logger.warning("masks are not evaluated: %s", error)
-    check_categories(categories, records.categories, records.source)
     return records, notes
 
 

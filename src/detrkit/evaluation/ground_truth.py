@@ -1,7 +1,7 @@
 """Ground truth of a dataset split: COCO annotations for AP, segments for panoptic quality."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from detrkit.data.dataset import SampleSplit, Split
 from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import read_masks, rle_area, segment_ids
-from detrkit.errors import DatasetError
 from detrkit.evaluation.arrays import GroundTruth
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Annotations, Sample
@@ -55,8 +54,26 @@ class GroundTruthSegments:
         return cls(ids, numbers, annotations.labels.numpy(), np.zeros(len(numbers), bool))
 
 
-def ground_truth_segments(split: Split) -> Callable[[int], GroundTruthSegments]:
-    """Return a function from an image id to the annotated segments, which are read when it is called."""
+def ground_truth_segments(split: Split, labels: Sequence[int] | None = None) -> Callable[[int], GroundTruthSegments]:
+    """Return a function from an image id to the annotated segments, which are read when it is called.
+
+    Args:
+        split: of panoptic data.
+        labels: label in the result of every label of the split; None keeps them.
+    """
+    segments_of = _segments_of(split)
+    if labels is None:
+        return segments_of
+    table = np.array(labels, np.int64)
+
+    def relabelled(image_id: int) -> GroundTruthSegments:
+        segments = segments_of(image_id)
+        return replace(segments, labels=table[segments.labels])
+
+    return relabelled
+
+
+def _segments_of(split: Split) -> Callable[[int], GroundTruthSegments]:
     index_of = {image_id: index for index, image_id in enumerate(split.records.image_ids)}
     if isinstance(split, SampleSplit):
         return lambda image_id: GroundTruthSegments.from_annotations(
@@ -137,23 +154,3 @@ def samples_to_coco(samples: Sequence[Sample], categories: Categories) -> dict[s
                 }
             )
     return {"images": images, "annotations": annotations, "categories": categories.to_json()}
-
-
-def check_categories(model: Categories, data: Categories, source: Path, verb: str = "evaluate") -> None:
-    """Check that the categories of the data are those of the model.
-
-    Raises:
-        DatasetError: a category id is unknown to the model, or has another name there.
-    """
-    names = dict(zip(model.ids, model.names, strict=True))
-    for category_id, name in zip(data.ids, data.names, strict=True):
-        if category_id not in names:
-            raise DatasetError(
-                f"{source}: category {category_id} ({name}) is not one of the model's {len(names)} categories; {verb} on "
-                "data with the categories of the training data"
-            )
-        if names[category_id] != name and not names[category_id].startswith("class "):
-            raise DatasetError(
-                f"{source}: category {category_id} is {name!r}, but {names[category_id]!r} in the model; {verb} on data "
-                "with the categories of the training data"
-            )

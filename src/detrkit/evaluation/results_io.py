@@ -46,10 +46,8 @@ def read_results(path: Path, ground_truth: GroundTruth, categories: Categories |
     content = read_json(path)
     if not isinstance(content, list):
         raise DatasetError(f"{path}: found {type(content).__name__}, {_EXPECTED_RESULTS}")
-    for index, entry in enumerate(content):
-        if not _is_result(entry) or not _has_box_or_mask(entry):
-            raise DatasetError(f"{path}: entry {index} is {short(entry)}, {_EXPECTED_RESULTS}")
-    detections = DetectionArrays.from_coco(content)
+    results = [_read_result(entry, f"{path}: entry {index}") for index, entry in enumerate(content)]
+    detections = DetectionArrays.from_coco(results)
     category_ids = np.array((categories or ground_truth.categories).ids)
     _check_known(path, "image_id", detections.image_ids, ground_truth.image_ids)
     _check_known(path, "category_id", detections.category_ids, category_ids)
@@ -79,21 +77,31 @@ def _check_mask_sizes(path: Path, detections: DetectionArrays, ground_truth: Gro
             )
 
 
-def _is_result(entry: Any) -> bool:
+def _read_result(entry: Any, where: str) -> dict[str, Any]:
+    """Check one result; ids that are written as floats, as pandas does, become integers.
+
+    Raises:
+        DatasetError: a field is missing or malformed.
+    """
     if not isinstance(entry, dict):
-        return False
-    ids = (entry.get("image_id"), entry.get("category_id"))
-    has_ids = all(isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**63 for number in ids)
-    return has_ids and _is_finite(entry.get("score"))
-
-
-def _has_box_or_mask(entry: dict[str, Any]) -> bool:
-    mask = entry.get("segmentation")
+        raise DatasetError(f"{where} is {short(entry)}, {_EXPECTED_RESULTS}")
+    ids = {}
+    for name in ("image_id", "category_id"):
+        value: Any = entry.get(name)
+        ids[name] = integer(int(value) if _is_finite(value) and value == int(value) else value, f"{where}: {name}")
+    if not _is_finite(entry.get("score")):
+        raise DatasetError(f"{where}: score: found {short(entry.get('score'))}, expected a finite number")
+    mask, has_box = entry.get("segmentation"), "bbox" in entry
     if mask is not None and not _is_mask(mask):
-        return False
-    if "bbox" not in entry:
-        return mask is not None
-    box = entry["bbox"]
+        raise DatasetError(f"{where}: segmentation: found {short(mask)}, expected compressed run lengths")
+    if not has_box and mask is None:
+        raise DatasetError(f"{where} has neither bbox nor segmentation, {_EXPECTED_RESULTS}")
+    if has_box and not _is_box(entry["bbox"]):
+        raise DatasetError(f"{where}: bbox: found {short(entry['bbox'])}, expected [x, y, width, height] in pixels")
+    return {**entry, **ids}
+
+
+def _is_box(box: Any) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and box[2] >= 0 and box[3] >= 0
 
 

@@ -10,14 +10,13 @@ from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.path_kinds import IMAGES, MODEL, check_kinds
 from detrkit.config.run import load_run_config
 from detrkit.data.batching import collate
-from detrkit.data.categories import Categories
 from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.distributed.devices import choose_device
 from detrkit.errors import CheckpointError, ConfigError, arg
-from detrkit.evaluation.ground_truth import check_categories
+from detrkit.evaluation.class_matching import match_split
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.masks import masks_for, merge_masks
 from detrkit.explain.matching import explain_matching
@@ -156,16 +155,10 @@ def _read_sample(detector: Detector, image: ImageInput, annotations: Path | str 
             "path of the image, or its Annotations."
         )
     split = find_record(Path(image), Path(annotations))
-    check_categories(detector.categories, split.categories, split.source, "explain")
+    labels_in_model = torch.tensor(match_split(detector.categories, split, "explain").labels)
     sample = DetectionDataset(split, channels=channels)[0]
-    return _with_model_labels(sample, split.categories, detector.categories)
-
-
-def _with_model_labels(sample: Sample, of_dataset: Categories, of_model: Categories) -> Sample:
-    """Map the labels of a dataset to those of the model with the same category ids."""
-    label_of_id = {category_id: label for label, category_id in enumerate(of_model.ids)}
-    labels = [label_of_id[of_dataset.ids[label]] for label in sample.annotations.labels.tolist()]
-    return replace(sample, annotations=replace(sample.annotations, labels=torch.tensor(labels, dtype=torch.int64)))
+    labels = labels_in_model[sample.annotations.labels]
+    return replace(sample, annotations=replace(sample.annotations, labels=labels))
 
 
 def _criterion(source: Path | str | Detector, detector: Detector) -> SetCriterion:

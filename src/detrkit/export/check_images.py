@@ -8,13 +8,15 @@ from typing import Any
 from detrkit._internal.text import plural
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.data.batching import collate
+from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, SampleSplit, Split, unannotated
 from detrkit.data.images import read_image
 from detrkit.data.splits import Data, as_splits
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
 from detrkit.data.transforms.geometry import EvalTransform
-from detrkit.evaluation.ground_truth import check_categories, split_to_coco
+from detrkit.evaluation.class_matching import match_split
+from detrkit.evaluation.ground_truth import split_to_coco
 from detrkit.structures import Batch, Sample
 
 BATCH_SIZE = 2  # so that most images are padded
@@ -29,12 +31,14 @@ class CheckImages:
         calibration: samples on which int8 quantization measures ranges.
         check: samples to compare predictions on.
         annotations: of `check`, a COCO file or its content; None if there are none.
+        categories: of the model's labels, with the ids of the annotations.
         description: where the images come from, for people.
     """
 
     calibration: Sequence[Sample]
     check: Sequence[Sample]
     annotations: Path | Mapping[str, Any] | None
+    categories: Categories
     description: str
 
     @property
@@ -67,7 +71,7 @@ def open_check_images(
     if data is None:
         count = min(max_images, len(_SYNTHETIC_SIZES))
         samples = [transform(_synthetic_sample(index, channels)) for index in range(count)]
-        return CheckImages([], samples, None, plural(count, "synthetic image"))
+        return CheckImages([], samples, None, checkpoint.categories, plural(count, "synthetic image"))
     paths = _image_paths(data)
     if paths:
         calibration, check = (
@@ -77,13 +81,14 @@ def open_check_images(
             ]
             for count in (max_calibration_images, max_images)
         )
-        return CheckImages(calibration, check, None, f"{plural(len(check), 'image')} of {data}")
+        return CheckImages(calibration, check, None, checkpoint.categories, f"{plural(len(check), 'image')} of {data}")
     splits = _splits(data, checkpoint)
     check = _samples(splits.val, max_images, transform, channels)
     return CheckImages(
         calibration=_samples(splits.train, max_calibration_images, transform, channels),
         check=check,
         annotations=split_to_coco(splits.val),
+        categories=match_split(checkpoint.categories, splits.val).categories,
         description=f"{plural(len(check), 'validation image')} of {splits.val.source}",
     )
 
@@ -96,9 +101,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 
 def _splits(data: Data, checkpoint: Checkpoint) -> DatasetSplits:
     if isinstance(data, str | Path | DatasetSplits):
-        splits = as_splits(data)
-        check_categories(checkpoint.categories, splits.val.categories, splits.val.source)
-        return splits
+        return as_splits(data)
     splits = as_splits(data, classes=checkpoint.categories.names)
     assert isinstance(splits.val, SampleSplit)
     return replace(splits, val=replace(splits.val, categories=checkpoint.categories))

@@ -131,7 +131,7 @@ def export(
             TorchEngine(model, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
             EXPORT_FORMATS[format].read(path),
             _with_progress(images, progress),
-            checkpoint.categories,
+            images.categories,
             images.annotations,
             has_logits=not postprocess,
         )

@@ -12,6 +12,7 @@ from detrkit.config.training import TrainingConfig
 from detrkit.config.validation import check_augmentation, check_evaluation
 from detrkit.data.categories import Categories
 from detrkit.data.checks.annotations import examine_annotations
+from detrkit.data.checks.overlap import find_shared_images
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split, Transform, concat_splits
 from detrkit.data.findings import sort_findings
 from detrkit.data.images import RGB
@@ -35,6 +36,8 @@ class TrainingData:
         val_split: validation images and their ground truth.
         val: validation samples, transformed for the model.
         pictures: validation samples, not transformed.
+        train_split: training images and their objects; None for data that is drawn.
+        num_val_in_train: validation images that are trained on as well.
         splits: all splits; empty for data that is drawn.
         notes: decisions taken while reading.
     """
@@ -44,6 +47,8 @@ class TrainingData:
     val_split: Split
     val: Dataset[Sample]
     pictures: Dataset[Sample]
+    train_split: Split | None = None
+    num_val_in_train: int = 0
     splits: dict[SplitName, Split] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -93,6 +98,9 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
         train_split = val_split = train_split.select(range(min(settings.overfit, len(train_split))))
         notes = ()
     check_objects(train_split, val_split, settings)
+    shared = find_shared_images(train_split, val_split)
+    if shared and not settings.overfit and not settings.train_on_val and val_split is not train_split:
+        notes = (*notes, _overlap_warning(shared, val_split))
     images = DetectionDataset(train_split, channels=model.in_channels, masks=model.mask_head)
     if model.in_channels != RGB:
         images[0]  # raises now, not after the first step, if the images have other channels
@@ -104,6 +112,8 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
         val_split=val_split,
         val=DetectionDataset(val_split, EvalTransform(settings.image_size), model.in_channels),
         pictures=DetectionDataset(val_split, channels=model.in_channels),
+        train_split=train_split,
+        num_val_in_train=len(shared),
         splits=dataset.splits,
         notes=notes,
     )
@@ -149,6 +159,15 @@ def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:
 
 def _has_objects(split: Split) -> bool:
     return not bool(split.records.arrays.is_crowd.all())
+
+
+def _overlap_warning(shared: list[int], val: Split) -> str:
+    are = "is a training image, too" if len(shared) == 1 else "are training images, too"
+    first = printable(str(val.records.path(shared[0])))
+    return (
+        f"warning: {len(shared)} of {plural(len(val), 'validation image')} {are}: metrics on them say nothing about new "
+        f"images; keep each image in one split; first {first}"
+    )
 
 
 def _warnings(dataset: DatasetSplits, model: ModelConfig, size: int) -> Iterator[str]:

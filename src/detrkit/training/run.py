@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from detrkit.checkpoints.files import read_training_state, write_training_state
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.checkpoints.sources import WEIGHTS_FILE
-from detrkit.config.run import RunConfig, write_config
+from detrkit.config.run import RunConfig, load_run_config, write_config
 from detrkit.data.categories import Categories
 from detrkit.data.loaders import evaluation_loader, train_loader
 from detrkit.data.samplers import mix_seeds
@@ -41,6 +42,7 @@ from detrkit.training.loggers import Logger, LoggerCallback, build_loggers
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan
 from detrkit.training.result import TrainResult
+from detrkit.training.resume_check import check_same_run, describe_run
 from detrkit.training.run_folder import CATEGORIES_FILE, CONFIG_FILE, STATE_FILE
 from detrkit.training.run_report import write_run_report
 from detrkit.training.train_step import TrainStep
@@ -146,7 +148,7 @@ class TrainingRun:
         """Train from the start."""
         if self.process.is_first:
             make_folder(self.output)
-            write_config(self.output / CONFIG_FILE, self.config, self.model.config.model_dump(mode="json"))
+            self._write_config()
             write_categories(self.output / CATEGORIES_FILE, self.data.categories)
         return self._train(None)
 
@@ -154,12 +156,13 @@ class TrainingRun:
         """Train from the saved state.
 
         Raises:
-            ConfigError: the run has ended, or its dataset or number of steps has changed.
+            ConfigError: the run has ended, or its classes, images, settings or number of steps have changed.
             CheckpointError: the state cannot be read.
         """
         state = read_training_state(self.output / STATE_FILE)
         with self._checks_state():
-            num_batches, num_steps = state["num_batches"], state["num_steps"]
+            num_batches, num_steps, saved = state["num_batches"], state["num_steps"], state["run"]
+            check_same_run(saved, self._description, self.output, self.data)
         if num_batches != len(self.loader):
             raise ConfigError(
                 f"{self.output}: the data gives {len(self.loader)} batches per epoch, but the run had {num_batches}; "
@@ -171,7 +174,16 @@ class TrainingRun:
                 f"restore its steps, epochs and gradient_accumulation, or fine-tune with {arg('weights')} and another "
                 f"{arg('output')}"
             )
+        if self.process.is_first and load_run_config(self.output / CONFIG_FILE).data != self.config.data:
+            self._write_config()  # the dataset has moved
         return self._train(state)
+
+    def _write_config(self) -> None:
+        write_config(self.output / CONFIG_FILE, self.config, self.model.config.model_dump(mode="json"))
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return describe_run(self.config, self.data, self.model)
 
     @contextmanager
     def _checks_state(self) -> Iterator[None]:
@@ -285,7 +297,7 @@ class TrainingRun:
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the state that a resumed run continues from."""
         if self.process.is_first:
-            write_training_state(self.output / STATE_FILE, state)
+            write_training_state(self.output / STATE_FILE, {**state, "run": self._description})
 
 
 def write_categories(path: Path, categories: Categories) -> None:

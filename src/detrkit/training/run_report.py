@@ -22,23 +22,30 @@ def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis
         data: of the run.
         analysis: of the best checkpoint's detections on the validation split.
     """
-    output, metrics, settings = result.output, result.evaluation, result.config.training
+    output, metrics = result.output, result.evaluation
     assert metrics is not None, "a report needs an evaluation"
     legend = (
         f"detections with a score of {PREDICTION_THRESHOLD} or more, with the ground truth as thin white boxes"
         if metrics.panoptic is None
         else "predicted segments, named where there is room"
     )
-    is_train_data = settings.overfit > 0 or settings.train_on_val
     write_report(
         output / REPORT_FILE,
         title=f"{result.config.model}: {headline(metrics)}",
         subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}; {legend}",
         metrics=metrics,
         analysis=analysis,
-        dataset="training images" if is_train_data else "not used in training",
+        dataset=_describe_images(data),
         training_curves=draw_training_curves(read_metrics(output)),
         predictions=draw_predictions(Detector.load(output), data.pictures, NUM_IMAGES, output / "predictions"),
         worst_images=draw_worst_images(analysis, data.pictures, data.val_ids),
     )
     write_scores(output / SCORES_FILE, analysis, metrics)
+
+
+def _describe_images(data: TrainingData) -> str:
+    """Say whether the evaluated images were trained on."""
+    num_shared, num_val = data.num_val_in_train, len(data.val_ids)
+    if num_shared == num_val:
+        return "which are training images: metrics on them say nothing about new images"
+    return f"{num_shared} of the images were trained on, too" if num_shared else "not used in training"

@@ -96,14 +96,15 @@ def resume(
 
     Args:
         folder: run folder.
-        data: as in `train`; only for a run on a `torch` dataset, others read the folder in their ``config.yaml``.
-        val: as in `train`, likewise.
+        data: as in `train`: the dataset of a run that was not trained on a folder, or the new place of a folder that has
+            moved; by default the folder in ``config.yaml``.
+        val: as in `train`, for a run that was given it.
         classes: as in `train`, likewise.
         callbacks: as in `train`.
         loggers: as in `train`.
 
     Raises:
-        DetrkitError: the folder holds no saved run, the run has ended, or its dataset has changed.
+        DetrkitError: the folder holds no saved run, the run has ended, or its classes, images or settings have changed.
     """
     folder = Path(folder)
     check_resumable(folder)
@@ -111,7 +112,15 @@ def resume(
     config = load_run_config(folder / CONFIG_FILE)
     if data is None and config.data == IN_MEMORY:
         raise ConfigError(f"{folder}: the run was trained on a torch dataset; pass it again as {arg('data')}")
-    dataset = None if data is None else _read_data(data, config, val, classes)
+    dataset = None
+    if data is not None and config.data != IN_MEMORY and isinstance(data, str | Path) and val is None:
+        config = config.replace(data=str(Path(data).resolve()))
+    elif data is not None:
+        dataset = _read_data(data, config, val, classes)
+    elif not Path(config.data).exists():
+        raise ConfigError(
+            f"{folder}: the dataset of the run, {config.data}, is not there any more; pass its new place as {arg('data')}"
+        )
     return _run(config, folder, dataset=dataset, resume=True, callbacks=callbacks, loggers=loggers)
 
 

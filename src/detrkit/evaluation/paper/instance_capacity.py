@@ -60,10 +60,14 @@ class InstanceCount:
 
 
 def analyse_instance_capacity(
-    detector: Detector, analysis: Analysis, dataset: Dataset[Sample], image_ids: Sequence[int]
+    detector: Detector,
+    analysis: Analysis,
+    dataset: Dataset[Sample],
+    image_ids: Sequence[int],
+    categories: Categories | None = None,
 ) -> PaperAnalysis | None:
     """Plot detected against present objects (figure 12); arguments as in `measure_instance_capacity`."""
-    counts = measure_instance_capacity(detector, analysis, dataset, image_ids)
+    counts = measure_instance_capacity(detector, analysis, dataset, image_ids, categories)
     if not counts:
         return None
     figure = draw_counts(
@@ -82,7 +86,11 @@ def analyse_instance_capacity(
 
 
 def measure_instance_capacity(
-    detector: Detector, analysis: Analysis, dataset: Dataset[Sample], image_ids: Sequence[int]
+    detector: Detector,
+    analysis: Analysis,
+    dataset: Dataset[Sample],
+    image_ids: Sequence[int],
+    categories: Categories | None = None,
 ) -> tuple[InstanceCount, ...]:
     """Count detected objects on images with more and more identical objects, at the best threshold.
 
@@ -91,6 +99,7 @@ def measure_instance_capacity(
         analysis: of the model on the dataset.
         dataset: samples that have not been transformed, whose objects are repeated.
         image_ids: of the dataset, in its order.
+        categories: of the model's labels, with the ids of the dataset; by default the model's.
 
     Returns:
         One entry per number of objects; empty if the model detected no object that can be repeated.
@@ -99,17 +108,18 @@ def measure_instance_capacity(
     counts = np.unique(np.linspace(1, cells * cells, _NUM_COUNTS).round().astype(int)).tolist()
     size = detector.preprocessing.image_size
     random = np.random.default_rng(_SEED)
-    ids_by_name = dict(zip(detector.categories.names, detector.categories.ids, strict=True))
+    of_model = categories or detector.categories
+    ids_by_name = dict(zip(of_model.names, of_model.ids, strict=True))
     images = [(count, number) for count in counts for number in range(_IMAGES_PER_COUNT)]
     if set(SHAPES.names) <= set(ids_by_name):
-        categories = Categories(tuple(ids_by_name[name] for name in SHAPES.names), SHAPES.names)
+        drawn = Categories(tuple(ids_by_name[name] for name in SHAPES.names), SHAPES.names)
         style = SyntheticStyle(size=2 * size)
         samples = [
             draw_identical_shapes(number % len(SHAPES), count, cells, random, style, image_id)
             for image_id, (count, number) in enumerate(images, start=1)
         ]
     else:
-        categories = analysis.inputs.ground_truth.categories
+        drawn = analysis.inputs.ground_truth.categories
         crops = crop_detected_objects(analysis, dataset, image_ids)
         if not crops:
             return ()
@@ -118,8 +128,8 @@ def measure_instance_capacity(
             for image_id, (count, number) in enumerate(images, start=1)
         ]
     batches = evaluation_loader(SampleDataset(samples, EvalTransform(size)), 1, workers=0)
-    detections = run_inference(detector.engine, batches, detector.categories)[-1]
-    ground_truth = GroundTruth.from_coco(samples_to_coco(samples, categories))
+    detections = run_inference(detector.engine, batches, of_model)[-1]
+    ground_truth = GroundTruth.from_coco(samples_to_coco(samples, drawn))
     return count_detected(EvalInput.align(ground_truth, detections), analysis.threshold)
 
 
