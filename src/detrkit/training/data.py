@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch.utils.data import Dataset
 
-from detrkit._internal.text import plural
+from detrkit._internal.text import plural, printable
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
