@@ -1,50 +1,105 @@
 """Atomic writes, folders and locks: after a crash a file has its old content or its new, never a part of it."""
 
+import errno
 import json
 import os
-import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrkit._internal.temporary import sweep, sweep_once, temporary_path
 from detrkit.errors import ConfigError, DatasetError, arg
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _LOCK = ".lock"
-_TEMPORARY_PREFIX = ".detrkit-"  # without the name, which may already have the maximum length
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path` that replaces it when the block ends without an error.
 
+    A link stays a link, and the file it points to is replaced. An existing file keeps its permissions; a new one has those
+    of the umask. What is not a regular file, such as `/dev/null`, `/dev/stdout` or a FIFO, is not replaced: the content
+    is written into it.
+
     Raises:
-        ConfigError: the folder cannot be written to.
+        ConfigError: the file or its folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=path.suffix)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another {arg('output')}") from None
-    os.close(handle)
-    temporary = Path(name)
+        mode = _mode_of(path)
+        is_special = mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+        # /dev/stdout is a link to what has no path
+        target = path.resolve() if path.is_symlink() and not is_special else path
+        if mode is not None and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission to write to it")
+        if mode is not None and stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that form a circle
+        raise _cannot_write(path, error) from None
+    folder = Path(tempfile.gettempdir()) if is_special else make_folder(target.parent)
+    sweep_once(folder)
+    temporary = temporary_path(folder, path.suffix)
     try:
+        # not mkstemp, whose files are private: the kernel applies the umask
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        try:
-            temporary.replace(path)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another {arg('output')}") from None
+        if is_special:
+            with temporary.open("rb") as source, target.open("wb") as device:
+                shutil.copyfileobj(source, device)
+        else:
+            _flush(temporary)
+            if mode is not None:
+                temporary.chmod(stat.S_IMODE(mode))
+            temporary.replace(target)
+            _flush_folder(folder)
+    except OSError as error:
+        if error.errno in _FULL or error.filename in (str(temporary), str(target), temporary, target):
+            raise _cannot_write(path, error) from None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _mode_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None  # `make_folder` says which part of the path is a file
+
+
+def _flush(path: Path) -> None:
+    """Write a file through to the disk; Windows only flushes files that are open for writing."""
+    with path.open("r+b") as written:
+        os.fsync(written.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the entry of a renamed file through to the disk, where folders can be opened."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _cannot_write(path: Path, error: Exception) -> ConfigError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    advice = "free disk space" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else "check the path"
+    return ConfigError(f"{path}: cannot be written ({reason}); {advice}, or choose another {arg('output')}")
 
 
 @contextmanager
@@ -60,7 +115,9 @@ def staged_folder(output: Path) -> Iterator[Path]:
     output = Path(output)
     exists = output.is_dir()  # it may be a mount point, which cannot be replaced
     created = [] if exists else [one for one in (output, *output.absolute().parents) if not one.exists()]
-    staging = make_folder((output if exists else output.parent) / f"{_TEMPORARY_PREFIX}{secrets.token_hex(6)}")
+    place = output if exists else output.parent
+    sweep_once(place)
+    staging = make_folder(temporary_path(place))
     is_done = False
     try:
         yield staging
@@ -72,8 +129,7 @@ def staged_folder(output: Path) -> Iterator[Path]:
             staging.rename(output)
         is_done = True
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{output}: cannot be written ({reason}); choose another {arg('output')}") from None
+        raise _cannot_write(output, error) from None
     finally:
         if not is_done:
             shutil.rmtree(staging, ignore_errors=True)
@@ -163,6 +219,9 @@ def file_lock(path: Path) -> Iterator[None]:
     except (NotImplementedError, OSError):
         pass  # some network file systems have no locks
     try:
+        if path.is_dir():  # nobody else writes to it now
+            for folder in (path, *(entry for entry in path.iterdir() if entry.is_dir())):
+                sweep(folder)
         yield
     finally:
         lock.release()
@@ -174,5 +233,6 @@ def refuse_overwrite(output: Path) -> None:
     Raises:
         DatasetError: it is in use.
     """
-    if output.exists() and (output.is_file() or any(output.iterdir())):
+    is_used = any(output.iterdir()) if output.is_dir() else output.is_file()
+    if is_used:
         raise DatasetError(f"{output}: exists already and is not overwritten; choose another {arg('output')}")
