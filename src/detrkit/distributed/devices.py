@@ -26,8 +26,8 @@ def check_device_name(name: str) -> None:
         raise ConfigError(f"{arg('device', name)} computes nothing; use 'cpu' or 'auto'")
 
 
-def choose_device(name: "str | torch.device") -> "torch.device":
-    """Return the device of this name; ``"auto"`` is a GPU if there is one, otherwise the CPU.
+def choose_device(name: "str | torch.device | int") -> "torch.device":
+    """Return the device of this name, or the GPU of this number; ``"auto"`` is a GPU if there is one, otherwise the CPU.
 
     Raises:
         ConfigError: this machine has no such device.

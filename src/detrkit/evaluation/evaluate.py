@@ -213,7 +213,7 @@ class _Run:
         config = self.detector.engine.config
         is_torch = isinstance(self.detector.engine, TorchEngine) or options["by_layer"]
         # the model itself, without fused convolutions, gives the very metrics of training
-        model: DETR | Engine = self.detector.model if is_torch else self.detector.engine
+        model: DETR | Engine = self.detector.exact_model() if is_torch else self.detector.engine
         masks, panoptic_evaluator = self._mask_evaluators(model)
         dataset = DetectionDataset(
             self.split, EvalTransform(self.detector.preprocessing.image_size), config.in_channels

@@ -12,6 +12,7 @@ from detrkit.errors import DetrkitError, arg
 from detrkit.evaluation.arrays import DetectionArrays, object_array
 from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
+from detrkit.models.inference_copy import inference_copy
 from detrkit.ops.masks import encode_masks
 from detrkit.postprocess.boxes import TopK, top_detections
 from detrkit.structures import Batch, Predictions
@@ -35,7 +36,7 @@ def run_inference(
     """Predict all images, without a score threshold: AP needs low scores, too.
 
     Args:
-        model: model, which is in eval mode meanwhile; or an engine, which only has the last layer.
+        model: model, of which a copy in eval mode predicts; or an engine, which only has the last layer.
         batches: each image once.
         categories: of the model's classes.
         device: of the model; ignored for an engine.
@@ -51,9 +52,8 @@ def run_inference(
     Raises:
         DetrkitError: scores or boxes are not finite.
     """
-    was_training = isinstance(model, DETR) and model.training
     if isinstance(model, DETR):
-        model.eval()
+        model = inference_copy(model)
     category_ids = torch.as_tensor(categories.ids)
     parts: list[list[DetectionArrays]] = [[] for _ in layers]
     split_batches = padding_invariant and not model.config.supports_padding_invariance
@@ -70,8 +70,6 @@ def run_inference(
             if masks is not None and part is parts[-1]:
                 detections = [_add_masks(*one) for one in zip(detections, masks(predictions, batch), strict=True)]
             part.extend(detections)
-    if isinstance(model, DETR):
-        model.train(was_training)
     return [DetectionArrays.concat(part) for part in parts]
 
 

@@ -24,7 +24,7 @@ from detrkit.explain.stages import capture_stages
 from detrkit.inference.detector import Detector
 from detrkit.inference.images import ImageInput, read_image_input
 from detrkit.losses.criterion import SetCriterion
-from detrkit.models.attention.recording import record_attention
+from detrkit.models.attention.recording import record_attention_of_copy, with_own_mask_head
 from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import build_criterion
@@ -104,15 +104,17 @@ def explain_sample(
         CheckpointError: the model's output is not finite.
         ConfigError: the detector runs an exported model, or its attention cannot be shown.
     """
-    model, preprocessing, categories = detector.model.eval(), detector.preprocessing, detector.categories
+    model, preprocessing, categories = detector.exact_model(), detector.preprocessing, detector.categories
     batch = collate([EvalTransform(preprocessing.image_size)(sample)])
     with capture_stages(model) as stages:
-        attention = record_attention(model, batch)[0]
+        attention = record_attention_of_copy(model, batch)[0]
         predictions = attention.predictions
         _check_finite(predictions.layer_boxes, predictions.layer_class_logits)
         masks = masks_for(attention, preprocessing.padding_invariant)
         if masks is not None:
             _check_finite(masks.probabilities([0]))  # one mask, so that the shapes of the mask head are captured
+    attention = replace(attention, predictions=with_own_mask_head(attention.predictions))
+    masks = masks_for(attention, preprocessing.padding_invariant)
     segments = None
     if masks is not None and categories.is_thing is not None:
         if segment_threshold is None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
+import copy
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import torch
 from jaxtyping import UInt8
-from numpy import ndarray
-from PIL import Image
 from torch import Tensor
 
 from detrkit.checkpoints.export_formats import is_exported
@@ -18,28 +17,34 @@ from detrkit.checkpoints.hub import FolderFormat, push_checkpoint, write_model_f
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
-from detrkit.data.categories import Categories, default_categories
+from detrkit.data.categories import Categories
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.distributed.devices import choose_device
-from detrkit.errors import ConfigError, DatasetError, arg, did_you_mean, short
+from detrkit.errors import ConfigError, arg, short
 from detrkit.inference.batches import BatchPostprocessor, MinScores
+from detrkit.inference.classes import ClassFilter, as_categories, select_labels
 from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.inference.engines.load import load_exported
-from detrkit.inference.engines.torch import Engine, TorchEngine
-from detrkit.inference.images import ImageInput, read_image_input
-from detrkit.inference.options import Precision, Threshold, check_threshold
-from detrkit.inference.stream import StreamConfig, stream_images
+from detrkit.inference.engines.torch import Engine, TorchEngine, check_precision
+from detrkit.inference.images import ImageInput, as_iterable, is_one_image, path_of, read_image_input
+from detrkit.inference.options import Threshold, check_threshold
+from detrkit.inference.stream import ErrorHandler, StreamConfig, stream_images
 from detrkit.models.attention.recording import RecordedAttention, record_attention
 from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.panoptic import MIN_SCORE, Style
 from detrkit.structures import Batch, Detections, PanopticSegments, Sample
 
+ResultT = TypeVar("ResultT", Detections, PanopticSegments)
+
 
 class Detector:
     """A model with its categories and preprocessing, ready to predict.
+
+    A detector is safe to share between threads, may be used while its model is trained, and changes nothing of the model:
+    predictions are always made in eval mode, with the weights of that moment. It can be pickled.
 
     Attributes:
         engine: runs the model: PyTorch, or the runtime of an exported file.
@@ -69,61 +74,96 @@ class Detector:
 
     @property
     def model(self) -> DETR:
-        """The PyTorch model, in eval mode.
+        """The PyTorch model, as it was given: it may be trained while the detector predicts.
 
         Raises:
             ConfigError: the detector was loaded from an exported file.
         """
+        return self._torch_engine.model
+
+    @property
+    def _torch_engine(self) -> TorchEngine:
         if not isinstance(self.engine, TorchEngine):
             raise ConfigError(
                 "detector: an exported file has no PyTorch model; load the checkpoint it was exported from"
             )
-        return self.engine.model
+        return self.engine
+
+    def exact_model(self) -> DETR:
+        """Return a copy of the model in eval mode, for the caller alone: it shares its weights, and nothing is fused.
+
+        Raises:
+            ConfigError: the detector was loaded from an exported file, or the weights are not float32.
+        """
+        return self._torch_engine.exact_model()
+
+    def to(self, device: torch.device | str | int) -> Detector:
+        """Return a detector on a device: this one if it is there, otherwise one with a copy of the weights.
+
+        Raises:
+            ConfigError: there is no such device, or the detector was loaded from an exported file, which runs on the CPU.
+        """
+        if isinstance(device, torch.dtype):
+            raise _no_other_dtype(str(device))
+        chosen = choose_device(device)
+        if not isinstance(self.engine, TorchEngine):
+            if chosen.type != "cpu":
+                raise ConfigError(f"{arg('device', str(device))}: exported files predict on the CPU; use 'cpu'")
+            return self
+        engine = self.engine.to(chosen)
+        if engine is self.engine:
+            return self
+        moved = copy.copy(self)
+        moved.engine = engine
+        return moved
+
+    def half(self) -> NoReturn:
+        """Refuse to convert the weights to float16, in which detection transformers lose detections.
+
+        Raises:
+            ConfigError: always; it names what to do instead.
+        """
+        raise _no_other_dtype("torch.float16")
 
     @classmethod
     def from_model(
         cls,
         model: DETR,
-        categories: Categories | Sequence[str] | None = None,
+        categories: Categories | Mapping[Any, Any] | Iterable[Any] | None = None,
         image_size: int = 800,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | int | None = None,
         *,
-        precision: Precision = "float32",
+        precision: str = "float32",
         compile_model: bool = False,
     ) -> Detector:
-        """Wrap a model, which is put into eval mode.
+        """Wrap a model, which is not changed: predictions are made in eval mode, and it may be trained meanwhile.
 
         Args:
             model: a model that was built or trained elsewhere.
-            categories: the classes of the model, or their names in the order of the labels. Default: numbers.
+            categories: the classes of the model: their names in the order of the labels, {id: name}, or `Categories`.
+                Default: numbers.
             image_size: shorter side in pixels to which images are resized.
-            device: device to predict on.
+            device: device to predict on, to which the model is moved. Default: that of the model.
             precision: see `TorchEngine`.
             compile_model: compile the model, which makes the first prediction slow and later ones faster.
 
         Raises:
-            ConfigError: the number of categories differs from the number of classes of the model.
+            ConfigError: the number of categories differs from the number of classes of the model, they are not names, or
+                there is no such device or precision.
         """
-        if categories is None:
-            categories = default_categories(model.config.num_classes)
-        elif not isinstance(categories, Categories):
-            categories = Categories(tuple(range(len(categories))), tuple(categories))
-        if len(categories) != model.config.num_classes:
-            raise ConfigError(
-                f"{arg('categories')}: found {len(categories)} categories for a model with {model.config.num_classes} "
-                "classes; pass one category per class"
-            )
+        named = as_categories(categories, model.config.num_classes)
         preprocessing = Preprocessing(image_size=image_size)
-        engine = TorchEngine(model, torch.device(device), preprocessing.padding_invariant, precision, compile_model)
-        return cls(engine, categories, preprocessing)
+        chosen = None if device is None else choose_device(device)
+        engine = TorchEngine(model, chosen, preprocessing.padding_invariant, precision, compile_model)
+        return cls(engine, named, preprocessing)
 
     @classmethod
     def load(
         cls,
         source: Path | str,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | int = "cpu",
         *,
-        precision: Precision = "float32",
+        precision: str = "float32",
         compile_model: bool = False,
     ) -> Detector:
         """Load a detector.
@@ -137,9 +177,10 @@ class Detector:
 
         Raises:
             CheckpointError: the source does not exist, or is not a detection transformer.
-            ConfigError: there is no such device, an exported file is loaded to another device than the CPU, or the library
-                that runs it is not installed.
+            ConfigError: there is no such device or precision, an exported file is loaded to another device than the CPU, or
+                the library that runs it is not installed.
         """
+        check_precision(precision)
         if is_exported(source):
             if str(device) != "auto" and not str(device).startswith("cpu"):
                 raise ConfigError(
@@ -155,18 +196,20 @@ class Detector:
     def from_checkpoint(
         cls,
         checkpoint: Checkpoint,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | int = "cpu",
         *,
-        precision: Precision = "float32",
+        precision: str = "float32",
         compile_model: bool = False,
     ) -> Detector:
         """Make a detector from a checkpoint in memory."""
         padding_invariant = checkpoint.preprocessing.padding_invariant
-        engine = TorchEngine(checkpoint.build(), torch.device(device), padding_invariant, precision, compile_model)
+        model = checkpoint.build().eval()
+        model.padding_invariant = padding_invariant
+        engine = TorchEngine(model, choose_device(device), padding_invariant, precision, compile_model)
         return cls(engine, checkpoint.categories, checkpoint.preprocessing, checkpoint.thresholds)
 
     @classmethod
-    def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Detector:
+    def from_pretrained(cls, source: Path | str, device: torch.device | str | int = "cpu") -> Detector:
         """Load a detector written by `save_pretrained` or `push_to_hub`; the same as `load`.
 
         Raises:
@@ -241,42 +284,43 @@ class Detector:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, images: ImageInput, threshold: Threshold = ...
+        self, images: ImageInput, threshold: Threshold = ..., *, classes: ClassFilter = ...
     ) -> Detections: ...
 
     @overload
-    def predict(self, images: Sequence[ImageInput], threshold: Threshold = ...) -> list[Detections]: ...
+    def predict(
+        self, images: Iterable[ImageInput], threshold: Threshold = ..., *, classes: ClassFilter = ...
+    ) -> list[Detections]: ...
 
     def predict(
-        self, images: ImageInput | Sequence[ImageInput], threshold: Threshold = 0.5
+        self, images: Any, threshold: Any = 0.5, *, classes: ClassFilter = None
     ) -> Detections | list[Detections]:
-        """Detect the objects in one image, or in each of several.
+        """Detect the objects in one image, or in each of several. Thread-safe.
 
         Args:
-            images: a path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor with the model's number of
-                channels (RGB); or a list of them, predicted as one batch (one per image size if the model is not padding
+            images: an image: a path, the bytes of an image file, an open binary file, a Pillow image, an (H, W, C) array or
+                a (C, H, W) tensor of uint8 (or of floats from 0 to 1), in RGB. Or several of them, in a list, a batch with
+                a further axis, or any iterable, predicted as one batch (one per image size if the model is not padding
                 invariant). The detections of an image do not depend on the others.
             threshold: minimum score of a detection, 0 to 1; "auto" uses the thresholds that evaluation stored.
+            classes: names or category ids of the classes to return. Default: all.
 
         Returns:
-            Detections, best first; a list of them for a list of images.
+            Detections, best first; a list of them for several images.
 
         Raises:
-            DatasetError: an image cannot be read.
-            ConfigError: the threshold is out of range, or "auto" for a model that has not been evaluated.
+            DatasetError: an image cannot be read, or is no image.
+            ConfigError: the threshold is out of range, or "auto" for a model that has not been evaluated, or there is no
+                such class.
         """
         min_scores = self.resolve_threshold(threshold)
-        given = _as_list(images)
-        pixels, batch = self._prepare(given)
-        detections = [] if batch is None else self._detect(batch, min_scores)
-        results = [
-            replace(one, image=tensor_to_image(own), path=_path_of(image))
-            for one, own, image in zip(detections, pixels, given, strict=True)
-        ]
-        return results if given is images else results[0]
+        labels = self.resolve_classes(classes)
+        given = self._read(images)
+        detections = self._detect(given.batch, min_scores) if given.batch is not None else []
+        return given.attach([one.with_labels(labels) for one in detections])
 
     def predict_segments(
-        self, images: ImageInput | Sequence[ImageInput], threshold: Threshold = "auto", style: Style = "corrected"
+        self, images: Any, threshold: Any = "auto", style: Style = "corrected"
     ) -> PanopticSegments | list[PanopticSegments]:
         """Predict the panoptic segments of one image, or of each of several.
 
@@ -291,17 +335,11 @@ class Detector:
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
         min_score = self.resolve_segment_threshold(threshold)
-        given = _as_list(images)
-        pixels, batch = self._prepare(given)
-        segments = [] if batch is None else self._postprocessor.segment(batch, min_score, style)
-        results = [
-            replace(one, image=tensor_to_image(own), path=_path_of(image))
-            for one, own, image in zip(segments, pixels, given, strict=True)
-        ]
-        return results if given is images else results[0]
+        given = self._read(images)
+        return given.attach([] if given.batch is None else self._postprocessor.segment(given.batch, min_score, style))
 
-    def attention(self, image: ImageInput) -> RecordedAttention:
-        """Predict one image and record its attention; the matrices are computed on request.
+    def attention(self, image: Any) -> RecordedAttention:
+        """Predict one image and record its attention; the matrices are computed on request. Thread-safe.
 
         `detector.attention(image).maps("decoder_cross", layer=-1, rows=[7])` returns the maps of query 7, one per head.
 
@@ -309,22 +347,21 @@ class Detector:
             DatasetError: the image cannot be read.
             ConfigError: the detector was loaded from an exported file.
         """
-        model = self.model
-        _, batch = self._prepare([image])
-        assert batch is not None
-        return record_attention(model, batch)[0]
+        model = self.exact_model()
+        pixels = read_image_input(image, self.engine.config.in_channels)
+        return record_attention(model, collate([self.preprocess(pixels)]))[0]
 
     def stream(
         self,
-        images: Iterable[ImageInput],
-        threshold: Threshold = 0.5,
+        images: Any,
+        threshold: Any = 0.5,
         *,
         batch_size: int = 1,
         workers: int = 2,
-        classes: Collection[str] | None = None,
-        tiling: Tiling | None = None,
+        classes: ClassFilter = None,
+        tiling: Tiling | int | None = None,
         keep_images: bool = True,
-        on_error: Callable[[ImageInput, DatasetError], None] | None = None,
+        on_error: ErrorHandler | None = None,
     ) -> Generator[Detections, None, None]:
         """Detect the objects in any number of images, in bounded memory.
 
@@ -332,23 +369,32 @@ class Detector:
         order of the images. Closing the generator ends the threads.
 
         Args:
-            images: any iterable, consumed only as far ahead as needed; otherwise as in `predict`.
+            images: any iterable, consumed only as far ahead as needed, or a single image; otherwise as in `predict`. An
+                array may be filled anew for the next image, as cameras do.
             threshold: as in `predict`.
             batch_size: images, or tiles of one image, per batch.
             workers: threads that read images; 0 reads them in the calling thread.
-            classes: names of the classes to return. Default: all.
-            tiling: also predict large images tile by tile, and merge (`postprocess.merge`).
+            classes: names or category ids of the classes to return. Default: all.
+            tiling: also predict large images tile by tile, and merge (`postprocess.merge`); a number is the side of a tile
+                in pixels.
             keep_images: attach the images to the detections; without them less memory is used, and nothing can be drawn.
-            on_error: called with an unreadable image and its error; the image is skipped. Default: the error is raised.
+            on_error: called with an unreadable image, or what is no image, and its error; it is skipped. Default: the error
+                is raised.
 
         Raises:
-            DatasetError: an image cannot be read, and there is no `on_error`.
+            DatasetError: an image cannot be read, and there is no `on_error`; or `images` is not iterable.
             ConfigError: a setting is out of range, or there is no such class.
         """
         config = StreamConfig(
-            self.resolve_threshold(threshold), batch_size, workers, self.resolve_classes(classes), tiling, keep_images
+            self.resolve_threshold(threshold),
+            batch_size,
+            workers,
+            self.resolve_classes(classes),
+            Tiling(tiling) if isinstance(tiling, int) else tiling,
+            keep_images,
         )
-        return stream_images(self, images, config, on_error)
+        several = [images] if is_one_image(images) else as_iterable(images, self.engine.config.in_channels)
+        return stream_images(self, several, config, on_error)
 
     @property
     def max_padding(self) -> float:
@@ -379,13 +425,13 @@ class Detector:
         """
         return self._detect(collate(samples), min_scores)
 
-    def resolve_threshold(self, threshold: Threshold) -> MinScores:
+    def resolve_threshold(self, threshold: Any) -> MinScores:
         """Return the minimum score of all labels, or of each label for "auto".
 
         Raises:
             ConfigError: the threshold is out of range, or "auto" for a model that has not been evaluated.
         """
-        if threshold != "auto":
+        if not isinstance(threshold, str) or threshold != "auto":
             return check_threshold(threshold)
         if self.thresholds is None:
             raise ConfigError(
@@ -394,7 +440,7 @@ class Detector:
             )
         return self.thresholds.of(self.categories.ids)
 
-    def resolve_segment_threshold(self, threshold: Threshold) -> float:
+    def resolve_segment_threshold(self, threshold: Any) -> float:
         """Return the minimum score of a query in panoptic segments.
 
         Raises:
@@ -402,32 +448,35 @@ class Detector:
         """
         if not self.engine.config.mask_head:
             raise ConfigError("segments: this model has no mask head; train a preset whose name ends in -panoptic")
-        if threshold != "auto":
+        if not isinstance(threshold, str) or threshold != "auto":
             return check_threshold(threshold)
         stored = None if self.thresholds is None else self.thresholds.segments
         return MIN_SCORE if stored is None else stored
 
-    def resolve_classes(self, classes: Collection[str] | None) -> frozenset[int] | None:
-        """Return the labels of the classes with the given names; None (all classes) stays None.
+    def resolve_classes(self, classes: ClassFilter) -> frozenset[int] | None:
+        """Return the labels of some classes, see `predict`; None (all classes) stays None.
 
         Raises:
             ConfigError: there is no such class.
         """
-        if classes is None:
-            return None
-        names = self.categories.names
-        for name in classes:
-            if name not in names:
-                raise ConfigError(f"{arg('classes', name)} is not a class of this model; {did_you_mean(name, names)}")
-        return frozenset(label for label, name in enumerate(names) if name in classes)
+        return select_labels(classes, self.categories)
 
     @property
     def _postprocessor(self) -> BatchPostprocessor:
         return BatchPostprocessor(self.engine, self.categories, self.preprocessing)
 
-    def _prepare(self, images: Sequence[ImageInput]) -> tuple[list[UInt8[Tensor, "C _ _"]], Batch | None]:
-        pixels = [read_image_input(image, self.engine.config.in_channels) for image in images]
-        return pixels, collate([self.preprocess(one) for one in pixels]) if pixels else None
+    def _read(self, images: Any) -> _ReadImages:
+        """Read one image or several, one after the other: an iterator may reuse the object that it yields."""
+        channels = self.engine.config.in_channels
+        if is_one_image(images):
+            pixels, paths = [read_image_input(images, channels)], [path_of(images)]
+        else:
+            pixels, paths = [], []
+            for number, image in enumerate(as_iterable(images, channels)):
+                pixels.append(read_image_input(image, channels, f"images[{number}]"))
+                paths.append(path_of(image))
+        batch = collate([self.preprocess(one) for one in pixels]) if pixels else None
+        return _ReadImages(pixels, paths, batch, is_one_image(images))
 
     def _detect(self, batch: Batch, min_scores: MinScores) -> list[Detections]:
         with_segments = self.engine.config.mask_head and self.categories.is_thing is not None
@@ -435,9 +484,33 @@ class Detector:
         return self._postprocessor.detect(batch, min_scores, min_segment_score)
 
 
-def _as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    return [images] if isinstance(images, Path | str | Image.Image | ndarray | Tensor) else images
+@dataclass(frozen=True)
+class _ReadImages:
+    """Images that were read.
+
+    Attributes:
+        pixels: of each original image.
+        paths: of each, if it was given as one.
+        batch: for the model; None without images.
+        is_one: whether a single image was given rather than several.
+    """
+
+    pixels: list[UInt8[Tensor, "C _ _"]]
+    paths: list[str | None]
+    batch: Batch | None
+    is_one: bool
+
+    def attach(self, results: list[ResultT]) -> ResultT | list[ResultT]:
+        """Attach images and paths to their results; return one result for one image."""
+        attached = [
+            replace(result, image=tensor_to_image(pixels), path=path)
+            for result, pixels, path in zip(results, self.pixels, self.paths, strict=True)
+        ]
+        return attached[0] if self.is_one else attached
 
 
-def _path_of(image: ImageInput) -> str | None:
-    return str(image) if isinstance(image, Path | str) else None
+def _no_other_dtype(dtype: str) -> ConfigError:
+    return ConfigError(
+        f"detector: weights stay float32, found {dtype.removeprefix('torch.')}; for speed, load the detector with "
+        "precision='bfloat16' or 'auto'"
+    )

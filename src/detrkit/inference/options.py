@@ -10,6 +10,7 @@ from detrkit.ops.tiles import Tiling
 
 Threshold = float | Literal["auto"]
 Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 Output = Literal["images", "json", "jsonl", "parquet", "segments"]
 OUTPUTS: tuple[Output, ...] = ("images", "json", "jsonl", "parquet", "segments")
 _IMAGE_OUTPUTS: frozenset[Output] = frozenset({"images", "json"})

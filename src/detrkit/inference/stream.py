@@ -6,10 +6,10 @@ the one that has waited longest is always part of the next batch.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -21,7 +21,7 @@ from detrkit.data.transforms.geometry import crop, image_size
 from detrkit.errors import DatasetError
 from detrkit.inference.batches import MinScores
 from detrkit.inference.engines.torch import Engine
-from detrkit.inference.images import ImageInput, read_image_input
+from detrkit.inference.images import ImageInput, held, path_of, read_image_input
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample
@@ -29,7 +29,7 @@ from detrkit.structures import Detections, Sample
 _BATCHES_AHEAD = 8  # batches of images among which similar sizes are sought
 _MAX_WAITING_BYTES = 2**28  # of the waiting pixels: a dozen images of 12 megapixels, or a hundred resized ones
 
-ErrorHandler = Callable[[ImageInput, DatasetError], None]
+ErrorHandler = Callable[[Any, DatasetError], None]
 
 
 @runtime_checkable
@@ -73,7 +73,7 @@ class StreamConfig:
 class _WaitingImage:
     """An image that waits to be predicted."""
 
-    image: ImageInput
+    image: Any
     pixels: UInt8[Tensor, "C H W"] | None  # original pixels, if they are drawn on or cut into tiles
     sample: Sample | None  # resized, unless the image is cut into tiles
 
@@ -96,7 +96,7 @@ def stream_images(
         DatasetError: an image cannot be read, and there is no `on_error`.
     """
 
-    def read(image: ImageInput) -> _WaitingImage:
+    def read(image: Any) -> _WaitingImage:
         pixels = read_image_input(image, predictor.engine.config.in_channels)
         views = [] if config.tiling is None else config.tiling.views((pixels.shape[1], pixels.shape[2]))
         is_tiled = len(views) > 1
@@ -108,26 +108,32 @@ def stream_images(
     waiting = _read_ahead(images, read, config.workers, on_error)
     for one, detections in _predict_in_order(predictor, waiting, config):
         image = tensor_to_image(one.pixels) if config.keep_images and one.pixels is not None else None
-        path = str(one.image) if isinstance(one.image, Path | str) else None
-        if config.labels is not None:
-            detections = detections[[i for i, label in enumerate(detections.labels.tolist()) if label in config.labels]]
-        yield replace(detections, image=image, path=path)
+        path = path_of(one.image)
+        yield replace(detections.with_labels(config.labels), image=image, path=path)
 
 
 def _read_ahead(
     images: Iterable[ImageInput],
-    read: Callable[[ImageInput], _WaitingImage],
+    read: Callable[[Any], _WaitingImage],
     workers: int,
     on_error: ErrorHandler | None,
 ) -> Iterator[_WaitingImage]:
     """Read images in threads, at most two ahead per thread; yield them in their order."""
     pool = ThreadPoolExecutor(workers) if workers else None
-    ahead: deque[tuple[ImageInput, Future[_WaitingImage] | None]] = deque()
+    ahead: deque[tuple[Any, Callable[[], _WaitingImage]]] = deque()
+
+    def start(image: Any) -> Callable[[], _WaitingImage]:
+        """Start to read an image; what the returned function raises is raised in the image's turn."""
+        try:
+            kept = held(image)  # a thread reads it after the iterator has gone on
+        except DatasetError as error:
+            return partial(_raise, error)
+        return partial(read, kept) if pool is None else pool.submit(read, kept).result
 
     def next_one() -> Iterator[_WaitingImage]:
-        image, future = ahead.popleft()
+        image, result = ahead.popleft()
         try:
-            yield future.result() if future is not None else read(image)
+            yield replace(result(), image=image)
         except DatasetError as error:
             if on_error is None:
                 raise
@@ -135,7 +141,7 @@ def _read_ahead(
 
     try:
         for image in images:
-            ahead.append((image, None if pool is None else pool.submit(read, image)))
+            ahead.append((image, start(image)))
             if len(ahead) > 2 * workers:
                 yield from next_one()
         while ahead:
@@ -143,6 +149,10 @@ def _read_ahead(
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+
+
+def _raise(error: DatasetError) -> _WaitingImage:
+    raise error
 
 
 def _predict_in_order(

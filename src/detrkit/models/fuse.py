@@ -1,51 +1,64 @@
 """Fuse a model for inference: batch norms multiplied into convolutions, and only what a prediction needs."""
 
-import copy
 from collections.abc import Iterator
-from typing import cast
 
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.models.detr import DETR
+from detrkit.models.inference_copy import inference_copy
 from detrkit.models.queries.two_stage import TwoStageQueries
+
+_PARTS = ("backbone", "neck.projection")  # with convolutions
 
 
 def fuse_for_inference(model: DETR) -> DETR:
-    """Return a faster copy of a model for inference, equal up to rounding.
+    """Return a faster copy of a model for inference, in eval mode, equal up to rounding.
 
     Frozen and ordinary batch norms of a ResNet are fused into the convolutions before them, the convolutions use the
     channels-last memory format, and only the last decoder layer is returned, without the encoder's proposals. (A backbone
-    of timm is copied without fusing its norms.)
+    of timm is copied without fusing its norms; so are convolutions and norms with hooks.)
 
     Args:
-        model: not changed. The copy shares the weights of everything but the backbone and the neck's projection.
+        model: not changed. The copy shares all weights but those of `fused_weights`.
     """
-    names = (
-        "neck.positions",
-        "encoder",
-        "decoder",
-        "query_source",
-        "heads",
-        *(["mask_head"] if model.mask_head else []),
-    )
-    shared = [model.get_submodule(name) for name in names]
-    fused = copy.deepcopy(model, memo={id(part): part for part in shared}).eval()
-    for block, convolution_name, norm_name in _pairs(fused.get_submodule("backbone")):
-        convolution, norm = block.get_submodule(convolution_name), block.get_submodule(norm_name)
-        assert isinstance(convolution, nn.Conv2d)
-        block._modules[convolution_name] = fuse_conv_bn_eval(convolution, cast(nn.BatchNorm2d, norm))
-        block._modules[norm_name] = nn.Identity()
-    for name in ("backbone", "neck.projection"):
-        fused.get_submodule(name).to(memory_format=torch.channels_last)
-    fused.decoder = copy.copy(model.decoder)
+    fused = inference_copy(model)
+    with torch.no_grad(), torch.inference_mode(False):
+        for block, convolution_name, norm_name in _pairs(fused.get_submodule("backbone")):
+            block._modules[convolution_name] = _fuse(*map(block.get_submodule, (convolution_name, norm_name)))
+            block._modules[norm_name] = nn.Identity().eval()
+        for part in _PARTS:
+            for module in fused.get_submodule(part).modules():
+                if isinstance(module, nn.Conv2d) and isinstance(module._parameters.get("weight"), nn.Parameter):
+                    weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+                    module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     fused.decoder.return_intermediate = False
-    if isinstance(model.query_source, TwoStageQueries):
-        fused.query_source = copy.copy(model.query_source)
+    if isinstance(fused.query_source, TwoStageQueries):
         fused.query_source.return_proposals = False
     return fused
+
+
+def fused_weights(model: DETR) -> list[Tensor]:
+    """Return the tensors of which `fuse_for_inference` makes copies: later changes of them need a new fused model."""
+    parts = [model.get_submodule(part) for part in _PARTS]
+    return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers()) if tensor.is_floating_point()]
+
+
+def _fuse(convolution: nn.Module, norm: nn.Module) -> nn.Conv2d:
+    """Return a convolution that computes a convolution and the batch norm after it."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    fused = nn.Conv2d.__new__(nn.Conv2d)  # __init__ would draw random weights
+    fused.__dict__.update(convolution.__dict__)
+    fused.__dict__["_parameters"] = {"weight": weight, "bias": bias}
+    return fused.requires_grad_(False)
 
 
 def _pairs(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
@@ -57,9 +70,14 @@ def _pairs(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         else:
             candidates = [(f"conv{number}", f"bn{number}") for number in (1, 2, 3)]
         for convolution, norm in candidates:
-            if isinstance(names.get(convolution), nn.Conv2d) and _is_affine(names.get(norm)):
+            found = (names.get(convolution), names.get(norm))
+            if type(found[0]) is nn.Conv2d and _is_affine(found[1]) and not any(map(_has_hooks, found)):
                 yield module, convolution, norm
 
 
 def _is_affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, FrozenBatchNorm2d) or type(norm) is nn.BatchNorm2d
+
+
+def _has_hooks(module: nn.Module | None) -> bool:
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)

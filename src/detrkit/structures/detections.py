@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -153,6 +153,52 @@ class Detections:
             queries=None if self.queries is None else self.queries[index],
             low_res_masks=None if self.low_res_masks is None else self.low_res_masks.select(index),
         )
+
+    @property
+    def areas(self) -> Float[Tensor, "N"]:
+        """Areas of the boxes in square pixels."""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).clamp(min=0).prod(1)
+
+    def filter(
+        self,
+        *,
+        min_score: float | None = None,
+        classes: Any = None,
+        min_area: float | None = None,
+        max_area: float | None = None,
+    ) -> Detections:
+        """Select by score, class and area; for anything else, index with a mask: ``detections[detections.scores > 0.7]``.
+
+        Args:
+            min_score: minimum score.
+            classes: names or category ids to keep: one, several separated by commas, or any iterable.
+            min_area: minimum area of the box in square pixels.
+            max_area: maximum area of the box in square pixels.
+        """
+        keep = torch.ones(len(self), dtype=torch.bool)
+        if min_score is not None:
+            keep &= self.scores.cpu() >= min_score
+        if classes is not None:
+            pairs = zip(self.class_names, self.category_ids.tolist(), strict=True)
+            chosen = self._chosen_classes(classes)
+            keep &= torch.tensor([not chosen.isdisjoint(pair) for pair in pairs], dtype=torch.bool)
+        if min_area is not None:
+            keep &= self.areas.cpu() >= min_area
+        if max_area is not None:
+            keep &= self.areas.cpu() <= max_area
+        return self[keep]
+
+    def _chosen_classes(self, classes: Any) -> set[str | int]:
+        if isinstance(classes, str):
+            return {classes} if classes in self.class_names else {name.strip() for name in classes.split(",")}
+        several = classes if isinstance(classes, Iterable) else [classes]
+        return {str(one) if isinstance(one, str) else int(one) for one in several}
+
+    def with_labels(self, labels: Collection[int] | None) -> Detections:
+        """Select the objects with these labels; None selects all."""
+        if labels is None:
+            return self
+        return self[[number for number, label in enumerate(self.labels.tolist()) if label in labels]]
 
     def __repr__(self) -> str:
         return f"Detections({summary('object', self.class_names, self.size)})"

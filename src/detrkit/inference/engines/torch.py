@@ -3,17 +3,24 @@
 Input: a `Batch` of preprocessed images. Output: `Predictions` of the last decoder layer.
 """
 
-from typing import Protocol, cast, runtime_checkable
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torchvision.ops import box_iou
 
 from detrkit.config.model import ModelConfig
-from detrkit.inference.options import Precision
+from detrkit.errors import ConfigError, arg
+from detrkit.inference.options import PRECISIONS, Precision
 from detrkit.models.detr import DETR
-from detrkit.models.fuse import fuse_for_inference
+from detrkit.models.fuse import fuse_for_inference, fused_weights
+from detrkit.models.inference_copy import inference_copy
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch, Predictions
@@ -38,80 +45,226 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """PyTorch on any device, with fused batch norms and channels-last memory format.
+    """PyTorch on any device, with fused batch norms and channels-last memory format. Safe to share between threads.
+
+    It computes with copies of the model in eval mode that share its weights (`models.inference_copy`), so it never changes
+    the model, and the model may be trained meanwhile: every prediction uses the weights of that moment.
 
     Attributes:
-        model: the given model, in eval mode; changes of its weights take effect at the next prediction.
+        model: the given model.
+        padding_invariant: see `DETR.padding_invariant`; of the predictions, whatever the setting of the model.
+        precision: "auto" until it is decided, see `__init__`.
     """
 
     def __init__(
         self,
         model: DETR,
-        device: torch.device,
+        device: torch.device | None,
         padding_invariant: bool,
-        precision: Precision = "float32",
+        precision: str = "float32",
         compile_model: bool = False,
     ) -> None:
         """Wrap a model.
 
         Args:
-            model: the model, which is moved to the device.
-            device: device to predict on.
+            model: the model, which is moved to the device, and not changed otherwise.
+            device: device to predict on; None is that of the model.
             padding_invariant: see `DETR.padding_invariant`.
             precision: "auto" uses bfloat16 if the processor is fast at it and the detections stay the same. The first 4
                 batches with detections are predicted in both precisions; if a detection with a score of 0.3 or more
                 changes its class, its box (IoU below 0.95) or its score (by more than 0.03), float32 is used from then on.
             compile_model: compile the model, which takes a minute at the first prediction.
+
+        Raises:
+            ConfigError: there is no such precision.
         """
-        self.model = model.eval().to(device)
+        chosen = check_precision(precision)
+        self.model = model if device is None else model.to(device)
         self.config = model.config
-        self.device = device
-        model.padding_invariant = padding_invariant
-        self.precision = precision if precision != "auto" or has_fast_bfloat16(device) else "float32"
+        self.padding_invariant = padding_invariant
+        self.compile_model = compile_model
+        self.precision: Precision = chosen if chosen != "auto" or has_fast_bfloat16(self.device) else "float32"
         self._num_compared = 0
-        self._compile = compile_model
-        self._fused = model
-        self._state: tuple[int, ...] | None = None
+        self._fused: _FusedModel | None = None
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"TorchEngine(device={str(self.device)!r}, precision={self.precision!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied: not the lock and the fused model, which is made anew."""
+        return {**self.__dict__, "_fused": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device) -> "TorchEngine":
+        """Return an engine on a device: this one, or one with a copy of the model."""
+        if self.device == torch.empty(0, device=device).device:
+            return self
+        moved = copy.copy(self)
+        moved.model = copy.deepcopy(self.model).to(device)
+        return moved
+
     @torch.inference_mode()
     def predict(self, batch: Batch) -> Predictions:
-        """Predict a batch."""
+        """Predict a batch.
+
+        Raises:
+            ConfigError: the weights are not float32, or on several devices.
+        """
+        check_weights(self.model)
         on_device = batch.to(self.device)
         padding_mask = on_device.padding_mask if batch.is_padded else None
         images = on_device.images.contiguous(memory_format=torch.channels_last)
-        if self.precision != "auto":
-            return self._run(images, padding_mask, self.precision == "bfloat16")
+        precision = self.precision  # of this call: another thread may decide on it meanwhile
+        if precision != "auto":
+            return self._run(images, padding_mask, precision == "bfloat16")
         exact = self._run(images, padding_mask, False)
         if not (exact.probabilities >= _MIN_SCORE).any():
             return exact  # no detections to compare
         reduced = self._run(images, padding_mask, True)
-        if not same_detections(exact, reduced):
-            self.precision = "float32"
-            return exact
-        self._num_compared += 1
-        if self._num_compared == _NUM_COMPARED:
-            self.precision = "bfloat16"
-        return reduced
+        is_same = same_detections(exact, reduced)
+        with self._lock:
+            if not is_same:
+                self.precision = "float32"
+            elif self.precision == "auto":
+                self._num_compared += 1
+                if self._num_compared == _NUM_COMPARED:
+                    self.precision = "bfloat16"
+        return reduced if is_same else exact
+
+    def exact_model(self) -> DETR:
+        """Return a copy of the model in eval mode that shares its weights, with nothing fused, for the caller alone.
+
+        Raises:
+            ConfigError: the weights are not float32, or on several devices.
+        """
+        check_weights(self.model)
+        exact = inference_copy(self.model)
+        exact.padding_invariant = self.padding_invariant
+        return exact
 
     @property
     def fused_model(self) -> DETR:
         """The model with fused batch norms, compiled if requested; it follows the weights of `model`."""
-        state = _state_of(self.model)
-        if state != self._state:
-            self._fused = fuse_for_inference(self.model)
-            if self._compile:
-                self._fused = cast(DETR, compile_dynamic(self._fused, self.device))
-            self._state = state
-        return self._fused
+        state, fused = _ModelState.of(self.model), self._fused
+        if fused is not None and fused.state == state:
+            return fused.model
+        with self._lock:
+            if self._fused is None or self._fused.state != state:
+                model = fuse_for_inference(self.model)
+                model.padding_invariant = self.padding_invariant
+                if self.compile_model:
+                    model = cast(DETR, compile_dynamic(model, self.device))
+                self._fused = _FusedModel(state, model)
+            return self._fused.model
 
     def _run(
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, in_bfloat16: bool
     ) -> Predictions:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
+        # without the cache, which would keep inference tensors for a training step in the caller's autocast region
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16, cache_enabled=False):
             return self.fused_model(images, padding_mask)
+
+
+@dataclass(frozen=True)
+class _ModelState:
+    """Everything that a fused model depends on.
+
+    Attributes:
+        parts: the modules, parameters and buffers, compared by identity.
+        hooks: the ids of their hooks.
+        versions: of each tensor, its address and how often autograd saw it change.
+        contents: sums over the bits of the fused weights, because changes of `tensor.data` are not counted as versions.
+    """
+
+    parts: tuple[object, ...]
+    hooks: tuple[int, ...]
+    versions: tuple[int, ...]
+    contents: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: DETR) -> "_ModelState":
+        """Return the state of a model."""
+        parts: list[object] = []
+        hooks: list[int] = []
+        for module in model.modules():
+            parts += (module, *module._parameters.values(), *module._buffers.values())
+            hooks += (*module._forward_hooks, *module._forward_pre_hooks)
+        weights = [one for one in fused_weights(model) if not isinstance(one, FakeTensor)]  # fakes have no values
+        numbers = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+        versions = tuple(number for pair in numbers for number in pair)
+        return cls(tuple(parts), tuple(hooks), versions, _checksums(weights))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _ModelState) or len(self.parts) != len(other.parts):
+            return False
+        are_same = all(first is second for first, second in zip(self.parts, other.parts, strict=True))
+        numbers, others = ((one.hooks, one.versions, one.contents) for one in (self, other))
+        return are_same and numbers == others
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class _FusedModel:
+    """A fused model, and the state of the model that it was made of."""
+
+    state: _ModelState
+    model: DETR
+
+
+@torch.no_grad()
+def _checksums(weights: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return numbers that change with the values: 8 ms for a ResNet-50 on a GPU or a few cores, 18 ms on one."""
+    if not weights:
+        return ()
+    if weights[0].device.type == "cpu":  # integers: independent of the number of threads
+        bits = [one.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64) for one in weights]
+        return tuple(torch.stack(bits).tolist())
+    return tuple(torch.stack(torch._foreach_norm([one.detach() for one in weights])).tolist())
+
+
+def check_precision(name: object) -> Precision:
+    """Return the precision of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for precision in PRECISIONS:
+        if precision == name:
+            return precision
+    raise ConfigError(
+        f"{arg('precision', name)} is not a precision to predict in; use one of {', '.join(PRECISIONS)}: weights are "
+        "float32, and bfloat16 computes with half the bits"
+    )
+
+
+def check_weights(model: DETR) -> None:
+    """Check that a model can predict: float32 weights on one device.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    parameters = list(model.parameters())
+    found = {str(one.dtype).removeprefix("torch.") for one in parameters}
+    if found != {"float32"}:
+        raise ConfigError(
+            f"model: found weights of type {', '.join(sorted(found))}, expected float32; call model.float(), and load the "
+            "detector with precision='bfloat16' for speed"
+        )
+    devices = {str(one.device) for one in parameters}
+    if len(devices) > 1 or "meta" in devices:
+        raise ConfigError(
+            f"model: found weights on {', '.join(sorted(devices))}, expected one device that computes; call "
+            "model.to(device) with one"
+        )
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -138,9 +291,3 @@ def same_detections(exact: Predictions, reduced: Predictions) -> bool:
     is_kept = (scores < _MIN_SCORE) | matching.any(2)
     is_known = (other_scores < _MIN_SCORE) | matching.any(1)
     return bool(is_kept.all() and is_known.all())
-
-
-def _state_of(model: DETR) -> tuple[int, ...]:
-    """Return a fingerprint that changes with the weights of the fused parts."""
-    tensors = [*model.get_submodule("backbone").state_dict(keep_vars=True).values(), *model.neck.parameters()]
-    return tuple(number for t in tensors for number in (id(t), t.data_ptr(), 0 if t.is_inference() else t._version))

@@ -1,8 +1,9 @@
 """Record the attention of a forward pass.
 
-The model stores no attention matrix. `record_attention` keeps the inputs of every attention layer with forward hooks
-(tokens, not matrices: at most 18 tensors of 850 x 256 values for DETR-R50), and `RecordedAttention` recomputes the weights
-of the requested layers, heads and queries from them, exactly as the model computed them.
+The model stores no attention matrix. `record_attention` keeps the inputs of every attention layer (tokens, not matrices: at
+most 18 tensors of 850 x 256 values for DETR-R50), and `RecordedAttention` recomputes the weights of the requested layers,
+heads and queries from them, exactly as the model computed them. The hooks that record are on a copy of the model, so that
+several threads can record at once, and the layers are copied, so that later training changes no recording.
 """
 
 import inspect
@@ -21,6 +22,8 @@ from detrkit.models.attention.multi_head import ProjectedAttention
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.models.detr import DETR
 from detrkit.models.feature_maps import FeatureMaps
+from detrkit.models.heads.panoptic import PanopticMasks
+from detrkit.models.inference_copy import inference_copy, snapshot
 from detrkit.ops.grid import Grid, stride_of
 from detrkit.structures import Batch, Predictions
 
@@ -164,7 +167,9 @@ def _attention_module(layer: nn.Module, name: str) -> ProjectedAttention | Defor
 def capture_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[dict[str, Any], Any]]]:
     """Capture the arguments, by parameter name, and the outputs of modules while the context is active.
 
-    Uses forward hooks, which are removed at the end; the model runs unchanged afterwards.
+    Args:
+        modules: of a model that nothing else runs meanwhile, such as an `inference_copy`. They get forward hooks, which
+            are removed at the end.
     """
     calls: dict[nn.Module, tuple[dict[str, Any], Any]] = {}
 
@@ -181,12 +186,11 @@ def capture_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tupl
             handle.remove()
 
 
-@torch.no_grad()
 def record_attention(model: DETR, batch: Batch) -> list[RecordedAttention]:
-    """Run a model on a batch and record the inputs of its attention layers.
+    """Run a copy of a model in eval mode on a batch and record the inputs of its attention layers. Thread-safe.
 
     Args:
-        model: in eval mode; on any device.
+        model: on any device; it is not changed.
         batch: of preprocessed images.
 
     Returns:
@@ -194,6 +198,16 @@ def record_attention(model: DETR, batch: Batch) -> list[RecordedAttention]:
 
     Raises:
         ConfigError: the model attends densely to several feature maps, for which there is no single map to show.
+    """
+    recordings = record_attention_of_copy(inference_copy(model), batch)
+    return [replace(one, predictions=with_own_mask_head(one.predictions)) for one in recordings]
+
+
+@torch.no_grad()
+def record_attention_of_copy(model: DETR, batch: Batch) -> list[RecordedAttention]:
+    """Record attention as `record_attention`, with hooks on an `inference_copy` that nothing else runs meanwhile.
+
+    The masks of the predictions are computed by the model's own head, until `with_own_mask_head` is called.
     """
     config = model.config
     if config.num_feature_levels > 1 and "dense" in (config.encoder, config.decoder):
@@ -207,7 +221,10 @@ def record_attention(model: DETR, batch: Batch) -> list[RecordedAttention]:
     hooked = [model.get_submodule("encoder"), *(module for of_kind in modules.values() for module in of_kind)]
     with capture_calls(hooked) as calls:
         padding_mask = on_device.padding_mask if batch.is_padded else None
-        predictions = model(on_device.images, padding_mask)
+        # a surrounding autocast region of a training loop has no effect
+        with torch.autocast(device.type, enabled=False):
+            predictions = model(on_device.images, padding_mask)
+    layers_of = {module: snapshot(module) for of_kind in modules.values() for module in of_kind}
     memory: FeatureMaps = calls[model.get_submodule("encoder")][1]
     level = config.num_backbone_levels - 1
     cells = memory.sizes[level]
@@ -217,10 +234,10 @@ def record_attention(model: DETR, batch: Batch) -> list[RecordedAttention]:
         grid = _grid(batch, index, cells, config.strides[level])
         layers = {
             kind: tuple(
-                _dense_inputs(calls[module], module, index)
-                if isinstance(module, ProjectedAttention)
+                _dense_inputs(calls[module], layer, index)
+                if isinstance(layer := layers_of[module], ProjectedAttention)
                 else _deformable_inputs(
-                    calls[module], model, module, index, grid, first_cell if kind == "encoder" else None
+                    calls[module], model, layer, index, grid, first_cell if kind == "encoder" else None
                 )
                 for module in of_kind
             )
@@ -229,6 +246,14 @@ def record_attention(model: DETR, batch: Batch) -> list[RecordedAttention]:
         size = batch.sizes[index] if model.padding_invariant and batch.is_padded else None
         recordings.append(RecordedAttention(grid, _select_image(predictions, index, size), layers))
     return recordings
+
+
+def with_own_mask_head(predictions: Predictions) -> Predictions:
+    """Give predictions, whose masks are computed on demand, a mask head that later training does not change."""
+    source = predictions.mask_source
+    if not isinstance(source, PanopticMasks):
+        return predictions
+    return replace(predictions, mask_source=replace(source, head=snapshot(source.head)))
 
 
 def _grid(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid:
