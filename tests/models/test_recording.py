@@ -82,7 +82,7 @@ def count_hooks(model: DETR) -> int:
 
 
 def test_recording_changes_no_output_and_removes_its_hooks() -> None:
-    model = small_detector().model
+    model = small_detector().model.eval()
     batch = padded_batch()
     with torch.no_grad():
         before = model(batch.images, batch.padding_mask)
@@ -95,7 +95,7 @@ def test_recording_changes_no_output_and_removes_its_hooks() -> None:
     model.heads.register_forward_pre_hook(lambda *_: num_hooks.append(count_hooks(model)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         record_attention(model, batch)
-    assert num_hooks[0] > 0
+    assert num_hooks == [0]  # those that record are on a copy
     assert count_hooks(model) == 0
 
 

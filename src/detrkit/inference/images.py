@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from detrkit.data.images import image_to_pixels, read_image, read_uploaded_image
+from detrkit.data.suffixes import VIDEO_SUFFIXES
 from detrkit.errors import DatasetError, short
 
 _ARRAY_START = b"\x93NUMPY"  # of a .npy file
@@ -85,7 +86,7 @@ def as_iterable(images: Any, channels: int) -> Iterable[Any]:
     )
 
 
-def held(image: Any) -> Any:
+def held(image: Any, where: str = "image") -> Any:
     """Return an image that stays as it is when its source goes on, as a camera that fills one array again and again."""
     if isinstance(image, np.ndarray):
         return image.copy()
@@ -96,7 +97,7 @@ def held(image: Any) -> Any:
     if isinstance(image, bytearray | memoryview):
         return bytes(image)
     if isinstance(image, BinaryFile) and not isinstance(image, str | os.PathLike):
-        return _content_of(image, "image")
+        return _content_of(image, where)
     return image
 
 
@@ -118,6 +119,8 @@ def _local_path(image: str | os.PathLike[str], where: str) -> Path:
         raise DatasetError(
             f"{where}: found text of {len(text)} characters ({short(text)}), expected a path; decode base64 to bytes first"
         )
+    if Path(text).suffix.lower() in VIDEO_SUFFIXES:
+        raise DatasetError(f"{text}: is a video, expected an image; predict it with detrkit.predict_files")
     if not text:
         raise DatasetError(f"{where}: found an empty path, expected an image; check the path")
     return Path(text)

@@ -1,5 +1,6 @@
 """Settings of `predict_files`. Free of torch, so that they are checked before anything heavy is imported."""
 
+import numbers
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
@@ -117,7 +118,7 @@ def check_threshold(value: object, name: str = "threshold") -> float:
     Raises:
         ConfigError: it is not a number between 0 and 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise ConfigError(f"{arg(name, value)} is not a score; use a number between 0 and 1, or 'auto'")
     return float(value)
 

@@ -21,7 +21,7 @@ from detrkit.data.transforms.geometry import crop, image_size
 from detrkit.errors import DatasetError
 from detrkit.inference.batches import MinScores
 from detrkit.inference.engines.torch import Engine
-from detrkit.inference.images import ImageInput, held, path_of, read_image_input
+from detrkit.inference.images import held, path_of, read_image_input
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample
@@ -86,7 +86,7 @@ class _WaitingImage:
 
 def stream_images(
     predictor: BatchPredictor,
-    images: Iterable[ImageInput],
+    images: Iterable[Any],
     config: StreamConfig,
     on_error: ErrorHandler | None,
 ) -> Generator[Detections, None, None]:
@@ -96,8 +96,8 @@ def stream_images(
         DatasetError: an image cannot be read, and there is no `on_error`.
     """
 
-    def read(image: Any) -> _WaitingImage:
-        pixels = read_image_input(image, predictor.engine.config.in_channels)
+    def read(image: Any, where: str) -> _WaitingImage:
+        pixels = read_image_input(image, predictor.engine.config.in_channels, where)
         views = [] if config.tiling is None else config.tiling.views((pixels.shape[1], pixels.shape[2]))
         is_tiled = len(views) > 1
         keeps_pixels = config.keep_images or is_tiled
@@ -113,8 +113,8 @@ def stream_images(
 
 
 def _read_ahead(
-    images: Iterable[ImageInput],
-    read: Callable[[Any], _WaitingImage],
+    images: Iterable[Any],
+    read: Callable[[Any, str], _WaitingImage],
     workers: int,
     on_error: ErrorHandler | None,
 ) -> Iterator[_WaitingImage]:
@@ -122,13 +122,13 @@ def _read_ahead(
     pool = ThreadPoolExecutor(workers) if workers else None
     ahead: deque[tuple[Any, Callable[[], _WaitingImage]]] = deque()
 
-    def start(image: Any) -> Callable[[], _WaitingImage]:
+    def start(image: Any, where: str) -> Callable[[], _WaitingImage]:
         """Start to read an image; what the returned function raises is raised in the image's turn."""
         try:
-            kept = held(image)  # a thread reads it after the iterator has gone on
+            kept = held(image, where)  # a thread reads it after the iterator has gone on
         except DatasetError as error:
             return partial(_raise, error)
-        return partial(read, kept) if pool is None else pool.submit(read, kept).result
+        return partial(read, kept, where) if pool is None else pool.submit(read, kept, where).result
 
     def next_one() -> Iterator[_WaitingImage]:
         image, result = ahead.popleft()
@@ -140,8 +140,8 @@ def _read_ahead(
             on_error(image, error)
 
     try:
-        for image in images:
-            ahead.append((image, start(image)))
+        for number, image in enumerate(images):
+            ahead.append((image, start(image, f"images[{number}]")))
             if len(ahead) > 2 * workers:
                 yield from next_one()
         while ahead:
