@@ -34,6 +34,7 @@ def choose_device(name: "str | torch.device | int") -> "torch.device":
     """
     import torch
 
+    name = f"cuda:{name}" if isinstance(name, int) else name
     check_device_name(str(name))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
