@@ -106,12 +106,6 @@ def test_segmentations_and_areas_are_converted(tmp_path: Path) -> None:
     assert copied[0]["area"] == pytest.approx(512, abs=32)
     assert copied[1]["area"] == 10
     assert load_dataset(tmp_path / "copy", masks=True).train.records.has_masks
-    document["annotations"][0].pop("segmentation")
-    path.write_text(json.dumps(document))
-    notes = convert_dataset(folder, tmp_path / "boxes", "coco").notes
-    assert "segmentations are left out: " in notes[0]
-    copied = json.loads((tmp_path / "boxes" / "annotations" / "instances_train.json").read_text())["annotations"]
-    assert "segmentation" not in copied[0]
 
 
 def test_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detrkit._internal.files import refuse_overwrite
+from detrkit._internal.files import refuse_overwrite, staged_folder
 from detrkit._internal.text import plural
 from detrkit.data.dataset import DatasetSplits, Split
 from detrkit.data.formats.registry import load_format
 from detrkit.data.formats.shards import DEFAULT_IMAGES_PER_SHARD, check_shard_folder, write_shards
-from detrkit.data.records import SplitName
+from detrkit.data.records import NO_SEGMENTATION, Masks, SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
-from detrkit.errors import DatasetError, check_minimum
+from detrkit.errors import check_minimum
 
 Progress = Callable[[int, int], None]
 
@@ -56,7 +56,7 @@ class ShardResult:
 
 
 def write_dataset(splits: dict[SplitName, Split], output: Path, format: str, progress: Progress | None = None) -> int:
-    """Write splits as a dataset folder, images copied.
+    """Write splits as a dataset folder, images copied; after an error nothing is left of it.
 
     Args:
         splits: of one dataset.
@@ -73,7 +73,8 @@ def write_dataset(splits: dict[SplitName, Split], output: Path, format: str, pro
     """
     writer = load_format(format)
     refuse_overwrite(output)
-    return writer.write(splits, output, progress)
+    with staged_folder(output) as staging:
+        return writer.write(splits, staging, progress)
 
 
 def convert_dataset(
@@ -87,9 +88,9 @@ def convert_dataset(
 ) -> ConvertResult:
     """Convert a dataset to another format; images are copied.
 
-    Category ids, names and boxes are kept. Crowds are dropped in YOLO, and become difficult objects in Pascal VOC.
-    Segmentations are kept from COCO to COCO. Panoptic annotations can only be written from panoptic ones; in other formats
-    their segments become boxes.
+    Category ids, names and boxes are kept. Crowds are dropped in YOLO, and become difficult objects in Pascal VOC. The
+    segmentations of the objects that have one are kept in COCO, panoptic segments as run lengths. Panoptic annotations can
+    only be written from panoptic ones. After an error nothing is left of the output.
 
     Args:
         data: dataset folder, splits or torch dataset; see `as_splits`.
@@ -106,18 +107,26 @@ def convert_dataset(
     output = Path(output)
     load_format(format)
     refuse_overwrite(output)
-    dataset = as_splits(data, classes=classes, format=source_format)
-    notes = dataset.notes
-    if format == dataset.format == "coco" and isinstance(data, str | Path):
-        try:
-            dataset = load_dataset(data, "coco", masks=True)
-        except DatasetError as error:
-            notes = (*notes, f"segmentations are left out: {error}")
+    masks: Masks = "available" if load_format(format).HAS_MASKS else False
+    dataset = as_splits(data, classes=classes, format=source_format, masks=masks)
     require_train(dataset)
-    num_crowds = write_dataset(dataset.splits, output, format, progress)
+    splits = dataset.splits
+    notes = (*dataset.notes, *(finding.line for finding in dataset.findings))
+    if dataset.val is dataset.train:  # a single image
+        del splits["val"]
+    num_crowds = write_dataset(splits, output, format, progress)
     if num_crowds:
         notes = (*notes, f"{plural(num_crowds, 'crowd')} dropped, which {format} cannot express")
+    if num_boxes := sum(_count_boxes(split) for split in splits.values()):
+        notes = (*notes, f"{plural(num_boxes, 'object')} of the data have a box and no segmentation")
     return ConvertResult(output, load_dataset(output, format), num_crowds, notes)
+
+
+def _count_boxes(split: Split) -> int:
+    """Count the objects without a segmentation among others that have one."""
+    strings = split.records.arrays.segmentations
+    num_boxes = 0 if strings is None else int((strings.ends.diff() == len(NO_SEGMENTATION)).sum())
+    return num_boxes if strings is not None and num_boxes < len(strings.ends) - 1 else 0
 
 
 def shard_dataset(

@@ -1,7 +1,7 @@
 """Splits of a dataset, and the samples that are read from them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -34,11 +34,13 @@ class Split(Dataset[Sample]):
         records: annotations, image ids and image sizes.
         categories: of the labels.
         source: annotation file or dataset folder, for messages; the name of the class of a `torch` dataset.
+        folder: name of the split's folder in a copy, such as `valid` or `train2017`; None for the name of the split.
     """
 
     records: Records
     categories: Categories
     source: Path
+    folder: str | None = field(default=None, kw_only=True)
 
     @classmethod
     def empty(cls, categories: Categories, source: Path) -> "Split":

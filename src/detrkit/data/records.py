@@ -15,6 +15,21 @@ from detrkit.errors import DatasetError
 
 # called with every error in a dataset: raises it, or returns to continue without the malformed entry
 ErrorHandler = Callable[[DatasetError], None]
+# whether readers keep what masks are made of: of all objects, which then must have it; or "available", of those that do
+Masks = bool | Literal["available"]
+NO_SEGMENTATION = b""  # of an object without a mask among others that have one
+
+
+class ImageError(DatasetError):
+    """An image cannot be used; it is left out with its objects."""
+
+
+class ObjectError(DatasetError):
+    """An object of a usable image is malformed; it is left out (`Record.num_faults`)."""
+
+
+class SegmentationError(DatasetError):
+    """The segmentation of an object is malformed or does not fit its image; the object keeps its box."""
 
 
 def raise_error(error: DatasetError) -> None:
@@ -44,8 +59,9 @@ class Record:
         is_crowd: (N,) bool; a crowd box surrounds many objects and is not trained on.
         span: (offset, length) in bytes of the image inside its shard; None for an image file.
         segmentations: of each object, not decoded: JSON of a COCO segmentation; or the segment id if there is a
-            `mask_file`. None if masks were not asked for, or do not exist.
+            `mask_file`; `NO_SEGMENTATION` where there is none. None if masks were not asked for, or do not exist.
         mask_file: PNG of segment ids.
+        num_faults: objects that readers left out because they are malformed.
     """
 
     image_id: int
@@ -57,6 +73,7 @@ class Record:
     span: tuple[int, int] | None = None
     segmentations: tuple | None = None  # of bytes
     mask_file: Path | None = None
+    num_faults: int = 0
 
     def keep(self, chosen: np.ndarray) -> "Record":
         """Keep the objects of a mask (N,) bool."""
@@ -113,6 +130,7 @@ class RecordArrays:
     is_crowd: Tensor  # (N,) bool
     segmentations: PackedStrings | None = None  # of N objects
     mask_files: PackedStrings | None = None  # of P images: absolute paths
+    num_faults: Tensor | None = None  # (P,) int64; None if all are 0
 
     @property
     def flat(self) -> dict[str, Tensor]:
@@ -163,6 +181,9 @@ class Records(Sequence[Record]):
                 is_crowd=torch.from_numpy(_concat([r.is_crowd for r in kept], np.bool_)),
                 segmentations=_pack([r.segmentations for r in kept]),
                 mask_files=_pack([None if r.mask_file is None else (os.fsencode(r.mask_file),) for r in kept]),
+                num_faults=torch.tensor([record.num_faults for record in kept])
+                if any(record.num_faults for record in kept)
+                else None,
             )
         )
 
@@ -197,6 +218,7 @@ class Records(Sequence[Record]):
             mask_file=None
             if arrays.mask_files is None
             else Path(os.fsdecode(arrays.mask_files.between(index, index + 1)[0])),
+            num_faults=0 if arrays.num_faults is None else int(arrays.num_faults[index]),
         )
 
     def __iter__(self) -> Iterator[Record]:
@@ -227,6 +249,7 @@ class Records(Sequence[Record]):
                 is_crowd=arrays.is_crowd[objects],
                 segmentations=None if arrays.segmentations is None else arrays.segmentations.select(objects),
                 mask_files=None if arrays.mask_files is None else arrays.mask_files.select(chosen),
+                num_faults=None if arrays.num_faults is None else arrays.num_faults[chosen],
             ),
             self.root,
         )
@@ -234,7 +257,8 @@ class Records(Sequence[Record]):
     @property
     def has_masks(self) -> bool:
         """True if every object has a mask."""
-        return self.arrays.segmentations is not None
+        strings = self.arrays.segmentations
+        return strings is not None and bool((strings.ends.diff() > len(NO_SEGMENTATION)).all())
 
     @property
     def image_ids(self) -> list[int]:

@@ -6,7 +6,7 @@ it. RLE is encoded and decoded by hotcoco, whose masks equal those of pycocotool
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from hotcoco import mask as rle
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from detrkit.data.records import Record
+from detrkit.data.records import NO_SEGMENTATION, Record
 from detrkit.data.segment_png import read_ids
 from detrkit.errors import DatasetError
 from detrkit.ops.segments import ids_to_masks
 
 _MIN_COORDINATES = 6  # of a polygon with an area: three points
+_WRONG_SUM = "RLE that does not add up to the image's pixels"
 _MAX_COORDINATE = 1e6  # pixels; coordinates of polygons are clipped to it
 
 
@@ -102,9 +103,101 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         raise ValueError(f"RLE of {width} x {height} pixels, the image has {size[1]} x {size[0]}")
     if isinstance(segmentation["counts"], list):
         if sum(segmentation["counts"]) != math.prod(size):
-            raise ValueError("RLE that does not add up to the image's pixels")
+            raise ValueError(_WRONG_SUM)
         return dict(rle.frPyObjects(segmentation, *size))
     return {"size": list(size), "counts": segmentation["counts"]}
+
+
+def find_misfit(segmentation: bytes, size: tuple[int, int]) -> str | None:
+    """Return what is wrong with the run lengths of a segmentation for an image, or None; polygons fit any image.
+
+    Args:
+        segmentation: result of `check_segmentation`.
+        size: (height, width) of the image.
+    """
+    content = json.loads(segmentation) if segmentation.startswith(b"{") else None
+    if content is None:
+        return None
+    try:
+        encoded = to_rle(content, size)
+        rle.decode(encoded)
+    except (ValueError, TypeError, OverflowError) as error:
+        return str(error).splitlines()[0][:100]
+    return None if _sum_of_runs(encoded["counts"]) == math.prod(size) else _WRONG_SUM
+
+
+def _sum_of_runs(counts: str | bytes) -> int | None:
+    """Add up compressed run lengths (pycocotools, rleFrString); None if they end in the middle of a number."""
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode() if isinstance(counts, str) else counts:
+        digit = byte - 48
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (1 << shift) if digit & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return None if shift else sum(runs)
+
+
+def repair_segmentation(
+    segmentation: bytes, size: tuple[int, int], box: Sequence[float], min_iou: float = 0.5
+) -> bytes:
+    """Repair run lengths that do not fit their image, if the result lies where the object's box is.
+
+    Tools swap height and width, or write runs that end behind the image.
+
+    Args:
+        segmentation: run lengths, a result of `check_segmentation`.
+        size: (height, width) of the image.
+        box: xyxy of the object, pixels.
+        min_iou: of the box and the pixels' own box.
+
+    Returns:
+        The repaired run lengths, or `NO_SEGMENTATION`.
+    """
+    content = json.loads(segmentation)
+    for candidate in _candidates(content["size"], content["counts"], size):
+        try:
+            encoded = rle.encode(np.asfortranarray(rle.decode(to_rle(candidate, size))))
+            x, y, width, height = rle_to_box(encoded)
+        except (ValueError, TypeError, OverflowError):
+            continue
+        if _iou((x, y, x + width, y + height), box) >= min_iou:
+            counts = encoded["counts"]
+            return _to_bytes({"size": list(size), "counts": counts.decode() if isinstance(counts, bytes) else counts})
+    return NO_SEGMENTATION
+
+
+def _candidates(annotated: Sequence[int], counts: Any, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Yield what run lengths may have been meant to be."""
+    yield {"size": list(size), "counts": counts}
+    if isinstance(counts, list):
+        ends = np.minimum(np.cumsum([*counts, *([0] if len(counts) % 2 else [])]), math.prod(size))
+        background = math.prod(size) - int(ends[-1])  # after an even number of runs
+        yield {"size": list(size), "counts": [*np.diff(ends, prepend=0).tolist(), background]}
+    if tuple(annotated) == size[::-1]:  # of the transposed image
+        try:
+            mask = rle.decode(to_rle({"size": annotated, "counts": counts}, size[::-1]))
+        except (ValueError, TypeError, OverflowError):
+            return
+        yield {"size": list(size), "counts": _counts(mask.T)}
+
+
+def _counts(mask: np.ndarray) -> list[int]:
+    """Return uncompressed run lengths, by columns and beginning with the background."""
+    flat = np.concatenate([[0], mask.flatten(order="F"), [-1]]).astype(np.int64)
+    ends = np.flatnonzero(np.diff(flat))
+    return list(np.diff(ends, prepend=0).tolist())
+
+
+def _iou(first: Sequence[float], second: Sequence[float]) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return intersection / (areas - intersection) if areas > intersection else 0.0
 
 
 def rle_to_box(mask: dict[str, Any]) -> list[float]:

@@ -14,7 +14,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.registry import layouts, read_splits
-from detrkit.data.records import ErrorHandler, SplitName, raise_error
+from detrkit.data.records import ErrorHandler, Masks, SplitName, raise_error
 from detrkit.data.torch_dataset import class_names_of, is_torch_dataset, read_torch_dataset
 from detrkit.errors import ConfigError, DatasetError, arg
 
@@ -28,7 +28,7 @@ def load_dataset(
     path: str | Path,
     format: str | None = None,
     *,
-    masks: bool = False,
+    masks: Masks = False,
     seed: int = 42,
     on_error: ErrorHandler = raise_error,
     splits: Collection[SplitName] | None = None,
@@ -41,7 +41,7 @@ def load_dataset(
     Args:
         path: dataset folder; or a data.yaml, or a COCO JSON.
         format: of the annotations; detected from the folder if omitted.
-        masks: load instance masks or panoptic segments.
+        masks: load instance masks or panoptic segments; "available" loads those that exist, for copies and checks.
         seed: of the images that are set aside for validation.
         on_error: called with every malformed entry, which is then left out; by default the first one is raised.
         splits: the only splits to read; the images and annotations of others may be missing. By default all are read.
@@ -61,7 +61,7 @@ def load_dataset(
 
 
 def load_split(
-    path: str | Path, split: SplitName, format: str | None = None, seed: int | None = None, *, masks: bool = False
+    path: str | Path, split: SplitName, format: str | None = None, seed: int | None = None, *, masks: Masks = False
 ) -> tuple[Split | None, tuple[str, ...]]:
     """Load one split of a dataset folder, to evaluate on.
 
@@ -70,7 +70,7 @@ def load_split(
         split: name of the split.
         format: of the annotations; detected from the folder if omitted.
         seed: with which a training run has set aside validation images; None if no run did.
-        masks: load instance masks or panoptic segments.
+        masks: load instance masks or panoptic segments; "available" loads those that exist, for copies and checks.
 
     Returns:
         The split, or None if it is missing, and the decisions taken while reading.
@@ -100,7 +100,7 @@ def as_splits(
     val: Data | None = None,
     classes: Sequence[str] | None = None,
     format: str | None = None,
-    masks: bool = False,
+    masks: Masks = False,
     seed: int = 42,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -115,7 +115,7 @@ def as_splits(
         val: validation data, likewise; if omitted, and `data` has no validation split, a fifth of `data`.
         classes: class names, in the order of the labels; only for `torch` datasets.
         format: of a folder's annotations; detected if omitted.
-        masks: load instance masks or panoptic segments.
+        masks: load instance masks or panoptic segments; "available" loads those that exist, for copies and checks.
         seed: of the images that are set aside for validation.
         workers: processes that read a `torch` dataset.
         progress: called with the number of samples read and the total.
@@ -146,7 +146,7 @@ def _val_of(
     categories: Categories,
     format: str | None,
     *,
-    masks: bool,
+    masks: Masks,
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> Split:

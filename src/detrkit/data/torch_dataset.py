@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleSplit, keep
 from detrkit.data.images import RGB, image_to_pixels
-from detrkit.data.records import Record, Records
+from detrkit.data.records import Masks, Record, Records
 from detrkit.errors import ConfigError, DatasetError, arg, short
 from detrkit.ops.masks import encode_masks
 from detrkit.ops.segments import nonempty_masks
@@ -72,7 +72,7 @@ def read_torch_dataset(
     dataset: Dataset[Any],
     categories: Categories,
     *,
-    masks: bool = False,
+    masks: Masks = False,
     is_panoptic: bool = False,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -82,7 +82,7 @@ def read_torch_dataset(
     Args:
         dataset: of `(image, target)`, see `detrkit.data.splits.as_splits`; or of `Sample`.
         categories: of the labels.
-        masks: keep the objects' masks, as run lengths.
+        masks: keep the objects' masks, as run lengths; "available" if the first sample has some.
         is_panoptic: the masks are panoptic segments, which do not overlap.
         workers: processes that read samples.
         progress: called with the number of samples read and the total.
@@ -95,7 +95,8 @@ def read_torch_dataset(
     if not total:
         raise DatasetError(f"{reader.name}: the dataset is empty, expected at least one sample")
     records: list[Record] = []
-    loader = DataLoader(_Targets(reader, masks), batch_size=None, num_workers=workers, collate_fn=_identity)
+    has_masks = reader.has_masks() if masks == "available" else bool(masks)
+    loader = DataLoader(_Targets(reader, has_masks), batch_size=None, num_workers=workers, collate_fn=_identity)
     for record in loader:
         if isinstance(record, DatasetError):
             raise record
@@ -135,13 +136,19 @@ class TorchReader:
         item = self.item(row, channels, masks=masks)
         return Sample(item.image, _usable(item), item.image_id, item.size)
 
+    def has_masks(self) -> bool:
+        """Return whether the target of the first sample has masks."""
+        found = self.dataset[0]
+        target = vars(found.annotations) if isinstance(found, Sample) else found[1] if _is_pair(found) else None
+        return isinstance(target, Mapping) and target.get("masks") is not None
+
     def item(self, row: int, channels: int | None, *, masks: bool) -> "_Item":
         """Read and check a sample; without `channels`, an image is only checked as far as its size is concerned."""
         where = f"{self.name}[{row}]"
         found = self.dataset[row]
         if isinstance(found, Sample):
             found = (found.image, {**vars(found.annotations), "image_id": found.image_id})
-        if not isinstance(found, tuple | list) or len(found) != 2:
+        if not _is_pair(found):
             raise DatasetError(f"{where}: found {_kind(found)}, expected a pair (image, target)")
         image, target = found
         if isinstance(target, list | tuple):
@@ -167,6 +174,10 @@ class TorchReader:
             masks=_to_masks(target.get("masks"), len(boxes), size, f"{where}: masks") if masks else None,
             image_id=_to_image_id(target.get("image_id"), row, f"{where}: image_id"),
         )
+
+
+def _is_pair(found: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(found, tuple | list) and len(found) == 2
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,22 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
-from detrkit.data.segmentation import check_segmentation, rle_area, to_rle
+from detrkit.data.records import (
+    NO_SEGMENTATION,
+    SPLIT_FOLDERS,
+    ErrorHandler,
+    ImageError,
+    Masks,
+    ObjectError,
+    Record,
+    Records,
+    SegmentationError,
+    SplitName,
+    raise_error,
+)
+from detrkit.data.segmentation import check_segmentation, find_misfit, read_masks, repair_segmentation, rle_area, to_rle
 from detrkit.errors import DatasetError, arg, short
+from detrkit.ops.masks import encode_masks
 
 LAYOUT = (
     "annotations/instances_train*.json and instances_val*.json next to folders of images with the same names, "
@@ -84,12 +97,13 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
         0: crowds are kept.
     """
     for name, records in copy_images(splits, output, "{split}", progress).items():
-        _write_json(output / "annotations" / f"instances_{name}.json", records, splits[name].categories)
+        file = f"instances_{splits[name].folder or name}.json"
+        _write_json(output / "annotations" / file, records, splits[name].categories)
     return 0
 
 
 def read_coco_split(
-    root: Path | str, split: SplitName, on_error: ErrorHandler = raise_error, *, masks: bool = False
+    root: Path | str, split: SplitName, on_error: ErrorHandler = raise_error, *, masks: Masks = False
 ) -> Split:
     """Read one split of a folder in the layout of COCO 2017.
 
@@ -114,7 +128,7 @@ def read_coco_split(
 
 
 def read_coco_file(
-    path: Path | str, images: Path | str, on_error: ErrorHandler = raise_error, *, masks: bool = False
+    path: Path | str, images: Path | str, on_error: ErrorHandler = raise_error, *, masks: Masks = False
 ) -> Split:
     """Read an instances JSON.
 
@@ -199,30 +213,47 @@ def read_categories(entries: list[Any], path: Path) -> Categories:
 
 
 def _read_annotations(
-    entries: list[Any], categories: Categories, path: Path, on_error: ErrorHandler, masks: bool
-) -> dict[int, list[tuple[Any, ...]]]:
-    """Collect (xyxy, label, is_crowd, segmentation or None) by image id."""
+    entries: list[Any], categories: Categories, path: Path, on_error: ErrorHandler, masks: Masks
+) -> dict[int, list[tuple[Any, ...] | None]]:
+    """Collect (xyxy, label, is_crowd, segmentation or None, where) by image id; None for a malformed object."""
     label_of = {number: label for label, number in enumerate(categories.ids)}
-    of_image: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    of_image: dict[int, list[tuple[Any, ...] | None]] = defaultdict(list)
     for index, entry in enumerate(entries):
+        where = f"{path}: annotations[{index}]"
         try:
-            image_id, annotation = _read_annotation(entry, label_of, f"{path}: annotations[{index}]", masks)
+            image_id, annotation = _read_annotation(entry, label_of, where, masks, on_error)
         except DatasetError as error:
-            on_error(error)
+            on_error(ObjectError(error.message))
+            with suppress(DatasetError):
+                of_image[integer(entry.get("image_id") if isinstance(entry, dict) else None, where)].append(None)
         else:
             of_image[image_id].append(annotation)
     return of_image
 
 
-def _read_annotation(entry: Any, label_of: dict[int, int], where: str, masks: bool) -> tuple[int, tuple[Any, ...]]:
+def _read_annotation(
+    entry: Any, label_of: dict[int, int], where: str, masks: Masks, on_error: ErrorHandler
+) -> tuple[int, tuple[Any, ...]]:
     if not isinstance(entry, dict):
         raise DatasetError(f"{where}: found {short(entry)}, expected an object")
     where += f" (id {short(entry.get('id'))})"
     label = read_label(entry, label_of, where)
     box = read_box(entry.get("bbox"), where)
     image_id = integer(entry.get("image_id"), f"{where}.image_id")
-    segmentation = check_segmentation(entry.get("segmentation"), where) if masks else None
-    return image_id, (box, label, is_crowd(entry), segmentation)
+    segmentation = _read_segmentation(entry.get("segmentation"), where, masks, on_error) if masks else None
+    return image_id, (box, label, is_crowd(entry), segmentation, where)
+
+
+def _read_segmentation(segmentation: Any, where: str, masks: Masks, on_error: ErrorHandler) -> bytes:
+    if masks == "available":
+        if not segmentation:  # absent, or an empty list as of tools that annotate boxes
+            return NO_SEGMENTATION
+        try:
+            return check_segmentation(segmentation, where)
+        except DatasetError as error:
+            on_error(SegmentationError(error.message))
+            return NO_SEGMENTATION
+    return check_segmentation(segmentation, where)
 
 
 def read_label(entry: dict[str, Any], label_of: dict[int, int], where: str) -> int:
@@ -260,12 +291,12 @@ def is_crowd(entry: dict[str, Any]) -> bool:
 
 def read_images(
     entries: list[Any],
-    of_image: dict[int, list[tuple[Any, ...]]],
+    of_image: dict[int, list[tuple[Any, ...] | None]],
     images: Path,
     path: Path,
     on_error: ErrorHandler,
     *,
-    masks: bool = False,
+    masks: Masks = False,
 ) -> Iterator[Record]:
     """Read the images, and remove their annotations from `of_image`."""
     seen: set[int] = set()
@@ -278,10 +309,13 @@ def read_images(
         except DatasetError as error:
             if isinstance(entry, dict) and isinstance(entry.get("id"), int) and entry["id"] not in seen:
                 of_image.pop(entry["id"], None)  # the annotations are left out with the image
-            on_error(error)
+            on_error(ImageError(error.message))
             continue
         seen.add(image_id)
-        annotations = of_image.pop(image_id, [])
+        found = of_image.pop(image_id, [])
+        annotations = [one for one in found if one is not None]
+        if masks == "available":
+            annotations = [_with_fitting_segmentation(one, size, on_error) for one in annotations]
         yield Record(
             image_id=image_id,
             path=image,
@@ -290,7 +324,20 @@ def read_images(
             labels=np.array([one[1] for one in annotations], dtype=np.int64),
             is_crowd=np.array([one[2] for one in annotations], dtype=bool),
             segmentations=tuple(one[3] for one in annotations) if masks else None,
+            num_faults=len(found) - len(annotations),
         )
+
+
+def _with_fitting_segmentation(
+    annotation: tuple[Any, ...], size: tuple[int, int], on_error: ErrorHandler
+) -> tuple[Any, ...]:
+    """Repair or leave out a segmentation that does not fit its image."""
+    box, label, crowd, segmentation, where = annotation
+    fault = find_misfit(segmentation, size)
+    if fault is None:
+        return annotation
+    on_error(SegmentationError(f"{where}.segmentation: found {fault}; correct it or leave it out"))
+    return box, label, crowd, repair_segmentation(segmentation, size, box), where
 
 
 def _read_image(entry: Any, images: Path, where: str) -> tuple[int, Path, tuple[int, int]]:
@@ -445,8 +492,14 @@ def box_xywh(box: list[float]) -> tuple[float, ...]:
 
 
 def _segmentations(record: Record) -> Iterable[dict[str, Any]]:
-    """Return the segmentation and area of every object; nothing if the objects are boxes or panoptic segments."""
-    if record.segmentations is None or record.mask_file is not None:
+    """Return the segmentation and area of every object that has one; those of panoptic segments as run lengths."""
+    if record.segmentations is None:
         return repeat({}, len(record.labels))
-    decoded = [json.loads(one) for one in record.segmentations]
-    return [{"segmentation": one, "area": rle_area(to_rle(one, record.size))} for one in decoded]
+    if record.mask_file is not None:
+        masks = encode_masks(read_masks(record, np.arange(len(record.labels))))
+        return [{"segmentation": one, "area": rle_area(one)} for one in masks]
+    return [{} if one == NO_SEGMENTATION else _with_area(json.loads(one), record.size) for one in record.segmentations]
+
+
+def _with_area(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    return {"segmentation": segmentation, "area": rle_area(to_rle(segmentation, size))}

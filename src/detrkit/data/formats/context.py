@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from detrkit.data.findings import Finding, Location, Severity
-from detrkit.data.records import ErrorHandler, SplitName, raise_error
+from detrkit.data.records import ErrorHandler, Masks, SplitName, raise_error
 from detrkit.errors import DatasetError
 
 
@@ -17,14 +17,15 @@ class ReadContext:
 
     Attributes:
         on_error: called with every malformed entry, which is then left out; by default the first one is raised.
-        masks: keep what masks are made of.
+        masks: keep what masks are made of: True for a model with masks, where an object without one is an error;
+            "available" for copies and checks, where it keeps its box.
         splits: the only splits to read; None for all. Images and annotations of other splits may be missing.
         notes: decisions taken while reading, a sentence each.
         num_errors: malformed entries so far.
     """
 
     on_error: ErrorHandler = raise_error
-    masks: bool = False
+    masks: Masks = False
     splits: Collection[SplitName] | None = None
     notes: list[str] = field(default_factory=list)
     num_errors: int = 0

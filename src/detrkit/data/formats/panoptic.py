@@ -31,7 +31,16 @@ from detrkit.data.formats.coco import (
 )
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
+from detrkit.data.records import (
+    SPLIT_FOLDERS,
+    ErrorHandler,
+    ImageError,
+    ObjectError,
+    Record,
+    Records,
+    SplitName,
+    raise_error,
+)
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DatasetError, short
@@ -84,7 +93,8 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
                 "format"
             )
     for name, records in copy_images(splits, output, "{split}", progress).items():
-        _write_split(output / "annotations" / f"{_PREFIX}{name}.json", records, splits[name].categories)
+        file = f"{_PREFIX}{splits[name].folder or name}.json"
+        _write_split(output / "annotations" / file, records, splits[name].categories)
     return 0
 
 
@@ -166,7 +176,7 @@ class _Reader:
     on_error: ErrorHandler
 
     def read(self, images: list[Any], annotations: list[Any], folder: Path) -> Iterator[Record]:
-        segments: dict[int, list[tuple[Any, ...]]] = {}
+        segments: dict[int, list[tuple[Any, ...] | None]] = {}
         files: dict[int, Path] = {}
         reported: set[Any] = set()  # ids of images whose annotation is malformed
         for index, entry in enumerate(annotations):
@@ -177,7 +187,7 @@ class _Reader:
                         f"{self.path}: annotations[{index}]: image id {image_id} is annotated twice; keep one"
                     )
             except DatasetError as error:
-                self.on_error(error)
+                self.on_error(ImageError(error.message))
                 reported |= _image_id_of(entry)
             else:
                 files[image_id], segments[image_id] = file, found
@@ -185,12 +195,12 @@ class _Reader:
             if record.image_id not in files:
                 if record.image_id not in reported:
                     missing = f"image id {record.image_id} has no PNG of segments; add it or drop the image"
-                    self.on_error(DatasetError(f"{self.path}: {missing}"))
+                    self.on_error(ImageError(f"{self.path}: {missing}"))
                 continue
             try:
                 yield _with_boxes(replace(record, mask_file=files[record.image_id]))
             except DatasetError as error:
-                self.on_error(error)
+                self.on_error(ImageError(error.message))
         if segments:
             first = next(iter(segments))
             self.on_error(
@@ -200,7 +210,7 @@ class _Reader:
                 )
             )
 
-    def _annotation(self, entry: Any, where: str) -> tuple[int, Path, list[tuple[Any, ...]]]:
+    def _annotation(self, entry: Any, where: str) -> tuple[int, Path, list[tuple[Any, ...] | None]]:
         is_entry = isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
         if not is_entry or not isinstance(entry.get("segments_info"), list):
             raise DatasetError(f"{where}: found {short(entry)}, expected 'image_id', 'file_name' and 'segments_info'")
@@ -210,6 +220,7 @@ class _Reader:
             raise DatasetError(f"{where}: no such PNG {file}; complete the folder, or drop the image {image_id}")
         label_of = {number: label for label, number in enumerate(self.categories.ids)}
         found: dict[int, tuple[Any, ...]] = {}
+        faults: list[None] = []
         for number, segment in enumerate(entry["segments_info"]):
             try:
                 segment_id, read = _segment(segment, label_of, f"{where}.segments_info[{number}]")
@@ -218,10 +229,11 @@ class _Reader:
                         f"{where}.segments_info[{number}]: segment id {segment_id} occurs twice; keep one of them"
                     )
             except DatasetError as error:
-                self.on_error(error)
+                self.on_error(ObjectError(error.message))
+                faults.append(None)
             else:
                 found[segment_id] = read
-        return image_id, file, list(found.values())
+        return image_id, file, [*found.values(), *faults]
 
 
 def _image_id_of(entry: Any) -> set[int]:

@@ -112,7 +112,7 @@ def read_splits(path: Path, format: str | None, context: "ReadContext") -> "tupl
     check_dataset_path(path)
     name = format or detect_format(path)
     module = load_format(name)
-    if context.masks and not module.HAS_MASKS:
+    if context.masks is True and not module.HAS_MASKS:
         with_masks = " or ".join(one for one in FORMATS if load_format(one).HAS_MASKS)
         raise DatasetError(
             f"{path}: detrkit reads no masks from {name} data; provide the annotations as {with_masks}, or train a model "

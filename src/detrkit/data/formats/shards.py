@@ -27,7 +27,16 @@ from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import Progress
 from detrkit.data.images import read_image_bytes
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, RecordArrays, Records, SplitName, raise_error
+from detrkit.data.records import (
+    SPLIT_FOLDERS,
+    ErrorHandler,
+    ImageError,
+    Record,
+    RecordArrays,
+    Records,
+    SplitName,
+    raise_error,
+)
 from detrkit.errors import DatasetError, arg
 
 LAYOUT = "shards.json, train-*.tar and train.index, as detrkit shard writes them"
@@ -262,7 +271,7 @@ def _scan(shards: Sequence[Path], categories: Categories, on_error: ErrorHandler
                     try:
                         yield _to_record(shard, spans.pop(name.stem, None), text, label_of, f"{shard}: {name}")
                     except DatasetError as error:
-                        on_error(error)
+                        on_error(ImageError(error.message))
         except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
             raise DatasetError(f"{shard}: not readable as a tar file ({error}); copy it again") from None
 

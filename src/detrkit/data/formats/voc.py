@@ -21,7 +21,7 @@ from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName
+from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, ImageError, ObjectError, Record, Records, SplitName
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError
 
@@ -39,6 +39,7 @@ class _ImageAnnotations:
     file_name: str | None
     size: tuple[int, int] | None  # (height, width)
     objects: tuple[tuple[str, tuple[float, float, float, float], bool], ...]  # name, xyxy, difficult
+    num_faults: int  # objects that are malformed
 
 
 def detect(path: Path) -> float:
@@ -184,7 +185,7 @@ def _read_pages(paths: Sequence[Path], on_error: ErrorHandler) -> Iterator[_Imag
         try:
             yield _read_page(path, on_error)
         except DatasetError as error:
-            on_error(error)
+            on_error(ImageError(error.message))
 
 
 def _read_page(path: Path, on_error: ErrorHandler) -> _ImageAnnotations:
@@ -201,13 +202,15 @@ def _read_page(path: Path, on_error: ErrorHandler) -> _ImageAnnotations:
         raise DatasetError(f"{path}: not readable as XML ({error})") from None
     if top.tag != "annotation":
         raise DatasetError(f"{path}: found <{top.tag}>, expected <annotation> as in Pascal VOC")
-    objects = []
+    objects, num_faults = [], 0
     for index, element in enumerate(top.findall("object"), start=1):
         try:
             objects.append(_read_object(element, f"{path}: object {index}"))
         except DatasetError as error:
-            on_error(error)
-    return _ImageAnnotations(path, (top.findtext("filename") or "").strip() or None, _read_size(top), tuple(objects))
+            num_faults += 1
+            on_error(ObjectError(error.message))
+    file_name = (top.findtext("filename") or "").strip() or None
+    return _ImageAnnotations(path, file_name, _read_size(top), tuple(objects), num_faults)
 
 
 def _read_size(top: ElementTree.Element) -> tuple[int, int] | None:
@@ -246,7 +249,7 @@ def _to_records(
         try:
             yield _to_record(page, number, categories, root)
         except DatasetError as error:
-            on_error(error)
+            on_error(ImageError(error.message))
 
 
 def _to_record(page: _ImageAnnotations, number: int, categories: Categories, root: Path) -> Record:
@@ -259,6 +262,7 @@ def _to_record(page: _ImageAnnotations, number: int, categories: Categories, roo
         boxes=np.array([box for _, box, _ in page.objects], dtype=np.float32).reshape(-1, 4),
         labels=np.array([label_of[name] for name, _, _ in page.objects], dtype=np.int64),
         is_crowd=np.array([difficult for _, _, difficult in page.objects], dtype=bool),
+        num_faults=page.num_faults,
     )
 
 

@@ -36,7 +36,7 @@ def copy_images(
     Args:
         splits: of one dataset.
         output: dataset folder.
-        folder: of the images within `output`; may contain ``{split}``.
+        folder: of the images within `output`; may contain ``{split}``, the name of the split's folder.
         progress: called with the number of images copied and the total.
 
     Returns:
@@ -49,7 +49,7 @@ def copy_images(
     taken: set[str] = set()
     named: dict[SplitName, list[NamedRecord]] = {}
     for name, split in splits.items():
-        target = make_folder(output / folder.format(split=name))
+        target = make_folder(output / folder.format(split=split.folder or name))
         named[name] = []
         for index, record in enumerate(split.records):
             file_name = _unique_name(record, taken, suffix=".png" if isinstance(split, SampleSplit) else None)
@@ -81,4 +81,5 @@ def _copy(split: Split, index: int, record: Record, target: Path) -> None:
         else:
             target.write_bytes(read_image_bytes(record.path, record.span))
     except OSError as error:
-        raise DatasetError(f"{target}: cannot be written ({error.strerror or error}); the copy is incomplete") from None
+        reason = error.strerror or error
+        raise DatasetError(f"{record.path}: cannot be copied to {target} ({reason}); no copy was made") from None

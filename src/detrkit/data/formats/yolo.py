@@ -19,7 +19,16 @@ from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, Record, Records, SplitName, raise_error
+from detrkit.data.records import (
+    SPLIT_FOLDERS,
+    ErrorHandler,
+    ImageError,
+    ObjectError,
+    Record,
+    Records,
+    SplitName,
+    raise_error,
+)
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.errors import DatasetError, short
 
@@ -58,10 +67,10 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
     for name, records in copy_images(splits, output, "{split}/images", progress).items():
         num_crowds += sum(int(one.record.is_crowd.sum()) for one in records)
         for one in records:
-            file = output / name / "labels" / Path(one.file_name).with_suffix(".txt")
+            file = output / (splits[name].folder or name) / "labels" / Path(one.file_name).with_suffix(".txt")
             write_text(file, _rows(one, splits[name].categories))
     categories = next(iter(splits.values())).categories
-    content: dict[str, object] = {split: f"{split}/images" for split in splits}
+    content: dict[str, object] = {name: f"{split.folder or name}/images" for name, split in splits.items()}
     content["nc"] = len(categories)
     content["names"] = dict(zip(categories.ids, categories.names, strict=True))
     write_text(output / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -208,10 +217,17 @@ def _read_records(
         try:
             size = read_image_size(image)
         except DatasetError as error:
-            on_error(error)
+            on_error(ImageError(error.message))
             continue
-        boxes, labels = _read_labels(_label_file(image), categories, size, pose_columns, on_error)
-        yield Record(index + 1, image, size, boxes, labels, np.zeros(len(labels), dtype=bool))
+        faults: list[DatasetError] = []
+
+        def report(error: DatasetError, faults: list[DatasetError] = faults) -> None:
+            faults.append(error)
+            on_error(ObjectError(error.message))
+
+        boxes, labels = _read_labels(_label_file(image), categories, size, pose_columns, report)
+        is_crowd = np.zeros(len(labels), dtype=bool)
+        yield Record(index + 1, image, size, boxes, labels, is_crowd, num_faults=len(faults))
 
 
 def _label_file(image: Path) -> Path:
