@@ -102,7 +102,7 @@ def transformers_step(model: Any, batch: Batch, precision: str) -> Step:
 def detrkit_step(model: DETR, batch: Batch, precision: str, compile_model: bool = False) -> Step:
     """Return a function that runs one training step of detrkit, as in its training loop."""
     settings = TrainingConfig(precision=precision, compile=compile_model, padding_invariant=False, clip_grad_norm=0.1)
-    train_step = TrainStep(model, SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=1000)
+    train_step = TrainStep(model, SetCriterion(NUM_CLASSES), settings, batch.images.device, length=1000)
     return lambda: float(train_step.step([batch]).total.detach())
 
 
@@ -220,7 +220,7 @@ def report_synchronizations() -> None:
     batch = make_batch(2, 512, 640, "cuda")
     settings = TrainingConfig(padding_invariant=False)
     train_step = TrainStep(
-        detrkit.build_model("detr-r50"), SetCriterion(NUM_CLASSES), settings, batch.images.device, num_steps=100
+        detrkit.build_model("detr-r50"), SetCriterion(NUM_CLASSES), settings, batch.images.device, length=100
     )
     for _ in range(3):
         train_step.step([batch])

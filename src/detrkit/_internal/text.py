@@ -1,4 +1,4 @@
-"""Text for people: control characters escaped, plurals."""
+"""Text for people: control characters escaped, plurals, durations."""
 
 import json
 import re
@@ -14,6 +14,19 @@ def printable(name: str) -> str:
 def plural(number: int, noun: str, nouns: str = "") -> str:
     """Return a number with its noun: 1 image, 2 images; `nouns` is the plural where it is not `noun` + s."""
     return f"{number} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units: 4.2 s, 48 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def escape_control_characters(text: str) -> str:

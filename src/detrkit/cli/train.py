@@ -1,5 +1,8 @@
 """`detrkit train`."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +32,6 @@ def train(
     backbone_weights: Path | None = None,
     config: Path | None = None,
     resume: Path | None = None,
-    minutes: float | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     slurm: str | None = None,
     loggers: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
@@ -38,7 +40,7 @@ def train(
     """Train or fine-tune a detector on a dataset folder.
 
     The run folder contains config.yaml, categories.json, metrics.jsonl, tensorboard/, the checkpoints last/ and best/,
-    predictions/ and report.html. Ctrl-C ends the run after the current step and saves it; `detrkit train --resume RUN`
+    predictions/ and report.html. Ctrl-C ends the run after the current step, saves it and prints the command that
     continues it.
 
     Example: `detrkit train coco --model detrkit-m --weights imagenet --output runs/first`
@@ -70,16 +72,15 @@ def train(
     resume
         Run folder to continue from its last saved state, on DATA if its dataset has moved; no other option but --loggers
         applies.
-    minutes
-        Time limit instead of --epochs or --steps: steps are timed, and as many are planned as fit. In one process only.
     dry_run
-        Show the settings and an estimate of the time, after some timed steps; write nothing.
+        Show the settings and an estimate of the time, from steps that are timed after a warm-up; write nothing.
     slurm
         Submit the run to Slurm, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,timeout_min=600. A job
         that is preempted or out of time is requeued and resumes.
     loggers
         Where to log in addition to metrics.jsonl: `tensorboard` (the default), or `jsonl` for nothing else.
     """
+    started = time.monotonic()
     given: dict[str, Any] = {
         "data": data,
         "format": format,
@@ -92,7 +93,7 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     names = ["tensorboard"] if loggers is None else loggers
     if resume is not None:
-        others = {"output": output, "config": config, "minutes": minutes, "dry_run": dry_run or None, "slurm": slurm}
+        others = {"output": output, "config": config, "dry_run": dry_run or None, "slurm": slurm}
         given.pop("data", None)
         _resume(resume, data, [*given, *(name for name, value in others.items() if value is not None)], names)
         return
@@ -104,11 +105,11 @@ def train(
         refuse_used_run_folder(output)
         refuse_dataset_folder(output, resolved.data)
     if slurm is not None:
-        _submit(resolved, output, slurm, minutes, dry_run=dry_run)
+        _submit(resolved, output, slurm, dry_run=dry_run)
     elif dry_run:
-        _estimate(resolved, minutes)
+        _estimate(resolved)
     else:
-        _train(resolved, output, minutes, names)
+        _train(resolved, output, names, started)
 
 
 def _check_model(config: RunConfig) -> None:
@@ -121,11 +122,12 @@ def _check_model(config: RunConfig) -> None:
         preset_config(config.model, **config.model_overrides)
 
 
-def _train(config: RunConfig, output: Path, minutes: float | None, loggers: list[str]) -> None:
+def _train(config: RunConfig, output: Path, loggers: list[str], started: float) -> None:
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.training.train import train_from_config
 
-    result = train_from_config(config, output, minutes=minutes, callbacks=[ConsoleProgress()], loggers=loggers)
+    with _names_the_next_command(output):
+        result = train_from_config(config, output, callbacks=[ConsoleProgress()], loggers=loggers, started=started)
     print_result(result)
     exit_with(result.stopped_by)
 
@@ -141,34 +143,48 @@ def _resume(folder: Path, data: str | None, given: list[str], loggers: list[str]
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.training.train import resume
 
-    result = resume(folder, data=data, callbacks=[ConsoleProgress()], loggers=loggers)
+    with _names_the_next_command(folder):
+        result = resume(folder, data=data, callbacks=[ConsoleProgress()], loggers=loggers)
     print_result(result)
     exit_with(result.stopped_by)
 
 
-def _estimate(config: RunConfig, minutes: float | None) -> None:
-    from detrkit._internal.text import plural
+@contextmanager
+def _names_the_next_command(output: Path) -> Iterator[None]:
+    """Say how to go on after a second Ctrl-C, which ends a run at once."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from detrkit.cli.training_console import print_resume_command
+
+        print_resume_command(output)
+        raise
+
+
+def _estimate(config: RunConfig) -> None:
+    from detrkit._internal.text import duration, plural
     from detrkit.cli.console import get_console
     from detrkit.cli.training_console import print_plan
     from detrkit.training.train import estimate_time
 
-    plan, estimate = estimate_time(config, minutes=minutes)
+    plan, estimate = estimate_time(config)
     print_plan(plan)
-    hours, rest = divmod(round(estimate.seconds / 60), 60)
+    throughput = estimate.throughput
     processes = f", one of {estimate.num_processes} processes timed" if estimate.num_processes > 1 else ""
-    get_console().print(
-        f"{plural(estimate.num_steps, 'step')} of {estimate.throughput.step:.2f} s, and evaluations: about {hours} h "
-        f"{rest} min on this machine{processes}; nothing was written",
-        soft_wrap=True,
+    work = (
+        f"{plural(estimate.num_steps, 'step')} of {throughput.step:.2f} s and "
+        f"{plural(estimate.num_evaluations, 'evaluation')} of {throughput.evaluation:.1f} s"
     )
+    is_timed = plan.config.training.minutes is not None
+    total = f"fit into {duration(estimate.seconds)}" if is_timed else f"take about {duration(estimate.seconds)}"
+    get_console().print(f"{work} {total} on this machine{processes}; nothing was written", soft_wrap=True)
 
 
-def _submit(config: RunConfig, output: Path, options: str, minutes: float | None, *, dry_run: bool) -> None:
-    for name, value in (("minutes", minutes), ("dry_run", dry_run or None)):
-        if value is not None:
-            raise ConfigError(
-                f"{arg(name, value)} times steps on this machine, but the job runs elsewhere; leave it out"
-            )
+def _submit(config: RunConfig, output: Path, options: str, *, dry_run: bool) -> None:
+    if dry_run:
+        raise ConfigError(
+            f"{arg('dry_run', True)} times steps on this machine, but the job runs elsewhere; leave it out"
+        )
     from detrkit.cli.console import get_console
     from detrkit.cli.training_console import ConsoleProgress
     from detrkit.training.slurm import submit

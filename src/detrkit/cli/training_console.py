@@ -1,12 +1,14 @@
 """Console output of training: progress bar, evaluations, what was chosen, and the result."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from detrkit.cli.console import build_table, get_console
 from detrkit.training.callbacks import Callback, TrainingState
 from detrkit.training.planner import TrainingPlan
 from detrkit.training.result import TrainResult
+from detrkit.training.run_folder import STATE_FILE
 
 _ORIGINS = {"detector": "weights of a detector", "imagenet": "an ImageNet backbone", "scratch": "scratch"}
 
@@ -20,7 +22,7 @@ class ConsoleProgress(Callback):
 
     def on_train_start(self, state: TrainingState) -> None:
         """Print the plan and what was loaded, and show the progress bar."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = get_console()
         if state.plan is not None:
@@ -31,19 +33,26 @@ class ConsoleProgress(Callback):
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=16),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[steps]}"),
             TextColumn("loss {task.fields[loss]} {task.fields[score]} {task.fields[rate]} images/s"),
             TimeRemainingColumn(compact=True),
             console=self._console,
         )
         self._task = self._bar.add_task(
-            "", total=state.num_steps, completed=state.step, epoch=state.epoch, loss="-", score="AP -", rate="-"
+            "",
+            total=1.0,
+            completed=state.fraction,
+            steps=_steps(state),
+            epoch=state.epoch,
+            loss="-",
+            score="AP -",
+            rate="-",
         )
         self._bar.start()
 
     def on_step_end(self, state: TrainingState) -> None:
         """Advance the bar."""
-        self._bar.update(self._task, completed=state.step)
+        self._bar.update(self._task, completed=state.fraction, steps=_steps(state))
 
     def on_log(self, state: TrainingState) -> None:
         """Show the loss."""
@@ -75,7 +84,7 @@ class ConsoleProgress(Callback):
 
 def print_plan(plan: TrainingPlan, num_parameters: int = 0, last_line: str = "") -> None:
     """Print data, model and the settings that depend on them, each with its reason."""
-    from detrkit._internal.text import plural
+    from detrkit._internal.text import duration, plural
 
     console, config = get_console(), plan.config
     size = f" ({num_parameters / 1e6:.1f} M parameters)" if num_parameters else ""
@@ -90,10 +99,10 @@ def print_plan(plan: TrainingPlan, num_parameters: int = 0, last_line: str = "")
         console.print(
             "all weights start at random; --model detrkit-m --weights imagenet needs fewer images", soft_wrap=True
         )
-    if plan.throughput is not None:
+    if config.training.minutes is not None:
         console.print(
-            f"{plural(config.training.steps or 0, 'step')} fit: {plan.throughput.step:.2f} s each, "
-            f"{plan.throughput.evaluation:.1f} s per evaluation",
+            f"time limit {duration(60 * config.training.minutes)}, from the start of the command to the written report: "
+            "learning rates and augmentation follow the clock",
             soft_wrap=True,
         )
     chosen = [choice for choice in plan.choices if choice.source == "run"]
@@ -121,10 +130,10 @@ def print_result(result: TrainResult) -> None:
         console.print(warning, soft_wrap=True)
     if not result.is_complete:
         console.print(
-            f"stopped after {plural(result.epochs, 'complete epoch')} and {plural(result.steps, 'step')}; continue with: "
-            f"detrkit train --resume {result.output}",
+            f"stopped after {plural(result.epochs, 'complete epoch')} and {plural(result.steps, 'step')}",
             soft_wrap=True,
         )
+        print_resume_command(result.output)
     if result.evaluation is None:
         return
     print_metrics(result.evaluation, console)
@@ -137,6 +146,18 @@ def print_result(result: TrainResult) -> None:
         console.print(f"{verdict}: {metric_label(report.metric)} {report.value:.3f}, expected {report.goal} or more")
         for cause in report.causes:
             console.print(f"  {cause}", soft_wrap=True)
+
+
+def print_resume_command(output: Path) -> None:
+    """Print the command that continues a run, if a state of it was saved."""
+    import shlex
+
+    if (output / STATE_FILE).is_file():
+        get_console().print(f"continue with: detrkit train --resume {shlex.quote(str(output))}", soft_wrap=True)
+
+
+def _steps(state: TrainingState) -> str:
+    return f"step {state.step}" if state.num_steps is None else f"{state.step}/{state.num_steps}"
 
 
 def _print_adaptation(state: TrainingState) -> None:
@@ -159,6 +180,8 @@ def _print_adaptation(state: TrainingState) -> None:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "by the clock"
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from detrkit._internal.files import write_text
 from detrkit._internal.provenance import MAKER_OF_YAML
 from detrkit.config.model import ModelConfig
 from detrkit.config.training import GROUPS, SETTING_GROUPS, TrainingConfig
-from detrkit.config.validation import check_given
+from detrkit.config.validation import LENGTHS, check_given
 from detrkit.errors import ConfigError, arg, did_you_mean, short
 
 Origin = Literal["detector", "imagenet", "scratch"]
@@ -70,8 +70,8 @@ def run_config(settings: Mapping[str, Any], file: Path | None = None) -> RunConf
     """
     check_given(settings)
     of_file = {} if file is None else _flat(read_yaml(file), str(file))
-    if "epochs" in settings:
-        of_file.pop("steps", None)  # which would win over epochs
+    if any(settings.get(name) is not None for name in LENGTHS):
+        of_file = {name: value for name, value in of_file.items() if name not in LENGTHS}
     if settings.get("model", of_file.get("model")) != of_file.get("model"):
         of_file = {name: value for name, value in of_file.items() if name not in MODEL_SETTINGS}  # of the file's model
     merged = {**of_file, **settings}

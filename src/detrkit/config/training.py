@@ -87,6 +87,9 @@ class ScheduleConfig(_Group):
         default=2 / 3, gt=0, le=1, description="fraction of the run after which 'step' divides by 10"
     )
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up from 0")
+    warmup_until: float = Field(
+        default=1.0, gt=0, le=1, description="fraction of the run after which the warm-up ends at the latest"
+    )
 
 
 class EMAConfig(_Group):
@@ -189,7 +192,11 @@ class AuxiliaryQueriesConfig(_Group):
 class EvaluationConfig(_Group):
     """Evaluation on the validation split while training."""
 
-    evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations")
+    evaluate_every: int | None = Field(
+        default=1,
+        ge=1,
+        description="epochs between evaluations; null: about 20 evaluations, of at most a tenth of a time limit",
+    )
     patience: int = Field(
         default=0, ge=0, description="evaluations without a better score after which the run ends; 0 disables it"
     )
@@ -236,6 +243,13 @@ class TrainingConfig(BaseModel):
 
     epochs: int = Field(default=300, ge=1, description="passes over the training images")
     steps: int | None = Field(default=None, ge=1, description="optimizer steps of the run, instead of epochs")
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="time limit of the run instead of epochs, evaluations and report included: learning rates, "
+        "augmentation and evaluations follow the clock",
+    )
     batch_size: int = Field(default=2, ge=1, description="images per batch and process")
     gradient_accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
     image_size: int = Field(

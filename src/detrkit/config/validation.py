@@ -3,8 +3,7 @@
 Rules within one field (types, ranges) stand with the field; rules that need the data or the hardware, where known.
 """
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from detrkit.config.model import ModelConfig
@@ -14,6 +13,7 @@ from detrkit.errors import ConfigError, arg
 if TYPE_CHECKING:
     from detrkit.config.run import RunConfig
 
+LENGTHS = ("epochs", "steps", "minutes")  # of a run, of which one is given
 STRONG_AUGMENTATION = ("photometric", "scale_jitter", "mosaic", "mixup")  # end at `strong_aug_until`
 Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
 
@@ -107,11 +107,12 @@ def check_given(settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: two contradict each other, or one comes from the data.
     """
+    lengths = [arg(name) for name in LENGTHS if settings.get(name) is not None]
     _check(
         [
             (
-                settings.get("epochs") is not None and settings.get("steps") is not None,
-                f"{arg('epochs')} and {arg('steps')} exclude each other: both give the length of the run. Leave one out.",
+                len(lengths) > 1,
+                f"{' and '.join(lengths)} exclude each other: each gives the length of the run. Leave one in.",
             ),
             (
                 "num_classes" in settings,
@@ -130,37 +131,6 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**62:
         raise ConfigError(f"{arg('seed', seed)} is out of range; use 0 or more, and less than 2 to the power of 62")
-
-
-def check_minutes(minutes: float, given: Collection[str], num_processes: int) -> None:
-    """Check a time limit instead of a number of steps.
-
-    Args:
-        minutes: time limit.
-        given: names of the settings that were given.
-        num_processes: that train together.
-
-    Raises:
-        ConfigError: it is not positive, the length is given otherwise, or steps cannot be timed in one process.
-    """
-    length = min({"epochs", "steps"} & set(given), default="")
-    _check(
-        [
-            (
-                not 0 < minutes < math.inf,
-                f"{arg('minutes', minutes)} must be positive: it is the time to train for.",
-            ),
-            (
-                bool(length),
-                f"{arg('minutes')} and {arg(length)} exclude each other: both give the length of the run. Leave one out.",
-            ),
-            (
-                num_processes > 1,
-                f"{arg('minutes')} needs a single process, found {num_processes}: steps are timed in one process alone. "
-                f"Give {arg('steps')} instead.",
-            ),
-        ]
-    )
 
 
 def check_run(config: "RunConfig", model: ModelConfig, preset: ModelConfig) -> None:

@@ -110,6 +110,21 @@ class Loader:
         assert self._order is not None, "only training loaders can be started in the middle"
         self._order.epoch, self._order.first = epoch, first
 
+    @property
+    def closing_from(self) -> tuple[int, int] | None:
+        """Epoch and batch from which on there is no strong augmentation; None if that is not known yet."""
+        return None if self._order is None else self._order.closing_from
+
+    @closing_from.setter
+    def closing_from(self, position: tuple[int, int] | None) -> None:
+        assert self._order is not None, "only training loaders have augmentation"
+        self._order.closing_from = position
+
+    def end_strong_augmentation(self) -> None:
+        """Turn strong augmentation off for all batches that are not drawn yet."""
+        assert self._order is not None, "only training loaders have augmentation"
+        self._order.closing_from = self._order.position
+
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over one epoch, or the rest of it.
 

@@ -28,11 +28,13 @@ class SampleKey:
         epoch: from 1; part of the augmentation's seed.
         batch: step within the epoch, whose images are cropped and resized alike on all ranks, so that none waits for the
             rank with the largest images; None to crop and resize each image on its own.
+        is_closing: whether the run is in its last part, in which there is no strong augmentation.
     """
 
     index: int
     epoch: int
     batch: int | None = None
+    is_closing: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     Attributes:
         epoch: counted from 1; set it before iterating.
         first: batches of the epoch to skip, when a run is resumed after them.
+        position: epoch, and batch within it from 0, of the next batch to be drawn. The worker processes of a `DataLoader`
+            draw some batches in advance.
+        closing_from: position of the first batch without strong augmentation; None if that is not known yet.
     """
 
     def __init__(self, grouping: BatchGrouping, batch_size: int, seed: int, rank: Rank | None = None) -> None:
@@ -87,6 +92,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.rank = rank or Rank()
         self.epoch = 1
         self.first = 0
+        self.position = (1, 0)
+        self.closing_from: tuple[int, int] | None = None
         count = len(grouping.is_portrait)
         self._num_streams = _NUM_STREAMS if grouping.shard is not None and count >= _NUM_STREAMS * batch_size else 1
         self._num_batches = max(1, count // batch_size) // self.rank.world_size
@@ -109,9 +116,12 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         all_batches += [rests[start : start + size] for start in range(0, len(rests) - size + 1, size)]
         all_batches = all_batches or [rests]  # fewer images than a batch: all of them
         own = list(enumerate(all_batches))[self.rank.rank :: self.rank.world_size][: self._num_batches]
-        for number, batch in own[self.first :]:
-            step = number // self.rank.world_size
-            yield [SampleKey(index, self.epoch, step if self.grouping.same_crop else None) for index in batch]
+        epoch = self.epoch
+        for count, (number, batch) in enumerate(own[self.first :], start=self.first):
+            step = number // self.rank.world_size if self.grouping.same_crop else None
+            is_closing = self.closing_from is not None and (epoch, count) >= self.closing_from
+            self.position = (epoch, count + 1)
+            yield [SampleKey(index, epoch, step, is_closing) for index in batch]
 
     def _shuffle(self, generator: torch.Generator) -> Int64[Tensor, "P"]:
         order = torch.randperm(len(self.grouping.is_portrait), generator=generator)

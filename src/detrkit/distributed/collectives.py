@@ -101,6 +101,11 @@ def gather(values: list[Value]) -> list[Value]:
     return [value for one in lists for value in one]
 
 
+def is_distributed() -> bool:
+    """Return whether this process trains together with others."""
+    return distributed.is_initialized()
+
+
 def rank() -> int:
     """Return the rank of this process; 0 without a process group."""
     return distributed.get_rank() if distributed.is_initialized() else 0
@@ -114,6 +119,15 @@ def broadcast_from_first(value: Value | None) -> Value:
         value = values[0]
     assert value is not None
     return value
+
+
+def broadcast_numbers(values: Sequence[float]) -> list[float]:
+    """Return the numbers of the first process; cheaper than `broadcast_from_first`, for use in the training loop."""
+    if not distributed.is_initialized():
+        return list(values)
+    numbers = torch.tensor(values, dtype=torch.float64, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    distributed.broadcast(numbers, 0)
+    return [float(number) for number in numbers.tolist()]
 
 
 def free_port() -> int:

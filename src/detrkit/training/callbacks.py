@@ -35,7 +35,8 @@ class TrainingState:
         model: the model that is trained; None outside of a run.
         plan: settings of the run and the reasons for them; None outside of `detrkit.train`.
         adaptation: what was loaded from `weights`; None without a checkpoint to start from.
-        num_epochs, num_steps: of the whole run.
+        num_epochs, num_steps: of the whole run; None for a run with a time limit.
+        fraction: part of the run that is over, 0..1.
         epoch: current epoch, from 1.
         step: optimizer steps taken.
         losses: averages since the previous log: ``loss``, its parts by their published names, ``lr`` and
@@ -48,8 +49,9 @@ class TrainingState:
     model: "DETR | None" = None
     plan: "TrainingPlan | None" = None
     adaptation: "Adaptation | None" = None
-    num_epochs: int = 0
-    num_steps: int = 0
+    num_epochs: int | None = 0
+    num_steps: int | None = 0
+    fraction: float = 0.0
     epoch: int = 1
     step: int = 0
     losses: Mapping[str, float] = field(default_factory=dict)

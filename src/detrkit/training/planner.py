@@ -4,7 +4,7 @@ The recipe "auto" follows rules of thumb, measured on small datasets and small m
 paper's training (section A.4), and for DETR's successors that of their published code.
 """
 
-from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,35 +14,54 @@ from detrkit.config.run import RunConfig
 from detrkit.config.training import BOXES, TrainingConfig
 from detrkit.config.validation import check_run
 from detrkit.models.presets import preset_config
-from detrkit.training.duration import Throughput
+from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS
 
-# for small images and slow machines: fits synthetic shapes and eight images in minutes
-TINY = {"image_size": 256, "batch_size": 8, "lr": 5e-4, "clip_grad_norm": 1.0, "cls_loss_coef": 2.0}
-# for detrkit's presets on photographs: measured on blood cells and an aquarium (benchmarks/RESULTS.md)
-OWN = {
-    "image_size": 320,
-    "train_scale": 1.25,  # the paper's training sizes end at the evaluation size, which long training compensates
-    "batch_size": 4,  # small datasets need many steps
-    "lr": 1e-3,
-    "backbone_lr": 5e-4,
-    "offset_lr_factor": 1.0,
-    "clip_grad_norm": 1.0,
-    "cls_loss_coef": 3.0,
-    "iou_aware": True,
-    "look_forward_twice": True,
-    "denoising": 3,
-    "contrastive_denoising": True,
+_MEASURED = "higher AP on small datasets than the published value (benchmarks/RESULTS.md)"
+_TINY_MEASURED = "fits synthetic shapes within minutes"
+_PUBLISHED = "as published"
+# value and reason of a setting; "" for one that is not worth a line
+Defaults = Mapping[str, tuple[Any, str]]
+TINY: Defaults = {
+    "image_size": (256, "a tenth of the pixels of 800 px, for training on a CPU"),
+    "batch_size": (8, _TINY_MEASURED),
+    "lr": (5e-4, _TINY_MEASURED),
+    "clip_grad_norm": (1.0, _TINY_MEASURED),
+    "cls_loss_coef": (2.0, _TINY_MEASURED),
 }
-_FINE_TUNING = {"lr": 5e-4, "backbone_lr": 1e-4}  # of detrkit's presets that start from a detector
-_OF_PRESETS: dict[str, dict[str, Any]] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
+# for detrkit's presets on photographs: measured on blood cells and an aquarium (benchmarks/RESULTS.md)
+OWN: Defaults = {
+    "image_size": (320, "a sixth of the pixels of 800 px, for training on a CPU; more for objects below 10 px"),
+    "train_scale": (1.25, "training sizes of 0.75 to 1.25 times the evaluation size"),
+    "batch_size": (4, _MEASURED),
+    "lr": (1e-3, _MEASURED),
+    "backbone_lr": (5e-4, _MEASURED),
+    "offset_lr_factor": (1.0, ""),
+    "clip_grad_norm": (1.0, ""),
+    "cls_loss_coef": (3.0, _MEASURED),
+    "iou_aware": (True, "scores follow the IoU of the box (Align-DETR)"),
+    "look_forward_twice": (True, "boxes also get the gradient of the next layer (DINO)"),
+    "denoising": (3, "reconstructing noised boxes speeds up convergence (DN-DETR)"),
+    "contrastive_denoising": (True, "noised negatives, which lower the scores of duplicates (DINO)"),
+}
+_FINE_TUNING: Defaults = {  # of detrkit's presets that start from a detector
+    "lr": (5e-4, "half the rate of a run from ImageNet weights, for a trained detector"),
+    "backbone_lr": (1e-4, "a fifth of lr, for a trained backbone"),
+}
+_OF_PRESETS: dict[str, Defaults] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
 _MIN_STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # by origin of the weights
 _EXTRA_EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
-_DEFORMABLE = {"lr": 2e-4, "backbone_lr": 2e-5, "offset_lr_factor": 0.1}  # published main.py
-_SUCCESSORS = {"epochs": 50, "lr_drop": 0.8}  # all of them lower the learning rate after 40 of 50 epochs
+_DEFORMABLE: Defaults = {  # published main.py
+    "lr": (2e-4, _PUBLISHED),
+    "backbone_lr": (2e-5, _PUBLISHED),
+    "offset_lr_factor": (0.1, _PUBLISHED),
+}
+_FOCAL: Defaults = {"cls_loss_coef": (2.0, "focal loss, as published")}
+_REFERENCE: Defaults = {"padding_invariant": (False, _PUBLISHED), "group_by_aspect_ratio": (False, _PUBLISHED)}
+# all of them lower the learning rate after 40 of 50 epochs
+_SUCCESSORS: Defaults = {"epochs": (50, _PUBLISHED), "lr_drop": (0.8, "after 40 of 50 epochs, as published")}
 _SMALL_DATASET = 300  # images, below which a detector's backbone stays frozen
 _LONG_RUN = 5_000  # steps
-_MAX_EVALUATIONS = 20
-_EVALUATION_SHARE = 0.1  # of a time limit, at most
+_MAX_WARM_UP, _WARM_UP_SHARE = 1_000, 0.05  # steps, and fraction of the run
 
 
 @dataclass(frozen=True)
@@ -71,10 +90,9 @@ class TrainingPlan:
 
     Attributes:
         config: without gaps.
-        choices: settings that were not given, unless they keep the published default.
-        notes: about data and weights, a sentence each.
+        choices: settings that were not given, unless they keep the published default or need no reason.
+        notes: about settings, data and weights, a sentence each.
         num_train, num_val, num_classes: of the dataset.
-        throughput: measured for a time limit; None without one.
     """
 
     config: RunConfig
@@ -83,7 +101,6 @@ class TrainingPlan:
     num_train: int = 0
     num_val: int = 0
     num_classes: int = 0
-    throughput: Throughput | None = None
 
 
 def plan_model(config: RunConfig) -> RunConfig:
@@ -96,8 +113,8 @@ def plan_model(config: RunConfig) -> RunConfig:
         ConfigError: a preset or setting does not exist, or two settings contradict each other.
     """
     model = preset_config(config.model, **config.model_overrides)
-    preset_settings = _preset_settings(config, model)
-    missing = {name: value for name, value in preset_settings.items() if name not in config.training.explicit}
+    defaults = _defaults(config, model)
+    missing = {name: value for name, (value, _) in defaults.items() if name not in config.training.explicit}
     training = config.training.replace(**missing)
     check_run(config.replace(training=training), model, preset_config(config.model))
     overrides = config.model_overrides
@@ -111,17 +128,23 @@ def plan_model(config: RunConfig) -> RunConfig:
     return config.replace(model_overrides=overrides, training=training)
 
 
-def _preset_settings(config: RunConfig, model: ModelConfig) -> dict[str, Any]:
+def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
     """Return the settings of an architecture, and then those of the preset."""
-    settings: dict[str, Any] = {"cls_loss_coef": 2.0} if model.class_scores == "sigmoid" else {}  # of focal loss
-    settings |= _DEFORMABLE if model.is_deformable else {}
+    defaults = dict(_FOCAL if model.class_scores == "sigmoid" else {})
+    defaults |= _DEFORMABLE if model.is_deformable else {}
     if config.recipe == "reference":
-        settings |= {"padding_invariant": False, "group_by_aspect_ratio": False}
-        return settings | (_SUCCESSORS if model.queries != "learned" else {})
+        successors = _SUCCESSORS if model.queries != "learned" else {}
+        defaults |= {**_REFERENCE, **successors}
+        return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
     own = _OF_PRESETS.get(config.model, {})
-    settings |= own | (_FINE_TUNING if own is OWN and config.origin == "detector" else {})
+    defaults |= {**own, **(_FINE_TUNING if own is OWN and config.origin == "detector" else {})}
     without_use = _without_use(config.training, model)
-    return {name: value for name, value in settings.items() if name not in without_use}
+    return {name: default for name, default in defaults.items() if name not in without_use}
+
+
+def _has_length(config: RunConfig) -> bool:
+    """Return whether the run has a number of steps or a time limit, so that its number of epochs follows."""
+    return config.training.steps is not None or config.training.minutes is not None
 
 
 def _without_use(given: TrainingConfig, model: ModelConfig) -> set[str]:
@@ -137,13 +160,7 @@ def _without_use(given: TrainingConfig, model: ModelConfig) -> set[str]:
     return names
 
 
-def plan_training(
-    config: RunConfig,
-    given: set[str],
-    num_images: int,
-    num_processes: int = 1,
-    max_evaluations: int = _MAX_EVALUATIONS,
-) -> TrainingPlan:
+def plan_training(config: RunConfig, given: set[str], num_images: int, num_processes: int = 1) -> TrainingPlan:
     """Choose the remaining settings, from the size of the dataset.
 
     Args:
@@ -151,93 +168,122 @@ def plan_training(
         given: names of the settings that were given.
         num_images: training images.
         num_processes: started by torchrun or srun; those of `devices` are known.
-        max_evaluations: of the run.
     """
     settings = config.training
     images_per_batch = settings.batch_size * max(settings.hardware.devices, num_processes)
     model = preset_config(config.model, **config.model_overrides)
     if config.recipe == "reference":
-        choices = _reference(model, images_per_batch, masks_only=BOXES in settings.optimizer.freeze)
+        choices = _reference(config, model, images_per_batch)
     elif settings.overfit:
         choices = []  # a check of what was given, with the preset's settings and nothing else
     else:
-        choices = _auto(config, given, num_images, images_per_batch, max_evaluations)
-    is_own = config.recipe == "auto" and config.model in _OF_PRESETS
-    reason = f"default of {config.model}" if is_own else "as published"
-    preset_choices = {name: Choice(name, settings[name], reason, "preset") for name in _preset_settings(config, model)}
-    if config.origin == "scratch" and "backbone_lr" in preset_choices:
+        choices = [*_length(config, given, num_images, images_per_batch), *_auto(config, given, num_images)]
+    of_preset = {
+        name: Choice(name, settings[name], reason, "preset") for name, (_, reason) in _defaults(config, model).items()
+    }
+    if config.origin == "scratch" and "backbone_lr" in of_preset:
         rate = settings.optimizer.backbone_lr
-        preset_choices["backbone_lr"] = Choice("backbone_lr", rate, "the backbone is trained from scratch, as the rest")
-    choices = [choice for choice in (*preset_choices.values(), *choices) if choice.name not in given]
+        of_preset["backbone_lr"] = Choice(
+            "backbone_lr", rate, "equal to lr: the backbone starts from random weights, too"
+        )
+    choices = [choice for choice in (*of_preset.values(), *choices) if choice.name not in given]
     training = settings.replace(**{choice.name: choice.value for choice in choices})
-    return TrainingPlan(config.replace(training=training), tuple(choices))
+    told = tuple(choice for choice in choices if choice.reason)
+    return TrainingPlan(config.replace(training=training), told, tuple(_notes(training, given, num_images)))
 
 
-def plan_within(
-    seconds: float, throughput: Throughput, config: RunConfig, given: set[str], num_images: int
-) -> TrainingPlan:
-    """Plan as many steps as a time limit allows, in one process, evaluations included.
-
-    Evaluations of a large validation split would leave little time for training: they take at most a tenth of it, unless
-    `evaluate_every` was given or the single evaluation at the end takes longer.
-
-    Args:
-        seconds: time limit of the run.
-        throughput: measured on this machine.
-        config: returned by `plan_model`.
-        given: names of the settings that were given.
-        num_images: training images.
-    """
-    num_batches = max(1, num_images // config.training.batch_size)
-    evaluations = min(_MAX_EVALUATIONS, max(1, int(_EVALUATION_SHARE * seconds / throughput.evaluation)))
-
-    def plan(steps: int) -> TrainingPlan:
-        timed = config.replace(training=config.training.replace(steps=steps))
-        return plan_training(timed, {*given, "steps"}, num_images, max_evaluations=evaluations)
-
-    candidates = range(1, int(seconds / throughput.step) + 1)
-    steps = bisect_right(candidates, seconds, key=lambda n: throughput.seconds(num_batches, plan(n).config.training))
-    return plan(max(1, steps))
-
-
-def _reference(model: ModelConfig, images_per_batch: int, *, masks_only: bool) -> list[Choice]:
+def _reference(config: RunConfig, model: ModelConfig, images_per_batch: int) -> list[Choice]:
     published = 64 if model.queries == "learned" else 32 if model.is_deformable else 16
-    accumulation = Choice(
-        "gradient_accumulation", max(1, published // images_per_batch), f"{published} images per step, as published"
-    )
-    if not masks_only:
-        return [accumulation]
-    # section 4.4 and the published log: 25 epochs, lowered after 15
-    epochs = Choice("epochs", 25, "second stage of a mask head, as published")
-    return [accumulation, epochs, Choice("lr_drop", 15 / 25, "lowered after 15 of 25 epochs, as published")]
+    choices = [
+        Choice(
+            "gradient_accumulation", max(1, published // images_per_batch), f"{published} images per step, as published"
+        )
+    ]
+    if config.training.minutes is not None:
+        choices.append(_evaluations_by_the_clock())
+    if BOXES in config.training.optimizer.freeze:
+        # section 4.4 and the published log: 25 epochs, lowered after 15
+        if not _has_length(config):
+            choices.append(Choice("epochs", 25, "second stage of a mask head, as published"))
+        choices.append(Choice("lr_drop", 15 / 25, "after 15 of 25 epochs, as published"))
+    return choices
 
 
-def _auto(
-    config: RunConfig, given: set[str], num_images: int, images_per_batch: int, max_evaluations: int
-) -> list[Choice]:
+def _length(config: RunConfig, given: set[str], num_images: int, images_per_batch: int) -> list[Choice]:
+    """Choose the length of a run, and the settings that depend on it."""
     settings, origin = config.training, config.origin
+    if settings.minutes is not None:
+        return _by_the_clock(given)
     # the last step of an epoch may accumulate fewer batches
     steps_per_epoch = -(-max(1, num_images // images_per_batch) // settings.gradient_accumulation)
-    images = plural(num_images, "image")
     choices: list[Choice] = []
     epochs = settings.epochs
     if not given & {"epochs", "steps"}:
         epochs = -(-_MIN_STEPS[origin] // steps_per_epoch) + _EXTRA_EPOCHS[origin]
         start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}
-        reason = f"{_MIN_STEPS[origin]} steps and {_EXTRA_EPOCHS[origin]} epochs, from {start[origin]} on {images}"
+        reason = (
+            f"{_MIN_STEPS[origin]:,} steps and {_EXTRA_EPOCHS[origin]} more epochs, to start from {start[origin]} on "
+            f"{plural(num_images, 'image')}"
+        )
         choices.append(Choice("epochs", epochs, reason))
     steps = settings.steps or epochs * steps_per_epoch
     epochs = -(-steps // steps_per_epoch)
-    at_most = f"at most {max_evaluations} evaluations" if max_evaluations > 1 else "one evaluation, at the end"
-    choices += [
+    averaged = 1000 if steps >= _LONG_RUN else 100
+    return [
+        *choices,
+        Choice("warmup_steps", min(_MAX_WARM_UP, steps // 20), f"5 % of the run, at most {_MAX_WARM_UP} steps"),
+        Choice("ema_decay", 1 - 1 / averaged, f"averages the weights of the last {averaged} steps or so"),
+        Choice("evaluate_every", -(-epochs // MAX_EVALUATIONS), f"at most {MAX_EVALUATIONS} evaluations"),
+    ]
+
+
+def _by_the_clock(given: set[str]) -> list[Choice]:
+    """Choose the settings of a run with a time limit, whose number of steps is not known."""
+    warm_up = f"5 % of the time, at most {_MAX_WARM_UP} steps"
+    choices = [
+        Choice("ema_decay", 0.999, "averages the weights of the last tenth of the steps, at most 1000 or so"),
+        _evaluations_by_the_clock(),
+    ]
+    if "warmup_steps" in given:
+        return choices
+    return [
+        Choice("warmup_steps", _MAX_WARM_UP, warm_up),
+        Choice("warmup_until", _WARM_UP_SHARE, warm_up),
+        *choices,
+    ]
+
+
+def _evaluations_by_the_clock() -> Choice:
+    share = f"{EVALUATION_SHARE:.0%}"
+    return Choice("evaluate_every", None, f"about {MAX_EVALUATIONS} evaluations, at most {share} of the time")
+
+
+def _auto(config: RunConfig, given: set[str], num_images: int) -> list[Choice]:
+    """Choose the settings that do not depend on the length of the run."""
+    choices = [
         Choice("lr_scheduler", "step", "lr_drop was given")
         if "lr_drop" in given
-        else Choice("lr_scheduler", "cosine", "independent of the length of the run", "preset"),
-        Choice("warmup_steps", min(1000, steps // 20), "5 % of the run, at most 1000 steps"),
-        Choice("ema_decay", 0.999 if steps >= _LONG_RUN else 0.99, "matches the length of the run"),
-        Choice("decay_norms", False, "weight decay of matrices only", "preset"),
-        Choice("evaluate_every", -(-epochs // max_evaluations), at_most),
+        else Choice("lr_scheduler", "cosine", "learning rates reach 0 at the end of the run", "preset"),
+        Choice("decay_norms", False, "norms, biases and queries keep their size: no weight decay", "preset"),
     ]
-    if origin == "detector" and num_images < _SMALL_DATASET:
-        choices.append(Choice("freeze", ("backbone",), f"{images} are too few to fine-tune a trained backbone"))
+    if config.origin == "detector" and num_images < _SMALL_DATASET:
+        reason = f"{plural(num_images, 'image')} are too few to fine-tune a trained backbone"
+        choices.append(Choice("freeze", ("backbone",), reason))
     return choices
+
+
+def _notes(settings: TrainingConfig, given: set[str], num_images: int) -> Iterator[str]:
+    """Warn of batches that the dataset cannot fill."""
+    if settings.overfit:
+        num_images = min(settings.overfit, num_images)
+    size, batches = settings.batch_size, settings.gradient_accumulation
+    if size > num_images and "batch_size" in given:
+        yield (
+            f"warning: batch_size {size} is larger than the {plural(num_images, 'training image')}: every step takes all "
+            f"of them; {max(1, num_images // 8)} gives about 8 steps per epoch"
+        )
+    elif batches > 1 and size * batches > num_images:
+        yield (
+            f"warning: gradient_accumulation {batches} of batch_size {size} is more than the "
+            f"{plural(num_images, 'training image')}: every step takes one epoch"
+        )

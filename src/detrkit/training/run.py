@@ -34,10 +34,11 @@ from detrkit.evaluation.report.images import draw_predictions
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
+from detrkit.training.budget import TimeBudget, budget_of
 from detrkit.training.build import build_criterion, build_model_for
 from detrkit.training.callbacks import Callback, TrainingState
 from detrkit.training.data import TrainingData
-from detrkit.training.duration import Throughput, measure_throughput, planned_steps, strong_epochs
+from detrkit.training.duration import Throughput, measure_evaluation, measure_throughput, strong_epochs
 from detrkit.training.loggers import Logger, LoggerCallback, build_loggers
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan
@@ -48,6 +49,7 @@ from detrkit.training.run_report import write_run_report
 from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import CheckpointName, Trainer
 
+_SECONDS_TO_SAVE, _SECONDS_OF_REPORT = 1.0, 3.0  # expected with a time limit; corrected by the first evaluation
 _NUM_EXAMPLES = 4  # validation images that are logged after every evaluation
 
 
@@ -61,6 +63,7 @@ def run_training(
     model: DETR | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[str | Logger] = ("tensorboard",),
+    started: float | None = None,
 ) -> TrainResult:
     """Train in this process, which is the only one or one of several; write a run folder.
 
@@ -73,6 +76,7 @@ def run_training(
         model: initial weights, instead of those of the configuration.
         callbacks: called in the first process.
         loggers: names or loggers, used in the first process.
+        started: value of `time.monotonic` from which on a time limit counts; default: now.
 
     Raises:
         DetrkitError: data, settings, weights or saved state do not fit; nothing is written then.
@@ -80,7 +84,7 @@ def run_training(
     process = rank_from_environment()
     device = choose_rank_device(config.training.hardware.device, process)
     with process_group(process, device):
-        run = TrainingRun(config, data, output, process, device, resume=resume, model=model)
+        run = TrainingRun(config, data, output, process, device, resume=resume, model=model, started=started)
         run.state.plan = plan
         run.callbacks = [LoggerCallback(build_loggers(loggers)), *callbacks] if process.is_first else []
         with file_lock(make_folder(output)) if process.is_first else nullcontext():
@@ -94,6 +98,7 @@ class TrainingRun:
         callbacks: of this process.
         state: what the callbacks see.
         train_step: model, optimizer and schedule.
+        budget: length of the run.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class TrainingRun:
         *,
         resume: bool = False,
         model: DETR | None = None,
+        started: float | None = None,
     ) -> None:
         """Build model, criterion, loaders and evaluator; nothing is written yet.
 
@@ -126,10 +132,10 @@ class TrainingRun:
             data.val, settings.batch_size, settings.loading.workers, settings.loading.max_unreadable, process
         )
         self.preprocessing = Preprocessing(image_size=settings.image_size, padding_invariant=settings.padding_invariant)
-        self.num_steps = planned_steps(len(self.loader), settings)
+        self.budget = budget_of(len(self.loader), settings, started)
         data.train.strong_epochs = strong_epochs(len(self.loader), settings)
         self.train_step = TrainStep(
-            self.model, build_criterion(self.model.config, settings), settings, device, self.num_steps
+            self.model, build_criterion(self.model.config, settings), settings, device, self.budget
         )
         self.evaluator = Evaluator(
             data.val_split,
@@ -168,11 +174,12 @@ class TrainingRun:
                 f"{self.output}: the data gives {len(self.loader)} batches per epoch, but the run had {num_batches}; "
                 "its dataset, batch_size or number of processes has changed"
             )
-        if num_steps != self.num_steps:
+        if num_steps != self.budget.num_steps:
+            lengths = (self.budget.num_steps, num_steps)
+            found, expected = (f"{count} steps" if count else "a time limit" for count in lengths)
             raise ConfigError(
-                f"{self.output}: config.yaml gives {self.num_steps} steps, but the run was started with {num_steps}; "
-                f"restore its steps, epochs and gradient_accumulation, or fine-tune with {arg('weights')} and another "
-                f"{arg('output')}"
+                f"{self.output}: config.yaml gives {found}, but the run was started with {expected}; restore its minutes, "
+                f"steps, epochs and gradient_accumulation, or fine-tune with {arg('weights')} and another {arg('output')}"
             )
         if self.process.is_first and load_run_config(self.output / CONFIG_FILE).data != self.config.data:
             self._write_config()  # the dataset has moved
@@ -212,15 +219,34 @@ class TrainingRun:
             self.train_step.step([batch.to(self.device) for batch in islice(batches, num_batches)])
             self.train_step.finish()
 
-        def evaluate(count: int) -> None:
-            val_batches = islice(self.val_batches, count)
-            run_inference(self.model, val_batches, self.data.categories, self.device, settings.padding_invariant)
+        return measure_throughput(step, self._infer, len(self.val_batches))
 
-        return measure_throughput(step, evaluate, len(self.val_batches))
+    def _infer(self, num_batches: int) -> None:
+        """Run inference on some validation batches."""
+        run_inference(
+            self.model,
+            islice(self.val_batches, num_batches),
+            self.data.categories,
+            self.device,
+            self.config.training.padding_invariant,
+        )
+
+    def _expect_evaluation(self) -> None:
+        """Estimate what a time limit has to reserve for the evaluation at the end and for the report."""
+        if isinstance(self.budget, TimeBudget):
+            evaluation = measure_evaluation(self._infer, len(self.val_batches), at_most=0.01 * self.budget.seconds)
+            self.budget.expect(evaluation + _SECONDS_TO_SAVE, _SECONDS_OF_REPORT)
 
     def _train(self, state: dict[str, Any] | None) -> TrainResult:
         trainer = Trainer(
-            self.train_step, self.loader, self.config.training, self._evaluate, self, self.callbacks, self.state
+            self.train_step,
+            self.loader,
+            self.config.training,
+            self._evaluate,
+            self,
+            self.callbacks,
+            self.state,
+            self.budget,
         )
         if state is not None:
             with self._checks_state():
@@ -233,6 +259,7 @@ class TrainingRun:
         try:
             with self.state.stop:
                 trainer.callbacks.call("on_train_start", self.state)
+                self._expect_evaluation()
                 trainer.fit()
             result = self._result(trainer)
             trainer.callbacks.call("on_train_end", self.state)

@@ -1,12 +1,12 @@
 """Training from Python: `train`, `resume`, and an estimate of the time a run takes."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detrkit.config.run import RunConfig, load_run_config, run_config
-from detrkit.config.validation import check_minutes
 from detrkit.data.dataset import DatasetSplits
 from detrkit.data.splits import Data, as_splits
 from detrkit.distributed.devices import choose_rank_device
@@ -16,10 +16,10 @@ from detrkit.models.detr import DETR
 from detrkit.training.build import model_settings_of, with_architecture_of_weights
 from detrkit.training.callbacks import Callback
 from detrkit.training.data import TrainingData, has_masks, open_data
-from detrkit.training.duration import TimeEstimate
+from detrkit.training.duration import TimeEstimate, estimate_duration
 from detrkit.training.launch import launch
 from detrkit.training.loggers import Logger, check_loggers
-from detrkit.training.planner import TrainingPlan, plan_model, plan_training, plan_within
+from detrkit.training.planner import TrainingPlan, plan_model, plan_training
 from detrkit.training.result import TrainResult
 from detrkit.training.run import TrainingRun, run_training
 from detrkit.training.run_folder import (
@@ -59,7 +59,9 @@ def train(
         output: run folder to create.
         callbacks: called in the process that trains.
         loggers: names in `detrkit.training.loggers.LOGGERS`, or loggers; ``metrics.jsonl`` is always written.
-        minutes: time limit instead of `epochs` or `steps`: steps are timed, and as many are planned as fit.
+        minutes: time limit instead of `epochs` or `steps`, from this call to its return: evaluations, checkpoints and the
+            report are included. Learning rates, augmentation and evaluations follow the clock. A run that is resumed
+            continues with the time that was left.
         settings: fields of `RunConfig`, `TrainingConfig` and `ModelConfig` by their names: ``epochs=50``, ``lr=1e-4``,
             ``num_queries=50``. Unset ones are chosen from model, weights and data.
 
@@ -71,7 +73,9 @@ def train(
         ConfigError: a setting is unknown, out of range or contradicts another; or `output` holds a run.
         CheckpointError: `weights` cannot be read or do not fit.
     """
-    config, dataset = resolve(data, model, val=val, classes=classes, weights=weights, **settings)
+    started = time.monotonic()
+    given = settings if minutes is None else {**settings, "minutes": minutes}
+    config, dataset = resolve(data, model, val=val, classes=classes, weights=weights, **given)
     return train_from_config(
         config,
         output,
@@ -79,7 +83,7 @@ def train(
         model=model if isinstance(model, DETR) else None,
         callbacks=callbacks,
         loggers=loggers,
-        minutes=minutes,
+        started=started,
     )
 
 
@@ -106,6 +110,7 @@ def resume(
     Raises:
         DetrkitError: the folder holds no saved run, the run has ended, or its classes, images or settings have changed.
     """
+    started = time.monotonic()
     folder = Path(folder)
     check_resumable(folder)
     check_loggers(loggers)
@@ -121,27 +126,23 @@ def resume(
         raise ConfigError(
             f"{folder}: the dataset of the run, {config.data}, is not there any more; pass its new place as {arg('data')}"
         )
-    return _run(config, folder, dataset=dataset, resume=True, callbacks=callbacks, loggers=loggers)
+    return _run(config, folder, dataset=dataset, resume=True, callbacks=callbacks, loggers=loggers, started=started)
 
 
-def estimate_time(
-    config: RunConfig, *, dataset: DatasetSplits | None = None, minutes: float | None = None
-) -> tuple[TrainingPlan, TimeEstimate]:
-    """Plan a run and time some of its steps on this machine, without writing anything.
+def estimate_time(config: RunConfig, *, dataset: DatasetSplits | None = None) -> tuple[TrainingPlan, TimeEstimate]:
+    """Plan a run and time some of its steps on this machine after a warm-up, without writing anything.
 
     Args:
         config: settings that were given, from `run_config` or `resolve`.
         dataset: of the run; default: read from `config.data`.
-        minutes: as in `train`.
 
     Raises:
         DetrkitError: data, settings or weights do not fit.
     """
-    plan, data = prepare(config, dataset, minutes)
+    plan, data = prepare(config, dataset)
     run = _timed_run(plan.config, data)
     throughput = run.measure_throughput()
-    seconds = throughput.seconds(len(run.loader), plan.config.training)
-    return plan, TimeEstimate(throughput, run.num_steps, seconds, run.process.world_size)
+    return plan, estimate_duration(throughput, len(run.loader), plan.config.training, run.process.world_size)
 
 
 def train_from_config(
@@ -152,7 +153,7 @@ def train_from_config(
     model: DETR | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[str | Logger] = ("tensorboard",),
-    minutes: float | None = None,
+    started: float | None = None,
 ) -> TrainResult:
     """Train with settings from `run_config`; arguments and errors as in `train`.
 
@@ -163,15 +164,16 @@ def train_from_config(
         model: initial weights.
         callbacks: as in `train`.
         loggers: as in `train`.
-        minutes: as in `train`.
+        started: value of `time.monotonic` from which on a time limit counts; default: now.
     """
+    started = time.monotonic() if started is None else started
     output = Path(output)
     refuse_used_run_folder(output)
     check_loggers(loggers)
     if dataset is None:
         refuse_dataset_folder(output, config.data)
         config = config.replace(data=str(Path(config.data).resolve()))  # a resumed run may start elsewhere
-    plan, data = prepare(config, dataset, minutes)
+    plan, data = prepare(config, dataset)
     return _run(
         plan.config,
         output,
@@ -181,6 +183,7 @@ def train_from_config(
         model=model,
         callbacks=callbacks,
         loggers=loggers,
+        started=started,
     )
 
 
@@ -219,29 +222,20 @@ def resolve(
     return run_config(given), dataset
 
 
-def prepare(
-    config: RunConfig, dataset: DatasetSplits | None = None, minutes: float | None = None
-) -> tuple[TrainingPlan, TrainingData]:
+def prepare(config: RunConfig, dataset: DatasetSplits | None = None) -> tuple[TrainingPlan, TrainingData]:
     """Open the data and choose the settings that were not given.
 
     Raises:
         DetrkitError: data, settings or weights do not fit.
     """
     processes = rank_from_environment().world_size
-    if minutes is not None:
-        num_processes = max(config.training.hardware.devices, processes)
-        check_minutes(minutes, config.training.explicit, num_processes)
     with_model = with_architecture_of_weights(config)
     given = set(with_model.training.explicit)
     planned = plan_model(with_model)
     data = open_data(planned, dataset)
     num_images = len(data.train)
     plan = plan_training(planned, given, num_images, processes)
-    throughput = None
-    if minutes is not None:
-        throughput = _timed_run(plan.config, data).measure_throughput()
-        plan = plan_within(60 * minutes, throughput, planned, given, num_images)
-    notes = list(data.notes)
+    notes = [*plan.notes, *data.notes]
     if with_model is not config:
         size = with_model.training.image_size
         notes.insert(0, f"model {with_model.model} and image size {size} px are those of the weights")
@@ -251,7 +245,6 @@ def prepare(
         num_train=num_images,
         num_val=len(data.val_ids),
         num_classes=len(data.categories),
-        throughput=throughput,
     )
     return plan, data
 
@@ -289,6 +282,7 @@ def _run(
     model: DETR | None = None,
     callbacks: Sequence[Callback],
     loggers: Sequence[str | Logger],
+    started: float,
 ) -> TrainResult:
     """Train in this process, or launch the processes of `devices`."""
     if config.training.hardware.devices > 1 and rank_from_environment().world_size == 1:
@@ -301,6 +295,7 @@ def _run(
             model=model,
             callbacks=callbacks,
             loggers=loggers,
+            started=started,
         )
     return run_training(
         config,
@@ -311,4 +306,5 @@ def _run(
         model=model,
         callbacks=callbacks,
         loggers=loggers,
+        started=started,
     )

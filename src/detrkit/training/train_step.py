@@ -30,6 +30,7 @@ from detrkit.training.auxiliary_queries import (
     build_auxiliary_queries,
     with_auxiliary_queries,
 )
+from detrkit.training.budget import Budget, StepBudget
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
 from detrkit.training.optimizer import build_optimizer, freeze_modes
 from detrkit.training.schedule import build_schedule
@@ -59,8 +60,17 @@ class TrainStep:
     """
 
     def __init__(
-        self, model: DETR, loss: SetCriterion, settings: TrainingConfig, device: torch.device, num_steps: int
+        self, model: DETR, loss: SetCriterion, settings: TrainingConfig, device: torch.device, length: int | Budget
     ) -> None:
+        """Build the optimizer of a model, which is moved to the device.
+
+        Args:
+            model: to train.
+            loss: criterion.
+            settings: of the run.
+            device: to train on.
+            length: of the run, which the learning rates follow: optimizer steps, or a budget.
+        """
         if device.type == "cpu":
             keep_freed_memory()
         # faster convolutions, by 5 % on a CPU; the results stay the same up to rounding
@@ -76,8 +86,9 @@ class TrainStep:
         self.loss = with_auxiliary_queries(loss, settings)
         self.settings = settings
         self.device = device
+        budget = StepBudget(length) if isinstance(length, int) else length
         self.optimizer = build_optimizer(model, settings, self.auxiliary_queries)
-        self.schedule = build_schedule(self.optimizer, num_steps, settings)
+        self.schedule = build_schedule(self.optimizer, budget, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.hardware.precision == "float16")
         self.average = _moving_average(self.model, settings.ema.ema_decay) if settings.ema.ema_decay > 0 else None
         self.step_number = 0

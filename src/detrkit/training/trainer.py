@@ -17,8 +17,8 @@ from detrkit.distributed.collectives import gather, is_sync_step, max_over_proce
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
+from detrkit.training.budget import Budget, budget_of
 from detrkit.training.callbacks import Callback, CallbackList, TrainingState
-from detrkit.training.duration import planned_epochs, planned_steps
 from detrkit.training.meter import Meter
 from detrkit.training.train_step import TrainStep
 
@@ -29,7 +29,13 @@ CheckpointName = Literal["last", "best"]
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches of an epoch, any number of times."""
+    """Batches of an epoch, any number of times.
+
+    Attributes:
+        closing_from: epoch and batch from which on there is no strong augmentation; None if that is not known yet.
+    """
+
+    closing_from: tuple[int, int] | None
 
     def __len__(self) -> int: ...
 
@@ -37,6 +43,9 @@ class Batches(Protocol):
 
     def start_at(self, epoch: int, first: int) -> None:
         """Choose the epoch, from 1, and skip its first batches."""
+
+    def end_strong_augmentation(self) -> None:
+        """Turn strong augmentation off for all batches that are not drawn yet, and set `closing_from`."""
 
 
 @runtime_checkable
@@ -55,7 +64,7 @@ class Progress:
     """Position of a run.
 
     Attributes:
-        epoch: current epoch, from 1; one more than the number of epochs after the last.
+        epoch: current epoch, from 1; after the last one, one more than their number.
         batch: batches of the epoch that are done.
         best: metrics of the best checkpoint.
         evaluations_since_best: evaluations without a better value of the primary metric.
@@ -84,6 +93,7 @@ class Trainer:
         checkpoints: Checkpoints,
         callbacks: Sequence[Callback] = (),
         state: TrainingState | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -95,6 +105,7 @@ class Trainer:
             checkpoints: writes weights and state.
             callbacks: none in processes other than the first.
             state: passed to the callbacks.
+            budget: length of the run, which `train_step` follows, too; default: the settings' number of steps.
         """
         self.train_step = train_step
         self.loader = loader
@@ -102,12 +113,11 @@ class Trainer:
         self.evaluate = evaluate
         self.checkpoints = checkpoints
         self.callbacks = CallbackList(callbacks)
-        self.num_steps = planned_steps(len(loader), settings)
-        self.num_epochs = planned_epochs(len(loader), settings)
+        self.budget = budget or budget_of(len(loader), settings)
         self.progress = Progress()
         self.state = state or TrainingState()
         self.state.model = train_step.model
-        self.state.num_steps, self.state.num_epochs = self.num_steps, self.num_epochs
+        self.state.num_steps, self.state.num_epochs = self.budget.num_steps, self.budget.num_epochs
         self.meter = Meter()
         self._saved_at = time.monotonic()
 
@@ -117,7 +127,14 @@ class Trainer:
         best = self.progress.best
         is_out_of_patience = 0 < self.settings.evaluation.patience <= self.progress.evaluations_since_best
         is_overfitted = self.settings.overfit > 0 and best is not None and best.primary_value >= OVERFIT_GOAL
-        return self.progress.epoch > self.num_epochs or is_out_of_patience or is_overfitted
+        return self._is_complete or is_out_of_patience or is_overfitted
+
+    @property
+    def _is_complete(self) -> bool:
+        """Return whether the last epoch is over, its evaluation included."""
+        if self.budget.num_epochs is not None:
+            return self.progress.epoch > self.budget.num_epochs
+        return self.progress.batch == 0 and self.budget.is_over_after(self.train_step.step_number)
 
     def fit(self) -> None:
         """Train until the end or a request to stop; either way the last state is saved.
@@ -125,6 +142,7 @@ class Trainer:
         Raises:
             DetrkitError: too many consecutive steps were not finite, or too many images unreadable.
         """
+        self.budget.start(self.train_step.step_number)
         while not self.has_ended:
             if not self.train_epoch():
                 self.save()
@@ -137,7 +155,7 @@ class Trainer:
 
     def train_epoch(self) -> bool:
         """Train one epoch, or the rest of it; return whether it was completed."""
-        if self.train_step.step_number >= self.num_steps:
+        if self.budget.is_over_after(self.train_step.step_number):
             return True  # saved after its last step, and killed before it was evaluated
         self.state.epoch = self.progress.epoch
         self.callbacks.call("on_epoch_start", self.state)
@@ -146,7 +164,7 @@ class Trainer:
         for batches in _chunks(self.loader, self.settings.gradient_accumulation):
             self.take_step(batches)
             step = self.train_step.step_number
-            if step >= self.num_steps:
+            if self.budget.is_over_after(step):
                 break
             if is_sync_step(step):
                 if stop_on_any_rank(self.state.stop):
@@ -160,6 +178,9 @@ class Trainer:
         self.progress = replace(self.progress, batch=self.progress.batch + len(batches))
         self.meter.add(output, sum(len(batch.image_ids) for batch in batches))
         self.state.step = self.train_step.step_number
+        self.budget.advance(self.state.step)
+        self.state.fraction = self.budget.fraction_after(self.state.step)
+        self._end_strong_augmentation_if_due()
         self.callbacks.call("on_step_end", self.state)
         if self.state.step % self.settings.log_every == 0:
             self.log()
@@ -168,18 +189,26 @@ class Trainer:
         """Evaluate if an evaluation is due, and save."""
         epoch = self.progress.epoch
         self.state.epoch = epoch
-        is_due = epoch == self.num_epochs or epoch % self.settings.evaluation.evaluate_every == 0
-        if is_due and self.meter.values:
-            self.log()
-        if is_due:
-            self.save()  # before the evaluation, which may fail; a resumed run then evaluates
-        self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
-        if is_due:
-            self.run_evaluation()
-            self.save()
+        is_last = self.budget.is_over_after(self.train_step.step_number) or epoch == self.budget.num_epochs
+        if is_last or self.budget.evaluates_after(epoch):
+            with self.budget.evaluating():
+                if self.meter.values:
+                    self.log()
+                self.save()  # before the evaluation, which may fail; a resumed run then evaluates
+                self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
+                self.run_evaluation()
+                self.save()
         else:
+            self.progress = replace(self.progress, epoch=epoch + 1, batch=0)
             self.save_if_due()
         self.callbacks.call("on_epoch_end", self.state)
+
+    def _end_strong_augmentation_if_due(self) -> None:
+        """Begin the last part of a run with a time limit; in others, the number of its epochs is known from the start."""
+        if self.budget.num_epochs is None and self.loader.closing_from is None:
+            until = self.settings.augmentation.strong_aug_until
+            if until < 1 and self.state.fraction >= until:
+                self.loader.end_strong_augmentation()
 
     def run_evaluation(self) -> None:
         """Evaluate the model, and save it if it is the best so far.
@@ -231,7 +260,9 @@ class Trainer:
             # of every process: dropout differs between them
             "random": gather([torch.get_rng_state()]),
             "random_cuda": gather([torch.cuda.get_rng_state()]) if torch.cuda.is_available() else [],
-            "num_steps": self.num_steps,
+            "num_steps": self.budget.num_steps,
+            "budget": self.budget.state_dict(),
+            "closing_from": self.loader.closing_from,
             "num_batches": len(self.loader),
         }
 
@@ -241,7 +272,10 @@ class Trainer:
         progress = dict(state["progress"])
         best = progress.pop("best")
         self.progress = Progress(**progress, best=None if best is None else EvalMetrics.from_json(best))
+        self.budget.load_state_dict(state["budget"])
+        self.loader.closing_from = state["closing_from"]
         self.state.step, self.state.epoch = self.train_step.step_number, self.progress.epoch
+        self.state.fraction = self.budget.fraction_after(self.state.step)
         torch.set_rng_state(state["random"][rank()])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"][rank()])

@@ -176,7 +176,7 @@ class AugmentedDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             transform = self._transform_for(key)
             torch.default_generator.manual_seed(mix_seeds(self.seed, key.epoch, key.index))
-            if self.strong is None or key.epoch > self.strong_epochs:
+            if self.strong is None or key.is_closing or key.epoch > self.strong_epochs:
                 return transform(self.images[key.index])
             return self._augment(self.images[key.index], transform, self.strong)
 
