@@ -41,14 +41,33 @@ def test_given_settings_win_over_the_file_one_by_one(file: Path) -> None:
     assert (config.training.epochs, config.training.optimizer.lr) == (9, 0.002)
 
 
-def test_epochs_that_are_given_replace_steps_of_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "steps.yaml"
-    file.write_text("data: images\nepochs: 300\nsteps: 7\n")
-    training = run_config({"epochs": 5}, file).training
-    assert (training.epochs, training.steps) == (5, None)
-    assert run_config({"batch_size": 3}, file).training.steps == 7
-    with pytest.raises(ConfigError, match=r"^epochs= and steps= exclude each other"):
-        run_config({"data": "images", "epochs": 5, "steps": 7})
+@pytest.mark.parametrize("given", [{"epochs": 5}, {"steps": 5}, {"minutes": 5.0}])
+@pytest.mark.parametrize("written", ["epochs: 300\nsteps: 7", "epochs: 300\nminutes: 7"])
+def test_length_that_is_given_replaces_that_of_the_file(given: dict[str, Any], written: str, tmp_path: Path) -> None:
+    file = tmp_path / "length.yaml"
+    file.write_text(f"data: images\n{written}\n")
+    training = run_config(given, file).training
+    lengths = {"epochs": 300, "steps": None, "minutes": None} | given
+    assert {name: training[name] for name in lengths} == lengths
+    kept = run_config({"batch_size": 3}, file).training
+    assert {kept.steps, kept.minutes} == {7, None}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 5, "steps": 7}, "^epochs= and steps= exclude each other"),
+        ({"epochs": 5, "minutes": 7}, "^epochs= and minutes= exclude each other"),
+        ({"steps": 5, "minutes": 7}, "^steps= and minutes= exclude each other"),
+        ({"minutes": 0}, "^minutes=0: input should be greater than 0"),
+        ({"minutes": float("nan")}, "^minutes=nan: "),
+        ({"minutes": float("inf")}, "^minutes=inf: "),
+        ({"minutes": "long"}, "^minutes='long': input should be a valid number"),
+    ],
+)
+def test_length_that_is_no_length_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_config({"data": "images", **given})
 
 
 def test_another_model_does_not_inherit_overrides_of_the_file(file: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from detrkit.cli.flags import flag_style
 from detrkit.config.run import run_config
 from detrkit.config.training import TrainingConfig
-from detrkit.config.validation import check_augmentation, check_evaluation, check_minutes, check_run
+from detrkit.config.validation import check_augmentation, check_evaluation, check_run
 from detrkit.errors import ConfigError
 from detrkit.models.presets import preset_config
 
@@ -100,29 +100,12 @@ def test_valid_settings_pass() -> None:
     check_augmentation(TrainingConfig(photometric=1), 1)
     check_augmentation(TrainingConfig(mosaic=1), 5)
     check_evaluation(TrainingConfig(patience=3))
-    check_minutes(5, {"lr"}, 1)
 
 
 def test_arguments_are_named_as_options_on_the_command_line() -> None:
     with pytest.raises(ConfigError) as error:
         check(augment=False, mosaic=0.5)
     assert error.value.render(flag_style).startswith("--mosaic 0.5 has no effect: --no-augment disables augmentation")
-
-
-@pytest.mark.parametrize(
-    ("minutes", "given", "processes", "message"),
-    [
-        (0, (), 1, "^minutes=0 must be positive"),
-        (float("nan"), (), 1, "^minutes=nan must be positive"),
-        (5, ("epochs",), 1, "^minutes= and epochs= exclude each other"),
-        (5, (), 2, "^minutes= needs a single process, found 2"),
-    ],
-)
-def test_minutes_that_cannot_be_planned_are_refused(
-    minutes: float, given: tuple[str, ...], processes: int, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_minutes(minutes, given, processes)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from detrkit.data.transforms.augmentation import AugmentedDataset
 from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.detr import DETR
+from detrkit.training.budget import Budget
 from detrkit.training.train_step import TrainStep
 
 SETTINGS = TrainingConfig(epochs=2, batch_size=2, image_size=64, workers=0, log_every=1, lr=1e-3)
@@ -31,5 +32,5 @@ def drawn(settings: TrainingConfig, count: int = 6) -> Loader:
     return train_loader(images, BatchGrouping.ungrouped(count), settings, torch.device("cpu"))
 
 
-def make_train_step(settings: TrainingConfig = SETTINGS, num_steps: int = 6, **model: Any) -> TrainStep:
-    return TrainStep(tiny(**model), SetCriterion(4), settings, torch.device("cpu"), num_steps)
+def make_train_step(settings: TrainingConfig = SETTINGS, length: int | Budget = 6, **model: Any) -> TrainStep:
+    return TrainStep(tiny(**model), SetCriterion(4), settings, torch.device("cpu"), length)

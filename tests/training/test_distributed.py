@@ -116,6 +116,8 @@ def run_cases(rank: int, ports: list[int], folder: Path) -> None:
 class EmptyLoader:
     """One batch that is never read."""
 
+    closing_from = None
+
     def __len__(self) -> int:
         return 1
 
@@ -123,6 +125,9 @@ class EmptyLoader:
         return iter(())
 
     def start_at(self, epoch: int, first: int) -> None:
+        pass
+
+    def end_strong_augmentation(self) -> None:
         pass
 
 

@@ -1,5 +1,6 @@
 """Planner: settings chosen for model, dataset and weights; given settings are kept."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from detrkit.benchmark.describe_data import _first_samples
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
-from detrkit.config.training import TrainingConfig
+from detrkit.config.training import CHOSEN_SETTINGS, TrainingConfig
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.samplers import BatchGrouping, SampleKey
@@ -22,9 +23,9 @@ from detrkit.models.presets import build_model
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import with_architecture_of_weights
 from detrkit.training.data import TrainingData, training_dataset
-from detrkit.training.duration import Throughput, planned_steps, steps_per_epoch
+from detrkit.training.duration import Throughput, estimate_duration, planned_steps, steps_per_epoch
 from detrkit.training.overfit_check import check_overfit
-from detrkit.training.planner import TrainingPlan, plan_model, plan_training, plan_within
+from detrkit.training.planner import TrainingPlan, plan_model, plan_training
 from detrkit.training.train import prepare
 from tests.datasets import write_coco
 
@@ -39,12 +40,25 @@ def planned(num_images: int, **given: object) -> TrainingPlan:
 
 def test_choices_contain_the_defaults_of_a_preset() -> None:
     plan = planned(1000, model="detrkit-s", training={"batch_size": 8})
-    told = {choice.name: choice.value for choice in plan.choices if choice.reason == "default of detrkit-s"}
+    told = {choice.name: choice.value for choice in plan.choices}
     assert told["image_size"] == plan.config.training.image_size == 320
     assert told["iou_aware"] is True
     assert "batch_size" not in told, "it was given"
     overfit = planned(8, model="detrkit-s", training={"overfit": 8})
-    assert {choice.reason for choice in overfit.choices if "backbone" not in choice.name} == {"default of detrkit-s"}
+    assert {choice.name for choice in overfit.choices} <= {*told, "batch_size"}, "those of the preset"
+
+
+@pytest.mark.parametrize("recipe", ["auto", "reference"])
+@pytest.mark.parametrize("weights", [None, "imagenet", "runs/first"])
+@pytest.mark.parametrize("length", [{}, {"steps": 100}, {"minutes": 5}, {"overfit": 8}])
+def test_reasons_explain_instead_of_naming_the_preset(recipe: str, weights: str | None, length: dict[str, int]) -> None:
+    for model in ("detrkit-s", "detrkit-m", "detr-tiny", "detr-r50", "dab-detr-r50", "deformable-detr-r50"):
+        for choice in planned(24, model=model, recipe=recipe, weights=weights, training=length).choices:
+            assert len(choice.reason.split()) > 1, choice
+            assert model not in choice.reason
+            assert not re.search("suits|default of|recipe|preset", choice.reason), choice
+            if recipe == "auto":  # what --help says about them
+                assert choice.name in CHOSEN_SETTINGS
 
 
 @pytest.mark.parametrize("recipe", ["auto", "reference"])
@@ -59,7 +73,7 @@ def test_choices_contain_the_published_settings_of_an_architecture(recipe: str) 
     assert pretrained["backbone_lr"] == (2e-5, "as published")
     assert pretrained["offset_lr_factor"] == (0.1, "as published")
     assert from_scratch["backbone_lr"][0] == 2e-4
-    assert "from scratch" in from_scratch["backbone_lr"][1]
+    assert "random weights" in from_scratch["backbone_lr"][1]
     assert ("padding_invariant" in pretrained) == (recipe == "reference")
 
 
@@ -257,23 +271,67 @@ def test_run_of_steps_is_evaluated_at_most_20_times() -> None:
     assert planned(100, training={"batch_size": 1, "steps": 50}).config.training["evaluate_every"] == 1
 
 
-def test_time_limit_is_filled_with_steps_and_evaluations() -> None:
-    def within(seconds: float, **training: object) -> tuple[int | None, int]:
-        settings = TrainingConfig.model_validate({"batch_size": 8, **training})
-        config = plan_model(RunConfig(data="x", training=settings))
-        chosen = plan_within(seconds, Throughput(0.5, 6.0), config, set(training), 80).config.training
-        return chosen.steps, chosen["evaluate_every"]
+@pytest.mark.parametrize("recipe", ["auto", "reference"])
+@pytest.mark.parametrize("weights", [None, "imagenet", "runs/first"])
+def test_time_limit_is_planned_without_a_number_of_steps(recipe: str, weights: str | None) -> None:
+    for model in ("detrkit-s", "detr-r50", "dab-detr-r50"):
+        plan = planned(24, model=model, recipe=recipe, weights=weights, training={"minutes": 12})
+        training = plan.config.training
+        assert (training.minutes, training.steps, training["evaluate_every"]) == (12, None, None)
+        assert "epochs" not in {choice.name for choice in plan.choices}
+        if recipe == "auto":
+            assert (training["warmup_steps"], training["warmup_until"], training["ema_decay"]) == (1000, 0.05, 0.999)
 
-    assert within(600, evaluate_every=1) == (540, 1)  # 54 rounds of 10 steps: 270 s, and as many evaluations: 324 s
-    assert within(600, evaluate_every=10**6) == (1188, 10**6)  # one evaluation
-    assert within(23.5, evaluate_every=1) == (
-        20,
-        1,
-    )  # two rounds are 10 s and 12 s, and a third would be evaluated, too
-    assert within(0.1) == (1, 1)
-    assert within(600) == (1080, 11)  # 108 rounds: 540 s, and 10 % more for 10 evaluations
-    assert within(6000) == (11760, 59)  # 1,176 rounds: 5,880 s, and no more than 20 evaluations: 120 s
-    assert within(23.5) == (35, 4)  # no more than the evaluation at the end
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"warmup_steps": 7}, {"warmup_steps": 7, "warmup_until": 1.0}),
+        ({"warmup_until": 0.2}, {"warmup_steps": 1000, "warmup_until": 0.2}),
+        ({"evaluate_every": 3, "ema_decay": 0.5}, {"evaluate_every": 3, "ema_decay": 0.5, "warmup_steps": 1000}),
+    ],
+)
+def test_settings_that_are_given_with_a_time_limit_are_kept(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    training = planned(100, training={"minutes": 5, **given}).config.training
+    assert {name: training[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 60, "batch_size": 8}, (600, 60, 300 + 360)),  # 10 steps each
+        ({"steps": 35, "evaluate_every": 2}, (35, 2, 17.5 + 12)),  # the last epoch is cut short
+        ({"steps": 1005, "evaluate_every": None}, (1005, 17, 502.5 + 102)),  # 101 epochs, every sixth
+        ({"minutes": 10, "evaluate_every": None}, (1080, 10, 600)),  # of 6 s: not 20, but a tenth of the time
+        ({"minutes": 10, "evaluate_every": 1}, (552, 54, 600)),  # 5 s of training, 6 s of evaluation
+        ({"minutes": 0.01}, (1, 1, 0.6)),
+    ],
+)
+def test_duration_is_estimated_by_hand(settings: dict[str, Any], expected: tuple[int, int, float]) -> None:
+    estimate = estimate_duration(Throughput(0.5, 6.0), 10, TrainingConfig.model_validate(settings))
+    assert (estimate.num_steps, estimate.num_evaluations, estimate.seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "number", "expected"),
+    [
+        ({"batch_size": 500}, 24, "batch_size 500 is larger than the 24 training images"),
+        ({"batch_size": 2}, 1, "batch_size 2 is larger than the 1 training image:"),
+        ({"batch_size": 8, "overfit": 4}, 100, "batch_size 8 is larger than the 4 training images"),
+        (
+            {"batch_size": 8, "gradient_accumulation": 4},
+            24,
+            "gradient_accumulation 4 of batch_size 8 is more than the 24",
+        ),
+        ({"batch_size": 24}, 24, None),
+        ({}, 1, None),
+    ],
+)
+def test_batches_that_the_dataset_cannot_fill_are_warned_of(
+    given: dict[str, Any], number: int, expected: str | None
+) -> None:
+    notes = planned(number, training=given).notes
+    assert (notes == ()) if expected is None else (expected in notes[0] and notes[0].startswith("warning: "))
 
 
 def test_overfit_run_has_no_choices() -> None:

@@ -59,12 +59,20 @@ def test_sampling_offsets_and_reference_points_have_their_own_learning_rate() ->
 
 def test_learning_rate_factors_computed_by_hand() -> None:
     step = TrainingConfig(lr_scheduler="step", lr_drop=0.5)
-    assert [lr_factor(s, 4, step) for s in range(4)] == [1, 1, 0.1, 0.1]
+    assert [lr_factor(s, s / 4, step) for s in range(4)] == [1, 1, 0.1, 0.1]
     cosine = TrainingConfig(lr_scheduler="cosine", warmup_steps=3)
-    assert [lr_factor(s, 100, cosine) for s in range(3)] == [0.25, 0.5, 0.75]
-    assert lr_factor(50, 100, cosine) == pytest.approx(0.5)
-    assert lr_factor(100, 100, cosine) == pytest.approx(0)
-    assert lr_factor(7, 0, cosine) >= 0
+    assert [lr_factor(s, s / 100, cosine) for s in range(3)] == [0.25, 0.5, 0.75]
+    assert lr_factor(50, 0.5, cosine) == pytest.approx(0.5)
+    assert lr_factor(100, 1.0, cosine) == pytest.approx(0)
+
+
+def test_warm_up_ends_after_its_steps_or_its_fraction_of_the_run() -> None:
+    settings = TrainingConfig(warmup_steps=99, warmup_until=0.05)
+    assert lr_factor(0, 0.0, settings) == 0.01
+    assert lr_factor(9, 0.001, settings) == 0.1  # a fast machine: the steps lead
+    assert lr_factor(1, 0.025, settings) == 0.5  # a slow one: the clock leads
+    assert lr_factor(2, 0.05, settings) == 1
+    assert lr_factor(99, 0.01, settings) == 1
 
 
 def test_batch_with_nan_is_skipped_and_changes_nothing() -> None:

@@ -87,6 +87,8 @@ class CountingStep(TrainStep):
 class Batches:
     """Three batches of two images."""
 
+    closing_from: tuple[int, int] | None = None
+
     def __len__(self) -> int:
         return 3
 
@@ -95,7 +97,10 @@ class Batches:
         return iter([batch] * (3 - self.first))
 
     def start_at(self, epoch: int, first: int) -> None:
-        self.first = first
+        self.epoch, self.first = epoch, first
+
+    def end_strong_augmentation(self) -> None:
+        self.closing_from = (self.epoch, self.first)
 
 
 def make_loop(

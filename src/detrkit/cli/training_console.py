@@ -105,17 +105,11 @@ def print_plan(plan: TrainingPlan, num_parameters: int = 0, last_line: str = "")
             "learning rates and augmentation follow the clock",
             soft_wrap=True,
         )
-    chosen = [choice for choice in plan.choices if choice.source == "run"]
-    width = max((len(f"{choice.name} {_value(choice.value)}") for choice in chosen), default=0)
-    for choice in chosen:
-        setting = f"{choice.name} {_value(choice.value)}"
-        console.print(f"  {setting:{width}}   {choice.reason}", soft_wrap=True)
     reasons: dict[str, list[str]] = {}
-    for choice in plan.choices:
-        if choice.source == "preset":
-            reasons.setdefault(choice.reason, []).append(f"{choice.name} {_value(choice.value)}")
+    for choice in sorted(plan.choices, key=lambda choice: choice.source == "preset"):
+        reasons.setdefault(choice.reason, []).append(f"{choice.name} {_value(choice.value)}")
     for reason, settings in reasons.items():
-        console.print(f"  {reason}: {', '.join(settings)}", soft_wrap=True)
+        console.print(f"  {', '.join(settings)}: {reason}", soft_wrap=True)
     if last_line:
         console.print(f"  ({last_line})", soft_wrap=True)
 

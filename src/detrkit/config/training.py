@@ -331,6 +331,41 @@ class TrainingConfig(BaseModel):
         return TrainingConfig.model_validate({**self.explicit, **settings})
 
 
+# settings that the planner of the recipe "auto" chooses if they are not given, and where from: the model, or a plan for the
+# data and the length of the run. Their defaults in the configs are the published ones.
+CHOSEN_SETTINGS: dict[str, Literal["of the model", "planned"]] = {
+    **dict.fromkeys(
+        (
+            "image_size",
+            "train_scale",
+            "batch_size",
+            "lr",
+            "backbone_lr",
+            "offset_lr_factor",
+            "clip_grad_norm",
+            "cls_loss_coef",
+            "iou_aware",
+            "look_forward_twice",
+            "denoising",
+            "contrastive_denoising",
+        ),
+        "of the model",
+    ),
+    **dict.fromkeys(
+        (
+            "epochs",
+            "evaluate_every",
+            "lr_scheduler",
+            "warmup_steps",
+            "warmup_until",
+            "ema_decay",
+            "decay_norms",
+            "freeze",
+        ),
+        "planned",
+    ),
+}
+
 GROUPS: dict[str, type[BaseModel]] = {
     name: field.annotation
     for name, field in TrainingConfig.model_fields.items()

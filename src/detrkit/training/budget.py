@@ -16,7 +16,8 @@ from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS, planned
 
 _SECONDS_BETWEEN_TICKS = 1.0  # with several processes, which exchange the fraction then
 _MAX_STEPS_BETWEEN_TICKS = 20
-_SMOOTHING = 0.1  # weight of the latest steps in the mean duration of a step
+_WARM_UP_STEPS = 20  # steps after which their duration is a measure
+_SMOOTHING = 0.2  # weight of the latest steps in the mean duration of a step
 Clock = Callable[[], float]
 
 
@@ -152,6 +153,8 @@ class TimeBudget:
         self._evaluated = 0.0  # elapsed seconds at the last evaluation
         self._evaluation, self._report = 0.0, 0.0  # expected seconds of either
         self._pace = 0.0  # `step_seconds` at the last evaluation
+        self._is_warm = False  # whether that evaluation came after enough steps
+        self._timed_steps = 0
 
     @property
     def elapsed(self) -> float:
@@ -162,10 +165,12 @@ class TimeBudget:
     def reserve(self) -> float:
         """Expected seconds of what follows the last step.
 
-        The last evaluation is expected to take as long as the one before, and longer if steps have become slower since.
+        The last evaluation is expected to take as many steps' time as the one before. The report, which is estimated at the
+        start, and an evaluation among the first steps, which are slow, are not expected to become faster.
         """
-        slowdown = max(1.0, self.step_seconds / self._pace) if self._pace else 1.0
-        return slowdown * (self._evaluation + self._report)
+        change = self.step_seconds / self._pace if self._pace else 1.0
+        slowdown = max(1.0, change)
+        return (change if self._is_warm else slowdown) * self._evaluation + slowdown * self._report
 
     def fraction_after(self, step: int) -> float:
         """Part of the run that is over; the clock decides, not the number of steps."""
@@ -218,6 +223,7 @@ class TimeBudget:
         yield
         elapsed = self.elapsed
         self._evaluation, self._pace = elapsed - self._evaluated, self.step_seconds
+        self._is_warm = self._timed_steps >= _WARM_UP_STEPS
         self._aside += self._evaluation
         # no time for a step and yet another evaluation: this one was the last
         is_over = self.seconds - self.reserve - elapsed <= self.step_seconds / 2
@@ -234,13 +240,14 @@ class TimeBudget:
             "evaluation": self._evaluation,
             "report": self._report,
             "pace": self._pace,
+            "is_warm": self._is_warm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the time that was left; what this process has taken so far counts, too."""
         self._before, self.fraction, self.step_seconds = state["elapsed"], state["fraction"], state["step_seconds"]
         self._evaluated, self._evaluation, self._report = state["evaluated"], state["evaluation"], state["report"]
-        self._pace = state["pace"]
+        self._pace, self._is_warm = state["pace"], state["is_warm"]
 
     def _interval(self) -> int:
         """Return the number of steps until the fraction is measured again: about a second of several processes."""
@@ -251,6 +258,7 @@ class TimeBudget:
     def _time_steps(self, step: int, seconds: float) -> None:
         """Update the mean duration of a step."""
         mean = seconds / max(1, step - self._step)
+        self._timed_steps += 1
         self.step_seconds = (
             mean if not self.step_seconds else self.step_seconds + _SMOOTHING * (mean - self.step_seconds)
         )

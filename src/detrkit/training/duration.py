@@ -133,7 +133,7 @@ def _repeat(step: Callable[[], object], steps: int, seconds: float) -> float:
     while taken < steps or time.perf_counter() - start < seconds:
         step()
         taken += 1
-    return (time.perf_counter() - start) / taken
+    return (time.perf_counter() - start) / max(1, taken)
 
 
 def _seconds(evaluate: Callable[[int], object], count: int) -> float:

@@ -1,6 +1,7 @@
 """A training run in one process: builds model, criterion, data loaders and trainer, and writes the run folder."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -49,7 +50,9 @@ from detrkit.training.run_report import write_run_report
 from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import CheckpointName, Trainer
 
-_SECONDS_TO_SAVE, _SECONDS_OF_REPORT = 1.0, 3.0  # expected with a time limit; corrected by the first evaluation
+# what a time limit reserves before anything was measured: parameters that are written per second in the checkpoints of an
+# evaluation, and the duration of the report relative to drawing the examples
+_SAVED_PER_SECOND, _REPORT_PER_EXAMPLES = 10e6, 8.0
 _NUM_EXAMPLES = 4  # validation images that are logged after every evaluation
 
 
@@ -233,9 +236,14 @@ class TrainingRun:
 
     def _expect_evaluation(self) -> None:
         """Estimate what a time limit has to reserve for the evaluation at the end and for the report."""
-        if isinstance(self.budget, TimeBudget):
-            evaluation = measure_evaluation(self._infer, len(self.val_batches), at_most=0.01 * self.budget.seconds)
-            self.budget.expect(evaluation + _SECONDS_TO_SAVE, _SECONDS_OF_REPORT)
+        if not isinstance(self.budget, TimeBudget):
+            return
+        inference = measure_evaluation(self._infer, len(self.val_batches), at_most=0.01 * self.budget.seconds)
+        saving = sum(parameter.numel() for parameter in self.model.parameters()) / _SAVED_PER_SECOND
+        start = time.perf_counter()
+        self._draw_examples()
+        examples = time.perf_counter() - start
+        self.budget.expect(inference + saving + examples, _REPORT_PER_EXAMPLES * examples)
 
     def _train(self, state: dict[str, Any] | None) -> TrainResult:
         trainer = Trainer(
