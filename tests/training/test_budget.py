@@ -104,7 +104,7 @@ IDLE, LOADED = 2.0, 8.5  # seconds per step
 MACHINES: dict[str, Callable[[float], float]] = {
     "idle": lambda _now: IDLE,
     "loaded": lambda _now: LOADED,
-    "fast": lambda _now: 0.05,
+    "fast": lambda _now: 0.25,
     "slow first steps": lambda now: LOADED if now < 40 else IDLE,
     "loaded later": lambda now: IDLE if now < 300 else LOADED,
     "loaded at the end": lambda now: IDLE if now < 600 else 5.0,
