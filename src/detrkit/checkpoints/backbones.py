@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.checkpoints.adapt import adapt_input_channels
+from detrkit.checkpoints.containers import tensors_of
 from detrkit.checkpoints.conversion.key_mapping import without_step_counters
 from detrkit.checkpoints.download import imagenet_weights
 from detrkit.checkpoints.files import read_safetensors, read_torch_file
@@ -46,8 +47,7 @@ def load_backbone_file(model: DETR, path: Path) -> None:
         CheckpointError: it cannot be read, or does not fit.
     """
     state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch_file(path)
-    inner = state.get("state_dict", state.get("model", state))
-    tensors = {name: tensor for name, tensor in dict(inner).items() if isinstance(tensor, Tensor)}
+    tensors = tensors_of(state)
     is_lite0 = model.config.backbone == TIMM + LITE0 and "_conv_stem.weight" in tensors
     _copy(model, tensors, str(path))
     if is_lite0:

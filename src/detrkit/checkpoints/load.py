@@ -4,33 +4,54 @@ A source is a run folder, a ``.safetensors`` file of detrkit, an official or tra
 Hugging Face, or the name of a preset with published weights. The format is recognised by the content.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from detrkit.checkpoints.containers import is_native, select_weights
 from detrkit.checkpoints.conversion.huggingface import read_huggingface
 from detrkit.checkpoints.conversion.official import read_official
 from detrkit.checkpoints.download import official_weights
 from detrkit.checkpoints.export_formats import is_exported
-from detrkit.checkpoints.files import read_safetensors, read_torch_file
+from detrkit.checkpoints.files import read_safetensors, read_sharded, read_torch_file
 from detrkit.checkpoints.infer_config import infer_config
+from detrkit.checkpoints.named_model import NamedModel, config_of_named_model, undescribed
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, checkpoint_from_header
-from detrkit.checkpoints.sources import WEIGHTS_FILE, check_source, local_file
+from detrkit.checkpoints.sources import INDEX_SUFFIX, WEIGHTS_FILE, check_source, local_file, note_on_folder
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES
+from detrkit.config.model import ModelConfig
 from detrkit.data.categories import default_categories
-from detrkit.errors import CheckpointError, arg
+from detrkit.errors import CheckpointError, arg, python_style, render_arguments
 
+_logger = logging.getLogger(__name__)
 _BACKBONE_STEMS = ("conv1.weight", "conv_stem.weight")  # the first convolution of a ResNet, and of timm's networks
-_HUB_FILES = ["config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json"]
+_HUB_FILES = [
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
+]
 
 
-def load_checkpoint(source: Path | str) -> Checkpoint:
-    """Read a checkpoint from any source.
+def load_checkpoint(
+    source: Path | str, *, model: NamedModel | None = None, state_dict_key: str | None = None
+) -> Checkpoint:
+    """Read a checkpoint from any source. Decisions that a user should know of are logged, and listed in its notes.
+
+    Args:
+        source: run folder, weights file, folder or hub id of Hugging Face, or preset with published weights.
+        model: preset, ``config.yaml`` of a run, its folder, or `ModelConfig`, for weights under detrkit's names that do not
+            describe their model, such as a saved `state_dict()`.
+        state_dict_key: entry of a ``.pth`` file that holds the weights, such as "ema_model" or "ema.module". Default: the
+            moving average if there is one.
 
     Raises:
-        CheckpointError: the source does not exist, or is not a DETR.
+        CheckpointError: the source does not exist, is not a DETR, or leaves open which weights or model to use.
     """
     path = Path(source)
     if is_exported(path):
@@ -40,68 +61,107 @@ def load_checkpoint(source: Path | str) -> Checkpoint:
         )
     check_source(source)
     name = str(source)
-    if (file := local_file(path)) is not None:
-        return _read_file(file)
-    if name in MODEL_NAMES and name not in HUB_MODELS:
-        return _read_file(official_weights(name))
-    file = local_file(_hub_snapshot(HUB_MODELS.get(name, name)))
+    file = local_file(path)
+    notes = note_on_folder(path)
+    if file is None and name in MODEL_NAMES and name not in HUB_MODELS:
+        file = official_weights(name)
+    if file is None:
+        snapshot = _hub_snapshot(HUB_MODELS.get(name, name))
+        file, notes = local_file(snapshot), note_on_folder(snapshot)
     if file is None:
         raise CheckpointError(f"{name}: the repository on the hub contains no {WEIGHTS_FILE}; check the name")
-    return _read_file(file)
+    checkpoint = _read_file(file, model, state_dict_key)
+    checkpoint = replace(checkpoint, notes=(*notes, *checkpoint.notes))
+    for note in checkpoint.notes:
+        _logger.warning("%s", render_arguments(note, python_style), extra={"detrkit_message": note})
+    return checkpoint
 
 
-def _read_file(path: Path) -> Checkpoint:
+def _read_file(path: Path, model: NamedModel | None, key: str | None) -> Checkpoint:
     try:
-        return _read_weights(path)
+        return _read_weights(path, model, key)
     # tensors whose shapes do not fit their names, and malformed settings
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise CheckpointError(f"{path}: its weights are not those of a DETR ({reason}); get the file again") from None
 
 
-def _read_weights(path: Path) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        tensors, header = read_safetensors(path)
+def _read_weights(path: Path, model: NamedModel | None, key: str | None) -> Checkpoint:
+    content: Mapping[str, Any]
+    if path.name.endswith(INDEX_SUFFIX):
+        content = read_sharded(path)
+    elif path.suffix == ".safetensors":
+        content, header = read_safetensors(path)
         if header is not None:
-            return checkpoint_from_header(tensors, header, path)
-        return _read_state_dict(tensors, None, path)
-    content = read_torch_file(path)
-    args = content.get("args")
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    return _read_state_dict(tensors, args, path)
+            if key is not None:
+                raise CheckpointError(
+                    f"{path}: was written by detrkit and holds one model; omit {arg('state_dict_key')}"
+                )
+            checkpoint = checkpoint_from_header(content, header, path)
+            if model is not None:  # which must fit, though the file describes its model itself
+                config_of_named_model(model, checkpoint.state, path)
+            return checkpoint
+    else:
+        content = read_torch_file(path)
+    _check_not_backbone(content, path)
+    weights, notes = select_weights(content, path, key)
+    return _read_state_dict(weights.tensors, content.get("args"), path, model, notes)
 
 
-def _read_state_dict(tensors: Mapping[str, Tensor], args: Any, path: Path) -> Checkpoint:
+def _read_state_dict(
+    tensors: Mapping[str, Tensor], args: Any, path: Path, model: NamedModel | None, notes: Sequence[str]
+) -> Checkpoint:
     """Recognise the format of the tensors, and infer the configuration from them.
 
     Args:
-        tensors: entries in any format but detrkit's.
+        tensors: entries in any format, without prefixes of wrappers.
         args: training arguments of an official checkpoint.
         path: of the file; its folder may hold the JSON files of Hugging Face.
+        model: that the user names.
+        notes: on the selection of the tensors.
     """
+    if is_native(tensors):
+        if model is None:
+            raise undescribed(tensors, path)
+        config = config_of_named_model(model, tensors, path)
+        categories = default_categories(config.num_classes)
+        return Checkpoint(tensors, config, categories, Preprocessing(), notes=tuple(notes))
     if official := read_official(tensors, args):
         state, fields = official
         if "dc5" in path.name.lower():
             fields.setdefault("dilation", True)
-        config = infer_config(state, **fields)
-        return Checkpoint(state, config, default_categories(config.num_classes), Preprocessing())
-    if found := read_huggingface(tensors, path.parent):
-        config = infer_config(found.state, **found.fields)
-        categories = found.categories or default_categories(config.num_classes)
-        return Checkpoint(found.state, config, categories, found.preprocessing)
-    first = next(iter(tensors), "none")
-    if any(name.endswith(_BACKBONE_STEMS) for name in tensors) and not any("decoder" in name for name in tensors):
+        config = _config(state, fields, model, path)
+        categories = default_categories(config.num_classes)
+        return Checkpoint(state, config, categories, Preprocessing(), notes=tuple(notes))
+    found = read_huggingface(tensors, path.parent)
+    assert found is not None, "select_weights returns known names only"
+    config = _config(found.state, found.fields, model, path)
+    categories = found.categories or default_categories(config.num_classes)
+    return Checkpoint(found.state, config, categories, found.preprocessing, notes=(*notes, *found.notes))
+
+
+def _config(
+    state: Mapping[str, Tensor], fields: Mapping[str, Any], model: NamedModel | None, path: Path
+) -> ModelConfig:
+    """Return the configuration: of the named model, or inferred; `fields`, which the checkpoint states, win."""
+    if model is None:
+        return infer_config(state, **fields)
+    named = config_of_named_model(model, state, path)
+    return ModelConfig.model_validate({**named.model_dump(), **fields})
+
+
+def _check_not_backbone(content: Mapping[str, Any], path: Path) -> None:
+    """Check that a file of tensors is not that of a backbone alone.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    names = [name for name, value in content.items() if isinstance(value, Tensor)]
+    if any(name.endswith(_BACKBONE_STEMS) for name in names) and not any("decoder" in name for name in names):
         raise CheckpointError(
-            f"{path}: contains only a backbone (entries such as {first!r}), expected a whole detector; detrkit train "
+            f"{path}: contains only a backbone (entries such as {names[0]!r}), expected a whole detector; detrkit train "
             f"takes it as {arg('backbone_weights')}, for a {arg('model')} with this backbone"
         )
-    raise CheckpointError(
-        f"{path}: has entries such as {first!r}, expected those of a DETR in detrkit's, the official or Hugging Face's "
-        "format"
-    )
 
 
 def _hub_snapshot(repo_id: str) -> Path:

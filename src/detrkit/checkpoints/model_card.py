@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from detrkit._internal.text import plural
 from detrkit.checkpoints.conversion.huggingface import transformers_classes
 from detrkit.checkpoints.native import Checkpoint
-from detrkit.data.batching import normalization_stats
-from detrkit.data.transforms.geometry import max_long_side
 
 
 def model_card(
@@ -101,15 +99,15 @@ def _usage(name: str, checkpoint: Checkpoint, for_transformers: bool) -> str:
 
 
 def _preprocessing(checkpoint: Checkpoint) -> str:
-    short = checkpoint.preprocessing.image_size
     channels = checkpoint.config.in_channels
-    mean, deviation = normalization_stats(channels)
+    normalization = checkpoint.preprocessing.normalization(channels)
     pixels = "RGB" if channels == 3 else f"{channels} channels"
-    stats = [", ".join(f"{value:g}" for value in values) for values in (mean, deviation)]
-    return (
-        f"{pixels}, EXIF orientation applied, resized to a shorter side of {short} pixels (the longer at most "
-        f"{max_long_side(short)}), scaled to 0..1, minus the mean {stats[0]}, divided by the standard deviation {stats[1]}."
-    )
+    text = f"{pixels}, EXIF orientation applied; size: {checkpoint.preprocessing.describe()}; pixels of 0..255 "
+    text += f"multiplied by {normalization.scale:g}"
+    if normalization.mean is None or normalization.std is None:
+        return f"{text}."
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (normalization.mean, normalization.std))
+    return f"{text}, minus the mean {mean}, divided by the standard deviation {std}."
 
 
 def _metrics(metrics: Mapping[str, float] | None) -> str:

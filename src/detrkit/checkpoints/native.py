@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from detrkit._internal.files import write_tensors
 from detrkit.checkpoints.files import HEADER_KEY, read_safetensors
 from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
 from detrkit.config.model import ModelConfig
+from detrkit.data.batching import extend_to_channels, normalization_stats
 from detrkit.data.categories import Categories
+from detrkit.data.images import RGB
+from detrkit.data.transforms.geometry import EvalTransform, Interpolation, max_long_side
+from detrkit.data.transforms.preprocessing import ModelTransform, ResizeMode, ResizeRule, Rounding
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
+from detrkit.structures.normalization import Normalization
 
 FORMAT = "detrkit-1"
+MAX_SIDE = 10_000
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_PerChannel = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=1000)]
 
 
 class Preprocessing(BaseModel):
@@ -32,11 +40,89 @@ class Preprocessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: int = Field(
-        default=800, ge=1, le=10_000, description="shorter side in pixels; the longer is at most 5/3 of it"
+        default=800, ge=1, le=MAX_SIDE, description="shorter side in pixels; the longer is at most 5/3 of it"
     )
+    max_size: int | None = Field(
+        default=None, ge=1, le=MAX_SIDE, description="maximum of the longer side in pixels; default: 5/3 of image_size"
+    )
+    resize: ResizeMode = Field(
+        default="shorter_side",
+        description="resize the shorter side to image_size, keep the aspect ratio and 'fit' into `size`, 'stretch' to "
+        "`size`, or 'none'",
+    )
+    size: tuple[_Side, _Side] | None = Field(default=None, description="(height, width) for 'fit' and 'stretch'")
+    rounding: Rounding = Field(default="published", description="how the longer side is rounded")
+    interpolation: Interpolation = Field(default="bilinear", description="filter, with antialiasing unless 'nearest'")
+    scale: Annotated[float, Field(allow_inf_nan=False)] = Field(default=1 / 255, description="factor of the pixels")
+    normalize: bool = Field(default=True, description="whether mean and std are applied after the factor")
+    mean: _PerChannel | None = Field(default=None, description="per channel, or one for all; default: ImageNet's")
+    std: _PerChannel | None = Field(default=None, description="per channel, or one for all; default: ImageNet's")
     padding_invariant: bool = Field(
         default=True, description="keep padding out of the backbone's features; false: as published"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Preprocessing":
+        if (self.size is None) != (self.resize in ("shorter_side", "none")):
+            raise ValueError(f"resize {self.resize!r} and size {self.size} contradict each other")
+        if not self.scale or (self.std is not None and not all(self.std)):
+            raise ValueError("scale and std must not be 0")
+        return self
+
+    @property
+    def longest_side(self) -> int:
+        """Maximum of the longer side in pixels, if the shorter one is resized to `image_size`."""
+        return max_long_side(self.image_size) if self.max_size is None else self.max_size
+
+    @property
+    def is_default(self) -> bool:
+        """True if images are resized as in training, and normalised with ImageNet's statistics."""
+        return self.model_copy(update={"padding_invariant": True}) == Preprocessing(image_size=self.image_size)
+
+    def normalization(self, channels: int) -> Normalization:
+        """Return the function of the pixels that is applied after resizing."""
+        mean, std = normalization_stats(channels)
+        if not self.normalize:
+            return Normalization(self.scale)
+        return Normalization(
+            self.scale, _of_channels(self.mean, channels) or mean, _of_channels(self.std, channels) or std
+        )
+
+    def transform(self, channels: int = RGB) -> EvalTransform | ModelTransform:
+        """Return the transform that prepares a sample.
+
+        Args:
+            channels: of the images.
+        """
+        if self.is_default:
+            return EvalTransform(self.image_size)
+        changes_pixels = self.scale != 1 / 255 or not self.normalize or self.mean is not None or self.std is not None
+        return ModelTransform(
+            self.resize_rule, self.interpolation, self.normalization(channels) if changes_pixels else None
+        )
+
+    @property
+    def resize_rule(self) -> ResizeRule:
+        """The rule for the size of resized images."""
+        return ResizeRule(self.resize, self.size or (self.image_size, self.longest_side), self.rounding)
+
+    def describe(self) -> str:
+        """Return the rule of resizing as text."""
+        texts = {
+            "shorter_side": f"shorter side to {self.image_size} pixels, longer side at most {self.longest_side}",
+            "fit": "to fit into {0} x {1} pixels (height x width)",
+            "stretch": "to {0} x {1} pixels (height x width), whatever the aspect ratio",
+            "none": "not resized",
+        }
+        text = texts[self.resize].format(*self.size or ())
+        filters = {"nearest": "nearest neighbor"}.get(self.interpolation, f"{self.interpolation} with antialiasing")
+        return text if self.resize == "none" else f"{text}, {filters}"
+
+
+def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    if values is None or len(values) in (1, channels):
+        return values
+    return extend_to_channels(values, channels)
 
 
 class Thresholds(BaseModel):
@@ -67,6 +153,7 @@ class Checkpoint:
         categories: one for each class.
         preprocessing: how images are prepared.
         thresholds: score thresholds; None until the model has been evaluated.
+        notes: decisions taken while the source was read, for the user.
     """
 
     state: Mapping[str, Tensor]
@@ -74,6 +161,7 @@ class Checkpoint:
     categories: Categories
     preprocessing: Preprocessing
     thresholds: Thresholds | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that there is one category for each class.

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detrkit._internal.text import escape_control_characters
+from detrkit.cli.flags import flag_style
+from detrkit.errors import render_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,4 +66,6 @@ class WarningPrinter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        get_console(stderr=True).print(f"{record.levelname.lower()}: {record.getMessage()}", soft_wrap=True)
+        raw = getattr(record, "detrkit_message", None)  # in which arguments can be rendered as flags
+        text = record.getMessage() if raw is None else render_arguments(raw, flag_style)
+        get_console(stderr=True).print(f"{record.levelname.lower()}: {text}", soft_wrap=True)

@@ -12,7 +12,7 @@ from detrkit.cli.console import get_console
 
 _NOT_STORED = {
     "categories": "This format stores no category names and ids; keep the original for them.",
-    "image_size": "This format does not store the size that images are resized to; pass it where you use the weights.",
+    "preprocessing": "This format does not store how images are resized and normalised; keep the original for it.",
 }
 
 
@@ -23,6 +23,8 @@ def convert(
     *,
     to: Literal["detrkit", "official", "huggingface", "huggingface-no-timm"],
     dilation: Annotated[bool | None, Parameter(negative="")] = None,
+    model: str | None = None,
+    state_dict_key: str | None = None,
     push: str | None = None,
 ) -> None:
     """Convert a checkpoint to another format, read the result back, and compare the predictions.
@@ -42,6 +44,11 @@ def convert(
         huggingface-no-timm: with transformers' own ResNet.
     dilation
         The source is a DC5 model, whose weights look like those of its undilated twin.
+    model
+        Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of a .pth file that holds the weights, such as ema_model or ema.module; by default the moving average if
+        there is one.
     push
         OWNER/NAME on the Hugging Face hub: also upload the result there, with a model card.
     """
@@ -51,7 +58,16 @@ def convert(
 
     from detrkit.checkpoints.conversion.convert import convert as convert_checkpoint
 
-    result = convert_checkpoint(source, output, to, dilation=dilation, push=push, metrics=_metrics_of_run(source))
+    result = convert_checkpoint(
+        source,
+        output,
+        to,
+        dilation=dilation,
+        model=model,
+        state_dict_key=state_dict_key,
+        push=push,
+        metrics=_metrics_of_run(source),
+    )
     console = get_console()
     console.print(f"{result.path}: {result.format}, {result.num_parameters:,} parameters", soft_wrap=True)
     console.print(f"largest difference of logits and boxes, read back: {result.max_difference:.3g}")

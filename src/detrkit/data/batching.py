@@ -72,7 +72,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
     images, padding_mask = empty_batch(sizes, channels=samples[0].image.shape[0])
     for image, sample, (height, width) in zip(images, samples, sizes, strict=True):
-        normalize(sample.image, out=image[:, :height, :width])
+        if sample.normalization is None:
+            normalize(sample.image, out=image[:, :height, :width])
+        else:
+            image[:, :height, :width] = sample.normalization(sample.image)
     return Batch(
         images=images,
         padding_mask=padding_mask,

@@ -19,7 +19,6 @@ from detrkit.data.loaders import Loader, evaluation_loader
 from detrkit.data.records import SplitName
 from detrkit.data.splits import load_split
 from detrkit.data.torch_dataset import class_names_of, read_torch_dataset
-from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg, did_you_mean
 from detrkit.evaluation.analysis import Analysis, Metric, analyse
 from detrkit.evaluation.arrays import DetectionArrays
@@ -215,9 +214,8 @@ class _Run:
         # the model itself, without fused convolutions, gives the very metrics of training
         model: DETR | Engine = self.detector.exact_model() if is_torch else self.detector.engine
         masks, panoptic_evaluator = self._mask_evaluators(model)
-        dataset = DetectionDataset(
-            self.split, EvalTransform(self.detector.preprocessing.image_size), config.in_channels
-        )
+        transform = self.detector.preprocessing.transform(config.in_channels)
+        dataset = DetectionDataset(self.split, transform, config.in_channels)
         batches = evaluation_loader(dataset, batch_size, workers)
         detections = run_inference(
             model,

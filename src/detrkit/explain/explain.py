@@ -13,7 +13,6 @@ from detrkit.data.batching import collate
 from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
 from detrkit.data.images import tensor_to_image
-from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.distributed.devices import choose_device
 from detrkit.errors import CheckpointError, ConfigError, arg
 from detrkit.evaluation.class_matching import match_split
@@ -105,7 +104,7 @@ def explain_sample(
         ConfigError: the detector runs an exported model, or its attention cannot be shown.
     """
     model, preprocessing, categories = detector.exact_model(), detector.preprocessing, detector.categories
-    batch = collate([EvalTransform(preprocessing.image_size)(sample)])
+    batch = collate([preprocessing.transform(model.config.in_channels)(sample)])
     with capture_stages(model) as stages:
         attention = record_attention_of_copy(model, batch)[0]
         predictions = attention.predictions

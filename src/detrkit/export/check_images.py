@@ -9,12 +9,11 @@ from detrkit._internal.text import plural
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
-from detrkit.data.dataset import DatasetSplits, DetectionDataset, SampleSplit, Split, unannotated
+from detrkit.data.dataset import DatasetSplits, DetectionDataset, SampleSplit, Split, Transform, unannotated
 from detrkit.data.images import read_image
 from detrkit.data.splits import Data, as_splits
 from detrkit.data.suffixes import IMAGE_SUFFIXES
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
-from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.evaluation.class_matching import match_split
 from detrkit.evaluation.ground_truth import split_to_coco
 from detrkit.structures import Batch, Sample
@@ -67,7 +66,8 @@ def open_check_images(
     Raises:
         DatasetError: the data cannot be read, or its categories are not the model's.
     """
-    transform, channels = EvalTransform(checkpoint.preprocessing.image_size), checkpoint.config.in_channels
+    channels = checkpoint.config.in_channels
+    transform = checkpoint.preprocessing.transform(channels)
     if data is None:
         count = min(max_images, len(_SYNTHETIC_SIZES))
         samples = [transform(_synthetic_sample(index, channels)) for index in range(count)]
@@ -107,7 +107,7 @@ def _splits(data: Data, checkpoint: Checkpoint) -> DatasetSplits:
     return replace(splits, val=replace(splits.val, categories=checkpoint.categories))
 
 
-def _samples(split: Split, count: int, transform: EvalTransform, channels: int) -> list[Sample]:
+def _samples(split: Split, count: int, transform: Transform, channels: int) -> list[Sample]:
     dataset = DetectionDataset(split, transform, channels)
     return [dataset[index] for index in spread(range(len(dataset)), count)]
 

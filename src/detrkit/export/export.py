@@ -143,7 +143,9 @@ def _resized(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
     field = Preprocessing.model_fields["image_size"]
     if not 1 <= image_size <= 10_000:
         raise ConfigError(f"{arg('image_size', image_size)} is not in 1..10000, the {field.description}")
-    return preprocessing.model_copy(update={"image_size": image_size})
+    return preprocessing.model_copy(
+        update={"image_size": image_size, "resize": "shorter_side", "size": None, "max_size": None}
+    )
 
 
 def _with_progress(images: CheckImages, progress: Callable[[int, int], None] | None) -> Iterator[Batch]:

@@ -17,8 +17,7 @@ from torch.export import ExportedProgram
 
 from detrkit._internal.text import first_line
 from detrkit._version import __version__
-from detrkit.data.batching import normalization_stats
-from detrkit.data.transforms.geometry import max_long_side
+from detrkit.data.images import RGB
 from detrkit.errors import ConfigError, ExportError, arg
 from detrkit.export.suppress_output import suppress_output
 from detrkit.inference.engines.metadata import METADATA_KEY, ExportMetadata
@@ -64,20 +63,27 @@ def write_onnx(
 
 def onnx_metadata(metadata: ExportMetadata) -> dict[str, str]:
     """Return the metadata properties: for `Detector.load`, and readable ones."""
-    mean, deviation = normalization_stats(metadata.model.in_channels)
-    size = metadata.preprocessing.image_size
-    preprocessing = {
-        "resize": f"shorter side to {size} pixels, longer side at most {max_long_side(size)}, bilinear with antialiasing",
-        "image_size": size,
-        "scale": 1 / 255,
-        "mean": mean,
-        "deviation": deviation,
-        "channels": "RGB" if metadata.model.in_channels == 3 else metadata.model.in_channels,
+    preprocessing, channels = metadata.preprocessing, metadata.model.in_channels
+    normalization = preprocessing.normalization(channels)
+    how = {
+        "description": preprocessing.describe(),
+        "resize": preprocessing.resize,
+        "image_size": preprocessing.image_size,
+        "max_size": preprocessing.longest_side,
+        "size": preprocessing.size,
+        "rounding": preprocessing.rounding,
+        "interpolation": preprocessing.interpolation,
+        "scale": normalization.scale,
+        "mean": normalization.mean or (0.0,),
+        "std": normalization.std or (1.0,),
+        "channels": "RGB" if channels == RGB else channels,
         "padding": "zeros after normalisation, at the bottom and on the right; padding_mask is true there",
     }
-    names = {index: one.name for index, one in enumerate(metadata.categories)}
-    ids = {index: one.id for index, one in enumerate(metadata.categories)}
-    readable = {"names": names, "category_ids": ids, "preprocessing": preprocessing}
+    readable = {
+        "names": [one.name for one in metadata.categories],
+        "category_ids": [one.id for one in metadata.categories],
+        "preprocessing": how,
+    }
     return {
         METADATA_KEY: metadata.to_text(),
         **{key: json.dumps(value, ensure_ascii=False) for key, value in readable.items()},

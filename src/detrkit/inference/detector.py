@@ -15,12 +15,12 @@ from torch import Tensor
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.hub import FolderFormat, push_checkpoint, write_model_folder
 from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import tensor_to_image
-from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.distributed.devices import choose_device
 from detrkit.errors import ConfigError, arg, short
 from detrkit.inference.batches import BatchPostprocessor, MinScores
@@ -165,6 +165,8 @@ class Detector:
         *,
         precision: str = "float32",
         compile_model: bool = False,
+        model: NamedModel | None = None,
+        state_dict_key: str | None = None,
     ) -> Detector:
         """Load a detector.
 
@@ -174,14 +176,22 @@ class Detector:
             device: device to predict on; ``"auto"`` is a GPU if there is one.
             precision: see `TorchEngine`.
             compile_model: compile the model, which makes the first prediction slow and later ones faster.
+            model: preset, ``config.yaml`` of a run, or config, for weights that do not describe their model, such as a
+                saved `state_dict()` of a detrkit model.
+            state_dict_key: entry of a `.pth` file that holds the weights, such as "ema_model". Default: the moving average
+                if there is one.
 
         Raises:
-            CheckpointError: the source does not exist, or is not a detection transformer.
+            CheckpointError: the source does not exist, or is not a detection transformer, or leaves open which weights or
+                model to use.
             ConfigError: there is no such device or precision, an exported file is loaded to another device than the CPU, or
                 the library that runs it is not installed.
         """
         check_precision(precision)
         if is_exported(source):
+            if model is not None or state_dict_key is not None:
+                name = "model" if state_dict_key is None else "state_dict_key"
+                raise ConfigError(f"{source}: an exported file describes its model; omit {arg(name)}")
             if str(device) != "auto" and not str(device).startswith("cpu"):
                 raise ConfigError(
                     f"{arg('device', str(device))}: exported files predict on the CPU ({source}); use 'cpu'"
@@ -190,7 +200,8 @@ class Detector:
             metadata = exported.metadata
             return cls(exported, metadata.named_categories, metadata.preprocessing, metadata.thresholds)
         chosen = choose_device(device)
-        return cls.from_checkpoint(load_checkpoint(source), chosen, precision=precision, compile_model=compile_model)
+        checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
+        return cls.from_checkpoint(checkpoint, chosen, precision=precision, compile_model=compile_model)
 
     @classmethod
     def from_checkpoint(
@@ -411,7 +422,7 @@ class Detector:
         Raises:
             DatasetError: the image is too small for an exported model.
         """
-        sample = EvalTransform(self.preprocessing.image_size)(unannotated(pixels))
+        sample = self.preprocessing.transform(self.engine.config.in_channels)(unannotated(pixels))
         if isinstance(self.engine, ExportedEngine):
             self.engine.check_size((sample.image.shape[-2], sample.image.shape[-1]))
         return sample

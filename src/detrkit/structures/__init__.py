@@ -8,6 +8,7 @@ True on padding.
 from detrkit.structures.annotations import Annotations, Sample, Target
 from detrkit.structures.batch import Batch
 from detrkit.structures.detections import Detection, Detections, LowResMasks
+from detrkit.structures.normalization import Normalization
 from detrkit.structures.panoptic import PanopticSegment, PanopticSegments
 from detrkit.structures.predictions import (
     AuxiliaryKind,
@@ -31,6 +32,7 @@ __all__ = [
     "EncoderProposals",
     "LowResMasks",
     "MaskSource",
+    "Normalization",
     "PanopticSegment",
     "PanopticSegments",
     "Predictions",

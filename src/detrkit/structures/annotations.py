@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from detrkit.structures.normalization import Normalization
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -33,12 +35,14 @@ class Sample:
         annotations: in pixels of `image`.
         image_id: the dataset's own.
         original_size: (height, width) of the image file in pixels, after EXIF orientation.
+        normalization: of the pixels for a model; None is ImageNet's.
     """
 
     image: UInt8[Tensor, "C H W"]
     annotations: Annotations
     image_id: int
     original_size: tuple[int, int]
+    normalization: Normalization | None = None
 
 
 @dataclass(frozen=True)

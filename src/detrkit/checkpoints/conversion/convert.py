@@ -12,6 +12,7 @@ from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
 from detrkit.checkpoints.conversion.official import write_official_file
 from detrkit.checkpoints.hub import hub_token, push_checkpoint
 from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
@@ -29,7 +30,8 @@ class ConvertResult:
         format: its format.
         num_parameters: of the model.
         max_difference: largest absolute difference of logits, boxes and masks between the source and the result.
-        not_stored: what the source knows and the format cannot store: "categories", "image_size".
+        not_stored: what the source knows and the format cannot store: "categories", "preprocessing".
+        notes: decisions taken while the source was read.
         url: address of the repository on the hub; None unless it was pushed.
     """
 
@@ -38,6 +40,7 @@ class ConvertResult:
     num_parameters: int
     max_difference: float
     not_stored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     url: str | None = None
 
 
@@ -47,6 +50,8 @@ def convert(
     to: CheckpointFormat = "detrkit",
     *,
     dilation: bool | None = None,
+    model: NamedModel | None = None,
+    state_dict_key: str | None = None,
     push: str | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> ConvertResult:
@@ -59,6 +64,9 @@ def convert(
             "huggingface-no-timm" with transformers' own ResNet.
         dilation: whether the source is a DC5 model, whose weights look like those of its undilated twin; None takes what
             the source states.
+        model: preset, ``config.yaml`` of a run, or config, for weights that do not describe their model, such as a saved
+            `state_dict()`.
+        state_dict_key: entry of a ``.pth`` file that holds the weights; see `load_checkpoint`.
         push: OWNER/NAME on the Hugging Face hub to which the result is also uploaded, with a model card.
         metrics: for the model card, such as AP, 0..1, by name.
 
@@ -78,12 +86,12 @@ def convert(
                 f"{arg('to', 'detrkit')}"
             )
         hub_token(push)
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
     _write(checkpoint, output, to)
     written = load_checkpoint(output)
-    model = checkpoint.build()
+    built = checkpoint.build()
     url = None
     if push is not None and to != "official":
         try:
@@ -95,9 +103,10 @@ def convert(
     return ConvertResult(
         path=output,
         format=to,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        max_difference=max_difference(model, written.build()),
+        num_parameters=sum(parameter.numel() for parameter in built.parameters()),
+        max_difference=max_difference(built, written.build()),
         not_stored=_not_stored(checkpoint, written),
+        notes=checkpoint.notes,
         url=url,
     )
 
@@ -118,8 +127,9 @@ def _tensors(predictions: Predictions) -> list[Tensor]:
 
 def _not_stored(checkpoint: Checkpoint, written: Checkpoint) -> tuple[str, ...]:
     categories = () if written.categories == checkpoint.categories else ("categories",)
-    image_size = () if written.preprocessing == checkpoint.preprocessing else ("image_size",)
-    return (*categories, *image_size)
+    # formats round the longer side of limited images in their own way
+    read, given = (one.preprocessing.model_copy(update={"rounding": "published"}) for one in (written, checkpoint))
+    return (*categories, *(() if read == given else ("preprocessing",)))
 
 
 def _write(checkpoint: Checkpoint, output: Path, format: CheckpointFormat) -> None:

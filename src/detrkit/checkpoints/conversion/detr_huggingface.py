@@ -161,8 +161,13 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_heads": content.get("encoder_attention_heads", 8),
         "dropout": content.get("dropout", 0.1),
-        "dilation": bool(content.get("dilation", False)),
+        "dilation": bool(content.get("dilation")) or _output_stride(content) == 16,
     }
+
+
+def _output_stride(content: Mapping[str, Any]) -> object:
+    backbone = content.get("backbone_config")
+    return backbone.get("output_stride") if isinstance(backbone, dict) else None
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:

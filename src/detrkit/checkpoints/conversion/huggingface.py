@@ -9,15 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from detrkit._internal.files import make_folder, write_tensors, write_text
+from detrkit.checkpoints.conversion import table_transformer_huggingface
 from detrkit.checkpoints.conversion.architectures import architecture_of_config
+from detrkit.checkpoints.conversion.labels import read_categories
+from detrkit.checkpoints.conversion.preprocessor import preprocessor_settings, read_preprocessing
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE, HuggingFaceConversion, huggingface_conversion
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.config.model import ModelConfig
-from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.categories import Categories
-from detrkit.data.transforms.geometry import max_long_side
-from detrkit.errors import CheckpointError, arg
+from detrkit.errors import CheckpointError, arg, short
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class HuggingFaceContent:
         fields: fields of `ModelConfig` that the weights do not show.
         categories: of the model; None if the folder does not name them.
         preprocessing: how images are prepared.
+        notes: what a user should know of the names of the categories.
     """
 
     state: dict[str, Tensor]
     fields: dict[str, Any]
     categories: Categories | None
     preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
 
 
 def huggingface_to_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -57,7 +60,8 @@ def read_huggingface(state: Mapping[str, Tensor], folder: Path) -> HuggingFaceCo
 
     Args:
         state: its weights.
-        folder: holds ``config.json`` and ``preprocessor_config.json``; published values stand in for missing ones.
+        folder: holds ``config.json`` and ``preprocessor_config.json``; published values stand in for missing ones. Folders
+            of the Trainer, named ``checkpoint-N``, may lack them; then those of their parent are read.
 
     Returns:
         The content, or None if the entries are not Hugging Face's.
@@ -70,36 +74,15 @@ def read_huggingface(state: Mapping[str, Tensor], folder: Path) -> HuggingFaceCo
         return None
     renamed = conversion.to_detrkit(state)
     fields: dict[str, Any] = {}
-    categories = None
-    if (config_file := folder / "config.json").is_file():
+    categories: Categories | None = None
+    notes: list[str] = []
+    places = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
+    config_file = next((file for place in places if (file := place / "config.json").is_file()), None)
+    if config_file is not None:
         content = _read_config(config_file, conversion)
         fields = conversion.fields_from_config(content)
-        categories = _categories(content, infer_config(renamed, **fields).num_classes)
-    return HuggingFaceContent(renamed, fields, categories, read_preprocessing(folder / "preprocessor_config.json"))
-
-
-def read_preprocessing(path: Path) -> Preprocessing:
-    """Read the image size from ``preprocessor_config.json``; the published one if the file is missing or malformed.
-
-    The shorter side is used, or the smallest side of the box that images are resized to fit into or to fill.
-
-    Raises:
-        CheckpointError: images are normalised otherwise than DETR's.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        size = content["size"]
-        for name, expected in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
-            if content.get("do_normalize", True) and content.get(name, list(expected)) != list(expected):
-                raise CheckpointError(
-                    f"{path}: {name} is {content[name]}, but detrkit normalises images with {list(expected)}"
-                )
-        if not isinstance(size, dict):
-            return Preprocessing(image_size=size)
-        sides = [size[name] for name in ("shortest_edge", "height", "width", "max_height", "max_width") if name in size]
-        return Preprocessing(image_size=min(sides))
-    except (OSError, ValueError, KeyError, TypeError):
-        return Preprocessing()
+        categories, notes = read_categories(content, infer_config(renamed, **fields).num_classes, config_file)
+    return HuggingFaceContent(renamed, fields, categories, read_preprocessing(folder), tuple(notes))
 
 
 def write_huggingface_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = False) -> None:
@@ -122,7 +105,7 @@ def write_huggingface_folder(folder: Path, checkpoint: Checkpoint, native_backbo
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config_json(checkpoint, native_backbone), indent=2))
-    preprocessor = _preprocessor_json(checkpoint.preprocessing, conversion.IMAGE_PROCESSOR)
+    preprocessor = preprocessor_settings(checkpoint.preprocessing, conversion.IMAGE_PROCESSOR)
     write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2))
 
 
@@ -138,6 +121,8 @@ def transformers_classes(config: ModelConfig) -> tuple[str, str]:
 
 def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
     architecture = architecture_of_config(config)
+    if architecture == "detr" and config.pre_norm and not config.mask_head:
+        return table_transformer_huggingface
     if architecture is None or (config.mask_head and architecture != "detr"):
         part = "combination of attention, queries and heads" if architecture is None else "mask head"
         raise CheckpointError(
@@ -147,8 +132,9 @@ def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
 
 
 def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
+    is_table_transformer = architecture_of_config(config) == "detr" and not config.mask_head
     unsupported = (
-        (config.pre_norm, "pre_norm", "official"),
+        (config.pre_norm and not is_table_transformer, "pre_norm", "official"),
         (not config.has_published_positions, "position encodings elsewhere than at every attention", "detrkit"),
         (not config.has_published_backbone, f"backbone {config.backbone!r}", "detrkit"),
         (config.backbone_normalization == "batch", "backbone_normalization 'batch'", "official"),
@@ -170,17 +156,29 @@ def _read_config(path: Path, conversion: HuggingFaceConversion) -> dict[str, Any
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if model_type != conversion.MODEL_TYPE:
         raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {conversion.MODEL_TYPE!r}")
+    _check_settings(content, path)
     return dict(content)
 
 
-def _categories(content: Mapping[str, Any], num_classes: int) -> Categories | None:
-    names = content.get("id2label")
-    if not isinstance(names, dict) or set(names) != {str(label) for label in range(num_classes)}:
-        return None
-    ids = content.get("detrkit_category_ids")
-    if not isinstance(ids, list) or len(set(map(str, ids))) != num_classes or not all(type(i) is int for i in ids):
-        ids = list(range(num_classes))
-    return Categories(tuple(ids), tuple(str(names[str(label)]) for label in range(num_classes)))
+def _check_settings(content: Mapping[str, Any], path: Path) -> None:
+    """Check the settings that the weights do not show and detrkit cannot change.
+
+    Raises:
+        CheckpointError: one has another value.
+    """
+    heads = content.get("encoder_attention_heads", 8)
+    is_table_transformer = content["model_type"] == table_transformer_huggingface.MODEL_TYPE
+    expected: dict[str, tuple[Any, ...]] = {
+        "activation_function": ("relu", "prelu") if content["model_type"] == "dab-detr" else ("relu",),
+        "decoder_attention_heads": (heads,),
+        # true lets transformers normalise the output of every decoder layer before the next one
+        "auxiliary_loss": (False,) if is_table_transformer else (content.get("auxiliary_loss"),),
+    }
+    for name, values in expected.items():
+        if name in content and content[name] not in values:
+            raise CheckpointError(
+                f"{path}: {name} is {short(content[name])}, which is not supported; expected {short(values[0])}"
+            )
 
 
 def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any]:
@@ -235,20 +233,4 @@ def _timm_backbone(config: ModelConfig) -> dict[str, Any]:
         "num_channels": 3,
         "use_pretrained_backbone": False,
         **({"output_stride": 16} if config.dilation else {}),
-    }
-
-
-def _preprocessor_json(preprocessing: Preprocessing, image_processor: str) -> dict[str, Any]:
-    return {
-        "image_processor_type": image_processor,
-        "do_resize": True,
-        "size": {
-            "shortest_edge": preprocessing.image_size,
-            "longest_edge": max_long_side(preprocessing.image_size),
-        },
-        "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-        "do_pad": True,
-        "format": "coco_detection",
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detrkit._internal.files import atomic_write
+from detrkit.checkpoints.containers import select_weights
 from detrkit.checkpoints.conversion.architectures import Architecture, architecture_of_config, architecture_of_names
 from detrkit.checkpoints.conversion.registry import OFFICIAL, official_conversion
 from detrkit.checkpoints.native import Checkpoint
@@ -23,7 +24,8 @@ def load_official_state_dict(model: DETR, state_dict: Mapping[str, Any]) -> Load
 
     Args:
         model: of the same shape.
-        state_dict: the authors' entries, or a whole training checkpoint that holds them under "model".
+        state_dict: the authors' entries, or a whole training checkpoint that holds them, with or without prefixes of
+            wrappers such as "module.".
 
     Returns:
         The names of the entries that were loaded.
@@ -31,9 +33,8 @@ def load_official_state_dict(model: DETR, state_dict: Mapping[str, Any]) -> Load
     Raises:
         CheckpointError: entries are missing, unknown, or of another shape.
     """
-    inner = state_dict.get("model", state_dict)
-    assert isinstance(inner, Mapping)
-    return load_state_dict(model, official_to_detrkit(inner))
+    weights, _ = select_weights(state_dict, "state_dict")
+    return load_state_dict(model, official_to_detrkit(weights.tensors))
 
 
 def state_dict_as_official(model: DETR) -> dict[str, Tensor]:

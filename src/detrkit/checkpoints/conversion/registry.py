@@ -5,7 +5,7 @@ A module of `OFFICIAL` is named ``<architecture>_official`` and provides the fun
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from detrkit.checkpoints.conversion import (
     deformable_detr_official,
     detr_huggingface,
     detr_official,
+    table_transformer_huggingface,
 )
 from detrkit.checkpoints.conversion.architectures import Architecture
 from detrkit.config.model import ModelConfig
@@ -73,7 +74,9 @@ OFFICIAL: dict[Architecture, OfficialConversion] = {
     "dab-detr": dab_detr_official,
     "deformable-detr": deformable_detr_official,
 }
-HUGGINGFACE: dict[Architecture, HuggingFaceConversion] = {
+# the pre-norm variant of DETR is an architecture of its own there
+HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConversion] = {
+    "table-transformer": table_transformer_huggingface,  # before DETR, whose entries it has, too
     "detr": detr_huggingface,
     "conditional-detr": conditional_detr_huggingface,
     "dab-detr": dab_detr_huggingface,

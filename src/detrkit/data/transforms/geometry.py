@@ -10,6 +10,7 @@ The operations are torch's, and give torchvision's results to the bit; importing
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ CROP_SHORT_SIDES = (400, 500, 600)
 CROP_SIDES = (384, 600)
 EVAL_SHORT_SIDE = 800
 MAX_LONG_SIDE = 1333
+Interpolation = Literal["bilinear", "nearest", "bicubic", "lanczos"]
+_HAS_LANCZOS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)  # before, transformers uses bicubic, too
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -> tuple[int, int]:
@@ -52,8 +55,8 @@ def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -
     return short_side, int(short_side * width / height)
 
 
-def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize to (height, width): the image bilinearly with antialiasing, masks by nearest neighbor."""
+def resize(sample: Sample, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Sample:
+    """Resize to (height, width): the image bilinearly with antialiasing by default, masks by nearest neighbor."""
     height, width = image_size(sample)
     if size == (height, width):
         return sample
@@ -61,7 +64,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     scale_y, scale_x = size[0] / height, size[1] / width
     return replace(
         sample,
-        image=_resize_image(sample.image, size),
+        image=_resize_image(sample.image, size, interpolation),
         annotations=Annotations(
             boxes=annotations.boxes * torch.tensor([scale_x, scale_y, scale_x, scale_y]),
             labels=annotations.labels,
@@ -70,8 +73,15 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     )
 
 
-def _resize_image(image: UInt8[Tensor, "C H W"], size: tuple[int, int]) -> UInt8[Tensor, "C h w"]:
+def _resize_image(
+    image: UInt8[Tensor, "C H W"], size: tuple[int, int], interpolation: Interpolation
+) -> UInt8[Tensor, "C h w"]:
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # strides that keep channels last in memory
+    if interpolation == "nearest":
+        return F.interpolate(batch, size, mode="nearest-exact")[0]
+    if interpolation != "bilinear":
+        mode = "bicubic" if interpolation == "lanczos" and not _HAS_LANCZOS else interpolation
+        return F.interpolate(batch, size, mode=mode, antialias=True)[0]
     # torch resizes uint8 twice as fast as float with these instructions, and is slower without
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64"):
         return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]

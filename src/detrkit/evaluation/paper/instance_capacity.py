@@ -20,7 +20,6 @@ from detrkit.data.dataset import SampleDataset
 from detrkit.data.images import image_to_tensor, tensor_to_image
 from detrkit.data.loaders import evaluation_loader
 from detrkit.data.synthetic import SHAPES, SyntheticStyle, draw_identical_shapes
-from detrkit.data.transforms.geometry import EvalTransform
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.arrays import EvalInput, GroundTruth
@@ -127,7 +126,8 @@ def measure_instance_capacity(
             tile(*crops[number % len(crops)], count, cells, size, random, image_id)
             for image_id, (count, number) in enumerate(images, start=1)
         ]
-    batches = evaluation_loader(SampleDataset(samples, EvalTransform(size)), 1, workers=0)
+    transform = detector.preprocessing.transform(detector.engine.config.in_channels)
+    batches = evaluation_loader(SampleDataset(samples, transform), 1, workers=0)
     detections = run_inference(detector.engine, batches, of_model)[-1]
     ground_truth = GroundTruth.from_coco(samples_to_coco(samples, drawn))
     return count_detected(EvalInput.align(ground_truth, detections), analysis.threshold)
