@@ -22,8 +22,8 @@ def test_every_preset_has_its_published_architecture() -> None:
     architectures = {name: architecture_of_config(config) for name, config in PRESETS.items()}
     assert {name for name, one in architectures.items() if one is None} == {"detrkit-s", "detrkit-m"}
     assert set(architectures.values()) == {*OFFICIAL, None}
-    assert set(HUGGINGFACE) == set(OFFICIAL)
-    assert all(one is None or name.startswith(one) for name, one in architectures.items())
+    assert set(HUGGINGFACE) == {*OFFICIAL, "table-transformer"}
+    assert all(one is None or name.startswith((one, "table-transformer")) for name, one in architectures.items())
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_official_file_keeps_heads_and_dilation_and_reports_what_it_does_not_sto
     categories = Categories((5, 6, 9), ("a", "b", "c"))
     save_checkpoint(tmp_path / "a.safetensors", checkpoint_of(model, categories, Preprocessing(image_size=300)))
     result = detrkit.convert(tmp_path / "a.safetensors", tmp_path / "plain.pth", "official")
-    assert (result.max_difference, result.not_stored) == (0, ("categories", "image_size"))
+    assert (result.max_difference, result.not_stored) == (0, ("categories", "preprocessing"))
     assert capsys.readouterr().out == ""
     config = load_checkpoint(tmp_path / "plain.pth").config
     assert (config.num_heads, config.dilation) == (4, True)
@@ -100,7 +100,7 @@ def test_load_official_state_dict_is_the_inverse_of_state_dict_as_official() -> 
 
 def test_load_official_state_dict_rejects_other_entries_and_shapes() -> None:
     model = small_model()
-    with pytest.raises(CheckpointError, match=r"entries such as 'a\.weight', expected those of one of detr,"):
+    with pytest.raises(CheckpointError, match=r"entries such as 'a\.weight', expected those of a DETR"):
         detrkit.load_official_state_dict(model, {"a.weight": torch.zeros(1)})
     more_layers = detrkit.state_dict_as_official(small_model(decoder_layers=3))
     with pytest.raises(CheckpointError, match=r"0 entries missing, \d+ unknown"):

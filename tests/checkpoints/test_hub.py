@@ -48,7 +48,7 @@ def test_saved_folder_is_loaded_back(detector: Detector, format: str, tmp_path: 
     assert "| AP | 0.432 |" in card
     assert 'detrkit.Detector.from_pretrained("my model")' in card
     assert ("DetrForObjectDetection" in card) == (format != "detrkit")
-    assert "shorter side of 96 pixels (the longer at most 160)" in card
+    assert "shorter side to 96 pixels, longer side at most 160, bilinear" in card
     assert str(tmp_path) not in card
 
 

@@ -27,7 +27,8 @@ def test_models_with_published_weights_have_ap_licence_and_source() -> None:
     assert models["detr-r50"].ap == 0.42
     assert models["detr-r50"].source == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
     assert models["deformable-detr-r50"].source == "https://huggingface.co/SenseTime/deformable-detr"
-    assert all(model.weights_licence == "Apache-2.0" for model in models.values() if model.source)
+    assert {model.weights_licence for model in models.values() if model.source} == {"Apache-2.0", "MIT"}
+    assert models["table-transformer-detection"].weights_licence == "MIT"
     assert (models["detrkit-s"].family, models["detrkit-s"].ap, models["detrkit-s"].source) == ("detrkit", None, None)
     assert models["detr-r18"].family == "DETR"
 

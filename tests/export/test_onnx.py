@@ -113,12 +113,16 @@ def test_nodes_weights_and_axes_have_readable_names(model: DETR, path: Path) -> 
 
 def test_metadata_hold_classes_and_preprocessing(model: DETR, path: Path) -> None:
     metadata = {one.key: one.value for one in onnx.load(path).metadata_props}
-    assert json.loads(metadata["names"]) == {"0": "circle", "1": "dog <br>", "2": "Flasche"}
-    assert json.loads(metadata["category_ids"]) == {"0": 3, "1": 18, "2": 44}
+    assert json.loads(metadata["names"]) == ["circle", "dog <br>", "Flasche"]
+    assert json.loads(metadata["category_ids"]) == [3, 18, 44]
     preprocessing = json.loads(metadata["preprocessing"])
     assert preprocessing["mean"] == list(IMAGENET_MEAN)
-    assert preprocessing["deviation"] == list(IMAGENET_STD)
-    assert preprocessing["image_size"] == 64
+    assert preprocessing["std"] == list(IMAGENET_STD)
+    assert (preprocessing["image_size"], preprocessing["max_size"], preprocessing["resize"]) == (
+        64,
+        107,
+        "shorter_side",
+    )
     assert read_onnx(path).metadata == metadata_of(model)
 
 

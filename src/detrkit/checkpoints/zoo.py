@@ -26,6 +26,8 @@ HUB_MODELS = {
     "deformable-detr-r50-single-scale-dc5": "SenseTime/deformable-detr-single-scale-dc5",
     "deformable-detr-r50-refine": "SenseTime/deformable-detr-with-box-refine",
     "deformable-detr-r50-two-stage": "SenseTime/deformable-detr-with-box-refine-two-stage",
+    "table-transformer-detection": "microsoft/table-transformer-detection",
+    "table-transformer-structure-recognition": "microsoft/table-transformer-structure-recognition",
 }
 _TORCHVISION = "https://download.pytorch.org/models/"
 IMAGENET_FILES = {
@@ -42,7 +44,7 @@ class ModelInfo:
 
     Attributes:
         name: of the preset.
-        family: architecture: "DETR", "Conditional DETR", "DAB-DETR", "Deformable DETR" or "detrkit".
+        family: architecture: "DETR", "Conditional DETR", "DAB-DETR", "Deformable DETR", "Table Transformer" or "detrkit".
         parameters: number of parameters, with the preset's number of classes.
         ap: published AP of the boxes on COCO val2017, 0..1; None if it is unknown.
         code_licence: of the authors' code (SPDX); None if not known here.
@@ -112,7 +114,7 @@ def list_models() -> ModelList:
     return ModelList([_model_info(name) for name in MODEL_NAMES])
 
 
-# with the preset's number of classes (91, or 250 with a mask head); tests/checkpoints/test_zoo.py counts them again
+# with the preset's number of classes; tests/checkpoints/test_zoo.py counts them again
 _PARAMETERS = {
     "detr-r50": 41_524_768,
     "detr-r50-panoptic": 42_899_288,
@@ -136,6 +138,8 @@ _PARAMETERS = {
     "deformable-detr-r50-refine": 40_849_660,
     "deformable-detr-r50-two-stage": 41_181_529,
     "detr-r18": 28_843_552,
+    "table-transformer-detection": 28_799_431,
+    "table-transformer-structure-recognition": 28_828_619,
     "detr-tiny": 1_567_104,
     "detrkit-s": 1_376_348,
     "detrkit-m": 16_098_748,
@@ -169,10 +173,11 @@ _FAMILIES = {
     "conditional-detr": "Conditional DETR",
     "dab-detr": "DAB-DETR",
     "deformable-detr": "Deformable DETR",
+    "table-transformer": "Table Transformer",
     "detr": "DETR",
 }
 # LICENSE files of the authors' repositories, and of detrkit
-_CODE_LICENCES = dict.fromkeys(_FAMILIES.values(), "Apache-2.0")
+_CODE_LICENCES = {**dict.fromkeys(_FAMILIES.values(), "Apache-2.0"), "Table Transformer": "MIT"}
 
 
 def _model_info(name: str) -> ModelInfo:
@@ -180,8 +185,8 @@ def _model_info(name: str) -> ModelInfo:
     hub_id = HUB_MODELS.get(name)
     source = f"https://huggingface.co/{hub_id}" if hub_id else None
     source = official_url(name) if name in OFFICIAL_FILES else source
-    # stated on the model cards; the README of facebookresearch/detr states it for code and models together
-    weights_licence = "Apache-2.0" if source else None
+    # the same as the code's, as stated on the model cards, and in the README of facebookresearch/detr for both
+    weights_licence = _CODE_LICENCES[family] if source else None
     return ModelInfo(name, family, _PARAMETERS[name], _AP.get(name), _CODE_LICENCES[family], weights_licence, source)
 
 

@@ -64,8 +64,16 @@ def progress_bar(description: str, *, visible: bool = True) -> Iterator[Callable
 class WarningPrinter(logging.Handler):
     """Prints what the library logs as warnings, one line each, on stderr."""
 
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._shown: set[str] = set()  # notes on a source, which a command may read several times
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         raw = getattr(record, "detrkit_message", None)  # in which arguments can be rendered as flags
+        if raw in self._shown:
+            return
+        if raw is not None:
+            self._shown.add(raw)
         text = record.getMessage() if raw is None else render_arguments(raw, flag_style)
         get_console(stderr=True).print(f"{record.levelname.lower()}: {text}", soft_wrap=True)

@@ -49,6 +49,7 @@ _DETRKIT: dict[str, Any] = {
     "decoder_layers": 3,
     "dropout": 0.0,
 }
+_TABLE_TRANSFORMER: dict[str, Any] = {"backbone": "resnet18", "pre_norm": True}
 
 PRESETS: dict[str, ModelConfig] = {
     **_detr(backbone="resnet50"),
@@ -72,6 +73,8 @@ PRESETS: dict[str, ModelConfig] = {
     "deformable-detr-r50-refine": ModelConfig(**_DEFORMABLE, **_REFINE),
     "deformable-detr-r50-two-stage": ModelConfig(**{**_DEFORMABLE, **_REFINE, "queries": "two_stage"}),
     "detr-r18": ModelConfig(backbone="resnet18"),
+    "table-transformer-detection": ModelConfig(**_TABLE_TRANSFORMER, num_classes=2, num_queries=15),
+    "table-transformer-structure-recognition": ModelConfig(**_TABLE_TRANSFORMER, num_classes=6, num_queries=125),
     "detr-tiny": ModelConfig(
         backbone="resnet-tiny",
         backbone_normalization="batch",
@@ -141,8 +144,10 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
     Args:
         name: "detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", each also with "-panoptic"; "detr-r18",
             "detr-tiny"; "detrkit-s", "detrkit-m"; "conditional-detr-..." and "dab-detr-..." with the same four backbones;
-            "deformable-detr-r50", also with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage".
-        num_classes: number of classes K, without "no object". Default: the preset's (91, or 250 for panoptic).
+            "deformable-detr-r50", also with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage";
+            "table-transformer-detection" and "table-transformer-structure-recognition".
+        num_classes: number of classes K, without "no object". Default: the preset's (91, or 250 for panoptic, 2 and 6 for
+            Table Transformer).
         overrides: fields of `ModelConfig` to change.
 
     Returns:

@@ -1,12 +1,14 @@
 """Model and criterion of a run."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from detrkit.checkpoints.adapt import Adaptation, load_adapted
 from detrkit.checkpoints.backbones import load_backbone_file, load_imagenet_backbone
 from detrkit.checkpoints.load import load_checkpoint
-from detrkit.checkpoints.native import Checkpoint
+from detrkit.checkpoints.named_model import UndescribedWeightsError
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import MODEL_SETTINGS, RunConfig, read_yaml
 from detrkit.config.training import TrainingConfig
@@ -18,6 +20,8 @@ from detrkit.losses.matcher import HungarianMatcher
 from detrkit.models.build import model_from_config
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS, preset_config
+
+_logger = logging.getLogger(__name__)
 
 
 def build_model_for(
@@ -48,7 +52,14 @@ def build_model_for(
     if config.weights == "imagenet":
         load_imagenet_backbone(model)
         return model, None
-    checkpoint = _read_weights(config.weights)
+    checkpoint = _read_weights(config.weights, model.config)
+    preprocessing, channels = checkpoint.preprocessing, checkpoint.config.in_channels
+    if preprocessing.normalization(channels) != Preprocessing().normalization(channels):
+        _logger.warning(
+            "%s: these weights were trained on pixels that were normalised otherwise than here, where ImageNet's mean and "
+            "standard deviation are used; the first epochs adapt them",
+            config.weights,
+        )
     try:
         adaptation = load_adapted(model, categories, checkpoint.state, checkpoint.categories)
     except CheckpointError as error:
@@ -113,9 +124,14 @@ def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterio
     )
 
 
-def _read_weights(weights: str) -> Checkpoint:
+def _read_weights(weights: str, model: ModelConfig | None = None) -> Checkpoint:
+    """Read weights; those that do not describe their model are of the model to be trained."""
     try:
         return load_checkpoint(weights)
+    except UndescribedWeightsError as error:
+        if model is None:
+            raise CheckpointError(f"{arg('weights', weights)}: {error.message}") from None
+        return load_checkpoint(weights, model=model)
     except CheckpointError as error:
         raise CheckpointError(f"{arg('weights', weights)}: {error.message}") from None
 
