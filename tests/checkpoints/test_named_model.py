@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import detrkit
 from detrkit import Detector
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.cli import main
+from detrkit.config.run import run_config
+from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.detr import DETR
+from detrkit.training.build import build_model_for, with_architecture_of_weights
 from tests.checkpoints.models import save_model
 
 
@@ -93,6 +97,43 @@ def test_file_that_describes_its_model_is_compared_with_the_name(model: DETR, tm
     assert load_checkpoint(path, model="detr-tiny").config == model.config
     with pytest.raises(CheckpointError, match=r"does not fit the model.*model='detr-r18'"):
         load_checkpoint(path, model="detr-r18")
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_commands_take_the_name_of_the_model(
+    command: str, model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "in a dict", model)
+    Image.new("RGB", (96, 64)).save("photo.png")
+    for arguments, code in (((), 2), (("--model", "detr-tiny", "--state-dict-key", "model"), 0)):
+        with pytest.raises(SystemExit) as exit:
+            main([command, "a.pth", "photo.png", *arguments])
+        assert (exit.value.code or 0) == code, capsys.readouterr().err
+
+
+def test_evaluation_and_export_take_the_name_of_the_model(
+    model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "bare", model)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (96, 64)).save("photos/a.png")
+    result = detrkit.evaluate(path, "photos", model="detr-tiny", workers=0, output="detections.json")
+    assert len(result.split) == 1
+    assert detrkit.export(path, "torch", output="a.pt2", model="detr-tiny").path.is_file()
+
+
+def test_training_takes_weights_of_the_model_that_is_trained(model: DETR, tmp_path: Path) -> None:
+    path = write(tmp_path, "bare", model)
+    settings = {"data": "x", "weights": str(path)}
+    categories = Categories((1, 2, 3), ("a", "b", "c"))
+    trained, adaptation = build_model_for(run_config({**settings, "model": "detr-tiny", "num_queries": 7}), categories)
+    assert adaptation is not None
+    assert not adaptation.new
+    assert torch.equal(trained.query_source.weight, model.query_source.weight)
+    with pytest.raises(CheckpointError, match="name their model with model='detr-tiny'"):
+        with_architecture_of_weights(run_config(settings))
 
 
 def test_command_line_converts_a_state_dict(model: DETR, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

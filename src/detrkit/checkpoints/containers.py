@@ -69,12 +69,12 @@ def is_known(names: Collection[str]) -> bool:
     return is_native(names) or bool(official_conversion(names)) or bool(huggingface_conversion(names))
 
 
-def find_weights(content: Mapping[str, Any]) -> list[Weights]:
+def find_weights(content: Mapping[Any, Any]) -> list[Weights]:
     """Find all weights of detectors in the content of a file, in its order."""
     return [weights for key, tensors in _containers(content) for weights in _split(key, tensors)]
 
 
-def select_weights(content: Mapping[str, Any], where: Path | str, key: str | None = None) -> tuple[Weights, list[str]]:
+def select_weights(content: Mapping[Any, Any], where: Path | str, key: str | None = None) -> tuple[Weights, list[str]]:
     """Select the weights to use.
 
     Args:
@@ -103,7 +103,7 @@ def select_weights(content: Mapping[str, Any], where: Path | str, key: str | Non
     return chosen, list(_notes(chosen, found, where))
 
 
-def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of any model, such as a backbone: of the usual entry that has some, without wrappers' prefixes."""
     containers = [(key, tensors) for key, tensors in _containers(content) if tensors]
     usual = [tensors for key, tensors in containers if Weights(key, "", {}).is_usual]
@@ -111,7 +111,7 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {_without_wrappers(name): tensor for name, tensor in tensors.items()}
 
 
-def _containers(content: Mapping[str, Any], key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _containers(content: Mapping[Any, Any], key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every mapping inside of mappings, with the tensors that it holds itself."""
     entries = {name: value for name, value in content.items() if isinstance(name, str)}
     yield key, {name: value for name, value in entries.items() if isinstance(value, Tensor)}
@@ -193,7 +193,7 @@ def _notes(chosen: Weights, found: list[Weights], where: Path | str) -> Iterator
         yield f"{where}: removed {' and '.join(map(repr, removed))} from the names of the weights"
 
 
-def _reject_key(content: Mapping[str, Any], found: list[Weights], where: Path | str, key: str) -> list[Weights]:
+def _reject_key(content: Mapping[Any, Any], found: list[Weights], where: Path | str, key: str) -> list[Weights]:
     choices = _listed(found) if found else f"found the entries {_top_level(content)}"
     raise CheckpointError(
         f"{where}: {arg('state_dict_key', key)} names no weights of a detector; "
@@ -201,7 +201,7 @@ def _reject_key(content: Mapping[str, Any], found: list[Weights], where: Path | 
     )
 
 
-def _unknown(content: Mapping[str, Any], where: Path | str) -> CheckpointError:
+def _unknown(content: Mapping[Any, Any], where: Path | str) -> CheckpointError:
     expected = "expected those of a DETR in detrkit's, the official or Hugging Face's format"
     if not content:
         return CheckpointError(f"{where}: is empty, {expected}")
@@ -216,7 +216,7 @@ def _unknown(content: Mapping[str, Any], where: Path | str) -> CheckpointError:
     )
 
 
-def _top_level(content: Mapping[str, Any]) -> str:
+def _top_level(content: Mapping[Any, Any]) -> str:
     names = [repr(name) for name in content]
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 

@@ -64,7 +64,7 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
 
 def _read_shard(index: Path, file: str, names: Sequence[str]) -> dict[str, Tensor]:
     path = index.parent / file
-    if Path(file).name != file or PureWindowsPath(file).name != file:
+    if file in ("", ".", "..") or Path(file).name != file or PureWindowsPath(file).name != file:
         raise CheckpointError(f"{index}: names the file {short(file)}, expected one in the same folder")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file, but {index.name} names it; get the whole folder")

@@ -51,7 +51,7 @@ def undescribed(state: Mapping[str, Tensor], where: Path | str) -> UndescribedWe
     """Return the error for weights whose model is not named."""
     return UndescribedWeightsError(
         f"{where}: holds weights under detrkit's names without the model's settings, as state_dict() gives them; "
-        f"{_advice(state)}"
+        f"{_advice(state)}; detrkit.convert writes a file that describes itself"
     )
 
 

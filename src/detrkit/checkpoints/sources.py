@@ -20,7 +20,7 @@ _FOLDER_FILES = (
 )
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # folders of the Hugging Face Trainer
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".onnx", ".pt2")
+FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2")
 _EXPECTED = "expected a run folder, a .safetensors or .pth file, a Hugging Face folder or id, or a preset"
 
 

@@ -33,6 +33,8 @@ def evaluate(
     batch_size: int = 1,
     device: str = "auto",
     workers: int = 2,
+    model: str | None = None,
+    state_dict_key: str | None = None,
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("evaluation"),
 ) -> None:
     """Evaluate a model, or saved predictions, on a dataset: COCO metrics, thresholds, error types, and a report.
@@ -68,6 +70,10 @@ def evaluate(
         `cpu`, `cuda`, `cuda:1`; `auto` uses a GPU if there is one.
     workers
         Processes that read images.
+    model
+        Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of a .pth file that holds the weights, such as ema_model; default: the moving average if there is one.
     output
         Folder to write to; a name that ends in .json gets the detections only, as COCO results.
     """
@@ -94,6 +100,8 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             workers=workers,
+            model=model,
+            state_dict_key=state_dict_key,
             output=output,
             progress=progress,
         )

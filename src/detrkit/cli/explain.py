@@ -36,6 +36,8 @@ def explain(
     layer: int | None = None,
     head: int | None = None,
     device: str = "auto",
+    model: str | None = None,
+    state_dict_key: str | None = None,
 ) -> None:
     """Explain a prediction: attention maps, boxes after every decoder layer, matching and losses, tensor shapes.
 
@@ -68,6 +70,10 @@ def explain(
         Head of the figure, counted from 1; the mean of all heads by default.
     device
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
+    model
+        Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of a .pth file that holds the weights, such as ema_model; default: the moving average if there is one.
     """
     check_kinds({"source": (source, MODEL), "image": (image, IMAGES), "annotations": (annotations, DATASET)})
     path = _output_path(output, figure, image)
@@ -90,7 +96,15 @@ def explain(
     from detrkit.explain.explain import explain as explain_image
 
     with get_console(stderr=True).status(printable(f"explaining {image.name}")):
-        explanation = explain_image(source, image, annotations=annotations, threshold=threshold, device=device)
+        explanation = explain_image(
+            source,
+            image,
+            annotations=annotations,
+            threshold=threshold,
+            device=device,
+            model=model,
+            state_dict_key=state_dict_key,
+        )
         if figure is None:
             explanation.to_html(path, queries=queries or ())
         else:

@@ -30,6 +30,8 @@ def export(
     image_size: int | None = None,
     max_images: int = 64,
     max_calibration_images: int = 128,
+    model: str | None = None,
+    state_dict_key: str | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
     """Export a model to ONNX, torch.export or OpenVINO, and compare it with PyTorch.
@@ -56,6 +58,10 @@ def export(
         Images to compare on; at most 4 are synthetic.
     max_calibration_images
         Images of --data on which int8 measures ranges.
+    model
+        Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of a .pth file that holds the weights, such as ema_model; default: the moving average if there is one.
     output
         File or folder to write. Default: model.onnx, model.pt2 or model_openvino.
     """
@@ -85,6 +91,8 @@ def export(
             image_size=image_size,
             max_images=max_images,
             max_calibration_images=max_calibration_images,
+            model=model,
+            state_dict_key=state_dict_key,
             progress=progress,
         )
     console = get_console()

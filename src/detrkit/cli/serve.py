@@ -19,6 +19,8 @@ def serve(
     port: int = 8000,
     device: str = "auto",
     precision: Precision = "float32",
+    model: str | None = None,
+    state_dict_key: str | None = None,
     config: Annotated[ServeConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model over HTTP: a page to explore its predictions, and a JSON API.
@@ -42,6 +44,10 @@ def serve(
         is one.
     precision
         Of the model; with `auto` and `bfloat16`, detections may depend slightly on the other images of a batch.
+    model
+        Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of a .pth file that holds the weights, such as ema_model; default: the moving average if there is one.
     """
     from detrkit._internal.text import printable
     from detrkit.checkpoints.path_kinds import MODEL, check_kinds
@@ -70,6 +76,8 @@ def serve(
             port=port,
             device=device,
             precision=precision,
+            model=model,
+            state_dict_key=state_dict_key,
             config=config or ServeConfig(),
             on_ready=print_address,
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Thresholds
 from detrkit.checkpoints.path_kinds import DATASET, MODEL_OR_RESULTS, check_kinds
 from detrkit.data.categories import Categories
@@ -70,6 +71,8 @@ def evaluate(
     metrics: Mapping[str, Metric] | None = None,
     output: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    model: NamedModel | None = None,
+    state_dict_key: str | None = None,
 ) -> EvalResult:
     """Evaluate a model, or saved predictions, on a dataset split.
 
@@ -94,6 +97,8 @@ def evaluate(
         output: folder for detections.json, images.json, scores.json, report.html and figures; or a .json file for the
             detections only. By default nothing is written.
         progress: called with the number of evaluated batches and their total.
+        model: see `Detector.load`.
+        state_dict_key: see `Detector.load`.
 
     Raises:
         DetrkitError: the model or the data cannot be read, or do not fit together.
@@ -112,7 +117,7 @@ def evaluate(
         return evaluate_results(
             Path(source), records, notes, _title(source, data, split), all_metrics, output, progress
         )
-    run = _Run.load(source, data, split, format, classes, device, store_thresholds)
+    run = _Run.load(source, data, split, format, classes, device, store_thresholds, model, state_dict_key)
     run.check_options(options, output)
     return run.evaluate(batch_size, workers, options, all_metrics, output, progress)
 
@@ -146,6 +151,8 @@ class _Run:
         classes: Sequence[str] | None,
         device: str,
         store_thresholds: bool | Literal["auto"],
+        model: NamedModel | None,
+        state_dict_key: str | None,
     ) -> "_Run":
         """Load model and data."""
         name = "model" if isinstance(source, Detector) else str(source)
@@ -160,7 +167,7 @@ class _Run:
             chosen_device = engine.device if isinstance(engine, TorchEngine) else torch.device("cpu")
         else:
             chosen_device = choose_inference_device(name, device)
-            detector = Detector.load(name, chosen_device)
+            detector = Detector.load(name, chosen_device, model=model, state_dict_key=state_dict_key)
         records, notes = _load_for_model(
             data,
             split,

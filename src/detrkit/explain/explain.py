@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.path_kinds import IMAGES, MODEL, check_kinds
 from detrkit.config.run import load_run_config
 from detrkit.data.batching import collate
@@ -36,6 +37,8 @@ def explain(
     annotations: Path | str | Annotations | None = None,
     threshold: float = 0.5,
     device: str = "auto",
+    model: NamedModel | None = None,
+    state_dict_key: str | None = None,
 ) -> Explanation:
     """Explain the prediction of a model for one image.
 
@@ -47,6 +50,8 @@ def explain(
             that the weights are from, and why objects were missed.
         threshold: minimum score of a detection, 0 to 1.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one; ignored for a loaded `Detector`.
+        model: see `Detector.load`.
+        state_dict_key: see `Detector.load`.
 
     Returns:
         Attention maps, boxes and classes after every decoder layer, tensor shapes, and the matching;
@@ -64,7 +69,8 @@ def explain(
     if isinstance(source, Detector):
         detector, model_name = source, "model"
     else:
-        detector = Detector.from_checkpoint(load_checkpoint(source), choose_device(device))
+        checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
+        detector = Detector.from_checkpoint(checkpoint, choose_device(device))
         model_name = Path(source).name or str(source)
     criterion = None if annotations is None else _criterion(source, detector)
     return explain_sample(

@@ -12,6 +12,7 @@ import torch
 from detrkit._internal.files import make_folder
 from detrkit.checkpoints.export_formats import EXPORT_FORMATS, check_export
 from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.data.splits import Data
 from detrkit.errors import ConfigError, ExportError, arg
@@ -72,6 +73,8 @@ def export(
     image_size: int | None = None,
     max_images: int = 64,
     max_calibration_images: int = 128,
+    model: NamedModel | None = None,
+    state_dict_key: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
     """Export a model to ONNX, torch.export or OpenVINO, and compare it with PyTorch.
@@ -91,6 +94,8 @@ def export(
         image_size: shorter side in pixels to which images are resized; the model's own if omitted.
         max_images: images to compare on; at most 4 are synthetic.
         max_calibration_images: images on which int8 measures ranges.
+        model: see `Detector.load`.
+        state_dict_key: see `Detector.load`.
         progress: called with the number of compared batches and their total.
 
     Returns:
@@ -110,12 +115,12 @@ def export(
         max_images=max_images,
         max_calibration_images=max_calibration_images,
     )
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
     if image_size is not None:
         checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint.preprocessing, image_size))
     images = open_check_images(data, checkpoint, max_images, max_calibration_images if precision == "int8" else 0)
-    model = checkpoint.build().eval()
-    model.padding_invariant = checkpoint.preprocessing.padding_invariant
+    network = checkpoint.build().eval()
+    network.padding_invariant = checkpoint.preprocessing.padding_invariant
     metadata = make_metadata(
         checkpoint.config,
         checkpoint.categories,
@@ -124,11 +129,11 @@ def export(
         postprocess,
         checkpoint.thresholds,
     )
-    program = export_program(model, postprocess=postprocess)
+    program = export_program(network, postprocess=postprocess)
     with _staged(output) as path:
         EXPORT_FORMATS[format].write(program, metadata, path, images.calibration)
         comparison = compare(
-            TorchEngine(model, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
+            TorchEngine(network, torch.device("cpu"), checkpoint.preprocessing.padding_invariant),
             EXPORT_FORMATS[format].read(path),
             _with_progress(images, progress),
             images.categories,

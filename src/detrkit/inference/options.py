@@ -40,6 +40,14 @@ class PredictOptions(BaseModel):
         "auto", description="Of the model; `auto`: bfloat16 if the processor is fast at it and detections stay the same"
     )
     device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`; `auto`: a GPU if there is one")
+    model: str | None = Field(
+        None,
+        description="Preset, or config.yaml of a run, of weights that do not describe their model, as a saved state_dict()",
+    )
+    state_dict_key: str | None = Field(
+        None,
+        description="Entry of a .pth file that holds the weights, as ema_model; default: the moving average if any",
+    )
     recursive: bool = Field(False, description="Include the images in subfolders")
     max_frames: int | None = Field(None, ge=1, description="Maximum number of frames per video or camera")
     partition: str | None = Field(

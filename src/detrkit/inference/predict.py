@@ -129,7 +129,9 @@ def predict_files(
     # one GPU per process, if there are several
     by_rank = is_from_environment and not is_exported(source)
     device = choose_rank_device(options.device, process) if by_rank else choose_inference_device(source, options.device)
-    detector = Detector.load(source, device, precision=options.precision)
+    detector = Detector.load(
+        source, device, precision=options.precision, model=options.model, state_dict_key=options.state_dict_key
+    )
     _check_model(detector, options)
     with StopSignal() as stop:
         run = _Run(detector, str(source), output, options, process, names, stop, progress, on_result)
@@ -325,6 +327,8 @@ class _Run:
             "model": model,
             "threshold": self.detector.resolve_threshold(options.threshold),
             "precision": options.precision,
+            **({"state_dict_key": options.state_dict_key} if options.state_dict_key else {}),
+            **({"named_model": options.model} if options.model else {}),
             "classes": None if classes is None else sorted(set(classes)),
             "tile": options.tile,
             "overlap": None if options.tile is None else options.overlap,

@@ -47,6 +47,8 @@ def serve_model(
     port: int = 8000,
     device: str = "auto",
     precision: Precision = "float32",
+    model: str | Path | None = None,
+    state_dict_key: str | None = None,
     config: ServeConfig | None = None,
     on_ready: Callable[[ServerInfo], None] | None = None,
     **settings: Any,
@@ -59,6 +61,8 @@ def serve_model(
         port: 0 chooses a free one.
         device: one device, or several separated by commas, each with a copy of the model.
         precision: see `TorchEngine`.
+        model: see `Detector.load`.
+        state_dict_key: see `Detector.load`.
         config: the settings as an object.
         on_ready: called once, before the first request is answered.
         **settings: fields of `ServeConfig`.
@@ -79,7 +83,10 @@ def serve_model(
         from detrkit.serve.browser_security import LOOPBACK_HOSTS
         from detrkit.serve.service import Service
 
-        detectors = [Detector.load(source, name.strip(), precision=precision) for name in device.split(",")]
+        detectors = [
+            Detector.load(source, name.strip(), precision=precision, model=model, state_dict_key=state_dict_key)
+            for name in device.split(",")
+        ]
         service = Service(detectors, Path(source).name or str(source), config)
         address = listener.getsockname()[0]
         is_local = ipaddress.ip_address(address).is_loopback
