@@ -273,7 +273,7 @@ def test_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
 
 @pytest.fixture
 def trainer_output(tmp_path: Path) -> Path:
-    """An output folder of the Hugging Face Trainer, with checkpoints only and their common files beside them."""
+    """An output folder of the Hugging Face Trainer, with checkpoints only and their common files next to them."""
     for step in (9, 20, 100):
         folder = tmp_path / f"checkpoint-{step}"
         write_huggingface_folder(folder, checkpoint_of(small_model(num_queries=step), CATEGORIES))

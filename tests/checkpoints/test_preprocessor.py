@@ -47,10 +47,10 @@ def write(folder: Path, content: dict[str, Any], name: str = "preprocessor_confi
 
 
 def check_same_pixels(folder: Path, image: Image.Image) -> None:
-    ours = pixels_of_detrkit(read_preprocessing(folder), image)
-    theirs = pixels_of_transformers(folder, image)
-    assert ours.shape == theirs.shape
-    assert float((ours - theirs).abs().max()) <= 1e-5
+    actual = pixels_of_detrkit(read_preprocessing(folder), image)
+    expected = pixels_of_transformers(folder, image)
+    assert actual.shape == expected.shape
+    assert float((actual - expected).abs().max()) <= 1e-5
 
 
 def to_float32(values: tuple[float, ...]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Types that training scripts store beside weights are read as inert values, or named; nothing is executed."""
+"""Types that training scripts store next to weights are read as inert values, or named; nothing is executed."""
 
 import argparse
 import datetime

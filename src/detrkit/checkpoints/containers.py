@@ -123,7 +123,7 @@ def _containers(content: Mapping[Any, Any], key: str = "", depth: int = 0) -> It
 
 def _split(key: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
     """Yield the weights of each model whose entries differ by a prefix."""
-    named = {_without_wrappers(name): tensor for name, tensor in tensors.items() if not _is_bookkeeping(name)}
+    named = {_without_wrappers(name): tensor for name, tensor in tensors.items() if not _is_auxiliary(name)}
     parts = {part: None for name in tensors for part in name.split(".") if part in _WRAPPERS}
     for prefix in dict.fromkeys(_prefixes(named)):
         own = {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
@@ -141,7 +141,7 @@ def _prefixes(names: Collection[str]) -> Iterator[str]:
                 yield outer if has_masks else prefix
 
 
-def _is_bookkeeping(name: str) -> bool:
+def _is_auxiliary(name: str) -> bool:
     """Return whether an entry belongs to an average of weights, or to a criterion, that were saved with the model."""
     return name in ("n_averaged", "initted", "step") or _without_wrappers(name).startswith("criterion.")
 
@@ -152,9 +152,9 @@ def _without_wrappers(name: str) -> str:
 
 def _under(found: list[Weights], key: str) -> list[Weights]:
     """Return the weights of a name, or else those inside of the entry of this name."""
-    wanted = key.strip(".")
-    return [one for one in found if wanted in (one.name, one.key)] or [
-        one for one in found if f".{one.name}.".startswith(f".{wanted}.") or one.prefix.rstrip(".") == wanted
+    name = key.strip(".")
+    return [one for one in found if name in (one.name, one.key)] or [
+        one for one in found if f".{one.name}.".startswith(f".{name}.") or one.prefix.rstrip(".") == name
     ]
 
 

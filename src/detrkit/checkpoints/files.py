@@ -76,7 +76,7 @@ def _read_shard(index: Path, file: str, names: Sequence[str]) -> dict[str, Tenso
 
 
 def _check_not_lfs_pointer(path: Path) -> None:
-    """Check that a file is not what git leaves in place of a large file that was not fetched.
+    """Check that a file is not the pointer that git keeps instead of a large file.
 
     Raises:
         CheckpointError: it is.

@@ -39,9 +39,7 @@ def read_categories(content: Mapping[str, Any], num_classes: int, where: object)
         )
     repeated = sorted({name for name in names.values() if complete.count(name) > 1 and name != _UNUSED})
     if repeated:
-        notes.append(
-            f"{where}: id2label gives the name {repeated[0]!r} to several classes; they are told apart by id only"
-        )
+        notes.append(f"{where}: id2label gives the name {repeated[0]!r} to several classes; only their ids differ")
     return Categories(_category_ids(content, num_classes), complete), notes
 
 
