@@ -14,6 +14,7 @@ from detrkit.inference.engines.torch import Engine
 from detrkit.models.detr import DETR
 from detrkit.models.inference_copy import inference_copy
 from detrkit.ops.masks import encode_masks
+from detrkit.ops.transfer import to_device_async
 from detrkit.postprocess.boxes import TopK, top_detections
 from detrkit.structures import Batch, Predictions
 
@@ -61,9 +62,9 @@ def run_inference(
         predictions = _predict(model, batch, device, padding_invariant)
         if on_batch is not None:
             on_batch(predictions, batch)
-        sizes = torch.tensor(batch.original_sizes, dtype=torch.int64, device=predictions.boxes.device)
+        sizes = to_device_async(torch.tensor(batch.original_sizes, dtype=torch.int64), predictions.boxes.device)
         for part, layer in zip(parts, layers, strict=True):
-            top = top_detections(predictions.after_layer(layer), sizes)
+            top = top_detections(predictions.after_layer(layer), sizes).to_host()
             detections = [
                 _to_arrays(top, index, image_id, category_ids) for index, image_id in enumerate(batch.image_ids)
             ]
@@ -90,9 +91,7 @@ def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _to_arrays(top: TopK, index: int, image_id: int, category_ids: Tensor) -> DetectionArrays:
     """Convert the detections of one image of a batch."""
-    scores, labels, corners, queries = (
-        values[index].cpu() for values in (top.scores, top.labels, top.boxes, top.queries)
-    )
+    scores, labels, corners, queries = (values[index] for values in (top.scores, top.labels, top.boxes, top.queries))
     if not (scores.isfinite().all() and corners.isfinite().all()):
         raise DetrkitError(
             f"image {image_id}: the model predicts scores or boxes that are not finite, so its weights are unusable; load "

@@ -76,16 +76,26 @@ class AuxiliaryCriterion:
     ) -> LossOutput:
         """Compute the loss. Arguments and errors as in `SetCriterion`."""
         normalizers = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
-        own, matches = self.criterion.compute_losses(predictions, targets, normalizers.own)
         boxes_only = [Target(target.boxes, target.labels) for target in targets]
+        repeated = self._repeat_objects(boxes_only)
+        group_blocks, hybrid_blocks = _auxiliary(predictions, "group"), _auxiliary(predictions, "hybrid")
+        # all of them at once: each call of `match` waits for the device
+        own_matches, *other_matches = self.criterion.match(
+            [
+                (predictions, targets),
+                *((block, boxes_only) for block in group_blocks),
+                *((block, repeated) for block in hybrid_blocks),
+            ]
+        )
+        own, matches = self.criterion.compute_losses(predictions, targets, normalizers.own, own_matches)
         groups = [
-            self.criterion.compute_losses(group, boxes_only, normalizers.own)[0]
-            for group in _auxiliary(predictions, "group")
+            self.criterion.compute_losses(block, boxes_only, normalizers.own, matched)[0]
+            for block, matched in zip(group_blocks, other_matches[: len(group_blocks)], strict=True)
         ]
         total = self._average_groups(own, groups)
         losses = {**own, **_with_suffix(_mean(groups), "group")}
-        for block in _auxiliary(predictions, "hybrid"):
-            hybrid, _ = self.criterion.compute_losses(block, self._repeat_objects(boxes_only), normalizers.hybrid)
+        for block, matched in zip(hybrid_blocks, other_matches[len(group_blocks) :], strict=True):
+            hybrid, _ = self.criterion.compute_losses(block, repeated, normalizers.hybrid, matched)
             total = total + self.criterion.weighted_sum(hybrid)
             losses.update(_with_suffix(hybrid, "hybrid"))
         for block in _auxiliary(predictions, "denoising"):

@@ -20,7 +20,7 @@ from detrkit.losses.classification import (
     target_classes_of,
 )
 from detrkit.losses.masks import mask_losses
-from detrkit.losses.matcher import HungarianMatcher, MatchedObjects, Matches
+from detrkit.losses.matcher import HungarianMatcher, MatchedObjects, Matches, MatchingInput
 from detrkit.ops.transfer import to_device
 from detrkit.structures import ClassScores, EncoderProposals, Predictions, Target
 
@@ -59,6 +59,19 @@ class Normalizers:
 
     num_boxes: Float[Tensor, ""] | float
     ce_normalizer: Float[Tensor, ""] | float
+
+
+@dataclass(frozen=True)
+class PredictionMatches:
+    """Matched pairs of one set of queries.
+
+    Attributes:
+        queries: of all decoder layers.
+        proposals: of the encoder's proposals; None if there are none, or if their losses are not needed.
+    """
+
+    queries: Matches
+    proposals: Matches | None = None
 
 
 class SetCriterion:
@@ -152,18 +165,50 @@ class SetCriterion:
         losses, matches = self.compute_losses(predictions, targets, normalizers)
         return LossOutput(self.weighted_sum(losses), {name: loss.detach() for name, loss in losses.items()}, matches)
 
+    def match(self, blocks: Sequence[tuple[Predictions, Sequence[Target]]]) -> list[PredictionMatches]:
+        """Match the predictions of one or several sets of queries with their targets; waits for the device once.
+
+        Raises:
+            ConfigError: the model's class scores are not of the criterion's kind.
+        """
+        inputs = []
+        for predictions, targets in blocks:
+            check_class_scores(predictions.class_scores, self.class_scores)
+            inputs.append(MatchingInput(predictions.layer_class_logits, predictions.layer_boxes, targets))
+            proposals = self._proposals_of(predictions)
+            if proposals is not None:
+                inputs.append(
+                    MatchingInput(proposals.class_logits[None], proposals.boxes[None], class_agnostic(targets))
+                )
+        with torch.autocast(inputs[0].layer_boxes.device.type, enabled=False):
+            matches = iter(self.matcher.match_all(inputs))
+        return [
+            PredictionMatches(next(matches), None if self._proposals_of(predictions) is None else next(matches))
+            for predictions, _ in blocks
+        ]
+
     def compute_losses(
         self,
         predictions: Predictions,
         targets: Sequence[Target],
         normalizers: Normalizers | None = None,
+        matched: PredictionMatches | None = None,
     ) -> tuple[LossDict, Matches]:
-        """Match and compute unweighted losses with gradients. Arguments and errors as in `__call__`."""
-        check_class_scores(predictions.class_scores, self.class_scores)
+        """Compute unweighted losses with gradients.
+
+        Args:
+            predictions: of a batch.
+            targets: as in `__call__`.
+            normalizers: as in `__call__`.
+            matched: result of `match`; default: it is called.
+
+        Raises:
+            ConfigError: as `__call__`.
+        """
+        matched = matched or self.match([(predictions, targets)])[0]
+        matches = matched.queries
         device = predictions.layer_boxes.device.type
         logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
-        with torch.autocast(device, enabled=False):
-            matches = self.matcher(logits, boxes, targets)
         masks = None
         if all(target.masks is not None for target in targets):
             masks = _matched_masks(predictions, matches, targets)  # in the model's precision
@@ -174,8 +219,11 @@ class SetCriterion:
                 objects = matches.objects[len(matches.objects) - len(masks) :].split(_num_pairs(predictions, targets))
                 of_pairs = mask_losses(masks.float(), objects, targets, padding_invariant=self.padding_invariant)
                 losses["loss_mask"], losses["loss_dice"] = of_pairs.sum(1) / normalizers.num_boxes
-            if predictions.proposals is not None and not self.masks_only:
-                losses.update(self._proposal_losses(predictions.proposals, class_agnostic(targets), normalizers))
+            if predictions.proposals is not None and matched.proposals is not None:
+                of_proposals = self._proposal_losses(
+                    predictions.proposals, class_agnostic(targets), matched.proposals, normalizers
+                )
+                losses.update(of_proposals)
         return losses, matches
 
     def loss_for_matches(
@@ -274,12 +322,15 @@ class SetCriterion:
         """Cross-entropy is a weighted mean over queries; sigmoid losses are divided by the number of objects."""
         return normalizers.ce_normalizer if self.class_scores == "softmax" else normalizers.num_boxes
 
+    def _proposals_of(self, predictions: Predictions) -> EncoderProposals | None:
+        """Return the proposals that have losses."""
+        return None if self.masks_only else predictions.proposals
+
     def _proposal_losses(
-        self, proposals: EncoderProposals, targets: Sequence[Target], normalizers: Normalizers
+        self, proposals: EncoderProposals, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
     ) -> LossDict:
         """Losses of the encoder's proposals, which are class-agnostic (Deformable DETR, appendix A.4)."""
         logits, boxes = proposals.class_logits.float()[None], proposals.boxes.float()[None]
-        matches = self.matcher(logits, boxes, targets)
         objects = matches.gather(targets)
         losses = {
             **self._class_losses(logits, boxes, targets, matches, objects, normalizers),

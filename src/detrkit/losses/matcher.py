@@ -75,6 +75,21 @@ class MatchingCosts:
     giou: Float[Tensor, "T B Q N"]
 
 
+@dataclass(frozen=True)
+class MatchingInput:
+    """Predictions of one set of queries, and the objects to match them with.
+
+    Attributes:
+        layer_class_logits: of every layer.
+        layer_boxes: cxcywh, relative.
+        targets: one per image.
+    """
+
+    layer_class_logits: Float[Tensor, "T B Q K1"]
+    layer_boxes: Float[Tensor, "T B Q 4"]
+    targets: Sequence[Target]
+
+
 class HungarianMatcher:
     """Finds the one-to-one assignment of queries to objects with the lowest total cost.
 
@@ -104,21 +119,28 @@ class HungarianMatcher:
         layer_boxes: Float[Tensor, "T B Q 4"],
         targets: Sequence[Target],
     ) -> Matches:
-        """Match all layers and images, with one cost computation and one copy from the device.
+        """Match all layers and images of one set of queries, see `match_all`."""
+        return self.match_all([MatchingInput(layer_class_logits, layer_boxes, targets)])[0]
+
+    @torch.no_grad()
+    def match_all(self, inputs: Sequence[MatchingInput]) -> list[Matches]:
+        """Match several sets of queries, with one copy from the device: the host waits for it once.
 
         Costs that are not finite are replaced by 0: any matching will do, for the loss is not finite either, which the
         training step detects on all ranks alike.
         """
-        costs = self.costs(layer_class_logits.float(), layer_boxes.float(), targets).cpu()
-        if not costs.isfinite().all():
-            costs = costs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        rows: list[Int64[Tensor, "4 n"]] = []
-        for layer, layer_costs in enumerate(costs.numpy()):
-            for image, (image_costs, target) in enumerate(zip(layer_costs, targets, strict=True)):
-                queries, objects = linear_sum_assignment(image_costs[:, : len(target.labels)])
-                pairs = torch.as_tensor(queries), torch.as_tensor(objects)
-                rows.append(torch.stack([torch.full_like(pairs[0], layer), torch.full_like(pairs[0], image), *pairs]))
-        return Matches(*torch.cat(rows, dim=1).to(layer_boxes.device, non_blocking=True))
+        device = inputs[0].layer_boxes.device
+        costs = [self.costs(one.layer_class_logits.float(), one.layer_boxes.float(), one.targets) for one in inputs]
+        on_host = torch.cat([one.flatten() for one in costs]).cpu()
+        if not on_host.isfinite().all():
+            on_host = on_host.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        parts = on_host.split([one.numel() for one in costs])
+        pairs = [
+            _assign(part.view(cost.shape), [len(target.labels) for target in one.targets])
+            for part, cost, one in zip(parts, costs, inputs, strict=True)
+        ]
+        on_device = torch.cat(pairs, dim=1).to(device, non_blocking=True)
+        return [Matches(*part) for part in on_device.split([one.shape[1] for one in pairs], dim=1)]
 
     def costs(
         self,
@@ -143,3 +165,14 @@ class HungarianMatcher:
         distance = torch.cdist(layer_boxes, boxes.expand(len(layer_boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
         return MatchingCosts(self.classification.costs(layer_class_logits, labels), distance, giou)
+
+
+def _assign(costs: Float[Tensor, "T B Q N"], counts: Sequence[int]) -> Int64[Tensor, "4 TP"]:
+    """Assign queries to objects in every layer and image: the rows of `Matches`; costs and result are on the host."""
+    rows: list[Int64[Tensor, "4 n"]] = []
+    for layer, layer_costs in enumerate(costs.numpy()):
+        for image, (image_costs, count) in enumerate(zip(layer_costs, counts, strict=True)):
+            queries, objects = linear_sum_assignment(image_costs[:, :count])
+            pairs = torch.as_tensor(queries), torch.as_tensor(objects)
+            rows.append(torch.stack([torch.full_like(pairs[0], layer), torch.full_like(pairs[0], image), *pairs]))
+    return torch.cat(rows, dim=1)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from detrkit.ops.boxes import cxcywh_to_xyxy
+from detrkit.ops.transfer import to_device_async
 from detrkit.structures import Detections, Predictions
 
 
@@ -29,6 +30,17 @@ class TopK:
     labels: Int64[Tensor, "B A"]
     boxes: Float[Tensor, "B A 4"]
     queries: Int64[Tensor, "B A"]
+
+    def to_host(self) -> "TopK":
+        """Copy to the CPU, with a single transfer: each one waits for a GPU."""
+        if self.scores.device.type == "cpu":
+            return self
+        # float32 holds labels and queries exactly: both are below 2**24
+        columns = (self.scores[..., None], self.labels[..., None], self.boxes, self.queries[..., None])
+        scores, labels, boxes, queries = (
+            torch.cat([one.float() for one in columns], dim=-1).cpu().split([1, 1, 4, 1], dim=-1)
+        )
+        return TopK(scores[..., 0], labels[..., 0].long(), boxes.contiguous(), queries[..., 0].long())
 
 
 def top_detections(predictions: Predictions, sizes: Int64[Tensor, "B 2"]) -> TopK:
@@ -96,10 +108,10 @@ def to_detections(
     all_detections = []
     ids = torch.as_tensor(category_ids)
     min_scores = torch.as_tensor(threshold, dtype=torch.float32).expand(len(ids))
-    size_tensor = torch.tensor(sizes, dtype=torch.int64, device=predictions.boxes.device).view(-1, 2)
-    best = top_detections(predictions, size_tensor)
-    on_host = (one.cpu() for one in (best.scores, best.labels, best.boxes, best.queries))
-    for scores, labels, pixel_boxes, queries, size in zip(*on_host, sizes, strict=True):
+    size_tensor = to_device_async(torch.tensor(sizes, dtype=torch.int64).view(-1, 2), predictions.boxes.device)
+    best = top_detections(predictions, size_tensor).to_host()
+    of_images = zip(best.scores, best.labels, best.boxes, best.queries, sizes, strict=True)
+    for scores, labels, pixel_boxes, queries, size in of_images:
         names = tuple(class_names[label] for label in labels.tolist())
         detections = Detections(pixel_boxes, scores, labels, ids[labels], names, size=size, queries=queries)
         order = scores.argsort(descending=True, stable=True)

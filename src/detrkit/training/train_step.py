@@ -1,7 +1,7 @@
 """One optimizer step: batches -> predictions -> losses -> gradients -> AdamW and the moving average of the weights.
 
-Nothing waits for the GPU except for the copy of the matching costs. A step with non-finite gradients is skipped on the
-device; the host learns of it one step later, after the next matching.
+Nothing waits for the GPU except for the copy of the matching costs (benchmarks/synchronizations.py). A step with non-finite
+gradients is skipped on the device; the host learns of it one step later, after the next matching.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ class TrainStep:
         self.optimizer = build_optimizer(model, settings, self.auxiliary_queries)
         self.schedule = build_schedule(self.optimizer, budget, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.hardware.precision == "float16")
-        self.average = _moving_average(self.model, settings.ema.ema_decay) if settings.ema.ema_decay > 0 else None
+        self.average = MovingAverage(self.model, settings.ema.ema_decay) if settings.ema.ema_decay > 0 else None
         self.step_number = 0
         self.skipped_steps: list[str] = []
         auxiliary = () if self.auxiliary_queries is None else self.auxiliary_queries.parameters()
@@ -284,13 +284,32 @@ def _sum_outputs(outputs: Sequence[LossOutput]) -> LossOutput:
     return LossOutput(total, losses, outputs[-1].matches)
 
 
-def _moving_average(model: DETR, decay: float) -> AveragedModel:
-    """Exponential moving average whose decay rises at first, so that the initial weights are forgotten."""
+class MovingAverage(AveragedModel):
+    """Exponential moving average of a model's weights; `module` holds it, with a copy of the model's buffers.
 
-    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)  # on the host
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + count) / (10 + count)))
+    Its decay rises at first, so that the initial weights are forgotten. `AveragedModel` copies the number of averaged steps
+    to the device for a function of it, which would have to wait for the device to read it.
 
-    averaged = AveragedModel(model, multi_avg_fn=average)
-    averaged.requires_grad_(False)
-    return averaged
+    Args:
+        model: whose weights are averaged.
+        decay: final decay.
+    """
+
+    def __init__(self, model: DETR, decay: float) -> None:
+        super().__init__(model)
+        self.requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the current weights."""
+        count = int(self.n_averaged)  # on the host
+        averaged: list[Tensor] = [*self.module.parameters()]
+        current: list[Tensor] = [*model.parameters()]
+        if count:
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
+        else:
+            torch._foreach_copy_(averaged, current)
+        for buffer, its in zip(self.module.buffers(), model.buffers(), strict=True):
+            buffer.copy_(its)
+        self.n_averaged += 1
