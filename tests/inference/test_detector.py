@@ -15,6 +15,7 @@ from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.inference_loop import run_inference
 from detrkit.inference.images import read_image_input
+from tests.rounding import assert_equal_up_to_rounding, rounding_error
 
 
 def shape_image(seed: int, width: int, height: int) -> Image.Image:
@@ -27,8 +28,8 @@ def test_detections_do_not_depend_on_the_batch(detector: Detector) -> None:
     together = detector.predict(images, threshold=0)
     for one, batched in zip(images, together, strict=True):
         alone = detector.predict(one, threshold=0)
-        torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-4 * max(one.size))
+        assert_equal_up_to_rounding(alone.scores, batched.scores)
+        assert_equal_up_to_rounding(alone.boxes, batched.boxes, size=max(one.size))
         assert torch.equal(alone.labels, batched.labels)
 
 
@@ -42,8 +43,8 @@ def test_detections_do_not_depend_on_the_batch_if_the_backbone_is_not_padding_in
     together = detector.predict(images, threshold=0)
     for one, batched in zip(images, together, strict=True):
         alone = detector.predict(one, threshold=0)
-        torch.testing.assert_close(alone.scores, batched.scores, rtol=0, atol=1e-6)
-        torch.testing.assert_close(alone.boxes, batched.boxes, rtol=0, atol=1e-3)
+        assert_equal_up_to_rounding(alone.scores, batched.scores)
+        assert_equal_up_to_rounding(alone.boxes, batched.boxes, size=max(one.size))
     batch = collate([detector.preprocess(read_image_input(one, 3)) for one in images])
     categories = detector.categories
     detections = [
@@ -51,7 +52,9 @@ def test_detections_do_not_depend_on_the_batch_if_the_backbone_is_not_padding_in
         for batches in ([batch], batch.one_by_one(), batch.unpadded())
     ]
     for other in detections[1:]:
-        assert sorted(other.scores.tolist()) == pytest.approx(sorted(detections[0].scores.tolist()), abs=1e-6)
+        assert sorted(other.scores.tolist()) == pytest.approx(
+            sorted(detections[0].scores.tolist()), abs=rounding_error()
+        )
 
 
 def test_paths_arrays_tensors_and_pillow_images_give_the_same_detections(detector: Detector, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from detrkit.models.queries.sources import AnchorQueries, PointQueries
 from detrkit.models.queries.two_stage import generate_anchors
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import Target
+from tests.rounding import assert_equal_up_to_rounding
 
 SUCCESSORS = [
     "conditional-detr-r50",
@@ -93,8 +94,8 @@ def test_predictions_are_independent_of_padding_if_padding_invariant(name: str) 
         alone, together = model(small_image[None]), model(*pad_to_batch([large_image, small_image]))
         model.padding_invariant = False
         published = model(*pad_to_batch([large_image, small_image]))
-    torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
+    assert_equal_up_to_rounding(together.class_logits[1], alone.class_logits[0])
+    assert_equal_up_to_rounding(together.boxes[1], alone.boxes[0])
     assert (published.class_logits[1] - alone.class_logits[0]).abs().max() > 1e-3
 
 
@@ -106,8 +107,8 @@ def test_fused_model_returns_the_predictions_of_the_last_layer(name: str) -> Non
         all_layers, last = model(images), fuse_for_inference(model)(images)
     assert last.layer_boxes.shape[0] == 1
     assert last.proposals is None
-    torch.testing.assert_close(last.boxes, all_layers.boxes)
-    torch.testing.assert_close(last.class_logits, all_layers.class_logits)
+    assert_equal_up_to_rounding(last.boxes, all_layers.boxes)
+    assert_equal_up_to_rounding(last.class_logits, all_layers.class_logits)
 
 
 def test_untrained_boxes_of_dab_detr_equal_their_anchors() -> None:
@@ -457,7 +458,7 @@ def test_align_cells_without_mask_equals_an_empty_mask() -> None:
     model, images = small("detrkit-s").eval(), torch.randn(2, 3, 61, 43)
     with torch.inference_mode():
         unmasked, masked = model(images), model(images, torch.zeros(2, 61, 43, dtype=torch.bool))
-    torch.testing.assert_close(unmasked.boxes, masked.boxes, rtol=0, atol=1e-6)
+    assert_equal_up_to_rounding(unmasked.boxes, masked.boxes)
 
 
 def _decoder_inputs_of(model: DETR, images: torch.Tensor, mask: torch.Tensor) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.positions import LearnedPositions, SinePositions
 from detrkit.models.presets import PRESETS
 from detrkit.ops.padding import pad_to_batch
+from tests.rounding import assert_equal_up_to_rounding
 
 SMALL = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 6, "num_classes": 3, "dim_feedforward": 64}
 
@@ -74,8 +75,8 @@ def test_predictions_are_independent_of_padding_if_padding_invariant(name: str, 
         alone, together = model(small[None]), model(*pad_to_batch([large, small]))
         model.padding_invariant = False
         published = model(*pad_to_batch([large, small]))
-    torch.testing.assert_close(together.class_logits[1], alone.class_logits[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(together.boxes[1], alone.boxes[0], rtol=0, atol=1e-4)
+    assert_equal_up_to_rounding(together.class_logits[1], alone.class_logits[0])
+    assert_equal_up_to_rounding(together.boxes[1], alone.boxes[0])
     # as published, they depend on it
     assert (published.class_logits[1] - alone.class_logits[0]).abs().max() > 1e-3
 
@@ -86,7 +87,7 @@ def test_padding_invariance_changes_nothing_without_padding() -> None:
     with torch.inference_mode():
         published = model(images).boxes
         model.padding_invariant = True
-        torch.testing.assert_close(model(images, mask).boxes, published)
+        assert_equal_up_to_rounding(model(images, mask).boxes, published)
 
 
 def test_attention_equals_the_formula_without_the_padding() -> None:
@@ -183,7 +184,7 @@ def test_masks_are_independent_of_padding_if_padding_invariant(name: str) -> Non
         padded = model(*pad_to_batch([large, small]))
     masks, published = padded.masks_of(queries, sizes), padded.masks_of(queries)
     height, width = alone.shape[-2:]
-    torch.testing.assert_close(masks[2:, :height, :width], alone, rtol=0, atol=1e-4)
+    assert_equal_up_to_rounding(masks[2:, :height, :width], alone)
     assert (published[2:, :height, :width] - alone).abs().max() > 1e-3
     # the padding repeats the edge of the image, so that interpolation at the edge is the same
     assert torch.equal(
@@ -200,6 +201,6 @@ def test_masks_of_selected_queries_equal_those_of_all(name: str) -> None:
     all_masks = predictions.masks
     some = predictions.masks_of([torch.arange(40), torch.tensor([39, 3])])
     none = predictions.masks_of([torch.arange(0), torch.arange(0)])
-    torch.testing.assert_close(some[:40], all_masks[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(some[40:], all_masks[1, [39, 3]], rtol=0, atol=1e-5)
+    assert_equal_up_to_rounding(some[:40], all_masks[0])
+    assert_equal_up_to_rounding(some[40:], all_masks[1, [39, 3]])
     assert none.shape == (0, 20, 24)

@@ -6,6 +6,7 @@ import torch
 from detrkit import build_model
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
+from tests.rounding import assert_equal_up_to_rounding
 
 
 def with_statistics(name: str, **settings: object) -> DETR:
@@ -33,9 +34,8 @@ def test_fused_model_gives_the_same_predictions(name: str, normalization: str) -
             model.padding_invariant = fused.padding_invariant = padding_invariant
             expected, actual = model(images, mask), fused(images, mask)
             assert len(actual.layer_boxes) == 1
-            scale = float(expected.class_logits.abs().max())
-            torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=0, atol=2e-5 * scale)
-            torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=2e-5)
+            assert_equal_up_to_rounding(actual.class_logits, expected.class_logits)
+            assert_equal_up_to_rounding(actual.boxes, expected.boxes)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
     shared = zip(fused.encoder.parameters(), model.encoder.parameters(), strict=True)

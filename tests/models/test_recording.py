@@ -13,6 +13,7 @@ from detrkit.models.attention.recording import KINDS, AttentionInputs, RecordedA
 from detrkit.models.detr import DETR
 from detrkit.structures import Batch
 from tests.detectors import small_detector
+from tests.rounding import assert_equal_up_to_rounding
 
 
 def padded_batch() -> Batch:
@@ -52,16 +53,16 @@ def test_weights_reproduce_the_output_of_the_layer(attentions: list[RecordedAtte
         values = inputs.module.split_heads(inputs.module.value_projection(inputs.values))[0]
         attended = inputs.weights(None, None) @ values
         output = inputs.module.output_projection(attended.transpose(0, 1).flatten(1))
-        torch.testing.assert_close(output, inputs.output[0], rtol=0, atol=1e-5)
+        assert_equal_up_to_rounding(output, inputs.output[0])
 
 
 def test_selected_heads_and_queries_equal_those_of_the_full_matrix(attentions: list[RecordedAttention]) -> None:
     for kind in KINDS:
         whole = attentions[0].weights(kind)
-        torch.testing.assert_close(
+        assert_equal_up_to_rounding(
             attentions[0].weights(kind, heads=[6, 1], queries=[4, 0, 3]), whole[[6, 1]][:, [4, 0, 3]]
         )
-        torch.testing.assert_close(attentions[0].mean_weights(kind, queries=[2]), whole.mean(0)[[2]])
+        assert_equal_up_to_rounding(attentions[0].mean_weights(kind, queries=[2]), whole.mean(0)[[2]])
     first = attentions[1].weights("encoder", 0)
     assert torch.equal(first, attentions[1].weights("encoder", -len(attentions[1].layers["encoder"])))
     assert not torch.equal(first, attentions[1].weights("encoder", -1))
@@ -136,7 +137,7 @@ def test_detector_attention_belongs_to_the_predictions_of_the_same_image() -> No
     attention = detector.attention(image)
     detections = detector.predict(image, threshold=0)
     scores = attention.predictions.class_logits[0].softmax(-1)[:, :-1].max(-1).values
-    torch.testing.assert_close(scores.sort(descending=True).values, detections.scores)
+    assert_equal_up_to_rounding(scores.sort(descending=True).values, detections.scores)  # fused norms
     assert attention.grid.original == (90, 150)
     assert attention.grid.resized == (64, 106)
     assert attention.grid.cells == (8, 14)
