@@ -137,19 +137,24 @@ def test_images_of_partitions_do_not_overwrite_each_other(place: Path, tmp_path:
 def test_every_image_has_one_line_after_kills_at_random_moments(place: Path, tmp_path: Path) -> None:
     """SIGKILL between the first image and the last; then the same command again."""
     script = (
-        "import sys, time, torch; torch.set_num_threads(1)\n"
+        "import pathlib, sys, time, torch; torch.set_num_threads(1)\n"
         "from detrkit.inference.writers import jsonl as lines\n"
-        "original = lines.json.dumps\n"
-        "def dumps(*a, **k): time.sleep(0.05); return original(*a, **k)\n"
+        "original, most = lines.json.dumps, int(sys.argv.pop(1))\n"
+        "written = pathlib.Path(sys.argv[-1], 'predictions.jsonl')\n"
+        "def dumps(*a, **k):\n"
+        "    time.sleep(0.05)\n"
+        "    while written.exists() and written.read_bytes().count(b'\\n') >= most: time.sleep(1)\n"  # to be killed
+        "    return original(*a, **k)\n"
         "lines.json.dumps = dumps\n"
         "from detrkit.cli import main; main(sys.argv[1:])"
     )
     arguments = ["predict", "model.safetensors", "images", "--recursive", "--threshold", "0", "--batch-size", "2"]
-    command = [sys.executable, "-c", script, *arguments, "--write", "jsonl", "--output", str(tmp_path)]
+    command = [*arguments, "--write", "jsonl", "--output", str(tmp_path)]
     lines, chance = tmp_path / "predictions.jsonl", random.Random(0)
     for kill in range(KILLS):
         target = (kill + 1) * COUNT // (KILLS + 2)  # each call gets further than the previous one
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        call = [sys.executable, "-c", script, str(target + 2), *command]
+        with subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and (not lines.exists() or lines.read_bytes().count(b"\n") < target):
                 time.sleep(0.005)
             time.sleep(chance.random() * 0.06)
@@ -158,7 +163,8 @@ def test_every_image_has_one_line_after_kills_at_random_moments(place: Path, tmp
     assert target <= sum(1 for _ in read_jsonl(lines)) < COUNT
     with lines.open("ab") as file:  # and a line that was cut short
         file.write(b'{"image": "images/1.p')
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    call = [sys.executable, "-c", script, str(10**6), *command]
+    assert subprocess.run(call, capture_output=True, check=False).returncode == 0
     seen = Counter(json.loads(line)["image"] for line in lines.read_text().splitlines())
     assert len(seen) == COUNT
     assert set(seen.values()) == {1}

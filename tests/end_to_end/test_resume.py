@@ -18,6 +18,7 @@ from detrkit.cli import main
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.training.loggers.jsonl import read_metrics
 from tests.datasets import write_coco, write_whole_photos
+from tests.waiting import PATIENCE
 
 SHORT = [
     *("--model", "detr-tiny", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
@@ -59,7 +60,7 @@ def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.
             assert training.poll() is None
             time.sleep(0.1)
         training.terminate()
-        _, said = training.communicate(timeout=100)
+        _, said = training.communicate(timeout=PATIENCE)
     finally:
         training.kill()
     assert training.returncode == 143
@@ -143,7 +144,7 @@ def test_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path)
         state, begun = parts / "last" / "state.pt", time.monotonic()
         seen = state.stat().st_mtime_ns if state.exists() else 0
         while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == seen):
-            assert time.monotonic() - begun < 120
+            assert time.monotonic() - begun < PATIENCE
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.15))
         if process.poll() is not None:
@@ -266,10 +267,10 @@ def test_sigterm_saves_the_run_and_exits(tmp_path: Path) -> None:
     begun = time.monotonic()
     while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").stat().st_size:
         assert process.poll() is None
-        assert time.monotonic() - begun < 120
+        assert time.monotonic() - begun < PATIENCE
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
     assert read_training_state(output / "last" / "state.pt")["train_step"]["step_number"] >= 1

@@ -19,6 +19,7 @@ from detrkit.explain.explanation import Explanation
 from detrkit.explain.page import build_page
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from tests.detectors import NAMES, small_detector
+from tests.waiting import PATIENCE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -56,7 +57,7 @@ class OpenedPage:
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
-        self.page.wait_for_selector("body[data-ready]", timeout=20_000)
+        self.page.wait_for_selector("body[data-ready]", timeout=1000 * PATIENCE)
 
     def max_cell(self) -> list[int]:
         return [int(number) for number in self.page.get_attribute("#heat", "data-max-cell").split(",")]

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from detrkit.serve.config import ServeConfig
 from detrkit.serve.serve import bind, build_server
 from detrkit.serve.service import Service
 from tests.detectors import small_detector
+from tests.waiting import PATIENCE
 
 
 class Served:
@@ -29,7 +30,7 @@ class Served:
         self.service = service
         self.server = server
         self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def post(self, path: str, content: bytes, name: str = "image.png", **options: Any) -> httpx.Response:
         return self.client.post(path, files={"image": (name, content)}, **options)
@@ -75,11 +76,3 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         picture.crop((0, 0, *sizes[number % 4])).save(folder / f"{number}.png")
     return sorted(folder.iterdir())
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for another thread."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "condition not reached"
-        time.sleep(0.005)

@@ -14,7 +14,7 @@ from detrkit.data.dataset import unannotated
 from detrkit.errors import CheckpointError
 from detrkit.serve.batcher import Batcher
 from detrkit.structures import Detections, Sample
-from tests.serve.conftest import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 class FakePredictor:
@@ -35,7 +35,7 @@ class FakePredictor:
 
     def predict_samples(self, samples: Sequence[Sample], min_scores: float | tuple[float, ...]) -> list[Detections]:
         self.has_batch.set()
-        assert self.may_continue.wait(20)
+        assert self.may_continue.wait(PATIENCE)
         self.batches.append([int(sample.image[0, 0, 0]) for sample in samples])
         self.min_scores.append(min_scores)
         if self.error is not None and 13 in self.batches[-1]:
@@ -59,14 +59,14 @@ class BusyBatcher:
         fake.may_continue.clear()
         self.batcher = Batcher([fake], batch_size, on_batch=None if sizes is None else sizes.append)
         self.first = self.batcher.predict(sample(0), 0.5)
-        assert fake.has_batch.wait(20)
+        assert fake.has_batch.wait(PATIENCE)
 
     def add(self, *numbers: int, height: int = 8, width: int = 8, threshold: float = 0.5) -> list[Future[Detections]]:
         return [self.batcher.predict(sample(number, height, width), threshold) for number in numbers]
 
     def go(self, futures: Sequence[Future[Any]]) -> list[Any]:
         self.fake.may_continue.set()
-        return [future.result(20) for future in futures]
+        return [future.result(PATIENCE) for future in futures]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_image_waits_for_others_until_the_batch_is_full(close: list[Batcher[Any]
     futures = [batcher.predict(sample(number), 0.5) for number in (1, 2)]
     assert not fake.has_batch.wait(0.1)
     futures.append(batcher.predict(sample(3), 0.5))
-    assert [future.result(20).path for future in futures] == ["1", "2", "3"]
+    assert [future.result(PATIENCE).path for future in futures] == ["1", "2", "3"]
     assert fake.batches == [[1, 2, 3]]
 
 
@@ -168,7 +168,7 @@ def test_every_device_takes_jobs(close: list[Batcher[Any]]) -> None:
     wait_until(lambda: all(fake.has_batch.is_set() for fake in fakes))
     for fake in fakes:
         fake.may_continue.set()
-    assert sorted(future.result(20).path or "" for future in futures) == ["1", "2"]
+    assert sorted(future.result(PATIENCE).path or "" for future in futures) == ["1", "2"]
     assert sorted(fakes[0].batches + fakes[1].batches) == [[1], [2]]
 
 

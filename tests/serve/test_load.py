@@ -19,6 +19,7 @@ from detrkit.checkpoints.native import save_checkpoint
 from detrkit.errors import DatasetError
 from tests.conftest import SHARED
 from tests.serve.test_server import assert_same_detections
+from tests.waiting import PATIENCE
 
 NUM_REQUESTS = 200
 INVALID = (
@@ -46,7 +47,7 @@ class Running:
         self.url = found[0]
         while True:
             try:
-                assert httpx.get(f"{self.url}/health", timeout=20).json()["status"] == "ready"
+                assert httpx.get(f"{self.url}/health", timeout=PATIENCE).json()["status"] == "ready"
                 break
             except httpx.ConnectError:
                 assert self.process.poll() is None
@@ -61,7 +62,9 @@ class Running:
 @pytest.fixture
 def running(detector: Detector, tmp_path: Path) -> Iterator[Running]:
     save_checkpoint(tmp_path / "tiny.safetensors", detector.to_checkpoint())
-    server = Running(tmp_path / "tiny.safetensors", "--max-queue", "300", "--timeout", "100", "--batch-wait-ms", "2000")
+    server = Running(
+        tmp_path / "tiny.safetensors", "--max-queue", "300", "--timeout", str(PATIENCE), "--batch-wait-ms", "2000"
+    )
     yield server
     if server.process.poll() is None:
         server.process.kill()
@@ -70,7 +73,7 @@ def running(detector: Detector, tmp_path: Path) -> Iterator[Running]:
 
 async def post_concurrently(url: str, uploads: list[tuple[str, bytes]]) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=len(uploads))
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=200) as client:
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=PATIENCE) as client:
         posts = (client.post("/predict", files={"image": upload}) for upload in uploads)
         return list(await asyncio.gather(*posts))
 
@@ -127,25 +130,27 @@ def test_concurrent_uploads_get_their_own_answers_in_bounded_memory(
     # decoding takes 400 MB for each of two images of 20 megapixels at a time
     assert running.resident("VmHWM") - before < 1200
     assert running.resident() - before < 600, "memory was not returned"
-    health = httpx.get(f"{running.url}/health").json()
+    health = httpx.get(f"{running.url}/health", timeout=PATIENCE).json()
     assert (health["status"], health["queue"], health["in_flight"]) == ("ready", 0, 0)
     last = asyncio.run(post_concurrently(running.url, uploads[:1]))
     check(uploads[:1], last, expected)
-    sizes = httpx.get(f"{running.url}/metrics").text
+    sizes = httpx.get(f"{running.url}/metrics", timeout=PATIENCE).text
     count, total = (float(re.search(rf"detrkit_batch_size_{word} ([\d.]+)", sizes)[1]) for word in ("count", "sum"))  # type: ignore[index]
     assert total == 2 * good + 1
     assert count < total / 1.5, "images were not batched"
     # a request that waits for its batch is answered after SIGTERM
     answer = asyncio.run(post_and_terminate(running, uploads[0]))
     check(uploads[:1], [answer], expected)
-    output, errors = running.process.communicate(timeout=60)
+    output, errors = running.process.communicate(timeout=PATIENCE)
     assert (running.process.returncode, output, errors) == (128 + signal.SIGTERM, "stopped\n", "")
 
 
 async def post_and_terminate(running: Running, upload: tuple[str, bytes]) -> httpx.Response:
     """Post an image, and terminate the server while it waits for others."""
-    post = asyncio.ensure_future(asyncio.to_thread(httpx.post, f"{running.url}/predict", files={"image": upload}))
-    while not httpx.get(f"{running.url}/health").json()["in_flight"]:
+    post = asyncio.ensure_future(
+        asyncio.to_thread(httpx.post, f"{running.url}/predict", files={"image": upload}, timeout=PATIENCE)
+    )
+    while not post.done() and not httpx.get(f"{running.url}/health", timeout=PATIENCE).json()["in_flight"]:
         await asyncio.sleep(0.02)
     running.process.send_signal(signal.SIGTERM)
     return await post

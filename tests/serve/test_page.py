@@ -16,6 +16,7 @@ from detrkit.serve.config import ServeConfig
 from tests.explain.test_page import BROWSERS, browser, cell_of
 from tests.serve.conftest import Served, serving
 from tests.serve.test_server import Gate, gate
+from tests.waiting import PATIENCE
 
 __all__ = ["BROWSERS", "browser", "gate"]
 
@@ -39,11 +40,11 @@ class Visit:
         self.page.set_input_files("#file", str(path))
 
     def wait_for(self, state: str) -> str:
-        self.page.wait_for_selector(f'body[data-state="{state}"]', timeout=20_000)
+        self.page.wait_for_selector(f'body[data-state="{state}"]', timeout=1000 * PATIENCE)
         return str(self.page.inner_text("#sent"))
 
     def wait_for_image(self, path: Path) -> None:
-        self.page.wait_for_selector(f'#title:text-is("{path.name}")', timeout=20_000)
+        self.page.wait_for_selector(f'#title:text-is("{path.name}")', timeout=1000 * PATIENCE)
 
     def max_cell(self) -> list[int]:
         return [int(number) for number in self.page.get_attribute("#heat", "data-max-cell").split(",")]
