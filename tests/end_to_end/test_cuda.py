@@ -25,9 +25,9 @@ SMALL: dict[str, Any] = {"num_queries": 8, "decoder_layers": 1, "hidden_dim": 64
 
 
 def detector(name: str = "detr-tiny", **changes: Any) -> Detector:
-    precision = changes.pop("precision", "float32")
+    precision, categories = changes.pop("precision", "float32"), changes.pop("categories", None)
     model = build_model(name, **{"num_classes": 4} | SMALL | changes)
-    return Detector.from_model(model, image_size=64, device="cuda", precision=precision)
+    return Detector.from_model(model, categories, image_size=64, device="cuda", precision=precision)
 
 
 def assert_only_the_costs_are_waited_for(transfers: Transfers) -> None:
@@ -137,8 +137,9 @@ def test_evaluation_and_prediction_of_files(tmp_path: Path) -> None:
 def test_panoptic_evaluation(tmp_path: Path) -> None:
     folder = write_panoptic(tmp_path / "panoptic")
     with fake_cuda():
-        panoptic = detector(mask_head=True, dilation=False, num_classes=3)
-        assert detrkit.evaluate(panoptic, folder, device="cuda").panoptic is not None
+        categories = detrkit.load_dataset(folder).categories
+        panoptic = detector(mask_head=True, dilation=False, num_classes=3, categories=categories)
+        assert detrkit.evaluate(panoptic, folder, device="cuda").pq >= 0
 
 
 def test_operands_on_two_devices_fail() -> None:
