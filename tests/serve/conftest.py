@@ -15,8 +15,8 @@ from PIL import Image
 from detrkit import Detector
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.serve.app import build_app
-from detrkit.serve.browser_security import LOOPBACK_HOSTS
 from detrkit.serve.config import ServeConfig
+from detrkit.serve.hosts import Access
 from detrkit.serve.serve import bind, build_server
 from detrkit.serve.service import Service
 from tests.detectors import small_detector
@@ -37,10 +37,15 @@ class Served:
 
 
 @contextmanager
-def serving(detectors: list[Detector], config: ServeConfig | None = None) -> Iterator[Served]:
+def serving(
+    detectors: list[Detector],
+    config: ServeConfig | None = None,
+    access: Access = Access(),  # noqa: B008  (immutable)
+) -> Iterator[Served]:
     with bind("127.0.0.1", 0) as listener:
-        service = Service(detectors, "tiny", config or ServeConfig(threshold=0.0))
-        server = build_server(build_app(service, LOOPBACK_HOSTS), 5)
+        config = config or ServeConfig(threshold=0.0)
+        service = Service(detectors, "tiny", config)
+        server = build_server(build_app(service, access), config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:

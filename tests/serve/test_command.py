@@ -9,6 +9,7 @@ import pytest
 
 from detrkit import Detector
 from detrkit.checkpoints.native import save_checkpoint
+from detrkit.serve.config import ServeConfig
 from tests.cli.test_help_and_errors import run
 
 
@@ -33,6 +34,26 @@ def weights(detector: Detector, tmp_path: Path) -> str:
         ),
         (["--threshold", "2"], "--threshold 2.0 is not a score"),
         (["--threshold", "auto"], "--threshold auto needs thresholds stored in the model"),
+        (["--shutdown-timeout", "0"], "--shutdown-timeout 0.0 is out of range"),
+        (
+            ["--allowed-host", "https://a.example"],
+            "--allowed-host https://a.example is not a host name; use one without",
+        ),
+        (
+            ["--allowed-host", "a.example", "--allowed-host", "b.example:80"],
+            "--allowed-host b.example:80 is not a host",
+        ),
+        (["--allowed-host", "a.*.example"], "--allowed-host a.*.example is not a host name"),
+        (["--allowed-host", "a.example,b.example"], "--allowed-host a.example,b.example is not a host name"),
+        (
+            ["--forwarded-allow-ips", "proxy"],
+            "--forwarded-allow-ips proxy is not an address of a proxy; use one such as",
+        ),
+        (["--forwarded-allow-ips", "10.0.0.5,10.0.0.0/99"], "--forwarded-allow-ips 10.0.0.0/99 is not an address"),
+        (["--root-path", "detect"], "--root-path detect is not a path prefix; use one such as /detect"),
+        (["--root-path", "//a.example"], "--root-path //a.example is not a path prefix"),
+        (["--root-path", "/a/../b"], "--root-path /a/../b is not a path prefix"),
+        (["--root-path", "/predict/"], "--root-path /predict/ is the path of an endpoint"),
         (["--port", "70000"], "--port 70000 is out of range; use 0 to 65535"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is not an address of this machine"),
         (["--device", "gpu9"], "--device gpu9 is not a device"),
@@ -82,13 +103,12 @@ def test_warning_if_other_machines_can_connect(
 ) -> None:
     allowed: list[Any] = []
 
-    def return_at_once(app: Any, listener: socket.socket, seconds: float) -> None:
-        kwargs = [one.kwargs for one in app.user_middleware]
-        allowed.extend(next(one["allowed_hosts"] for one in kwargs if "allowed_hosts" in one))
+    def return_at_once(app: Any, listener: socket.socket, config: ServeConfig) -> None:
+        allowed.append(next(one.kwargs["access"] for one in app.user_middleware if "access" in one.kwargs))
 
     monkeypatch.setattr("detrkit.serve.serve.run_app", return_at_once)
     code, output, errors = run(["serve", weights, "--host", host, "--port", "0"], capsys)
     assert code == 0
     assert "tiny.safetensors on cpu, http://" in output
     assert ("the server asks for no password" in errors) is is_warned
-    assert (allowed == ["*"]) is is_warned, "any host name is accepted if other machines can connect"
+    assert allowed[0].hosts.allows_any is is_warned, "any host name is accepted if other machines can connect"

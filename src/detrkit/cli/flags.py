@@ -7,6 +7,7 @@ from typing import Any
 
 from detrkit.errors import ArgumentStyle
 
+_REPEATED = {"allowed_hosts": "--allowed-host"}  # each takes one value and may be repeated
 _POSITIONAL = {"data": "DATA", "source": "SOURCE", "sources": "SOURCE", "images": "IMAGE", "image": "IMAGE"}
 
 
@@ -22,7 +23,7 @@ def flag(name: str, command: Callable[..., Any] | None = None) -> str:
         return _POSITIONAL.get(name, name.upper())
     if parameter is None and name in _POSITIONAL:
         return _POSITIONAL[name]
-    return f"--{name.replace('_', '-')}"
+    return _REPEATED.get(name, f"--{name.replace('_', '-')}")
 
 
 def flag_style(name: str, shown: str, text: str, command: Callable[..., Any] | None = None) -> str:

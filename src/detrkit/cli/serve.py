@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from detrkit.inference.options import Precision
 from detrkit.serve.config import ServeConfig
+from detrkit.serve.hosts import LOOPBACK_ADDRESSES
 
 if TYPE_CHECKING:
     from detrkit.serve.serve import ServerInfo
@@ -17,6 +18,9 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    allowed_host: Annotated[list[str] | None, Parameter(negative="")] = None,
+    forwarded_allow_ips: str = LOOPBACK_ADDRESSES,
+    root_path: str = "",
     device: str = "auto",
     precision: Precision = "float32",
     model: str | None = None,
@@ -39,6 +43,13 @@ def serve(
         Address to listen on; 0.0.0.0 is every address of this machine. There is no password.
     port
         0 chooses a free one.
+    allowed_host
+        Name that requests may be sent to, such as that of a proxy in front: `detect.example.com`, `*.example.com`, `*`;
+        repeat it for several. Default: this machine's own addresses; with `--host 0.0.0.0`, any name.
+    forwarded_allow_ips
+        Addresses and networks of proxies whose X-Forwarded-* headers are believed, separated by commas; `*` is everyone.
+    root_path
+        Path prefix under which a proxy publishes the server, such as `/detect`; the proxy may remove it or not.
     device
         `cpu`, `cuda`; several separated by commas, `cuda:0,cuda:1`, each with a copy of the model; `auto` is a GPU if there
         is one.
@@ -53,8 +64,9 @@ def serve(
     from detrkit.checkpoints.path_kinds import MODEL, check_kinds
     from detrkit.checkpoints.sources import check_source
     from detrkit.cli.console import get_console
-    from detrkit.cli.exit_codes import exit_with
+    from detrkit.cli.exit_codes import exit_at_once
     from detrkit.distributed.devices import check_device_name
+    from detrkit.serve.batcher import THREAD_PREFIX
     from detrkit.serve.serve import check_port, serve_model
 
     check_kinds({"source": (source, MODEL)})
@@ -74,6 +86,9 @@ def serve(
             source,
             host=host,
             port=port,
+            allowed_hosts=allowed_host or (),
+            forwarded_allow_ips=forwarded_allow_ips,
+            root_path=root_path,
             device=device,
             precision=precision,
             model=model,
@@ -83,4 +98,4 @@ def serve(
         )
     if stopped_by is not None:
         console.print("stopped")
-    exit_with(stopped_by)
+        exit_at_once(stopped_by, THREAD_PREFIX)

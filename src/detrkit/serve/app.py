@@ -7,7 +7,7 @@ Errors are answered with a status and `{"error": MESSAGE}`.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -16,23 +16,26 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from detrkit._version import __version__
 from detrkit.errors import DetrkitError
 from detrkit.inference.options import Threshold, parse_threshold
 from detrkit.serve.browser_security import BrowserSecurityMiddleware
-from detrkit.serve.http_errors import HttpError, http_error_for
+from detrkit.serve.hosts import Access
+from detrkit.serve.http_errors import HttpError, http_error_for, shutting_down
 from detrkit.serve.metrics import MetricsMiddleware
 from detrkit.serve.page import live_page
+from detrkit.serve.routing import HeadMiddleware, RootPathMiddleware
 from detrkit.serve.service import Service
+from detrkit.serve.unreadable import CURL
 from detrkit.serve.uploads import Upload, read_upload
 from detrkit.structures import Detections
 
 _LOG = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 _CLIENT_CLOSED = 499  # never sent
+_CLOSE_SECONDS = 1.0  # that running batches have at a shutdown, after their requests were answered or cancelled
 _BODY = {
     "requestBody": {
         "required": True,
@@ -46,28 +49,35 @@ _BODY = {
 }
 
 
-def build_app(service: Service, hosts: Iterable[str] | None = None) -> FastAPI:
+def build_app(service: Service, access: Access) -> FastAPI:
     """Build the application, which closes the service when it ends.
 
     Args:
         service: predicts and explains.
-        hosts: host names that requests may be sent to. Default: all.
+        access: names of the server, and proxies in front of it.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(service.close, _CLOSE_SECONDS)
 
-    app = FastAPI(title="detrkit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="detrkit",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # its addresses would be those behind a proxy
+        lifespan=lifespan,
+    )
     _add_image_routes(app, service)
     _add_status_routes(app, service)
-    _add_page(app, service)
+    _add_page(app, service, access.root_path)
     _add_error_handlers(app)
-    app.add_middleware(BrowserSecurityMiddleware)
-    allowed = ["*"] if hosts is None else sorted(hosts)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)
-    app.add_middleware(MetricsMiddleware, metrics=service.metrics)  # outermost: rejected requests count, too
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(BrowserSecurityMiddleware, access=access)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)  # outside: refused requests count, too
+    app.add_middleware(RootPathMiddleware, root_path=access.root_path)
     return app
 
 
@@ -116,8 +126,8 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.to_text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_page(app: FastAPI, service: Service) -> None:
-    for path, (media_type, content) in live_page(service.name, service.config, service.can_explain).items():
+def _add_page(app: FastAPI, service: Service, root_path: str) -> None:
+    for path, (media_type, content) in live_page(service.name, service.config, service.can_explain, root_path).items():
         app.add_api_route(path, _file_route(media_type, content), include_in_schema=False)
 
 
@@ -137,7 +147,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def answer_wrong_path(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}; images are posted to /predict"
+        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}; to send an image: {CURL}"
         return JSONResponse({"error": message}, error.status_code, error.headers)
 
     async def answer_wrong_query(request: Request, _error: Exception) -> Response:
@@ -159,20 +169,33 @@ async def _answer(
         DetrkitError: the image cannot be read.
     """
     seconds = service.config.timeout
+    _check_query(request)
     try:
         with service.admit():
-            slow_upload = HttpError(408, f"image: not received within {seconds:g} seconds; send a smaller one")
+            slow_upload = HttpError(
+                408, f"image: not received within {seconds:g} seconds; send a smaller one", {"Connection": "close"}
+            )
             upload = await _within(seconds, read_upload(request, service.config.max_upload_bytes), slow_upload)
             slow_answer = HttpError(
                 504, f"server: no answer within {seconds:g} seconds; try again, or raise the timeout"
             )
             return await _within(seconds, _while_connected(request, work(upload)), slow_answer)
+    except asyncio.CancelledError:  # by the server, at a shutdown
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        raise shutting_down() from None
     except ClientDisconnect:
         raise HttpError(_CLIENT_CLOSED, "the client disconnected") from None
     except (HttpError, DetrkitError):
         raise
     except Exception as error:
         raise http_error_for(error) from error
+
+
+def _check_query(request: Request) -> None:
+    for name in request.query_params:
+        if name != "threshold":
+            raise HttpError(400, f"query: found {name[:40]!r}, expected only threshold, as in ?threshold=0.5")
 
 
 async def _within(seconds: float, work: Awaitable[AnswerT], otherwise: HttpError) -> AnswerT:

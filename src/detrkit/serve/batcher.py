@@ -20,6 +20,7 @@ from detrkit.inference.stream import BatchPredictor, choose_batch
 from detrkit.structures import Detections, Sample
 
 _LOG = logging.getLogger(__name__)
+THREAD_PREFIX = "detrkit serve"  # of the names of the server's threads
 PredictorT = TypeVar("PredictorT", bound=BatchPredictor)
 ResultT = TypeVar("ResultT")
 
@@ -60,7 +61,7 @@ class Batcher(Generic[PredictorT]):
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
-            threading.Thread(target=self._work, args=(predictor,), name=f"device {number}", daemon=True)
+            threading.Thread(target=self._work, args=(predictor,), name=f"{THREAD_PREFIX} device {number}", daemon=True)
             for number, predictor in enumerate(predictors)
         ]
         for thread in self._threads:
@@ -83,16 +84,21 @@ class Batcher(Generic[PredictorT]):
         """Return whether the thread of every device is running."""
         return not self._is_closed and all(thread.is_alive() for thread in self._threads)
 
-    def close(self) -> None:
-        """Finish the running batches, cancel the waiting jobs, and end the threads."""
+    def close(self, seconds: float | None = None) -> None:
+        """Finish the running batches, cancel the waiting jobs, and end the threads.
+
+        Args:
+            seconds: maximum time to wait for the running batches; default: any.
+        """
         with self._changed:
             self._is_closed = True
             for job in self._waiting:
                 job.future.cancel()
             self._waiting.clear()
             self._changed.notify_all()
+        end = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
-            thread.join()
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
 
     def _add(self, job: _Job) -> Future[Any]:
         with self._changed:

@@ -23,6 +23,9 @@ class ServeConfig(BaseModel):
         30.0,
         description="Seconds for an image to arrive, and seconds for its answer; later ones are answered 408 and 504",
     )
+    shutdown_timeout: float = Field(
+        5.0, description="Seconds that requests in progress have to finish after SIGTERM or Ctrl-C; then answered 503"
+    )
     workers: int = Field(2, ge=1, description="Threads that read images")
     max_upload_mb: float = Field(20.0, description="Maximum size of an upload in megabytes")
     max_megapixels: float = Field(50.0, description="Maximum size of an image in megapixels")
@@ -38,7 +41,7 @@ class ServeConfig(BaseModel):
         Raises:
             ConfigError: a value is out of range.
         """
-        for name in ("timeout", "max_upload_mb", "max_megapixels"):
+        for name in ("timeout", "shutdown_timeout", "max_upload_mb", "max_megapixels"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{arg(name, value)} is out of range; use a number above 0")

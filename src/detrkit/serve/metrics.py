@@ -6,9 +6,12 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from detrkit.serve.hosts import ENDPOINTS
+from detrkit.serve.routing import route_path
+
 _LATENCY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # seconds
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-_PATHS = ("/", "/predict", "/explain", "/health", "/metrics")
+_PATHS = ("/", *ENDPOINTS)
 _CLIENT_CLOSED = 499  # the client disconnected; nginx's status
 
 
@@ -63,7 +66,8 @@ class MetricsMiddleware:
                 status = message["status"]
             await send(message)
 
-        path = scope["path"] if scope["path"] in _PATHS else "other"
+        path = route_path(scope)
+        path = path if path in _PATHS else "other"
         try:
             await self.app(scope, receive, record_status)
         finally:

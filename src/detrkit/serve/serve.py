@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,16 @@ from detrkit._internal.signals import StopSignal
 from detrkit.errors import ConfigError, arg, import_optional
 from detrkit.inference.options import Precision, parse_settings
 from detrkit.serve.config import ServeConfig
+from detrkit.serve.hosts import (
+    LOOPBACK_ADDRESSES,
+    LOOPBACK_HOSTS,
+    Access,
+    AllowedHosts,
+    parse_allowed_hosts,
+    parse_forwarded_allow_ips,
+    parse_root_path,
+    url_host,
+)
 
 if TYPE_CHECKING:
     import uvicorn
@@ -45,6 +55,9 @@ def serve_model(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    allowed_hosts: Iterable[str] = (),
+    forwarded_allow_ips: str | Iterable[str] = LOOPBACK_ADDRESSES,
+    root_path: str = "",
     device: str = "auto",
     precision: Precision = "float32",
     model: str | Path | None = None,
@@ -59,6 +72,12 @@ def serve_model(
         source: see `Detector.load`.
         host: name or address to listen on.
         port: 0 chooses a free one.
+        allowed_hosts: names that requests may be sent to, in addition to localhost and the address that is listened on,
+            such as the name that a proxy in front publishes: `detect.example.com`; `*.example.com` is every name below
+            it, `*` any name. Default: none if only this machine can connect, else any.
+        forwarded_allow_ips: addresses and networks of proxies, separated by commas, whose X-Forwarded-* headers are
+            believed; `*` believes everyone.
+        root_path: path prefix under which a proxy publishes the server, such as `/detect`; the proxy may remove it or not.
         device: one device, or several separated by commas, each with a copy of the model.
         precision: see `TorchEngine`.
         model: see `Detector.load`.
@@ -75,12 +94,13 @@ def serve_model(
         CheckpointError: the model cannot be read.
     """
     config = config or parse_settings(ServeConfig, settings)
+    names, proxies = parse_allowed_hosts(allowed_hosts), parse_forwarded_allow_ips(forwarded_allow_ips)
+    root_path = parse_root_path(root_path)
     for package in _PACKAGES:
         import_optional(package, "serve", "detrkit[serve]")
     with StopSignal() as stop, bind(host, port) as listener:
         from detrkit.inference.detector import Detector
         from detrkit.serve.app import build_app
-        from detrkit.serve.browser_security import LOOPBACK_HOSTS
         from detrkit.serve.service import Service
 
         detectors = [
@@ -92,11 +112,13 @@ def serve_model(
         is_local = ipaddress.ip_address(address).is_loopback
         if not is_local:
             _LOG.warning("%s is reachable by other machines, and the server asks for no password", host)
-        app = build_app(service, {*LOOPBACK_HOSTS, host.lower(), _url_host(address)} if is_local else None)
+        own_names = (*LOOPBACK_HOSTS, url_host(host.strip("[]")), url_host(address))
+        hosts = AllowedHosts(names or (() if is_local else ("*",)), own_names)
+        app = build_app(service, Access(hosts, proxies, root_path))
         if on_ready is not None:
             on_ready(ServerInfo(_url(listener), service.name, service.devices, is_local))
         if stop.received is None:
-            run_app(app, listener, config.timeout)
+            run_app(app, listener, config)
     return stop.received
 
 
@@ -136,20 +158,22 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_app(app: "FastAPI", listener: socket.socket, seconds: float) -> None:
+def run_app(app: "FastAPI", listener: socket.socket, config: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept no more connections, finish the requests in progress, and return.
 
     Args:
         app: the application.
         listener: a bound socket.
-        seconds: maximum duration of the shutdown.
+        config: its time limits are used.
     """
-    build_server(app, seconds).run(sockets=[listener])
+    build_server(app, config).run(sockets=[listener])
 
 
-def build_server(app: "FastAPI", seconds: float) -> "uvicorn.Server":
+def build_server(app: "FastAPI", config: ServeConfig) -> "uvicorn.Server":
     """Build the uvicorn server of an application, without running it."""
     import uvicorn
+
+    from detrkit.serve.connection import limited
 
     return uvicorn.Server(
         uvicorn.Config(
@@ -158,17 +182,14 @@ def build_server(app: "FastAPI", seconds: float) -> "uvicorn.Server":
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=False,  # `BrowserSecurityMiddleware` reads them
+            http=limited(config.timeout),
             ws="none",
-            timeout_graceful_shutdown=math.ceil(seconds),
+            timeout_graceful_shutdown=math.ceil(config.shutdown_timeout),
         )
     )
 
 
-def _url_host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
 def _url(listener: socket.socket) -> str:
     address, port = listener.getsockname()[:2]
-    return f"http://{_url_host(address)}:{port}"
+    return f"http://{url_host(address)}:{port}"

@@ -18,16 +18,18 @@ from torch import Tensor
 
 from detrkit.data.dataset import unannotated
 from detrkit.data.images import read_uploaded_image
+from detrkit.errors import DatasetError
 from detrkit.explain.document import page_document
 from detrkit.explain.explain import explain_sample
 from detrkit.explain.explanation import Explanation
 from detrkit.inference.batches import MinScores
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
-from detrkit.serve.batcher import Batcher
+from detrkit.serve.batcher import THREAD_PREFIX, Batcher
 from detrkit.serve.config import ServeConfig
-from detrkit.serve.http_errors import queue_full, shutting_down
+from detrkit.serve.http_errors import HttpError, queue_full, shutting_down
 from detrkit.serve.metrics import Metrics
+from detrkit.serve.unreadable import CURL, HEAD_BYTES, describe_unsupported
 from detrkit.serve.uploads import Upload
 from detrkit.structures import Detections
 
@@ -66,7 +68,7 @@ class Service:
         self.metrics = Metrics()
         self.batcher = Batcher(detectors, config.batch_size, config.batch_wait_ms / 1000, self.metrics.batches.observe)
         self.in_flight = 0
-        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="images")
+        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{THREAD_PREFIX} images")
         self._predict_slots = asyncio.Semaphore(_BATCHES_AHEAD * config.batch_size * len(detectors))
         self._explain_slots = asyncio.Semaphore(_EXPLAINED_AHEAD * len(detectors))
         self.metrics.add_gauge("detrkit_queue_length", "Images that wait for a device", self.batcher.__len__)
@@ -131,14 +133,28 @@ class Service:
             )
             return await self._in_thread(lambda: _pack(explanation))
 
-    def close(self) -> None:
-        """Finish the running batches, and end all threads."""
-        self.batcher.close()
-        self._pool.shutdown(cancel_futures=True)
+    def close(self, seconds: float | None = None) -> None:
+        """End all threads after their running batch or image.
+
+        Args:
+            seconds: maximum time to wait for running batches; images that are being read are not waited for. Default: any
+                time, for both.
+        """
+        self.batcher.close(seconds)
+        self._pool.shutdown(wait=seconds is None, cancel_futures=True)
 
     def _read(self, upload: Upload) -> UInt8[Tensor, "C H W"]:
         channels = self.detector.engine.config.in_channels
-        return read_uploaded_image(upload.file, upload.name, channels, self.config.max_pixels)
+        try:
+            return read_uploaded_image(upload.file, upload.name, channels, self.config.max_pixels)
+        except DatasetError as error:
+            upload.file.seek(0)
+            found = describe_unsupported(upload.file.read(HEAD_BYTES))
+            if found is not None:
+                raise HttpError(415, f"{upload.name}: found {found}") from None
+            if upload.is_form_text:
+                raise DatasetError(f"{error.message}; if curl -d sent it, which damages files, use: {CURL}") from None
+            raise
 
     async def _in_thread(self, work: Callable[[], ResultT], upload: Upload | None = None) -> ResultT:
         """Run `work` in a thread, which closes the upload when done, also after a cancellation."""

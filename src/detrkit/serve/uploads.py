@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from detrkit.data.images import ImageFile
 from detrkit.serve.http_errors import HttpError
+from detrkit.serve.unreadable import CURL, HOW_TO_SEND
 
 _MAX_MEMORY = 1_000_000  # bytes of an upload kept in memory
 _MAX_FIELD = 10_000  # bytes of other fields in a form
@@ -37,10 +38,12 @@ class Upload:
     Attributes:
         file: its content; the owner of the upload closes it.
         name: its file name, without folders.
+        is_form_text: whether its Content-Type is that of a form without files, which `curl -d` sends.
     """
 
     file: UploadedFile
     name: str
+    is_form_text: bool = False
 
 
 async def read_upload(request: Request, max_bytes: int) -> Upload:
@@ -50,20 +53,24 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
         HttpError: the request has no image, or is too large.
         ClientDisconnect: the client disconnected.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise HttpError(415, f"image: found the Content-Encoding {encoding[:40]!r}, which is not read; {HOW_TO_SEND}")
     body = _read_counted(request, max_bytes)
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    content_type = request.headers.get("content-type", "").lower()
+    if content_type.startswith("multipart/form-data"):
         return await _read_form(request, body)
     file: Any = SpooledTemporaryFile(_MAX_MEMORY)  # noqa: SIM115  (it outlives this function)
     try:
         async for chunk in body:
             file.write(chunk)
         if not file.tell():
-            raise _no_image()
+            raise HttpError(400, f"image: found none in the request, whose body is empty; {HOW_TO_SEND}")
         file.seek(0)
     except BaseException:
         file.close()
         raise
-    return Upload(file, "image")
+    return Upload(file, "image", content_type.startswith("application/x-www-form-urlencoded"))
 
 
 async def _read_counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -88,17 +95,29 @@ async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> Upl
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise HttpError(400, f"image: the form cannot be read ({error.message}); send one file named image") from None
-    for _, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if value.size:
-                return Upload(value.file, _clean_name(value.filename))
-            value.file.close()
-    raise _no_image()
+        raise HttpError(
+            400, f"image: the form cannot be read ({error.message.rstrip('.')}); send one file, as in: {CURL}"
+        ) from None
+    fields = form.multi_items()
+    files = [value for _, value in fields if isinstance(value, UploadFile)]
+    if files and files[0].size and "threshold" not in form:
+        return Upload(files[0].file, _clean_name(files[0].filename))
+    for file in files:
+        file.file.close()
+    raise _wrong_form([name for name, value in fields if isinstance(value, str)], bool(files))
 
 
-def _no_image() -> HttpError:
-    return HttpError(400, "image: found none in the request; send it as the body, or as the file image of a form")
+def _wrong_form(text_fields: list[str], has_file: bool) -> HttpError:
+    if "threshold" in text_fields:
+        return HttpError(400, "threshold: found in the form, expected in the address, as in /predict?threshold=0.5")
+    if has_file:
+        return HttpError(400, f"image: found none in the request, whose file is empty; {HOW_TO_SEND}")
+    if text_fields:
+        name = _clean_name(text_fields[0])
+        return HttpError(
+            400, f"image: found none in the request, only the text field {name!r}; send a file (curl: with @): {CURL}"
+        )
+    return HttpError(400, f"image: found none in the request, whose form is empty; {HOW_TO_SEND}")
 
 
 def _clean_name(name: str | None) -> str:

@@ -8,12 +8,18 @@ from detrkit.explain.page import read_parts
 from detrkit.serve.config import ServeConfig
 
 
-def live_page(model_name: str, config: ServeConfig, can_explain: bool) -> dict[str, tuple[str, bytes]]:
-    """Build the page: media type and content of each file, by its path."""
+def live_page(
+    model_name: str, config: ServeConfig, can_explain: bool, root_path: str = ""
+) -> dict[str, tuple[str, bytes]]:
+    """Build the page: media type and content of each file, by its path.
+
+    All links are relative. With a path prefix, they are relative to it, also if the page's address has no slash at its end.
+    """
     parts = read_parts()
     page = Template(_text("live.html")).substitute(
         title=html.escape(f"{model_name}: explore your images"),
         model=html.escape(model_name),
+        base=f'<base href="{html.escape(root_path)}/">\n' if root_path else "",
         body=parts.body,
         limit=config.max_upload_bytes,
         explains="yes" if can_explain else "no",
