@@ -24,9 +24,14 @@ __all__ = ["BROWSERS", "browser", "gate"]
 class Visit:
     """The live page in the browser, with its console messages and requests."""
 
-    def __init__(self, browser: Any, url: str, width: int = 1280, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Any, url: str, width: int = 1280, scheme: str = "light", ignore_https_errors: bool = False
+    ) -> None:
         self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 500
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            has_touch=width < 500,
+            ignore_https_errors=ignore_https_errors,
         )
         self.page = self.context.new_page()
         self.messages: list[str] = []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from detrkit.inference.options import Precision
-from detrkit.serve.config import ServeConfig
+from detrkit.serve.config import THREAD_PREFIX, ServeConfig
 from detrkit.serve.hosts import LOOPBACK_ADDRESSES
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ def serve(
     from detrkit.cli.console import get_console
     from detrkit.cli.exit_codes import exit_at_once
     from detrkit.distributed.devices import check_device_name
-    from detrkit.serve.batcher import THREAD_PREFIX
     from detrkit.serve.serve import check_port, serve_model
 
     check_kinds({"source": (source, MODEL)})

@@ -17,10 +17,10 @@ from detrkit.data.transforms.geometry import image_size
 from detrkit.errors import DetrkitError
 from detrkit.inference.batches import MinScores
 from detrkit.inference.stream import BatchPredictor, choose_batch
+from detrkit.serve.config import THREAD_PREFIX
 from detrkit.structures import Detections, Sample
 
 _LOG = logging.getLogger(__name__)
-THREAD_PREFIX = "detrkit serve"  # of the names of the server's threads
 PredictorT = TypeVar("PredictorT", bound=BatchPredictor)
 ResultT = TypeVar("ResultT")
 

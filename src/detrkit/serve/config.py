@@ -5,6 +5,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from detrkit.errors import ConfigError, arg
 from detrkit.inference.options import Threshold, parse_threshold
 
+THREAD_PREFIX = "detrkit serve"  # of the names of the server's threads
+
 
 class ServeConfig(BaseModel):
     """Settings of `serve_model`; also the options of the `serve` command."""

@@ -25,8 +25,8 @@ from detrkit.explain.explanation import Explanation
 from detrkit.inference.batches import MinScores
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
-from detrkit.serve.batcher import THREAD_PREFIX, Batcher
-from detrkit.serve.config import ServeConfig
+from detrkit.serve.batcher import Batcher
+from detrkit.serve.config import THREAD_PREFIX, ServeConfig
 from detrkit.serve.http_errors import HttpError, queue_full, shutting_down
 from detrkit.serve.metrics import Metrics
 from detrkit.serve.unreadable import CURL, HEAD_BYTES, describe_unsupported
