@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion.key_mapping import without_step_counters
 from detrkit.checkpoints.conversion.registry import huggingface_conversion, official_conversion
 from detrkit.errors import CheckpointError, arg
 
@@ -169,12 +170,16 @@ def _preferred(found: list[Weights]) -> Weights | None:
     """Return the weights to use, or None if only the user can know."""
     averages = [one for one in found if one.is_average]
     others = [one for one in found if not one.is_average]
-    if len(averages) == 1 and all(averages[0].tensors.keys() >= one.tensors.keys() for one in others):
+    if len(averages) == 1 and all(_is_complete(averages[0], one) for one in others):
         return averages[0]
     usual = [one for one in others if one.is_usual]  # an average of the parameters alone lacks the statistics of norms
     if usual and len(usual) == len(others):
         return usual[0]
     return found[0] if len(found) == 1 else None
+
+
+def _is_complete(average: Weights, other: Weights) -> bool:
+    return average.tensors.keys() >= without_step_counters(other.tensors).keys()
 
 
 def _notes(chosen: Weights, found: list[Weights], where: Path | str) -> Iterator[str]:
