@@ -126,7 +126,8 @@ def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
     if architecture is None or (config.mask_head and architecture != "detr"):
         part = "combination of attention, queries and heads" if architecture is None else "mask head"
         raise CheckpointError(
-            f"the model's {part} is not supported by Hugging Face's architectures; use {arg('to', 'detrkit')}"
+            f"the model's {part} is not supported by Hugging Face's architectures; use {arg('to', 'detrkit')}, which "
+            "can be pushed to the hub with a model card, too"
         )
     return HUGGINGFACE[architecture]
 
