@@ -112,16 +112,21 @@ def test_commands_take_the_name_of_the_model(
         assert (exit.value.code or 0) == code, capsys.readouterr().err
 
 
-def test_evaluation_and_export_take_the_name_of_the_model(
-    model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_takes_the_name_of_the_model(model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, "bare", model)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (96, 64)).save("photos/a.png")
     result = detrkit.evaluate(path, "photos", model="detr-tiny", workers=0, output="detections.json")
     assert len(result.split) == 1
-    assert detrkit.export(path, "torch", output="a.pt2", model="detr-tiny").path.is_file()
+
+
+def test_export_takes_the_name_of_the_model(model: DETR, tmp_path: Path) -> None:
+    path = write(tmp_path, "in a dict", model)
+    with pytest.raises(CheckpointError, match="name their model"):
+        detrkit.export(path, "torch", output=tmp_path / "a.pt2")
+    with pytest.raises(CheckpointError, match=r"\(model='detr-r18'\)"):  # an export itself takes minutes in tests
+        detrkit.export(path, "torch", output=tmp_path / "a.pt2", model="detr-r18", state_dict_key="model")
 
 
 def test_training_takes_weights_of_the_model_that_is_trained(model: DETR, tmp_path: Path) -> None:

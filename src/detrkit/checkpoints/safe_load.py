@@ -1,8 +1,8 @@
 """`torch.load` for files that hold more than weights: harmless types are read as inert values, nothing is executed.
 
-torch's ``weights_only`` unpickler calls only what it is given. Types that training scripts store next to weights are given
-here, but never themselves: numbers of NumPy become Python numbers, paths become text, dict-like configurations become
-dicts, and everything else an `Inert` object. Any other type is refused by its name.
+torch's ``weights_only`` unpickler calls only what it is given. For the types that training scripts store next to weights,
+it is given substitutes: numbers of NumPy become Python numbers, paths become text, dict-like configurations become dicts,
+and other harmless types `Inert` objects. Any type that is not listed here is refused by its name.
 """
 
 import argparse
@@ -20,9 +20,11 @@ from detrkit._internal.text import first_line
 from detrkit.errors import CheckpointError
 
 _LOCK = threading.Lock()  # torch's list of allowed types is global
-_NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", **dict(zip(
-    ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "bhiqBHIQ", strict=True
-))}  # fmt: skip
+# codes of NumPy's dtypes and of `struct`
+_NUMBERS = {
+    **{"f2": "e", "f4": "f", "f8": "d", "b1": "?"},
+    **{"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+}
 
 
 class Inert:
