@@ -97,6 +97,7 @@ FORWARDED = {"X-Forwarded-Host": "detect.example.com", "X-Forwarded-Proto": "htt
         ),
         # TLS ended at an outer proxy; the inner one calls it http
         (NAMED, {"Host": "detect.example.com", "Origin": SITE, **FORWARDED, "X-Forwarded-Proto": "http"}),
+        (NAMED, {"Host": "detect.example.com", "Origin": SITE, "X-Forwarded-Port": "9" * 5000}),
         # two proxies
         (
             NAMED,

@@ -33,7 +33,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_MAX_NAME = 80  # characters of a malformed name that are shown
+_MAX_TEXT = 80  # characters of a header that are shown
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -87,10 +87,11 @@ class BrowserSecurityMiddleware:
             HttpError: one of them is foreign.
         """
         addressee = self._addressee(scope, headers)
+        origin = headers.get("origin", "")[:_MAX_TEXT]
         if scope["method"] not in _SAFE_METHODS and not self._is_same_origin(headers, addressee):
             raise HttpError(
                 403,
-                f"origin: found {headers.get('origin')!r}, expected this server's own; other sites may not post here "
+                f"origin: found {origin!r}, expected this server's own; other sites may not post here "
                 "(behind a proxy: let it pass on the Host header, and name it in allowed_hosts)",
             )
 
@@ -109,15 +110,15 @@ class BrowserSecurityMiddleware:
         names = [self._own_name(text, address) for text in forwarded("host")]
         # the first one is what the browser used; further proxies append theirs
         authority = next(iter(names or hosts), None)
-        ports = forwarded("port")
-        if authority is not None and authority.port is None and ports and ports[0].isdecimal():
-            authority = Authority(authority.host, int(ports[0]))
+        if authority is not None and authority.port is None and (ports := forwarded("port")):
+            # parsed as a part of a Host header, since a stranger may have sent it
+            authority = parse_authority(f"{authority.host}:{ports[0]}") or authority
         return Addressee(authority, forwarded("proto")[:1] == ["https"], not names)
 
     def _own_name(self, text: str, address: str) -> Authority:
         authority = parse_authority(text)
         if authority is None or (authority.host not in self.hosts and authority.host != address):
-            name = text[:_MAX_NAME] if authority is None else authority.host
+            name = text[:_MAX_TEXT] if authority is None else authority.host
             advice = f"use its own address, or start it with {arg('allowed_hosts', name)}"
             raise HttpError(400, str(ConfigError(f"host: found {name!r}, which is no name of this server; {advice}")))
         return authority
