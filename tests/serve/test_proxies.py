@@ -7,7 +7,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from detrkit.serve.hosts import Access, AllowedHosts, parse_forwarded_allow_ips
 from tests.serve.conftest import Served, serving
 from tests.serve.test_page import BROWSERS, Visit
 from tests.serve.test_server import assert_same_detections
+from tests.waiting import PATIENCE, wait_until
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
 SITE = "detect.example.com"
@@ -85,7 +85,7 @@ class Proxied:
         self.address = f"https://127.0.0.1:{port}{PREFIX}"
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        self.client = httpx.Client(verify=context, headers={"Host": f"{SITE}:{port}"}, timeout=60)
+        self.client = httpx.Client(verify=context, headers={"Host": f"{SITE}:{port}"}, timeout=PATIENCE)
 
     def post(self, path: str, content: bytes, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -150,15 +150,16 @@ def _caddy_command(site: str, port: int, certificate: tuple[Path, Path], folder:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
+    def listens() -> bool:
         if process.poll() is not None:
             raise AssertionError((process.stdout.read() if process.stdout else b"").decode())
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            return
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
         except OSError:
-            time.sleep(0.05)
-    raise AssertionError("the proxy has not started")
+            return False
+        return True
+
+    wait_until(listens)
 
 
 SETUPS = [

@@ -18,7 +18,7 @@ class RootPathMiddleware:
         self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with the prefix in its path and in `root_path`, as ASGI has it."""
+        """Pass a request on, with the prefix in its path and in `root_path`, as ASGI defines them."""
         if scope["type"] != "http" or not self.root_path:
             await self.app(scope, receive, send)
         elif scope["path"] == self.root_path:

@@ -51,16 +51,25 @@ def _is_base64_image(head: bytes) -> bool:
 
 
 def _is_heif(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and (head[8:12] in _HEIF_BRANDS and b"avif" not in head[8:64])
+    return _is_video(head) and head[8:12] in _HEIF_BRANDS
+
+
+def _is_video(head: bytes) -> bool:
+    """Return whether a content is of the MP4 family, which HEIC is of, too; a damaged AVIF file is an image."""
+    is_matroska = head.startswith(b"\x1a\x45\xdf\xa3")
+    return is_matroska or (head[4:8] == b"ftyp" and b"avif" not in head[8:64])
+
+
+def _starts_quoted(pattern: re.Pattern[bytes]) -> Callable[[bytes], bool]:
+    return lambda head: bool(pattern.match(head.lstrip(b"\"'")))
 
 
 _KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (_is_heif, "a HEIC photo; save it as JPEG first (iPhone: Settings, Camera, Formats, Most Compatible)"),
-    (lambda head: head[4:8] == b"ftyp" and b"avif" not in head[8:64], "a video; send one frame as JPEG or PNG"),
-    (_starts(b"\x1a\x45\xdf\xa3"), "a video; send one frame as JPEG or PNG"),
+    (_is_video, "a video; send one frame as JPEG or PNG"),
     (_is_base64_image, f"base64; {HOW_TO_SEND}"),
-    (lambda head: bool(_DATA_URL.match(head.strip(b"\"'"))), f"a data URL; {HOW_TO_SEND}"),
-    (lambda head: bool(_URL.match(head.strip(b"\"'"))), f"an address, which is not fetched; {HOW_TO_SEND}"),
+    (_starts_quoted(_DATA_URL), f"a data URL; {HOW_TO_SEND}"),
+    (_starts_quoted(_URL), f"an address, which is not fetched; {HOW_TO_SEND}"),
     (_starts(b"{", b"["), f"JSON; {HOW_TO_SEND}"),
     (
         lambda head: head.startswith(b"--") and b"content-disposition" in head.lower(),
@@ -71,5 +80,5 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (_starts(b"%pdf"), "a PDF; send its page as PNG"),
     (_starts(b"pk\x03\x04"), "a ZIP archive; send one image at a time"),
     (_starts(b"\x1f\x8b"), f"gzip; {HOW_TO_SEND}"),
-    (lambda head: bool(_FORM.match(head)), f"a form without files; {HOW_TO_SEND}"),
+    (_starts_quoted(_FORM), f"a form without files; {HOW_TO_SEND}"),
 )
