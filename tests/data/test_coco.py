@@ -92,7 +92,9 @@ MALFORMED = {
     ),
     r"image id 7 occurs twice": changed(lambda d: d["images"][1].update(id=7)),
     r"leads out of": changed(lambda d: d["images"][0].update(file_name="../../etc/passwd")),
-    r"images\[0\]\.height: found '20', expected an integer": changed(lambda d: d["images"][0].update(height="20")),
+    r"images\[0\]\.height: found '20 px', expected an integer": changed(
+        lambda d: d["images"][0].update(height="20 px")
+    ),
     r"found no images": changed(lambda d: (d["images"].clear(), d["annotations"].clear())),
 }
 

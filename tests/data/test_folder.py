@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from detrkit._internal.files import write_json_rows
-from detrkit.data.formats.coco import find_image_root
+from detrkit.data.formats.coco import read_coco_file
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.registry import detect_format
 from detrkit.data.splits import load_dataset, load_split, require_train
 from detrkit.errors import DatasetError
@@ -63,7 +64,7 @@ def test_results_next_to_a_single_json_are_not_annotations(coco: Path, tmp_path:
     (folder / "package.json").write_text('{"name": "shapes"}')
     assert len(load_dataset(folder).train.records) == 3
     shutil.copy(folder / "labels.json", folder / "more.json")
-    with pytest.raises(DatasetError, match="found no annotations, expected coco"):
+    with pytest.raises(DatasetError, match=r"found 2 annotation files \(labels.json, more.json\), expected one"):
         load_dataset(folder)  # which of the two?
 
 
@@ -87,7 +88,8 @@ def test_image_folder_is_found_despite_a_malformed_first_entry(coco: Path, tmp_p
     document = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
     document["images"][0]["file_name"] = first
     (folder / "labels.json").write_text(json.dumps(document))
-    assert find_image_root(folder / "labels.json") == folder
+    records = read_coco_file(folder / "labels.json", context=ReadContext(lambda _: None)).records
+    assert {record.path.parent for record in records} == {folder}
 
 
 def test_validation_split_without_training_split_is_loaded(coco: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
     r"category_id 5 is not in 'categories'": lambda d: segments(d)[0].update(category_id=5),
     r"segments_info\[0\]\.id: found 0, expected 1 to 16777215": lambda d: segments(d)[0].update(id=0),
     r"segments_info\[0\]\.id: found 16777216": lambda d: segments(d)[0].update(id=2**24),
-    r"segments_info\[0\]\.id: found '1', expected an integer": lambda d: segments(d)[0].update(id="1"),
+    r"segments_info\[0\]\.id: found 'a', expected an integer": lambda d: segments(d)[0].update(id="a"),
     r"segments_info\[0\]: found 3, expected an object": lambda d: segments(d).insert(0, 3),
     r"expected 'image_id', 'file_name' and 'segments_info'": lambda d: d["annotations"][0].pop("segments_info"),
     r"file_name '\.\./\.\./x\.png' leads out of": lambda d: d["annotations"][0].update(file_name="../../x.png"),
@@ -143,7 +143,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
     r"image ids have annotations and no entry in 'images', first 9": lambda d: d["annotations"].append(
         {**d["annotations"][0], "image_id": 9}
     ),
-    r"category 4 has isthing 'no', expected 1": lambda d: d["categories"][1].update(isthing="no"),
+    r"category 4: isthing: found 'both', expected 0 or 1": lambda d: d["categories"][1].update(isthing="both"),
     r"category 4 has isthing None": lambda d: d["categories"][1].pop("isthing"),
     r"lists 'images', 'annotations' and 'categories'": lambda d: d.pop("categories"),
 }

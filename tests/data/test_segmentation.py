@@ -12,6 +12,7 @@ from PIL import Image
 from detrkit.config.run import RunConfig
 from detrkit.data.dataset import DetectionDataset, Split
 from detrkit.data.formats.coco import read_coco_file
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.records import Records
 from detrkit.data.segmentation import read_masks, to_rle
 from detrkit.data.splits import load_dataset
@@ -94,9 +95,12 @@ MALFORMED: dict[str, Any] = {
     "found malformed RLE": {"size": [6], "counts": COUNTS},
     "malformed RLE, expected polygons": {"size": [6, 8], "counts": [6, -2, 44]},
     r"malformed RLE, expected polygons \[\[x": {"size": [6, 8], "counts": 7},
-    "an object cannot be read .RLE of 6 x 8 pixels, the image has 8 x 6": {"size": [8, 6], "counts": COUNTS},
-    "does not add up to the image's pixels": {"size": [6, 8], "counts": [6, 2]},
-    "the segmentation of an object cannot be read .invalid RLE": {"size": [6, 8], "counts": "~~~~~~"},
+    r"annotations\[0\] \(id 0\)\.segmentation: found RLE of 6 x 8 pixels for an image of 8 x 6": {
+        "size": [8, 6],
+        "counts": COUNTS,
+    },
+    "RLE of 8 pixels in all for 8 x 6, expected 48": {"size": [6, 8], "counts": [6, 2]},
+    "pixels in all for 8 x 6, expected 48": {"size": [6, 8], "counts": "~~~~~~"},
 }
 
 
@@ -125,7 +129,7 @@ def test_boxes_without_segmentations_have_no_masks(tmp_path: Path) -> None:
 
 def test_segmentations_stay_with_their_objects_after_selection(tmp_path: Path) -> None:
     file = write(tmp_path, [[SQUARE], [FAR]])
-    record = read_coco_file(file, tmp_path / "images", masks=True).records[0]
+    record = read_coco_file(file, tmp_path / "images", ReadContext(masks=True)).records[0]
     second = record.keep(np.array([False, True]))
     records = Records.of([record, second, record.keep(np.array([False, False]))])
     assert [len(one.segmentations or ()) for one in records] == [2, 1, 0]

@@ -70,7 +70,9 @@ def test_valid_rows_are_read(folder: Path, rows: str, expected: list[list[float]
         ("1 0.5 nan 0.2 0.4", "finite"),
         ("1 0.5 0.5 -0.2 0.4", "no negative size"),
         ("1 100 50 40 40", "are these pixels"),
-        ("1 0.5 0.5 0.2 0.4\n1 0.95 0.5 0.3 0.4", "line 2: the box reaches"),
+        ("1 0.5 0.5 0.2 0.4\n1 1.05 0.5 0.3 0.4", "line 2: found the centre 1.05 0.5"),
+        ("1 0.5 0.5 1.2 0.4", "the size 1.2 0.4"),
+        ("0 1.1 0.2 1.5 0.2 1.3 0.6", "the polygon reaches"),
     ],
 )
 def test_malformed_rows_are_rejected(folder: Path, rows: str, message: str) -> None:
@@ -88,7 +90,7 @@ def test_malformed_rows_are_rejected(folder: Path, rows: str, message: str) -> N
         ("train: train/images\nnames: [a, [b]]", r"names: found \['b'\] for class 1"),
         ("train: train/images\nnc: 5\nnames: [a, b]", "nc is 5, but names has 2"),
         ("train: nowhere\nnames: [a, b]", "no such folder 'nowhere'"),
-        ("train: 5\nnames: [a, b]", "found 5"),
+        ("train: 5\nnames: [a, b]", "no such folder '5'"),
         ("names: !!python/object/apply:os.getcwd []", "not readable as YAML"),
         ("train:\ttrain\n\tval: x", "not readable as YAML"),
     ],

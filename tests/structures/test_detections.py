@@ -166,9 +166,9 @@ def test_yolo_rows_are_clipped_to_the_image(detections: Detections) -> None:
 
 
 def test_yolo_rows_are_read_back(detections: Detections) -> None:
-    from detrkit.data.formats.yolo import _read_row
+    from detrkit.data.formats.yolo import read_row
 
-    label, box = _read_row(detections.to_yolo().splitlines()[0], "here")
+    label, box = read_row(detections.to_yolo().splitlines()[0], "here")
     assert label == 0
     assert [round(100 * side, 3) for side in box] == [10, 20, 30, 60]
 

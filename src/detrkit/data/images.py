@@ -188,7 +188,7 @@ def _image_in(source: Path | ImageFile, where: Path | str, max_pixels: int) -> I
         ) from None
     except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
         raise DatasetError(
-            f"{where}: cannot be read as an image ({_one_line(error)}); expected a JPEG, PNG, WebP, BMP or TIFF file"
+            f"{where}: cannot be read as an image ({_one_line(error)}); expected a JPEG, PNG, WebP, AVIF, BMP or TIFF file"
         ) from None
 
 
@@ -206,6 +206,19 @@ def _check_size(height: int, width: int, where: Path | str, max_pixels: int = MA
             f"{where}: the image has {width} x {height} pixels{of_channels}, more than the maximum of "
             f"{max_pixels * RGB // channels}; make it smaller or split it into tiles"
         )
+
+
+def has_image_content(path: Path) -> bool:
+    """Return whether a file is an image by its content, whatever its suffix."""
+    try:
+        # a TGA has no signature: any content could be one
+        with (
+            _SUPPRESS_WARNINGS,
+            Image.open(path, formats=[one for one in _readable_formats() if one != "TGA"]) as image,
+        ):
+            return image.width > 0
+    except Exception:  # Pillow's decoders raise errors of any kind on malformed files
+        return False
 
 
 def read_image_size(path: Path) -> tuple[int, int]:

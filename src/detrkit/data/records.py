@@ -40,9 +40,9 @@ def raise_error(error: DatasetError) -> None:
 SplitName = Literal["train", "val", "test"]
 # names of a split's folder, or of its entry in a settings file
 SPLIT_FOLDERS: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "minival"),
+    "test": ("test", "testing"),
 }
 
 

@@ -128,17 +128,19 @@ def find_misfit(segmentation: bytes, size: tuple[int, int]) -> str | None:
 
 def _sum_of_runs(counts: str | bytes) -> int | None:
     """Add up compressed run lengths (pycocotools, rleFrString); None if they end in the middle of a number."""
-    runs: list[int] = []
-    value = shift = 0
-    for byte in counts.encode() if isinstance(counts, str) else counts:
-        digit = byte - 48
-        value |= (digit & 31) << shift
-        shift += 5
-        if not digit & 32:
-            value -= (1 << shift) if digit & 16 else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return None if shift else sum(runs)
+    text = counts.encode() if isinstance(counts, str) else counts
+    if not text:
+        return 0
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if codes[-1] & 0x20:
+        return None
+    starts = np.flatnonzero(np.append(True, (codes[:-1] & 0x20) == 0))  # 6 bits a character; the sixth: more follow
+    ends = np.append(starts[1:], len(codes)) - 1
+    digits = np.minimum(np.arange(len(codes)) - np.repeat(starts, ends - starts + 1), 11)
+    values = np.add.reduceat((codes & 0x1F) << (5 * digits), starts)
+    values = np.where(codes[ends] & 0x10, values - (1 << (5 * (digits[ends] + 1))), values)  # a negative number
+    # from the fourth on, a run length is the difference to the last but one
+    return int(values[:1].sum() + values[1::2].cumsum().sum() + values[2::2].cumsum().sum())
 
 
 def repair_segmentation(

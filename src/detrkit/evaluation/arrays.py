@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detrkit.data.categories import Categories
-from detrkit.data.formats.coco import read_json
+from detrkit.data.formats.coco_json import read_json
 from detrkit.data.segmentation import rle_to_box, to_rle
 from detrkit.errors import DatasetError
 

@@ -15,7 +15,8 @@ import numpy as np
 from detrkit._internal.files import write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.formats.coco import integer, read_json, resolve_inside
+from detrkit.data.formats.coco_json import read_json, resolve_inside
+from detrkit.data.formats.values import integer
 from detrkit.data.segment_png import read_ids, write_ids
 from detrkit.data.segmentation import check_segmentation, rle_area
 from detrkit.errors import DatasetError, arg, short

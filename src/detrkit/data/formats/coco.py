@@ -1,12 +1,11 @@
-"""COCO instances JSON (cocodataset.org, "data format").
+"""COCO instances JSON (cocodataset.org, "data format"), in the layouts of COCO 2017 and of the field's tools.
 
 Category ids may be any integers: they are kept, and mapped to labels 0 .. K-1 in ascending order.
 """
 
 import json
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
@@ -15,79 +14,88 @@ from typing import Any
 
 import numpy as np
 
-from detrkit._internal.files import is_file, write_text
-from detrkit._internal.provenance import is_written_by_detrkit
+from detrkit._internal.files import write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.formats.context import ReadContext
-from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
-from detrkit.data.records import (
-    NO_SEGMENTATION,
-    SPLIT_FOLDERS,
-    ErrorHandler,
-    ImageError,
-    Masks,
-    ObjectError,
-    Record,
-    Records,
-    SegmentationError,
-    SplitName,
-    raise_error,
+from detrkit.data.findings import Location
+from detrkit.data.formats.coco_json import (
+    Annotation,
+    ImageKey,
+    ImageReader,
+    box_xywh,
+    check_area,
+    image_key,
+    read_box,
+    read_categories,
+    read_crowd,
+    read_json,
+    read_label,
 )
-from detrkit.data.segmentation import check_segmentation, find_misfit, read_masks, repair_segmentation, rle_area, to_rle
+from detrkit.data.formats.context import ReadContext
+from detrkit.data.formats.json_files import JsonFiles, find_json_files
+from detrkit.data.formats.locate import (
+    LABEL_WORDS,
+    DatasetFiles,
+    ImageFinder,
+    Subset,
+    is_named,
+    subset_of,
+    unused_images,
+)
+from detrkit.data.formats.recognise import recognise
+from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
+from detrkit.data.records import NO_SEGMENTATION, ObjectError, Record, Records, SegmentationError, SplitName
+from detrkit.data.segmentation import check_segmentation, read_masks, rle_area, to_rle
 from detrkit.errors import DatasetError, arg, short
 from detrkit.ops.masks import encode_masks
 
 LAYOUT = (
-    "annotations/instances_train*.json and instances_val*.json next to folders of images with the same names, "
-    "train/_annotations.coco.json, or one JSON next to the images"
+    "annotations/instances_train*.json and instances_val*.json, train/_annotations.coco.json, or one JSON, with the images "
+    "in folders such as train/, images/train/ or images/"
 )
 HAS_MASKS = True
-_ROBOFLOW_FILE = "_annotations.coco.json"
+_GROUP_ID = 0  # of the category that Roboflow adds
 
 
 def detect(path: Path) -> float:
     """Return the confidence that a folder or file holds COCO instances."""
     if path.is_file():
-        return 0.5 if path.suffix == ".json" else 0.0
-    if any(path.glob("annotations/instances_*.json")) or any(path.glob(f"*/{_ROBOFLOW_FILE}")):
+        return 0.5 if path.suffix.lower() == ".json" else 0.0
+    files = find_json_files(DatasetFiles.below(path), "coco")
+    if files.has_usual_names:
         return 0.9
-    return 0.4 if find_single_json(path) is not None else 0.0
+    return 0.65 if files.of_split else 0.4 if files.unnamed else 0.0
 
 
 def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     """Read a folder, or one JSON, which is the training split.
 
     Args:
-        path: a folder in the layout of COCO 2017 or of a Roboflow export, or with a single JSON; or the JSON.
+        path: a folder in the layout of COCO 2017, or of an export of any tool; or the JSON.
         context: splits to read, and whether with the segmentations of the objects.
 
     Raises:
         DatasetError: a file is missing, ambiguous or malformed.
     """
-    on_error, masks = context.error, context.masks
     if path.is_file():
-        whole = context.wants("train")
-        return {"train": read_coco_file(path, find_image_root(path), on_error, masks=masks)} if whole else {}
-    official = {
-        split: read_coco_split(path, split, on_error, masks=masks)
-        for split in SPLIT_FOLDERS
-        if context.wants(split) and any(path.glob(f"annotations/instances_{split}*.json"))
+        return {"train": read_coco_file(path, None, context)} if context.wants("train") else {}
+    tree = DatasetFiles.below(path)
+    files = find_json_files(tree, "coco")
+    splits = {
+        name: _read_files(tree, chosen, name if files.of_split else None, context)
+        for name, chosen in files.by_split(context).items()
+        if context.wants(name)
     }
-    if official or any(file for split in SPLIT_FOLDERS for file in path.glob(f"annotations/instances_{split}*.json")):
-        return official
-    exported = {
-        split: path / name / _ROBOFLOW_FILE
-        for split, names in SPLIT_FOLDERS.items()
-        for name in names
-        if context.wants(split) and (path / name / _ROBOFLOW_FILE).is_file()
-    }
-    if exported or any(path.glob(f"*/{_ROBOFLOW_FILE}")):
-        return _drop_group_category(
-            {split: read_coco_file(file, file.parent, on_error, masks=masks) for split, file in exported.items()}
-        )
-    single = find_single_json(path)
-    return {} if single is None else read(single, context)
+    if context.splits is None:
+        report_unused(tree, splits, context)
+    return _drop_group_category(context.without_empty(splits), files, context)
+
+
+def report_unused(tree: DatasetFiles, splits: dict[SplitName, Split], context: ReadContext) -> None:
+    """Report the images that no annotation names, in the folders of those that are named."""
+    used = (split.records.path(index) for split in splits.values() for index in range(len(split)))
+    for image in unused_images(tree, used):
+        context.inform("images that the annotations do not name", "they are left out", Location(str(image), image))
 
 
 def write(splits: dict[SplitName, Split], output: Path, progress: Progress | None = None) -> int:
@@ -102,69 +110,113 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
     return 0
 
 
-def read_coco_split(
-    root: Path | str, split: SplitName, on_error: ErrorHandler = raise_error, *, masks: Masks = False
-) -> Split:
-    """Read one split of a folder in the layout of COCO 2017.
+def read_coco_split(root: Path | str, split: SplitName, context: ReadContext | None = None) -> Split:
+    """Read one split of a folder.
 
     Args:
-        root: folder with `annotations/instances_<split>NAME.json` and images in `<split>NAME/`.
+        root: the folder.
         split: name of the split.
-        on_error: called with every image and annotation that is malformed and left out; by default the first is raised.
-        masks: keep the segmentations of the objects.
+        context: whether with the segmentations of the objects.
 
     Raises:
         DatasetError: the folder or file is missing, ambiguous or malformed.
     """
-    root = Path(root)
+    root, context = Path(root), context or ReadContext()
     if not root.is_dir():
         what = "a file" if root.exists() else "nothing"
         raise DatasetError(f"{root}: found {what}, expected a dataset folder; check the path")
-    found = sorted(root.glob(f"annotations/instances_{split}*.json"))
-    if len(found) != 1:
-        what = f"{len(found)} files" if found else "no file"
+    tree = DatasetFiles.below(root)
+    files = find_json_files(tree, "coco").of_split.get(split, [])
+    if len(files) != 1:
+        what = f"{len(files)} files" if files else "no file"
         raise DatasetError(f"{root}: found {what} annotations/instances_{split}*.json, expected one: {LAYOUT}")
-    return read_coco_file(found[0], root / found[0].stem.removeprefix("instances_"), on_error, masks=masks)
+    return _read_files(tree, files, split, context)
 
 
-def read_coco_file(
-    path: Path | str, images: Path | str, on_error: ErrorHandler = raise_error, *, masks: Masks = False
-) -> Split:
+def read_coco_file(path: Path | str, images: Path | str | None = None, context: ReadContext | None = None) -> Split:
     """Read an instances JSON.
 
     Args:
         path: the JSON file.
-        images: folder that its file names are relative to.
-        on_error: called with every image and annotation that is malformed and left out; by default the first is raised.
-        masks: keep the segmentations of the objects; objects without one are errors.
+        images: folder that its file names are relative to; by default they are looked for around the file.
+        context: whether with the segmentations of the objects, and the handler of errors.
 
     Raises:
         DatasetError: the file or the folder is missing, or the file is malformed; the message names the first error.
     """
-    path, images = Path(path), Path(images)
-    if not images.is_dir():
-        raise DatasetError(f"{images}: no such folder, expected the images of {path.name} in it")
+    path, context = Path(path), context or ReadContext()
+    if images is None:
+        return _read_document(path, finder_of_file(path), context)
+    folder = Path(images)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder, expected the images of {path.name} in it")
+    tree = DatasetFiles.below(folder)
+    return _read_document(path, ImageFinder(tree, tree.root), context)
+
+
+def finder_of_file(path: Path, **how: Any) -> ImageFinder:
+    """Look for the images of a single JSON: in the folders around it."""
+    near = path.absolute().parent
+    tree = DatasetFiles.below(near.parent)
+    return ImageFinder(tree, near, subset_of(path.stem) or subset_of(near.name), path.stem, **how)
+
+
+def search_start(tree: DatasetFiles, near: Path) -> Path:
+    """Return the folder below which all folders are searched if the images of a single JSON are in no usual place."""
+    is_part = is_named(near.name, LABEL_WORDS) or subset_of(near.name) is not None
+    return near.parent if is_part and near != tree.root else near
+
+
+def _read_files(tree: DatasetFiles, files: Sequence[Path], split: Subset | None, context: ReadContext) -> Split:
+    """Read the files of a split, one after the other; images of several files are numbered anew if their ids repeat."""
+    parts = [
+        _read_document(file, ImageFinder(tree, file.parent, split, file.stem), context, tree.root) for file in files
+    ]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.categories != first.categories:
+            raise DatasetError(f"{part.source}: the categories differ from those of {first.source}; use the same list")
+    if len(parts) == 1:
+        return first
+    records = [record for part in parts for record in part.records]
+    if len({record.image_id for record in records}) < len(records):
+        records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
+    return replace(first, records=Records.of(records))
+
+
+def _read_document(path: Path, finder: ImageFinder, context: ReadContext, root: Path | None = None) -> Split:
     content = read_json(path)
     _check_document(content, path)
+    entries = content["images"]
+    if not entries and finder.split in ("val", "test") and context.may_be_empty(path):
+        return Split.empty(Categories((), ()), path)
     categories = read_categories(content["categories"], path)
-    of_image = _read_annotations(content["annotations"], categories, path, on_error, masks)
-    records = Records.of(read_images(content["images"], of_image, images, path, on_error, masks=masks))
-    if not records:
-        raise DatasetError(f"{path}: found no images, expected at least one")
+    names = (entry.get("file_name") for entry in entries if isinstance(entry, dict))
+    near = path.absolute().parent
+    if near.is_relative_to(finder.tree.root):
+        start = search_start(finder.tree, near) if root is None else root
+        finder.search_below(start, (name for name in names if isinstance(name, str)))
+    of_image = _read_annotations(content, categories, path, context)
+    reader = ImageReader(path, finder, context)
+    num_errors = context.num_errors
+    records = Records.of(record for _, record in reader.read(entries, of_image, masks=context.masks))
     if of_image:
-        on_error(
+        context.error(
             DatasetError(
                 f"{path}: {len(of_image)} image ids have annotations and no entry in 'images', first "
                 f"{next(iter(of_image))!r}; add the images or drop the annotations"
             )
         )
+    if not records and context.num_errors == num_errors:
+        raise DatasetError(f"{path}: found no images, expected at least one")
     return Split(records, categories, path)
 
 
 def _check_document(content: Any, path: Path) -> None:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
+        other = recognise(path)
         raise DatasetError(
-            f"{path}: expected a COCO instances file with lists 'images', 'annotations' and 'categories'"
+            other or f"{path}: expected a COCO instances file with lists 'images', 'annotations' and 'categories'"
         )
     if not isinstance(content.get("annotations"), list):
         raise DatasetError(
@@ -177,256 +229,60 @@ def _check_document(content: Any, path: Path) -> None:
         )
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DatasetError: it is missing or malformed.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file, expected a JSON file; check the path") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise DatasetError(f"{path}: not readable as JSON ({str(error).splitlines()[0][:100]})") from None
-
-
-def read_categories(entries: list[Any], path: Path) -> Categories:
-    """Read ids and names, in ascending order of the ids.
-
-    Raises:
-        DatasetError: there are none, or one is malformed.
-    """
-    named: dict[int, str] = {}
-    for index, entry in enumerate(entries):
-        where = f"{path}: categories[{index}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise DatasetError(f"{where}: found {short(entry)}, expected an object with 'id' and 'name'")
-        number = integer(entry.get("id"), f"{where}.id")
-        if number in named:
-            raise DatasetError(f"{where}: category id {number} occurs twice; give every category its own id")
-        named[number] = entry["name"]
-    if not named:
-        raise DatasetError(f"{path}: found no categories, expected at least one")
-    ids = tuple(sorted(named))
-    return Categories(ids, tuple(named[number] for number in ids))
-
-
 def _read_annotations(
-    entries: list[Any], categories: Categories, path: Path, on_error: ErrorHandler, masks: Masks
-) -> dict[int, list[tuple[Any, ...] | None]]:
-    """Collect (xyxy, label, is_crowd, segmentation or None, where) by image id; None for a malformed object."""
-    label_of = {number: label for label, number in enumerate(categories.ids)}
-    of_image: dict[int, list[tuple[Any, ...] | None]] = defaultdict(list)
-    for index, entry in enumerate(entries):
+    content: dict[str, Any], categories: Categories, path: Path, context: ReadContext
+) -> dict[ImageKey, list[Annotation | None]]:
+    """Collect the annotations by image id; None for a malformed object."""
+    label_of = {category: label for label, category in enumerate(categories.ids)}
+    of_image: dict[ImageKey, list[Annotation | None]] = defaultdict(list)
+    for index, entry in enumerate(content["annotations"]):
         where = f"{path}: annotations[{index}]"
         try:
-            image_id, annotation = _read_annotation(entry, label_of, where, masks, on_error)
+            if not isinstance(entry, dict):
+                raise DatasetError(f"{where}: found {short(entry)}, expected an object")
+            where += f" (id {short(entry.get('id'))})"
+            label = read_label(entry, label_of, where)
+            box = read_box(entry.get("bbox"), where)
+            key = image_key(entry.get("image_id"), f"{where}.image_id")
+            crowd = read_crowd(entry, where, context)
+            segmentation = _read_segmentation(entry.get("segmentation"), where, context) if context.masks else None
+            check_area(entry, where, context)
         except DatasetError as error:
-            on_error(ObjectError(error.message))
+            context.error(ObjectError(error.message))
             with suppress(DatasetError):
-                of_image[integer(entry.get("image_id") if isinstance(entry, dict) else None, where)].append(None)
+                of_image[image_key(entry.get("image_id") if isinstance(entry, dict) else None, where)].append(None)
         else:
-            of_image[image_id].append(annotation)
+            of_image[key].append((box, label, crowd, segmentation, where if context.masks else ""))
     return of_image
 
 
-def _read_annotation(
-    entry: Any, label_of: dict[int, int], where: str, masks: Masks, on_error: ErrorHandler
-) -> tuple[int, tuple[Any, ...]]:
-    if not isinstance(entry, dict):
-        raise DatasetError(f"{where}: found {short(entry)}, expected an object")
-    where += f" (id {short(entry.get('id'))})"
-    label = read_label(entry, label_of, where)
-    box = read_box(entry.get("bbox"), where)
-    image_id = integer(entry.get("image_id"), f"{where}.image_id")
-    segmentation = _read_segmentation(entry.get("segmentation"), where, masks, on_error) if masks else None
-    return image_id, (box, label, is_crowd(entry), segmentation, where)
-
-
-def _read_segmentation(segmentation: Any, where: str, masks: Masks, on_error: ErrorHandler) -> bytes:
-    if masks == "available":
-        if not segmentation:  # absent, or an empty list as of tools that annotate boxes
-            return NO_SEGMENTATION
-        try:
-            return check_segmentation(segmentation, where)
-        except DatasetError as error:
-            on_error(SegmentationError(error.message))
-            return NO_SEGMENTATION
-    return check_segmentation(segmentation, where)
-
-
-def read_label(entry: dict[str, Any], label_of: dict[int, int], where: str) -> int:
-    """Read the label of an annotation.
-
-    Raises:
-        DatasetError: its category is not defined.
-    """
-    category = integer(entry.get("category_id"), f"{where}.category_id")
-    if category not in label_of:
-        raise DatasetError(
-            f"{where}: category_id {category} is not in 'categories'; add it there or drop the annotation"
-        )
-    return label_of[category]
-
-
-def read_box(box: Any, where: str) -> tuple[float, float, float, float]:
-    """Read x, y, width, height as xyxy.
-
-    Raises:
-        DatasetError: it is not a box.
-    """
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise DatasetError(f"{where}.bbox: found {short(box)}, expected [x, y, width, height] in pixels")
-    x, y, width, height = box
-    if width < 0 or height < 0:
-        raise DatasetError(f"{where}.bbox: found {box} with a negative size, expected [x, y, width, height] in pixels")
-    return x, y, x + width, y + height
-
-
-def is_crowd(entry: dict[str, Any]) -> bool:
-    """True if an annotation is of a group of objects that are not annotated one by one."""
-    return entry.get("iscrowd", 0) not in (0, False, None)
-
-
-def read_images(
-    entries: list[Any],
-    of_image: dict[int, list[tuple[Any, ...] | None]],
-    images: Path,
-    path: Path,
-    on_error: ErrorHandler,
-    *,
-    masks: Masks = False,
-) -> Iterator[Record]:
-    """Read the images, and remove their annotations from `of_image`."""
-    seen: set[int] = set()
-    for index, entry in enumerate(entries):
-        where = f"{path}: images[{index}]"
-        try:
-            image_id, image, size = _read_image(entry, images, where)
-            if image_id in seen:
-                raise DatasetError(f"{where}: image id {image_id} occurs twice; give every image its own id")
-        except DatasetError as error:
-            if isinstance(entry, dict) and isinstance(entry.get("id"), int) and entry["id"] not in seen:
-                of_image.pop(entry["id"], None)  # the annotations are left out with the image
-            on_error(ImageError(error.message))
-            continue
-        seen.add(image_id)
-        found = of_image.pop(image_id, [])
-        annotations = [one for one in found if one is not None]
-        if masks == "available":
-            annotations = [_with_fitting_segmentation(one, size, on_error) for one in annotations]
-        yield Record(
-            image_id=image_id,
-            path=image,
-            size=size,
-            boxes=np.array([one[0] for one in annotations], dtype=np.float32).reshape(-1, 4),
-            labels=np.array([one[1] for one in annotations], dtype=np.int64),
-            is_crowd=np.array([one[2] for one in annotations], dtype=bool),
-            segmentations=tuple(one[3] for one in annotations) if masks else None,
-            num_faults=len(found) - len(annotations),
-        )
-
-
-def _with_fitting_segmentation(
-    annotation: tuple[Any, ...], size: tuple[int, int], on_error: ErrorHandler
-) -> tuple[Any, ...]:
-    """Repair or leave out a segmentation that does not fit its image."""
-    box, label, crowd, segmentation, where = annotation
-    fault = find_misfit(segmentation, size)
-    if fault is None:
-        return annotation
-    on_error(SegmentationError(f"{where}.segmentation: found {fault}; correct it or leave it out"))
-    return box, label, crowd, repair_segmentation(segmentation, size, box), where
-
-
-def _read_image(entry: Any, images: Path, where: str) -> tuple[int, Path, tuple[int, int]]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise DatasetError(
-            f"{where}: found {short(entry)}, expected an object with 'id', 'file_name', 'height', 'width'"
-        )
-    image_id = integer(entry.get("id"), f"{where}.id")
-    image = resolve_inside(images, entry["file_name"], where)
-    if not is_file(image):
-        raise DatasetError(f"{where}: no such image {image}; complete the folder, or drop the image from the file")
-    height, width = (integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
-    if min(height, width) < 1:
-        raise DatasetError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
-    return image_id, image, (height, width)
-
-
-def resolve_inside(root: Path, file_name: str, where: str) -> Path:
-    """Resolve a file name below a folder; symbolic links in the folder may point anywhere.
-
-    Raises:
-        DatasetError: the name is not a path, or leads out of the folder.
-    """
-    root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links)
-    if "\0" in file_name:
-        raise DatasetError(f"{where}: file_name {short(file_name)} is not a path")
-    path = Path(os.path.abspath(root / file_name))  # noqa: PTH100
-    if not path.is_relative_to(root):
-        raise DatasetError(f"{where}: file_name {short(file_name)} leads out of {root}; only files below it are read")
-    return path
-
-
-def find_folder_with(entries: Any, folders: Iterable[Path]) -> Path | None:
-    """Find the folder that the file names of entries are relative to: the first that has one of the first hundred files.
-
-    Names that lead out of a folder are not looked up: the result must not depend on files elsewhere.
-    """
-    entries = entries[:100] if isinstance(entries, list) else []
-    candidates = [folder for folder in folders if folder.is_dir()]
-    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
-    for name in (one for one in names if isinstance(one, str)):
-        for folder in candidates:
-            with suppress(DatasetError):
-                if is_file(resolve_inside(folder, name, "")):
-                    return folder
-    return None
-
-
-def find_single_json(folder: Path) -> Path | None:
-    """Find the only JSON of annotations in a folder; detrkit's own results and JSON without images do not count."""
-    found = [*sorted(folder.glob("*.json")), *sorted(folder.glob("annotations/*.json"))]
-    if len(found) > 1:
-        found = [file for file in found if not is_written_by_detrkit(file) and _lists_images(file)]
-    return found[0] if len(found) == 1 else None
-
-
-def _lists_images(file: Path) -> bool:
+def _read_segmentation(segmentation: Any, where: str, context: ReadContext) -> bytes:
+    if context.masks != "available":
+        return check_segmentation(segmentation, where)
+    if not segmentation:  # absent, or an empty list as of tools that annotate boxes
+        return NO_SEGMENTATION
     try:
-        content = read_json(file)
-    except DatasetError:
-        return True  # the reader reports the error
-    return isinstance(content, dict) and "images" in content
+        return check_segmentation(segmentation, where)
+    except DatasetError as error:
+        context.error(SegmentationError(error.message))
+        return NO_SEGMENTATION
 
 
-def find_image_root(file: Path) -> Path:
-    """Find the folder that the file names of a single JSON are relative to."""
-    content = read_json(file)
-    folders = (
-        file.parent / "images",
-        file.parent / file.stem,
-        file.parent,
-        file.parent.parent / "images",
-        file.parent.parent / file.stem.removeprefix("instances_"),
-        file.parent.parent,
-    )
-    found = find_folder_with(content.get("images") if isinstance(content, dict) else None, folders)
-    return found or (file.parent / "images" if (file.parent / "images").is_dir() else file.parent)
-
-
-def _drop_group_category(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
-    """Drop the category that Roboflow adds as a group of the others: number 0, which has no objects.
+def _drop_group_category(
+    splits: dict[SplitName, Split], files: JsonFiles, context: ReadContext
+) -> dict[SplitName, Split]:
+    """Drop the category that Roboflow adds as a group of the others: number 0, which has no objects in any split.
 
     A model would otherwise have a class without training examples.
     """
-    if not splits:
+    if not files.is_roboflow or not splits:
         return splits
     first = next(iter(splits.values())).categories
-    used = {label for split in splits.values() for record in split.records for label in record.labels.tolist()}
-    if any(split.categories != first for split in splits.values()) or first.ids[0] != 0 or 0 in used or len(first) < 2:
+    used = {label for split in splits.values() for label in split.records.arrays.labels.unique().tolist()}
+    if any(split.categories != first for split in splits.values()) or first.ids[0] != _GROUP_ID or len(first) < 2:
+        return splits
+    unread = [file for name, chosen in files.of_split.items() if not context.wants(name) for file in chosen]
+    if 0 in used or any(_has_objects_of(file, _GROUP_ID) for file in unread):
         return splits
     is_thing = None if first.is_thing is None else first.is_thing[1:]
     categories = Categories(first.ids[1:], first.names[1:], is_thing)
@@ -438,22 +294,16 @@ def _drop_group_category(splits: dict[SplitName, Split]) -> dict[SplitName, Spli
     }
 
 
-def integer(value: Any, where: str) -> int:
-    """Check that a value is an integer of at most 64 bits.
-
-    Raises:
-        DatasetError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DatasetError(f"{where}: found {short(value)}, expected an integer")
-    if not -(2**63) <= value < 2**63:
-        raise DatasetError(f"{where}: found {short(value)}, expected an integer of at most 64 bits")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    # compared before it is converted: an integer may have more digits than a float can hold
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+def _has_objects_of(file: Path, category_id: int) -> bool:
+    """Return whether a file of a split that is not read has objects of a category."""
+    try:
+        content = read_json(file)
+    except DatasetError:
+        return False
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    return isinstance(entries, list) and any(
+        isinstance(entry, dict) and entry.get("category_id") == category_id for entry in entries
+    )
 
 
 def _write_json(path: Path, records: list[NamedRecord], categories: Categories) -> None:
@@ -483,12 +333,6 @@ def _write_json(path: Path, records: list[NamedRecord], categories: Categories) 
             )
     document = {"images": images, "annotations": annotations, "categories": categories.to_json()}
     write_text(path, json.dumps(document, ensure_ascii=False))
-
-
-def box_xywh(box: list[float]) -> tuple[float, ...]:
-    """Convert a box from xyxy to xywh, rounded to 0.001 px."""
-    x1, y1, x2, y2 = box
-    return tuple(round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1))
 
 
 def _segmentations(record: Record) -> Iterable[dict[str, Any]]:

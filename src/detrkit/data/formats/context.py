@@ -2,7 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from detrkit.data.dataset import Split
 from detrkit.data.findings import Finding, Location, Severity
 from detrkit.data.records import ErrorHandler, Masks, SplitName, raise_error
 from detrkit.errors import DatasetError
@@ -47,6 +49,21 @@ class ReadContext:
     def inform(self, title: str, advice: str, location: Location | None = None) -> None:
         """Report something that is probably intended; locations of one title are collected."""
         self._add("note", title, advice, location)
+
+    def may_be_empty(self, source: Path, what: str = "images") -> bool:
+        """Report a split without images; tools write its name even where a version of the dataset has none.
+
+        Returns:
+            False if it is the only split that was asked for.
+        """
+        if self.splits is not None and len(self.splits) == 1:
+            return False
+        self.warn("splits without images", "they are left out", Location(f"{source}: no {what}"))
+        return True
+
+    def without_empty(self, splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
+        """Leave out splits without images, except one whose images are all malformed."""
+        return {name: split for name, split in splits.items() if len(split) or self.num_errors}
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -11,10 +11,12 @@ import numpy as np
 from detrkit._internal.provenance import is_written_by_detrkit
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.formats.coco import find_image_root, read_images, read_json
-from detrkit.data.images import read_image_size
-from detrkit.data.records import Record, Records, raise_error
-from detrkit.data.suffixes import IMAGE_SUFFIXES
+from detrkit.data.formats.coco import finder_of_file, search_start
+from detrkit.data.formats.coco_json import ImageReader, read_json
+from detrkit.data.formats.context import ReadContext
+from detrkit.data.formats.locate import has_image_suffix, may_be_image
+from detrkit.data.images import has_image_content, read_image_size
+from detrkit.data.records import Record, Records
 from detrkit.errors import DatasetError
 
 _IMAGE_INFO = "image_info_"
@@ -55,12 +57,12 @@ def read_image_info(path: Path, categories: Categories) -> Split:
     Raises:
         DatasetError: it is malformed, or an image is missing.
     """
-    content = read_json(path)
-    of_split = path.parent.parent / path.stem.removeprefix(_IMAGE_INFO)
-    # "test-dev2017" is a subset of the images of "test2017"
-    whole = path.parent.parent / path.stem.removeprefix(_IMAGE_INFO).replace("-dev", "")
-    folder = next((one for one in (of_split, whole) if one.is_dir()), None) or find_image_root(path)
-    records = Records.of(read_images(content["images"], {}, folder, path, raise_error))
+    entries = read_json(path)["images"]
+    finder = finder_of_file(path)  # "test-dev2017" is a subset of the images of "test2017"
+    names = (entry.get("file_name") for entry in entries if isinstance(entry, dict))
+    start = search_start(finder.tree, path.absolute().parent)
+    finder.search_below(start, (name for name in names if isinstance(name, str)))
+    records = Records.of(record for _, record in ImageReader(path, finder, ReadContext()).read(entries, {}))
     if not records:
         raise DatasetError(f"{path}: found no images, expected at least one")
     return Split(records, categories, path)
@@ -68,13 +70,19 @@ def read_image_info(path: Path, categories: Categories) -> Split:
 
 def _is_image_folder(path: Path) -> bool:
     """True if a folder contains images, and no files of annotations."""
-    suffixes = {one.suffix.lower() for one in _foreign_files(path)}
-    return bool(suffixes & IMAGE_SUFFIXES) and not suffixes & {".json", ".xml", ".yaml", ".yml", ".txt", ".tar"}
+    files = _foreign_files(path)
+    suffixes = {one.suffix.lower() for one in files}
+    return any(map(_is_image, files)) and not suffixes & {".json", ".xml", ".yaml", ".yml", ".txt", ".tar"}
 
 
 def _read_folder(path: Path, categories: Categories) -> Split:
-    images = sorted(one for one in _foreign_files(path) if one.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(filter(_is_image, _foreign_files(path)))
     return Split(Records.of(_to_records(images)), categories, path)
+
+
+def _is_image(path: Path) -> bool:
+    """True for a file with the suffix of an image, or with another unknown one and the content of an image."""
+    return has_image_suffix(path.name) or (may_be_image(path.name) and has_image_content(path))
 
 
 def _foreign_files(path: Path) -> list[Path]:

@@ -4,7 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from detrkit.data.dataset import Split
-from detrkit.data.formats.coco import read_coco_file, read_json
+from detrkit.data.formats.coco import read_coco_file
+from detrkit.data.formats.coco_json import read_json
+from detrkit.data.formats.context import ReadContext
+from detrkit.data.formats.locate import path_parts
 from detrkit.data.formats.panoptic import is_panoptic_file, read_panoptic_file
 from detrkit.data.records import Records
 from detrkit.data.splits import load_dataset
@@ -26,7 +29,9 @@ def find_record(image: Path, annotations: Path) -> Split:
         raise DatasetError(f"{image}: no such file, expected an image; check the path")
     if annotations.suffix.lower() == ".json":
         is_panoptic = is_panoptic_file(annotations)
-        splits = [read_panoptic_file(annotations, _ignore) if is_panoptic else _read_coco(image, annotations)]
+        splits = [
+            read_panoptic_file(annotations, ReadContext(_ignore)) if is_panoptic else _read_coco(image, annotations)
+        ]
     else:
         splits = list(load_dataset(annotations, on_error=_ignore).splits.values())
     named = [
@@ -60,11 +65,11 @@ def _read_coco(image: Path, file: Path) -> Split:
     names = [one["file_name"] for one in entries if isinstance(one.get("file_name"), str)]
     folder = image.absolute().parent
     for name in names:
-        parts = Path(name).parts
+        parts = path_parts(name)
         if parts and parts[-1] == image.name and image.absolute().parts[-len(parts) :] == parts:
             folder = image.absolute().parents[len(parts) - 1]
             break
-    return read_coco_file(file, folder, _ignore)
+    return read_coco_file(file, folder, ReadContext(_ignore))
 
 
 def _ignore(_error: DatasetError) -> None:

@@ -6,41 +6,37 @@ from the PNG; otherwise a PNG is only opened when its masks are needed (`detrkit
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detrkit._internal.files import is_file, make_folder, write_text
+from detrkit._internal.files import make_folder, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
-from detrkit.data.formats.coco import (
+from detrkit.data.formats.coco import finder_of_file, report_unused, search_start
+from detrkit.data.formats.coco_json import (
+    Annotation,
+    ImageKey,
+    ImageReader,
     box_xywh,
-    find_folder_with,
-    find_single_json,
-    integer,
-    is_crowd,
+    describe_missing,
+    image_key,
     read_box,
     read_categories,
-    read_images,
+    read_crowd,
     read_json,
     read_label,
-    resolve_inside,
 )
 from detrkit.data.formats.context import ReadContext
+from detrkit.data.formats.json_files import find_json_files
+from detrkit.data.formats.locate import MASK_WORDS, DatasetFiles, ImageFinder, Subset
+from detrkit.data.formats.recognise import json_kind
+from detrkit.data.formats.values import flag, integer
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
-from detrkit.data.records import (
-    SPLIT_FOLDERS,
-    ErrorHandler,
-    ImageError,
-    ObjectError,
-    Record,
-    Records,
-    SplitName,
-    raise_error,
-)
+from detrkit.data.records import ImageError, ObjectError, Record, Records, SplitName
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
 from detrkit.errors import DatasetError, short
@@ -55,11 +51,9 @@ _LISTS = ("images", "annotations", "categories")
 def detect(path: Path) -> float:
     """Return the confidence that a folder or file is a panoptic dataset."""
     if path.is_file():
-        return 0.8 if path.suffix == ".json" and is_panoptic_file(path) else 0.0
-    if panoptic_files(path):
-        return 0.8
-    single = find_single_json(path)
-    return 0.5 if single is not None and is_panoptic_file(single) else 0.0
+        return 0.8 if path.suffix.lower() == ".json" and is_panoptic_file(path) else 0.0
+    files = find_json_files(DatasetFiles.below(path), "panoptic")
+    return 0.8 if files.has_usual_names else 0.67 if files.of_split else 0.5 if files.unnamed else 0.0
 
 
 def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
@@ -69,12 +63,19 @@ def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
         DatasetError: a file is missing, ambiguous or malformed.
     """
     if path.is_file():
-        return {"train": read_panoptic_file(path, context.error)} if context.wants("train") else {}
-    if not panoptic_files(path):
-        single = find_single_json(path)
-        return {} if single is None else read(single, context)
-    found = {split: read_panoptic_split(path, split, context.error) for split in SPLIT_FOLDERS if context.wants(split)}
-    return {name: split for name, split in found.items() if split is not None}
+        return {"train": read_panoptic_file(path, context)} if context.wants("train") else {}
+    tree = DatasetFiles.below(path)
+    files = find_json_files(tree, "panoptic")
+    splits = {
+        name: _read_document(
+            chosen[0], _Finders.of(tree, chosen[0], name if files.of_split else None), tree.root, context
+        )
+        for name, chosen in files.by_split(context).items()
+        if context.wants(name)
+    }
+    if context.splits is None:
+        report_unused(tree, splits, context)
+    return context.without_empty(splits)
 
 
 def write(splits: dict[SplitName, Split], output: Path, progress: Progress | None = None) -> int:
@@ -98,69 +99,54 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
     return 0
 
 
-def panoptic_files(root: Path, split: SplitName | str = "") -> list[Path]:
-    """List the panoptic JSONs of a folder by their names: those of a split, or all."""
-    return sorted([*root.glob(f"annotations/{_PREFIX}{split}*.json"), *root.glob(f"{_PREFIX}{split}*.json")])
-
-
 def is_panoptic_file(path: Path) -> bool:
-    """True if a JSON contains panoptic segments; searched as text, because files are large."""
-    if path.name.startswith(_PREFIX):
-        return True
-    key, previous = b'"segments_info"', b""
-    try:
-        with path.open("rb") as file:
-            while part := file.read(2**22):
-                if key in previous + part:
-                    return True
-                previous = part[-len(key) :]
-    except OSError:
-        pass  # the reader reports the error
-    return False
+    """True if a JSON contains panoptic segments."""
+    return path.name.startswith(_PREFIX) or json_kind(path) == "panoptic"
 
 
-def read_panoptic_split(root: Path, split: SplitName, on_error: ErrorHandler = raise_error) -> Split | None:
-    """Read one split of a folder: `annotations/panoptic_<split>NAME.json`, or the JSON right in the folder.
-
-    Args:
-        root: the folder.
-        split: name of the split.
-        on_error: called with everything that is malformed and left out; by default the first is raised.
-
-    Returns:
-        The split, or None if the folder has none.
-
-    Raises:
-        DatasetError: there are several, or it is malformed.
-    """
-    found = panoptic_files(root, split)
-    if not found:
-        return None
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise DatasetError(
-            f"{root}: found {len(found)} panoptic files for {split} ({names}), expected one; keep one of them"
-        )
-    return read_panoptic_file(found[0], on_error)
-
-
-def read_panoptic_file(path: Path, on_error: ErrorHandler = raise_error) -> Split:
-    """Read a panoptic JSON; its images and PNGs are searched for in the folders around it.
+def read_panoptic_file(path: Path, context: ReadContext | None = None) -> Split:
+    """Read a panoptic JSON; its images and PNGs are looked for in the folders around it.
 
     Args:
         path: the JSON file.
-        on_error: called with every image and segment that is malformed and left out; by default the first is raised.
+        context: handler of the images and segments that are malformed and left out; by default the first is raised.
 
     Raises:
         DatasetError: it is missing or malformed, or there is no folder of images or PNGs.
     """
+    finders = _Finders(finder_of_file(path), finder_of_file(path, words=MASK_WORDS))
+    start = search_start(finders.images.tree, path.absolute().parent)
+    return _read_document(path, finders, start, context or ReadContext())
+
+
+@dataclass(frozen=True)
+class _Finders:
+    """Finders of the images, and of their PNGs of segments."""
+
+    images: ImageFinder
+    pngs: ImageFinder
+
+    @classmethod
+    def of(cls, tree: DatasetFiles, file: Path, split: Subset | None) -> "_Finders":
+        images = ImageFinder(tree, file.parent, split, file.stem)
+        return cls(images, ImageFinder(tree, file.parent, split, file.stem, MASK_WORDS))
+
+    def search_below(self, start: Path, content: Mapping[str, Any]) -> None:
+        for finder, entries in ((self.images, content["images"]), (self.pngs, content["annotations"])):
+            names = (entry.get("file_name") for entry in entries if isinstance(entry, dict))
+            finder.search_below(start, (name for name in names if isinstance(name, str)))
+
+
+def _read_document(path: Path, finders: _Finders, start: Path, context: ReadContext) -> Split:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in _LISTS):
         raise DatasetError(f"{path}: expected a COCO panoptic file with lists 'images', 'annotations' and 'categories'")
+    if not content["images"] and finders.images.split in ("val", "test") and context.may_be_empty(path):
+        return Split.empty(Categories((), ()), path)
     categories = _with_is_thing(read_categories(content["categories"], path), content["categories"], path)
-    reader = _Reader(path, _find_pngs(path, content["annotations"]), categories, on_error)
-    images = _find_images(path, content["images"])
-    records = Records.of(reader.read(content["images"], content["annotations"], images))
+    finders.search_below(start, content)
+    reader = _Reader(path, finders, categories, context)
+    records = Records.of(reader.read(content["images"], content["annotations"]))
     if not records:
         raise DatasetError(f"{path}: found no image with a PNG of segments, expected at least one")
     return Split(records, categories, path)
@@ -171,13 +157,13 @@ class _Reader:
     """Reads the images and annotations of one file."""
 
     path: Path
-    pngs: Path
+    finders: _Finders
     categories: Categories
-    on_error: ErrorHandler
+    context: ReadContext
 
-    def read(self, images: list[Any], annotations: list[Any], folder: Path) -> Iterator[Record]:
-        segments: dict[int, list[tuple[Any, ...] | None]] = {}
-        files: dict[int, Path] = {}
+    def read(self, images: list[Any], annotations: list[Any]) -> Iterator[Record]:
+        segments: dict[ImageKey, list[Annotation | None]] = {}
+        files: dict[ImageKey, Path] = {}
         reported: set[Any] = set()  # ids of images whose annotation is malformed
         for index, entry in enumerate(annotations):
             try:
@@ -187,64 +173,67 @@ class _Reader:
                         f"{self.path}: annotations[{index}]: image id {image_id} is annotated twice; keep one"
                     )
             except DatasetError as error:
-                self.on_error(ImageError(error.message))
+                self.context.error(ImageError(error.message))
                 reported |= _image_id_of(entry)
             else:
                 files[image_id], segments[image_id] = file, found
-        for record in read_images(images, segments, folder, self.path, self.on_error, masks=True):
-            if record.image_id not in files:
-                if record.image_id not in reported:
-                    missing = f"image id {record.image_id} has no PNG of segments; add it or drop the image"
-                    self.on_error(ImageError(f"{self.path}: {missing}"))
+        reader = ImageReader(self.path, self.finders.images, self.context)
+        for key, record in reader.read(images, segments, masks=True):
+            if key not in files:
+                if key not in reported:
+                    missing = f"image id {key} has no PNG of segments; add it or drop the image"
+                    self.context.error(ImageError(f"{self.path}: {missing}"))
                 continue
             try:
-                yield _with_boxes(replace(record, mask_file=files[record.image_id]))
+                yield _with_boxes(replace(record, mask_file=files[key]))
             except DatasetError as error:
-                self.on_error(ImageError(error.message))
+                self.context.error(ImageError(error.message))
         if segments:
             first = next(iter(segments))
-            self.on_error(
+            self.context.error(
                 DatasetError(
                     f"{self.path}: {len(segments)} image ids have annotations and no entry in 'images', first {first}; add "
                     "the images or drop the annotations"
                 )
             )
 
-    def _annotation(self, entry: Any, where: str) -> tuple[int, Path, list[tuple[Any, ...] | None]]:
+    def _annotation(self, entry: Any, where: str) -> tuple[ImageKey, Path, list[Annotation | None]]:
         is_entry = isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
         if not is_entry or not isinstance(entry.get("segments_info"), list):
             raise DatasetError(f"{where}: found {short(entry)}, expected 'image_id', 'file_name' and 'segments_info'")
-        image_id = integer(entry.get("image_id"), f"{where}.image_id")
-        file = resolve_inside(self.pngs, entry["file_name"], where)
-        if not is_file(file):
-            raise DatasetError(f"{where}: no such PNG {file}; complete the folder, or drop the image {image_id}")
+        image_id = image_key(entry.get("image_id"), f"{where}.image_id")
+        file = self.finders.pngs.find(entry["file_name"])
+        if file is None:
+            raise DatasetError(f"{where}: {describe_missing(entry['file_name'], self.finders.pngs, 'PNG')}")
         label_of = {number: label for label, number in enumerate(self.categories.ids)}
-        found: dict[int, tuple[Any, ...]] = {}
+        found: dict[int, Annotation] = {}
         faults: list[None] = []
         for number, segment in enumerate(entry["segments_info"]):
             try:
-                segment_id, read = _segment(segment, label_of, f"{where}.segments_info[{number}]")
+                segment_id, read = _segment(segment, label_of, f"{where}.segments_info[{number}]", self.context)
                 if segment_id in found:
                     raise DatasetError(
                         f"{where}.segments_info[{number}]: segment id {segment_id} occurs twice; keep one of them"
                     )
             except DatasetError as error:
-                self.on_error(ObjectError(error.message))
+                self.context.error(ObjectError(error.message))
                 faults.append(None)
             else:
                 found[segment_id] = read
         return image_id, file, [*found.values(), *faults]
 
 
-def _image_id_of(entry: Any) -> set[int]:
-    number = entry.get("image_id") if isinstance(entry, dict) else None
-    return {number} if isinstance(number, int) else set()
+def _image_id_of(entry: Any) -> set[ImageKey]:
+    try:
+        return {image_key(entry["image_id"], "")}
+    except (DatasetError, KeyError, TypeError):
+        return set()
 
 
 _UNKNOWN_BOX = (float("nan"),) * 4
 
 
-def _segment(entry: Any, label_of: dict[int, int], where: str) -> tuple[int, tuple[Any, ...]]:
+def _segment(entry: Any, label_of: dict[int, int], where: str, context: ReadContext) -> tuple[int, Annotation]:
     """Read (xyxy, label, is_crowd, id as text) of a segment."""
     if not isinstance(entry, dict):
         raise DatasetError(f"{where}: found {short(entry)}, expected an object")
@@ -256,7 +245,7 @@ def _segment(entry: Any, label_of: dict[int, int], where: str) -> tuple[int, tup
         box = read_box(entry.get("bbox"), where)
     except DatasetError:
         box = _UNKNOWN_BOX  # computed from the PNG
-    return segment_id, (box, label, is_crowd(entry), str(segment_id).encode())
+    return segment_id, (box, label, read_crowd(entry, where, context), str(segment_id).encode(), where)
 
 
 def _with_boxes(record: Record) -> Record:
@@ -275,43 +264,18 @@ def _with_boxes(record: Record) -> Record:
 
 def _with_is_thing(categories: Categories, entries: list[dict[str, Any]], path: Path) -> Categories:
     """Read `isthing` of the categories, if the entries have it."""
-    given = {entry["id"]: entry.get("isthing") for entry in entries}
+    given = {integer(entry["id"], ""): entry.get("isthing") for entry in entries}
     if all(value is None for value in given.values()):
         return categories
+    is_thing = {}
     for number, value in given.items():
-        if value not in (0, 1):
+        found = None if value is None else flag(value, f"{path}: category {number}: isthing")
+        if found is None:
             raise DatasetError(
                 f"{path}: category {number} has isthing {short(value)}, expected 1 for things or 0 for stuff in every one"
             )
-    return replace(categories, is_thing=tuple(bool(given[number]) for number in categories.ids))
-
-
-def _find_pngs(path: Path, annotations: list[Any]) -> Path:
-    names = [path.stem, "panoptic", "png", "masks"]
-    folders = [parent / name for parent in (path.parent, path.parent.parent) for name in names]
-    return _find_or_default(annotations, [*folders, path.parent], path, "the PNGs of segments", path.parent / path.stem)
-
-
-def _find_images(path: Path, images: list[Any]) -> Path:
-    names = [path.stem.removeprefix(_PREFIX), "images", path.stem]
-    folders = [parent / name for parent in (path.parent.parent, path.parent) for name in names]
-    default = path.parent.parent / path.stem.removeprefix(_PREFIX)
-    return _find_or_default(images, [*folders, path.parent, path.parent.parent], path, "the images", default)
-
-
-def _find_or_default(entries: list[Any], folders: Sequence[Path], path: Path, what: str, default: Path) -> Path:
-    """Find the folder of the files that entries name, or else the default one, whose missing files are reported later.
-
-    Raises:
-        DatasetError: neither exists.
-    """
-    found = find_folder_with(entries, folders)
-    if found:
-        return found
-    existing = [folder for folder in folders[:-1] if folder.is_dir()]
-    if not existing:
-        raise DatasetError(f"{default}: no such folder, expected {what} of {path.name} in it")
-    return default if default.is_dir() else existing[0]
+        is_thing[number] = found
+    return replace(categories, is_thing=tuple(is_thing[number] for number in categories.ids))
 
 
 def _write_split(path: Path, records: list[NamedRecord], categories: Categories) -> None:

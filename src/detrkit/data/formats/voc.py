@@ -5,29 +5,32 @@ pixels, as most tools write them today, not as 1-based pixels of the original. D
 are neither trained on nor evaluated. Classes are numbered from 1 in alphabetical order.
 """
 
-import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from detrkit._internal.files import is_file, read_names, write_text
+from detrkit._internal.files import write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
+from detrkit.data.findings import Location
+from detrkit.data.formats.category_file import CATEGORIES_FILE, category_file_text, read_category_file
+from detrkit.data.formats.coco import report_unused
 from detrkit.data.formats.context import ReadContext
+from detrkit.data.formats.locate import DatasetFiles, ImageFinder, path_parts
+from detrkit.data.formats.recognise import recognise
+from detrkit.data.formats.values import flag
+from detrkit.data.formats.voc_lists import read_label_map, splits_of_files
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, ErrorHandler, ImageError, ObjectError, Record, Records, SplitName
-from detrkit.data.suffixes import IMAGE_SUFFIXES
+from detrkit.data.records import ImageError, ObjectError, Record, Records, SplitName
 from detrkit.errors import DatasetError
 
 LAYOUT = "Annotations/*.xml, JPEGImages/ and ImageSets/Main/*.txt, or train/ and valid/ with XML next to the images"
 HAS_MASKS = False
-_CATEGORIES_FILE = "categories.json"
 _MAX_BYTES = 20_000_000  # of an annotation file: images have thousands of objects, not millions
 
 
@@ -44,15 +47,27 @@ class _ImageAnnotations:
 
 def detect(path: Path) -> float:
     """Return the confidence that a folder is in Pascal VOC format."""
-    has_xml = (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml"))
-    return 0.6 if has_xml or any(path.glob("VOC*/Annotations")) else 0.0
+    if path.is_file():
+        return 0.0
+    tree = DatasetFiles.below(path)
+    first = next(
+        (
+            folder / name
+            for folder in tree.walk(tree.root)
+            for name in sorted(tree.listing(folder).files)
+            if _is_xml(name)
+        ),
+        None,
+    )
+    return 0.6 if first is not None and recognise(first) is None else 0.0
+
+
+def _is_xml(name: str) -> bool:
+    return name.lower().endswith(".xml") and not name.startswith(".")
 
 
 def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
-    """Read a folder, or the only `VOC*` folder in it; see `read_voc`."""
-    nested = sorted(path.glob("VOC*/Annotations"))
-    if not (path / "Annotations").is_dir() and len(nested) == 1:
-        path = nested[0].parent
+    """Read a folder; see `read_voc`."""
     return read_voc(path, context)
 
 
@@ -72,7 +87,7 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
             _write_xml(output / "Annotations" / Path(one.file_name).with_suffix(".xml"), one, categories)
         stems = "".join(f"{Path(one.file_name).stem}\n" for one in records)
         write_text(output / "ImageSets" / "Main" / f"{name}.txt", stems)
-    write_text(output / _CATEGORIES_FILE, json.dumps(categories.to_json(), indent=1, ensure_ascii=False))
+    write_text(output / CATEGORIES_FILE, category_file_text(categories))
     return 0
 
 
@@ -103,92 +118,63 @@ def _check_class_names(categories: Categories) -> None:
             )
 
 
-def read_voc(root: Path, context: ReadContext) -> dict[SplitName, Split]:
+def read_voc(root: Path, context: ReadContext | None = None) -> dict[SplitName, Split]:
     """Read the splits of a folder; the classes are those of all splits.
 
     Args:
-        root: contains `Annotations/*.xml` and `JPEGImages/`, with or without `ImageSets/Main/*.txt`; or `train/`, `valid/`,
-            `test/` with XML next to the images.
+        root: contains XML files in `Annotations/`, next to the images, or in folders of the splits, with or without lists
+            of images (`ImageSets/Main/*.txt`); or several such folders, as `VOCdevkit`.
         context: splits to read, and the handler of errors.
 
     Returns:
-        The splits; all images are "train" if there are no lists.
+        The splits; all images are "train" if nothing divides them.
 
     Raises:
         DatasetError: a file is malformed or an image is missing; the message names the first error.
     """
+    context = context or ReadContext()
+    tree = DatasetFiles.below(root)
+    files = splits_of_files(tree, context)
     pages = {
-        split: list(_read_pages(paths, context.error if context.wants(split) else _ignore))
-        for split, paths in _files_of(root).items()
+        split: list(_read_pages(paths, context if context.wants(split) else ReadContext(_ignore)))
+        for split, paths in files.items()
     }
-    names = sorted({name for of_split in pages.values() for page in of_split for name, _, _ in page.objects})
-    if not names:
+    names = {name for of_split in pages.values() for page in of_split for name, _, _ in page.objects}
+    if not names and not context.num_errors:
         raise DatasetError(f"{root}: found no objects in any XML file, expected at least one")
-    categories = _read_categories(root) or Categories(tuple(range(1, len(names) + 1)), tuple(names))
-    for name in names:
+    in_order = tuple(sorted(names | set(read_label_map(tree))))
+    categories = read_category_file(root) or Categories(tuple(range(1, len(in_order) + 1)), in_order)
+    for name in sorted(names):
         if name not in categories.names:
-            raise DatasetError(f"{root / 'categories.json'}: the class {name!r} of the XML files is missing; add it")
-    return {
+            raise DatasetError(f"{root / CATEGORIES_FILE}: the class {name!r} of the XML files is missing; add it")
+    num_splits = len(files)
+    splits = {
         split: Split(
-            Records.of(_to_records(of_split, categories, root, context.error)),
+            Records.of(_Matcher(tree, split if num_splits > 1 else None, context).records(of_split, categories)),
             categories,
             root,
         )
         for split, of_split in pages.items()
         if context.wants(split)
     }
+    if context.splits is None:
+        report_unused(tree, splits, context)
+    return context.without_empty(splits)
 
 
 def _ignore(_error: DatasetError) -> None:
     """Ignore errors of other splits."""
 
 
-def _read_categories(root: Path) -> Categories | None:
-    """Read the categories that `write` leaves next to the XML files, which contain no ids."""
-    path = root / _CATEGORIES_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Categories.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        raise DatasetError(
-            f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it"
-        ) from None
-
-
-def _files_of(root: Path) -> dict[SplitName, list[Path]]:
-    annotations = root / "Annotations"
-    if not annotations.is_dir():
-        found = {
-            split: sorted(path for name in names for path in (root / name).rglob("*.xml"))
-            for split, names in SPLIT_FOLDERS.items()
-        }
-        if not found["train"]:
-            found["train"] = sorted(root.glob("*.xml"))
-        return {split: paths for split, paths in found.items() if paths}
-    lists = root / "ImageSets" / "Main"
-    splits: dict[SplitName, list[Path]] = {}
-    for split in SPLIT_FOLDERS:
-        if (lists / f"{split}.txt").is_file():
-            splits[split] = [annotations / f"{name}.xml" for name in _names_in(lists / f"{split}.txt")]
-    splits = {split: paths for split, paths in splits.items() if paths}
-    return splits if splits.get("train") else {"train": sorted(annotations.glob("*.xml"))}
-
-
-def _names_in(path: Path) -> list[str]:
-    """Read names of images: without the 1, 0 or -1 of per-class lists, and without folders of another machine."""
-    return [PurePosixPath(re.sub(r"\s+-?[01]$", "", name)).name for name in read_names(path)]
-
-
-def _read_pages(paths: Sequence[Path], on_error: ErrorHandler) -> Iterator[_ImageAnnotations]:
+def _read_pages(paths: Sequence[Path], context: ReadContext) -> Iterator[_ImageAnnotations]:
     for path in paths:
         try:
-            yield _read_page(path, on_error)
+            yield _read_page(path, context)
         except DatasetError as error:
-            on_error(ImageError(error.message))
+            context.error(ImageError(error.message))
 
 
-def _read_page(path: Path, on_error: ErrorHandler) -> _ImageAnnotations:
+def _read_page(path: Path, context: ReadContext) -> _ImageAnnotations:
     try:
         content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
     except OSError:
@@ -205,10 +191,10 @@ def _read_page(path: Path, on_error: ErrorHandler) -> _ImageAnnotations:
     objects, num_faults = [], 0
     for index, element in enumerate(top.findall("object"), start=1):
         try:
-            objects.append(_read_object(element, f"{path}: object {index}"))
+            objects.append(_read_object(element, f"{path}: object {index}", context))
         except DatasetError as error:
             num_faults += 1
-            on_error(ObjectError(error.message))
+            context.error(ObjectError(error.message))
     file_name = (top.findtext("filename") or "").strip() or None
     return _ImageAnnotations(path, file_name, _read_size(top), tuple(objects), num_faults)
 
@@ -222,7 +208,9 @@ def _read_size(top: ElementTree.Element) -> tuple[int, int] | None:
     return size if min(size) > 0 else None
 
 
-def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[float, float, float, float], bool]:
+def _read_object(
+    element: ElementTree.Element, where: str, context: ReadContext
+) -> tuple[str, tuple[float, float, float, float], bool]:
     name = " ".join((element.findtext("name") or "").split())
     if not name:
         raise DatasetError(f"{where}: found no <name>, expected the class")
@@ -239,22 +227,78 @@ def _read_object(element: ElementTree.Element, where: str) -> tuple[str, tuple[f
         raise DatasetError(
             f"{where}: found the box {x1:g} {y1:g} {x2:g} {y2:g}, expected xmin <= xmax and ymin <= ymax"
         )
-    return name, (x1, y1, x2, y2), (element.findtext("difficult") or "0").strip() not in ("0", "")
+    difficult = flag(element.findtext("difficult"), f"{where}: <difficult>")
+    if difficult is None:
+        context.warn("difficult flags without a value", "they are read as 0", Location(f"{where}: <difficult>"))
+    return name, (x1, y1, x2, y2), bool(difficult)
 
 
-def _to_records(
-    pages: Sequence[_ImageAnnotations], categories: Categories, root: Path, on_error: ErrorHandler
-) -> Iterator[Record]:
-    for number, page in enumerate(pages, start=1):
-        try:
-            yield _to_record(page, number, categories, root)
-        except DatasetError as error:
-            on_error(ImageError(error.message))
+class _Matcher:
+    """Finds the image of every XML file of a split.
+
+    The XML's own name comes first: tools that copy or flip images leave <filename> as it was.
+    """
+
+    def __init__(self, tree: DatasetFiles, split: SplitName | None, context: ReadContext) -> None:
+        self.tree = tree
+        self.split = split
+        self.context = context
+        self._finders: dict[Path, ImageFinder] = {}
+
+    def records(self, pages: Sequence[_ImageAnnotations], categories: Categories) -> Iterator[Record]:
+        """Yield the record of every XML file with an image, numbered from 1."""
+        label_of = {name: label for label, name in enumerate(categories.names)}
+        images = [self._own_image(page) for page in pages]
+        taken = {image for image in images if image is not None}
+        for number, (page, own) in enumerate(zip(pages, images, strict=True), start=1):
+            image = own or self._named_image(page)
+            if image is None:
+                self.context.error(self._missing(page))
+            elif own is None and image in taken:
+                self.context.warn(
+                    "XML files whose image has another XML file",
+                    "they are left out; give every image its own",
+                    Location(f"{page.path}: <filename> is {page.file_name}", image),
+                )
+            else:
+                taken.add(image)
+                try:
+                    yield _to_record(page, number, image, label_of)
+                except DatasetError as error:
+                    self.context.error(ImageError(error.message))
+
+    def _own_image(self, page: _ImageAnnotations) -> Path | None:
+        """Find the image with the stem of the XML file."""
+        own = self._finder(page).find_stem(page.path.stem)
+        named = Path(path_parts(page.file_name or "")[-1:][0]) if path_parts(page.file_name or "") else None
+        if own is not None and named is not None and page.path.stem not in (named.stem, named.name):
+            self.context.warn(
+                "XML files whose <filename> is another image's",
+                "they are taken for the images with their own names",
+                Location(f"{page.path}: <filename> is {page.file_name}, the image is {own.name}", own),
+            )
+        return own
+
+    def _named_image(self, page: _ImageAnnotations) -> Path | None:
+        return None if page.file_name is None else self._finder(page).find(page.file_name)
+
+    def _finder(self, page: _ImageAnnotations) -> ImageFinder:
+        folder = page.path.parent
+        if folder not in self._finders:
+            finder = ImageFinder(self.tree, folder, self.split)
+            names = [f"{page.path.stem}.jpg", f"{page.path.stem}.png", page.file_name or ""]
+            if finder.find_stem(page.path.stem) is None:
+                finder.search_below(self.tree.root, names)
+            self._finders[folder] = finder
+        return self._finders[folder]
+
+    def _missing(self, page: _ImageAnnotations) -> DatasetError:
+        name = (path_parts(page.file_name or "") or (page.path.stem,))[-1]
+        place = self._finder(page).expected
+        return ImageError(f"{page.path}: no such image {name!r} in {place} or the folders around it")
 
 
-def _to_record(page: _ImageAnnotations, number: int, categories: Categories, root: Path) -> Record:
-    image = _find_image(page, root)
-    label_of = {name: label for label, name in enumerate(categories.names)}
+def _to_record(page: _ImageAnnotations, number: int, image: Path, label_of: dict[str, int]) -> Record:
     return Record(
         image_id=number,
         path=image,
@@ -264,16 +308,3 @@ def _to_record(page: _ImageAnnotations, number: int, categories: Categories, roo
         is_crowd=np.array([difficult for _, _, difficult in page.objects], dtype=bool),
         num_faults=page.num_faults,
     )
-
-
-def _find_image(page: _ImageAnnotations, root: Path) -> Path:
-    """Find the image by the file name that the XML gives, without folders, then by the XML's own name."""
-    folders: Sequence[Path] = (root / "JPEGImages", root / "images", page.path.parent)
-    names = [f"{page.path.stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png", *sorted(IMAGE_SUFFIXES))]
-    if page.file_name:
-        names.insert(0, PurePosixPath(page.file_name.replace("\\", "/")).name)
-    for name in names:
-        for folder in folders:
-            if is_file(folder / name):
-                return folder / name
-    raise DatasetError(f"{page.path}: no such image {names[0]!r} in {root / 'JPEGImages'} or next to the file")

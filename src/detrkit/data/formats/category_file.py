@@ -1,0 +1,31 @@
+"""`categories.json`: keeps the category ids next to annotations of formats that have none, or number them themselves."""
+
+import json
+from pathlib import Path
+
+from detrkit.data.categories import Categories
+from detrkit.errors import DatasetError
+
+CATEGORIES_FILE = "categories.json"
+
+
+def category_file_text(categories: Categories) -> str:
+    """Return the content of the file."""
+    return json.dumps(categories.to_json(), indent=1, ensure_ascii=False)
+
+
+def read_category_file(folder: Path) -> Categories | None:
+    """Read the file in a dataset folder, if it has one.
+
+    Raises:
+        DatasetError: it is malformed.
+    """
+    path = folder / CATEGORIES_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Categories.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        raise DatasetError(
+            f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it"
+        ) from None
