@@ -51,8 +51,7 @@ class JsonFiles:
             for name, files in self.of_split.items():
                 if len(files) > 1 and context.wants(name):
                     raise DatasetError(
-                        f"{self.root}: {len(files)} files for {name} ({_list(files)}), expected one; "
-                        "keep one of them"
+                        f"{self.root}: found {len(files)} files for {name} ({_list(files)}), expected one; keep one"
                     )
             for file in self.unnamed:
                 advice = "their names say no split; move their images into one"
