@@ -166,7 +166,7 @@ def _with_val(
     """Set a validation split aside if there is no such split, and check that all splits have the same categories."""
     context = context or ReadContext()
     train, notes = splits.get("train"), [*context.notes]
-    if train is not None and "val" not in splits and context.wants("val"):
+    if train is not None and len(train) and "val" not in splits and context.wants("val"):
         train, val = _set_aside(train, seed)
         if isinstance(val, SampleSplit):
             val = replace(val, fixed_sizes=True)

@@ -50,9 +50,8 @@ class JsonFiles:
         if self.of_split:
             for name, files in self.of_split.items():
                 if len(files) > 1 and context.wants(name):
-                    raise DatasetError(
-                        f"{self.root}: found {len(files)} files for {name} ({_list(files)}), expected one; keep one"
-                    )
+                    found = f"found {len(files)} files for {name} ({_list(files)})"
+                    raise DatasetError(f"{self.root}: {found}, expected one; keep one of them")
             for file in self.unnamed:
                 advice = "their names say no split; move their images into one"
                 context.warn("annotation files that are not read", advice, Location(str(file)))

@@ -38,7 +38,7 @@ _FOREIGN = (
         "a CVAT 1.1 XML of a video", _XML, ("<annotations>", "<track "), "export the task as COCO 1.0 in CVAT"
     ),
     ForeignFormat("a CVAT 1.1 XML", _XML, (r"<annotations>", "<image |<meta>"), "export the task as COCO 1.0 in CVAT"),
-    ForeignFormat("an ImageNet or dlib XML", _XML, ("<dataset>", "<box |<images>"), "convert it to Pascal VOC or COCO"),
+    ForeignFormat("a dlib (imglab) XML", _XML, ("<dataset>", "<box |<images>"), "convert it to Pascal VOC or COCO"),
     ForeignFormat(
         "a VGG Image Annotator (VIA) project",
         _JSON,
@@ -54,7 +54,7 @@ _FOREIGN = (
     ForeignFormat(
         "LabelMe JSON",
         _JSON,
-        ('"shapes"\\s*:', '"imagePath"|"imageData"'),
+        ('"shapes"\\s*:', '"(flags|imagePath|imageData|shape_type)"'),
         "convert it with labelme2coco or labelme2yolo",
     ),
     ForeignFormat(
@@ -87,7 +87,7 @@ _FOREIGN = (
     ForeignFormat(
         "a Datumaro JSON",
         _JSON,
-        ('"dm_format_version"|"media_type"|"label_categories"',),
+        (r'"dm_format_version"|"items"\s*:\s*\[',),
         "convert it with datum convert -f coco",
     ),
     ForeignFormat("a BDD100K or Scalabel JSON", _JSON, ('"box2d"',), "convert it with scalabel.label.to_coco"),
@@ -102,7 +102,6 @@ _FOREIGN = (
         ('"(sample_fields|media_type|_sample_collection_name)"|"_cls"\\s*:\\s*"Sample"',),
         "export it with dataset_type=fiftyone.types.COCODetectionDataset",
     ),
-    ForeignFormat("an LVIS or COCO file without images", _JSON, ('"annotations"\\s*:', '"category_id"', '"bbox"')),
     ForeignFormat("a SageMaker Ground Truth manifest", (".manifest",), ('"source-ref"',), "convert it to COCO"),
     ForeignFormat(
         "a Hugging Face image folder", _JSON, ('"file_name"', '"objects"\\s*:\\s*{'), "convert its boxes to COCO"
@@ -179,7 +178,8 @@ def recognise(path: Path) -> str | None:
 
 
 def _matches(known: ForeignFormat, head: str, suffix: str) -> bool:
-    return suffix.lower() in known.suffixes and all(re.search(marker, head) for marker in known.markers)
+    # a TFRecord may be named photos.tfrecord-00000-of-00004
+    return suffix.lower().startswith(known.suffixes) and all(re.search(marker, head) for marker in known.markers)
 
 
 def _head(file: Path) -> str:
@@ -192,7 +192,7 @@ def _head(file: Path) -> str:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """Yield the first files of every suffix in every folder, nearest first."""
-    suffixes = {suffix for known in _FOREIGN for suffix in known.suffixes}
+    suffixes = tuple({suffix for known in _FOREIGN for suffix in known.suffixes})
     count = 0
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
@@ -201,7 +201,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             seen[suffix] = seen.get(suffix, 0) + 1
-            if suffix in suffixes and seen[suffix] <= 3 and not name.startswith("."):
+            if suffix.startswith(suffixes) and seen[suffix] <= 3 and not name.startswith("."):
                 count += 1
                 if count > _MAX_FILES:
                     return

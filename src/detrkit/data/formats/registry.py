@@ -23,6 +23,8 @@ FORMATS = {
     "shards": "detrkit.data.formats.shards",
 }
 
+_MAX_WRAPPERS = 4  # a folder, and those in it that contain nothing but the next one
+
 # choices of the command line
 if TYPE_CHECKING:
     FormatName = str
@@ -79,14 +81,36 @@ def detect_format(path: Path) -> str:
     """Detect the format of a dataset folder or file.
 
     Raises:
-        DatasetError: it is in no known format.
+        DatasetError: it is in no known format; one that is not read is named.
     """
-    confidence = {name: load_format(name).detect(path) for name in FORMATS}
-    best = max(confidence, key=confidence.__getitem__)
-    if confidence[best] <= 0:
-        found = "a file that is no dataset" if path.is_file() else "no annotations"
-        raise DatasetError(f"{path}: found {found}, expected {layouts()}")
-    return best
+    from detrkit.data.formats.recognise import recognise
+
+    _, found = _look_inside(path)
+    if found is None:
+        other = recognise(path)
+        what = "a file that is no dataset" if path.is_file() else "no annotations"
+        raise DatasetError(other or f"{path}: found {what}, expected {layouts()}")
+    return found
+
+
+def _look_inside(path: Path) -> tuple[Path, str | None]:
+    """Detect a dataset in a folder, or in its only folder, as archives contain it.
+
+    Returns:
+        The folder of the dataset and its format; the given folder and None if there is no dataset.
+    """
+    inner = path
+    for _ in range(_MAX_WRAPPERS):
+        confidence = {name: load_format(name).detect(inner) for name in FORMATS}
+        best = max(confidence, key=confidence.__getitem__)
+        if confidence[best] > 0:
+            return inner, best
+        inside = [] if inner.is_file() else [one for one in inner.iterdir() if one.is_dir()]
+        folders = [one for one in inside if not one.name.startswith((".", "__"))]
+        if len(folders) != 1:
+            break
+        inner = folders[0]
+    return path, None
 
 
 def layouts() -> str:
@@ -109,8 +133,11 @@ def read_splits(path: Path, format: str | None, context: "ReadContext") -> "tupl
         DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
         ConfigError: there is no such format.
     """
-    check_dataset_path(path)
-    name = format or detect_format(path)
+    path = check_dataset_path(path)
+    name = format
+    if name is None:
+        path, name = _look_inside(path)
+    name = name or detect_format(path)  # raises, with what was found
     module = load_format(name)
     if context.masks is True and not module.HAS_MASKS:
         with_masks = " or ".join(one for one in FORMATS if load_format(one).HAS_MASKS)
