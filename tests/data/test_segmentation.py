@@ -95,12 +95,12 @@ MALFORMED: dict[str, Any] = {
     "found malformed RLE": {"size": [6], "counts": COUNTS},
     "malformed RLE, expected polygons": {"size": [6, 8], "counts": [6, -2, 44]},
     r"malformed RLE, expected polygons \[\[x": {"size": [6, 8], "counts": 7},
-    r"annotations\[0\] \(id 0\)\.segmentation: found RLE of 6 x 8 pixels for an image of 8 x 6": {
+    r"annotations\[0\] \(id 0\)\.segmentation: found RLE of 6 x 8 pixels, the image has 8 x 6": {
         "size": [8, 6],
         "counts": COUNTS,
     },
-    "RLE of 8 pixels in all for 8 x 6, expected 48": {"size": [6, 8], "counts": [6, 2]},
-    "pixels in all for 8 x 6, expected 48": {"size": [6, 8], "counts": "~~~~~~"},
+    "RLE that does not add up to the image's pixels; correct it": {"size": [6, 8], "counts": [6, 2]},
+    r"segmentation: found (invalid RLE|RLE)": {"size": [6, 8], "counts": "~~~~~~"},
 }
 
 

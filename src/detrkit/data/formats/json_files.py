@@ -58,8 +58,8 @@ class JsonFiles:
             return self.of_split
         if len(self.unnamed) > 1 and not self.has_usual_names:
             raise DatasetError(
-                f"{self.root}: found {len(self.unnamed)} annotation files ({_list(self.unnamed)}), expected one, or one for "
-                "each of train, val and test by name; pass the file to read"
+                f"{self.root}: found {len(self.unnamed)} annotation files ({_list(self.unnamed)}), expected one, or one "
+                "for each of train, val and test by name; pass the file to read"
             )
         return {"train": self.unnamed} if self.unnamed else {}
 
