@@ -17,7 +17,7 @@ FOREIGN: dict[str, tuple[str, object, str]] = {
         "<?xml version='1.0'?><annotations><version>1.1</version><meta/><image id='0' name='a.jpg'/></annotations>",
         "a CVAT 1.1 XML, .*COCO 1.0",
     ),
-    "CVAT video": ("annotations.xml", "<annotations><track id='0' label='x'></track></annotations>", "CVAT 1.1 XML of a video"),
+    "CVAT video": ("annotations.xml", "<annotations><track id='0' label=''/></annotations>", "CVAT 1.1 XML of a video"),
     "VIA project": ("via.json", {"_via_settings": {}, "_via_img_metadata": {}}, r"\(VIA\) project, .*COCO format"),
     "VIA annotations": (
         "via_region_data.json",
@@ -51,7 +51,7 @@ FOREIGN: dict[str, tuple[str, object, str]] = {
     "TFRecord": ("fish.tfrecord-00000-of-00001", "x", "TFRecord"),
     "Parquet": ("train.parquet", "PAR1", "Parquet"),
     "archive": ("photos.zip", "PK", "an archive, .*extract it"),
-    "KITTI": ("a.txt", "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64 -0.65 1.71 46.7 -1.59\n", "KITTI labels"),
+    "KITTI": ("a.txt", "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64 -0.6 1.7 46.7 -1.5\n", "KITTI labels"),
     "DOTA": ("a.txt", "1.0 2.0 5.0 2.0 5.0 6.0 1.0 6.0 small-vehicle 0\n", "DOTA labels"),
     "MOT": ("gt.txt", "1,1,1.0,2.0,3.0,4.0,1,1,0.5\n", "MOT ground truth"),
 }  # fmt: skip
