@@ -156,6 +156,17 @@ def test_difficult_is_read_as_meant(tmp_path: Path, value: str, crowd: bool) -> 
     assert data.findings == ()
 
 
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    put(tmp_path / "disk" / "pictures", tmp_path / "disk" / "boxes")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "JPEGImages").symlink_to(tmp_path / "disk" / "pictures")
+    (photos / "Annotations").symlink_to(tmp_path / "disk" / "boxes")
+    (photos / "again").symlink_to(photos)  # a loop
+    data = load_dataset(photos)
+    assert (len(data.train), len(data.val)) == (3, 1)
+
+
 def test_difficult_without_a_meaning_is_a_finding_or_a_fault(tmp_path: Path) -> None:
     put(tmp_path, tmp_path, "ab")
     put_xml(tmp_path / "a.xml", difficult="Unspecified")

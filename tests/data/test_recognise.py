@@ -48,6 +48,7 @@ FOREIGN: dict[str, tuple[str, object, str]] = {
     "Open Images": ("boxes.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n", "an Open Images CSV"),
     "TensorFlow CSV": ("labels.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n", "a CSV of boxes"),
     "RetinaNet CSV": ("labels.csv", "images/a.jpg,1,2,3,4,fish\n", "a CSV of boxes"),
+    "D-FINE": ("custom.yml", "num_classes: 2\ntrain_dataloader:\n  dataset:\n    img_folder: x\n", "a config of D-FINE"),
     "TFRecord": ("fish.tfrecord-00000-of-00001", "x", "TFRecord"),
     "Parquet": ("train.parquet", "PAR1", "Parquet"),
     "archive": ("photos.zip", "PK", "an archive, .*extract it"),

@@ -166,6 +166,7 @@ def test_folder_and_torch_dataset_can_be_concatenated(tmp_path: Path) -> None:
         ((gray(), target(labels=torch.tensor([0.0, 1.0]))), "found torch.float32, expected integers"),
         ((gray(), target(labels=torch.tensor([0]))), "found 1 labels for 2 boxes"),
         ((gray(), target(iscrowd=[1])), "iscrowd: found 1 values for 2 boxes"),
+        ((gray(), target(iscrowd=[float("nan"), 0.0])), r"iscrowd: found \[nan, 0.0\], expected 0 or 1 for every box"),
         ((gray(), target(image_id="a.jpg")), "image_id: found a str"),
         ((gray(), target(image_id=[1, 2])), r"image_id: found \[1, 2\], expected one integer"),
     ],

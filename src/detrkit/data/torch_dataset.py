@@ -357,6 +357,8 @@ def _to_crowd(crowd: Any, count: int, where: str) -> Bool[Tensor, "N"]:
     table = _to_tensor(crowd, where).reshape(-1)
     if len(table) != count:
         raise DatasetError(f"{where}: found {len(table)} values for {count} boxes")
+    if not bool(((table == 0) | (table == 1)).all()):
+        raise DatasetError(f"{where}: found {short(table.tolist())}, expected 0 or 1 for every box")
     return table != 0
 
 

@@ -203,8 +203,9 @@ class DatasetFiles:
         return None
 
     def walk(self, folder: Path, max_depth: int = _MAX_DEPTH, max_folders: int = _MAX_FOLDERS) -> Iterator[Path]:
-        """Yield a folder and those below it that are not hidden, nearest first; links to folders are not followed."""
+        """Yield a folder and those below it that are not hidden, nearest first; links are followed once."""
         level, count = [folder], 0
+        linked = {folder.resolve()}
         for _ in range(max_depth + 1):
             below = []
             for one in level:
@@ -212,7 +213,13 @@ class DatasetFiles:
                 if count > max_folders:
                     return
                 yield one
-                below += [each for each in self.subfolders(one) if not each.is_symlink()]
+                for each in self.subfolders(one):
+                    if each.is_symlink():
+                        target = each.resolve()
+                        if target in linked or each.is_relative_to(target) or target.is_relative_to(folder.resolve()):
+                            continue  # a loop, or a folder that is listed anyway
+                        linked.add(target)
+                    below.append(each)
             level = below
 
     def files(self, suffix: str) -> list[Path]:

@@ -113,6 +113,12 @@ _FOREIGN = (
         (r"(?i)\A[^\n]*(xmin|x_min|x1|bbox|left)[^\n]*|\A[^\n,]+\.(jpe?g|png|bmp|webp|tiff?)(,-?[\d.]+){4},",),
         "convert it to COCO or YOLO",
     ),
+    ForeignFormat(
+        "a config of D-FINE, RT-DETR or mmdetection",
+        (".yaml", ".yml"),
+        (r"(?m)^\s*(img_folder|ann_file|train_dataloader|data_root)\s*:",),
+        "pass the folder of the dataset, or its annotation file",
+    ),
     ForeignFormat("TFRecord", (".tfrecord", ".tfrecords", ".record"), (), "export the dataset as COCO"),
     ForeignFormat("Parquet or Arrow", (".parquet", ".arrow", ".feather"), (), "convert its boxes to COCO"),
     ForeignFormat("MATLAB annotations", (".mat",), (), "convert them to COCO"),

@@ -17,6 +17,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.formats.category_file import read_category_file
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.locate import IMAGE_WORDS, LABEL_WORDS, DatasetFiles, is_named, path_parts, subset_of
+from detrkit.data.formats.recognise import recognise
 from detrkit.data.formats.values import is_integer
 from detrkit.data.records import SPLIT_FOLDERS, SplitName
 from detrkit.errors import DatasetError, short
@@ -182,7 +183,10 @@ def _read_names(content: Mapping[str, Any], path: Path, tree: DatasetFiles) -> d
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(is_integer(number) for number in names):
-        raise DatasetError(f"{path}: names: found {short(names)}, expected a list of class names, or NUMBER: NAME")
+        other = recognise(path) if names is None else None
+        raise DatasetError(
+            other or f"{path}: names: found {short(names)}, expected a list of class names, or NUMBER: NAME"
+        )
     count = content.get("nc")
     if is_integer(count) and int(str(count).split(".")[0]) != len(names):
         raise DatasetError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one of the two")
