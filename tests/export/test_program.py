@@ -17,6 +17,7 @@ from detrkit.errors import CheckpointError, DatasetError, ExportError
 from detrkit.export.graph import export_program
 from detrkit.export.program import write_program
 from detrkit.inference.engines.program import read_program
+from detrkit.inference.engines.program_check import OPERATORS
 from detrkit.models.detr import DETR
 from tests.export.models import CATEGORIES, SIZES, metadata_of, noise_batch, small_model, torch_engine, trace
 
@@ -63,6 +64,43 @@ def call_an_unknown_operator(graph: dict) -> None:
     first_node(graph)["target"] = "torch.ops.aten.nothing.default"
 
 
+def call_an_operator_that_trusts_its_indices(graph: dict) -> None:
+    first_node(graph)["target"] = "torch.ops.aten._sparse_coo_tensor_unsafe.default"
+
+
+def call_a_backward_operator(graph: dict) -> None:
+    first_node(graph)["target"] = "torch.ops.aten._embedding_bag_dense_backward.default"
+
+
+def call_an_operator_that_resizes_its_storage(graph: dict) -> None:
+    first_node(graph)["target"] = "torch.ops.aten.resize_.default"
+
+
+def call_a_loss(graph: dict) -> None:
+    first_node(graph)["target"] = "torch.ops.aten._ctc_loss.default"
+
+
+def call_an_overload_that_writes_to_another_tensor(graph: dict) -> None:
+    first_node(graph)["target"] = "torch.ops.aten.conv2d.out"
+
+
+def pass_an_unknown_argument(graph: dict) -> None:
+    first_node(graph)["inputs"][0]["name"] = "out"
+
+
+def pass_a_number_that_overflows(graph: dict) -> None:
+    first_node(graph)["inputs"].append({"name": "groups", "arg": {"as_int": 2**62}, "kind": 1})
+
+
+def compute_complex_numbers(graph: dict) -> None:
+    first_node(graph)["inputs"].append({"name": "groups", "arg": {"as_scalar_type": 10}, "kind": 1})
+
+
+def compute_on_another_device(graph: dict) -> None:
+    device = {"as_device": {"type": "cuda", "index": None}}
+    first_node(graph)["inputs"].append({"name": "groups", "arg": device, "kind": 1})
+
+
 def contain_python(graph: dict) -> None:
     graph["guards_code"] = ["__import__('os').system('touch witness')"]
 
@@ -94,6 +132,15 @@ HOSTILE_GRAPHS = [
     call_system,
     call_an_operator_that_opens_files,
     call_an_unknown_operator,
+    call_an_operator_that_trusts_its_indices,
+    call_a_backward_operator,
+    call_an_operator_that_resizes_its_storage,
+    call_a_loss,
+    call_an_overload_that_writes_to_another_tensor,
+    pass_an_unknown_argument,
+    pass_a_number_that_overflows,
+    compute_complex_numbers,
+    compute_on_another_device,
     contain_python,
     contain_an_expression,
     contain_a_call_in_an_expression,
@@ -117,16 +164,68 @@ def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], Non
 def test_hostile_graph_is_rejected(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict], None]
 ) -> None:
-    def in_archive(members: dict[str, bytes]) -> None:
-        graph = json.loads(members[GRAPH])
-        change(graph)
-        members[GRAPH] = json.dumps(graph).encode()
-
     monkeypatch.chdir(tmp_path)
-    hostile = rewritten(path, tmp_path / "hostile.pt2", in_archive)
+    hostile = rewritten(path, tmp_path / "hostile.pt2", with_changed(GRAPH, change))
     with pytest.raises(CheckpointError, match=r"hostile\.pt2: not readable as a \.pt2 file \((unexpected|it contains)"):
         read_program(hostile)
     assert not (tmp_path / "witness").exists()
+
+
+def with_changed(name: str, change: Callable[[dict], None]) -> Callable[[dict[str, bytes]], None]:
+    """Return a change of one JSON member of an archive."""
+
+    def in_archive(members: dict[str, bytes]) -> None:
+        content = json.loads(members[name])
+        change(content)
+        members[name] = json.dumps(content).encode()
+
+    return in_archive
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": [{"as_int": 10**9}], "strides": [{"as_int": 0}]}, "its file"),  # a few bytes, repeated
+        ({"sizes": [{"as_int": 2**20}], "strides": [{"as_int": 1}]}, "its file"),  # beyond the end
+        ({"storage_offset": {"as_int": 2**30}}, "its file"),
+        ({"storage_offset": {"as_int": -1}}, "sizes"),
+        ({"strides": []}, "strides"),
+        ({"dtype": 10}, "scalar_type 10"),  # complex
+        ({"device": {"type": "meta", "index": None}}, "unexpected device"),
+    ],
+)
+def test_weight_that_does_not_fit_its_file_is_rejected(
+    path: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    def of_first(content: dict) -> None:
+        next(iter(content["config"].values()))["tensor_meta"].update(change)
+
+    name = "data/weights/model_weights_config.json"
+    with pytest.raises(CheckpointError, match=rf"not readable as a \.pt2 file \(.*{message}"):
+        read_program(rewritten(path, tmp_path / "hostile.pt2", with_changed(name, of_first)))
+
+
+def test_graph_that_would_fill_the_memory_is_rejected_before_it_runs(path: Path, tmp_path: Path) -> None:
+    def enlarge(graph: dict) -> None:
+        """Pad the input of the first convolution to a million pixels on each side."""
+        padding = next(one for one in first_node(graph)["inputs"] if one["name"] == "padding")
+        padding["arg"] = {"as_ints": [500_000, 500_000]}
+
+    with pytest.raises(CheckpointError, match="which is too large"):
+        read_program(rewritten(path, tmp_path / "hostile.pt2", with_changed(GRAPH, enlarge)))
+
+
+FAMILIES = ["detr-r50-panoptic", "conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage", "detrkit-m"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_operators_of_every_architecture_are_allowed(preset: str) -> None:
+    model = small_model(preset, backbone="resnet-tiny", hidden_dim=64, dim_feedforward=32, max_detections=10)
+    targets = {node.target for node in trace(model, postprocess=True).graph.nodes if node.op == "call_function"}
+    operators = {one for one in targets if isinstance(one, torch._ops.OpOverload)}
+    assert {str(one).removeprefix("aten.") for one in operators} <= OPERATORS
+    assert {one.__module__ for one in targets - operators} <= {"_operator"}
 
 
 class _Witness:
