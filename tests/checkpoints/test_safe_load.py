@@ -161,6 +161,12 @@ def test_training_checkpoint_with_numpy_and_paths_is_loaded(tmp_path: Path) -> N
     assert (config.num_heads, config.dropout) == (4, 0)
 
 
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_other_pickle_protocol_is_named(protocol: int, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is in another pickle protocol than torch\.save's"):
+        loaded(np.float64(0.5), tmp_path / "a.pth", pickle_protocol=protocol)
+
+
 def test_program_of_torchscript_is_named(tmp_path: Path) -> None:
     import warnings
 

@@ -9,6 +9,7 @@ import argparse
 import re
 import struct
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -150,7 +151,8 @@ def load_torch_file(path: Path) -> Any:
         CheckpointError: it is missing, damaged, or holds a type that is not read.
     """
     try:
-        with _LOCK, torch.serialization.safe_globals(_ALLOWED):  # type: ignore[arg-type]  # pairs with a name are allowed
+        with _LOCK, warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):  # type: ignore[arg-type]  # pairs with a name are allowed
+            warnings.simplefilter("ignore")  # of other pickle protocols, some of which can be read
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for malformed and for forbidden content
         raise CheckpointError(f"{path}: {_explain(path, error)}") from None
@@ -163,6 +165,11 @@ def _explain(path: Path, error: Exception) -> str:
         return (
             f"holds an object of type {kind}, which is not read, as that could run code of the file; where this type is "
             "known, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+        )
+    if "Unsupported operand" in text:
+        return (
+            "is in another pickle protocol than torch.save's, which cannot be read safely; save it with "
+            "torch.save(model.state_dict(), 'weights.pth')"
         )
     if "TorchScript" in text:
         return "is a TorchScript program, expected a state dict; save model.state_dict() with torch.save instead"
