@@ -43,7 +43,8 @@ def config_of_named_model(model: NamedModel, state: Mapping[str, Tensor], where:
         _check(config, state)
     except CheckpointError as error:
         name = arg("model") if isinstance(model, ModelConfig) else arg("model", str(model))
-        raise CheckpointError(f"{where}: {error.message} ({name}); {_advice(state)}") from None
+        reason = error.message.partition(";")[0]  # without its own advice
+        raise CheckpointError(f"{where}: {reason} ({name}); {_advice(state)}") from None
     return config
 
 
