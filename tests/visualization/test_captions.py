@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from detrkit.visualization.captions import caption_size, draw_caption, font_for, place_captions
+from detrkit.visualization.fonts import Font
 
 SIZE = (320, 240)
-FONT = ImageFont.load_default(size=11)
+FONT = Font(11)
 
 
 def placed(boxes: list[list[float]], captions: list[tuple[str, ...]]) -> list[tuple[str, tuple[float, float]] | None]:

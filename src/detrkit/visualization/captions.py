@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+from detrkit.visualization.fonts import Font
+
 Point = tuple[float, float]
 _MARGIN = 2  # pixels around the text
 _MAX_COVERED = 0.2  # fraction of an object that a caption may cover
@@ -21,9 +22,9 @@ def font_for(size: tuple[int, int], boxes: Float[np.ndarray, "N 4"]) -> Font:
     """
     smallest, largest = (max(11, max(size) // divisor) for divisor in (90, 40))
     if not len(boxes):
-        return ImageFont.load_default(size=largest)
+        return Font(largest)
     side = float(np.median(np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))))
-    return ImageFont.load_default(size=min(largest, max(smallest, round(side / 7))))
+    return Font(min(largest, max(smallest, round(side / 7))))
 
 
 def place_captions(
@@ -76,7 +77,7 @@ def draw_caption(
     width, height = caption_size(caption, font)
     x0, y0, _, _ = font.getbbox(caption)
     pen.rectangle((left, top, left + width, top + height), fill=color)
-    pen.text((left + _MARGIN - x0, top + _MARGIN - y0), caption, fill=text_color_on(color), font=font)
+    font.draw(pen, (left + _MARGIN - x0, top + _MARGIN - y0), caption, text_color_on(color))
 
 
 def text_color_on(color: tuple[int, int, int]) -> str:

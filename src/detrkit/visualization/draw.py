@@ -8,10 +8,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from detrkit.structures import Detections, PanopticSegments
 from detrkit.visualization.captions import above, caption_size, draw_caption, font_for, place_captions
+from detrkit.visualization.fonts import Font, shown_width
 
 Color = tuple[int, int, int]
 _CELL = 320  # pixels a side of an image on a contact sheet
@@ -151,11 +152,11 @@ def contact_sheet(images: Sequence[tuple[Image.Image, str]]) -> Image.Image:
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * _CELL, rows * (_CELL + _LINE)), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=14)
+    font = Font(14)
     for number, (image, caption) in enumerate(images):
         left, top = number % columns * _CELL, number // columns * (_CELL + _LINE)
         sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
-        pen.text((left + 6, top + _CELL), caption, fill="black", font=font)
+        font.draw(pen, (left + 6, top + _CELL + font.size), caption, "black")
     return sheet
 
 
@@ -187,8 +188,8 @@ def _overlay(image: Image.Image, ids: np.ndarray, palette: np.ndarray) -> Image.
 def _draw_name(drawn: Image.Image, caption: str, mask: np.ndarray, color: Color) -> None:
     """Draw the caption of a segment at its pixel closest to its centroid."""
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(size=max(10, max(drawn.size) // 45))
+    font = Font(max(10, max(drawn.size) // 45))
     rows, columns = mask.nonzero()
     nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-    corner = (float(columns[nearest]) - pen.textlength(caption, font=font) / 2, float(rows[nearest]) + 6)
+    corner = (float(columns[nearest]) - shown_width(caption, font) / 2, float(rows[nearest]) + 6)
     draw_caption(pen, above(corner, caption_size(caption, font), drawn.size), caption, color, font)
