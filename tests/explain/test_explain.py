@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 import detrkit
-from detrkit import ConfigError, DetrkitError
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit import ConfigError, Detector, DetrkitError
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
 from detrkit.explain.explanation import FigureName
@@ -151,3 +152,40 @@ def test_unusual_images_give_a_page_or_a_one_line_error(name: str, place: Path, 
     with pytest.raises(DetrkitError) as refused:
         detrkit.explain(place / "run", image)
     assert "\n" not in str(refused.value)
+
+
+def test_auto_uses_the_stored_thresholds_as_predict_does(place: Path, tmp_path: Path, detector: Detector) -> None:
+    path = place / "shapes" / "val2017" / "3.png"
+    with pytest.raises(ConfigError, match="needs thresholds stored in the model"):
+        detrkit.explain(detector, path, threshold="auto")
+    scores = detector.predict(path, 0.0).scores
+    middle = float(scores[3] + scores[4]) / 2
+    thresholds = Thresholds(overall=middle, per_class={5: middle + 1e-6})
+    evaluated = Detector(detector.engine, detector.categories, detector.preprocessing, thresholds)
+    explanation = detrkit.explain(evaluated, path, threshold="auto")
+    predicted = evaluated.predict(path, "auto")
+    assert predicted.queries is not None
+    assert sorted(explanation.detected_queries()) == sorted(predicted.queries.tolist())
+    assert len(predicted) == 4
+    assert " at auto" in repr(explanation)
+    explanation.to_html(tmp_path / "page.html")
+    assert document_of(tmp_path / "page.html")["classThresholds"] == list(explanation.threshold)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threshold", [None, "high", 1.5, True])
+def test_wrong_thresholds_are_refused(threshold: Any, detector: Detector) -> None:
+    with pytest.raises(ConfigError, match="is not a score; use a number between 0 and 1, or 'auto'"):
+        detrkit.explain(detector, np.zeros((8, 8, 3), np.uint8), threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", ["auto", "0.25"])
+def test_the_command_takes_the_thresholds_of_predict(
+    threshold: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(place / "shapes" / "val2017" / "3.png")
+    with pytest.raises(SystemExit) as stopped:
+        main(["explain", str(place / "run"), image, "--threshold", threshold, "-o", str(tmp_path / "p.html")])
+    assert (stopped.value.code == 2) == (threshold == "auto")  # this run was not evaluated
+    captured = capsys.readouterr()
+    assert ("--threshold auto needs thresholds" in captured.err) == (threshold == "auto")
+    assert ("at threshold 0.25" in captured.out) == (threshold == "0.25")

@@ -1,6 +1,7 @@
 """Explained matching: costs and losses equal those of the criterion, and every missed object has a reason."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,10 +79,11 @@ def test_object_is_detected_at_thresholds_up_to_the_score_of_its_query() -> None
     assert detected.score == pytest.approx(0.9)
     assert detected.best_iou == pytest.approx(0.18 / 0.22)
     assert missed.score == pytest.approx(0.3)
-    assert missed.reason == (
-        "query 1 predicts the right class and box (IoU 1.00), but its score of 0.30 is below the threshold "
-        "(no object: 0.60)"
-    )
+    why = "query 1 predicts the right class and box (IoU 1.00), but with a low score (no object: 0.60)"
+    assert missed.reason == why
+    assert missed.reason_at(0.5) == f"{why}: 0.30 is below the threshold of 0.50"
+    close = replace(missed, score=0.49999997)
+    assert close.reason_at(0.5) == f"{why}: 0.49999997 is below the threshold of 0.50000000"
 
 
 def reason(

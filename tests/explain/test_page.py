@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_objects_costs_and_losses_are_shown(opened: OpenedPage, explanation: Exp
     assert objects.count() == len(matching.outcomes)
     opened.slide("threshold", 1)
     for number, outcome in enumerate(matching.outcomes):
-        assert outcome.reason in objects.nth(number).text_content()
+        assert outcome.reason_at(1.0) in objects.nth(number).text_content()
     query, number = matching.layer_pairs[-1][0]
     row = opened.page.locator("#costs tbody tr").filter(has=opened.page.get_by_text(f"query {query}", exact=True))
     cell = row.locator("td").nth(number)
@@ -280,3 +281,23 @@ def test_document_is_json_and_includes_the_requested_queries(explanation: Explan
     html = build_page(page)
     assert "</script><img" not in html
     assert "http" not in re.sub(r"Content-Security-Policy|http-equiv", "", html.split("<script")[0])
+
+
+def test_the_page_opens_with_the_thresholds_of_the_classes_and_its_slider_replaces_them(
+    tmp_path: Path, browser: Any, explanation: Explanation
+) -> None:
+    scores, labels = explanation.scores.tolist(), explanation.labels.tolist()
+    highest = {label: max(s for s, own in zip(scores, labels, strict=True) if own == label) for label in set(labels)}
+    # each a little lower: the page has six digits
+    by_class = replace(explanation, threshold=tuple(highest.get(label, 1.0) - 1e-5 for label in range(3)))
+    by_class.to_html(tmp_path / "auto.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "auto.html").as_uri())
+    shown = page.locator("#detections button")
+    assert shown.count() == len(by_class.detected_queries())
+    assert shown.count() < len(scores)
+    assert page.locator("#thresholdValue").text_content() == "auto"
+    page.locator("#threshold").fill("0")
+    assert shown.count() == len(scores)
+    assert page.locator("#thresholdValue").text_content() == "0.00"
+    page.close()

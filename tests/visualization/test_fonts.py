@@ -96,9 +96,8 @@ def test_without_raqm_the_picture_of_hebrew_is_the_same(monkeypatch: pytest.Monk
 def test_a_missing_script_is_logged_once_and_drawn_as_boxes(
     word: str, script: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        fonts, "_font_paths", lambda paths=fonts._font_paths()[:1]: paths
-    )  # as if no other was installed
+    packaged = fonts._font_paths()[:1]
+    monkeypatch.setattr(fonts, "_font_paths", lambda: packaged)  # as if no other was installed
     fonts._report_missing.cache_clear()
     with caplog.at_level(logging.WARNING):
         for size in (21, 22):

@@ -38,3 +38,12 @@ def first_line(error: Exception) -> str:
     """Return the first line of an error message, escaped and cut to 150 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__
+
+
+def tell_apart(value: float, limit: float) -> tuple[str, str]:
+    """Write two numbers with two digits, or with as many as show that they differ."""
+    for digits in range(2, 17):
+        texts = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+        if texts[0] != texts[1]:
+            return texts
+    return f"{value:.2f}", f"{limit:.2f}"

@@ -13,6 +13,7 @@ from detrkit.checkpoints.sources import check_source
 from detrkit.cli.console import get_console
 from detrkit.distributed.devices import check_device_name
 from detrkit.errors import ConfigError, DatasetError, arg
+from detrkit.inference.options import parse_threshold
 
 if TYPE_CHECKING:
     from detrkit.explain.explanation import Explanation
@@ -29,7 +30,7 @@ def explain(
     *,
     annotations: Path | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    threshold: float = 0.5,
+    threshold: str = "0.5",
     figure: Literal["encoder", "decoder", "matching"] | None = None,
     points: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     queries: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
@@ -57,7 +58,7 @@ def explain(
     output
         File to write: .html (explained.html by default); for a figure .svg, .png or .pdf.
     threshold
-        Minimum score of a detection, 0 to 1; the page has a slider.
+        Minimum score of a detection, 0 to 1; `auto`: the thresholds per class stored by evaluation. The page has a slider.
     figure
         Figure to write: encoder attention of points, decoder attention of detections, or the matching.
     points
@@ -77,8 +78,7 @@ def explain(
     """
     check_kinds({"source": (source, MODEL), "image": (image, IMAGES), "annotations": (annotations, DATASET)})
     path = _output_path(output, figure, image)
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"{arg('threshold', threshold)} is not a score; expected 0 to 1.")
+    min_score = parse_threshold(threshold)
     if figure == "matching" and annotations is None:
         raise ConfigError(f"{arg('figure', figure)} needs the ground truth; pass {arg('annotations')}.")
     if points and figure != "encoder":
@@ -100,7 +100,7 @@ def explain(
             source,
             image,
             annotations=annotations,
-            threshold=threshold,
+            threshold=min_score,
             device=device,
             model=model,
             state_dict_key=state_dict_key,
@@ -154,14 +154,14 @@ def _from_one(name: str, number: int, count: int) -> int:
 
 def _print_summary(explanation: "Explanation", path: Path) -> None:
     console = get_console()
-    threshold = explanation.threshold
     num_queries, num_detected = len(explanation.scores), len(explanation.detected_queries())
-    console.print(f"{plural(num_detected, 'detection')} from {num_queries} queries at threshold {threshold:g}")
+    detections, threshold = plural(num_detected, "detection"), explanation.given_threshold
+    console.print(f"{detections} from {num_queries} queries at threshold {threshold}")
     if explanation.matching is not None:
-        outcomes = explanation.matching.outcomes
-        missed = [outcome for outcome in outcomes if not outcome.is_detected(threshold)]
+        outcomes, missed = explanation.matching.outcomes, explanation.missed_objects()
         console.print(f"{len(outcomes) - len(missed)} of {plural(len(outcomes), 'object')} detected")
         for outcome in missed:
             name = printable(explanation.categories.names[outcome.label])
-            console.print(f"missed object {outcome.object} ({name}): {outcome.reason}")
+            reason = outcome.reason_at(explanation.threshold_of(outcome.label))
+            console.print(f"missed object {outcome.object} ({name}): {reason}", soft_wrap=True)
     console.print(f"written: {path}", soft_wrap=True)

@@ -70,7 +70,8 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
         },
         "classes": explanation.categories.names,
         "grid": asdict(attention.grid),
-        "threshold": explanation.threshold,
+        "threshold": None if isinstance(explanation.threshold, tuple) else explanation.threshold,
+        "classThresholds": explanation.threshold if isinstance(explanation.threshold, tuple) else None,
         "includedQueries": included,
         "queries": _queries(explanation, set(included)),
         "stages": [asdict(stage) for stage in explanation.stages],
@@ -111,7 +112,7 @@ def _queries(explanation: Explanation, included: set[int]) -> list[dict[str, Any
                 {
                     "box": _rounded(boxes[layer, query], 2),
                     "top": [
-                        [label, round(value, 4)]
+                        [label, round(value, 6)]
                         for label, value in zip(
                             top.indices[layer, query].tolist(), top.values[layer, query].tolist(), strict=True
                         )

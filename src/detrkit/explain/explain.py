@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from detrkit.explain.masks import masks_for, merge_masks
 from detrkit.explain.matching import explain_matching
 from detrkit.explain.stages import capture_stages
 from detrkit.inference.detector import Detector
-from detrkit.inference.images import ImageInput, read_image_input
+from detrkit.inference.images import path_of, read_image_input
+from detrkit.inference.options import check_threshold
 from detrkit.losses.criterion import SetCriterion
 from detrkit.models.attention.recording import record_attention_of_copy, with_own_mask_head
 from detrkit.postprocess.panoptic import MIN_SCORE
@@ -32,10 +34,10 @@ from detrkit.training.build import build_criterion
 
 def explain(
     source: Path | str | Detector,
-    image: ImageInput,
+    image: Any,
     *,
     annotations: Path | str | Annotations | None = None,
-    threshold: float = 0.5,
+    threshold: Any = 0.5,
     device: str = "auto",
     model: NamedModel | None = None,
     state_dict_key: str | None = None,
@@ -44,11 +46,11 @@ def explain(
 
     Args:
         source: run folder, weights file, Hugging Face folder or hub id, preset, or a loaded `Detector`.
-        image: path, Pillow image, (H, W, C) uint8 array or (C, H, W) uint8 tensor.
+        image: as in `Detector.predict`: path, bytes, open file, Pillow image, (H, W, C) array or (C, H, W) tensor.
         annotations: ground truth of the image: COCO JSON or dataset folder that contains it, or `Annotations` with boxes
             in xyxy pixels and labels in 0..K-1. With it, the explanation includes the matching, the losses of the run
             that the weights are from, and why objects were missed.
-        threshold: minimum score of a detection, 0 to 1.
+        threshold: minimum score of a detection, 0 to 1; "auto" uses the thresholds that evaluation stored.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one; ignored for a loaded `Detector`.
         model: see `Detector.load`.
         state_dict_key: see `Detector.load`.
@@ -58,12 +60,12 @@ def explain(
         `Explanation.to_html` and `Explanation.save_figure` show them.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or "auto" for a model that has not been evaluated.
         DatasetError: the image or its annotations cannot be read.
         CheckpointError: the model cannot be read, or its output is not finite.
     """
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"{arg('threshold', threshold)} is not a score; expected 0 to 1.")
+    if not isinstance(threshold, str) or threshold != "auto":
+        check_threshold(threshold)
     if isinstance(source, str | Path) and isinstance(image, str | Path):
         check_kinds({"source": (source, MODEL), "image": (image, IMAGES)})
     if isinstance(source, Detector):
@@ -78,7 +80,7 @@ def explain(
         _read_sample(detector, image, annotations),
         criterion=criterion,
         threshold=threshold,
-        image_name=Path(image).name if isinstance(image, Path | str) else "image",
+        image_name=Path(path_of(image) or "image").name,
         model_name=model_name,
     )
 
@@ -90,7 +92,7 @@ def explain_sample(
     *,
     criterion: SetCriterion | None = None,
     segment_threshold: float | None = None,
-    threshold: float = 0.5,
+    threshold: Any = 0.5,
     image_name: str = "image",
     model_name: str = "model",
 ) -> Explanation:
@@ -101,14 +103,15 @@ def explain_sample(
         sample: the original image, with its annotations if there is a criterion.
         criterion: computes the matching to the annotations; None if there are none.
         segment_threshold: minimum score of a query in the panoptic segmentation. Default: the detector's threshold.
-        threshold: minimum score of a detection.
+        threshold: minimum score of a detection, or "auto".
         image_name: name of the image to show.
         model_name: name of the model to show.
 
     Raises:
         CheckpointError: the model's output is not finite.
-        ConfigError: the detector runs an exported model, or its attention cannot be shown.
+        ConfigError: the detector runs an exported model, or its attention cannot be shown; or the threshold is wrong.
     """
+    min_scores = detector.resolve_threshold(threshold)
     model, preprocessing, categories = detector.exact_model(), detector.preprocessing, detector.categories
     batch = collate([preprocessing.transform(model.config.in_channels)(sample)])
     with capture_stages(model) as stages:
@@ -132,7 +135,7 @@ def explain_sample(
         model_name=model_name,
         config=model.config,
         categories=categories,
-        threshold=threshold,
+        threshold=min_scores,
         attention=attention,
         stages=tuple(stages),
         annotations=None if criterion is None else sample.annotations,
@@ -150,18 +153,19 @@ def _check_finite(*outputs: Tensor) -> None:
         )
 
 
-def _read_sample(detector: Detector, image: ImageInput, annotations: Path | str | Annotations | None) -> Sample:
+def _read_sample(detector: Detector, image: Any, annotations: Path | str | Annotations | None) -> Sample:
     """Read the image, with its objects if annotations are given."""
     channels = detector.model.config.in_channels
     if annotations is None or isinstance(annotations, Annotations):
         sample = unannotated(read_image_input(image, channels))
         return sample if annotations is None else replace(sample, annotations=annotations)
-    if not isinstance(image, Path | str):
+    path = path_of(image)
+    if path is None:
         raise ConfigError(
             f"{arg('annotations', str(annotations))} is searched by file name, but the image is not a path. Pass the "
             "path of the image, or its Annotations."
         )
-    split = find_record(Path(image), Path(annotations))
+    split = find_record(Path(path), Path(annotations))
     labels_in_model = torch.tensor(match_split(detector.categories, split, "explain").labels)
     sample = DetectionDataset(split, channels=channels)[0]
     labels = labels_in_model[sample.annotations.labels]

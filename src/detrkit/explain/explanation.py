@@ -18,8 +18,10 @@ from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import ConfigError, arg
 from detrkit.explain.masks import Masks
-from detrkit.explain.matching import MatchingExplanation
+from detrkit.explain.matching import MatchingExplanation, ObjectOutcome
 from detrkit.explain.stages import StageIO
+from detrkit.inference.batches import MinScores
+from detrkit.inference.options import Threshold
 from detrkit.models.attention.recording import RecordedAttention
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Annotations, PanopticSegments
@@ -40,7 +42,7 @@ class Explanation:
         model_name: name of the model's source.
         config: configuration of the model.
         categories: classes of the model.
-        threshold: minimum score of a detection.
+        threshold: minimum score of a detection; of every class, if it is "auto" (thresholds stored by evaluation).
         attention: recorded attention; its maps are computed when requested.
         stages: input and output shapes of every part of the model.
         annotations: ground truth, boxes in xyxy pixels of the image; None if not given.
@@ -54,7 +56,7 @@ class Explanation:
     model_name: str
     config: ModelConfig
     categories: Categories
-    threshold: float
+    threshold: MinScores
     attention: RecordedAttention
     stages: tuple[StageIO, ...]
     annotations: Annotations | None
@@ -64,11 +66,10 @@ class Explanation:
 
     def __repr__(self) -> str:
         count = plural(len(self.detected_queries()), "detection")
-        text = f"{self.image_name!r}, model={self.model_name!r}, {count} at {self.threshold:g}"
+        text = f"{self.image_name!r}, model={self.model_name!r}, {count} at {self.given_threshold}"
         if self.matching is not None:
-            outcomes = self.matching.outcomes
-            detected = sum(outcome.is_detected(self.threshold) for outcome in outcomes)
-            text += f", {detected} of {plural(len(outcomes), 'object')} detected"
+            num_objects = len(self.matching.outcomes)
+            text += f", {num_objects - len(self.missed_objects())} of {plural(num_objects, 'object')} detected"
         return f"Explanation({text})"
 
     def _repr_png_(self) -> bytes | None:
@@ -106,15 +107,29 @@ class Explanation:
         """Best class of every query after the last decoder layer, 0..K-1."""
         return self.layer_probabilities[-1].argmax(-1)
 
+    @property
+    def given_threshold(self) -> Threshold:
+        """The threshold as it was given: a number or "auto"."""
+        return "auto" if isinstance(self.threshold, tuple) else self.threshold
+
+    def threshold_of(self, label: int) -> float:
+        """Return the minimum score of a class."""
+        return self.threshold[label] if isinstance(self.threshold, tuple) else self.threshold
+
+    def missed_objects(self) -> list[ObjectOutcome]:
+        """Return the objects of the ground truth that are not detected at the threshold; none without ground truth."""
+        outcomes = () if self.matching is None else self.matching.outcomes
+        return [outcome for outcome in outcomes if not outcome.is_detected(self.threshold_of(outcome.label))]
+
     def ranked_queries(self) -> list[int]:
         """Return all queries, highest score first."""
         return list(map(int, self.scores.argsort(descending=True, stable=True)))
 
     def detected_queries(self, threshold: float | None = None) -> list[int]:
         """Return the queries with a score of at least `threshold` (default: the explanation's), highest score first."""
-        threshold = self.threshold if threshold is None else threshold
-        scores = self.scores
-        return [query for query in self.ranked_queries() if scores[query] >= threshold]
+        scores, labels = self.scores.tolist(), self.labels.tolist()
+        minima = [self.threshold_of(label) if threshold is None else threshold for label in labels]
+        return [query for query in self.ranked_queries() if scores[query] >= minima[query]]
 
     def to_html(self, path: Path | str, *, queries: Sequence[int] = ()) -> None:
         """Write an interactive page as one HTML file that opens without a network.

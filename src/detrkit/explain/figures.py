@@ -103,7 +103,7 @@ def _encoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
     if not points:
         raise ConfigError(
             f"{arg('figure', 'encoder')} has nothing to show: there are no detections at "
-            f"{arg('threshold', explanation.threshold)}. Pass {arg('points')}, or lower the threshold."
+            f"{arg('threshold', explanation.given_threshold)}. Pass {arg('points')}, or lower the threshold."
         )
     panels = [
         Panel(
@@ -123,7 +123,7 @@ def _decoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
     if not queries:
         raise ConfigError(
             f"{arg('figure', 'decoder')} has nothing to show: there are no detections at "
-            f"{arg('threshold', explanation.threshold)}. Lower it, or pass {arg('queries')}."
+            f"{arg('threshold', explanation.given_threshold)}. Lower it, or pass {arg('queries')}."
         )
     drawn = {query: _drawn_query(explanation, query) for query in queries[:_MAX_PANELS]}
     panels = [

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detrkit._internal.text import tell_apart
 from detrkit.data.categories import Categories
 from detrkit.losses.classification import Classification, IoUAwareClassification, SigmoidFocalClassification
 from detrkit.losses.criterion import SetCriterion
@@ -59,7 +60,7 @@ class ObjectOutcome:
         score: score of that query; the object is detected at thresholds up to it.
         best_query: query with the highest IoU; None if no box overlaps the object.
         best_iou: that IoU; 0 if no box overlaps the object.
-        reason: why it is missed if `detected_by` is None, or at thresholds above `score`.
+        reason: why it is missed if `detected_by` is None, or at thresholds above `score`; see `reason_at`.
     """
 
     object: int
@@ -74,6 +75,13 @@ class ObjectOutcome:
     def is_detected(self, threshold: float) -> bool:
         """Return whether the object is detected by a query with a score of at least `threshold`."""
         return self.score is not None and self.score >= threshold
+
+    def reason_at(self, threshold: float) -> str:
+        """Return why the object is missed at a threshold, with enough digits to tell the score from the threshold."""
+        if self.score is None:
+            return self.reason
+        score, limit = tell_apart(self.score, threshold)
+        return f"{self.reason}: {score} is below the threshold of {limit}"
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ def _object_outcomes(
                 score=None if query is None else float(scores[query]),
                 best_query=best if iou[best, index] > 0 else None,
                 best_iou=float(iou[best, index]),
-                reason=_reason_below_threshold(query, index, scores, no_object, iou)
+                reason=_reason_below_threshold(query, index, no_object, iou)
                 if query is not None
                 else _reason_undetected(index, label, probabilities, iou, detecting_query, names),
             )
@@ -229,13 +237,10 @@ def _detecting_queries(
 
 
 def _reason_below_threshold(
-    query: int, index: int, scores: Float[Tensor, "Q"], no_object: Float[Tensor, "Q"] | None, iou: Float[Tensor, "Q N"]
+    query: int, index: int, no_object: Float[Tensor, "Q"] | None, iou: Float[Tensor, "Q N"]
 ) -> str:
     rest = "" if no_object is None else f" (no object: {no_object[query]:.2f})"
-    return (
-        f"query {query} predicts the right class and box (IoU {iou[query, index]:.2f}), but its score of "
-        f"{scores[query]:.2f} is below the threshold{rest}"
-    )
+    return f"query {query} predicts the right class and box (IoU {iou[query, index]:.2f}), but with a low score{rest}"
 
 
 def _reason_undetected(

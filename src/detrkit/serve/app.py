@@ -98,8 +98,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
             )
         chosen = _choose_threshold(threshold, service.config.threshold)
         service.detector.resolve_threshold(chosen)
-        min_score = 0.5 if isinstance(chosen, str) else chosen  # the page has one threshold for all classes
-        packed, length = await _answer(request, service, lambda upload: service.explain(upload, min_score))
+        packed, length = await _answer(request, service, lambda upload: service.explain(upload, chosen))
         headers = {"Content-Encoding": "gzip", "X-Document-Bytes": str(length)}
         return Response(packed, media_type="application/octet-stream", headers=headers)
 

@@ -25,6 +25,7 @@ from detrkit.explain.explanation import Explanation
 from detrkit.inference.batches import MinScores
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
+from detrkit.inference.options import Threshold
 from detrkit.serve.batcher import Batcher
 from detrkit.serve.config import THREAD_PREFIX, ServeConfig
 from detrkit.serve.http_errors import HttpError, queue_full, shutting_down
@@ -112,7 +113,7 @@ class Service:
             found = await _wait(self.batcher.predict(sample, min_scores))
         return replace(found, path=upload.name)
 
-    async def explain(self, upload: Upload, threshold: float) -> tuple[bytes, int]:
+    async def explain(self, upload: Upload, threshold: Threshold) -> tuple[bytes, int]:
         """Explain the detections in an image.
 
         Returns:

@@ -24,3 +24,12 @@ function table(id, headings, rows) {
 function tableRow(...entries) {
   return element("tr", {}, ...entries.map(([content, kind]) => element("td", { className: kind || "" }, content)));
 }
+
+// two numbers with two digits, or with as many as show that they differ
+function tellApart(value, limit) {
+  for (let digits = 2; digits <= 16; digits++) {
+    const texts = [value.toFixed(digits), limit.toFixed(digits)];
+    if (texts[0] !== texts[1]) return texts;
+  }
+  return [value.toFixed(2), limit.toFixed(2)];
+}

@@ -40,7 +40,14 @@ class MatchingTables {
   }
 
   isDetected(object) {
-    return object.score !== null && object.score >= this.viewer.threshold;
+    return object.score !== null && object.score >= this.viewer.minScore(object.label);
+  }
+
+  // why an object is missed, with enough digits to tell its score from the threshold
+  reason(object) {
+    if (object.score === null) return object.reason;
+    const [score, limit] = tellApart(object.score, this.viewer.minScore(object.label));
+    return `${object.reason}: ${score} is below the threshold of ${limit}`;
   }
 
   showObjects() {
@@ -48,12 +55,12 @@ class MatchingTables {
     const rows = objects.map((object, index) => {
       const outcome = this.isDetected(object)
         ? element("span", {}, element("span", { className: "good" }, "detected "), `by query ${object.detectedBy}, score ${object.score.toFixed(2)}`)
-        : element("span", {}, element("span", { className: "bad" }, "missed: "), object.reason);
+        : element("span", {}, element("span", { className: "bad" }, "missed: "), this.reason(object));
       const closest = object.bestQuery === null ? "none overlaps it" : element("span", {}, this.queryLink(object.bestQuery), ` ${object.bestIou.toFixed(2)}`);
       return tableRow([this.objectName(index), "name"], [outcome], [this.queryLink(object.matchedQuery)], [closest, "name"]);
     });
     const count = objects.filter((object) => this.isDetected(object)).length;
-    byId("detected").textContent = `${count} of ${rows.length} detected at threshold ${this.viewer.threshold.toFixed(2)}: right class, IoU of at least 0.50, one query per object.`;
+    byId("detected").textContent = `${count} of ${rows.length} detected at threshold ${this.viewer.thresholdText()}: right class, IoU of at least 0.50, one query per object.`;
     table("objects", [["object"], ["outcome"], ["matched in training"], ["closest box, IoU"]], rows);
   }
 

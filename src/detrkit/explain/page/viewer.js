@@ -7,7 +7,7 @@ class Viewer {
     this.numLayers = { query: model.decoderLayers, cell: model.encoderLayers, none: model.decoderLayers };
     this.layer = { query: model.decoderLayers - 1, cell: Math.max(0, model.encoderLayers - 1), none: model.decoderLayers - 1 };
     this.head = -1;
-    this.threshold = explanation.threshold;
+    this.threshold = explanation.threshold; // null: every class has its own
     this.view = "query";
     this.query = this.ranked()[0];
     this.cell = [Math.floor(maps.rows / 2), Math.floor(maps.columns / 2)];
@@ -32,8 +32,17 @@ class Viewer {
     return this.explanation.queries.map((_, query) => query).sort((a, b) => this.score(b) - this.score(a));
   }
 
+  // minimum score of a class
+  minScore(label) {
+    return this.threshold ?? this.explanation.classThresholds[label];
+  }
+
+  thresholdText() {
+    return this.threshold === null ? "auto" : this.threshold.toFixed(2);
+  }
+
   detections() {
-    return this.ranked().filter((query) => this.score(query) >= this.threshold);
+    return this.ranked().filter((query) => this.score(query) >= this.minScore(this.final(query).top[0][0]));
   }
 
   // index of a query among those whose attention is included in the page, or -1
@@ -56,7 +65,7 @@ class Viewer {
     this.observer = new ResizeObserver(() => this.resize());
     this.observer.observe(byId("stage").parentElement);
     byId("head").max = this.explanation.model.heads;
-    byId("threshold").value = this.threshold;
+    byId("threshold").value = this.threshold ?? Math.max(...this.explanation.classThresholds);
     byId("groundTruth").parentElement.hidden = !this.explanation.objects;
     byId("points").parentElement.hidden = !this.explanation.maps.points;
     drawColorBar(byId("colorBar"));
@@ -125,7 +134,7 @@ class Viewer {
     byId("layerValue").value = `${layer + 1} of ${numLayers}`;
     byId("head").value = this.head + 1;
     byId("headValue").value = this.head < 0 ? "mean" : `${this.head + 1} of ${this.explanation.model.heads}`;
-    byId("thresholdValue").value = this.threshold.toFixed(2);
+    byId("thresholdValue").value = this.thresholdText();
     byId("opacityValue").value = percent(byId("opacity").valueAsNumber);
     this.listDetections();
     this.draw();
@@ -134,7 +143,7 @@ class Viewer {
 
   listDetections() {
     const detections = this.detections();
-    byId("count").textContent = `(${detections.length} at ${this.threshold.toFixed(2)})`;
+    byId("count").textContent = `(${detections.length} at ${this.thresholdText()})`;
     const focused = document.activeElement?.dataset?.query;
     byId("detections").replaceChildren(...detections.map((query) => this.chip(query)));
     if (!detections.length) byId("detections").append(element("p", {}, "No detections above the threshold."));
