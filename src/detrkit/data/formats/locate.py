@@ -8,7 +8,7 @@ never leads out of it. Folders are listed once.
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -178,7 +178,7 @@ class DatasetFiles:
 
     def subfolders(self, folder: Path) -> list[Path]:
         """List the folders in a folder that are not hidden."""
-        return [folder / name for name in self.listing(folder).folders if not _is_hidden(name)]
+        return [folder / name for name in self.listing(folder).folders if not is_hidden(name)]
 
     def find(self, folder: Path, parts: Sequence[str]) -> Path | None:
         """Find a file or folder by its parts below a folder."""
@@ -228,11 +228,12 @@ class DatasetFiles:
             folder / name
             for folder in self.walk(self.root, *ALL_FOLDERS)
             for name in sorted(self.listing(folder).files)
-            if name.lower().endswith(suffix) and not _is_hidden(name)
+            if name.lower().endswith(suffix) and not is_hidden(name)
         ]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is left out: its name starts with a dot, or macOS has put it into an archive."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -351,62 +352,6 @@ def _parts_of_stem(stem: str) -> frozenset[str]:
     words = re.split(r"([._-])", stem)
     starts = range(0, len(words), 2)
     return frozenset(_key("".join(part)) for start in starts for part in (words[start:], words[: start + 1]) if stem)
-
-
-class LabelFinder:
-    """Finds the label file of an image: where `labels` stands for `images` in its path, or next to it."""
-
-    def __init__(self, tree: DatasetFiles, suffix: str = ".txt") -> None:
-        self.tree = tree
-        self.suffix = suffix
-        self._folders: dict[Path, list[Path]] = {}
-
-    def find(self, image: Path) -> Path | None:
-        """Find the label file of an image."""
-        for folder in self.folders(image.parent):
-            name = self.tree.listing(folder).file(f"{image.stem}{self.suffix}")
-            if name is not None:
-                return folder / name
-        return None
-
-    def folders(self, images: Path) -> list[Path]:
-        """List the folders in which labels of the images in a folder are looked for."""
-        if images not in self._folders:
-            self._folders[images] = list(dict.fromkeys(self._places(images)))
-        return self._folders[images]
-
-    def unused(self, used: Collection[Path]) -> list[Path]:
-        """List the label files, in the folders of labels, that belong to no image."""
-        beside = {one for one in self._folders if not any(label.parent == one for label in used)}
-        searched = {one for places in self._folders.values() for one in places} - beside
-        return [
-            folder / name
-            for folder in sorted(searched)
-            for name in sorted(self.tree.listing(folder).files)
-            if name.lower().endswith(self.suffix) and not _is_hidden(name) and folder / name not in used
-        ]
-
-    def _places(self, images: Path) -> Iterator[Path]:
-        inside = images.is_relative_to(self.tree.root)
-        root = self.tree.root if inside else images.parents[min(2, len(images.parents) - 1)]
-        parts = images.relative_to(root).parts
-        ancestors = [(root.joinpath(*parts[:index]), index) for index in reversed(range(len(parts) + 1))]
-        for folder, index in ancestors[1:]:
-            if is_named(parts[index], IMAGE_WORDS):
-                yield from self._siblings(folder, parts[index], parts[index + 1 :])
-        for folder, index in ancestors:
-            yield from self._siblings(folder, "", parts[index:])
-        if parts:
-            yield from self._siblings(images.parent, images.name, ())
-        yield images
-
-    def _siblings(self, folder: Path, name: str, rest: Sequence[str]) -> Iterator[Path]:
-        """Yield the folders of labels in a folder that go with a folder of images: `train_labels` with `train_images`."""
-        for sibling in self.tree.subfolders(folder):
-            if is_named(sibling.name, LABEL_WORDS) and subset_of(sibling.name) in (None, subset_of(name)):
-                found = self.tree.find(sibling, rest) if rest else sibling
-                if found is not None and found.is_dir():
-                    yield found
 
 
 def unused_images(tree: DatasetFiles, used: Iterable[Path]) -> list[Path]:

@@ -17,7 +17,8 @@ from detrkit.data.dataset import Split
 from detrkit.data.findings import Location
 from detrkit.data.formats.category_file import CATEGORIES_FILE, category_file_text
 from detrkit.data.formats.context import ReadContext
-from detrkit.data.formats.locate import ALL_FOLDERS, DatasetFiles, LabelFinder, has_image_suffix, may_be_image
+from detrkit.data.formats.label_files import LabelFinder
+from detrkit.data.formats.locate import ALL_FOLDERS, DatasetFiles, has_image_suffix, may_be_image
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.formats.yolo_settings import YoloSettings, find_settings, read_settings
 from detrkit.data.images import has_image_content, read_image_size
