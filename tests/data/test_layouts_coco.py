@@ -1,6 +1,7 @@
 """Layouts of COCO annotations as the field's tools write them; file names of other machines; values as text."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from detrkit.data.formats.locate import DatasetFiles, ImageFinder, path_parts, s
 from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from tests.data.layouts import BOX, coco_document, put_coco, put_images, put_text
+from tests.datasets import write_panoptic
 
 TRAIN, VAL = ["a.jpg", "b.jpg", "c.jpg"], ["a.jpg", "b.jpg"]  # the same names in both: folders tell them apart
 
@@ -150,6 +152,17 @@ def test_images_that_are_not_annotated_are_counted(tmp_path: Path) -> None:
     assert (finding.severity, len(finding.locations)) == ("note", 2)
 
 
+def test_image_that_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
+    put_images(tmp_path / "data", TRAIN)
+    put_images(tmp_path / "data", ["photo"], "PNG")
+    (tmp_path / "data" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    put_coco(tmp_path / "labels.json", [*TRAIN, "phone.heic", "photo"])
+    data = load_dataset(tmp_path)
+    assert len(data.train) + len(data.val) == 4
+    (finding,) = data.findings
+    assert finding.title == "files among the images that cannot be decoded"
+
+
 def test_subsets_without_the_name_of_a_split_are_joined(tmp_path: Path) -> None:
     divided("images/{}", "annotations/instances_{}.json", "monday", "tuesday")(tmp_path)
     data = load_dataset(tmp_path)
@@ -264,6 +277,35 @@ def test_sizes_that_are_missing_are_read_from_the_images(tmp_path: Path) -> None
     each("images", "height", lambda _: 0)(document)
     put_text(tmp_path / "labels.json", json.dumps(document))
     assert load_dataset(tmp_path).train.records[0].size == (8, 12)
+
+
+@pytest.mark.parametrize(
+    ("images", "pngs"),
+    [
+        ("images/{}", "annotations/panoptic_{}"),
+        ("Images/{}", "Masks/{}"),
+        ("{}", "panoptic/{}"),
+        ("{}/images", "{}/png"),
+    ],
+)
+def test_panoptic_layout_is_read(tmp_path: Path, images: str, pngs: str) -> None:
+    original = write_panoptic(tmp_path / "original")
+    root = tmp_path / "other"
+    for split in ("train2017", "val2017"):
+        file = original / "annotations" / f"panoptic_{split}.json"
+        document = json.loads(file.read_text())
+        for key in ("images", "annotations"):
+            for entry in document[key]:
+                entry["file_name"] = f"C:\\coco\\{split}\\{entry['file_name']}"
+        put_text(root / "annotations" / file.name, json.dumps(document))
+        shutil.copytree(original / split, root / images.format(split))
+        shutil.copytree(file.with_suffix(""), root / pngs.format(split))
+    data = load_dataset(root, masks=True)
+    assert (data.format, len(data.train), len(data.val), data.findings) == ("panoptic", 2, 2, ())
+    for record in data.val.records:
+        assert record.mask_file is not None
+        assert record.mask_file.parent == root / pngs.format("val2017")
+        assert record.path.parent == root / images.format("val2017")
 
 
 def test_layouts_are_converted(tmp_path: Path) -> None:

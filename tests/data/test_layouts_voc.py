@@ -186,6 +186,28 @@ def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
     assert (test.categories.names, test.categories.ids) == (("x", "y", "z"), (1, 2, 3))
 
 
+def test_lists_of_other_splits_may_name_missing_files(tmp_path: Path) -> None:
+    put(tmp_path / "JPEGImages", tmp_path / "Annotations", "ab")
+    put_text(tmp_path / "ImageSets" / "Main" / "val.txt", "a\nb\n")
+    put_text(tmp_path / "ImageSets" / "Main" / "train.txt", "c\nd\n")
+    put_text(tmp_path / "ImageSets" / "Main" / "test.txt", "")
+    val, _ = load_split(tmp_path, "val")
+    assert val is not None
+    assert len(val) == 2
+    errors: list[DatasetError] = []
+    data = load_dataset(tmp_path, on_error=errors.append)
+    assert (len(data.val), len(errors)) == (2, 2)
+    assert "splits without images" in [finding.title for finding in data.findings]
+
+
+def test_image_that_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "images", tmp_path / "annotations")
+    put_xml(tmp_path / "annotations" / "phone.xml", "phone.heic")
+    (tmp_path / "images" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    (finding,) = load_dataset(tmp_path).findings
+    assert finding.title == "files among the images that cannot be decoded"
+
+
 def test_label_map_of_cvat_numbers_the_classes(tmp_path: Path) -> None:
     put(tmp_path / "JPEGImages", tmp_path / "Annotations")
     put_text(

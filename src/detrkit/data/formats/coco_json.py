@@ -157,6 +157,9 @@ class ImageReader:
                 self.context.error(ImageError(error.message))
                 continue
             seen.add(key)
+            if self.context.leave_out_undecodable(image):
+                of_image.pop(key, None)
+                continue
             found = of_image.pop(key, [])  # None stands for a malformed object
             annotations = [one for one in found if one is not None]
             if masks:

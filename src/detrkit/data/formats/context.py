@@ -6,6 +6,8 @@ from pathlib import Path
 
 from detrkit.data.dataset import Split
 from detrkit.data.findings import Finding, Location, Severity
+from detrkit.data.formats.locate import has_image_suffix
+from detrkit.data.images import has_image_content
 from detrkit.data.records import ErrorHandler, Masks, SplitName, raise_error
 from detrkit.errors import DatasetError
 
@@ -59,6 +61,21 @@ class ReadContext:
         if self.splits is not None and len(self.splits) == 1:
             return False
         self.warn("splits without images", "they are left out", Location(f"{source}: no {what}"))
+        return True
+
+    def leave_out_undecodable(self, path: Path) -> bool:
+        """Report a file among the images whose suffix is unknown and whose content is no image.
+
+        Returns:
+            Whether it is one, to be left out.
+        """
+        if has_image_suffix(path.name) or has_image_content(path):
+            return False
+        self.warn(
+            "files among the images that cannot be decoded",
+            "they are left out with their labels; convert them to JPEG or PNG",
+            Location(str(path), path),
+        )
         return True
 
     def without_empty(self, splits: dict[SplitName, Split]) -> dict[SplitName, Split]:

@@ -254,6 +254,8 @@ class _Matcher:
             image = own or self._named_image(page)
             if image is None:
                 self.context.error(self._missing(page))
+            elif self.context.leave_out_undecodable(image):
+                continue
             elif own is None and image in taken:
                 self.context.warn(
                     "XML files whose image has another XML file",

@@ -17,8 +17,7 @@ from detrkit.data.formats.locate import (
     subset_of,
     subset_of_folder,
 )
-from detrkit.data.records import SPLIT_FOLDERS, SplitName
-from detrkit.errors import DatasetError
+from detrkit.data.records import SPLIT_FOLDERS, ImageError, SplitName
 
 _LIST_FOLDERS = ("Main", "")  # in ImageSets
 _LABEL_MAP = "labelmap.txt"  # of CVAT: NAME:COLOR:PARTS:ACTIONS
@@ -36,7 +35,7 @@ def splits_of_files(tree: DatasetFiles, context: ReadContext) -> dict[SplitName,
     for folder, lists in listed_folders.items():
         inside = [file for file in files if file.is_relative_to(folder)]
         files = [file for file in files if not file.is_relative_to(folder)]
-        for subset, listed in _divide(inside, lists).items():
+        for subset, listed in _divide(inside, lists, context).items():
             subsets[subset] += listed
     for file in files:
         subsets[subset_of_folder(file.parent, tree.root)].append(file)
@@ -79,7 +78,7 @@ def _lists_in(tree: DatasetFiles, folder: Path) -> dict[Subset, Path]:
     return {}
 
 
-def _divide(files: Sequence[Path], lists: dict[Subset, Path]) -> dict[Subset | None, list[Path]]:
+def _divide(files: Sequence[Path], lists: dict[Subset, Path], context: ReadContext) -> dict[Subset | None, list[Path]]:
     """Divide files by lists of their names; those that no list names are None.
 
     Raises:
@@ -89,23 +88,35 @@ def _divide(files: Sequence[Path], lists: dict[Subset, Path]) -> dict[Subset | N
     for file in files:
         by_stem[file.stem.casefold()].append(file)
     subsets: dict[Subset | None, list[Path]] = {
-        subset: list(dict.fromkeys(_named_files(path, by_stem))) for subset, path in lists.items()
+        subset: list(dict.fromkeys(_named_files(path, by_stem, context if _is_wanted(subset, context) else None)))
+        for subset, path in lists.items()
     }
+    for subset, path in lists.items():
+        if subset in ("val", "test") and _is_wanted(subset, context) and not read_names(path):
+            context.warn("splits without images", "they are left out", Location(f"{path}: no images"))
     named = {file for listed in subsets.values() for file in listed}
     subsets[None] = [file for file in files if file not in named]
     return subsets
 
 
-def _named_files(path: Path, by_stem: dict[str, list[Path]]) -> Iterator[Path]:
-    """Yield the files that a list names: without the 1, 0 or -1 of per-class lists, with folders of any machine."""
+def _is_wanted(subset: Subset, context: ReadContext) -> bool:
+    return context.wants("train" if subset == "trainval" else subset)
+
+
+def _named_files(path: Path, by_stem: dict[str, list[Path]], context: ReadContext | None) -> Iterator[Path]:
+    """Yield the files that a list names: without the 1, 0 or -1 of per-class lists, with folders of any machine.
+
+    Names without a file are reported to `context`, if there is one.
+    """
     for line in read_names(path):
         parts = path_parts(re.sub(r"\s+-?[01]$", "", line))
         stems = [parts[-1].casefold(), Path(parts[-1]).stem.casefold()] if parts else []
         found = next((by_stem[stem] for stem in stems if stem in by_stem), None)
         if found is None:
-            raise DatasetError(
-                f"{path}: {line!r}: no such XML file, expected the annotations of an image; check the list"
-            )
+            if context is not None:
+                message = f"{path}: {line!r}: no such XML file, expected the annotations of an image; check the list"
+                context.error(ImageError(message))
+            continue
         folders = [part.casefold() for part in parts[:-1]]
         yield max(found, key=lambda file: len({part.casefold() for part in file.parts} & set(folders)))
 

@@ -18,10 +18,10 @@ from detrkit.data.findings import Location
 from detrkit.data.formats.category_file import CATEGORIES_FILE, category_file_text
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.label_files import LabelFinder
-from detrkit.data.formats.locate import ALL_FOLDERS, DatasetFiles, has_image_suffix, may_be_image
+from detrkit.data.formats.locate import ALL_FOLDERS, DatasetFiles, may_be_image
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.formats.yolo_settings import YoloSettings, find_settings, read_settings
-from detrkit.data.images import has_image_content, read_image_size
+from detrkit.data.images import read_image_size
 from detrkit.data.records import SPLIT_FOLDERS, ImageError, ObjectError, Record, Records, SplitName
 from detrkit.errors import DatasetError, short
 
@@ -157,15 +157,8 @@ class _Reader:
     def _images_in(self, folder: Path) -> Iterator[Path]:
         """Yield the images in a folder; files that may be images and cannot be decoded are reported."""
         for name in self.tree.listing(folder).files:
-            path = folder / name
-            if has_image_suffix(name) or (may_be_image(name) and has_image_content(path)):
-                yield path
-            elif may_be_image(name):
-                self.context.warn(
-                    "files among the images that cannot be decoded",
-                    "they are left out with their labels; convert them to JPEG or PNG",
-                    Location(str(path), path),
-                )
+            if may_be_image(name) and not self.context.leave_out_undecodable(folder / name):
+                yield folder / name
 
     def _listed(self, name: str, file: Path) -> Path | None:
         """Find an image of a list, below the root; links that lead out of it are not followed."""

@@ -56,15 +56,16 @@ class YoloSettings:
         Absolute paths are used as they are written, if they exist. Exports contain paths of the machine they were made
         on, or lead out of the folder (`../train/images`): the longest end of the path that exists below the root is used.
         """
-        if Path(entry).is_absolute() and _exists(Path(entry)):
-            return Path(entry)
+        written = _expanded(entry)
+        if written.is_absolute() and _exists(written):
+            return written
         if not path_parts(entry):
             return self.tree.root
         found = self.tree.find_end(entry, [self.tree.root])
         if found is not None:
             return found[0]
-        written = self.tree.root / entry.replace("\\", "/")
-        return written.resolve() if _exists(written) else None
+        above = self.tree.root / written
+        return above.resolve() if _exists(above) else None
 
 
 def find_settings(tree: DatasetFiles) -> Path | None:
@@ -249,7 +250,7 @@ def _find_root(path: Path, content: Mapping[str, Any]) -> DatasetFiles:
     named = content.get("path")
     if not isinstance(named, str) or named.strip().lower() in _UNSET:
         return own
-    written = Path(named.replace("\\", "/"))
+    written = _expanded(named)
     bases = [Path()] if written.is_absolute() else [own.root, own.root.parent, Path.cwd()]
     for base in bases:
         if _exists(base / written) and (base / written).is_dir():
@@ -261,8 +262,10 @@ def _find_root(path: Path, content: Mapping[str, Any]) -> DatasetFiles:
 def _note_places(settings: YoloSettings, context: ReadContext) -> None:
     """Note the folders that are read and are not below the settings file."""
     own = settings.path.absolute().parent.resolve()
-    places = [settings.tree.root, *(settings.find(one) for entries in settings.entries.values() for one in entries)]
-    outside = dict.fromkeys(str(one) for one in places if one is not None and not one.resolve().is_relative_to(own))
+    root = settings.tree.root
+    found = [place for entries in settings.entries.values() for one in entries if (place := settings.find(one))]
+    places = [root, *(place for place in found if not place.is_relative_to(root))]
+    outside = dict.fromkeys(str(one) for one in places if not one.resolve().is_relative_to(own))
     if outside:
         context.notes.append(f"{settings.path.name} names folders elsewhere: {', '.join(list(outside)[:4])}")
 
@@ -294,6 +297,15 @@ def _is_label_file(path: Path) -> bool:
     except OSError:
         return False
     return len(words) >= 5 and words[0].isdigit() and all(re.fullmatch(r"[-+.\deE]+", word) for word in words[1:])
+
+
+def _expanded(name: str) -> Path:
+    """Return a path as it is written on this system, `~` expanded."""
+    path = Path(name.replace("\\", "/"))
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user
+        return path
 
 
 def _exists(path: Path) -> bool:
