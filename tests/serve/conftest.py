@@ -1,7 +1,6 @@
 """A server in a thread of this process, and images to send to it."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from detrkit.serve.hosts import Access
 from detrkit.serve.serve import bind, build_server
 from detrkit.serve.service import Service
 from tests.detectors import small_detector
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 
 class Served:
@@ -48,9 +47,8 @@ def serving(
         server = build_server(build_app(service, access), config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        wait_until(lambda: server.started or not thread.is_alive())
+        assert server.started
         served = Served(service, server, listener.getsockname()[1])
         try:
             yield served
