@@ -180,7 +180,7 @@ def test_close_finishes_running_and_cancels_waiting_jobs() -> None:
     wait_until(waiting.cancelled)
     assert not busy.batcher.is_alive
     busy.fake.may_continue.set()
-    closing.join(20)
+    closing.join(PATIENCE)
     assert busy.first.result(20).path == "0"
     with pytest.raises(CancelledError):
         busy.add(2)[0].result(20)

@@ -103,7 +103,8 @@ def test_window_can_be_resized_after_a_second_image(visit: Visit, drawn: list[Pa
     visit.wait_for("done")
     height, width = 64, 96  # of the second image
     visit.page.set_viewport_size({"width": 700, "height": 800})
-    visit.page.wait_for_timeout(200)
+    # what follows from the new size is done before the second frame
+    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     size = visit.page.evaluate("[document.getElementById('image').height, document.getElementById('image').width]")
     assert size[0] / size[1] == pytest.approx(height / width, abs=0.01)
 
