@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from detrkit.cli import main
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.training.loggers.jsonl import read_metrics
 from tests.datasets import write_coco, write_whole_photos
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 SHORT = [
     *("--model", "detr-tiny", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
@@ -56,9 +55,8 @@ def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.
         text=True,
     )
     try:
-        while len(read_metrics(output)) < 3:
-            assert training.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: training.poll() is not None or len(read_metrics(output)) >= 3)
+        assert training.poll() is None
         training.terminate()
         _, said = training.communicate(timeout=PATIENCE)
     finally:
@@ -124,40 +122,35 @@ def test_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path)
         "--dropout",
         "0.1",
     ]
+    # kills itself some time after its first save, so that it does not matter how fast another process would notice
     script = (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from detrkit.training import trainer; trainer._SECONDS_BETWEEN_SAVES = 0\n"
-        "from detrkit.cli import main; main(sys.argv[1:])"
+        "import os, signal, sys, threading, torch; torch.set_num_threads(1)\n"
+        "from detrkit.training import run, trainer; trainer._SECONDS_BETWEEN_SAVES = 0\n"
+        "from detrkit.cli import main\n"
+        "delay, save, timers = float(sys.argv.pop(1)), run.write_training_state, []\n"
+        "def save_and_die(*saved):\n"
+        "    save(*saved)\n"
+        "    timers.append(threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)))\n"
+        "    timers[-1].start()\n"
+        "if delay >= 0: run.write_training_state = save_and_die\n"
+        "try: main(sys.argv[1:])\n"
+        "finally:\n"
+        "    if timers: threading.Event().wait()\n"  # until it is killed
     )
 
-    def start(*arguments: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", script, "train", *arguments]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def start(delay: float, *arguments: str) -> int:
+        command = [sys.executable, "-c", script, str(delay), "train", *arguments]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start(str(folder), *settings, "--output", str(whole)).wait() == 0
+    assert start(-1, str(folder), *settings, "--output", str(whole)) == 0
     chance = random.Random(0)
-    kills = 0
-    process = start(str(folder), *settings, "--output", str(parts))
-    while True:
-        # most of a start is importing: wait for the run's first sign of life, then for a moment
-        state, begun = parts / "last" / "state.pt", time.monotonic()
-        seen = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == seen):
-            assert time.monotonic() - begun < PATIENCE
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.15))
-        if process.poll() is not None:
-            assert process.returncode in (0, 2)  # 2: the last kill hit a run that had ended but for its report
-            break
-        process.kill()
-        process.wait()
-        kills += 1
-        process = start("--resume", str(parts))
-        if kills == KILLS:
-            assert process.wait() in (0, 2)
-            break
-    assert kills == KILLS
+    arguments = [str(folder), *settings, "--output", str(parts)]
+    for kill in range(KILLS):
+        # 2: the kill before hit a run that had ended but for its report
+        assert start(chance.uniform(0, 0.15), *arguments) in ((-signal.SIGKILL, 2) if kill else (-signal.SIGKILL,))
+        arguments = ["--resume", str(parts)]
+    assert start(-1, *arguments) in (0, 2)
     assert weights(whole).keys() == weights(parts).keys()
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(parts)[name], tensor), name
@@ -264,11 +257,9 @@ def test_sigterm_saves_the_run_and_exits(tmp_path: Path) -> None:
         str(output),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    begun = time.monotonic()
-    while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").stat().st_size:
-        assert process.poll() is None
-        assert time.monotonic() - begun < PATIENCE
-        time.sleep(0.05)
+    metrics = output / "metrics.jsonl"
+    wait_until(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size > 0))
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
