@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,19 +165,8 @@ class ImageReader:
             if masks:
                 fitting = (self._with_fitting_segmentation(one, size, masks) for one in annotations)
                 annotations = [one for one in fitting if one is not None]
-            yield (
-                key,
-                Record(
-                    image_id=index + 1 if has_text_ids else int(key),
-                    path=image,
-                    size=size,
-                    boxes=np.array([one[0] for one in annotations], dtype=np.float32).reshape(-1, 4),
-                    labels=np.array([one[1] for one in annotations], dtype=np.int64),
-                    is_crowd=np.array([one[2] for one in annotations], dtype=bool),
-                    segmentations=tuple(one[3] for one in annotations) if masks else None,
-                    num_faults=len(found) - len(annotations),
-                ),
-            )
+            record = _to_record(index + 1 if has_text_ids else int(key), image, size, annotations, masks=bool(masks))
+            yield key, replace(record, num_faults=len(found) - len(annotations))
 
     def _with_fitting_segmentation(
         self, annotation: Annotation, size: tuple[int, int], masks: Masks
@@ -236,6 +225,20 @@ class ImageReader:
         if min(height, width) < 1:
             raise DatasetError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
         return height, width
+
+
+def _to_record(
+    image_id: int, path: Path, size: tuple[int, int], annotations: list[Annotation], *, masks: bool
+) -> Record:
+    return Record(
+        image_id=image_id,
+        path=path,
+        size=size,
+        boxes=np.array([one[0] for one in annotations], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([one[1] for one in annotations], dtype=np.int64),
+        is_crowd=np.array([one[2] for one in annotations], dtype=bool),
+        segmentations=tuple(one[3] for one in annotations) if masks else None,
+    )
 
 
 def describe_missing(file_name: str, finder: ImageFinder, what: str = "image") -> str:

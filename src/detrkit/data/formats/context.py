@@ -1,4 +1,4 @@
-"""What a format's reader is asked to read, and where it reports what it leaves out."""
+"""Request to the reader of a format, and its report of what is left out."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ class ReadContext:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What was reported, without the errors."""
+        """The findings that were reported, without the errors."""
         return tuple(Finding(*key, tuple(locations)) for key, locations in self._findings.items())
 
     def _add(self, severity: Severity, title: str, advice: str, location: Location | None) -> None:

@@ -30,8 +30,8 @@ class LabelFinder:
 
     def unused(self, used: Collection[Path]) -> list[Path]:
         """List the label files, in the folders of labels, that belong to no image."""
-        beside = {one for one in self._folders if not any(label.parent == one for label in used)}
-        searched = {one for places in self._folders.values() for one in places} - beside
+        of_images = {one for one in self._folders if not any(label.parent == one for label in used)}
+        searched = {one for places in self._folders.values() for one in places} - of_images
         return [
             folder / name
             for folder in sorted(searched)

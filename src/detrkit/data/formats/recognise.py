@@ -179,7 +179,7 @@ def recognise(path: Path) -> str | None:
         head = _head(file)
         for known in _FOREIGN:
             if _matches(known, head, file.suffix):
-                return f"{file}: is {known.name}, which detrkit does not read; {known.advice}"
+                return f"{file}: found {known.name}, which detrkit does not read; {known.advice}"
     return None
 
 

@@ -142,11 +142,7 @@ def read_voc(root: Path, context: ReadContext | None = None) -> dict[SplitName, 
     names = {name for of_split in pages.values() for page in of_split for name, _, _ in page.objects}
     if not names and not context.num_errors:
         raise DatasetError(f"{root}: found no objects in any XML file, expected at least one")
-    in_order = tuple(sorted(names | set(read_label_map(tree))))
-    categories = read_category_file(root) or Categories(tuple(range(1, len(in_order) + 1)), in_order)
-    for name in sorted(names):
-        if name not in categories.names:
-            raise DatasetError(f"{root / CATEGORIES_FILE}: the class {name!r} of the XML files is missing; add it")
+    categories = _read_categories(tree, root, names)
     num_splits = len(files)
     splits = {
         split: Split(
@@ -160,6 +156,16 @@ def read_voc(root: Path, context: ReadContext | None = None) -> dict[SplitName, 
     if context.splits is None:
         report_unused(tree, splits, context)
     return context.without_empty(splits)
+
+
+def _read_categories(tree: DatasetFiles, root: Path, names: set[str]) -> Categories:
+    """Number the class names, or read their ids from the file that `write` leaves."""
+    in_order = tuple(sorted(names | set(read_label_map(tree))))
+    categories = read_category_file(root) or Categories(tuple(range(1, len(in_order) + 1)), in_order)
+    for name in sorted(names):
+        if name not in categories.names:
+            raise DatasetError(f"{root / CATEGORIES_FILE}: the class {name!r} of the XML files is missing; add it")
+    return categories
 
 
 def _ignore(_error: DatasetError) -> None:
