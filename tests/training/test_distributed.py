@@ -2,6 +2,8 @@
 
 import copy
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +24,7 @@ from detrkit.data.transforms.geometry import crop, resize
 from detrkit.distributed.collectives import (
     average_over_processes,
     broadcast_from_first,
-    free_port,
+    environment_of_local_group,
     gather,
     max_over_processes,
     process_group,
@@ -101,16 +103,15 @@ def save_steps(process: Rank, file: Path, name: str, with_masks: bool, more: dic
             torch.save({"model": state, "gradients": gradients, "totals": torch.stack(totals)}, file)
 
 
-def run_cases(rank: int, ports: list[int], folder: Path) -> None:
+def run_cases(rank: int, folder: Path) -> None:
     """All that two processes are asked for, one after the other: to start them takes longer than what they do."""
     torch.set_num_threads(1)
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    for port, (case, settings) in zip(ports[1:], CASES.items(), strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+    for case, settings in CASES.items():
+        os.environ.update(environment_of_local_group(rank, 2, folder / f"{case}.store"))
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # users would see them
             save_steps(Rank(rank, 2, rank), folder / f"{case}.pt", *settings)
-    os.environ["MASTER_PORT"] = str(ports[0])
+    os.environ.update(environment_of_local_group(rank, 2, folder / "statistics.store"))
     save_batch_norm_statistics(rank, folder / "statistics")
 
 
@@ -157,9 +158,16 @@ def restore_random_state(process: Rank, train_step: TrainStep) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
-    ports = [free_port() for _ in range(1 + len(CASES))]
-    multiprocessing.start_processes(run_cases, (ports, folder), 2, start_method="spawn")
+    multiprocessing.start_processes(run_cases, (folder,), 2, start_method="spawn")
     return folder
+
+
+def listening_addresses() -> set[str]:
+    """Return the addresses, in hexadecimal, on which this process accepts TCP connections (Linux)."""
+    links = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    inodes = {match[1] for link in links if (match := re.fullmatch(r"socket:\[(\d+)\]", str(link)))}
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 def save_batch_norm_statistics(rank: int, file: Path) -> None:
@@ -177,6 +185,7 @@ def save_batch_norm_statistics(rank: int, file: Path) -> None:
         batch = collate(photos)
         alone.padding_invariant = settings.padding_invariant
         alone.train()(batch.images, batch.padding_mask)
+        file.with_suffix(f".addresses{rank}").write_text("\n".join(listening_addresses()))
     of_all = {
         "model": {name: buffer for name, buffer in model.named_buffers() if "running" in name},
         "average": {name: buffer for name, buffer in train_step.best_model.named_buffers() if "running" in name},
@@ -194,6 +203,14 @@ def test_batch_norm_statistics_are_averaged_over_processes(two_processes: Path) 
         assert torch.equal(mean, one["average"][name])
         assert torch.equal(mean, two["average"][name])
         torch.testing.assert_close(mean, (one["alone"][name] + two["alone"][name]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_of_one_machine_listen_on_the_loopback_interface_alone(two_processes: Path) -> None:
+    for rank in range(2):
+        addresses = (two_processes / f"statistics.addresses{rank}").read_text().split()
+        assert set(addresses) == {"0100007F"}  # 127.0.0.1; a TCP store listens on 0.0.0.0
 
 
 @pytest.mark.slow

@@ -4,20 +4,23 @@ In a single process, every function returns its input.
 """
 
 import os
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
+from torch._C._distributed_c10d import FileStore
 
 from detrkit._internal.signals import StopSignal
 from detrkit.distributed.rank import Rank
 
+STORE_VARIABLE = "DETRKIT_STORE"  # environment variable: file in which the processes of one machine meet
 _SYNC_INTERVAL = 10  # steps between exchanges of requests to stop
 _SECONDS_TO_SETTLE = 0.3  # gloo sometimes aborts when a process ends right after the group
 Value = TypeVar("Value")
@@ -29,9 +32,13 @@ def process_group(process: Rank, device: torch.device) -> Iterator[None]:
     if process.world_size == 1:
         yield
         return
-    _set_address(process)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    store = None
+    if STORE_VARIABLE in os.environ:
+        store = FileStore(os.environ[STORE_VARIABLE], process.world_size)
+    else:
+        _set_address(process)
+    distributed.init_process_group(backend, store=store, rank=process.rank, world_size=process.world_size)
     try:
         yield
         distributed.barrier()
@@ -130,11 +137,26 @@ def broadcast_numbers(values: Sequence[float]) -> list[float]:
     return [float(number) for number in numbers.tolist()]
 
 
-def free_port() -> int:
-    """Return a free TCP port of this machine."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def environment_of_local_group(rank: int, world_size: int, store: Path) -> dict[str, str]:
+    """Return the environment variables of a process whose group lives on this machine alone.
+
+    A TCP store would listen on all interfaces, without authentication, for objects that are unpickled: the processes meet
+    in a file, and talk over the loopback interface.
+
+    Args:
+        rank: of the process.
+        world_size: number of processes.
+        store: file in a folder of this user, which does not exist yet.
+    """
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        STORE_VARIABLE: str(store),
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+    }
 
 
 def _set_address(process: Rank) -> None:

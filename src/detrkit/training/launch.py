@@ -15,11 +15,11 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from detrkit._internal.signals import StopSignal
 from detrkit.config.run import RunConfig
 from detrkit.data.dataset import DatasetSplits
-from detrkit.distributed.collectives import free_port
+from detrkit.distributed.collectives import environment_of_local_group
 from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.training.result import TrainResult
 
-_RESULT = "result"
+_RESULT, _STORE = "result", "store"
 _USER_ERROR, _FAILURE = "0-", "1-"  # names of messages: errors that the user can correct come first
 
 
@@ -58,7 +58,7 @@ def launch(config: RunConfig, output: Path, *, dataset: DatasetSplits | None, re
     with tempfile.TemporaryDirectory() as folder, StopSignal() as stop:
         messages = Path(folder)
         context = start_processes(
-            _work, (world_size, free_port(), arguments, messages), world_size, join=False, start_method="spawn"
+            _work, (world_size, arguments, messages), world_size, join=False, start_method="spawn"
         )
         is_forwarded = False
         while True:
@@ -74,20 +74,12 @@ def launch(config: RunConfig, output: Path, *, dataset: DatasetSplits | None, re
                     process.terminate()
 
 
-def _work(rank: int, world_size: int, port: int, arguments: dict[str, Any], messages: Path) -> None:
+def _work(rank: int, world_size: int, arguments: dict[str, Any], messages: Path) -> None:
     """Train in one of the processes."""
     from detrkit.training.data import open_data
     from detrkit.training.run import run_training
 
-    os.environ.update(
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    )
+    os.environ.update(environment_of_local_group(rank, world_size, messages / _STORE))
     torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     try:
         data = open_data(arguments["config"], arguments.pop("dataset"))
@@ -104,7 +96,7 @@ def _work(rank: int, world_size: int, port: int, arguments: dict[str, Any], mess
 
 def _failure(folder: Path, otherwise: str) -> DetrkitError | RuntimeError:
     """Return the error of the process that failed first: its sentence, or its stack trace if it is not a user's mistake."""
-    messages = sorted(path for path in folder.iterdir() if path.name != _RESULT)
+    messages = sorted(path for path in folder.iterdir() if path.name not in (_RESULT, _STORE))
     if not messages:
         return DetrkitError(f"{arg('devices')}: {otherwise}")
     text = messages[0].read_text(encoding="utf-8")
