@@ -5,12 +5,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
 from detrkit.data import video as videos
 from detrkit.data.images import tensor_to_image
-from detrkit.data.video import Frame, VideoWriter, camera_address, open_camera, open_video
+from detrkit.data.video import Frame, VideoWriter, camera_address, camera_name, open_camera, open_video
 from detrkit.errors import ConfigError, DatasetError
 
 GREYS = [20 * number for number in range(12)]
@@ -177,3 +178,61 @@ def test_missing_pyav_is_reported(video: Path, monkeypatch: pytest.MonkeyPatch) 
         open_video(video),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("aspect", "rotation"), [(Fraction(16, 11), 0), (Fraction(8, 9), 0), (Fraction(16, 11), 90), (Fraction(1), 180)]
+)
+def test_pixels_that_are_not_square_keep_their_aspect(aspect: Fraction, rotation: int, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
+        container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 32)))))
+        container.mux(stream.encode())
+    with open_video(tmp_path / "a.mp4") as opened:
+        (frame,) = opened
+    assert frame.pixel_aspect == (1 / aspect if rotation == 90 else aspect)
+    with VideoWriter(tmp_path / "b.mp4", Fraction(10)) as writer:
+        writer.add(tensor_to_image(frame.pixels), 0.0, frame.pixel_aspect)
+    with open_video(tmp_path / "b.mp4") as opened:
+        (written,) = opened
+    assert written.pixel_aspect == frame.pixel_aspect
+    assert written.pixels.shape == frame.pixels.shape
+
+
+def test_sound_is_noticed(video: Path, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        sound = container.add_stream("aac", rate=48000)
+        container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 32)))))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 48000
+        container.mux(sound.encode(silence))
+        container.mux(stream.encode())
+        container.mux(sound.encode())
+    with open_video(tmp_path / "a.mp4") as opened:
+        assert opened.has_sound
+    with open_video(video) as opened:
+        assert not opened.has_sound
+
+
+@pytest.mark.parametrize(
+    ("camera", "shown"),
+    [
+        ("0", "camera:0"),
+        ("/dev/video7", "camera:/dev/video7"),
+        ("rtsp://user:secret@127.0.0.1:1/live", "rtsp://127.0.0.1:1/live"),
+        ("http://user:p@ss@127.0.0.1:1/a.mjpg", "http://127.0.0.1:1/a.mjpg"),
+    ],
+)
+def test_cameras_are_shown_without_passwords(camera: str, shown: str) -> None:
+    assert camera_name(camera) == shown
+    if "://" in camera:
+        message = f"{shown}: cannot be opened .*stream that can be reached"
+        with pytest.raises(DatasetError, match=message) as raised, open_camera(camera):
+            pass
+        assert "secret" not in str(raised.value)

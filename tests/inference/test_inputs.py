@@ -11,7 +11,7 @@ from PIL import Image
 from detrkit._internal.provenance import provenance_mark
 from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError
-from detrkit.inference.inputs import Inputs, list_inputs, output_names, parse_partition
+from detrkit.inference.inputs import Inputs, camera_output_name, list_inputs, output_names, parse_partition
 
 
 @pytest.fixture
@@ -121,3 +121,35 @@ def test_output_names_are_unique() -> None:
 def test_output_names_are_unique_for_any_input_names(stems: list[str]) -> None:
     names = output_names([f"{number}/{stem}.jpg" for number, stem in enumerate(stems)])
     assert len(set(names)) == len(stems)
+
+
+@pytest.mark.parametrize(
+    ("given", "camera"),
+    [
+        ("0", "0"),
+        ("2", "2"),
+        ("camera:1", "1"),
+        ("camera:http://10.0.0.2/video", "http://10.0.0.2/video"),
+        ("rtsp://u:p@10.0.0.2/live", "rtsp://u:p@10.0.0.2/live"),
+        ("RTSP://10.0.0.2/live", "RTSP://10.0.0.2/live"),
+        ("udp://@:1234", "udp://@:1234"),
+    ],
+)
+def test_cameras_are_named_as_in_other_tools(given: str, camera: str) -> None:
+    assert list_inputs([given]).cameras == (camera,)
+
+
+def test_a_file_named_like_a_camera_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0").write_bytes(b"")
+    assert list_inputs(["0"]).images == ("0",)
+
+
+@pytest.mark.parametrize("address", ["https://example.com/a.jpg", "s3://bucket/a.jpg", "file:///tmp/a.jpg"])
+def test_addresses_of_the_web_are_refused(address: str) -> None:
+    with pytest.raises(DatasetError, match="addresses of the web are not read; download the file"):
+        list_inputs([address])
+
+
+def test_passwords_are_in_no_file_name() -> None:
+    assert camera_output_name("rtsp://user:secret@10.0.0.2/live") == "camera-rtsp-10-0-0-2-live"

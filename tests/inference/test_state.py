@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import detrkit
-from detrkit import ConfigError, Detector, build_model
+from detrkit import CheckpointError, ConfigError, Detector, build_model
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.structures import Target
@@ -348,3 +348,19 @@ def test_detectors_are_pickled_and_copied(duplicate: Callable[[Detector], Detect
     assert other.categories == detector.categories
     pairs = itertools.product(other.model.parameters(), detector.model.parameters())
     assert not any(first.data_ptr() == second.data_ptr() for first, second in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_detectors_of_exported_files_are_pickled_with_their_path(format: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime" if format == "onnx" else "torch")
+    folder = tmp_path / "model"
+    small_detector().save_pretrained(folder)
+    path = Path(detrkit.export(folder, format, output=tmp_path / f"m{'.onnx' if format == 'onnx' else '.pt2'}").path)
+    detector = Detector.load(path)
+    expected = detector.predict(image(), 0.0)
+    content = pickle.dumps(detector)
+    assert torch.equal(pickle.loads(content).predict(image(), 0.0).scores, expected.scores)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="no such exported model"):
+        pickle.loads(content)

@@ -208,3 +208,20 @@ def test_scaled_and_translated_detections_have_no_image_size(detections: Detecti
     assert detections.translate((5, 7)).boxes[0].tolist() == [15, 27, 35, 67]
     assert detections.scale(2).boxes[0].tolist() == [20, 40, 60, 120]
     assert detections.translate((5, 7)).size is None
+
+
+def test_detections_are_filtered_by_score_class_and_area() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 2, 3], [0, 0, 100, 1], [5, 5, 4, 9]])
+    ids = torch.tensor([3, 7, 3, 9])
+    names = ("cat", "dog, large", "cat", "fish")
+    found = Detections(boxes, torch.tensor([0.9, 0.8, 0.5, 0.4]), torch.tensor([0, 1, 0, 2]), ids, names)
+    assert found.areas.tolist() == [100, 6, 100, 0]
+    assert found.filter(min_score=0.5).scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+    assert found.filter(classes="cat").class_names == ("cat", "cat")
+    assert found.filter(classes="dog, large").class_names == ("dog, large",)
+    assert found.filter(classes="cat,fish").class_names == ("cat", "cat", "fish")
+    assert found.filter(classes=iter([7, "fish"])).class_names == ("dog, large", "fish")
+    assert found.filter(classes=np.int64(9)).class_names == ("fish",)
+    assert found.filter(min_area=7, max_area=100, min_score=0.6).class_names == ("cat",)
+    assert len(found.filter()) == 4
+    assert len(found[:0].filter(min_score=0.5, classes=["cat"], min_area=1)) == 0

@@ -34,7 +34,8 @@ def predict(
     source
         Run folder, weights file, exported file, Hugging Face folder or id, or preset.
     images
-        Images, videos, folders of images, patterns such as `'a/**/*.jpg'`, .txt lists of paths; `camera:0`.
+        Images, videos, folders of images, patterns such as `'a/**/*.jpg'`, .txt lists of paths; cameras: `0`, `camera:0`,
+        `rtsp://...`.
     output
         Folder to write to.
     """
@@ -79,7 +80,8 @@ def _result_printer(writes_lines: bool) -> "Callable[[FileResult], None]":
                 console.print(f"{name}: not predicted", soft_wrap=True)
         elif result.detections is None:
             frames, objects = plural(result.num_frames, "frame"), plural(result.num_objects, "object")
-            console.print(f"{name}: {frames}, {objects}", soft_wrap=True)
+            note = "" if result.note is None else f" ({result.note})"
+            console.print(f"{name}: {frames}, {objects}{note}", soft_wrap=True)
         elif not writes_lines:
             pairs = zip(result.detections.class_names, result.detections.scores.tolist(), strict=True)
             listed = ", ".join(f"{printable(label)} {score:.2f}" for label, score in pairs)

@@ -4,6 +4,7 @@ Files are untrusted: only formats that contain their frames are read, because pl
 the size of a frame is checked before it is decoded.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ from detrkit.data.images import MAX_PIXELS
 from detrkit.errors import ConfigError, DatasetError, import_optional
 
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"
+_STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|tcp|srt|https?)://", re.IGNORECASE)
+# of live streams; no playlists, which refer to other servers
+_STREAM_FORMATS = f"{_FORMATS},rtsp,sdp,rtp,mjpeg,mpjpeg,h264,hevc"
+_STREAM_PROTOCOLS = "rtsp,rtsps,rtmp,rtmps,rtp,udp,tcp,tls,srt,srtp,http,https,httpproxy"
+_STREAM_TIMEOUT = 10.0  # seconds to connect, and between frames
 _TICKS = 90_000  # per second: MPEG's clock, in which all usual frame rates are whole numbers
 _DEFAULT_RATE = Fraction(30)
 _MARK = "written by detrkit"  # in the header, so that detrkit may overwrite the file
@@ -37,11 +43,13 @@ class Frame:
         number: from 0.
         seconds: since the first frame.
         pixels: the image, upright.
+        pixel_aspect: width of a pixel divided by its height; not 1 for anamorphic videos, as of DVDs and DV cameras.
     """
 
     number: int
     seconds: float
     pixels: UInt8[Tensor, "3 H W"]
+    pixel_aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,14 @@ class Video:
         name: path or camera name given by the user.
         num_frames: according to the header; 0 if unknown.
         rate: frames per second.
+        has_sound: whether it has a sound track, which is not read.
     """
 
     name: str
     num_frames: int
     rate: Fraction
     _container: Any
+    has_sound: bool = False
 
     def __iter__(self) -> Iterator[Frame]:
         """Decode frame by frame, once.
@@ -70,7 +80,7 @@ class Video:
             for decoded in self._container.decode(video=0):
                 time = float(number / self.rate) if decoded.time is None else decoded.time
                 start = time if start is None else start
-                yield Frame(number, max(0.0, time - start), _pixels(decoded, self.name))
+                yield Frame(number, max(0.0, time - start), _pixels(decoded, self.name), self._pixel_aspect(decoded))
                 number += 1
         except DatasetError:
             raise
@@ -82,6 +92,12 @@ class Video:
             raise DatasetError(f"{self.name}: contains no frame that can be decoded; copy it again")
         if number < self.num_frames * (1 - _MAX_MISSING):
             raise DatasetError(f"{self.name}: ends after {number} of {self.num_frames} frames; copy it again")
+
+    def _pixel_aspect(self, decoded: Any) -> Fraction:
+        """Return the aspect of a pixel of the upright frame."""
+        stream = self._container.streams.video[0]
+        aspect = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+        return 1 / aspect if round(decoded.rotation / 90) % 2 else aspect
 
 
 @contextmanager
@@ -104,16 +120,37 @@ def open_video(path: Path) -> Iterator[Video]:
 
 @contextmanager
 def open_camera(name: str) -> Iterator[Video]:
-    """Open a camera by its number, or by its name in the system.
+    """Open a camera by its number, by its name in the system, or by the address of its stream, as ``rtsp://...``.
 
     Raises:
         DatasetError: it cannot be opened.
         ConfigError: PyAV is not installed.
     """
+    shown = camera_name(name)
+    if is_stream_address(name):
+        options = {"format_whitelist": _STREAM_FORMATS, "protocol_whitelist": _STREAM_PROTOCOLS}
+        expected = "expected a camera's stream that can be reached, for example rtsp://192.168.0.8/stream"
+        with _opened(shown, name, expected, options=options, timeout=_STREAM_TIMEOUT) as video:
+            yield video
+        return
     address, format = camera_address(name, sys.platform)
     expected = "expected a camera that is not in use, for example camera:0"
-    with _opened(f"camera:{name}", address, expected, format=format) as video:
+    with _opened(shown, address, expected, format=format) as video:
         yield video
+
+
+def is_stream_address(name: str) -> bool:
+    """Return whether a camera is named by the address of its stream."""
+    return _STREAM.match(name) is not None
+
+
+def camera_name(name: str) -> str:
+    """Return the name of a camera in results and messages: an address is shown without user and password."""
+    if not is_stream_address(name):
+        return f"camera:{name}"
+    start, _, rest = name.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{start}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def is_detrkit_video(path: Path) -> bool:
@@ -154,7 +191,8 @@ def _opened(name: str, address: str, expected: str, **options: Any) -> Iterator[
             raise DatasetError(f"{name}: its codec cannot be decoded; {expected}")
         _check_size(stream.codec_context.height, stream.codec_context.width, name)
         stream.thread_type = "AUTO"
-        yield Video(name, stream.frames, stream.average_rate or _DEFAULT_RATE, container)
+        has_sound = bool(container.streams.audio)
+        yield Video(name, stream.frames, stream.average_rate or _DEFAULT_RATE, container, has_sound)
 
 
 def _pixels(decoded: Any, name: str) -> UInt8[Tensor, "3 H W"]:
@@ -205,10 +243,16 @@ class VideoWriter:
             self._container.mux(self._stream.encode())
         self._container.close()
 
-    def add(self, image: Image.Image, seconds: float) -> None:
-        """Append an image; all get the size of the first, rounded up to even numbers, which the codec requires."""
+    def add(self, image: Image.Image, seconds: float, pixel_aspect: Fraction = Fraction(1)) -> None:
+        """Append an image; all get the size of the first, rounded up to even numbers, which the codec requires.
+
+        Args:
+            image: of any mode.
+            seconds: its time.
+            pixel_aspect: of the first image, see `Frame`; players stretch the video by it.
+        """
         if self._stream is None:
-            self._stream = self._add_stream(image)
+            self._stream = self._add_stream(image, pixel_aspect)
         size = (self._stream.width, self._stream.height)
         if image.size != size:
             differs_by_rounding = (image.width + image.width % 2, image.height + image.height % 2) == size
@@ -218,11 +262,13 @@ class VideoWriter:
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(frame))
 
-    def _add_stream(self, image: Image.Image) -> Any:
+    def _add_stream(self, image: Image.Image, pixel_aspect: Fraction) -> Any:
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
         stream = self._container.add_stream(codec, rate=self._rate)
         stream.width, stream.height = image.width + image.width % 2, image.height + image.height % 2
         stream.pix_fmt = "yuv420p"
+        if pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if codec == "libx264":  # mpeg4 counts frames
             stream.codec_context.time_base = Fraction(1, _TICKS)
         return stream

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from detrkit.distributed.rank import Rank, rank_from_environment
 from detrkit.errors import ConfigError, DatasetError, arg
 
 _CAMERA_PREFIX = "camera:"
+_LIVE_STREAM = re.compile("(rtsps?|rtmps?|rtp|udp|srt)://", re.IGNORECASE)
+_WEB = re.compile("[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LIST_SUFFIX = ".txt"
 _DRAWN_SUFFIX = ".png"
 
@@ -45,7 +48,7 @@ def list_inputs(given: Sequence[str], *, recursive: bool = False, exclude: Path 
 
     Args:
         given: files; folders, of which all images are taken that detrkit did not draw; glob patterns such as
-            `images/**/*.jpg`; `.txt` files with one path per line; `camera:0`.
+            `images/**/*.jpg`; `.txt` files with one path per line; cameras: `camera:0`, `0`, `rtsp://...`.
         recursive: include the images in subfolders; links to folders are not followed.
         exclude: folder to skip: the output folder, which contains images as well.
 
@@ -58,14 +61,33 @@ def list_inputs(given: Sequence[str], *, recursive: bool = False, exclude: Path 
     files: list[str] = []
     cameras: list[str] = []
     for name in given:
-        if name.startswith(_CAMERA_PREFIX):
-            cameras.append(name.removeprefix(_CAMERA_PREFIX))
+        camera = _camera_in(name)
+        if camera is not None:
+            cameras.append(camera)
         else:
             files += _list_files(name, recursive, None if exclude is None else exclude.resolve())
     files = list(dict.fromkeys(files))
     images = tuple(file for file in files if not _is_video(file))
     videos = tuple(file for file in files if _is_video(file))
     return Inputs(images, videos, tuple(dict.fromkeys(cameras)))
+
+
+def _camera_in(name: str) -> str | None:
+    """Return the camera that an input names, or None for files.
+
+    Raises:
+        DatasetError: it is an address of the web.
+    """
+    if name.startswith(_CAMERA_PREFIX):
+        return name.removeprefix(_CAMERA_PREFIX)
+    if _LIVE_STREAM.match(name) or (name.isdecimal() and not Path(name).exists()):
+        return name
+    if _WEB.match(name):
+        raise DatasetError(
+            f"{name}: addresses of the web are not read; download the file and pass its path, or name the live stream of a "
+            f"camera as {_CAMERA_PREFIX}{name[:60]}"
+        )
+    return None
 
 
 def _list_files(name: str, recursive: bool, exclude: Path | None) -> list[str]:
@@ -175,5 +197,9 @@ def output_names(paths: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def camera_output_name(camera: str) -> str:
-    """Name the outputs of a camera."""
+    """Name the outputs of a camera, without the user and the password of an address."""
+    start, separator, rest = camera.partition("://")
+    if separator:
+        host, slash, path = rest.partition("/")
+        camera = f"{start}-{host.rpartition('@')[2]}{slash}{path}"
     return "camera-" + "".join(sign if sign.isalnum() else "-" for sign in camera).strip("-")

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit._internal.signals import StopSignal
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.sources import local_file
-from detrkit.data.video import Video, open_camera, open_video
+from detrkit.data.video import Video, camera_name, open_camera, open_video
 from detrkit.distributed.devices import choose_rank_device
 from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError, arg
@@ -44,6 +45,7 @@ class FileResult:
         num_objects: detected objects, in all frames.
         detections: of an image; None for a video.
         error: why it was not predicted, or not to its end.
+        note: what is missing in its outputs: the sound of a video.
     """
 
     name: str
@@ -51,6 +53,7 @@ class FileResult:
     num_objects: int = 0
     detections: Detections | None = None
     error: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def predict_files(
 
     Args:
         source: see `Detector.load`.
-        inputs: files, folders, glob patterns, `.txt` lists of paths, `camera:0`; or what `list_inputs` returned.
+        inputs: files, folders, glob patterns, `.txt` lists of paths, cameras (0, `camera:0`, `rtsp://...`); or what
+            `list_inputs` returned.
         output: folder to write to.
         progress: called with (done, total) after every image, and after every frame of a video; total is 0 if unknown.
         on_result: called after every input.
@@ -208,7 +212,7 @@ class _Run:
                 self._predict_video(path, self.names[path], open_video(Path(path)))
         for camera in inputs.cameras:
             if self.stop.received is None:
-                self._predict_video(f"camera:{camera}", camera_output_name(camera), open_camera(camera))
+                self._predict_video(camera_name(camera), camera_output_name(camera), open_camera(camera))
         return PredictResult(
             self.output,
             self.process,
@@ -284,7 +288,9 @@ class _Run:
                     break
             if frames.error is not None and not num_frames:
                 raise frames.error  # before an empty file replaces an earlier result
-        return FileResult(name, num_frames, num_objects, error=None if frames.error is None else str(frames.error))
+        note = f"its sound is not copied to {output.name}.mp4" if video.has_sound and writer.draws else None
+        error = None if frames.error is None else str(frames.error)
+        return FileResult(name, num_frames, num_objects, error=error, note=note)
 
     def _report(self, result: FileResult) -> None:
         if result.error is not None:
@@ -340,19 +346,19 @@ class _Frames:
     """Iterates over the pixels of a video, and remembers number and time of the frames that are not predicted yet.
 
     Attributes:
-        waiting: number and seconds of each.
+        waiting: number, seconds and pixel aspect of each.
         error: what ended the video early.
     """
 
     def __init__(self, video: Video, max_frames: int | None) -> None:
-        self.waiting: deque[tuple[int, float]] = deque()
+        self.waiting: deque[tuple[int, float, Fraction]] = deque()
         self.error: DatasetError | None = None
         self._frames = islice(video, max_frames)
 
     def __iter__(self) -> Iterator[Tensor]:
         try:
             for frame in self._frames:
-                self.waiting.append((frame.number, frame.seconds))
+                self.waiting.append((frame.number, frame.seconds, frame.pixel_aspect))
                 yield frame.pixels
         except DatasetError as error:
             self.error = error

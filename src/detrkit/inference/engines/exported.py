@@ -5,13 +5,15 @@ Input: a `Batch`. Output: `Predictions`, for files with raw outputs and with pos
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from detrkit.checkpoints.export_formats import export_format_of
 from detrkit.errors import CheckpointError, DatasetError
 from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.ops.boxes import xyxy_to_cxcywh
@@ -39,6 +41,13 @@ class ExportedEngine:
         self.metadata = metadata
         self.config = metadata.model
         self.source = source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path of the file instead of its session, which lives in this process."""
+        if not isinstance(self.source, Path):
+            raise TypeError("only engines of exported files can be pickled")
+        path = self.source.absolute()
+        return _reopen, (path, self.metadata, _size_of(path))
 
     def __repr__(self) -> str:
         return f"ExportedEngine({str(self.source)!r}, precision={self.metadata.precision!r})"
@@ -108,6 +117,27 @@ class ExportedEngine:
             class_scores=self.config.class_scores,
             max_detections=self.config.detections_per_image,
         )
+
+
+def _reopen(path: Path, metadata: ExportMetadata, size: int) -> ExportedEngine:
+    """Open a file again in the process that unpickles a detector.
+
+    Raises:
+        CheckpointError: the file is missing, or another one.
+    """
+    format = export_format_of(path)
+    if format is None:
+        raise CheckpointError(f"{path}: no such exported model, which this detector was pickled with; copy it there")
+    engine = format.read(path)
+    assert isinstance(engine, ExportedEngine)
+    if engine.metadata != metadata or _size_of(path) != size:
+        raise CheckpointError(f"{path}: is not the exported model that this detector was pickled with; load it again")
+    return engine
+
+
+def _size_of(path: Path) -> int:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _concatenate(parts: Sequence[Predictions]) -> Predictions:

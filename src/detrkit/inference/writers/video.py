@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
@@ -63,16 +64,17 @@ class VideoOutputWriter:
         if error is None and "parquet" in self._outputs:
             write_parquet(self._lines_path, self._lines_path.with_suffix(".parquet"))
 
-    def add(self, detections: Detections, number: int, seconds: float) -> None:
+    def add(self, detections: Detections, number: int, seconds: float, pixel_aspect: Fraction = Fraction(1)) -> None:
         """Write one frame.
 
         Args:
             detections: of the frame.
             number: of the frame, from 0.
             seconds: time of the frame.
+            pixel_aspect: see `data.video.Frame`.
         """
         if self._annotated is not None:
-            self._annotated.add(detections.draw(), seconds)
+            self._annotated.add(detections.draw(), seconds, pixel_aspect)
         if self._lines is not None:
             assert detections.size is not None
             height, width = detections.size
