@@ -8,15 +8,18 @@ import numpy as np
 from PIL import Image
 
 from detrkit.data.categories import Categories
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.evaluation.analysis import Analysis, analyse
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.evaluation.panoptic import PanopticCounts, PanopticMetrics, panoptic_metrics
 from detrkit.evaluation.registry import METRICS
-from detrkit.evaluation.report.images import ReportImage
+from detrkit.evaluation.report.images import ReportImage, draw_predictions
 from detrkit.evaluation.report.page import write_report
 from detrkit.evaluation.tide import ERROR_TYPES, MISSED
 from detrkit.visualization.charts import as_png, as_svg, draw_query_map, draw_reliability
 from detrkit.visualization.draw import ERROR_CAPTIONS, ERROR_COLORS, TRUE_POSITIVE, draw_errors
+from tests.detectors import small_detector
 from tests.evaluation.cases import case, random_case
 
 
@@ -29,6 +32,8 @@ def render(tmp_path: Path, analysis: Analysis, **metrics: object) -> str:
         metrics=EvalMetrics(analysis.metrics, **metrics),
         analysis=analysis,
         dataset="unseen",
+        predictions=[ReportImage(Image.new("RGB", (40, 30)), "image 2: 1 detected")],
+        predictions_text="Solid lines: a score of 0.21 or more.",
         worst_images=[ReportImage(Image.new("RGB", (40, 30)), "image 1: <3 errors>")],
     )
     return path.read_text()
@@ -47,6 +52,7 @@ def test_report_has_all_sections_and_loads_nothing(tmp_path: Path) -> None:
     headings = ("Metrics", "Per class", "Precision and recall", "Score thresholds", "Calibration", "Error types")
     for heading in (*headings, "Confusion matrix", "Images with most errors"):
         assert f"<h2>{heading}</h2>" in page
+    assert "<p>Solid lines: a score of 0.21 or more.</p>" in page
     for error_type in (*ERROR_TYPES, MISSED):
         assert f"<td>{error_type}</td>" in page
 
@@ -85,6 +91,20 @@ def test_errors_are_drawn_in_the_colour_of_their_type() -> None:
     drawn = draw_errors(Image.new("RGB", (200, 200)), boxes, ["duplicate", TRUE_POSITIVE], ["cat"] * 2, [0.9, 0.8])
     assert drawn.getpixel((20, 150)) == ERROR_COLORS["duplicate"]
     assert drawn.getpixel((100, 150)) == ERROR_COLORS[TRUE_POSITIVE]
+
+
+def test_predictions_are_drawn_at_the_threshold_that_is_given() -> None:
+    detector = small_detector()
+    drawn = SyntheticShapes(2, 1, SyntheticStyle(size=64)).draw_all()
+    samples = SampleDataset([replace(one, annotations=replace(one.annotations, masks=None)) for one in drawn])
+    counts = [len(detector.predict(one.image, 0.3)) for one in drawn]
+    best = detector.predict(drawn[0].image, 0.0).scores.max()
+    images = draw_predictions(detector, samples, 2, threshold=0.3)
+    assert [image.caption.split(": ")[1].split(" ")[0] for image in images] == [str(count) for count in counts]
+    captions = [image.caption for image in draw_predictions(detector, samples, 2, threshold=0.9999)]
+    assert (
+        f"nothing detected, the best score is {best:.2f}, {len(drawn[0].annotations.labels)} annotated" in captions[0]
+    )
 
 
 def make_panoptic_metrics(things: tuple[bool, ...] | None) -> PanopticMetrics:

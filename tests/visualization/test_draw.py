@@ -1,11 +1,12 @@
 """Boxes, masks and panoptic segments drawn on images."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from detrkit.structures import Detections, PanopticSegment, PanopticSegments
-from detrkit.visualization.draw import color_of, draw_detections, draw_masks, draw_segments
+from detrkit.visualization.draw import color_of, draw_boxes, draw_detections, draw_masks, draw_segments
 
 
 def test_small_boxes_have_thin_lines() -> None:
@@ -36,3 +37,25 @@ def test_first_mask_is_on_top() -> None:
     alone = np.asarray(draw_masks(Image.new("RGB", (10, 10)), masks[:1], [(255, 0, 0)]))
     assert (drawn[3, 3] == alone[3, 3]).all()
     assert (drawn[8, 8] != drawn[3, 3]).any()
+
+
+@pytest.mark.parametrize("background", [*(color_of(number) for number in range(6)), (0, 0, 0), (255, 255, 255)])
+@pytest.mark.parametrize("number", range(6))
+def test_boxes_are_visible_on_any_colour(background: tuple[int, int, int], number: int) -> None:
+    drawn = draw_boxes(Image.new("RGB", (300, 300), background), [[50.0, 50, 250, 250]], [number], [()])
+    across = np.asarray(drawn, dtype=int)[150, 40:60]  # the left side of the box
+    luminance = across @ np.array([0.299, 0.587, 0.114])
+    assert np.ptp(luminance) > 80
+
+
+def test_ground_truth_is_dashed_and_named_below_detections() -> None:
+    image, empty = Image.new("RGB", (300, 300), "grey"), torch.zeros(0, dtype=torch.int64)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), empty, empty, ())
+    drawn = np.asarray(draw_detections(image, nothing, [[50.0, 100, 250, 250]], ["cat"]))
+    side = drawn[110:240, 50]
+    assert {tuple(pixel) for pixel in side.tolist()} == {(255, 255, 255), (0, 0, 0)}
+    assert (drawn[80:99, 50:70] == 255).all(2).any(), "a caption on white above the box"
+    ones = torch.tensor([1])
+    found = Detections(torch.tensor([[50.0, 100, 250, 250]]), torch.tensor([0.9]), ones, ones, ("cat",))
+    over = np.asarray(draw_detections(image, found, [[50.0, 100, 250, 250]], ["cat"]))
+    assert tuple(over[175, 50]) == color_of(1)

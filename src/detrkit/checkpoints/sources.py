@@ -95,8 +95,7 @@ def check_source(source: Path | str) -> None:
     elif not path.is_file() and not is_hub_id(source):
         if path.suffix in FILE_SUFFIXES or "/" in name or "\\" in name:
             raise CheckpointError(f"{name}: no such file or folder, {_EXPECTED}; check the path")
-        own_first = sorted(MODEL_NAMES, key=lambda model: not model.startswith("detrkit-"))
-        raise CheckpointError(f"{name}: not found, {_EXPECTED} ({did_you_mean(name, own_first, 'detrkit models')})")
+        raise CheckpointError(f"{name}: not found, {_EXPECTED} ({did_you_mean(name, MODEL_NAMES, 'detrkit models')})")
 
 
 def _check_published(preset: str) -> None:

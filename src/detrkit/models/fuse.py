@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
+from detrkit.models.backbones.residual_blocks import FrozenBatchNorm2d
 from detrkit.models.detr import DETR
 from detrkit.models.inference_copy import inference_copy
 from detrkit.models.queries.two_stage import TwoStageQueries

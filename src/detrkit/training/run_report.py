@@ -24,20 +24,20 @@ def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis
     """
     output, metrics = result.output, result.evaluation
     assert metrics is not None, "a report needs an evaluation"
-    legend = (
-        f"detections with a score of {PREDICTION_THRESHOLD} or more, with the ground truth as thin white boxes"
-        if metrics.panoptic is None
-        else "predicted segments, named where there is room"
-    )
+    best = analysis.best.overall
+    threshold = PREDICTION_THRESHOLD if best is None else best.threshold
     write_report(
         output / REPORT_FILE,
         title=f"{result.config.model}: {headline(metrics)}",
-        subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}; {legend}",
+        subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}",
         metrics=metrics,
         analysis=analysis,
         dataset=_describe_images(data),
         training_curves=draw_training_curves(read_metrics(output)),
-        predictions=draw_predictions(Detector.load(output), data.pictures, NUM_IMAGES, output / "predictions"),
+        predictions=draw_predictions(
+            Detector.load(output), data.pictures, NUM_IMAGES, output / "predictions", threshold
+        ),
+        predictions_text=_predictions_text(threshold, is_best=best is not None, segments=metrics.panoptic is not None),
         worst_images=draw_worst_images(analysis, data.pictures, data.val_ids),
     )
     write_scores(output / SCORES_FILE, analysis, metrics)
@@ -49,3 +49,13 @@ def _describe_images(data: TrainingData) -> str:
     if num_shared == num_val:
         return "which are training images: metrics on them say nothing about new images"
     return f"{num_shared} of the images were trained on, too" if num_shared else "not used in training"
+
+
+def _predictions_text(threshold: float, *, is_best: bool, segments: bool) -> str:
+    if segments:
+        return "Predicted segments, named where there is room."
+    kind = "the threshold with the best F1 score" if is_best else "there is no true positive at any threshold"
+    return (
+        f"The first images of the validation split. Solid lines: detections with a score of {threshold:.2f} or more "
+        f"({kind}), in the colour of their class. Dashed white lines: the annotated objects."
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from detrkit.structures import Detections, PanopticSegments
-from detrkit.visualization.captions import above, caption_size, draw_caption, font_for, place_captions
+from detrkit.visualization.captions import above, caption_size, draw_caption, font_for, place_captions, text_color_on
 from detrkit.visualization.fonts import Font, shown_width
 
 Color = tuple[int, int, int]
@@ -22,6 +22,7 @@ _OPACITY = 0.45  # of masks
 _MIN_NAMED_AREA = 0.004  # fraction of the image; smaller segments have no caption, which would cover them
 _SHADES = (1.0, 0.62, 0.8, 0.45)  # brightness of the segments of one class, in turn
 
+GROUND_TRUTH: Color = (255, 255, 255)
 TRUE_POSITIVE = "true positive"
 # written next to the box for each kind of error, so that the colours need not be distinguished
 ERROR_CAPTIONS = {
@@ -45,22 +46,40 @@ ERROR_COLORS: dict[str, Color] = {
 
 
 def color_of(category_id: int) -> Color:
-    """Return the colour of a category; white for -1."""
-    if category_id < 0:
-        return 255, 255, 255
+    """Return the colour of a category."""
     red, green, blue = colorsys.hsv_to_rgb(category_id * _GOLDEN_RATIO % 1.0, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
-    """Draw detections, and their masks if they have any, on the image they were detected in; best scores on top."""
+def draw_detections(
+    image: Image.Image,
+    detections: Detections,
+    true_boxes: Sequence[Sequence[float]] = (),
+    true_names: Sequence[str] = (),
+) -> Image.Image:
+    """Draw detections, and their masks if they have any, on the image they were detected in; best scores on top.
+
+    Args:
+        image: of any mode.
+        detections: with boxes in its pixels.
+        true_boxes: ground truth, drawn below the detections with dashed white lines.
+        true_names: class names of the ground truth.
+    """
     category_ids = detections.category_ids.tolist()
-    masks = detections.masks
-    if masks is not None:
-        image = draw_masks(image, masks.numpy(), [color_of(number) for number in category_ids])
+    colors = [color_of(number) for number in category_ids]
+    if detections.masks is not None:
+        image = draw_masks(image, detections.masks.numpy(), colors)
     scores = [f"{score:.2f}" for score in detections.scores.tolist()]
     captions = [(f"{name} {score}", score) for name, score in zip(detections.class_names, scores, strict=True)]
-    return draw_boxes(image, detections.boxes.tolist(), category_ids, captions)
+    num_true = len(true_boxes)
+    return draw_boxes(
+        image,
+        [*detections.boxes.tolist(), *true_boxes],
+        [*category_ids, *[0] * num_true],
+        [*captions, *((name,) for name in true_names)],
+        [*colors, *[GROUND_TRUTH] * num_true],
+        num_dashed=num_true,
+    )
 
 
 def draw_boxes(
@@ -69,31 +88,64 @@ def draw_boxes(
     category_ids: Sequence[int],
     captions: Sequence[Sequence[str]],
     colors: Sequence[Color] | None = None,
+    *,
+    num_dashed: int = 0,
 ) -> Image.Image:
-    """Draw boxes with captions, the first on top.
+    """Draw boxes with captions, the first on top. Every line has a contrasting edge, so that it is visible on any image.
 
     Args:
         image: of any mode.
         boxes: xyxy in pixels.
-        category_ids: choose the colours if none are given; -1 is drawn with a thin line.
+        category_ids: choose the colours if none are given.
         captions: alternatives for each box, from long to short; the longest that fits is drawn.
         colors: of the boxes.
+        num_dashed: the last boxes, so many, are drawn with dashed lines.
     """
     drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     colors = colors or [color_of(number) for number in category_ids]
     clipped = [_clip(box, drawn.size) for box in boxes]
-    for (left, top, right, bottom), number, color in reversed(list(zip(clipped, category_ids, colors, strict=True))):
-        # the usual line width would hide tiny objects
-        usual, own = max(drawn.size) / 240, min(right - left, bottom - top) / 16
-        width = max(1, max(drawn.size) // 1000, round(min(usual, own)))
-        pen.rectangle((left, top, right, bottom), outline=color, width=width if number >= 0 else 1)
+    for index in reversed(range(len(boxes))):
+        is_dashed = index >= len(boxes) - num_dashed
+        _draw_outline(pen, clipped[index], colors[index], max(drawn.size), is_dashed=is_dashed)
     places = np.array(clipped).reshape(-1, 4)
     font = font_for(drawn.size, places)
     for placed, color in zip(place_captions(places, captions, font, drawn.size), colors, strict=True):
         if placed is not None:
             draw_caption(pen, placed[1], placed[0], color, font)
     return drawn
+
+
+def _draw_outline(
+    pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: Color, image_side: int, *, is_dashed: bool
+) -> None:
+    """Draw a rectangle with an edge that contrasts with its colour, or a dashed one on a line that does."""
+    left, top, right, bottom = box
+    # the usual line width would hide tiny objects
+    usual, own = image_side / 240, min(right - left, bottom - top) / 16
+    width = max(1, image_side // 1000, round(min(usual, own)))
+    edge = text_color_on(color)
+    if is_dashed:
+        pen.rectangle(box, outline=edge, width=width)
+        _draw_dashes(pen, box, color, width)
+        return
+    inner = 1 if own >= 1 else 0
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=edge, width=width + 1 + inner)
+    pen.rectangle(box, outline=color, width=width)
+
+
+def _draw_dashes(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: Color, width: int) -> None:
+    """Draw dashes along the sides of a box, as long as the gaps between them."""
+    left, top, right, bottom = (round(value) for value in box)
+    length, inside = 4 * width + 2, width - 1
+    for start in range(left, right + 1, 2 * length):
+        end = min(start + length - 1, right)
+        pen.rectangle((start, top, end, top + inside), fill=color)
+        pen.rectangle((start, bottom - inside, end, bottom), fill=color)
+    for start in range(top, bottom + 1, 2 * length):
+        end = min(start + length - 1, bottom)
+        pen.rectangle((left, start, left + inside, end), fill=color)
+        pen.rectangle((right - inside, start, right, end), fill=color)
 
 
 def draw_masks(image: Image.Image, masks: np.ndarray, colors: Sequence[Color]) -> Image.Image:

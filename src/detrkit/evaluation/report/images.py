@@ -19,10 +19,10 @@ from detrkit.evaluation.analysis import Analysis
 from detrkit.evaluation.tide import ERROR_TYPES, MISSED, NO_ERROR
 from detrkit.inference.detector import Detector
 from detrkit.structures import PanopticSegments, Sample
-from detrkit.visualization.draw import TRUE_POSITIVE, draw_boxes, draw_detections, draw_errors, draw_segments
+from detrkit.visualization.draw import TRUE_POSITIVE, draw_detections, draw_errors, draw_segments
 
 NUM_IMAGES = 12
-PREDICTION_THRESHOLD = 0.5  # minimum score of the predictions that are drawn
+PREDICTION_THRESHOLD = 0.5  # minimum score of the predictions that are drawn, unless the best one is known
 MIN_SIDE = 384  # pixels; smaller images are enlarged, or captions would cover the objects
 MAX_SIDE = 2048  # pixels, up to which they are enlarged
 
@@ -36,17 +36,30 @@ class ReportImage:
 
 
 def draw_predictions(
-    detector: Detector, dataset: Dataset[Sample], count: int, folder: Path | None = None
+    detector: Detector,
+    dataset: Dataset[Sample],
+    count: int,
+    folder: Path | None = None,
+    threshold: float = PREDICTION_THRESHOLD,
 ) -> list[ReportImage]:
     """Draw predictions on the first images of a dataset, and write them as PNGs if a folder is given.
 
     A panoptic model's segments are drawn; otherwise boxes over the annotated ones, with masks if the model has them.
+
+    Args:
+        detector: to predict with.
+        dataset: samples that have not been transformed.
+        count: maximum number of images.
+        folder: for the PNGs.
+        threshold: minimum score of the boxes.
     """
     has_segments = detector.engine.config.mask_head and detector.categories.is_thing is not None
     images = []
     for index, sample in _readable(dataset, range(min(count, len(dataset)))):  # type: ignore[arg-type]
         name = image_name(dataset, index, sample.image_id)
-        drawn = _draw_segments(detector, sample, name) if has_segments else _draw_boxes(detector, sample, name)
+        drawn = (
+            _draw_segments(detector, sample, name) if has_segments else _draw_boxes(detector, sample, name, threshold)
+        )
         if folder is not None:
             with atomic_write(folder / f"{sample.image_id}.png") as temporary:
                 drawn.image.save(temporary, pnginfo=provenance_mark())
@@ -64,13 +77,17 @@ def _readable(dataset: Dataset[Sample], indices: Sequence[int]) -> Iterator[tupl
         yield index, sample
 
 
-def _draw_boxes(detector: Detector, sample: Sample, name: str) -> ReportImage:
+def _draw_boxes(detector: Detector, sample: Sample, name: str, threshold: float) -> ReportImage:
     image, scale = enlarge_small_image(tensor_to_image(sample.image))
-    detections = detector.predict(sample.image, PREDICTION_THRESHOLD)
+    detections = detector.predict(sample.image, threshold)
     true_boxes = (sample.annotations.boxes * scale).tolist()
-    with_ground_truth = draw_boxes(image, true_boxes, [-1] * len(true_boxes), [()] * len(true_boxes))
-    drawn = draw_detections(with_ground_truth, detections.scale(scale))
-    return ReportImage(drawn, f"{name}: {len(detections)} detected, {len(true_boxes)} annotated")
+    true_names = [detector.categories.names[label] for label in sample.annotations.labels.tolist()]
+    drawn = draw_detections(image, detections.scale(scale), true_boxes, true_names)
+    found = f"{len(detections)} detected"
+    if not len(detections) and not detector.engine.config.mask_head:
+        best = detector.predict(sample.image, 0.0).scores
+        found = f"nothing detected, the best score is {best.max():.2f}" if len(best) else "nothing detected"
+    return ReportImage(drawn, f"{name}: {found}, {len(true_boxes)} annotated")
 
 
 def _draw_segments(detector: Detector, sample: Sample, name: str) -> ReportImage:

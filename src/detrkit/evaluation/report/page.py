@@ -36,6 +36,7 @@ def write_report(
     dataset: str = "",
     training_curves: bytes | None = None,
     predictions: Sequence[ReportImage] = (),
+    predictions_text: str = "",
     worst_images: Sequence[ReportImage] = (),
     figures: Sequence[ReportFigure] = (),
 ) -> None:
@@ -50,13 +51,14 @@ def write_report(
         dataset: description of the images, such as "not seen in training".
         training_curves: PNG.
         predictions: images with predictions.
+        predictions_text: what is drawn on them.
         worst_images: images with the most errors.
         figures: further figures.
     """
     sections = [
         *_metric_sections(metrics, dataset),
         *([_figure("Training", "Loss and AP by step", training_curves)] if training_curves else []),
-        *([_gallery("Predictions", predictions)] if predictions else []),
+        *([_gallery("Predictions", predictions, text=predictions_text)] if predictions else []),
         *([_panoptic(metrics.panoptic)] if metrics.panoptic else []),
         *([_classes(analysis)] if analysis else []),
         *([_masks(metrics.masks, metrics.boxes)] if metrics.masks else []),
@@ -106,7 +108,7 @@ def _panoptic(panoptic: PanopticMetrics) -> Section:
 def _gallery(heading: str, images: Sequence[ReportImage], css_class: str = "gallery", **context: object) -> Section:
     embedded = [(embed_image(one.image), one.caption) for one in images]
     return Section.render(
-        heading, "gallery.html", **{"legend": (), "images": embedded, "css_class": css_class, **context}
+        heading, "gallery.html", **{"legend": (), "text": "", "images": embedded, "css_class": css_class, **context}
     )
 
 

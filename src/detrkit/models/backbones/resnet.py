@@ -1,7 +1,7 @@
 """ResNet backbones (paper, section 3.2): images -> one feature map per stage, of strides 4, 8, 16, 32.
 
-torchvision's ResNets, with frozen batch norm unless they are trained from scratch. With `dilation` (the paper's DC5), the
-last stage has stride 16.
+ResNets with torchvision's names of weights, and with frozen batch norm unless they are trained from scratch. With
+`dilation` (the paper's DC5), the last stage has stride 16.
 """
 
 import math
@@ -13,36 +13,55 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet
-from torchvision.ops import FrozenBatchNorm2d
 
 from detrkit.config.model import BackboneName, Normalization
+from detrkit.models.backbones.residual_blocks import BasicBlock, Block, Bottleneck, FrozenBatchNorm2d, make_stage
 from detrkit.models.layers import checkpointed
 from detrkit.ops.padding import resize_padding_mask
 
-_BLOCKS_OF_STAGES = {
-    "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
+_WIDTHS = (64, 128, 256, 512)
+_TINY_WIDTHS = (32, 64, 128)  # one block per stage and three stages (stride 16, or 8 with dilation), for CPUs
+_BLOCKS_OF_STAGES: dict[str, tuple[Block, tuple[int, ...], tuple[int, ...]]] = {
+    "resnet-tiny": (BasicBlock, (1, 1, 1), _TINY_WIDTHS),
+    "resnet18": (BasicBlock, (2, 2, 2, 2), _WIDTHS),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), _WIDTHS),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), _WIDTHS),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), _WIDTHS),
 }
 
 
-class TinyResNet(resnet.ResNet):
-    """ResNet with one block per stage and three stages (stride 16, or 8 with dilation), for small images and CPUs."""
+class ResNetBody(nn.Module):
+    """Weights of a ResNet without its classifier.
+
+    Args:
+        block: class of its blocks.
+        depths: number of blocks of each stage.
+        widths: of the blocks of each stage.
+        norm_layer: class of the norms.
+        dilation: keep the resolution in the last stage and dilate its convolutions instead.
+        in_channels: of the images.
+    """
 
     def __init__(
-        self, norm_layer: type[nn.Module], dilation: bool = False, widths: tuple[int, int, int] = (32, 64, 128)
+        self,
+        block: Block,
+        depths: tuple[int, ...],
+        widths: tuple[int, ...],
+        norm_layer: type[nn.Module],
+        dilation: bool = False,
+        in_channels: int = 3,
     ) -> None:
-        super().__init__(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
-        self.conv1 = _first_convolution(3, widths[0])
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(widths[0])
-        self.inplanes = widths[0]
-        self.layer1 = self._make_layer(resnet.BasicBlock, widths[0], 1)
-        self.layer2 = self._make_layer(resnet.BasicBlock, widths[1], 1, stride=2)
-        # the first block of a dilated stage is not dilated itself, and there is no other: only the stride outputs
-        self.layer3 = self._make_layer(resnet.BasicBlock, widths[2], 1, stride=1 if dilation else 2)
-        del self.layer4
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        channels = widths[0]
+        for number, (depth, width) in enumerate(zip(depths, widths, strict=True), start=1):
+            stride, dilated = 1 if number == 1 else 2, dilation and number == len(depths)
+            stage = make_stage(block, channels, width, depth, norm_layer, stride, dilated=dilated)
+            self.add_module(f"layer{number}", stage)
+            channels = width * block.expansion
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -80,10 +99,8 @@ class ResNetBackbone(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.body = _build_body(name, normalization, dilation)
-        del self.body.avgpool, self.body.fc
-        if in_channels != self.body.conv1.in_channels:
-            self.body.conv1 = _first_convolution(in_channels, self.body.conv1.out_channels)
+        norm_layer: type[nn.Module] = FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d
+        self.body = ResNetBody(*_BLOCKS_OF_STAGES[name], norm_layer, dilation, in_channels)
         self.activation_checkpointing = False
         self.padding_invariant = False
         stages = self.stages
@@ -96,7 +113,7 @@ class ResNetBackbone(nn.Module):
     @property
     def stages(self) -> list[nn.Sequential]:
         """The stages after the stem, finest first."""
-        return [module for name, module in self.body.named_children() if name.startswith("layer")]
+        return [cast(nn.Sequential, part) for name, part in self.body.named_children() if name.startswith("layer")]
 
     def forward(
         self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None = None
@@ -119,21 +136,7 @@ class ResNetBackbone(nn.Module):
         return maps
 
 
-def _build_body(name: BackboneName, normalization: Normalization, dilation: bool) -> resnet.ResNet:
-    norm_layer = cast(type[nn.Module], FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d)
-    if name == "resnet-tiny":
-        return TinyResNet(norm_layer, dilation)
-    block, blocks = _BLOCKS_OF_STAGES[name]
-    return resnet.ResNet(block, blocks, norm_layer=norm_layer, replace_stride_with_dilation=[False, False, dilation])
-
-
-def _first_convolution(in_channels: int, width: int) -> nn.Conv2d:
-    convolution = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return convolution
-
-
-def _stem(body: resnet.ResNet) -> Iterator[nn.Module]:
+def _stem(body: ResNetBody) -> Iterator[nn.Module]:
     yield from (body.conv1, body.bn1)
 
 
@@ -143,8 +146,8 @@ def _output_channels(block: nn.Module) -> int:
 
 
 def _stride(block: nn.Module) -> int:
-    assert isinstance(block, resnet.Bottleneck | resnet.BasicBlock)
-    return cast(int, block.stride)
+    assert isinstance(block, Bottleneck | BasicBlock)
+    return block.stride
 
 
 def _run_stage(
@@ -161,15 +164,18 @@ def _run_block(
     block: nn.Module, stride: int, features: Float[Tensor, "B _ _ _"], padding_mask: Bool[Tensor, "B H W"] | None
 ) -> Float[Tensor, "B _ _ _"]:
     """Run a residual block, with padding set to zero before its 3 x 3 convolutions."""
-    if isinstance(block, resnet.Bottleneck):
+    if isinstance(block, Bottleneck):
         output = block.relu(_convolve(block.conv1, block.bn1, features))
         output = block.relu(_convolve(block.conv2, block.bn2, _zero_padding(output, padding_mask, stride)))
         output = _convolve(block.conv3, block.bn3, output)
     else:
-        assert isinstance(block, resnet.BasicBlock)
+        assert isinstance(block, BasicBlock)
         output = block.relu(_convolve(block.conv1, block.bn1, _zero_padding(features, padding_mask, stride)))
         output = _convolve(block.conv2, block.bn2, _zero_padding(output, padding_mask, stride * block.stride))
-    identity = features if block.downsample is None else _convolve(block.downsample[0], block.downsample[1], features)
+    identity = features
+    if block.downsample is not None:
+        projection, norm = block.downsample
+        identity = _convolve(cast(nn.Conv2d, projection), norm, features)
     return cast(Tensor, block.relu(output.add_(identity)))  # in place: the output is not needed for the gradient
 
 
