@@ -132,6 +132,7 @@ MISTAKES: dict[str, dict[str, list[str]]] = {
         "missing": [],
         "name": ["photos", "--model", "detr-r5O"],
     },
+    "config": {"typo": ["--modle", "detr-r50"], "name": ["--model", "detr-r5O"], "too many": ["photos"]},
     "models": {"typo": ["--all"], "too many": ["detr-r50"]},
     "": {"typo": ["tran", "photos"]},
 }

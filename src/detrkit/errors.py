@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from reprlib import Repr
 from typing import Any
 
@@ -111,13 +112,23 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def install_hint(requirement: str) -> str:
+    """Return how to install a package into this environment: environments made by uv have no pip of their own.
+
+    Args:
+        requirement: package, or extra such as ``"detrkit[serve]"``.
+    """
+    tool = "python -m pip" if find_spec("pip") else "uv pip"
+    return f"install it with: {tool} install '{requirement}'"
+
+
 def import_optional(package: str, purpose: str, install: str) -> Any:
     """Import an optional dependency.
 
     Args:
         package: to import.
         purpose: what needs it, as the beginning of a sentence.
-        install: what to install with pip.
+        install: what to install.
 
     Raises:
         ConfigError: it is not installed.
@@ -125,4 +136,4 @@ def import_optional(package: str, purpose: str, install: str) -> Any:
     try:
         return import_module(package)
     except ImportError:
-        raise ConfigError(f"{purpose} needs the package {package}; install it with: pip install '{install}'") from None
+        raise ConfigError(f"{purpose} needs the package {package}; {install_hint(install)}") from None

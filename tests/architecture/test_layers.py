@@ -151,6 +151,28 @@ def test_wrong_paths_are_reported_before_anything_heavy_is_loaded(arguments: tup
     assert loaded_by("import sys; from detrkit.cli import main; main(sys.argv[1:])", *arguments) == []
 
 
+LOAD_AND_PREDICT = """
+import sys, torch, detrkit
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.data.synthetic import SHAPES
+from pathlib import Path
+
+for name in ("detr-tiny", "detrkit-s", "detrkit-m"):
+    model = detrkit.build_model(name, num_classes=len(SHAPES))
+    path = Path(sys.argv[1], f"{name}.safetensors")
+    save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, Preprocessing(image_size=64)))
+    detrkit.Detector.load(path).predict(torch.zeros(3, 64, 64, dtype=torch.uint8))
+print("LOADED", *(name for name in ("torchvision", "torch._dynamo", "matplotlib", "transformers") if name in sys.modules))
+"""
+
+
+def test_loading_a_model_and_predicting_loads_neither_torchvision_nor_the_compiler(tmp_path: Path) -> None:
+    # torchvision and torch._dynamo, which it imports, take several seconds
+    program = [sys.executable, "-c", LOAD_AND_PREDICT, str(tmp_path)]
+    result = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert result.stdout.rpartition("LOADED")[2].split() == []
+
+
 def test_every_public_name_can_be_loaded() -> None:
     import detrkit
 

@@ -192,7 +192,12 @@ def test_splits_and_torch_datasets_are_compared_on_their_validation_images(
 @pytest.mark.parametrize(
     ("missing", "format", "settings", "message"),
     [
-        ("onnxscript", "onnx", {}, "format='onnx' needs onnxscript; pip install 'detrkit\\[export\\]'"),
+        (
+            "onnxscript",
+            "onnx",
+            {},
+            "format='onnx' needs onnxscript; install it with: .*pip install 'detrkit\\[export\\]'",
+        ),
         ("openvino", "openvino", {}, "pip install 'detrkit\\[openvino\\]'"),
     ],
 )

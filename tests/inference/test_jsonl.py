@@ -127,6 +127,6 @@ def test_missing_pyarrow_is_reported(lines: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
         ConfigError,
-        match=r"write='parquet' needs the package pyarrow; install it with: pip install 'detrkit\[parquet\]'",
+        match=r"write='parquet' needs the package pyarrow; install it with: .*pip install 'detrkit\[parquet\]'",
     ):
         write_parquet(lines, lines.with_suffix(".parquet"))

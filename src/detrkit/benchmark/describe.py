@@ -13,7 +13,7 @@ from detrkit.checkpoints.load import load_checkpoint
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, import_optional
 from detrkit.explain.stages import StageIO, capture_stages
-from detrkit.models.build import model_from_config
+from detrkit.models.build import model_without_memory
 from detrkit.models.presets import PRESETS, preset_config
 
 
@@ -123,8 +123,7 @@ def describe_model(source: str | Path | ModelConfig, *, size: tuple[int, int] = 
         name = str(source)
         is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
         config = preset_config(name) if is_preset else load_checkpoint(name).config
-    with torch.device("meta"):
-        model = model_from_config(config).eval()
+    model = model_without_memory(config).eval()
     num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model.requires_grad_(False)  # the counter fails on views of parameters that require gradients
     # fused attention is not counted on the meta device; the math backend is, with the same operations

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from detrkit.data.images import RGB
 from detrkit.data.transforms.geometry import EvalTransform, Interpolation, max_long_side
 from detrkit.data.transforms.preprocessing import ModelTransform, ResizeMode, ResizeRule, Rounding
 from detrkit.errors import CheckpointError, ConfigError
-from detrkit.models.build import model_from_config
+from detrkit.models.build import model_from_config, model_without_memory
 from detrkit.models.detr import DETR
 from detrkit.structures.normalization import Normalization
 
@@ -182,8 +181,8 @@ class Checkpoint:
             CheckpointError: the weights do not fit the model that the config describes.
         """
         try:
-            with torch.device("meta"):  # compare shapes before memory is allocated: the file may be malformed
-                check_state_dict(model_from_config(self.config), self.state)
+            # compare shapes before memory is allocated: the file may be malformed
+            check_state_dict(model_without_memory(self.config), self.state)
         except (RuntimeError, OverflowError) as error:
             raise CheckpointError(
                 f"checkpoint: no model of this shape can be built ({str(error).splitlines()[0]})"

@@ -33,6 +33,7 @@ COMMANDS = {
     "shard": "Pack a dataset into tar shards with an index, for very large datasets.",
     "benchmark": "Benchmark models on this machine: latency, memory, GFLOPs, baselines.",
     "describe": "Show a model's layers and shapes; `describe data`: augmented samples.",
+    "config": "List all settings of training with their meaning, as a file for --config.",
     "models": "List the models that can be used by name, with AP, licences and sources.",
 }
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from detrkit.cli.command_name import command_name
 from detrkit.cli.exit_codes import exit_with
 from detrkit.config.validation import check_seed
 from detrkit.training.run_folder import refuse_used_run_folder
@@ -46,14 +47,15 @@ def demo(
     result = run_demo(output, seed, task, model, callbacks=[ConsoleProgress()])
     print_result(result)
     if result.is_complete:
-        size = IMAGE_SIZES[model]
+        size, name = IMAGE_SIZES[model], command_name()
         console.print(
-            f"\nTry next:\n"
-            f"  open {output / 'report.html'}\n"
-            f"  detrkit predict {output} {output / 'drawings'}\n"
-            f"  detrkit explain {output} {output / 'drawings' / '6.png'} --annotations {output / 'drawings'}\n"
-            f"  detrkit describe {output} --size {size}x{size}\n"
-            f"  detrkit train YOUR_COCO_FOLDER --model detrkit-m --weights imagenet",
+            f"\nLook at {output / 'report.html'} in a browser. Try next:\n"
+            f"  {name} predict {output} {output / 'drawings'} --threshold auto\n"
+            f"  {name} explain {output} {output / 'drawings' / '6.png'} --annotations {output / 'drawings'}\n"
+            f"  {name} describe {output} --size {size}x{size}\n"
+            f"and with images of your own, in COCO, YOLO or Pascal VOC format:\n"
+            f"  {name} doctor YOUR_FOLDER\n"
+            f"  {name} train YOUR_FOLDER --output runs/first",
             soft_wrap=True,
         )
     exit_with(result.stopped_by)

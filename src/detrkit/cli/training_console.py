@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from detrkit.cli.command_name import command_name
 from detrkit.cli.console import build_table, get_console
 from detrkit.training.callbacks import Callback, TrainingState
 from detrkit.training.planner import TrainingPlan
@@ -147,7 +148,7 @@ def print_resume_command(output: Path) -> None:
     import shlex
 
     if (output / STATE_FILE).is_file():
-        get_console().print(f"continue with: detrkit train --resume {shlex.quote(str(output))}", soft_wrap=True)
+        get_console().print(f"continue with: {command_name()} train --resume {shlex.quote(str(output))}", soft_wrap=True)
 
 
 def _steps(state: TrainingState) -> str:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from detrkit._internal.text import tell_apart
 from detrkit.data.categories import Categories
 from detrkit.losses.classification import Classification, IoUAwareClassification, SigmoidFocalClassification
 from detrkit.losses.criterion import SetCriterion
 from detrkit.losses.matcher import MatchingCosts
-from detrkit.ops.boxes import cxcywh_to_xyxy
+from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou
 from detrkit.structures import Predictions, Target
 
 MIN_IOU = 0.5  # of a box that detects an object, as in AP50
@@ -134,7 +133,7 @@ def explain_matching(
         for layer in range(len(logits))
     )
     terms = matcher.unweighted_costs(logits[-1:], boxes[-1:], [target])
-    iou = box_iou(cxcywh_to_xyxy(boxes[-1, 0]), cxcywh_to_xyxy(target.boxes.float()))
+    iou = elementwise_iou(cxcywh_to_xyxy(boxes[-1, 0, :, None]), cxcywh_to_xyxy(target.boxes.float()))
     no_object = predictions.layer_no_object[-1, 0] if predictions.class_scores == "softmax" else None
     return MatchingExplanation(
         cost_class=matcher.cost_class * terms.classification[0, 0],

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from detrkit._internal.text import first_line
 from detrkit._version import __version__
 from detrkit.data.images import RGB
-from detrkit.errors import ConfigError, ExportError, arg
+from detrkit.errors import ConfigError, ExportError, arg, install_hint
 from detrkit.export.suppress_output import suppress_output
 from detrkit.inference.engines.metadata import METADATA_KEY, ExportMetadata
 from detrkit.structures import Sample
@@ -178,4 +178,4 @@ def _require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise ConfigError(f"{arg('format', 'onnx')} needs {package}; pip install 'detrkit[export]'") from None
+            raise ConfigError(f"{arg('format', 'onnx')} needs {package}; {install_hint('detrkit[export]')}") from None

@@ -15,7 +15,7 @@ from detrkit._internal.files import make_folder, write_text
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
 from detrkit.data.batching import collate
-from detrkit.errors import ConfigError, ExportError, arg
+from detrkit.errors import ConfigError, ExportError, arg, install_hint
 from detrkit.export.suppress_output import suppress_output
 from detrkit.inference.engines.exported import pad_to_min_side
 from detrkit.inference.engines.metadata import ExportMetadata
@@ -77,7 +77,7 @@ def _quantize(network: Any, calibration: Sequence[Sample], metadata: ExportMetad
         with suppress_output():
             import nncf
     except ImportError:
-        raise ConfigError(f"{arg('precision', 'int8')} needs nncf; pip install 'detrkit[openvino]'") from None
+        raise ConfigError(f"{arg('precision', 'int8')} needs nncf; {install_hint('detrkit[openvino]')}") from None
     has_references = metadata.model.queries != "learned"
     in_float = [*_heads(network), *(_token_operations(network) if has_references else _token_sums(network))]
     names = [node.get_friendly_name() for node in in_float]

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 from detrkit.errors import ConfigError, arg
 from detrkit.structures import ClassScores, Target
@@ -122,6 +121,8 @@ class SigmoidFocalClassification:
         self, logits: Float[Tensor, "*N L"], target_classes: Int64[Tensor, "*N"], iou: Float[Tensor, "*N"] | None = None
     ) -> Float[Tensor, "*N"]:
         """Compute focal losses, summed over the classes."""
+        from torchvision.ops import sigmoid_focal_loss  # imported here, because it takes seconds
+
         targets = F.one_hot(target_classes, self.num_classes + 1)[..., :-1].to(logits.dtype)
         return sigmoid_focal_loss(logits, targets, self.alpha, self.gamma).sum(-1)
 

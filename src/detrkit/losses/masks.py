@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import sigmoid_focal_loss
 
 from detrkit.ops.masks import covered_size, resize_mask_logits
 from detrkit.structures import Target
@@ -67,5 +66,7 @@ def _mask_losses(
     else:
         upsampled = F.interpolate(logits[:, None], size=padded, mode="bilinear", align_corners=False)[:, 0]
         targets = F.pad(targets, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+    from torchvision.ops import sigmoid_focal_loss  # imported here, because it takes seconds
+
     focal = sigmoid_focal_loss(upsampled, targets, reduction="none").flatten(1).mean(1)
     return torch.stack([focal, dice_loss(upsampled, targets)])

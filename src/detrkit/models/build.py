@@ -4,9 +4,11 @@ To add a part, write its module, add its name to the setting's `Literal` in `con
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from detrkit.config.model import TIMM, ModelConfig
 from detrkit.errors import ConfigError, arg
@@ -39,6 +41,26 @@ def model_from_config(config: ModelConfig) -> DETR:
         ConfigError: the backbone does not fit the other settings.
     """
     return DETR(build_components(config), config)
+
+
+def model_without_memory(config: ModelConfig) -> DETR:
+    """Build a model on the device "meta": shapes, but no weights.
+
+    Raises:
+        ConfigError: the backbone does not fit the other settings.
+    """
+    with torch.device("meta"), _NoRandomWeights():
+        return model_from_config(config)
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Skips drawing weights: on the device "meta", it does nothing but import torch's compiler, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Return the tensor that would be filled."""
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def build_components(config: ModelConfig) -> DETRComponents:

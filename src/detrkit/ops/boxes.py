@@ -26,8 +26,8 @@ def box_area(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     return width * height
 
 
-def elementwise_iou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
-    """Compute the IoU of corresponding xyxy boxes; 0 if neither has an area."""
+def elementwise_iou(first: Float[Tensor, "*A 4"], second: Float[Tensor, "*B 4"]) -> Float[Tensor, "*C"]:
+    """Compute the IoU of xyxy boxes, elementwise with broadcasting; 0 if neither has an area."""
     sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
     intersection = sides.clamp(min=0).prod(-1)
     union = box_area(first) + box_area(second) - intersection

@@ -7,6 +7,7 @@ import torch
 
 from detrkit.config.model import ModelConfig
 from detrkit.evaluation.metrics import EvalMetrics
+from detrkit.ops.boxes import elementwise_iou
 from detrkit.structures import Annotations
 from detrkit.training.data import TrainingData
 
@@ -86,8 +87,7 @@ def _sides(annotations: Annotations) -> torch.Tensor:
 
 
 def _num_duplicates(annotations: Annotations) -> int:
-    from torchvision.ops import box_iou
 
     if len(annotations.labels) < 2:
         return 0
-    return int((box_iou(annotations.boxes, annotations.boxes).triu(1) > _DUPLICATE_IOU).sum())
+    return int((elementwise_iou(annotations.boxes[:, None], annotations.boxes).triu(1) > _DUPLICATE_IOU).sum())

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
 
 from detrkit.evaluation.arrays import DetectionArrays, EvalInput, GroundTruth
 from detrkit.evaluation.coco import evaluate_coco
@@ -70,6 +69,8 @@ def nms(inputs: EvalInput, iou: float = NMS_IOU) -> DetectionArrays:
     kept = []
     order = np.argsort(inputs.image_indices, kind="stable")
     ends = np.cumsum(np.bincount(inputs.image_indices, minlength=len(inputs.ground_truth.image_ids)))
+    from torchvision.ops import batched_nms  # imported here, because it takes seconds
+
     for chosen in np.split(order, ends[:-1]):
         if len(chosen):
             of_image = (torch.from_numpy(array[chosen]) for array in (corners, detections.scores, groups))

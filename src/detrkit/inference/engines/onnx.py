@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detrkit._internal.text import first_line
-from detrkit.errors import CheckpointError, ConfigError
+from detrkit.errors import CheckpointError, ConfigError, install_hint
 from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.inference.engines.metadata import METADATA_KEY, ExportMetadata
 
@@ -40,7 +40,7 @@ def read_onnx(path: Path) -> ExportedEngine:
     try:
         import onnxruntime
     except ImportError:
-        raise ConfigError(f"{path}: needs onnxruntime; install it with: pip install 'detrkit[export]'") from None
+        raise ConfigError(f"{path}: needs onnxruntime; {install_hint('detrkit[export]')}") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are reported by our exception alone
     options.intra_op_num_threads = torch.get_num_threads()

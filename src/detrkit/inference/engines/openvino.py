@@ -18,7 +18,7 @@ from torch import Tensor
 
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
-from detrkit.errors import CheckpointError, ConfigError
+from detrkit.errors import CheckpointError, ConfigError, install_hint
 from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.inference.engines.metadata import ExportMetadata, ExportPrecision
 
@@ -108,7 +108,7 @@ def load_openvino() -> Any:
     try:
         return importlib.import_module("openvino")
     except ImportError:
-        raise ConfigError("openvino is not installed; install it with: pip install 'detrkit[openvino]'") from None
+        raise ConfigError(f"openvino is not installed; {install_hint('detrkit[openvino]')}") from None
 
 
 def precision_hint(precision: ExportPrecision, core: Any) -> str:

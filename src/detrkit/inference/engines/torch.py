@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torchvision.ops import box_iou
 
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg
@@ -21,7 +20,7 @@ from detrkit.inference.options import PRECISIONS, Precision
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference, fused_weights
 from detrkit.models.inference_copy import inference_copy
-from detrkit.ops.boxes import cxcywh_to_xyxy
+from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou
 from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch, Predictions
 
@@ -286,8 +285,7 @@ def same_detections(exact: Predictions, reduced: Predictions) -> bool:
     boxes, other_boxes = (cxcywh_to_xyxy(one.boxes.float()) for one in (exact, reduced))
     matching = labels[:, :, None] == other_labels[:, None]
     matching &= (scores[:, :, None] - other_scores[:, None]).abs() <= _MAX_SCORE_CHANGE
-    overlaps = [box_iou(first, second) for first, second in zip(boxes, other_boxes, strict=True)]
-    matching &= torch.stack(overlaps) >= _MIN_IOU
+    matching &= elementwise_iou(boxes[:, :, None], other_boxes[:, None]) >= _MIN_IOU
     is_kept = (scores < _MIN_SCORE) | matching.any(2)
     is_known = (other_scores < _MIN_SCORE) | matching.any(1)
     return bool(is_kept.all() and is_known.all())

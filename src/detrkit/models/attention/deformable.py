@@ -42,11 +42,11 @@ class DeformableAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise offsets as a star: one direction per head, one cell further per point; equal weights, as published."""
         nn.init.zeros_(self.offset_projection.weight)
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
         num_feature_levels, num_points = self.per_head
-        steps = torch.arange(1, num_points + 1)[:, None] * directions[:, None, None]
+        steps = torch.arange(1, num_points + 1, device="cpu")[:, None] * directions[:, None, None]
         with torch.no_grad():
             self.offset_projection.bias.copy_(steps.expand(-1, num_feature_levels, -1, -1).flatten())
         nn.init.zeros_(self.weight_projection.weight)

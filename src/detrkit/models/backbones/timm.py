@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.config.model import TIMM, Normalization
-from detrkit.errors import ConfigError, arg, did_you_mean
+from detrkit.errors import ConfigError, arg, did_you_mean, install_hint
 from detrkit.models.backbones.resnet import convolve_scaled
 from detrkit.models.layers import checkpointed
 
@@ -175,7 +175,7 @@ def _build(name: str, in_channels: int, stride: int) -> Any:
         import timm
     except ImportError:
         raise ConfigError(
-            f"{arg('backbone', TIMM + name)} needs the package timm; install it with: pip install 'detrkit[timm]'"
+            f"{arg('backbone', TIMM + name)} needs the package timm; {install_hint('detrkit[timm]')}"
         ) from None
     if name.partition(".")[0] not in timm.list_models():
         hint = did_you_mean(name, timm.list_models(), "timm.list_models()")
