@@ -148,7 +148,9 @@ def print_resume_command(output: Path) -> None:
     import shlex
 
     if (output / STATE_FILE).is_file():
-        get_console().print(f"continue with: {command_name()} train --resume {shlex.quote(str(output))}", soft_wrap=True)
+        get_console().print(
+            f"continue with: {command_name()} train --resume {shlex.quote(str(output))}", soft_wrap=True
+        )
 
 
 def _steps(state: TrainingState) -> str:
