@@ -1,14 +1,19 @@
 """The commands and the Python code of the guides run as written; only trainings are shortened."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import detrkit
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.cli import main
+from detrkit.data.synthetic import SHAPES
 from tests.api.shapes import SMALL_RUN
 from tests.datasets import write_coco
 
@@ -57,3 +62,44 @@ def test_every_public_function_is_in_the_table_of_the_python_api() -> None:
     functions = [name for name in detrkit.__all__ if name[0].islower()]
     hidden = {"load_official_state_dict", "state_dict_as_official"}
     assert not [name for name in functions if name not in hidden and f"{name}(" not in text]
+
+
+def commands(guide: str) -> list[list[str]]:
+    """Command lines of detrkit in the blocks of a guide, without comments."""
+    lines = [line for block in blocks(guide, "") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("detrkit ")]
+
+
+def test_commands_of_the_exporting_guide_use_what_earlier_ones_have_made() -> None:
+    made = {"photo.jpg", "photos"}
+    for command in commands("exporting.md"):
+        verb, *arguments = command
+        inputs = [one for one in arguments if re.fullmatch(r"[\w.]+(/[\w.]+)*", one)]
+        output = arguments[arguments.index("-o") + 1] if "-o" in arguments else {"demo": "runs/demo"}.get(verb)
+        values = {
+            arguments[index + 1] for index, one in enumerate(arguments[:-1]) if one in ("-o", "--format", "--precision")
+        }
+        for name in inputs:
+            assert name in values or any(name == one or name.startswith(f"{one}/") for one in made), (command, name)
+        made |= {output} if output else set()
+
+
+@pytest.mark.slow
+def test_commands_of_the_exporting_guide_run_in_order(place: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    model = detrkit.build_model("detr-tiny", num_classes=len(SHAPES))
+    run = place / "runs" / "demo"
+    preprocessing = Preprocessing(image_size=64)
+    save_checkpoint(
+        run / "best" / "model.safetensors", Checkpoint(model.state_dict(), model.config, SHAPES, preprocessing)
+    )
+    coco = write_coco(place / "coco", num_train=1, num_val=12)
+    (coco / "val2017").rename(run / "drawings")
+    (coco / "annotations" / "instances_val2017.json").rename(run / "drawings" / "annotations.json")
+    for command in commands("exporting.md"):
+        if command[0] != "demo":  # takes minutes; its run is above
+            with pytest.raises(SystemExit) as exit_info:
+                main(command)
+            assert exit_info.value.code in (0, None), command

@@ -98,22 +98,15 @@ def export(
     console = get_console()
     hint = "" if data else "; --data compares on your own"
     console.print(f"compared on {result.checked_on}{hint}", soft_wrap=True)
-    for line in comparison_lines(result.comparison):
+    for line in comparison_lines(result.comparison, result.precision):
         console.print(line, soft_wrap=True)
     console.print(f"{result.path}: {result.format}, {result.precision}, {result.size / 1e6:.1f} MB", soft_wrap=True)
 
 
-def comparison_lines(comparison: "ExportComparison") -> Iterator[str]:
-    """Yield the lines that are printed about a comparison."""
+def comparison_lines(comparison: "ExportComparison", precision: str = "float32") -> Iterator[str]:
+    """Yield the lines that are printed about a comparison: detections first, then queries, which may be reordered."""
     from detrkit.export.verify import REORDERED_MIN_SCORE, SCORE_THRESHOLD
 
-    logits, masks = comparison.max_logit_difference, comparison.max_mask_difference
-    yield (
-        "largest difference from PyTorch: "
-        + ("" if logits is None else f"logits {logits:.2g}, ")
-        + f"scores {comparison.max_score_difference:.2g}, boxes {comparison.max_box_difference:.2g} (relative)"
-        + ("" if masks is None else f", masks {masks:.2g}")
-    )
     if comparison.num_detections:
         yield (
             f"detections above {SCORE_THRESHOLD}: {comparison.num_detections} by PyTorch, {comparison.num_matched} of them "
@@ -121,6 +114,15 @@ def comparison_lines(comparison: "ExportComparison") -> Iterator[str]:
         )
     else:
         yield f"detections above {SCORE_THRESHOLD}: none by PyTorch on these images"
+    logits, masks = comparison.max_logit_difference, comparison.max_mask_difference
+    reordered = "" if precision == "float32" else "; equally good queries may have changed places"
+    yield (
+        "largest difference of a query from PyTorch: "
+        + ("" if logits is None else f"logits {logits:.2g}, ")
+        + f"scores {comparison.max_score_difference:.2g}, boxes {comparison.max_box_difference:.2g} (relative)"
+        + ("" if masks is None else f", masks {masks:.2g}")
+        + reordered
+    )
     if comparison.num_reordered:
         yield (
             f"on {plural(comparison.num_reordered, 'image')} other proposals are selected, with the same "
