@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 
 
 def blocks(guide: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (GUIDES / guide).read_text(), re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", (GUIDES / guide).read_text(), re.DOTALL | re.MULTILINE)
+    return [content for found, content in fences if found == language]
 
 
 @pytest.fixture
@@ -76,9 +78,8 @@ def test_commands_of_the_exporting_guide_use_what_earlier_ones_have_made() -> No
         verb, *arguments = command
         inputs = [one for one in arguments if re.fullmatch(r"[\w.]+(/[\w.]+)*", one)]
         output = arguments[arguments.index("-o") + 1] if "-o" in arguments else {"demo": "runs/demo"}.get(verb)
-        values = {
-            arguments[index + 1] for index, one in enumerate(arguments[:-1]) if one in ("-o", "--format", "--precision")
-        }
+        pairs = list(pairwise(arguments))
+        values = {value for option, value in pairs if option in ("-o", "--format", "--precision")}
         for name in inputs:
             assert name in values or any(name == one or name.startswith(f"{one}/") for one in made), (command, name)
         made |= {output} if output else set()
