@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(
         folder / "model.safetensors", Checkpoint(model.state_dict(), model.config, CATEGORIES, PREPROCESSING)
     )
-    detrkit.export(folder / "model.safetensors", "onnx", output=folder / "model.onnx", postprocess=True)
+    detrkit.export(folder / "model.safetensors", "onnx", output=folder / "standalone.onnx", postprocess=True)
     return folder
 
 
@@ -45,7 +45,7 @@ def test_documented_script_gives_the_detections_of_detrkit(
     monkeypatch.chdir(folder)
     exec(compile(documented_script(), "exporting.md", "exec"), {})
     printed = [re.fullmatch(r"(.+) ([\d.]+) (\[.*\])", line) for line in capsys.readouterr().out.splitlines()]
-    detections = detrkit.Detector.load("model.onnx").predict("photo.jpg", threshold=0.5)
+    detections = detrkit.Detector.load("standalone.onnx").predict("photo.jpg", threshold=0.5)
     assert len(printed) == len(detections) > 0
     # pixels differ by at most one of 255 levels, which moves scores and boxes of this model much less than this
     found = sorted((match[1], float(match[2])) for match in printed if match)
