@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from reprlib import Repr
 from typing import Any
 
@@ -118,8 +118,11 @@ def install_hint(requirement: str) -> str:
     Args:
         requirement: package, or extra such as ``"detrkit[serve]"``.
     """
-    tool = "python -m pip" if find_spec("pip") else "uv pip"
-    return f"install it with: {tool} install '{requirement}'"
+    try:
+        version("pip")
+    except PackageNotFoundError:
+        return f"install it with: uv pip install '{requirement}'"
+    return f"install it with: python -m pip install '{requirement}'"
 
 
 def import_optional(package: str, purpose: str, install: str) -> Any:

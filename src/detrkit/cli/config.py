@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from detrkit._internal.files import write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.cli.console import get_console
-from detrkit.config.document import settings_document
+from detrkit.cli.settings_document import settings_document
 from detrkit.models.presets import preset_config
 
 

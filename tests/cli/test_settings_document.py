@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from detrkit.cli import main
-from detrkit.config.document import settings_document
+from detrkit.cli.settings_document import settings_document
 from detrkit.config.run import MODEL_SETTINGS, RUN_SETTINGS, run_config
 from detrkit.config.training import SETTING_GROUPS
 from detrkit.models.presets import PRESETS, preset_config
