@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from detrkit import ConfigError, DatasetError, Detector, build_model
 from detrkit.data.categories import Categories
-from detrkit.inference.images import held, read_image_input
+from detrkit.inference.images import own_copy, read_image_input
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
 GRAY = np.repeat(PIXELS[..., :1], 3, axis=2)
@@ -257,7 +257,7 @@ def test_a_stream_reads_each_frame_before_its_source_goes_on(detector: Detector)
     detections = detector.predict(kept)
     kept[:] = 0
     assert np.array_equal(np.asarray(detections.image), PIXELS)
-    assert held("a.jpg") == "a.jpg"
+    assert own_copy("a.jpg") == "a.jpg"
 
 
 def test_a_single_image_can_be_streamed(detector: Detector) -> None:

@@ -1,4 +1,4 @@
-"""Class names of every script are drawn with the fonts at hand; what none has is logged once."""
+"""Class names of every script are drawn with the available fonts; what none has is logged once."""
 
 import logging
 

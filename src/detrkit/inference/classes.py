@@ -108,8 +108,8 @@ def _labels_of(one: Any, categories: Categories) -> list[int]:
     """Return the labels of one name, which several classes may have, or of one category id."""
     number = None if isinstance(one, str) else _integer(one)
     known: tuple[object, ...] = categories.names if isinstance(one, str) else categories.ids
-    wanted = str(one) if isinstance(one, str) else number
-    labels = [label for label, other in enumerate(known) if other == wanted]
+    target = str(one) if isinstance(one, str) else number
+    labels = [label for label, other in enumerate(known) if other == target]
     if labels:
         return labels
     if isinstance(one, str):

@@ -86,8 +86,8 @@ def as_iterable(images: Any, channels: int) -> Iterable[Any]:
     )
 
 
-def held(image: Any, where: str = "image") -> Any:
-    """Return an image that stays as it is when its source goes on, as a camera that fills one array again and again."""
+def own_copy(image: Any, where: str = "image") -> Any:
+    """Return an image that does not change with its source, such as a camera that fills one array again and again."""
     if isinstance(image, np.ndarray):
         return image.copy()
     if isinstance(image, Tensor):

@@ -21,7 +21,7 @@ from detrkit.data.transforms.geometry import crop, image_size
 from detrkit.errors import DatasetError
 from detrkit.inference.batches import MinScores
 from detrkit.inference.engines.torch import Engine
-from detrkit.inference.images import held, path_of, read_image_input
+from detrkit.inference.images import own_copy, path_of, read_image_input
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.merge import merge_views
 from detrkit.structures import Detections, Sample
@@ -125,7 +125,7 @@ def _read_ahead(
     def start(image: Any, where: str) -> Callable[[], _WaitingImage]:
         """Start to read an image; what the returned function raises is raised in the image's turn."""
         try:
-            kept = held(image, where)  # a thread reads it after the iterator has gone on
+            kept = own_copy(image, where)  # a thread reads it after the iterator has gone on
         except DatasetError as error:
             return partial(_raise, error)
         return partial(read, kept, where) if pool is None else pool.submit(read, kept, where).result

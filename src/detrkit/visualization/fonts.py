@@ -1,4 +1,4 @@
-"""Text in any script with the fonts at hand: Pillow's for ASCII, DejaVu Sans (of matplotlib), then those of the system.
+"""Text in any script with the available fonts: Pillow's for ASCII, DejaVu Sans (of matplotlib), then those of the system.
 
 Text is cut into runs of one font and one direction. With Raqm, which Pillow's wheels contain and which needs the system's
 FriBiDi, letters are joined and ordered by it; without, right-to-left text is reversed and Arabic letters take their

@@ -234,7 +234,7 @@ def check_precision(name: object) -> Precision:
     """Return the precision of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no precision has this name.
     """
     for precision in PRECISIONS:
         if precision == name:
