@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -268,3 +269,13 @@ def tls_browser() -> Iterator[Any]:
         launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", *arguments])
         yield launched
         launched.close()
+
+
+def test_health_check_of_the_guide_reports_the_state(detector: Detector) -> None:
+    code = re.search(r'"-c", \\\n +"(.*)"\]', config_in_guide("dockerfile"))[1]  # type: ignore[index]
+    with serving([detector], access=Access(AllowedHosts((SITE,)))) as served:
+        check = [sys.executable, "-c", code.replace("8000", served.url.rsplit(":", 1)[1])]
+        assert subprocess.run(check, check=False).returncode == 0
+        served.service.batcher.close()
+        assert subprocess.run(check, check=False).returncode == 1
+    assert subprocess.run(check, check=False, capture_output=True).returncode == 1
