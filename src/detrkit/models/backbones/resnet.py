@@ -100,6 +100,7 @@ class ResNetBackbone(nn.Module):
     ) -> None:
         super().__init__()
         norm_layer: type[nn.Module] = FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d
+        _draw_unused_weights(name)
         self.body = ResNetBody(*_BLOCKS_OF_STAGES[name], norm_layer, dilation, in_channels)
         self.activation_checkpointing = False
         self.padding_invariant = False
@@ -134,6 +135,19 @@ class ResNetBackbone(nn.Module):
             features = checkpointed(run, self.activation_checkpointing, features, mask)
             maps.append(features)
         return maps
+
+
+def _draw_unused_weights(name: BackboneName) -> None:
+    """Draw as many random numbers as torchvision's ResNets do for parts that detrkit leaves out.
+
+    A seed then gives the same weights for RGB images as with them, on which the recorded results are based.
+    """
+    block, _, widths = _BLOCKS_OF_STAGES[name]
+    if name == "resnet-tiny":
+        widths = _WIDTHS
+        ResNetBody(block, (1, 1, 1, 1), widths, nn.BatchNorm2d)
+        nn.init.normal_(torch.empty(_TINY_WIDTHS[0], 3, 7, 7))
+    nn.Linear(widths[-1] * block.expansion, 1000)
 
 
 def _stem(body: ResNetBody) -> Iterator[nn.Module]:
