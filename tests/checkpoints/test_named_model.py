@@ -99,6 +99,7 @@ def test_file_that_describes_its_model_is_compared_with_the_name(model: DETR, tm
         load_checkpoint(path, model="detr-r18")
 
 
+@pytest.mark.slow  # images are resized to 800 pixels, as the weights say nothing else
 @pytest.mark.parametrize("command", ["predict", "explain"])
 def test_commands_take_the_name_of_the_model(
     command: str, model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -112,6 +113,7 @@ def test_commands_take_the_name_of_the_model(
         assert (exit.value.code or 0) == code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_name_of_the_model(model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, "bare", model)

@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(128, 96), (97, 131), (300, 80), (64, 64)], ids=str)  # of which one is limited
 def test_documented_script_gives_the_detections_of_detrkit(
     size: tuple[int, int], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
