@@ -39,6 +39,13 @@ def imagenet_weights(backbone: str) -> Path:
     return fetch(url)
 
 
+def cached_imagenet_weights(backbone: str) -> Path | None:
+    """Return torchvision's ImageNet weights of a backbone if they are in torch's cache."""
+    url = imagenet_url(backbone)
+    path = None if url is None else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    return path if path is not None and path.is_file() else None
+
+
 def fetch(url: str) -> Path:
     """Download a file into torch's cache unless it is there.
 

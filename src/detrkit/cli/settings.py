@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, create_model
 
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import MODEL_SETTINGS
-from detrkit.config.training import GROUPS, SETTING_GROUPS, setting_field
+from detrkit.config.training import CHOSEN_SETTINGS, GROUPS, SETTING_GROUPS, setting_field
 
 _ALIASES = {"lr": ["--lr", "--learning-rate"]}
 _TITLES = {"": "Training", "ema": "EMA", "auxiliary_queries": "Auxiliary queries", "loading": "Data loading"}
@@ -37,6 +37,7 @@ def _training_options() -> dict[str, Any]:
             group=groups[group],
             consume_multiple=name == "freeze" or None,
             negative=() if name in ("freeze", "lr_overrides") else None,
+            show_default=CHOSEN_SETTINGS.get(name),
         )
         default = field.get_default(call_default_factory=True)
         options[name] = (

@@ -57,7 +57,8 @@ def train(
         detrkit-m (ResNet-18, with --weights imagenet). Published: detr-r50 (the default of --recipe reference),
         detr-r50-dc5, detr-r101, detr-r101-dc5; conditional-detr-... and dab-detr-... with the same ResNets;
         deformable-detr-r50, -single-scale, -refine, -two-stage; table-transformer-detection, -structure-recognition. Plain
-        DETR, smaller: detr-r18, detr-tiny. With --weights of a checkpoint, the default is its architecture.
+        DETR, smaller: detr-r18, detr-tiny. Published models with --weights can be saved as transformers folders,
+        detrkit's own cannot; the hub takes both. With --weights of a checkpoint, the default is its architecture.
     recipe
         How unset settings are chosen: `auto` (the default) from model, weights and size of the dataset; `reference` as in
         the paper: 300 epochs, 64 images per step, learning rates divided by 10 after 200 epochs.

@@ -1,12 +1,14 @@
 """Console output of training: progress bar, evaluations, what was chosen, and the result."""
 
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from detrkit.cli.command_name import command_name
 from detrkit.cli.console import build_table, get_console
 from detrkit.training.callbacks import Callback, TrainingState
+from detrkit.training.next_run import NextRun
 from detrkit.training.planner import TrainingPlan
 from detrkit.training.result import TrainResult
 from detrkit.training.run_folder import STATE_FILE
@@ -86,6 +88,8 @@ class ConsoleProgress(Callback):
 def print_plan(plan: TrainingPlan, num_parameters: int = 0, last_line: str = "") -> None:
     """Print data, model and the settings that depend on them, each with its reason."""
     from detrkit._internal.text import duration, plural
+    from detrkit.checkpoints.conversion.huggingface import fits_transformers
+    from detrkit.models.presets import preset_config
 
     console, config = get_console(), plan.config
     size = f" ({num_parameters / 1e6:.1f} M parameters)" if num_parameters else ""
@@ -111,6 +115,11 @@ def print_plan(plan: TrainingPlan, num_parameters: int = 0, last_line: str = "")
         reasons.setdefault(choice.reason, []).append(f"{choice.name} {_value(choice.value)}")
     for reason, settings in reasons.items():
         console.print(f"  {', '.join(settings)}: {reason}", soft_wrap=True)
+    if not fits_transformers(preset_config(config.model, **config.model_overrides)):
+        console.print(
+            "  (saved in detrkit's own format, which the hub takes, too; transformers cannot load this architecture)",
+            soft_wrap=True,
+        )
     if last_line:
         console.print(f"  ({last_line})", soft_wrap=True)
 
@@ -132,6 +141,12 @@ def print_result(result: TrainResult) -> None:
     if result.evaluation is None:
         return
     print_metrics(result.evaluation, console)
+    if result.next_run is not None:
+        console.print(
+            f"Almost nothing was learned in {plural(result.steps, 'step')}. Next, try {result.next_run.reason}:\n"
+            f"  {_command(result, result.next_run)}",
+            soft_wrap=True,
+        )
     console.print(f"report: {result.report}", soft_wrap=True)
     if result.overfit is not None:
         from detrkit.evaluation.metrics import metric_label
@@ -151,6 +166,21 @@ def print_resume_command(output: Path) -> None:
         get_console().print(
             f"continue with: {command_name()} train --resume {shlex.quote(str(output))}", soft_wrap=True
         )
+
+
+def _command(result: TrainResult, run: NextRun) -> str:
+    """Return the command of a run on the same data."""
+    import shlex
+
+    from detrkit.cli.flags import flag
+
+    options = [part for name, value in run.settings.items() for part in (flag(name), str(value))]
+    if result.config.format is not None:
+        options += ["--format", result.config.format]
+    output = next(
+        path for number in count(2) if not (path := result.output.with_name(f"{result.output.name}-{number}")).exists()
+    )
+    return shlex.join(["detrkit", "train", result.config.data, *options, "--output", str(output)])
 
 
 def _steps(state: TrainingState) -> str:

@@ -195,7 +195,7 @@ class EvaluationConfig(_Group):
     evaluate_every: int | None = Field(
         default=1,
         ge=1,
-        description="epochs between evaluations; null: about 20 evaluations, of at most a tenth of a time limit",
+        description="epochs between evaluations; null: about 20 evaluations, at most 10 % of a time limit",
     )
     patience: int = Field(
         default=0, ge=0, description="evaluations without a better score after which the run ends; 0 disables it"

@@ -152,7 +152,7 @@ class TimeBudget:
         self._aside = 0.0  # seconds of evaluations since then, which are no steps
         self._evaluated = 0.0  # elapsed seconds at the last evaluation
         self._evaluation, self._report = 0.0, 0.0  # expected seconds of either
-        self._pace = 0.0  # `step_seconds` at the last evaluation
+        self._seconds_of_step = 0.0  # `step_seconds` at the last evaluation
         self._is_warm = False  # whether that evaluation came after enough steps
         self._timed_steps = 0
 
@@ -168,7 +168,7 @@ class TimeBudget:
         The last evaluation is expected to take as many steps' time as the one before. The report, which is estimated at the
         start, and an evaluation among the first steps, which are slow, are not expected to become faster.
         """
-        change = self.step_seconds / self._pace if self._pace else 1.0
+        change = self.step_seconds / self._seconds_of_step if self._seconds_of_step else 1.0
         slowdown = max(1.0, change)
         return (change if self._is_warm else slowdown) * self._evaluation + slowdown * self._report
 
@@ -206,7 +206,7 @@ class TimeBudget:
     def evaluates_after(self, epoch: int) -> bool:
         """Return whether an evaluation is due after an epoch: `evaluate_every`, or about 20 of them by the clock.
 
-        They take at most a tenth of the time, and none is made shortly before the last one.
+        They take at most 10 % of the time, and none is made shortly before the last one.
         """
         if self._evaluate_every is not None:
             return epoch % self._evaluate_every == 0
@@ -222,7 +222,7 @@ class TimeBudget:
         self._evaluated = self.elapsed
         yield
         elapsed = self.elapsed
-        self._evaluation, self._pace = elapsed - self._evaluated, self.step_seconds
+        self._evaluation, self._seconds_of_step = elapsed - self._evaluated, self.step_seconds
         self._is_warm = self._timed_steps >= _WARM_UP_STEPS
         self._aside += self._evaluation
         # no time for a step and yet another evaluation: this one was the last
@@ -239,7 +239,7 @@ class TimeBudget:
             "evaluated": self._evaluated,
             "evaluation": self._evaluation,
             "report": self._report,
-            "pace": self._pace,
+            "seconds_of_step": self._seconds_of_step,
             "is_warm": self._is_warm,
         }
 
@@ -247,7 +247,7 @@ class TimeBudget:
         """Continue with the time that was left; what this process has taken so far counts, too."""
         self._before, self.fraction, self.step_seconds = state["elapsed"], state["fraction"], state["step_seconds"]
         self._evaluated, self._evaluation, self._report = state["evaluated"], state["evaluation"], state["report"]
-        self._pace, self._is_warm = state["pace"], state["is_warm"]
+        self._seconds_of_step, self._is_warm = state["seconds_of_step"], state["is_warm"]
 
     def _interval(self) -> int:
         """Return the number of steps until the fraction is measured again: about a second of several processes."""

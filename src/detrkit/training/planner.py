@@ -48,7 +48,7 @@ _FINE_TUNING: Defaults = {  # of detrkit's presets that start from a detector
     "backbone_lr": (1e-4, "a fifth of lr, for a trained backbone"),
 }
 _OF_PRESETS: dict[str, Defaults] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
-_MIN_STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # by origin of the weights
+MIN_STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # by origin of the weights
 _EXTRA_EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
 _DEFORMABLE: Defaults = {  # published main.py
     "lr": (2e-4, _PUBLISHED),
@@ -219,10 +219,10 @@ def _length(config: RunConfig, given: set[str], num_images: int, images_per_batc
     choices: list[Choice] = []
     epochs = settings.epochs
     if not given & {"epochs", "steps"}:
-        epochs = -(-_MIN_STEPS[origin] // steps_per_epoch) + _EXTRA_EPOCHS[origin]
+        epochs = -(-MIN_STEPS[origin] // steps_per_epoch) + _EXTRA_EPOCHS[origin]
         start = {"detector": "a trained detector", "imagenet": "an ImageNet backbone", "scratch": "random weights"}
         reason = (
-            f"{_MIN_STEPS[origin]:,} steps and {_EXTRA_EPOCHS[origin]} more epochs, to start from {start[origin]} on "
+            f"{MIN_STEPS[origin]:,} steps and {_EXTRA_EPOCHS[origin]} more epochs, to start from {start[origin]} on "
             f"{plural(num_images, 'image')}"
         )
         choices.append(Choice("epochs", epochs, reason))
@@ -254,7 +254,7 @@ def _by_the_clock(given: set[str]) -> list[Choice]:
 
 
 def _evaluations_by_the_clock() -> Choice:
-    share = f"{EVALUATION_SHARE:.0%}"
+    share = f"{100 * EVALUATION_SHARE:.0f} %"
     return Choice("evaluate_every", None, f"about {MAX_EVALUATIONS} evaluations, at most {share} of the time")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from detrkit.config.run import RunConfig
 from detrkit.evaluation.metrics import EvalMetrics, headline
 from detrkit.inference.detector import Detector
+from detrkit.training.next_run import NextRun, learned_almost_nothing, suggest_next_run
 from detrkit.training.overfit_check import OverfitReport
 from detrkit.training.run_folder import REPORT_FILE
 
@@ -53,6 +54,13 @@ class TrainResult:
         """Folder of the best checkpoint; of the last one if there was no evaluation."""
         best = self.output / "best"
         return best if best.is_dir() else self.output / "last"
+
+    @property
+    def next_run(self) -> NextRun | None:
+        """Settings to try next if the run learned almost nothing; None if it learned something, or was stopped."""
+        if self.overfit is not None or not self.is_complete or not learned_almost_nothing(self.evaluation):
+            return None
+        return suggest_next_run(self.config, self.steps, self.output)
 
     @property
     def report(self) -> Path | None:

@@ -119,6 +119,16 @@ def transformers_classes(config: ModelConfig) -> tuple[str, str]:
     return "DetrForSegmentation" if config.mask_head else conversion.MODEL_CLASS, conversion.IMAGE_PROCESSOR
 
 
+def fits_transformers(config: ModelConfig) -> bool:
+    """Return whether a model can be saved as a folder that transformers loads, which detrkit's own presets cannot."""
+    try:
+        _conversion_for(config)
+        _check_variant(config, native_backbone=False)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
     architecture = architecture_of_config(config)
     if architecture == "detr" and config.pre_norm and not config.mask_head:
