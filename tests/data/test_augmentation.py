@@ -232,6 +232,7 @@ def test_strong_augmentation_is_off_in_the_last_epochs(name: str) -> None:
     for index in range(6):
         untouched = EvalTransform(48)(DRAWN[index])
         assert torch.equal(images[SampleKey(index, 4)].image, untouched.image)
+        assert torch.equal(images[SampleKey(index, 3, is_closing=True)].image, untouched.image)
     assert any(
         images[SampleKey(index, 3)].image.shape != EvalTransform(48)(DRAWN[index]).image.shape
         or not torch.equal(images[SampleKey(index, 3)].image, EvalTransform(48)(DRAWN[index]).image)

@@ -135,3 +135,25 @@ def test_images_of_a_step_share_their_crop_on_all_ranks() -> None:
         numbers = [{draw.batch for draw in batch} for batch in order]
         assert numbers == [{1}, {2}, {3}]
     assert {draw.batch for batch in TrainBatchSampler(BatchGrouping.ungrouped(4), 2, 5) for draw in batch} == {None}
+
+
+@pytest.mark.parametrize(("resumed_at", "process"), [(0, Rank()), (1, Rank()), (2, Rank()), (0, Rank(1, 2))])
+def test_batches_from_a_position_on_are_closing(resumed_at: int, process: Rank) -> None:
+    sampler = TrainBatchSampler(BatchGrouping.ungrouped(16), batch_size=2, seed=1, rank=process)
+    sampler.closing_from = (2, 2)
+    for epoch, expected in ((1, [False] * 4), (2, [False, False, True, True]), (3, [True] * 4)):
+        sampler.epoch, sampler.first = epoch, resumed_at
+        closing = [[key.is_closing for key in batch] for batch in sampler][: 4 - resumed_at]
+        assert closing == [[is_closing] * 2 for is_closing in expected[resumed_at:]]
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 3])
+def test_augmentation_ends_with_the_next_batch_that_is_drawn(drawn: int) -> None:
+    sampler = TrainBatchSampler(BatchGrouping.ungrouped(6), batch_size=2, seed=1)
+    sampler.epoch = 5
+    batches = iter(sampler)
+    for _ in range(drawn):
+        assert not next(batches)[0].is_closing
+    sampler.closing_from = sampler.position
+    assert all(key.is_closing for batch in batches for key in batch)
+    assert sampler.closing_from == ((5, drawn) if drawn else (1, 0))

@@ -35,6 +35,7 @@ from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.structures import Batch, Sample
+from detrkit.training.budget import TimeBudget
 from detrkit.training.build import build_criterion
 from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import Trainer
@@ -113,6 +114,29 @@ def run_cases(rank: int, folder: Path) -> None:
             save_steps(Rank(rank, 2, rank), folder / f"{case}.pt", *settings)
     os.environ.update(environment_of_local_group(rank, 2, folder / "statistics.store"))
     save_batch_norm_statistics(rank, folder / "statistics")
+    os.environ.update(environment_of_local_group(rank, 2, folder / "fractions.store"))
+    save_fractions(rank, folder / "fractions")
+
+
+def save_fractions(rank: int, file: Path) -> None:
+    """Follow a time limit in processes whose clocks differ; the first one's counts."""
+    now = 0.0
+    budget = TimeBudget(60.0, clock=lambda: now)
+    fractions, due = [], []
+    with process_group(Rank(rank, 2, rank), torch.device("cpu")):
+        budget.start(0)
+        for step in range(1, 1000):
+            now += (0.3, 5.0)[rank]
+            budget.advance(step)
+            fractions.append(budget.fraction)
+            if step % 10 == 0:
+                due.append(budget.evaluates_after(step // 10))
+                if due[-1]:
+                    with budget.evaluating():
+                        now += (0.4, 9.0)[rank]
+            if budget.is_over_after(step):
+                break
+    torch.save({"fractions": torch.tensor(fractions), "due": torch.tensor(due)}, file.with_suffix(f".{rank}"))
 
 
 class EmptyLoader:
