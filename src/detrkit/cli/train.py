@@ -1,5 +1,6 @@
 """`detrkit train`."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from detrkit._internal.process import seconds_since_start
 from detrkit.checkpoints.path_kinds import DATASET, MODEL, check_kinds
 from detrkit.checkpoints.sources import check_source
 from detrkit.cli.exit_codes import exit_with
@@ -81,7 +83,9 @@ def train(
     loggers
         Where to log in addition to metrics.jsonl: `tensorboard` (the default), or `jsonl` for nothing else.
     """
-    started = time.monotonic() - time.process_time()  # starting Python and its imports counts for a time limit, too
+    started = time.monotonic()
+    if sys.argv[1:2] == ["train"]:  # the process is this command: starting Python counts for a time limit, too
+        started -= seconds_since_start()
     given: dict[str, Any] = {
         "data": data,
         "format": format,

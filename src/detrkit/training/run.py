@@ -51,8 +51,8 @@ from detrkit.training.train_step import TrainStep
 from detrkit.training.trainer import CheckpointName, Trainer
 
 # what a time limit reserves before anything was measured: parameters that are written per second in the checkpoints of an
-# evaluation, and the duration of the report relative to drawing the examples
-_SAVED_PER_SECOND, _REPORT_PER_EXAMPLES = 10e6, 8.0
+# evaluation, the duration of the report relative to drawing the examples, and of the end of Python relative to the start
+_SAVED_PER_SECOND, _REPORT_PER_EXAMPLES, _EXIT_PER_START, _MAX_EXIT = 10e6, 8.0, 0.15, 5.0
 _NUM_EXAMPLES = 4  # validation images that are logged after every evaluation
 
 
@@ -243,7 +243,8 @@ class TrainingRun:
         start = time.perf_counter()
         self._draw_examples()
         examples = time.perf_counter() - start
-        self.budget.expect(inference + saving + examples, _REPORT_PER_EXAMPLES * examples)
+        leaving = min(_EXIT_PER_START * self.budget.elapsed, _MAX_EXIT)
+        self.budget.expect(inference + saving + examples, _REPORT_PER_EXAMPLES * examples + leaving)
 
     def _train(self, state: dict[str, Any] | None) -> TrainResult:
         trainer = Trainer(
