@@ -1,4 +1,4 @@
-"""What `detrkit train` says: true defaults, the plan, how to go on after a stop or a run that learned nothing."""
+"""Output of `detrkit train`: true defaults, the plan, the command after a stop or a run that learned nothing."""
 
 import os
 import signal

@@ -302,7 +302,7 @@ def test_settings_that_are_given_with_a_time_limit_are_kept(given: dict[str, Any
         ({"epochs": 60, "batch_size": 8}, (600, 60, 300 + 360)),  # 10 steps each
         ({"steps": 35, "evaluate_every": 2}, (35, 2, 17.5 + 12)),  # the last epoch is cut short
         ({"steps": 1005, "evaluate_every": None}, (1005, 17, 502.5 + 102)),  # 101 epochs, every sixth
-        ({"minutes": 10, "evaluate_every": None}, (1080, 10, 600)),  # of 6 s: not 20, but a tenth of the time
+        ({"minutes": 10, "evaluate_every": None}, (1080, 10, 600)),  # of 6 s: not 20, but 10 % of the time
         ({"minutes": 10, "evaluate_every": 1}, (552, 54, 600)),  # 5 s of training, 6 s of evaluation
         ({"minutes": 0.01}, (1, 1, 0.6)),
     ],

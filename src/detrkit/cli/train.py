@@ -156,7 +156,7 @@ def _resume(folder: Path, data: str | None, given: list[str], loggers: list[str]
 
 @contextmanager
 def _names_the_next_command(output: Path) -> Iterator[None]:
-    """Say how to go on after a second Ctrl-C, which ends a run at once."""
+    """Print the command that resumes a run after a second Ctrl-C, which ends it at once."""
     try:
         yield
     except KeyboardInterrupt:

@@ -165,12 +165,11 @@ class TimeBudget:
     def reserve(self) -> float:
         """Expected seconds of what follows the last step.
 
-        The last evaluation is expected to take as many steps' time as the one before. The report, which is estimated at the
-        start, and an evaluation among the first steps, which are slow, are not expected to become faster.
+        The last evaluation and the report are expected to take as many steps' time as at the evaluation before. If that was
+        among the first steps, which are slow, they are not expected to become faster.
         """
         change = self.step_seconds / self._seconds_of_step if self._seconds_of_step else 1.0
-        slowdown = max(1.0, change)
-        return (change if self._is_warm else slowdown) * self._evaluation + slowdown * self._report
+        return (change if self._is_warm else max(1.0, change)) * (self._evaluation + self._report)
 
     def fraction_after(self, step: int) -> float:
         """Part of the run that is over; the clock decides, not the number of steps."""
@@ -180,9 +179,10 @@ class TimeBudget:
         """Return whether the time that is left is reserved for what follows the last step."""
         return self.fraction >= 1
 
-    def expect(self, evaluation: float, report: float) -> None:
+    def expect(self, evaluation: float | None = None, report: float | None = None) -> None:
         """Set the seconds that an evaluation, before the first one, and the report are expected to take."""
-        self._evaluation, self._report = self._evaluation or evaluation, report
+        self._evaluation = self._evaluation or evaluation or 0.0
+        self._report = self._report if report is None else report
 
     def start(self, step: int) -> None:
         """Begin the first step of this process: what came before it is no part of the schedule."""

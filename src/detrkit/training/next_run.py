@@ -1,4 +1,4 @@
-"""What to try after a run that learned almost nothing: settings that work on this machine, without a network."""
+"""Settings to try after a run that learned almost nothing, which work on this machine without a network."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec

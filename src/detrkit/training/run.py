@@ -149,6 +149,7 @@ class TrainingRun:
             masks=self.model.config.mask_head,
         )
         self.state = TrainingState(output, adaptation=adaptation, draw_examples=self._draw_examples)
+        self._exit_seconds = 0.0  # expected duration of the end of Python, with a time limit
         self.best_detections: DetectionArrays | None = None  # of the best checkpoint, in the first process
         if process.world_size > 1:  # ranks share weights, but not dropout
             torch.manual_seed(mix_seeds(settings.seed, process.rank))
@@ -240,11 +241,11 @@ class TrainingRun:
             return
         inference = measure_evaluation(self._infer, len(self.val_batches), at_most=0.01 * self.budget.seconds)
         saving = sum(parameter.numel() for parameter in self.model.parameters()) / _SAVED_PER_SECOND
+        self._exit_seconds = min(_EXIT_PER_START * self.budget.elapsed, _MAX_EXIT)
+        self._draw_examples()  # the first images take longer than later ones
         start = time.perf_counter()
         self._draw_examples()
-        examples = time.perf_counter() - start
-        leaving = min(_EXIT_PER_START * self.budget.elapsed, _MAX_EXIT)
-        self.budget.expect(inference + saving + examples, _REPORT_PER_EXAMPLES * examples + leaving)
+        self.budget.expect(evaluation=inference + saving + time.perf_counter() - start)
 
     def _train(self, state: dict[str, Any] | None) -> TrainResult:
         trainer = Trainer(
@@ -315,9 +316,15 @@ class TrainingRun:
         return self.evaluator.analyse(self.best_detections)
 
     def _draw_examples(self) -> list[Image.Image]:
+        """Draw some validation images, after every evaluation; this also tells how long the report will take."""
+        start = time.perf_counter()
         engine = TorchEngine(self.train_step.best_model, self.device, self.preprocessing.padding_invariant)
         detector = Detector(engine, self.data.categories, self.preprocessing)
-        return [drawn.image for drawn in draw_predictions(detector, self.data.pictures, _NUM_EXAMPLES)]
+        images = [drawn.image for drawn in draw_predictions(detector, self.data.pictures, _NUM_EXAMPLES)]
+        if isinstance(self.budget, TimeBudget):
+            drawing = time.perf_counter() - start
+            self.budget.expect(report=_REPORT_PER_EXAMPLES * drawing + self._exit_seconds)
+        return images
 
     def save_weights(self, name: CheckpointName, model: DETR) -> None:
         """Write weights to predict with; the best ones with their score thresholds."""
