@@ -9,7 +9,7 @@ import pytest
 
 from detrkit.cli import main, training_console
 from detrkit.cli.settings import RunSettings
-from detrkit.cli.training_console import print_plan, print_result, print_resume_command
+from detrkit.cli.training_console import ConsoleProgress, print_plan, print_result, print_resume_command
 from detrkit.config.run import RunConfig, run_config
 from detrkit.config.training import CHOSEN_SETTINGS, SETTING_GROUPS, setting_field
 from detrkit.evaluation.coco import CocoMetrics
@@ -151,9 +151,9 @@ class Interrupt(Callback):
 def test_ctrl_c_prints_the_command_that_continues_the_run(
     times: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Console(Interrupt, training_console.ConsoleProgress):
+    class Console(Interrupt, ConsoleProgress):
         def on_step_end(self, state: TrainingState) -> None:
-            training_console.ConsoleProgress.on_step_end(self, state)
+            ConsoleProgress.on_step_end(self, state)
             if state.step == 4:  # after the first evaluation, which saved the run
                 super().on_step_end(state)
 
