@@ -238,6 +238,17 @@ def test_processes_of_one_machine_listen_on_the_loopback_interface_alone(two_pro
 
 
 @pytest.mark.slow
+def test_processes_agree_on_the_elapsed_fraction_of_a_time_limit(two_processes: Path) -> None:
+    one, two = (torch.load(two_processes / f"fractions.{rank}", weights_only=True) for rank in range(2))
+    assert torch.equal(one["fractions"], two["fractions"])
+    assert torch.equal(one["due"], two["due"])
+    assert one["fractions"][-1] == 1
+    assert one["due"].sum() > 3
+    # of 0.3 s each on the first process, measured every third step; the evaluations took the rest
+    assert len(one["fractions"]) * 0.3 + one["due"].sum() * 0.4 == pytest.approx(60, abs=1.5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_take_the_steps_of_one_with_all_images(tmp_path: Path, two_processes: Path, case: str) -> None:
     save_steps(Rank(), tmp_path / "one.pt", *CASES[case])
