@@ -112,7 +112,7 @@ def convert_dataset(
     require_train(dataset)
     splits = dataset.splits
     notes = (*dataset.notes, *(finding.line for finding in dataset.findings))
-    if dataset.val is dataset.train:  # a single image
+    if dataset.val.records is dataset.train.records:  # a single image
         del splits["val"]
     num_crowds = write_dataset(splits, output, format, progress)
     if num_crowds:

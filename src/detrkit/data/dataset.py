@@ -187,6 +187,7 @@ class DatasetSplits:
         format: of the annotations; None if they come from a `torch` dataset.
         notes: decisions taken while reading, a sentence each.
         findings: what was left out while reading, or read differently from how it is written.
+        is_val_set_aside: whether the validation images were taken from the training images, because there is no such split.
     """
 
     train: Split
@@ -195,6 +196,7 @@ class DatasetSplits:
     format: str | None = None
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    is_val_set_aside: bool = False
 
     @classmethod
     def of(

@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.registry import layouts, read_splits
-from detrkit.data.records import ErrorHandler, Masks, SplitName, raise_error
+from detrkit.data.records import ErrorHandler, Masks, SplitName
 from detrkit.data.torch_dataset import class_names_of, is_torch_dataset, read_torch_dataset
 from detrkit.errors import ConfigError, DatasetError, arg
 
@@ -30,7 +31,7 @@ def load_dataset(
     *,
     masks: Masks = False,
     seed: int = 42,
-    on_error: ErrorHandler = raise_error,
+    on_error: ErrorHandler | None = None,
     splits: Collection[SplitName] | None = None,
 ) -> DatasetSplits:
     """Load a dataset folder.
@@ -43,7 +44,8 @@ def load_dataset(
         format: of the annotations; detected from the folder if omitted.
         masks: load instance masks or panoptic segments; "available" loads those that exist, for copies and checks.
         seed: of the images that are set aside for validation.
-        on_error: called with every malformed entry, which is then left out; by default the first one is raised.
+        on_error: called with every malformed entry, which is then left out; by default malformed entries are an error,
+            raised when all are counted.
         splits: the only splits to read; the images and annotations of others may be missing. By default all are read.
 
     Returns:
@@ -53,8 +55,9 @@ def load_dataset(
         DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
     """
     path = Path(path)
-    context = ReadContext(on_error, masks, splits)
-    format, found = read_splits(path, format, context)
+    with _faults_raised_at_the_end(path) as count_fault:
+        context = ReadContext(on_error or count_fault, masks, splits)
+        format, found = read_splits(path, format, context)
     if not found:
         raise DatasetError(f"{path}: found no {' or '.join(splits or ())} split in this {format} dataset")
     return _with_val(found, format, seed, context)
@@ -80,18 +83,47 @@ def load_split(
     """
     path = Path(path)
     if split != "train":  # without the others, whose images may be missing
-        context = ReadContext(masks=masks, splits=(split,))
-        format, found = read_splits(path, format, context)
+        with _faults_raised_at_the_end(path) as count_fault:
+            context = ReadContext(count_fault, masks, (split,))
+            format, found = read_splits(path, format, context)
         if split in found:
             return found[split], tuple(context.notes)
-    context = ReadContext(masks=masks, splits=("train", "val" if split == "train" else split))
-    format, found = read_splits(path, format, context)
+    with _faults_raised_at_the_end(path) as count_fault:
+        context = ReadContext(count_fault, masks, ("train", "val" if split == "train" else split))
+        format, found = read_splits(path, format, context)
     if "train" not in found:
         return None, ()
     if seed is None and path.suffix == ".json" and path.is_file():
         return found["train"], (f"all of {path.name}: {plural(len(found['train']), 'image')}",)
     dataset = _with_val(found, format, 42 if seed is None else seed, context)
     return dataset.splits.get(split), dataset.notes
+
+
+@contextmanager
+def _faults_raised_at_the_end(path: Path) -> Iterator[ErrorHandler]:
+    """Yield a function that counts malformed entries; raise an error about them when the block ends, even with another.
+
+    Raises:
+        DatasetError: there was at least one; the message has the first, and the number of all.
+    """
+    first: DatasetError | None = None
+    count = 0
+
+    def count_fault(error: DatasetError) -> None:
+        nonlocal first, count
+        first, count = first or error, count + 1
+
+    try:
+        yield count_fault
+    except DatasetError:  # of a reader that has left out everything: it would hide these
+        if first is None:
+            raise
+    if first is not None:
+        others, them = ("", "it") if count == 1 else (f" (and {plural(count - 1, 'more fault')})", "them")
+        raise DatasetError(
+            f"{first.message}{others}; detrkit doctor {path} shows {them}, and with {arg('fix', 'COPY')} writes a copy "
+            f"without {them}"
+        )
 
 
 def as_splits(
@@ -138,7 +170,7 @@ def as_splits(
         return dataset
     split = _val_of(val, dataset.categories, format, masks=masks, workers=workers, progress=progress)
     _check_categories(split, dataset.categories)
-    return replace(dataset, val=split, notes=())
+    return replace(dataset, val=split, notes=(), is_val_set_aside=False)
 
 
 def _val_of(
@@ -165,19 +197,25 @@ def _with_val(
 ) -> DatasetSplits:
     """Set a validation split aside if there is no such split, and check that all splits have the same categories."""
     context = context or ReadContext()
-    train, notes = splits.get("train"), [*context.notes]
+    train, notes, is_val_set_aside = splits.get("train"), [*context.notes], False
     if train is not None and len(train) and "val" not in splits and context.wants("val"):
+        total = len(train)
         train, val = _set_aside(train, seed)
+        if total == 1:
+            notes.append(
+                "no validation split, and a single image: the model is evaluated on the image it is trained on"
+            )
+        else:
+            notes.append(f"no validation split: {len(val)} of {total} images were set aside at random (seed {seed})")
         if isinstance(val, SampleSplit):
             val = replace(val, fixed_sizes=True)
         splits = {**splits, "train": train, "val": val}
-        notes.append(
-            f"no validation split: {len(val)} of {len(train) + len(val)} images were set aside at random (seed {seed})"
-        )
+        is_val_set_aside = True
     first = train or next(iter(splits.values()))
     for split in splits.values():
         _check_categories(split, first.categories)
-    return DatasetSplits.of(splits, format, notes, context.findings)
+    dataset = DatasetSplits.of(splits, format, notes, context.findings)
+    return replace(dataset, is_val_set_aside=is_val_set_aside)
 
 
 def require_train(dataset: DatasetSplits) -> Split:

@@ -99,7 +99,7 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
         notes = ()
     check_objects(train_split, val_split, settings)
     shared = find_shared_images(train_split, val_split)
-    if shared and not settings.overfit and not settings.train_on_val and val_split is not train_split:
+    if shared and not settings.overfit and not settings.train_on_val and val_split.records is not train_split.records:
         notes = (*notes, _overlap_warning(shared, val_split))
     images = DetectionDataset(train_split, channels=model.in_channels, masks=model.mask_head)
     if model.in_channels != RGB:

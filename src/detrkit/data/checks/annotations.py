@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrkit._internal.text import printable
+from detrkit._internal.text import plural, printable
 from detrkit.data.dataset import DatasetSplits, Split
 from detrkit.data.findings import Finding, Location, sort_findings
 from detrkit.data.records import Record, SplitName
@@ -18,25 +18,37 @@ EDGE_TOLERANCE = 1.0  # pixels by which boxes may exceed the image, for rounding
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Number of objects of a class in every split."""
+    """Number of objects of a class in every split.
+
+    Attributes:
+        category_id: id of the class.
+        name: of the class.
+        objects: without crowds, by split.
+        crowds: objects that are taken for crowds and not trained on, by split.
+    """
 
     category_id: int
     name: str
     objects: dict[SplitName, int]
+    crowds: dict[SplitName, int]
 
 
 def examine_annotations(
-    dataset: DatasetSplits, *, num_queries: int, image_size: int, stride: int
+    dataset: DatasetSplits, *, num_queries: int, image_size: int, stride: int, split: SplitName | None = None
 ) -> tuple[Finding, ...]:
     """Check boxes and classes; arguments as in `examine`."""
+    if not dataset.splits:
+        return ()
     objects = [_Objects.of(split) for split in dataset.splits.values()]
+    classes = list(count_classes(dataset.splits))
     return sort_findings(
         [
             *_box_format_findings(objects),
             *_box_findings(objects),
             *_model_findings(objects, num_queries, image_size, stride),
             *_empty_image_findings(objects),
-            *_class_findings(dataset.splits),
+            *_crowd_findings(classes),
+            *(_split_class_findings(classes, split) if split else _class_findings(classes)),
             *_class_name_findings(dataset.splits),
         ]
     )
@@ -211,14 +223,49 @@ def _find_repeated(rows: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _class_findings(splits: dict[SplitName, Split]) -> Iterator[Finding]:
-    classes = list(count_classes(splits))
+def _crowd_findings(classes: Sequence[ClassCount]) -> Iterator[Finding]:
+    """Report objects that are taken for crowds; a warning where these are most of a class."""
+    counts = [(one.name, sum(one.crowds.values()), sum(one.objects.values())) for one in classes]
+    most, some = (
+        tuple(
+            Location(f"{name}: {crowds} of {plural(crowds + objects, 'object')}")
+            for name, crowds, objects in counts
+            if crowds and (crowds > objects) is is_most
+        )
+        for is_most in (True, False)
+    )
+    if most:
+        yield Finding(
+            "warning",
+            "classes most of whose objects are crowds (iscrowd 1, difficult)",
+            "crowds are not trained on; some tools mark every mask as a crowd: if these are single objects, set it to 0",
+            most,
+        )
+    if some:
+        yield Finding(
+            "note",
+            "classes with crowds (iscrowd 1, difficult)",
+            "they stand for groups of objects, and are neither trained on nor evaluated",
+            some,
+        )
+
+
+def _split_class_findings(classes: Sequence[ClassCount], split: SplitName) -> Iterator[Finding]:
+    """Report classes without objects in the only split that is examined."""
+    unused = tuple(Location(one.name) for one in classes if not one.objects.get(split))
+    if len(unused) == len(classes):
+        yield Finding("error", f"no object in the {split} split", "annotate some; crowds do not count", ())
+    elif unused:
+        yield Finding("note", f"classes without objects in the {split} split", "their AP cannot be computed", unused)
+
+
+def _class_findings(classes: Sequence[ClassCount]) -> Iterator[Finding]:
     not_in_train = tuple(
-        Location(one.name) for one in classes if not one.objects["train"] and any(one.objects.values())
+        Location(one.name) for one in classes if not one.objects.get("train") and any(one.objects.values())
     )
     unused = tuple(Location(one.name) for one in classes if not any(one.objects.values()))
-    not_in_val = tuple(Location(one.name) for one in classes if one.objects["train"] and not one.objects["val"])
-    if not any(one.objects["train"] for one in classes):
+    not_in_val = tuple(Location(one.name) for one in classes if one.objects.get("train") and not one.objects.get("val"))
+    if not any(one.objects.get("train") for one in classes):
         yield Finding("error", "no object in the training split", "annotate some; crowds are not trained on", ())
     elif not_in_train:
         yield Finding(
@@ -228,14 +275,14 @@ def _class_findings(splits: dict[SplitName, Split]) -> Iterator[Finding]:
         yield Finding(
             "warning", "classes without any object", "drop them from the list of classes, or annotate them", unused
         )
-    if not any(one.objects["val"] for one in classes):
+    if not any(one.objects.get("val") for one in classes):
         advice = "metrics cannot be computed, and the last checkpoint is taken as the best; annotate some"
         yield Finding("warning", "no object in the validation split", advice, ())
     elif not_in_val:
         yield Finding(
             "warning", "classes without objects in the validation split", "their AP cannot be computed", not_in_val
         )
-    counts = sorted((one.objects["train"], one.name) for one in classes if one.objects["train"])
+    counts = sorted((one.objects["train"], one.name) for one in classes if one.objects.get("train"))
     if counts and counts[-1][0] > MAX_IMBALANCE * counts[0][0]:
         (min_count, rare), (max_count, frequent) = counts[0], counts[-1]
         yield Finding(
@@ -261,11 +308,13 @@ def _class_name_findings(splits: dict[SplitName, Split]) -> Iterator[Finding]:
 
 
 def count_classes(splits: dict[SplitName, Split]) -> Iterator[ClassCount]:
-    """Count the objects of every class, without crowds, in the order of the labels."""
+    """Count the objects and crowds of every class, in the order of the labels."""
+    if not splits:
+        return
     categories = next(iter(splits.values())).categories
-    counts = {
-        name: Counter(split.records.arrays.labels[~split.records.arrays.is_crowd].tolist())
-        for name, split in splits.items()
-    }
+    arrays = {name: split.records.arrays for name, split in splits.items()}
+    objects = {name: Counter(one.labels[~one.is_crowd].tolist()) for name, one in arrays.items()}
+    crowds = {name: Counter(one.labels[one.is_crowd].tolist()) for name, one in arrays.items()}
     for label, (number, class_name) in enumerate(zip(categories.ids, categories.names, strict=True)):
-        yield ClassCount(number, class_name, {name: count[label] for name, count in counts.items()})
+        of_class = ({name: count[label] for name, count in counts.items()} for counts in (objects, crowds))
+        yield ClassCount(number, class_name, *of_class)

@@ -10,6 +10,7 @@ from typing import Any
 
 from detrkit._internal.notebook import html_table
 from detrkit._internal.text import plural
+from detrkit.data.categories import Categories
 from detrkit.data.checks.annotations import (
     ClassCount,
     count_classes,
@@ -18,9 +19,11 @@ from detrkit.data.checks.annotations import (
 )
 from detrkit.data.checks.decode_cache import DecodedImage, cache_path, decode_images
 from detrkit.data.checks.panoptic import compare_segments, segment_findings
+from detrkit.data.checks.reading import reading_findings, segmentation_findings
 from detrkit.data.dataset import DatasetSplits, SampleSplit, Split
 from detrkit.data.findings import Finding, Location, sort_findings
-from detrkit.data.records import SplitName
+from detrkit.data.formats.registry import detect_format
+from detrkit.data.records import ImageError, SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
 from detrkit.errors import ConfigError, DatasetError, arg, check_minimum
 
@@ -41,6 +44,8 @@ class DatasetReport:
         notes: decisions taken while reading.
         dataset: the splits, without what cannot be read.
         unusable: images that cannot be read, or have another size than annotated; or whose PNG of segments has.
+        errors: malformed entries that the reader left out.
+        split: the only split that was examined; None for all.
     """
 
     source: Path
@@ -52,6 +57,8 @@ class DatasetReport:
     notes: tuple[str, ...]
     dataset: DatasetSplits
     unusable: frozenset[Path]
+    errors: tuple[DatasetError, ...] = ()
+    split: SplitName | None = None
 
     @property
     def num_errors(self) -> int:
@@ -62,7 +69,12 @@ class DatasetReport:
     def summary(self) -> str:
         """Summary of what training would use: classes, objects, images."""
         if self.num_errors:
-            return f"{plural(self.num_errors, 'error')} must be fixed before training"
+            purpose = "training" if self.split in (None, "train") else "evaluation"
+            return f"{plural(self.num_errors, 'kind')} of errors must be fixed before {purpose}"
+        if self.split is not None:
+            count = sum(one.objects.get(self.split, 0) for one in self.classes)
+            images = plural(self.num_images.get(self.split, 0), "image")
+            return f"the {self.split} split has no errors: {images} with {plural(count, 'object')}"
         num_val = self.num_images.get("val", 0)
         objects = sum(one.objects["train"] for one in self.classes)
         return (
@@ -84,6 +96,7 @@ class DatasetReport:
             "num_images": self.num_images,
             "max_objects": self.max_objects,
             "notes": self.notes,
+            "split": self.split,
             "findings": findings,
             "classes": [asdict(one) for one in self.classes],
         }
@@ -118,10 +131,12 @@ def examine(
     data: Data,
     format: str | None = None,
     *,
+    split: SplitName | None = None,
     classes: Sequence[str] | None = None,
     num_queries: int = 100,
     image_size: int = 800,
     stride: int = 32,
+    masks: bool = False,
     workers: int = 2,
     cache: bool | Path = True,
     progress: Callable[[int, int], None] | None = None,
@@ -131,10 +146,12 @@ def examine(
     Args:
         data: dataset folder, splits or torch dataset; see `as_splits`.
         format: of a folder's annotations; detected if omitted.
+        split: the only split to check; the images of others may be missing. By default all are checked.
         classes: class names of a torch dataset.
         num_queries: of the model: maximum number of objects that it can detect in an image.
         image_size: shorter side that images are resized to, pixels.
         stride: of the model's feature map, pixels.
+        masks: of the model: whether it predicts masks, so that faults of segmentations are errors.
         workers: processes that decode images; 0 decodes in this one.
         cache: keep the results of decoding in the user's cache folder, or in this file, and skip images that have not
             changed since; so a large dataset can be examined in several runs.
@@ -149,12 +166,13 @@ def examine(
     check_minimum("workers", workers, 0)
     errors: list[DatasetError] = []
     if isinstance(data, str | Path):
-        dataset = load_dataset(data, format, on_error=errors.append)
+        dataset, source = _load(Path(data), format, split, errors), Path(data)
     else:
         dataset = as_splits(data, classes=classes, workers=workers, progress=progress)
-    source = Path(data) if isinstance(data, str | Path) else require_train(dataset).source
-    require_train(dataset)
-    splits = dataset.splits
+        source = (require_train(dataset) if split is None else dataset.train).source
+    if split is None and not errors:
+        require_train(dataset)
+    splits = {name: one for name, one in dataset.splits.items() if split in (None, name)}
     # the samples of a torch dataset were checked when it was read
     files = {name: split for name, split in splits.items() if not isinstance(split, SampleSplit)}
     records = [record for split in files.values() for record in split.records]
@@ -162,11 +180,12 @@ def examine(
     images = decode_images(records, workers, progress, cache_file)
     segments = compare_segments(records, workers, progress)
     findings = [
-        *_reading_findings(errors),
+        *reading_findings([*errors, *_decoding_errors(images)], masks=masks),
         *dataset.findings,
         *_image_findings(files, images),
         *segment_findings(segments),
-        *examine_annotations(dataset, num_queries=num_queries, image_size=image_size, stride=stride),
+        *segmentation_findings(list(splits.values()), masks=masks),
+        *examine_annotations(dataset, num_queries=num_queries, image_size=image_size, stride=stride, split=split),
     ]
     return DatasetReport(
         source=source,
@@ -182,23 +201,29 @@ def examine(
             for record in records
             if images[record.path].size != record.size or (record.path in segments and segments[record.path].error)
         ),
+        errors=tuple(errors),
+        split=split,
     )
 
 
-def _reading_findings(errors: Sequence[DatasetError]) -> Iterator[Finding]:
-    if errors:
-        yield Finding(
-            "error",
-            "entries that cannot be read",
-            "correct them, or leave them out with fix_dataset",
-            tuple(Location(str(error)) for error in errors),
-        )
+def _load(path: Path, format: str | None, split: SplitName | None, errors: list[DatasetError]) -> DatasetSplits:
+    """Read a dataset; an empty one if everything in it is malformed, so that the faults are shown."""
+    only = None if split is None else (split,)
+    try:
+        return load_dataset(path, format, masks="available", on_error=errors.append, splits=only)
+    except DatasetError:
+        if not errors:
+            raise
+        return DatasetSplits.of({"train": Split.empty(Categories((), ()), path)}, format or detect_format(path))
+
+
+def _decoding_errors(images: dict[Path, DecodedImage]) -> Iterator[DatasetError]:
+    for image in images.values():
+        if image.error:
+            yield ImageError(image.error)
 
 
 def _image_findings(splits: dict[SplitName, Split], images: dict[Path, DecodedImage]) -> Iterator[Finding]:
-    unreadable = tuple(Location(image.error) for image in images.values() if image.error)
-    if unreadable:
-        yield Finding("error", "images that cannot be read", "export them again, or drop them", unreadable)
     wrong_size = [
         Location(
             f"{record.path}: {size[1]} x {size[0]} px, annotated as {record.size[1]} x {record.size[0]}", record.path
@@ -242,10 +267,13 @@ def _duplicate_findings(splits: dict[SplitName, Split], images: dict[Path, Decod
             location = Location(" = ".join(f"{name}: {path}" for name, path in copies), copies[0][1])
             (shared if len({name for name, _ in copies}) > 1 else repeated).append(location)
     if shared:
+        both = sum({"train", "val"} <= {name for name, _ in copies} for copies in by_content.values())
+        num_val = len(splits.get("val", ()))
+        of_val = f"{both} of {plural(num_val, 'validation image')} are trained on, " if both else ""
         yield Finding(
             "warning",
             "images that are in two splits",
-            "metrics would be too good; keep each image in one split",
+            f"{of_val}metrics on them say nothing about new images; keep each image in one split",
             tuple(shared),
         )
     if repeated:
