@@ -61,6 +61,20 @@ def test_too_many_unreadable_images_raise() -> None:
         list(loader_of(6, {1, 3}, 0.2))
 
 
+@pytest.mark.parametrize("unreadable", [{0, 2, 5}, {1, 2, 3}])
+def test_all_unreadable_images_are_counted_before_the_run_ends(
+    unreadable: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = r"image at .: broken \(and 2 more of 6 images\); detrkit doctor shows them, and with fix='COPY'"
+    with pytest.raises(DatasetError, match=message):
+        list(loader_of(6, unreadable, 0.01))
+    with pytest.raises(DatasetError, match=message):
+        list(evaluation_loader(Faulty(6, unreadable), batch_size=2, workers=0))
+    monkeypatch.setattr("detrkit.data.loaders._MAX_COUNTED", 5)
+    with pytest.raises(DatasetError, match=r"image at .: broken(; detrkit| \(and . more of 6 images so far\))"):
+        list(loader_of(6, unreadable, 0.01))
+
+
 def test_no_readable_replacement_raises() -> None:
     with pytest.raises(DatasetError, match="image at 0: broken"):
         list(loader_of(1, {0}, 1.0))

@@ -1,6 +1,8 @@
 """Training data from dataset folders."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import torch
 from detrkit.cli.training_console import ConsoleProgress
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
+from detrkit.data.convert import convert_dataset
 from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.training.data import TrainingData, concat_splits, open_data
 from detrkit.training.loggers.jsonl import read_metrics
+from detrkit.training.run_report import describe_images
 from detrkit.training.train import train_from_config
 from tests.datasets import write_coco, write_panoptic
 
@@ -118,3 +122,52 @@ def test_train_on_val_excludes_patience_and_overfit(tmp_path: Path, other: dict[
     folder = write_coco(tmp_path / "shapes")
     with pytest.raises(ConfigError, match=r"^train_on_val=True leaves no images for evaluation"):
         open_data(config(folder, train_on_val=True, **other))
+
+
+def yolo(folder: Path, val: str) -> Path:
+    """Write a YOLO dataset of four training and three validation images, and let its settings name another `val`."""
+    convert_dataset(write_coco(folder.with_name("coco")), folder, "yolo")
+    text = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(text.replace("val: val/images", f"val: {val}"))
+    return folder
+
+
+def copy_one(folder: Path) -> Path:
+    shutil.copy(folder / "train" / "images" / "2.png", folder / "val" / "images" / "copied.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "number", "total", "report"),
+    [
+        (lambda place: yolo(place, "train/images"), 4, 4, "which are training images"),
+        (lambda place: copy_one(yolo(place, "val/images")), 1, 4, "1 of the images were trained on, too"),
+        (lambda place: yolo(place, "[train/images, val/images]"), 4, 7, "4 of the images were trained on, too"),
+        (lambda place: yolo(place, "val/images"), 0, 3, "not used in training"),
+    ],
+)
+def test_validation_images_that_are_trained_on_are_told(
+    tmp_path: Path, make: Callable[[Path], Path], number: int, total: int, report: str
+) -> None:
+    data = open_data(config(make(tmp_path / "yolo")))
+    assert (data.num_val_in_train, len(data.val_ids)) == (number, total)
+    told = [note for note in data.notes if f"{number} of {total} validation images" in note]
+    assert len(told) == bool(number)
+    assert all(note.startswith("warning: ") and "keep each image in one split" in note for note in told)
+    assert report in describe_images(data)
+
+
+def test_one_image_is_trained_and_evaluated_on(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "shapes", num_train=2, num_val=1)
+    shutil.rmtree(folder / "val2017")
+    (folder / "annotations" / "instances_val2017.json").unlink()
+    path = folder / "annotations" / "instances_train2017.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "images": document["images"][1:]}))
+    data = open_data(config(folder))
+    assert (len(data.train), len(data.val_ids)) == (1, 1)
+    about_val = [note for note in data.notes if "valid" in note or "set aside" in note]
+    assert about_val == [
+        "no validation split, and a single image: the model is evaluated on the image it is trained on"
+    ]
+    assert "which are training images" in describe_images(data)

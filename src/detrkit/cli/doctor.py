@@ -1,9 +1,10 @@
 """`detrkit doctor`."""
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -12,7 +13,7 @@ from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.checkpoints.path_kinds import DATASET, check_kinds
 from detrkit.cli.console import get_console, progress_bar
 from detrkit.data.formats.registry import FormatName, check_dataset_path
-from detrkit.errors import check_minimum
+from detrkit.errors import ConfigError, arg, check_minimum
 from detrkit.models.presets import preset_config
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def doctor(
     data: Path,
     /,
     *,
+    split: Literal["train", "val", "test"] | None = None,
     format: FormatName | None = None,
     model: str = "detrkit-s",
     image_size: int | None = None,
@@ -44,7 +46,7 @@ def doctor(
     """Check a dataset for errors before training on it.
 
     Reads all annotations and decodes all images. Prints the findings, most severe first, and the number of objects per
-    class. Exit code 1 if training would fail or go wrong.
+    class. Exit code 1 if training would fail or go wrong; with --fix, if it would on the copy.
 
     Example: `detrkit doctor photos --json findings.json`
 
@@ -52,6 +54,8 @@ def doctor(
     ----------
     data
         Dataset folder: COCO, COCO panoptic, YOLO, Pascal VOC or shards.
+    split
+        Check this split only; the images of others may be missing.
     format
         Annotation format; detected from the folder if omitted.
     model
@@ -66,7 +70,7 @@ def doctor(
         HTML page to write with all findings and pictures of the first ones.
     fix
         Folder to create with a copy without the errors: unusable images and objects are left out, boxes are clipped. The
-        original is never changed.
+        copy is checked as well. The original is never changed.
     cache
         Skip images that were decoded before and have not changed since, so that a large dataset can be checked in several
         runs.
@@ -81,6 +85,8 @@ def doctor(
         refuse_foreign_overwrite(html, "html")
     if fix is not None:
         refuse_overwrite(fix)
+        if split is not None:
+            raise ConfigError(f"{arg('fix', fix)} copies the whole dataset; leave out {arg('split', split)}")
 
     from detrkit._internal.files import write_text
     from detrkit.config.run import RunConfig
@@ -89,17 +95,17 @@ def doctor(
 
     if image_size is None:
         image_size = plan_model(RunConfig(data=str(data), model=model)).training.image_size
+    check = partial(
+        examine,
+        format=format,
+        num_queries=config.num_queries,
+        image_size=image_size,
+        stride=config.stride,
+        masks=config.mask_head,
+        workers=workers,
+    )
     with progress_bar("decoding images") as progress:
-        report = examine(
-            data,
-            format,
-            num_queries=config.num_queries,
-            image_size=image_size,
-            stride=config.stride,
-            workers=workers,
-            cache=cache,
-            progress=progress,
-        )
+        report = check(data, split=split, cache=cache, progress=progress)
     console = get_console()
     _print_report(report, console)
     if json is not None:
@@ -110,7 +116,7 @@ def doctor(
         write_dataset_page(html, report)
         console.print(f"page: {html}", soft_wrap=True)
     if fix is not None:
-        _fix(report, fix, console)
+        report = _fix(report, fix, check, console)
     if report.num_errors:
         sys.exit(1)
 
@@ -139,37 +145,53 @@ def _print_report(report: "DatasetReport", console: "Console") -> None:
 
 
 def class_table(classes: "Iterable[ClassCount]", splits: "Collection[SplitName]") -> "Table":
-    """Build a table of the number of objects of each class in each split."""
+    """Build a table of the number of objects of each class in each split, and of crowds if there are any."""
     from rich.table import Table
     from rich.text import Text
 
     from detrkit._internal.text import printable
 
     classes = list(classes)
+    crowds = ["crowds"] if any(any(one.crowds.values()) for one in classes) else []
     table = Table()
     table.add_column("class", overflow="fold")
-    for heading in ("id", *splits):
+    for heading in ("id", *splits, *crowds):
         table.add_column(heading, justify="right")
     for one in classes[:_MAX_CLASSES]:
-        table.add_row(Text(printable(one.name)), str(one.category_id), *(str(count) for count in one.objects.values()))
+        counts = [*one.objects.values(), *(sum(one.crowds.values()) for _ in crowds)]
+        table.add_row(Text(printable(one.name)), str(one.category_id), *map(str, counts))
     if len(classes) > _MAX_CLASSES:
-        table.add_row(f"... {len(classes) - _MAX_CLASSES} more", *[""] * (1 + len(splits)))
+        table.add_row(f"... {len(classes) - _MAX_CLASSES} more", *[""] * (1 + len(splits) + len(crowds)))
     return table
 
 
-def _fix(report: "DatasetReport", output: Path, console: "Console") -> None:
-    from detrkit._internal.text import plural
+def _fix(
+    report: "DatasetReport", output: Path, check: "Callable[..., DatasetReport]", console: "Console"
+) -> "DatasetReport":
+    """Write the copy, print what was changed, and check it."""
     from detrkit.cli.convert_data import print_written
     from detrkit.data.checks.fix import fix_dataset
 
     with progress_bar("copying images") as progress:
         result = fix_dataset(report, output, progress=progress)
+    with progress_bar("decoding images of the copy") as progress:
+        copy = check(output, cache=False, progress=progress)
+    console.print()
     print_written(output, result.dataset, console)
-    if report.format == "coco":
-        console.print("segmentations of objects are not in the copy")
-    console.print(
-        f"left out: {plural(result.num_images_dropped, 'image')}, "
-        f"{plural(result.num_empty_boxes_dropped, 'box', 'boxes')} without area, "
-        f"{plural(result.num_duplicates_dropped, 'duplicate object')} and malformed entries; clipped: "
-        f"{plural(result.num_boxes_clipped, 'box', 'boxes')}",
+    changes = (
+        (result.num_images_dropped, "images left out that cannot be used"),
+        (result.num_background_dropped, "images left out because none of their objects can be used"),
+        (result.num_objects_dropped, "objects left out that cannot be read"),
+        (result.num_empty_boxes_dropped, "boxes left out that have no area"),
+        (result.num_duplicates_dropped, "objects left out that are annotated twice"),
+        (result.num_boxes_clipped, "boxes clipped to their image"),
+        (result.num_segmentations_changed, "segmentations repaired, or left out and the box kept"),
     )
+    for count, what in changes:
+        if count:
+            console.print(f"  {what}: {count}", soft_wrap=True)
+    for finding in copy.findings:
+        if finding.severity == "error":
+            console.print(finding.line, soft_wrap=True)
+    console.print(f"the copy: {copy.summary}", soft_wrap=True)
+    return copy

@@ -138,6 +138,7 @@ def _print_result(result: "EvalResult", output: Path, console: "Console") -> Non
 
 def _print_analysis(analysis: "Analysis", console: "Console") -> None:
     """Print the limit of detections if it is not the published one, the best threshold, and error types."""
+    from detrkit.cli.console import build_table
     from detrkit.evaluation.coco import PUBLISHED_MAX_DETECTIONS
     from detrkit.evaluation.report.page import max_detections_note
 
@@ -146,8 +147,9 @@ def _print_analysis(analysis: "Analysis", console: "Console") -> None:
     if best := analysis.best.overall:
         numbers = f"precision {best.precision:.3f}, recall {best.recall:.3f}, F1 {best.f1:.3f}"
         console.print(f"best threshold {best.threshold:.3f}: {numbers}")
-    errors = ", ".join(f"{count} {name}" for name, count in analysis.errors.counts.items())
-    console.print(f"true positives: {analysis.errors.num_true_positives}; errors: {errors}")
+    rows = [("true positives", str(analysis.errors.num_true_positives))]
+    rows += [(name, str(count)) for name, count in analysis.errors.counts.items()]
+    console.print(build_table("", ("at this threshold", "count"), rows))
 
 
 def _print_layers(layers: list[dict[str, float]], console: "Console") -> None:

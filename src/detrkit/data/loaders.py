@@ -15,6 +15,7 @@ from detrkit.distributed.rank import Rank
 from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg
 from detrkit.structures import Batch, Sample
 
+_MAX_COUNTED = 1000  # images of a dataset that are all read to count the unreadable ones
 _MAX_REPLACEMENTS = 20  # per image; with 1 % of the images unreadable, two are hardly ever needed
 
 
@@ -76,6 +77,10 @@ def _collate(items: Sequence[_Read]) -> _Loaded:
     return _Loaded(collate(samples) if samples else None, tuple(error for item in items for error in item.errors))
 
 
+def _errors_of(items: Sequence[_Read]) -> list[str]:
+    return [error for item in items for error in item.errors]
+
+
 class Loader:
     """Batches of a dataset, read by worker processes; up to a fraction of the images may be unreadable.
 
@@ -132,13 +137,30 @@ class Loader:
             DatasetError: more images than allowed could not be read.
         """
         for loaded in self._loader:
-            self.skipped += [error for error in loaded.errors if error not in self.skipped]
+            self.skipped = list(dict.fromkeys([*self.skipped, *loaded.errors]))
             no_replacement = loaded.batch is None and self._order is not None
             if no_replacement or len(self.skipped) > self._max_unreadable * self._num_images:
-                others = f" (and {len(self.skipped) - 1} more images)" if len(self.skipped) > 1 else ""
-                raise DatasetError(f"{self.skipped[0]}{others}; check the dataset with detrkit doctor")
+                raise DatasetError(self._describe_unreadable())
             if loaded.batch is not None:
                 yield loaded.batch
+
+    def _describe_unreadable(self) -> str:
+        """Name the first image that cannot be read, and count all; in a large dataset those that were met so far."""
+        if self._num_images <= _MAX_COUNTED:
+            dataset = self._loader.dataset
+            assert isinstance(dataset, _ErrorsAsValues)
+            images = dataset.dataset.images if isinstance(dataset.dataset, AugmentedDataset) else dataset.dataset
+            workers = self._loader.num_workers
+            rest = DataLoader(_ErrorsAsValues(images), batch_size=8, num_workers=workers, collate_fn=_errors_of)
+            self.skipped = list(dict.fromkeys([*self.skipped, *(error for errors in rest for error in errors)]))
+        others, them = "", "it"
+        if len(self.skipped) > 1:
+            so_far = "" if self._num_images <= _MAX_COUNTED else " so far"
+            others, them = f" (and {len(self.skipped) - 1} more of {self._num_images} images{so_far})", "them"
+        return (
+            f"{self.skipped[0]}{others}; detrkit doctor shows {them}, and with {arg('fix', 'COPY')} writes a copy without "
+            f"{them}"
+        )
 
 
 def train_loader(

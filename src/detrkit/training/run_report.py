@@ -32,7 +32,7 @@ def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis
         subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}",
         metrics=metrics,
         analysis=analysis,
-        dataset=_describe_images(data),
+        dataset=describe_images(data),
         training_curves=draw_training_curves(read_metrics(output)),
         predictions=draw_predictions(
             Detector.load(output), data.pictures, NUM_IMAGES, output / "predictions", threshold
@@ -43,7 +43,7 @@ def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis
     write_scores(output / SCORES_FILE, analysis, metrics)
 
 
-def _describe_images(data: TrainingData) -> str:
+def describe_images(data: TrainingData) -> str:
     """Say whether the evaluated images were trained on."""
     num_shared, num_val = data.num_val_in_train, len(data.val_ids)
     if num_shared == num_val:

@@ -70,7 +70,8 @@ class DatasetReport:
         """Summary of what training would use: classes, objects, images."""
         if self.num_errors:
             purpose = "training" if self.split in (None, "train") else "evaluation"
-            return f"{plural(self.num_errors, 'kind')} of errors must be fixed before {purpose}"
+            count = sum(max(1, len(one.locations)) for one in self.findings if one.severity == "error")
+            return f"{plural(count, 'error')} must be fixed before {purpose}"
         if self.split is not None:
             count = sum(one.objects.get(self.split, 0) for one in self.classes)
             images = plural(self.num_images.get(self.split, 0), "image")

@@ -22,6 +22,8 @@ from detrkit.data.records import (
 from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError, arg
 
+_MIN_CLIPPED = 0.01  # pixels: less is rounding
+
 
 @dataclass(frozen=True)
 class FixResult:
@@ -155,6 +157,6 @@ def _fix_record(record: Record) -> tuple[Record, tuple[int, int, int]]:
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
     is_duplicate = find_duplicates(record)
     kept = has_area & ~is_duplicate
-    is_clipped = (boxes != record.boxes).any(1)
+    is_clipped = (np.abs(boxes - record.boxes) > _MIN_CLIPPED).any(1)
     counts = int((~has_area).sum()), int((is_duplicate & has_area).sum()), int(is_clipped[kept].sum())
     return replace(record, boxes=boxes, num_faults=0).keep(kept), counts
