@@ -118,11 +118,12 @@ def write_training_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         ConfigError: the disk is full, or the folder cannot be written to; the previous file is kept.
     """
-    try:
-        with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary:
+        try:
             torch.save({"format": _STATE_FORMAT, **state}, temporary)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-        raise ConfigError(f"{path}: cannot be written ({first_line(error)}); make room, then resume the run") from None
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
+            reason = first_line(error)
+            raise ConfigError(f"{path}: cannot be written ({reason}); make room, then resume the run") from None
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
