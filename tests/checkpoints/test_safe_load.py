@@ -128,7 +128,7 @@ class Call:
         return self.reduced
 
 
-@pytest.mark.parametrize("function", [eval, exec, open, Path.touch, __import__], ids=str)
+@pytest.mark.parametrize("function", [eval, exec, open, Path.touch, __import__], ids=lambda function: function.__name__)
 def test_nothing_is_called(function: Any, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     argument = f"__import__('pathlib').Path({str(witness)!r}).touch()"
