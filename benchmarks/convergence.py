@@ -72,7 +72,7 @@ DRAWN_SETTINGS = {
     "workers": 0,
 }
 # defaults for folders; `detrkit train` would choose other image sizes for other presets
-FOLDER_SETTINGS = {name: OWN[name] for name in ("image_size", "train_scale", "batch_size", "clip_grad_norm")}
+FOLDER_SETTINGS = {name: OWN[name][0] for name in ("image_size", "train_scale", "batch_size", "clip_grad_norm")}
 # settings that follow from the row, the seed and the minutes; for synthetic images also those of the augmentation
 FIXED = ("seed", "steps", "epochs", "evaluate_every", "patience", "devices")
 AUGMENTATION = (

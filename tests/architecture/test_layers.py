@@ -166,6 +166,7 @@ print("LOADED", *(name for name in ("torchvision", "torch._dynamo", "matplotlib"
 """
 
 
+@pytest.mark.slow
 def test_loading_a_model_and_predicting_loads_neither_torchvision_nor_the_compiler(tmp_path: Path) -> None:
     # torchvision and torch._dynamo, which it imports, take several seconds
     program = [sys.executable, "-c", LOAD_AND_PREDICT, str(tmp_path)]

@@ -116,7 +116,7 @@ def test_command_measures_the_other_models_if_one_fails(tmp_path: Path, capsys: 
 @pytest.mark.parametrize("argument", [{"rounds": 0}, {"batch_size": 0}, {"size": (0, 64)}])
 def test_arguments_out_of_range_are_rejected(argument: dict[str, object]) -> None:
     (name,) = argument
-    with pytest.raises(ConfigError, match=f"{name}=.* is out of range"):
+    with pytest.raises(ConfigError, match=f"{name}=.* is too small"):
         detrkit.benchmark("detr-tiny", **argument)
 
 

@@ -104,7 +104,7 @@ def test_output_folder_contains_detections_metrics_report_and_paper_figures(
     assert file_names(out) == sorted([*figures, "detections.json", "images.json", "report.html", "scores.json"])
     said = capsys.readouterr().out
     assert "decoder layer" in said
-    assert "errors:" in said
+    assert "true positives" in said
     scores = read_json(out / "scores.json")
     assert [entry["layer"] for entry in scores["by_layer"]] == [1, 2, 3]
     assert scores["by_layer"][-1]["ap"] == scores["metrics"]["ap"]
@@ -287,7 +287,7 @@ RESULT = {"image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
         ([RESULT, {**RESULT, "bbox": [0, 0, -1, 9]}], "entry 1: bbox: found [0, 0, -1, 9]"),
         ([{**RESULT, "score": float("nan")}], "entry 0: score: found nan"),
         ([{**RESULT, "score": None}], "entry 0: score: found None"),
-        ([{**RESULT, "image_id": "2"}], "entry 0: image_id: found '2', expected an integer"),
+        ([{**RESULT, "image_id": "two"}], "entry 0: image_id: found 'two', expected an integer"),
         ([{**RESULT, "image_id": 2.5}], "entry 0: image_id: found 2.5, expected an integer"),
         ([{**RESULT, "category_id": True}], "entry 0: category_id: found True, expected an integer"),
         ([{**RESULT, "image_id": float("inf")}], "entry 0: image_id: found inf"),

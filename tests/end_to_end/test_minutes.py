@@ -22,6 +22,7 @@ def code_of(*arguments: str) -> object:
     return left.value.code
 
 
+@pytest.mark.slow
 @pytest.fixture
 def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("_WARM_UP_STEPS", "_WARM_UP_SECONDS", "_TIMED_SECONDS"):

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pyarrow.parquet
@@ -307,8 +308,8 @@ def test_camera_stops_on_a_signal_and_its_video_plays(
     monkeypatch.setattr(videos, "camera_address", lambda name, system: ("testsrc=size=64x48:rate=10", "lavfi"))
     original = VideoWriter.add
 
-    def add(writer: VideoWriter, image: Image.Image, seconds: float) -> None:
-        original(writer, image, seconds)
+    def add(writer: VideoWriter, image: Image.Image, seconds: float, *more: Any) -> None:
+        original(writer, image, seconds, *more)
         if seconds > 0.55:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -39,6 +39,7 @@ def test_names_and_shapes_are_those_of_the_published_demo_weights() -> None:
     assert not any(name.startswith("backbone.fc") for name in shapes)
 
 
+@pytest.mark.slow
 def test_it_prints_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = runpy.run_path(str(PAGE))
     torch.manual_seed(0)

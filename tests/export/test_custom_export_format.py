@@ -17,6 +17,7 @@ TOY = ExportFormat(
 )
 
 
+@pytest.mark.slow
 def test_format_from_outside_is_exported_verified_and_loaded(
     model: DETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,8 +44,10 @@ def test_presets_are_the_published_models_and_detrkits_own() -> None:
     deformable = {
         f"deformable-detr-r50{kind}" for kind in ("", "-single-scale", "-single-scale-dc5", "-refine", "-two-stage")
     }
+    tables = {"table-transformer-detection", "table-transformer-structure-recognition"}
     own = {"detr-r18", "detr-tiny", "detrkit-s", "detrkit-m"}
-    assert set(PRESETS) == {*published, *(f"{name}-panoptic" for name in published), *successors, *deformable, *own}
+    panoptic = {f"{name}-panoptic" for name in published}
+    assert set(PRESETS) == {*published, *panoptic, *successors, *deformable, *tables, *own}
 
 
 def test_initial_weights_of_attention_maps_are_scaled_up_in_the_mask_head() -> None:
