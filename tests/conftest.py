@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in list(os.environ):  # of a cluster's shell, which would make these processes parts of its job
     if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") or name.startswith(("MASTER_", "SLURM_")):
         del os.environ[name]
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # of `uv run pytest`: commands are printed as started without uv
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # tests remember nothing from run to run
 
 from jaxtyping import install_import_hook

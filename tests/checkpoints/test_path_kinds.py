@@ -1,4 +1,4 @@
-"""Models, datasets, images and results are told apart by their names, so that swapped arguments can be named."""
+"""Models, datasets, images and results are distinguished by their names, so that swapped arguments can be named."""
 
 from pathlib import Path
 

@@ -325,7 +325,7 @@ def test_user_error_is_one_sentence_and_writes_nothing(
     case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("detrkit.training.slurm.shutil.which", lambda _name: None)  # a cluster's login node has it
+    monkeypatch.setattr("detrkit.training.slurm.shutil.which", lambda _name: None)  # as on a login node
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     arguments, message = ERRORS[case]
     code, out, err = run(arguments, capsys)

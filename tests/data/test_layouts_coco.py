@@ -95,6 +95,15 @@ def test_single_json_finds_its_images_wherever_it_is_passed_from(tmp_path: Path)
     assert {record.path.parent for record in data.train.records} == {tmp_path / "images" / "val"}
 
 
+def test_images_next_to_the_annotations_come_before_those_of_a_similar_folder(tmp_path: Path) -> None:
+    own, other = tmp_path / "test_b", tmp_path / "test_a"  # both named as a split, and sorted the other way round
+    put_images(own / "images", TRAIN)
+    put_images(other / "photos", TRAIN)
+    put_coco(own / "instances.json", TRAIN)
+    for split in load_dataset(own / "instances.json").splits.values():
+        assert {record.path.parent for record in split.records} == {own / "images"}
+
+
 def test_capitals_of_file_names_do_not_matter(tmp_path: Path) -> None:
     put_images(tmp_path / "images", ["café.JPG", "b.jpg", "B.jpg"])
     put_coco(tmp_path / "labels.json", ["Cafe\u0301.jpg", "b.jpg", "B.jpg"])  # an accent encoded as on macOS

@@ -144,6 +144,6 @@ def test_panoptic_evaluation(tmp_path: Path) -> None:
 
 
 def test_operands_on_two_devices_fail() -> None:
-    """What the simulation is for."""
+    """A simulated device raises an error where a real one would."""
     with fake_cuda(), pytest.raises(RuntimeError, match="same device"):
         torch.zeros(3, device="cuda") + torch.zeros(3)

@@ -22,7 +22,6 @@ def code_of(*arguments: str) -> object:
     return left.value.code
 
 
-@pytest.mark.slow
 @pytest.fixture
 def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("_WARM_UP_STEPS", "_WARM_UP_SECONDS", "_TIMED_SECONDS"):
@@ -31,6 +30,7 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(write_coco(tmp_path / "shapes", 5, 2))
 
 
+@pytest.mark.slow
 def test_run_with_a_time_limit_is_complete_and_evaluated(
     shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What `Detector.predict` takes as images, classes and categories; anything else is refused with one sentence."""
+"""Images, classes and categories that `Detector.predict` takes; anything else is refused with one sentence."""
 
 import io
 import types

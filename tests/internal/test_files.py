@@ -214,7 +214,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_running_one_writes_is_no
     assert (file.suffix, folder.is_dir()) == (".json", True)
     own = temporary_path(tmp_path, ".json")
     own.write_text("being written")
-    theirs = tmp_path / ".detrkit-not-one-of-ours"
+    theirs = tmp_path / ".detrkit-not-a-temporary-name"
     theirs.write_text("a user's file")
     temporary.sweep_once.cache_clear()
     write_text(tmp_path / "b.json", "text")

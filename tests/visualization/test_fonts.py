@@ -12,7 +12,7 @@ from detrkit.visualization import fonts
 from detrkit.visualization.captions import caption_size, draw_caption
 from detrkit.visualization.fonts import Font, join_arabic, lay_out, visual_order
 
-# scripts that DejaVu Sans has, which matplotlib brings along
+# scripts that DejaVu Sans has, which is part of matplotlib
 WORDS = [
     "Übung", "łódź", "chó", "tiếng Việt", "naïve…", "собака", "σκύλος", "შინაური", "շուն", "כלב", "כָּלֵב", "كلب", "سگ",
     "e\u0301te\u0301", "Ωμ", "5 €", "½ m²",

@@ -219,7 +219,7 @@ def file_lock(path: Path) -> Iterator[None]:
     except (NotImplementedError, OSError):
         pass  # some network file systems have no locks
     try:
-        if path.is_dir():  # nobody else writes to it now
+        if path.is_dir():  # no other process writes to it now
             for folder in (path, *(entry for entry in path.iterdir() if entry.is_dir())):
                 sweep(folder)
         yield

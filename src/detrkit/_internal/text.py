@@ -40,7 +40,7 @@ def first_line(error: Exception) -> str:
     return json.dumps(lines[0][:150], ensure_ascii=False)[1:-1] if lines else type(error).__name__
 
 
-def tell_apart(value: float, limit: float) -> tuple[str, str]:
+def format_distinctly(value: float, limit: float) -> tuple[str, str]:
     """Write two numbers with two digits, or with as many as show that they differ."""
     for digits in range(2, 17):
         texts = f"{value:.{digits}f}", f"{limit:.{digits}f}"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detrkit._internal.text import tell_apart
+from detrkit._internal.text import format_distinctly
 from detrkit.data.categories import Categories
 from detrkit.losses.classification import Classification, IoUAwareClassification, SigmoidFocalClassification
 from detrkit.losses.criterion import SetCriterion
@@ -79,7 +79,7 @@ class ObjectOutcome:
         """Return why the object is missed at a threshold, with enough digits to tell the score from the threshold."""
         if self.score is None:
             return self.reason
-        score, limit = tell_apart(self.score, threshold)
+        score, limit = format_distinctly(self.score, threshold)
         return f"{self.reason}: {score} is below the threshold of {limit}"
 
 

@@ -313,16 +313,17 @@ class ImageFinder:
     def _usual(self, base: Path) -> Iterator[tuple[int, Path]]:
         """Yield a folder and those in it that usually contain the images of the split, with their rank."""
         is_own = self.split is not None and subset_of_folder(base, self.tree.root) == self.split
-        yield (1 if is_own else 3), base
+        own_rank = 1 if is_own else 3  # what is in a folder of the split comes before other folders of the split
+        yield own_rank, base
         for outer in self.tree.subfolders(base):
             outer_rank = self._rank(outer.name)
             if outer_rank is None:
                 continue
-            yield outer_rank, outer
+            yield min(outer_rank, own_rank), outer
             for inner in self.tree.subfolders(outer):
                 inner_rank = self._rank(inner.name)
                 if inner_rank is not None:
-                    yield min(outer_rank, inner_rank), inner
+                    yield min(outer_rank, inner_rank, own_rank), inner
 
     def _rank(self, name: str) -> int | None:
         """Rank a folder by its name: that of the annotation file, of the split, of images in general."""

@@ -50,7 +50,7 @@ _STRINGS_OF_ARGUMENTS = {"", "none", "tanh", "floor", "trunc", "constant", "refl
 # `torch.serialization` of dtypes: unsigned and signed integers, floating point, bool; not complex or quantized
 _DTYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}  # code: bytes
 
-# what `export_program` emits for the presets (a test collects it) and for timm's backbones, and the like of it: operators
+# what `export_program` emits for the presets (a test collects it) and for timm's backbones, and similar operators: all
 # that check their arguments, neither resize a storage nor read values as sizes, and take text from a fixed list at most
 _OPERATORS = """
     __and__.Tensor _assert_tensor_metadata.default abs.default adaptive_avg_pool2d.default add.Scalar add.Tensor
