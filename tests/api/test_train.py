@@ -21,6 +21,7 @@ def logged_losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_of_the_given_model(tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = detrkit.build_model("detrkit-s", num_classes=3, num_queries=10, hidden_dim=64, decoder_layers=1)

@@ -124,6 +124,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded_by("from detrkit.cli import main; main(['--help'])") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     assert loaded_by(f"from detrkit.cli import main; main(['{command}', '--help'])") == []

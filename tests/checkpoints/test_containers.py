@@ -170,7 +170,7 @@ def test_container_deeper_than_is_searched_is_reached_by_its_name(state: State, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "is empty, expected weights"),
+        ({}, "holds no named weights, expected those of a DETR"),
         (
             {"epoch": 3, "network": {"fc.weight": torch.ones(1)}},
             r"'epoch', 'network', names such as 'fc\.weight' in 'network'",

@@ -13,6 +13,7 @@ from detrkit.models.build import model_from_config
 from detrkit.models.presets import PRESETS
 
 
+@pytest.mark.slow
 def test_parameters_of_every_preset_are_listed() -> None:
     assert set(MODEL_NAMES) == set(PRESETS)
     with torch.device("meta"):

@@ -147,6 +147,7 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "code"), [(1, 130), (2, 130)])
 def test_ctrl_c_prints_the_command_that_continues_the_run(
     times: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

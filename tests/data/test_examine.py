@@ -260,6 +260,7 @@ def nasty_coco(shared: Path) -> list[Path]:
     return sorted((shared / "data" / "nasty" / "coco").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_malformed_files_are_loaded_reported_or_rejected(shared: Path) -> None:
     manifest = json.loads((shared / "data" / "nasty" / "MANIFEST.json").read_text())["coco"]
     outcomes: dict[str, list[str]] = {"loaded": [], "rejected": [], "reported": []}

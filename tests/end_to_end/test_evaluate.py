@@ -30,6 +30,8 @@ from detrkit.structures import PanopticSegment, PanopticSegments
 from detrkit.training import run as training_run
 from tests.datasets import write_coco, write_panoptic
 
+pytestmark = pytest.mark.slow
+
 QUERIES = 25
 
 

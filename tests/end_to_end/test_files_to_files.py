@@ -21,6 +21,8 @@ from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.run_folder import refuse_dataset_folder
 from tests.datasets import write_coco, write_whole_photos
 
+pytestmark = pytest.mark.slow
+
 SHORT = [
     *("--epochs", "1", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
     *("--device", "cpu"),  # where a run is reproducible bit for bit
@@ -214,7 +216,6 @@ def test_a_few_unreadable_images_are_skipped_and_reported(tmp_path: Path, capsys
     assert out.count("left out") == 2
 
 
-@pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_a_usable_run_folder(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from detrkit.config.run import load_run_config
 from detrkit.training import duration
 from tests.datasets import write_coco
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--batch-size", "2", "--workers", "0", "--image-size", "64", "--decoder-layers", "1", "--device", "cpu"]
 
 
@@ -30,7 +32,6 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(write_coco(tmp_path / "shapes", 5, 2))
 
 
-@pytest.mark.slow
 def test_run_with_a_time_limit_is_complete_and_evaluated(
     shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

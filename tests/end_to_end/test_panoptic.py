@@ -19,6 +19,8 @@ from detrkit.ops.segments import ids_to_rgb
 from detrkit.structures import PanopticSegments
 from detrkit.training.loggers.jsonl import read_metrics
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     *("--model", "detr-tiny", "--mask-head", "--num-queries", "10", "--image-size", "64"),
     *("--workers", "0", "--log-every", "1", "--device", "cpu"),

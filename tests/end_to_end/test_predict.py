@@ -29,6 +29,8 @@ from detrkit.data.video import VideoWriter, open_video
 from detrkit.errors import DatasetError
 from detrkit.inference.writers.jsonl import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 COUNT = 24
 # each start takes seconds, so one kill by default; DETRKIT_KILLS=10 repeats it
 KILLS = int(os.environ.get("DETRKIT_KILLS", "1"))
@@ -134,7 +136,6 @@ def test_images_of_partitions_do_not_overwrite_each_other(place: Path, tmp_path:
     assert len(named) == 2
 
 
-@pytest.mark.slow
 def test_every_image_has_one_line_after_kills_at_random_moments(place: Path, tmp_path: Path) -> None:
     """SIGKILL between the first image and the last; then the same command again."""
     script = (

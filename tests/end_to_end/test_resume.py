@@ -19,6 +19,8 @@ from detrkit.training.loggers.jsonl import read_metrics
 from tests.datasets import write_coco, write_whole_photos
 from tests.waiting import PATIENCE, wait_until
 
+pytestmark = pytest.mark.slow
+
 SHORT = [
     *("--model", "detr-tiny", "--batch-size", "2", "--workers", "0", "--image-size", "64", "--log-every", "1"),
     *("--device", "cpu"),  # where a run repeats bit for bit, and any machine has two
@@ -40,7 +42,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**state["model"], **{f"average.{name}": tensor for name, tensor in state["average"].items()}}
 
 
-@pytest.mark.slow
 def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
     output = tmp_path / "run"
@@ -96,7 +97,6 @@ def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.
     assert "the run has ended" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_error_of_one_process_ends_all_and_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = write_coco(tmp_path / "shapes", num_train=8)
     (folder / "train2017" / "5.png").write_bytes(b"broken")
@@ -107,7 +107,6 @@ def test_error_of_one_process_ends_all_and_is_printed(tmp_path: Path, capfd: pyt
     assert "Traceback" not in error
 
 
-@pytest.mark.slow
 def test_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL, which nothing can catch, while importing, training, evaluating, saving."""
     folder = write_coco(tmp_path / "shapes", num_train=6, num_val=2)
@@ -242,7 +241,6 @@ def test_edited_number_of_steps_is_rejected(tmp_path: Path, capsys: pytest.Captu
     assert "restore its minutes, steps, epochs" in said
 
 
-@pytest.mark.slow
 def test_sigterm_saves_the_run_and_exits(tmp_path: Path) -> None:
     folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
     command = [

@@ -22,6 +22,8 @@ from detrkit.models.attention.recording_deformable import DeformableAttentionInp
 from tests.detectors import NAMES, small_detector
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

@@ -189,6 +189,7 @@ def test_splits_and_torch_datasets_are_compared_on_their_validation_images(
         assert sum(len(batch.image_ids) for batch in compared_batches) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "format", "settings", "message"),
     [

@@ -57,6 +57,7 @@ def test_image_does_not_depend_on_its_batch(path: Path) -> None:
     torch.testing.assert_close(alone.boxes[0], together.boxes[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_post_processing_in_the_graph_equals_pytorch(model: DETR, pixel_path: Path) -> None:
     batch = noise_batch([(130, 97), (64, 200)])
     sizes = torch.tensor([[260, 194], [480, 1500]])

@@ -22,6 +22,8 @@ from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import Target
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 SMALL = {"num_classes": 5, "encoder_layers": 2, "decoder_layers": 3, "dim_feedforward": 64}

@@ -18,6 +18,8 @@ from tests.serve.conftest import Served, serving
 from tests.serve.test_server import Gate, gate
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["BROWSERS", "browser", "gate"]
 
 

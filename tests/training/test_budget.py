@@ -231,6 +231,7 @@ def test_run_killed_in_its_last_evaluation_only_repeats_that() -> None:
     assert (again.train_step.step_number, again.progress.best is not None) == (steps, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
 def test_resumed_run_with_the_same_durations_learns_the_same_weights(stop_at: int) -> None:
     settings = SETTINGS.replace(

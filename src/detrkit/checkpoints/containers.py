@@ -209,7 +209,7 @@ def _reject_key(content: Mapping[Any, Any], found: list[Weights], where: Path | 
 def _unknown(content: Mapping[Any, Any], where: Path | str) -> CheckpointError:
     expected = "expected those of a DETR in detrkit's, the official or Hugging Face's format"
     if not content:
-        return CheckpointError(f"{where}: is empty, expected weights; save the model again")
+        return CheckpointError(f"{where}: holds no named weights, {expected}")
     tensors = [name for name, value in content.items() if isinstance(value, Tensor)]
     if tensors:
         return CheckpointError(f"{where}: has entries such as {tensors[0]!r}, {expected}")
