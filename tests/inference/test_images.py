@@ -275,7 +275,7 @@ def test_wrong_thresholds_are_refused(wrong: Any, detector: Detector) -> None:
 
 @pytest.mark.parametrize("threshold", [np.float32(0.25), np.float64(0.25), np.array(0.25).item(), 0, 1, np.int64(0)])
 def test_thresholds_of_numpy_are_taken(threshold: Any, detector: Detector) -> None:
-    detector.predict(PIXELS, threshold)
+    assert (detector.predict(PIXELS, threshold).scores >= float(threshold)).all()
 
 
 CATEGORIES = Categories((3, 7, 18), ("cat", "dog, large", "cat"))

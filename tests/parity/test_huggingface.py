@@ -14,6 +14,7 @@ from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.data.categories import default_categories
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
+from tests.parity.transformers_models import randomize
 
 transformers = pytest.importorskip("transformers")
 
@@ -35,16 +36,6 @@ def huggingface_config(backbone: str, **changes: object) -> object:
         num_labels=5,
         **changes,
     )
-
-
-def randomize(model: torch.nn.Module) -> None:
-    """Draw the statistics of norms, whose initial zeros and ones would hide swapped names."""
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.ndim == 1 and tensor.is_floating_point():
-                tensor.add_(0.05 * torch.randn_like(tensor))
 
 
 def photos() -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,18 +10,15 @@ import torch
 from PIL import Image
 
 from detrkit import Detector
-from tests.parity.test_huggingface import randomize
+from tests.parity.transformers_models import randomize, small_resnet
 
 transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    resnet = transformers.ResNetConfig(
-        depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_features=["stage4"]
-    )
     config = transformers.DetrConfig(
-        backbone_config=resnet,
+        backbone_config=small_resnet(),
         d_model=32,
         encoder_layers=1,
         decoder_layers=1,

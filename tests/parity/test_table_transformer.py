@@ -14,7 +14,8 @@ from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.data.categories import Categories, default_categories
 from detrkit.errors import CheckpointError
-from tests.parity.test_huggingface import compare, randomize
+from tests.parity.test_huggingface import compare
+from tests.parity.transformers_models import randomize, small_resnet
 
 transformers = pytest.importorskip("transformers")
 SMALL: dict[str, Any] = {
@@ -27,11 +28,8 @@ SMALL: dict[str, Any] = {
 
 
 def reference(backbone: str, **changes: object) -> Any:
-    native = transformers.ResNetConfig(
-        depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_features=["stage4"]
-    )
     config = transformers.TableTransformerConfig(
-        **({"backbone_config": native} if backbone == "native" else {"backbone": "resnet18"}),
+        **({"backbone_config": small_resnet()} if backbone == "native" else {"backbone": "resnet18"}),
         encoder_layers=2,
         decoder_layers=2,
         encoder_ffn_dim=64,

@@ -80,6 +80,7 @@ def test_second_request_of_a_connection_is_limited_too(detector: Detector, monke
         assert one.recv(65536).startswith(b"HTTP/1.1 200")
         monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
         trickle(one, b"GET /health HTTP/1.1\r\n", b"X-A: b\r\n")
+        wait_until(lambda: not served.server.server_state.connections)
 
 
 def test_stalled_upload_is_answered_408_and_closed(detector: Detector) -> None:
@@ -91,10 +92,11 @@ def test_stalled_upload_is_answered_408_and_closed(detector: Detector) -> None:
         assert served.service.in_flight == 0
 
 
-def test_body_that_nobody_waits_for_is_not_taken_forever(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_body_of_an_answered_request_is_cut_off(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_GRACE", 0.1)
     with serving([detector], ServeConfig(timeout=0.4)) as served, connected(served.url) as one:
         trickle(one, HEAD.replace(b"/predict", b"/elsewhere"), b"a")
+        wait_until(lambda: not served.server.server_state.connections)
 
 
 def test_client_that_does_not_read_its_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:

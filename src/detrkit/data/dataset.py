@@ -157,6 +157,7 @@ class _Concatenated:
     parts: tuple[Split, ...]
 
     def read(self, row: int, channels: int, *, masks: bool) -> Sample:
+        """Read a sample of the part that the row falls into; see `SampleReader`."""
         for part in self.parts:
             if row < len(part):
                 return part.read(row, channels, masks=masks)

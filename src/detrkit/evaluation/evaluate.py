@@ -4,27 +4,23 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch.utils.data import Dataset
 
 from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Thresholds
 from detrkit.checkpoints.path_kinds import DATASET, MODEL_OR_RESULTS, check_kinds
-from detrkit.data.categories import Categories
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split
-from detrkit.data.formats.image_folder import find_image_folder
 from detrkit.data.images import RGB
 from detrkit.data.loaders import Loader, evaluation_loader
 from detrkit.data.records import SplitName
-from detrkit.data.splits import load_split
-from detrkit.data.torch_dataset import class_names_of, read_torch_dataset
-from detrkit.errors import ConfigError, DatasetError, DetrkitError, arg, did_you_mean
+from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.evaluation.analysis import Analysis, Metric, analyse
 from detrkit.evaluation.arrays import DetectionArrays
 from detrkit.evaluation.class_matching import ClassMatch, match_split
 from detrkit.evaluation.coco import evaluate_masks, max_detections_to_evaluate
+from detrkit.evaluation.data import Data, load_annotated, load_for_model
 from detrkit.evaluation.evaluate_results import evaluate_results
 from detrkit.evaluation.evaluator import (
     SEGMENT_THRESHOLDS,
@@ -50,8 +46,6 @@ from detrkit.models.detr import DETR
 from detrkit.structures import Batch
 
 logger = logging.getLogger(__name__)
-
-Data = str | Path | DatasetSplits | Split | Dataset[Any]
 
 
 def evaluate(
@@ -113,7 +107,7 @@ def evaluate(
         requested = [name for name, value in {**options, "store_thresholds": store_thresholds is True}.items() if value]
         if requested:
             raise ConfigError(f"{arg(requested[0], True)} needs a model, but {source} contains saved predictions")
-        records, notes = _load_annotated(data, split, format, classes)
+        records, notes = load_annotated(data, split, format, classes)
         return evaluate_results(
             Path(source), records, notes, _title(source, data, split), all_metrics, output, progress
         )
@@ -168,7 +162,7 @@ class _Run:
         else:
             chosen_device = choose_inference_device(name, device)
             detector = Detector.load(name, chosen_device, model=model, state_dict_key=state_dict_key)
-        records, notes = _load_for_model(
+        records, notes = load_for_model(
             data,
             split,
             format or (config.format if config else None),
@@ -339,75 +333,3 @@ def _title(source: object, data: Data, split: str) -> str:
     if isinstance(data, str | Path):
         return f"{name} on {data} ({split})"
     return f"{name} on {type(data).__name__}" + (f" ({split})" if isinstance(data, DatasetSplits) else "")
-
-
-def _load_for_model(
-    data: Data,
-    split: SplitName,
-    format: str | None,
-    classes: Sequence[str] | None,
-    *,
-    seed: int | None,
-    detector: Detector,
-) -> tuple[Split, tuple[str, ...]]:
-    """Load images, annotated or not, with masks if the model and the data have them."""
-    masks, categories = detector.engine.config.mask_head, detector.categories
-    if isinstance(data, str | Path) and format is None:
-        unannotated = find_image_folder(Path(data), split, categories)
-        if unannotated is not None:
-            return unannotated, ()
-    try:
-        records, notes = _load(data, split, format, classes, seed, masks=masks, categories=categories)
-    except DatasetError as error:
-        if not masks:
-            raise
-        records, notes = _load(data, split, format, classes, seed, masks=False, categories=categories)
-        logger.warning("masks are not evaluated: %s", error)
-    return records, notes
-
-
-def _load_annotated(
-    data: Data, split: SplitName, format: str | None, classes: Sequence[str] | None
-) -> tuple[Split, tuple[str, ...]]:
-    """Load annotations that saved predictions are evaluated against, without masks of a COCO file, which has its own."""
-    return _load(data, split, format, classes, None, masks=False, categories=None)
-
-
-def _load(
-    data: Data,
-    split: SplitName,
-    format: str | None,
-    classes: Sequence[str] | None,
-    seed: int | None,
-    *,
-    masks: bool,
-    categories: Categories | None,
-) -> tuple[Split, tuple[str, ...]]:
-    """Load one split of any kind of data; `categories` name the classes of a torch dataset by default."""
-    if isinstance(data, Split):
-        return data, ()
-    if isinstance(data, DatasetSplits):
-        chosen: Split | None = data.splits.get(split)
-        notes = data.notes
-    elif isinstance(data, str | Path):
-        chosen, notes = load_split(data, split, format, seed, masks=masks)
-    else:
-        return read_torch_dataset(data, _torch_categories(data, classes, categories), masks=masks), ()
-    if chosen is None:
-        raise DatasetError(f"{data} has no {split} split; choose another {arg('split')}")
-    return chosen, notes
-
-
-def _torch_categories(dataset: Dataset[Any], classes: Sequence[str] | None, model: Categories | None) -> Categories:
-    """Return the categories of a torch dataset: named classes get the model's ids; without names, they are the model's."""
-    if model is not None and classes is None and not hasattr(dataset, "classes"):
-        return model
-    named = class_names_of(dataset, classes)
-    if model is None:
-        return named
-    ids = dict(zip(model.names, model.ids, strict=True))
-    if unknown := [name for name in named.names if name not in ids]:
-        raise ConfigError(
-            f"{arg('classes')}: {unknown[0]!r} is not one of the model's classes; {did_you_mean(unknown[0], model.names)}"
-        )
-    return Categories(tuple(ids[name] for name in named.names), named.names)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from jaxtyping import UInt8
@@ -20,7 +19,6 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import tensor_to_image
 from detrkit.distributed.devices import choose_device
 from detrkit.errors import ConfigError, arg, short
 from detrkit.inference.batches import BatchPostprocessor, MinScores
@@ -28,7 +26,7 @@ from detrkit.inference.classes import ClassFilter, as_categories, select_labels
 from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.torch import Engine, TorchEngine, check_precision
-from detrkit.inference.images import ImageInput, as_iterable, is_one_image, path_of, read_image_input
+from detrkit.inference.images import ImageInput, as_iterable, is_one_image, read_image_input, read_images
 from detrkit.inference.options import Threshold, check_threshold
 from detrkit.inference.stream import ErrorHandler, StreamConfig, stream_images
 from detrkit.models.attention.recording import RecordedAttention, record_attention
@@ -36,8 +34,6 @@ from detrkit.models.detr import DETR
 from detrkit.ops.tiles import Tiling
 from detrkit.postprocess.panoptic import MIN_SCORE, Style
 from detrkit.structures import Batch, Detections, PanopticSegments, Sample
-
-ResultT = TypeVar("ResultT", Detections, PanopticSegments)
 
 
 class Detector:
@@ -326,8 +322,8 @@ class Detector:
         """
         min_scores = self.resolve_threshold(threshold)
         labels = self.resolve_classes(classes)
-        given = self._read(images)
-        detections = self._detect(given.batch, min_scores) if given.batch is not None else []
+        given = read_images(images, self.engine.config.in_channels)
+        detections = self._detect(self._batch(given.pixels), min_scores) if given.pixels else []
         return given.attach([one.with_labels(labels) for one in detections])
 
     def predict_segments(
@@ -346,8 +342,10 @@ class Detector:
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
         min_score = self.resolve_segment_threshold(threshold)
-        given = self._read(images)
-        return given.attach([] if given.batch is None else self._postprocessor.segment(given.batch, min_score, style))
+        given = read_images(images, self.engine.config.in_channels)
+        if not given.pixels:
+            return given.attach([])
+        return given.attach(self._postprocessor.segment(self._batch(given.pixels), min_score, style))
 
     def attention(self, image: Any) -> RecordedAttention:
         """Predict one image and record its attention; the matrices are computed on request. Thread-safe.
@@ -476,48 +474,13 @@ class Detector:
     def _postprocessor(self) -> BatchPostprocessor:
         return BatchPostprocessor(self.engine, self.categories, self.preprocessing)
 
-    def _read(self, images: Any) -> _ReadImages:
-        """Read one image or several, one after the other: an iterator may reuse the object that it yields."""
-        channels = self.engine.config.in_channels
-        if is_one_image(images):
-            pixels, paths = [read_image_input(images, channels)], [path_of(images)]
-        else:
-            pixels, paths = [], []
-            for number, image in enumerate(as_iterable(images, channels)):
-                pixels.append(read_image_input(image, channels, f"images[{number}]"))
-                paths.append(path_of(image))
-        batch = collate([self.preprocess(one) for one in pixels]) if pixels else None
-        return _ReadImages(pixels, paths, batch, is_one_image(images))
+    def _batch(self, images: Sequence[UInt8[Tensor, "C _ _"]]) -> Batch:
+        return collate([self.preprocess(pixels) for pixels in images])
 
     def _detect(self, batch: Batch, min_scores: MinScores) -> list[Detections]:
         with_segments = self.engine.config.mask_head and self.categories.is_thing is not None
         min_segment_score = self.resolve_segment_threshold("auto") if with_segments else None
         return self._postprocessor.detect(batch, min_scores, min_segment_score)
-
-
-@dataclass(frozen=True)
-class _ReadImages:
-    """Images that were read.
-
-    Attributes:
-        pixels: of each original image.
-        paths: of each, if it was given as one.
-        batch: for the model; None without images.
-        is_one: whether a single image was given rather than several.
-    """
-
-    pixels: list[UInt8[Tensor, "C _ _"]]
-    paths: list[str | None]
-    batch: Batch | None
-    is_one: bool
-
-    def attach(self, results: list[ResultT]) -> ResultT | list[ResultT]:
-        """Attach images and paths to their results; return one result for one image."""
-        attached = [
-            replace(result, image=tensor_to_image(pixels), path=path)
-            for result, pixels, path in zip(results, self.pixels, self.paths, strict=True)
-        ]
-        return attached[0] if self.is_one else attached
 
 
 def _no_other_dtype(dtype: str) -> ConfigError:

@@ -6,8 +6,9 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from detrkit.data.images import image_to_pixels, read_image, read_uploaded_image
+from detrkit.data.images import image_to_pixels, read_image, read_uploaded_image, tensor_to_image
 from detrkit.data.suffixes import VIDEO_SUFFIXES
 from detrkit.errors import DatasetError, short
+from detrkit.structures import Detections, PanopticSegments
 
 _ARRAY_START = b"\x93NUMPY"  # of a .npy file
 _MAX_FILE_BYTES = 2**30  # of an open file, which may be endless
@@ -25,6 +27,7 @@ _MAX_PATH = 4096  # characters
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)  # pathlib merges the slashes; drives have one letter
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
 _LOADING = threading.Lock()  # two threads must not decode one Pillow image at once
+ResultT = TypeVar("ResultT", Detections, PanopticSegments)
 
 
 @runtime_checkable
@@ -38,6 +41,48 @@ class BinaryFile(Protocol):
 ImageInput: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray | Tensor
 )
+
+
+@dataclass(frozen=True)
+class ReadImages:
+    """Images that were read.
+
+    Attributes:
+        pixels: of each.
+        paths: of each, if it was given as one.
+        is_one: whether a single image was given rather than several.
+    """
+
+    pixels: list[UInt8[Tensor, "C _ _"]]
+    paths: list[str | None]
+    is_one: bool
+
+    def attach(self, results: list[ResultT]) -> ResultT | list[ResultT]:
+        """Attach images and paths to their results; return one result for one image."""
+        attached = [
+            replace(result, image=tensor_to_image(pixels), path=path)
+            for result, pixels, path in zip(results, self.pixels, self.paths, strict=True)
+        ]
+        return attached[0] if self.is_one else attached
+
+
+def read_images(images: Any, channels: int) -> ReadImages:
+    """Read one image or several, one after the other: an iterator may reuse the object that it yields.
+
+    Args:
+        images: an `ImageInput`, or an iterable of them.
+        channels: of the model.
+
+    Raises:
+        DatasetError: an image cannot be read, or is no image.
+    """
+    if is_one_image(images):
+        return ReadImages([read_image_input(images, channels)], [path_of(images)], is_one=True)
+    pixels, paths = [], []
+    for number, image in enumerate(as_iterable(images, channels)):
+        pixels.append(read_image_input(image, channels, f"images[{number}]"))
+        paths.append(path_of(image))
+    return ReadImages(pixels, paths, is_one=False)
 
 
 def read_image_input(image: Any, channels: int, where: str = "image") -> UInt8[Tensor, "C H W"]:

@@ -162,6 +162,7 @@ class _Reader:
     context: ReadContext
 
     def read(self, images: list[Any], annotations: list[Any]) -> Iterator[Record]:
+        """Yield the images with the segments of their annotations; malformed entries go to the context."""
         segments: dict[ImageKey, list[Annotation | None]] = {}
         files: dict[ImageKey, Path] = {}
         reported: set[Any] = set()  # ids of images whose annotation is malformed
