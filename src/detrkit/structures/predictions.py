@@ -67,15 +67,55 @@ class ComputedMasks:
 
 @dataclass(frozen=True)
 class EncoderProposals:
-    """Predictions of the encoder for every cell (two-stage Deformable DETR).
+    """Predictions of the encoder for cells, for the loss of two-stage query selection.
 
     Attributes:
-        class_logits: logits; the first class is objectness.
+        class_logits: logits. If `class_agnostic`, the first class is objectness; else they are those of all classes.
         boxes: as in `Predictions`.
+        class_agnostic: Deformable DETR's proposals are class-agnostic and of all cells; RT-DETR's are of selected cells,
+            in the order of the queries, with classes.
+        cells: indices of the cells; None for all.
     """
 
     class_logits: Float[Tensor, "B S K"]
     boxes: Float[Tensor, "B S 4"]
+    class_agnostic: bool = True
+    cells: Int64[Tensor, "B S"] | None = None
+
+
+@dataclass(frozen=True)
+class EdgeDistributions:
+    """Distributions over the edges of boxes, which the decoder layers refine (D-FINE, arXiv:2410.13842, section 4.1).
+
+    Each edge of a box is moved from its position on the reference by the expectation of `bin_values`, in units of the
+    reference's width or height divided by `reg_scale`; outwards is positive.
+
+    Attributes:
+        layer_logits: of the distances of the left, top, right and bottom edge after every layer, over N bins.
+        references: boxes that the distances of all layers start from, cxcywh in 0 .. 1; without gradient.
+        bin_values: distance of every bin, ascending: W(n) in the paper.
+        reg_scale: see above; s in the paper's code.
+        initial_class_logits: class logits of the first layer without quality scores, which belong to `initial_boxes`.
+        initial_boxes: boxes of the first layer before its distributions; with gradient, else equal to `references`.
+        layer_quality: what the quality of the distributions adds to all class logits of a query after every layer.
+    """
+
+    layer_logits: Float[Tensor, "T B Q 4 N"]
+    references: Float[Tensor, "B Q 4"]
+    bin_values: Float[Tensor, "N"]
+    reg_scale: Float[Tensor, ""]
+    initial_class_logits: Float[Tensor, "B Q K"]
+    initial_boxes: Float[Tensor, "B Q 4"]
+    layer_quality: Float[Tensor, "T B Q"]
+
+    @property
+    def probabilities(self) -> Float[Tensor, "T B Q 4 N"]:
+        """Probability of every distance after every layer."""
+        return self.layer_logits.float().softmax(-1)
+
+    def after_layer(self, layers: slice) -> EdgeDistributions:
+        """Select layers."""
+        return replace(self, layer_logits=self.layer_logits[layers], layer_quality=self.layer_quality[layers])
 
 
 @dataclass(frozen=True)
@@ -90,6 +130,7 @@ class Predictions:
         mask_source: computes masks; None for models without a mask head.
         proposals: of the encoder, in training of two-stage models.
         auxiliary: predictions of training-only queries.
+        distributions: of the edges of the boxes, with D-FINE's heads.
     """
 
     layer_class_logits: Float[Tensor, "T B Q K1"]
@@ -99,6 +140,7 @@ class Predictions:
     mask_source: MaskSource | None = None
     proposals: EncoderProposals | None = None
     auxiliary: tuple[AuxiliaryPredictions, ...] = ()
+    distributions: EdgeDistributions | None = None
 
     @property
     def class_logits(self) -> Float[Tensor, "B Q K1"]:
@@ -157,7 +199,12 @@ class Predictions:
         """Select the predictions after one decoder layer; negative indices count from the last."""
         index = layer % len(self.layer_boxes)
         one = slice(index, index + 1)
-        return replace(self, layer_class_logits=self.layer_class_logits[one], layer_boxes=self.layer_boxes[one])
+        return replace(
+            self,
+            layer_class_logits=self.layer_class_logits[one],
+            layer_boxes=self.layer_boxes[one],
+            distributions=None if self.distributions is None else self.distributions.after_layer(one),
+        )
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ class ConditionalDecoderLayer(DecoderLayer):
         """Apply self-attention to the queries of one group."""
         project = self.self_projections
         queries = project["query_content"](states) + project["query_position"](positions.positions)
-        keys = project["key_content"](states) + project["key_position"](positions.positions)
-        attended: Tensor = self.self_attention(queries, keys, project["value"](states), positions.padding_mask)
+        key_states, key_positions, padding_mask = positions.attended(states)
+        keys = project["key_content"](key_states) + project["key_position"](key_positions)
+        attended: Tensor = self.self_attention(queries, keys, project["value"](key_states), padding_mask)
         return attended
 
     def attend_to_memory(

@@ -64,8 +64,15 @@ class DecoderLayer(nn.Module):
             return self.attend_to_queries(states, positions)
         sizes, attended = [group.num_queries for group in positions.groups], []
         parts = zip(positions.groups, states.split(sizes, 1), positions.positions.split(sizes, 1), strict=True)
+        first_states, first_positions = states[:, : sizes[0]], positions.positions[:, : sizes[0]]
         for group, group_states, group_positions in parts:
             own = LayerQueryPositions(group.split(group_positions), padding_mask=group.split_padding_mask())
+            if group.attends_to_own:
+                others = (
+                    first_states.repeat_interleave(group.count, 0),
+                    first_positions.repeat_interleave(group.count, 0),
+                )
+                own = replace(own, others=others)
             attended.append(group.merge(self.attend_to_queries(group.split(group_states), own)))
         return torch.cat(attended, dim=1)
 
@@ -73,8 +80,10 @@ class DecoderLayer(nn.Module):
         self, states: Float[Tensor, "B Q D"], positions: LayerQueryPositions
     ) -> Float[Tensor, "B Q D"]:
         """Apply self-attention to the queries of one group."""
-        keys = states + positions.positions
-        attended: Tensor = self.self_attention(keys, keys, states, positions.padding_mask)
+        queries = states + positions.positions
+        values, key_positions, padding_mask = positions.attended(states)
+        keys = queries if values is states else values + key_positions
+        attended: Tensor = self.self_attention(queries, keys, values, padding_mask)
         return attended
 
     def attend_to_memory(

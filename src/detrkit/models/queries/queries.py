@@ -27,11 +27,14 @@ class QueryGroup:
         size: queries per group.
         count: number of groups.
         padding_mask: True for queries that pad images with fewer queries; other queries do not attend to them.
+        attends_to_own: the queries also attend to the model's own queries, which are the first group (denoising as in DINO
+            and RT-DETR).
     """
 
     size: int
     count: int = 1
     padding_mask: Bool[Tensor, "B E"] | None = None
+    attends_to_own: bool = False
 
     @property
     def num_queries(self) -> int:
@@ -122,6 +125,7 @@ class LayerQueryPositions:
         reference: reference points (x, y) or boxes (cx, cy, w, h) in 0 .. 1 of the image.
         groups: as in `Queries`.
         padding_mask: True for queries that others do not attend to.
+        others: states and positions of further queries that these attend to.
     """
 
     positions: Float[Tensor, "B Q D"]
@@ -129,6 +133,19 @@ class LayerQueryPositions:
     reference: Float[Tensor, "B Q R"] | None = None
     groups: tuple[QueryGroup, ...] = ()
     padding_mask: Bool[Tensor, "B Q"] | None = None
+    others: tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"]] | None = None
+
+    def attended(
+        self, states: Float[Tensor, "B Q D"]
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"], Bool[Tensor, "B S"] | None]:
+        """Return states, positions and padding mask of all queries that these attend to: themselves, then the others."""
+        if self.others is None:
+            return states, self.positions, self.padding_mask
+        all_states, positions = torch.cat([states, self.others[0]], 1), torch.cat([self.positions, self.others[1]], 1)
+        padding_mask = self.padding_mask
+        if padding_mask is not None:
+            padding_mask = torch.cat([padding_mask, padding_mask.new_zeros(self.others[0].shape[:2])], dim=1)
+        return all_states, positions, padding_mask
 
 
 def _merge_equal_groups(groups: Sequence[QueryGroup]) -> tuple[QueryGroup, ...]:
@@ -136,7 +153,8 @@ def _merge_equal_groups(groups: Sequence[QueryGroup]) -> tuple[QueryGroup, ...]:
     merged = [groups[0]]
     for group in groups[1:]:
         last = merged[-1]
-        is_equal = group.size == last.size and group.padding_mask is None and last.padding_mask is None
+        has_padding = group.padding_mask is not None or last.padding_mask is not None
+        is_equal = not has_padding and replace(group, count=last.count) == last
         if len(merged) > 1 and is_equal:
             merged[-1] = replace(last, count=last.count + group.count)
         else:
