@@ -114,7 +114,7 @@ def test_synthetic_images_need_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
     mosaic = next(row for row in experiment.rows if row.name == "mosaic")
     config, data = experiment.open(mosaic, seed=7, steps=20)
     assert (config.training.batch_size, config.training.seed, config.training.steps) == (8, 7, 20)
-    assert config.training.loss.iou_aware
+    assert config.training.loss.cls_loss == "align"
     assert data.train.strong is not None
     assert (
         experiment.run(mosaic, seed=7, steps=20).data.train.strong_epochs == 3

@@ -37,7 +37,7 @@ def check(**settings: Any) -> None:
             {"model": "dab-detr-r50", "look_forward_twice": True},
             "look_forward_twice=True has no effect: DAB-DETR and Conditional DETR already pass gradients",
         ),
-        ({"iou_aware": True}, "iou_aware=True needs sigmoid class scores, but the model has softmax scores"),
+        ({"cls_loss": "align"}, "cls_loss='align' needs sigmoid class scores, but the model has softmax scores"),
         (
             {"mask_head": True, "weights": "a", "query_groups": 2, "denoising": 1, "freeze": "boxes"},
             "denoising=, query_groups= only trains boxes, which freeze='boxes' keeps frozen",
@@ -95,7 +95,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 def test_valid_settings_pass() -> None:
     check()
     check(model="dab-detr-r50", encoder_layers=0)  # the preset's own scaled_positions stay
-    check(model="dab-detr-r50", iou_aware=True)
+    check(model="dab-detr-r50", cls_loss="align")
     check(mask_head=True, freeze="boxes", weights="runs/boxes")
     check_augmentation(TrainingConfig(photometric=1), 1)
     check_augmentation(TrainingConfig(mosaic=1), 5)

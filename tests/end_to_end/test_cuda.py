@@ -59,7 +59,7 @@ def two_stage() -> ModelConfig:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"denoising": 2, "contrastive_denoising": True, "iou_aware": True, "look_forward_twice": True},
+        {"denoising": 2, "contrastive_denoising": True, "cls_loss": "align", "look_forward_twice": True},
         {"query_groups": 2, "activation_checkpointing": True, "hybrid_queries": 12},
     ],
 )

@@ -157,7 +157,10 @@ def test_every_architecture_trains_with_every_kind_of_auxiliary_queries(architec
     model = small(architecture)
     refines = model.config.with_box_refine and model.config.decoder != "conditional"
     train_step = make_train_step(
-        model, look_forward_twice=refines, iou_aware=model.config.class_scores == "sigmoid", **AUXILIARY[kind]
+        model,
+        look_forward_twice=refines,
+        cls_loss="align" if model.config.class_scores == "sigmoid" else "default",
+        **AUXILIARY[kind],
     )
     assert train_step.auxiliary_queries is not None
     output = train_step.step([images()])

@@ -29,6 +29,6 @@ def test_loss_coefficients_are_the_given_ones_and_matching_costs_are_equal() -> 
 
 
 def test_iou_aware_classification_is_used_in_matching_and_loss() -> None:
-    loss = build_criterion(preset_config("detrkit-s"), TrainingConfig(iou_aware=True))
+    loss = build_criterion(preset_config("detrkit-s"), TrainingConfig(cls_loss="align"))
     assert isinstance(loss.classification, IoUAwareClassification)
     assert loss.matcher.classification is loss.classification

@@ -59,7 +59,7 @@ def images_of_several_sizes() -> list[Sample]:
     return changed
 
 
-OWN = {"iou_aware": True, "look_forward_twice": True, "denoising": 3, "contrastive_denoising": True}
+OWN = {"cls_loss": "align", "look_forward_twice": True, "denoising": 3, "contrastive_denoising": True}
 AUXILIARY = {"denoising": 2, "contrastive_denoising": 1, "query_groups": 2, "hybrid_queries": 8, "hybrid_repeats": 2}
 # model, whether it has masks, training-only queries
 CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {

@@ -42,7 +42,7 @@ def test_choices_contain_the_defaults_of_a_preset() -> None:
     plan = planned(1000, model="detrkit-s", training={"batch_size": 8})
     told = {choice.name: choice.value for choice in plan.choices}
     assert told["image_size"] == plan.config.training.image_size == 320
-    assert told["iou_aware"] is True
+    assert told["cls_loss"] == "align"
     assert "batch_size" not in told, "it was given"
     overfit = planned(8, model="detrkit-s", training={"overfit": 8})
     assert {choice.name for choice in overfit.choices} <= {*told, "batch_size"}, "those of the preset"
@@ -80,7 +80,7 @@ def test_choices_contain_the_published_settings_of_an_architecture(recipe: str) 
 def test_deformable_detr_tiny_has_the_published_offset_learning_rate() -> None:
     changes = {"queries": "points", "decoder": "deformable", "class_scores": "sigmoid"}
     training = planned(1000, model="detr-tiny", model_overrides=changes).config.training
-    assert (training["offset_lr_factor"], training["lr"], training["iou_aware"]) == (0.1, 5e-4, False)
+    assert (training["offset_lr_factor"], training["lr"], training["cls_loss"]) == (0.1, 5e-4, "default")
 
 
 def test_pretrained_backbone_keeps_frozen_norms_and_stages() -> None:
@@ -96,8 +96,8 @@ def test_pretrained_backbone_keeps_frozen_norms_and_stages() -> None:
 
 def test_detrkit_presets_have_their_own_defaults() -> None:
     training = planned(1000, model="detrkit-s").config.training
-    assert (training["iou_aware"], training["look_forward_twice"], training["offset_lr_factor"]) == (
-        True,
+    assert (training["cls_loss"], training["look_forward_twice"], training["offset_lr_factor"]) == (
+        "align",
         True,
         1.0,
     )
@@ -112,7 +112,7 @@ def test_detrkit_presets_have_their_own_defaults() -> None:
     assert published["lr"] == 2e-4
     settings = {"class_scores": "softmax", "queries": "points", "two_stage_content": "box", "with_box_refine": False}
     changed = planned(1000, model="detrkit-s", model_overrides=settings, training={"lr": 3e-4})
-    assert (changed.config.training["iou_aware"], changed.config.training["look_forward_twice"]) == (False, False)
+    assert (changed.config.training["cls_loss"], changed.config.training["look_forward_twice"]) == ("default", False)
     assert changed.config.training["lr"] == 3e-4
     masks = planned(
         1000, model="detrkit-s", model_overrides={"mask_head": True}, weights="a", training={"freeze": "boxes"}

@@ -16,6 +16,7 @@ from detrkit.errors import ConfigError, arg, did_you_mean
 MAX_UNREADABLE = 0.01  # fraction of the images
 Part = Literal["backbone", "neck", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
+ClassLoss = Literal["default", "align", "vfl", "mal"]  # classification loss
 BOXES = "boxes"  # in `freeze`: every part but the mask head
 
 
@@ -153,8 +154,11 @@ class LossConfig(_Group):
     mask_loss_coef: float = Field(default=1.0, ge=0, description="weight of the focal loss of masks")
     dice_loss_coef: float = Field(default=1.0, ge=0, description="weight of the dice loss of masks")
     eos_coef: float = Field(default=0.1, gt=0, description="weight of the no-object class in the cross-entropy")
-    iou_aware: bool = Field(
-        default=False, description="classification targets follow the box's IoU (Align-DETR); for sigmoid scores"
+    cls_loss: ClassLoss = Field(
+        default="default",
+        description="classification loss; 'default' is cross-entropy of softmax and focal loss of sigmoid scores; for "
+        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'vfl' (varifocal loss, RT-DETR) "
+        "and 'mal' (matchability-aware loss, DEIM)",
     )
     look_forward_twice: bool = Field(
         default=False,
@@ -344,7 +348,7 @@ CHOSEN_SETTINGS: dict[str, Literal["of the model", "planned"]] = {
             "offset_lr_factor",
             "clip_grad_norm",
             "cls_loss_coef",
-            "iou_aware",
+            "cls_loss",
             "look_forward_twice",
             "denoising",
             "contrastive_denoising",

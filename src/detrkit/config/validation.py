@@ -201,8 +201,8 @@ def check_auxiliary_queries(model: ModelConfig, settings: TrainingConfig) -> Non
                 "published. Leave it out.",
             ),
             (
-                loss.iou_aware and model.class_scores != "sigmoid",
-                f"{arg('iou_aware', loss.iou_aware)} needs sigmoid class scores, but the model has {model.class_scores} "
+                loss.cls_loss != "default" and model.class_scores != "sigmoid",
+                f"{arg('cls_loss', loss.cls_loss)} needs sigmoid class scores, but the model has {model.class_scores} "
                 f"scores. Leave it out, or set {arg('class_scores', 'sigmoid')}.",
             ),
             (

@@ -63,7 +63,7 @@ def demo_config(seed: int = 42, task: Task = "boxes", model: Model = "detrkit-s"
             clip_grad_norm=1.0,
             cls_loss_coef=2.0,
             eos_coef=0.3 if is_detr else 0.1,
-            iou_aware=not is_detr,
+            cls_loss="default" if is_detr else "align",
             look_forward_twice=not is_detr,
             ema_decay=0.0 if is_detr else 0.99,
             lr_scheduler="cosine",

@@ -1,10 +1,10 @@
-"""Classification losses and matching costs: softmax cross-entropy, sigmoid focal loss, IoU-aware sigmoid loss.
+"""Classification losses and matching costs: softmax cross-entropy, sigmoid focal loss, IoU-aware sigmoid losses.
 
 Softmax scores choose among K classes and "no object" (DETR, equation 2); sigmoid scores are independent for every class
 (focal loss, arXiv:1708.02002, equation 5; in Deformable DETR, arXiv:2010.04159, section 5 and published code).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from detrkit.config.training import ClassLoss
 from detrkit.errors import ConfigError, arg
 from detrkit.structures import ClassScores, Target
 
@@ -28,8 +29,16 @@ class Classification(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """Published name of the loss in logs: loss_ce, loss_vfl or loss_mal."""
+
+    @property
     def default_coef(self) -> float:
-        """Published weight of the classification loss and of its matching cost."""
+        """Published weight of the classification loss."""
+
+    @property
+    def default_cost(self) -> float:
+        """Published weight of the matching cost."""
 
     @property
     def is_iou_aware(self) -> bool:
@@ -66,13 +75,17 @@ class SoftmaxClassification:
     Attributes:
         num_classes: K.
         eos_coef: weight of the "no object" class.
+        name: loss_ce.
         default_coef: published weight of the loss.
+        default_cost: published weight of the matching cost.
         is_iou_aware: False.
     """
 
     num_classes: int
     eos_coef: float = 0.1
+    name: str = "loss_ce"
     default_coef: float = 1.0
+    default_cost: float = 1.0
     is_iou_aware: bool = False
 
     def query_losses(
@@ -107,14 +120,18 @@ class SigmoidFocalClassification:
         num_classes: K.
         alpha: weight of positives; 1 - alpha that of negatives.
         gamma: focusing exponent.
+        name: loss_ce.
         default_coef: published weight of the loss.
+        default_cost: published weight of the matching cost.
         is_iou_aware: False.
     """
 
     num_classes: int
     alpha: float = 0.25
     gamma: float = 2.0
+    name: str = "loss_ce"
     default_coef: float = 2.0
+    default_cost: float = 2.0
     is_iou_aware: bool = False
 
     def query_losses(
@@ -174,15 +191,90 @@ class IoUAwareClassification(SigmoidFocalClassification):
         return torch.where(is_target, entropy, probability**self.gamma * entropy).sum(-1)
 
 
+@dataclass(frozen=True)
+class VarifocalClassification(SigmoidFocalClassification):
+    """Varifocal loss: the target of the object's class is the IoU of the box (arXiv:2008.13367; RT-DETR, section 4.3).
+
+    Other classes have the target 0, weighted by `negative_alpha` and their score to the power of `gamma`. The object's class
+    is weighted by its target. Matching costs are those of the focal loss.
+
+    Attributes:
+        name: loss_vfl.
+        default_coef: published weight of the loss, half that of the matching cost.
+        negative_alpha: weight of negatives.
+    """
+
+    name: str = "loss_vfl"
+    default_coef: float = 1.0
+    is_iou_aware: bool = True
+    negative_alpha: float = 0.75
+
+    def query_losses(
+        self, logits: Float[Tensor, "*N L"], target_classes: Int64[Tensor, "*N"], iou: Float[Tensor, "*N"] | None = None
+    ) -> Float[Tensor, "*N"]:
+        """Compute weighted cross-entropies, summed over the classes."""
+        targets, negatives = _soft_targets(logits, target_classes, iou)
+        weights = negatives * self.negative_alpha * logits.detach().sigmoid() ** self.gamma + targets
+        return (weights * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum(-1)
+
+
+@dataclass(frozen=True)
+class MatchabilityAwareClassification(SigmoidFocalClassification):
+    """Matchability-aware loss of DEIM (arXiv:2412.04234, section 3.3): the target of the object's class is IoU^gamma.
+
+    Other classes have the target 0, weighted by their score to the power of `loss_gamma`; the object's class has the weight
+    1, so that matches of low IoU count as much as others. Matching costs are those of the focal loss.
+
+    Attributes:
+        name: loss_mal.
+        default_coef: published weight of the loss, half that of the matching cost.
+        loss_gamma: exponent of the IoU and of the scores.
+    """
+
+    name: str = "loss_mal"
+    default_coef: float = 1.0
+    is_iou_aware: bool = True
+    loss_gamma: float = 1.5
+
+    def query_losses(
+        self, logits: Float[Tensor, "*N L"], target_classes: Int64[Tensor, "*N"], iou: Float[Tensor, "*N"] | None = None
+    ) -> Float[Tensor, "*N"]:
+        """Compute weighted cross-entropies, summed over the classes."""
+        targets, negatives = _soft_targets(logits, target_classes, iou, self.loss_gamma)
+        weights = negatives * logits.detach().sigmoid() ** self.loss_gamma + (1 - negatives)
+        return (weights * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum(-1)
+
+
+def _soft_targets(
+    logits: Float[Tensor, "*N L"],
+    target_classes: Int64[Tensor, "*N"],
+    iou: Float[Tensor, "*N"] | None,
+    exponent: float = 1.0,
+) -> tuple[Float[Tensor, "*N L"], Float[Tensor, "*N L"]]:
+    """Return the targets, IoU^exponent for the object's class and 0 for the others, and 1 for each of the others."""
+    targets, negatives = torch.zeros_like(logits), torch.ones_like(logits)
+    classes = target_classes.clamp(max=logits.shape[-1] - 1)[..., None]
+    is_object = (target_classes < logits.shape[-1])[..., None].to(logits.dtype)
+    iou = is_object if iou is None else is_object * iou[..., None].to(logits.dtype).clamp(min=0) ** exponent
+    return targets.scatter(-1, classes, iou), negatives.scatter(-1, classes, 1 - is_object)
+
+
 def classification_for(
-    class_scores: ClassScores, num_classes: int, eos_coef: float = 0.1, *, iou_aware: bool = False
+    class_scores: ClassScores, num_classes: int, eos_coef: float = 0.1, *, cls_loss: ClassLoss = "default"
 ) -> Classification:
-    """Return the published classification loss of a kind of scores; `iou_aware` needs sigmoid scores."""
-    if iou_aware:
-        return IoUAwareClassification(num_classes)
+    """Return the classification loss of a kind of scores; all but "default" need sigmoid scores."""
+    if cls_loss != "default":
+        return _IOU_AWARE[cls_loss](num_classes)
     if class_scores == "sigmoid":
         return SigmoidFocalClassification(num_classes)
     return SoftmaxClassification(num_classes, eos_coef)
+
+
+_IOU_AWARE: Mapping[ClassLoss, Callable[[int], Classification]] = {
+    "align": IoUAwareClassification,
+    "vfl": VarifocalClassification,
+    "mal": MatchabilityAwareClassification,
+}
 
 
 def check_class_scores(model_scores: ClassScores, criterion_scores: ClassScores) -> None:

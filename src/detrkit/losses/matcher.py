@@ -108,7 +108,7 @@ class HungarianMatcher:
         classification: Classification | None = None,
     ) -> None:
         self.classification = classification or SoftmaxClassification(0)  # its costs do not depend on num_classes
-        self.cost_class = self.classification.default_coef if cost_class is None else cost_class
+        self.cost_class = self.classification.default_cost if cost_class is None else cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
 

@@ -106,8 +106,9 @@ def with_architecture_of_weights(config: RunConfig) -> RunConfig:
 def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterion:
     """Build the criterion of a run, with the loss coefficients as matching costs."""
     loss = settings.loss
-    costs = (loss.cls_loss_coef, loss.bbox_loss_coef, loss.giou_loss_coef)
-    classification = classification_for(model.class_scores, model.num_classes, loss.eos_coef, iou_aware=loss.iou_aware)
+    classification = classification_for(model.class_scores, model.num_classes, loss.eos_coef, cls_loss=loss.cls_loss)
+    cls_cost = loss.cls_loss_coef * classification.default_cost / classification.default_coef
+    costs = (cls_cost, loss.bbox_loss_coef, loss.giou_loss_coef)
     return SetCriterion(
         model.num_classes,
         class_scores=model.class_scores,

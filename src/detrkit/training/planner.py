@@ -38,7 +38,7 @@ OWN: Defaults = {
     "offset_lr_factor": (1.0, ""),
     "clip_grad_norm": (1.0, ""),
     "cls_loss_coef": (3.0, _MEASURED),
-    "iou_aware": (True, "scores follow the IoU of the box (Align-DETR)"),
+    "cls_loss": ("align", "scores follow the IoU of the box (Align-DETR)"),
     "look_forward_twice": (True, "boxes also get the gradient of the next layer (DINO)"),
     "denoising": (3, "reconstructing noised boxes speeds up convergence (DN-DETR)"),
     "contrastive_denoising": (True, "noised negatives, which lower the scores of duplicates (DINO)"),
@@ -150,7 +150,7 @@ def _has_length(config: RunConfig) -> bool:
 def _without_use(given: TrainingConfig, model: ModelConfig) -> set[str]:
     """Return settings of a preset that do not apply to the model or to given settings."""
     auxiliary = given.auxiliary_queries
-    names = set() if model.class_scores == "sigmoid" else {"iou_aware"}
+    names = set() if model.class_scores == "sigmoid" else {"cls_loss"}
     if not model.with_box_refine:
         names.add("look_forward_twice")
     if given.optimizer.trains_masks_only(model):
