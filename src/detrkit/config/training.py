@@ -157,8 +157,8 @@ class LossConfig(_Group):
     cls_loss: ClassLoss = Field(
         default="default",
         description="classification loss; 'default' is cross-entropy of softmax and focal loss of sigmoid scores; for "
-        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'vfl' (varifocal loss, RT-DETR) "
-        "and 'mal' (matchability-aware loss, DEIM)",
+        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'vfl' (varifocal, RT-DETR) and "
+        "'mal' (matchability-aware, DEIM)",
     )
     look_forward_twice: bool = Field(
         default=False,

@@ -195,8 +195,8 @@ class IoUAwareClassification(SigmoidFocalClassification):
 class VarifocalClassification(SigmoidFocalClassification):
     """Varifocal loss: the target of the object's class is the IoU of the box (arXiv:2008.13367; RT-DETR, section 4.3).
 
-    Other classes have the target 0, weighted by `negative_alpha` and their score to the power of `gamma`. The object's class
-    is weighted by its target. Matching costs are those of the focal loss.
+    Other classes have the target 0, weighted by `negative_alpha` and their score to the power of `gamma`. The object's
+    class is weighted by its target. Matching costs are those of the focal loss.
 
     Attributes:
         name: loss_vfl.
