@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
-from detrkit.models.backbones.residual_blocks import FrozenBatchNorm2d
 from detrkit.models.backbones.resnet import ResNetBackbone
+from detrkit.models.convolution import FrozenBatchNorm2d
 
 
 def with_random_statistics(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,11 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
+ResNetVdName = Literal["resnet18-vd", "resnet34-vd", "resnet50-vd", "resnet101-vd"]
+HGNetName = Literal["hgnetv2-b0", "hgnetv2-b1", "hgnetv2-b2", "hgnetv2-b3", "hgnetv2-b4", "hgnetv2-b5", "hgnetv2-b6"]
+BackboneName = ResNetName | ResNetVdName | HGNetName
 TIMM = "timm:"  # prefix of the names of timm's backbones
 Normalization = Literal["frozen", "batch"]
 PositionInjection = Literal["attention", "input", "none"]  # where position encodings are added (paper, table 3)
-EncoderName = Literal["dense", "deformable"]
+EncoderName = Literal["dense", "deformable", "hybrid"]
+FusionBlockName = Literal["csp_rep", "rep_ncsp_elan"]
 QueryName = Literal["learned", "points", "anchors", "two_stage"]
 DecoderName = Literal["dense", "conditional", "deformable"]
 _MAX_BACKBONE_LEVELS = 3  # feature maps taken from the backbone; coarser ones are computed from the last
@@ -28,7 +32,7 @@ class ModelConfig(BaseModel):
     )
     num_queries: int = Field(100, ge=1, le=100_000, description="object queries: maximum of objects per image")
     backbone: BackboneName | Annotated[str, StringConstraints(pattern=r"^timm:[\w.-]+$", max_length=100)] = Field(
-        "resnet50", description="ResNet, or timm:NAME for a model of the timm library"
+        "resnet50", description="ResNet, ResNet-vd, HGNetV2, or timm:NAME for a model of the timm library"
     )
     in_channels: int = Field(3, ge=1, le=1000, description="image channels: 3 for RGB, 1 for grey")
     backbone_normalization: Normalization = Field(
@@ -36,6 +40,10 @@ class ModelConfig(BaseModel):
     )
     frozen_backbone_stages: int = Field(
         2, ge=0, le=5, description="stages of the backbone that are never trained: 1 is the stem, 2 adds layer1"
+    )
+    learnable_affine_block: bool | None = Field(
+        None,
+        description="HGNetV2: learned scale and bias after every activation; omitted: in B0 to B3, as published",
     )
     dilation: bool = Field(
         False, description="dilate the last stage instead of striding (DC5): stride 16 instead of 32; tiny: 8"
@@ -68,7 +76,39 @@ class ModelConfig(BaseModel):
         False, description="each encoder layer scales positions by a function of the features (DAB-DETR)"
     )
     encoder: EncoderName = Field(
-        "dense", description="self-attention of the encoder: over all cells, or over sampling points (Deformable DETR)"
+        "dense",
+        description="self-attention over all cells, or over sampling points (Deformable DETR); hybrid: over the cells of "
+        "the coarsest map, then convolutions that fuse the maps (RT-DETR, D-FINE)",
+    )
+    encoder_dim: int | None = Field(None, ge=4, le=16_384, description="hybrid encoder: its width; omitted: hidden_dim")
+    encoder_dim_feedforward: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="hybrid encoder: hidden width of its feed-forward networks; omitted: dim_feedforward",
+    )
+    attention_levels: int = Field(
+        1, ge=1, le=3, description="hybrid encoder: feature maps with self-attention, counted from the coarsest"
+    )
+    fusion_block: FusionBlockName = Field(
+        "csp_rep",
+        description="hybrid encoder: blocks that fuse two maps, of RT-DETR (CSPRepLayer) or D-FINE (RepNCSPELAN4, SCDown)",
+    )
+    fusion_depth: int = Field(3, ge=1, le=100, description="hybrid encoder: RepVGG blocks per CSP layer")
+    fusion_expansion: float = Field(
+        1.0, gt=0, le=8, description="hybrid encoder: inner width of the fusing blocks, relative to encoder_dim"
+    )
+    memory_projection: bool = Field(
+        False,
+        description="hybrid encoder: project its maps once more for the decoder (RT-DETR); always if encoder_dim is not "
+        "hidden_dim",
+    )
+    distillation_dim: int | None = Field(
+        None,
+        ge=1,
+        le=16_384,
+        description="hybrid encoder: channels of the teacher's features that a projection of the attended map is trained "
+        "to predict (RT-DETRv4)",
     )
     decoder: DecoderName = Field(
         "dense",
@@ -155,7 +195,29 @@ class ModelConfig(BaseModel):
     @property
     def is_multi_scale(self) -> bool:
         """True if feature maps are projected, normalised and identified by level embeddings, as in Deformable DETR."""
-        return self.is_deformable or self.num_feature_levels > 1
+        return (self.is_deformable or self.num_feature_levels > 1) and not self.is_hybrid
+
+    @property
+    def is_hybrid(self) -> bool:
+        """True if the encoder is the hybrid one, which has its own width and position encoding."""
+        return self.encoder == "hybrid"
+
+    @property
+    def encoder_width(self) -> int:
+        """Width of the encoder."""
+        return self.encoder_dim or self.hidden_dim
+
+    @property
+    def has_memory_projection(self) -> bool:
+        """True if the hybrid encoder projects its maps once more, to `hidden_dim`."""
+        return self.is_hybrid and (self.memory_projection or self.encoder_width != self.hidden_dim)
+
+    @property
+    def has_learnable_affine_block(self) -> bool:
+        """True if the backbone is an HGNetV2 with a learned scale and bias after every activation."""
+        if self.learnable_affine_block is None:
+            return self.backbone in ("hgnetv2-b0", "hgnetv2-b1", "hgnetv2-b2", "hgnetv2-b3")
+        return self.learnable_affine_block
 
     @property
     def detections_per_image(self) -> int:

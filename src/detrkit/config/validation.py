@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from detrkit.config.run import RunConfig
 
 LENGTHS = ("epochs", "steps", "minutes")  # of a run, of which one is given
+HYBRID_SETTINGS = (  # of the hybrid encoder only
+    "encoder_dim",
+    "encoder_dim_feedforward",
+    "attention_levels",
+    "fusion_block",
+    "fusion_depth",
+    "fusion_expansion",
+    "memory_projection",
+    "distillation_dim",
+)
 STRONG_AUGMENTATION = ("photometric", "scale_jitter", "mosaic", "mixup")  # end at `strong_aug_until`
 Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
 
@@ -24,7 +34,7 @@ def check_model(model: ModelConfig) -> None:
     Raises:
         ConfigError: two do not fit together.
     """
-    _check([*_size_rules(model), *_part_rules(model)])
+    _check([*_size_rules(model), *_part_rules(model), *_backbone_rules(model), *_hybrid_rules(model)])
 
 
 def _size_rules(model: ModelConfig) -> Rules:
@@ -44,10 +54,58 @@ def _size_rules(model: ModelConfig) -> Rules:
             f"{arg('mask_head', True)} needs {arg('hidden_dim')} to be a multiple of {mask_width} and "
             f"{arg('num_heads')} of 8 with this backbone, found {model.hidden_dim} and {model.num_heads}.",
         ),
+    ]
+
+
+def _backbone_rules(model: ModelConfig) -> Rules:
+    backbone = arg("backbone", model.backbone)
+    is_hgnet = model.backbone.startswith("hgnetv2-")
+    return [
         (
-            model.dilation and model.backbone in ("resnet18", "resnet34"),
-            f"{arg('backbone', model.backbone)} cannot be dilated; resnet50, resnet101 and resnet-tiny can. Leave out "
-            f"{arg('dilation')}.",
+            model.dilation
+            and (is_hgnet or model.backbone.endswith("-vd") or model.backbone in ("resnet18", "resnet34")),
+            f"{backbone} cannot be dilated; resnet50, resnet101 and resnet-tiny can. Leave out {arg('dilation')}.",
+        ),
+        (
+            model.learnable_affine_block is not None and not is_hgnet,
+            f"{arg('learnable_affine_block', model.learnable_affine_block)} is for HGNetV2 backbones, found {backbone}. "
+            "Leave it out.",
+        ),
+    ]
+
+
+def _hybrid_rules(model: ModelConfig) -> Rules:
+    encoder, width = arg("encoder", model.encoder), arg("encoder_dim", model.encoder_dim)
+    defaults = {name: ModelConfig.model_fields[name].default for name in HYBRID_SETTINGS}
+    only_hybrid = next((name for name, default in defaults.items() if getattr(model, name) != default), None)
+    found = arg(only_hybrid, getattr(model, only_hybrid)) if only_hybrid else ""
+    positions = arg("position_embedding", model.position_embedding)
+    return [
+        (
+            not model.is_hybrid and only_hybrid is not None,
+            f"{found} is for {arg('encoder', 'hybrid')}, found {encoder}. Leave it out.",
+        ),
+        (
+            model.is_hybrid and bool(model.encoder_width % model.num_heads or model.encoder_width % 4),
+            f"{width} must be a multiple of 4 and of {arg('num_heads', model.num_heads)}.",
+        ),
+        (
+            model.is_hybrid and model.decoder in ("dense", "conditional"),
+            f"{encoder} has no position encodings for {arg('decoder', model.decoder)}. Set {arg('decoder', 'deformable')}.",
+        ),
+        (
+            model.is_hybrid and model.num_feature_levels > 3,
+            f"{encoder} fuses at most 3 feature maps, found {arg('num_feature_levels', model.num_feature_levels)}.",
+        ),
+        (
+            model.is_hybrid and model.attention_levels > model.num_feature_levels,
+            f"{arg('attention_levels', model.attention_levels)} exceeds "
+            f"{arg('num_feature_levels', model.num_feature_levels)}.",
+        ),
+        (
+            model.is_hybrid and (model.scaled_positions or model.position_embedding != "sine"),
+            f"{encoder} has sine positions, found {positions} and {arg('scaled_positions', model.scaled_positions)}. Leave "
+            "them out.",
         ),
     ]
 

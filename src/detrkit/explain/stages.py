@@ -50,7 +50,9 @@ class StageIO:
 @contextmanager
 def capture_stages(model: DETR) -> Iterator[list[StageIO]]:
     """Record the shapes of every part, in the order of the forward pass; the list is filled at the end of the context."""
-    absent = () if model.mask_head is not None else ("mask_head",)
+    absent: tuple[str, ...] = () if model.mask_head is not None else ("mask_head",)
+    if model.config.is_hybrid:
+        absent += ("neck.positions",)  # the encoder has its own
     modules = {part: model.get_submodule(part) for part in PARTS if part not in absent}
     stages: list[StageIO] = []
     with capture_calls(list(modules.values())) as calls:

@@ -3,27 +3,33 @@
 To add a part, write its module, add its name to the setting's `Literal` in `config.model`, and a line to a table below.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from detrkit.config.model import TIMM, ModelConfig
+from detrkit.config.model import TIMM, ModelConfig, Normalization
 from detrkit.errors import ConfigError, arg
+from detrkit.models.backbones.hgnet import HGNetBackbone
 from detrkit.models.backbones.resnet import ResNetBackbone
+from detrkit.models.backbones.resnet_vd import ResNetVdBackbone
 from detrkit.models.backbones.timm import TimmBackbone
 from detrkit.models.decoders.conditional import ConditionalDecoderLayer
 from detrkit.models.decoders.deformable import DeformableDecoderLayer
 from detrkit.models.decoders.transformer import DecoderLayer, TransformerDecoder
 from detrkit.models.detr import DETR
 from detrkit.models.encoders.deformable import DeformableEncoderLayer
+from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.encoders.transformer import EncoderLayer, TransformerEncoder
 from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.models.layers import LayerConfig, mlp
-from detrkit.models.neck import MultiScaleProjection, Neck, SingleScaleProjection
+from detrkit.models.neck import MultiScaleProjection, Neck, NormalizedProjection, SingleScaleProjection
 from detrkit.models.parts import Backbone, Decoder, DETRComponents, Encoder, QuerySource
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.queries.position_encoding import QueryPositionEncoding
@@ -32,6 +38,7 @@ from detrkit.models.queries.two_stage import TwoStageQueries
 
 # initial logits of width and height of boxes around points, as published for Deformable DETR: 0.12 of the image
 _INITIAL_SIZE_LOGIT = -2.0
+Positions = SinePositions | LearnedPositions | NoPositions
 
 
 def model_from_config(config: ModelConfig) -> DETR:
@@ -85,14 +92,8 @@ def build_query_source(config: ModelConfig) -> QuerySource:
 
 
 def _backbone(config: ModelConfig) -> Backbone:
-    build = TimmBackbone if config.backbone.startswith(TIMM) else ResNetBackbone
-    backbone: Backbone = build(
-        config.backbone,  # type: ignore[arg-type]  # a name of the class's own kind
-        config.backbone_normalization,
-        config.dilation,
-        config.frozen_backbone_stages,
-        config.in_channels,
-    )
+    kind = next(prefix for prefix in BACKBONES if re.fullmatch(prefix, config.backbone))
+    backbone = BACKBONES[kind](config)
     num_levels = config.num_backbone_levels
     if len(backbone.channels) < num_levels:
         raise ConfigError(
@@ -113,9 +114,11 @@ def _join(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPositions:
+def _positions(config: ModelConfig) -> Positions | None:
+    if config.is_hybrid:
+        return None  # it has its own
     width = config.hidden_dim
-    positions: SinePositions | LearnedPositions | NoPositions
+    positions: Positions
     if config.position_embedding == "learned":
         positions = LearnedPositions(width, config.max_position_embeddings)
     elif config.position_embedding == "none":
@@ -129,11 +132,13 @@ def _positions(config: ModelConfig) -> SinePositions | LearnedPositions | NoPosi
     return positions
 
 
-def _neck(config: ModelConfig, backbone: Backbone, positions: SinePositions | LearnedPositions | NoPositions) -> Neck:
+def _neck(config: ModelConfig, backbone: Backbone, positions: Positions | None) -> Neck:
     num_levels = config.num_backbone_levels
-    projection: SingleScaleProjection | MultiScaleProjection
-    if config.is_multi_scale:
-        channels = backbone.channels[-num_levels:]
+    projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection
+    channels = backbone.channels[-num_levels:]
+    if config.is_hybrid:
+        projection = NormalizedProjection(channels, config.encoder_width)
+    elif config.is_multi_scale:
         projection = MultiScaleProjection(channels, config.hidden_dim, config.num_feature_levels)
     else:
         projection = SingleScaleProjection(backbone.channels, config.hidden_dim)
@@ -176,6 +181,22 @@ def _transformer_encoder(config: ModelConfig, layer: Callable[[LayerConfig], Enc
         nn.LayerNorm(width) if config.pre_norm else nn.Identity(),  # post-norm layers end with a norm of their own
         config.encoder_positions,
         position_scale,
+    )
+
+
+def _hybrid_encoder(config: ModelConfig) -> HybridEncoder:
+    width = config.encoder_width
+    feed_forward = config.encoder_dim_feedforward or config.dim_feedforward
+    return HybridEncoder(
+        replace(_layer_config(config), width=width, dim_feedforward=feed_forward, activation="gelu"),
+        num_layers=config.encoder_layers,
+        num_levels=config.num_feature_levels,
+        attention_levels=config.attention_levels,
+        fusion_block=config.fusion_block,
+        fusion_depth=config.fusion_depth,
+        fusion_expansion=config.fusion_expansion,
+        out_channels=config.hidden_dim if config.has_memory_projection else None,
+        distillation_dim=config.distillation_dim,
     )
 
 
@@ -227,9 +248,39 @@ def _points(config: ModelConfig) -> PointQueries:
     return PointQueries(config.num_queries, config.hidden_dim, with_content=config.decoder == "deformable")
 
 
+def _residual_backbone(
+    build: Callable[[str, Normalization, bool, int, int], Backbone], config: ModelConfig
+) -> Backbone:
+    return build(
+        config.backbone,
+        config.backbone_normalization,
+        config.dilation,
+        config.frozen_backbone_stages,
+        config.in_channels,
+    )
+
+
+def _hgnet(config: ModelConfig) -> HGNetBackbone:
+    return HGNetBackbone(
+        config.backbone,
+        config.backbone_normalization,
+        config.frozen_backbone_stages,
+        config.in_channels,
+        affine=config.has_learnable_affine_block,
+    )
+
+
+# by patterns of their names
+BACKBONES: Mapping[str, Callable[[ModelConfig], Backbone]] = {
+    f"{TIMM}.*": partial(_residual_backbone, TimmBackbone),
+    "hgnetv2-.*": _hgnet,
+    "resnet.*-vd": partial(_residual_backbone, ResNetVdBackbone),
+    "resnet.*": partial(_residual_backbone, ResNetBackbone),
+}
 ENCODERS: Mapping[str, Callable[[ModelConfig], Encoder]] = {
     "dense": lambda config: _transformer_encoder(config, EncoderLayer),
     "deformable": lambda config: _transformer_encoder(config, DeformableEncoderLayer),
+    "hybrid": _hybrid_encoder,
 }
 DECODERS: Mapping[str, Callable[[ModelConfig], Decoder]] = {
     "dense": lambda config: _transformer_decoder(config, lambda layer, _: DecoderLayer(layer)),

@@ -24,6 +24,8 @@ class FeatureMaps:
         first_cells: distance from the image's edge to the center of each map's first cell, in cells; None for 0.5.
         padding_invariant: whether the result of an image must not depend on its padding.
         keys: sum of tokens and positions; computed once by the decoder.
+        student_map: projection of the coarsest map that is trained to predict a teacher's features (RT-DETRv4); in training
+            only.
     """
 
     tokens: Float[Tensor, "B S D"]
@@ -35,6 +37,7 @@ class FeatureMaps:
     first_cells: tuple[float, ...] | None = None
     padding_invariant: bool = False
     keys: Float[Tensor, "B S D"] | None = None
+    student_map: Float[Tensor, "B E _ _"] | None = None
 
     def with_tokens(self, tokens: Float[Tensor, "B S D"]) -> "FeatureMaps":
         """Replace the features of all cells."""
@@ -44,6 +47,15 @@ class FeatureMaps:
         """Return the tokens of one level as a feature map."""
         height, width = self.sizes[level]
         return self.tokens[:, self._slice(level)].transpose(1, 2).unflatten(2, (height, width))
+
+    def only(self, level: int) -> "FeatureMaps":
+        """Return the tokens, positions and padding of one level, without coordinates."""
+        tokens = self._slice(level)
+        mask = None if self.padding_mask is None else self.padding_mask[:, tokens]
+        size = self.sizes[level]
+        return FeatureMaps(
+            self.tokens[:, tokens], self.positions[:, tokens], mask, (size,), padding_invariant=self.padding_invariant
+        )
 
     def padding_mask_of(self, level: int) -> Bool[Tensor, "B h w"] | None:
         """Return the padding mask of one level."""

@@ -11,6 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from detrkit.models.dropout import Dropout
 
+ActivationName = Literal["relu", "prelu", "gelu", "silu"]
+ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "prelu": nn.PReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
 
 @dataclass(frozen=True)
 class LayerConfig:
@@ -21,7 +29,7 @@ class LayerConfig:
     dim_feedforward: int
     dropout: float
     pre_norm: bool
-    activation: Literal["relu", "prelu"] = "relu"
+    activation: ActivationName = "relu"
     num_feature_levels: int = 1
     num_points: int = 4
 
@@ -52,7 +60,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(config.width, config.dim_feedforward)
         self.contract = nn.Linear(config.dim_feedforward, config.width)
-        self.activation = nn.PReLU() if config.activation == "prelu" else nn.ReLU()
+        self.activation: nn.Module = ACTIVATIONS[config.activation]()
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_uniform_(self.expand.weight)
         nn.init.xavier_uniform_(self.contract.weight)

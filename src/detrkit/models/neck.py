@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrkit.models.convolution import ConvNorm
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.positions import PositionEncoding
-from detrkit.ops.padding import resize_padding_mask
+from detrkit.ops.padding import resize_padding_mask, zero_padding
 
 _NUM_GROUPS = 32  # of the group norms, as published
 
@@ -103,11 +104,31 @@ class MultiScaleProjection(nn.Module):
                 source = used[level]
             else:
                 source = used[-1] if level == self.num_backbone_levels else outputs[-1]
-                source = _zero_padding(source, padding.excluded_mask_of(level - 1, source))
+                source = zero_padding(source, padding.excluded_mask_of(level - 1, source))
             assert isinstance(projection, LevelProjection)
             projected = projection.convolution(source)
             outputs.append(masked_group_norm(projected, projection.norm, padding.excluded_mask_of(level, projected)))
         return outputs
+
+
+class NormalizedProjection(nn.Module):
+    """One 1 x 1 convolution with batch norm per feature map (RT-DETR, D-FINE).
+
+    Args:
+        channels: channels of the backbone's maps to use, finest first.
+        width: D.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(ConvNorm(count, width) for count in channels)
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "B _ _ _"]], padding: LevelPadding
+    ) -> list[Float[Tensor, "B D _ _"]]:
+        """Project the last maps of the backbone."""
+        used = maps[-len(self.levels) :]
+        return [project(one) for project, one in zip(self.levels, used, strict=True)]
 
 
 class Neck(nn.Module):
@@ -115,7 +136,7 @@ class Neck(nn.Module):
 
     Args:
         projection: of the maps to width D.
-        positions: position encoding of the cells.
+        positions: position encoding of the cells; None for zeros, as of encoders with their own.
         strides: stride of each output map.
         first_cell_centers: distance in pixels from the image's edge to the center of the first cell of each output map.
         align_cells: place cells where their pixels are, see `ModelConfig`.
@@ -128,8 +149,8 @@ class Neck(nn.Module):
 
     def __init__(
         self,
-        projection: SingleScaleProjection | MultiScaleProjection,
-        positions: PositionEncoding,
+        projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection,
+        positions: PositionEncoding | None,
         *,
         strides: tuple[int, ...],
         first_cell_centers: tuple[float, ...],
@@ -171,21 +192,12 @@ class Neck(nn.Module):
             first_cells = tuple(
                 center / stride for center, stride in zip(self.first_cell_centers, self.strides, strict=True)
             )
-        positions = [
-            self.positions(
-                mask,
-                is_padded=padding_mask is not None,
-                level=level,
-                image_cells=None if image_cells is None else image_cells[:, level],
-                first_cell=None if first_cells is None else first_cells[level],
-            )
-            for level, mask in enumerate(masks)
-        ]
+        positions = self._encode_positions(tokens, masks, padding_mask is not None, image_cells, first_cells)
         if image_cells is None and padding_mask is not None:
             image_cells = torch.stack([_unpadded_size(mask) for mask in masks], dim=1)
         return FeatureMaps(
             tokens=tokens,
-            positions=torch.cat([one.flatten(1, 2) for one in positions], dim=1).to(tokens.dtype),
+            positions=positions,
             padding_mask=None if padding_mask is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
             sizes=sizes,
             image_cells=image_cells,
@@ -193,6 +205,29 @@ class Neck(nn.Module):
             first_cells=first_cells,
             padding_invariant=self.padding_invariant,
         )
+
+    def _encode_positions(
+        self,
+        tokens: Float[Tensor, "B S D"],
+        masks: Sequence[Bool[Tensor, "B _ _"]],
+        is_padded: bool,
+        image_cells: Float[Tensor, "B L 2"] | None,
+        first_cells: tuple[float, ...] | None,
+    ) -> Float[Tensor, "B S D"]:
+        """Encode the positions of the cells of all maps."""
+        if self.positions is None:
+            return tokens.new_zeros(1, 1, 1).expand_as(tokens)
+        positions = [
+            self.positions(
+                mask,
+                is_padded=is_padded,
+                level=level,
+                image_cells=None if image_cells is None else image_cells[:, level],
+                first_cell=None if first_cells is None else first_cells[level],
+            )
+            for level, mask in enumerate(masks)
+        ]
+        return torch.cat([one.flatten(1, 2) for one in positions], dim=1).to(tokens.dtype)
 
 
 def unpadded_cells(
@@ -222,10 +257,6 @@ def _relative_extents(cells: Float[Tensor, "B L 2"], sizes: Sequence[tuple[int, 
     return torch.stack(
         [torch.stack([one[:, 0] / width, one[:, 1] / height], -1) for one, (height, width) in levels], dim=1
     )
-
-
-def _zero_padding(features: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B h w"] | None) -> Float[Tensor, "B C h w"]:
-    return features if mask is None else features.masked_fill(mask[:, None], 0.0)
 
 
 def masked_group_norm(

@@ -182,6 +182,28 @@ def encode_coordinates(
     return _sine_encoding(coordinates.float(), channels, temperature).flatten(-2)
 
 
+def index_encoding(
+    rows: int, columns: int, channels: int, device: torch.device, temperature: float = 10000.0
+) -> Float[Tensor, "1 S D"]:
+    """Sine-encode the integer coordinates of the cells of a grid, row by row (RT-DETR, ViT of MoCo v3).
+
+    Args:
+        rows: of the grid.
+        columns: of the grid.
+        channels: D: a quarter each for the sines and cosines of the row, then of the column.
+        device: of the result.
+        temperature: ratio of the longest to the shortest wavelength.
+    """
+    channel = torch.arange(channels // 4, dtype=torch.float32, device=device)
+    frequencies = temperature ** -(channel / (channels // 4))
+    encoded = []
+    for index, count in enumerate((rows, columns)):
+        phase = torch.arange(count, dtype=torch.float32, device=device)[:, None] * frequencies
+        axis = torch.cat([phase.sin(), phase.cos()], dim=-1)
+        encoded.append(axis.unsqueeze(1 - index).expand(rows, columns, -1))
+    return torch.cat(encoded, dim=-1).flatten(0, 1)[None]
+
+
 def _sine_encoding(
     coordinates: Float[Tensor, "*shape"], channels: int, temperature: float
 ) -> Float[Tensor, "*shape _"]:

@@ -58,3 +58,24 @@ def resize_padding_mask(
     # by index instead of [::stride], so that an exported graph has the size of the feature map
     rows, columns = (torch.arange(side, device=padding_mask.device) * stride for side in size)
     return padding_mask.index_select(1, rows).index_select(2, columns)
+
+
+def cell_padding_mask(
+    padding_mask: Bool[Tensor, "B H W"] | None, features: Float[Tensor, "B _ h w"], stride: int
+) -> Bool[Tensor, "B h w"] | None:
+    """Compute the padding mask of a feature map of some stride; None without padding."""
+    if padding_mask is None:
+        return None
+    return resize_padding_mask(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
+
+
+def zero_padding(
+    features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B h w"] | None
+) -> Float[Tensor, "B C h w"]:
+    """Set the features of cells in the padding to zero, as a convolution's own padding is.
+
+    Args:
+        features: a feature map.
+        padding_mask: True for cells in the padding; None without padding, or if it is not to be excluded.
+    """
+    return features if padding_mask is None else features.masked_fill(padding_mask[:, None], 0.0)

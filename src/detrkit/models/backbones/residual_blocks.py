@@ -1,48 +1,9 @@
-"""Residual blocks of ResNets (He et al., arXiv:1512.03385) and frozen batch norm, with torchvision's names of weights.
+"""Residual blocks of ResNets (He et al., arXiv:1512.03385), with torchvision's names of weights.
 
 The modules hold weights; `models/backbones/resnet.py` runs them. Importing torchvision, which has the same, takes 4 s.
 """
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with stored statistics and scales that are never trained.
-
-    Args:
-        num_features: number of channels.
-        eps: added to the variance.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(num_features))
-        self.register_buffer("bias", torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of ordinary batch norm
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Normalise features (B, C, h, w)."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return features * scale[:, None, None] + shift[:, None, None]
-
-    def extra_repr(self) -> str:
-        """Return the number of channels and the epsilon."""
-        return f"{len(self.weight)}, eps={self.eps}"
+from torch import nn
 
 
 class BasicBlock(nn.Module):
@@ -54,12 +15,20 @@ class BasicBlock(nn.Module):
         norm_layer: class of the norms.
         stride: of the first convolution.
         dilation: must be 1.
+        pooled_shortcut: project the block's input by average pooling and a convolution without a stride (ResNet-vd).
     """
 
     expansion = 1  # channels of the output by width
 
     def __init__(
-        self, in_channels: int, width: int, norm_layer: type[nn.Module], stride: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        width: int,
+        norm_layer: type[nn.Module],
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        pooled_shortcut: bool = False,
     ) -> None:
         super().__init__()
         if dilation != 1:
@@ -69,8 +38,9 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _convolution(width, width, 3)
         self.bn2 = norm_layer(width)
-        self.downsample = _shortcut(in_channels, width, norm_layer, stride)
+        self.downsample = _shortcut(in_channels, width, norm_layer, stride, pooled_shortcut)
         self.stride = stride
+        self.pools_shortcut = pooled_shortcut and stride > 1
 
 
 class Bottleneck(nn.Module):
@@ -82,12 +52,20 @@ class Bottleneck(nn.Module):
         norm_layer: class of the norms.
         stride: of the 3 x 3 convolution.
         dilation: of the 3 x 3 convolution.
+        pooled_shortcut: as of `BasicBlock`.
     """
 
     expansion = 4  # channels of the output by width
 
     def __init__(
-        self, in_channels: int, width: int, norm_layer: type[nn.Module], stride: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        width: int,
+        norm_layer: type[nn.Module],
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        pooled_shortcut: bool = False,
     ) -> None:
         super().__init__()
         out_channels = width * self.expansion
@@ -98,8 +76,9 @@ class Bottleneck(nn.Module):
         self.conv3 = _convolution(width, out_channels, 1)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, out_channels, norm_layer, stride)
+        self.downsample = _shortcut(in_channels, out_channels, norm_layer, stride, pooled_shortcut)
         self.stride = stride
+        self.pools_shortcut = pooled_shortcut and stride > 1
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -114,6 +93,7 @@ def make_stage(
     stride: int = 1,
     *,
     dilated: bool = False,
+    pooled_shortcut: bool = False,
 ) -> nn.Sequential:
     """Build a stage of blocks, of which the first has the stride.
 
@@ -125,9 +105,10 @@ def make_stage(
         norm_layer: class of the norms.
         stride: of the stage.
         dilated: keep the resolution, and dilate the convolutions of all blocks but the first by the stride instead.
+        pooled_shortcut: of the first block, see `BasicBlock`.
     """
     dilation = stride if dilated else 1
-    first = block(in_channels, width, norm_layer, 1 if dilated else stride)
+    first = block(in_channels, width, norm_layer, 1 if dilated else stride, pooled_shortcut=pooled_shortcut)
     out_channels = width * block.expansion
     return nn.Sequential(
         first, *(block(out_channels, width, norm_layer, dilation=dilation) for _ in range(num_blocks - 1))
@@ -139,8 +120,15 @@ def _convolution(in_channels: int, out_channels: int, size: int, stride: int = 1
     return nn.Conv2d(in_channels, out_channels, size, stride, padding, dilation, bias=False)
 
 
-def _shortcut(in_channels: int, out_channels: int, norm_layer: type[nn.Module], stride: int) -> nn.Sequential | None:
-    """Return the projection of a block's input to the shape of its output; None if it has that shape."""
-    if stride == 1 and in_channels == out_channels:
+def _shortcut(
+    in_channels: int, out_channels: int, norm_layer: type[nn.Module], stride: int, pooled: bool
+) -> nn.Sequential | None:
+    """Return the projection of a block's input to the shape of its output; None if it has that shape.
+
+    In ResNet-vd, the first block of every stage has one, and it follows the pooling.
+    """
+    if pooled:
+        stride = 1
+    elif stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(_convolution(in_channels, out_channels, 1, stride), norm_layer(out_channels))

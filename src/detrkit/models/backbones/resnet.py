@@ -5,7 +5,6 @@ ResNets with torchvision's names of weights, and with frozen batch norm unless t
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -14,10 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detrkit.config.model import BackboneName, Normalization
-from detrkit.models.backbones.residual_blocks import BasicBlock, Block, Bottleneck, FrozenBatchNorm2d, make_stage
+from detrkit.config.model import Normalization
+from detrkit.models.backbones.residual_blocks import BasicBlock, Block, Bottleneck, make_stage
+from detrkit.models.convolution import FrozenBatchNorm2d, convolve
 from detrkit.models.layers import checkpointed
-from detrkit.ops.padding import resize_padding_mask
+from detrkit.ops.padding import cell_padding_mask, zero_padding
 
 _WIDTHS = (64, 128, 256, 512)
 _TINY_WIDTHS = (32, 64, 128)  # one block per stage and three stages (stride 16, or 8 with dilation), for CPUs
@@ -66,6 +66,18 @@ class ResNetBody(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def stem(self) -> list[nn.Module]:
+        """The parts with weights before the first stage."""
+        return [self.conv1, self.bn1]
+
+    def run_stem(
+        self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None
+    ) -> Float[Tensor, "B _ _ _"]:
+        """Compute the input of the first stage, of stride 4; padding is excluded if its mask is given."""
+        features = self.relu(convolve(self.conv1, self.bn1, images))
+        return cast(Tensor, self.maxpool(zero_cells(features, padding_mask, stride=2)))
+
 
 class ResNetBackbone(nn.Module):
     """ResNet without its classifier; returns the feature maps of all stages.
@@ -92,7 +104,7 @@ class ResNetBackbone(nn.Module):
 
     def __init__(
         self,
-        name: BackboneName,
+        name: str,
         normalization: Normalization = "frozen",
         dilation: bool = False,
         frozen_stages: int = 2,
@@ -100,16 +112,19 @@ class ResNetBackbone(nn.Module):
     ) -> None:
         super().__init__()
         norm_layer: type[nn.Module] = FrozenBatchNorm2d if normalization == "frozen" else nn.BatchNorm2d
-        _draw_unused_weights(name)
-        self.body = ResNetBody(*_BLOCKS_OF_STAGES[name], norm_layer, dilation, in_channels)
+        self.body = self._make_body(name, norm_layer, dilation, in_channels)
         self.activation_checkpointing = False
         self.padding_invariant = False
         stages = self.stages
         self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
         self.strides = tuple(4 * math.prod(_stride(stage[0]) for stage in stages[: i + 1]) for i in range(len(stages)))
         self.first_cell_centers = (0.5,) * len(stages)
-        for part in [*_stem(self.body), *stages][: frozen_stages + 1 if frozen_stages else 0]:
+        for part in [nn.ModuleList(self.body.stem), *stages][:frozen_stages]:
             part.requires_grad_(False)
+
+    def _make_body(self, name: str, norm_layer: type[nn.Module], dilation: bool, in_channels: int) -> Any:
+        _draw_unused_weights(name)
+        return ResNetBody(*_BLOCKS_OF_STAGES[name], norm_layer, dilation, in_channels)
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -125,10 +140,8 @@ class ResNetBackbone(nn.Module):
             images: normalised and zero-padded.
             padding_mask: True for padding; used if `padding_invariant`.
         """
-        body = self.body
         mask = padding_mask if self.padding_invariant else None
-        features = body.relu(_convolve(body.conv1, body.bn1, images))
-        features = body.maxpool(_zero_padding(features, mask, stride=2))
+        features = self.body.run_stem(images, mask)
         maps = []
         for stage, stride in zip(self.stages, (4, *self.strides), strict=False):
             run = partial(_run_stage, stage, stride)
@@ -137,7 +150,7 @@ class ResNetBackbone(nn.Module):
         return maps
 
 
-def _draw_unused_weights(name: BackboneName) -> None:
+def _draw_unused_weights(name: str) -> None:
     """Draw as many random numbers as torchvision's ResNets do for parts that detrkit leaves out.
 
     A seed then gives the same weights for RGB images as with them, on which the recorded results are based.
@@ -148,10 +161,6 @@ def _draw_unused_weights(name: BackboneName) -> None:
         ResNetBody(block, (1, 1, 1, 1), widths, nn.BatchNorm2d)
         nn.init.normal_(torch.empty(_TINY_WIDTHS[0], 3, 7, 7))
     nn.Linear(widths[-1] * block.expansion, 1000)
-
-
-def _stem(body: ResNetBody) -> Iterator[nn.Module]:
-    yield from (body.conv1, body.bn1)
 
 
 def _output_channels(block: nn.Module) -> int:
@@ -179,70 +188,35 @@ def _run_block(
 ) -> Float[Tensor, "B _ _ _"]:
     """Run a residual block, with padding set to zero before its 3 x 3 convolutions."""
     if isinstance(block, Bottleneck):
-        output = block.relu(_convolve(block.conv1, block.bn1, features))
-        output = block.relu(_convolve(block.conv2, block.bn2, _zero_padding(output, padding_mask, stride)))
-        output = _convolve(block.conv3, block.bn3, output)
+        output = block.relu(convolve(block.conv1, block.bn1, features))
+        output = block.relu(convolve(block.conv2, block.bn2, zero_cells(output, padding_mask, stride)))
+        output = convolve(block.conv3, block.bn3, output)
     else:
         assert isinstance(block, BasicBlock)
-        output = block.relu(_convolve(block.conv1, block.bn1, _zero_padding(features, padding_mask, stride)))
-        output = _convolve(block.conv2, block.bn2, _zero_padding(output, padding_mask, stride * block.stride))
+        output = block.relu(convolve(block.conv1, block.bn1, zero_cells(features, padding_mask, stride)))
+        output = convolve(block.conv2, block.bn2, zero_cells(output, padding_mask, stride * block.stride))
     identity = features
+    if block.pools_shortcut:
+        identity = average_pool(features, cell_padding_mask(padding_mask, features, stride))
     if block.downsample is not None:
         projection, norm = block.downsample
-        identity = _convolve(cast(nn.Conv2d, projection), norm, features)
+        identity = convolve(cast(nn.Conv2d, projection), norm, identity)
     return cast(Tensor, block.relu(output.add_(identity)))  # in place: the output is not needed for the gradient
 
 
-def _convolve(convolution: nn.Conv2d, norm: nn.Module, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-    if not isinstance(norm, FrozenBatchNorm2d):
-        return cast(Tensor, norm(convolution(features)))
-    return convolve_scaled(convolution, norm, features)
-
-
-def convolve_scaled(convolution: nn.Conv2d, norm: Any, features: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-    """Apply a convolution and a frozen batch norm, which scales the few filters instead of their large output.
-
-    Args:
-        convolution: without a bias.
-        norm: frozen batch norm, with weight, bias, running_mean, running_var and eps.
-        features: input of the convolution.
-    """
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
-    return functional.conv2d(
-        features,
-        _scaled(convolution.weight, scale[:, None, None, None]),
-        shift,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
-    )
-
-
-class _Scale(torch.autograd.Function):
-    """weight * scale for a constant scale; the gradient is scaled in place, because it is used nowhere else."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(scale)
-        return weight * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].mul_(ctx.saved_tensors[0]), None
-
-
-def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
-        return weight * scale
-    return cast(Tensor, _Scale.apply(weight, scale))
-
-
-def _zero_padding(
+def zero_cells(
     features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B H W"] | None, stride: int
 ) -> Float[Tensor, "B C h w"]:
+    """Set the cells in the padding to zero in a feature map of some stride."""
+    return zero_padding(features, cell_padding_mask(padding_mask, features, stride))
+
+
+def average_pool(
+    features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B h w"] | None
+) -> Float[Tensor, "B C _ _"]:
+    """Average 2 x 2 cells, of which those outside of the map or in the padding do not count."""
+    pooled = functional.avg_pool2d(zero_padding(features, padding_mask), 2, ceil_mode=True)
     if padding_mask is None:
-        return features
-    mask = resize_padding_mask(padding_mask, (features.shape[-2], features.shape[-1]), stride=stride)
-    return features.masked_fill(mask[:, None], 0.0)
+        return pooled
+    is_image = (~padding_mask)[:, None].to(features.dtype)
+    return pooled / functional.avg_pool2d(is_image, 2, ceil_mode=True).clamp(min=0.25)  # 0 where all are padding

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detrkit.config.model import TIMM, Normalization
 from detrkit.errors import ConfigError, arg, did_you_mean, install_hint
-from detrkit.models.backbones.resnet import convolve_scaled
+from detrkit.models.convolution import convolve_scaled
 from detrkit.models.layers import checkpointed
 
 _PROBE_SIZE = 64  # height and width in pixels
