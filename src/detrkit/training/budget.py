@@ -17,7 +17,8 @@ from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS, planned
 _SECONDS_BETWEEN_TICKS = 1.0  # with several processes, which exchange the fraction then
 _MAX_STEPS_BETWEEN_TICKS = 20
 _WARM_UP_STEPS = 20  # steps after which their duration is a measure
-_SMOOTHING = 0.2  # weight of the latest steps in the mean duration of a step
+_SMOOTHING = 0.1  # weight of the latest steps in the mean duration of a step
+_REPORT_SHARE = 0.02  # of the time so far, for reports that are written while training
 Clock = Callable[[], float]
 
 
@@ -151,7 +152,8 @@ class TimeBudget:
         self._step = self._next_tick = 0  # ... and the numbers of its step and of the next one to measure
         self._aside = 0.0  # seconds of evaluations since then, which are no steps
         self._evaluated = 0.0  # elapsed seconds at the last evaluation
-        self._evaluation, self._report = 0.0, 0.0  # expected seconds of either
+        self._evaluation, self._report, self._exit = 0.0, 0.0, 0.0  # expected seconds of each
+        self._reported: float | None = None  # elapsed seconds at the last report
         self._seconds_of_step = 0.0  # `step_seconds` at the last evaluation
         self._is_warm = False  # whether that evaluation came after enough steps
         self._timed_steps = 0
@@ -169,7 +171,8 @@ class TimeBudget:
         among the first steps, which are slow, they are not expected to become faster.
         """
         change = self.step_seconds / self._seconds_of_step if self._seconds_of_step else 1.0
-        return (change if self._is_warm else max(1.0, change)) * (self._evaluation + self._report)
+        change = change if self._is_warm else max(1.0, change)
+        return change * (self._evaluation + self._report) + self._exit
 
     def fraction_after(self, step: int) -> float:
         """Part of the run that is over; the clock decides, not the number of steps."""
@@ -179,10 +182,18 @@ class TimeBudget:
         """Return whether the time that is left is reserved for what follows the last step."""
         return self.fraction >= 1
 
-    def expect(self, evaluation: float | None = None, report: float | None = None) -> None:
-        """Set the seconds that an evaluation, before the first one, and the report are expected to take."""
-        self._evaluation = self._evaluation or evaluation or 0.0
-        self._report = self._report if report is None else report
+    @property
+    def is_report_due(self) -> bool:
+        """Whether a report is to be written while training: the first one tells how long the last one will take."""
+        elapsed = self.elapsed
+        if self.fraction >= 1 or self.seconds - self.reserve - elapsed < self._report:  # the last one follows
+            return False
+        return self._reported is None or self._report <= _REPORT_SHARE * (elapsed - self._reported)
+
+    def expect(self, evaluation: float = 0.0, report: float = 0.0, exit: float = 0.0) -> None:
+        """Set the expected seconds of an evaluation and of the report, before the first of either, and of the exit."""
+        self._evaluation, self._report = self._evaluation or evaluation, self._report or report
+        self._exit = exit
 
     def start(self, step: int) -> None:
         """Begin the first step of this process: what came before it is no part of the schedule."""
@@ -218,16 +229,25 @@ class TimeBudget:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Measure an evaluation and the writing of its checkpoints."""
-        self._evaluated = self.elapsed
+        """Measure an evaluation and the writing of its checkpoints, without a report."""
+        self._evaluated, reports = self.elapsed, self._aside
         yield
-        elapsed = self.elapsed
-        self._evaluation, self._seconds_of_step = elapsed - self._evaluated, self.step_seconds
+        elapsed, reports = self.elapsed, self._aside - reports
+        self._evaluation, self._seconds_of_step = elapsed - self._evaluated - reports, self.step_seconds
         self._is_warm = self._timed_steps >= _WARM_UP_STEPS
         self._aside += self._evaluation
         # no time for a step and yet another evaluation: this one was the last
         is_over = self.seconds - self.reserve - elapsed <= self.step_seconds / 2
         (self.fraction,) = broadcast_numbers((1.0 if is_over else self.fraction,))
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Measure the writing of a report."""
+        start = self.elapsed
+        yield
+        self._reported = self.elapsed
+        self._report = self._reported - start
+        self._aside += self._report
 
     def state_dict(self) -> dict[str, Any]:
         """Return the time that was used, and what was measured."""
@@ -239,6 +259,7 @@ class TimeBudget:
             "evaluated": self._evaluated,
             "evaluation": self._evaluation,
             "report": self._report,
+            "reported": self._reported,
             "seconds_of_step": self._seconds_of_step,
             "is_warm": self._is_warm,
         }
@@ -247,6 +268,7 @@ class TimeBudget:
         """Continue with the time that was left; what this process has taken so far counts, too."""
         self._before, self.fraction, self.step_seconds = state["elapsed"], state["fraction"], state["step_seconds"]
         self._evaluated, self._evaluation, self._report = state["evaluated"], state["evaluation"], state["report"]
+        self._reported = state["reported"]
         self._seconds_of_step, self._is_warm = state["seconds_of_step"], state["is_warm"]
 
     def _interval(self) -> int:

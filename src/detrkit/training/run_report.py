@@ -1,35 +1,40 @@
 """Report of a run: detections of the best checkpoint on validation images, scores and training curves."""
 
+from pathlib import Path
+
 from detrkit._internal.text import plural
+from detrkit.config.run import RunConfig
 from detrkit.evaluation.analysis import Analysis
-from detrkit.evaluation.metrics import headline
+from detrkit.evaluation.metrics import EvalMetrics, headline
 from detrkit.evaluation.output import write_scores
 from detrkit.evaluation.report.images import NUM_IMAGES, PREDICTION_THRESHOLD, draw_predictions, draw_worst_images
 from detrkit.evaluation.report.page import write_report
 from detrkit.inference.detector import Detector
 from detrkit.training.data import TrainingData
 from detrkit.training.loggers.jsonl import read_metrics
-from detrkit.training.result import TrainResult
 from detrkit.training.run_folder import REPORT_FILE, SCORES_FILE
 from detrkit.visualization.charts import draw_training_curves
 
 
-def write_run_report(result: TrainResult, data: TrainingData, analysis: Analysis) -> None:
+def write_run_report(
+    output: Path, config: RunConfig, metrics: EvalMetrics, num_epochs: int, data: TrainingData, analysis: Analysis
+) -> None:
     """Write ``report.html``, ``scores.json`` and ``predictions/`` into the run folder.
 
     Args:
-        result: of the run, with metrics.
+        output: run folder.
+        config: of the run.
+        metrics: of the best checkpoint.
+        num_epochs: epochs that are over.
         data: of the run.
         analysis: of the best checkpoint's detections on the validation split.
     """
-    output, metrics = result.output, result.evaluation
-    assert metrics is not None, "a report needs an evaluation"
     best = analysis.best.overall
     threshold = PREDICTION_THRESHOLD if best is None else best.threshold
     write_report(
         output / REPORT_FILE,
-        title=f"{result.config.model}: {headline(metrics)}",
-        subtitle=f"{output.name}, {plural(result.epochs, 'epoch')}",
+        title=f"{config.model}: {headline(metrics)}",
+        subtitle=f"{output.name}, {plural(num_epochs, 'epoch')}",
         metrics=metrics,
         analysis=analysis,
         dataset=describe_images(data),
