@@ -27,7 +27,7 @@ SIZES = [(64, 96), (48, 64)]
 
 
 def architectures() -> Iterator[tuple[str, ModelConfig]]:
-    """Yield the architecture of every preset with few layers, with the name of the first preset that has it.
+    """Yield the architecture of every preset with few layers, with the name of its first preset.
 
     The number of layers and the depth of the backbone do not change what a step copies.
     """

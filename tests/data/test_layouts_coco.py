@@ -48,7 +48,7 @@ DIVIDED = {
     "Roboflow": divided("{}", "{}/_annotations.coco.json", "train", "valid"),
     "Roboflow in capitals": divided("{}", "{}/_annotations.coco.json", "Train", "VALID"),
     "FiftyOne per split": divided("{}/data", "{}/labels.json"),
-    "Kaggle, JSON beside the folders": divided("{}", "{}.json"),
+    "Kaggle, JSON next to the folders": divided("{}", "{}.json"),
     "Kaggle, doubled folders": divided("{0}/{0}", "annotations/{}.json"),
     "Kaggle, folders with suffixes": divided("{}_images", "{}_annotations.json"),
     "mmdetection": divided("{}/images", "{}/annotations.json", "train", "valid"),

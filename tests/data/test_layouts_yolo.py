@@ -64,7 +64,7 @@ def folders_with_suffixes(root: Path) -> None:
     put_text(root / "data.yaml", "train: train_images\nnames: [fish]\n")
 
 
-def names_beside_the_labels(root: Path) -> None:
+def names_next_to_the_labels(root: Path) -> None:
     put(root / "images", root / "labels")
     put_text(root / "labels" / "classes.txt", "fish\n")
 
@@ -77,7 +77,7 @@ def windows_list(root: Path) -> None:
 
 LAYOUTS: list[Callable[[Path], None]] = [
     label_studio, label_img, fiftyone_v4, cvat_darknet, cvat_ultralytics, roboflow_in_capitals, folders_with_suffixes,
-    names_beside_the_labels, windows_list,
+    names_next_to_the_labels, windows_list,
 ]  # fmt: skip
 
 

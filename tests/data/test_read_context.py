@@ -24,7 +24,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_split_is_read_without_the_images_of_others(folder: Path) -> None:
+def test_split_is_read_without_the_images_of_the_other_splits(folder: Path) -> None:
     val, notes = load_split(folder, "val")
     assert val is not None
     assert (len(val), notes) == (3, ())

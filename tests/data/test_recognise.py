@@ -72,7 +72,7 @@ def test_format_is_named(tmp_path: Path, name: str, place: str) -> None:
             load_dataset(path)
 
 
-def test_other_files_beside_annotations_do_not_matter(tmp_path: Path) -> None:
+def test_unrelated_files_next_to_annotations_do_not_matter(tmp_path: Path) -> None:
     put_images(tmp_path / "images", ["a.jpg", "b.jpg"])
     put_text(tmp_path / "labels.json", json.dumps(coco_document(["a.jpg", "b.jpg"])))
     for file, content, _ in FOREIGN.values():

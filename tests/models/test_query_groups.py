@@ -54,7 +54,7 @@ def test_denoising_groups_see_themselves_and_if_set_the_own_queries_which_see_on
         torch.testing.assert_close(attended[:, rows], expected)
 
 
-def test_padding_of_a_group_stays_unseen_beside_the_own_queries() -> None:
+def test_padding_of_a_group_is_masked_also_among_the_own_queries() -> None:
     layer = DecoderLayer(CONFIG).eval()
     padding = torch.tensor([[False, False, True], [False, False, False]])
     both = queries(OWN).with_auxiliary([denoising(attends_to_own=True, padding_mask=padding)])

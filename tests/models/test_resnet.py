@@ -35,13 +35,13 @@ def test_features_equal_torchvision_s(name: str, dilation: bool, normalization: 
     image = torch.rand(1, 3, 65, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features = reference.maxpool(reference.relu(reference.bn1(reference.conv1(image))))
-        expected = []
+        stages = []
         for stage in (reference.layer1, reference.layer2, reference.layer3, reference.layer4):
             features = stage(features)
-            expected.append(features)
-        for actual, wanted in zip(backbone(image), expected, strict=True):
+            stages.append(features)
+        for actual, expected in zip(backbone(image), stages, strict=True):
             # frozen norms are multiplied into the filters: another order of the same products
-            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_frozen_batch_norm_equals_torchvision_s_and_ignores_the_number_of_batches() -> None:

@@ -153,7 +153,7 @@ def test_moved_dataset_is_the_same(tmp_path: Path) -> None:
     check(before, moved)
 
 
-def test_of_many_images_some_are_read_and_the_names_of_others_compared(
+def test_of_many_images_some_are_read_and_all_names_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume_check, "MAX_READ", 2)

@@ -15,7 +15,7 @@ _NAME = re.compile(rf"auto|({'|'.join(_TYPES)})(:\d+)?")
 
 
 def check_device_name(name: str) -> None:
-    """Check that a name is one of a device, whether or not this machine has it. Imports no torch.
+    """Check that a name is one of a device, existing on this machine or not. Imports no torch.
 
     Raises:
         ConfigError: it is not, or the device computes nothing.

@@ -184,7 +184,7 @@ class TimeBudget:
 
     @property
     def is_report_due(self) -> bool:
-        """Whether a report is to be written while training: the first one tells how long the last one will take."""
+        """True if a report is to be written while training: the first one tells how long the last one will take."""
         elapsed = self.elapsed
         if self.fraction >= 1 or self.seconds - self.reserve - elapsed < self._report:  # the last one follows
             return False
