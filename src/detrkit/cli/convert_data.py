@@ -21,6 +21,7 @@ def convert_data(
     *,
     to: FormatName,
     format: FormatName | None = None,
+    follow_links: bool = False,
 ) -> None:
     """Convert a dataset to another format; images are copied.
 
@@ -40,6 +41,8 @@ def convert_data(
         Format of the new annotations.
     format
         Format of the source; detected from the folder if omitted.
+    follow_links
+        Copy what links in the folder point to outside of it, and what a data.yaml names there; only images are copied.
     """
     check_kinds({"source": (source, DATASET), "output": (output, NEW)})
     check_dataset_path(source)
@@ -49,7 +52,7 @@ def convert_data(
 
     console = get_console()
     with progress_bar("copying images") as progress:
-        result = convert_dataset(source, output, to, source_format=format, progress=progress)
+        result = convert_dataset(source, output, to, source_format=format, follow_links=follow_links, progress=progress)
     for note in result.notes:
         console.print(note, soft_wrap=True)
     print_written(output, result.dataset, console)

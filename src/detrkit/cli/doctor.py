@@ -41,6 +41,7 @@ def doctor(
     json: Annotated[Path | None, Parameter(name="--json")] = None,
     html: Path | None = None,
     fix: Path | None = None,
+    follow_links: bool = False,
     cache: bool = True,
 ) -> None:
     """Check a dataset for errors before training on it.
@@ -71,6 +72,8 @@ def doctor(
     fix
         Folder to create with a copy without the errors: unusable images and objects are left out, boxes are clipped. The
         copy is checked as well. The original is never changed.
+    follow_links
+        With --fix, copy what links in the folder point to outside of it, and what a data.yaml names there.
     cache
         Skip images that were decoded before and have not changed since, so that a large dataset can be checked in several
         runs.
@@ -83,10 +86,7 @@ def doctor(
         refuse_foreign_overwrite(json, "json")
     if html is not None:
         refuse_foreign_overwrite(html, "html")
-    if fix is not None:
-        refuse_overwrite(fix)
-        if split is not None:
-            raise ConfigError(f"{arg('fix', fix)} copies the whole dataset; leave out {arg('split', split)}")
+    _check_fix(fix, split, follow_links=follow_links)
 
     from detrkit._internal.files import write_text
     from detrkit.config.run import RunConfig
@@ -116,9 +116,25 @@ def doctor(
         write_dataset_page(html, report)
         console.print(f"page: {html}", soft_wrap=True)
     if fix is not None:
-        report = _fix(report, fix, check, console)
+        report = _fix(report, fix, check, console, follow_links=follow_links)
     if report.num_errors:
         sys.exit(1)
+
+
+def _check_fix(fix: Path | None, split: "SplitName | None", *, follow_links: bool) -> None:
+    """Check the arguments of a copy.
+
+    Raises:
+        ConfigError: they do not go together.
+        DatasetError: the folder is not empty.
+    """
+    if fix is None:
+        if follow_links:
+            raise ConfigError(f"{arg('follow_links', True)} is for copies, which only {arg('fix')} makes; leave it out")
+        return
+    refuse_overwrite(fix)
+    if split is not None:
+        raise ConfigError(f"{arg('fix', fix)} copies the whole dataset; leave out {arg('split', split)}")
 
 
 def _print_report(report: "DatasetReport", console: "Console") -> None:
@@ -166,14 +182,19 @@ def class_table(classes: "Iterable[ClassCount]", splits: "Collection[SplitName]"
 
 
 def _fix(
-    report: "DatasetReport", output: Path, check: "Callable[..., DatasetReport]", console: "Console"
+    report: "DatasetReport",
+    output: Path,
+    check: "Callable[..., DatasetReport]",
+    console: "Console",
+    *,
+    follow_links: bool,
 ) -> "DatasetReport":
     """Write the copy, print what was changed, and check it."""
     from detrkit.cli.convert_data import print_written
     from detrkit.data.checks.fix import fix_dataset
 
     with progress_bar("copying images") as progress:
-        result = fix_dataset(report, output, progress=progress)
+        result = fix_dataset(report, output, follow_links=follow_links, progress=progress)
     with progress_bar("decoding images of the copy") as progress:
         copy = check(output, cache=False, progress=progress)
     console.print()

@@ -16,6 +16,7 @@ def shard(
     format: FormatName | None = None,
     images_per_shard: int = 1000,
     seed: int = 42,
+    follow_links: bool = False,
 ) -> None:
     """Pack a dataset into tar shards with an index, for datasets too large for single files.
 
@@ -36,6 +37,8 @@ def shard(
         Images in a shard.
     seed
         Seed of the order of the images, and of the validation images if there is no validation split.
+    follow_links
+        Pack what links in the folder point to outside of it, and what a data.yaml names there; only images are packed.
     """
     check_kinds({"data": (data, DATASET), "output": (output, NEW)})
     check_dataset_path(data)
@@ -48,7 +51,13 @@ def shard(
     console = get_console()
     with progress_bar("packing images") as progress:
         result = shard_dataset(
-            data, output, format=format, images_per_shard=images_per_shard, seed=seed, progress=progress
+            data,
+            output,
+            format=format,
+            images_per_shard=images_per_shard,
+            seed=seed,
+            follow_links=follow_links,
+            progress=progress,
         )
     for note in result.notes:
         console.print(note)

@@ -9,6 +9,7 @@ from detrkit._internal.text import plural
 from detrkit.data.dataset import DatasetSplits, Split
 from detrkit.data.formats.registry import load_format
 from detrkit.data.formats.shards import DEFAULT_IMAGES_PER_SHARD, check_shard_folder, write_shards
+from detrkit.data.links import refuse_outside_files
 from detrkit.data.records import NO_SEGMENTATION, Masks, SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
 from detrkit.errors import check_minimum
@@ -55,7 +56,14 @@ class ShardResult:
     notes: tuple[str, ...]
 
 
-def write_dataset(splits: dict[SplitName, Split], output: Path, format: str, progress: Progress | None = None) -> int:
+def write_dataset(
+    splits: dict[SplitName, Split],
+    output: Path,
+    format: str,
+    progress: Progress | None = None,
+    *,
+    follow_links: bool = False,
+) -> int:
     """Write splits as a dataset folder, images copied; after an error nothing is left of it.
 
     Args:
@@ -63,16 +71,19 @@ def write_dataset(splits: dict[SplitName, Split], output: Path, format: str, pro
         output: folder to create.
         format: of the annotations.
         progress: called with the number of images copied and the total.
+        follow_links: copy files outside of the dataset's folder, too, where links or a `data.yaml` lead.
 
     Returns:
         Number of crowds that the format cannot express.
 
     Raises:
-        DatasetError: the folder is not empty, or the annotations lack what the format requires.
+        DatasetError: the folder is not empty, the annotations lack what the format requires, a file is outside of the
+            dataset's folder, or is not an image.
         ConfigError: there is no such format.
     """
     writer = load_format(format)
     refuse_overwrite(output)
+    refuse_outside_files(splits.values(), follow_links=follow_links)
     with staged_folder(output) as staging:
         return writer.write(splits, staging, progress)
 
@@ -84,6 +95,7 @@ def convert_dataset(
     *,
     source_format: str | None = None,
     classes: Sequence[str] | None = None,
+    follow_links: bool = False,
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert a dataset to another format; images are copied.
@@ -92,16 +104,20 @@ def convert_dataset(
     segmentations of the objects that have one are kept in COCO, panoptic segments as run lengths. Panoptic annotations can
     only be written from panoptic ones. After an error nothing is left of the output.
 
+    Only images are copied, whatever the suffixes of files say, and only from the dataset's folder unless `follow_links`.
+
     Args:
         data: dataset folder, splits or torch dataset; see `as_splits`.
         output: folder to create.
         format: of the new annotations.
         source_format: of the annotations of a folder; detected if omitted.
         classes: class names of a torch dataset.
+        follow_links: copy files outside of the dataset's folder, too, where links or a `data.yaml` lead.
         progress: called with the number of images copied and the total.
 
     Raises:
-        DatasetError: the data cannot be read or written in this format, or the folder is not empty.
+        DatasetError: the data cannot be read or written in this format, the folder is not empty, a file is outside of the
+            dataset's folder, or is not an image.
         ConfigError: there is no such format.
     """
     output = Path(output)
@@ -114,7 +130,7 @@ def convert_dataset(
     notes = (*dataset.notes, *(finding.line for finding in dataset.findings))
     if dataset.val.records is dataset.train.records:  # a single image
         del splits["val"]
-    num_crowds = write_dataset(splits, output, format, progress)
+    num_crowds = write_dataset(splits, output, format, progress, follow_links=follow_links)
     if num_crowds:
         notes = (*notes, f"{plural(num_crowds, 'crowd')} dropped, which {format} cannot express")
     if num_boxes := sum(_count_boxes(split) for split in splits.values()):
@@ -136,6 +152,7 @@ def shard_dataset(
     format: str | None = None,
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
     seed: int = 42,
+    follow_links: bool = False,
     progress: Progress | None = None,
 ) -> ShardResult:
     """Pack a dataset into tar shards with an index. After an interruption, the same call resumes.
@@ -146,10 +163,12 @@ def shard_dataset(
         format: of the annotations; detected if omitted.
         images_per_shard: images in a shard.
         seed: of their order, and of the validation images if there is no validation split.
+        follow_links: pack files outside of the dataset's folder, too, where links or a `data.yaml` lead.
         progress: called with the number of images written and the total.
 
     Raises:
-        DatasetError: the data cannot be read, or the folder contains something else.
+        DatasetError: the data cannot be read, the folder contains something else, a file is outside of the dataset's
+            folder, or is not an image.
         ConfigError: a number is out of range.
     """
     check_minimum("images_per_shard", images_per_shard, 1)
@@ -157,6 +176,7 @@ def shard_dataset(
     output = Path(output)
     dataset = as_splits(data, format=format, seed=seed)
     require_train(dataset)
+    refuse_outside_files(dataset.splits.values(), follow_links=follow_links)
     check_shard_folder(dataset.splits, output, images_per_shard=images_per_shard, seed=seed)
     num_existing = write_shards(dataset.splits, output, images_per_shard=images_per_shard, seed=seed, progress=progress)
     num_images = {name: len(split) for name, split in dataset.splits.items()}

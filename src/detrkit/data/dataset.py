@@ -35,12 +35,16 @@ class Split(Dataset[Sample]):
         categories: of the labels.
         source: annotation file or dataset folder, for messages; the name of the class of a `torch` dataset.
         folder: name of the split's folder in a copy, such as `valid` or `train2017`; None for the name of the split.
+        read_from: dataset folder or file that was named to read it; None if it was not read from files.
+        outside_annotations: first annotation file that lies outside of that folder, where a link leads; None without one.
     """
 
     records: Records
     categories: Categories
     source: Path
     folder: str | None = field(default=None, kw_only=True)
+    read_from: Path | None = field(default=None, kw_only=True)
+    outside_annotations: Path | None = field(default=None, kw_only=True)
 
     @classmethod
     def empty(cls, categories: Categories, source: Path) -> "Split":

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from detrkit._internal.files import is_file
 from detrkit.data.suppress_warnings import SuppressWarnings
-from detrkit.errors import DatasetError
+from detrkit.errors import DatasetError, arg
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 RGB = 3
 # Pillow has more formats, some of which start other programs (EPS runs Ghostscript)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
+_TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")
 _EXIF_ORIENTATION = 0x0112
 _SUPPRESS_WARNINGS = SuppressWarnings()
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
@@ -219,6 +220,33 @@ def has_image_content(path: Path) -> bool:
             return image.width > 0
     except Exception:  # Pillow's decoders raise errors of any kind on malformed files
         return False
+
+
+def check_image_content(file: ImageFile, path: Path) -> None:
+    """Check by its content that a file is an image, before it is copied; its pixels are not decoded.
+
+    Args:
+        file: at its start.
+        path: of the file, whose suffix tells arrays, and TGA images, which have no signature.
+
+    Raises:
+        DatasetError: it is not an image.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        _read_array_header(file, path)
+        return
+    formats = [one for one in _readable_formats() if one != "TGA" or suffix in _TGA_SUFFIXES]
+    try:
+        with _SUPPRESS_WARNINGS:
+            Image.open(cast("IO[bytes]", file), formats=formats)
+    except Image.DecompressionBombError:
+        return  # a large image
+    except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
+        raise DatasetError(
+            f"{path}: is not an image ({_one_line(error)}), and only images are copied; replace it, or let detrkit doctor "
+            f"write a copy without it ({arg('fix', 'COPY')})"
+        ) from None
 
 
 def read_image_size(path: Path) -> tuple[int, int]:

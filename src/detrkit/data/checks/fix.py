@@ -56,7 +56,11 @@ class FixResult:
 
 
 def fix_dataset(
-    report: DatasetReport, output: str | Path, *, progress: Callable[[int, int], None] | None = None
+    report: DatasetReport,
+    output: str | Path,
+    *,
+    follow_links: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FixResult:
     """Write a copy of a dataset folder without what a report has found.
 
@@ -66,10 +70,11 @@ def fix_dataset(
     Args:
         report: result of `examine` on the folder.
         output: folder to create.
+        follow_links: copy files outside of the dataset's folder, too, where links or a `data.yaml` lead.
         progress: called with the number of images copied and the total.
 
     Raises:
-        DatasetError: no usable image would be left, or the folder is not empty.
+        DatasetError: no usable image would be left, the folder is not empty, or a file is outside of the dataset's folder.
         ConfigError: the report is not of a whole dataset folder.
     """
     if report.format is None:
@@ -85,7 +90,7 @@ def fix_dataset(
         raise DatasetError(
             f"{report.source}: none of the {count} images can be used for training, so nothing can be fixed"
         )
-    write_dataset(kept, Path(output), report.format, progress)
+    write_dataset(kept, Path(output), report.format, progress, follow_links=follow_links)
     counts = np.sum([one.counts for one in fixed.values()], axis=0).tolist()
     num_unusable, num_background, num_empty, num_duplicates, num_clipped = counts
     return FixResult(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from detrkit.data.categories import Categories
+from detrkit.data.formats.context import ReadContext
 from detrkit.errors import DatasetError
 
 CATEGORIES_FILE = "categories.json"
@@ -14,8 +15,12 @@ def category_file_text(categories: Categories) -> str:
     return json.dumps(categories.to_json(), indent=1, ensure_ascii=False)
 
 
-def read_category_file(folder: Path) -> Categories | None:
+def read_category_file(folder: Path, context: ReadContext) -> Categories | None:
     """Read the file in a dataset folder, if it has one.
+
+    Args:
+        folder: of the dataset.
+        context: notes that the file is read.
 
     Raises:
         DatasetError: it is malformed.
@@ -23,6 +28,7 @@ def read_category_file(folder: Path) -> Categories | None:
     path = folder / CATEGORIES_FILE
     if not path.is_file():
         return None
+    context.opened(path)
     try:
         return Categories.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):

@@ -185,6 +185,7 @@ def _read_files(tree: DatasetFiles, files: Sequence[Path], split: Subset | None,
 
 
 def _read_document(path: Path, finder: ImageFinder, context: ReadContext, root: Path | None = None) -> Split:
+    context.opened(path)
     content = read_json(path)
     _check_document(content, path)
     entries = content["images"]

@@ -8,6 +8,7 @@ from detrkit.data.dataset import Split
 from detrkit.data.findings import Finding, Location, Severity
 from detrkit.data.formats.locate import has_image_suffix
 from detrkit.data.images import has_image_content
+from detrkit.data.links import DatasetFolder
 from detrkit.data.records import ErrorHandler, Masks, SplitName, raise_error
 from detrkit.errors import DatasetError
 
@@ -26,6 +27,7 @@ class ReadContext:
         splits: the only splits to read; None for all. Images and annotations of other splits may be missing.
         notes: decisions taken while reading, a sentence each.
         num_errors: malformed entries so far.
+        outside: first annotation file that was opened and lies outside of the dataset's folder.
     """
 
     on_error: ErrorHandler = raise_error
@@ -33,11 +35,23 @@ class ReadContext:
     splits: Collection[SplitName] | None = None
     notes: list[str] = field(default_factory=list)
     num_errors: int = 0
+    outside: Path | None = None
+    _dataset: DatasetFolder | None = None
     _findings: dict[tuple[Severity, str, str], list[Location]] = field(default_factory=dict)
 
     def wants(self, split: SplitName) -> bool:
         """Return whether a split is to be read."""
         return self.splits is None or split in self.splits
+
+    def begin(self, named: Path) -> None:
+        """Begin to read a dataset folder or file, as the caller named it."""
+        self._dataset = DatasetFolder(named)
+
+    def opened(self, file: Path) -> None:
+        """Note an annotation file that is read, so that a copy tells whether its content is of the dataset's folder."""
+        dataset = self._dataset
+        if dataset is not None and self.outside is None and file != dataset.named and not dataset.contains(file):
+            self.outside = file
 
     def error(self, error: DatasetError) -> None:
         """Report a malformed entry, which is left out."""

@@ -5,7 +5,6 @@ from the PNG; otherwise a PNG is only opened when its masks are needed (`detrkit
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from detrkit.data.formats.json_files import find_json_files
 from detrkit.data.formats.locate import MASK_WORDS, DatasetFiles, ImageFinder, Subset
 from detrkit.data.formats.recognise import json_kind
 from detrkit.data.formats.values import flag, integer
-from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
+from detrkit.data.formats.writing import NamedRecord, Progress, copy_image, copy_images
 from detrkit.data.records import ImageError, ObjectError, Record, Records, SplitName
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import segment_ids
@@ -138,6 +137,7 @@ class _Finders:
 
 
 def _read_document(path: Path, finders: _Finders, start: Path, context: ReadContext) -> Split:
+    context.opened(path)
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in _LISTS):
         raise DatasetError(f"{path}: expected a COCO panoptic file with lists 'images', 'annotations' and 'categories'")
@@ -287,7 +287,7 @@ def _write_split(path: Path, records: list[NamedRecord], categories: Categories)
         assert record.mask_file is not None
         assert record.segmentations is not None
         png = Path(one.file_name).with_suffix(".png").name
-        shutil.copyfile(record.mask_file, folder / png)
+        copy_image(record.mask_file, folder / png)
         images.append(
             {"id": record.image_id, "file_name": one.file_name, "height": record.size[0], "width": record.size[1]}
         )

@@ -4,6 +4,7 @@ To add a format, write a module like those below (see `DatasetFormat`) and add a
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -133,7 +134,8 @@ def read_splits(path: Path, format: str | None, context: "ReadContext") -> "tupl
         DatasetError: nothing is there, the format is not known or has no masks, or a file is malformed.
         ConfigError: there is no such format.
     """
-    path = check_dataset_path(path)
+    named = path = check_dataset_path(path)
+    context.begin(named)
     name = format
     if name is None:
         path, name = _look_inside(path)
@@ -146,6 +148,13 @@ def read_splits(path: Path, format: str | None, context: "ReadContext") -> "tupl
             "without masks"
         )
     splits = module.read(path, context)
+    for split in splits.values():
+        if split.source.is_file():
+            context.opened(split.source)
+    splits = {
+        split_name: replace(split, read_from=named, outside_annotations=context.outside)
+        for split_name, split in splits.items()
+    }
     if not splits and context.splits is None:
         raise DatasetError(f"{path}: found no images of this {name} dataset; expected {module.LAYOUT}")
     return name, splits

@@ -25,8 +25,7 @@ from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite,
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
-from detrkit.data.formats.writing import Progress
-from detrkit.data.images import read_image_bytes
+from detrkit.data.formats.writing import Progress, checked_image_bytes
 from detrkit.data.records import (
     SPLIT_FOLDERS,
     ErrorHandler,
@@ -55,6 +54,9 @@ def detect(path: Path) -> float:
 
 def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
     """Read the splits of a folder of shards; see `read_shards`."""
+    for file in (PLAN_FILE, *(f"{split}.index" for split in SPLIT_FOLDERS)):
+        if (path / file).is_file():
+            context.opened(path / file)
     found = {split: read_shards(path, split, context.error) for split in SPLIT_FOLDERS if context.wants(split)}
     return {name: split for name, split in found.items() if split is not None}
 
@@ -230,7 +232,7 @@ def _write_shard(path: Path, records: Sequence[Record], categories: Categories) 
     with atomic_write(path) as temporary, tarfile.open(temporary, "w") as shard:
         for number, record in enumerate(records):
             key = f"{path.stem}-{number:06d}"
-            _add(shard, f"{key}{record.path.suffix.lower()}", read_image_bytes(record.path, record.span))
+            _add(shard, f"{key}{record.path.suffix.lower()}", checked_image_bytes(record))
             _add(shard, f"{key}.json", json.dumps(_description(record, categories)).encode())
 
 

@@ -142,7 +142,7 @@ def read_voc(root: Path, context: ReadContext | None = None) -> dict[SplitName, 
     names = {name for of_split in pages.values() for page in of_split for name, _, _ in page.objects}
     if not names and not context.num_errors:
         raise DatasetError(f"{root}: found no objects in any XML file, expected at least one")
-    categories = _read_categories(tree, root, names)
+    categories = _read_categories(tree, root, names, context)
     num_splits = len(files)
     splits = {
         split: Split(
@@ -158,10 +158,10 @@ def read_voc(root: Path, context: ReadContext | None = None) -> dict[SplitName, 
     return context.without_empty(splits)
 
 
-def _read_categories(tree: DatasetFiles, root: Path, names: set[str]) -> Categories:
+def _read_categories(tree: DatasetFiles, root: Path, names: set[str], context: ReadContext) -> Categories:
     """Number the class names, or read their ids from the file that `write` leaves."""
-    in_order = tuple(sorted(names | set(read_label_map(tree))))
-    categories = read_category_file(root) or Categories(tuple(range(1, len(in_order) + 1)), in_order)
+    in_order = tuple(sorted(names | set(read_label_map(tree, context))))
+    categories = read_category_file(root, context) or Categories(tuple(range(1, len(in_order) + 1)), in_order)
     for name in sorted(names):
         if name not in categories.names:
             raise DatasetError(f"{root / CATEGORIES_FILE}: the class {name!r} of the XML files is missing; add it")
@@ -181,6 +181,7 @@ def _read_pages(paths: Sequence[Path], context: ReadContext) -> Iterator[_ImageA
 
 
 def _read_page(path: Path, context: ReadContext) -> _ImageAnnotations:
+    context.opened(path)
     try:
         content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
     except OSError:

@@ -84,6 +84,8 @@ def _divide(files: Sequence[Path], lists: dict[Subset, Path], context: ReadConte
     Raises:
         DatasetError: a list is not text.
     """
+    for path in lists.values():
+        context.opened(path)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_stem[file.stem.casefold()].append(file)
@@ -121,10 +123,11 @@ def _named_files(path: Path, by_stem: dict[str, list[Path]], context: ReadContex
         yield max(found, key=lambda file: len({part.casefold() for part in file.parts} & set(folders)))
 
 
-def read_label_map(tree: DatasetFiles) -> list[str]:
+def read_label_map(tree: DatasetFiles, context: ReadContext) -> list[str]:
     """Read the class names of a label map, as CVAT writes it: classes keep their numbers where some do not occur."""
     name = tree.listing(tree.root).file(_LABEL_MAP)
     if name is None:
         return []
+    context.opened(tree.root / name)
     rows = [line.split(":")[0].strip() for line in read_names(tree.root / name) if not line.startswith("#")]
     return [row for row in rows if row and row != "background"]

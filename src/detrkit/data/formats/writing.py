@@ -1,5 +1,6 @@
 """Parts that the writers of several formats share: file names, copies of images, objects."""
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from detrkit._internal.files import make_folder
 from detrkit.data.dataset import SampleSplit, Split
-from detrkit.data.images import read_image_bytes, tensor_to_image
+from detrkit.data.images import check_image_content, read_image_bytes, tensor_to_image
 from detrkit.data.records import Record, SplitName
 from detrkit.errors import DatasetError
 
@@ -77,9 +78,34 @@ def _copy(split: Split, index: int, record: Record, target: Path) -> None:
         if isinstance(split, SampleSplit):
             tensor_to_image(split.read(index).image).save(target)
         elif record.span is None:
-            shutil.copyfile(record.path, target)
+            copy_image(record.path, target)
         else:
-            target.write_bytes(read_image_bytes(record.path, record.span))
+            target.write_bytes(checked_image_bytes(record))
     except OSError as error:
         reason = error.strerror or error
         raise DatasetError(f"{record.path}: cannot be copied to {target} ({reason}); no copy was made") from None
+
+
+def copy_image(path: Path, target: Path) -> None:
+    """Copy an image file, by its content.
+
+    Raises:
+        DatasetError: it is not an image.
+        OSError: it cannot be read or written.
+    """
+    with path.open("rb") as source:
+        check_image_content(source, path)
+        source.seek(0)
+        with target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+
+
+def checked_image_bytes(record: Record) -> bytes:
+    """Read the bytes of an image, in a file or inside a shard, to be copied.
+
+    Raises:
+        DatasetError: it is missing, or not an image.
+    """
+    content = read_image_bytes(record.path, record.span)
+    check_image_content(io.BytesIO(content), record.path)
+    return content

@@ -152,6 +152,7 @@ class _Reader:
             raise DatasetError(f"{where}: no such folder {entry!r} below {self.tree.root}, expected the images in it")
         if found.is_dir():
             return sorted(image for folder in self.tree.walk(found, *ALL_FOLDERS) for image in self._images_in(folder))
+        self.context.opened(found)
         return [image for name in read_names(found) if (image := self._listed(name, found)) is not None]
 
     def _images_in(self, folder: Path) -> Iterator[Path]:
@@ -186,6 +187,7 @@ class _Reader:
                 )
             else:
                 self.used.add(file)
+                self.context.opened(file)
             num_errors = self.context.num_errors
             boxes, labels = self._objects(file, size)
             num_faults = self.context.num_errors - num_errors

@@ -118,6 +118,7 @@ def read_settings(path: Path, context: ReadContext, tree: DatasetFiles | None = 
         DatasetError: the file is missing or malformed.
     """
     tree = tree or DatasetFiles.below(path.absolute().parent)
+    context.opened(path)
     suffix = path.suffix.lower()
     content: dict[str, Any] = {}
     if suffix in _YAML:
@@ -125,9 +126,9 @@ def read_settings(path: Path, context: ReadContext, tree: DatasetFiles | None = 
         tree = _find_root(path, content)
     elif suffix == _DARKNET:
         content = _read_darknet(path)
-    names = _read_names(content, path, tree) if content else dict(enumerate(_read_class_names(path)))
+    names = _read_names(content, path, tree, context) if content else dict(enumerate(_read_class_names(path, context)))
     named = {split: written for split in SPLIT_FOLDERS if (written := _entries(content, split, path)) is not None}
-    settings = YoloSettings(path, tree, names, _categories(names, path), named, _pose_columns(content, path))
+    settings = YoloSettings(path, tree, names, _categories(names, path, context), named, _pose_columns(content, path))
     for split, folders in _entries_of_folders(tree, whole=not named).items():
         parents = [found for entries in named.values() for one in entries if (found := settings.find(one)) is not None]
         if split not in named and not any((tree.root / folders[0]).is_relative_to(one) for one in parents):
@@ -167,20 +168,21 @@ def _read_darknet(path: Path) -> dict[str, Any]:
     return {("nc" if key == "classes" else key): value for key, value in content.items()}
 
 
-def _read_class_names(path: Path) -> list[str]:
+def _read_class_names(path: Path, context: ReadContext) -> list[str]:
+    context.opened(path)
     names = read_names(path)
     if not names:
         raise DatasetError(f"{path}: found no class names, expected one a line")
     return names
 
 
-def _read_names(content: Mapping[str, Any], path: Path, tree: DatasetFiles) -> dict[int, str]:
+def _read_names(content: Mapping[str, Any], path: Path, tree: DatasetFiles, context: ReadContext) -> dict[int, str]:
     """Read the class names: a list, NUMBER: NAME, or the path of a file with one name a line."""
     names = content.get("names")
     if isinstance(names, str) or names is None:
         found = tree.find_end(names, [tree.root, path.absolute().parent]) if names else None
         file = found[0] if found else find_class_names(tree) if names is None else None
-        names = _read_class_names(file) if file is not None and file.is_file() else names
+        names = _read_class_names(file, context) if file is not None and file.is_file() else names
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(is_integer(number) for number in names):
@@ -197,11 +199,11 @@ def _read_names(content: Mapping[str, Any], path: Path, tree: DatasetFiles) -> d
     return {int(str(number).split(".")[0]): str(name) for number, name in names.items()}
 
 
-def _categories(names: dict[int, str], path: Path) -> Categories:
+def _categories(names: dict[int, str], path: Path, context: ReadContext) -> Categories:
     """Return the categories: with the ids of a `categories.json` of the same classes, or with the class numbers."""
     numbers = tuple(sorted(names))
     in_order = tuple(names[number] for number in numbers)
-    written = read_category_file(path.parent)
+    written = read_category_file(path.parent, context)
     if written is not None and numbers == tuple(range(len(numbers))) and written.names == in_order:
         return written
     return Categories(numbers, in_order)
