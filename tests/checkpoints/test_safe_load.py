@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from detrkit import state_dict_as_official
+from detrkit.checkpoints.inert_types import Inert
 from detrkit.checkpoints.load import load_checkpoint
-from detrkit.checkpoints.safe_load import Inert, load_torch_file
+from detrkit.checkpoints.safe_load import load_torch_file
 from detrkit.errors import CheckpointError
 from tests.checkpoints.models import small_model
 

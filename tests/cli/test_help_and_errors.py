@@ -104,7 +104,7 @@ ERRORS = {
     ),
     "image size too small": (
         ["doctor", "shapes", "--image-size", "3"],
-        "--image-size 3: expected 32 to 10000 pixels",
+        "--image-size 3: expected 32 to 4096 pixels",
     ),
     "negative number of workers": (
         ["doctor", "shapes", "--workers", "-1"],

@@ -7,6 +7,7 @@ content: weights are what the formats in `conversion.registry`, or detrkit's own
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from detrkit.checkpoints.conversion.registry import huggingface_conversion, offi
 from detrkit.errors import CheckpointError, arg
 
 _MAX_DEPTH = 4  # of containers in containers
+_MAX_MODELS = 64  # in one state dict
 # added by wrappers at any depth: DistributedDataParallel, torch.compile, FSDP, activation checkpointing, DeepSpeed
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
 # of the first decoder layer, by which the prefix is found: official, Hugging Face's, detrkit's
@@ -112,21 +114,25 @@ def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {_without_wrappers(name): tensor for name, tensor in tensors.items()}
 
 
-def _containers(content: Mapping[Any, Any], key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield every mapping inside of mappings, with the tensors that it holds itself."""
+def _containers(
+    content: Mapping[Any, Any], key: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every mapping inside of mappings once, with the tensors that it holds itself."""
+    seen = set() if seen is None else seen  # mappings may contain each other
+    seen.add(id(content))
     entries = {name: value for name, value in content.items() if isinstance(name, str)}
     yield key, {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     if depth < _MAX_DEPTH:
         for name, value in entries.items():
-            if isinstance(value, Mapping):
-                yield from _containers(value, f"{key}.{name}" if key else name, depth + 1)
+            if isinstance(value, Mapping) and id(value) not in seen:
+                yield from _containers(value, f"{key}.{name}" if key else name, depth + 1, seen)
 
 
 def _split(key: str, tensors: Mapping[str, Tensor]) -> Iterator[Weights]:
     """Yield the weights of each model whose entries differ by a prefix."""
     named = {_without_wrappers(name): tensor for name, tensor in tensors.items() if not _is_auxiliary(name)}
     parts = {part: None for name in tensors for part in name.split(".") if part in _WRAPPERS}
-    for prefix in dict.fromkeys(_prefixes(named)):
+    for prefix in islice(dict.fromkeys(_prefixes(named)), _MAX_MODELS):
         own = {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
         if is_known(own):
             yield Weights(key, prefix, own, tuple(parts))

@@ -1,6 +1,5 @@
 """Weights files and training states: read without executing anything, written atomically."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -11,10 +10,14 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write
 from detrkit._internal.text import first_line
+from detrkit.checkpoints.json_files import MAX_JSON, read_json
+from detrkit.checkpoints.pickle_check import MAX_TENSORS
 from detrkit.checkpoints.safe_load import load_torch_file
+from detrkit.checkpoints.tensor_budget import check_content, check_names
 from detrkit.errors import CheckpointError, ConfigError, short
 
 _STATE_FORMAT = 1
+_MAX_SHARDS = 1000
 _LFS = b"version https://git-lfs"
 HEADER_KEY = "detrkit"  # of detrkit's JSON document in the metadata of a safetensors file
 
@@ -32,11 +35,31 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise CheckpointError(f"{path}: no such file, expected a .safetensors file; check the path")
     try:
         _check_not_lfs_pointer(path)
+        _check_header(path)
         with safe_open(path, framework="pt") as opened:
+            names = list(opened.keys())
+            if len(names) > MAX_TENSORS:
+                raise CheckpointError(f"{path}: holds {len(names):,} tensors, expected at most {MAX_TENSORS:,}")
+            check_names(names, path)
             metadata = opened.metadata() or {}
-            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata.get(HEADER_KEY)  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors ({error}); is the file complete?") from None
+            return {name: opened.get_tensor(name) for name in names}, metadata.get(HEADER_KEY)
+    # torch's errors for lengths of more than 63 bits
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: not readable as safetensors ({first_line(error)}); is the file complete?"
+        ) from None
+
+
+def _check_header(path: Path) -> None:
+    """Check the length of the header, which is parsed as a whole.
+
+    Raises:
+        CheckpointError: it is longer than `MAX_JSON`.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if MAX_JSON < length < path.stat().st_size:
+        raise CheckpointError(f"{path}: has a header of {length:,} bytes, expected at most {MAX_JSON:,}")
 
 
 def read_sharded(index: Path) -> dict[str, Tensor]:
@@ -48,30 +71,47 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the index is malformed, a file is missing or damaged, or it lacks an entry.
     """
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = first_line(error) if isinstance(error, OSError | ValueError) else "it has no 'weight_map'"
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: not an index of weights, as it has no 'weight_map'; get the folder again")
+    names_in: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        names_in.setdefault(str(file), []).append(name)
+    if len(names_in) > _MAX_SHARDS or len(weight_map) > MAX_TENSORS:
         raise CheckpointError(
-            f"{index}: not readable as an index of weights ({reason}); get the folder again"
-        ) from None
+            f"{index}: names {len(weight_map):,} tensors in {len(names_in):,} files, expected at most {MAX_TENSORS:,} in "
+            f"{_MAX_SHARDS:,}"
+        )
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(files.values())):
-        tensors |= _read_shard(index, file, [name for name, place in files.items() if place == file])
+    sizes: dict[Path, int] = {}
+    for file, names in sorted(names_in.items()):
+        path = _shard_path(index, file)
+        sizes[path.resolve()] = path.stat().st_size
+        tensors |= _read_shard(path, index, names)
+    check_content(tensors, sum(sizes.values()), index)
     return tensors
 
 
-def _read_shard(index: Path, file: str, names: Sequence[str]) -> dict[str, Tensor]:
-    path = index.parent / file
+def _shard_path(index: Path, file: str) -> Path:
+    """Return the path of a file that an index names, which has to be in the same folder, or in the cache of the hub."""
     if file in ("", ".", "..") or Path(file).name != file or PureWindowsPath(file).name != file:
         raise CheckpointError(f"{index}: names the file {short(file)}, expected one in the same folder")
+    path = index.parent / file
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file, but {index.name} names it; get the whole folder")
+    folder = index.parent.resolve()
+    # a snapshot of the hub's cache holds links to ../../blobs
+    places = (folder, folder.parent.parent / "blobs") if folder.parent.name == "snapshots" else (folder,)
+    if path.resolve().parent not in places:
+        raise CheckpointError(f"{path}: is a link to a file outside of its folder; copy the file there")
+    return path
+
+
+def _read_shard(path: Path, index: Path, names: Sequence[str]) -> dict[str, Tensor]:
     content = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch_file(path)
     missing = next((name for name in names if not isinstance(content.get(name), Tensor)), None)
     if missing is not None:
-        raise CheckpointError(f"{path}: has no entry {missing!r}, which {index.name} names; get the folder again")
+        raise CheckpointError(f"{path}: has no entry {short(missing)}, which {index.name} names; get the folder again")
     return {name: content[name] for name in names}
 
 
@@ -133,11 +173,10 @@ def read_training_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged, or of another version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for malformed and for forbidden content
-        raise CheckpointError(
-            f"{path}: not readable as a training state ({first_line(error)}); start the run again"
-        ) from None
+        state = load_torch_file(path)
+    except CheckpointError as error:
+        reason = error.message.removeprefix(f"{path}: ").partition(";")[0]  # without its own advice
+        raise CheckpointError(f"{path}: not readable as a training state ({reason}); start the run again") from None
     if not isinstance(state, dict) or state.get("format") != _STATE_FORMAT:
         raise CheckpointError(f"{path}: not a training state of this version; start the run again")
     return state

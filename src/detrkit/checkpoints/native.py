@@ -17,6 +17,7 @@ from detrkit._internal.files import write_tensors
 from detrkit.checkpoints.files import HEADER_KEY, read_safetensors
 from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
 from detrkit.config.model import ModelConfig
+from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.batching import extend_to_channels, normalization_stats
 from detrkit.data.categories import Categories
 from detrkit.data.images import RGB
@@ -28,7 +29,8 @@ from detrkit.models.detr import DETR
 from detrkit.structures.normalization import Normalization
 
 FORMAT = "detrkit-1"
-MAX_SIDE = 10_000
+MAX_SIDE = 10_000  # pixels of the longer side
+MAX_PIXELS = 28_000_000  # of a resized image: `MAX_IMAGE_SIZE` and the longer side that belongs to it
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _PerChannel = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=1000)]
 
@@ -39,7 +41,7 @@ class Preprocessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: int = Field(
-        default=800, ge=1, le=MAX_SIDE, description="shorter side in pixels; the longer is at most 5/3 of it"
+        default=800, ge=1, le=MAX_IMAGE_SIZE, description="shorter side in pixels; the longer is at most 5/3 of it"
     )
     max_size: int | None = Field(
         default=None, ge=1, le=MAX_SIDE, description="maximum of the longer side in pixels; default: 5/3 of image_size"
@@ -66,6 +68,9 @@ class Preprocessing(BaseModel):
             raise ValueError(f"resize {self.resize!r} and size {self.size} contradict each other")
         if not self.scale or (self.std is not None and not all(self.std)):
             raise ValueError("scale and std must not be 0")
+        height, width = self.size or (self.image_size, self.longest_side)
+        if self.resize != "none" and height * width > MAX_PIXELS:
+            raise ValueError(f"images are resized to {height} x {width} pixels, expected at most {MAX_PIXELS:,} in all")
         return self
 
     @property
@@ -180,6 +185,12 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights do not fit the model that the config describes.
         """
+        num_layers = self.config.encoder_layers + self.config.decoder_layers
+        if num_layers > len(self.state):  # building the modules of a hundred layers takes seconds, even without memory
+            raise CheckpointError(
+                f"checkpoint: has {len(self.state)} entries for {num_layers} layers of encoder and decoder; the file is "
+                "damaged"
+            )
         try:
             # compare shapes before memory is allocated: the file may be malformed
             check_state_dict(model_without_memory(self.config), self.state)

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, did_you_mean
 
+MAX_IMAGE_SIZE = 4096  # pixels of the shorter side; published models use up to 1333, tiles of aerial images up to 4096
 MAX_UNREADABLE = 0.01  # fraction of the images
 Part = Literal["backbone", "neck", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -259,7 +260,7 @@ class TrainingConfig(BaseModel):
     image_size: int = Field(
         default=800,
         ge=32,
-        le=10_000,
+        le=MAX_IMAGE_SIZE,
         description="shorter side of images in evaluation, pixels; training sizes follow (detrkit-...: 320, detr-tiny: "
         "256)",
     )

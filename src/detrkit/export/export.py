@@ -14,6 +14,7 @@ from detrkit.checkpoints.export_formats import EXPORT_FORMATS, check_export
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Preprocessing
+from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.splits import Data
 from detrkit.errors import ConfigError, ExportError, arg
 from detrkit.export.check_images import CheckImages, open_check_images
@@ -146,8 +147,8 @@ def export(
 
 def _resized(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
     field = Preprocessing.model_fields["image_size"]
-    if not 1 <= image_size <= 10_000:
-        raise ConfigError(f"{arg('image_size', image_size)} is not in 1..10000, the {field.description}")
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise ConfigError(f"{arg('image_size', image_size)} is not in 1..{MAX_IMAGE_SIZE}, the {field.description}")
     return preprocessing.model_copy(
         update={"image_size": image_size, "resize": "shorter_side", "size": None, "max_size": None}
     )

@@ -15,6 +15,7 @@ from detrkit.checkpoints.conversion.labels import read_categories
 from detrkit.checkpoints.conversion.preprocessor import preprocessor_settings, read_preprocessing
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE, HuggingFaceConversion, huggingface_conversion
 from detrkit.checkpoints.infer_config import infer_config
+from detrkit.checkpoints.json_files import read_json
 from detrkit.checkpoints.native import Checkpoint, Preprocessing
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
@@ -160,15 +161,12 @@ def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
 
 
 def _read_config(path: Path, conversion: HuggingFaceConversion) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); get the folder again") from None
-    model_type = content.get("model_type") if isinstance(content, dict) else None
+    content = read_json(path)
+    model_type = content.get("model_type")
     if model_type != conversion.MODEL_TYPE:
-        raise CheckpointError(f"{path}: model_type is {model_type!r}, expected {conversion.MODEL_TYPE!r}")
+        raise CheckpointError(f"{path}: model_type is {short(model_type)}, expected {conversion.MODEL_TYPE!r}")
     _check_settings(content, path)
-    return dict(content)
+    return content
 
 
 def _check_settings(content: Mapping[str, Any], path: Path) -> None:

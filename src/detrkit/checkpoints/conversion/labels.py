@@ -5,6 +5,7 @@ round. A name belongs to the row of the class head with its id; rows without a n
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ def read_categories(content: Mapping[str, Any], num_classes: int, where: object)
             f"{where}: id2label has no name for {_listed(numbered)} of {num_classes} classes, which "
             f"{'is' if len(numbered) == 1 else 'are'} called by number"
         )
-    repeated = sorted({name for name in names.values() if complete.count(name) > 1 and name != _UNUSED})
+    counts = Counter(complete)
+    repeated = sorted({name for name in names.values() if counts[name] > 1 and name != _UNUSED})
     if repeated:
         notes.append(f"{where}: id2label gives the name {repeated[0]!r} to several classes; only their ids differ")
     return Categories(_category_ids(content, num_classes), complete), notes

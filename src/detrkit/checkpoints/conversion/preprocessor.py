@@ -4,13 +4,14 @@ What a processor of transformers would do to the pixels is done, or refused by t
 change pixels, such as those of annotations, are ignored, as there.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from detrkit.checkpoints.native import MAX_SIDE, Preprocessing
+from detrkit.checkpoints.json_files import read_json
+from detrkit.checkpoints.native import MAX_PIXELS, MAX_SIDE, Preprocessing
+from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.transforms.geometry import EVAL_SHORT_SIDE, MAX_LONG_SIDE, Interpolation, max_long_side
 from detrkit.errors import CheckpointError, short
@@ -101,6 +102,7 @@ class _Reader:
             self._reject("size", f"lengths of 1 to {MAX_SIDE} pixels")
         if sides.keys() == {"shortest_edge", "longest_edge"}:
             shortest, longest = sides["shortest_edge"], sides["longest_edge"]
+            self._check_pixels(shortest, max(shortest, longest))
             return {"image_size": shortest, "max_size": None if longest == max_long_side(shortest) else longest}
         for names, mode in (
             (("height", "width"), "stretch"),
@@ -109,11 +111,16 @@ class _Reader:
         ):
             if sides.keys() == set(names):
                 box = tuple(sides[name] for name in names) * (2 // len(names))
+                self._check_pixels(*box)
                 return {"resize": mode, "size": box, "image_size": min(box)}
         return self._reject(
             "size",
             "'shortest_edge' and 'longest_edge', 'height' and 'width', 'max_height' and 'max_width', or one number",
         )
+
+    def _check_pixels(self, height: int, width: int) -> None:
+        if min(height, width) > MAX_IMAGE_SIZE or height * width > MAX_PIXELS:
+            self._reject("size", f"at most {MAX_IMAGE_SIZE} pixels of the shorter side, and {MAX_PIXELS:,} in all")
 
     def _interpolation(self) -> Interpolation:
         number = self.settings.get("resample", 2)
@@ -160,16 +167,11 @@ def _is_number(value: object) -> bool:
 
 def _settings(path: Path) -> Mapping[str, Any] | None:
     """Read the settings of an image processor, or None if the file holds those of other processors only."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); get the file again") from None
-    if path.name == _FILES[0]:
-        content = content.get("image_processor") if isinstance(content, dict) else None
-        return content if isinstance(content, dict) else None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: found a {type(content).__name__}, expected the settings of an image processor")
-    return content
+    content = read_json(path)
+    if path.name != _FILES[0]:
+        return content
+    settings = content.get("image_processor")
+    return settings if isinstance(settings, dict) else None
 
 
 def preprocessor_settings(preprocessing: Preprocessing, image_processor: str) -> dict[str, Any]:

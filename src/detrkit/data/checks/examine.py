@@ -10,6 +10,7 @@ from typing import Any
 
 from detrkit._internal.notebook import html_table
 from detrkit._internal.text import plural
+from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.categories import Categories
 from detrkit.data.checks.annotations import (
     ClassCount,
@@ -162,8 +163,10 @@ def examine(
         DatasetError: the data cannot be read at all.
         ConfigError: a number is out of range.
     """
-    if not 32 <= image_size <= 10_000:
-        raise ConfigError(f"{arg('image_size', image_size)}: expected 32 to 10000 pixels of an image's shorter side")
+    if not 32 <= image_size <= MAX_IMAGE_SIZE:
+        raise ConfigError(
+            f"{arg('image_size', image_size)}: expected 32 to {MAX_IMAGE_SIZE} pixels of an image's shorter side"
+        )
     check_minimum("workers", workers, 0)
     errors: list[DatasetError] = []
     if isinstance(data, str | Path):

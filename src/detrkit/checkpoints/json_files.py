@@ -1,0 +1,29 @@
+"""JSON files that come with weights, read within limits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from detrkit.errors import CheckpointError
+
+MAX_JSON = 32 * 2**20  # bytes; a ``config.json`` with the names of 100,000 classes takes about 8 MB
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: it is missing, too large, malformed, or not an object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {MAX_JSON:,}; get the folder again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); get the file again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: found a {type(content).__name__}, expected settings by name; get the file again"
+        )
+    return content
