@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from detrkit import ConfigError, SetCriterion
-from detrkit.losses.classification import SigmoidFocalClassification, SoftmaxClassification
+from detrkit.losses.classification import (
+    MatchabilityAwareClassification,
+    SigmoidFocalClassification,
+    SoftmaxClassification,
+    VarifocalClassification,
+)
 from detrkit.structures import EncoderProposals, Predictions, Target
 
 
@@ -110,3 +115,45 @@ def test_photos_without_objects_teach_that_nothing_is_there() -> None:
 def test_criterion_for_other_class_scores_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"class_scores='softmax' of the criterion .* Pass class_scores='sigmoid'"):
         SetCriterion(3)(predictions(), TARGETS)
+
+
+def test_varifocal_loss_of_two_queries_is_exact() -> None:
+    """Logits of 0: scores of 1/2 and cross-entropies of log 2 for every target."""
+    losses = VarifocalClassification(2).query_losses(torch.zeros(2, 2), torch.tensor([1, 2]), torch.tensor([0.6, 0.9]))
+    negative = 0.75 * 0.25 * math.log(2)
+    torch.testing.assert_close(losses, torch.tensor([negative + 0.6 * math.log(2), 2 * negative]))
+
+
+def test_matchability_aware_loss_of_two_queries_is_exact() -> None:
+    """Logits of 0; a matched query weighs as much at a low IoU as at a high one."""
+    loss = MatchabilityAwareClassification(2)
+    losses = loss.query_losses(torch.zeros(2, 2), torch.tensor([1, 2]), torch.tensor([0.6, 0.9]))
+    negative = 0.5**1.5 * math.log(2)
+    torch.testing.assert_close(losses, torch.tensor([negative + math.log(2), 2 * negative]))
+    logits = torch.tensor([[-30.0, 1.0]])
+    target = 0.6**1.5
+    expected = -(target * math.log(1 / (1 + math.exp(-1))) + (1 - target) * math.log(1 / (1 + math.exp(1))))
+    assert float(loss.query_losses(logits, torch.tensor([1]), torch.tensor([0.6]))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [VarifocalClassification, MatchabilityAwareClassification])
+def test_weights_and_targets_are_constants_for_the_gradient(
+    kind: type[VarifocalClassification | MatchabilityAwareClassification],
+) -> None:
+    """At logits of 0 the gradient of a cross-entropy is 1/2 minus its target; that of its weight is not added."""
+    logits = torch.zeros(1, 2, requires_grad=True)
+    iou = torch.tensor([0.25])
+    kind(2).query_losses(logits, torch.tensor([0]), iou).sum().backward()
+    assert logits.grad is not None
+    if kind is VarifocalClassification:
+        expected = [0.25 * (0.5 - 0.25), 0.75 * 0.25 * 0.5]
+    else:
+        expected = [0.5 - 0.125, 0.5**1.5 * 0.5]
+    torch.testing.assert_close(logits.grad, torch.tensor([expected]))
+
+
+def test_cost_of_iou_aware_losses_is_that_of_the_focal_loss_with_twice_the_weight() -> None:
+    logits, labels = torch.randn(1, 1, 4, 3), torch.tensor([[2, 0]])
+    for kind in (VarifocalClassification, MatchabilityAwareClassification):
+        assert (kind(3).default_coef, kind(3).default_cost) == (1, 2)
+        assert torch.equal(kind(3).costs(logits, labels), SigmoidFocalClassification(3).costs(logits, labels))

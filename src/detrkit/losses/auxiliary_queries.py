@@ -128,27 +128,34 @@ class AuxiliaryCriterion:
         return self.criterion.loss_for_matches(
             predictions,
             targets,
-            self._denoising_matches(counts, size, predictions.layer_boxes),
+            denoising_matches(counts, self.copies, predictions.layer_boxes),
             normalizers=Normalizers(num_boxes, num_boxes * weight),
             valid_queries=self._valid_queries(to_device(counts, predictions.boxes.device), size),
         )
-
-    def _denoising_matches(self, counts: Sequence[int], size: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:
-        """Known matches of all copies, the same in every layer."""
-        device = layer_boxes.device
-        images = to_device([image for image, count in enumerate(counts) for _ in range(count)], device)
-        objects = to_device([number for count in counts for number in range(count)], device)
-        layers = torch.arange(len(layer_boxes), device=device)[:, None, None]
-        starts = (torch.arange(self.copies, device=device) * size)[None, :, None]
-        zeros = torch.zeros_like(layers + starts + objects)
-        rows = (layers + zeros, images + zeros, starts + objects + zeros, objects + zeros)
-        return Matches(*(row.flatten() for row in rows))
 
     def _valid_queries(self, counts: Int64[Tensor, "B"], size: int) -> Bool[Tensor, "B Q"]:
         """Queries of an object or of its negative, not padding."""
         sides = 1 + self.has_negatives
         number = torch.arange(size // sides, device=counts.device).repeat(sides * self.copies)
         return number[None] < counts[:, None]
+
+
+def denoising_matches(counts: Sequence[int], copies: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:
+    """Return the known matches of all noised copies, the same in every layer.
+
+    Args:
+        counts: number of objects of each image.
+        copies: number of copies, each of which begins with the objects.
+        layer_boxes: of the denoising queries.
+    """
+    device, size = layer_boxes.device, layer_boxes.shape[2] // copies
+    images = to_device([image for image, count in enumerate(counts) for _ in range(count)], device)
+    objects = to_device([number for count in counts for number in range(count)], device)
+    layers = torch.arange(len(layer_boxes), device=device)[:, None, None]
+    starts = (torch.arange(copies, device=device) * size)[None, :, None]
+    zeros = torch.zeros_like(layers + starts + objects)
+    rows = (layers + zeros, images + zeros, starts + objects + zeros, objects + zeros)
+    return Matches(*(row.flatten() for row in rows))
 
 
 def _auxiliary(predictions: Predictions, kind: AuxiliaryKind) -> list[Predictions]:

@@ -55,10 +55,12 @@ class Normalizers:
     Attributes:
         num_boxes: number of objects, at least 1 over all ranks.
         ce_normalizer: sum of the weights of all queries in the cross-entropy.
+        num_images: number of images.
     """
 
     num_boxes: Float[Tensor, ""] | float
     ce_normalizer: Float[Tensor, ""] | float
+    num_images: Float[Tensor, ""] | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,11 @@ class SetCriterion:
         num_unmatched = len(targets) * num_queries - num_matched
         ce_normalizer = num_matched + self.eos_coef * num_unmatched
         if not (distributed.is_available() and distributed.is_initialized()):
-            return Normalizers(float(max(num_boxes, 1)), ce_normalizer)
-        sums = to_device([num_boxes, ce_normalizer], targets[0].labels.device, torch.float64)
+            return Normalizers(float(max(num_boxes, 1)), ce_normalizer, float(len(targets)))
+        sums = to_device([num_boxes, ce_normalizer, len(targets)], targets[0].labels.device, torch.float64)
         distributed.all_reduce(sums)
         means = sums.clamp(min=torch.finfo(torch.float32).tiny).float() / distributed.get_world_size()
-        return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1])
+        return Normalizers(means[0].clamp(min=1 / distributed.get_world_size()), means[1], means[2])
 
     def __call__(
         self,
@@ -177,9 +179,8 @@ class SetCriterion:
             inputs.append(MatchingInput(predictions.layer_class_logits, predictions.layer_boxes, targets))
             proposals = self._proposals_of(predictions)
             if proposals is not None:
-                inputs.append(
-                    MatchingInput(proposals.class_logits[None], proposals.boxes[None], class_agnostic(targets))
-                )
+                of_proposals = proposal_targets(proposals, targets)
+                inputs.append(MatchingInput(proposals.class_logits[None], proposals.boxes[None], of_proposals))
         with torch.autocast(inputs[0].layer_boxes.device.type, enabled=False):
             matches = iter(self.matcher.match_all(inputs))
         return [
@@ -207,24 +208,35 @@ class SetCriterion:
         """
         matched = matched or self.match([(predictions, targets)])[0]
         matches = matched.queries
-        device = predictions.layer_boxes.device.type
         logits, boxes = predictions.layer_class_logits.float(), predictions.layer_boxes.float()
-        masks = None
-        if all(target.masks is not None for target in targets):
-            masks = _matched_masks(predictions, matches, targets)  # in the model's precision
-        with torch.autocast(device, enabled=False):
-            normalizers = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
+        normalizers = normalizers or self.normalizers(targets, num_queries=boxes.shape[2])
+        of_masks = self.losses_of_masks(predictions, targets, matches, normalizers)
+        with torch.autocast(predictions.layer_boxes.device.type, enabled=False):
             losses = {} if self.masks_only else self._layer_losses(logits, boxes, targets, matches, normalizers)
-            if masks is not None:
-                objects = matches.objects[len(matches.objects) - len(masks) :].split(_num_pairs(predictions, targets))
-                of_pairs = mask_losses(masks.float(), objects, targets, padding_invariant=self.padding_invariant)
-                losses["loss_mask"], losses["loss_dice"] = of_pairs.sum(1) / normalizers.num_boxes
+            losses |= of_masks
             if predictions.proposals is not None and matched.proposals is not None:
-                of_proposals = self._proposal_losses(
-                    predictions.proposals, class_agnostic(targets), matched.proposals, normalizers
+                losses |= self._proposal_losses(
+                    predictions.proposals,
+                    proposal_targets(predictions.proposals, targets),
+                    matched.proposals,
+                    normalizers,
                 )
-                losses.update(of_proposals)
         return losses, matches
+
+    def losses_of_masks(
+        self, predictions: Predictions, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
+    ) -> LossDict:
+        """Compute the mask losses of the last layer; none without masks. Arguments as in `compute_losses`."""
+        if any(target.masks is None for target in targets):
+            return {}
+        masks = _matched_masks(predictions, matches, targets)  # in the model's precision
+        if masks is None:
+            return {}
+        with torch.autocast(masks.device.type, enabled=False):
+            objects = matches.objects[len(matches.objects) - len(masks) :].split(_num_pairs(predictions, targets))
+            of_pairs = mask_losses(masks.float(), objects, targets, padding_invariant=self.padding_invariant)
+            of_mask, of_dice = of_pairs.sum(1) / normalizers.num_boxes
+        return {"loss_mask": of_mask, "loss_dice": of_dice}
 
     def loss_for_matches(
         self,
@@ -329,7 +341,7 @@ class SetCriterion:
     def _proposal_losses(
         self, proposals: EncoderProposals, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
     ) -> LossDict:
-        """Losses of the encoder's proposals, which are class-agnostic (Deformable DETR, appendix A.4)."""
+        """Losses of the encoder's proposals (Deformable DETR, appendix A.4)."""
         logits, boxes = proposals.class_logits.float()[None], proposals.boxes.float()[None]
         objects = matches.gather(targets)
         losses = {
@@ -347,6 +359,11 @@ def is_loss(name: str) -> bool:
 def base_name(name: str) -> str:
     """Return the name of a loss without the suffix of its layer or of the encoder: loss_ce_0, loss_ce_enc -> loss_ce."""
     return name.removesuffix("_enc").rstrip("0123456789").rstrip("_")
+
+
+def proposal_targets(proposals: EncoderProposals, targets: Sequence[Target]) -> Sequence[Target]:
+    """Return the targets of the encoder's proposals: objects, without classes if they are class-agnostic."""
+    return class_agnostic(targets) if proposals.class_agnostic else targets
 
 
 def _matched_masks(

@@ -124,23 +124,25 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def match_all(self, inputs: Sequence[MatchingInput]) -> list[Matches]:
-        """Match several sets of queries, with one copy from the device: the host waits for it once.
+        """Match several sets of queries, with one copy from the device: the host waits for it once."""
+        return to_matches(self.assign_all(inputs), inputs[0].layer_boxes.device)
+
+    @torch.no_grad()
+    def assign_all(self, inputs: Sequence[MatchingInput]) -> list[Int64[Tensor, "4 TP"]]:
+        """Match several sets of queries: the rows of `Matches` of each, on the host.
 
         Costs that are not finite are replaced by 0: any matching will do, for the loss is not finite either, which the
         training step detects on all ranks alike.
         """
-        device = inputs[0].layer_boxes.device
         costs = [self.costs(one.layer_class_logits.float(), one.layer_boxes.float(), one.targets) for one in inputs]
         on_host = torch.cat([one.flatten() for one in costs]).cpu()
         if not on_host.isfinite().all():
             on_host = on_host.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         parts = on_host.split([one.numel() for one in costs])
-        pairs = [
+        return [
             _assign(part.view(cost.shape), [len(target.labels) for target in one.targets])
             for part, cost, one in zip(parts, costs, inputs, strict=True)
         ]
-        on_device = torch.cat(pairs, dim=1).to(device, non_blocking=True)
-        return [Matches(*part) for part in on_device.split([one.shape[1] for one in pairs], dim=1)]
 
     def costs(
         self,
@@ -165,6 +167,37 @@ class HungarianMatcher:
         distance = torch.cdist(layer_boxes, boxes.expand(len(layer_boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
         return MatchingCosts(self.classification.costs(layer_class_logits, labels), distance, giou)
+
+
+def to_matches(pairs: Sequence[Int64[Tensor, "4 _"]], device: torch.device) -> list[Matches]:
+    """Copy several sets of pairs, the rows of `Matches`, from the host to a device at once."""
+    on_device = torch.cat(list(pairs), dim=1).to(device, non_blocking=True)
+    return [Matches(*part) for part in on_device.split([one.shape[1] for one in pairs], dim=1)]
+
+
+def union_of_matches(pairs: Int64[Tensor, "4 TP"]) -> Int64[Tensor, "4 P"]:
+    """Unite the matchings of several layers (D-FINE, arXiv:2410.13842, appendix): pairs of one layer, on the host.
+
+    Every query gets the object that it is matched with in most layers, so that an object may have several queries. Among
+    objects with equally many, it is the one with the lowest index; the published code takes any.
+
+    Args:
+        pairs: the rows of `Matches`, on the host.
+    """
+    unique, counts = pairs[1:].unique(dim=1, return_counts=True)  # in the order of image, query, object
+    order = (-counts).argsort(stable=True)
+    order = order[unique[1, order].argsort(stable=True)]
+    unique = unique[:, order[unique[0, order].argsort(stable=True)]]  # by image, query, and falling count
+    is_first = torch.ones(unique.shape[1], dtype=torch.bool)
+    is_first[1:] = (unique[:2, 1:] != unique[:2, :-1]).any(0)
+    chosen = unique[:, is_first]
+    return torch.cat([torch.zeros_like(chosen[:1]), chosen])
+
+
+def repeat_for_layers(pairs: Int64[Tensor, "4 P"], num_layers: int) -> Int64[Tensor, "4 TP"]:
+    """Repeat the pairs of one layer for several."""
+    layers = torch.arange(num_layers).repeat_interleave(pairs.shape[1])
+    return torch.cat([layers[None], pairs[1:].repeat(1, num_layers)])
 
 
 def _assign(costs: Float[Tensor, "T B Q N"], counts: Sequence[int]) -> Int64[Tensor, "4 TP"]:
