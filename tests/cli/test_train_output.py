@@ -152,18 +152,44 @@ class Interrupt(Callback):
 def test_ctrl_c_prints_the_command_that_continues_the_run(
     times: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+
     class Console(Interrupt, ConsoleProgress):
         def on_step_end(self, state: TrainingState) -> None:
             ConsoleProgress.on_step_end(self, state)
             if state.step == 4:  # after the first evaluation, which saved the run
-                super().on_step_end(state)
+                capsys.readouterr()
+                try:
+                    super().on_step_end(state)
+                finally:
+                    said.append(capsys.readouterr().out)
 
     Console.times = times
+    monkeypatch.setattr("sys.argv", ["detrkit"])
     monkeypatch.setattr(training_console, "ConsoleProgress", Console)
     shapes, run = write_coco(tmp_path / "shapes", 4, 2), tmp_path / "run"
     arguments = ["train", str(shapes), *SMALL, "--epochs", "9", "--evaluate-every", "1", "--output", str(run)]
     assert code_of(*arguments) == code
+    assert "stopping after the current step or evaluation, then saving the run; press Ctrl-C again" in said[0]
     assert f"continue with: detrkit train --resume {run}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("is_started", [False, True])
+def test_signal_is_acknowledged_before_the_step_ends(
+    number: signal.Signals, is_started: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, progress = TrainingState(), ConsoleProgress()
+    state.stop.on_signal = lambda: progress.on_stop_signal(state)
+    with state.stop:
+        if is_started:
+            progress.on_train_start(state)
+        capsys.readouterr()
+        os.kill(os.getpid(), number)
+        said = capsys.readouterr().out
+        progress.on_exception(state, RuntimeError())
+    assert "stopping after the current step or evaluation, then saving the run" in said
+    assert ("press Ctrl-C again to stop at once" in said) is (number == signal.SIGINT)
 
 
 @pytest.mark.parametrize(

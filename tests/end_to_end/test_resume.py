@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from detrkit.checkpoints.files import read_training_state, write_training_state
-from detrkit.cli import main
+from detrkit.cli import main, training_console
+from detrkit.cli.training_console import ConsoleProgress
 from detrkit.errors import CheckpointError, ConfigError
+from detrkit.training.callbacks import TrainingState
 from detrkit.training.loggers.jsonl import read_metrics
 from tests.datasets import write_coco, write_whole_photos
 from tests.waiting import PATIENCE, wait_until
@@ -95,6 +97,32 @@ def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.
     capfd.readouterr()
     assert run(["train", "--resume", str(output)]) == 2
     assert "the run has ended" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_signal_while_processes_start_ends_them_without_a_trace(number: int, code: int, tmp_path: Path) -> None:
+    folder, output = write_coco(tmp_path / "shapes"), tmp_path / "run"
+    script = (
+        "import os, sys\n"
+        "from detrkit.cli import main\n"
+        "from detrkit.training import launch\n"
+        "start, number = launch.start_processes, int(sys.argv.pop(1))\n"
+        "def start_and_signal(*arguments, **options):\n"
+        "    context = start(*arguments, **options)\n"
+        "    receivers = [os.getpid()]\n"
+        "    if number == 2: receivers += [process.pid for process in context.processes]\n"  # as the terminal does
+        "    for receiver in receivers: os.kill(receiver, number)\n"
+        "    return context\n"
+        "launch.start_processes = start_and_signal\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", script, str(int(number)), "train", str(folder), *SHORT, "--devices", "2"]
+    command += ["--epochs", "500", "--output", str(output)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "terminated" not in ended.stderr
+    assert not (output / "last").exists()
 
 
 def test_error_of_one_process_ends_all_and_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +256,41 @@ def test_changed_dataset_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixtu
     for place in (tmp_path, folder):
         assert run(["train", "--resume", str(place)]) == 2
         assert "there is no config.yaml" in capsys.readouterr().err
+
+
+def test_run_whose_dataset_was_moved_is_resumed_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopEveryThreeSteps(ConsoleProgress):
+        def on_step_end(self, state: TrainingState) -> None:
+            super().on_step_end(state)
+            if state.step % 3 == 0:
+                state.request_stop()
+
+    folder, moved, again = write_coco(tmp_path / "shapes"), tmp_path / "disk 2" / "photos", tmp_path / "photos"
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    arguments = ["train", str(folder), *SHORT, "--epochs", "4", "--dropout", "0.1", "--horizontal-flip", "0.5"]
+    assert run([*arguments, "--output", str(whole)]) == 0
+    monkeypatch.setattr(training_console, "ConsoleProgress", StopEveryThreeSteps)
+    assert run([*arguments, "--output", str(output)]) == 0
+    moved.parent.mkdir()
+    folder.rename(moved)
+    capsys.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"the dataset of the run, {folder}, is not there any more; pass its new place as DATA" in error
+    assert run(["train", str(moved), "--resume", str(output)]) == 0
+    moved.rename(again)
+    assert run(["train", str(again), "--resume", str(output)]) == 0
+    assert str(again) in (output / "config.yaml").read_text()
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert run(["train", "--resume", str(output)]) == 2  # found at its last place: the run has ended
+    assert "the run has ended" in capsys.readouterr().err
+    assert weights(whole).keys() == weights(output).keys()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(output)[name], tensor), name
 
 
 def test_edited_number_of_steps_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A model, its traced programs and its exported files, shared by the tests of the formats; the exports are slow."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,7 +37,9 @@ def exported(
     @cache
     def export(format: str, postprocess: bool = False) -> Path:
         path = folder / f"{format}-{postprocess}{EXPORT_FORMATS[format].suffix}"
-        program = copy.deepcopy(program_of(postprocess))  # writers may change it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11 about itself
+            program = copy.deepcopy(program_of(postprocess))  # writers may change it
         EXPORT_FORMATS[format].write(program, metadata_of(model, postprocess=postprocess), path)
         return path
 

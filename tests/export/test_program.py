@@ -14,7 +14,7 @@ import torch
 from detrkit import Detector
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.errors import CheckpointError, DatasetError, ExportError
-from detrkit.export.graph import export_program
+from detrkit.export.graph import _without_pooling_guards, export_program
 from detrkit.export.program import write_program
 from detrkit.inference.engines.program import read_program
 from detrkit.inference.engines.program_check import OPERATORS
@@ -267,6 +267,19 @@ def test_backbone_with_tensorflow_padding_is_exported_for_any_size(lite0: tuple[
 
 
 @pytest.mark.slow
+def test_pooling_is_traced_for_any_size_with_the_shape_function_of_torch_2_11(monkeypatch: pytest.MonkeyPatch) -> None:
+    def division_with_a_guard(x: int, y: int) -> int:
+        return x // y - 1 if x % y != 0 and (x % y < 0) != (y < 0) else x // y
+
+    monkeypatch.setattr("torch._meta_registrations.div_rtn", division_with_a_guard)
+    pool, height = torch.nn.MaxPool2d(3, stride=2, padding=1), torch.export.Dim("height", min=64, max=512)
+    with _without_pooling_guards():
+        program = torch.export.export(pool, (torch.zeros(1, 1, 160, 64),), dynamic_shapes=({2: height},)).module()
+    for size in (64, 97, 160):
+        image = torch.rand(1, 1, size, 64)
+        assert torch.equal(program(image), pool(image))
+
+
 def test_small_image_is_rejected_if_padding_would_change_its_predictions(lite0: tuple[DETR, Path]) -> None:
     engine = read_program(lite0[1])
     with pytest.raises(DatasetError, match=r"100 x 40 px, .*at least 64 px"):

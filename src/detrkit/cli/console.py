@@ -55,8 +55,12 @@ def progress_bar(description: str, *, visible: bool = True) -> Iterator[Callable
         TimeRemainingColumn(compact=True),
     )
     console = Console(stderr=True)
-    # without a terminal, a transient bar would leave an empty line
-    with Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal)) as bar:
+    if not (
+        visible and console.is_terminal
+    ):  # a transient bar, with rich before 14.3 a disabled one, leaves an empty line
+        yield lambda done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

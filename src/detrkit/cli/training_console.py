@@ -1,6 +1,8 @@
 """Console output of training: progress bar, evaluations, what was chosen, and the result."""
 
+import signal
 from collections import Counter
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ class ConsoleProgress(Callback):
     """Shows settings, a progress bar and evaluations."""
 
     def __init__(self) -> None:
-        self._bar: Any = None  # created in the process that trains
+        self._console: Any = None  # created in the process that trains
+        self._bar: Any = None
         self._task: Any = None
 
     def on_train_start(self, state: TrainingState) -> None:
@@ -74,6 +77,15 @@ class ConsoleProgress(Callback):
         if not self._console.is_terminal:
             mark = " (best)" if state.is_best and value >= 0 else ""
             self._console.print(f"epoch {state.epoch}: {headline(metrics)}{mark}")
+
+    def on_stop_signal(self, state: TrainingState) -> None:
+        """Say at once that the run will stop; it takes up to a step, or an evaluation, until it does."""
+        again = "; press Ctrl-C again to stop at once" if state.stop.received == signal.SIGINT else ""
+        line = f"stopping after the current step or evaluation, then saving the run{again}"
+        with suppress(
+            RuntimeError, OSError
+        ):  # the signal interrupted a write to the same stream, or its reader is gone
+            (self._console or get_console()).print(line, soft_wrap=True)
 
     def on_train_end(self, state: TrainingState) -> None:
         """Remove the bar."""

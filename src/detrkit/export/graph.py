@@ -5,6 +5,8 @@ outputs that `ExportMetadata.output_names` lists.
 """
 
 import copy
+import importlib
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +81,7 @@ def export_program(model: DETR, *, postprocess: bool) -> ExportedProgram:
     network = (PixelOutputs if postprocess else RelativeOutputs)(fused).eval()
     examples, shapes = _examples(model.config, postprocess)
     try:
-        with _without_shape_checks(), warnings.catch_warnings():
+        with _without_shape_checks(), _without_pooling_guards(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about internals of torch
             return torch.export.export(network, examples, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many kinds
@@ -125,6 +127,24 @@ def _without_shape_checks() -> Iterator[None]:
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@contextmanager
+def _without_pooling_guards() -> Iterator[None]:
+    """Trace pooling for all sizes: torch 2.11 tied the graph to those with a remainder like that of the example.
+
+    Its shape function divided as C++ does, which needs the remainder; torch 2.13 uses `//`.
+    """
+    meta = importlib.import_module("torch._meta_registrations")
+    before = getattr(meta, "div_rtn", None)
+    if before is None:
+        yield
+        return
+    vars(meta)["div_rtn"] = operator.floordiv
+    try:
+        yield
+    finally:
+        vars(meta)["div_rtn"] = before
 
 
 def _masks(predictions: Predictions) -> tuple[Tensor, ...]:

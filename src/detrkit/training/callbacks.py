@@ -22,6 +22,7 @@ Event = Literal[
     "on_log",
     "on_evaluate_end",
     "on_epoch_end",
+    "on_stop_signal",
     "on_train_end",
 ]
 
@@ -98,6 +99,12 @@ class Callback:
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Called after an epoch, its evaluation included."""
+
+    def on_stop_signal(self, state: TrainingState) -> None:
+        """Called at once when a signal, `state.stop.received`, asks to stop; the current step or evaluation still ends.
+
+        It runs in the handler of the signal, in the midst of a step: print a line, change no tensor.
+        """
 
     def on_train_end(self, state: TrainingState) -> None:
         """Called once after the last step, also if the run was stopped; the report is already written."""

@@ -274,6 +274,7 @@ class TrainingRun:
                     f"further, start a run with {arg('weights', str(self.output))} and another {arg('output')}"
                 )
         try:
+            self.state.stop.on_signal = lambda: trainer.callbacks.call("on_stop_signal", self.state)
             with self.state.stop:
                 trainer.callbacks.call("on_train_start", self.state)
                 self._expect_evaluation()
