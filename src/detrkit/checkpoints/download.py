@@ -9,7 +9,7 @@ from urllib.error import URLError
 import torch
 
 from detrkit._internal.files import make_folder
-from detrkit.checkpoints.zoo import IMAGENET_FILES, imagenet_url, official_url
+from detrkit.checkpoints.zoo import IMAGENET_URLS, imagenet_url, official_url
 from detrkit.errors import CheckpointError, arg
 
 _logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def official_weights(preset: str) -> Path:
 
 
 def imagenet_weights(backbone: str) -> Path:
-    """Download torchvision's ImageNet weights of a backbone unless they are in torch's cache.
+    """Download the ImageNet weights of a backbone unless they are in torch's cache.
 
     Raises:
         CheckpointError: there are none, the network fails, or the file does not match its hash.
@@ -33,14 +33,14 @@ def imagenet_weights(backbone: str) -> Path:
     url = imagenet_url(backbone)
     if url is None:
         raise CheckpointError(
-            f"backbone {backbone!r} has no ImageNet weights; use one of {', '.join(IMAGENET_FILES)}, or leave out "
+            f"backbone {backbone!r} has no ImageNet weights; use one of {', '.join(IMAGENET_URLS)}, or leave out "
             f"{arg('weights')}"
         )
     return fetch(url)
 
 
 def cached_imagenet_weights(backbone: str) -> Path | None:
-    """Return torchvision's ImageNet weights of a backbone if they are in torch's cache."""
+    """Return the ImageNet weights of a backbone if they are in torch's cache."""
     url = imagenet_url(backbone)
     path = None if url is None else Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     return path if path is not None and path.is_file() else None

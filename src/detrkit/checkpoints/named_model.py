@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrkit.checkpoints.adapt import FIRST_CONVOLUTIONS
 from detrkit.checkpoints.state_dict import check_state_dict
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import read_yaml
@@ -87,7 +88,7 @@ def _shown_fields(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     table = state.get("query_source.weight")
     if table is not None and table.ndim == 2:
         fields["num_queries"] = len(table)
-    stem = state.get("backbone.body.conv1.weight")
+    stem = next((state[name] for name in FIRST_CONVOLUTIONS if name in state), None)
     if stem is not None and stem.ndim == 4:
         fields["in_channels"] = stem.shape[1]
     return fields

@@ -30,11 +30,22 @@ HUB_MODELS = {
     "table-transformer-structure-recognition": "microsoft/table-transformer-structure-recognition",
 }
 _TORCHVISION = "https://download.pytorch.org/models/"
-IMAGENET_FILES = {
+_IMAGENET_FILES = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
+}
+# without hashes in their names
+_RTDETR = "https://github.com/lyuwenyu/storage/releases/download/v0.1/"
+_DFINE = "https://github.com/Peterande/storage/releases/download/dfinev1.0/"
+IMAGENET_URLS = {
+    **{name: _TORCHVISION + file for name, file in _IMAGENET_FILES.items()},
+    "resnet18-vd": f"{_RTDETR}ResNet18_vd_pretrained_from_paddle.pth",
+    "resnet34-vd": f"{_RTDETR}ResNet34_vd_pretrained_from_paddle.pth",
+    "resnet50-vd": f"{_RTDETR}ResNet50_vd_ssld_v2_pretrained_from_paddle.pth",
+    "resnet101-vd": f"{_RTDETR}ResNet101_vd_ssld_pretrained_from_paddle.pth",
+    **{f"hgnetv2-b{size}": f"{_DFINE}PPHGNetV2_B{size}_stage1.pth" for size in range(7)},
 }
 
 
@@ -101,8 +112,8 @@ def official_url(preset: str) -> str:
 
 
 def imagenet_url(backbone: str) -> str | None:
-    """Return the address of torchvision's ImageNet weights of a backbone, or None if it has none."""
-    return _TORCHVISION + IMAGENET_FILES[backbone] if backbone in IMAGENET_FILES else None
+    """Return the address of the ImageNet weights of a backbone, or None if it has none."""
+    return IMAGENET_URLS.get(backbone)
 
 
 def list_models() -> ModelList:

@@ -63,11 +63,26 @@ def _positions(config: ModelConfig) -> str:
 
 
 def _encoder(config: ModelConfig) -> str:
+    if config.is_hybrid:
+        return _hybrid_encoder(config)
     if not config.encoder_layers:
         return "no layers in this model: the tokens themselves are the memory"
     if config.encoder == "dense":
         return "every token attends to all tokens; the output is called memory"
     return f"every token attends to {_points(config)}; the output is called memory"
+
+
+def _hybrid_encoder(config: ModelConfig) -> str:
+    steps = []
+    if config.encoder_layers:
+        count = config.attention_levels
+        maps = "the coarsest map" if count == 1 else f"each of the {count} coarsest maps"
+        steps.append(f"the cells of {maps} attend to each other, with sine encodings of their positions")
+    if config.num_feature_levels > 1:
+        steps.append("convolutions pass features from the coarsest map to the finest and back")
+    if config.has_memory_projection:
+        steps.append("each map is projected once more")
+    return "; ".join([*steps, "the output is called memory"])
 
 
 def _queries(config: ModelConfig) -> str:

@@ -86,5 +86,4 @@ class DETR(nn.Module):
         self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = enabled
         if self.mask_head is not None:
             self.mask_head.activation_checkpointing = enabled
-        # recomputing would update the statistics of ordinary batch norm twice
-        self.backbone.activation_checkpointing = enabled and self.config.backbone_normalization == "frozen"
+        self.backbone.activation_checkpointing = enabled

@@ -1,12 +1,14 @@
 """Building blocks that encoder and decoder layers share (paper, appendix A.3 and figure 10)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from detrkit.models.dropout import Dropout
@@ -90,7 +92,32 @@ def in_float32(
 
 
 def checkpointed(block: Callable[..., Any], enabled: bool, *inputs: Any) -> Any:
-    """Run a block; if enabled, store only its inputs and recompute its activations in the backward pass."""
-    if enabled and torch.is_grad_enabled():
-        return checkpoint(block, *inputs, use_reentrant=False)
-    return block(*inputs)
+    """Run a block; if enabled, store only its inputs and recompute its activations in the backward pass.
+
+    Batch norms update their statistics in the first computation only.
+
+    Args:
+        block: a module, or a `functools.partial` with modules among its arguments.
+        enabled: False runs the block as it is.
+        inputs: of the block.
+    """
+    if not (enabled and torch.is_grad_enabled()):
+        return block(*inputs)
+    parts = [one for one in (block, *getattr(block, "args", ())) if isinstance(one, nn.Module)]
+    norms = [one for part in parts for one in part.modules() if isinstance(one, _BatchNorm)]
+    return checkpoint(
+        block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _constant_statistics(norms))
+    )
+
+
+@contextmanager
+def _constant_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let batch norms use the statistics of the batch without recording them."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

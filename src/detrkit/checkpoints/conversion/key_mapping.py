@@ -54,6 +54,11 @@ def rename_to_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dic
     return renamed
 
 
+def rename_known_to_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
+    """Rename the other format's entries to detrkit's, and leave out those without a counterpart."""
+    return _rename_all(state, [(_compile(other), detrkit) for detrkit, other in rules])[0]
+
+
 def without_step_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drop the step counters of batch norm, which are not used."""
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}

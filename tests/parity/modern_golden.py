@@ -1,0 +1,76 @@
+"""Golden numbers of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4: ../shared/golden/modern, README-realtime.md there."""
+
+import gzip
+import importlib.util
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# golden files whose list of entries has another name
+_STATE_DICTS = {
+    "rtdetrv2_r18vd": "rtdetrv2_s_r18vd",
+    "rtdetrv2_r18vd_dsp": "rtdetrv2_s_dsp",
+    "deim_rtdetrv2_r18vd": "deim_rtdetrv2_s",
+}
+
+
+@cache
+def formula(shared: Path) -> ModuleType:
+    """Return the module that draws weights and images by their names."""
+    spec = importlib.util.spec_from_file_location("formula_modern", shared / "golden/modern/formula_modern.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_golden(shared: Path, name: str) -> Mapping[str, Any]:
+    """Return the arrays of a golden file."""
+    content: Mapping[str, Any] = np.load(shared / f"golden/modern/{name}.npz")
+    return content
+
+
+def entries(shared: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the authors' entries, of a golden file or a published variant."""
+    path = shared / f"golden/modern/state_dict_{_STATE_DICTS.get(name, name)}.json.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as content:
+        return {entry: tuple(shape) for entry, shape, _ in json.load(content)["state_dict"]}
+
+
+def golden_weights(shared: Path, name: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """Return the weights of a golden file in the authors' names; entries that are constants or computed are left out.
+
+    Args:
+        shared: folder of the golden files.
+        name: of the file.
+        prefixes: of the entries to draw.
+    """
+    golden = read_golden(shared, name)
+    drawn = {
+        entry: formula(shared).weight(entry, shape, str(golden["salt"]))
+        for entry, shape in entries(shared, name).items()
+        if entry.startswith(prefixes)
+    }
+    state = {entry: torch.from_numpy(np.asarray(value)) for entry, value in drawn.items() if value is not None}
+    start = 0
+    for norm, channels in zip(golden["bn_names"], golden["bn_channels"], strict=True):
+        for kind in ("mean", "var"):
+            if f"{norm}.running_{kind}" in state:
+                values = golden[f"bn_{kind}"][start : start + channels].astype(np.float32)
+                state[f"{norm}.running_{kind}"] = torch.from_numpy(values)
+        start += channels
+    return state
+
+
+def golden_images(shared: Path) -> Tensor:
+    """Return the batch of two square images."""
+    images = [formula(shared).image(f"image{index}", 320, 320) for index in range(2)]
+    return torch.from_numpy(np.stack(images))
