@@ -19,7 +19,7 @@ from detrkit.models.layers import checkpointed
 from detrkit.ops.padding import cell_padding_mask, zero_padding
 
 STRIDES: tuple[int, ...] = (4, 8, 16, 32)
-# the convolutions of 2 x 2 cells, padded at the end, look 2 pixels to the right, the pooling beside them 1 pixel
+# the convolutions of 2 x 2 cells, padded at the end, look 2 pixels to the right, the pooling of the other branch 1 pixel
 _FIRST_CELL_CENTER = 0.5 + (2 + 1) / 2
 
 
