@@ -20,7 +20,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.batching import extend_to_channels, normalization_stats
 from detrkit.data.categories import Categories
-from detrkit.data.images import RGB
+from detrkit.data.decoding import RGB
 from detrkit.data.transforms.geometry import EvalTransform, Interpolation, max_long_side
 from detrkit.data.transforms.preprocessing import ModelTransform, ResizeMode, ResizeRule, Rounding
 from detrkit.errors import CheckpointError, ConfigError

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrkit.data.categories import Categories
+from detrkit.data.decoding import RGB
 from detrkit.data.findings import Finding
-from detrkit.data.images import RGB, read_image
+from detrkit.data.images import read_image
 from detrkit.data.records import Record, Records, SplitName
 from detrkit.data.segmentation import read_masks
 from detrkit.errors import DatasetError, arg

@@ -35,7 +35,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
     """
     _check_header(path, size)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             pixels = np.array(image)
     except MemoryError:
         raise DatasetError(f"{path}: does not fit into memory; make image and PNG smaller") from None

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import SampleSplit, keep
-from detrkit.data.images import RGB, image_to_pixels
+from detrkit.data.decoding import RGB
+from detrkit.data.images import image_to_pixels
 from detrkit.data.records import Masks, Record, Records
 from detrkit.errors import ConfigError, DatasetError, arg, short
 from detrkit.ops.masks import encode_masks

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from detrkit.data.images import MAX_PIXELS
+from detrkit.data.image_structure import MAX_PIXELS
 from detrkit.errors import ConfigError, DatasetError, import_optional
 
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf"

@@ -12,7 +12,7 @@ from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Thresholds
 from detrkit.checkpoints.path_kinds import DATASET, MODEL_OR_RESULTS, check_kinds
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split
-from detrkit.data.images import RGB
+from detrkit.data.decoding import RGB
 from detrkit.data.loaders import Loader, evaluation_loader
 from detrkit.data.records import SplitName
 from detrkit.errors import ConfigError, DetrkitError, arg

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from detrkit._internal.text import first_line
 from detrkit._version import __version__
-from detrkit.data.images import RGB
+from detrkit.data.decoding import RGB
 from detrkit.errors import ConfigError, ExportError, arg, install_hint
 from detrkit.export.suppress_output import suppress_output
 from detrkit.inference.engines.metadata import METADATA_KEY, ExportMetadata

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -22,6 +22,7 @@ from detrkit._version import __version__
 from detrkit.errors import DetrkitError
 from detrkit.inference.options import Threshold, parse_threshold
 from detrkit.serve.browser_security import BrowserSecurityMiddleware
+from detrkit.serve.connection_limits import ClientLimitMiddleware, ConnectionLimits, affordable_connections
 from detrkit.serve.hosts import Access
 from detrkit.serve.http_errors import HttpError, http_error_for, shutting_down
 from detrkit.serve.metrics import MetricsMiddleware
@@ -35,6 +36,7 @@ from detrkit.structures import Detections
 _LOG = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 _CLIENT_CLOSED = 499  # never sent
+_HANDLES_PER_WORKER = 16  # file handles to start two processes and to send them uploads
 _CLOSE_SECONDS = 1.0  # that running batches have at a shutdown, after their requests were answered or cancelled
 _BODY = {
     "requestBody": {
@@ -55,7 +57,15 @@ def build_app(service: Service, access: Access) -> FastAPI:
     Args:
         service: predicts and explains.
         access: names of the server, and proxies in front of it.
+
+    Returns:
+        The application; `state.connection_limits` are the limits that its server has to keep.
     """
+    config = service.config
+    handles = _HANDLES_PER_WORKER * config.workers
+    limits = ConnectionLimits(
+        affordable_connections(config.max_connections, handles), config.max_connections_per_address, access.proxies
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -74,7 +84,9 @@ def build_app(service: Service, access: Access) -> FastAPI:
     _add_status_routes(app, service)
     _add_page(app, service, access.root_path)
     _add_error_handlers(app)
+    app.state.connection_limits = limits
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(ClientLimitMiddleware, limits=limits)
     app.add_middleware(BrowserSecurityMiddleware, access=access)
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)  # outside: refused requests count, too
     app.add_middleware(RootPathMiddleware, root_path=access.root_path)
@@ -107,13 +119,14 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
         """Report whether images are answered, and by what."""
-        is_ready = service.batcher.is_alive
+        is_ready = service.batcher.is_alive and service.decoders.is_able
         content = {
             "status": "ready" if is_ready else "not ready",
             "model": service.name,
             "devices": list(service.devices),
             "queue": len(service.batcher),
             "in_flight": service.in_flight,
+            "decoders": service.decoders.to_json(),
             "explains": service.can_explain,
             "version": __version__,
         }
@@ -170,11 +183,12 @@ async def _answer(
     seconds = service.config.timeout
     _check_query(request)
     try:
-        with service.admit():
-            slow_upload = HttpError(
-                408, f"image: not received within {seconds:g} seconds; send a smaller one", {"Connection": "close"}
-            )
-            upload = await _within(seconds, read_upload(request, service.config.max_upload_bytes), slow_upload)
+        slow_upload = HttpError(
+            408, f"image: not received within {seconds:g} seconds; send a smaller one", {"Connection": "close"}
+        )
+        # a place in the queue is taken when the image is there: uploads that stall keep none from others
+        upload = await _within(seconds, read_upload(request, service.config.max_upload_bytes), slow_upload)
+        with closing(upload.file), service.admit():
             slow_answer = HttpError(
                 504, f"server: no answer within {seconds:g} seconds; try again, or raise the timeout"
             )

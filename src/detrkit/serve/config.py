@@ -28,7 +28,19 @@ class ServeConfig(BaseModel):
     shutdown_timeout: float = Field(
         5.0, description="Seconds that requests in progress have to finish after SIGTERM or Ctrl-C; then answered 503"
     )
-    workers: int = Field(2, ge=1, description="Threads that read images")
+    workers: int = Field(
+        2, ge=1, description="Processes that read images; as many more, started when needed, read large ones"
+    )
+    decode_timeout: float = Field(10.0, description="Maximum seconds of processor time to read one image")
+    max_connections: int = Field(
+        1000, ge=1, description="Maximum number of connections; at most half of the file handles that the system allows"
+    )
+    max_connections_per_address: int = Field(
+        200,
+        ge=1,
+        description="Maximum number of connections of one address (IPv6: /64), or of requests in progress that a trusted "
+        "proxy forwards for it",
+    )
     max_upload_mb: float = Field(20.0, description="Maximum size of an upload in megabytes")
     max_megapixels: float = Field(50.0, description="Maximum size of an image in megapixels")
 
@@ -43,7 +55,7 @@ class ServeConfig(BaseModel):
         Raises:
             ConfigError: a value is out of range.
         """
-        for name in ("timeout", "shutdown_timeout", "max_upload_mb", "max_megapixels"):
+        for name in ("timeout", "shutdown_timeout", "decode_timeout", "max_upload_mb", "max_megapixels"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{arg(name, value)} is out of range; use a number above 0")

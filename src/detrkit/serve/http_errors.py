@@ -17,6 +17,23 @@ def queue_full(max_queue: int) -> HttpError:
     return HttpError(503, f"server: {waiting} already in progress; try again in a moment", _RETRY_AFTER)
 
 
+def too_many_connections(maximum: int) -> HttpError:
+    """Return the answer to more connections than the server accepts."""
+    return HttpError(503, f"server: {maximum} connections are open already; try again in a moment", _RETRY_AFTER)
+
+
+def too_many_requests(maximum: int) -> HttpError:
+    """Return the answer to more connections or requests of one address than the server accepts."""
+    return HttpError(
+        429, f"server: {maximum} connections of this address are open already; use fewer at a time", _RETRY_AFTER
+    )
+
+
+def cannot_decode() -> HttpError:
+    """Return the answer while no process that decodes images can be started."""
+    return HttpError(503, "server: cannot start a process that reads images; try again in a moment", _RETRY_AFTER)
+
+
 def shutting_down() -> HttpError:
     """Return the answer to requests that a shutdown interrupts."""
     return HttpError(503, "server: shutting down; try again in a moment", _RETRY_AFTER)

@@ -173,9 +173,10 @@ def build_server(app: "FastAPI", config: ServeConfig) -> "uvicorn.Server":
     """Build the uvicorn server of an application, without running it."""
     import uvicorn
 
-    from detrkit.serve.connection import limited
+    from detrkit.serve.connection import LimitedServer, limited
 
-    return uvicorn.Server(
+    limits = app.state.connection_limits
+    return LimitedServer(
         uvicorn.Config(
             app,
             lifespan="on",
@@ -183,7 +184,11 @@ def build_server(app: "FastAPI", config: ServeConfig) -> "uvicorn.Server":
             access_log=False,
             server_header=False,
             proxy_headers=False,  # `BrowserSecurityMiddleware` reads them
-            http=limited(config.timeout),
+            http=limited(config.timeout, limits),
+            loop="asyncio",
+            backlog=max(
+                2, min(64, limits.total // 8)
+            ),  # that are accepted at a time, before others are closed for them
             ws="none",
             timeout_graceful_shutdown=math.ceil(config.shutdown_timeout),
         )

@@ -7,17 +7,16 @@ images that wait to be explained. The event loop is never blocked.
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from jaxtyping import UInt8
-from torch import Tensor
+import numpy as np
 
 from detrkit.data.dataset import unannotated
-from detrkit.data.images import read_uploaded_image
+from detrkit.data.images import to_tensor
 from detrkit.errors import DatasetError
 from detrkit.explain.document import page_document
 from detrkit.explain.explain import explain_sample
@@ -28,6 +27,8 @@ from detrkit.inference.engines.torch import TorchEngine
 from detrkit.inference.options import Threshold
 from detrkit.serve.batcher import Batcher
 from detrkit.serve.config import THREAD_PREFIX, ServeConfig
+from detrkit.serve.decoder import DecodeRequest
+from detrkit.serve.decoders import Decoders
 from detrkit.serve.http_errors import HttpError, queue_full, shutting_down
 from detrkit.serve.metrics import Metrics
 from detrkit.serve.unreadable import CURL, HEAD_BYTES, describe_unsupported
@@ -69,7 +70,8 @@ class Service:
         self.metrics = Metrics()
         self.batcher = Batcher(detectors, config.batch_size, config.batch_wait_ms / 1000, self.metrics.batches.observe)
         self.in_flight = 0
-        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{THREAD_PREFIX} images")
+        self.decoders = Decoders(config.workers)
+        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{THREAD_PREFIX} pages")
         self._predict_slots = asyncio.Semaphore(_BATCHES_AHEAD * config.batch_size * len(detectors))
         self._explain_slots = asyncio.Semaphore(_EXPLAINED_AHEAD * len(detectors))
         self.metrics.add_gauge("detrkit_queue_length", "Images that wait for a device", self.batcher.__len__)
@@ -108,8 +110,8 @@ class Service:
         Raises:
             DatasetError: the image cannot be read.
         """
-        async with _slot(self._predict_slots, upload):
-            sample = await self._in_thread(lambda: self.detector.preprocess(self._read(upload)), upload)
+        async with self._predict_slots:
+            sample = await self._decode(upload, lambda pixels: self.detector.preprocess(to_tensor(pixels)))
             found = await _wait(self.batcher.predict(sample, min_scores))
         return replace(found, path=upload.name)
 
@@ -123,8 +125,8 @@ class Service:
         Raises:
             DatasetError: the image cannot be read.
         """
-        async with _slot(self._explain_slots, upload):
-            sample = await self._in_thread(lambda: unannotated(self._read(upload)), upload)
+        async with self._explain_slots:
+            sample = await self._decode(upload, lambda pixels: unannotated(to_tensor(pixels)))
             explanation = await _wait(
                 self.batcher.call(
                     lambda detector: explain_sample(
@@ -138,16 +140,20 @@ class Service:
         """End all threads after their running batch or image.
 
         Args:
-            seconds: maximum time to wait for running batches; images that are being read are not waited for. Default: any
-                time, for both.
+            seconds: maximum time to wait for running batches. Default: any. Images that are being decoded are not waited
+                for, their processes are ended.
         """
+        self.decoders.close(seconds)
         self.batcher.close(seconds)
         self._pool.shutdown(wait=seconds is None, cancel_futures=True)
 
-    def _read(self, upload: Upload) -> UInt8[Tensor, "C H W"]:
+    async def _decode(self, upload: Upload, finish: Callable[[np.ndarray], ResultT]) -> ResultT:
+        """Decode an upload in another process."""
+        config = self.config
         channels = self.detector.engine.config.in_channels
+        request = DecodeRequest(upload.file, upload.name, channels, config.max_pixels, config.decode_timeout)
         try:
-            return read_uploaded_image(upload.file, upload.name, channels, self.config.max_pixels)
+            return await _wait(self.decoders.submit(request, finish))
         except DatasetError as error:
             upload.file.seek(0)
             found = describe_unsupported(upload.file.read(HEAD_BYTES))
@@ -157,16 +163,11 @@ class Service:
                 raise DatasetError(f"{error.message}; if curl -d sent it, which damages files, use: {CURL}") from None
             raise
 
-    async def _in_thread(self, work: Callable[[], ResultT], upload: Upload | None = None) -> ResultT:
-        """Run `work` in a thread, which closes the upload when done, also after a cancellation."""
+    async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
         try:
             future = self._pool.submit(work)
         except RuntimeError:
-            if upload is not None:
-                upload.file.close()
             raise shutting_down() from None
-        if upload is not None:
-            future.add_done_callback(lambda _: upload.file.close())
         return await _wait(future)
 
 
@@ -174,20 +175,6 @@ def _pack(explanation: Explanation) -> tuple[bytes, int]:
     page = page_document(explanation)
     document = json.dumps(page.document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return gzip.compress(document + page.block, _GZIP_LEVEL), len(document)
-
-
-@asynccontextmanager
-async def _slot(slots: asyncio.Semaphore, upload: Upload) -> AsyncIterator[None]:
-    """Wait for a slot; the upload is closed if there is an error."""
-    try:
-        await slots.acquire()
-    except BaseException:
-        upload.file.close()
-        raise
-    try:
-        yield
-    finally:
-        slots.release()
 
 
 async def _wait(future: Future[ResultT]) -> ResultT:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 HEAD_BYTES = 512  # by which contents are recognised
 CURL = "curl -F image=@photo.jpg http://127.0.0.1:8000/predict"
+_CONVERT = "save it as JPEG, PNG, WebP, GIF or BMP (more than four channels: as .npy)"
 HOW_TO_SEND = f"send the image file itself, as in: {CURL}"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"heif")
@@ -50,6 +51,10 @@ def _is_base64_image(head: bytes) -> bool:
         return False
 
 
+def _is_netpbm(head: bytes) -> bool:
+    return re.match(rb"P[1-7fF][\s#]", head) is not None
+
+
 def _is_heif(head: bytes) -> bool:
     return _is_video(head) and head[8:12] in _HEIF_BRANDS
 
@@ -67,6 +72,11 @@ def _starts_quoted(pattern: re.Pattern[bytes]) -> Callable[[bytes], bool]:
 _KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (_is_heif, "a HEIC photo; save it as JPEG first (iPhone: Settings, Camera, Formats, Most Compatible)"),
     (_is_video, "a video; send one frame as JPEG or PNG"),
+    (_starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), f"a TIFF image; {_CONVERT}"),
+    (_starts(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), f"a JPEG 2000 image; {_CONVERT}"),
+    (_starts(b"\0\0\1\0", b"\0\0\2\0", b"icns"), f"an icon; {_CONVERT}"),
+    (_starts(b"8BPS"), f"a Photoshop file; {_CONVERT}"),
+    (_is_netpbm, f"a PPM image; {_CONVERT}"),
     (_is_base64_image, f"base64; {HOW_TO_SEND}"),
     (_starts_quoted(_DATA_URL), f"a data URL; {HOW_TO_SEND}"),
     (_starts_quoted(_URL), f"an address, which is not fetched; {HOW_TO_SEND}"),

@@ -4,21 +4,45 @@ The body is the image itself, or a form (multipart/form-data) with one file. Up 
 images are kept in an unnamed temporary file.
 """
 
+import codecs
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, Protocol, runtime_checkable
 
 from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from detrkit.data.images import ImageFile
+from detrkit._internal.text import printable
+from detrkit.data.image_structure import ImageFile
 from detrkit.serve.http_errors import HttpError
 from detrkit.serve.unreadable import CURL, HOW_TO_SEND
 
 _MAX_MEMORY = 1_000_000  # bytes of an upload kept in memory
 _MAX_FIELD = 10_000  # bytes of other fields in a form
+# of browsers and HTTP clients, in Python's names; it has others that are not of text, or that raise errors of other kinds
+_CHARSETS = frozenset(
+    [
+        "utf-8",
+        "ascii",
+        "koi8-r",
+        "koi8-u",
+        "gb2312",
+        "gbk",
+        "gb18030",
+        "big5",
+        "euc_jp",
+        "shift_jis",
+        "cp932",
+        "euc_kr",
+        "cp949",
+    ]
+    + [f"iso8859-{part}" for part in range(1, 17)]
+    + [f"cp125{part}" for part in range(9)]
+)
 _MAX_NAME = 200  # characters
 _MAX_DISCARDED = 50_000_000  # bytes read and discarded from a client that sends too many, so that it gets the answer
 
@@ -91,13 +115,13 @@ async def _read_counted(request: Request, max_bytes: int) -> AsyncGenerator[byte
 
 
 async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> Upload:
+    _check_charset(request)
     parser = MultiPartParser(request.headers, body, max_files=1, max_fields=8, max_part_size=_MAX_FIELD)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise HttpError(
-            400, f"image: the form cannot be read ({error.message.rstrip('.')}); send one file, as in: {CURL}"
-        ) from None
+    except (MultiPartException, FormParserError, ValueError, LookupError, KeyError) as error:
+        reason = printable(getattr(error, "message", str(error)))[:_MAX_NAME].rstrip(".")
+        raise HttpError(400, f"image: the form cannot be read ({reason}); send one file, as in: {CURL}") from None
     fields = form.multi_items()
     files = [value for _, value in fields if isinstance(value, UploadFile)]
     if files and files[0].size and "threshold" not in form:
@@ -105,6 +129,20 @@ async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> Upl
     for file in files:
         file.file.close()
     raise _wrong_form([name for name, value in fields if isinstance(value, str)], bool(files))
+
+
+def _check_charset(request: Request) -> None:
+    """Check the encoding of a form's names; what Python knows beside these, such as punycode, raises errors of any kind."""
+    _, parameters = parse_options_header(request.headers["content-type"])
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1").strip()
+    try:
+        is_known = codecs.lookup(charset).name in _CHARSETS
+    except (LookupError, ValueError):
+        is_known = False
+    if not is_known:
+        raise HttpError(
+            415, f"image: the form has the charset {charset[:40]!r}, expected utf-8; leave it to the HTTP client"
+        )
 
 
 def _wrong_form(text_fields: list[str], has_file: bool) -> HttpError:

@@ -14,8 +14,8 @@ from detrkit.data.categories import Categories
 from detrkit.data.checks.annotations import examine_annotations
 from detrkit.data.checks.overlap import find_shared_images
 from detrkit.data.dataset import DatasetSplits, DetectionDataset, Split, Transform, concat_splits
+from detrkit.data.decoding import RGB
 from detrkit.data.findings import sort_findings
-from detrkit.data.images import RGB
 from detrkit.data.records import SplitName
 from detrkit.data.samplers import BatchGrouping
 from detrkit.data.splits import load_dataset, require_train

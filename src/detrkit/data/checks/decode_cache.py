@@ -17,7 +17,8 @@ from typing import TextIO, TypeVar
 import PIL
 
 from detrkit._internal.files import make_folder, write_text
-from detrkit.data.images import RGB, array_shape, open_image, read_image_bytes
+from detrkit.data.decoding import RGB
+from detrkit.data.images import array_shape, open_image, read_image_bytes
 from detrkit.data.records import Record
 from detrkit.errors import ConfigError, DatasetError, arg
 
