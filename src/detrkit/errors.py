@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from reprlib import Repr
 from typing import Any
 
@@ -118,6 +117,8 @@ def install_hint(requirement: str) -> str:
     Args:
         requirement: package, or extra such as ``"detrkit[serve]"``.
     """
+    from importlib.metadata import PackageNotFoundError, version  # takes a third of the start of a decoding process
+
     try:
         version("pip")
     except PackageNotFoundError:

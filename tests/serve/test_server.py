@@ -231,12 +231,11 @@ def test_requests_beyond_the_queue_are_answered_503(gate: Gate, drawn: list[Path
     content = drawn[0].read_bytes()
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(served.post, "/predict", content) for _ in range(3)]
-        wait_until(lambda: served.service.in_flight == 3)
+        wait_until(lambda: len(served.service.batcher) == 2)  # the third one is being predicted
         refused = served.post("/predict", content)
         assert refused.status_code == 503
         assert refused.headers["Retry-After"] == "1"
         assert "3 images are already in progress" in error_of(refused)
-        wait_until(lambda: len(served.service.batcher) == 2)
         health = served.client.get("/health").json()
         assert (health["queue"], health["in_flight"]) == (2, 3)
         engine.may_continue.set()

@@ -21,23 +21,24 @@ from detrkit.errors import DatasetError
 RGB = 3
 EXIF_ORIENTATION = 0x0112
 # Pillow has more formats, some of which start other programs (EPS runs Ghostscript)
-_FORMATS = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "GIF",
-    "AVIF",
-    "HEIF",
-    "JPEG2000",
-    "PPM",
-    "TGA",
-    "PCX",
-    "ICO",
-)
+# by name, the module of PIL that reads it; HEIF has none
+_MODULES = {
+    "JPEG": "JpegImagePlugin",
+    "MPO": "MpoImagePlugin",
+    "PNG": "PngImagePlugin",
+    "WEBP": "WebPImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "DIB": "BmpImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "GIF": "GifImagePlugin",
+    "AVIF": "AvifImagePlugin",
+    "JPEG2000": "Jpeg2KImagePlugin",
+    "PPM": "PpmImagePlugin",
+    "TGA": "TgaImagePlugin",
+    "PCX": "PcxImagePlugin",
+    "ICO": "IcoImagePlugin",
+}
+_FORMATS = (*_MODULES, "HEIF")
 # of strangers: what browsers and phones make, in decoders that are used and tested the most
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
 SUPPRESS_WARNINGS = SuppressWarnings()
@@ -47,12 +48,19 @@ _BLOCK = 2**20  # pixels of more than 8 bits that are converted at a time
 BeforeDecoding = Callable[[int, int], None]
 
 
+class TooMuchWorkError(Exception):
+    """Raised by a `BeforeDecoding` to stop; it is passed on."""
+
+
 @functools.cache
 def readable_formats(among: Sequence[str] = _FORMATS) -> tuple[str, ...]:
     """Return the formats that Pillow can decode here; HEIC if the package pillow-heif is installed."""
-    Image.init()
-    with suppress(ImportError):
-        importlib.import_module("pillow_heif").register_heif_opener()
+    for name in among:
+        with suppress(ImportError):
+            if name == "HEIF":
+                importlib.import_module("pillow_heif").register_heif_opener()
+            else:
+                importlib.import_module(f"PIL.{_MODULES[name]}")
     return tuple(name for name in among if name in Image.OPEN)
 
 
@@ -104,7 +112,7 @@ def opened_image(
             if before_decoding is not None:
                 before_decoding(image.width * image.height, passes)
             yield image
-    except DatasetError:
+    except (DatasetError, TooMuchWorkError):
         raise
     except Image.DecompressionBombError:
         raise DatasetError(

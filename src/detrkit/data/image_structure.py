@@ -13,7 +13,7 @@ from detrkit.errors import DatasetError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 MAX_SCANS = 100  # of a JPEG: encoders write 1 to about 20, and libtiff has the same limit
-_MAX_SCANNED = 2**31  # pixels in all scans of a JPEG: 12 scans of the largest image
+_MAX_SCANNED = 2**32  # pixels in all scans of a JPEG: 24 scans of the largest image; CMYK has 18
 _MAX_SEGMENTS = 10_000  # of a JPEG: profiles, thumbnails and depth maps take some hundred
 _MAX_ICON_SIDE = 4096  # pixels; usual are 256 to 1024
 _MAX_BLOCK = 4096**2  # pixels of a tile or strip of a TIFF that is larger than its image

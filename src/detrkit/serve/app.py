@@ -37,6 +37,7 @@ _LOG = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 _CLIENT_CLOSED = 499  # never sent
 _HANDLES_PER_WORKER = 16  # file handles to start two processes and to send them uploads
+_START_SECONDS = 30.0  # that the processes which decode images may take before the first request
 _CLOSE_SECONDS = 1.0  # that running batches have at a shutdown, after their requests were answered or cancelled
 _BODY = {
     "requestBody": {
@@ -69,6 +70,7 @@ def build_app(service: Service, access: Access) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.decoders.wait_until_started, _START_SECONDS)
         yield
         await asyncio.to_thread(service.close, _CLOSE_SECONDS)
 
@@ -186,13 +188,12 @@ async def _answer(
         slow_upload = HttpError(
             408, f"image: not received within {seconds:g} seconds; send a smaller one", {"Connection": "close"}
         )
-        # a place in the queue is taken when the image is there: uploads that stall keep none from others
-        upload = await _within(seconds, read_upload(request, service.config.max_upload_bytes), slow_upload)
-        with closing(upload.file), service.admit():
-            slow_answer = HttpError(
-                504, f"server: no answer within {seconds:g} seconds; try again, or raise the timeout"
-            )
-            return await _within(seconds, _while_connected(request, work(upload)), slow_answer)
+        slow_answer = HttpError(504, f"server: no answer within {seconds:g} seconds; try again, or raise the timeout")
+        with service.in_progress():
+            upload = await _within(seconds, read_upload(request, service.config.max_upload_bytes), slow_upload)
+            # a place in the queue is taken when the image is there: uploads that stall keep none from others
+            with closing(upload.file), service.admit():
+                return await _within(seconds, _while_connected(request, work(upload)), slow_answer)
     except asyncio.CancelledError:  # by the server, at a shutdown
         if (task := asyncio.current_task()) is not None:
             task.uncancel()

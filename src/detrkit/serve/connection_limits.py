@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -30,6 +30,7 @@ _HANDLES = 2  # of a connection: its socket, and the temporary file of a large u
 _MIN_CONNECTIONS = 4
 
 
+@runtime_checkable
 class Connection(Protocol):
     """A connection as the limits see it."""
 

@@ -13,9 +13,10 @@ from typing import IO
 
 import numpy as np
 
+from detrkit.data.decoding import TooMuchWorkError
 from detrkit.data.image_structure import ImageFile
 from detrkit.errors import DatasetError
-from detrkit.serve.decoder_process import TooLargeError, receive, send
+from detrkit.serve.decoder_process import receive, send
 
 try:
     import fcntl
@@ -24,12 +25,21 @@ except ImportError:  # Windows
 
 _CHUNK = 2**20
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from detrkit.serve.decoder_process import main; main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from detrkit.serve.decoder_process import main; main(int(sys.argv[2]))"
 )
 
 
 class DecoderEndedError(Exception):
-    """The process of a decoder has ended before it answered."""
+    """The process of a decoder has ended before it answered.
+
+    Attributes:
+        used_up_time: whether its processor time was used up.
+    """
+
+    def __init__(self, returncode: int) -> None:
+        super().__init__(returncode)
+        self.used_up_time = returncode == -getattr(signal, "SIGXCPU", 0) != 0
 
 
 class DecoderStartError(Exception):
@@ -61,7 +71,13 @@ class Decoder:
     `decode` is for one thread; `kill` may be called by any, and makes `decode` raise an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, niceness: int = 0) -> None:
+        """Describe a process.
+
+        Args:
+            niceness: by how much its priority is lower than that of the server.
+        """
+        self._niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._is_closed = False
@@ -88,7 +104,7 @@ class Decoder:
             return
         self.reap()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path)]
+        command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(self._niceness)]
         with self._lock:
             if self._is_closed:
                 raise DecoderStartError("closed")
@@ -110,6 +126,7 @@ class Decoder:
         try:
             receive(answers)
         except (EOFError, OSError, ValueError):
+            self.reap()
             raise DecoderStartError("it ended at once") from None
 
     def decode(self, request: DecodeRequest, max_work: float) -> np.ndarray:
@@ -124,7 +141,7 @@ class Decoder:
 
         Raises:
             DatasetError: it cannot be decoded.
-            TooLargeError: it takes more work.
+            TooMuchWorkError: it takes more work.
             DecoderEndedError: the process was killed, or ended.
         """
         requests, answers = self._pipes()
@@ -133,12 +150,11 @@ class Decoder:
             answer = receive(answers)
             if "error" in answer:
                 raise DatasetError(str(answer["error"]))
-            if "too_large" in answer:
-                raise TooLargeError
+            if "too_much_work" in answer:
+                raise TooMuchWorkError
             return _receive_pixels(answers, answer, request)
         except (EOFError, OSError, ValueError, KeyError, TypeError):
-            self.kill()
-            raise DecoderEndedError from None
+            raise DecoderEndedError(self.reap()) from None
 
     def kill(self) -> None:
         """End the process at once."""
@@ -152,14 +168,6 @@ class Decoder:
             self._is_closed = True
         self.kill()
 
-    def exhausted_time(self) -> bool:
-        """Return whether the process ended because its processor time was used up."""
-        if self._process is None:
-            return False
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        return self._process.returncode == -getattr(signal, "SIGXCPU", 0) != 0
-
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         process = self._process
         assert process is not None
@@ -167,17 +175,24 @@ class Decoder:
         assert process.stdout is not None
         return process.stdin, process.stdout
 
-    def reap(self) -> None:
-        """End the process, and close its pipes; for the thread that calls `decode`."""
-        process, self._process = self._process, None
+    def reap(self) -> int:
+        """End the process, wait for its end, and close its pipes; for the thread that calls `decode`.
+
+        Returns:
+            Its exit code, minus a signal's number if that ended it.
+        """
+        process = self._process
         if process is None:
-            return
+            return 0
         process.kill()
-        process.wait()
+        code = process.wait()
+        with self._lock:
+            self._process = None
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with suppress(OSError):  # what was not sent
                     pipe.close()
+        return code
 
 
 def _send_request(pipe: IO[bytes], request: DecodeRequest, max_work: float) -> None:

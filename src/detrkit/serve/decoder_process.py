@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from detrkit.data.decoding import UPLOAD_FORMATS, decode_file, readable_formats
+from detrkit.data.decoding import UPLOAD_FORMATS, TooMuchWorkError, decode_file, readable_formats
 from detrkit.errors import DatasetError
 
 try:
@@ -30,10 +30,6 @@ _BYTES_PER_PIXEL = 40  # at most, of an image of few colors with transparency an
 _RESERVE = 2**28  # bytes of memory above that, for the decoders themselves
 _PASSES_PER_DECODING = 8  # scans of a progressive JPEG that take as long as all the rest
 _MAX_MESSAGE = 2**16  # bytes of a JSON object
-
-
-class TooLargeError(Exception):
-    """An image takes longer than those that a process is for."""
 
 
 def send(file: IO[bytes], message: dict[str, Any], content: Iterable[bytes | memoryview] = ()) -> None:
@@ -70,13 +66,19 @@ def read_exactly(file: IO[bytes], length: int) -> bytes:
     return content
 
 
-def main() -> None:
-    """Answer requests until the input ends."""
+def main(niceness: int = 0) -> None:
+    """Answer requests until the input ends.
+
+    Args:
+        niceness: by how much to lower the priority of this process.
+    """
+    if niceness and hasattr(os, "nice"):
+        os.nice(niceness)
     for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a service manager: the server ends this process
         signal.signal(number, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # decoders that print do not mix with answers
-    readable_formats()
+    readable_formats(UPLOAD_FORMATS)
     memory = _virtual_memory()
     _set_limit("CORE", 0)
     send(answers, {"ready": True})
@@ -93,7 +95,7 @@ def main() -> None:
 def _answer(answers: IO[bytes], request: dict[str, Any], content: bytes, memory: int) -> None:
     def before_decoding(pixels: int, passes: int) -> None:
         if pixels * (1 + passes / _PASSES_PER_DECODING) > request["max_work"]:
-            raise TooLargeError
+            raise TooMuchWorkError
         limit_memory(pixels)
 
     def limit_memory(pixels: int) -> None:
@@ -114,8 +116,8 @@ def _answer(answers: IO[bytes], request: dict[str, Any], content: bytes, memory:
             before_decoding,
         )
         pixels = np.ascontiguousarray(pixels)
-    except TooLargeError:
-        send(answers, {"too_large": True})
+    except TooMuchWorkError:
+        send(answers, {"too_much_work": True})
         return
     except DatasetError as error:
         send(answers, {"error": error.message[:1000]})

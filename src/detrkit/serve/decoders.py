@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from detrkit.data.decoding import TooMuchWorkError
 from detrkit.errors import DatasetError, arg
 from detrkit.serve.config import THREAD_PREFIX
 from detrkit.serve.decoder import Decoder, DecoderEndedError, DecodeRequest, DecoderStartError
-from detrkit.serve.decoder_process import TooLargeError
 from detrkit.serve.http_errors import HttpError, cannot_decode
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _PATIENCE = 2.0  # seconds that a small image may take while none waits, divided
 _MIN_PATIENCE = 0.25
 _STUCK = 5.0  # seconds after which a decoder counts as stuck
 _TICK = 0.1  # seconds between two looks at the running images
+_NICENESS = 10  # of processes for large images, among which endless ones end up
 _RETRY = 1.0  # seconds between two attempts to start a process
 
 
@@ -70,7 +71,8 @@ class Decoders:
         self._restarts = 0
         self._starting = 0
         self._failure: str | None = None
-        self._decoders = [Decoder() for _ in range(2 * workers)]
+        self._unstarted = workers if is_eager else 0  # processes that have not been started once
+        self._decoders = [Decoder(_NICENESS * (number >= workers)) for number in range(2 * workers)]
         self._threads = [threading.Thread(target=self._watch, name=f"{THREAD_PREFIX} watch", daemon=True)]
         for number, decoder in enumerate(self._decoders):
             lane = self._small if number < workers else self._large
@@ -85,6 +87,11 @@ class Decoders:
         job = _Job(request, finish)
         self._queue(self._small, job)
         return job.future
+
+    def wait_until_started(self, seconds: float) -> None:
+        """Wait until the processes for small images can decode, or could not be started."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unstarted or self._is_closed, seconds)
 
     @property
     def is_able(self) -> bool:
@@ -138,6 +145,9 @@ class Decoders:
     def _work(self, lane: _Lane, decoder: Decoder, is_eager: bool) -> None:
         if is_eager:
             self._start(decoder)
+            with self._changed:
+                self._unstarted -= 1
+                self._changed.notify_all()
         while (job := self._next(lane)) is not None:
             try:
                 self._decode(lane, decoder, job)
@@ -190,14 +200,14 @@ class Decoders:
         job.since, job.decoder = time.monotonic(), decoder
         try:
             pixels = decoder.decode(job.request, lane.max_work)
-        except TooLargeError:
+        except TooMuchWorkError:
             self._queue(self._large, job)
             return
-        except DecoderEndedError:
+        except DecoderEndedError as error:
             if job.is_moved and lane is self._small:
                 self._queue(self._large, job)
                 return
-            raise _ended(decoder, job.request) from None
+            raise _ended(error, job.request) from None
         finally:
             job.decoder = None
         with suppress(InvalidStateError):  # cancelled
@@ -225,8 +235,8 @@ class Decoders:
             time.sleep(_TICK)
 
 
-def _ended(decoder: Decoder, request: DecodeRequest) -> DatasetError:
-    if decoder.exhausted_time():
+def _ended(error: DecoderEndedError, request: DecodeRequest) -> DatasetError:
+    if error.used_up_time:
         return DatasetError(
             f"{request.name}: takes more than {request.cpu_seconds:g} seconds of processor time to read; save it again, or "
             f"start the server with a larger {arg('decode_timeout')}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -70,12 +71,15 @@ class Service:
         self.metrics = Metrics()
         self.batcher = Batcher(detectors, config.batch_size, config.batch_wait_ms / 1000, self.metrics.batches.observe)
         self.in_flight = 0
+        self._queued = 0
         self.decoders = Decoders(config.workers)
         self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{THREAD_PREFIX} pages")
         self._predict_slots = asyncio.Semaphore(_BATCHES_AHEAD * config.batch_size * len(detectors))
         self._explain_slots = asyncio.Semaphore(_EXPLAINED_AHEAD * len(detectors))
         self.metrics.add_gauge("detrkit_queue_length", "Images that wait for a device", self.batcher.__len__)
         self.metrics.add_gauge("detrkit_in_flight", "Requests with images in progress", lambda: self.in_flight)
+        for name, description in (("stuck", "Images that take long to decode"), ("restarts", "Decoders started again")):
+            self.metrics.add_gauge(f"detrkit_decoder_{name}", description, partial(self._decoder_number, name))
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -91,13 +95,22 @@ class Service:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count a request as in progress.
+        """Give an image that has arrived a place in the queue.
 
         Raises:
             HttpError: the queue is full.
         """
-        if self.in_flight >= self.config.max_queue:
+        if self._queued >= self.config.max_queue:
             raise queue_full(self.config.max_queue)
+        self._queued += 1
+        try:
+            yield
+        finally:
+            self._queued -= 1
+
+    @contextmanager
+    def in_progress(self) -> Iterator[None]:
+        """Count a request, also while its image arrives."""
         self.in_flight += 1
         try:
             yield
@@ -135,6 +148,9 @@ class Service:
                 )
             )
             return await self._in_thread(lambda: _pack(explanation))
+
+    def _decoder_number(self, name: str) -> float:
+        return self.decoders.to_json()[name]
 
     def close(self, seconds: float | None = None) -> None:
         """End all threads after their running batch or image.

@@ -25,21 +25,7 @@ _MAX_MEMORY = 1_000_000  # bytes of an upload kept in memory
 _MAX_FIELD = 10_000  # bytes of other fields in a form
 # of browsers and HTTP clients, in Python's names; it has others that are not of text, or that raise errors of other kinds
 _CHARSETS = frozenset(
-    [
-        "utf-8",
-        "ascii",
-        "koi8-r",
-        "koi8-u",
-        "gb2312",
-        "gbk",
-        "gb18030",
-        "big5",
-        "euc_jp",
-        "shift_jis",
-        "cp932",
-        "euc_kr",
-        "cp949",
-    ]
+    ["utf-8", "ascii", "koi8-r", "koi8-u", "gb2312", "gbk", "gb18030", "big5", "euc_jp", "shift_jis", "cp932", "euc_kr"]
     + [f"iso8859-{part}" for part in range(1, 17)]
     + [f"cp125{part}" for part in range(9)]
 )
