@@ -34,8 +34,20 @@ INVALID = (
 class Running:
     """`detrkit serve` in its own process."""
 
-    def __init__(self, weights: Path, *options: str) -> None:
-        words = [sys.executable, "-m", "detrkit", "serve", str(weights), "--port", "0", "--threshold", "0", *options]
+    def __init__(self, weights: Path, *options: str, prefix: tuple[str, ...] = ()) -> None:
+        words = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "detrkit",
+            "serve",
+            str(weights),
+            "--port",
+            "0",
+            "--threshold",
+            "0",
+            *options,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

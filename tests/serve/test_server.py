@@ -21,6 +21,7 @@ from detrkit.explain.document import page_document
 from detrkit.explain.explain import explain_sample
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.serve.config import ServeConfig
+from detrkit.serve.hosts import Access
 from detrkit.structures import Batch, Predictions
 from tests.serve.conftest import Served, serving
 from tests.waiting import PATIENCE, wait_until
@@ -63,7 +64,7 @@ class GatedEngine:
         return self._inner.predict(batch)
 
 
-Gate = Callable[[ServeConfig], tuple[Served, GatedEngine]]
+Gate = Callable[..., tuple[Served, GatedEngine]]
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def gate(detector: Detector) -> Iterator[Gate]:
     entered: list[Any] = []
     engines: list[GatedEngine] = []
 
-    def start(config: ServeConfig) -> tuple[Served, GatedEngine]:
+    def start(config: ServeConfig, access: Access = Access()) -> tuple[Served, GatedEngine]:  # noqa: B008
         engine = GatedEngine(detector)
         engines.append(engine)
-        entered.append(serving([Detector(engine, detector.categories, detector.preprocessing)], config))
+        entered.append(serving([Detector(engine, detector.categories, detector.preprocessing)], config, access))
         return entered[-1].__enter__(), engine
 
     yield start
