@@ -71,9 +71,11 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the index is malformed, a file is missing or damaged, or it lacks an entry.
     """
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, "an index of weights").get("weight_map")
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: not an index of weights, as it has no 'weight_map'; get the folder again")
+        raise CheckpointError(
+            f"{index}: not readable as an index of weights (it has no 'weight_map'); get the folder again"
+        )
     names_in: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         names_in.setdefault(str(file), []).append(name)

@@ -9,8 +9,12 @@ from detrkit.errors import CheckpointError
 MAX_JSON = 32 * 2**20  # bytes; a ``config.json`` with the names of 100,000 classes takes about 8 MB
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: str = "JSON") -> dict[str, Any]:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        kind: what it should be, for messages.
 
     Raises:
         CheckpointError: it is missing, too large, malformed, or not an object.
@@ -21,9 +25,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {MAX_JSON:,}; get the folder again")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); get the file again") from None
+        raise CheckpointError(f"{path}: not readable as {kind} ({error}); get the file again") from None
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: found a {type(content).__name__}, expected settings by name; get the file again"
-        )
+        found = type(content).__name__
+        raise CheckpointError(f"{path}: not readable as {kind} (found a {found}, expected names); get the file again")
     return content
