@@ -223,9 +223,7 @@ def test_hostile_and_unusual_uploads_are_answered_with_a_sentence(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_server_with_hostile_images_answers_good_ones_and_ends(
-    detector: Detector, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_with_hostile_images_answers_good_ones_and_ends(detector: Detector, tmp_path: Path, number: int) -> None:
     save_checkpoint(tmp_path / "tiny.safetensors", detector.to_checkpoint())
     server = Running(tmp_path / "tiny.safetensors", "--timeout", "1000", "--decode-timeout", "1000")
     # the slowest files that pass all checks
@@ -234,7 +232,7 @@ def test_server_with_hostile_images_answers_good_ones_and_ends(
     try:
         with ThreadPoolExecutor(24) as pool:
             before = memory_of(server.process.pid)
-            uploads = [pool.submit(post_patiently, server.url, content) for content in slow * 4]
+            uploads = [pool.submit(post_patiently, server.url, content) for content in slow * 2]
             answered = []
             while not all(one.done() for one in uploads):
                 start = time.monotonic()
@@ -252,7 +250,8 @@ def test_server_with_hostile_images_answers_good_ones_and_ends(
             taken = time.monotonic() - start
         assert taken < 5 + 5 or os.getloadavg()[0] > 4, taken
         assert server.process.returncode == 128 + number
-        assert (output, errors) == ("stopped\n", "")
+        assert output == "stopped\n"
+        assert "Traceback" not in errors
     finally:
         server.process.kill()
         server.process.communicate()

@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from benchmarks.hostile import hostile_images
 
 from detrkit import Detector
 from detrkit.checkpoints.native import save_checkpoint
+from detrkit.data.decoding import UPLOAD_FORMATS, decode_file
 from detrkit.errors import DatasetError
 from tests.conftest import SHARED
 from tests.serve.test_server import assert_same_detections
@@ -107,7 +109,10 @@ def check(uploads: list[tuple[str, bytes]], answers: list[httpx.Response], expec
 
 
 def predicted(detector: Detector, path: Path) -> Any:
+    """Return the detections in an image, None if it is damaged or of a format that is not uploaded."""
     try:
+        with path.open("rb") as file:
+            decode_file(file, path.name, formats=UPLOAD_FORMATS)
         return detector.predict(path, 0)
     except DatasetError:
         return None
@@ -130,8 +135,9 @@ def test_concurrent_uploads_get_their_own_answers_in_bounded_memory(
         for path in sorted((SHARED / "data" / "nasty" / "images").iterdir()):
             if path.is_file():
                 files[path.name], expected[path.name] = path.read_bytes(), predicted(detector, path)
-    for number, content in enumerate(INVALID):
-        files[f"{number}.jpg"], expected[f"{number}.jpg"] = content, None
+    hostile = {name: content for name, content in hostile_images().items() if len(content) < 10**6}
+    for name, content in (*((f"{number}.jpg", content) for number, content in enumerate(INVALID)), *hostile.items()):
+        files[name], expected[name] = content, None
     uploads = repeat_files(files)
     before = running.resident()
     answers = asyncio.run(post_concurrently(running.url, uploads))
