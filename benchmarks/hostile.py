@@ -108,6 +108,15 @@ def gif_of_frame(frame: Size) -> bytes:
     return head + b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x44\x01\x00;"
 
 
+def avif_of_frame(frame: Size, claimed: Size = (16, 16)) -> bytes:
+    """Return an AVIF that claims a size and contains a frame of another one."""
+    file = io.BytesIO()
+    Image.new("RGB", frame).save(file, "AVIF", quality=30, speed=10)
+    content = file.getvalue()
+    start = content.index(b"ispe") + 8
+    return content[:start] + struct.pack(">II", *claimed) + content[start + 8 :]
+
+
 def jpeg_2000(size: Size, tile: Size, code_block: int = 6, components: int = 1) -> bytes:
     """Return the headers of a JPEG 2000 code stream, with code blocks of 2^n pixels on each side."""
     siz = struct.pack(">H8IH", 0, *size, 0, 0, *tile, 0, 0, components) + bytes([7, 1, 1]) * components
@@ -133,5 +142,6 @@ def hostile_images() -> dict[str, bytes]:
         "chunks.png": png((8, 8), *[(b"tEXt", b"a\0")] * 200_000),
         "canvas.webp": webp_of_canvas((16_383, 16_383)),
         "frame.gif": gif_of_frame((65_000, 65_000)),
+        "frame.avif": avif_of_frame((8000, 6000)),
         "tiles.j2k": jpeg_2000((255, 255), (1, 1)),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.hostile import (
+    avif_of_frame,
     baseline_jpeg_of_scans,
     bitmap_header,
     gif_of_frame,
@@ -25,6 +26,7 @@ from PIL import Image
 
 from detrkit import DatasetError
 from detrkit.data import decoding
+from detrkit.data.avif_structure import frame_sizes
 from detrkit.data.image_structure import MAX_SCANS, check_structure
 from detrkit.data.images import has_image_content, open_image, read_image_size, read_uploaded_image
 
@@ -52,6 +54,7 @@ def save(content: bytes, folder: Path, name: str) -> Path:
         (webp_of_canvas((16_383, 16_383)), "16383 x 16383 pixels, more than the maximum"),
         (webp_of_canvas((2**24, 255)), "16777216 x 255 pixels, more than the maximum"),
         (gif_of_frame((65_000, 65_000)), "decompresses to more than"),
+        (avif_of_frame((5000, 5000)), "contains a frame of 5000 x 5000 pixels"),
         (jpeg_2000((255, 255), (1, 1)), "has 65025 tiles"),
         (jpeg_2000((60_000, 60_000), (60_000, 60_000)), "60000 x 60000 pixels, more than the maximum"),
         (jpeg_2000((12_000, 12_000), (12_000, 12_000), code_block=2), "code blocks or precincts of 16 pixels"),
@@ -140,6 +143,28 @@ def test_webps_are_read(lossless: bool, frames: int) -> None:
     images = [Image.new("RGBA", (60, 40), (shade, 0, 0, 90)) for shade in range(frames)]
     images[0].save(file, "WEBP", lossless=lossless, save_all=True, append_images=images[1:])
     assert read_uploaded_image(file, "a.webp").shape == (3, 40, 60)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("size", [(60, 40), (333, 1), (1030, 770)])
+def test_frames_of_avifs_have_their_size(frames: int, size: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    images = [Image.new("RGBA", size, (shade, 0, 0, 90)) for shade in range(frames)]
+    images[0].save(file, "AVIF", save_all=True, append_images=images[1:], speed=10)
+    sizes = list(frame_sizes(file.getvalue()))
+    assert sizes
+    assert set(sizes) == {size}
+    assert read_uploaded_image(file, "a.avif").shape == (3, size[1], size[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_avifs_end_in_no_other_error(seed: int) -> None:
+    content = bytearray(avif_of_frame((40, 30), (40, 30)))
+    random = np.random.default_rng(seed)
+    for position in random.integers(0, len(content), 1 + seed):
+        content[position] = random.integers(256)
+    assert len(list(frame_sizes(bytes(content)))) <= 10_000
+    assert len(list(frame_sizes(bytes(content[: random.integers(len(content))])))) <= 10_000
 
 
 def test_scaling_in_blocks_changes_nothing() -> None:

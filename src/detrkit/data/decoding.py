@@ -14,7 +14,7 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from detrkit.data.image_structure import MAX_PIXELS, ImageFile, check_structure, check_tiff_blocks
+from detrkit.data.image_structure import MAX_PIXELS, ImageFile, check_avif_frames, check_structure, check_tiff_blocks
 from detrkit.data.suppress_warnings import SuppressWarnings
 from detrkit.errors import DatasetError
 
@@ -109,6 +109,8 @@ def opened_image(
         with SUPPRESS_WARNINGS, Image.open(cast("IO[bytes]", file), formats=readable_formats(tuple(formats))) as image:
             check_size(image.height, image.width, where, max_pixels)
             check_tiff_blocks(image, where)
+            if image.format == "AVIF":  # Pillow has read the whole file
+                check_avif_frames(file, image.size, where)
             if before_decoding is not None:
                 before_decoding(image.width * image.height, passes)
             yield image

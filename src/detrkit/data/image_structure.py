@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from detrkit.data.avif_structure import frame_sizes
 from detrkit.errors import DatasetError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
@@ -16,7 +17,7 @@ MAX_SCANS = 100  # of a JPEG: encoders write 1 to about 20, and libtiff has the 
 _MAX_SCANNED = 2**32  # pixels in all scans of a JPEG: 24 scans of the largest image; CMYK has 18
 _MAX_SEGMENTS = 10_000  # of a JPEG: profiles, thumbnails and depth maps take some hundred
 _MAX_ICON_SIDE = 4096  # pixels; usual are 256 to 1024
-_MAX_BLOCK = 4096**2  # pixels of a tile or strip of a TIFF that is larger than its image
+_MAX_BLOCK = 4096**2  # pixels of a tile of a TIFF, or of a frame of an AVIF, that is larger than its image
 _MIN_TILE = 64**2  # mean pixels per tile of a JPEG 2000, whose decoder takes 10 kB for each
 _MIN_CODE_BLOCK = 16**2  # pixels of a code block or precinct of a JPEG 2000, likewise 1 kB
 _HEAD = 2**16  # bytes that are read first
@@ -111,6 +112,27 @@ def check_tiff_blocks(image: Any, where: Path | str) -> None:
             f"{where}: the TIFF of {image.width} x {image.height} pixels has tiles of {width} x {height} pixels and "
             f"{samples} channels of {bits} bits, expected tiles no larger than the image; save it again"
         )
+
+
+def check_avif_frames(file: ImageFile, size: tuple[int, int], where: Path | str) -> None:
+    """Check the frames inside an AVIF, which are decoded as a whole.
+
+    Args:
+        file: the file.
+        size: (width, height) that it claims.
+        where: its name.
+
+    Raises:
+        DatasetError: they are much larger.
+    """
+    file.seek(0)
+    limit = max(size[0] * size[1] * 4, _MAX_BLOCK)
+    for width, height in frame_sizes(file.read()):
+        if width * height > limit:
+            raise DatasetError(
+                f"{where}: the AVIF of {size[0]} x {size[1]} pixels contains a frame of {width} x {height} pixels, "
+                "expected frames no larger than the image; save it again"
+            )
 
 
 def _count_scans(content: bytes, where: Path | str, *, is_complete: bool) -> int | None:
