@@ -131,7 +131,10 @@ def test_arguments_are_named_as_options_on_the_command_line() -> None:
             {"position_embedding": "learned", "encoder_positions": "none", "decoder_positions": "none"},
             "position_embedding='learned' cannot be trained if positions are added nowhere",
         ),
-        ({"queries": "nothing"}, "queries='nothing': input should be 'learned', 'points', 'anchors' or 'two_stage'"),
+        (
+            {"queries": "nothing"},
+            "queries='nothing': input should be 'learned', 'points', 'anchors', 'two_stage' or 'selected'",
+        ),
         ({"num_feature_levels": 9}, "num_feature_levels=9: input should be less than or equal to 8"),
     ],
 )

@@ -144,7 +144,7 @@ def test_references_that_are_points_or_boxes_are_refined() -> None:
 def test_gradients_of_refined_references_flow_only_in_dab_detr() -> None:
     for name, has_gradient in (("dab-detr-r50", True), ("deformable-detr-r50-refine", False)):
         model = small(name)
-        _, references = model.decoder(*_decoder_inputs(model), model.heads)
+        references = model.decoder(*_decoder_inputs(model), model.heads).references
         first = model.decoder.layers[0].feed_forward.contract.weight
         gradient = torch.autograd.grad(references[1].sum(), first, allow_unused=True)[0]
         assert (gradient is not None) == has_gradient, name
@@ -155,7 +155,8 @@ def test_gradients_of_attention_do_not_reach_the_boxes_of_the_previous_layer(nam
     """With look_forward_twice, gradients reach them through the refined references, not through attention."""
     model = small(name, backbone="resnet-tiny")
     model.decoder.look_forward_twice = True
-    states, references = model.decoder(*_decoder_inputs(model), model.heads)
+    decoded = model.decoder(*_decoder_inputs(model), model.heads)
+    states, references = decoded.states, decoded.references
     head = list(model.heads.box_head_of(0).parameters())
     assert all(one is None for one in torch.autograd.grad(states.sum(), head, allow_unused=True, retain_graph=True))
     assert all(one is not None for one in torch.autograd.grad(references[1].sum(), head))
@@ -173,19 +174,19 @@ def _decoder_inputs(model: DETR) -> tuple[object, object]:
 def test_query_position_encodings_equal_values_by_hand() -> None:
     torch.manual_seed(0)
     positions, states = torch.randn(1, 2, 8), torch.randn(1, 2, 8)
-    reference = torch.logit(torch.tensor([[[0.25, 0.5], [0.75, 1 / 3]]]))
+    points = torch.tensor([[[0.25, 0.5], [0.75, 1 / 3]]])
     plain = QueryPositionEncoding(8, has_anchors=False, is_conditional=False)
     assert plain(0, states, positions, None).reference is None
-    torch.testing.assert_close(plain(0, states, positions, reference).reference, reference.sigmoid())
+    torch.testing.assert_close(plain(0, states, positions, points).reference, points)
 
     encoding = QueryPositionEncoding(8, has_anchors=False, is_conditional=True)
-    first = encoding(0, states, positions, reference).sine
+    first = encoding(0, states, positions, points).sine
     # row: 2 pi * 0.5 = pi in four channels of periods 1, 1, 100, 100; then column: 2 pi * 0.25
     angle_y, angle_x = math.pi, math.pi / 2
     expected = [math.sin(angle_y), math.cos(angle_y), math.sin(angle_y / 100), math.cos(angle_y / 100)]
     expected += [math.sin(angle_x), math.cos(angle_x), math.sin(angle_x / 100), math.cos(angle_x / 100)]
     torch.testing.assert_close(first[0, 0], torch.tensor(expected), rtol=0, atol=1e-5)
-    second = encoding(1, states, positions, reference).sine
+    second = encoding(1, states, positions, points).sine
     torch.testing.assert_close(second, first * encoding.content_scale(states))
 
 
@@ -194,7 +195,7 @@ def test_sine_encodings_of_anchors_are_modulated_by_the_predicted_size() -> None
     encoding = QueryPositionEncoding(8, has_anchors=True, is_conditional=True)
     torch.nn.init.zeros_(encoding.size_head[2].weight)
     torch.nn.init.zeros_(encoding.size_head[2].bias)  # predicted size 0.5
-    anchors = torch.logit(torch.tensor([[[0.5, 0.5, 0.25, 0.125]]]))
+    anchors = torch.tensor([[[0.5, 0.5, 0.25, 0.125]]])
     modulated = encoding(0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors).sine[0, 0]
     plain = QueryPositionEncoding(8, has_anchors=False, is_conditional=True)(
         0, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), anchors
@@ -210,10 +211,10 @@ def test_size_modulation_of_thin_anchors_is_finite_in_float16(logit: float) -> N
     anchors = torch.full((1, 3, 4), logit, requires_grad=True)
     states = torch.randn(1, 3, 8)
     with torch.autocast("cpu", torch.float16):
-        sine = encoding(1, states.half(), states.half(), anchors).sine
+        sine = encoding(1, states.half(), states.half(), anchors.sigmoid()).sine
     assert sine.isfinite().all()
     assert torch.autograd.grad(sine.float().sum(), anchors)[0].isfinite().all()
-    exact = encoding(1, states, states, anchors).sine
+    exact = encoding(1, states, states, anchors.sigmoid()).sine
     if logit > 0:  # not clamped
         torch.testing.assert_close(sine.float(), exact, rtol=0, atol=0.02)
 

@@ -54,10 +54,11 @@ def test_positions_injected_at_the_input_equal_positions_added_before() -> None:
     )
     heads = DetectionHeads([ClassHead(16, 3)], [BoxHead(16)])
     queries = Queries(torch.zeros(1, 3, 16), torch.randn(1, 3, 16))
-    result, references = decoder(queries, feature_maps(tokens, positions), heads)
-    assert references is None
-    torch.testing.assert_close(decoder(queries, feature_maps(tokens + positions, zeros), heads)[0], result)
-    assert not torch.allclose(decoder(queries, feature_maps(tokens, zeros), heads)[0], result)
+    decoded = decoder(queries, feature_maps(tokens, positions), heads)
+    result = decoded.states
+    assert decoded.references is None
+    torch.testing.assert_close(decoder(queries, feature_maps(tokens + positions, zeros), heads).states, result)
+    assert not torch.allclose(decoder(queries, feature_maps(tokens, zeros), heads).states, result)
 
 
 def class_logits(**settings: object) -> torch.Tensor:

@@ -60,8 +60,9 @@ def test_points_are_in_pixels_of_the_original_image() -> None:
     # first row, second column of the coarsest map: 16 px per cell, times 2 for the original image
     sampled = inputs.sampling_points(queries=[1])
     assert sampled.reference_points[0].tolist() == [[48.0, 16.0]] * 3
-    assert sampled.points.shape == (8, 1, 3, 4, 2)
-    torch.testing.assert_close(sampled.weights.sum((2, 3)), torch.ones(8, 1))
+    assert sampled.points.shape == (8, 1, 12, 2)
+    assert sampled.num_points == (4, 4, 4)
+    torch.testing.assert_close(sampled.weights.sum(2), torch.ones(8, 1))
 
 
 def test_initial_points_lie_in_a_ring_around_the_reference_point() -> None:
@@ -70,7 +71,7 @@ def test_initial_points_lie_in_a_ring_around_the_reference_point() -> None:
     attention = record_attention(build_model("deformable-detr-r50", **settings).eval(), batch())[0]
     sampled = attention.inputs("decoder_cross", 0).sampling_points(heads=[0], queries=[2])
     # the first head samples to the right: 1, 2, 3 and 4 cells of 4, 8 and 16 px, times 2 for the original image
-    steps = sampled.points[0, 0] - sampled.reference_points[0][:, None]
+    steps = sampled.points[0, 0].unflatten(0, (3, 4)) - sampled.reference_points[0][:, None]
     expected = torch.tensor([[8.0, 16.0, 24.0, 32.0], [16.0, 32.0, 48.0, 64.0], [32.0, 64.0, 96.0, 128.0]])
     torch.testing.assert_close(steps[..., 0], expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(steps[..., 1], torch.zeros(3, 4), rtol=0, atol=1e-3)
@@ -91,8 +92,8 @@ def test_maps_sum_to_the_weights_of_the_points_inside(kind: str) -> None:
         inside = ((cells >= 0.5) & (cells <= torch.tensor([width - 0.5, height - 0.5]))).all(-1)
         outside = ((cells < -0.5) | (cells > torch.tensor([width + 0.5, height + 0.5]))).any(-1)
         total = weights.sum(-1)
-        assert (total >= (sampled.weights * inside).sum((2, 3)) - 1e-5).all()
-        assert (total <= (sampled.weights * ~outside).sum((2, 3)) + 1e-5).all()
+        assert (total >= (sampled.weights * inside).sum(2) - 1e-5).all()
+        assert (total <= (sampled.weights * ~outside).sum(2) + 1e-5).all()
 
 
 def test_point_at_the_center_of_a_cell_gives_that_cell_all_weight() -> None:

@@ -21,9 +21,9 @@ _MAX_DEPTH = 4  # of containers in containers
 _MAX_MODELS = 64  # in one state dict
 # added by wrappers at any depth: DistributedDataParallel, torch.compile, FSDP, activation checkpointing, DeepSpeed
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
-# of the first decoder layer, by which the prefix is found: official, Hugging Face's, detrkit's
+# of the first decoder layer, by which the prefix is found: official (DETR's, RT-DETR's), Hugging Face's, detrkit's
 _NATIVE_LAYER = "decoder.layers.0.feed_forward.expand."
-_LAYERS = ("transformer.decoder.layers.0.", "model.decoder.layers.0.", _NATIVE_LAYER)
+_LAYERS = ("transformer.decoder.layers.0.", "decoder.decoder.layers.0.", "model.decoder.layers.0.", _NATIVE_LAYER)
 _MASKED = "detr."  # prefix of the box model in models with a mask head, which is not a wrapper's
 _AVERAGES = ("ema", "average", "averaged", "swa")
 _USUAL = ("model", "state_dict", "model_state_dict", "weights", "net", "network", "module", "params", "state")

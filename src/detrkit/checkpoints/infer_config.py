@@ -14,13 +14,31 @@ from detrkit.checkpoints.conversion.architectures import ARCHITECTURES, architec
 from detrkit.config.model import BackboneName, ModelConfig
 from detrkit.errors import CheckpointError, ConfigError
 
-# (number of blocks in each stage, whether they are bottlenecks)
-_BACKBONES: dict[tuple[tuple[int, ...], bool], BackboneName] = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-    ((1, 1, 1), False): "resnet-tiny",
+# weights of the first convolution of each kind of backbone
+RESNET_STEM = "backbone.body.conv1.weight"
+RESNET_VD_STEM = "backbone.body.conv1.0.convolution.weight"
+HGNET_STEM = "backbone.body.stem.stem1.convolution.weight"
+# (number of blocks in each stage, whether they are bottlenecks, whether the stem has three convolutions)
+_RESNETS: dict[tuple[tuple[int, ...], bool, bool], BackboneName] = {
+    ((2, 2, 2, 2), False, False): "resnet18",
+    ((3, 4, 6, 3), False, False): "resnet34",
+    ((3, 4, 6, 3), True, False): "resnet50",
+    ((3, 4, 23, 3), True, False): "resnet101",
+    ((1, 1, 1), False, False): "resnet-tiny",
+    ((2, 2, 2, 2), False, True): "resnet18-vd",
+    ((3, 4, 6, 3), False, True): "resnet34-vd",
+    ((3, 4, 6, 3), True, True): "resnet50-vd",
+    ((3, 4, 23, 3), True, True): "resnet101-vd",
+}
+# (widths at the begin and end of the stem, convolutions per block)
+_HGNETS: dict[tuple[tuple[int, ...], int], BackboneName] = {
+    ((16, 16), 3): "hgnetv2-b0",
+    ((24, 32), 3): "hgnetv2-b1",
+    ((24, 32), 4): "hgnetv2-b2",
+    ((24, 32), 5): "hgnetv2-b3",
+    ((32, 48), 6): "hgnetv2-b4",
+    ((32, 64), 6): "hgnetv2-b5",
+    ((48, 96), 6): "hgnetv2-b6",
 }
 
 
@@ -38,7 +56,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     try:
         class_rows, hidden_dim = _class_head(state).shape
         dim_feedforward = state["decoder.layers.0.feed_forward.expand.weight"].shape[0]
-        in_channels = state["backbone.body.conv1.weight"].shape[1]
+        backbone, in_channels = _backbone(state)
         fields = {**traits.fields, **traits.fields_from_weights(state, known.get("num_heads", 8))}
     except KeyError as error:
         raise CheckpointError(
@@ -47,7 +65,6 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     is_softmax = fields.get("class_scores", "softmax") == "softmax"  # one row is "no object"
     table = state.get("neck.positions.rows.weight")
     inferred: dict[str, Any] = {
-        **fields,
         "num_classes": class_rows - is_softmax,
         "hidden_dim": hidden_dim,
         "dim_feedforward": dim_feedforward,
@@ -57,8 +74,10 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         "mask_head": "mask_head.output.weight" in state,
         "position_embedding": "sine" if table is None else "learned",
         "max_position_embeddings": 50 if table is None else table.shape[0],
-        "backbone": _backbone(state),
+        "backbone": backbone,
         "in_channels": in_channels,
+        **traits.fields_from_backbone(backbone),
+        **fields,
     }
     try:
         return ModelConfig.model_validate({**inferred, **known})
@@ -76,12 +95,26 @@ def _count(state: Mapping[str, Tensor], layers: str) -> int:
     return len({match[1] for name in state if (match := pattern.match(name))})
 
 
-def _backbone(state: Mapping[str, Tensor]) -> BackboneName:
+def _backbone(state: Mapping[str, Tensor]) -> tuple[BackboneName, int]:
+    """Return the name of the backbone, and its input channels."""
+    if (stem := state.get(HGNET_STEM)) is not None:
+        return _hgnet(state), stem.shape[1]
+    vd_stem = state.get(RESNET_VD_STEM)
+    stem = state[RESNET_STEM] if vd_stem is None else vd_stem
     stages = sum(f"backbone.body.layer{stage}.0.conv1.weight" in state for stage in range(1, 5))
     blocks = tuple(_count(state, f"backbone.body.layer{stage}") for stage in range(1, stages + 1))
-    is_bottleneck = "backbone.body.layer1.0.conv3.weight" in state
-    if (blocks, is_bottleneck) not in _BACKBONES:
+    name = _RESNETS.get((blocks, "backbone.body.layer1.0.conv3.weight" in state, vd_stem is not None))
+    if name is None:
         raise CheckpointError(
             f"checkpoint: its backbone has {blocks} blocks per stage, expected those of ResNet-18, 34, 50 or 101"
         )
-    return _BACKBONES[blocks, is_bottleneck]
+    return name, stem.shape[1]
+
+
+def _hgnet(state: Mapping[str, Tensor]) -> BackboneName:
+    widths = tuple(state[f"backbone.body.stem.stem{part}.convolution.weight"].shape[0] for part in (1, 4))
+    layers = _count(state, "backbone.body.stages.0.blocks.0.layers")
+    name = _HGNETS.get((widths, layers))
+    if name is None:
+        raise CheckpointError(f"checkpoint: its HGNetV2 has a stem of widths {widths}, expected one of B0 to B6")
+    return name

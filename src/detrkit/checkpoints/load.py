@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from detrkit.checkpoints.containers import is_native, select_weights
+from detrkit.checkpoints.conversion.architectures import architecture_of_names
 from detrkit.checkpoints.conversion.huggingface import read_huggingface
 from detrkit.checkpoints.conversion.official import read_official
 from detrkit.checkpoints.download import official_weights
@@ -20,11 +21,12 @@ from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.files import read_safetensors, read_sharded, read_torch_file
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.named_model import NamedModel, config_of_named_model, undescribed
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, checkpoint_from_header
+from detrkit.checkpoints.native import Checkpoint, checkpoint_from_header, default_preprocessing
 from detrkit.checkpoints.sources import INDEX_SUFFIX, WEIGHTS_FILE, check_source, local_file, note_on_folder
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES
+from detrkit.checkpoints.zoo_realtime import REALTIME_PARAMETERS
 from detrkit.config.model import ModelConfig
-from detrkit.data.categories import default_categories
+from detrkit.data.categories import COCO_NAMES, Categories, contiguous_coco_categories, default_categories
 from detrkit.errors import CheckpointError, arg, python_style, render_arguments
 
 _logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ def load_checkpoint(
     notes = note_on_folder(path)
     if file is None and name in MODEL_NAMES and name not in HUB_MODELS:
         file = official_weights(name)
+        model = name if model is None and name in REALTIME_PARAMETERS else model
     if file is None:
         snapshot = _hub_snapshot(HUB_MODELS.get(name, name))
         file, notes = local_file(snapshot), note_on_folder(snapshot)
@@ -124,19 +127,20 @@ def _read_state_dict(
         if model is None:
             raise undescribed(tensors, path)
         config = config_of_named_model(model, tensors, path)
-        categories = default_categories(config.num_classes)
-        return Checkpoint(tensors, config, categories, Preprocessing(), notes=tuple(notes))
+        return Checkpoint(
+            tensors, config, _default_categories(config), default_preprocessing(config), notes=tuple(notes)
+        )
     if official := read_official(tensors, args):
         state, fields = official
         if "dc5" in path.name.lower():
             fields.setdefault("dilation", True)
+        notes = [*notes, *_note_on_activation(state, fields, model, path)]
         config = _config(state, fields, model, path)
-        categories = default_categories(config.num_classes)
-        return Checkpoint(state, config, categories, Preprocessing(), notes=tuple(notes))
+        return Checkpoint(state, config, _default_categories(config), default_preprocessing(config), notes=tuple(notes))
     found = read_huggingface(tensors, path.parent)
     assert found is not None, "select_weights returns known names only"
     config = _config(found.state, found.fields, model, path)
-    categories = found.categories or default_categories(config.num_classes)
+    categories = found.categories or _default_categories(config)
     return Checkpoint(found.state, config, categories, found.preprocessing, notes=(*notes, *found.notes))
 
 
@@ -148,6 +152,39 @@ def _config(
         return infer_config(state, **fields)
     named = config_of_named_model(model, state, path)
     return ModelConfig.model_validate({**named.model_dump(), **fields})
+
+
+def _note_on_activation(
+    state: Mapping[str, Tensor], fields: dict[str, Any], model: NamedModel | None, path: Path
+) -> list[str]:
+    """Decide between D-FINE and DEIM, whose weights differ in no name or shape; DEIM's are useless with D-FINE's ReLUs.
+
+    Args:
+        state: weights in detrkit's names.
+        fields: of the model, to which the activation is added if the file's name shows it.
+        model: that the user names, who then knows.
+        path: of the file.
+
+    Returns:
+        What was decided, for the user.
+    """
+    is_ambiguous = architecture_of_names(state) == "dfine" and "encoder.teacher_projection.weight" not in state
+    if model is not None or not is_ambiguous:
+        return []
+    is_deim = any(name in path.name.lower() for name in ("deim", "rtv4", "rtdetrv4"))
+    if is_deim:
+        fields.setdefault("activation", "silu")
+    read_as, other, preset = ("DEIM", "D-FINE", "dfine-s") if is_deim else ("D-FINE", "DEIM", "deim-dfine-s")
+    return [
+        f"{path}: weights of D-FINE and DEIM have the same names and shapes; these are read as {read_as}'s. If they are "
+        f"{other}'s, name the model, as in {arg('model', preset)}"
+    ]
+
+
+def _default_categories(config: ModelConfig) -> Categories:
+    """Return categories for weights without names; RT-DETR and its descendants have 80 classes for COCO."""
+    is_coco = config.is_hybrid and config.num_classes == len(COCO_NAMES)
+    return contiguous_coco_categories() if is_coco else default_categories(config.num_classes)
 
 
 def _check_not_backbone(content: Mapping[str, Any], path: Path) -> None:

@@ -31,6 +31,7 @@ from detrkit.structures.normalization import Normalization
 FORMAT = "detrkit-1"
 MAX_SIDE = 10_000  # pixels of the longer side
 MAX_PIXELS = 28_000_000  # of a resized image: `MAX_IMAGE_SIZE` and the longer side that belongs to it
+REALTIME_SIZE = (640, 640)  # (height, width) to which RT-DETR and its descendants stretch images
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _PerChannel = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=1000)]
 
@@ -121,6 +122,13 @@ class Preprocessing(BaseModel):
         text = texts[self.resize].format(*self.size or ())
         filters = {"nearest": "nearest neighbor"}.get(self.interpolation, f"{self.interpolation} with antialiasing")
         return text if self.resize == "none" else f"{text}, {filters}"
+
+
+def default_preprocessing(config: ModelConfig) -> Preprocessing:
+    """Return how images are prepared for the published weights of a model: stretched and not normalised for RT-DETR's."""
+    if config.is_hybrid:
+        return Preprocessing(image_size=min(REALTIME_SIZE), resize="stretch", size=REALTIME_SIZE, normalize=False)
+    return Preprocessing()
 
 
 def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

@@ -5,6 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, overload
 
+from detrkit.checkpoints.zoo_realtime import (
+    REALTIME_AP,
+    REALTIME_FAMILIES,
+    REALTIME_FILES,
+    REALTIME_HUB_MODELS,
+    REALTIME_PAGES,
+    REALTIME_PARAMETERS,
+)
+
 _DETR = "https://dl.fbaipublicfiles.com/detr/"
 # official weights of DETR; file names end in the first digits of their SHA-256
 OFFICIAL_FILES = {
@@ -28,6 +37,7 @@ HUB_MODELS = {
     "deformable-detr-r50-two-stage": "SenseTime/deformable-detr-with-box-refine-two-stage",
     "table-transformer-detection": "microsoft/table-transformer-detection",
     "table-transformer-structure-recognition": "microsoft/table-transformer-structure-recognition",
+    **REALTIME_HUB_MODELS,
 }
 _TORCHVISION = "https://download.pytorch.org/models/"
 _IMAGENET_FILES = {
@@ -55,7 +65,8 @@ class ModelInfo:
 
     Attributes:
         name: of the preset.
-        family: architecture: "DETR", "Conditional DETR", "DAB-DETR", "Deformable DETR", "Table Transformer" or "detrkit".
+        family: architecture: "DETR", "Conditional DETR", "DAB-DETR", "Deformable DETR", "Table Transformer", "RT-DETR",
+            "RT-DETRv2", "D-FINE", "DEIM", "RT-DETRv4" or "detrkit".
         parameters: number of parameters, with the preset's number of classes.
         ap: published AP of the boxes on COCO val2017, 0..1; None if it is unknown.
         code_licence: of the authors' code (SPDX); None if not known here.
@@ -107,8 +118,8 @@ class ModelList(Sequence[ModelInfo]):
 
 
 def official_url(preset: str) -> str:
-    """Return the address of the official weights file of a preset of `OFFICIAL_FILES`."""
-    return _DETR + OFFICIAL_FILES[preset]
+    """Return the address of the official weights file of a preset of `OFFICIAL_FILES` or `REALTIME_FILES`."""
+    return REALTIME_FILES[preset] if preset in REALTIME_FILES else _DETR + OFFICIAL_FILES[preset]
 
 
 def imagenet_url(backbone: str) -> str | None:
@@ -151,6 +162,7 @@ _PARAMETERS = {
     "detr-r18": 28_843_552,
     "table-transformer-detection": 28_799_431,
     "table-transformer-structure-recognition": 28_828_619,
+    **REALTIME_PARAMETERS,
     "detr-tiny": 1_567_104,
     "detrkit-s": 1_376_348,
     "detrkit-m": 16_098_748,
@@ -177,6 +189,7 @@ _AP = {
     "deformable-detr-r50-single-scale-dc5": 0.415,
     "deformable-detr-r50-refine": 0.462,
     "deformable-detr-r50-two-stage": 0.469,
+    **REALTIME_AP,
 }
 _FAMILIES = {
     "detr-tiny": "detrkit",
@@ -185,6 +198,7 @@ _FAMILIES = {
     "dab-detr": "DAB-DETR",
     "deformable-detr": "Deformable DETR",
     "table-transformer": "Table Transformer",
+    **REALTIME_FAMILIES,
     "detr": "DETR",
 }
 # LICENSE files of the authors' repositories, and of detrkit
@@ -195,9 +209,11 @@ def _model_info(name: str) -> ModelInfo:
     family = next(family for prefix, family in _FAMILIES.items() if name.startswith(prefix))
     hub_id = HUB_MODELS.get(name)
     source = f"https://huggingface.co/{hub_id}" if hub_id else None
-    source = official_url(name) if name in OFFICIAL_FILES else source
     # the same as the code's, as stated on the model cards, and in the README of facebookresearch/detr for both
-    weights_licence = _CODE_LICENCES[family] if source else None
+    weights_licence = _CODE_LICENCES[family] if hub_id or name in OFFICIAL_FILES else None
+    if name in OFFICIAL_FILES or name in REALTIME_FILES:
+        source = official_url(name)
+    source = REALTIME_PAGES.get(name, source)
     return ModelInfo(name, family, _PARAMETERS[name], _AP.get(name), _CODE_LICENCES[family], weights_licence, source)
 
 

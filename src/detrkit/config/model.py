@@ -13,8 +13,9 @@ Normalization = Literal["frozen", "batch"]
 PositionInjection = Literal["attention", "input", "none"]  # where position encodings are added (paper, table 3)
 EncoderName = Literal["dense", "deformable", "hybrid"]
 FusionBlockName = Literal["csp_rep", "rep_ncsp_elan"]
-QueryName = Literal["learned", "points", "anchors", "two_stage"]
-DecoderName = Literal["dense", "conditional", "deformable"]
+QueryName = Literal["learned", "points", "anchors", "two_stage", "selected"]
+DecoderName = Literal["dense", "conditional", "deformable", "fine_grained"]
+SamplingName = Literal["bilinear", "discrete"]
 _MAX_BACKBONE_LEVELS = 3  # feature maps taken from the backbone; coarser ones are computed from the last
 
 
@@ -68,7 +69,10 @@ class ModelConfig(BaseModel):
     dim_feedforward: int = Field(2048, ge=1, le=100_000, description="hidden width of the feed-forward networks")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the transformer")
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
-    activation: Literal["relu", "prelu"] = Field("relu", description="activation of the feed-forward networks")
+    activation: Literal["relu", "prelu", "silu"] = Field(
+        "relu",
+        description="activation of the feed-forward networks; silu (DEIM, RT-DETRv4) is also that of the heads",
+    )
     position_temperature: float = Field(
         10_000.0, gt=1, description="ratio of the longest to the shortest wavelength of sine positions (DAB-DETR: 20)"
     )
@@ -113,13 +117,29 @@ class ModelConfig(BaseModel):
     decoder: DecoderName = Field(
         "dense",
         description="cross-attention of the decoder: as in DETR, with separate content and positions (Conditional DETR), "
-        "or over sampling points (Deformable DETR)",
+        "or over sampling points (Deformable DETR, RT-DETR); fine_grained: also over sampling points, with edges of boxes "
+        "refined as distributions (D-FINE)",
+    )
+    eval_decoder_layers: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="decoder layers that are run for predictions, as the first 3 of 6 in RT-DETR-R50-M; omitted: all",
     )
     num_feature_levels: int = Field(
         1, ge=1, le=8, description="feature maps of the transformer, each half the size of the previous one"
     )
     num_points: int = Field(
         4, ge=1, le=64, description="sampling points of deformable attention per head and feature map"
+    )
+    points_per_level: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
+        None,
+        description="sampling points on each feature map, finest first (D-FINE: 3 6 3); omitted: num_points on each",
+    )
+    sampling: SamplingName = Field(
+        "bilinear",
+        description="values at sampling points: interpolated between cells, or of the nearest cell (RT-DETRv2's discrete "
+        "sampling, for hardware without interpolation; offsets are not trained with it)",
     )
     align_cells: bool = Field(
         False,
@@ -129,17 +149,34 @@ class ModelConfig(BaseModel):
     queries: QueryName = Field(
         "learned",
         description="object queries: learned embeddings (DETR), embeddings with reference points (Conditional, Deformable "
-        "DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR)",
+        "DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR); selected: the "
+        "encoder's best boxes, with the memory of their cells as content (RT-DETR, D-FINE)",
     )
     two_stage_content: Literal["box", "memory"] = Field(
         "box",
         description="content of two-stage queries: sine encoding of the box, as published, or also the memory of its cell "
         "and a learned embedding of its rank, which distinguishes queries of one object",
     )
+    query_position_layers: int = Field(
+        2, ge=2, le=3, description="layers that encode the boxes of selected queries as positions (DEIM's RT-DETRv2: 3)"
+    )
     with_box_refine: bool = Field(False, description="each decoder layer refines the boxes of the previous one")
     layerwise_heads: bool = Field(False, description="separate class and box heads for every decoder layer")
     class_scores: Literal["softmax", "sigmoid"] = Field(
         "softmax", description='scores over all classes and "no object", or of every class independently'
+    )
+    reg_max: int = Field(
+        32,
+        ge=6,
+        le=256,
+        multiple_of=2,
+        description="intervals of the distances of edges, with the fine_grained decoder",
+    )
+    reg_scale: float = Field(
+        4.0,
+        gt=0,
+        le=100,
+        description="unit of the distances of edges is the size of the box divided by it, with the fine_grained decoder",
     )
     max_detections: int = Field(
         100, ge=1, le=100_000, description="detections per image with sigmoid scores: best pairs of query and class"
@@ -149,6 +186,8 @@ class ModelConfig(BaseModel):
     @property
     def has_published_backbone(self) -> bool:
         """True if the backbone is one of the published code's and Hugging Face's."""
+        if self.is_hybrid:
+            return self.backbone.endswith("-vd") or self.backbone.startswith("hgnetv2-")
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
 
     @property
@@ -190,7 +229,22 @@ class ModelConfig(BaseModel):
     @property
     def is_deformable(self) -> bool:
         """True if the encoder or the decoder has deformable attention."""
-        return "deformable" in (self.encoder, self.decoder)
+        return self.encoder == "deformable" or self.has_deformable_decoder
+
+    @property
+    def has_deformable_decoder(self) -> bool:
+        """True if the decoder has deformable attention."""
+        return self.decoder in ("deformable", "fine_grained")
+
+    @property
+    def has_encoder_queries(self) -> bool:
+        """True if queries start from boxes that the encoder predicts, so that they differ between images."""
+        return self.queries in ("two_stage", "selected")
+
+    @property
+    def sampling_points(self) -> tuple[int, ...]:
+        """Sampling points of deformable attention per head on each feature map."""
+        return self.points_per_level or (self.num_points,) * self.num_feature_levels
 
     @property
     def is_multi_scale(self) -> bool:

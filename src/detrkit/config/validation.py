@@ -134,6 +134,7 @@ def _part_rules(model: ModelConfig) -> Rules:
             model.queries == "two_stage" and model.class_scores != "sigmoid",
             f"{two_stage} ranks cells by a sigmoid score. Set {arg('class_scores', 'sigmoid')}.",
         ),
+        *_selected_rules(model),
         (
             model.queries != "two_stage" and model.two_stage_content != "box",
             f"{arg('two_stage_content', model.two_stage_content)} is for {two_stage}, found {queries}. Leave it out.",
@@ -155,6 +156,49 @@ def _part_rules(model: ModelConfig) -> Rules:
         (
             model.position_embedding == "learned" and not encoder_adds and model.decoder_positions == "none",
             f"{positions} cannot be trained if positions are added nowhere. Set {arg('position_embedding', 'none')}.",
+        ),
+    ]
+
+
+def _selected_rules(model: ModelConfig) -> Rules:
+    """Rules for the decoders of RT-DETR and D-FINE."""
+    selected, fine_grained = arg("queries", "selected"), arg("decoder", "fine_grained")
+    is_selected, is_fine_grained = model.queries == "selected", model.decoder == "fine_grained"
+    points = model.points_per_level
+    return [
+        (
+            is_selected and not model.has_deformable_decoder,
+            f"{selected} needs {arg('decoder', 'deformable')} or {fine_grained}, found {arg('decoder', model.decoder)}.",
+        ),
+        (
+            is_selected and not model.with_box_refine,
+            f"{selected} selects boxes to refine. Set {arg('with_box_refine', True)}.",
+        ),
+        (
+            is_selected and model.class_scores != "sigmoid",
+            f"{selected} ranks cells by a sigmoid score. Set {arg('class_scores', 'sigmoid')}.",
+        ),
+        (
+            is_fine_grained and not is_selected,
+            f"{fine_grained} needs {selected}, found {arg('queries', model.queries)}.",
+        ),
+        (
+            is_fine_grained and not model.layerwise_heads,
+            f"{fine_grained} has heads of its own in every layer. Set {arg('layerwise_heads', True)}.",
+        ),
+        (
+            is_fine_grained and model.pre_norm,
+            f"{fine_grained} normalises after its gates. Set {arg('pre_norm', False)}.",
+        ),
+        (
+            model.eval_decoder_layers is not None and model.eval_decoder_layers > model.decoder_layers,
+            f"{arg('eval_decoder_layers', model.eval_decoder_layers)} is more than the model has: "
+            f"{arg('decoder_layers', model.decoder_layers)}.",
+        ),
+        (
+            points is not None and len(points) != model.num_feature_levels,
+            f"{arg('points_per_level', points and list(points))} needs a number for each of the "
+            f"{model.num_feature_levels} feature maps.",
         ),
     ]
 
@@ -378,6 +422,11 @@ def _check_overrides_with_effect(config: "RunConfig", model: ModelConfig, preset
     positions = model.position_embedding
     without_effect = {
         "num_points": (not model.is_deformable, "this model has no deformable attention"),
+        "points_per_level": (not model.is_deformable, "this model has no deformable attention"),
+        "sampling": (not model.is_deformable, "this model has no deformable attention"),
+        "query_position_layers": (model.queries != "selected", f"it is for {arg('queries', 'selected')}"),
+        "reg_max": (model.decoder != "fine_grained", f"it is for {arg('decoder', 'fine_grained')}"),
+        "reg_scale": (model.decoder != "fine_grained", f"it is for {arg('decoder', 'fine_grained')}"),
         "max_detections": (
             model.class_scores == "softmax",
             "it is for sigmoid scores, and this model has softmax scores",

@@ -61,6 +61,11 @@ def default_categories(num_classes: int) -> Categories:
     return Categories(ids, tuple(f"class {number}" for number in ids))
 
 
+def contiguous_coco_categories() -> Categories:
+    """Return COCO's 80 categories, whose labels are 0 to 79 in the order of their ids."""
+    return Categories(tuple(COCO_NAMES), tuple(COCO_NAMES.values()))
+
+
 COCO_SLOTS = 91  # the published class head has an output for every category id 0 .. 90, used or not
 
 COCO_NAMES = {

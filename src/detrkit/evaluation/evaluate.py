@@ -291,7 +291,7 @@ class _Run:
         if options["by_layer"]:
             yield analyse_layers(ground_truth, layers, analysis.metrics.max_detections)
         if options["query_map"]:
-            are_proposals = config.queries == "two_stage"
+            are_proposals = config.has_encoder_queries
             yield analyse_queries(ground_truth, layers[-1], config.num_queries, are_proposals=are_proposals)
         if options["instance_capacity"]:
             capacity = analyse_instance_capacity(

@@ -4,7 +4,6 @@ Every row of a map has its own scale: value = byte * scale / 255. All arrays are
 `ArrayLocation` describes where.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -106,7 +105,7 @@ def max_queries(attention: RecordedAttention, num_mask_values: int = 0) -> int:
     width = attention.grid.num_tokens + attention.predictions.boxes.shape[1]
     per_query = len(layers) * layers[0].module.num_heads * width + num_mask_values
     if isinstance(first := layers[0], DeformableAttentionInputs):
-        per_query += len(layers) * first.module.num_heads * math.prod(first.module.per_head) * _POINT_BYTES
+        per_query += len(layers) * first.module.num_heads * sum(first.module.num_points) * _POINT_BYTES
     return max(1, min(MAX_QUERIES, _QUERIES_BYTES // per_query))
 
 
@@ -129,8 +128,8 @@ def pack_points(block: BinaryBlock, attention: RecordedAttention, queries: Seque
     height, width = attention.grid.original
     size = torch.tensor([width, height])
     sampled = [layer.sampling_points(queries=queries) for layer in layers]
-    points = torch.stack([one.points.transpose(0, 1).flatten(2, 3) for one in sampled], dim=1)
-    weights = torch.stack([one.weights.transpose(0, 1).flatten(2, 3) for one in sampled], dim=1)
+    points = torch.stack([one.points.transpose(0, 1) for one in sampled], dim=1)
+    weights = torch.stack([one.weights.transpose(0, 1) for one in sampled], dim=1)
     references = torch.stack([one.reference_points[:, 0] for one in sampled], dim=1)  # equal on all levels
     return PackedPoints(
         block.add(_to_units(points / size)),

@@ -86,6 +86,12 @@ def _hybrid_encoder(config: ModelConfig) -> str:
 
 
 def _queries(config: ModelConfig) -> str:
+    if config.queries == "selected":
+        return (
+            "every cell of the memory proposes a box with class scores; those with the highest scores become the queries "
+            "of this image, query 0 from the highest. Each query is the memory of its cell, and its position is computed "
+            "from its box in every layer of the decoder"
+        )
     if config.queries != "two_stage":
         kind = {"learned": "embeddings", "points": "embeddings, each with a point", "anchors": "boxes"}[config.queries]
         return f"learned {kind}, the same for every image"
@@ -104,11 +110,14 @@ def _decoder(config: ModelConfig) -> str:
     keys = {
         "dense": "the memory",
         "conditional": "the memory, by content and by position",
-        "deformable": f"{_points(config)} of the memory",
-    }[config.decoder]
+    }.get(config.decoder, f"{_points(config)} of the memory")
     queries = "the queries, initialised with zeros," if starts_at_zero else "the queries"
     refines = "each layer refines the boxes of the previous one; " if config.with_box_refine else ""
-    return f"{queries} attend to each other and to {keys}; {refines}every layer has an output"
+    if config.decoder == "fine_grained":
+        refines = "each layer refines distributions of the edges of the first layer's boxes; "
+    count = config.eval_decoder_layers
+    stops = "" if count in (None, config.decoder_layers) else f" (outside of training, only the first {count} are run)"
+    return f"{queries} attend to each other and to {keys}; {refines}every layer has an output{stops}"
 
 
 def _class_head(config: ModelConfig) -> str:
@@ -122,6 +131,11 @@ def _class_head(config: ModelConfig) -> str:
 def _box_head(config: ModelConfig) -> str:
     if config.queries == "learned":
         return "after every layer, for every query: center, width and height; a sigmoid maps them to 0 .. 1"
+    if config.decoder == "fine_grained":
+        return (
+            "after every layer, for every query and edge: logits of distances from the first layer's box, added to those "
+            "of the layers before; the expected distance moves the edge, and sharp distributions raise the scores"
+        )
     if config.with_box_refine:
         return "after every layer, for every query: offset from the previous box; a sigmoid maps the sum to 0 .. 1"
     start = "point" if config.queries == "points" else "box"
@@ -129,5 +143,8 @@ def _box_head(config: ModelConfig) -> str:
 
 
 def _points(config: ModelConfig) -> str:
-    maps = "" if config.num_feature_levels == 1 else f" in each of {config.num_feature_levels} maps"
-    return f"{plural(config.num_points, 'sampling point')}{maps} per head"
+    counts = config.sampling_points
+    if len(set(counts)) == 1:
+        maps = "" if len(counts) == 1 else f" in each of {len(counts)} maps"
+        return f"{plural(counts[0], 'sampling point')}{maps} per head"
+    return f"{', '.join(map(str, counts))} sampling points in the {len(counts)} maps per head"

@@ -131,7 +131,7 @@ def compare(
     Raises:
         CheckpointError: the exported model cannot be run.
     """
-    totals = _Totals(has_logits, has_fixed_order=reference.config.queries != "two_stage")
+    totals = _Totals(has_logits, has_fixed_order=not reference.config.has_encoder_queries)
     for batch in batches:
         expected, actual = reference.predict(batch), exported.predict(batch)
         totals.add(batch, expected, actual, categories)

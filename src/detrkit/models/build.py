@@ -21,23 +21,26 @@ from detrkit.models.backbones.resnet_vd import ResNetVdBackbone
 from detrkit.models.backbones.timm import TimmBackbone
 from detrkit.models.decoders.conditional import ConditionalDecoderLayer
 from detrkit.models.decoders.deformable import DeformableDecoderLayer
+from detrkit.models.decoders.fine_grained import FineGrainedDecoder, GatedDecoderLayer
 from detrkit.models.decoders.transformer import DecoderLayer, TransformerDecoder
 from detrkit.models.detr import DETR
 from detrkit.models.encoders.deformable import DeformableEncoderLayer
 from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.encoders.transformer import EncoderLayer, TransformerEncoder
 from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
+from detrkit.models.heads.fine_grained import DistanceBins, FineGrainedHeads, QualityHead
 from detrkit.models.heads.panoptic import PanopticHead
-from detrkit.models.layers import LayerConfig, mlp
+from detrkit.models.layers import ActivationName, LayerConfig, mlp
 from detrkit.models.neck import MultiScaleProjection, Neck, NormalizedProjection, SingleScaleProjection
 from detrkit.models.parts import Backbone, Decoder, DETRComponents, Encoder, QuerySource
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
-from detrkit.models.queries.position_encoding import QueryPositionEncoding
+from detrkit.models.queries.position_encoding import BoxPositionEncoding, QueryPositionEncoding
 from detrkit.models.queries.sources import AnchorQueries, LearnedQueries, PointQueries
-from detrkit.models.queries.two_stage import TwoStageQueries
+from detrkit.models.queries.two_stage import SelectedQueries, TwoStageQueries
 
 # initial logits of width and height of boxes around points, as published for Deformable DETR: 0.12 of the image
 _INITIAL_SIZE_LOGIT = -2.0
+_MAX_QUERY_POSITION = 10.0  # of D-FINE's query positions, as published
 Positions = SinePositions | LearnedPositions | NoPositions
 
 
@@ -126,7 +129,7 @@ def _positions(config: ModelConfig) -> Positions | None:
     else:
         num_levels = config.num_feature_levels if config.is_multi_scale else 0
         positions = SinePositions(width, config.position_temperature, num_levels)
-    if not config.encoder_layers and config.decoder == "deformable":
+    if not config.encoder_layers and config.has_deformable_decoder:
         # unused: only an encoder would read them, and DDP needs every trainable parameter to contribute to the loss
         positions.requires_grad_(False)
     return positions
@@ -167,7 +170,8 @@ def _layer_config(config: ModelConfig) -> LayerConfig:
         pre_norm=config.pre_norm,
         activation=config.activation,
         num_feature_levels=config.num_feature_levels,
-        num_points=config.num_points,
+        num_points=config.sampling_points,
+        sampling=config.sampling,
     )
 
 
@@ -201,31 +205,57 @@ def _hybrid_encoder(config: ModelConfig) -> HybridEncoder:
 
 
 def _transformer_decoder(
-    config: ModelConfig, layer: Callable[[LayerConfig, int], DecoderLayer], *, has_norm: bool = True
+    config: ModelConfig,
+    layer: Callable[[LayerConfig, int], DecoderLayer],
+    *,
+    has_norm: bool = True,
+    build: type[TransformerDecoder] = TransformerDecoder,
 ) -> TransformerDecoder:
+    return build(
+        [layer(_layer_config(config), index) for index in range(config.decoder_layers)],
+        nn.LayerNorm(config.hidden_dim) if has_norm else nn.Identity(),
+        _query_positions(config),
+        memory_injection=config.decoder_positions,
+        query_injection=config.query_positions,
+        with_box_refine=config.with_box_refine,
+        look_forward_twice=config.decoder == "conditional" or config.queries == "selected",
+        eval_layers=config.eval_decoder_layers,
+    )
+
+
+def _query_positions(config: ModelConfig) -> QueryPositionEncoding | BoxPositionEncoding:
+    if config.queries == "selected":
+        max_value = _MAX_QUERY_POSITION if config.decoder == "fine_grained" else None
+        return BoxPositionEncoding(config.hidden_dim, config.query_position_layers, _head_activation(config), max_value)
     is_conditional = config.decoder == "conditional"
-    layers = [layer(_layer_config(config), index) for index in range(config.decoder_layers)]
     positions = QueryPositionEncoding(
         config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional
     )
     if positions.content_scale is not None and config.decoder_layers == 1:
         positions.content_scale.requires_grad_(False)  # unused: it scales the positions of further layers
-    return TransformerDecoder(
-        layers,
-        nn.LayerNorm(config.hidden_dim) if has_norm else nn.Identity(),
-        positions,
-        memory_injection=config.decoder_positions,
-        query_injection=config.query_positions,
-        with_box_refine=config.with_box_refine,
-        look_forward_twice=is_conditional,
-    )
+    return positions
+
+
+def _head_activation(config: ModelConfig) -> ActivationName:
+    return "silu" if config.activation == "silu" else "relu"
 
 
 def _heads(config: ModelConfig) -> DetectionHeads:
     count = config.decoder_layers if config.layerwise_heads else 1
+    width, activation = config.hidden_dim, _head_activation(config)
+    class_heads = [ClassHead(width, config.num_classes, config.class_scores) for _ in range(count)]
+    if config.decoder == "fine_grained":
+        num_outputs = 4 * (config.reg_max + 1)
+        return FineGrainedHeads(
+            class_heads,
+            [BoxHead(width, num_outputs, zero_init=True, activation=activation) for _ in range(count)],
+            [QualityHead(activation) for _ in range(count)],
+            BoxHead(width, zero_init=True, activation=activation),
+            DistanceBins(config.reg_max, config.reg_scale),
+            config.detections_per_image,
+        )
     has_references = config.queries != "learned"
-    class_heads = [ClassHead(config.hidden_dim, config.num_classes, config.class_scores) for _ in range(count)]
-    box_heads = [BoxHead(config.hidden_dim, zero_init=has_references) for _ in range(count)]
+    box_heads = [BoxHead(width, zero_init=has_references, activation=activation) for _ in range(count)]
     if config.queries == "points" and config.decoder == "deformable":
         with torch.no_grad():
             box_heads[0].last.bias[2:] = _INITIAL_SIZE_LOGIT
@@ -242,6 +272,10 @@ def _two_stage(config: ModelConfig) -> TwoStageQueries:
     return TwoStageQueries(
         config.num_queries, config.hidden_dim, config.num_classes, content_from_memory=content_from_memory
     )
+
+
+def _selected(config: ModelConfig) -> SelectedQueries:
+    return SelectedQueries(config.num_queries, config.hidden_dim, config.num_classes, _head_activation(config))
 
 
 def _points(config: ModelConfig) -> PointQueries:
@@ -291,10 +325,14 @@ DECODERS: Mapping[str, Callable[[ModelConfig], Decoder]] = {
     "deformable": lambda config: _transformer_decoder(
         config, lambda layer, _: DeformableDecoderLayer(layer), has_norm=config.pre_norm
     ),
+    "fine_grained": lambda config: _transformer_decoder(
+        config, lambda layer, _: GatedDecoderLayer(layer), has_norm=False, build=FineGrainedDecoder
+    ),
 }
 QUERY_SOURCES: Mapping[str, Callable[[ModelConfig], QuerySource]] = {
     "learned": lambda config: LearnedQueries(config.num_queries, config.hidden_dim),
     "points": _points,
     "anchors": lambda config: AnchorQueries(config.num_queries, config.hidden_dim),
     "two_stage": _two_stage,
+    "selected": _selected,
 }

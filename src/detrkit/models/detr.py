@@ -55,11 +55,11 @@ class DETR(nn.Module):
         own_queries = queries = self.query_source(memory)
         if auxiliary_queries is not None:
             queries = own_queries.with_auxiliary(auxiliary_queries(memory))
-        states, references = self.decoder(queries, memory, self.heads)
-        predictions = self.heads(states, references, queries)
+        decoded = self.decoder(queries, memory, self.heads)
+        predictions = self.heads(decoded, queries)
         if self.mask_head is None:
             return predictions
-        own_states = states[:, :, : own_queries.num_queries]
+        own_states = decoded.states[:, :, : own_queries.num_queries]
         return replace(predictions, mask_source=self.mask_head.prepare(own_states, maps, features, memory, image_size))
 
     @property

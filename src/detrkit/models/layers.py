@@ -1,5 +1,6 @@
 """Building blocks that encoder and decoder layers share (paper, appendix A.3 and figure 10)."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from detrkit.models.dropout import Dropout
 
+_MAX_FLOAT16 = torch.finfo(torch.float16).max
 ActivationName = Literal["relu", "prelu", "gelu", "silu"]
 ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -24,7 +26,11 @@ ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """Settings common to all encoder and decoder layers; fields as in `ModelConfig`."""
+    """Settings common to all encoder and decoder layers; fields as in `ModelConfig`.
+
+    Attributes:
+        value_projection: deformable attention projects values and outputs.
+    """
 
     width: int
     num_heads: int
@@ -33,7 +39,16 @@ class LayerConfig:
     pre_norm: bool
     activation: ActivationName = "relu"
     num_feature_levels: int = 1
-    num_points: int = 4
+    num_points: int | tuple[int, ...] = 4
+    sampling: Literal["bilinear", "discrete"] = "bilinear"
+    value_projection: bool = True
+
+    @property
+    def points_per_level(self) -> tuple[int, ...]:
+        """Number of sampling points on each feature map."""
+        if isinstance(self.num_points, int):
+            return (self.num_points,) * self.num_feature_levels
+        return self.num_points
 
 
 class Residual(nn.Module):
@@ -52,6 +67,8 @@ class Residual(nn.Module):
     def after(self, tokens: Float[Tensor, "B N D"], output: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Add the output of the sublayer."""
         tokens = tokens + self.dropout(output)
+        if tokens.dtype == torch.float16:  # as in the published RT-DETR: overflows would become NaN in the norm
+            tokens = tokens.clamp(-_MAX_FLOAT16, _MAX_FLOAT16)
         return tokens if self.pre_norm else self.norm(tokens)
 
 
@@ -72,12 +89,18 @@ class FeedForward(nn.Module):
         return self.contract(self.dropout(self.activation(self.expand(tokens))))
 
 
-def mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Build two linear layers with a ReLU in between, Xavier-initialised."""
-    layers = nn.Sequential(nn.Linear(in_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, out_features))
-    for layer in (layers[0], layers[2]):
-        nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]  # a linear layer
-    return layers
+def mlp(*features: int, activation: ActivationName = "relu") -> nn.Sequential:
+    """Build linear layers with activations in between, Xavier-initialised.
+
+    Args:
+        features: of the input, and of the output of each layer.
+        activation: between two layers.
+    """
+    linear = [nn.Linear(*pair) for pair in itertools.pairwise(features)]
+    for layer in linear:
+        nn.init.xavier_uniform_(layer.weight)
+    layers = [part for layer in linear for part in (layer, ACTIVATIONS[activation]())]
+    return nn.Sequential(*layers[:-1])
 
 
 def in_float32(

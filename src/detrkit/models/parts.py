@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrkit.models.decoder_output import DecoderOutput
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.queries.queries import Queries
 from detrkit.structures import MaskSource, Predictions
@@ -110,10 +111,8 @@ class Heads(Part, Protocol):
         """Return the box head of one decoder layer, which refines references."""
         ...
 
-    def __call__(
-        self, states: Float[Tensor, "T B Q D"], references: Float[Tensor, "T B Q 4"] | None, queries: Queries
-    ) -> Predictions:
-        """Predict classes and boxes after every layer."""
+    def __call__(self, decoded: DecoderOutput, queries: Queries) -> Predictions:
+        """Predict classes and boxes after every layer that the decoder returned."""
         ...
 
 
@@ -129,10 +128,8 @@ class Decoder(Part, Protocol):
     activation_checkpointing: bool
     return_intermediate: bool
 
-    def __call__(
-        self, queries: Queries, memory: FeatureMaps, heads: Heads
-    ) -> tuple[Float[Tensor, "T B Q D"], Float[Tensor, "T B Q 4"] | None]:
-        """Compute the states after every layer, and the references that their boxes are predicted relative to."""
+    def __call__(self, queries: Queries, memory: FeatureMaps, heads: Heads) -> DecoderOutput:
+        """Compute the states after every layer, and what their boxes are predicted relative to."""
         ...
 
 

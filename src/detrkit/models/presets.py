@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, did_you_mean
+from detrkit.models.presets_realtime import REALTIME_PRESETS
 
 if TYPE_CHECKING:
     from detrkit.models.detr import DETR
@@ -75,6 +76,7 @@ PRESETS: dict[str, ModelConfig] = {
     "detr-r18": ModelConfig(backbone="resnet18"),
     "table-transformer-detection": ModelConfig(**_TABLE_TRANSFORMER, num_classes=2, num_queries=15),
     "table-transformer-structure-recognition": ModelConfig(**_TABLE_TRANSFORMER, num_classes=6, num_queries=125),
+    **REALTIME_PRESETS,
     "detr-tiny": ModelConfig(
         backbone="resnet-tiny",
         backbone_normalization="batch",

@@ -117,6 +117,17 @@ class EdgeDistributions:
         """Select layers."""
         return replace(self, layer_logits=self.layer_logits[layers], layer_quality=self.layer_quality[layers])
 
+    def of_queries(self, queries: slice) -> EdgeDistributions:
+        """Select queries."""
+        return replace(
+            self,
+            layer_logits=self.layer_logits[:, :, queries],
+            references=self.references[:, queries],
+            initial_class_logits=self.initial_class_logits[:, queries],
+            initial_boxes=self.initial_boxes[:, queries],
+            layer_quality=self.layer_quality[:, :, queries],
+        )
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -204,6 +215,15 @@ class Predictions:
             layer_class_logits=self.layer_class_logits[one],
             layer_boxes=self.layer_boxes[one],
             distributions=None if self.distributions is None else self.distributions.after_layer(one),
+        )
+
+    def of_queries(self, queries: slice) -> Predictions:
+        """Select the predictions of consecutive queries; masks, proposals and auxiliary predictions stay as they are."""
+        return replace(
+            self,
+            layer_class_logits=self.layer_class_logits[:, :, queries],
+            layer_boxes=self.layer_boxes[:, :, queries],
+            distributions=None if self.distributions is None else self.distributions.of_queries(queries),
         )
 
 

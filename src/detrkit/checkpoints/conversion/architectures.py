@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion.realtime_fields import REALTIME_FIELDS, published_backbone_fields, realtime_fields
 from detrkit.config.model import ModelConfig
 
-Architecture = Literal["detr", "conditional-detr", "dab-detr", "deformable-detr"]
+Architecture = Literal["detr", "conditional-detr", "dab-detr", "deformable-detr", "rtdetr", "rtdetrv2", "dfine"]
 
 
 def _query_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
@@ -41,6 +42,10 @@ def _deformable_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str,
     }
 
 
+def _is_rtdetr(config: ModelConfig) -> bool:
+    return config.backbone.endswith("-vd") and config.has_memory_projection and config.activation in ("relu", "silu")
+
+
 @dataclass(frozen=True)
 class ArchitectureTraits:
     """Properties by which an architecture is recognised.
@@ -51,6 +56,7 @@ class ArchitectureTraits:
         fields_from_weights: reads further fields from a state dict in detrkit's names and the number of heads.
         variable: fields whose values may differ from the published ones.
         is_published: whether the variable fields of a config have a published combination of values.
+        fields_from_backbone: fields that follow the published training of a backbone.
     """
 
     fields: Mapping[str, Any]
@@ -58,9 +64,37 @@ class ArchitectureTraits:
     fields_from_weights: Callable[[Mapping[str, Tensor], int], dict[str, Any]] = _query_fields
     variable: frozenset[str] = frozenset({"max_detections"})
     is_published: Callable[[ModelConfig], bool] = lambda config: True
+    fields_from_backbone: Callable[[str], dict[str, Any]] = lambda backbone: {}
 
 
+# DEIM and RT-DETRv4 are D-FINE with another activation; DEIM's RT-DETRv2 also encodes positions by another MLP
+_REALTIME_VARIABLE = frozenset({"max_detections", "num_feature_levels", "activation"})
 ARCHITECTURES: dict[Architecture, ArchitectureTraits] = {
+    "dfine": ArchitectureTraits(
+        {**REALTIME_FIELDS, "decoder": "fine_grained", "fusion_block": "rep_ncsp_elan"},
+        "heads.initial_box_head.",
+        realtime_fields,
+        _REALTIME_VARIABLE,
+        lambda config: config.activation in ("relu", "silu") and config.backbone.startswith("hgnetv2-"),
+        published_backbone_fields,
+    ),
+    # the second version is the same but for the number of sampling points, which may differ between maps
+    "rtdetrv2": ArchitectureTraits(
+        REALTIME_FIELDS,
+        "query_source.denoising_labels.",
+        realtime_fields,
+        _REALTIME_VARIABLE | {"sampling"},
+        lambda config: _is_rtdetr(config) and config.points_per_level is not None,
+        published_backbone_fields,
+    ),
+    "rtdetr": ArchitectureTraits(
+        REALTIME_FIELDS,
+        "query_source.denoising_labels.",
+        realtime_fields,
+        _REALTIME_VARIABLE,
+        lambda config: _is_rtdetr(config) and config.activation == "relu" and config.query_position_layers == 2,
+        published_backbone_fields,
+    ),
     "deformable-detr": ArchitectureTraits(
         {"encoder": "deformable", "decoder": "deformable", "class_scores": "sigmoid"},
         ".offset_projection.",
@@ -101,6 +135,7 @@ _DETR_FIELDS: dict[str, Any] = {
     "activation": "relu",
     "position_temperature": 10_000.0,
     "scaled_positions": False,
+    "sampling": "bilinear",
 }
 
 
@@ -123,3 +158,9 @@ def architecture_of_names(names: Collection[str]) -> Architecture:
         for architecture, traits in ARCHITECTURES.items()
         if any(traits.marker in name for name in names) or not traits.marker
     )
+
+
+def architecture_of_model(names: Collection[str], config: ModelConfig) -> Architecture:
+    """Return the published architecture of a model's parts; versions with the same parts are told apart by the config."""
+    architecture = architecture_of_names(names)
+    return "rtdetr" if architecture == "rtdetrv2" and config.points_per_level is None else architecture

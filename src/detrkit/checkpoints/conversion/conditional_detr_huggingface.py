@@ -59,3 +59,6 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the architecture's own fields of ``config.json``."""
     return detr_huggingface.config_fields(config)
+
+
+computed_entries = detr_huggingface.computed_entries

@@ -55,3 +55,6 @@ def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
 def args_from_config(config: ModelConfig) -> dict[str, Any]:
     """Return what the weights do not show as arguments of the official training script."""
     return detr_official.args_from_config(config)
+
+
+fields_from_state, computed_entries = detr_official.fields_from_state, detr_official.computed_entries

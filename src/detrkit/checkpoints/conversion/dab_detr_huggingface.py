@@ -87,3 +87,6 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         "temperature_width": temperature,
         "activation_function": config.activation,
     }
+
+
+computed_entries = detr_huggingface.computed_entries

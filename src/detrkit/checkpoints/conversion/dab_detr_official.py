@@ -59,3 +59,6 @@ def args_from_config(config: ModelConfig) -> dict[str, Any]:
         "pe_temperatureH": config.position_temperature,
         "num_select": config.max_detections,
     }
+
+
+fields_from_state, computed_entries = detr_official.fields_from_state, detr_official.computed_entries

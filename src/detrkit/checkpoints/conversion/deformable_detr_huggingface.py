@@ -74,3 +74,6 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         "two_stage": config.queries == "two_stage",
         "two_stage_num_proposals": config.num_queries,
     }
+
+
+computed_entries = detr_huggingface.computed_entries

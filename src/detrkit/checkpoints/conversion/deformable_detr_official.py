@@ -81,3 +81,6 @@ def args_from_config(config: ModelConfig) -> dict[str, Any]:
     is_two_stage = config.queries == "two_stage"
     two_stage = {"two_stage": True, "num_queries": config.num_queries} if is_two_stage else {}
     return {**detr_official.args_from_config(config), **two_stage}
+
+
+fields_from_state, computed_entries = detr_official.fields_from_state, detr_official.computed_entries

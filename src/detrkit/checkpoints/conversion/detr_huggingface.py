@@ -27,7 +27,8 @@ ENCODER_LAYER, DECODER_LAYER, DECODER = "model.encoder.layers.{n}.", "model.deco
 FILE_BACKBONE, LIVE_BACKBONE = "model.backbone.conv_encoder.model.", "model.backbone.model."
 
 
-def _attention_rules(detrkit: str, other: str) -> list[Rule]:
+def attention_rules(detrkit: str, other: str) -> list[Rule]:
+    """Return rules for dense attention and the norm after it."""
     return [
         (f"{detrkit}.query_projection.", f"{other}.q_proj."),
         (f"{detrkit}.key_projection.", f"{other}.k_proj."),
@@ -38,7 +39,8 @@ def _attention_rules(detrkit: str, other: str) -> list[Rule]:
     ]
 
 
-def _feed_forward_rules(detrkit: str, other: str) -> list[Rule]:
+def feed_forward_rules(detrkit: str, other: str) -> list[Rule]:
+    """Return rules for the feed-forward network of a layer and the norm after it."""
     return [
         (f"{detrkit}feed_forward.expand.", f"{other}fc1."),
         (f"{detrkit}feed_forward.contract.", f"{other}fc2."),
@@ -55,11 +57,11 @@ _BOX_RULES: list[Rule] = [
     ("neck.positions.columns.", "model.backbone.position_embedding.column_embeddings."),
     ("neck.projection.", "model.input_projection."),
     ("query_source.", "model.query_position_embeddings."),
-    *_attention_rules("encoder.layers.{n}.self_attention", f"{ENCODER_LAYER}self_attn"),
-    *_feed_forward_rules("encoder.layers.{n}.", ENCODER_LAYER),
-    *_attention_rules("decoder.layers.{n}.self_attention", f"{DECODER_LAYER}self_attn"),
-    *_attention_rules("decoder.layers.{n}.cross_attention", f"{DECODER_LAYER}encoder_attn"),
-    *_feed_forward_rules("decoder.layers.{n}.", DECODER_LAYER),
+    *attention_rules("encoder.layers.{n}.self_attention", f"{ENCODER_LAYER}self_attn"),
+    *feed_forward_rules("encoder.layers.{n}.", ENCODER_LAYER),
+    *attention_rules("decoder.layers.{n}.self_attention", f"{DECODER_LAYER}self_attn"),
+    *attention_rules("decoder.layers.{n}.cross_attention", f"{DECODER_LAYER}encoder_attn"),
+    *feed_forward_rules("decoder.layers.{n}.", DECODER_LAYER),
     ("decoder.norm.", f"{DECODER}layernorm."),
     ("heads.class_head.", "class_labels_classifier."),
     *mlp_rules("heads.box_head.", "bbox_predictor.", num_layers=3),
@@ -178,3 +180,8 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 def _rules(rules: Iterable[Rule], has_masks: bool) -> list[Rule]:
     rules = [*rules, *_BOX_RULES]
     return [(detrkit, f"detr.{other}") for detrkit, other in rules] + _mask_rules() if has_masks else rules
+
+
+def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
+    """Return no entries: all that files hold are weights."""
+    return {}

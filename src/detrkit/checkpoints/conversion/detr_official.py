@@ -96,6 +96,16 @@ def args_from_config(config: ModelConfig) -> dict[str, Any]:
     return {"dilation": config.dilation, "nheads": config.num_heads, "dropout": config.dropout}
 
 
+def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return no fields of `ModelConfig`: what official entries show, detrkit's show, too."""
+    return {}
+
+
+def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
+    """Return no entries: all that official files hold are weights."""
+    return {}
+
+
 def _rules(extra_rules: Iterable[Rule], has_masks: bool) -> list[Rule]:
     rules = [*extra_rules, *_BOX_RULES]
     return [(detrkit, f"detr.{other}") for detrkit, other in rules] + _MASK_RULES if has_masks else rules

@@ -1,20 +1,43 @@
 """D-FINE, DEIM and RT-DETRv4 in the official format (Peterande/D-FINE), whose entries have the same names."""
 
-from detrkit.checkpoints.conversion.key_mapping import Rule
-from detrkit.checkpoints.conversion.rtdetr_official import conv_norm_rules, csp_rules
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from detrkit.checkpoints.conversion import rtdetrv2_official
+from detrkit.checkpoints.conversion.key_mapping import Rule, mlp_rules
+from detrkit.checkpoints.conversion.rtdetr_official import (
+    DECODER_RULES,
+    ENCODER_RULES,
+    INPUT_PROJECTION_RULES,
+    SELECTION_RULES,
+    conv_norm_rules,
+    csp_rules,
+)
+from detrkit.config.model import ModelConfig
 
 _HGNET_NAMES = (("convolution.", "conv."), ("norm.", "bn."), ("affine.", "lab."))
 _LAYER = "blocks.{n}.layers.{n}."
+_ELAN_CONVOLUTIONS = ("conv1.", "conv2.", "conv3.", "conv4.")
+_ELAN_NAMES = {
+    "conv1.": "cv1.",
+    "csp1.": "cv2.0.",
+    "conv2.": "cv2.1.",
+    "csp2.": "cv3.0.",
+    "conv3.": "cv3.1.",
+    "conv4.": "cv4.",
+}
 
 
-def _hgnet_rules(prefix: str, names: tuple[tuple[str, str], ...] = _HGNET_NAMES) -> list[Rule]:
-    """Return rules for HGNetV2; `prefix` is that of the other format."""
-    own, stage, other = "backbone.body.", "backbone.body.stages.{n}.", f"{prefix}stages.{{n}}."
+def hgnet_rules(stem: str, stages: str, names: tuple[tuple[str, str], ...] = _HGNET_NAMES) -> list[Rule]:
+    """Return rules for HGNetV2; `stem` and `stages` are prefixes of the other format, `names` those of a `ConvNorm`."""
+    own, stage, other = "backbone.body.", "backbone.body.stages.{n}.", f"{stages}{{n}}."
     return [
         *(
             rule
             for part in ("stem1.", "stem2a.", "stem2b.", "stem3.", "stem4.")
-            for rule in conv_norm_rules(f"{own}stem.{part}", f"{prefix}stem.{part}", names)
+            for rule in conv_norm_rules(f"{own}stem.{part}", stem + part, names)
         ),
         *conv_norm_rules(f"{stage}downsample.", f"{other}downsample.", names),
         *conv_norm_rules(f"{stage}{_LAYER}pointwise.", f"{other}{_LAYER}conv1.", names),
@@ -24,20 +47,74 @@ def _hgnet_rules(prefix: str, names: tuple[tuple[str, str], ...] = _HGNET_NAMES)
     ]
 
 
-def _elan_rules(detrkit: str, other: str) -> list[Rule]:
-    """Return rules for a `RepNCSPELAN4`."""
-    convolutions = {"conv1.": "cv1.", "conv2.": "cv2.1.", "conv3.": "cv3.1.", "conv4.": "cv4."}
+def elan_rules(detrkit: str, other: str, names: Mapping[str, str]) -> list[Rule]:
+    """Return rules for a `RepNCSPELAN4`; `names` are those of its parts in the other format."""
     return [
-        *(rule for own, name in convolutions.items() for rule in conv_norm_rules(detrkit + own, other + name)),
-        *csp_rules(f"{detrkit}csp1.", f"{other}cv2.0."),
-        *csp_rules(f"{detrkit}csp2.", f"{other}cv3.0."),
+        *(rule for own in _ELAN_CONVOLUTIONS for rule in conv_norm_rules(detrkit + own, other + names[own])),
+        *csp_rules(f"{detrkit}csp1.", other + names["csp1."]),
+        *csp_rules(f"{detrkit}csp2.", other + names["csp2."]),
     ]
 
 
-HGNET_RULES = _hgnet_rules("backbone.")
+HGNET_RULES = hgnet_rules("backbone.stem.", "backbone.stages.")
 ELAN_FUSION_RULES: list[Rule] = [
-    *_elan_rules("encoder.top_down.{n}.", "encoder.fpn_blocks.{n}."),
-    *_elan_rules("encoder.bottom_up.{n}.", "encoder.pan_blocks.{n}."),
+    *elan_rules("encoder.top_down.{n}.", "encoder.fpn_blocks.{n}.", _ELAN_NAMES),
+    *elan_rules("encoder.bottom_up.{n}.", "encoder.pan_blocks.{n}.", _ELAN_NAMES),
     *conv_norm_rules("encoder.downsample.{n}.pointwise.", "encoder.downsample_convs.{n}.0.cv1."),
     *conv_norm_rules("encoder.downsample.{n}.depthwise.", "encoder.downsample_convs.{n}.0.cv2."),
 ]
+_BINS = ("up", "reg_scale")  # stored twice
+FINE_GRAINED_RULES: list[Rule] = [
+    ("decoder.layers.{n}.cross_attention_residual.", "decoder.decoder.layers.{n}.gateway."),
+    *mlp_rules("heads.quality_head.{n}.", "decoder.decoder.lqe_layers.{n}.reg_conf."),
+    *mlp_rules("heads.initial_box_head.", "decoder.pre_bbox_head.", num_layers=3),
+    *((f"heads.bins.{name}", f"decoder.{name}") for name in _BINS),
+]
+_RULES: list[Rule] = [
+    *HGNET_RULES,
+    *INPUT_PROJECTION_RULES,
+    *ENCODER_RULES,
+    *ELAN_FUSION_RULES,
+    *FINE_GRAINED_RULES,
+    *DECODER_RULES,
+    *SELECTION_RULES,
+]
+
+
+def matches(names: Collection[str]) -> bool:
+    """Return whether entries are those of an official D-FINE."""
+    return "decoder.pre_bbox_head.layers.0.weight" in names
+
+
+def to_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename official entries to detrkit's."""
+    repeated = {f"decoder.decoder.{name}" for name in _BINS}
+    stored = {name: tensor for name, tensor in state.items() if name not in repeated}
+    renamed = rtdetrv2_official.to_detrkit(stored, _RULES)
+    return {name: tensor.float() if name == "heads.bins.reg_scale" else tensor for name, tensor in renamed.items()}
+
+
+def from_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename detrkit's entries to the official ones."""
+    renamed = rtdetrv2_official.from_detrkit(state, _RULES)
+    return {**renamed, **{f"decoder.decoder.{name}": renamed[f"decoder.{name}"] for name in _BINS}}
+
+
+def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return no fields of `ModelConfig`: official checkpoints hold no arguments of the model."""
+    return {}
+
+
+def args_from_config(config: ModelConfig) -> dict[str, Any]:
+    """Return no training arguments: official checkpoints hold none."""
+    return {}
+
+
+def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the fields of `ModelConfig` that only official entries show, as of RT-DETRv2."""
+    return rtdetrv2_official.fields_from_state(state)
+
+
+def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
+    """Return the entries of official files that are no weights, as of RT-DETRv2."""
+    return rtdetrv2_official.computed_entries(config)

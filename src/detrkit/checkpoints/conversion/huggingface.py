@@ -16,10 +16,28 @@ from detrkit.checkpoints.conversion.preprocessor import preprocessor_settings, r
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE, HuggingFaceConversion, huggingface_conversion
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.json_files import read_json
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, default_preprocessing
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, arg, short
+
+_REALTIME_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("rtdetr", "rtdetrv2", "dfine"))
+_REALTIME_SETTINGS = {
+    "activation_function": "silu",
+    "encoder_activation_function": "gelu",
+    "decoder_activation_function": "relu",
+    "normalize_before": False,
+    "learn_initial_query": False,
+    "with_box_refine": True,
+    "positional_encoding_temperature": 10000,
+    "decoder_offset_scale": 0.5,
+    "layer_scale": 1,
+    "layer_norm_eps": 1e-5,
+    "batch_norm_eps": 1e-5,
+    "top_prob_values": 4,
+    "lqe_hidden_dim": 64,
+    "lqe_layers": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +100,11 @@ def read_huggingface(state: Mapping[str, Tensor], folder: Path) -> HuggingFaceCo
     if config_file is not None:
         content = _read_config(config_file, conversion)
         fields = conversion.fields_from_config(content)
-        categories, notes = read_categories(content, infer_config(renamed, **fields).num_classes, config_file)
-    return HuggingFaceContent(renamed, fields, categories, read_preprocessing(folder), tuple(notes))
+    config = infer_config(renamed, **fields)
+    if config_file is not None:
+        categories, notes = read_categories(content, config.num_classes, config_file)
+    preprocessing = read_preprocessing(folder, default_preprocessing(config))
+    return HuggingFaceContent(renamed, fields, categories, preprocessing, tuple(notes))
 
 
 def write_huggingface_folder(folder: Path, checkpoint: Checkpoint, native_backbone: bool = False) -> None:
@@ -103,6 +124,7 @@ def write_huggingface_folder(folder: Path, checkpoint: Checkpoint, native_backbo
     _check_variant(checkpoint.config, native_backbone)
     make_folder(folder)
     tensors = conversion.from_detrkit(checkpoint.state, native_backbone)
+    tensors |= conversion.computed_entries(checkpoint.config)
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_text(folder / "config.json", json.dumps(_config_json(checkpoint, native_backbone), indent=2))
@@ -144,6 +166,9 @@ def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
 
 
 def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
+    if config.is_hybrid:
+        _check_realtime_variant(config)
+        return
     is_table_transformer = architecture_of_config(config) == "detr" and not config.mask_head
     unsupported = (
         (config.pre_norm and not is_table_transformer, "pre_norm", "official"),
@@ -157,6 +182,24 @@ def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
             backbone = " with its own ResNet" if native_backbone else ""
             raise CheckpointError(
                 f"the model uses {name}, which Hugging Face's DETR{backbone} does not support; use {arg('to', format)}"
+            )
+
+
+def _check_realtime_variant(config: ModelConfig) -> None:
+    is_dfine = config.decoder == "fine_grained"
+    unsupported = (
+        (config.activation != "relu", f"activation {config.activation!r}, of DEIM and RT-DETRv4,"),
+        (config.query_position_layers != 2, f"{config.query_position_layers} layers of query positions, of DEIM,"),
+        (config.distillation_dim is not None, "a projection that learns from a teacher, of RT-DETRv4,"),
+        (config.eval_decoder_layers is not None and not is_dfine, "an earlier decoder layer for predictions"),
+        (len(set(config.sampling_points)) > 1 and not is_dfine, "different numbers of sampling points"),
+        (config.attention_levels > config.num_feature_levels, "attention on more maps than there are"),
+    )
+    for is_used, name in unsupported:
+        if is_used:
+            raise CheckpointError(
+                f"the model uses {name} which Hugging Face's {'D-FINE' if is_dfine else 'RT-DETR'} does not support; use "
+                f"{arg('to', 'official')}"
             )
 
 
@@ -175,14 +218,14 @@ def _check_settings(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: one has another value.
     """
-    heads = content.get("encoder_attention_heads", 8)
     is_table_transformer = content["model_type"] == table_transformer_huggingface.MODEL_TYPE
-    expected: dict[str, tuple[Any, ...]] = {
-        "activation_function": ("relu", "prelu") if content["model_type"] == "dab-detr" else ("relu",),
-        "decoder_attention_heads": (heads,),
+    expected: dict[str, tuple[Any, ...]] = {"decoder_attention_heads": (content.get("encoder_attention_heads", 8),)}
+    if content["model_type"] in _REALTIME_TYPES:
+        expected |= {setting: (value,) for setting, value in _REALTIME_SETTINGS.items()}
+    else:
+        expected["activation_function"] = ("relu", "prelu") if content["model_type"] == "dab-detr" else ("relu",)
         # true lets transformers normalise the output of every decoder layer before the next one
-        "auxiliary_loss": (False,) if is_table_transformer else (content.get("auxiliary_loss"),),
-    }
+        expected["auxiliary_loss"] = (False,) if is_table_transformer else (content.get("auxiliary_loss"),)
     for name, values in expected.items():
         if name in content and content[name] not in values:
             raise CheckpointError(
@@ -197,7 +240,6 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
     return {
         "model_type": conversion.MODEL_TYPE,
         "architectures": [transformers_classes(config)[0]],
-        **conversion.config_fields(config),
         "backbone_config": _native_backbone(config) if native_backbone else _timm_backbone(config),
         "dilation": config.dilation,
         "num_queries": config.num_queries,
@@ -212,6 +254,7 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
         "detrkit_category_ids": list(checkpoint.categories.ids),
+        **conversion.config_fields(config),
     }
 
 

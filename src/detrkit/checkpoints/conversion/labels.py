@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from detrkit.data.categories import Categories
+from detrkit.data.categories import COCO_NAMES, Categories
 
 _PLACEHOLDER = re.compile(r"LABEL_\d+", re.IGNORECASE)
 _UNUSED = "N/A"  # name of the unused rows of models trained on COCO's category ids
@@ -42,7 +42,7 @@ def read_categories(content: Mapping[str, Any], num_classes: int, where: object)
     repeated = sorted({name for name in names.values() if counts[name] > 1 and name != _UNUSED})
     if repeated:
         notes.append(f"{where}: id2label gives the name {repeated[0]!r} to several classes; only their ids differ")
-    return Categories(_category_ids(content, num_classes), complete), notes
+    return Categories(_category_ids(content, num_classes, complete), complete), notes
 
 
 def _names_by_id(content: Mapping[str, Any]) -> dict[int, str]:
@@ -66,9 +66,11 @@ def _pairs(entries: Mapping[Any, Any]) -> Iterator[tuple[int, str]]:
             yield int(label), str(name)
 
 
-def _category_ids(content: Mapping[str, Any], num_classes: int) -> tuple[int, ...]:
-    """Return the ids of the dataset, which detrkit writes in addition, or the rows."""
+def _category_ids(content: Mapping[str, Any], num_classes: int, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the ids of the dataset, which detrkit writes in addition, those of COCO by the names, or the rows."""
     ids = content.get("detrkit_category_ids")
+    if ids is None and names == tuple(COCO_NAMES.values()):  # annotations of COCO have its own ids
+        return tuple(COCO_NAMES)
     if not isinstance(ids, list) or len(set(map(str, ids))) != num_classes or not all(type(one) is int for one in ids):
         return tuple(range(num_classes))
     return tuple(ids)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write
 from detrkit.checkpoints.containers import select_weights
-from detrkit.checkpoints.conversion.architectures import Architecture, architecture_of_config, architecture_of_names
+from detrkit.checkpoints.conversion.architectures import Architecture, architecture_of_config, architecture_of_model
 from detrkit.checkpoints.conversion.registry import OFFICIAL, official_conversion
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.checkpoints.state_dict import LoadReport, load_state_dict
@@ -45,12 +45,19 @@ def state_dict_as_official(model: DETR) -> dict[str, Tensor]:
     Raises:
         CheckpointError: an entry has no counterpart in their code.
     """
-    return official_from_detrkit({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return official_from_detrkit(state, model.config)
 
 
-def official_from_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename detrkit's entries to the official ones of their architecture."""
-    return OFFICIAL[architecture_of_names(state)].from_detrkit(state)
+def official_from_detrkit(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Rename detrkit's entries to the official ones of their architecture.
+
+    Args:
+        state: entries in detrkit's names.
+        config: of their model.
+    """
+    conversion = OFFICIAL[architecture_of_model(state, config)]
+    return {**conversion.from_detrkit(state), **conversion.computed_entries(config)}
 
 
 def official_to_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +91,7 @@ def read_official(state: Mapping[str, Tensor], args: Any) -> tuple[dict[str, Ten
         return None
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     fields = conversion.fields_from_args(args) if isinstance(args, Mapping) else {}
-    return conversion.to_detrkit(state), fields
+    return conversion.to_detrkit(state), {**conversion.fields_from_state(state), **fields}
 
 
 def write_official_file(path: Path, checkpoint: Checkpoint) -> None:
@@ -95,7 +102,8 @@ def write_official_file(path: Path, checkpoint: Checkpoint) -> None:
     """
     config = checkpoint.config
     conversion = OFFICIAL[official_architecture(config)]
-    content = {"model": conversion.from_detrkit(checkpoint.state), "args": conversion.args_from_config(config)}
+    entries = {**conversion.from_detrkit(checkpoint.state), **conversion.computed_entries(config)}
+    content = {"model": entries, "args": conversion.args_from_config(config)}
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from detrkit.checkpoints.json_files import read_json
-from detrkit.checkpoints.native import MAX_PIXELS, MAX_SIDE, Preprocessing
+from detrkit.checkpoints.native import MAX_PIXELS, MAX_SIDE, REALTIME_SIZE, Preprocessing
 from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.transforms.geometry import EVAL_SHORT_SIDE, MAX_LONG_SIDE, Interpolation, max_long_side
@@ -18,7 +18,7 @@ from detrkit.errors import CheckpointError, short
 
 _PROCESSORS = tuple(
     f"{architecture}{kind}"
-    for architecture in ("Detr", "ConditionalDetr", "DeformableDetr")
+    for architecture in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr")
     for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 )
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -26,10 +26,14 @@ _ROUNDING = 1e-7  # relative: numbers that were rounded to float32 and back
 _FILES = ("processor_config.json", "preprocessor_config.json")  # the former has the settings under "image_processor"
 
 
-def read_preprocessing(folder: Path) -> Preprocessing:
-    """Read how a folder's image processor prepares images; the published DETR's settings stand in for missing ones.
+def read_preprocessing(folder: Path, default: Preprocessing) -> Preprocessing:
+    """Read how a folder's image processor prepares images; the defaults of its class stand in for missing settings.
 
     The folders that the Trainer saves may lack the file, which is then in their parent.
+
+    Args:
+        folder: of the model.
+        default: is returned if there is no file.
 
     Raises:
         CheckpointError: a file is malformed, or a setting changes pixels as detrkit cannot.
@@ -38,7 +42,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     for path in [place / name for place in places for name in _FILES]:
         if path.is_file() and (settings := _settings(path)) is not None:
             return preprocessing_from_settings(settings, path)
-    return Preprocessing(rounding="transformers")
+    return default.model_copy(update={"rounding": "transformers"})
 
 
 def preprocessing_from_settings(settings: Mapping[str, Any], where: Path | str) -> Preprocessing:
@@ -60,6 +64,7 @@ class _Reader:
     def __init__(self, settings: Mapping[str, Any], where: Path | str) -> None:
         self.settings = settings
         self.where = where
+        self.is_realtime = str(settings.get("image_processor_type", "")).startswith("RTDetr")
 
     def read(self) -> Preprocessing:
         """Return all that changes pixels."""
@@ -71,7 +76,7 @@ class _Reader:
             fields["resize"] = "none"
         scale = self._number("rescale_factor", 1 / 255) if self._flag("do_rescale") else 1.0
         fields["scale"] = 1 / 255 if _is_close(scale, 1 / 255) else scale
-        fields["normalize"] = self._flag("do_normalize")
+        fields["normalize"] = self._flag("do_normalize", not self.is_realtime)
         if fields["normalize"]:
             fields["mean"] = self._per_channel("image_mean", IMAGENET_MEAN)
             fields["std"] = self._per_channel("image_std", IMAGENET_STD)
@@ -82,14 +87,16 @@ class _Reader:
             kind = self.settings.get(name)
             if kind is not None and kind not in _PROCESSORS:
                 self._reject(name, f"one of {', '.join(_PROCESSORS[::4])}")
-        if self._flag("do_pad") and "pad_size" in self.settings:
+        if self._flag("do_pad", not self.is_realtime) and "pad_size" in self.settings:
             self._reject("pad_size", "none: detrkit pads images to the largest of their batch only")
         if self._flag("do_center_crop", False):
             self._reject("do_center_crop", "false: detrkit does not crop")
 
     def _size(self) -> dict[str, Any]:
         size, max_size = self.settings.get("size"), self.settings.get("max_size", MAX_LONG_SIDE)
-        if size is None:  # max_size alone has no effect in transformers either
+        if size is None and self.is_realtime:
+            size = dict(zip(("height", "width"), REALTIME_SIZE, strict=True))
+        elif size is None:  # max_size alone has no effect in transformers either
             size = {"shortest_edge": EVAL_SHORT_SIDE, "longest_edge": MAX_LONG_SIDE}
         elif isinstance(size, int):
             size = {"shortest_edge": size, "longest_edge": max_size}
@@ -193,7 +200,7 @@ def preprocessor_settings(preprocessing: Preprocessing, image_processor: str) ->
         "do_normalize": preprocessing.normalize,
         "image_mean": list(preprocessing.mean or IMAGENET_MEAN),
         "image_std": list(preprocessing.std or IMAGENET_STD),
-        "do_pad": True,
+        "do_pad": preprocessing.resize != "stretch",
         "format": "coco_detection",
     }
 

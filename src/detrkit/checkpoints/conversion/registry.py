@@ -18,6 +18,12 @@ from detrkit.checkpoints.conversion import (
     deformable_detr_official,
     detr_huggingface,
     detr_official,
+    dfine_huggingface,
+    dfine_official,
+    rtdetr_huggingface,
+    rtdetr_official,
+    rtdetrv2_huggingface,
+    rtdetrv2_official,
     table_transformer_huggingface,
 )
 from detrkit.checkpoints.conversion.architectures import Architecture
@@ -43,6 +49,12 @@ class OfficialConversion(Protocol):
     def args_from_config(self, config: ModelConfig) -> dict[str, Any]:
         """Return what the weights do not show as training arguments."""
 
+    def fields_from_state(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the fields of `ModelConfig` that entries in these names show, and detrkit's do not."""
+
+    def computed_entries(self, config: ModelConfig) -> dict[str, Tensor]:
+        """Return entries of official files that are no weights."""
+
 
 @runtime_checkable
 class HuggingFaceConversion(Protocol):
@@ -67,12 +79,18 @@ class HuggingFaceConversion(Protocol):
     def config_fields(self, config: ModelConfig) -> dict[str, Any]:
         """Return the architecture's own fields of ``config.json``."""
 
+    def computed_entries(self, config: ModelConfig) -> dict[str, Tensor]:
+        """Return entries of files that are no weights."""
+
 
 OFFICIAL: dict[Architecture, OfficialConversion] = {
     "detr": detr_official,
     "conditional-detr": conditional_detr_official,
     "dab-detr": dab_detr_official,
     "deformable-detr": deformable_detr_official,
+    "rtdetr": rtdetr_official,
+    "rtdetrv2": rtdetrv2_official,
+    "dfine": dfine_official,
 }
 # the pre-norm variant of DETR is an architecture of its own there
 HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConversion] = {
@@ -80,6 +98,9 @@ HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConver
     "detr": detr_huggingface,
     "conditional-detr": conditional_detr_huggingface,
     "dab-detr": dab_detr_huggingface,
+    "rtdetr": rtdetr_huggingface,  # these also before Deformable DETR, whose attention they have
+    "rtdetrv2": rtdetrv2_huggingface,
+    "dfine": dfine_huggingface,
     "deformable-detr": deformable_detr_huggingface,
 }
 

@@ -1,6 +1,22 @@
-"""RT-DETR and RT-DETRv2 in the official format (lyuwenyu/RT-DETR, `rtdetr_pytorch` and `rtdetrv2_pytorch`)."""
+"""RT-DETR in the official format (lyuwenyu/RT-DETR, `rtdetr_pytorch`): entry names and training arguments.
 
-from detrkit.checkpoints.conversion.key_mapping import Rule
+The rules are shared by RT-DETRv2 and D-FINE, whose code derives from RT-DETR's.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from detrkit.checkpoints.conversion.key_mapping import (
+    Rule,
+    merge_in_proj,
+    mlp_rules,
+    rename_from_detrkit,
+    rename_to_detrkit,
+    split_in_proj,
+)
+from detrkit.config.model import ModelConfig
 
 CONV_NORM = (("convolution.", "conv."), ("norm.", "norm."))
 
@@ -64,3 +80,85 @@ CSP_FUSION_RULES: list[Rule] = [
     *csp_rules("encoder.bottom_up.{n}.", "encoder.pan_blocks.{n}."),
     *conv_norm_rules("encoder.downsample.{n}.", "encoder.downsample_convs.{n}."),
 ]
+
+_LAYER, _OTHER_LAYER = "decoder.layers.{n}.", "decoder.decoder.layers.{n}."
+DECODER_RULES: list[Rule] = [
+    (f"{_LAYER}self_attention.output_projection.", f"{_OTHER_LAYER}self_attn.out_proj."),
+    (f"{_LAYER}self_attention.", f"{_OTHER_LAYER}self_attn."),
+    (f"{_LAYER}self_attention_residual.norm.", f"{_OTHER_LAYER}norm1."),
+    (f"{_LAYER}cross_attention.offset_projection.", f"{_OTHER_LAYER}cross_attn.sampling_offsets."),
+    (f"{_LAYER}cross_attention.weight_projection.", f"{_OTHER_LAYER}cross_attn.attention_weights."),
+    (f"{_LAYER}cross_attention.value_projection.", f"{_OTHER_LAYER}cross_attn.value_proj."),
+    (f"{_LAYER}cross_attention.output_projection.", f"{_OTHER_LAYER}cross_attn.output_proj."),
+    (f"{_LAYER}cross_attention_residual.norm.", f"{_OTHER_LAYER}norm2."),
+    (f"{_LAYER}feed_forward.expand.", f"{_OTHER_LAYER}linear1."),
+    (f"{_LAYER}feed_forward.contract.", f"{_OTHER_LAYER}linear2."),
+    (f"{_LAYER}feed_forward_residual.norm.", f"{_OTHER_LAYER}norm3."),
+    *mlp_rules("decoder.query_position_encoding.position_head.", "decoder.query_pos_head.", num_layers=3),
+    ("query_source.denoising_labels.", "decoder.denoising_class_embed."),
+    ("query_source.class_head.", "decoder.enc_score_head."),
+    *mlp_rules("query_source.box_head.", "decoder.enc_bbox_head.", num_layers=3),
+    ("heads.class_head.{n}.", "decoder.dec_score_head.{n}."),
+    *mlp_rules("heads.box_head.{n}.", "decoder.dec_bbox_head.{n}.", num_layers=3),
+]
+SELECTION_RULES: list[Rule] = [
+    ("query_source.memory_projection.", "decoder.enc_output.proj."),
+    ("query_source.memory_norm.", "decoder.enc_output.norm."),
+]
+_RULES: list[Rule] = [
+    *RESNET_VD_RULES,
+    *INPUT_PROJECTION_RULES_V1,
+    *ENCODER_RULES,
+    *CSP_FUSION_RULES,
+    *DECODER_RULES,
+    ("query_source.memory_projection.", "decoder.enc_output.0."),
+    ("query_source.memory_norm.", "decoder.enc_output.1."),
+]
+# of files that were saved with a fixed size of images; computed for each size here
+_COMPUTED = (".num_points_scale", "decoder.anchors", "decoder.valid_mask")
+_VALUE_PROJECTION = "decoder.decoder.layers.0.cross_attn.value_proj.weight"
+
+
+def matches(names: Collection[str]) -> bool:
+    """Return whether entries are those of an official RT-DETR, of the first version."""
+    return _VALUE_PROJECTION in names and "decoder.enc_output.0.weight" in names
+
+
+def matches_v2(names: Collection[str]) -> bool:
+    """Return whether entries are those of an official RT-DETRv2."""
+    return _VALUE_PROJECTION in names and "decoder.enc_output.proj.weight" in names
+
+
+def to_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule] = _RULES) -> dict[str, Tensor]:
+    """Rename official entries to detrkit's; `rules` are those of a derived architecture."""
+    stored = {name: tensor for name, tensor in state.items() if not name.endswith(_COMPUTED)}
+    return rename_to_detrkit(split_in_proj(stored), rules)
+
+
+def from_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule] = _RULES) -> dict[str, Tensor]:
+    """Rename detrkit's entries to the official ones; `rules` are those of a derived architecture."""
+    return merge_in_proj(rename_from_detrkit(state, rules))
+
+
+def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return no fields of `ModelConfig`: official checkpoints hold no arguments of the model."""
+    return {}
+
+
+def args_from_config(config: ModelConfig) -> dict[str, Any]:
+    """Return no training arguments: official checkpoints hold none."""
+    return {}
+
+
+def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the fields of `ModelConfig` that only official entries show: whether the backbone's norms were trained."""
+    # batch norms count steps, frozen ones do not
+    is_trained = any(name.startswith("backbone.") and name.endswith("num_batches_tracked") for name in state)
+    if is_trained:
+        return {"backbone_normalization": "batch", "frozen_backbone_stages": 0}
+    return {}
+
+
+def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
+    """Return no entries: all that official files hold are weights."""
+    return {}

@@ -47,3 +47,6 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the architecture's own fields of ``config.json``."""
     return {"d_model": config.hidden_dim, "auxiliary_loss": False}
+
+
+computed_entries = detr_huggingface.computed_entries

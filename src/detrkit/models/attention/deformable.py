@@ -1,7 +1,9 @@
 """Deformable attention (Deformable DETR, arXiv:2010.04159, equations 2 and 3).
 
-Every head of a query samples K points on each of L feature maps around a reference and sums their interpolated values:
-sum over l, k of A_lk * W x_l(p + offset_lk).
+Every head of a query samples points on each of L feature maps around a reference and sums their interpolated values:
+sum over l, k of A_lk * W x_l(p + offset_lk). The number of points may differ between maps (RT-DETRv2, arXiv:2407.17140);
+with discrete sampling, the value of the nearest cell is taken instead of an interpolated one. D-FINE (arXiv:2410.13842)
+leaves out the projection W: heads sample slices of the memory.
 
 Sampling is implemented twice, equal up to rounding. In eager mode on a CPU, the four cells around a point are gathered as
 rows of a table by `embedding_bag`, which adds them up on the way; in the backward pass, the points are sorted by cell and
@@ -31,12 +33,14 @@ class DeformableAttention(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.per_head = (config.num_feature_levels, config.num_points)
-        num_points = config.num_heads * config.num_feature_levels * config.num_points
+        self.num_points = config.points_per_level
+        self.is_discrete = config.sampling == "discrete"
+        num_points = config.num_heads * sum(self.num_points)
         self.offset_projection = nn.Linear(config.width, 2 * num_points)
         self.weight_projection = nn.Linear(config.width, num_points)
-        self.value_projection = nn.Linear(config.width, config.width)
-        self.output_projection = nn.Linear(config.width, config.width)
+        self.value_projection, self.output_projection = (
+            nn.Linear(config.width, config.width) if config.value_projection else nn.Identity() for _ in range(2)
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -45,15 +49,15 @@ class DeformableAttention(nn.Module):
         angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
-        num_feature_levels, num_points = self.per_head
-        steps = torch.arange(1, num_points + 1, device="cpu")[:, None] * directions[:, None, None]
+        steps = torch.cat([torch.arange(1, count + 1, device="cpu") for count in self.num_points])
         with torch.no_grad():
-            self.offset_projection.bias.copy_(steps.expand(-1, num_feature_levels, -1, -1).flatten())
+            self.offset_projection.bias.copy_((steps[:, None] * directions[:, None]).flatten())
         nn.init.zeros_(self.weight_projection.weight)
         nn.init.zeros_(self.weight_projection.bias)
         for projection in (self.value_projection, self.output_projection):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     def forward(
         self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], features: FeatureMaps
@@ -70,28 +74,38 @@ class DeformableAttention(nn.Module):
             values = values.masked_fill(features.padding_mask[..., None], 0.0)
         points, weights = self.points(queries, references, features.sizes)
         values = values.unflatten(-1, (self.num_heads, -1))
-        return self.output_projection(sample(values, features.sizes, points, weights.to(values.dtype)))
+        if self.is_discrete:
+            points = nearest_cells(points, self.num_points, features)
+        sums = sample(values, features.sizes, points, weights.to(values.dtype), self.num_points)
+        output: Tensor = self.output_projection(sums)
+        return output
 
     def points(
         self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], sizes: Sizes
-    ) -> tuple[Float[Tensor, "B N M L P 2"], Float[Tensor, "B N M L P"]]:
+    ) -> tuple[Float[Tensor, "B N M P 2"], Float[Tensor, "B N M P"]]:
         """Compute sampling points (x, y) in 0 .. 1 of each map, and their weights, which sum to 1 for every head.
 
-        The unit of offsets is a cell around reference points, and half a side around reference boxes.
+        P counts the points of all maps, finest map first. The unit of offsets is a cell around reference points, and half a
+        side, divided by the number of points on the map, around reference boxes.
         """
-        per_head = (self.num_heads, *self.per_head)
-        offsets = _at_least_float32(self.offset_projection(queries)).unflatten(-1, (*per_head, 2))
+        offsets = _at_least_float32(self.offset_projection(queries)).unflatten(-1, (self.num_heads, -1, 2))
         weights = _at_least_float32(self.weight_projection(queries)).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        centers = references[:, :, None, :, None]
-        if references.shape[-1] == 2:
-            on_maps = [
-                centers[:, :, :, level] + torch.stack([offset[..., 0] / width, offset[..., 1] / height], dim=-1)
-                for level, ((height, width), offset) in enumerate(zip(sizes, offsets.unbind(3), strict=True))
-            ]
-            points = torch.stack(on_maps, dim=3)
-        else:
-            points = centers[..., :2] + offsets / self.per_head[1] * centers[..., 2:] * 0.5
-        return points, weights.unflatten(-1, self.per_head)
+        on_maps = [
+            reference[:, :, None, None, :2] + offset * self._unit(reference[:, :, None, None], size, count)
+            for offset, reference, size, count in zip(
+                offsets.split(self.num_points, 3), references.unbind(2), sizes, self.num_points, strict=True
+            )
+        ]
+        return torch.cat(on_maps, dim=3), weights
+
+    @staticmethod
+    def _unit(
+        reference: Float[Tensor, "B N 1 1 R"], size: tuple[int, int], num_points: int
+    ) -> Float[Tensor, "*shape 2"]:
+        """Return the unit of offsets (x, y) on one map."""
+        if reference.shape[-1] == 4:
+            return reference[..., 2:] * (0.5 / num_points)
+        return torch.stack([torch.ones_like(reference[..., 0]) / side for side in reversed(size)], dim=-1)
 
 
 def _at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -99,11 +113,35 @@ def _at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def nearest_cells(
+    points: Float[Tensor, "B N M P 2"], num_points: Sequence[int], features: FeatureMaps
+) -> Float[Tensor, "B N M P 2"]:
+    """Move points to the center of the nearest cell on their map (RT-DETRv2, section 3.2); they get no gradient.
+
+    The published code limits the column of a cell to the number of rows, which displaces points on the right of wide maps.
+    That is kept unless the model is padding-invariant: then points are limited to the image's own cells.
+    """
+    moved = []
+    for level, on_map in enumerate(points.split(list(num_points), 3)):
+        height, width = features.sizes[level]
+        # rounded towards zero, as published: from 0.5 cells before the first one, points are on the first
+        x, y = (on_map[..., 0] * width + 0.5).trunc(), (on_map[..., 1] * height + 0.5).trunc()
+        if features.padding_invariant and features.image_cells is not None:
+            last = (features.image_cells[:, level].ceil() - 1)[:, None, None, None]
+            x, y = (torch.minimum(one.clamp(min=0), last[..., axis]) for axis, one in enumerate((x, y)))
+        else:
+            x = x.clamp(0, (width if features.padding_invariant else height) - 1)
+            y = y.clamp(0, height - 1)
+        moved.append(torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=-1))
+    return torch.cat(moved, dim=3).detach()
+
+
 def sample(
     values: Float[Tensor, "B S M d"],
     sizes: Sizes,
-    points: Float[Tensor, "B N M L P 2"],
-    weights: Float[Tensor, "B N M L P"],
+    points: Float[Tensor, "B N M P 2"],
+    weights: Float[Tensor, "B N M P"],
+    num_points: Sequence[int],
 ) -> Float[Tensor, "B N D"]:
     """Compute weighted sums of bilinearly interpolated values; values outside of a map are zero.
 
@@ -112,30 +150,33 @@ def sample(
         sizes: (height, width) of the maps.
         points: (x, y) in 0 .. 1 of each map; the first cell extends from 0 to 1 / width.
         weights: of the points.
+        num_points: number of points on each map.
     """
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        sums: Tensor = _GatheredSum.apply(values, points, weights, tuple(sizes))
+        sums: Tensor = _GatheredSum.apply(values, points, weights, tuple(sizes), tuple(num_points))
         return sums.to(values.dtype)
-    return _sample_grids(values, sizes, points, weights)
+    return _sample_grids(values, sizes, points, weights, num_points)
 
 
 def _sample_grids(
     values: Float[Tensor, "B S M d"],
     sizes: Sizes,
-    points: Float[Tensor, "B N M L P 2"],
-    weights: Float[Tensor, "B N M L P"],
+    points: Float[Tensor, "B N M P 2"],
+    weights: Float[Tensor, "B N M P"],
+    num_points: Sequence[int],
 ) -> Float[Tensor, "B N D"]:
     """Sample by `grid_sample`, with images and heads as its batch; it needs values and points of one dtype: float32."""
     dtype, values = values.dtype, _at_least_float32(values)
     start, sums = 0, torch.zeros((), dtype=values.dtype, device=values.device)
-    for level, (height, width) in enumerate(sizes):
+    counts = list(num_points)
+    levels = zip(sizes, points.split(counts, 3), weights.split(counts, 3), strict=True)
+    for (height, width), level_points, level_weights in levels:
         level_values = values[:, start : start + height * width]
         start += height * width
         maps = level_values.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))
-        grid = (2 * points[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1).to(values.dtype)
+        grid = (2 * level_points - 1).transpose(1, 2).flatten(0, 1).to(values.dtype)
         sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-        sums = sums + (sampled * level_weights).sum(-1)
+        sums = sums + (sampled * level_weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
     return sums.unflatten(0, (values.shape[0], -1)).permute(0, 3, 1, 2).flatten(2).to(dtype)
 
 
@@ -143,38 +184,44 @@ class _GatheredSum(torch.autograd.Function):
     """Sample by `embedding_bag`; only the inputs are saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, points: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, points: Tensor, weights: Tensor, sizes: Sizes, num_points: Sequence[int]
+    ) -> Tensor:
         ctx.save_for_backward(values, points, weights)
-        ctx.sizes = sizes
+        ctx.sizes, ctx.num_points = sizes, list(num_points)
         # values may be bfloat16 under autocast, in which sums would be rounded
         dtype = torch.promote_types(values.dtype, torch.float32)
         sums = torch.zeros(len(points) * points.shape[1] * points.shape[2], values.shape[-1], dtype=dtype)
-        for level, table in enumerate(_pad_maps(values.to(dtype), sizes)):
-            corners = _Corners.of_points(points[:, :, :, level].to(dtype), sizes[level])
-            level_weights = weights[:, :, :, level].flatten(0, 2).to(dtype)
+        by_level = points.to(dtype).split(ctx.num_points, 3), weights.to(dtype).split(ctx.num_points, 3)
+        for table, size, level_points, one in zip(_pad_maps(values.to(dtype), sizes), sizes, *by_level, strict=True):
+            corners = _Corners.of_points(level_points, size)
+            level_weights = one.flatten(0, 2)
             corner_weights = torch.cat(corners.weights(level_weights), dim=1)
             sums += F.embedding_bag(corners.rows(), table.flatten(0, 3), mode="sum", per_sample_weights=corner_weights)
         return sums.view(len(points), points.shape[1], -1)
 
     @staticmethod
     @once_differentiable  # second derivatives are not implemented
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         values, points, weights = ctx.saved_tensors
         dtype = torch.promote_types(values.dtype, torch.float32)
         grad_sums = grads[0].to(dtype).reshape(-1, values.shape[-1])
         grad_maps: list[Tensor] = []
         grad_points, grad_weights = torch.empty_like(points), torch.empty_like(weights)
-        for level, table in enumerate(_pad_maps(values.to(dtype), ctx.sizes)):
-            corners = _Corners.of_points(points[:, :, :, level].to(dtype), ctx.sizes[level])
-            level_weights = weights[:, :, :, level].flatten(0, 2).to(dtype)
+        grads_by_level = (grad_points.split(ctx.num_points, 3), grad_weights.split(ctx.num_points, 3))
+        by_level = points.to(dtype).split(ctx.num_points, 3), weights.to(dtype).split(ctx.num_points, 3)
+        levels = zip(_pad_maps(values.to(dtype), ctx.sizes), ctx.sizes, *by_level, *grads_by_level, strict=True)
+        for table, size, level_points, one, of_points, of_weights in levels:
+            corners = _Corners.of_points(level_points, size)
+            level_weights = one.flatten(0, 2)
             grad_corner_weights = _row_products(corners.rows(), table.flatten(0, 3), grad_sums)
             grad_point, grad_weight = corners.gradients(grad_corner_weights, level_weights)
-            grad_points[:, :, :, level] = grad_point.view_as(points[:, :, :, level])
-            grad_weights[:, :, :, level] = grad_weight.view_as(weights[:, :, :, level])
+            of_points.copy_(grad_point.view_as(of_points))
+            of_weights.copy_(grad_weight.view_as(of_weights))
             if ctx.needs_input_grad[0]:
                 grad_maps.append(_scatter(corners, corners.weights(level_weights), grad_sums, table.shape))
         grad_values = torch.cat(grad_maps, dim=1).to(values.dtype) if grad_maps else torch.zeros_like(values)
-        return grad_values, grad_points, grad_weights, None
+        return grad_values, grad_points, grad_weights, None, None
 
 
 def _row_products(

@@ -21,14 +21,16 @@ class SamplingPoints:
     """Sampling points of attention queries, in pixels of the original image.
 
     Attributes:
-        points: (x, y) of every point, by head, query, feature level and point.
+        points: (x, y) of every point, by head, query and point; those of the finest feature map come first.
         weights: attention weights of the points; they sum to 1 for every head and query.
         reference_points: (x, y) of the reference point of every query on every feature level.
+        num_points: number of points on each feature map.
     """
 
-    points: Float[Tensor, "M N L P 2"]
-    weights: Float[Tensor, "M N L P"]
+    points: Float[Tensor, "M N P 2"]
+    weights: Float[Tensor, "M N P"]
     reference_points: Float[Tensor, "N L 2"]
+    num_points: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,24 @@ class DeformableAttentionInputs:
         embeddings, references = self.queries[:, rows], self.references[:, rows]
         points, weights = (tensor[0].cpu() for tensor in self.module.points(embeddings, references, self.sizes))
         selected = slice(None) if heads is None else list(heads)
+        num_points = self.module.num_points
+        levels = [level for level, count in enumerate(num_points) for _ in range(count)]
         return SamplingPoints(
-            points=self._to_image(points).transpose(0, 1)[selected],
+            points=self._to_image(points, levels).transpose(0, 1)[selected],
             weights=weights.transpose(0, 1)[selected],
-            reference_points=self._to_image(references[0, :, None, :, None, :2].cpu())[:, 0, :, 0],
+            reference_points=self._to_image(references[0, :, None, :, :2].cpu(), list(range(len(self.sizes))))[:, 0],
+            num_points=num_points,
         )
 
-    def _to_image(self, points: Float[Tensor, "N M L P 2"]) -> Float[Tensor, "N M L P 2"]:
-        """Convert coordinates relative to each feature map to pixels of the original image."""
+    def _to_image(self, points: Float[Tensor, "N M P 2"], levels: Sequence[int]) -> Float[Tensor, "N M P 2"]:
+        """Convert coordinates relative to the feature map of each point to pixels of the original image."""
         resized = torch.tensor(
             [[w * stride, h * stride] for (h, w), stride in zip(self.sizes, self.strides, strict=True)]
-        )
-        shifts = torch.tensor(self.first_centres) - torch.tensor(self.strides) / 2
+        )[levels]
+        shifts = (torch.tensor(self.first_centres) - torch.tensor(self.strides) / 2)[levels]
         (height, width), (original_height, original_width) = self.grid.resized, self.grid.original
         scale = torch.tensor([original_width / width, original_height / height])
-        return (points * resized[:, None] + shifts[:, None, None]) * scale
+        return (points * resized + shifts[:, None]) * scale
 
     @torch.no_grad()
     def weights(self, heads: Sequence[int] | None, queries: Sequence[int] | None) -> Float[Tensor, "M N S"]:
@@ -98,8 +103,8 @@ class DeformableAttentionInputs:
         (resized_height, resized_width), (original_height, original_width) = self.grid.resized, self.grid.original
         to_cells = torch.tensor([resized_width / original_width, resized_height / original_height]) / self.grid.stride
         first = self.first_centres[self.level] / self.strides[self.level]
-        x, y = (sampled.points * to_cells - first).flatten(2, 3).unbind(-1)
-        weights = sampled.weights.flatten(2)
+        x, y = (sampled.points * to_cells - first).unbind(-1)
+        weights = sampled.weights
         maps = torch.zeros(*weights.shape[:2], height * width)
         left, top = x.floor(), y.floor()
         for down, row_share in ((0, 1 - (y - top)), (1, y - top)):

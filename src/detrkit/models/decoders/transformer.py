@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from detrkit.config.model import PositionInjection
 from detrkit.models.attention.multi_head import MultiHeadAttention
+from detrkit.models.decoder_output import DecoderOutput
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import DetectionHeads
 from detrkit.models.layers import FeedForward, LayerConfig, Residual, checkpointed
 from detrkit.models.positions import inject_positions
-from detrkit.models.queries.position_encoding import QueryPositionEncoding
+from detrkit.models.queries.position_encoding import BoxPositionEncoding, QueryPositionEncoding
 from detrkit.models.queries.queries import LayerQueryPositions, Queries, reference_to_boxes, refine_reference
 
 
@@ -106,7 +107,8 @@ class TransformerDecoder(nn.Module):
         query_injection: where positions of the queries are added.
         with_box_refine: each layer starts from the boxes of the previous one.
         look_forward_twice: the loss of a layer's boxes also trains the previous layer, whose boxes they refine (DINO's
-            name). Published DAB-DETR does, Deformable DETR does not.
+            name). Published DAB-DETR and RT-DETR do, Deformable DETR does not.
+        eval_layers: number of layers that are run outside of training; None for all.
 
     Attributes:
         activation_checkpointing: recompute activations in the backward pass.
@@ -117,12 +119,13 @@ class TransformerDecoder(nn.Module):
         self,
         layers: Iterable[DecoderLayer],
         norm: nn.Module,
-        query_position_encoding: QueryPositionEncoding,
+        query_position_encoding: QueryPositionEncoding | BoxPositionEncoding,
         *,
         memory_injection: PositionInjection = "attention",
         query_injection: PositionInjection = "attention",
         with_box_refine: bool = False,
         look_forward_twice: bool = False,
+        eval_layers: int | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -130,43 +133,70 @@ class TransformerDecoder(nn.Module):
         self.query_injection = query_injection
         self.with_box_refine = with_box_refine
         self.look_forward_twice = look_forward_twice
+        self.eval_layers = eval_layers
         self.activation_checkpointing = False
         self.return_intermediate = True
         self.norm = norm
         self.query_position_encoding = query_position_encoding
 
-    def forward(
-        self, queries: Queries, memory: FeatureMaps, heads: DetectionHeads
-    ) -> tuple[Float[Tensor, "T B Q D"], Float[Tensor, "T B Q 4"] | None]:
+    def forward(self, queries: Queries, memory: FeatureMaps, heads: DetectionHeads) -> DecoderOutput:
         """Decode all queries in parallel.
 
         Args:
             queries: input of the first layer.
             memory: output of the encoder.
             heads: whose box heads refine the references between layers.
-
-        Returns:
-            The normalised states after every layer, and the logits of the references that each layer's boxes are predicted
-            relative to; None for zero.
         """
-        tokens, cell_positions = inject_positions(memory.tokens, memory.positions, self.memory_injection)
-        memory = replace(memory, tokens=tokens, positions=cell_positions, keys=tokens + cell_positions)
+        memory = self.prepare(memory)
         states, positions = inject_positions(queries.content, queries.positions, self.query_injection)
+        queries = replace(queries, positions=positions)
         reference = box_reference = queries.reference  # where to attend; what boxes are predicted relative to
-        all_states, all_references = [], []
-        for number, layer in enumerate(self.layers):
-            layer_positions = self.query_position_encoding(number, states, positions, reference)
-            if queries.groups:
-                layer_positions = replace(layer_positions, groups=queries.groups)
-            states = checkpointed(layer, self.activation_checkpointing, states, layer_positions, memory)
-            is_last = number + 1 == len(self.layers)
-            if self.return_intermediate or is_last:
+        all_states, all_references, layers = [], [], []
+        for number, layer in enumerate(self.active_layers):
+            coordinates = None if reference is None else reference.sigmoid()
+            states = self.run_layer(number, layer, states, queries, coordinates, memory)
+            if self.is_returned(number):
+                layers.append(number)
                 all_states.append(self.norm(states))
                 all_references.append(box_reference)
-            if self.with_box_refine and reference is not None and not is_last:
+            if self.with_box_refine and reference is not None and not self.is_last(number):
                 box_reference = refine_reference(reference, heads.box_head_of(number)(states))
                 reference = box_reference.detach()
                 if not self.look_forward_twice:
                     box_reference = reference
         references = [reference_to_boxes(one) for one in all_references if one is not None]
-        return torch.stack(all_states), torch.stack(references) if references else None
+        return DecoderOutput(torch.stack(all_states), tuple(layers), torch.stack(references) if references else None)
+
+    @property
+    def active_layers(self) -> list[nn.Module]:
+        """The layers to run: outside of training, the first `eval_layers`."""
+        return list(self.layers) if self.training else list(self.layers)[: self.eval_layers]
+
+    def is_last(self, number: int) -> bool:
+        """Return whether a layer is the last one to run."""
+        return number + 1 == len(self.active_layers)
+
+    def is_returned(self, number: int) -> bool:
+        """Return whether the states after a layer are returned."""
+        return self.return_intermediate or self.is_last(number)
+
+    def prepare(self, memory: FeatureMaps) -> FeatureMaps:
+        """Add the positions of the cells to the memory, as all layers need them."""
+        tokens, positions = inject_positions(memory.tokens, memory.positions, self.memory_injection)
+        return replace(memory, tokens=tokens, positions=positions, keys=tokens + positions)
+
+    def run_layer(
+        self,
+        number: int,
+        layer: nn.Module,
+        states: Float[Tensor, "B Q D"],
+        queries: Queries,
+        reference: Float[Tensor, "B Q R"] | None,
+        memory: FeatureMaps,
+    ) -> Float[Tensor, "B Q D"]:
+        """Run one layer on the states; `reference` are points or boxes in 0 .. 1 of the image."""
+        positions = self.query_position_encoding(number, states, queries.positions, reference)
+        if queries.groups:
+            positions = replace(positions, groups=queries.groups)
+        next_states: Tensor = checkpointed(layer, self.activation_checkpointing, states, positions, memory)
+        return next_states

@@ -4,14 +4,16 @@ They are applied to the states of every decoder layer at once, (T, B, Q, D), and
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.models.layers import in_float32
+from detrkit.models.decoder_output import DecoderOutput
+from detrkit.models.layers import ACTIVATIONS, ActivationName, in_float32
 from detrkit.models.queries.queries import Queries
 from detrkit.structures import AuxiliaryPredictions, ClassScores, Predictions
 
@@ -32,15 +34,20 @@ class ClassHead(nn.Linear):
 
 
 class BoxHead(nn.Sequential):
-    """Three linear layers with ReLUs in between, to the logits of (cx, cy, w, h).
+    """Three linear layers with activations in between, to the logits of (cx, cy, w, h).
 
     Args:
         width: D.
+        num_outputs: 4, or as many as the distributions of four edges have.
         zero_init: initialise the last layer with zeros, so that untrained boxes are the references.
+        activation: between two layers.
     """
 
-    def __init__(self, width: int, *, zero_init: bool = False) -> None:
-        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+    def __init__(
+        self, width: int, num_outputs: int = 4, *, zero_init: bool = False, activation: ActivationName = "relu"
+    ) -> None:
+        first, second, last = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, num_outputs)
+        super().__init__(first, ACTIVATIONS[activation](), second, ACTIVATIONS[activation](), last)
         if zero_init:
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
@@ -58,9 +65,9 @@ class BoxHead(nn.Sequential):
 class LayerwiseHeads(nn.ModuleList):
     """One head per decoder layer."""
 
-    def forward(self, states: Float[Tensor, "T B Q D"]) -> Float[Tensor, "T B Q _"]:
-        """Apply to each layer its own head; if there are fewer layers than heads, they are the last ones."""
-        return torch.stack([head(one) for head, one in zip(list(self)[-len(states) :], states, strict=True)])
+    def forward(self, states: Float[Tensor, "T B Q *shape"], layers: Sequence[int]) -> Float[Tensor, "T B Q *outputs"]:
+        """Apply to the states after each layer its own head; `layers` are their indices."""
+        return torch.stack([self[layer](one) for layer, one in zip(layers, states, strict=True)])
 
 
 class DetectionHeads(nn.Module):
@@ -90,45 +97,46 @@ class DetectionHeads(nn.Module):
         """Return the box head of one decoder layer."""
         return self.box_head[layer] if isinstance(self.box_head, LayerwiseHeads) else self.box_head
 
-    def forward(
-        self, states: Float[Tensor, "T B Q D"], references: Float[Tensor, "T B Q 4"] | None, queries: Queries
-    ) -> Predictions:
+    def forward(self, decoded: DecoderOutput, queries: Queries) -> Predictions:
         """Predict classes and boxes of every query after every layer, in float32.
 
         Args:
-            states: of all queries after every decoder layer.
-            references: logits that boxes are predicted relative to; None for zero.
+            decoded: states of all queries.
             queries: the model's own queries, and auxiliary ones, whose predictions are kept apart.
         """
-        deltas = self.box_head(states).float()
-        boxes = (deltas if references is None else deltas + references).sigmoid()
-        logits = self.class_head(states).float()
-        if not queries.auxiliary:
-            return self._predictions(logits, boxes, queries)
-        sizes = [one.queries.num_queries for one in queries.auxiliary]
-        sizes = [queries.num_queries - sum(sizes), *sizes]
-        (own_logits, *other_logits), (own_boxes, *other_boxes) = logits.split(sizes, 2), boxes.split(sizes, 2)
-        auxiliary = [
-            AuxiliaryPredictions(one.kind, self._predictions(its_logits, its_boxes, one.queries))
-            for one, its_logits, its_boxes in zip(queries.auxiliary, other_logits, other_boxes, strict=True)
-        ]
-        return self._predictions(own_logits, own_boxes, queries, tuple(auxiliary))
+        predictions = replace(self.predict(decoded), proposals=queries.proposals)
+        return _split_auxiliary(predictions, queries)
 
-    def _predictions(
-        self,
-        logits: Float[Tensor, "T B Q K1"],
-        boxes: Float[Tensor, "T B Q 4"],
-        queries: Queries,
-        auxiliary: tuple[AuxiliaryPredictions, ...] = (),
-    ) -> Predictions:
-        return Predictions(
-            logits,
-            boxes,
-            class_scores=self.class_scores,
-            max_detections=self.max_detections,
-            proposals=queries.proposals,
-            auxiliary=auxiliary,
-        )
+    def predict(self, decoded: DecoderOutput) -> Predictions:
+        """Predict classes and boxes of all queries."""
+        deltas = _apply(self.box_head, decoded.states, decoded.layers).float()
+        boxes = (deltas if decoded.references is None else deltas + decoded.references).sigmoid()
+        return self.predictions(decoded, boxes)
+
+    def predictions(self, decoded: DecoderOutput, boxes: Float[Tensor, "T B Q 4"]) -> Predictions:
+        """Predict classes for given boxes."""
+        logits = _apply(self.class_head, decoded.states, decoded.layers).float()
+        return Predictions(logits, boxes, class_scores=self.class_scores, max_detections=self.max_detections)
+
+
+def _apply(head: nn.Module, states: Float[Tensor, "T B Q D"], layers: Sequence[int]) -> Float[Tensor, "T B Q _"]:
+    outputs: Tensor = head(states, layers) if isinstance(head, LayerwiseHeads) else head(states)
+    return outputs
+
+
+def _split_auxiliary(predictions: Predictions, queries: Queries) -> Predictions:
+    """Separate the predictions of auxiliary queries from those of the model's own."""
+    if not queries.auxiliary:
+        return predictions
+    sizes = [one.queries.num_queries for one in queries.auxiliary]
+    first = queries.num_queries - sum(sizes)
+    auxiliary = []
+    start = first
+    for one, size in zip(queries.auxiliary, sizes, strict=True):
+        of_kind = predictions.of_queries(slice(start, start + size))
+        auxiliary.append(AuxiliaryPredictions(one.kind, replace(of_kind, proposals=one.queries.proposals)))
+        start += size
+    return replace(predictions.of_queries(slice(0, first)), auxiliary=tuple(auxiliary))
 
 
 def _shared_or_layerwise(heads: Iterable[nn.Module]) -> nn.Module:

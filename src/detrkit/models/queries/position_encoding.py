@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrkit.models.layers import mlp
+from detrkit.models.layers import ActivationName, mlp
 from detrkit.models.positions import encode_coordinates
 from detrkit.models.queries.queries import LayerQueryPositions
 
@@ -36,7 +36,7 @@ class QueryPositionEncoding(nn.Module):
         layer: int,
         states: Float[Tensor, "B Q D"],
         positions: Float[Tensor, "B Q D"],
-        reference: Float[Tensor, "B Q R"] | None,
+        coordinates: Float[Tensor, "B Q R"] | None,
     ) -> LayerQueryPositions:
         """Compute the positions for one layer.
 
@@ -44,11 +44,10 @@ class QueryPositionEncoding(nn.Module):
             layer: index of the layer. The first layer does not scale by the content, which is the same for all images.
             states: input of the layer.
             positions: of `Queries`.
-            reference: logits of reference points or boxes.
+            coordinates: of reference points or boxes, in 0 .. 1 of the image.
         """
-        if reference is None:
+        if coordinates is None:
             return LayerQueryPositions(positions)
-        coordinates = reference.sigmoid()
         if self.position_head is None and self.content_scale is None:
             return LayerQueryPositions(positions, reference=coordinates)
         width = states.shape[-1]
@@ -76,3 +75,35 @@ class QueryPositionEncoding(nn.Module):
         if predicted.dtype == torch.float16:
             ratio = ratio.clamp(max=_MAX_FLOAT16_RATIO)
         return ratio.flip(-1).to(predicted.dtype).repeat_interleave(states.shape[-1] // 2, dim=-1)
+
+
+class BoxPositionEncoding(nn.Module):
+    """Compute the positions of the queries from their reference boxes by an MLP, before each decoder layer (RT-DETR).
+
+    Args:
+        width: D.
+        num_layers: of the MLP: 2 as in RT-DETR, with a hidden width of 2D, or 3 as in DEIM's RT-DETRv2, with D.
+        activation: between the layers.
+        max_value: positions are clamped to it (D-FINE: 10).
+    """
+
+    def __init__(
+        self, width: int, num_layers: int = 2, activation: ActivationName = "relu", max_value: float | None = None
+    ) -> None:
+        super().__init__()
+        hidden = (2 * width,) if num_layers == 2 else (width,) * (num_layers - 1)
+        self.position_head = mlp(4, *hidden, width, activation=activation)
+        self.max_value = max_value
+
+    def forward(
+        self,
+        layer: int,
+        states: Float[Tensor, "B Q D"],
+        positions: Float[Tensor, "B Q D"],
+        coordinates: Float[Tensor, "B Q 4"],
+    ) -> LayerQueryPositions:
+        """Compute the positions for one layer; arguments as of `QueryPositionEncoding`, only `coordinates` matter."""
+        encoded: Tensor = self.position_head(coordinates.to(states.dtype))
+        if self.max_value is not None:
+            encoded = encoded.clamp(-self.max_value, self.max_value)
+        return LayerQueryPositions(encoded, reference=coordinates)

@@ -1,4 +1,4 @@
-"""Two-stage query selection (Deformable DETR, arXiv:2010.04159, section 4.2 and appendix A.4).
+"""Two-stage query selection: of Deformable DETR (arXiv:2010.04159, section 4.2 and appendix A.4), and of RT-DETR.
 
 A class and box head predicts a box for every cell of the encoder's memory; the best are the queries of the decoder.
 """
@@ -6,11 +6,12 @@ A class and box head predicts a box for every cell of the encoder's memory; the 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import BoxHead, ClassHead
+from detrkit.models.layers import ActivationName
 from detrkit.models.positions import encode_coordinates
 from detrkit.models.queries.queries import MAX_LOGIT, Queries
 from detrkit.structures import EncoderProposals
@@ -95,18 +96,84 @@ class TwoStageQueries(nn.Module):
         anchors: Float[Tensor, "B S 4"],
         scores: Float[Tensor, "B S"],
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
-        """Select the cells with the highest scores, in descending order: their projected memory and their anchors.
+        """Select the projected memory and the anchors of the best cells.
 
         If there are fewer cells than queries, the remaining queries get zero memory and an invalid anchor, as padding.
         """
-        num_cells = scores.shape[1]
-        missing = torch.full_like(scores[:, :1], -torch.inf).expand(-1, self.num_queries)
-        selected = torch.cat([scores, missing], dim=1).topk(self.num_queries, dim=1).indices
-        is_missing = (selected >= num_cells)[..., None]
-        index = selected.clamp(max=num_cells - 1)[..., None]
+        cells, is_missing = best_cells(scores, self.num_queries)
         empty = self._project(torch.zeros_like(projected[:, :1]))
-        memory = torch.where(is_missing, empty, projected.gather(1, index.expand(-1, -1, projected.shape[-1])))
-        return memory, anchors.gather(1, index.expand(-1, -1, 4)).masked_fill(is_missing, _INVALID_LOGIT)
+        memory = torch.where(is_missing[..., None], empty, rows_of(projected, cells))
+        return memory, rows_of(anchors, cells).masked_fill(is_missing[..., None], _INVALID_LOGIT)
+
+
+class SelectedQueries(nn.Module):
+    """The encoder's best cells (RT-DETR, arXiv:2304.08069, section 4.3): references are their boxes, content their memory.
+
+    Unlike in two-stage Deformable DETR, cells are ranked by their best class, boxes are predicted for the selected cells
+    only, and the decoder computes the positions of the queries from their references. Its losses train neither boxes nor
+    memory projection. As published, the memory of invalid anchors is zero here, but not in the decoder.
+
+    Args:
+        num_queries: Q.
+        width: D.
+        num_classes: K.
+        activation: of the box head.
+
+    Attributes:
+        denoising_labels: embeddings of the K classes and of padding (zeros), the content of denoising queries in training.
+        return_proposals: return the predictions for the selected cells, for the loss.
+    """
+
+    def __init__(self, num_queries: int, width: int, num_classes: int, activation: ActivationName = "relu") -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.return_proposals = True
+        self.denoising_labels = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
+        self.memory_projection = nn.Linear(width, width)
+        self.memory_norm = nn.LayerNorm(width)
+        self.class_head = ClassHead(width, num_classes, "sigmoid")
+        self.box_head = BoxHead(width, zero_init=True, activation=activation)
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+
+    def forward(self, memory: FeatureMaps) -> Queries:
+        """Select the best cells of each image."""
+        anchors, is_valid = generate_anchors(memory)
+        projected = self._project(memory.tokens.masked_fill(~is_valid[..., None], 0.0))
+        logits = self.class_head(projected).float()
+        if memory.padding_mask is not None and memory.padding_invariant:  # excluded from selection and loss
+            logits = logits.masked_fill(memory.padding_mask[..., None], -_INVALID_LOGIT)
+        cells, is_missing = best_cells(logits.amax(-1), self.num_queries)
+        empty = self._project(torch.zeros_like(projected[:, :1]))
+        content = torch.where(is_missing[..., None], empty, rows_of(projected, cells))
+        own_anchors = rows_of(anchors, cells).masked_fill(is_missing[..., None], _INVALID_LOGIT)
+        boxes = self.box_head(content).float() + own_anchors
+        proposals = None
+        if self.return_proposals:
+            own_logits = rows_of(logits, cells).masked_fill(is_missing[..., None], -_INVALID_LOGIT)
+            proposals = EncoderProposals(own_logits, boxes.sigmoid(), class_agnostic=False, cells=cells)
+        content = content.detach()
+        reference = boxes.detach().clamp(-MAX_LOGIT, MAX_LOGIT)
+        return Queries(content, torch.zeros_like(content), reference, proposals)
+
+    def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        return self.memory_norm(self.memory_projection(tokens))
+
+
+def best_cells(scores: Float[Tensor, "B S"], count: int) -> tuple[Int64[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
+    """Select the cells with the highest scores, in descending order.
+
+    Returns:
+        Indices of the cells, and True where there are none left: if there are fewer cells than queries.
+    """
+    num_cells = scores.shape[1]
+    missing = torch.full_like(scores[:, :1], -torch.inf).expand(-1, count)
+    cells = torch.cat([scores, missing], dim=1).topk(count, dim=1).indices
+    return cells.clamp(max=num_cells - 1), cells >= num_cells
+
+
+def rows_of(values: Float[Tensor, "B S C"], rows: Int64[Tensor, "B Q"]) -> Float[Tensor, "B Q C"]:
+    """Select rows of each image."""
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def generate_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
