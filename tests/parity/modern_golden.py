@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detrkit import DETR, build_model, load_official_state_dict, state_dict_as_official
+
 # golden files whose list of entries has another name
 _STATE_DICTS = {
     "rtdetrv2_r18vd": "rtdetrv2_s_r18vd",
@@ -74,3 +76,42 @@ def golden_images(shared: Path) -> Tensor:
     """Return the batch of two square images."""
     images = [formula(shared).image(f"image{index}", 320, 320) for index in range(2)]
     return torch.from_numpy(np.stack(images))
+
+
+# preset of every golden file
+PRESET_OF_FILE = {
+    "rtdetr_r18vd": "rtdetr-r18",
+    "rtdetr_r50vd": "rtdetr-r50",
+    "rtdetrv2_r18vd": "rtdetrv2-s",
+    "rtdetrv2_r18vd_dsp": "rtdetrv2-s-dsp",
+    "dfine_n": "dfine-n",
+    "dfine_s": "dfine-s",
+    "dfine_m": "dfine-m",
+    "dfine_l": "dfine-l",
+    "dfine_x": "dfine-x",
+    "deim_dfine_s": "deim-dfine-s",
+    "deim_rtdetrv2_r18vd": "deim-rtdetrv2-s",
+    "rtdetrv4_s": "rtdetrv4-s",
+}
+
+
+def golden_model(shared: Path, name: str) -> DETR:
+    """Build the preset of a golden file with its weights, in eval mode."""
+    model = build_model(PRESET_OF_FILE[name])
+    official = state_dict_as_official(model)  # the constants
+    load_official_state_dict(model, {**official, **golden_weights(shared, name)})
+    return model.eval()
+
+
+def rectangular_image(shared: Path) -> Tensor:
+    """Return a batch of one image of 256 rows and 448 columns."""
+    return torch.from_numpy(formula(shared).image("image2", 256, 448))[None]
+
+
+def set_train_mode(model: DETR) -> DETR:
+    """Set a model to train mode, except for its batch norms, as for the golden numbers of training."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return model

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig
 from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
-from detrkit.checkpoints.native import Checkpoint, Preprocessing
+from detrkit.checkpoints.native import Checkpoint, default_preprocessing
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
@@ -112,7 +112,7 @@ def _build_transformers(case: BenchmarkCase, batch: Batch, config: BenchmarkConf
     detector = _load_detector(case, "cpu")
     model, categories = detector.model, detector.categories
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(model.state_dict(), model.config, categories, Preprocessing())
+        checkpoint = Checkpoint(model.state_dict(), model.config, categories, default_preprocessing(model.config))
         write_huggingface_folder(Path(folder), checkpoint, native_backbone=True)
         converted: Any = AutoModelForObjectDetection.from_pretrained(folder)
     converted.eval().to(config.device)

@@ -124,11 +124,17 @@ class Preprocessing(BaseModel):
         return text if self.resize == "none" else f"{text}, {filters}"
 
 
-def default_preprocessing(config: ModelConfig) -> Preprocessing:
-    """Return how images are prepared for the published weights of a model: stretched and not normalised for RT-DETR's."""
+def default_preprocessing(config: ModelConfig, image_size: int | None = None) -> Preprocessing:
+    """Return how images are prepared for the published weights of a model: stretched and not normalised for RT-DETR's.
+
+    Args:
+        config: of the model.
+        image_size: shorter side in pixels, or side of the square; default: as published.
+    """
     if config.is_hybrid:
-        return Preprocessing(image_size=min(REALTIME_SIZE), resize="stretch", size=REALTIME_SIZE, normalize=False)
-    return Preprocessing()
+        size = REALTIME_SIZE if image_size is None else (image_size, image_size)
+        return Preprocessing(image_size=min(size), resize="stretch", size=size, normalize=False)
+    return Preprocessing() if image_size is None else Preprocessing(image_size=image_size)
 
 
 def _of_channels(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

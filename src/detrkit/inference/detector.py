@@ -15,7 +15,7 @@ from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.hub import FolderFormat, push_checkpoint, write_model_folder
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.named_model import NamedModel
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds
+from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, default_preprocessing
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import unannotated
@@ -126,7 +126,7 @@ class Detector:
         cls,
         model: DETR,
         categories: Categories | Mapping[Any, Any] | Iterable[Any] | None = None,
-        image_size: int = 800,
+        image_size: int | None = None,
         device: torch.device | str | int | None = None,
         *,
         precision: str = "float32",
@@ -138,7 +138,8 @@ class Detector:
             model: a model that was built or trained elsewhere.
             categories: the classes of the model: their names in the order of the labels, {id: name}, or `Categories`.
                 Default: numbers.
-            image_size: shorter side in pixels to which images are resized.
+            image_size: shorter side in pixels to which images are resized, or side of the square to which RT-DETR and its
+                descendants stretch them. Default: as published, 800 or 640.
             device: device to predict on, to which the model is moved. Default: that of the model.
             precision: see `TorchEngine`.
             compile_model: compile the model, which makes the first prediction slow and later ones faster.
@@ -148,7 +149,7 @@ class Detector:
                 there is no such device or precision.
         """
         named = as_categories(categories, model.config.num_classes)
-        preprocessing = Preprocessing(image_size=image_size)
+        preprocessing = default_preprocessing(model.config, image_size)
         chosen = None if device is None else choose_device(device)
         engine = TorchEngine(model, chosen, preprocessing.padding_invariant, precision, compile_model)
         return cls(engine, named, preprocessing)

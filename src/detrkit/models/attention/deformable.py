@@ -34,7 +34,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.num_points = config.points_per_level
-        self.is_discrete = config.sampling == "discrete"
+        self.is_discrete = config.sampling == "discrete"  # then offsets have no gradient
         num_points = config.num_heads * sum(self.num_points)
         self.offset_projection = nn.Linear(config.width, 2 * num_points)
         self.weight_projection = nn.Linear(config.width, num_points)
@@ -42,6 +42,8 @@ class DeformableAttention(nn.Module):
             nn.Linear(config.width, config.width) if config.value_projection else nn.Identity() for _ in range(2)
         )
         self.reset_parameters()
+        if self.is_discrete:
+            self.offset_projection.requires_grad_(False)
 
     def reset_parameters(self) -> None:
         """Initialise offsets as a star: one direction per head, one cell further per point; equal weights, as published."""
