@@ -23,7 +23,14 @@ def test_every_preset_has_its_published_architecture() -> None:
     assert {name for name, one in architectures.items() if one is None} == {"detrkit-s", "detrkit-m"}
     assert set(architectures.values()) == {*OFFICIAL, None}
     assert set(HUGGINGFACE) == {*OFFICIAL, "table-transformer"}
-    assert all(one is None or name.startswith((one, "table-transformer")) for name, one in architectures.items())
+    others = ("table-transformer", "deim", "rtdetrv4")  # which have the parts of a DETR, of D-FINE and of RT-DETRv2
+    assert all(one is None or name.startswith((one, *others)) for name, one in architectures.items())
+    assert (architectures["deim-dfine-s"], architectures["deim-rtdetrv2-s"]) == ("dfine", "rtdetrv2")
+    assert (architectures["rtdetrv4-s"], architectures["rtdetr-r18"], architectures["rtdetrv2-s"]) == (
+        "dfine",
+        "rtdetr",
+        "rtdetrv2",
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Preprocessing
 from detrkit.checkpoints.zoo import HUB_MODELS
+from detrkit.checkpoints.zoo_realtime import REALTIME_HUB_MODELS
 from detrkit.data.categories import COCO_NAMES, Categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
+from detrkit.models.presets import PRESETS
 from tests.checkpoints.models import checkpoint_of, small_model
 
 
@@ -169,7 +171,10 @@ def test_preset_without_published_weights_is_rejected() -> None:
         load_checkpoint("detr-tiny")
 
 
-@pytest.mark.parametrize("preset", HUB_MODELS)
+HUB_PRESETS = [name for name in HUB_MODELS if name not in REALTIME_HUB_MODELS]
+
+
+@pytest.mark.parametrize("preset", [*HUB_PRESETS, "rtdetr-r18", "rtdetrv2-s", "dfine-n"])
 def test_preset_is_downloaded_from_its_hub_repository(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +184,8 @@ def test_preset_is_downloaded_from_its_hub_repository(
         requested.append(name)
         return tmp_path
 
-    model = small_model(preset, backbone="resnet50", num_queries=4, dim_feedforward=8)
+    changes = {"backbone": PRESETS[preset].backbone if preset in REALTIME_HUB_MODELS else "resnet50"}
+    model = small_model(preset, **changes, num_queries=4, dim_feedforward=8)
     write_huggingface_folder(tmp_path, checkpoint_of(model))
     monkeypatch.setattr("detrkit.checkpoints.load._hub_snapshot", download_to)
     assert load_checkpoint(preset).config == model.config

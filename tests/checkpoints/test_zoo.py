@@ -8,6 +8,7 @@ import torch
 
 import detrkit
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
 from detrkit.cli import main
 from detrkit.models.build import model_from_config
 from detrkit.models.presets import PRESETS
@@ -24,11 +25,25 @@ def test_parameters_of_every_preset_are_listed() -> None:
 
 def test_models_with_published_weights_have_ap_licence_and_source() -> None:
     models = {model.name: model for model in detrkit.list_models()}
-    assert {name for name, model in models.items() if model.source} == {*OFFICIAL_FILES, *HUB_MODELS}
+    assert {name for name, model in models.items() if model.source} == {
+        *OFFICIAL_FILES,
+        *HUB_MODELS,
+        *REALTIME_FILES,
+        *REALTIME_PAGES,
+    }
     assert models["detr-r50"].ap == 0.42
     assert models["detr-r50"].source == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
     assert models["deformable-detr-r50"].source == "https://huggingface.co/SenseTime/deformable-detr"
-    assert {model.weights_licence for model in models.values() if model.source} == {"Apache-2.0", "MIT"}
+    stated = {*OFFICIAL_FILES, *HUB_MODELS}  # other files state none
+    assert {models[name].weights_licence for name in stated} == {"Apache-2.0", "MIT"}
+    assert {model.weights_licence for name, model in models.items() if name not in stated} == {None}
+    families = {
+        name: models[name].family for name in ("rtdetr-r18", "rtdetrv2-s", "dfine-n", "deim-dfine-n", "rtdetrv4-s")
+    }
+    assert list(families.values()) == ["RT-DETR", "RT-DETRv2", "D-FINE", "DEIM", "RT-DETRv4"]
+    assert models["deim-rtdetrv2-s"].family == "DEIM"
+    assert models["dfine-s"].source == "https://huggingface.co/ustc-community/dfine-small-coco"
+    assert models["dfine-s-obj365"].ap is None  # not measured on COCO
     assert models["table-transformer-detection"].weights_licence == "MIT"
     assert (models["detrkit-s"].family, models["detrkit-s"].ap, models["detrkit-s"].source) == ("detrkit", None, None)
     assert models["detr-r18"].family == "DETR"

@@ -40,6 +40,7 @@ def families() -> dict[str, str]:
     parts = {
         name: (config.encoder, config.decoder, config.queries, config.mask_head, config.num_feature_levels > 1)
         for name, config in PRESETS.items()
+        if not config.is_hybrid or name in ("rtdetr-r18", "dfine-n")
     }
     return {str(key): name for name, key in reversed(parts.items())}
 

@@ -9,6 +9,7 @@ from detrkit import ConfigError, ModelConfig, build_model
 from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.positions import LearnedPositions, SinePositions
 from detrkit.models.presets import PRESETS
+from detrkit.models.presets_realtime import REALTIME_PRESETS
 from detrkit.ops.padding import pad_to_batch
 from tests.rounding import assert_equal_up_to_rounding
 
@@ -47,7 +48,14 @@ def test_presets_are_the_published_models_and_detrkits_own() -> None:
     tables = {"table-transformer-detection", "table-transformer-structure-recognition"}
     own = {"detr-r18", "detr-tiny", "detrkit-s", "detrkit-m"}
     panoptic = {f"{name}-panoptic" for name in published}
-    assert set(PRESETS) == {*published, *panoptic, *successors, *deformable, *tables, *own}
+    realtime = {f"rtdetr-{name}" for name in ("r18", "r34", "r50-m", "r50", "r101")}
+    realtime |= {f"{kind}-{size}" for kind in ("rtdetrv2", "deim-rtdetrv2") for size in ("s", "ms", "m", "l", "x")}
+    realtime |= {f"{kind}-{size}" for kind in ("dfine", "deim-dfine") for size in "nsmlx"}
+    realtime |= {f"rtdetrv4-{size}" for size in "smlx"}
+    assert realtime <= set(REALTIME_PRESETS)
+    variants = ("-obj365", "-obj2coco", "-dsp", "-sp1", "-sp2", "-sp3")
+    assert all(name.endswith(variants) for name in set(REALTIME_PRESETS) - realtime)
+    assert set(PRESETS) - set(REALTIME_PRESETS) == {*published, *panoptic, *successors, *deformable, *tables, *own}
 
 
 def test_initial_weights_of_attention_maps_are_scaled_up_in_the_mask_head() -> None:

@@ -90,10 +90,11 @@ def _decoder_fields(state: Mapping[str, Tensor], num_heads: int, levels: int) ->
     fields: dict[str, Any] = {
         "activation": "silu" if is_silu else "relu",
         "query_position_layers": position_layers,
-        "num_points": len(weights) // (num_heads * levels),
     }
     scale = state.get("heads.bins.reg_scale")
-    if scale is not None:
+    if scale is None:
+        fields["num_points"] = len(weights) // (num_heads * levels)
+    else:
         fields |= {
             "reg_max": len(state["heads.box_head.0.4.weight"]) // 4 - 1,
             "reg_scale": float(scale),

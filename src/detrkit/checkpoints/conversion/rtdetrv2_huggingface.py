@@ -35,6 +35,7 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **rtdetr_huggingface.fields_from_config(content),
         "points_per_level": rtdetr_huggingface.points_per_level(content),
+        "num_points": ModelConfig().num_points,  # unused
         "sampling": "discrete" if content.get("decoder_method") == "discrete" else "bilinear",
     }
 

@@ -60,7 +60,8 @@ def args_from_config(config: ModelConfig) -> dict[str, Any]:
 def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the fields of `ModelConfig` that only official entries show: also the sampling points on each map."""
     scales = state["decoder.decoder.layers.0.cross_attn.num_points_scale"]
-    return {**rtdetr_official.fields_from_state(state), "points_per_level": _points_per_level(scales)}
+    points = {"points_per_level": _points_per_level(scales), "num_points": ModelConfig().num_points}  # which is unused
+    return {**rtdetr_official.fields_from_state(state), **points}
 
 
 def computed_entries(config: ModelConfig) -> dict[str, Tensor]:

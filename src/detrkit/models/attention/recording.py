@@ -21,6 +21,7 @@ from detrkit.models.attention.deformable import DeformableAttention
 from detrkit.models.attention.multi_head import ProjectedAttention
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.models.detr import DETR
+from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.panoptic import PanopticMasks
 from detrkit.models.inference_copy import inference_copy, snapshot
@@ -149,12 +150,20 @@ def _check_indices(name: str, indices: Sequence[int] | None, count: int) -> None
 
 def attention_modules(model: DETR) -> dict[AttentionKind, list[ProjectedAttention | DeformableAttention]]:
     """Return the attention layers of a model by kind, first layer first."""
-    encoder, decoder = (list(model.get_submodule(f"{name}.layers").children()) for name in ("encoder", "decoder"))
+    encoder = _encoder_layers(model.get_submodule("encoder"))
+    decoder = list(model.get_submodule("decoder.layers").children())[: model.config.eval_decoder_layers]
     return {
         "encoder": [_attention_module(layer, "self_attention") for layer in encoder],
         "decoder_self": [_attention_module(layer, "self_attention") for layer in decoder],
         "decoder_cross": [_attention_module(layer, "cross_attention") for layer in decoder],
     }
+
+
+def _encoder_layers(encoder: nn.Module) -> list[nn.Module]:
+    """Return the layers of an encoder; of a hybrid one, those that attend within the coarsest map."""
+    if isinstance(encoder, HybridEncoder):
+        return list(encoder.attention[-1].get_submodule("layers").children()) if encoder.attention else []
+    return list(encoder.get_submodule("layers").children())
 
 
 def _attention_module(layer: nn.Module, name: str) -> ProjectedAttention | DeformableAttention:
