@@ -26,6 +26,13 @@ from detrkit.serve.connection_limits import ClientLimitMiddleware, ConnectionLim
 from detrkit.serve.hosts import Access
 from detrkit.serve.http_errors import HttpError, http_error_for, shutting_down
 from detrkit.serve.metrics import MetricsMiddleware
+from detrkit.serve.openapi import (
+    EXPLAIN_ANSWERS,
+    HEALTH_ANSWERS,
+    IMAGE_BODY,
+    METRICS_ANSWERS,
+    PREDICT_ANSWERS,
+)
 from detrkit.serve.page import live_page
 from detrkit.serve.routing import HeadMiddleware, RootPathMiddleware
 from detrkit.serve.service import Service
@@ -39,17 +46,6 @@ _CLIENT_CLOSED = 499  # never sent
 _HANDLES_PER_WORKER = 16  # file handles to start two processes and to send them uploads
 _START_SECONDS = 30.0  # that the processes which decode images may take before the first request
 _CLOSE_SECONDS = 1.0  # that running batches have at a shutdown, after their requests were answered or cancelled
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
 
 
 def build_app(service: Service, access: Access) -> FastAPI:
@@ -96,14 +92,14 @@ def build_app(service: Service, access: Access) -> FastAPI:
 
 
 def _add_image_routes(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", openapi_extra=_BODY)
+    @app.post("/predict", openapi_extra=IMAGE_BODY, responses=PREDICT_ANSWERS)
     async def predict(request: Request, threshold: str | None = None) -> Response:
         """Detect the objects in an image: names, category ids, scores, boxes (left, top, right, bottom in pixels)."""
         min_scores = service.detector.resolve_threshold(_choose_threshold(threshold, service.config.threshold))
         detections = await _answer(request, service, lambda upload: service.predict(upload, min_scores))
         return _json_response(detections)
 
-    @app.post("/explain", openapi_extra=_BODY)
+    @app.post("/explain", openapi_extra=IMAGE_BODY, responses=EXPLAIN_ANSWERS, response_class=Response)
     async def explain(request: Request, threshold: str | None = None) -> Response:
         """Explain the detections in an image: the page's document as JSON, then bytes from X-Document-Bytes on."""
         if not service.can_explain:
@@ -118,7 +114,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=HEALTH_ANSWERS)
     async def health() -> Response:
         """Report whether images are answered, and by what."""
         is_ready = service.batcher.is_alive and service.decoders.is_able
@@ -134,7 +130,7 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         }
         return JSONResponse(content, 200 if is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=METRICS_ANSWERS, response_class=Response)
     async def metrics() -> Response:
         """Report metrics in Prometheus' text format."""
         return Response(service.metrics.to_text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,21 @@
+"""A short run of the fuzzer on every target; `python -m tests.fuzz.run` runs for longer."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.run import fuzz
+from tests.fuzz.targets import TARGETS
+
+_SECONDS = 10.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="atheris is built for Linux")
+@pytest.mark.parametrize("name", TARGETS)
+def test_fuzzer_finds_nothing_in_some_seconds(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="needs atheris, of the dependency group fuzz")
+    result = fuzz(name, _SECONDS, tmp_path)
+    assert result.executions > 0
+    assert not result.findings, f"{result}\n{(tmp_path / 'log').read_text(errors='replace')[-5000:]}"
