@@ -14,6 +14,7 @@ from PIL import Image
 from detrkit import DatasetError
 from detrkit.data.dataset import DetectionDataset, usable_annotations
 from detrkit.data.formats.coco import read_coco_file, read_coco_split
+from detrkit.data.formats.context import ReadContext
 
 DOCUMENT: dict[str, Any] = {
     "images": [
@@ -163,3 +164,14 @@ def test_image_of_another_size_than_annotated_is_rejected(folder: Path) -> None:
     Image.new("RGB", (60, 40)).save(folder / "train2017" / "a.png")
     with pytest.raises(DatasetError, match="60 x 40 pixels, but its annotations are for 30 x 20"):
         DetectionDataset(read_coco_split(folder, "train"))[0]
+
+
+def test_image_of_impossible_size_is_refused_before_its_masks_are_decoded(folder: Path) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["images"][0].update(width=100_000, height=100_000)  # 10 GB a mask
+    for entry in document["annotations"]:
+        counts = [2**31 - 1] * 4 + [10**10 - 4 * (2**31 - 1)]
+        entry["segmentation"] = {"size": [100_000, 100_000], "counts": counts}
+    write(folder, document)
+    with pytest.raises(DatasetError, match=r"images\[0\]: found height 100000 and width 100000, which is more than"):
+        read_coco_split(folder, "train", ReadContext(masks="available"))

@@ -93,7 +93,7 @@ def load_split(
         format, found = read_splits(path, format, context)
     if "train" not in found:
         return None, ()
-    if seed is None and path.suffix == ".json" and path.is_file():
+    if seed is None and path.suffix.lower() == ".json" and path.is_file():
         return found["train"], (f"all of {path.name}: {plural(len(found['train']), 'image')}",)
     dataset = _with_val(found, format, 42 if seed is None else seed, context)
     return dataset.splits.get(split), dataset.notes

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from detrkit.data.records import Record
 from detrkit.data.segment_png import read_ids
 from detrkit.data.segmentation import read_masks, rle_area, segment_ids
 from detrkit.evaluation.arrays import GroundTruth
+from detrkit.evaluation.coco_document import document_of_file
 from detrkit.ops.masks import encode_masks
 from detrkit.structures import Annotations, Sample
 
@@ -87,8 +87,8 @@ def ground_truth_of_split(split: Split, *, masks: bool = False) -> GroundTruth:
     return GroundTruth.from_coco(split_to_coco(split, masks=masks), split.records.image_ids, masks=masks)
 
 
-def split_to_coco(split: Split, *, masks: bool = False) -> Path | dict[str, Any]:
-    """Return COCO annotations of a split: its own COCO file if it has one, else a document made from its records.
+def split_to_coco(split: Split, *, masks: bool = False) -> dict[str, Any]:
+    """Return COCO annotations of a split: those of its own COCO file if it has one, else made from its records.
 
     Boxes without an area, which YOLO and VOC files hold by mistake, are left out. Of panoptic data only things are
     evaluated, as in published numbers: detections of stuff are ignored.
@@ -100,8 +100,10 @@ def split_to_coco(split: Split, *, masks: bool = False) -> Path | dict[str, Any]
     Raises:
         DatasetError: a PNG cannot be read.
     """
-    if split.source.suffix == ".json" and not split.has_segments:
-        return split.source
+    if split.source.suffix.lower() == ".json" and not split.has_segments:
+        document = document_of_file(split)
+        if document is not None:
+            return document
     things = split.categories.is_thing if split.has_segments else None
     is_evaluated = things if things and any(things) else (True,) * len(split.categories)
     annotations: list[dict[str, Any]] = []

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from detrkit.data.findings import Location
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.locate import ImageFinder
 from detrkit.data.formats.values import flag, integer, is_integer, number
+from detrkit.data.image_structure import MAX_PIXELS
 from detrkit.data.images import read_image_size
 from detrkit.data.records import ImageError, Masks, ObjectError, Record, SegmentationError
 from detrkit.data.segmentation import find_misfit, repair_segmentation
@@ -123,6 +124,16 @@ def image_key(value: Any, where: str) -> ImageKey:
     return value if isinstance(value, str) and value.strip() and not is_integer(value) else integer(value, where)
 
 
+def has_text_ids(images: Sequence[Any]) -> bool:
+    """Return whether ids of images are text, so that images are numbered from 1 in the order of the file."""
+    return _text_id(images) is not None
+
+
+def _text_id(images: Sequence[Any]) -> str | None:
+    ids = (entry.get("id") for entry in images if isinstance(entry, dict))
+    return next((one for one in ids if isinstance(one, str) and not is_integer(one)), None)
+
+
 @dataclass(frozen=True)
 class ImageReader:
     """Reads the images of a file.
@@ -186,8 +197,7 @@ class ImageReader:
         return None
 
     def _note_text_ids(self, entries: list[Any]) -> bool:
-        ids = (entry.get("id") for entry in entries if isinstance(entry, dict))
-        text = next((one for one in ids if isinstance(one, str) and not is_integer(one)), None)
+        text = _text_id(entries)
         if text is not None:
             self.context.notes.append(
                 f"image ids of {self.path.name} are text, such as {short(text)}: images are numbered in their order"
@@ -224,6 +234,11 @@ class ImageReader:
         height, width = (integer(entry.get(side), f"{where}.{side}") for side in ("height", "width"))
         if min(height, width) < 1:
             raise DatasetError(f"{where}: found height {height} and width {width}, expected at least 1 pixel each")
+        if height * width > MAX_PIXELS:
+            raise DatasetError(
+                f"{where}: found height {height} and width {width}, which is more than the maximum of {MAX_PIXELS} pixels; "
+                "split the image into tiles"
+            )
         return height, width
 
 
