@@ -14,7 +14,9 @@ from typing import Any
 
 _START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"  # private use: no argument's name or value contains them
 _ARGUMENT = re.compile(f"{_START}(.*?){_SEPARATOR}(.*?){_SEPARATOR}(.*?){_END}", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters but tab and newline
 _UNSET = object()
+_MAX_CHARACTERS = 2000  # of a message; paths have at most 4096, usual ones 200
 
 # (name, repr of the value or "", text of the value or "") -> what a reader sees
 ArgumentStyle = Callable[[str, str, str], str]
@@ -48,12 +50,21 @@ class DetrkitError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(render_arguments(message, python_style))
+        super().__init__(_one_line(render_arguments(message, python_style)))
         self.message = message
 
     def render(self, style: ArgumentStyle) -> str:
         """Return the message with its arguments named in another style, such as the command line's."""
-        return render_arguments(self.message, style)
+        return _one_line(render_arguments(self.message, style))
+
+
+def _one_line(message: str) -> str:
+    """Return a message as one line of a bounded length: parts of it are from files, and may contain anything."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    line = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line)  # they could hide or forge lines on a terminal
+    if len(line) <= _MAX_CHARACTERS:
+        return line
+    return f"{line[: _MAX_CHARACTERS // 2]} [...] {line[-_MAX_CHARACTERS // 2 :]}"
 
 
 def render_arguments(message: str, style: ArgumentStyle) -> str:

@@ -3,12 +3,14 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from detrkit.data.checks.examine import examine
@@ -225,3 +227,35 @@ def test_random_damage_to_a_shard_raises_a_dataset_error_or_nothing(shards: Path
         path.write_bytes(content)
         with suppress(DatasetError):
             assert load_dataset(shards).val.records[0].span is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda columns: columns["object_ends"].clamp_(max=3),  # fewer objects than labels
+        lambda columns: columns["sizes"].fill_(2**31),
+        lambda columns: columns["sizes"].fill_(20_000),
+        lambda columns: columns["path_bytes"][20:21].zero_(),
+    ],
+    ids=["objects", "overflow", "pixels", "name"],
+)
+def test_index_that_contradicts_itself_is_rejected(
+    shards: Path, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    path = shards / "train.index"
+    with safe_open(path, framework="pt") as opened:
+        header = opened.metadata()
+    columns = load_file(path)
+    change(columns)
+    save_file(columns, path, metadata=header)
+    with pytest.raises(DatasetError, match=r"train\.index: not readable as an index"):
+        load_dataset(shards)
+
+
+def test_image_of_impossible_size_in_a_shard_is_reported(shards: Path) -> None:
+    (shards / "train.index").unlink()
+    for path in shards.glob("train-*.tar"):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b'"width": 64', b'"width":9e9'))
+    with pytest.raises(DatasetError, match="do not agree"):
+        load_dataset(shards)

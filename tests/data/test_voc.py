@@ -154,3 +154,11 @@ def test_overlong_file_name_is_a_missing_image(folder: Path) -> None:
     (folder / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"a\.xml: no such image 'aaa"):
         load_dataset(folder)
+
+
+@pytest.mark.parametrize("size", ["1e30", "inf", "4000000000", "-5", "x"])
+def test_impossible_size_is_read_from_the_image(folder: Path, size: str) -> None:
+    head = f"<filename>a.jpg</filename><size><width>{size}</width><height>{size}</height></size>"
+    write(folder, "a", page(OBJECT.format(name="dog", difficult=0), head))
+    lists(folder, train="a", val="bcde")
+    assert load_dataset(folder).train.records[0].size == (90, 100)

@@ -102,13 +102,13 @@ def test_malformed_data_yaml_is_rejected(folder: Path, content: str, message: st
 
 
 @pytest.mark.parametrize("key", ["names", "train"])
-def test_nested_yaml_aliases_are_not_expanded_in_messages(folder: Path, key: str) -> None:
+def test_nested_yaml_aliases_are_not_expanded(folder: Path, key: str) -> None:
     names = "abcdefghij"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]" for before, one in pairwise(names)]
     others = {"names": "[cat, dog]", "train": "train/images", key: "[*j, *j]"}  # 9 ** 10 names, or 3.5 GB of them
     (folder / "data.yaml").write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in others.items())]))
-    with pytest.raises(DatasetError, match=r"found \[\[\[\[\.\.\.\]") as refused:
+    with pytest.raises(DatasetError, match="its aliases stand for too many values") as refused:
         load_dataset(folder)
     assert len(str(refused.value)) < 400
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.errors import CheckpointError
 from detrkit.export.onnx import write_onnx
 from detrkit.inference.engines.onnx import read_onnx
 from detrkit.models.detr import DETR
@@ -137,3 +138,10 @@ def test_five_channels_frozen_norms_learned_positions_and_published_padding_equa
     actual = read_onnx(tmp_path / "model.onnx").predict(batch)
     torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-4)
+
+
+def test_metadata_that_is_no_text_is_an_error(path: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "model.onnx"
+    damaged.write_bytes(path.read_bytes().replace(b'"circle"', b'"\x80\xff\x80\xff\x80\xff"'))
+    with pytest.raises(CheckpointError, match="not readable as ONNX"):
+        read_onnx(damaged)

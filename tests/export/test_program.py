@@ -1,6 +1,7 @@
 """`.pt2` files: PyTorch's outputs, and no code of an untrusted file is executed."""
 
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -149,7 +150,7 @@ HOSTILE_GRAPHS = [
 ]
 
 
-def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
     """Copy an archive with its members changed."""
     with zipfile.ZipFile(path) as archive:
         members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
@@ -255,6 +256,15 @@ def test_pickles_and_binaries_are_rejected(path: Path, tmp_path: Path, monkeypat
 
 def test_unchanged_copy_of_the_archive_is_read(model: DETR, path: Path, tmp_path: Path) -> None:
     assert read_program(rewritten(path, tmp_path / "copy.pt2", lambda _: None)).config == model.config
+
+
+def test_nothing_is_logged_about_a_damaged_archive(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("torch.export"), "handle", logged.append)
+    damaged = rewritten(path, tmp_path / "damaged.pt2", lambda members: members.pop("data/sample_inputs/model.pt"))
+    with pytest.raises(CheckpointError, match=r"damaged\.pt2: not readable"):
+        read_program(damaged)
+    assert not logged
 
 
 @pytest.mark.slow

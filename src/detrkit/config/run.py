@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from detrkit._internal.documents import parse_yaml
 from detrkit._internal.files import write_text
 from detrkit._internal.provenance import MAKER_OF_YAML
 from detrkit.config.model import ModelConfig
@@ -106,11 +107,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing or malformed.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: the file does not exist, expected YAML settings; check the path") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({str(error)[:120]})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found a {type(content).__name__}, expected settings, one per line: epochs: 50")
     return content

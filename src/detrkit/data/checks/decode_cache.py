@@ -16,6 +16,7 @@ from typing import TextIO, TypeVar
 
 import PIL
 
+from detrkit._internal.documents import parse_json
 from detrkit._internal.files import make_folder, write_text
 from detrkit.data.decoding import RGB
 from detrkit.data.images import array_shape, open_image, read_image_bytes
@@ -135,11 +136,11 @@ def _read_cache(cache: Path | None) -> dict[str, DecodedImage]:
         return known
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             size = None if entry["size"] is None else (int(entry["size"][0]), int(entry["size"][1]))
             if entry["error"] is None:  # errors may have been temporary
                 known[str(entry["key"])] = DecodedImage(str(entry["digest"]), size, int(entry["channels"]), None)
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
             continue
     return known
 

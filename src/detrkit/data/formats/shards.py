@@ -8,6 +8,7 @@ read with one seek and nothing else is read before training. Without an index, t
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import tarfile
@@ -26,6 +27,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
 from detrkit.data.formats.writing import Progress, checked_image_bytes
+from detrkit.data.image_structure import MAX_PIXELS
 from detrkit.data.records import (
     SPLIT_FOLDERS,
     ErrorHandler,
@@ -298,9 +300,9 @@ def _to_record(
         raise DatasetError(
             f"{where}: malformed ({type(error).__name__}: {str(error)[:80]}); write the shard again"
         ) from None
-    fits = abs(record.image_id) < 2**63 and min(size) >= 1 and max(size) < 2**31
+    fits = abs(record.image_id) < 2**63 and min(size) >= 1 and math.prod(size) <= MAX_PIXELS and "\0" not in image[0]
     if not fits or not len(boxes) == len(labels) == len(is_crowd) or not np.isfinite(boxes).all():
-        raise DatasetError(f"{where}: boxes, classes and size do not agree; write the shard again")
+        raise DatasetError(f"{where}: boxes, classes, size and name do not agree; write the shard again")
     return record
 
 
@@ -369,15 +371,22 @@ def _check_arrays(arrays: dict[str, Tensor], num_classes: int) -> None:
             name, tuple(tensor.shape)
         ):
             raise ValueError(f"array {name} has shape {tuple(tensor.shape)} of {tensor.dtype}")
-    for name, end in (("path_ends", len(arrays["path_bytes"])), ("object_ends", num_objects)):
+    num_bytes = len(arrays["path_bytes"])
+    for name, ending in (("path_ends", (num_bytes, 0)), ("object_ends", (num_objects,))):  # 0: no images, and a byte
         ends = arrays[name]
-        if int(ends[0]) != 0 or int(ends[-1]) > end or bool((ends.diff() < 0).any()):
-            raise ValueError(f"array {name} does not rise from 0 to {end}")
+        if int(ends[0]) != 0 or int(ends[-1]) not in ending or bool((ends.diff() < 0).any()):
+            raise ValueError(f"array {name} does not rise from 0 to {ending[0]}")
+    if num_images and bool((arrays["path_bytes"] == 0).any()):
+        raise ValueError("a path contains a zero byte")
     labels = arrays["labels"]
     if num_objects and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(f"labels are not all in 0 .. {num_classes - 1}")
     spans = arrays["spans"]
-    if num_images and (int(spans.min()) < 0 or int(spans.max()) >= 2**62 or int(arrays["sizes"].min()) < 1):
-        raise ValueError("an image has no position or no size")
+    if num_images and (int(spans.min()) < 0 or int(spans.max()) >= 2**62):
+        raise ValueError("an image has no position")
+    sizes = arrays["sizes"]
+    # the sides alone, too: their product may overflow
+    if num_images and not (int(sizes.min()) >= 1 and int(sizes.max()) <= MAX_PIXELS >= int(sizes.prod(1).max())):
+        raise ValueError(f"an image has no size, or more than {MAX_PIXELS} pixels")
     if not bool(arrays["boxes"].isfinite().all()):
         raise ValueError("a box is not finite")

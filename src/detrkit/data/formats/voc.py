@@ -25,6 +25,7 @@ from detrkit.data.formats.recognise import recognise
 from detrkit.data.formats.values import flag
 from detrkit.data.formats.voc_lists import read_label_map, splits_of_files
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
+from detrkit.data.image_structure import MAX_PIXELS
 from detrkit.data.images import read_image_size
 from detrkit.data.records import ImageError, ObjectError, Record, Records, SplitName
 from detrkit.errors import DatasetError
@@ -207,12 +208,12 @@ def _read_page(path: Path, context: ReadContext) -> _ImageAnnotations:
 
 
 def _read_size(top: ElementTree.Element) -> tuple[int, int] | None:
-    """Read the size, if it is set: old tools left it at zero."""
+    """Read the size, if it is set and possible: old tools left it at zero."""
     try:
         size = int(float(top.findtext("size/height", "0"))), int(float(top.findtext("size/width", "0")))
     except (ValueError, OverflowError):
         return None
-    return size if min(size) > 0 else None
+    return size if min(size) > 0 and math.prod(size) <= MAX_PIXELS else None
 
 
 def _read_object(

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from detrkit._internal.documents import parse_yaml
 from detrkit._internal.files import read_names
 from detrkit.data.categories import Categories
 from detrkit.data.formats.category_file import read_category_file
@@ -149,11 +150,11 @@ _TextLoader.yaml_implicit_resolvers = {
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_TextLoader)  # noqa: S506  (a SafeLoader)
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, expected a data.yaml; check the path") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DatasetError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:120]})") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not readable as YAML ({str(error)[:120]})") from None
     if not isinstance(content, dict) or not content:
         raise DatasetError(f"{path}: found no settings, expected at least 'train' and 'names'")
     return content

@@ -79,8 +79,11 @@ def _resize_image(
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # strides that keep channels last in memory
     if interpolation == "nearest":
         return F.interpolate(batch, size, mode="nearest-exact")[0]
+    mode = "bicubic" if interpolation == "lanczos" and not _HAS_LANCZOS else interpolation
+    if size == (1, 1):  # torch's kernel for uint8 fails (2.15)
+        single = F.interpolate(batch.float(), size, mode=mode, antialias=True)[0]
+        return single.round_().clamp_(0, 255).to(torch.uint8)
     if interpolation != "bilinear":
-        mode = "bicubic" if interpolation == "lanczos" and not _HAS_LANCZOS else interpolation
         return F.interpolate(batch, size, mode=mode, antialias=True)[0]
     # torch resizes uint8 twice as fast as float with these instructions, and is slower without
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64"):

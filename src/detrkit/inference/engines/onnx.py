@@ -46,10 +46,11 @@ def read_onnx(path: Path) -> ExportedEngine:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as above
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        names = tuple(one.name for one in session.get_inputs())
+    except Exception as error:  # as above; and text that is not UTF-8
         raise CheckpointError(f"{path}: not readable as ONNX ({first_line(error)}); export it again") from None
-    metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
-    names = tuple(one.name for one in session.get_inputs())
+    metadata = ExportMetadata.from_text(text, path)
     if names != metadata.input_names:
         raise CheckpointError(f"{path}: found inputs {names}, expected {metadata.input_names}; export it again")
     return ExportedEngine(OnnxSession(session, path), metadata, path)

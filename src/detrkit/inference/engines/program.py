@@ -4,9 +4,11 @@ The files are untrusted: `program_check` looks at everything in them before torc
 """
 
 import io
+import logging
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def read_program(path: Path) -> ExportedEngine:
         members = read_members(path)
         metadata = ExportMetadata.from_text(_text(members.pop(f"extra/{METADATA_FILE}", b"")), path)
         check_members(members)
-        with warnings.catch_warnings():
+        with _without_logs(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch 2.11 about tensors that wrap read-only bytes
             program = torch.export.load(_archive(members))
         check_memory(program)
@@ -58,6 +60,17 @@ def read_program(path: Path) -> ExportedEngine:
     except Exception as error:  # zipfile, json and torch raise many types on malformed content
         raise CheckpointError(f"{path}: not readable as a .pt2 file ({first_line(error)}); export it again") from None
     return ExportedEngine(session, metadata, path)
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keep torch from logging stack traces of malformed files; the error that follows says what is wrong."""
+    logger = logging.getLogger("torch.export")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _archive(members: Mapping[str, bytes]) -> io.BytesIO:

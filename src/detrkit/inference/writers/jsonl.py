@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from detrkit._internal.documents import parse_json
 from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.distributed.rank import Rank
@@ -86,7 +87,7 @@ class JsonlWriter:
             write_text(settings_file, json.dumps({"format": _FORMAT, **settings}, ensure_ascii=False, indent=2))
             return
         try:
-            before = json.loads(settings_file.read_text(encoding="utf-8"))
+            before = parse_json(settings_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
         advice = f"choose another {arg('output')}, or remove the file to start again"
@@ -104,7 +105,7 @@ class JsonlWriter:
                 image = _image_of_line(line, f"{self.path}: line {number}")
                 self.done.add(image)
                 if b', "error": ' in line:
-                    self.errors[image] = str(json.loads(line)["error"])
+                    self.errors[image] = str(parse_json(line)["error"])
                 end += len(line)
         self._file.truncate(end)
         self._file.seek(end)
@@ -130,7 +131,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as lines:
             for line in lines:
                 if line.endswith(b"\n"):
-                    yield json.loads(line)
+                    yield parse_json(line)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not readable as JSON Lines ({error}); write it again") from None
 

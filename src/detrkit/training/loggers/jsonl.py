@@ -3,13 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL.Image import Image
 
+from detrkit._internal.documents import parse_json
 from detrkit._internal.files import write_text
 from detrkit.training.loggers.base import Kind, LogContext, Value
 from detrkit.training.run_folder import METRICS_FILE
+
+_MAX_VALUE = 1e300  # an integer in JSON may have more digits than a float can hold
 
 
 class JSONLogger:
@@ -46,12 +49,24 @@ class JSONLogger:
 
 
 def read_metrics(folder: Path) -> list[dict[str, object]]:
-    """Read the metrics of a run folder; an incomplete last line is left out."""
+    """Read the metrics of a run folder; an incomplete last line, and lines that are no metrics, are left out."""
     entries: list[dict[str, object]] = []
     path = folder / METRICS_FILE
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         try:
-            entries.append(json.loads(line))
+            entry = parse_json(line)
         except ValueError:
             continue
+        if _is_entry(entry):
+            entries.append(entry)
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether a value is an object with a kind, a step, an epoch and numbers."""
+    if not isinstance(entry, dict) or not all(type(entry.get(name)) is int for name in ("step", "epoch")):
+        return False
+    values = (value for name, value in entry.items() if name != "kind")
+    return isinstance(entry.get("kind"), str) and all(
+        value is None or (isinstance(value, int | float) and abs(value) < _MAX_VALUE) for value in values
+    )
