@@ -26,14 +26,14 @@ _ROUNDING = 1e-7  # relative: numbers that were rounded to float32 and back
 _FILES = ("processor_config.json", "preprocessor_config.json")  # the former has the settings under "image_processor"
 
 
-def read_preprocessing(folder: Path, default: Preprocessing) -> Preprocessing:
+def read_preprocessing(folder: Path, default: Preprocessing | None = None) -> Preprocessing:
     """Read how a folder's image processor prepares images; the defaults of its class stand in for missing settings.
 
     The folders that the Trainer saves may lack the file, which is then in their parent.
 
     Args:
         folder: of the model.
-        default: is returned if there is no file.
+        default: is returned if there is no file; None for the published DETR's.
 
     Raises:
         CheckpointError: a file is malformed, or a setting changes pixels as detrkit cannot.
@@ -42,7 +42,7 @@ def read_preprocessing(folder: Path, default: Preprocessing) -> Preprocessing:
     for path in [place / name for place in places for name in _FILES]:
         if path.is_file() and (settings := _settings(path)) is not None:
             return preprocessing_from_settings(settings, path)
-    return default.model_copy(update={"rounding": "transformers"})
+    return (default or Preprocessing()).model_copy(update={"rounding": "transformers"})
 
 
 def preprocessing_from_settings(settings: Mapping[str, Any], where: Path | str) -> Preprocessing:
