@@ -31,7 +31,7 @@ _MORE = 2  # further handles, threads, processes that are still flat
 
 @dataclass(frozen=True)
 class Usage:
-    """What the server uses at one moment.
+    """Resources of the server at one moment.
 
     Attributes:
         minutes: since the start.

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -180,6 +181,7 @@ def test_scaling_in_blocks_changes_nothing() -> None:
 DECODE_ALL = """
 import json, resource, sys, time
 from pathlib import Path
+from types import ModuleType
 from detrkit import DatasetError
 from detrkit.data import decoding
 from detrkit.data.images import open_image, read_image_size
@@ -213,3 +215,17 @@ def test_hostile_files_take_little_time_and_memory(tmp_path: Path) -> None:
     for path, seconds, mebibytes in map(json.loads, lines):
         assert seconds < 5, path  # of processor time
         assert mebibytes < 300, path
+
+
+def test_heic_is_read_if_its_decoder_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "HEIF" not in decoding.readable_formats() or "pillow_heif" in sys.modules
+    module = ModuleType("pillow_heif")
+    module.register_heif_opener = lambda: Image.OPEN.setdefault("HEIF", Image.OPEN["PNG"])  # type: ignore[attr-defined]
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    decoding.readable_formats.cache_clear()
+    try:
+        assert "HEIF" in decoding.readable_formats()
+        assert "HEIF" in decoding.readable_formats(decoding.UPLOAD_FORMATS)
+    finally:
+        decoding.readable_formats.cache_clear()

@@ -57,6 +57,7 @@ def serving(
             server.should_exit = True
             thread.join()
             assert not service.batcher.is_alive, "threads have not ended"
+            wait_until(lambda: not service.decoders.pids())
 
 
 @pytest.fixture(scope="session")

@@ -67,9 +67,9 @@ def test_connection_that_waits_longest_is_closed_for_a_new_one() -> None:
         assert limits.add(one) is None
         assert expected.is_evicted
         assert len(limits) == 3
-    refusal = limits.add(FakeConnection("a"))
-    assert refusal is not None
-    assert refusal.status_code == 503
+    error = limits.add(FakeConnection("a"))
+    assert error is not None
+    assert error.status_code == 503
     limits.remove(new[0])
     limits.remove(new[0])
     assert limits.add(FakeConnection("a")) is None
@@ -91,9 +91,9 @@ def test_connections_of_one_address_are_limited() -> None:
         assert limits.add(FakeConnection(address, None)) is None
         assert limits.add(FakeConnection(address, None)) is None
     for address in ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::ffff:1"):
-        refusal = limits.add(FakeConnection(address, None))
-        assert refusal is not None
-        assert refusal.status_code == 429
+        error = limits.add(FakeConnection(address, None))
+        assert error is not None
+        assert error.status_code == 429
     assert limits.add(FakeConnection("2001:db8:0:1::1", None)) is None
     for _ in range(20):  # a proxy has the connections of all its clients
         assert limits.add(FakeConnection("192.0.2.9", None)) is None

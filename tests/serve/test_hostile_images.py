@@ -281,3 +281,11 @@ def memory_of(pid: int) -> float:
             continue
         total += int(text.split("VmRSS:")[1].split()[0]) if "VmRSS:" in text else 0
     return total / 1024
+
+
+def test_photo_with_a_second_image_is_accepted(served: Served) -> None:
+    file = io.BytesIO()  # as phones with several lenses write it
+    Image.new("RGB", (60, 40), "red").save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (600, 400))])
+    answer = served.post("/predict", file.getvalue(), "a.jpg")
+    assert answer.status_code == 200
+    assert (answer.json()["width"], answer.json()["height"]) == (60, 40)

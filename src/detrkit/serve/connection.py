@@ -43,9 +43,9 @@ class LimitedConnection(H11Protocol):
         self._unsent: asyncio.TimerHandle | None = None
         self._is_refused = False
         self._limit_phase()
-        refusal = self.limits.add(self) if self.limits is not None else None
-        if refusal is not None:
-            self._refuse(refusal)
+        error = self.limits.add(self) if self.limits is not None else None
+        if error is not None:
+            self._refuse(error)
 
     @property
     def address(self) -> str | None:

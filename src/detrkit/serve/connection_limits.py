@@ -1,7 +1,7 @@
 """Limits of the number of connections, in all and per address of a client.
 
 At a limit, a new connection takes the place of one that waits for its client: for headers, for a next request, for a body.
-So clients that stall do not keep others out. If there is none, the new one is refused. Behind a trusted proxy, all
+So clients that stall do not keep others out. While all others are being answered, the new one is refused. Behind a trusted proxy, all
 connections have its address; there, requests in progress are counted by the address that it forwards.
 """
 
@@ -44,7 +44,7 @@ class Connection(Protocol):
 
     @property
     def is_receiving_body(self) -> bool:
-        """Whether it waits for the rest of a body."""
+        """True while it waits for the rest of a body."""
 
     def evict(self) -> None:
         """Close it."""
@@ -180,21 +180,21 @@ def _without_port(text: str) -> str:
     return text.partition(":")[0] if text.count(":") == 1 else text
 
 
-def affordable_connections(wanted: int, reserved: int) -> int:
-    """Return how many connections this process has file handles for, up to the number that is wanted.
+def affordable_connections(maximum: int, reserved: int) -> int:
+    """Return how many connections this process has file handles for, up to a maximum.
 
     Args:
-        wanted: maximum number of connections.
+        maximum: maximum number of connections.
         reserved: file handles that are needed otherwise, in addition to those that are open now.
     """
     if resource is None:
-        return wanted
+        return maximum
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
-        return wanted
+        return maximum
     try:
         used = len(os.listdir("/dev/fd"))  # noqa: PTH208  (names only)
     except OSError:
         used = 32
     free = (limit - used - reserved - _RESERVED_FILES) // _HANDLES
-    return min(wanted, max(_MIN_CONNECTIONS, free))
+    return min(maximum, max(_MIN_CONNECTIONS, free))

@@ -159,7 +159,8 @@ class Decoders:
                 with self._changed:
                     lane.running.remove(job)
             if not decoder.is_running:
-                self._restarts += 1
+                with self._changed:
+                    self._restarts += 1
                 self._start(decoder)
         decoder.close()
         decoder.reap()

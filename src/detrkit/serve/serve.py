@@ -6,6 +6,7 @@ import math
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def serve_model(
     root_path = parse_root_path(root_path)
     for package in _PACKAGES:
         import_optional(package, "serve", "detrkit[serve]")
-    with StopSignal() as stop, bind(host, port) as listener:
+    with StopSignal() as stop, bind(host, port) as listener, ExitStack() as started:
         from detrkit.inference.detector import Detector
         from detrkit.serve.app import build_app
         from detrkit.serve.service import Service
@@ -108,6 +109,7 @@ def serve_model(
             for name in device.split(",")
         ]
         service = Service(detectors, Path(source).name or str(source), config)
+        started.callback(service.close, 0)  # also if the server does not run
         address = listener.getsockname()[0]
         is_local = ipaddress.ip_address(address).is_loopback
         if not is_local:

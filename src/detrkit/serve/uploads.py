@@ -118,7 +118,7 @@ async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> Upl
 
 
 def _check_charset(request: Request) -> None:
-    """Check the encoding of a form's names; what Python knows beside these, such as punycode, raises errors of any kind."""
+    """Check the encoding of a form's names; other codecs of Python, such as punycode, raise errors of any kind."""
     _, parameters = parse_options_header(request.headers["content-type"])
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").strip()
     try:
