@@ -133,6 +133,7 @@ def hostile_images() -> dict[str, bytes]:
     return {
         "scans.jpg": jpeg_of_scans((1448, 1448), 30_000),
         "scans-baseline.jpg": baseline_jpeg_of_scans((64, 48), 5_000),
+        "fillers.jpg": b"\xff\xd8" + b"\xff" * 10_000_000 + b"\xe0\0\2",
         "tile.tif": tiff_in_a_tile((64, 64), (40_000, 40_000)),
         "tile-big.tif": tiff_in_a_tile((64, 64), (40_000, 40_000), is_big=True),
         "icon.ico": icon(png((13_000, 13_000))),

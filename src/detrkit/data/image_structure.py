@@ -6,6 +6,7 @@ pixels in a tile of a billion, an icon of 16 pixels that contains a photo. Torch
 
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,14 +17,17 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 
 MAX_SCANS = 100  # of a JPEG: encoders write 1 to about 20, and libtiff has the same limit
 _MAX_SCANNED = 2**32  # pixels in all scans of a JPEG: 24 scans of the largest image; CMYK has 18
 _MAX_SEGMENTS = 10_000  # of a JPEG: profiles, thumbnails and depth maps take some hundred
+_MAX_FILLERS = 2**16  # bytes between two segments of a JPEG, before its first scan
+_MAX_CHUNKS = 10_000  # of a PNG, and one more per `_MIN_CHUNK` bytes: usual are pieces of 8 kB
+_MIN_CHUNK = 512
 _MAX_ICON_SIDE = 4096  # pixels; usual are 256 to 1024
 _MAX_BLOCK = 4096**2  # pixels of a tile of a TIFF, or of a frame of an AVIF, that is larger than its image
 _MIN_TILE = 64**2  # mean pixels per tile of a JPEG 2000, whose decoder takes 10 kB for each
 _MIN_CODE_BLOCK = 16**2  # pixels of a code block or precinct of a JPEG 2000, likewise 1 kB
 _HEAD = 2**16  # bytes that are read first
 
-# a marker of a JPEG; zero is no marker, and RST0 to RST7 and TEM have no content
-_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+# a marker of a JPEG; zero is no marker, 0xff is a filler, and RST0 to RST7 and TEM have no content
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 _EOI, _SOS = 0xD9, 0xDA
@@ -84,6 +88,8 @@ def check_structure(file: ImageFile, where: Path | str, max_pixels: int = MAX_PI
         scans = _count_scans(head, where, is_complete=len(head) < _HEAD)
         if scans is None:
             scans = _count_scans(head + file.read(), where, is_complete=True)
+    elif head.startswith(b"\x89PNG"):
+        _check_chunks(file, where)
     file.seek(0)
     return scans or 1
 
@@ -137,15 +143,10 @@ def check_avif_frames(file: ImageFile, size: tuple[int, int], where: Path | str)
 
 def _count_scans(content: bytes, where: Path | str, *, is_complete: bool) -> int | None:
     """Count the scans of a JPEG up to its end; None if its beginning is not enough to tell."""
-    position, scans, segments = 2, 0, 0
-    pixels, components, is_sequential = 0, 0, False
-    while match := _MARKER.search(content, position):
-        marker, position = match[1][0], match.end()
+    scans, pixels, components, is_sequential = 0, 0, 0, False
+    for number, (marker, segment) in enumerate(_segments(content, where, is_complete=is_complete), 1):
         if marker == _EOI:
             return scans
-        segment = content[position : position + 10]
-        if len(segment) < 10:
-            break
         if marker in _SOF:
             height, width, components = struct.unpack(">3xHHB", segment[:8])
             pixels, is_sequential = width * height, marker in _SEQUENTIAL
@@ -155,15 +156,51 @@ def _count_scans(content: bytes, where: Path | str, *, is_complete: bool) -> int
                 return 1  # the decoder stops after it
             if not is_complete:
                 return None
-        segments += 1
-        if scans > MAX_SCANS or scans * pixels > _MAX_SCANNED or segments > _MAX_SEGMENTS:
+        if scans > MAX_SCANS or scans * pixels > _MAX_SCANNED or number > _MAX_SEGMENTS:
             raise DatasetError(
-                f"{where}: the JPEG has {scans} or more scans of {pixels} pixels and {segments} or more segments, "
+                f"{where}: the JPEG has {scans} or more scans of {pixels} pixels and {number} or more segments, "
                 f"expected at most {MAX_SCANS} scans of {_MAX_SCANNED} pixels in all, and {_MAX_SEGMENTS} segments; "
                 "save it again"
             )
-        position += max(2, int.from_bytes(segment[:2], "big"))
     return scans if is_complete else None
+
+
+def _segments(content: bytes, where: Path | str, *, is_complete: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield the markers of a JPEG, each with the first ten bytes of its segment.
+
+    Raises:
+        DatasetError: there is much else before the first scan.
+    """
+    position, has_scan = 2, False
+    while match := _MARKER.search(content, position):
+        if not has_scan and match.start() - position > _MAX_FILLERS:
+            break
+        marker, position = match[1][0], match.end()
+        segment = content[position : position + 10]
+        if len(segment) < 10 and marker != _EOI:
+            return
+        yield marker, segment
+        has_scan = has_scan or marker == _SOS
+        position += max(2, int.from_bytes(segment[:2], "big"))
+    if is_complete and not has_scan and len(content) - position > _MAX_FILLERS:
+        raise DatasetError(f"{where}: the JPEG has more than {_MAX_FILLERS} bytes between two segments; save it again")
+
+
+def _check_chunks(file: ImageFile, where: Path | str) -> None:
+    """Check the number of chunks of a PNG, each of which takes Pillow some microseconds."""
+    position, count = 8, 0
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return
+        position += 12 + int.from_bytes(head[:4], "big")
+        count += 1
+        if count > _MAX_CHUNKS + position // _MIN_CHUNK:
+            raise DatasetError(
+                f"{where}: the PNG has {count} or more chunks in its first {position} bytes, expected fewer and larger "
+                "ones; save it again"
+            )
 
 
 def _check_icon(content: bytes, where: Path | str, max_pixels: int) -> None:
@@ -226,7 +263,7 @@ def _check_jpeg_2000(content: bytes, where: Path | str, max_pixels: int) -> None
         )
 
 
-def _block_sizes(content: bytes, position: int) -> "list[int]":
+def _block_sizes(content: bytes, position: int) -> list[int]:
     """Return the pixels of the code blocks and precincts in all headers of a JPEG 2000 code stream."""
     sizes: list[int] = []
     channel = 2 if len(content) > position + 41 and content[position + 38 : position + 40] > b"\x01\x00" else 1

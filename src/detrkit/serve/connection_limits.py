@@ -1,8 +1,8 @@
 """Limits of the number of connections, in all and per address of a client.
 
 At a limit, a new connection takes the place of one that waits for its client: for headers, for a next request, for a body.
-So clients that stall do not keep others out. While all others are being answered, the new one is refused. Behind a trusted proxy, all
-connections have its address; there, requests in progress are counted by the address that it forwards.
+So clients that stall do not keep others out. While all others are being answered, the new one is refused. Behind a trusted
+proxy, all connections have its address; there, requests in progress are counted by the address that it forwards.
 """
 
 import ipaddress
