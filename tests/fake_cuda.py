@@ -77,6 +77,7 @@ def fake_cuda(truth: bool = False) -> Iterator[Transfers]:
             "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
             "torch.cuda.get_device_capability": lambda device=None: (9, 0),
             "torch.save": _save(torch.save),
+            "torch.cuda.is_current_stream_capturing": lambda: False,  # asked by optimizers of torch 2.11
             "torch.cuda.get_rng_state": lambda device="cuda": torch.get_rng_state(),
             "torch.cuda.synchronize": lambda device=None: mode.record_to_host("synchronize", blocks=True),
             # `nn.Module.to` refuses to exchange parameters with weak references; fake tensors have some for bookkeeping
@@ -106,6 +107,8 @@ class _FakeCUDA(FakeTensorMode):
         if func is torch.ops.prim.device.default:
             # asked by autograd, whose threads for CUDA devices need a GPU; those for "meta" run on the host
             return torch.device("meta")
+        if func is _aten.split.Tensor and not args[0].numel():  # for which torch 2.11 has no shape
+            func, args = _aten.split_with_sizes.default, (args[0], [args[0].shape[0]])
         kwargs = {**(kwargs or {})}
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type in ("cuda", "meta"):
             kwargs["device"] = CUDA
