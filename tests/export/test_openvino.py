@@ -1,6 +1,7 @@
 """OpenVINO folders: float32 equals PyTorch, bfloat16 and int8 are close, for padded and unpadded images of any size."""
 
 import copy
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from detrkit.errors import ConfigError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.export.openvino import write_openvino
 from detrkit.export.verify import compare
 from detrkit.inference.engines.exported import ExportedEngine
@@ -26,6 +27,16 @@ from tests.export.models import (
     torch_engine,
     trace,
 )
+
+
+def lacks_avx() -> bool:
+    """Whether OpenVINO cannot run layer normalization for images of any size."""
+    from torch.backends import cpu
+
+    return platform.machine().lower() in ("x86_64", "amd64") and cpu.get_cpu_capability() == "DEFAULT"
+
+
+pytestmark = pytest.mark.skipif(lacks_avx(), reason="OpenVINO needs a processor with AVX")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +71,15 @@ def test_predictions_are_not_overwritten_by_the_next_call(float32: Path) -> None
     before = first.class_logits.clone()
     engine.predict(noise_batch([(80, 128)]))
     assert torch.equal(first.class_logits, before)
+
+
+def test_network_that_returns_nothing_is_an_error(float32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO on x86 processors without AVX."""
+    engine = read_openvino(float32)
+    nothing = {"class_logits": torch.zeros(0, 10, 4), "boxes": torch.zeros(0, 10, 4)}
+    monkeypatch.setattr(session_of(engine), "_infer", lambda _inputs: nothing)
+    with pytest.raises(CheckpointError, match="OpenVINO cannot run it on this processor, x86 needs AVX"):
+        engine.predict(noise_batch([(96, 128)]))
 
 
 @pytest.mark.slow

@@ -49,9 +49,14 @@ class OpenVinoSession:
         """Run the network."""
         try:
             with self._lock:
-                return self._infer({name: tensor.numpy() for name, tensor in inputs.items()})
+                outputs = self._infer({name: tensor.numpy() for name, tensor in inputs.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{self.source}: OpenVINO cannot run it ({first_line(error)})") from None
+        if not all(map(len, outputs.values())):  # without AVX it has no layer normalization for inputs of any size
+            raise CheckpointError(
+                f"{self.source}: OpenVINO cannot run it on this processor, x86 needs AVX; export it to onnx instead"
+            )
+        return outputs
 
     def _infer(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         request = self._dynamic
