@@ -234,6 +234,14 @@ def test_state_of_another_config_is_rejected(tmp_path: Path, capsys: pytest.Capt
         assert f"does not belong to the run that config.yaml describes ('{key}')" in " ".join(
             capsys.readouterr().err.split()
         )
+    wrong: list[tuple[str, object]] = [("run", {**state["run"], "train": [1.5]}), ("progress", 5), ("train_step", [])]
+    wrong += [("progress", {**state["progress"], "epoch": "x"}), ("closing_from", 5), ("random", [])]
+    wrong += [("train_step", {**state["train_step"], name: 5}) for name in ("optimizer", "schedule", "model")]
+    wrong += [("train_step", {**state["train_step"], "step_number": float("inf")})]
+    for key, value in wrong:
+        write_training_state(output / "last" / "state.pt", {**state, key: value})
+        assert run(["train", "--resume", str(output)]) == 2
+        assert "does not belong to the run that config.yaml describes" in " ".join(capsys.readouterr().err.split())
 
 
 def test_changed_dataset_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS
 
-_SECONDS = 10.0
+_SECONDS = 5.0
 
 
 @pytest.mark.slow

@@ -266,10 +266,16 @@ class TimeBudget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the time that was left; what this process has taken so far counts, too."""
-        self._before, self.fraction, self.step_seconds = state["elapsed"], state["fraction"], state["step_seconds"]
-        self._evaluated, self._evaluation, self._report = state["evaluated"], state["evaluation"], state["report"]
-        self._reported = state["reported"]
-        self._seconds_of_step, self._is_warm = state["seconds_of_step"], state["is_warm"]
+        numbers = {
+            name: None if value is None else float(value) for name, value in state.items()
+        }  # or a file is damaged
+        self._before, self.fraction, self.step_seconds = (
+            _known(numbers[name]) for name in ("elapsed", "fraction", "step_seconds")
+        )
+        self._evaluated, self._evaluation, self._report, self._seconds_of_step = (
+            _known(numbers[name]) for name in ("evaluated", "evaluation", "report", "seconds_of_step")
+        )
+        self._reported, self._is_warm = numbers["reported"], bool(numbers["is_warm"])
 
     def _interval(self) -> int:
         """Return the number of steps until the fraction is measured again: about a second of several processes."""
@@ -299,3 +305,9 @@ def budget_of(num_batches: int, settings: TrainingConfig, started: float | None 
         return TimeBudget(60 * settings.minutes, every, started=started)
     num_epochs = planned_epochs(num_batches, settings)
     return StepBudget(planned_steps(num_batches, settings), num_epochs, every or -(-num_epochs // MAX_EVALUATIONS))
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        raise ValueError("a number of the time limit is missing")
+    return value

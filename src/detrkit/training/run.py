@@ -207,7 +207,7 @@ class TrainingRun:
         """
         try:
             yield
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:160]
             raise CheckpointError(
                 f"{self.output / STATE_FILE}: does not belong to the run that config.yaml describes ({reason}); restore "

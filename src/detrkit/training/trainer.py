@@ -271,9 +271,14 @@ class Trainer:
         self.train_step.load_state_dict(state["train_step"])
         progress = dict(state["progress"])
         best = progress.pop("best")
-        self.progress = Progress(**progress, best=None if best is None else EvalMetrics.from_json(best))
+        counts = {name: int(value) for name, value in progress.items()}
+        self.progress = Progress(**counts, best=None if best is None else EvalMetrics.from_json(best))
         self.budget.load_state_dict(state["budget"])
-        self.loader.closing_from = state["closing_from"]
+        closing_from = state["closing_from"]
+        if closing_from is not None:
+            epoch, batch = closing_from
+            closing_from = int(epoch), int(batch)
+        self.loader.closing_from = closing_from
         self.state.step, self.state.epoch = self.train_step.step_number, self.progress.epoch
         self.state.fraction = self.budget.fraction_after(self.state.step)
         torch.set_rng_state(state["random"][rank()])
