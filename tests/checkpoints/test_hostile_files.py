@@ -406,3 +406,9 @@ def test_names_of_many_models_in_one_state_dict_are_searched_in_bounded_time(tmp
     content = {f"m{number}.transformer.decoder.layers.0.w": one for number in range(20_000)}
     torch.save(content, tmp_path / "a.pth")
     assert find_weights(read_torch_file(tmp_path / "a.pth")) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", "a\0b.safetensors"])
+def test_index_that_names_no_possible_file_is_rejected(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no such file, but model\.safetensors\.index\.json names it"):
+        read_sharded(write_index(tmp_path, {"w": name}))

@@ -9,6 +9,7 @@ from pathlib import Path
 from detrkit.checkpoints.named_model import config_of_named_model
 from detrkit.config.run import RunConfig, load_run_config, write_config
 from detrkit.data.formats.category_file import category_file_text, read_category_file
+from detrkit.data.formats.context import ReadContext
 from detrkit.data.splits import load_dataset
 from detrkit.errors import DetrkitError
 from detrkit.evaluation.arrays import EvalInput
@@ -133,7 +134,7 @@ def _run_run(files: Sequence[bytes], folder: Path) -> None:
     write_files(folder, {"run/config.yaml": files[0], "run/categories.json": files[1], "run/metrics.jsonl": files[2]})
     run = folder / "run"
     with suppress(DetrkitError):
-        read_category_file(run)
+        read_category_file(run, ReadContext())
     draw = zlib.crc32(files[2]) % 16 == 0  # drawing takes a hundred times as long as the rest
     metrics = read_metrics(run)
     if draw:

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write
+from detrkit._internal.files import atomic_write, is_file
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.json_files import MAX_JSON, read_json
 from detrkit.checkpoints.pickle_check import MAX_TENSORS
@@ -99,7 +99,7 @@ def _shard_path(index: Path, file: str) -> Path:
     if file in ("", ".", "..") or Path(file).name != file or PureWindowsPath(file).name != file:
         raise CheckpointError(f"{index}: names the file {short(file)}, expected one in the same folder")
     path = index.parent / file
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path}: no such file, but {index.name} names it; get the whole folder")
     folder = index.parent.resolve()
     # a snapshot of the hub's cache holds links to ../../blobs
