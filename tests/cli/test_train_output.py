@@ -39,7 +39,7 @@ def test_help_names_defaults_that_the_model_or_the_plan_decides(capsys: pytest.C
         assert after[after.index("[default: ") :].startswith(f"[default: {shown}]"), option
     for wrong in ("[default: 800]", "[default: 300]", "[default: 1e-05]"):
         assert wrong not in text
-    assert "--weight-decay FLOAT weight decay of AdamW [default: 0.0001]" in text
+    assert "--eos-coef FLOAT weight of the no-object class in the cross-entropy [default: 0.1]" in text
 
 
 def test_settings_that_are_chosen_exist_and_are_not_given_by_default() -> None:

@@ -35,7 +35,7 @@ def check(**settings: Any) -> None:
         ),
         (
             {"model": "dab-detr-r50", "look_forward_twice": True},
-            "look_forward_twice=True has no effect: DAB-DETR and Conditional DETR already pass gradients",
+            "look_forward_twice=True has no effect: Conditional DETR, DAB-DETR, RT-DETR and D-FINE already pass",
         ),
         ({"cls_loss": "align"}, "cls_loss='align' needs sigmoid class scores, but the model has softmax scores"),
         (
@@ -63,7 +63,7 @@ def check(**settings: Any) -> None:
         ),
         (
             {"lr_drop": 0.9, "lr_scheduler": "cosine"},
-            "lr_drop=0.9 has no effect: lr_scheduler='cosine' lowers the learning rate smoothly",
+            "lr_drop=0.9 has no effect: lr_scheduler='cosine' does not drop the learning rate",
         ),
         ({"augment": False, "mosaic": 0.5}, "mosaic=0.5 has no effect: augment=False disables augmentation"),
         ({"strong_aug_until": 0.5}, "strong_aug_until=0.5 has no effect: there is no strong augmentation"),

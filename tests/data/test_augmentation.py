@@ -30,12 +30,18 @@ from detrkit.data.transforms.geometry import (
     TrainTransform,
     horizontal_flip,
 )
-from detrkit.structures import Annotations, Sample
+from detrkit.data.transforms.preprocessing import StretchTransform
+from detrkit.data.transforms.torchvision_ops import GridMosaic, iou_crop, zoom_out
+from detrkit.structures import Annotations, Normalization, Sample
 from tests.data.test_transforms import DRAWN, check_consistent
 
 
 def mosaic(sample: Sample) -> Sample:
     return Mosaic(96)([sample, *DRAWN[:3]])
+
+
+def zoomed_out(sample: Sample) -> Sample:
+    return zoom_out(sample, 96)
 
 
 def mixup(sample: Sample) -> Sample:
@@ -52,6 +58,8 @@ TRANSFORMS: list[Callable[[Sample], Sample]] = [
     PhotometricDistortion(),
     ScaleJitter(64, 0.3, 2.0),
     mosaic,
+    zoomed_out,
+    iou_crop,
     mixup,
 ]
 
@@ -320,3 +328,76 @@ def test_augmentation_does_not_seed_the_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
     AugmentedDataset(SampleDataset(DRAWN[:1]), TrainTransform(48), seed=0)[SampleKey(0, 1)]
+
+
+def square(side: int = 8, image_id: int = 1) -> Sample:
+    """A white image with one object, its left half."""
+    annotations = Annotations(torch.tensor([[0.0, 0.0, side / 2, side]]), torch.tensor([3]))
+    return Sample(torch.full((3, side, side), 255, dtype=torch.uint8), annotations, image_id, (side, side))
+
+
+def test_zoom_out_places_the_image_and_its_boxes_on_black() -> None:
+    torch.manual_seed(0)
+    zoomed = zoom_out(square(), 100)
+    height, width = zoomed.image.shape[1:]
+    assert 8 <= height <= 32
+    assert 8 <= width <= 32
+    rows, columns = zoomed.image[0].nonzero(as_tuple=True)
+    assert len(rows) == 64
+    left, top = int(columns.min()), int(rows.min())
+    assert zoomed.annotations.boxes.tolist() == [[left, top, left + 4, top + 8]]
+
+
+def test_large_images_are_made_smaller_before_they_are_zoomed_out() -> None:
+    torch.manual_seed(0)
+    zoomed = zoom_out(square(400), 40)
+    assert max(zoomed.image.shape[1:]) <= 160
+    left, top, right, bottom = zoomed.annotations.boxes[0].tolist()
+    assert (right - left, bottom - top) == (20, 40)
+
+
+def test_crop_by_iou_keeps_objects_with_a_pixel_inside() -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        cropped = iou_crop(square())
+        height, width = cropped.image.shape[1:]
+        boxes = cropped.annotations.boxes
+        assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all()
+    empty = replace(square(), annotations=Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    assert iou_crop(empty) is empty
+
+
+def test_grid_mosaic_holds_four_images_of_half_the_size() -> None:
+    torch.manual_seed(3)
+    mosaic = GridMosaic(16)([square(image_id=number) for number in range(4)])
+    assert mosaic.image_id == 0
+    assert mosaic.image.shape == (3, 16, 16)
+    assert 1 <= len(mosaic.annotations.labels) <= 4
+    assert set(mosaic.annotations.labels.tolist()) == {3}
+
+
+def test_images_are_stretched_to_one_size() -> None:
+    sample = replace(square(), image=torch.zeros(3, 8, 16, dtype=torch.uint8))
+    stretched = StretchTransform(32, RandomOrientation(horizontal_flip=0.0))(sample)
+    assert stretched.image.shape == (3, 32, 32)
+    assert stretched.annotations.boxes.tolist() == [[0, 0, 8, 32]]
+
+
+def test_epochs_of_strong_augmentation_and_of_mosaics() -> None:
+    """Before the first, images are as they are; mosaics end before the rest."""
+    strong = StrongAugmentation(16, mosaic=1.0, zoom_out=1.0, stretches=True)
+    images = AugmentedDataset(
+        SampleDataset([square()] * 4),
+        lambda sample: sample,
+        seed=0,
+        strong=strong,
+        strong_epochs=4,
+        normalization=Normalization(1 / 255),
+    )
+    images.first_strong_epoch, images.mosaic_epochs = 2, 3
+    sizes = [tuple(images[SampleKey(0, epoch)].image.shape[1:]) for epoch in range(1, 6)]
+    assert sizes[0] == sizes[4] == (8, 8)
+    assert sizes[1] == sizes[2] == (16, 16)
+    assert sizes[3] not in ((8, 8), (16, 16))
+    assert images[SampleKey(0, 1)].normalization == Normalization(1 / 255)

@@ -42,7 +42,7 @@ def test_denoising_losses_of_one_object_are_exact() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1], [0.5, 0.5, 0.4, 0.2], [0.1, 0.1, 0.1, 0.1]])
     block = Predictions(torch.zeros(1, 1, 4, 4), boxes[None, None])
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
-    criterion = AuxiliaryCriterion(SetCriterion(3), copies=2, has_negatives=True)
+    criterion = AuxiliaryCriterion(SetCriterion(3), has_negatives=True)
     own = predictions(1, 1, 5)
     output = criterion(with_extra(own, denoising=[block]), [target])
     # the same for all queries, so that weights cancel
@@ -54,7 +54,7 @@ def test_denoising_losses_of_one_object_are_exact() -> None:
 
 
 def test_negatives_have_the_target_no_object() -> None:
-    criterion = AuxiliaryCriterion(SetCriterion(3), copies=1, has_negatives=True)
+    criterion = AuxiliaryCriterion(SetCriterion(3), has_negatives=True)
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
     correct = torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
     boxes = target.boxes.expand(2, -1)[None, None]
@@ -71,7 +71,7 @@ def test_negatives_have_the_target_no_object() -> None:
 def test_padding_queries_have_no_denoising_loss(scores: ClassScores, negatives: bool) -> None:
     targets, sides = objects(1, 3, 0), 1 + negatives
     block = predictions(2, 3, 2 * sides * 3, scores=scores)
-    criterion = AuxiliaryCriterion(SetCriterion(3, class_scores=scores), copies=2, has_negatives=negatives)
+    criterion = AuxiliaryCriterion(SetCriterion(3, class_scores=scores), has_negatives=negatives)
     own = predictions(2, 3, 5, seed=1, scores=scores)
     before = criterion(with_extra(own, denoising=[block]), targets).losses
     number = torch.arange(3).repeat(sides * 2)
@@ -89,9 +89,7 @@ def test_padding_queries_have_no_denoising_loss(scores: ClassScores, negatives: 
 def test_denoising_without_negatives_is_normalized_by_objects() -> None:
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
     block = Predictions(torch.zeros(1, 1, 2, 4), target.boxes.expand(2, -1)[None, None])
-    output = AuxiliaryCriterion(SetCriterion(3), copies=2)(
-        with_extra(predictions(1, 1, 5), denoising=[block]), [target]
-    )
+    output = AuxiliaryCriterion(SetCriterion(3))(with_extra(predictions(1, 1, 5), denoising=[block]), [target])
     assert float(output.losses["loss_ce_dn"]) == pytest.approx(math.log(4))
 
 
@@ -99,8 +97,8 @@ def test_identical_copies_add_the_loss_of_one() -> None:
     targets = objects(2, 1)
     one, own = predictions(2, 2, 2), predictions(2, 2, 5, seed=1)
     three = Predictions(one.layer_class_logits.repeat(1, 1, 3, 1), one.layer_boxes.repeat(1, 1, 3, 1))
-    single = AuxiliaryCriterion(SetCriterion(3), copies=1)(with_extra(own, denoising=[one]), targets)
-    triple = AuxiliaryCriterion(SetCriterion(3), copies=3)(with_extra(own, denoising=[three]), targets)
+    single = AuxiliaryCriterion(SetCriterion(3))(with_extra(own, denoising=[one]), targets)
+    triple = AuxiliaryCriterion(SetCriterion(3))(with_extra(own, denoising=[three]), targets)
     torch.testing.assert_close(triple.total, single.total)
 
 

@@ -15,7 +15,9 @@ from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError
+from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
 from detrkit.losses.criterion import SetCriterion
+from detrkit.losses.realtime import RealTimeCriterion
 from detrkit.models.detr import DETR
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import BoxHead
@@ -89,7 +91,7 @@ def test_predictions_of_the_model_do_not_depend_on_auxiliary_queries(architectur
     settings = TrainingConfig(**AUXILIARY["all"])
     generator = build_auxiliary_queries(model, settings)
     assert generator is not None
-    noised = noised_boxes(batch, settings, 3, 0)
+    noised = noised_boxes(batch, settings, model.config, 0)
     with torch.no_grad():
         alone = model(batch.images)
         with_auxiliary_queries = ModelWithAuxiliaryQueries(model, generator.eval())(batch.images, noised=noised)
@@ -112,7 +114,7 @@ def test_groups_and_padding_are_masked_from_each_other(architecture: str) -> Non
     with_auxiliary_queries = ModelWithAuxiliaryQueries(
         model, AuxiliaryQueryGenerator(model.config, settings).eval()
     ).eval()
-    noised = noised_boxes(batch, settings, 3, 0)
+    noised = noised_boxes(batch, settings, model.config, 0)
     assert noised.fillers is not None
     is_filler = noised.fillers.repeat(1, 2)
     first_copy = torch.arange(2 * noised.size) < noised.size
@@ -145,10 +147,20 @@ def test_noised_boxes_of_two_stage_models_are_encoded_as_the_models_own() -> Non
 
 
 def test_criterion_has_the_settings_of_auxiliary_queries() -> None:
-    loss = with_auxiliary_queries(SetCriterion(3), TrainingConfig(**AUXILIARY["all"]))
-    assert (loss.copies, loss.has_negatives, loss.hybrid_queries, loss.hybrid_repeats) == (2, True, 9, 3)
-    plain = with_auxiliary_queries(SetCriterion(3), TrainingConfig())
-    assert (plain.copies, plain.has_negatives, plain.hybrid_queries) == (0, False, 0)
+    detr = preset_config("detr-r50")
+    loss = with_auxiliary_queries(SetCriterion(3), detr, TrainingConfig(**AUXILIARY["all"]))
+    assert isinstance(loss, AuxiliaryCriterion)
+    assert (loss.has_negatives, loss.hybrid_queries, loss.hybrid_repeats) == (True, 9, 3)
+    plain = with_auxiliary_queries(SetCriterion(3), detr, TrainingConfig())
+    assert isinstance(plain, AuxiliaryCriterion)
+    assert (plain.has_negatives, plain.hybrid_queries) == (False, 0)
+    settings = TrainingConfig(fgl_loss_coef=0.3, ddf_loss_coef=2.0, cls_loss="mal")
+    dfine = preset_config("dfine-n", num_classes=3)
+    selected = with_auxiliary_queries(build_criterion(dfine, settings), dfine, settings)
+    assert isinstance(selected, RealTimeCriterion)
+    weights = selected.weight_dict
+    assert [weights[f"loss_{name}"] for name in ("fgl", "ddf", "mal", "bbox", "giou")] == [0.3, 2.0, 1.0, 5.0, 2.0]
+    assert selected.criterion.matcher.cost_class == 2.0
 
 
 @pytest.mark.parametrize("kind", AUXILIARY)

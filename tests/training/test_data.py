@@ -12,11 +12,15 @@ import torch
 from detrkit.cli.training_console import ConsoleProgress
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
+from detrkit.data.batching import collate
 from detrkit.data.convert import convert_dataset
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.samplers import SampleKey
 from detrkit.data.splits import load_dataset
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError, DatasetError
 from detrkit.evaluation.metrics import EvalMetrics
-from detrkit.training.data import TrainingData, concat_splits, open_data
+from detrkit.training.data import TrainingData, concat_splits, open_data, preprocessing_of, training_dataset
 from detrkit.training.loggers.jsonl import read_metrics
 from detrkit.training.run_report import describe_images
 from detrkit.training.train import train_from_config
@@ -171,3 +175,17 @@ def test_one_image_is_trained_and_evaluated_on(tmp_path: Path) -> None:
         "no validation split, and a single image: the model is evaluated on the image it is trained on"
     ]
     assert "which are training images" in describe_images(data)
+
+
+def test_images_are_prepared_in_training_as_in_inference_stretched_and_without_mean_and_deviation() -> None:
+    settings = TrainingConfig(image_size=64, keep_aspect_ratio=False, normalize=False, augment=False)
+    preprocessing = preprocessing_of(settings)
+    assert (preprocessing.resize, preprocessing.size, preprocessing.normalize) == ("stretch", (64, 64), False)
+    samples = SyntheticShapes(1, 0, SyntheticStyle(size=40)).draw_all()
+    trained = collate([training_dataset(SampleDataset(samples), settings)[SampleKey(0, 1)]])
+    predicted = collate([preprocessing.transform()(samples[0])])
+    assert torch.equal(trained.images, predicted.images)
+    assert trained.images.shape[2:] == (64, 64)
+    assert 0 <= float(trained.images.min()) < float(trained.images.max()) <= 1
+    published = preprocessing_of(TrainingConfig())
+    assert (published.resize, published.normalize, published.is_default) == ("shorter_side", True, True)

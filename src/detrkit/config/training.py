@@ -4,6 +4,7 @@ Every setting has one name. In Python and on the command line it is given by tha
 stands under its group (``optimizer: {lr: 0.001}``). Names are unique over all groups, so that both are clear.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,6 +18,7 @@ MAX_IMAGE_SIZE = 4096  # pixels of the shorter side; published models use up to 
 MAX_UNREADABLE = 0.01  # fraction of the images
 Part = Literal["backbone", "neck", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
+BoxNoise = Literal["center_size", "corners", "ordered_corners"]
 ClassLoss = Literal["default", "align", "vfl", "mal"]  # classification loss
 BOXES = "boxes"  # in `freeze`: every part but the mask head
 
@@ -49,6 +51,13 @@ class OptimizerConfig(_Group):
     decay_norms: bool = Field(
         default=True, description="apply weight decay to norms, biases and queries too, as published"
     )
+    no_weight_decay: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        default=(), description="parameters without weight decay: regular expressions found in their names"
+    )
+    lr_patterns: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="learning rates of parameters by regular expressions found in their names, over those of their parts",
+    )
     clip_grad_norm: float = Field(default=0.1, ge=0, description="maximum norm of the gradient; 0 disables clipping")
     max_nonfinite_steps: int = Field(
         default=10, ge=1, description="consecutive steps with a non-finite loss or gradient after which the run fails"
@@ -59,6 +68,18 @@ class OptimizerConfig(_Group):
         for name in self.lr_overrides:
             if name not in PARTS:
                 raise ConfigError(f"{arg('lr_overrides')}: {name!r} is no part of a model; {did_you_mean(name, PARTS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _patterns_are_valid(self) -> "OptimizerConfig":
+        for setting, patterns in (("no_weight_decay", self.no_weight_decay), ("lr_patterns", self.lr_patterns)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(
+                        f"{arg(setting)}: {pattern!r} is not a regular expression ({error}); correct it."
+                    ) from None
         return self
 
     def lr_of_parts(self) -> dict[Part, float]:
@@ -82,13 +103,19 @@ class OptimizerConfig(_Group):
 class ScheduleConfig(_Group):
     """Learning rate schedule."""
 
-    lr_scheduler: Literal["step", "cosine"] = Field(
-        default="step", description="'step' divides the learning rates by 10 once, 'cosine' lowers them to 0"
+    lr_scheduler: Literal["step", "cosine", "flat_cosine", "constant"] = Field(
+        default="step",
+        description="'step' divides the learning rates by 10 once, 'cosine' lowers them to 0; 'flat_cosine' halves them "
+        "between flat_until and strong_aug_until (DEIM)",
     )
     lr_drop: float = Field(
         default=2 / 3, gt=0, le=1, description="fraction of the run after which 'step' divides by 10"
     )
-    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up from 0")
+    flat_until: float = Field(
+        default=0.5, ge=0, le=1, description="fraction of the run after which 'flat_cosine' lowers the learning rates"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="steps of warm-up from 0")
+    warmup: Literal["linear", "quadratic"] = Field(default="linear", description="course of the warm-up")
     warmup_until: float = Field(
         default=1.0, gt=0, le=1, description="fraction of the run after which the warm-up ends at the latest"
     )
@@ -102,6 +129,12 @@ class EMAConfig(_Group):
         ge=0,
         lt=1,
         description="decay of the exponential moving average of the weights, which is evaluated and saved; 0 disables it",
+    )
+    ema_warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        description="W: after n steps the decay is ema_decay * (1 - exp(-n / W)), and statistics of batch norm are "
+        "averaged, too (RT-DETR, D-FINE); 0: at most (1 + n) / (10 + n)",
     )
 
 
@@ -138,11 +171,37 @@ class AugmentationConfig(_Group):
     )
     mosaic: float = Field(default=0.0, ge=0, le=1, description="probability of a mosaic of four images")
     mixup: float = Field(default=0.0, ge=0, le=1, description="probability of blending with another image")
+    zoom_out: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability of placing the image on a black canvas of up to 4 times its sides",
+    )
+    iou_crop: float = Field(
+        default=0.0, ge=0, le=1, description="probability of a crop with a minimum IoU with an object (SSD)"
+    )
+    multi_scale: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels; the size itself is "
+        "drawn so many times as often as any other (RT-DETR: 3); 0 disables it",
+    )
+    mosaic_until: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="fraction of the run after which mosaic and mixup are off, if it is earlier",
+    )
+    strong_aug_from: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of the run before which there is no strong augmentation"
+    )
     strong_aug_until: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="fraction of the run after which photometric, scale_jitter, mosaic and mixup are off",
+        description="fraction of the run after which photometric, scale_jitter, mosaic, mixup, zoom_out, iou_crop and "
+        "multi_scale are off",
     )
 
 
@@ -161,6 +220,12 @@ class LossConfig(_Group):
         "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'vfl' (varifocal, RT-DETR) and "
         "'mal' (matchability-aware, DEIM)",
     )
+    fgl_loss_coef: float = Field(
+        default=0.15, ge=0, description="weight of the fine-grained localization loss of edge distributions (D-FINE)"
+    )
+    ddf_loss_coef: float = Field(
+        default=1.5, ge=0, description="weight of the distillation of edge distributions by the last layer (D-FINE)"
+    )
     look_forward_twice: bool = Field(
         default=False,
         description="gradients of refined boxes also reach the layer before (DINO); for models with_box_refine",
@@ -173,14 +238,28 @@ class AuxiliaryQueriesConfig(_Group):
     denoising: int = Field(
         default=0, ge=0, le=100, description="noised copies of the ground truth per image (DN-DETR); 0 disables them"
     )
+    denoising_queries: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="noised objects per image, instead of a number of copies: as many copies as fit for the image with the "
+        "most objects of a batch, at least one (DINO, RT-DETR: 100); 0 disables them",
+    )
     contrastive_denoising: bool = Field(
         default=False, description="each copy also holds negatives with more noise (DINO)"
+    )
+    box_noise: BoxNoise = Field(
+        default="center_size",
+        description="what the noise of denoising boxes moves: center and size (DN-DETR), or two corners; where these pass "
+        "each other, the box keeps the size between them with 'corners' (D-FINE, DEIM), and has none with "
+        "'ordered_corners' (DINO, RT-DETR)",
     )
     box_noise_scale: float = Field(
         default=0.4,
         ge=0,
         le=1,
-        description="noise of denoising boxes: centres move by up to this fraction of half a side, sides change by it",
+        description="noise of denoising boxes: centers, or corners, move by up to this fraction of half a side; sides "
+        "change by it",
     )
     label_noise_ratio: float = Field(
         default=0.2, ge=0, le=1, description="fraction of denoising labels drawn at random"
@@ -192,6 +271,15 @@ class AuxiliaryQueriesConfig(_Group):
         default=0, ge=0, le=10_000, description="one-to-many matched queries (H-DETR); 0 disables them"
     )
     hybrid_repeats: int = Field(default=6, ge=2, le=100, description="matches per object among the hybrid queries")
+
+    @property
+    def has_denoising(self) -> bool:
+        """True if objects are noised: a number of copies, or copies for a number of queries."""
+        return self.denoising > 0 or self.denoising_queries > 0
+
+    def num_copies(self, max_objects: int) -> int:
+        """Number of noised copies in a batch whose images have at most so many objects."""
+        return self.denoising or max(1, self.denoising_queries // max_objects if max_objects else 1)
 
 
 class EvaluationConfig(_Group):
@@ -263,6 +351,14 @@ class TrainingConfig(BaseModel):
         le=MAX_IMAGE_SIZE,
         description="shorter side of images in evaluation, pixels; training sizes follow (detrkit-...: 320, detr-tiny: "
         "256)",
+    )
+    keep_aspect_ratio: bool = Field(
+        default=True,
+        description="resize the shorter side; false stretches images to image_size x image_size, as RT-DETR and D-FINE do",
+    )
+    normalize: bool = Field(
+        default=True,
+        description="normalise pixels with ImageNet's mean and standard deviation; false: 0 to 1, as RT-DETR and D-FINE",
     )
     padding_invariant: bool = Field(
         default=True, description="keep padding from affecting the backbone's features; false: as published"
@@ -342,17 +438,30 @@ CHOSEN_SETTINGS: dict[str, Literal["of the model", "planned"]] = {
     **dict.fromkeys(
         (
             "image_size",
+            "keep_aspect_ratio",
+            "normalize",
             "train_scale",
             "batch_size",
             "lr",
             "backbone_lr",
             "offset_lr_factor",
+            "weight_decay",
+            "no_weight_decay",
+            "lr_patterns",
             "clip_grad_norm",
+            "photometric",
+            "zoom_out",
+            "iou_crop",
+            "multi_scale",
             "cls_loss_coef",
             "cls_loss",
             "look_forward_twice",
             "denoising",
+            "denoising_queries",
             "contrastive_denoising",
+            "box_noise",
+            "box_noise_scale",
+            "label_noise_ratio",
         ),
         "of the model",
     ),
@@ -363,7 +472,15 @@ CHOSEN_SETTINGS: dict[str, Literal["of the model", "planned"]] = {
             "lr_scheduler",
             "warmup_steps",
             "warmup_until",
+            "warmup",
+            "flat_until",
             "ema_decay",
+            "ema_warmup_steps",
+            "strong_aug_from",
+            "strong_aug_until",
+            "mosaic",
+            "mixup",
+            "mosaic_until",
             "decay_norms",
             "freeze",
         ),

@@ -24,7 +24,15 @@ HYBRID_SETTINGS = (  # of the hybrid encoder only
     "memory_projection",
     "distillation_dim",
 )
-STRONG_AUGMENTATION = ("photometric", "scale_jitter", "mosaic", "mixup")  # end at `strong_aug_until`
+STRONG_AUGMENTATION = (
+    "photometric",
+    "scale_jitter",
+    "mosaic",
+    "mixup",
+    "zoom_out",
+    "iou_crop",
+    "multi_scale",
+)  # end at `strong_aug_until`
 Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
 
 
@@ -266,18 +274,20 @@ def check_auxiliary_queries(model: ModelConfig, settings: TrainingConfig) -> Non
         name
         for name, is_on in {
             "denoising": auxiliary.denoising > 0,
+            "denoising_queries": auxiliary.denoising_queries > 0,
             "query_groups": auxiliary.query_groups > 1,
             "hybrid_queries": auxiliary.hybrid_queries > 0,
             "look_forward_twice": loss.look_forward_twice,
         }.items()
         if is_on
     ]
+    is_selected = model.queries == "selected"
     contrastive = arg("contrastive_denoising", auxiliary.contrastive_denoising)
     twice = arg("look_forward_twice", loss.look_forward_twice)
     _check(
         [
             (
-                auxiliary.contrastive_denoising and not auxiliary.denoising,
+                auxiliary.contrastive_denoising and not auxiliary.has_denoising,
                 f"{contrastive} needs denoising copies to add negatives to, but {arg('denoising', 0)}. "
                 f"Set {arg('denoising', 5)}, for example.",
             ),
@@ -293,14 +303,29 @@ def check_auxiliary_queries(model: ModelConfig, settings: TrainingConfig) -> Non
                 "repeats times the objects of an image.",
             ),
             (
+                auxiliary.denoising > 0 and auxiliary.denoising_queries > 0,
+                f"{arg('denoising', auxiliary.denoising)} and {arg('denoising_queries', auxiliary.denoising_queries)} "
+                "exclude each other: each gives the number of copies. Leave one in.",
+            ),
+            (
+                is_selected and auxiliary.has_denoising and not auxiliary.contrastive_denoising,
+                f"{arg('queries', 'selected')} needs denoising with negatives, as published. Set "
+                f"{arg('contrastive_denoising', True)}.",
+            ),
+            (
+                is_selected and (auxiliary.query_groups > 1 or auxiliary.hybrid_queries > 0),
+                f"{arg('query_groups')} and {arg('hybrid_queries')} do not work with {arg('queries', 'selected')}, whose "
+                "cells are selected once. Leave them out.",
+            ),
+            (
                 loss.look_forward_twice and not model.with_box_refine,
                 f"{twice} needs a model whose layers refine each other's boxes. Leave it out, or choose such a model "
                 "(detrkit-s, detrkit-m, deformable-detr-r50-refine).",
             ),
             (
-                loss.look_forward_twice and model.decoder == "conditional",
-                f"{twice} has no effect: DAB-DETR and Conditional DETR already pass gradients to the layer before, as "
-                "published. Leave it out.",
+                loss.look_forward_twice and (model.decoder == "conditional" or is_selected),
+                f"{twice} has no effect: Conditional DETR, DAB-DETR, RT-DETR and D-FINE already pass gradients to the "
+                "layer before, as published. Leave it out.",
             ),
             (
                 loss.cls_loss != "default" and model.class_scores != "sigmoid",
@@ -366,13 +391,13 @@ def _freeze(settings: TrainingConfig) -> str:
 
 def _check_settings_with_effect(model: ModelConfig, settings: TrainingConfig) -> None:
     """Check that no setting was changed that has no effect."""
-    augmentation = settings.augmentation
+    augmentation, scheduler = settings.augmentation, settings.schedule.lr_scheduler
     transforms = ("horizontal_flip", "vertical_flip", "rotate90", "crop", *STRONG_AUGMENTATION)
-    copies, hybrid = settings.auxiliary_queries.denoising, settings.auxiliary_queries.hybrid_queries
+    auxiliary, hybrid = settings.auxiliary_queries, settings.auxiliary_queries.hybrid_queries
     without_effect: list[tuple[bool, tuple[str, ...], str]] = [
         (
-            not copies,
-            ("box_noise_scale", "label_noise_ratio"),
+            not auxiliary.has_denoising,
+            ("box_noise", "box_noise_scale", "label_noise_ratio"),
             f"there are no denoising queries. Set {arg('denoising', 5)}, for example, or leave it out.",
         ),
         (
@@ -386,9 +411,34 @@ def _check_settings_with_effect(model: ModelConfig, settings: TrainingConfig) ->
             "it weights the no-object class of softmax scores, and this model has sigmoid scores. Leave it out.",
         ),
         (
-            settings.schedule.lr_scheduler == "cosine",
+            scheduler != "step",
             ("lr_drop",),
-            f"{arg('lr_scheduler', 'cosine')} lowers the learning rate smoothly. Leave one of the two out.",
+            f"{arg('lr_scheduler', scheduler)} does not drop the learning rate. Leave one of the two out.",
+        ),
+        (
+            scheduler != "flat_cosine",
+            ("flat_until",),
+            f"it is for {arg('lr_scheduler', 'flat_cosine')}, found {arg('lr_scheduler', scheduler)}. Leave it out.",
+        ),
+        (
+            not settings.schedule.warmup_steps,
+            ("warmup",),
+            f"there is no warm-up. Set {arg('warmup_steps', 1000)}, for example, or leave it out.",
+        ),
+        (
+            not settings.ema.ema_decay,
+            ("ema_warmup_steps",),
+            f"there is no moving average. Set {arg('ema_decay', 0.999)}, for example, or leave it out.",
+        ),
+        (
+            not (augmentation.mosaic or augmentation.mixup),
+            ("mosaic_until",),
+            f"there is neither mosaic nor mixup. Set {arg('mosaic', 0.5)}, for example, or leave it out.",
+        ),
+        (
+            not settings.keep_aspect_ratio,
+            ("crop", "train_scale", "scale_jitter"),
+            f"{arg('keep_aspect_ratio', False)} stretches all images to one size. Leave one of the two out.",
         ),
         (
             not augmentation.augment,
@@ -397,8 +447,13 @@ def _check_settings_with_effect(model: ModelConfig, settings: TrainingConfig) ->
         ),
         (
             not any(getattr(augmentation, name) for name in STRONG_AUGMENTATION),
-            ("strong_aug_until",),
+            ("strong_aug_until", "strong_aug_from"),
             f"there is no strong augmentation. Set {arg('mosaic', 0.5)}, for example, or leave it out.",
+        ),
+        (
+            model.decoder != "fine_grained",
+            ("fgl_loss_coef", "ddf_loss_coef"),
+            f"it is for edge distributions of {arg('decoder', 'fine_grained')}. Leave it out.",
         ),
         (
             not model.mask_head,

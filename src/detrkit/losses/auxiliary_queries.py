@@ -40,8 +40,7 @@ class AuxiliaryCriterion:
 
     Args:
         criterion: of one set of queries.
-        copies: noised copies of the objects (denoising).
-        has_negatives: each copy also has a negative for every object (contrastive denoising).
+        has_negatives: each noised copy of the objects also has a negative for every object (contrastive denoising).
         hybrid_queries: number of queries that are matched with repeated objects.
         hybrid_repeats: repeats of each object.
     """
@@ -50,13 +49,11 @@ class AuxiliaryCriterion:
         self,
         criterion: SetCriterion,
         *,
-        copies: int = 0,
         has_negatives: bool = False,
         hybrid_queries: int = 0,
         hybrid_repeats: int = 1,
     ) -> None:
         self.criterion = criterion
-        self.copies = copies
         self.has_negatives = has_negatives
         self.hybrid_queries = hybrid_queries
         self.hybrid_repeats = hybrid_repeats
@@ -122,22 +119,35 @@ class AuxiliaryCriterion:
     ) -> LossDict:
         """Losses of denoising queries: query i of a copy is matched to object i; then negatives; the rest is padding."""
         counts = [len(target.labels) for target in targets]
-        size = predictions.boxes.shape[1] // self.copies
-        num_boxes = normalizers.num_boxes * self.copies
+        copies = num_copies(predictions.boxes.shape[1], counts, has_negatives=self.has_negatives)
+        num_boxes = normalizers.num_boxes * copies
         weight = 1 + self.criterion.eos_coef if self.has_negatives else 1.0
         return self.criterion.loss_for_matches(
             predictions,
             targets,
-            denoising_matches(counts, self.copies, predictions.layer_boxes),
+            denoising_matches(counts, copies, predictions.layer_boxes),
             normalizers=Normalizers(num_boxes, num_boxes * weight),
-            valid_queries=self._valid_queries(to_device(counts, predictions.boxes.device), size),
+            valid_queries=self._valid_queries(
+                to_device(counts, predictions.boxes.device), predictions.boxes.shape[1], copies
+            ),
         )
 
-    def _valid_queries(self, counts: Int64[Tensor, "B"], size: int) -> Bool[Tensor, "B Q"]:
+    def _valid_queries(self, counts: Int64[Tensor, "B"], num_queries: int, copies: int) -> Bool[Tensor, "B Q"]:
         """Queries of an object or of its negative, not padding."""
-        sides = 1 + self.has_negatives
-        number = torch.arange(size // sides, device=counts.device).repeat(sides * self.copies)
+        parts = copies * (1 + self.has_negatives)
+        number = torch.arange(num_queries // parts, device=counts.device).repeat(parts)
         return number[None] < counts[:, None]
+
+
+def num_copies(num_queries: int, counts: Sequence[int], *, has_negatives: bool) -> int:
+    """Return the number of noised copies: each has a query for every object of the image with the most of them.
+
+    Args:
+        num_queries: denoising queries of an image.
+        counts: number of objects of each image; without any, a copy has a placeholder.
+        has_negatives: each copy also has as many negatives.
+    """
+    return num_queries // ((1 + has_negatives) * max(1, *counts))
 
 
 def denoising_matches(counts: Sequence[int], copies: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:

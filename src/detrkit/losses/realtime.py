@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
-from detrkit.losses.auxiliary_queries import StepNormalizers, denoising_matches
+from detrkit.losses.auxiliary_queries import StepNormalizers, denoising_matches, num_copies
 from detrkit.losses.boxes import box_losses, matched_ious
 from detrkit.losses.classification import class_error, target_classes_of
 from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion
@@ -189,7 +189,7 @@ class RealTimeCriterion:
         """Losses of denoising queries; 0 in a batch without objects, whose queries are placeholders."""
         sets = _denoising_sets(predictions)
         counts = [len(target.labels) for target in targets]
-        copies = sets.boxes.shape[2] // (2 * max(1, *counts))
+        copies = num_copies(sets.boxes.shape[2], counts, has_negatives=True)
         matches = denoising_matches(counts, copies, sets.boxes)
         matching = _Matching(matches, norms.num_boxes * copies)
         losses = self._losses(sets, matching, matching, targets, share, scale)

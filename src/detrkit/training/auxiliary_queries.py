@@ -16,13 +16,14 @@ from detrkit.config.model import ModelConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.losses.auxiliary_queries import AuxiliaryCriterion
 from detrkit.losses.criterion import SetCriterion
+from detrkit.losses.realtime import RealTimeCriterion
 from detrkit.models.build import build_query_source
 from detrkit.models.detr import DETR
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.layers import mlp
 from detrkit.models.positions import encode_coordinates
 from detrkit.models.queries.queries import MAX_LOGIT, AuxiliaryQueries, Queries, QueryGroup
-from detrkit.models.queries.two_stage import TwoStageQueries
+from detrkit.models.queries.two_stage import SelectedQueries, TwoStageQueries
 from detrkit.structures import Predictions
 from detrkit.training.denoising import NoisedBoxes
 
@@ -47,12 +48,13 @@ class AuxiliaryQueryGenerator(nn.Module):
             if settings.auxiliary_queries.hybrid_queries
             else None
         )
-        self.labels = nn.Embedding(config.num_classes, width) if settings.auxiliary_queries.denoising else None
-        # anchors encode their positions themselves, and two-stage queries have a projection for it
-        has_positions = config.queries in ("anchors", "two_stage")
-        self.position_head = (
-            mlp(2 * width, width, width) if settings.auxiliary_queries.denoising and not has_positions else None
-        )
+        has_denoising = settings.auxiliary_queries.has_denoising
+        # selected queries have embeddings of noised labels, which are part of published weights
+        has_labels = config.queries == "selected"
+        self.labels = nn.Embedding(config.num_classes, width) if has_denoising and not has_labels else None
+        # anchors and selected queries encode their positions themselves, and two-stage queries have a projection for it
+        has_positions = config.queries in ("anchors", "two_stage", "selected")
+        self.position_head = mlp(2 * width, width, width) if has_denoising and not has_positions else None
         self.kind = config.queries
 
     def forward(self, memory: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
@@ -71,14 +73,16 @@ class AuxiliaryQueryGenerator(nn.Module):
             queries = self.hybrid(memory)
             extra.append(AuxiliaryQueries(queries, "hybrid", QueryGroup(queries.content.shape[1])))
         if noised is not None:
-            block = QueryGroup(noised.size, noised.copies, noised.fillers)
+            attends_to_own = isinstance(own, SelectedQueries)
+            block = QueryGroup(noised.size, noised.copies, noised.fillers, attends_to_own)
             extra.append(AuxiliaryQueries(self._noised_queries(noised, memory.tokens.dtype, own), "denoising", block))
         return extra
 
     def _noised_queries(self, noised: NoisedBoxes, kind: torch.dtype, own: nn.Module) -> Queries:
         """Return queries with a label as content and a box as reference."""
-        assert self.labels is not None, "denoising needs label embeddings"
-        content = self.labels(noised.labels).to(kind)
+        labels = own.denoising_labels if isinstance(own, SelectedQueries) else self.labels
+        assert labels is not None, "denoising needs label embeddings"
+        content = labels(noised.labels).to(kind)
         reference = torch.logit(noised.boxes).clamp(-MAX_LOGIT, MAX_LOGIT)
         if isinstance(own, TwoStageQueries):
             return Queries(content, own.encode_boxes(reference, kind)[0], reference)
@@ -117,16 +121,21 @@ class ModelWithAuxiliaryQueries(nn.Module):
 def build_auxiliary_queries(model: DETR, settings: TrainingConfig) -> AuxiliaryQueryGenerator | None:
     """Build the generator of a run; None if no kind of training-only queries is enabled."""
     auxiliary = settings.auxiliary_queries
-    if not (auxiliary.denoising or auxiliary.query_groups > 1 or auxiliary.hybrid_queries):
+    if not (auxiliary.has_denoising or auxiliary.query_groups > 1 or auxiliary.hybrid_queries):
         return None
     return AuxiliaryQueryGenerator(model.config, settings)
 
 
-def with_auxiliary_queries(loss: SetCriterion, settings: TrainingConfig) -> AuxiliaryCriterion:
-    """Extend the criterion with the losses of the training-only queries."""
+def with_auxiliary_queries(
+    loss: SetCriterion, model: ModelConfig, settings: TrainingConfig
+) -> AuxiliaryCriterion | RealTimeCriterion:
+    """Extend the criterion with the losses of the training-only queries, and those of RT-DETR and D-FINE."""
+    if model.queries == "selected":
+        return RealTimeCriterion(
+            loss, fgl_loss_coef=settings.loss.fgl_loss_coef, ddf_loss_coef=settings.loss.ddf_loss_coef
+        )
     return AuxiliaryCriterion(
         loss,
-        copies=settings.auxiliary_queries.denoising,
         has_negatives=settings.auxiliary_queries.contrastive_denoising,
         hybrid_queries=settings.auxiliary_queries.hybrid_queries,
         hybrid_repeats=settings.auxiliary_queries.hybrid_repeats,

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.utils.data import Dataset
 
 from detrkit._internal.text import plural, printable
+from detrkit.checkpoints.native import Preprocessing
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
 from detrkit.config.training import TrainingConfig
@@ -21,6 +23,7 @@ from detrkit.data.samplers import BatchGrouping
 from detrkit.data.splits import load_dataset, require_train
 from detrkit.data.transforms.augmentation import AugmentedDataset, StrongAugmentation
 from detrkit.data.transforms.geometry import EvalTransform, RandomOrientation, TrainTransform
+from detrkit.data.transforms.preprocessing import StretchTransform
 from detrkit.errors import ConfigError, DatasetError, arg
 from detrkit.models.presets import preset_config
 from detrkit.structures import Sample
@@ -105,12 +108,12 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
     if model.in_channels != RGB:
         images[0]  # raises now, not after the first step, if the images have other channels
     return TrainingData(
-        train=training_dataset(images, settings),
+        train=training_dataset(images, settings, model.in_channels),
         grouping=BatchGrouping.from_records(
             train_split.records, by_aspect_ratio=settings.loading.group_by_aspect_ratio
         ),
         val_split=val_split,
-        val=DetectionDataset(val_split, EvalTransform(settings.image_size), model.in_channels),
+        val=DetectionDataset(val_split, preprocessing_of(settings).transform(model.in_channels), model.in_channels),
         pictures=DetectionDataset(val_split, channels=model.in_channels),
         train_split=train_split,
         num_val_in_train=len(shared),
@@ -119,13 +122,24 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
     )
 
 
-def training_dataset(images: Dataset[Sample], settings: TrainingConfig) -> AugmentedDataset:
-    """Augment images according to the settings."""
+def preprocessing_of(settings: TrainingConfig) -> Preprocessing:
+    """Return how images are prepared for a model that is trained with these settings."""
+    size = settings.image_size
+    stretched: dict[str, Any] = {} if settings.keep_aspect_ratio else {"resize": "stretch", "size": (size, size)}
+    return Preprocessing(
+        image_size=size, normalize=settings.normalize, padding_invariant=settings.padding_invariant, **stretched
+    )
+
+
+def training_dataset(images: Dataset[Sample], settings: TrainingConfig, channels: int = RGB) -> AugmentedDataset:
+    """Augment images, which have so many channels, according to the settings."""
     augmentation, size = settings.augmentation, settings.image_size
     changes = augmentation.augment and not settings.overfit
     orientation = RandomOrientation(augmentation.horizontal_flip, augmentation.vertical_flip, augmentation.rotate90)
     transform: Transform = EvalTransform(size)
-    if changes:
+    if not settings.keep_aspect_ratio:
+        transform = StretchTransform(size, orientation if changes else RandomOrientation(horizontal_flip=0.0))
+    elif changes:
         transform = TrainTransform(round(augmentation.train_scale * size), augmentation.crop, orientation)
     strong = StrongAugmentation(
         size,
@@ -134,8 +148,17 @@ def training_dataset(images: Dataset[Sample], settings: TrainingConfig) -> Augme
         augmentation.mosaic,
         augmentation.mixup,
         orientation,
+        augmentation.zoom_out,
+        augmentation.iou_crop,
+        stretches=not settings.keep_aspect_ratio,
     )
-    return AugmentedDataset(images, transform, seed=settings.seed, strong=strong if changes else None)
+    return AugmentedDataset(
+        images,
+        transform,
+        seed=settings.seed,
+        strong=strong if changes else None,
+        normalization=None if settings.normalize else preprocessing_of(settings).normalization(channels),
+    )
 
 
 def check_objects(train: Split, test: Split, settings: TrainingConfig) -> None:

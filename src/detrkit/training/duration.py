@@ -44,6 +44,14 @@ def strong_epochs(num_batches: int, settings: TrainingConfig) -> int:
     return min(rounded, epochs - 1) if fraction < 1 and epochs > 1 else rounded
 
 
+def strong_limits(num_batches: int, settings: TrainingConfig) -> tuple[int, int]:
+    """Return the first epoch with strong augmentation, and the last one with mosaic and MixUp; all with a time limit."""
+    if settings.minutes is not None:
+        return 1, sys.maxsize
+    epochs, augmentation = planned_epochs(num_batches, settings), settings.augmentation
+    return 1 + round(augmentation.strong_aug_from * epochs), round(augmentation.mosaic_until * epochs)
+
+
 @dataclass(frozen=True)
 class Throughput:
     """Measured speed on this machine.

@@ -17,7 +17,8 @@ _QUERIES = re.compile(r"(query_source|hybrid|groups\.\d+)\.weight")  # learned q
 def build_optimizer(model: DETR, settings: TrainingConfig, auxiliary: nn.Module | None = None) -> AdamW:
     """Build the optimizer: parameters grouped by learning rate and weight decay; frozen ones need no gradient.
 
-    Weight decay applies to all parameters, biases and norms included, as published, unless `decay_norms` is off. Learned
+    Weight decay applies to all parameters, biases and norms included, as published, unless `decay_norms` is off or one of
+    `no_weight_decay` is found in their names. Learned
     position embeddings have the transformer's learning rate; in the published code their name gives them the backbone's.
 
     Args:
@@ -32,13 +33,13 @@ def build_optimizer(model: DETR, settings: TrainingConfig, auxiliary: nn.Module 
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     extra = [("", name, parameter) for name, parameter in auxiliary.named_parameters()] if auxiliary else []
     for part, name, parameter in [*_parameters_by_part(model), *extra]:
-        rate = rates.get(part, settings.optimizer.lr) * (
-            settings.optimizer.offset_lr_factor if _is_offset_parameter(name) else 1.0
-        )
+        rate = rates.get(part, settings.optimizer.lr)
         if rate == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
-            decays = settings.optimizer.decay_norms or not (parameter.ndim == 1 or _QUERIES.fullmatch(name))
+            rate = _lr_by_pattern(name, settings, rate)
+            rate *= settings.optimizer.offset_lr_factor if _is_offset_parameter(name) else 1.0
+            decays = _decays(name, parameter, settings)
             groups.setdefault((rate, decays), []).append(parameter)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"{arg('freeze')}: nothing is left to train. Freeze fewer parts.")
@@ -49,6 +50,23 @@ def build_optimizer(model: DETR, settings: TrainingConfig, auxiliary: nn.Module 
     # the learning rate of the first group is logged: the transformer's
     options.sort(key=lambda group: group["lr"] != settings.optimizer.lr)
     return AdamW(options, fused=True)
+
+
+def freeze_unused(model: DETR, settings: TrainingConfig) -> None:
+    """Freeze parameters that get no gradient, which DistributedDataParallel expects of all others.
+
+    They are used by losses that are off, or are offsets of discrete sampling, whose points are rounded to cells.
+    """
+    unused: list[nn.Module | None] = [getattr(model.encoder, "teacher_projection", None)]  # RT-DETRv4's distillation
+    if not settings.auxiliary_queries.has_denoising:
+        unused.append(getattr(model.query_source, "denoising_labels", None))
+    for module in unused:
+        if module is not None:
+            module.requires_grad_(False)
+    if model.config.sampling == "discrete":
+        for name, parameter in model.named_parameters():
+            if ".offset_projection." in name:
+                parameter.requires_grad_(False)
 
 
 def freeze_modes(model: DETR) -> None:
@@ -67,6 +85,19 @@ def freeze_modes(model: DETR) -> None:
 def _parameters_by_part(model: DETR) -> Iterator[tuple[str, str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         yield name.partition(".")[0], name, parameter
+
+
+def _lr_by_pattern(name: str, settings: TrainingConfig, default: float) -> float:
+    """Return the learning rate of the first pattern that is found in a name."""
+    patterns = settings.optimizer.lr_patterns
+    return next((rate for pattern, rate in patterns.items() if re.search(pattern, name)), default)
+
+
+def _decays(name: str, parameter: nn.Parameter, settings: TrainingConfig) -> bool:
+    optimizer = settings.optimizer
+    if any(re.search(pattern, name) for pattern in optimizer.no_weight_decay):
+        return False
+    return optimizer.decay_norms or not (parameter.ndim == 1 or _QUERIES.fullmatch(name))
 
 
 def _is_offset_parameter(name: str) -> bool:

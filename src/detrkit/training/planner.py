@@ -15,6 +15,7 @@ from detrkit.config.training import BOXES, TrainingConfig
 from detrkit.config.validation import check_run
 from detrkit.models.presets import preset_config
 from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS
+from detrkit.training.realtime_recipes import common_settings, published_training, reference_settings
 
 _MEASURED = "higher AP on small datasets than the published value (benchmarks/RESULTS.md)"
 _TINY_MEASURED = "fits synthetic shapes within minutes"
@@ -61,6 +62,7 @@ _REFERENCE: Defaults = {"padding_invariant": (False, _PUBLISHED), "group_by_aspe
 _SUCCESSORS: Defaults = {"epochs": (50, _PUBLISHED), "lr_drop": (0.8, "after 40 of 50 epochs, as published")}
 _SMALL_DATASET = 300  # images, below which a detector's backbone stays frozen
 _LONG_RUN = 5_000  # steps
+_NOISE = ("denoising_queries", "box_noise", "box_noise_scale", "label_noise_ratio")  # without denoising
 _MAX_WARM_UP, _WARM_UP_SHARE = 1_000, 0.05  # steps, and fraction of the run
 
 
@@ -130,6 +132,8 @@ def plan_model(config: RunConfig) -> RunConfig:
 
 def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
     """Return the settings of an architecture, and then those of the preset."""
+    if model.queries == "selected":
+        return _realtime_defaults(config, model)
     defaults = dict(_FOCAL if model.class_scores == "sigmoid" else {})
     defaults |= _DEFORMABLE if model.is_deformable else {}
     if config.recipe == "reference":
@@ -140,6 +144,15 @@ def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
     defaults |= {**own, **(_FINE_TUNING if own is OWN and config.origin == "detector" else {})}
     without_use = _without_use(config.training, model)
     return {name: default for name, default in defaults.items() if name not in without_use}
+
+
+def _realtime_defaults(config: RunConfig, model: ModelConfig) -> Defaults:
+    """Return the settings of RT-DETR and its successors."""
+    if config.recipe == "reference":
+        defaults = {**_REFERENCE, **reference_settings(config.model)}
+        return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
+    without_use = _without_use(config.training, model)
+    return {name: one for name, one in common_settings(config.model).items() if name not in without_use}
 
 
 def _has_length(config: RunConfig) -> bool:
@@ -154,9 +167,15 @@ def _without_use(given: TrainingConfig, model: ModelConfig) -> set[str]:
     if not model.with_box_refine:
         names.add("look_forward_twice")
     if given.optimizer.trains_masks_only(model):
-        names |= {"look_forward_twice", "denoising", "contrastive_denoising"}
-    if not auxiliary.box_noise_scale or ("denoising" in given.explicit and not auxiliary.denoising):
-        names.add("contrastive_denoising")
+        names |= {"look_forward_twice", "denoising", "contrastive_denoising", *_NOISE}
+    explicit = given.explicit
+    is_off = {"denoising", "denoising_queries"} & set(explicit) and not auxiliary.has_denoising
+    if is_off or ("box_noise_scale" in explicit and not auxiliary.box_noise_scale):
+        names |= {"contrastive_denoising", *(_NOISE if is_off else ())}
+    if auxiliary.denoising:
+        names.add("denoising_queries")
+    if not given.keep_aspect_ratio and not given.augmentation.augment:
+        names |= {"photometric", "zoom_out", "iou_crop", "multi_scale"}
     return names
 
 
@@ -193,7 +212,9 @@ def plan_training(config: RunConfig, given: set[str], num_images: int, num_proce
 
 
 def _reference(config: RunConfig, model: ModelConfig, images_per_batch: int) -> list[Choice]:
+    training = published_training(config.model) if model.queries == "selected" else None
     published = 64 if model.queries == "learned" else 32 if model.is_deformable else 16
+    published = training.batch if training is not None else published
     choices = [
         Choice(
             "gradient_accumulation", max(1, published // images_per_batch), f"{published} images per step, as published"

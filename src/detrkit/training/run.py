@@ -17,7 +17,7 @@ from detrkit._internal.files import file_lock, make_folder, write_text
 from detrkit._internal.text import plural
 from detrkit.checkpoints.files import read_training_state, write_training_state
 from detrkit.checkpoints.load import load_checkpoint
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
+from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.run import RunConfig, load_run_config, write_config
 from detrkit.data.categories import Categories
@@ -39,8 +39,8 @@ from detrkit.models.detr import DETR
 from detrkit.training.budget import TimeBudget, budget_of
 from detrkit.training.build import build_criterion, build_model_for
 from detrkit.training.callbacks import Callback, TrainingState
-from detrkit.training.data import TrainingData
-from detrkit.training.duration import Throughput, measure_evaluation, measure_throughput, strong_epochs
+from detrkit.training.data import TrainingData, preprocessing_of
+from detrkit.training.duration import Throughput, measure_evaluation, measure_throughput, strong_epochs, strong_limits
 from detrkit.training.loggers import Logger, LoggerCallback, build_loggers
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan
@@ -137,9 +137,10 @@ class TrainingRun:
         self.val_batches = evaluation_loader(
             data.val, settings.batch_size, settings.loading.workers, settings.loading.max_unreadable, process
         )
-        self.preprocessing = Preprocessing(image_size=settings.image_size, padding_invariant=settings.padding_invariant)
+        self.preprocessing = preprocessing_of(settings)
         self.budget = budget_of(len(self.loader), settings, started)
         data.train.strong_epochs = strong_epochs(len(self.loader), settings)
+        data.train.first_strong_epoch, data.train.mosaic_epochs = strong_limits(len(self.loader), settings)
         self.train_step = TrainStep(
             self.model, build_criterion(self.model.config, settings), settings, device, self.budget
         )

@@ -8,12 +8,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from detrkit.config.training import TrainingConfig
 from detrkit.training.budget import Budget
 
+_FLAT_COSINE_END = 0.5  # factor at the end of "flat_cosine", as published
+
 
 def lr_factor(step: int, fraction: float, settings: TrainingConfig) -> float:
     """Compute the factor at a step.
 
-    "step" is 1, and 0.1 after a fraction of the run (published: repeatedly); "cosine" decreases from 1 to 0. Both start
-    with a linear warm-up over `warmup_steps`, or until `warmup_until` if that is earlier.
+    "step" is 1, and 0.1 after a fraction of the run (published: repeatedly); "cosine" decreases from 1 to 0; "flat_cosine"
+    is 1, decreases to 0.5 between `flat_until` and `strong_aug_until`, and stays there (DEIM, arXiv:2412.04234). All start
+    with a warm-up over `warmup_steps`, or until `warmup_until` if that is earlier.
 
     Args:
         step: number of the step, from 0.
@@ -22,11 +25,25 @@ def lr_factor(step: int, fraction: float, settings: TrainingConfig) -> float:
     """
     schedule = settings.schedule
     if step < schedule.warmup_steps and fraction < schedule.warmup_until:
-        of_steps = (step + 1) / (schedule.warmup_steps + 1)
-        return of_steps if schedule.warmup_until == 1 else max(of_steps, fraction / schedule.warmup_until)
+        progress = (step + 1) / (schedule.warmup_steps + 1)
+        if schedule.warmup_until < 1:
+            progress = max(progress, fraction / schedule.warmup_until)
+        return progress**2 if schedule.warmup == "quadratic" else progress
+    if schedule.lr_scheduler == "constant":
+        return 1.0
     if schedule.lr_scheduler == "step":
         return 1.0 if fraction < schedule.lr_drop else 0.1
-    return 0.5 * (1 + math.cos(math.pi * fraction))
+    if schedule.lr_scheduler == "cosine":
+        return _half_cosine(fraction)
+    end = settings.augmentation.strong_aug_until
+    if fraction >= end:
+        return _FLAT_COSINE_END
+    decreasing = max(0.0, fraction - schedule.flat_until) / max(end - schedule.flat_until, 1e-9)
+    return _FLAT_COSINE_END + (1 - _FLAT_COSINE_END) * _half_cosine(decreasing)
+
+
+def _half_cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build_schedule(optimizer: Optimizer, budget: Budget, settings: TrainingConfig) -> LambdaLR:

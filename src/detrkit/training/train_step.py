@@ -4,20 +4,22 @@ Nothing waits for the GPU except for the copy of the matching costs (benchmarks/
 gradients is skipped on the device; the host learns of it one step later, after the next matching.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from detrkit._internal.malloc import keep_freed_memory
-from detrkit.config.training import TrainingConfig
+from detrkit.config.training import EMAConfig, TrainingConfig
 from detrkit.config.validation import check_auxiliary_queries
+from detrkit.data.samplers import mix_seeds
 from detrkit.distributed.collectives import average_in_place
 from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.losses.auxiliary_queries import StepNormalizers
@@ -32,7 +34,8 @@ from detrkit.training.auxiliary_queries import (
 )
 from detrkit.training.budget import Budget, StepBudget
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
-from detrkit.training.optimizer import build_optimizer, freeze_modes
+from detrkit.training.multi_scale import rescale
+from detrkit.training.optimizer import build_optimizer, freeze_modes, freeze_unused
 from detrkit.training.schedule import build_schedule
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,17 +83,18 @@ class TrainStep:
         check_auxiliary_queries(model.config, settings)
         if settings.loss.look_forward_twice:
             self.model.get_submodule("decoder").look_forward_twice = True
+        freeze_unused(model, settings)
         self.auxiliary_queries = build_auxiliary_queries(model, settings)
         if self.auxiliary_queries is not None:
             self.auxiliary_queries = self.auxiliary_queries.to(device)
-        self.loss = with_auxiliary_queries(loss, settings)
+        self.loss = with_auxiliary_queries(loss, model.config, settings)
         self.settings = settings
         self.device = device
-        budget = StepBudget(length) if isinstance(length, int) else length
+        self._budget = budget = StepBudget(length) if isinstance(length, int) else length
         self.optimizer = build_optimizer(model, settings, self.auxiliary_queries)
         self.schedule = build_schedule(self.optimizer, budget, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.hardware.precision == "float16")
-        self.average = MovingAverage(self.model, settings.ema.ema_decay) if settings.ema.ema_decay > 0 else None
+        self.average = MovingAverage(self.model, settings.ema) if settings.ema.ema_decay > 0 else None
         self.step_number = 0
         self.skipped_steps: list[str] = []
         auxiliary = () if self.auxiliary_queries is None else self.auxiliary_queries.parameters()
@@ -212,21 +216,36 @@ class TrainStep:
 
     def _backward(self, batch: Batch, normalizers: StepNormalizers) -> LossOutput:
         precision = self.settings.hardware.precision
+        images, padding_mask = self._rescaled(batch)
         with torch.autocast(self.device.type, _DTYPES[precision], enabled=precision != "float32"):
             predictions = self._wrapped(
-                batch.images.contiguous(memory_format=torch.channels_last),
-                batch.padding_mask if batch.is_padded else None,
+                images.contiguous(memory_format=torch.channels_last),
+                padding_mask,
                 **self._noised(batch),
             )
         output = self.loss(predictions, batch.targets, normalizers)
         self.scaler.scale(output.total).backward()
         return output
 
+    def _rescaled(self, batch: Batch) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"] | None]:
+        """Return images and padding mask at a random size, with `multi_scale`; the same on all ranks."""
+        augmentation, padding_mask = self.settings.augmentation, batch.padding_mask if batch.is_padded else None
+        is_strong = augmentation.strong_aug_from <= self._fraction <= augmentation.strong_aug_until
+        if not augmentation.multi_scale or not augmentation.augment or self.settings.overfit or not is_strong:
+            return batch.images, padding_mask
+        return rescale(
+            batch.images, padding_mask, augmentation.multi_scale, mix_seeds(self.settings.seed, self.step_number)
+        )
+
+    @property
+    def _fraction(self) -> float:
+        """Part of the run that is over before this step."""
+        return self._budget.fraction_after(self.step_number)
+
     def _noised(self, batch: Batch) -> dict[str, NoisedBoxes]:
-        if not self.settings.auxiliary_queries.denoising:
+        if not self.settings.auxiliary_queries.has_denoising:
             return {}
-        num_classes = self.model.config.num_classes
-        return {"noised": noised_boxes(batch, self.settings, num_classes, self.step_number)}
+        return {"noised": noised_boxes(batch, self.settings, self.model.config, self.step_number)}
 
     def _update(self, output: LossOutput) -> Bool[Tensor, ""]:
         """Update the weights unless the gradient is not finite; return whether loss and gradient are finite."""
@@ -288,17 +307,24 @@ class MovingAverage(AveragedModel):
     """Exponential moving average of a model's weights; `module` holds it, with a copy of the model's buffers.
 
     Its decay rises at first, so that the initial weights are forgotten. `AveragedModel` copies the number of averaged steps
-    to the device for a function of it, which would have to wait for the device to read it.
+    to the device for a function of it, which would have to wait for the device to read it. With `ema_warmup_steps`, as in
+    RT-DETR and D-FINE, statistics of batch norm are averaged with the weights.
 
     Args:
         model: whose weights are averaged.
-        decay: final decay.
+        settings: final decay, and course of its rise.
     """
 
-    def __init__(self, model: DETR, decay: float) -> None:
+    def __init__(self, model: DETR, settings: EMAConfig) -> None:
         super().__init__(model)
         self.requires_grad_(False)
-        self.decay = decay
+        self.settings = settings
+
+    def decay_after(self, count: int) -> float:
+        """Return the decay after a number of averaged steps."""
+        if self.settings.ema_warmup_steps:
+            return self.settings.ema_decay * (1 - math.exp(-(count + 1) / self.settings.ema_warmup_steps))
+        return min(self.settings.ema_decay, (1 + count) / (10 + count)) if count else 0.0
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -306,10 +332,16 @@ class MovingAverage(AveragedModel):
         count = int(self.n_averaged)  # on the host
         averaged: list[Tensor] = [*self.module.parameters()]
         current: list[Tensor] = [*model.parameters()]
-        if count:
-            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
+        copied = list(zip(self.module.buffers(), model.buffers(), strict=True))
+        if self.settings.ema_warmup_steps:
+            averaged += [buffer for buffer, _ in copied if buffer.is_floating_point()]
+            current += [its for _, its in copied if its.is_floating_point()]
+            copied = [(buffer, its) for buffer, its in copied if not its.is_floating_point()]
+        decay = self.decay_after(count)
+        if decay:
+            torch._foreach_lerp_(averaged, current, 1 - decay)
         else:
             torch._foreach_copy_(averaged, current)
-        for buffer, its in zip(self.module.buffers(), model.buffers(), strict=True):
+        for buffer, its in copied:
             buffer.copy_(its)
         self.n_averaged += 1

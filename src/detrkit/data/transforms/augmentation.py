@@ -4,6 +4,7 @@ Each maps samples to a sample with boxes xyxy in pixels and masks if all samples
 before the paper's transform, and not in the last epochs.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,11 +27,13 @@ from detrkit.data.transforms.geometry import (
     resize,
     resized_size,
 )
+from detrkit.data.transforms.torchvision_ops import GridMosaic, iou_crop, zoom_out
 from detrkit.ops.boxes import box_area
-from detrkit.structures import Annotations, Sample
+from detrkit.structures import Annotations, Normalization, Sample
 
 _MIN_VISIBLE = 0.1  # fraction of its box that must remain of an object in a mosaic
 _BATCH_SEED = 1  # distinguishes the seeds of batches from those of images
+_DEIM_MIXUP_WEIGHTS = (0.45, 0.55)
 _MIXUP_ALPHA = 32.0  # Beta(32, 32): about half of either image, as in YOLOX (arXiv:2107.08430)
 
 
@@ -99,11 +102,20 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class MixUp:
-    """Blend of two images with the objects of both (arXiv:1710.09412; for detection, arXiv:1902.04103)."""
+    """Blend of two images with the objects of both (arXiv:1710.09412; for detection, arXiv:1902.04103).
+
+    Attributes:
+        weights: range of the first image's weight (DEIM: 0.45 to 0.55); None for Beta(32, 32).
+    """
+
+    weights: tuple[float, float] | None = None
 
     def __call__(self, sample: Sample, other: Sample) -> Sample:
         """Blend two samples over the larger height and width; the image id is that of the first."""
-        weight = float(torch.distributions.Beta(_MIXUP_ALPHA, _MIXUP_ALPHA).sample())
+        if self.weights is None:
+            weight = float(torch.distributions.Beta(_MIXUP_ALPHA, _MIXUP_ALPHA).sample())
+        else:
+            weight = float(torch.empty(()).uniform_(*self.weights))
         sizes = [image_size(sample), image_size(other)]
         canvas = (max(size[0] for size in sizes), max(size[1] for size in sizes))
         first, second = (_place_images([one], [(0, 0)], canvas) for one in (sample, other))
@@ -126,6 +138,9 @@ class StrongAugmentation:
         mosaic: probability of a mosaic of four images.
         mixup: probability of blending with another image.
         orientation: flips and rotations of samples with large-scale jitter.
+        zoom_out: probability of placing the image on a larger canvas.
+        iou_crop: probability of a crop with a minimum IoU with an object.
+        stretches: images are stretched to one size, as in RT-DETR; mosaic and MixUp are then those of DEIM.
     """
 
     image_size: int
@@ -134,15 +149,25 @@ class StrongAugmentation:
     mosaic: float = 0.0
     mixup: float = 0.0
     orientation: RandomOrientation = field(default_factory=RandomOrientation)
+    zoom_out: float = 0.0
+    iou_crop: float = 0.0
+    stretches: bool = False
 
     @property
     def changes_anything(self) -> bool:
         """True if any probability is above 0."""
-        return max(self.photometric, self.scale_jitter, self.mosaic, self.mixup) > 0
+        probabilities = (self.photometric, self.scale_jitter, self.mosaic, self.mixup, self.zoom_out, self.iou_crop)
+        return max(probabilities) > 0
 
 
 class AugmentedDataset(Dataset[Sample]):
-    """Augmented training samples, the same for the same seed, epoch and image in any process."""
+    """Augmented training samples, the same for the same seed, epoch and image in any process.
+
+    Attributes:
+        strong_epochs: last epoch with strong augmentation.
+        first_strong_epoch: first one.
+        mosaic_epochs: last epoch with mosaic and MixUp, if it is earlier.
+    """
 
     def __init__(
         self,
@@ -152,6 +177,7 @@ class AugmentedDataset(Dataset[Sample]):
         seed: int,
         strong: StrongAugmentation | None = None,
         strong_epochs: int = 0,
+        normalization: Normalization | None = None,
     ) -> None:
         """Augment a dataset.
 
@@ -160,13 +186,17 @@ class AugmentedDataset(Dataset[Sample]):
             transform: applied last to every sample, in every epoch.
             seed: of all randomness.
             strong: augmentation before `transform`.
-            strong_epochs: number of epochs, from the first, with strong augmentation.
+            strong_epochs: last epoch with strong augmentation.
+            normalization: of the pixels; None is ImageNet's.
         """
         self.images = images
         self.transform = transform
         self.seed = seed
         self.strong = strong if strong is not None and strong.changes_anything else None
         self.strong_epochs = strong_epochs
+        self.first_strong_epoch = 1
+        self.mosaic_epochs = sys.maxsize
+        self.normalization = normalization
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]  # all of detrkit's datasets have a length
@@ -176,9 +206,15 @@ class AugmentedDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             transform = self._transform_for(key)
             torch.default_generator.manual_seed(mix_seeds(self.seed, key.epoch, key.index))
-            if self.strong is None or key.is_closing or key.epoch > self.strong_epochs:
-                return transform(self.images[key.index])
-            return self._augment(self.images[key.index], transform, self.strong)
+            sample = self.images[key.index]
+            is_strong = self.first_strong_epoch <= key.epoch <= self.strong_epochs and not key.is_closing
+            if self.strong is None or not is_strong:
+                sample = transform(sample)
+            elif key.epoch <= self.mosaic_epochs:
+                sample = self._augment(sample, transform, self.strong)
+            else:
+                sample = self._augment(sample, transform, replace(self.strong, mosaic=0.0, mixup=0.0))
+            return sample if self.normalization is None else replace(sample, normalization=self.normalization)
 
     def _transform_for(self, key: SampleKey) -> Transform:
         """Return the last transform, with the crop parameters of the sample's batch."""
@@ -188,14 +224,22 @@ class AugmentedDataset(Dataset[Sample]):
         return partial(self.transform, params=CropParams.sample())
 
     def _augment(self, sample: Sample, transform: Transform, strong: StrongAugmentation) -> Sample:
-        if _occurs(strong.mosaic):
-            sample = Mosaic(strong.image_size)([sample, *(self._random_sample() for _ in range(3))])
+        is_mosaic = _occurs(strong.mosaic)
+        if is_mosaic:
+            mosaic = GridMosaic(strong.image_size) if strong.stretches else Mosaic(strong.image_size)
+            sample = mosaic([sample, *(self._random_sample() for _ in range(3))])
         if _occurs(strong.photometric):
             sample = PhotometricDistortion()(sample)
+        if not is_mosaic:
+            if _occurs(strong.zoom_out):
+                sample = zoom_out(sample, 2 * strong.image_size)
+            if _occurs(strong.iou_crop):
+                sample = iou_crop(sample)
         jitters = _occurs(strong.scale_jitter)
         sample = ScaleJitter(strong.image_size)(strong.orientation(sample)) if jitters else transform(sample)
         if _occurs(strong.mixup):
-            sample = MixUp()(sample, transform(self._random_sample()))
+            mixup = MixUp(_DEIM_MIXUP_WEIGHTS if strong.stretches else None)
+            sample = mixup(sample, transform(self._random_sample()))
         return sample
 
     def _random_sample(self) -> Sample:

@@ -3,10 +3,10 @@
 The rules are those of transformers' DETR processors, with their rounding; detrkit's own models use `EvalTransform`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from detrkit.data.transforms.geometry import Interpolation, image_size, resize, resized_size
+from detrkit.data.transforms.geometry import Interpolation, RandomOrientation, image_size, resize, resized_size
 from detrkit.structures import Sample
 from detrkit.structures.normalization import Normalization
 
@@ -61,6 +61,23 @@ def transformers_size(size: tuple[int, int], short_side: int, max_size: int) -> 
     if width < height:
         return max(1, int(exact * height / width)), max(1, short_side)
     return max(1, short_side), max(1, int(exact * width / height))
+
+
+@dataclass(frozen=True)
+class StretchTransform:
+    """Flip at random and stretch to one size, as RT-DETR and D-FINE are trained.
+
+    Attributes:
+        image_size: height and width, pixels.
+        orientation: flips and rotations.
+    """
+
+    image_size: int
+    orientation: RandomOrientation = field(default_factory=RandomOrientation)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Transform a sample."""
+        return resize(self.orientation(sample), (self.image_size, self.image_size))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class BoxHead(nn.Sequential):
         """The output layer."""
         return cast(nn.Linear, self[-1])
 
-    def forward(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape 4"]:
+    def forward(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape _"]:
         """Compute logits, in float32 under autocast: in bfloat16, a box is off by several pixels."""
         return in_float32(super().forward, states)
 

@@ -1,0 +1,202 @@
+"""Published training of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4, by preset.
+
+Weight decay and learning rates follow the parameter groups that the published configurations make, not those they intend:
+"norm anywhere in the name, or bn at its start" finds no norm of HGNetV2, whose names contain bn, so that D-FINE's backbone
+norms decay; and RT-DETR (v1) does not call all of its norms so. DEIM excludes names with bn from the backbone's group: its
+norms have the learning rate of the other parts.
+
+Left out: the published trainers of D-FINE and DEIM reload their best weights when strong augmentation ends, and whenever an
+epoch after it is not the best.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Defaults = Mapping[str, tuple[Any, str]]  # value and reason of a setting
+_PUBLISHED = "as published"
+# norms of ResNet are bn1, bn2, bn3 and downsample.1
+_NORM = r"((norm|bn\d)\.|layer\d\.0\.downsample\.1\.)"
+_NORMS, _BACKBONE_NORMS = _NORM, rf"^backbone\..*{_NORM}"
+_OTHER_NORMS, _OTHER_BIASES = r"^(?!backbone\.).*norm\.", r"^(?!backbone\.).*bias$"
+_V1_NORMS, _V1_OTHER_NORMS = rf"^(?!neck\.|query_source\.).*{_NORM}", r"^(?!backbone\.|neck\.|query_source\.).*norm\."
+
+# of all, in both recipes: preparation of images, losses and denoising
+COMMON: Defaults = {
+    "image_size": (640, _PUBLISHED),
+    "keep_aspect_ratio": (False, "images are stretched, as published"),
+    "normalize": (False, "pixels from 0 to 1, as published"),
+    "clip_grad_norm": (0.1, ""),
+    "cls_loss": ("vfl", "scores follow the IoU of the box (varifocal loss), as published"),
+    "cls_loss_coef": (1.0, ""),
+    "offset_lr_factor": (1.0, ""),
+    "denoising_queries": (100, "noised objects as queries, as published"),
+    "contrastive_denoising": (True, ""),
+    "box_noise": ("corners", ""),
+    "box_noise_scale": (1.0, ""),
+    "label_noise_ratio": (0.25, ""),
+    "photometric": (0.5, ""),
+    "zoom_out": (0.5, ""),
+    "iou_crop": (0.8, "photometric, zoom-out and crop by IoU, as published"),
+}
+
+
+@dataclass(frozen=True)
+class PublishedTraining:
+    """Settings that differ between presets.
+
+    Attributes:
+        epochs: of the run.
+        until: last epoch with strong augmentation.
+        batch: images per step.
+        lr: learning rate.
+        backbone_lr: of the backbone.
+        no_weight_decay: patterns.
+        multi_scale: as the setting.
+        weight_decay: of AdamW.
+        warmup: steps of linear warm-up.
+    """
+
+    epochs: int
+    until: int
+    batch: int
+    lr: float
+    backbone_lr: float
+    no_weight_decay: tuple[str, ...]
+    multi_scale: int
+    weight_decay: float = 1e-4
+    warmup: int = 0
+
+
+_RTDETR = {
+    "r18": PublishedTraining(72, 72, 16, 1e-4, 1e-5, (_V1_NORMS, _OTHER_BIASES), 3),
+    "r34": PublishedTraining(72, 72, 16, 1e-4, 1e-5, (_V1_NORMS, _OTHER_BIASES), 3),
+    "r50-m": PublishedTraining(72, 72, 16, 1e-4, 1e-5, (_V1_OTHER_NORMS, _OTHER_BIASES), 3),
+    "r50": PublishedTraining(72, 72, 16, 1e-4, 1e-5, (_V1_OTHER_NORMS, _OTHER_BIASES), 3),
+    "r101": PublishedTraining(72, 72, 16, 1e-4, 1e-6, (), 3),
+}
+_RTDETRV2 = {
+    "s": PublishedTraining(120, 117, 16, 1e-4, 1e-4, (_NORMS,), 0, warmup=2000),
+    "ms": PublishedTraining(120, 117, 16, 1e-4, 5e-5, (_NORMS, _OTHER_BIASES), 3, warmup=2000),
+    "m": PublishedTraining(84, 81, 16, 1e-4, 1e-5, (_OTHER_NORMS,), 3, warmup=2000),
+    "l": PublishedTraining(72, 71, 16, 1e-4, 1e-5, (_OTHER_NORMS,), 3, warmup=2000),
+    "x": PublishedTraining(72, 71, 16, 1e-4, 1e-6, (_OTHER_NORMS,), 3, warmup=2000),
+}
+_NORMS_AND_BIASES = (_OTHER_NORMS, _OTHER_BIASES)
+_DFINE = {
+    "n": PublishedTraining(160, 148, 128, 8e-4, 4e-4, _NORMS_AND_BIASES, 0, warmup=500),
+    "s": PublishedTraining(132, 120, 32, 2e-4, 1e-4, _NORMS_AND_BIASES, 20, warmup=500),
+    "m": PublishedTraining(132, 120, 32, 2e-4, 2e-5, _NORMS_AND_BIASES, 6, warmup=500),
+    "l": PublishedTraining(80, 72, 32, 2.5e-4, 1.25e-5, (_OTHER_NORMS,), 4, 1.25e-4, 500),
+    "x": PublishedTraining(80, 72, 32, 2.5e-4, 2.5e-6, (_OTHER_NORMS,), 3, 1.25e-4, 500),
+}
+_DFINE_OBJ2COCO = {
+    "s": PublishedTraining(64, 56, 32, 2.5e-4, 1.25e-4, _NORMS_AND_BIASES, 20, 1.25e-4),
+    "m": PublishedTraining(56, 48, 32, 2.5e-4, 2.5e-5, _NORMS_AND_BIASES, 6, 1.25e-4),
+    "l": PublishedTraining(36, 30, 32, 2.5e-4, 1.25e-5, (_OTHER_NORMS,), 4, 1.25e-4),
+    "x": PublishedTraining(36, 30, 32, 2.5e-4, 2.5e-6, (_OTHER_NORMS,), 3, 1.25e-4),
+}
+_DFINE_OBJ365 = {
+    "s": PublishedTraining(36, 36, 32, 2.5e-4, 1.25e-4, _NORMS_AND_BIASES, 20, 1.25e-4, 500),
+    "m": PublishedTraining(36, 36, 32, 2.5e-4, 2.5e-5, _NORMS_AND_BIASES, 6, 1.25e-4, 500),
+    "l": PublishedTraining(24, 24, 32, 2.5e-4, 1.25e-5, (_OTHER_NORMS,), 4, 1.25e-4, 500),
+    "x": PublishedTraining(24, 24, 32, 2.5e-4, 2.5e-6, (_OTHER_NORMS,), 3, 1.25e-4, 500),
+}
+_DEIM = {
+    "n": PublishedTraining(160, 148, 128, 8e-4, 4e-4, _NORMS_AND_BIASES, 0, warmup=2000),
+    "s": PublishedTraining(132, 120, 32, 4e-4, 2e-4, (_NORMS,), 20, warmup=2000),
+    "m": PublishedTraining(102, 90, 32, 4e-4, 4e-5, (_NORMS,), 6, warmup=2000),
+    "l": PublishedTraining(58, 50, 32, 5e-4, 2.5e-5, (_OTHER_NORMS,), 4, 1.25e-4, 2000),
+    "x": PublishedTraining(58, 50, 32, 5e-4, 5e-6, (_OTHER_NORMS,), 3, 1.25e-4, 2000),
+}
+_DEIM_RTDETRV2 = {
+    "s": PublishedTraining(120, 117, 16, 2e-4, 2e-4, (_NORMS,), 0, warmup=2000),
+    "ms": PublishedTraining(120, 117, 16, 2e-4, 1e-4, (_NORMS,), 3, warmup=2000),
+    "m": PublishedTraining(60, 58, 16, 2e-4, 2e-5, (_NORMS,), 3, warmup=2000),
+    "l": PublishedTraining(60, 58, 16, 2e-4, 2e-5, (_NORMS,), 3, warmup=2000),
+    "x": PublishedTraining(60, 58, 16, 2e-4, 2e-6, (_NORMS,), 3, warmup=2000),
+}
+_DEIM_FIRST_EPOCHS = 4  # before strong augmentation
+
+
+def published_training(preset: str) -> PublishedTraining | None:
+    """Return the published training of a preset; None for one that is not of this family."""
+    family, _, size = preset.partition("-")
+    if family == "deim":
+        family, _, size = preset.removeprefix("deim-").partition("-")
+        return (_DEIM if family == "dfine" else _DEIM_RTDETRV2).get(size.partition("-")[0])
+    if family == "dfine":
+        size, _, data = size.partition("-")
+        return {"": _DFINE, "obj2coco": _DFINE_OBJ2COCO, "obj365": _DFINE_OBJ365}[data].get(size)
+    if family == "rtdetrv4":
+        return _DEIM.get(size)
+    if family == "rtdetrv2":
+        return _RTDETRV2.get(size.partition("-")[0])
+    return _RTDETR.get(size.removesuffix("-obj2coco")) if family == "rtdetr" else None
+
+
+def common_settings(preset: str) -> Defaults:
+    """Return the settings of a preset in both recipes."""
+    is_deim = preset.startswith(("deim-", "rtdetrv4-"))
+    settings = dict(COMMON)
+    if is_deim:
+        settings["cls_loss"] = ("mal", "scores follow the IoU of the box (matchability-aware loss), as published")
+    elif not preset.startswith("dfine-"):
+        settings["box_noise"] = ("ordered_corners", "")
+    training = published_training(preset)
+    if training is not None:
+        settings |= {
+            "lr": (training.lr, _PUBLISHED),
+            "backbone_lr": (training.backbone_lr, _PUBLISHED),
+            "weight_decay": (training.weight_decay, ""),
+            "multi_scale": (training.multi_scale, ""),
+        }
+    return settings
+
+
+def reference_settings(preset: str) -> Defaults:
+    """Return the settings of a preset in the recipe "reference", those of both recipes included."""
+    training = published_training(preset)
+    if training is None:
+        return common_settings(preset)
+    is_deim = preset.startswith(("deim-", "rtdetrv4-"))
+    settings: dict[str, tuple[Any, str]] = {
+        **common_settings(preset),
+        "epochs": (training.epochs, _PUBLISHED),
+        "lr_scheduler": ("constant", _PUBLISHED),
+        # at step t the factor is (t + 1) / warmup
+        "warmup_steps": (max(0, training.warmup - 1), _PUBLISHED),
+        "ema_decay": (0.9999, _PUBLISHED),
+        "ema_warmup_steps": (_ema_warmup(preset), ""),
+        "strong_aug_until": (
+            training.until / training.epochs,
+            f"{training.until} of {training.epochs} epochs, as published",
+        ),
+        "no_weight_decay": (training.no_weight_decay, "the published groups of parameters"),
+    }
+    return {**settings, **_deim(preset, training)} if is_deim else settings
+
+
+def _ema_warmup(preset: str) -> int:
+    if preset.startswith("dfine-") and preset.endswith("obj2coco"):
+        return 1  # none: the decay is 0.63 after the first step, 0.99 after the fifth
+    return 2000 if preset.startswith(("rtdetr-", "rtdetrv2-")) else 1000
+
+
+def _deim(preset: str, training: PublishedTraining) -> Defaults:
+    """Return the settings of DEIM: dense one-to-one matching by mosaic and MixUp, and a flat cosine schedule."""
+    is_rtdetrv2 = preset.startswith("deim-rtdetrv2")
+    flat = _DEIM_FIRST_EPOCHS + (training.epochs if is_rtdetrv2 else training.until) // 2
+    settings: dict[str, tuple[Any, str]] = {
+        "warmup": ("quadratic", ""),
+        "mosaic": (0.5, "more objects per image (dense one-to-one matching), as published"),
+        "mixup": (0.5, ""),
+        "mosaic_until": (flat / training.epochs, f"{flat} of {training.epochs} epochs, as published"),
+        "strong_aug_from": (_DEIM_FIRST_EPOCHS / training.epochs, ""),
+    }
+    if preset != "deim-dfine-n":
+        settings["lr_scheduler"] = ("flat_cosine", _PUBLISHED)
+        settings["flat_until"] = (flat / training.epochs, "")
+    if _NORMS in training.no_weight_decay:
+        settings["lr_patterns"] = ({_BACKBONE_NORMS: training.lr}, "the published groups of parameters")
+    return settings

@@ -1,0 +1,93 @@
+"""Training steps of RT-DETR and D-FINE: denoising beside the model's own queries, and batches of every kind."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from detrkit import build_model
+from detrkit.config.training import TrainingConfig
+from detrkit.data.batching import collate
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
+from detrkit.errors import ConfigError
+from detrkit.models.detr import DETR
+from detrkit.structures import Batch, Target
+from detrkit.training.auxiliary_queries import ModelWithAuxiliaryQueries, build_auxiliary_queries
+from detrkit.training.build import build_criterion
+from detrkit.training.denoising import noised_boxes
+from detrkit.training.train_step import TrainStep
+from tests.rounding import assert_equal_up_to_rounding
+
+SMALL = {"num_classes": 3, "num_queries": 7, "decoder_layers": 2, "hidden_dim": 64, "dim_feedforward": 32}
+DENOISING: dict[str, Any] = {
+    "denoising_queries": 6,
+    "contrastive_denoising": True,
+    "box_noise": "corners",
+    "box_noise_scale": 1.0,
+    "label_noise_ratio": 0.25,
+}
+NO_OBJECTS = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+
+def small(name: str) -> DETR:
+    torch.manual_seed(0)
+    return build_model(name, **SMALL)
+
+
+def images(*, with_objects: bool = True) -> Batch:
+    """Images with one object, several, and none."""
+    batch = collate(SyntheticShapes(3, 0, SyntheticStyle(size=64, max_objects=4)).draw_all())
+    if not with_objects:
+        return replace(batch, targets=[NO_OBJECTS] * 3)
+    one = Target(batch.targets[0].boxes[:1], batch.targets[0].labels[:1])
+    return replace(batch, targets=[one, batch.targets[1], NO_OBJECTS])
+
+
+def make_train_step(model: DETR, **settings: Any) -> TrainStep:
+    chosen = TrainingConfig(**{"lr": 1e-3, "backbone_lr": 1e-3, "cls_loss": "vfl", **settings})
+    return TrainStep(model, build_criterion(model.config, chosen), chosen, torch.device("cpu"), 10)
+
+
+@pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n"])
+def test_denoising_changes_nothing_of_the_models_own_predictions(name: str) -> None:
+    model, batch = small(name).eval(), images()
+    settings = TrainingConfig(**DENOISING)
+    generator = build_auxiliary_queries(model, settings)
+    assert generator is not None
+    assert not list(generator.parameters())  # label embeddings are part of the model, as in published weights
+    noised = noised_boxes(batch, settings, model.config, 0)
+    with torch.no_grad():
+        alone = model(batch.images)
+        beside = ModelWithAuxiliaryQueries(model, generator)(batch.images, noised=noised)
+    assert_equal_up_to_rounding(beside.layer_boxes, alone.layer_boxes)
+    assert_equal_up_to_rounding(beside.layer_class_logits, alone.layer_class_logits)
+    assert beside.auxiliary[0].predictions.boxes.shape[1] == noised.labels.shape[1]
+
+
+@pytest.mark.parametrize("with_objects", [True, False])
+@pytest.mark.parametrize("has_denoising", [True, False])
+@pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n"])
+def test_every_trained_weight_gets_a_gradient(name: str, has_denoising: bool, with_objects: bool) -> None:
+    """DistributedDataParallel waits for all of them."""
+    train_step = make_train_step(small(name), **(DENOISING if has_denoising else {}))
+    train_step.train()
+    output = train_step.step([images(with_objects=with_objects)])
+    assert output.total.isfinite()
+    assert any("_dn_" in loss for loss in output.losses) == has_denoising
+    missing = [key for key, value in train_step.model.named_parameters() if value.requires_grad and value.grad is None]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"query_groups": 3}, "query_groups= and hybrid_queries= do not work with queries='selected'"),
+        ({"denoising": 2}, "needs denoising with negatives"),
+        ({"denoising": 2, "denoising_queries": 9, "contrastive_denoising": True}, "exclude each other"),
+        ({"look_forward_twice": True}, "has no effect"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_train_step(small("rtdetr-r18"), **settings)
