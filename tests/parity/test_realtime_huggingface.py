@@ -28,6 +28,9 @@ CLASSES = {
     "dfine-s": ("dfine", "DFine", "HGNetV2Config"),
 }
 
+# weights that move sampling points, by which rounding errors grow from layer to layer
+MOVING = ("sampling_offsets", "offset_projection", "bbox_", "box_head", "output_proj")
+
 
 def transformers_model(preset: str) -> torch.nn.Module:
     """Build transformers' model of a preset with random weights, in eval mode."""
@@ -66,7 +69,8 @@ def randomize(model: torch.nn.Module) -> None:
             elif tensor.ndim == 1:
                 tensor.add_(0.05 * torch.randn_like(tensor))
             else:
-                tensor.normal_(0, (2.0 if tensor.ndim == 4 else 1.0) ** 0.5 * tensor[0].numel() ** -0.5)
+                gain = 0.3 if any(part in name for part in MOVING) else (2.0 if tensor.ndim == 4 else 1.0) ** 0.5
+                tensor.normal_(0, gain * tensor[0].numel() ** -0.5)
         for norm in model.modules():
             if isinstance(norm, torch.nn.BatchNorm2d):
                 norm.reset_running_stats()
