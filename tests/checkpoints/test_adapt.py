@@ -26,6 +26,22 @@ def test_rows_of_classes_with_the_same_name_and_first_queries_are_copied(preset:
     assert not adaptation.new
 
 
+@pytest.mark.parametrize("preset", ["rtdetr-r18", "dfine-n"])
+def test_rows_of_the_encoder_and_of_denoising_labels_are_copied_by_class_name(preset: str) -> None:
+    few = {"backbone": "resnet-tiny", "hidden_dim": 64}
+    source, model = small_model(preset, **few), small_model(preset, num_classes=2, **few)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adaptation = load_adapted(model, NEW_CATEGORIES, source.state_dict(), CATEGORIES)
+    given, adapted = source.state_dict(), model.state_dict()
+    names = ("query_source.class_head.weight", "query_source.denoising_labels.weight", "heads.class_head.1.bias")
+    for name in names:
+        assert torch.equal(adapted[name][0], given[name][2]), name  # horse
+        assert torch.equal(adapted[name][1], before[name][1]), name
+        assert name in adaptation.adapted
+    assert not adapted["query_source.denoising_labels.weight"][2].any()  # padding
+    assert not adaptation.new
+
+
 def test_no_object_row_is_kept_when_classes_change() -> None:
     source, model = small_model(), small_model(num_classes=2)
     load_adapted(model, NEW_CATEGORIES, source.state_dict(), CATEGORIES)

@@ -18,6 +18,8 @@ FIRST_CONVOLUTIONS = (
     "backbone.body.conv1.0.convolution.weight",
     "backbone.body.stem.stem1.convolution.weight",
 )
+# rows per class: of the heads, and of RT-DETR's and D-FINE's encoder and denoising queries, which end with that of padding
+_CLASS_ROWS = ("heads.class_head.", "query_source.class_head.", "query_source.denoising_labels.")
 # the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"
 _PROPOSAL_HEAD = ("query_source.class_head.weight", "query_source.class_head.bias")
 # tables of which the first rows are copied: queries, position embeddings, and the above
@@ -95,11 +97,12 @@ def load_adapted(
     own = without_step_counters(model.state_dict())
     same_class = _labels_of_same_name(categories, state_categories)
     is_same_classes = same_class == {label: label for label in range(len(categories))}
+    class_rows = _CLASS_ROWS if model.config.queries == "selected" else _CLASS_ROWS[:1]
     groups: dict[str, list[str]] = {"loaded": [], "adapted": [], "new": []}
     result: dict[str, Tensor] = {}
     for name, tensor in own.items():
         group = "new"
-        if name in given and name.startswith("heads.class_head."):
+        if name in given and name.startswith(class_rows):
             result[name] = _class_rows(tensor, given[name], same_class, (len(categories), len(state_categories)))
             group = "loaded" if is_same_classes and len(given[name]) == len(tensor) else "adapted"
         elif name in given and given[name].shape == tensor.shape:
