@@ -118,7 +118,7 @@ class FolderHub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
     hub = FolderHub(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.HfApi", hub)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(hub.root / name))
+    monkeypatch.setattr("detrkit.checkpoints.load.hub_snapshot", lambda name, _revision: hub.root / name)
     return hub
 
 

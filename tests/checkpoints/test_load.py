@@ -1,7 +1,6 @@
 """Official and Hugging Face checkpoints and downloads: recognised by content, read safely, rejected in one sentence."""
 
 import argparse
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from detrkit import state_dict_as_official
-from detrkit.checkpoints import download
 from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Preprocessing
@@ -140,24 +138,6 @@ def test_unknown_name_is_rejected_with_the_closest_preset(tmp_path: Path) -> Non
         load_checkpoint(tmp_path / "missing.pth")
 
 
-def test_download_is_verified_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    content = b"weights"
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    good, bad = tmp_path / f"w-{digest}.pth", tmp_path / "w-00000000.pth"
-    good.write_bytes(content)
-    bad.write_bytes(content)
-    path = download.fetch(good.as_uri())
-    assert path.read_bytes() == content
-    good.unlink()
-    assert download.fetch(good.as_uri()) == path  # the second time from the cache
-    with pytest.raises(CheckpointError, match="damaged"):
-        download.fetch(bad.as_uri())
-    with pytest.raises(CheckpointError, match="cannot be downloaded"):
-        download.fetch((tmp_path / "w-11111111.pth").as_uri())
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
 def test_building_a_model_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
         raise AssertionError("the network was used")
@@ -180,14 +160,14 @@ def test_preset_is_downloaded_from_its_hub_repository(
 ) -> None:
     requested = []
 
-    def download_to(name: str) -> Path:
+    def download_to(name: str, _revision: str | None) -> Path:
         requested.append(name)
         return tmp_path
 
     changes = {"backbone": PRESETS[preset].backbone if preset in REALTIME_HUB_MODELS else "resnet50"}
     model = small_model(preset, **changes, num_queries=4, dim_feedforward=8)
     write_huggingface_folder(tmp_path, checkpoint_of(model))
-    monkeypatch.setattr("detrkit.checkpoints.load._hub_snapshot", download_to)
+    monkeypatch.setattr("detrkit.checkpoints.load.hub_snapshot", download_to)
     assert load_checkpoint(preset).config == model.config
     assert requested == [HUB_MODELS[preset]]
 
@@ -205,14 +185,6 @@ def test_dilated_native_backbone_is_rejected_before_anything_is_written(tmp_path
     with pytest.raises(CheckpointError, match="dilation"):
         write_huggingface_folder(tmp_path / "other", checkpoint_of(dilated), native_backbone=True)
     assert not (tmp_path / "other").exists()
-
-
-def test_damaged_file_in_the_cache_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "hub" / "checkpoints" / "w-00000000.pth").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match="SHA-256"):
-        download.fetch("https://nowhere.invalid/w-00000000.pth")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The list of models agrees with the presets, shows itself as a table, and needs no torch."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 import detrkit
-from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.checkpoints.hashes import FILE_SHA256, HUB_PINS
+from detrkit.checkpoints.zoo import HUB_MODELS, IMAGENET_URLS, MODEL_NAMES, OFFICIAL_FILES
 from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
 from detrkit.cli import main
 from detrkit.models.build import model_from_config
@@ -49,11 +51,32 @@ def test_models_with_published_weights_have_ap_licence_and_source() -> None:
     assert models["detr-r18"].family == "DETR"
 
 
+def test_list_says_how_downloads_are_checked() -> None:
+    models = {model.name: model.checked_by for model in detrkit.list_models()}
+    assert models["detr-r50"] == models["deformable-detr-r50"] == "SHA-256"
+    assert models["detr-r50-panoptic"] == "8 digits of SHA-256"
+    assert models["dab-detr-r50-dc5"] == "first download"
+    assert models["detrkit-s"] is None
+    assert "8 digits of SHA-256" in repr(detrkit.list_models())
+
+
+def test_full_hashes_agree_with_the_names_of_the_files() -> None:
+    names = {*OFFICIAL_FILES.values(), *(url.rsplit("/", 1)[1] for url in IMAGENET_URLS.values())}
+    for name, digest in FILE_SHA256.items():
+        assert name in names
+        assert re.fullmatch("[0-9a-f]{64}", digest)
+        assert f"-{digest[:8]}." in name
+    assert set(HUB_PINS) <= set(HUB_MODELS.values())
+    for pin in HUB_PINS.values():
+        assert re.fullmatch("[0-9a-f]{40}", pin.revision)
+        assert pin.sha256 is None or re.fullmatch("[0-9a-f]{64}", pin.sha256)
+
+
 def test_list_shows_itself_as_a_table() -> None:
     models = detrkit.list_models()
     lines = repr(models).splitlines()
     assert len(lines) == 1 + len(models)
-    assert lines[0].split() == ["name", "family", "parameters", "AP", "code", "weights", "source"]
+    assert lines[0].split() == ["name", "family", "parameters", "AP", "code", "weights", "checked", "by", "source"]
     assert "0.420" in lines[1]
     assert models._repr_html_().count("<tr>") == 1 + len(models)
     assert repr(models[:2]).splitlines()[1].split()[0] == models[0].name

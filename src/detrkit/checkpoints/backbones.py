@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detrkit._internal.text import first_line
 from detrkit.checkpoints.adapt import adapt_input_channels
 from detrkit.checkpoints.containers import tensors_of
 from detrkit.checkpoints.conversion.dfine_official import HGNET_RULES
 from detrkit.checkpoints.conversion.key_mapping import rename_known_to_detrkit, without_step_counters
 from detrkit.checkpoints.conversion.rtdetr_official import RESNET_VD_RULES
-from detrkit.checkpoints.download import imagenet_weights
+from detrkit.checkpoints.download import fetch, imagenet_weights
 from detrkit.checkpoints.files import read_safetensors, read_torch_file
+from detrkit.checkpoints.hub_download import hub_snapshot
+from detrkit.checkpoints.sources import local_file
 from detrkit.config.model import TIMM
 from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD, extend_to_channels
 from detrkit.errors import CheckpointError, arg
@@ -50,8 +53,7 @@ def load_backbone_file(model: DETR, path: Path) -> None:
     Raises:
         CheckpointError: it cannot be read, or does not fit.
     """
-    state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch_file(path)
-    tensors = tensors_of(state)
+    tensors = _read_backbone_file(path)
     is_lite0 = model.config.backbone == TIMM + LITE0 and "_conv_stem.weight" in tensors
     _copy(model, tensors, str(path))
     if is_lite0:
@@ -89,19 +91,44 @@ def fold_normalization(body: nn.Module, mean: tuple[float, ...], deviation: tupl
 def _load_from_timm(model: DETR, name: str) -> None:
     import timm
 
+    state = _read_backbone_file(_timm_weights(name))
     pretrained: Any
-    try:
-        pretrained = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the hub's client raises many kinds without a network
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    try:  # timm converts the names of some models
+        pretrained = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"backbone {TIMM}{name}: its weights cannot be downloaded ({reason}); pass a file as "
+            f"backbone {TIMM}{name}: timm cannot use its weights ({first_line(error)[:120]}); pass a file as "
             f"{arg('backbone_weights')}"
         ) from None
     _copy(model, pretrained.state_dict(), name)
     mean, deviation = pretrained.pretrained_cfg["mean"], pretrained.pretrained_cfg["std"]
     if (tuple(mean), tuple(deviation)) != (IMAGENET_MEAN, IMAGENET_STD):
         fold_normalization(model.get_submodule("backbone.body"), tuple(mean), tuple(deviation))
+
+
+def _timm_weights(name: str) -> Path:
+    """Download the weights of a timm model: from the hub, or else from the address that timm has for them."""
+    import timm
+
+    published: Any = timm.models.get_pretrained_cfg(name)
+    repo_id, url = (str(getattr(published, field, None) or "") for field in ("hf_hub_id", "url"))
+    if not repo_id and not url:
+        raise CheckpointError(f"backbone {TIMM}{name}: timm has no weights of it; leave out {arg('weights')}")
+    try:
+        if not repo_id:
+            return fetch(url)
+        found = local_file(hub_snapshot(repo_id))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"backbone {TIMM}{name}: {error.message}; or pass a file as {arg('backbone_weights')}"
+        ) from None
+    assert found is not None, "only repositories with weights are downloaded"
+    return found
+
+
+def _read_backbone_file(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file."""
+    return tensors_of(read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch_file(path))
 
 
 def _copy(model: DETR, state: Mapping[str, Tensor], source: str) -> None:

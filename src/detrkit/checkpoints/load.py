@@ -19,10 +19,19 @@ from detrkit.checkpoints.conversion.official import read_official
 from detrkit.checkpoints.download import official_weights
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.files import read_safetensors, read_sharded, read_torch_file
+from detrkit.checkpoints.hub_download import hub_snapshot
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.named_model import NamedModel, config_of_named_model, undescribed
 from detrkit.checkpoints.native import Checkpoint, checkpoint_from_header, default_preprocessing
-from detrkit.checkpoints.sources import INDEX_SUFFIX, WEIGHTS_FILE, check_source, local_file, note_on_folder
+from detrkit.checkpoints.sources import (
+    INDEX_SUFFIX,
+    WEIGHTS_FILE,
+    HubSource,
+    check_source,
+    hub_source,
+    local_file,
+    note_on_folder,
+)
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES
 from detrkit.checkpoints.zoo_realtime import REALTIME_PARAMETERS
 from detrkit.config.model import ModelConfig
@@ -31,13 +40,6 @@ from detrkit.errors import CheckpointError, arg, python_style, render_arguments
 
 _logger = logging.getLogger(__name__)
 _BACKBONE_STEMS = ("conv1.weight", "conv_stem.weight")  # the first convolution of a ResNet, and of timm's networks
-_HUB_FILES = [
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
-]
 
 
 def load_checkpoint(
@@ -46,7 +48,8 @@ def load_checkpoint(
     """Read a checkpoint from any source. Decisions that a user should know of are logged, and listed in its notes.
 
     Args:
-        source: run folder, weights file, folder or hub id of Hugging Face, or preset with published weights.
+        source: run folder, weights file, folder of Hugging Face, preset with published weights, or model on the hub:
+            OWNER/NAME, or ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION`` if the name looks like a path.
         model: preset, ``config.yaml`` of a run, its folder, or `ModelConfig`, for weights under detrkit's names that do not
             describe their model, such as a saved `state_dict()`.
         state_dict_key: entry of a ``.pth`` file that holds the weights, such as "ema_model" or "ema.module". Default: the
@@ -69,7 +72,8 @@ def load_checkpoint(
         file = official_weights(name)
         model = name if model is None and name in REALTIME_PARAMETERS else model
     if file is None:
-        snapshot = _hub_snapshot(HUB_MODELS.get(name, name))
+        hub = hub_source(source) or HubSource(HUB_MODELS[name])
+        snapshot = hub_snapshot(hub.repo_id, hub.revision)
         file, notes = local_file(snapshot), note_on_folder(snapshot)
     if file is None:
         raise CheckpointError(f"{name}: the repository on the hub contains no {WEIGHTS_FILE}; check the name")
@@ -199,17 +203,3 @@ def _check_not_backbone(content: Mapping[str, Any], path: Path) -> None:
             f"{path}: contains only a backbone (entries such as {names[0]!r}), expected a whole detector; detrkit train "
             f"takes it as {arg('backbone_weights')}, for a {arg('model')} with this backbone"
         )
-
-
-def _hub_snapshot(repo_id: str) -> Path:
-    """Download a model from the Hugging Face hub unless it is in the local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{repo_id}: cannot be downloaded from the hub ({reason}); check the name and the network"
-        ) from None

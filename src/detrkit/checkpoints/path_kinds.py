@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
-from detrkit.checkpoints.sources import FILE_SUFFIXES, is_hub_id
+from detrkit.checkpoints.sources import FILE_SUFFIXES, HUB, is_hub_id
 from detrkit.checkpoints.zoo import MODEL_NAMES
 from detrkit.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from detrkit.errors import ConfigError, arg
@@ -59,6 +59,8 @@ _DATASET_PARTS = re.compile(
 def kind_of(value: str | Path) -> Kind | None:
     """Return what a path is, judged by names of files; None if it does not exist or could be several things."""
     path = Path(value)
+    if str(value).startswith(HUB):
+        return "model"
     if path.is_dir():
         return _kind_of_folder(path)
     suffix = path.suffix.lower()

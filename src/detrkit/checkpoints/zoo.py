@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, overload
 
+from detrkit.checkpoints.hashes import Check, check_of_file, check_of_hub
 from detrkit.checkpoints.zoo_realtime import (
     REALTIME_AP,
     REALTIME_FAMILIES,
@@ -72,6 +73,8 @@ class ModelInfo:
         code_licence: of the authors' code (SPDX); None if not known here.
         weights_licence: of the published weights (SPDX), as stated where they are downloaded; None if unknown or none.
         source: address of the weights that the name loads; None if none were published.
+        checked_by: how the download is checked: by the full SHA-256, the first digits of it, or the SHA-256 of the first
+            download, which is recorded in the cache; None without weights.
     """
 
     name: str
@@ -81,6 +84,7 @@ class ModelInfo:
     code_licence: str | None
     weights_licence: str | None
     source: str | None
+    checked_by: Check | None = None
 
 
 class ModelList(Sequence[ModelInfo]):
@@ -102,7 +106,7 @@ class ModelList(Sequence[ModelInfo]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table as texts, the heads first."""
-        heads = ("name", "family", "parameters", "AP", "code", "weights", "source")
+        heads = ("name", "family", "parameters", "AP", "code", "weights", "checked by", "source")
         return [heads, *(_cells(model) for model in self._models)]
 
     def __repr__(self) -> str:
@@ -210,16 +214,18 @@ def _model_info(name: str) -> ModelInfo:
     hub_id = HUB_MODELS.get(name)
     source = f"https://huggingface.co/{hub_id}" if hub_id else None
     # the same as the code's, as stated on the model cards, and in the README of facebookresearch/detr for both
-    weights_licence = _CODE_LICENCES[family] if hub_id or name in OFFICIAL_FILES else None
+    licence, checked_by = _CODE_LICENCES[family], check_of_hub(hub_id) if hub_id else None
+    weights_licence = licence if hub_id or name in OFFICIAL_FILES else None
     if name in OFFICIAL_FILES or name in REALTIME_FILES:
         source = official_url(name)
+        checked_by = check_of_file(source.rsplit("/", 1)[1])
     source = REALTIME_PAGES.get(name, source)
-    return ModelInfo(name, family, _PARAMETERS[name], _AP.get(name), _CODE_LICENCES[family], weights_licence, source)
+    return ModelInfo(name, family, _PARAMETERS[name], _AP.get(name), licence, weights_licence, source, checked_by)
 
 
 def _cells(model: ModelInfo) -> tuple[str, ...]:
     ap = "-" if model.ap is None else f"{model.ap:.3f}"
-    rest = (model.code_licence or "-", model.weights_licence or "-", model.source or "-")
+    rest = (model.code_licence or "-", model.weights_licence or "-", model.checked_by or "-", model.source or "-")
     return (model.name, model.family, f"{model.parameters / 1e6:.1f} M", ap, *rest)
 
 

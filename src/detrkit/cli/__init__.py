@@ -15,6 +15,7 @@ from cyclopts.exceptions import CycloptsError
 
 from detrkit._internal.text import printable
 from detrkit._version import __version__
+from detrkit.checkpoints.hashes import DOWNLOADS
 from detrkit.cli.console import WarningPrinter
 from detrkit.cli.user_errors import error_line
 from detrkit.errors import DetrkitError
@@ -92,15 +93,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """Print warnings that the library logs, while a command runs."""
-    handler = WarningPrinter(logging.WARNING)
-    logger = logging.getLogger("detrkit")
+    """Print warnings and announcements of downloads that the library logs, while a command runs."""
+    handler = WarningPrinter(logging.INFO)
+    logger, downloads = logging.getLogger("detrkit"), logging.getLogger(DOWNLOADS)
     propagate, logger.propagate = logger.propagate, False
+    level = downloads.level
+    downloads.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        downloads.setLevel(level)
         logger.propagate = propagate
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from detrkit._internal.text import escape_control_characters
+from detrkit.checkpoints.hashes import DOWNLOADS
 from detrkit.cli.flags import flag_style
 from detrkit.errors import render_arguments
 
@@ -66,7 +67,7 @@ def progress_bar(description: str, *, visible: bool = True) -> Iterator[Callable
 
 
 class WarningPrinter(logging.Handler):
-    """Prints what the library logs as warnings, one line each, on stderr."""
+    """Prints what the library logs as warnings, and announcements of downloads, one line each, on stderr."""
 
     def __init__(self, level: int = logging.NOTSET) -> None:
         super().__init__(level)
@@ -74,10 +75,13 @@ class WarningPrinter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
+        if record.levelno < logging.WARNING and record.name != DOWNLOADS:
+            return
         raw = getattr(record, "detrkit_message", None)  # in which arguments can be rendered as flags
         if raw in self._shown:
             return
         if raw is not None:
             self._shown.add(raw)
         text = record.getMessage() if raw is None else render_arguments(raw, flag_style)
-        get_console(stderr=True).print(f"{record.levelname.lower()}: {text}", soft_wrap=True)
+        is_warning = record.levelno >= logging.WARNING  # others announce downloads
+        get_console(stderr=True).print(f"{record.levelname.lower()}: {text}" if is_warning else text, soft_wrap=True)
