@@ -104,9 +104,7 @@ def test_only_https_is_used(url: str, cache: Path) -> None:
 @pytest.mark.parametrize("location", ["http://example.invalid/x", "file:///etc/passwd", "ftp://example.invalid/x"])
 def test_redirect_to_another_protocol_is_refused(location: str, server: Server) -> None:
     server.location = location
-    with pytest.raises(
-        CheckpointError, match=r"it redirects to .*, which is not an https address|Redirection to url .* is not allowed"
-    ):
+    with pytest.raises(CheckpointError, match=r"not an https address|Redirection to url .* is not allowed"):
         fetch(server.url())
 
 
