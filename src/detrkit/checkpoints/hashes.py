@@ -69,6 +69,22 @@ HUB_PINS = {
     "SenseTime/deformable-detr-with-box-refine-two-stage": HubPin(
         "e74bff70d69f3e825f6cefaf179bfba707f92054", "411bb4238a834d40fff651b1b5b7d6dd80c2dd28be1747eec7b6918674e85de6"
     ),
+    "PekingU/rtdetr_r18vd": HubPin("ac77a11ff0170a41b771c03264987f8ce2b0d753"),
+    "PekingU/rtdetr_r50vd": HubPin(
+        "df939e661d8c52e80608d1ec566561aabd25a4e7", "5263d5521eff3e356f6cd8a371fd5dfb891725beda5f713674f79669115cdc64"
+    ),
+    "PekingU/rtdetr_v2_r18vd": HubPin(
+        "5650961749fa93567c0d46fc7f43ea4f9e914107", "d18309d0d7ea57048138885c4c6ecfcb1e24506fc6153b94ad484f8ab62c7115"
+    ),
+    "PekingU/rtdetr_v2_r34vd": HubPin("5d60d8fb5eb2a3ee5575bf200ecbce4e2cfa420c"),
+    "PekingU/rtdetr_v2_r50vd": HubPin("282494075698cab9faa1096ae26856890030c817"),
+    "ustc-community/dfine-nano-coco": HubPin(
+        "066438d3d8f0da137a37b38fdf3368fd4afceced", "19e06bdc873da819920a8d373b879721a5b9759d822f8213220bb09abbdab58b"
+    ),
+    "ustc-community/dfine-small-coco": HubPin("f79e65b5fbb33ceb9d3ebba042955d7410c608f8"),
+    "ustc-community/dfine-medium-coco": HubPin("4ab9f5e466432f4fcf9a9a023da6aa5ecc9c9829"),
+    "ustc-community/dfine-large-coco": HubPin("aa8f8211545e4cff5adf52ea512f9ac74a9824ec"),
+    "ustc-community/dfine-xlarge-coco": HubPin("ea4f6be7350bbe3c199ec6febc74168346cb5a68"),
     "microsoft/table-transformer-detection": HubPin(
         "2357cbe2b5a5d1c03e54f32764f06058933b65ab", "8f1aa73170102c038d40155e2734b343bf07e0fe12594228a8590943b01dccf7"
     ),
