@@ -255,7 +255,7 @@ def _huggingface_run(files: Sequence[bytes], folder: Path) -> None:
 
 
 def _model_seeds(_folder: Path, _nasty: Path | None) -> Iterable[Sequence[bytes]]:
-    for preset in ("detr-tiny", "detrkit-s", "deformable-detr-r50", "dab-detr-r50"):
+    for preset in ("detrkit-s", "detr-tiny", "deformable-detr-r50", "dab-detr-r50"):
         yield [json.dumps(build_config(preset)).encode()]
 
 

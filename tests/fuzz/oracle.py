@@ -69,12 +69,12 @@ def _value(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def check(run: Callable[[], None]) -> Finding | None:
+def check(run: Callable[[], None], max_seconds: float = MAX_SECONDS) -> Finding | None:
     """Run a reader on one input, and return how it violates its contract; None if it does not."""
     peak, started = _Peak(), time.process_time()
     finding = _call(run)
     seconds, growth = time.process_time() - started, peak.growth()
-    if finding is None and seconds > MAX_SECONDS:
+    if finding is None and seconds > max_seconds:
         finding = Finding("slow", "", f"{seconds:.1f} s of CPU time")
     if finding is None and growth > MAX_BYTES:
         gc.collect()

@@ -12,7 +12,7 @@ from random import Random
 
 from tests.fuzz import parts
 from tests.fuzz.mutators import MUTATORS, mutate_bytes
-from tests.fuzz.oracle import Finding, check
+from tests.fuzz.oracle import MAX_SECONDS, Finding, check
 
 CORPUS = Path(__file__).parent / "corpus"
 NASTY = Path(__file__).parents[3] / "shared" / "data" / "nasty"
@@ -91,7 +91,7 @@ class Fuzzed:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def check(self, content: bytes) -> Finding | None:
+    def check(self, content: bytes, max_seconds: float = MAX_SECONDS) -> Finding | None:
         """Read an input, and return how the reader violates its contract."""
         files = parts.split(content, len(self.target.kinds))
-        return check(lambda: self.target.run(files, self.folder))
+        return check(lambda: self.target.run(files, self.folder), max_seconds)

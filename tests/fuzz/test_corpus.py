@@ -8,11 +8,12 @@ import pytest
 
 from detrkit.errors import DatasetError
 from tests.fuzz.mutators import MUTATORS
-from tests.fuzz.oracle import MAX_BYTES, check
+from tests.fuzz.oracle import MAX_BYTES, MAX_SECONDS, check
 from tests.fuzz.target import CORPUS, Fuzzed, Target
 from tests.fuzz.targets import TARGETS
 
 _MUTANTS = 60
+_MAX_SECONDS = 5 * MAX_SECONDS  # signatures are checked in the tests, which takes a multiple of the time
 
 each_target = pytest.mark.parametrize(
     "target",
@@ -31,7 +32,7 @@ def fuzzed(target: Target) -> Iterator[Fuzzed]:
 def test_contract_is_kept_on_corpus_and_seeds(target: Target, fuzzed: Fuzzed, tmp_path: Path) -> None:
     """The seeds of ../shared/data/nasty are among them where it is present."""
     for content in target.all_seeds(tmp_path):
-        finding = fuzzed.check(content)
+        finding = fuzzed.check(content, _MAX_SECONDS)
         assert finding is None, f"{finding.key}\n{finding.detail}\n{content[:500]!r}"
 
 
@@ -41,7 +42,7 @@ def test_contract_is_kept_on_changed_inputs(target: Target, fuzzed: Fuzzed, tmp_
     random, seeds = Random(0), target.all_seeds(tmp_path)
     for _ in range(_MUTANTS):
         content = target.mutate(random.choice(seeds), random)
-        finding = fuzzed.check(content)
+        finding = fuzzed.check(content, _MAX_SECONDS)
         assert finding is None, f"{finding.key}\n{finding.detail}\n{content[:500]!r}"
 
 
