@@ -140,8 +140,9 @@ def test_five_channels_frozen_norms_learned_positions_and_published_padding_equa
     torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-4)
 
 
-def test_metadata_that_is_no_text_is_an_error(path: Path, tmp_path: Path) -> None:
+def test_metadata_that_is_no_text_is_an_error(path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     damaged = tmp_path / "model.onnx"
     damaged.write_bytes(path.read_bytes().replace(b'"circle"', b'"\x80\xff\x80\xff\x80\xff"'))
     with pytest.raises(CheckpointError, match="not readable as ONNX"):
         read_onnx(damaged)
+    assert capfd.readouterr() == ("", "")

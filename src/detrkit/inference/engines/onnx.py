@@ -45,7 +45,10 @@ def read_onnx(path: Path) -> ExportedEngine:
     options.log_severity_level = 4  # errors are reported by our exception alone
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # its fallback to the same provider prints to stdout
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         names = tuple(one.name for one in session.get_inputs())
     except Exception as error:  # as above; and text that is not UTF-8
