@@ -38,6 +38,7 @@ class ProjectedAttention(nn.Module):
         keys: Float[Tensor, "B S E"],
         values: Float[Tensor, "B S D"],
         key_padding_mask: Bool[Tensor, "B S"] | None = None,
+        attention_mask: Bool[Tensor, "N S"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Compute the attention output.
 
@@ -46,15 +47,16 @@ class ProjectedAttention(nn.Module):
             keys: with positions added.
             values: without positions.
             key_padding_mask: True for keys in the padding, whose weight is zero.
+            attention_mask: True for keys that a query does not attend to, in all images.
         """
-        attention_mask = _attention_mask(key_padding_mask)
+        is_visible = _visible(key_padding_mask, attention_mask)
         heads = (self.split_heads(queries), self.split_heads(keys), self.split_heads(values))
         has_dropout = self.dropout > 0 and self.training
         if has_dropout and queries.device.type == "cpu" and not torch.compiler.is_compiling():
-            outputs = self.attend_with_dropout(*heads, attention_mask)
+            outputs = self.attend_with_dropout(*heads, is_visible)
         else:
             dropout = self.dropout if has_dropout else 0.0
-            outputs = F.scaled_dot_product_attention(*heads, attn_mask=attention_mask, dropout_p=dropout)
+            outputs = F.scaled_dot_product_attention(*heads, attn_mask=is_visible, dropout_p=dropout)
         return self.output_projection(outputs.transpose(1, 2).flatten(2))
 
     def attend_with_dropout(
@@ -62,10 +64,10 @@ class ProjectedAttention(nn.Module):
         queries: Float[Tensor, "B M N e"],
         keys: Float[Tensor, "B M S e"],
         values: Float[Tensor, "B M S d"],
-        attention_mask: Bool[Tensor, "B 1 1 S"] | None,
+        is_visible: Bool[Tensor, "_ 1 _ S"] | None,
     ) -> Float[Tensor, "B M N d"]:
         """Compute the output of every head by the plain formula, with dropout of the weights."""
-        weights = _attention_weights(queries, keys, attention_mask)
+        weights = _attention_weights(queries, keys, is_visible)
         mask, scale = dropout_mask(weights, self.dropout)
         return (weights * mask).to(values.dtype) @ (values * scale)  # there are fewer values than weights
 
@@ -86,7 +88,7 @@ class ProjectedAttention(nn.Module):
         """
         selected = slice(None) if heads is None else list(heads)
         split_queries, split_keys = self.split_heads(queries)[:, selected], self.split_heads(keys)[:, selected]
-        return _attention_weights(split_queries, split_keys, _attention_mask(key_padding_mask))
+        return _attention_weights(split_queries, split_keys, _visible(key_padding_mask))
 
     def split_heads(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B M N e"]:
         """Split the channels into M heads."""
@@ -124,10 +126,11 @@ class MultiHeadAttention(ProjectedAttention):
         keys: Float[Tensor, "B S D"],
         values: Float[Tensor, "B S D"],
         key_padding_mask: Bool[Tensor, "B S"] | None = None,
+        attention_mask: Bool[Tensor, "N S"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Project the inputs and compute the attention output. Arguments as above."""
         projected = self.query_projection(queries), self.key_projection(keys), self.value_projection(values)
-        return super().forward(*projected, key_padding_mask)
+        return super().forward(*projected, key_padding_mask, attention_mask)
 
     def weights(
         self,
@@ -141,15 +144,20 @@ class MultiHeadAttention(ProjectedAttention):
 
 
 def _attention_weights(
-    queries: Float[Tensor, "B M N e"], keys: Float[Tensor, "B M S e"], attention_mask: Bool[Tensor, "B 1 1 S"] | None
+    queries: Float[Tensor, "B M N e"], keys: Float[Tensor, "B M S e"], is_visible: Bool[Tensor, "_ 1 _ S"] | None
 ) -> Float[Tensor, "B M N S"]:
     """Compute the softmax of the scaled dot products."""
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    if is_visible is not None:
+        scores = scores.masked_fill(~is_visible, -torch.inf)
     return scores.softmax(-1)
 
 
-def _attention_mask(key_padding_mask: Bool[Tensor, "B S"] | None) -> Bool[Tensor, "B 1 1 S"] | None:
-    """Invert the mask: scaled_dot_product_attention expects True where a key may be attended to."""
-    return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+def _visible(
+    key_padding_mask: Bool[Tensor, "B S"] | None, attention_mask: Bool[Tensor, "N S"] | None = None
+) -> Bool[Tensor, "_ 1 _ S"] | None:
+    """Invert the masks: scaled_dot_product_attention expects True where a key may be attended to."""
+    if key_padding_mask is None:
+        return None if attention_mask is None else ~attention_mask[None, None]
+    hidden = key_padding_mask[:, None, None, :]
+    return ~hidden if attention_mask is None else ~(hidden | attention_mask)

@@ -48,7 +48,9 @@ class ConditionalDecoderLayer(DecoderLayer):
         queries = project["query_content"](states) + project["query_position"](positions.positions)
         key_states, key_positions, padding_mask = positions.attended(states)
         keys = project["key_content"](key_states) + project["key_position"](key_positions)
-        attended: Tensor = self.self_attention(queries, keys, project["value"](key_states), padding_mask)
+        attended: Tensor = self.self_attention(
+            queries, keys, project["value"](key_states), padding_mask, positions.attention_mask
+        )
         return attended
 
     def attend_to_memory(

@@ -67,13 +67,16 @@ class DecoderLayer(nn.Module):
         parts = zip(positions.groups, states.split(sizes, 1), positions.positions.split(sizes, 1), strict=True)
         first_states, first_positions = states[:, : sizes[0]], positions.positions[:, : sizes[0]]
         for group, group_states, group_positions in parts:
-            own = LayerQueryPositions(group.split(group_positions), padding_mask=group.split_padding_mask())
-            if group.attends_to_own:
-                others = (
-                    first_states.repeat_interleave(group.count, 0),
-                    first_positions.repeat_interleave(group.count, 0),
+            if group.attends_to_own:  # one masked attention: keys of the model's own queries are projected once
+                others = LayerQueryPositions(
+                    group_positions,
+                    padding_mask=group.repeat_padding_mask(),
+                    others=(first_states, first_positions),
+                    attention_mask=group.attention_mask(sizes[0], states.device),
                 )
-                own = replace(own, others=others)
+                attended.append(self.attend_to_queries(group_states, others))
+                continue
+            own = LayerQueryPositions(group.split(group_positions), padding_mask=group.split_padding_mask())
             attended.append(group.merge(self.attend_to_queries(group.split(group_states), own)))
         return torch.cat(attended, dim=1)
 
@@ -84,7 +87,7 @@ class DecoderLayer(nn.Module):
         queries = states + positions.positions
         values, key_positions, padding_mask = positions.attended(states)
         keys = queries if values is states else values + key_positions
-        attended: Tensor = self.self_attention(queries, keys, values, padding_mask)
+        attended: Tensor = self.self_attention(queries, keys, values, padding_mask, positions.attention_mask)
         return attended
 
     def attend_to_memory(

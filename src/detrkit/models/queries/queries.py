@@ -49,6 +49,16 @@ class QueryGroup:
         """Undo `split`."""
         return tokens.unflatten(0, (-1, self.count)).flatten(1, 2)
 
+    def attention_mask(self, num_own: int, device: torch.device) -> Bool[Tensor, "N S"]:
+        """Return True where a query does not attend to another: keys are those of all groups, then the model's own."""
+        number = torch.arange(self.num_queries, device=device) // self.size
+        is_hidden = number[:, None] != number[None]
+        return torch.cat([is_hidden, is_hidden.new_zeros(self.num_queries, num_own)], dim=1)
+
+    def repeat_padding_mask(self) -> Bool[Tensor, "B N"] | None:
+        """Return the padding mask of all groups."""
+        return None if self.padding_mask is None else self.padding_mask.repeat(1, self.count)
+
     def split_padding_mask(self) -> Bool[Tensor, "A E"] | None:
         """Return the padding mask of each group, on the batch axis."""
         return None if self.padding_mask is None else self.padding_mask.repeat_interleave(self.count, 0)
@@ -126,6 +136,7 @@ class LayerQueryPositions:
         groups: as in `Queries`.
         padding_mask: True for queries that others do not attend to.
         others: states and positions of further queries that these attend to.
+        attention_mask: True for queries, and then others, that a query does not attend to.
     """
 
     positions: Float[Tensor, "B Q D"]
@@ -134,6 +145,7 @@ class LayerQueryPositions:
     groups: tuple[QueryGroup, ...] = ()
     padding_mask: Bool[Tensor, "B Q"] | None = None
     others: tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"]] | None = None
+    attention_mask: Bool[Tensor, "Q S"] | None = None
 
     def attended(
         self, states: Float[Tensor, "B Q D"]
