@@ -50,9 +50,9 @@ def synthetic_jpegs(count: int, size: int) -> list[bytes]:
 
 
 @contextmanager
-def server(weights: Path, batch_size: int, threads: int) -> Iterator[int]:
+def server(weights: Path, batch_size: int, threads: int, timeout: float = 600.0) -> Iterator[int]:
     """Run `detrkit serve`; yields its port."""
-    command = ["serve", str(weights), "--port", "0", "--batch-size", str(batch_size), "--timeout", "600"]
+    command = ["serve", str(weights), "--port", "0", "--batch-size", str(batch_size), "--timeout", str(timeout)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "detrkit", *command], stdout=subprocess.PIPE, text=True, env=environment

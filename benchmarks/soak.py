@@ -255,7 +255,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
         write_model(weights, arguments.model, arguments.size)
-        with server(weights, 8, 1) as port:
+        with server(weights, 8, 1, timeout=30.0) as port:
             asyncio.run(wait_until_ready(port))
             pid = max(children_of(os.getpid()))
             samples, load = asyncio.run(soak(port, pid, arguments))

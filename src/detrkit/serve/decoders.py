@@ -30,7 +30,7 @@ _PATIENCE = 2.0  # seconds that a small image may take while none waits, divided
 _MIN_PATIENCE = 0.25
 _STUCK = 5.0  # seconds after which a decoder counts as stuck
 _TICK = 0.1  # seconds between two looks at the running images
-_NICENESS = 10  # of processes for large images, among which endless ones end up
+_NICENESS = 5  # of processes for large images, among which endless ones end up
 _RETRY = 1.0  # seconds between two attempts to start a process
 
 
