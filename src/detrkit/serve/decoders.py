@@ -51,6 +51,7 @@ class _Lane:
     """Images that wait for the same decoders, and those that are being decoded."""
 
     max_work: float
+    changed: threading.Condition
     waiting: deque[_Job] = field(default_factory=deque)
     running: list[_Job] = field(default_factory=list)
 
@@ -65,8 +66,11 @@ class Decoders:
             workers: processes per lane; those for large images are started when they are needed.
             is_eager: start the processes for small images now.
         """
-        self._small, self._large = _Lane(_SMALL), _Lane(float("inf"))
-        self._changed = threading.Condition()
+        # one lock; a condition for each kind of thread, so that an image wakes up only the one that decodes it
+        lock = threading.RLock()
+        self._changed, self._has_running = threading.Condition(lock), threading.Condition(lock)
+        self._small = _Lane(_SMALL, threading.Condition(lock))
+        self._large = _Lane(float("inf"), threading.Condition(lock))
         self._is_closed = False
         self._restarts = 0
         self._starting = 0
@@ -127,7 +131,9 @@ class Decoders:
                 for job in (*lane.waiting, *lane.running):
                     job.future.cancel()
                 lane.waiting.clear()
+                lane.changed.notify_all()
             self._changed.notify_all()
+            self._has_running.notify_all()
         for decoder in self._decoders:
             decoder.close()
         end = None if seconds is None else time.monotonic() + seconds
@@ -140,7 +146,7 @@ class Decoders:
                 job.future.cancel()
             else:
                 lane.waiting.append(job)
-                self._changed.notify_all()
+                lane.changed.notify()
 
     def _work(self, lane: _Lane, decoder: Decoder, is_eager: bool) -> None:
         if is_eager:
@@ -173,9 +179,9 @@ class Decoders:
                     job = lane.waiting.popleft()
                     if not job.future.cancelled():
                         lane.running.append(job)
-                        self._changed.notify_all()
+                        self._has_running.notify_all()
                         return job
-                self._changed.wait()
+                lane.changed.wait()
         return None
 
     def _start(self, decoder: Decoder) -> bool:
@@ -219,7 +225,7 @@ class Decoders:
         while not self._is_closed:
             with self._changed:
                 if not (self._small.running or self._large.running) and not self._is_closed:
-                    self._changed.wait()
+                    self._has_running.wait()
                 for job in self._small.running:
                     waiting = len(self._small.waiting)
                     patience = max(_MIN_PATIENCE, _PATIENCE / (1 + waiting))
