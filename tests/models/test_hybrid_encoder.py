@@ -9,12 +9,15 @@ from torch import nn
 from detrkit import build_model
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError
+from detrkit.explain.stages import capture_stages
+from detrkit.models.attention.recording import record_attention
 from detrkit.models.backbones.hgnet import HGNetBackbone
 from detrkit.models.convolution import Clamp, ConvNorm
 from detrkit.models.encoders.fusion import RepVGGBlock
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.fuse import fuse_for_inference
 from detrkit.models.positions import index_encoding
+from detrkit.structures import Batch
 from tests.models.hybrid_models import PARTS, hybrid_model, maps_of, run_parts
 from tests.rounding import assert_equal_up_to_rounding
 
@@ -244,3 +247,34 @@ def test_backbone_has_affine_maps_where_the_imagenet_weights_have_them() -> None
     assert not ModelConfig(**{**PARTS["dfine_n"], "backbone": "hgnetv2-b4"}).has_learnable_affine_block
     assert not ModelConfig(**{**PARTS["dfine_n"], "learnable_affine_block": False}).has_learnable_affine_block
     assert isinstance(hybrid_model("dfine_n").backbone, HGNetBackbone)
+
+
+def test_attention_of_the_coarsest_map_can_be_shown() -> None:
+    model = hybrid_model("dfine_n", encoder_layers=2, attention_levels=2).eval()
+    images, mask = torch.rand(2, 3, 96, 128), torch.zeros(2, 96, 128, dtype=torch.bool)
+    mask[1, 64:] = True
+    sizes = [(96, 128), (64, 128)]
+    batch = Batch(images, mask, targets=[], image_ids=[], sizes=sizes, original_sizes=sizes)
+    first, second = record_attention(model, batch)
+    assert first.grid.cells == (3, 4)
+    assert len(first.layers["encoder"]) == 2
+    for recorded, unpadded in ((first, 12), (second, 8)):
+        weights = recorded.weights("encoder", 1)
+        assert weights.shape == (8, 12, 12)
+        torch.testing.assert_close(weights[..., :unpadded].sum(-1), torch.ones(8, 12))
+    assert not record_attention(hybrid_model("dfine_n", encoder_layers=0).eval(), batch)[0].layers["encoder"]
+
+
+def test_stages_of_the_model_are_described() -> None:
+    model = hybrid_model("rtdetr_r18vd").eval()
+    with torch.no_grad(), capture_stages(model) as stages:
+        model(torch.rand(1, 3, 64, 96))
+    encoder = next(stage for stage in stages if stage.part == "encoder")
+    assert encoder.file == "models/encoders/hybrid.py"
+    assert encoder.description == (
+        "the cells of the coarsest map attend to each other, with sine encodings of their positions; convolutions pass "
+        "features from the coarsest map to the finest and back; each map is projected once more; the output is called "
+        "memory"
+    )
+    assert "neck.positions" not in [stage.part for stage in stages]
+    assert next(stage for stage in stages if stage.part == "backbone").file == "models/backbones/resnet_vd.py"

@@ -76,7 +76,7 @@ def _stage(config: ModelConfig, part: str, module: nn.Module, arguments: dict[st
 
 def source_file(module: nn.Module) -> str:
     """Return the source file of a module, or of the layers of a stack of layers, relative to the package."""
-    layers = getattr(module, "layers", None)
+    layers = dict(module.named_children()).get("layers")
     kind = type(layers[0] if isinstance(layers, nn.ModuleList) and len(layers) else module)
     return kind.__module__.removeprefix("detrkit.").replace(".", "/") + ".py"
 

@@ -67,7 +67,7 @@ class LearnableAffine(nn.Module):
 
 
 class Clamp(nn.Module):
-    """Limit features from one side, in place: a rectifier and the affine map after it, for inference.
+    """Limit features from one side: a rectifier and the affine map after it, for inference. In place, except in graphs.
 
     Args:
         limit: smallest or largest value.
@@ -81,7 +81,8 @@ class Clamp(nn.Module):
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """Limit all features."""
-        return features.clamp_(min=self.limit) if self.is_minimum else features.clamp_(max=self.limit)
+        limits = {"min" if self.is_minimum else "max": self.limit}
+        return features.clamp(**limits) if torch.compiler.is_compiling() else features.clamp_(**limits)
 
 
 class ConvNorm(nn.Module):

@@ -216,7 +216,7 @@ class Neck(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """Encode the positions of the cells of all maps."""
         if self.positions is None:
-            return tokens.new_zeros(1, 1, 1).expand_as(tokens)
+            return torch.zeros_like(tokens[:1, :1, :1]).expand(tokens.shape)
         positions = [
             self.positions(
                 mask,

@@ -11,7 +11,6 @@ from typing import cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from detrkit.config.model import Normalization
 from detrkit.models.convolution import ConvNorm, FrozenBatchNorm2d
@@ -81,8 +80,15 @@ class HGNetStem(nn.Module):
         mask = cell_padding_mask(padding_mask, features, stride=2)
         features = _pad_end(zero_padding(features, mask))
         convolved = self.stem2b(_pad_end(zero_padding(self.stem2a(features), mask)))
-        merged = torch.cat([self.pool(features), convolved], dim=1)
+        merged = torch.cat([self._pooled(features), convolved], dim=1)
         return cast(Tensor, self.stem4(self.stem3(merged, mask)))
+
+    def _pooled(self, features: Float[Tensor, "B C _ _"]) -> Float[Tensor, "B C _ _"]:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.pool(features)
+        # PyTorch's pooling also computes indices, and takes three times as long
+        columns = torch.maximum(features[..., :-1], features[..., 1:])
+        return torch.maximum(columns[..., :-1, :], columns[..., 1:, :])
 
 
 class LightConv(nn.Module):
@@ -272,4 +278,4 @@ class HGNetBackbone(nn.Module):
 
 def _pad_end(features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C _ _"]:
     """Append a row and a column of zeros."""
-    return functional.pad(features, (0, 1, 0, 1))
+    return torch.constant_pad_nd(features, (0, 1, 0, 1))  # functional.pad has a string argument, which engines refuse

@@ -215,8 +215,15 @@ def average_pool(
     features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B h w"] | None
 ) -> Float[Tensor, "B C _ _"]:
     """Average 2 x 2 cells, of which those outside of the map or in the padding do not count."""
-    pooled = functional.avg_pool2d(zero_padding(features, padding_mask), 2, ceil_mode=True)
-    if padding_mask is None:
-        return pooled
-    is_image = (~padding_mask)[:, None].to(features.dtype)
-    return pooled / functional.avg_pool2d(is_image, 2, ceil_mode=True).clamp(min=0.25)  # 0 where all are padding
+    if padding_mask is None and not torch.compiler.is_compiling():
+        return functional.avg_pool2d(features, 2, ceil_mode=True)
+    # ceil_mode depends on whether sides are odd, which a graph for images of any size cannot express: a row and a column of
+    # zeros are appended instead, which nothing reads if sides are even
+    is_image = (
+        torch.ones_like(features[:1, :1]) if padding_mask is None else (~padding_mask)[:, None].to(features.dtype)
+    )
+    sums, counts = (
+        functional.avg_pool2d(torch.constant_pad_nd(one, (0, 1, 0, 1)), 2)
+        for one in (zero_padding(features, padding_mask), is_image)
+    )
+    return sums / counts.clamp(min=0.25)  # 0 where all are padding

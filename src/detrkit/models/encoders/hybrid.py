@@ -56,7 +56,7 @@ class IntraScaleAttention(nn.Module):
         rows, columns = (height, width) if features.padding_invariant else (width, height)
         positions = index_encoding(rows, columns, tokens.shape[-1], tokens.device).to(tokens.dtype)
         for layer in self.layers:
-            tokens = layer(tokens, positions.expand_as(tokens), only)
+            tokens = layer(tokens, positions.expand(tokens.shape), only)
         return only.with_tokens(tokens).map_of(0)
 
 
@@ -110,6 +110,15 @@ class HybridEncoder(nn.Module):
             nn.init.xavier_uniform_(projection.convolution.weight)
         self.output_projection = nn.ModuleList(projections)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Attention layers of the coarsest map."""
+        if not self.attention:
+            return nn.ModuleList()
+        last = self.attention[-1]
+        assert isinstance(last, IntraScaleAttention)
+        return last.layers
+
     def forward(self, features: FeatureMaps) -> FeatureMaps:
         """Compute the fused maps, of the sizes of the input."""
         levels = range(len(features.sizes))
@@ -125,7 +134,7 @@ class HybridEncoder(nn.Module):
         if self.output_projection:
             fused = [project(one) for project, one in zip(self.output_projection, fused, strict=True)]
         tokens = torch.cat([one.flatten(2).transpose(1, 2) for one in fused], dim=1)
-        positions = tokens.new_zeros(1, 1, 1).expand_as(tokens)  # the decoder has references instead
+        positions = torch.zeros_like(tokens[:1, :1, :1]).expand(tokens.shape)  # the decoder has references instead
         return replace(features, tokens=tokens, positions=positions, student_map=student_map)
 
     def _top_down(
@@ -173,6 +182,8 @@ def _fusion_parts(
 
 
 def _upsample(coarse: Float[Tensor, "B D _ _"], fine: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-    """Repeat every cell twice in both directions, and crop to the size of the finer map, whose sides may be odd."""
-    repeated = functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
-    return repeated[..., : fine.shape[-2], : fine.shape[-1]]
+    """Repeat every cell twice in both directions; the last row and column once if the finer map has odd sides.
+
+    Cell i of a side of n cells comes from cell floor(i ceil(n / 2) / n), which is floor(i / 2) for every i < n.
+    """
+    return functional.interpolate(coarse, size=fine.shape[-2:], mode="nearest")

@@ -1,0 +1,56 @@
+"""ResNet-vd, HGNetV2 and the hybrid encoder: exports equal PyTorch for padded batches of any size."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit.checkpoints.export_formats import EXPORT_FORMATS
+from detrkit.export.graph import export_program
+from detrkit.inference.engines.load import load_exported
+from detrkit.models.detr import DETR
+from tests.export.models import metadata_of, noise_batch, torch_engine, trace
+from tests.models.hybrid_models import hybrid_model
+
+# sides that are multiples of 32, odd ones, and ones that are odd on a feature map
+SIZES = [[(96, 128)], [(130, 97), (64, 200)], [(65, 97)]]
+SMALL = [[(33, 65)]]  # is padded to the smallest side of a graph, which only padding-invariant models ignore
+
+
+def model_of(name: str) -> DETR:
+    """Model with one decoder layer, whose scores differ between queries."""
+    model = hybrid_model(name, num_queries=10, max_detections=12).eval()
+    with torch.no_grad():
+        for part, parameter in model.named_parameters():
+            if parameter.ndim == 2 and part.startswith(("query_source", "decoder", "heads")):
+                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_invariant", [True, False])
+@pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd"])
+def test_every_engine_equals_pytorch(name: str, padding_invariant: bool, tmp_path: Path) -> None:
+    model = model_of(name)
+    program, metadata = trace(model, padding_invariant=padding_invariant), metadata_of(model)
+    for format_name, format in EXPORT_FORMATS.items():
+        path = tmp_path / f"{format_name}{format.suffix}"
+        format.write(copy.deepcopy(program), metadata, path)
+        engine = load_exported(path)
+        for sizes in [*SIZES, *(SMALL if padding_invariant else [])]:
+            batch = noise_batch(sizes)
+            expected, actual = torch_engine(model, padding_invariant).predict(batch), engine.predict(batch)
+            assert expected.class_logits.std() > 0.1
+            torch.testing.assert_close(actual.class_logits, expected.class_logits, rtol=0, atol=1e-3)
+            torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-4)
+
+
+def test_graph_has_neither_norms_nor_branches() -> None:
+    program = export_program(model_of("dfine_n"), postprocess=False)
+    operators = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert not [one for one in operators if "batch_norm" in one]
+    weights = [name for name in program.state_dict if name.startswith("model.encoder.top_down.0.csp1.blocks.0.")]
+    assert weights == [
+        f"model.encoder.top_down.0.csp1.blocks.0.branch3x3.convolution.{kind}" for kind in ("weight", "bias")
+    ]
