@@ -3,7 +3,7 @@
 The authors' file names end in the first eight digits of their SHA-256. Full hashes and revisions are from public records of
 people who downloaded the files; those of torchvision and DETR agree with the file names, and those of the hub with what it
 says of its files when they are downloaded. What is not listed is trusted at the first download: `HashRecord` keeps its
-hash beside the file, and every later use is compared with it. Light: imports no torch.
+hash next to the file, and every later use is compared with it. Light: imports no torch.
 """
 
 import hashlib
@@ -180,7 +180,7 @@ def waiting_lock(path: Path) -> Iterator[None]:
     """Lock a file against other processes; wait while another one has the lock.
 
     Raises:
-        CheckpointError: another process has it for an hour.
+        CheckpointError: another process locks it for an hour.
     """
     from filelock import FileLock, Timeout
 

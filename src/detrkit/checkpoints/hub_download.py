@@ -56,8 +56,8 @@ def hub_snapshot(repo_id: str, revision: str | None = None) -> Path:
 
     record = HashRecord(Path(constants.HF_HUB_CACHE) / RECORD)
     pin = HUB_PINS.get(repo_id) if revision is None else None
-    wanted = revision if pin is None else pin.revision
-    key = f"{repo_id}@{wanted or ''}"
+    target = revision if pin is None else pin.revision
+    key = f"{repo_id}@{target or ''}"
     recorded = _checked(record.read().get(key), key, record)
     is_moving = revision is not None and not _COMMIT.fullmatch(revision)
     if is_moving:
@@ -68,7 +68,7 @@ def hub_snapshot(repo_id: str, revision: str | None = None) -> Path:
     if recorded is not None and (folder := _cached(repo_id, recorded)) is not None:
         _compare(folder, {name: sha256_of(folder / name) for name in recorded["files"]}, expected)
         return folder
-    folder, files = _download(repo_id, wanted if recorded is None else recorded["commit"])
+    folder, files = _download(repo_id, target if recorded is None else recorded["commit"])
     digests = {name: sha256_of(folder / name) for name in files.sizes}
     _compare(folder, digests, {**files.sha256, **expected})
     record.store(key, {"commit": files.commit, "files": digests})
