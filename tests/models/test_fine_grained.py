@@ -11,6 +11,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
 from detrkit.models.heads.fine_grained import DistanceBins, QualityHead
 from detrkit.models.layers import LayerConfig
+from detrkit.ops.padding import pad_to_batch
 
 
 @pytest.mark.parametrize(("scale", "ends", "first"), [(4.0, [-4.0, -2.0], 3), (8.0, [-8.0, -4.0], 5)])
@@ -126,3 +127,18 @@ def test_evaluation_stops_after_an_earlier_layer_with_that_layers_heads(name: st
     torch.testing.assert_close(fused.boxes, all_layers.layer_boxes[1], rtol=0, atol=1e-4)
     model.train()
     assert len(model(IMAGES).layer_boxes) == 3
+
+
+@pytest.mark.parametrize("name", ["dfine-n", "rtdetr-r18", "rtdetrv2-s-dsp"])
+def test_padded_images_of_padding_invariant_models_are_predicted_as_alone(name: str) -> None:
+    model = small(name).eval()
+    model.padding_invariant = True
+    images, padding = pad_to_batch([IMAGES[0], IMAGES[1, :, :, :64]])
+    with torch.inference_mode():
+        both, alone = model(images, padding), model(IMAGES[1:, :, :, :64])
+    assert both.proposals is not None
+    assert alone.proposals is not None
+    # equally good cells may be swapped
+    rows = torch.cdist(alone.proposals.boxes[0], both.proposals.boxes[1]).argmin(1)
+    torch.testing.assert_close(both.boxes[1, rows], alone.boxes[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(both.class_logits[1, rows], alone.class_logits[0], rtol=0, atol=1e-3)
