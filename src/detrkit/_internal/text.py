@@ -3,7 +3,8 @@
 import json
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and newline
+# all control characters but tab and newline, and those that change the order or the lines of the text around them
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(name: str) -> str:
@@ -31,7 +32,12 @@ def duration(seconds: float) -> str:
 
 def escape_control_characters(text: str) -> str:
     """Escape control characters other than tab and newline, which could hide or forge lines on a terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def valid_text(text: str) -> str:
+    """Replace what is no character, and cannot be written to a file: halves of surrogate pairs."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def first_line(error: Exception) -> str:

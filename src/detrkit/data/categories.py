@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from detrkit._internal.text import valid_text
+
 
 @dataclass(frozen=True)
 class Categories:
@@ -17,6 +19,10 @@ class Categories:
     ids: tuple[int, ...]
     names: tuple[str, ...]
     is_thing: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Replace halves of characters, which JSON can hold and no file, page or font can."""
+        object.__setattr__(self, "names", tuple(map(valid_text, self.names)))
 
     @property
     def things(self) -> tuple[bool, ...]:

@@ -6,6 +6,7 @@ also in dark mode.
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detrkit._internal.provenance import MAKER
+from detrkit.visualization.figure_text import figure_text, font_families
 
 INK = "#123456"  # placeholder for the page's text colour
 _COLORS = ("#3b6fd4", "#d97706", "#0f9d6b", "#c2418c")  # distinct on white and black, and for most colour-blind eyes
@@ -191,7 +193,7 @@ def draw_query_map(
         for kind, mask in masks.items():
             panel.scatter(*points[mask].T, s=size, color=_SHAPE_COLORS[kind], linewidths=0, alpha=0.7)
         panel.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
-        panel.set_title(name, fontsize=8)
+        panel.set_title(figure_text(name), fontsize=8)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     handles = [panels[0].scatter([], [], s=18, color=color) for color in _SHAPE_COLORS.values()]
@@ -234,23 +236,26 @@ def draw_throughput(bars: Sequence[tuple[str, float, float | None]]) -> bytes:
     """
     figure = Figure(figsize=(9, 1.2 + 0.4 * len(bars)), layout="constrained")
     speeds, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
-    names = [name for name, _, _ in bars]
+    names = [figure_text(name) for name, _, _ in bars]
     for axes, values, title, digits in (
         (speeds, [speed for _, speed, _ in bars], "images per second", "%.3g"),
         (memory, [mebibytes or 0 for _, _, mebibytes in bars], "peak memory, MiB", "%.0f"),
     ):
-        drawn = axes.barh(names, values, color=_COLORS[0], height=0.65)
+        drawn = axes.barh(range(len(bars)), values, color=_COLORS[0], height=0.65)
         axes.bar_label(drawn, fmt=digits, padding=3, fontsize=8)
         axes.set(title=title)
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
+    speeds.set_yticks(range(len(bars)), names, family=font_families("".join(name for name, _, _ in bars)))
     speeds.invert_yaxis()
     return _plain_png(figure)
 
 
 def _plain_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": MAKER})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # logged by `fonts_for`
+        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": MAKER})
     return buffer.getvalue()
 
 

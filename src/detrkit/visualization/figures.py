@@ -4,6 +4,7 @@ Boxes are xyxy in pixels of the image.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import MAKER
 from detrkit.visualization.captions import text_color_on
 from detrkit.visualization.draw import color_of
+from detrkit.visualization.figure_text import figure_text, font_families
 
 COLUMN_WIDTH = 3.35  # inches, of a paper with two columns
 PAGE_WIDTH = 6.9
 _SMALL = 7.0  # points: the smallest size that is legible in print
 _CAPTION = 8.0
 _SMALL_IMAGE = 400  # pixels a side
+_MAX_TITLE = 48  # letters, of a panel
+_MAX_HEADING = 100  # of a page's width
 _STYLE: dict[Any, Any] = {
     "font.size": _CAPTION,
     "axes.titlesize": _CAPTION,
@@ -154,8 +158,9 @@ def draw_matching(
         )
         if row == column:
             right.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#d62728", linewidth=1.5))
-    right.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
-    right.set_yticks(range(len(rows)), rows)
+    names, families = [figure_text(name) for name in columns], font_families("".join(columns))
+    right.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", family=families)
+    right.set_yticks(range(len(rows)), [figure_text(row) for row in rows])
     right.tick_params(length=0)
     right.set_title(title)
     return figure
@@ -181,7 +186,8 @@ def draw_stages(boxes: Sequence[StageBox], arrows: Sequence[tuple[str, str]], ti
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, PAGE_WIDTH), ylim=(rows * step, -0.2))
     axes.set_axis_off()
-    axes.text(0.06, -0.05, title, fontsize=_CAPTION, fontweight="bold", va="center")
+    heading = figure_text(title, _MAX_HEADING)
+    axes.text(0.06, -0.05, heading, fontsize=_CAPTION, family=font_families(title), fontweight="bold", va="center")
     middle = {box.name: ((box.column + 0.5) * wide, box.row * step + 0.05 + tall / 2) for box in boxes}
     for box in boxes:
         x, y = middle[box.name]
@@ -208,7 +214,8 @@ def save_figure(figure: Figure, path: Path) -> None:
         "pdf": {"CreationDate": None, "Creator": MAKER},
         "png": {"Software": MAKER},
     }[format]
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # logged by `fonts_for`
         figure.savefig(temporary, format=format, metadata=metadata)
 
 
@@ -230,7 +237,8 @@ def _show_image(axes: Axes, image: Image, title: str) -> None:
     # vector formats embed a small image as it is, a large one resampled to the resolution of print
     interpolation = "none" if max(image.size) <= _SMALL_IMAGE else "antialiased"
     axes.imshow(image, extent=(0, image.width, image.height, 0), interpolation=interpolation)
-    axes.set(xlim=(0, image.width), ylim=(image.height, 0), xticks=[], yticks=[], title=title)
+    axes.set(xlim=(0, image.width), ylim=(image.height, 0), xticks=[], yticks=[])
+    axes.set_title(figure_text(title, _MAX_TITLE), family=font_families(title))
 
 
 def _show_panel(axes: Axes, grey: Image, map_size: tuple[float, float], panel: Panel) -> None:
@@ -267,7 +275,8 @@ def _show_box(axes: Axes, drawn: DrawnBox) -> None:
         side = "bottom" if place[1] > 0.1 * bottom_edge else "top"  # above the box, if there is room
         label = {"facecolor": color, "edgecolor": "none", "pad": 0.8}
         ink = text_color_on(drawn.color)
-        axes.text(*place, drawn.caption, fontsize=_SMALL, va=side, color=ink, bbox=label, clip_on=True)
+        caption, families = figure_text(drawn.caption), font_families(drawn.caption)
+        axes.text(*place, caption, fontsize=_SMALL, family=families, va=side, color=ink, bbox=label, clip_on=True)
 
 
 def _mark(axes: Axes, point: tuple[float, float], color: tuple[int, int, int]) -> None:

@@ -87,6 +87,11 @@ def lay_out(text: str, size: int) -> tuple[Run, ...]:
     return tuple(runs)
 
 
+def fonts_for(text: str, size: int = 12) -> list[str]:
+    """Return the files of the fonts that a text is drawn with; letters that no font has are logged once."""
+    return list(dict.fromkeys(_font_path(cluster, size) for cluster in _clusters(_printable(text))))
+
+
 def _printable(text: str) -> str:
     """Replace what cannot be drawn: control characters, and bytes of file names that are not text."""
     replaced = {"Cc": " ", "Cs": "\ufffd"}
