@@ -112,7 +112,7 @@ def row_scores(row: Row, config: RunConfig, folder: Path) -> dict[str, float]:
     preset_config(row_config.model, **row_config.model_overrides)  # fails before training if a field is wrong
     file = folder / "row.json"  # marks a complete row; a stopped one has checkpoints and a report, too
     if file.is_file():
-        return {name: float(value) for name, value in json.loads(file.read_text()).items()}
+        return {name: float(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
     is_started = (folder / STATE_FILE).is_file()
     print(f"{row.name}: {'resuming' if is_started else 'training'}")
     result = resume(folder) if is_started else train_from_config(row_config, folder)

@@ -277,7 +277,9 @@ def choose_steps(experiment: Experiment) -> dict[str, int]:
     path = experiment.output / "budget.json"
     # explicit settings only, so that settings added in later versions do not invalidate the runs
     requested = {"minutes": experiment.minutes, **experiment.common.model_dump(mode="json", exclude_unset=True)}
-    budget: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"requested": requested, "seconds": {}}
+    budget: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"requested": requested, "seconds": {}}
+    )
     before = budget["requested"]
     if changed := [name for name in {**before, **requested} if before.get(name) != requested.get(name)]:
         raise SystemExit(
@@ -331,7 +333,7 @@ def run_row(experiment: Experiment, row: Row, seed: int, steps: int) -> dict[str
         output = folder / f"on-{experiment.split}"
         if not (output / "scores.json").is_file():
             evaluate(folder, experiment.common.data, split=experiment.split, output=output)
-        metrics = json.loads((output / "scores.json").read_text())["metrics"]
+        metrics = json.loads((output / "scores.json").read_text(encoding="utf-8"))["metrics"]
     scores = {name: -1.0 if metrics[name] is None else float(str(metrics[name])) for name in COLUMNS}
     return {**scores, "parameters": float(count_parameters(folder))}
 

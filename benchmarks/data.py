@@ -108,7 +108,7 @@ class PrivateMemory:
     def __call__(self, _batch: list[float]) -> float:
         """Measure this process."""
         gc.collect()
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 

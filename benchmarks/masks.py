@@ -173,7 +173,7 @@ def report_side_by_side(task: str, rounds: int) -> None:
 def start_worker(task: str, variant: str) -> "subprocess.Popen[str]":
     """Start a process that runs a step on request."""
     command = [sys.executable, "-m", "benchmarks.masks", "--worker", task, variant]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def run_worker(task: str, variant: str) -> None:

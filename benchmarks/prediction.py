@@ -71,7 +71,7 @@ def lines_path(root: Path, partition: int) -> Path:
 def resident_memory(process: subprocess.Popen[bytes]) -> float:
     """Return the resident memory of a process in MiB; 0 if it has ended."""
     try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:
         return 0
     values = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]

@@ -55,7 +55,7 @@ def server(weights: Path, batch_size: int, threads: int, timeout: float = 600.0)
     command = ["serve", str(weights), "--port", "0", "--batch-size", str(batch_size), "--timeout", str(timeout)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "detrkit", *command], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "detrkit", *command], stdout=subprocess.PIPE, encoding="utf-8", env=environment
     )
     try:
         assert process.stdout is not None

@@ -142,7 +142,9 @@ def write_place(folder: Path) -> None:
     """Write a dataset, a run folder and an image, by their names only: no command reads them."""
     annotations = folder / "photos" / "annotations"
     annotations.mkdir(parents=True)
-    (annotations / "instances_train.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (annotations / "instances_train.json").write_text(
+        '{"images": [], "annotations": [], "categories": []}', encoding="utf-8"
+    )
     (folder / "run" / "best").mkdir(parents=True)
     (folder / "run" / "best" / "model.safetensors").touch()
     (folder / "run" / "config.yaml").touch()
@@ -153,7 +155,7 @@ def seconds_to_answer(place: Path, arguments: list[str]) -> float:
     """Run a wrong command line, check that it is answered in one sentence, and return the seconds that it took."""
     start = time.perf_counter()
     result = subprocess.run(
-        [sys.executable, "-m", "detrkit", *arguments], cwd=place, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "detrkit", *arguments], cwd=place, capture_output=True, encoding="utf-8", check=False
     )
     seconds = time.perf_counter() - start
     assert result.returncode == 2, (arguments, result.stdout + result.stderr)

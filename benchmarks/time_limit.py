@@ -34,7 +34,7 @@ def write_shapes(root: Path) -> Path:
         (root / name).mkdir()
         for sample, entry in zip(samples, document["images"], strict=True):
             tensor_to_image(sample.image).save(root / name / entry["file_name"])
-        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(document))
+        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(document), encoding="utf-8")
     return root
 
 

@@ -147,7 +147,7 @@ def report_steps(device: str, rounds: int) -> None:
 def start_worker(library: str, precision: str, device: str) -> "subprocess.Popen[str]":
     """Start a process that runs a step on request."""
     command = [sys.executable, "-m", "benchmarks.training", "--worker", library, precision, "--device", device]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def request(worker: "subprocess.Popen[str]", name: str) -> str:
@@ -234,7 +234,7 @@ def report_synchronizations() -> None:
 
 def peak_memory() -> float:
     """Return the peak memory of this process in GiB (Linux; getrusage includes the parent process)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 

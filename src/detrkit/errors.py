@@ -38,8 +38,8 @@ def arg(name: str, value: object = _UNSET) -> str:
 
 
 def python_style(name: str, shown: str, text: str) -> str:
-    """Render an argument as Python code: ``name=value``."""
-    return f"{name}={shown}"
+    """Render an argument as Python code: ``name=value``, or its name if it has no value."""
+    return f"{name}={shown}" if shown else name
 
 
 class DetrkitError(Exception):

@@ -1,11 +1,16 @@
 """Model descriptions: parameters, FLOPs and shapes of every part."""
 
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 import detrkit
 from detrkit import ConfigError, build_model
+from detrkit.benchmark.cases import BenchmarkCase
+from detrkit.benchmark.describe import describe_model
+from detrkit.benchmark.worker import _load_detector
 from detrkit.models.presets import preset_config
 
 
@@ -31,5 +36,17 @@ def test_description_of_a_config_is_saved_as_a_figure(tmp_path: Path) -> None:
 
 
 def test_empty_size_is_rejected() -> None:
-    with pytest.raises(ConfigError, match="size="):
+    with pytest.raises(ConfigError, match="size"):
         detrkit.describe_model("detr-tiny", size=(0, 64))
+
+
+def test_bare_weights_take_their_architecture_from_model(tmp_path: Path) -> None:
+    weights = tmp_path / "bare.pth"
+    torch.save(build_model("detr-tiny", num_classes=3).state_dict(), weights)
+    described = describe_model(weights, size=(64, 64), model="detr-tiny")
+    assert described.config.num_classes == 3
+    case = BenchmarkCase("detrkit", str(weights), model="detr-tiny")
+    assert pickle.loads(pickle.dumps(case)) == case  # it goes to a process
+    assert _load_detector(case, "cpu").model.config == described.config
+    with pytest.raises(ConfigError, match="is for weights"):
+        describe_model("detr-tiny", model="detr-r50")

@@ -133,7 +133,7 @@ def test_a_wrong_setting_is_named_with_its_value(settings: dict[str, Any], messa
 
 
 def test_a_config_without_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no dataset was given, expected a folder as data="):
+    with pytest.raises(ConfigError, match="no dataset was given, expected a folder as data"):
         run_config({"epochs": 3})
 
 

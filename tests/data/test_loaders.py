@@ -51,7 +51,7 @@ def test_unreadable_images_are_replaced_so_that_ranks_stay_in_step() -> None:
 
 def test_fewer_batches_than_processes_are_rejected() -> None:
     with pytest.raises(
-        ConfigError, match="fewer than batch_size=1 for each of 2 processes; lower batch_size= or devices="
+        ConfigError, match="fewer than batch_size=1 for each of 2 processes; lower batch_size or devices"
     ):
         loader_of(1, {}, 0.5, Rank(0, 2))
 

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from detrkit.config.run import RunConfig
+from detrkit.data.checks.examine import examine
+from detrkit.data.convert import convert_dataset
 from detrkit.data.dataset import DetectionDataset, Split
 from detrkit.data.formats.coco import read_coco_file
 from detrkit.data.formats.context import ReadContext
@@ -17,6 +19,8 @@ from detrkit.data.records import Records
 from detrkit.data.segmentation import read_masks, to_rle
 from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError, DatasetError
+from detrkit.evaluation.arrays import GroundTruth
+from detrkit.evaluation.evaluate import evaluate
 from detrkit.ops.masks import encode_masks
 from detrkit.training.data import open_data
 from tests.datasets import write_coco
@@ -110,6 +114,65 @@ def test_malformed_segmentation_is_rejected(tmp_path: Path, message: str) -> Non
         masks_of(write(tmp_path, [MALFORMED[message]]))
     assert "\n" not in str(caught.value)
     assert len(load_dataset(tmp_path / "instances.json").train.records[0].labels) == 1, "boxes alone do not need it"
+
+
+def rle(counts: Any, size: Any = (6, 8)) -> dict[str, Any]:
+    return {"size": list(size), "counts": counts}
+
+
+GOOD = "6241m0"  # COUNTS, compressed
+MALFORMED_RLE = {
+    "swapped": rle(GOOD, (8, 6)),
+    "larger": rle(GOOD, (12, 16)),
+    "huge": rle(GOOD, (2**30, 2**30)),
+    "negative size": rle(GOOD, (-6, 8)),
+    "one side": rle(GOOD, (6,)),
+    "side of text": rle(GOOD, ("6", "8")),
+    "no size": {"counts": GOOD},
+    "no counts": {"size": [6, 8]},
+    "null": rle(None),
+    "number": rle(5),
+    "object": rle({}),
+    "no runs": rle([]),
+    "no text": rle(""),
+    "negative run": rle([50, -2]),
+    "fraction": rle([10.5, 37.5]),
+    "overflow": rle([2**62, 1]),
+    "sum of 32 bits": rle([2**31, 2**31, 48]),
+    "too short": rle([5, 5]),
+    "too long": rle([5, 48]),
+    "nested": rle([[1, 2]]),
+    "words": rle(["1", "47"]),
+    "control characters": rle("\x00\x01"),
+    "high characters": rle("\x7f" * 40),
+    "not ASCII": rle("é"),
+    "half a character": rle("\ud800"),
+    "spaces": rle("   "),
+    "not terminated": rle("o" * 15),
+    "number of 150 bits": rle("o" * 30 + "0"),
+    "negative compressed": rle("d1L"),  # 52 and -4
+    "repr of bytes": rle(f"b'{GOOD}'"),
+    "one more run": rle(GOOD + "1"),
+    "backslash": rle(GOOD + "\\"),
+}
+
+
+@pytest.mark.parametrize("segmentation", MALFORMED_RLE.values(), ids=MALFORMED_RLE)
+def test_malformed_run_lengths_are_one_sentence_everywhere(tmp_path: Path, segmentation: dict[str, Any]) -> None:
+    file = write(tmp_path / "data", [segmentation, rle(GOOD)])
+    with pytest.raises(DatasetError, match="segmentation"):
+        load_dataset(file, masks=True)
+    report = examine(file, workers=0, cache=False)
+    assert len(report.dataset.train.records[0].labels) == 2  # the objects keep their boxes
+    with pytest.raises(DatasetError, match="segmentation"):
+        convert_dataset(file, tmp_path / "copy", "coco")
+    document = json.loads(file.read_text())
+    results = [{"image_id": 1, "category_id": 1, "segmentation": rle(GOOD), "score": 0.5}]
+    with pytest.raises(DatasetError, match="segmentation"):
+        GroundTruth.from_coco(document, masks=True)
+    (tmp_path / "results.json").write_text(json.dumps([{**results[0], "segmentation": segmentation}]))
+    with pytest.raises(DatasetError, match=r"segmentation|mask of"):
+        evaluate(tmp_path / "results.json", write(tmp_path / "good", [rle(GOOD)]), split="train")
 
 
 def test_polygon_far_outside_allocates_little_memory() -> None:

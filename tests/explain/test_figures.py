@@ -109,7 +109,7 @@ def test_figures_without_content_are_rejected(
 
 
 def test_matching_figure_needs_ground_truth(detector: Detector, sample: Sample) -> None:
-    with pytest.raises(ConfigError, match="pass annotations="):
+    with pytest.raises(ConfigError, match="pass annotations"):
         explain_sample(detector, sample).figure("matching")
 
 

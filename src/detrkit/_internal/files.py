@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrkit._internal.system import replace, sync
 from detrkit._internal.temporary import sweep, sweep_once, temporary_path
 from detrkit.errors import ConfigError, DatasetError, arg
 
@@ -58,7 +59,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _flush(temporary)
             if mode is not None:
                 temporary.chmod(stat.S_IMODE(mode))
-            temporary.replace(target)
+            replace(temporary, target)
             _flush_folder(folder)
     except OSError as error:
         if error.errno in _FULL or error.filename in (str(temporary), str(target), temporary, target):
@@ -81,7 +82,7 @@ def _mode_of(path: Path) -> int | None:
 def _flush(path: Path) -> None:
     """Write a file through to the disk; Windows only flushes files that are open for writing."""
     with path.open("r+b") as written:
-        os.fsync(written.fileno())
+        sync(written.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -123,10 +124,10 @@ def staged_folder(output: Path) -> Iterator[Path]:
         yield staging
         if exists:
             for entry in staging.iterdir():
-                entry.rename(output / entry.name)
+                replace(entry, output / entry.name)
             staging.rmdir()
         else:
-            staging.rename(output)
+            replace(staging, output)
         is_done = True
     except OSError as error:
         raise _cannot_write(output, error) from None

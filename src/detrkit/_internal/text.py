@@ -32,7 +32,9 @@ def duration(seconds: float) -> str:
 
 def escape_control_characters(text: str) -> str:
     """Escape control characters other than tab and newline, which could hide or forge lines on a terminal."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return _CONTROL.sub(
+        lambda match: f"\\x{ord(match[0]):02x}" if match[0] < "\xff" else f"\\u{ord(match[0]):04x}", text
+    )
 
 
 def valid_text(text: str) -> str:

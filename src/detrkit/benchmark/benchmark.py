@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def benchmark(
     baselines: bool = True,
     device: str = "auto",
     num_threads: int | None = None,
+    model: str | Path | None = None,
+    state_dict_key: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchmarkReport:
     """Measure speed, memory, parameters and FLOPs of models side by side.
@@ -48,6 +51,8 @@ def benchmark(
         baselines: also measure the same models in transformers, if it is installed, and torchvision's Faster R-CNN.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
         num_threads: CPU threads. Default: all cores.
+        model: preset, or ``config.yaml`` of a run, of weights files that do not describe their model.
+        state_dict_key: entry of `.pth` files that holds the weights.
         progress: called with the number of finished and of all steps.
 
     Raises:
@@ -61,7 +66,12 @@ def benchmark(
         num_threads = num_threads or torch.get_num_threads()
     config = BenchmarkConfig(size, batch_size, str(chosen), num_threads, rounds)
     sources = [sources] if isinstance(sources, str | Path) else sources
-    cases = list_cases([str(source) for source in sources], precisions, baselines, chosen)
+    cases = [
+        replace(case, model=None if model is None else str(model), state_dict_key=state_dict_key)
+        if Path(case.source).is_file() and not is_exported(case.source)
+        else case
+        for case in list_cases([str(source) for source in sources], precisions, baselines, chosen)
+    ]
     report = BenchmarkReport(config, tuple(_measure(cases, config, progress or (lambda done, total: None))))
     if not report.measured:
         raise DetrkitError(report.results[0].error or "No model could be measured.")

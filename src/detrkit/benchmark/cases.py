@@ -16,11 +16,15 @@ class BenchmarkCase:
         kind: implementation: detrkit's, the same model in transformers, or torchvision's Faster R-CNN.
         source: preset, run folder, weights file or exported file; empty for Faster R-CNN.
         precision: of the computation.
+        model: preset, or `config.yaml` of a run, of weights that do not describe their model.
+        state_dict_key: entry of a `.pth` file that holds the weights.
     """
 
     kind: CaseKind
     source: str
     precision: CasePrecision = "float32"
+    model: str | None = None
+    state_dict_key: str | None = None
 
     @property
     def name(self) -> str:

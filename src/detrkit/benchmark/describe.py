@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.named_model import NamedModel
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, import_optional
 from detrkit.explain.stages import StageIO, capture_stages
@@ -104,12 +105,20 @@ class ModelDescription:
         write_stages_figure([stage.io for stage in self.stages], image, title, Path(path))
 
 
-def describe_model(source: str | Path | ModelConfig, *, size: tuple[int, int] = (800, 1066)) -> ModelDescription:
+def describe_model(
+    source: str | Path | ModelConfig,
+    *,
+    size: tuple[int, int] = (800, 1066),
+    model: NamedModel | None = None,
+    state_dict_key: str | None = None,
+) -> ModelDescription:
     """Describe a model without computing anything.
 
     Args:
         source: preset, run folder, weights file, or a model configuration.
         size: (height, width) of the image in pixels, as the model sees it.
+        model: of weights that do not describe it; see `Detector.load`.
+        state_dict_key: entry of a `.pth` file that holds the weights.
 
     Raises:
         ConfigError: the size is out of range.
@@ -122,23 +131,29 @@ def describe_model(source: str | Path | ModelConfig, *, size: tuple[int, int] = 
     else:
         name = str(source)
         is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
-        config = preset_config(name) if is_preset else load_checkpoint(name).config
-    model = model_without_memory(config).eval()
-    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model.requires_grad_(False)  # the counter fails on views of parameters that require gradients
+        if is_preset and model is not None:
+            raise ConfigError(f"{arg('model', str(model))} is for weights; {name} is a preset, which needs none")
+        config = (
+            preset_config(name)
+            if is_preset
+            else load_checkpoint(name, model=model, state_dict_key=state_dict_key).config
+        )
+    network = model_without_memory(config).eval()
+    num_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    network.requires_grad_(False)  # the counter fails on views of parameters that require gradients
     # fused attention is not counted on the meta device; the math backend is, with the same operations
     with (
         torch.no_grad(),
-        capture_stages(model) as stages,
+        capture_stages(network) as stages,
         FlopCounterMode(display=False, depth=8) as counter,
         sdpa_kernel(SDPBackend.MATH),
     ):
-        model(torch.empty(1, config.in_channels, *size, device="meta"))
+        network(torch.empty(1, config.in_channels, *size, device="meta"))
     flops = {re.sub(r"^DETR\.", "", name): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     described = [
         StageDescription(
             io=stage,
-            num_parameters=sum(p.numel() for p in model.get_submodule(stage.part).parameters()),
+            num_parameters=sum(p.numel() for p in network.get_submodule(stage.part).parameters()),
             gflops=flops.get(stage.part, 0) / 1e9,
         )
         for stage in stages

@@ -100,7 +100,9 @@ def _load_detector(case: BenchmarkCase, device: str) -> Detector:
     """Load the detector of a case; presets get random weights."""
     if case.source in PRESETS and not Path(case.source).exists():
         return Detector.from_model(build_model(case.source), device=device, precision=case.precision)
-    return Detector.load(case.source, device, precision=case.precision)
+    return Detector.load(
+        case.source, device, precision=case.precision, model=case.model, state_dict_key=case.state_dict_key
+    )
 
 
 def _build_transformers(case: BenchmarkCase, batch: Batch, config: BenchmarkConfig) -> _Predictor:
@@ -211,4 +213,5 @@ def _peak_memory(device: torch.device) -> float | None:
     if not status.exists():
         return None
     # not getrusage, which includes the parent process before the spawn
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 
 import torch
 
-from detrkit._internal.files import make_folder
+from detrkit._internal.home import check_cache_home
 from detrkit.checkpoints.hashes import (
     DOWNLOADS,
     FILE_SHA256,
@@ -81,7 +81,7 @@ def fetch(url: str) -> Path:
     """
     name = url.rsplit("/", 1)[1]
     expected = FILE_SHA256.get(name) or published_digits(name)
-    path = make_folder(_cache()) / name
+    path = _cache_folder() / name
     if not path.is_file():
         with waiting_lock(path):
             if not path.is_file():  # another process may have downloaded it
@@ -178,3 +178,21 @@ class _SecureRedirects(urllib.request.HTTPRedirectHandler):
         if not newurl.startswith(_SCHEMES):
             raise URLError(f"it redirects to {newurl[:80]}, which is not an https address")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _cache_folder() -> Path:
+    """Return torch's folder of weights, which is created.
+
+    Raises:
+        CheckpointError: it cannot be.
+        ConfigError: there is no home folder.
+    """
+    check_cache_home("weights", "TORCH_HOME")
+    folder = _cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot keep weights ({error.strerror or error}); set TORCH_HOME to a folder that can be written to"
+        ) from None
+    return folder

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from detrkit._internal.home import check_cache_home
 from detrkit.checkpoints.download import announced_size, check_size
 from detrkit.checkpoints.hashes import DOWNLOADS, HUB_PINS, RECORD, HashRecord, sha256_of
 from detrkit.checkpoints.sources import WEIGHTS_FILE
@@ -51,9 +52,11 @@ def hub_snapshot(repo_id: str, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: it cannot be downloaded, or a file does not match its hash.
+        ConfigError: there is no home folder.
     """
     from huggingface_hub import constants
 
+    check_cache_home("models of the hub", "HF_HOME", "HF_HUB_CACHE")
     record = HashRecord(Path(constants.HF_HUB_CACHE) / RECORD)
     pin = HUB_PINS.get(repo_id) if revision is None else None
     target = revision if pin is None else pin.revision

@@ -31,6 +31,8 @@ def benchmark(
     baselines: bool = True,
     device: str = "auto",
     num_threads: int | None = None,
+    model: str | None = None,
+    state_dict_key: str | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
     """Measure models side by side on this machine: speed by stage, parameters, GFLOPs, memory.
@@ -58,6 +60,10 @@ def benchmark(
         `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
     num_threads
         CPU threads; all cores by default.
+    model
+        Preset, or config.yaml of a run, of weights files that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of .pth files that holds the weights, such as ema_model; default: the moving average if there is one.
     output
         Folder for benchmark.html, benchmark.png and benchmark.json.
     """
@@ -85,6 +91,8 @@ def benchmark(
             baselines=baselines,
             device=device,
             num_threads=num_threads,
+            model=model,
+            state_dict_key=state_dict_key,
             progress=progress,
         )
     _print_report(report)

@@ -25,9 +25,10 @@ def convert_data(
 ) -> None:
     """Convert a dataset to another format; images are copied.
 
-    Category ids, names and boxes are kept, and in COCO the segmentations of the objects that have one. Crowds are
-    dropped in YOLO, and become difficult objects in Pascal VOC. Panoptic annotations can only be written from panoptic
-    ones; in COCO their segments become run lengths, in other formats boxes. After an error nothing is left of the output.
+    Category ids, names and boxes are kept, and in COCO the segmentations of the objects that have one; in YOLO, polygons
+    of images whose objects all have one. Crowds are dropped in YOLO, and become difficult objects in Pascal VOC. Panoptic
+    annotations can only be written from panoptic ones; in COCO their segments become run lengths, in other formats boxes.
+    The copy has the splits of the folder. After an error nothing is left of the output.
 
     Example: `detrkit convert-data blood-cells blood-cells-coco --to coco`
 

@@ -36,6 +36,8 @@ def describe(
     /,
     *,
     size: str = "800x1066",
+    model: str | None = None,
+    state_dict_key: str | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> None:
     """Show the parts of a model with parameters, GFLOPs and output shapes; `describe data` shows a dataset.
@@ -48,6 +50,10 @@ def describe(
         Preset, run folder or weights file.
     size
         Size of the image as the model sees it, HEIGHTxWIDTH in pixels.
+    model
+        Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
+    state_dict_key
+        Entry of a .pth file that holds the weights, such as ema_model; default: the moving average if there is one.
     output
         Figure of the tensor shapes to write: .svg, .png or .pdf.
     """
@@ -67,7 +73,7 @@ def describe(
 
     from detrkit.benchmark.describe import describe_model
 
-    description = describe_model(source, size=height_width)
+    description = describe_model(source, size=height_width, model=model, state_dict_key=state_dict_key)
     _print_description(description)
     if output is not None:
         description.save_figure(output)

@@ -207,6 +207,7 @@ def _fix(
         (result.num_duplicates_dropped, "objects left out that are annotated twice"),
         (result.num_boxes_clipped, "boxes clipped to their image"),
         (result.num_segmentations_changed, "segmentations repaired, or left out and the box kept"),
+        (result.num_segmentations_lost, "segmentations replaced by their boxes, which the format cannot express"),
     )
     for count, what in changes:
         if count:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from detrkit._internal.files import refuse_overwrite, staged_folder
 from detrkit._internal.text import plural
-from detrkit.data.dataset import DatasetSplits, Split
+from detrkit.data.dataset import DatasetSplits, Split, concat_splits
 from detrkit.data.formats.registry import load_format
 from detrkit.data.formats.shards import DEFAULT_IMAGES_PER_SHARD, check_shard_folder, write_shards
 from detrkit.data.links import refuse_outside_files
-from detrkit.data.records import NO_SEGMENTATION, Masks, SplitName
+from detrkit.data.records import NO_SEGMENTATION, SplitName
 from detrkit.data.splits import Data, as_splits, load_dataset, require_train
-from detrkit.errors import check_minimum
+from detrkit.errors import DatasetError, check_minimum
 
 Progress = Callable[[int, int], None]
 
@@ -102,7 +102,8 @@ def convert_dataset(
 
     Category ids, names and boxes are kept. Crowds are dropped in YOLO, and become difficult objects in Pascal VOC. The
     segmentations of the objects that have one are kept in COCO, panoptic segments as run lengths. Panoptic annotations can
-    only be written from panoptic ones. After an error nothing is left of the output.
+    only be written from panoptic ones. In YOLO, polygons are kept of images whose objects all have one. The copy has the
+    splits that the folder has: no validation images are set aside. After an error nothing is left of the output.
 
     Only images are copied, whatever the suffixes of files say, and only from the dataset's folder unless `follow_links`.
 
@@ -123,19 +124,56 @@ def convert_dataset(
     output = Path(output)
     load_format(format)
     refuse_overwrite(output)
-    masks: Masks = "available" if load_format(format).HAS_MASKS else False
-    dataset = as_splits(data, classes=classes, format=source_format, masks=masks)
+    dataset = _read_for_copy(data, classes, source_format, needs_masks=load_format(format).HAS_MASKS)
     require_train(dataset)
-    splits = dataset.splits
-    notes = (*dataset.notes, *(finding.line for finding in dataset.findings))
-    if dataset.val.records is dataset.train.records:  # a single image
-        del splits["val"]
+    splits = splits_to_copy(dataset)
+    notes = (*(() if dataset.is_val_set_aside else dataset.notes), *(finding.line for finding in dataset.findings))
+    if dataset.is_val_set_aside:
+        notes = ("the data have no validation split, and neither has the copy: training sets images aside", *notes)
     num_crowds = write_dataset(splits, output, format, progress, follow_links=follow_links)
     if num_crowds:
         notes = (*notes, f"{plural(num_crowds, 'crowd')} dropped, which {format} cannot express")
-    if num_boxes := sum(_count_boxes(split) for split in splits.values()):
+    if num_lost := sum(count_lost_segmentations(split, format) for split in splits.values()):
+        notes = (
+            *notes,
+            f"{plural(num_lost, 'segmentation')} not kept, which {format} cannot express: boxes were written",
+        )
+    elif num_boxes := sum(_count_boxes(split) for split in splits.values()):
         notes = (*notes, f"{plural(num_boxes, 'object')} of the data have a box and no segmentation")
     return ConvertResult(output, load_dataset(output, format), num_crowds, notes)
+
+
+def _read_for_copy(
+    data: Data, classes: Sequence[str] | None, format: str | None, *, needs_masks: bool
+) -> DatasetSplits:
+    """Read a dataset with its segmentations; without them if they are malformed, and the copy is of boxes anyway."""
+    try:
+        return as_splits(data, classes=classes, format=format, masks="available")
+    except DatasetError:
+        if needs_masks:
+            raise
+    return as_splits(data, classes=classes, format=format)
+
+
+def splits_to_copy(dataset: DatasetSplits) -> dict[SplitName, Split]:
+    """Return the splits that a dataset has of itself: validation images that were set aside go back."""
+    splits = dataset.splits
+    if dataset.is_val_set_aside:
+        del splits["val"]
+        is_single = dataset.val.records is dataset.train.records
+        splits["train"] = dataset.train if is_single else concat_splits(dataset.train, dataset.val)
+    return splits
+
+
+def count_lost_segmentations(split: Split, format: str) -> int:
+    """Count the objects whose segmentation a format replaces by their box."""
+    writer = load_format(format)
+    if writer.HAS_MASKS or split.records.arrays.segmentations is None:
+        return 0
+    count = getattr(writer, "count_lost_segmentations", None)  # of formats that keep some
+    if count is not None:
+        return int(count(split))
+    return int((split.records.arrays.segmentations.ends.diff() > len(NO_SEGMENTATION)).sum())
 
 
 def _count_boxes(split: Split) -> int:

@@ -98,14 +98,30 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         # as lists: pycocotools takes arrays of four numbers for boxes
         polygons = [np.clip(part, -_MAX_COORDINATE, _MAX_COORDINATE).tolist() for part in segmentation]
         return dict(rle.merge([rle.frPyObjects([part], *size)[0] for part in polygons]))
+    encoded = _compress(segmentation, size)
+    runs = _runs(encoded["counts"])
+    if runs is None or not ((runs >= 0) & (runs <= math.prod(size))).all() or int(runs.sum()) != math.prod(size):
+        raise ValueError(_WRONG_SUM)
+    return encoded
+
+
+def _compress(segmentation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Compress RLE; that of compressed RLE is not checked.
+
+    Raises:
+        ValueError: it is of another size, or malformed.
+    """
     if tuple(segmentation["size"]) != size:
         height, width = segmentation["size"]
         raise ValueError(f"RLE of {width} x {height} pixels, the image has {size[1]} x {size[0]}")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != math.prod(size):
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        if sum(counts) != math.prod(size):
             raise ValueError(_WRONG_SUM)
         return dict(rle.frPyObjects(segmentation, *size))
-    return {"size": list(size), "counts": segmentation["counts"]}
+    if not isinstance(counts, str | bytes):
+        raise TypeError("RLE whose counts are neither text nor a list")
+    return {"size": list(size), "counts": counts}
 
 
 def find_misfit(segmentation: bytes, size: tuple[int, int]) -> str | None:
@@ -119,18 +135,17 @@ def find_misfit(segmentation: bytes, size: tuple[int, int]) -> str | None:
     if content is None:
         return None
     try:
-        encoded = to_rle(content, size)
-        rle.decode(encoded)
+        rle.decode(to_rle(content, size))
     except (ValueError, TypeError, OverflowError) as error:
         return str(error).splitlines()[0][:100]
-    return None if _sum_of_runs(encoded["counts"]) == math.prod(size) else _WRONG_SUM
+    return None
 
 
-def _sum_of_runs(counts: str | bytes) -> int | None:
-    """Add up compressed run lengths (pycocotools, rleFrString); None if they end in the middle of a number."""
+def _runs(counts: str | bytes) -> Int64[np.ndarray, "R"] | None:
+    """Return compressed run lengths as numbers (pycocotools, rleFrString); None if they end in the middle of one."""
     text = counts.encode() if isinstance(counts, str) else counts
     if not text:
-        return 0
+        return np.zeros(0, np.int64)
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if codes[-1] & 0x20:
         return None
@@ -140,7 +155,9 @@ def _sum_of_runs(counts: str | bytes) -> int | None:
     values = np.add.reduceat((codes & 0x1F) << (5 * digits), starts)
     values = np.where(codes[ends] & 0x10, values - (1 << (5 * (digits[ends] + 1))), values)  # a negative number
     # from the fourth on, a run length is the difference to the last but one
-    return int(values[:1].sum() + values[1::2].cumsum().sum() + values[2::2].cumsum().sum())
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values
 
 
 def repair_segmentation(
@@ -162,7 +179,7 @@ def repair_segmentation(
     content = json.loads(segmentation)
     for candidate in _candidates(content["size"], content["counts"], size):
         try:
-            encoded = rle.encode(np.asfortranarray(rle.decode(to_rle(candidate, size))))
+            encoded = rle.encode(np.asfortranarray(rle.decode(_compress(candidate, size))))
             x, y, width, height = rle_to_box(encoded)
         except (ValueError, TypeError, OverflowError):
             continue
@@ -175,13 +192,13 @@ def repair_segmentation(
 def _candidates(annotated: Sequence[int], counts: Any, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """Yield what run lengths may have been meant to be."""
     yield {"size": list(size), "counts": counts}
-    if isinstance(counts, list):
+    if isinstance(counts, list) and counts:
         ends = np.minimum(np.cumsum([*counts, *([0] if len(counts) % 2 else [])]), math.prod(size))
         background = math.prod(size) - int(ends[-1])  # after an even number of runs
         yield {"size": list(size), "counts": [*np.diff(ends, prepend=0).tolist(), background]}
     if tuple(annotated) == size[::-1]:  # of the transposed image
         try:
-            mask = rle.decode(to_rle({"size": annotated, "counts": counts}, size[::-1]))
+            mask = rle.decode(_compress({"size": annotated, "counts": counts}, size[::-1]))
         except (ValueError, TypeError, OverflowError):
             return
         yield {"size": list(size), "counts": _counts(mask.T)}

@@ -176,6 +176,7 @@ def _first_node(nodes: str) -> str:
             ["scontrol", "show", "hostnames", nodes],  # noqa: S607  (wherever Slurm is installed)
             capture_output=True,
             text=True,
+            encoding="utf-8",
             check=True,
         )
         return shown.stdout.split()[0]

@@ -32,7 +32,7 @@ from detrkit.evaluation.arrays import DetectionArrays
 from detrkit.evaluation.evaluator import Evaluator
 from detrkit.evaluation.inference_loop import run_inference
 from detrkit.evaluation.metrics import EvalMetrics
-from detrkit.evaluation.report.images import draw_predictions
+from detrkit.evaluation.report.images import PREDICTION_THRESHOLD, draw_predictions
 from detrkit.inference.detector import Detector
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
@@ -325,10 +325,14 @@ class TrainingRun:
         return self.evaluator.analyse(self.best_detections)
 
     def _draw_examples(self) -> list[Image.Image]:
-        """Draw some validation images, after every evaluation."""
+        """Draw some validation images, after every evaluation: at its threshold, as the report, if there is one."""
+        thresholds = self.evaluator.thresholds
+        threshold = PREDICTION_THRESHOLD if thresholds is None else thresholds.overall
         engine = TorchEngine(self.train_step.best_model, self.device, self.preprocessing.padding_invariant)
         detector = Detector(engine, self.data.categories, self.preprocessing)
-        return [drawn.image for drawn in draw_predictions(detector, self.data.pictures, _NUM_EXAMPLES)]
+        return [
+            drawn.image for drawn in draw_predictions(detector, self.data.pictures, _NUM_EXAMPLES, threshold=threshold)
+        ]
 
     def write_report(self, metrics: EvalMetrics, num_epochs: int) -> None:
         """Write the report of the best checkpoint, which has these metrics."""

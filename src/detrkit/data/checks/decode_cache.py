@@ -18,6 +18,7 @@ import PIL
 
 from detrkit._internal.documents import parse_json
 from detrkit._internal.files import make_folder, write_text
+from detrkit._internal.home import has_home
 from detrkit.data.decoding import RGB
 from detrkit.data.images import array_shape, open_image, read_image_bytes
 from detrkit.data.records import Record
@@ -95,9 +96,12 @@ def map_in_processes(function: Callable[[Record], Result], records: Sequence[Rec
         yield from pool.map(function, records, chunksize=8)
 
 
-def cache_path(dataset: Path) -> Path:
-    """Return the cache file of a dataset, in the user's cache folder."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_path(dataset: Path) -> Path | None:
+    """Return the cache file of a dataset, in the user's cache folder; None for a user without a home folder."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    if not caches and not has_home():
+        return None
+    folder = Path(caches) if caches else Path.home() / ".cache"
     name = hashlib.sha256(os.fsencode(dataset.resolve())).hexdigest()[:24]
     return folder / "detrkit" / "doctor" / f"{name}.jsonl"
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from detrkit.data.checks.annotations import find_duplicates
 from detrkit.data.checks.examine import DatasetReport
-from detrkit.data.convert import write_dataset
-from detrkit.data.dataset import DatasetSplits, Split, concat_splits
+from detrkit.data.convert import count_lost_segmentations, splits_to_copy, write_dataset
+from detrkit.data.dataset import DatasetSplits, Split
 from detrkit.data.records import (
     SPLIT_FOLDERS,
     ImageError,
@@ -39,6 +39,7 @@ class FixResult:
         num_duplicates_dropped: objects that were annotated twice.
         num_boxes_clipped: boxes clipped to their image.
         num_segmentations_changed: segmentations that did not fit; repaired, or left out if that was not possible.
+        num_segmentations_lost: segmentations that the format cannot express; the objects keep their boxes.
     """
 
     output: Path
@@ -50,6 +51,7 @@ class FixResult:
     num_duplicates_dropped: int = 0
     num_boxes_clipped: int = 0
     num_segmentations_changed: int = 0
+    num_segmentations_lost: int = 0
 
     def __repr__(self) -> str:
         return f"FixResult({str(self.output)!r}, {self.dataset!r})"
@@ -103,6 +105,7 @@ def fix_dataset(
         num_duplicates_dropped=num_duplicates,
         num_boxes_clipped=num_clipped,
         num_segmentations_changed=_count(report, SegmentationError),
+        num_segmentations_lost=sum(count_lost_segmentations(split, report.format) for split in kept.values()),
     )
 
 
@@ -112,11 +115,7 @@ def _count(report: DatasetReport, kind: type[DatasetError]) -> int:
 
 def _splits_to_write(report: DatasetReport) -> dict[SplitName, Split]:
     """Return the splits of the folder, which keep its names; validation images that were set aside go back."""
-    dataset = report.dataset
-    splits = dataset.splits
-    if dataset.is_val_set_aside:
-        del splits["val"]
-        splits["train"] = concat_splits(dataset.train, dataset.val)
+    splits = splits_to_copy(report.dataset)
     root = report.source if report.source.is_dir() else report.source.parent
     return {name: replace(split, folder=_folder_name(split, name, root)) for name, split in splits.items()}
 

@@ -95,7 +95,7 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", separated.lower())
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
     """Return what two names have in common that differ in capitals, or in how accents are encoded."""
     return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
@@ -109,20 +109,20 @@ class Listing:
 
     def file(self, name: str) -> str | None:
         """Return the name of a file as it is on the disk; exact matches come first."""
-        return name if name in self.files else self._files_by_key.get(_key(name))
+        return name if name in self.files else self._files_by_key.get(name_key(name))
 
     def folder(self, name: str) -> str | None:
         """Return the name of a folder, likewise."""
-        return name if name in self._folder_names else self._folders_by_key.get(_key(name))
+        return name if name in self._folder_names else self._folders_by_key.get(name_key(name))
 
     def image_of_stem(self, stem: str) -> str | None:
         """Return the name of the image with a stem."""
-        found = self._images_by_stem.get(_key(stem), [])
+        found = self._images_by_stem.get(name_key(stem), [])
         return min(found, key=_image_order, default=None)
 
     @cached_property
     def _files_by_key(self) -> dict[str, str]:
-        return {_key(name): name for name in sorted(self.files, reverse=True)}
+        return {name_key(name): name for name in sorted(self.files, reverse=True)}
 
     @cached_property
     def _folder_names(self) -> frozenset[str]:
@@ -130,14 +130,14 @@ class Listing:
 
     @cached_property
     def _folders_by_key(self) -> dict[str, str]:
-        return {_key(name): name for name in reversed(self.folders)}
+        return {name_key(name): name for name in reversed(self.folders)}
 
     @cached_property
     def _images_by_stem(self) -> dict[str, list[str]]:
         stems: dict[str, list[str]] = {}
         for name in self.files:
             if may_be_image(name):
-                stems.setdefault(_key(os.path.splitext(name)[0]), []).append(name)  # noqa: PTH122
+                stems.setdefault(name_key(os.path.splitext(name)[0]), []).append(name)  # noqa: PTH122
         return stems
 
 
@@ -264,7 +264,7 @@ class ImageFinder:
         self.tree = tree
         self._words = words
         self._of_masks = words is MASK_WORDS
-        self._stem = _key(stem)
+        self._stem = name_key(stem)
         self.split = split
         self._names = _parts_of_stem(stem)
         self._shortened: dict[Path, tuple[str, ...]] = {}
@@ -331,10 +331,10 @@ class ImageFinder:
         is_own = subset is not None and (subset == self.split or "trainval" in (subset, self.split))
         is_foreign = subset is not None and not is_own and self.split is not None
         if is_foreign or is_named(name, LABEL_WORDS) or (not self._of_masks and is_named(name, MASK_WORDS)):
-            return 0 if _key(name) == self._stem and self._of_masks else None
+            return 0 if name_key(name) == self._stem and self._of_masks else None
         if self._of_masks and not is_named(name, MASK_WORDS):
             return 4 if is_own else None
-        if _key(name) in self._names:
+        if name_key(name) in self._names:
             return 0
         if is_own:
             return 1
@@ -352,7 +352,9 @@ def _parts_of_stem(stem: str) -> frozenset[str]:
     """Return the beginnings and ends of a stem: ``instances_my_set`` -> instances, instances_my, my_set, set."""
     words = re.split(r"([._-])", stem)
     starts = range(0, len(words), 2)
-    return frozenset(_key("".join(part)) for start in starts for part in (words[start:], words[: start + 1]) if stem)
+    return frozenset(
+        name_key("".join(part)) for start in starts for part in (words[start:], words[: start + 1]) if stem
+    )
 
 
 def unused_images(tree: DatasetFiles, used: Iterable[Path]) -> list[Path]:

@@ -1,5 +1,6 @@
 """Annotations of one image file, looked up in a COCO JSON or a dataset folder of any format."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from detrkit.data.dataset import Split
 from detrkit.data.formats.coco import read_coco_file
 from detrkit.data.formats.coco_json import read_json
 from detrkit.data.formats.context import ReadContext
-from detrkit.data.formats.locate import path_parts
+from detrkit.data.formats.locate import name_key, path_parts
 from detrkit.data.formats.panoptic import is_panoptic_file, read_panoptic_file
 from detrkit.data.records import Records
 from detrkit.data.splits import load_dataset
@@ -38,7 +39,7 @@ def find_record(image: Path, annotations: Path) -> Split:
         (split, index)
         for split in splits
         for index in range(len(split.records))
-        if split.records.path(index).name == image.name
+        if name_key(split.records.path(index).name) == name_key(image.name)
     ]
     same = [(split, index) for split, index in named if _is_same(split.records.path(index), image)]
     found = same or named
@@ -66,10 +67,14 @@ def _read_coco(image: Path, file: Path) -> Split:
     folder = image.absolute().parent
     for name in names:
         parts = path_parts(name)
-        if parts and parts[-1] == image.name and image.absolute().parts[-len(parts) :] == parts:
+        if parts and _keys(parts) == _keys(image.absolute().parts[-len(parts) :]):
             folder = image.absolute().parents[len(parts) - 1]
             break
     return read_coco_file(file, folder, ReadContext(_ignore))
+
+
+def _keys(parts: Sequence[str]) -> list[str]:
+    return [name_key(part) for part in parts]
 
 
 def _ignore(_error: DatasetError) -> None:

@@ -309,7 +309,7 @@ def _to_record(
 def _write_index(path: Path, split: Split) -> None:
     header = json.dumps({"format": FORMAT, "categories": split.categories.to_json()})
     arrays = split.records.arrays.flat
-    names = [os.fsencode(Path(record.path.parent.name) / record.path.name) for record in split.records]
+    names = [os.fsencode(f"{record.path.parent.name}/{record.path.name}") for record in split.records]
     arrays["path_bytes"] = torch.frombuffer(bytearray(b"".join(names) or b"\0"), dtype=torch.uint8)
     arrays["path_ends"] = torch.tensor([0, *(len(name) for name in names)]).cumsum(0)
     write_tensors(path, arrays, {"detrkit": header})

@@ -13,6 +13,7 @@ from detrkit.data.formats.locate import (
     DatasetFiles,
     Subset,
     is_named,
+    name_key,
     path_parts,
     subset_of,
     subset_of_folder,
@@ -88,7 +89,7 @@ def _divide(files: Sequence[Path], lists: dict[Subset, Path], context: ReadConte
         context.opened(path)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        by_stem[file.stem.casefold()].append(file)
+        by_stem[name_key(file.stem)].append(file)
     subsets: dict[Subset | None, list[Path]] = {
         subset: list(dict.fromkeys(_named_files(path, by_stem, context if _is_wanted(subset, context) else None)))
         for subset, path in lists.items()
@@ -112,15 +113,15 @@ def _named_files(path: Path, by_stem: dict[str, list[Path]], context: ReadContex
     """
     for line in read_names(path):
         parts = path_parts(re.sub(r"\s+-?[01]$", "", line))
-        stems = [parts[-1].casefold(), Path(parts[-1]).stem.casefold()] if parts else []
+        stems = [name_key(parts[-1]), name_key(Path(parts[-1]).stem)] if parts else []
         found = next((by_stem[stem] for stem in stems if stem in by_stem), None)
         if found is None:
             if context is not None:
                 message = f"{path}: {line!r}: no such XML file, expected the annotations of an image; check the list"
                 context.error(ImageError(message))
             continue
-        folders = [part.casefold() for part in parts[:-1]]
-        yield max(found, key=lambda file: len({part.casefold() for part in file.parts} & set(folders)))
+        folders = [name_key(part) for part in parts[:-1]]
+        yield max(found, key=lambda file: len({name_key(part) for part in file.parts} & set(folders)))
 
 
 def read_label_map(tree: DatasetFiles, context: ReadContext) -> list[str]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detrkit._internal.files import make_folder
+from detrkit._internal.system import usable_stem
 from detrkit.data.dataset import SampleSplit, Split
+from detrkit.data.formats.locate import name_key
 from detrkit.data.images import check_image_content, read_image_bytes, tensor_to_image
 from detrkit.data.records import Record, SplitName
 from detrkit.errors import DatasetError
@@ -64,12 +66,12 @@ def copy_images(
 
 def _unique_name(record: Record, taken: set[str], suffix: str | None) -> str:
     """Return a file name whose stem is unique, too: formats differ in which of them tells files apart."""
-    stem, suffix = record.path.stem, suffix or record.path.suffix
+    stem, suffix = usable_stem(record.path.stem), suffix or record.path.suffix
     name, number = f"{stem}{suffix}", 1
-    while name.lower() in taken or Path(name).stem.lower() in taken:
+    while not taken.isdisjoint(keys := {name_key(name), name_key(Path(name).stem)}):
         number += 1
         name = f"{stem}_{number}{suffix}"
-    taken |= {name.lower(), Path(name).stem.lower()}
+    taken |= keys
     return name
 
 

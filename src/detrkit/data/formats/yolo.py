@@ -4,6 +4,7 @@ hotcoco reads label folders, but no splits, no polygons and no folders that do n
 Category ids are the class numbers of the rows, or those of a `categories.json` that the writer leaves next to the settings.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,13 +23,15 @@ from detrkit.data.formats.locate import ALL_FOLDERS, DatasetFiles, may_be_image
 from detrkit.data.formats.writing import NamedRecord, Progress, copy_images
 from detrkit.data.formats.yolo_settings import YoloSettings, find_settings, read_settings
 from detrkit.data.images import read_image_size
-from detrkit.data.records import SPLIT_FOLDERS, ImageError, ObjectError, Record, Records, SplitName
+from detrkit.data.records import NO_SEGMENTATION, SPLIT_FOLDERS, ImageError, ObjectError, Record, Records, SplitName
+from detrkit.data.segmentation import check_segmentation
 from detrkit.errors import DatasetError, short
 
 LAYOUT = "data.yaml with 'train', 'val' and 'names', or classes.txt; images/ and labels/"
 HAS_MASKS = False
 _TOLERANCE = 0.01  # of centres and sizes in 0 .. 1, for rounding
 _MAX_FRACTION = 2  # larger values are pixels
+_SAME_BOX = 1.0  # pixels between a box and the extent of the polygon that is written for it
 
 
 def detect(path: Path) -> float:
@@ -58,6 +61,8 @@ def read(path: Path, context: ReadContext) -> dict[SplitName, Split]:
 def write(splits: dict[SplitName, Split], output: Path, progress: Progress | None = None) -> int:
     """Write a folder with a `data.yaml`: classes are numbered from 0, boxes are clipped to the image.
 
+    The objects of an image that all have one polygon are written as polygons.
+
     A `categories.json`, which `read` reads, keeps the category ids.
 
     Returns:
@@ -78,8 +83,46 @@ def write(splits: dict[SplitName, Split], output: Path, progress: Progress | Non
     return num_crowds
 
 
+def count_lost_segmentations(split: Split) -> int:
+    """Count the objects whose segmentation `write` replaces by their box."""
+    lost = 0
+    for record in split.records:
+        if record.segmentations is not None and _polygons(record) is None:
+            lost += sum(one != NO_SEGMENTATION for one in record.segmentations)
+    return lost
+
+
+def _polygons(record: Record) -> list[np.ndarray] | None:
+    """Return a polygon (P, 2) in pixels for every object of an image; None if one has none, several, or another box.
+
+    Readers of YOLO take all rows of a file for polygons, or all for boxes.
+    """
+    if not record.segmentations or record.mask_file is not None:
+        return None
+    height, width = record.size
+    polygons = []
+    for segmentation, box in zip(record.segmentations, record.boxes, strict=True):
+        parts: list[list[float]] = json.loads(segmentation) if segmentation.startswith(b"[") else []
+        if len(parts) != 1:
+            return None
+        points = np.array(parts[0], np.float64).reshape(-1, 2).clip(0, [width, height])
+        extent = np.concatenate([points.min(0), points.max(0)])
+        if np.abs(extent - box.clip(0, [width, height, width, height])).max() > _SAME_BOX:
+            return None
+        polygons.append(points)
+    return polygons
+
+
 def _rows(one: NamedRecord) -> str:
     height, width = one.record.size
+    polygons = _polygons(one.record)
+    if polygons is not None:
+        rows = [
+            " ".join([str(label), *(f"{value:.9f}" for value in (points / [width, height]).ravel())])
+            for points, (_, label, crowd) in zip(polygons, one.objects, strict=True)
+            if not crowd
+        ]
+        return "".join(f"{row}\n" for row in rows)
     clipped = one.record.boxes.clip(0, np.array([width, height, width, height], np.float32))
     inside = replace(one, record=replace(one.record, boxes=clipped))
     return "".join(
@@ -189,15 +232,17 @@ class _Reader:
                 self.used.add(file)
                 self.context.opened(file)
             num_errors = self.context.num_errors
-            boxes, labels = self._objects(file, size)
+            boxes, labels, polygons = self._objects(file, size)
             num_faults = self.context.num_errors - num_errors
             is_crowd = np.zeros(len(labels), dtype=bool)
-            yield Record(index + 1, image, size, boxes, labels, is_crowd, num_faults=num_faults)
+            yield Record(index + 1, image, size, boxes, labels, is_crowd, segmentations=polygons, num_faults=num_faults)
 
-    def _objects(self, path: Path | None, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Read the boxes in pixels and labels of one image; an image without a file has no objects."""
+    def _objects(
+        self, path: Path | None, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, tuple[bytes, ...] | None]:
+        """Read the boxes in pixels and labels of one image, and its polygons for a copy; without a file, no objects."""
         height, width = size
-        rows: dict[tuple[float, ...], None] = {}  # repeated rows are one object
+        rows: dict[tuple[float, ...], bytes] = {}  # repeated rows are one object
         for number, line in enumerate(self._lines(path), start=1):
             if not line.strip():
                 continue
@@ -212,10 +257,19 @@ class _Reader:
             except DatasetError as error:
                 self.context.error(ObjectError(error.message))
             else:
-                rows[(self.label_of[category], *box)] = None
+                rows[(self.label_of[category], *box)] = self._polygon(line, size)
         table = np.array(list(rows), dtype=np.float64).reshape(-1, 5)
         boxes = table[:, 1:] * [width, height, width, height]
-        return boxes.astype(np.float32), table[:, 0].astype(np.int64)
+        polygons = tuple(rows.values()) if self.context.masks else None
+        return boxes.astype(np.float32), table[:, 0].astype(np.int64), polygons
+
+    def _polygon(self, row: str, size: tuple[int, int]) -> bytes:
+        """Return the polygon of a row as a COCO segmentation in pixels, if copies and checks ask for it."""
+        words = row.split()
+        if not self.context.masks or len(words) in (5, self.settings.pose_columns):
+            return NO_SEGMENTATION
+        points = np.array(words[1:], np.float64).reshape(-1, 2) * size[::-1]
+        return check_segmentation([points.ravel().round(3).tolist()], "")
 
     def _lines(self, path: Path | None) -> list[str]:
         try:
