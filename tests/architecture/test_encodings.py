@@ -28,10 +28,12 @@ def lacks_encoding(call: ast.Call) -> bool:
 
 
 def opens_text(call: ast.Call, name: str, owner: str, keywords: dict[str | None, ast.expr]) -> bool:
+    if owner == "os" and name == "open":
+        return False
     is_function = isinstance(call.func, ast.Name) or name == "fdopen"
     mode = keywords.get("mode", call.args[is_function] if len(call.args) > is_function else None)
     if mode is None:  # `open` of other classes takes what it opens first
-        return is_function or not (call.args or call.keywords or owner == "os")
+        return is_function or not (call.args or call.keywords)
     return isinstance(mode, ast.Constant) and "b" not in str(mode.value)
 
 

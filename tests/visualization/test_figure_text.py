@@ -74,7 +74,6 @@ def test_names_are_drawn_literally_in_charts(name: str) -> None:
         assert image.width > 100
     points = np.array([[0.5, 0.5]])
     figure = draw_query_map([name], [points], [{kind: np.array([True]) for kind in ("small", "wide", "tall")}])
-    figure.draw_without_rendering()
     assert figure_text(name).replace(r"\$", "$") in shown(figure)
 
 

@@ -18,7 +18,7 @@ def check_cache_home(what: str, *variables: str) -> None:
         variables: environment variables, one of which names the folder where there is no home; the first one is advised.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: neither is set.
     """
     if not has_home() and not any(os.environ.get(name) for name in (*variables, "XDG_CACHE_HOME")):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What differs between operating systems in writing files."""
+"""Differences between operating systems in writing files."""
 
 import os
 import re

@@ -114,7 +114,7 @@ def _is_mask(mask: Any) -> bool:
         rle_area(mask)
     except (DatasetError, ValueError, TypeError, OverflowError):
         return False
-    return True
+    return bool(mask["counts"])  # without runs, it is of no size
 
 
 def _is_finite(value: Any) -> bool:
