@@ -154,13 +154,13 @@ def _request(content: bytes) -> bytes:
 def children_of(pid: int) -> list[int]:
     """Return the child processes of a process."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [int(child) for task in tasks for child in (task / "children").read_text(encoding="ascii").split()]
 
 
 def memory_of(pid: int) -> float:
     """Return the resident memory of a process in MB; 0 if it has ended."""
     try:
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
     except OSError:
         return 0.0
     return int(found[1]) / 1000 if found else 0.0

@@ -3,6 +3,7 @@
 import ast
 import errno
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -11,16 +12,23 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from detrkit._internal import system
 from detrkit._internal.files import staged_folder, write_text
+from detrkit.config.run import RunConfig
+from detrkit.config.training import TrainingConfig
+from detrkit.data.checks.decode_cache import _decode
 from detrkit.data.convert import convert_dataset, shard_dataset
 from detrkit.data.formats.locate import path_parts
 from detrkit.data.formats.lookup import find_record
+from detrkit.data.loaders import evaluation_loader, train_loader
 from detrkit.data.splits import load_dataset
 from detrkit.errors import ConfigError
+from detrkit.training.data import open_data
 from tests.data.layouts import SIZE, put_coco, put_images, put_labels, put_text, put_xml
+from tests.datasets import write_coco
 
 SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
 POSIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog", "curses"}
@@ -223,6 +231,25 @@ def test_paths_longer_than_a_system_allows_are_one_sentence(tmp_path: Path, caps
         main(["convert-data", str(tmp_path), str(tmp_path / ("x" * 300)), "--to", "coco"])
     assert left.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"mosaic": 0.5, "mixup": 0.5, "scale_jitter": 0.5, "photometric": 1.0}])
+def test_what_spawned_workers_read_and_return_can_be_pickled(tmp_path: Path, augmentation: dict[str, float]) -> None:
+    """Windows and macOS spawn processes: they get copies of all that they work with."""
+    config = TrainingConfig(image_size=64, batch_size=2, workers=0, **augmentation)  # type: ignore[arg-type]
+    data = open_data(RunConfig(data=str(write_coco(tmp_path / "photos")), model="detr-tiny", training=config))
+    loaders = [
+        train_loader(data.train, data.grouping, config, torch.device("cpu")),
+        evaluation_loader(data.val, 2, 0),
+    ]
+    for loader in loaders:
+        inner = loader._loader
+        keys = next(iter(inner.batch_sampler))  # type: ignore[call-overload]
+        dataset, collate_fn = pickle.loads(pickle.dumps((inner.dataset, inner.collate_fn)))
+        batch = pickle.loads(pickle.dumps(collate_fn([dataset[key] for key in pickle.loads(pickle.dumps(keys))])))
+        assert len(batch.batch.images) == 2
+    records = list(load_dataset(tmp_path / "photos").train.records)
+    assert pickle.loads(pickle.dumps(_decode))(pickle.loads(pickle.dumps(records[0]))).error is None
 
 
 def posix_only(tree: ast.Module) -> list[int]:

@@ -131,7 +131,7 @@ def _answer(answers: IO[bytes], request: dict[str, Any], content: bytes, memory:
 def _virtual_memory() -> int:
     """Return the bytes of address space in use; 0 where it cannot be limited."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (OSError, ValueError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
