@@ -112,7 +112,8 @@ def _write_xml(path: Path, one: NamedRecord, categories: Categories) -> None:
 def _check_class_names(categories: Categories) -> None:
     names = [" ".join(name.split()) for name in categories.names]
     for name, given in zip(names, categories.names, strict=True):
-        if not name or names.count(name) > 1 or not name.isprintable():
+        is_printable = name.isprintable() and "\ufffd" not in name  # which stands for what was no character
+        if not name or names.count(name) > 1 or not is_printable:
             raise DatasetError(
                 f"class {given!r}: the name must be printable and unique, because Pascal VOC identifies classes by their "
                 "names; rename it, or choose another format"
