@@ -95,7 +95,7 @@ def test_sampling_points_of_the_chosen_layer_and_head_are_drawn(deformable_detec
     ("name", "options", "threshold", "message"),
     [
         ("decoder", {}, 1.0, "no detections at threshold=1.0"),
-        ("encoder", {}, 1.0, "Pass points="),
+        ("encoder", {}, 1.0, "Pass points"),
         ("encoder", {"points": [(96, 0)]}, 0.5, "is outside the image"),
         ("decoder", {"queries": [9]}, 0.5, "queries=9 is out of range; expected 0 to 8"),
         ("decoder", {"queries": [1], "head": 8}, 0.5, "heads=8 is out of range"),

@@ -83,7 +83,7 @@ def test_missing_inputs_are_reported(place: Path, given: list[str], message: str
     (place / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DatasetError, match=message):
         list_inputs(given)
-    with pytest.raises(ConfigError, match="images=: found none"):
+    with pytest.raises(ConfigError, match="images: found none"):
         list_inputs([])
 
 

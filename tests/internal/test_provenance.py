@@ -81,7 +81,7 @@ def test_json_rows_are_read_back(tmp_path: Path) -> None:
 def test_foreign_files_are_not_overwritten(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* html="):
+    with pytest.raises(ConfigError, match=f"{name}: was not written by detrkit and would be overwritten; .* html"):
         refuse_foreign_overwrite(path, "html")
     path.write_text("")
     refuse_foreign_overwrite(path)  # an empty file may be replaced

@@ -20,7 +20,7 @@ from detrkit.training.launch import _failure, launch
     [
         ({"1-0": "Traceback\nKeyError", "0-1": "5.png: cannot be read"}, DetrkitError, "5.png: cannot be read"),
         ({"1-1": "Traceback\nKeyError"}, RuntimeError, "training process:\nTraceback\nKeyError"),
-        ({}, DetrkitError, "devices=: killed"),
+        ({}, DetrkitError, "devices: killed"),
     ],
     ids=["user error", "failure with a stack trace", "no message"],
 )
