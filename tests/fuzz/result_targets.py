@@ -127,7 +127,9 @@ def _run_seeds(folder: Path, _nasty: Path | None) -> Iterable[Sequence[bytes]]:
 
 
 def _run_prepare(_folder: Path) -> None:
-    draw_training_curves([])  # the first figure takes seconds
+    draw_training_curves([])  # the first figure takes seconds, and so does the first model
+    with suppress(DetrkitError):
+        config_of_named_model("detrkit-s", {}, "weights")
 
 
 def _run_run(files: Sequence[bytes], folder: Path) -> None:
@@ -139,8 +141,9 @@ def _run_run(files: Sequence[bytes], folder: Path) -> None:
     metrics = read_metrics(run)
     if draw:
         draw_training_curves(metrics)
-    with suppress(DetrkitError):
-        config_of_named_model(str(run), {}, run)
+    if zlib.crc32(files[0]) % 8 == 0:  # builds a model
+        with suppress(DetrkitError):
+            config_of_named_model(str(run), {}, run)
     config = load_run_config(run / "config.yaml")
     planned = plan_model(config)
     plan_training(planned, set(planned.training.explicit), 100, 1)
