@@ -146,7 +146,7 @@ def test_convert_pushes_with_the_metrics_of_the_run(
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     detector.save_pretrained(tmp_path / "run" / "best")
     evaluations = [  # the best checkpoint may have been chosen by another metric than AP
-        {"kind": "evaluation", "step": step, "best": step < 3, "ap": ap, "ap50": 2 * ap}
+        {"kind": "evaluation", "step": step, "epoch": step, "best": step < 3, "ap": ap, "ap50": 2 * ap}
         for step, ap in ((1, 0.2), (2, 0.3), (3, 0.4))
     ]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in evaluations))
