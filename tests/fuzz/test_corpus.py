@@ -76,7 +76,7 @@ def hide_that_memory_is_exhausted() -> None:
         raise DatasetError("a.json: not readable") from None
 
 
-def say_nothing() -> None:
+def raise_without_a_message() -> None:
     raise DatasetError("")
 
 
@@ -90,7 +90,7 @@ def take_seconds() -> None:
         (fail_with_another_error, "KeyError"),
         (fill_the_memory, "memory"),
         (hide_that_memory_is_exhausted, "memory"),
-        (say_nothing, "message"),
+        (raise_without_a_message, "message"),
         pytest.param(take_seconds, "slow", marks=pytest.mark.slow),
     ],
 )

@@ -1,4 +1,4 @@
-"""Values that readers get wrong: limits of number types, text in place of numbers, paths, nesting."""
+"""Values that readers get wrong: limits of number types, text instead of numbers, paths, nesting."""
 
 import json
 from random import Random

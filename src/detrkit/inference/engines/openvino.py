@@ -146,6 +146,6 @@ def read_openvino(folder: Path) -> ExportedEngine:
         if sorted(names) != sorted(metadata.input_names):
             raise CheckpointError(f"{folder}: found inputs {names}, expected {metadata.input_names}; export it again")
         session = OpenVinoSession(core, network, metadata.precision, folder)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise CheckpointError(f"{folder}: not readable as OpenVINO ({first_line(error)}); export it again") from None
     return ExportedEngine(session, metadata, folder)
