@@ -40,7 +40,7 @@ def check(**settings: Any) -> None:
         ({"cls_loss": "align"}, "cls_loss='align' needs sigmoid class scores, but the model has softmax scores"),
         (
             {"mask_head": True, "weights": "a", "query_groups": 2, "denoising": 1, "freeze": "boxes"},
-            "denoising=, query_groups= only trains boxes, which freeze='boxes' keeps frozen",
+            "denoising, query_groups only trains boxes, which freeze='boxes' keeps frozen",
         ),
         ({"mask_head": True, "freeze": "boxes"}, "freeze='boxes' leaves only the mask head trainable, but the boxes"),
         (
@@ -113,7 +113,7 @@ def test_arguments_are_named_as_options_on_the_command_line() -> None:
     [
         ({"hidden_dim": 100}, "hidden_dim=100 must be a multiple of 4 and of num_heads=8"),
         ({"num_feature_levels": 3, "hidden_dim": 80, "num_heads": 4}, "hidden_dim=80 must be 64, 96, 128"),
-        ({"mask_head": True, "hidden_dim": 96}, "mask_head=True needs hidden_dim= to be a multiple of 128"),
+        ({"mask_head": True, "hidden_dim": 96}, "mask_head=True needs hidden_dim to be a multiple of 128"),
         ({"backbone": "resnet18", "dilation": True}, "backbone='resnet18' cannot be dilated"),
         (
             {"decoder": "conditional"},

@@ -213,7 +213,7 @@ class _Stream(IterableDataset[Any]):
 @pytest.mark.parametrize(
     ("data", "classes", "message"),
     [
-        (Pairs([]), None, "classes= is missing"),
+        (Pairs([]), None, "classes is missing"),
         (Pairs([]), "cat", "expected a list of class names"),
         (Pairs([]), ["background", "cat"], "the first class is the background"),
         (Pairs([]), ["cat", "cat"], "occurs twice"),

@@ -64,7 +64,7 @@ def test_one_partition_predicts_every_nth_image_and_is_resumed(folder: Path, tmp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"treshold": 0.5}, "treshold= is not a setting; did you mean 'threshold'"),
+        ({"treshold": 0.5}, "treshold is not a setting; did you mean 'threshold'"),
         ({"threshold": 50}, "threshold=50 is not a score"),
         ({"batch_size": 0}, "batch_size=0: input should be greater than or equal to 1"),
         ({"write": "jsnl"}, "write='jsnl' is not an output; did you mean 'jsonl'"),

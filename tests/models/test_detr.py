@@ -152,7 +152,7 @@ def test_feature_map_larger_than_learned_positions_is_rejected() -> None:
     ("name", "overrides", "message"),
     [
         ("detr-r5", {}, "model='detr-r5' is not a preset; did you mean 'detr-r50'"),
-        ("detr-r50", {"num_querys": 3}, "num_querys= is not a setting of models; did you mean 'num_queries'"),
+        ("detr-r50", {"num_querys": 3}, "num_querys is not a setting of models; did you mean 'num_queries'"),
         ("detr-r50", {"num_queries": 0}, "num_queries=0: input should be greater"),
         ("detr-r50", {"hidden_dim": 100}, "hidden_dim=100 must be a multiple"),
         ("detr-r18", {"dilation": True}, "backbone='resnet18' cannot be dilated"),

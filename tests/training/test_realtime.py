@@ -82,7 +82,7 @@ def test_every_trained_weight_gets_a_gradient(name: str, has_denoising: bool, wi
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"query_groups": 3}, "query_groups= and hybrid_queries= do not work with queries='selected'"),
+        ({"query_groups": 3}, "query_groups and hybrid_queries do not work with queries='selected'"),
         ({"denoising": 2}, "needs denoising with negatives"),
         ({"denoising": 2, "denoising_queries": 9, "contrastive_denoising": True}, "exclude each other"),
         ({"look_forward_twice": True}, "has no effect"),
