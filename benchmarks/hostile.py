@@ -1,9 +1,16 @@
-"""Image files that are small and would take a decoder minutes or gigabytes, for the tests and for `benchmarks.soak`."""
+"""Image files that are small and would take a decoder minutes or gigabytes, for the tests and for `benchmarks.soak`.
 
+    python -m benchmarks.hostile FOLDER
+
+Writes them into a folder, to be sent to a server or passed to a command.
+"""
+
+import argparse
 import io
 import struct
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -146,3 +153,18 @@ def hostile_images() -> dict[str, bytes]:
         "frame.avif": avif_of_frame((8000, 6000)),
         "tiles.j2k": jpeg_2000((255, 255), (1, 1)),
     }
+
+
+def main() -> None:
+    """Write the files into a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the files are written")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in hostile_images().items():
+        (folder / name).write_bytes(content)
+        print(f"{folder / name}: {len(content):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -138,7 +138,9 @@ def test_architectures_share_augmentation_and_number_of_queries(tmp_path: Path) 
 
 
 def test_evaluation_written_twice_counts_once(tmp_path: Path) -> None:
-    entries = [{"kind": "evaluation", "step": step, "ap": ap} for step, ap in ((5, 0.1), (5, 0.1), (9, 0.2))]
+    entries = [
+        {"kind": "evaluation", "step": step, "epoch": 1, "ap": ap} for step, ap in ((5, 0.1), (5, 0.1), (9, 0.2))
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     assert [entry["step"] for entry in read_evaluations(tmp_path)] == [5, 9]
 

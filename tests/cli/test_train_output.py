@@ -106,8 +106,13 @@ def test_next_run_works_here_without_a_network(
 
 
 def test_duration_of_a_step_is_read_from_the_log(tmp_path: Path) -> None:
-    lines = [f'{{"kind": "train", "step": {n}, "images_per_second": {rate}}}' for n, rate in enumerate((1.0, 2.0, 9.0))]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "evaluation", "ap": 0.0}']))
+    lines = [
+        f'{{"kind": "train", "step": {n}, "epoch": 1, "images_per_second": {rate}}}'
+        for n, rate in enumerate((1.0, 2.0, 9.0))
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "\n".join([*lines, '{"kind": "evaluation", "step": 3, "epoch": 1, "ap": 0.0}'])
+    )
     config = run_config({"data": "photos", "batch_size": 4, "gradient_accumulation": 2})
     assert next_run._seconds_per_step(config, tmp_path) == 4
     assert next_run._seconds_per_step(config, tmp_path / "none") == 1

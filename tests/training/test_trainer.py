@@ -372,5 +372,6 @@ def test_metrics_of_an_evaluation_that_was_not_saved_are_written_once(tmp_path: 
 
 
 def test_incomplete_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
-    assert read_metrics(tmp_path) == [{"step": 1}]
+    entry = {"kind": "train", "step": 1, "epoch": 1, "loss": 2.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(entry) + '\n{"kind": "train", "step": 2, "lo')
+    assert read_metrics(tmp_path) == [entry]
