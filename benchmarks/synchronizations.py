@@ -29,7 +29,7 @@ SIZES = [(64, 96), (48, 64)]
 def architectures() -> Iterator[tuple[str, ModelConfig]]:
     """Yield the architecture of every preset with few layers, with the name of its first preset.
 
-    The number of layers and the depth of the backbone do not change what a step copies.
+    Numbers of layers, channels and points, the backbone and its norms do not change what a step copies.
     """
     seen = set()
     for name, config in PRESETS.items():
@@ -42,8 +42,10 @@ def architectures() -> Iterator[tuple[str, ModelConfig]]:
                 "dilation": False,
             }
         )
-        if small not in seen:
-            seen.add(small)
+        parts = small.model_dump(exclude={"backbone_normalization"}).values()
+        kind = tuple(part if isinstance(part, str | bool) else None for part in parts)
+        if kind not in seen:
+            seen.add(kind)
             yield name, small
 
 

@@ -46,6 +46,7 @@ def test_every_engine_equals_pytorch(name: str, padding_invariant: bool, tmp_pat
             torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_graph_has_neither_norms_nor_branches() -> None:
     program = export_program(model_of("dfine_n"), postprocess=False)
     operators = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]

@@ -290,6 +290,7 @@ def test_pooling_is_traced_for_any_size_with_the_shape_function_of_torch_2_11(mo
         assert torch.equal(program(image), pool(image))
 
 
+@pytest.mark.slow
 def test_small_image_is_rejected_if_padding_would_change_its_predictions(lite0: tuple[DETR, Path]) -> None:
     engine = read_program(lite0[1])
     with pytest.raises(DatasetError, match=r"100 x 40 px, .*at least 64 px"):
