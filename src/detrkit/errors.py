@@ -12,8 +12,10 @@ from importlib import import_module
 from reprlib import Repr
 from typing import Any
 
-_START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"  # private use: no argument's name or value contains them
-_ARGUMENT = re.compile(f"{_START}(.*?){_SEPARATOR}(.*?){_SEPARATOR}(.*?){_END}", re.DOTALL)
+_START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"  # private use: names and values are shown without them
+_PART = f"([^{_START}{_SEPARATOR}{_END}]*)"  # excluding the marks keeps the search linear, whatever a message contains
+_ARGUMENT = re.compile(f"{_START}{_PART}{_SEPARATOR}{_PART}{_SEPARATOR}{_PART}{_END}")
+_WITHOUT_MARKS = str.maketrans(dict.fromkeys((_START, _SEPARATOR, _END), "\ufffd"))
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters but tab and newline
 _UNSET = object()
 _MAX_CHARACTERS = 2000  # of a message; paths have at most 4096, usual ones 200
@@ -34,7 +36,8 @@ def arg(name: str, value: object = _UNSET) -> str:
         the flag and its value on the command line.
     """
     shown, text = ("", "") if value is _UNSET else (short(value), str(value))
-    return f"{_START}{name}{_SEPARATOR}{shown}{_SEPARATOR}{text}{_END}"
+    parts = (part.translate(_WITHOUT_MARKS) for part in (name, shown, text))
+    return f"{_START}{_SEPARATOR.join(parts)}{_END}"
 
 
 def python_style(name: str, shown: str, text: str) -> str:

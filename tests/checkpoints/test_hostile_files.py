@@ -1,5 +1,6 @@
 """Small files that would take gigabytes, minutes or the stack are refused in one sentence; ordinary ones are read."""
 
+import io
 import json
 import struct
 import zipfile
@@ -412,3 +413,21 @@ def test_names_of_many_models_in_one_state_dict_are_searched_in_bounded_time(tmp
 def test_index_that_names_no_possible_file_is_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such file, but model\.safetensors\.index\.json names it"):
         read_sharded(write_index(tmp_path, {"w": name}))
+
+
+def test_length_beyond_the_end_of_the_file_is_not_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(
+        b"\x80\x02\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little") + b".\x80\x02X\x10\xff\xff\xffabc"
+    )
+    largest = 0
+
+    class Reader(io.BufferedReader):
+        def read(self, count: int | None = -1, /) -> bytes:
+            nonlocal largest
+            largest = max(largest, count or 0)
+            return super().read(count)
+
+    monkeypatch.setattr(Path, "open", lambda self, *_args, **_options: Reader(io.FileIO(self)))
+    refused(path, "expected")
+    assert 0 < largest <= path.stat().st_size

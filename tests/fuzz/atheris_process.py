@@ -8,7 +8,7 @@ import pkgutil
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -34,7 +34,7 @@ _HANG_SECONDS = 60  # of wall time; slow inputs are found by their CPU time
 _MAX_BYTES = 60_000  # of an input
 
 
-def main(name: str, seconds: int, corpus: Path, output: Path) -> None:
+def main(name: str, seconds: int, corpus: Path, output: Path, further: Sequence[str] = ()) -> None:
     """Fuzz a target.
 
     Args:
@@ -42,6 +42,7 @@ def main(name: str, seconds: int, corpus: Path, output: Path) -> None:
         seconds: after which to stop.
         corpus: folder of inputs, which grows.
         output: folder for the statistics and for inputs that violate the contract.
+        further: options of libFuzzer.
     """
     target = TARGETS[name]
     fuzzed = Fuzzed(target)
@@ -61,7 +62,7 @@ def main(name: str, seconds: int, corpus: Path, output: Path) -> None:
             (output / f"{finding.kind}-{digest}").write_bytes(content)
             report(name, finding)
             write_statistics()
-        if time.monotonic() - written > 1:
+        if executions == 1 or time.monotonic() - written > 1:
             written = time.monotonic()
             write_statistics()
 
@@ -74,6 +75,7 @@ def main(name: str, seconds: int, corpus: Path, output: Path) -> None:
         "-rss_limit_mb=0",
         "-print_final_stats=1",
         f"-artifact_prefix={output}/",
+        *further,
         str(corpus),
     ]
     atheris.Setup(options, run_one, custom_mutator=_mutator(target.mutate))
@@ -96,4 +98,4 @@ def limit_address_space() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])

@@ -43,7 +43,7 @@ class FuzzResult:
         return f"{self.name}: {self.seconds / 60:.1f} min, {self.executions} executions, findings: {listed}"
 
 
-def fuzz(name: str, seconds: float, output: Path, nasty: Path = NASTY) -> FuzzResult:
+def fuzz(name: str, seconds: float, output: Path, nasty: Path = NASTY, runs: int | None = None) -> FuzzResult:
     """Fuzz one target.
 
     Args:
@@ -51,6 +51,8 @@ def fuzz(name: str, seconds: float, output: Path, nasty: Path = NASTY) -> FuzzRe
         seconds: of wall time, without the start of the process.
         output: folder for the corpus, the log and the inputs that violate the contract.
         nasty: folder of malformed inputs to start from; it may be missing.
+        runs: executions after which to stop, always with the same changed inputs. Default: no limit, and other inputs
+            every time.
     """
     corpus, found = output / "corpus", output / "found"
     for folder in (corpus, found):
@@ -59,7 +61,13 @@ def fuzz(name: str, seconds: float, output: Path, nasty: Path = NASTY) -> FuzzRe
         for number, content in enumerate(TARGETS[name].all_seeds(Path(temporary), nasty)):
             (corpus / f"seed-{number:04d}").write_bytes(content)
     started, crashes = time.monotonic(), 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(output / "cache")}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONHASHSEED": "0",
+        "XDG_CACHE_HOME": str(output / "cache"),
+    }
     with (output / "log").open("ab") as log:
         while (left := seconds - (time.monotonic() - started)) >= 1:
             arguments = [
@@ -70,6 +78,7 @@ def fuzz(name: str, seconds: float, output: Path, nasty: Path = NASTY) -> FuzzRe
                 str(int(left)),
                 str(corpus),
                 str(found),
+                *([f"-runs={runs}", "-seed=1"] if runs is not None else []),
             ]
             process = subprocess.run(arguments, cwd=_ROOT, env=environment, stdout=log, stderr=log, check=False)
             if process.returncode == 0:

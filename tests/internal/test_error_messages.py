@@ -1,9 +1,11 @@
 """Messages of errors are one line of a bounded length, whatever the values in them."""
 
+import time
+
 import pytest
 
 from detrkit.cli.flags import style_of_command
-from detrkit.errors import ConfigError, arg
+from detrkit.errors import ConfigError, DatasetError, arg
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
@@ -22,3 +24,13 @@ def test_long_message_keeps_its_start_and_end() -> None:
     assert text.startswith("a.json: found 999")
     assert text.endswith("999; write it again")
     assert len(text) < 2100
+
+
+def test_marks_of_arguments_in_a_name_take_no_time_and_end_no_argument() -> None:
+    hostile = "\ue000a\ue001b" * 20_000  # a search for arguments that allows marks in them would take hours
+    start = time.process_time()
+    assert len(str(DatasetError(f"{hostile}: cannot be read"))) < 5000
+    assert time.process_time() - start < 5
+    value = "a\ue001b\ue002"
+    rendered = ConfigError(f"{arg('lr', value)} is wrong").render(lambda name, _, text: f"--{name} {text}")
+    assert rendered == "--lr a\ufffdb\ufffd is wrong"

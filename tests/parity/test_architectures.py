@@ -198,7 +198,7 @@ def test_weights_are_equal_after_conversion_to_transformers_and_back(preset: str
 def test_weights_are_equal_after_conversion_to_published_names_and_back(preset: str) -> None:
     model = random_model(preset)
     weights = model.state_dict()
-    official = official_from_detrkit(weights)
+    official = official_from_detrkit(weights, model.config)
     back = official_to_detrkit(official)
     assert set(back) == set(weights)
     assert all(torch.equal(back[name], weights[name]) for name in weights)

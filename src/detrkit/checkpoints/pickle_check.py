@@ -5,6 +5,7 @@ passes the end of its storage enlarges it, ``torch.Tensor`` and ``bytearray`` ta
 hashed recursively. `check_pickle` follows the same instructions with stand-ins, and allocates nothing.
 """
 
+import io
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,22 @@ class RefusedPickleError(CheckpointError):
     """A pickle that is not read; the message lacks the name of the file."""
 
 
+class _BoundedReader:
+    """Reads a file as `pickletools` does, but never asks for more bytes than it holds."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        position = file.tell()
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(position)
+        self.tell, self.readline = file.tell, file.readline
+
+    def read(self, count: int = -1) -> bytes:
+        """Read so many bytes, or all that are left."""
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if count < 0 else min(count, left))
+
+
 class _Checker:
     """Follows the instructions of one pickle."""
 
@@ -117,7 +134,9 @@ class _Checker:
 
     def run(self, content: IO[bytes] | bytes) -> Any:
         """Follow all instructions, and return the stand-in of the result."""
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        # a read of more bytes than there are would allocate them all
+        readable = content if isinstance(content, bytes) else _BoundedReader(content)
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(readable)):  # type: ignore[arg-type]  # reads, no more
             if number > MAX_INSTRUCTIONS:
                 refuse(f"holds more than {MAX_INSTRUCTIONS:,} instructions, expected weights")
             if opcode.name == "STOP":
