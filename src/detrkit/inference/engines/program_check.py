@@ -54,8 +54,10 @@ _DTYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}  # code
 # that check their arguments, neither resize a storage nor read values as sizes, and take text from a fixed list at most
 _OPERATORS = """
     __and__.Tensor _assert_tensor_metadata.default abs.default adaptive_avg_pool2d.default add.Scalar add.Tensor
-    add_.Tensor alias.default all.dim amax.default arange.default argmax.default avg_pool2d.default
-    batch_norm.default bitwise_not.default bmm.default cat.default chunk.default clamp.default clamp_min.default
+    add_.Tensor alias.default all.dim amax.default arange.default arange.start argmax.default
+    avg_pool2d.default
+    batch_norm.default bitwise_not.default bmm.default cat.default ceil.default chunk.default
+    clamp.default clamp_min.default
     clone.default constant_pad_nd.default contiguous.default conv2d.default cos.default cumsum.default
     detach.default div.Scalar div.Tensor dropout.default elu.default eq.Scalar exp.default expand.default
     flatten.using_ints flip.default floor.default floor_divide.default full.default full_like.default
@@ -65,7 +67,7 @@ _OPERATORS = """
     linear.default log.default logical_and.default logical_not.default logical_or.default logit.default lt.Scalar
     lt.Tensor masked_fill.Scalar matmul.default max.dim max_pool2d.default maximum.default mean.default mean.dim
     minimum.default mish.default movedim.int mul.Scalar mul.Tensor narrow.default ne.Scalar neg.default
-    ones.default ones_like.default pad.default permute.default pow.Scalar pow.Tensor_Scalar prelu.default
+    ones.default ones_like.default pad.default permute.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
     promote_types.default reciprocal.default relu.default relu6.default relu_.default remainder.Scalar
     repeat.default repeat_interleave.self_int reshape.default round.default rsqrt.default rsub.Scalar
     scaled_dot_product_attention.default select.int sigmoid.default silu.default silu_.default sin.default

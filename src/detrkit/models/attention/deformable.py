@@ -126,8 +126,8 @@ def nearest_cells(
     moved = []
     for level, on_map in enumerate(points.split(list(num_points), 3)):
         height, width = features.sizes[level]
-        # rounded towards zero, as published: from 0.5 cells before the first one, points are on the first
-        x, y = (on_map[..., 0] * width + 0.5).trunc(), (on_map[..., 1] * height + 0.5).trunc()
+        # published: rounded towards zero, which is the same where the limits below are at least 0; OpenVINO has no trunc
+        x, y = (on_map[..., 0] * width + 0.5).floor(), (on_map[..., 1] * height + 0.5).floor()
         if features.padding_invariant and features.image_cells is not None:
             last = (features.image_cells[:, level].ceil() - 1)[:, None, None, None]
             x, y = (torch.minimum(one.clamp(min=0), last[..., axis]) for axis, one in enumerate((x, y)))
