@@ -16,7 +16,8 @@ _START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"  # private use: names an
 _PART = f"([^{_START}{_SEPARATOR}{_END}]*)"  # excluding the marks keeps the search linear, whatever a message contains
 _ARGUMENT = re.compile(f"{_START}{_PART}{_SEPARATOR}{_PART}{_SEPARATOR}{_PART}{_END}")
 _WITHOUT_MARKS = str.maketrans(dict.fromkeys((_START, _SEPARATOR, _END), "\ufffd"))
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters but tab and newline
+# all control characters but tab and newline, and those that change the order or the lines of the text around them
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _UNSET = object()
 _MAX_CHARACTERS = 2000  # of a message; paths have at most 4096, usual ones 200
 
@@ -61,10 +62,17 @@ class DetrkitError(Exception):
         return _one_line(render_arguments(self.message, style))
 
 
+def escape_control_characters(text: str) -> str:
+    """Escape control characters other than tab and newline, which could hide or forge lines on a terminal."""
+    return _CONTROL.sub(
+        lambda match: f"\\x{ord(match[0]):02x}" if match[0] < "\xff" else f"\\u{ord(match[0]):04x}", text
+    )
+
+
 def _one_line(message: str) -> str:
     """Return a message as one line of a bounded length: parts of it are from files, and may contain anything."""
     line = " ".join(part.strip() for part in message.splitlines())
-    line = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line)  # they could hide or forge lines on a terminal
+    line = escape_control_characters(line)
     if len(line) <= _MAX_CHARACTERS:
         return line
     return f"{line[: _MAX_CHARACTERS // 2]} [...] {line[-_MAX_CHARACTERS // 2 :]}"

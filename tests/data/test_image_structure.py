@@ -29,7 +29,7 @@ from detrkit import DatasetError
 from detrkit.data import decoding
 from detrkit.data.avif_structure import frame_sizes
 from detrkit.data.image_structure import MAX_SCANS, check_structure
-from detrkit.data.images import has_image_content, open_image, read_image_size, read_uploaded_image
+from detrkit.data.images import has_image_content, open_image, read_image_file, read_image_size
 
 STRIPS = {259: (3, [8]), 273: (4, [0]), 278: (4, [2**31]), 279: (4, [100])}
 
@@ -72,7 +72,7 @@ def test_hostile_structure_is_refused(tmp_path: Path, content: bytes, message: s
         open_image(save(content, tmp_path, f"a.{suffix}"))
     assert "\n" not in str(caught.value)
     with pytest.raises(DatasetError, match=message):
-        read_uploaded_image(io.BytesIO(content), "a.png")
+        read_image_file(io.BytesIO(content), "a.png")
 
 
 def test_large_image_inside_an_icon_is_not_decoded_by_reading_its_size(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_tiles_of_further_pages_are_checked(monkeypatch: pytest.MonkeyPatch) -> 
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     checked = []
     monkeypatch.setattr(decoding, "check_tiff_blocks", lambda page, where: checked.append(page.tell()))
-    assert read_uploaded_image(file, "a.tif", channels=5).shape == (5, 64, 64)
+    assert read_image_file(file, "a.tif", channels=5).shape == (5, 64, 64)
     assert checked == [0, 0, 1, 2, 3, 4]
 
 
@@ -101,44 +101,44 @@ def test_jpegs_of_encoders_are_read(progressive: bool, mode: str) -> None:
     scans = check_structure(file, "a.jpg")
     assert scans <= 18
     assert (scans > 1) is progressive
-    assert read_uploaded_image(file, "a.jpg").shape == (3, 200, 300)
+    assert read_image_file(file, "a.jpg").shape == (3, 200, 300)
 
 
 def test_scan_by_scan_sequential_jpeg_is_read() -> None:
     content = baseline_jpeg_of_scans((64, 48), 3)
     assert check_structure(io.BytesIO(content), "a.jpg") == 3
-    assert read_uploaded_image(io.BytesIO(content), "a.jpg").shape == (3, 48, 64)
+    assert read_image_file(io.BytesIO(content), "a.jpg").shape == (3, 48, 64)
 
 
 def test_scans_of_a_second_image_in_the_file_do_not_count() -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 48)).save(file, "JPEG", progressive=True)
     content = file.getvalue() + jpeg_of_scans((16, 16), 1000)
-    assert read_uploaded_image(io.BytesIO(content), "a.jpg").shape == (3, 48, 64)
+    assert read_image_file(io.BytesIO(content), "a.jpg").shape == (3, 48, 64)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
 def test_tiffs_of_tools_are_read(compression: str | None) -> None:
     file = io.BytesIO()
     Image.effect_noise((600, 400), 80).convert("RGB").save(file, "TIFF", compression=compression)
-    assert read_uploaded_image(file, "a.tif").shape == (3, 400, 600)
+    assert read_image_file(file, "a.tif").shape == (3, 400, 600)
     strip = tiff((4, 4), {259: (3, [1]), 273: (4, [0]), 278: (4, [2**32 - 1]), 279: (4, [16])}, bytes(range(16)))
-    assert read_uploaded_image(io.BytesIO(strip), "a.tif").shape == (3, 4, 4)  # rows per strip are unlimited by default
+    assert read_image_file(io.BytesIO(strip), "a.tif").shape == (3, 4, 4)  # rows per strip are unlimited by default
 
 
 @pytest.mark.parametrize("side", [16, 48, 256, 1024])
 def test_icons_are_read(side: int) -> None:
     file = io.BytesIO()
     Image.new("RGBA", (side, side), "red").save(file, "ICO", sizes=[(min(side, 256), min(side, 256))])
-    assert read_uploaded_image(file, "a.ico").shape[0] == 3
-    assert read_uploaded_image(io.BytesIO(icon(png((side, side)))), "a.ico").shape == (3, side, side)
+    assert read_image_file(file, "a.ico").shape[0] == 3
+    assert read_image_file(io.BytesIO(icon(png((side, side)))), "a.ico").shape == (3, side, side)
 
 
 @pytest.mark.parametrize("options", [{}, {"tile_size": (64, 64)}, {"codeblock_size": (16, 16)}, {"no_jp2": True}])
 def test_jpeg_2000_files_are_read(options: dict[str, object]) -> None:
     file = io.BytesIO()
     Image.effect_noise((300, 200), 80).convert("RGB").save(file, "JPEG2000", **options)
-    assert read_uploaded_image(file, "a.jp2").shape == (3, 200, 300)
+    assert read_image_file(file, "a.jp2").shape == (3, 200, 300)
 
 
 @pytest.mark.parametrize("lossless", [False, True])
@@ -147,7 +147,7 @@ def test_webps_are_read(lossless: bool, frames: int) -> None:
     file = io.BytesIO()
     images = [Image.new("RGBA", (60, 40), (shade, 0, 0, 90)) for shade in range(frames)]
     images[0].save(file, "WEBP", lossless=lossless, save_all=True, append_images=images[1:])
-    assert read_uploaded_image(file, "a.webp").shape == (3, 40, 60)
+    assert read_image_file(file, "a.webp").shape == (3, 40, 60)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -159,7 +159,7 @@ def test_frames_of_avifs_have_their_size(frames: int, size: tuple[int, int]) -> 
     sizes = list(frame_sizes(file.getvalue()))
     assert sizes
     assert set(sizes) == {size}
-    assert read_uploaded_image(file, "a.avif").shape == (3, size[1], size[0])
+    assert read_image_file(file, "a.avif").shape == (3, size[1], size[0])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -179,7 +179,7 @@ def test_scaling_in_blocks_changes_nothing() -> None:
     Image.fromarray(values).save(file, "TIFF")
     finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     expected = np.clip(finite / 65535 * 255, 0, 255).astype(np.uint8)
-    assert np.array_equal(read_uploaded_image(file, "a.tif", channels=1)[0], expected)
+    assert np.array_equal(read_image_file(file, "a.tif", channels=1)[0], expected)
 
 
 DECODE_ALL = """

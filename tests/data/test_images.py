@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from detrkit import DatasetError
-from detrkit.data.images import image_to_tensor, open_image, read_image_size, read_uploaded_image, tensor_to_image
+from detrkit.data.images import image_to_tensor, open_image, read_image_file, read_image_size, tensor_to_image
 
 
 def save_with_orientation(path: Path, orientation: int) -> None:
@@ -167,7 +167,7 @@ def test_larger_pages_of_an_upload_are_not_decoded(monkeypatch: pytest.MonkeyPat
         TiffImagePlugin.TiffImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1]
     )
     with pytest.raises(DatasetError, match="its 3 pages differ in size"):
-        read_uploaded_image(file, "a.tif", max_pixels=1000)
+        read_image_file(file, "a.tif", max_pixels=1000)
     assert set(decoded) == {(8, 8)}
 
 
@@ -179,8 +179,8 @@ def test_pages_beyond_the_channels_are_not_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         TiffImagePlugin.TiffImageFile, "seek", lambda image, page: (asked.append(page), seek(image, page))[1]
     )
-    assert read_uploaded_image(file, "a.tif").shape == (3, 4, 4)  # the first page
-    assert read_uploaded_image(file, "a.tif", channels=4).shape == (4, 4, 4)  # as many as no page, but alpha, has
+    assert read_image_file(file, "a.tif").shape == (3, 4, 4)  # the first page
+    assert read_image_file(file, "a.tif", channels=4).shape == (4, 4, 4)  # as many as no page, but alpha, has
     assert max(asked) <= 5
 
 
@@ -188,6 +188,6 @@ def test_size_limit_applies_to_all_pages_of_an_upload() -> None:
     pages = [Image.new("L", (40, 30)) for _ in range(6)]
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
-    assert read_uploaded_image(file, "a.tif", channels=6, max_pixels=2400).shape == (6, 30, 40)
+    assert read_image_file(file, "a.tif", channels=6, max_pixels=2400).shape == (6, 30, 40)
     with pytest.raises(DatasetError, match="40 x 30 pixels of 6 channels, more than the maximum of 1000"):
-        read_uploaded_image(file, "a.tif", channels=6, max_pixels=2000)
+        read_image_file(file, "a.tif", channels=6, max_pixels=2000)

@@ -30,7 +30,7 @@ from tests.export.models import (
 
 
 def lacks_avx() -> bool:
-    """Whether OpenVINO cannot run layer normalization for images of any size."""
+    """Return whether OpenVINO cannot run layer normalization for images of any size."""
     from torch.backends import cpu
 
     return platform.machine().lower() in ("x86_64", "amd64") and cpu.get_cpu_capability() == "DEFAULT"

@@ -1,4 +1,4 @@
-"""What every reader of untrusted content must do: return a result or raise a `DetrkitError` of one line, within limits.
+"""Contract of readers of untrusted content: return a result or raise a `DetrkitError` of one line, within limits.
 
 Time is CPU time of this process, so that a busy machine changes nothing. Memory is the growth of the resident set at
 its peak.

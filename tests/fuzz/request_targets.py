@@ -12,7 +12,7 @@ from fastapi import Request
 from PIL import Image
 
 from detrkit.data.decoding import UPLOAD_FORMATS, decode_file
-from detrkit.data.images import has_image_content, read_image, read_image_size, read_uploaded_image
+from detrkit.data.images import has_image_content, read_image, read_image_file, read_image_size
 from detrkit.errors import DatasetError
 from detrkit.serve.http_errors import HttpError
 from detrkit.serve.unreadable import HEAD_BYTES, describe_unsupported
@@ -107,7 +107,7 @@ def _image_run(files: Sequence[bytes], folder: Path) -> None:
         read_image_size(path)
     for channels in (3, 1):
         with suppress(DatasetError):
-            read_uploaded_image(io.BytesIO(files[1]), path.name, channels, _MAX_PIXELS)
+            read_image_file(io.BytesIO(files[1]), path.name, channels, _MAX_PIXELS)
     if read_image_size(path)[0] * read_image_size(path)[1] <= _MAX_PIXELS:
         read_image(path)
 

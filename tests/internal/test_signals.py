@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_interrupt_is_held_back_here_and_in_new_processes() -> None:
     script = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGINT})"
     with StopSignal() as stop:
         with hold_interrupts():
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # another thread would not hold it back
             assert stop.received is None
             assert subprocess.check_output([sys.executable, "-c", script], text=True) == "True\n"
         assert stop.received == signal.SIGINT
@@ -40,7 +41,7 @@ def test_interrupt_is_held_back_here_and_in_new_processes() -> None:
 def test_released_interrupt_is_received() -> None:
     def held_in_a_new_process() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     held_in_a_new_process()
     with pytest.raises(KeyboardInterrupt):

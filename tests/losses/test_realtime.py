@@ -132,12 +132,12 @@ def test_rtdetr_losses_equal_those_of_transformers(counts: list[int]) -> None:
         predicted.proposals.boxes,
         {"dn_num_split": [size, QUERIES], "dn_positive_idx": positions, "dn_num_group": copies},
     )
-    ours = criterion()
-    output = ours(predicted, targets)
+    real_time_loss = criterion()
+    output = real_time_loss(predicted, targets)
     renamed = {name.replace(f"_aux_{LAYERS - 1}", "_enc_0"): loss for name, loss in theirs.items()}
     assert set(renamed) == {name for name in output.losses if name.startswith("loss")}
     for name, loss in renamed.items():
-        weight = ours.weight_dict["_".join(name.split("_")[:2])]
+        weight = real_time_loss.weight_dict["_".join(name.split("_")[:2])]
         torch.testing.assert_close(weight * output.losses[name], loss, atol=1e-6, rtol=1e-5, msg=name)
     torch.testing.assert_close(output.total, torch.stack(list(theirs.values())).sum(), atol=1e-5, rtol=1e-5)
 
@@ -209,10 +209,10 @@ def test_union_gives_every_query_its_most_frequent_object(counts: list[int], see
     matcher = HungarianMatcher(classification=SigmoidFocalClassification(CLASSES))
     pairs = matcher.assign_all([MatchingInput(torch.cat(logits), torch.cat(boxes), targets)])[0]
     union = union_of_matches(pairs)
-    ours = [
+    actual = [
         [(query, number) for _, one, query, number in union.T.tolist() if one == image] for image in range(len(counts))
     ]
-    assert ours == union_of(predicted, targets)
+    assert actual == union_of(predicted, targets)
 
 
 def test_equally_frequent_objects_are_taken_in_order() -> None:

@@ -92,12 +92,12 @@ def compare(model: DETR, other: torch.nn.Module, size: tuple[int, int]) -> None:
     """Compare predictions query by query; queries of equally good cells may be swapped."""
     images = drawn_image(size)
     with torch.inference_mode():
-        ours, theirs = model(images), other(images)
-    assert ours.proposals is not None
-    rows = torch.cdist(theirs.enc_topk_bboxes[0], ours.proposals.boxes[0]).argmin(1)
+        detrkit_output, reference = model(images), other(images)
+    assert detrkit_output.proposals is not None
+    rows = torch.cdist(reference.enc_topk_bboxes[0], detrkit_output.proposals.boxes[0]).argmin(1)
     assert len(rows.unique()) == len(rows)
-    torch.testing.assert_close(ours.class_logits[:, rows], theirs.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours.boxes[:, rows], theirs.pred_boxes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(detrkit_output.class_logits[:, rows], reference.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(detrkit_output.boxes[:, rows], reference.pred_boxes, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", CLASSES)
@@ -143,10 +143,10 @@ def test_image_processor_of_a_written_folder_prepares_the_same_pixels(tmp_path: 
     write_huggingface_folder(tmp_path / "folder", checkpoint)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
     image = torch.randint(0, 256, (3, 300, 500), dtype=torch.uint8)
-    theirs = processor(images=image, return_tensors="pt")["pixel_values"]
+    reference = processor(images=image, return_tensors="pt")["pixel_values"]
     batch = collate([Detector.load(tmp_path / "folder").preprocess(image)])
-    assert theirs.shape == (1, 3, 640, 640)
-    torch.testing.assert_close(batch.images, theirs, rtol=0, atol=1e-5)
+    assert reference.shape == (1, 3, 640, 640)
+    torch.testing.assert_close(batch.images, reference, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["deim-dfine-n", "deim-rtdetrv2-s", "rtdetrv4-s", "rtdetr-r50-m"])

@@ -159,7 +159,7 @@ def test_connections_of_an_address_in_use_are_refused(gate: Gate, drawn: list[Pa
             head, _, body = read_to_end(one).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429")
         assert b"Retry-After: 1" in head
-        assert "3 connections of this address are open already" in json.loads(body)["error"]
+        assert "3 connections or requests of this address are in progress" in json.loads(body)["error"]
         engine.may_continue.set()
     wait_until(lambda: not served.server.server_state.connections)
     assert served.client.get("/health").status_code == 200

@@ -1,4 +1,4 @@
-"""Training steps of RT-DETR and D-FINE: denoising beside the model's own queries, and batches of every kind."""
+"""Training steps of RT-DETR and D-FINE: denoising in addition to the model's own queries, and batches of every kind."""
 
 from dataclasses import replace
 from typing import Any
@@ -59,10 +59,10 @@ def test_denoising_changes_nothing_of_the_models_own_predictions(name: str) -> N
     noised = noised_boxes(batch, settings, model.config, 0)
     with torch.no_grad():
         alone = model(batch.images)
-        beside = ModelWithAuxiliaryQueries(model, generator)(batch.images, noised=noised)
-    assert_equal_up_to_rounding(beside.layer_boxes, alone.layer_boxes)
-    assert_equal_up_to_rounding(beside.layer_class_logits, alone.layer_class_logits)
-    assert beside.auxiliary[0].predictions.boxes.shape[1] == noised.labels.shape[1]
+        with_denoising = ModelWithAuxiliaryQueries(model, generator)(batch.images, noised=noised)
+    assert_equal_up_to_rounding(with_denoising.layer_boxes, alone.layer_boxes)
+    assert_equal_up_to_rounding(with_denoising.layer_class_logits, alone.layer_class_logits)
+    assert with_denoising.auxiliary[0].predictions.boxes.shape[1] == noised.labels.shape[1]
 
 
 @pytest.mark.parametrize("with_objects", [True, False])

@@ -1,10 +1,8 @@
-"""Text for people: control characters escaped, plurals, durations."""
+"""Text for people: names on one line, plurals, durations, first lines of errors."""
 
 import json
-import re
 
-# all control characters but tab and newline, and those that change the order or the lines of the text around them
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+from detrkit.errors import escape_control_characters
 
 
 def printable(name: str) -> str:
@@ -28,13 +26,6 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def escape_control_characters(text: str) -> str:
-    """Escape control characters other than tab and newline, which could hide or forge lines on a terminal."""
-    return _CONTROL.sub(
-        lambda match: f"\\x{ord(match[0]):02x}" if match[0] < "\xff" else f"\\u{ord(match[0]):04x}", text
-    )
 
 
 def valid_text(text: str) -> str:

@@ -12,12 +12,11 @@ from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 
-# of ResNet, ResNet-vd and HGNetV2
-FIRST_CONVOLUTIONS = (
-    "backbone.body.conv1.weight",
-    "backbone.body.conv1.0.convolution.weight",
-    "backbone.body.stem.stem1.convolution.weight",
-)
+# weights of the first convolution of each kind of backbone
+RESNET_STEM = "backbone.body.conv1.weight"
+RESNET_VD_STEM = "backbone.body.conv1.0.convolution.weight"
+HGNET_STEM = "backbone.body.stem.stem1.convolution.weight"
+FIRST_CONVOLUTIONS = (RESNET_STEM, RESNET_VD_STEM, HGNET_STEM)
 # rows per class: of the heads, and of RT-DETR's and D-FINE's encoder and denoising queries, which end with that of padding
 _CLASS_ROWS = ("heads.class_head.", "query_source.class_head.", "query_source.denoising_labels.")
 # the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"

@@ -97,7 +97,7 @@ def _load_from_timm(model: DETR, name: str) -> None:
         pretrained = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"backbone {TIMM}{name}: timm cannot use its weights ({first_line(error)[:120]}); pass a file as "
+            f"backbone {TIMM}{name}: timm cannot use its weights ({first_line(error)}); pass a file as "
             f"{arg('backbone_weights')}"
         ) from None
     _copy(model, pretrained.state_dict(), name)

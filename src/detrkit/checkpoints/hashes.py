@@ -1,9 +1,9 @@
 """Hashes and revisions of published weights, and the record of those that are only known since their first download.
 
-The authors' file names end in the first eight digits of their SHA-256. Full hashes and revisions are from public records of
-people who downloaded the files; those of torchvision and DETR agree with the file names, and those of the hub with what it
-says of its files when they are downloaded. What is not listed is trusted at the first download: `HashRecord` keeps its
-hash next to the file, and every later use is compared with it. Light: imports no torch.
+File names of DETR and torchvision end in the first eight digits of the SHA-256. Full hashes and revisions are from public
+records of people who downloaded the files; those of torchvision and DETR agree with the file names, and those of the hub
+with what it says of its files when they are downloaded. What is not listed is trusted at the first download: `HashRecord`
+keeps its hash next to the file, and every later use is compared with it. Light: imports no torch.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from detrkit._internal.documents import parse_json
 from detrkit._internal.files import make_folder, write_text
 from detrkit.errors import CheckpointError, ConfigError
 
@@ -133,10 +134,10 @@ class HashRecord:
             CheckpointError: the file is malformed.
         """
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = parse_json(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise self._malformed(str(error)[:80]) from None
         if not isinstance(content, dict):
             raise self._malformed(f"found a {type(content).__name__}")

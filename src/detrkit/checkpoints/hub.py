@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from detrkit._internal.files import write_text
+from detrkit._internal.text import first_line
 from detrkit.checkpoints.conversion.huggingface import write_huggingface_folder
 from detrkit.checkpoints.model_card import model_card
 from detrkit.checkpoints.native import Checkpoint, save_checkpoint
@@ -107,8 +108,8 @@ def push_checkpoint(
                 ignore_patterns=[_CARD] if has_card else None,
             )
         except Exception as error:  # the hub's client has changed its network library, and its errors, twice
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise CheckpointError(
-                f"{repo_id}: cannot be pushed to the hub ({reason}); check the network, the name and {arg('token')}"
+                f"{repo_id}: cannot be pushed to the hub ({first_line(error)}); check the network, the name and "
+                f"{arg('token')}"
             ) from None
     return address

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit._internal.home import check_cache_home
+from detrkit._internal.text import first_line
 from detrkit.checkpoints.download import announced_size, check_size
 from detrkit.checkpoints.hashes import DOWNLOADS, HUB_PINS, RECORD, HashRecord, sha256_of
 from detrkit.checkpoints.sources import WEIGHTS_FILE
@@ -159,10 +160,9 @@ def _offline(repo_id: str, revision: str | None) -> Path | None:
 
 
 def _failed(repo_id: str, revision: str | None, error: Exception) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     name = repo_id if revision is None else f"{repo_id}@{revision}"
     return CheckpointError(
-        f"{name}: cannot be downloaded from the Hugging Face Hub ({reason}); check the name and the network"
+        f"{name}: cannot be downloaded from the Hugging Face Hub ({first_line(error)}); check the name and the network"
     )
 
 

@@ -10,14 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from detrkit.checkpoints.adapt import HGNET_STEM, RESNET_STEM, RESNET_VD_STEM
 from detrkit.checkpoints.conversion.architectures import ARCHITECTURES, architecture_of_names
 from detrkit.config.model import BackboneName, ModelConfig
 from detrkit.errors import CheckpointError, ConfigError
 
-# weights of the first convolution of each kind of backbone
-RESNET_STEM = "backbone.body.conv1.weight"
-RESNET_VD_STEM = "backbone.body.conv1.0.convolution.weight"
-HGNET_STEM = "backbone.body.stem.stem1.convolution.weight"
 # (number of blocks in each stage, whether they are bottlenecks, whether the stem has three convolutions)
 _RESNETS: dict[tuple[tuple[int, ...], bool, bool], BackboneName] = {
     ((2, 2, 2, 2), False, False): "resnet18",

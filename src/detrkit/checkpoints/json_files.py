@@ -1,9 +1,9 @@
 """JSON files that come with weights, read within limits."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from detrkit._internal.documents import parse_json
 from detrkit.errors import CheckpointError
 
 MAX_JSON = 32 * 2**20  # bytes; a ``config.json`` with the names of 100,000 classes takes about 8 MB
@@ -23,8 +23,8 @@ def read_json(path: Path, kind: str = "JSON") -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON:
             raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {MAX_JSON:,}; get the folder again")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as {kind} ({error}); get the file again") from None
     if not isinstance(content, dict):
         found = type(content).__name__

@@ -39,7 +39,8 @@ from detrkit.data.categories import COCO_NAMES, Categories, contiguous_coco_cate
 from detrkit.errors import CheckpointError, arg, python_style, render_arguments
 
 _logger = logging.getLogger(__name__)
-_BACKBONE_STEMS = ("conv1.weight", "conv_stem.weight")  # the first convolution of a ResNet, and of timm's networks
+# the first convolution of a ResNet, ResNet-vd, HGNetV2, and of timm's networks
+_BACKBONE_STEMS = ("conv1.weight", "conv1_1.conv.weight", "stem1.conv.weight", "conv_stem.weight")
 
 
 def load_checkpoint(

@@ -30,7 +30,7 @@ from detrkit.structures.normalization import Normalization
 
 FORMAT = "detrkit-1"
 MAX_SIDE = 10_000  # pixels of the longer side
-MAX_PIXELS = 28_000_000  # of a resized image: `MAX_IMAGE_SIZE` and the longer side that belongs to it
+MAX_RESIZED_PIXELS = 28_000_000  # of a resized image: `MAX_IMAGE_SIZE` and the longer side that belongs to it
 REALTIME_SIZE = (640, 640)  # (height, width) to which RT-DETR and its descendants stretch images
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _PerChannel = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=1000)]
@@ -70,8 +70,10 @@ class Preprocessing(BaseModel):
         if not self.scale or (self.std is not None and not all(self.std)):
             raise ValueError("scale and std must not be 0")
         height, width = self.size or (self.image_size, self.longest_side)
-        if self.resize != "none" and height * width > MAX_PIXELS:
-            raise ValueError(f"images are resized to {height} x {width} pixels, expected at most {MAX_PIXELS:,} in all")
+        if self.resize != "none" and height * width > MAX_RESIZED_PIXELS:
+            raise ValueError(
+                f"images are resized to {height} x {width} pixels, expected at most {MAX_RESIZED_PIXELS:,} in all"
+            )
         return self
 
     @property

@@ -123,7 +123,7 @@ class _BoundedReader:
 
 
 class _Checker:
-    """Follows the instructions of one pickle."""
+    """Follows the instructions of one pickle; methods handle opcodes of `pickletools`, see `_HANDLERS`."""
 
     def __init__(self, find_storage: FindStorage | None) -> None:
         self.find_storage = find_storage

@@ -1,10 +1,10 @@
 """Sources of models as users name them: run folders, files, hub ids and presets. Light: imports no torch."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from detrkit._internal.documents import parse_json
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
 from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
@@ -116,10 +116,10 @@ def trainer_checkpoint(folder: Path) -> tuple[Path, str] | None:
 def _best_of_trainer(checkpoint: Path) -> str | None:
     """Return the name of the folder that the Trainer's metric found best."""
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = parse_json((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         # a path of the machine that trained it
         return PureWindowsPath(str(state["best_model_checkpoint"])).name
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

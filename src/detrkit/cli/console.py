@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from detrkit._internal.text import escape_control_characters
 from detrkit.checkpoints.hashes import DOWNLOADS
 from detrkit.cli.flags import flag_style
-from detrkit.errors import render_arguments
+from detrkit.errors import escape_control_characters, render_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -206,9 +206,13 @@ class AugmentationConfig(_Group):
 
 
 class LossConfig(_Group):
-    """Loss coefficients, which are the matching costs too."""
+    """Loss coefficients, from which the matching costs follow."""
 
-    cls_loss_coef: float = Field(default=1.0, ge=0, description="weight of the classification loss and matching cost")
+    cls_loss_coef: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the classification loss and matching cost; with vfl and mal, the cost is twice as high",
+    )
     bbox_loss_coef: float = Field(default=5.0, ge=0, description="weight of the L1 box loss and matching cost")
     giou_loss_coef: float = Field(default=2.0, ge=0, description="weight of the GIoU loss and matching cost")
     mask_loss_coef: float = Field(default=1.0, ge=0, description="weight of the focal loss of masks")

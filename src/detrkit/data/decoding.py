@@ -14,7 +14,14 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from detrkit.data.image_structure import MAX_PIXELS, ImageFile, check_avif_frames, check_structure, check_tiff_blocks
+from detrkit.data.image_structure import (
+    MAX_PIXELS,
+    ImageFile,
+    check_avif_frames,
+    check_size,
+    check_structure,
+    check_tiff_blocks,
+)
 from detrkit.data.suppress_warnings import SuppressWarnings
 from detrkit.errors import DatasetError
 
@@ -42,7 +49,7 @@ _FORMATS = (*_MODULES, "HEIF")
 # of strangers: what browsers and phones make, in decoders that are used and tested the most
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
 SUPPRESS_WARNINGS = SuppressWarnings()
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
+PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
 _BLOCK = 2**20  # pixels of more than 8 bits that are converted at a time
 
 BeforeDecoding = Callable[[int, int], None]
@@ -151,20 +158,6 @@ def image_to_array(
     return _with_channels(image, channels, annotated_size, where)
 
 
-def check_size(height: int, width: int, where: Path | str, max_pixels: int = MAX_PIXELS, channels: int = RGB) -> None:
-    """Check the size of an image before it is decoded.
-
-    Raises:
-        DatasetError: it is too large.
-    """
-    if width * height * channels > max_pixels * RGB:
-        of_channels = "" if channels == RGB else f" of {channels} channels"
-        raise DatasetError(
-            f"{where}: the image has {width} x {height} pixels{of_channels}, more than the maximum of "
-            f"{max_pixels * RGB // channels}; make it smaller or split it into tiles"
-        )
-
-
 def _has_channels_as_pages(image: Image.Image, channels: int) -> bool:
     """True if an image is a TIFF with one page per channel."""
     if image.format != "TIFF" or channels < 2 or image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
@@ -196,13 +189,13 @@ def _pages_as_channels(
 
 
 def _with_channels(image: Image.Image, channels: int, annotated_size: tuple[int, int] | None, where: str) -> np.ndarray:
-    if channels not in _MODES:
+    if channels not in PILLOW_MODES:
         raise DatasetError(
             f"{where}: an image of mode {image.mode} does not have {channels} channels; expected a .npy array "
             "(height, width, channels) or a TIFF with one page per channel"
         )
     upright = _upright(image, annotated_size)
-    converted = (to_rgb(upright) if channels == 1 else _to_eight_bits(upright)).convert(_MODES[channels])
+    converted = (to_rgb(upright) if channels == 1 else _to_eight_bits(upright)).convert(PILLOW_MODES[channels])
     return np.array(converted).reshape(*converted.size[::-1], channels)
 
 

@@ -237,7 +237,7 @@ def _check_webp(head: bytes, where: Path | str, max_pixels: int) -> None:
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
         width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[6:10]))
-    _check_pixels(width, height, where, max_pixels)
+    check_size(height, width, where, max_pixels)
 
 
 def _check_jpeg_2000(content: bytes, where: Path | str, max_pixels: int) -> None:
@@ -248,7 +248,7 @@ def _check_jpeg_2000(content: bytes, where: Path | str, max_pixels: int) -> None
     fields = struct.unpack_from(">8I", content, start + 8)
     x1, y1, x0, y0, tile_width, tile_height, _, _ = fields
     width, height = max(0, x1 - x0), max(0, y1 - y0)
-    _check_pixels(width, height, where, max_pixels)
+    check_size(height, width, where, max_pixels)
     tiles = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))
     if tiles > 64 + width * height // _MIN_TILE:
         raise DatasetError(
@@ -292,9 +292,15 @@ def _block_sizes(content: bytes, position: int) -> list[int]:
     return sizes
 
 
-def _check_pixels(width: int, height: int, where: Path | str, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def check_size(height: int, width: int, where: Path | str, max_pixels: int = MAX_PIXELS, channels: int = 3) -> None:
+    """Check the size of an image before it is decoded.
+
+    Raises:
+        DatasetError: it is too large.
+    """
+    if width * height * channels > max_pixels * 3:
+        of_channels = "" if channels == 3 else f" of {channels} channels"
         raise DatasetError(
-            f"{where}: the image has {width} x {height} pixels, more than the maximum of {max_pixels}; make it smaller or "
-            "split it into tiles"
+            f"{where}: the image has {width} x {height} pixels{of_channels}, more than the maximum of "
+            f"{max_pixels * 3 // channels}; make it smaller or split it into tiles"
         )

@@ -80,14 +80,14 @@ def read_image(
         return image_to_pixels(image, channels, annotated_size, str(path))
 
 
-def read_uploaded_image(
+def read_image_file(
     file: ImageFile, name: str, channels: int = RGB, max_pixels: int = MAX_PIXELS
 ) -> UInt8[Tensor, "C H W"]:
-    """Read an image that was uploaded, like `read_image`.
+    """Read an image from an open file, like `read_image`.
 
     Args:
         file: its content, at the start.
-        name: file name given by the sender, which distinguishes arrays from image files.
+        name: file name, which distinguishes arrays from image files.
         channels: of the model.
         max_pixels: larger images are rejected before they are decoded.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import provenance_mark
+from detrkit.data.decoding import one_line
 from detrkit.errors import DatasetError
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
 
@@ -40,8 +41,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
     except MemoryError:
         raise DatasetError(f"{path}: does not fit into memory; make image and PNG smaller") from None
     except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise DatasetError(f"{path}: cannot be read as a PNG ({reason}); export it again") from None
+        raise DatasetError(f"{path}: cannot be read as a PNG ({one_line(error)}); export it again") from None
     return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
 
 

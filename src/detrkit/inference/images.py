@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from detrkit.data.images import image_to_pixels, read_image, read_uploaded_image, tensor_to_image
+from detrkit.data.decoding import PILLOW_MODES, one_line
+from detrkit.data.images import image_to_pixels, read_image, read_image_file, tensor_to_image
 from detrkit.data.suffixes import VIDEO_SUFFIXES
 from detrkit.errors import DatasetError, short
 from detrkit.structures import Detections, PanopticSegments
@@ -25,7 +26,6 @@ _ARRAY_START = b"\x93NUMPY"  # of a .npy file
 _MAX_FILE_BYTES = 2**30  # of an open file, which may be endless
 _MAX_PATH = 4096  # characters
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)  # pathlib merges the slashes; drives have one letter
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
 _LOADING = threading.Lock()  # two threads must not decode one Pillow image at once
 ResultT = TypeVar("ResultT", Detections, PanopticSegments)
 
@@ -193,7 +193,7 @@ def _read_bytes(content: bytes, channels: int, where: str) -> UInt8[Tensor, "C H
     if not content:
         raise DatasetError(f"{where}: found no bytes, expected the content of an image file; is it read to its end?")
     name = f"{where}.npy" if content.startswith(_ARRAY_START) else where
-    return read_uploaded_image(io.BytesIO(content), name, channels)
+    return read_image_file(io.BytesIO(content), name, channels)
 
 
 def _read_pillow(image: Image.Image, channels: int, where: str) -> UInt8[Tensor, "C H W"]:
@@ -208,9 +208,9 @@ def _read_pillow(image: Image.Image, channels: int, where: str) -> UInt8[Tensor,
     except DatasetError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise DatasetError(
-            f"{where}: the Pillow image of mode {image.mode} cannot be read ({reason}); open it again, or convert it to RGB"
+            f"{where}: the Pillow image of mode {image.mode} cannot be read ({one_line(error)}); open it again, or "
+            "convert it to RGB"
         ) from None
 
 
@@ -233,13 +233,13 @@ def _read_array(image: np.ndarray | Tensor, channels: int, where: str) -> UInt8[
     count = pixels.shape[-1]
     if count == channels:
         return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
-    drawn = Image.fromarray(np.ascontiguousarray(pixels if count > 1 else pixels[..., 0]), _MODES[count])
+    drawn = Image.fromarray(np.ascontiguousarray(pixels if count > 1 else pixels[..., 0]), PILLOW_MODES[count])
     return image_to_pixels(drawn, channels, where=where)
 
 
 def _channel_axis(shape: Sequence[int], channels: int, *, is_tensor: bool) -> int | None:
     """Return the axis of the channels: first of all the last axis of an array and the first one of a tensor."""
-    convertible = tuple(_MODES) if channels in _MODES else ()
+    convertible = tuple(PILLOW_MODES) if channels in PILLOW_MODES else ()
     if len(shape) == 2:
         return 2 if channels == 1 or convertible else None
     if len(shape) != 3:

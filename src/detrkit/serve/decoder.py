@@ -197,7 +197,6 @@ class Decoder:
 
 def _send_request(pipe: IO[bytes], request: DecodeRequest, max_work: float) -> None:
     size = request.file.seek(0, os.SEEK_END)
-    size = request.file.tell() if size is None else size
     request.file.seek(0)
     message = {
         "name": request.name,
@@ -218,9 +217,8 @@ def _chunks(file: ImageFile) -> Iterator[bytes]:
 def _receive_pixels(pipe: IO[bytes], answer: dict, request: DecodeRequest) -> np.ndarray:
     """Receive an array, whose size is checked: the process worked on a hostile file."""
     shape = tuple(int(one) for one in answer["shape"])
-    if len(shape) != 3 or min(shape) < 1 or np.prod(shape, dtype=object) > 3 * request.max_pixels:
-        raise ValueError(f"shape {shape}")
-    if shape[2] != request.channels:
+    is_possible = len(shape) == 3 and min(shape) >= 1 and shape[2] == request.channels
+    if not is_possible or np.prod(shape, dtype=object) > 3 * request.max_pixels:
         raise ValueError(f"shape {shape}")
     pixels = np.empty(shape, np.uint8)
     left = memoryview(pixels.reshape(-1).data)

@@ -147,7 +147,3 @@ def _set_limit(name: str, value: int) -> None:
         value = min(value, hard)
     with suppress(OSError, ValueError):
         resource.setrlimit(kind, (value, hard))
-
-
-if __name__ == "__main__":
-    main()

@@ -59,12 +59,11 @@ class _Lane:
 class Decoders:
     """Processes that decode images, each with a thread."""
 
-    def __init__(self, workers: int, *, is_eager: bool = True) -> None:
+    def __init__(self, workers: int) -> None:
         """Start the threads, and the processes for small images.
 
         Args:
             workers: processes per lane; those for large images are started when they are needed.
-            is_eager: start the processes for small images now.
         """
         # one lock; a condition for each kind of thread, so that an image wakes up only the one that decodes it
         lock = threading.RLock()
@@ -75,12 +74,12 @@ class Decoders:
         self._restarts = 0
         self._starting = 0
         self._failure: str | None = None
-        self._unstarted = workers if is_eager else 0  # processes that have not been started once
+        self._unstarted = workers  # processes that have not been started once
         self._decoders = [Decoder(_NICENESS * (number >= workers)) for number in range(2 * workers)]
         self._threads = [threading.Thread(target=self._watch, name=f"{THREAD_PREFIX} watch", daemon=True)]
         for number, decoder in enumerate(self._decoders):
             lane = self._small if number < workers else self._large
-            arguments = (lane, decoder, is_eager and lane is self._small)
+            arguments = (lane, decoder)
             name = f"{THREAD_PREFIX} images {number}"
             self._threads.append(threading.Thread(target=self._work, args=arguments, name=name, daemon=True))
         for thread in self._threads:
@@ -148,8 +147,8 @@ class Decoders:
                 lane.waiting.append(job)
                 lane.changed.notify()
 
-    def _work(self, lane: _Lane, decoder: Decoder, is_eager: bool) -> None:
-        if is_eager:
+    def _work(self, lane: _Lane, decoder: Decoder) -> None:
+        if lane is self._small:
             self._start(decoder)
             with self._changed:
                 self._unstarted -= 1

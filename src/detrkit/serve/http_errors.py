@@ -25,7 +25,9 @@ def too_many_connections(maximum: int) -> HttpError:
 def too_many_requests(maximum: int) -> HttpError:
     """Return the answer to more connections or requests of one address than the server accepts."""
     return HttpError(
-        429, f"server: {maximum} connections of this address are open already; use fewer at a time", _RETRY_AFTER
+        429,
+        f"server: {maximum} connections or requests of this address are in progress; use fewer at a time",
+        _RETRY_AFTER,
     )
 
 

@@ -54,7 +54,7 @@ _HEALTH = _object(
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: _answer("The request has no image, another query, a wrong threshold or a wrong Host header.", _ERROR),
     403: _answer("A page of another origin sent the request.", _ERROR),
-    429: _answer("The address has too many open connections.", _ERROR),
+    429: _answer("The address has too many connections or requests in progress.", _ERROR),
     503: _answer("The server is busy or shutting down; try again in a moment.", _ERROR),
 }
 _IMAGE_REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
-"""Predict and explain uploaded images: admission, reading in threads, batching, cancellation.
+"""Predict and explain uploaded images: admission, decoding in other processes, batching, cancellation.
 
-Memory is bounded at every stage: by the number of admitted requests, of resized images that wait for a device, and of full
-images that wait to be explained. The event loop is never blocked.
+Memory is bounded at every stage: by the numbers of connections, of images in the queue, of resized images that wait for a
+device, and of full images that wait to be explained. The event loop is never blocked.
 """
 
 import asyncio

@@ -266,16 +266,15 @@ class TimeBudget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the time that was left; what this process has taken so far counts, too."""
-        numbers = {
-            name: None if value is None else float(value) for name, value in state.items()
-        }  # or a file is damaged
+        # float() raises errors for values of other kinds, which a damaged file may hold
         self._before, self.fraction, self.step_seconds = (
-            _known(numbers[name]) for name in ("elapsed", "fraction", "step_seconds")
+            float(state[name]) for name in ("elapsed", "fraction", "step_seconds")
         )
         self._evaluated, self._evaluation, self._report, self._seconds_of_step = (
-            _known(numbers[name]) for name in ("evaluated", "evaluation", "report", "seconds_of_step")
+            float(state[name]) for name in ("evaluated", "evaluation", "report", "seconds_of_step")
         )
-        self._reported, self._is_warm = numbers["reported"], bool(numbers["is_warm"])
+        self._reported = None if state["reported"] is None else float(state["reported"])
+        self._is_warm = bool(state["is_warm"])
 
     def _interval(self) -> int:
         """Return the number of steps until the fraction is measured again: about a second of several processes."""
@@ -305,9 +304,3 @@ def budget_of(num_batches: int, settings: TrainingConfig, started: float | None 
         return TimeBudget(60 * settings.minutes, every, started=started)
     num_epochs = planned_epochs(num_batches, settings)
     return StepBudget(planned_steps(num_batches, settings), num_epochs, every or -(-num_epochs // MAX_EVALUATIONS))
-
-
-def _known(value: float | None) -> float:
-    if value is None:
-        raise ValueError("a number of the time limit is missing")
-    return value

@@ -104,7 +104,7 @@ def with_architecture_of_weights(config: RunConfig) -> RunConfig:
 
 
 def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterion:
-    """Build the criterion of a run, with the loss coefficients as matching costs."""
+    """Build the criterion of a run; the loss coefficients give the matching costs."""
     loss = settings.loss
     classification = classification_for(model.class_scores, model.num_classes, loss.eos_coef, cls_loss=loss.cls_loss)
     cls_cost = loss.cls_loss_coef * classification.default_cost / classification.default_coef

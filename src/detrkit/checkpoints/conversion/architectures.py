@@ -161,6 +161,6 @@ def architecture_of_names(names: Collection[str]) -> Architecture:
 
 
 def architecture_of_model(names: Collection[str], config: ModelConfig) -> Architecture:
-    """Return the published architecture of a model's parts; versions with the same parts are told apart by the config."""
+    """Return the published architecture of a model's parts; the config distinguishes versions with the same parts."""
     architecture = architecture_of_names(names)
     return "rtdetr" if architecture == "rtdetrv2" and config.points_per_level is None else architecture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from detrkit.checkpoints.json_files import read_json
-from detrkit.checkpoints.native import MAX_PIXELS, MAX_SIDE, REALTIME_SIZE, Preprocessing
+from detrkit.checkpoints.native import MAX_RESIZED_PIXELS, MAX_SIDE, REALTIME_SIZE, Preprocessing
 from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.batching import IMAGENET_MEAN, IMAGENET_STD
 from detrkit.data.transforms.geometry import EVAL_SHORT_SIDE, MAX_LONG_SIDE, Interpolation, max_long_side
@@ -126,8 +126,10 @@ class _Reader:
         )
 
     def _check_pixels(self, height: int, width: int) -> None:
-        if min(height, width) > MAX_IMAGE_SIZE or height * width > MAX_PIXELS:
-            self._reject("size", f"at most {MAX_IMAGE_SIZE} pixels of the shorter side, and {MAX_PIXELS:,} in all")
+        if min(height, width) > MAX_IMAGE_SIZE or height * width > MAX_RESIZED_PIXELS:
+            self._reject(
+                "size", f"at most {MAX_IMAGE_SIZE} pixels of the shorter side, and {MAX_RESIZED_PIXELS:,} in all"
+            )
 
     def _interpolation(self) -> Interpolation:
         number = self.settings.get("resample", 2)

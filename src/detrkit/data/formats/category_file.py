@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from detrkit._internal.documents import parse_json
 from detrkit.data.categories import Categories
 from detrkit.data.formats.context import ReadContext
 from detrkit.errors import DatasetError
@@ -30,8 +31,8 @@ def read_category_file(folder: Path, context: ReadContext) -> Categories | None:
         return None
     context.opened(path)
     try:
-        return Categories.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return Categories.from_json(parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         raise DatasetError(
             f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it"
         ) from None

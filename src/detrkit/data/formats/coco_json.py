@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from detrkit._internal.documents import parse_json
 from detrkit.data.categories import Categories
 from detrkit.data.findings import Location
 from detrkit.data.formats.context import ReadContext
@@ -33,10 +34,10 @@ def read_json(path: Path) -> Any:
         DatasetError: it is missing or malformed.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, expected a JSON file; check the path") from None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise DatasetError(f"{path}: not readable as JSON ({str(error).splitlines()[0][:100]})") from None
 
 
