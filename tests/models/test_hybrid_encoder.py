@@ -104,26 +104,15 @@ def test_maps_of_an_image_do_not_depend_on_its_padding(name: str, size: tuple[in
         assert_equal_up_to_rounding(cropped, expected, operations=OPERATIONS)
 
 
-@pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd", "rtdetrv4_s"])
+@pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd"])
 def test_all_parameters_receive_gradients(name: str) -> None:
     model = hybrid_model(name).train()
     _, memory = run_parts(model, torch.rand(2, 3, 64, 64))
     weights = torch.linspace(0, 1, memory.tokens.shape[1])[:, None]  # norms hide a constant
     loss = (memory.tokens.square() * weights).mean()
-    if memory.student_map is not None:
-        loss = loss + memory.student_map.square().mean()
     loss.backward()
     parts = [*model.backbone.named_parameters(), *model.neck.named_parameters(), *model.encoder.named_parameters()]
     assert not [name for name, parameter in parts if parameter.grad is None]
-
-
-def test_student_map_is_computed_in_training_only() -> None:
-    model = hybrid_model("rtdetrv4_s")
-    _, memory = run_parts(model.train(), torch.rand(1, 3, 64, 96))
-    assert memory.student_map is not None
-    assert memory.student_map.shape == (1, 768, 2, 3)
-    with torch.no_grad():
-        assert run_parts(model.eval(), torch.rand(1, 3, 64, 96))[1].student_map is None
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ class ModelConfig(BaseModel):
         None,
         ge=1,
         le=16_384,
-        description="hybrid encoder: channels of the teacher's features that a projection of the attended map is trained "
-        "to predict (RT-DETRv4)",
+        description="hybrid encoder: outputs of the projection that RT-DETRv4 distils a teacher with; kept for conversion, "
+        "not trained",
     )
     decoder: DecoderName = Field(
         "dense",

@@ -47,6 +47,7 @@ def check_model(model: ModelConfig) -> None:
 
 def _size_rules(model: ModelConfig) -> Rules:
     width, heads = arg("hidden_dim", model.hidden_dim), arg("num_heads", model.num_heads)
+    points = model.points_per_level
     mask_width = 64 if model.backbone == "resnet-tiny" else 128  # halved at every stage, down to the groups of norms
     return [
         (
@@ -61,6 +62,16 @@ def _size_rules(model: ModelConfig) -> Rules:
             model.mask_head and bool(model.hidden_dim % mask_width or model.num_heads % 8),
             f"{arg('mask_head', True)} needs {arg('hidden_dim')} to be a multiple of {mask_width} and "
             f"{arg('num_heads')} of 8 with this backbone, found {model.hidden_dim} and {model.num_heads}.",
+        ),
+        (
+            model.eval_decoder_layers is not None and model.eval_decoder_layers > model.decoder_layers,
+            f"{arg('eval_decoder_layers', model.eval_decoder_layers)} is more than the model has: "
+            f"{arg('decoder_layers', model.decoder_layers)}.",
+        ),
+        (
+            points is not None and len(points) != model.num_feature_levels,
+            f"{arg('points_per_level', points and list(points))} needs a number for each of the "
+            f"{model.num_feature_levels} feature maps.",
         ),
     ]
 
@@ -172,7 +183,6 @@ def _selected_rules(model: ModelConfig) -> Rules:
     """Rules for the decoders of RT-DETR and D-FINE."""
     selected, fine_grained = arg("queries", "selected"), arg("decoder", "fine_grained")
     is_selected, is_fine_grained = model.queries == "selected", model.decoder == "fine_grained"
-    points = model.points_per_level
     return [
         (
             is_selected and not model.has_deformable_decoder,
@@ -197,16 +207,6 @@ def _selected_rules(model: ModelConfig) -> Rules:
         (
             is_fine_grained and model.pre_norm,
             f"{fine_grained} normalises after its gates. Set {arg('pre_norm', False)}.",
-        ),
-        (
-            model.eval_decoder_layers is not None and model.eval_decoder_layers > model.decoder_layers,
-            f"{arg('eval_decoder_layers', model.eval_decoder_layers)} is more than the model has: "
-            f"{arg('decoder_layers', model.decoder_layers)}.",
-        ),
-        (
-            points is not None and len(points) != model.num_feature_levels,
-            f"{arg('points_per_level', points and list(points))} needs a number for each of the "
-            f"{model.num_feature_levels} feature maps.",
         ),
     ]
 

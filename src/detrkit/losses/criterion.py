@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, distributed
 
+from detrkit.distributed.collectives import is_distributed
 from detrkit.losses.boxes import box_losses, matched_ious
 from detrkit.losses.classification import (
     Classification,
@@ -141,7 +142,7 @@ class SetCriterion:
         num_matched = sum(min(len(target.labels), num_queries) for target in targets)
         num_unmatched = len(targets) * num_queries - num_matched
         ce_normalizer = num_matched + self.eos_coef * num_unmatched
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not is_distributed():
             return Normalizers(float(max(num_boxes, 1)), ce_normalizer, float(len(targets)))
         sums = to_device([num_boxes, ce_normalizer, len(targets)], targets[0].labels.device, torch.float64)
         distributed.all_reduce(sums)

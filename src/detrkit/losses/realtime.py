@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
+from detrkit.distributed.collectives import is_distributed
 from detrkit.losses.auxiliary_queries import StepNormalizers, denoising_matches, num_copies
 from detrkit.losses.boxes import box_losses, matched_ious
 from detrkit.losses.classification import class_error, target_classes_of
@@ -48,7 +49,12 @@ class _Matching:
     num_boxes: Float[Tensor, ""] | float
 
     def first(self, num_sets: int, of: int) -> Matches:
-        """Return the pairs of the first of so many sets."""
+        """Return the pairs of the first `num_sets` of all sets.
+
+        Args:
+            num_sets: to keep.
+            of: number of all sets.
+        """
         count = len(self.matches.layers) // of * num_sets
         matches = self.matches
         return Matches(*(each[:count] for each in (matches.layers, matches.images, matches.queries, matches.objects)))
@@ -60,7 +66,8 @@ class RealTimeCriterion:
     Boxes of D-FINE are trained on the union of all matchings, their classes on each set's own. Losses have the published
     names: loss_vfl (or loss_mal), loss_bbox, loss_giou, and with distributions loss_fgl and loss_ddf, of the last layer;
     with _aux_0 .. of the other layers, _pre of D-FINE's first boxes, _enc_0 of the encoder, and of denoising queries _dn_0
-    .. and _dn_pre. RT-DETR (v1) counts the encoder as a further auxiliary layer. Mask losses are those of `SetCriterion`.
+    .. and _dn_pre. Published RT-DETR (v1) names the encoder's losses as those of a further auxiliary layer. Mask losses are
+    those of `SetCriterion`.
 
     Published code counts non-finite losses as 0; here such a step is skipped.
 
@@ -95,7 +102,7 @@ class RealTimeCriterion:
             normalizers: of the training step; default: those of this batch.
         """
         norms = (normalizers or self.normalizers(targets, predictions.boxes.shape[1])).own
-        sets = _own_sets(predictions)
+        sets = _prediction_sets(predictions)
         with torch.autocast(sets.boxes.device.type, enabled=False):
             own, of_boxes = self._match(sets, targets, norms)
             layers = own.first(sets.num_layers, of=len(sets.names))
@@ -207,8 +214,8 @@ class RealTimeCriterion:
         return class_error(predicted, (layers.layers, layers.images, layers.queries), layers.gather(targets).labels)
 
 
-def _own_sets(predictions: Predictions) -> _PredictionSets:
-    """Collect the sets of the model's own queries."""
+def _prediction_sets(predictions: Predictions) -> _PredictionSets:
+    """Collect the sets of predictions."""
     num_layers = len(predictions.layer_boxes)
     names = [*(f"_aux_{layer}" for layer in range(num_layers - 1)), ""]
     logits, boxes = [predictions.layer_class_logits], [predictions.layer_boxes]
@@ -226,7 +233,7 @@ def _own_sets(predictions: Predictions) -> _PredictionSets:
 
 def _denoising_sets(predictions: Predictions) -> _PredictionSets:
     """Collect the sets of denoising queries."""
-    sets = _own_sets(replace(predictions, proposals=None))
+    sets = _prediction_sets(replace(predictions, proposals=None))
     names = [f"_dn_{layer}" for layer in range(sets.num_layers)]
     return replace(sets, names=(*names, "_dn_pre")[: len(sets.names)])
 
@@ -263,7 +270,7 @@ def _step_total(
     The step's other batches are not matched yet; their share is that of their objects. A collective call.
     """
     num_objects = sum(len(target.labels) for target in targets)
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_distributed():
         return max(count, 1) * norms.num_boxes / max(num_objects, 1)
     sums = to_device([count, num_objects], device, torch.float32)
     distributed.all_reduce(sums)

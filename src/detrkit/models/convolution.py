@@ -1,20 +1,14 @@
 """Convolutions with batch norm and activation, and frozen batch norm (torchvision's, whose import takes 4 s)."""
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detrkit.models.layers import ACTIVATIONS, ActivationName
 from detrkit.ops.padding import zero_padding
-
-ActivationName = Literal["relu", "silu"]
-ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "silu": nn.SiLU,
-}
 
 
 class FrozenBatchNorm2d(nn.Module):

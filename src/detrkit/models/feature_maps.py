@@ -24,8 +24,6 @@ class FeatureMaps:
         first_cells: distance from the image's edge to the center of each map's first cell, in cells; None for 0.5.
         padding_invariant: whether the result of an image must not depend on its padding.
         keys: sum of tokens and positions; computed once by the decoder.
-        student_map: projection of the coarsest map that is trained to predict a teacher's features (RT-DETRv4); in training
-            only.
     """
 
     tokens: Float[Tensor, "B S D"]
@@ -37,7 +35,6 @@ class FeatureMaps:
     first_cells: tuple[float, ...] | None = None
     padding_invariant: bool = False
     keys: Float[Tensor, "B S D"] | None = None
-    student_map: Float[Tensor, "B E _ _"] | None = None
 
     def with_tokens(self, tokens: Float[Tensor, "B S D"]) -> "FeatureMaps":
         """Replace the features of all cells."""

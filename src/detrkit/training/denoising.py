@@ -1,6 +1,7 @@
 """Noised ground truth for denoising queries (DN-DETR, arXiv:2203.01305; with negatives, DINO, arXiv:2203.03605).
 
-The noise depends on seed, step and image only, not on the rest of the batch or on the number of processes.
+The noise depends on seed, step and image only, not on the rest of the batch or on the number of processes. In RT-DETR and
+D-FINE, padding up to the largest number of objects of the batch takes part in attention, as published.
 """
 
 from collections.abc import Sequence

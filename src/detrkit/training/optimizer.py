@@ -55,7 +55,7 @@ def build_optimizer(model: DETR, settings: TrainingConfig, auxiliary: nn.Module 
 def freeze_unused(model: DETR, settings: TrainingConfig) -> None:
     """Freeze parameters that get no gradient, which DistributedDataParallel expects of all others.
 
-    They are used by losses that are off, or are offsets of discrete sampling, whose points are rounded to cells.
+    They are used by losses that are off, or that detrkit does not have.
     """
     unused: list[nn.Module | None] = [getattr(model.encoder, "teacher_projection", None)]  # RT-DETRv4's distillation
     if not settings.auxiliary_queries.has_denoising:
@@ -63,10 +63,6 @@ def freeze_unused(model: DETR, settings: TrainingConfig) -> None:
     for module in unused:
         if module is not None:
             module.requires_grad_(False)
-    if model.config.sampling == "discrete":
-        for name, parameter in model.named_parameters():
-            if ".offset_projection." in name:
-                parameter.requires_grad_(False)
 
 
 def freeze_modes(model: DETR) -> None:

@@ -230,7 +230,7 @@ class TrainStep:
     def _rescaled(self, batch: Batch) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"] | None]:
         """Return images and padding mask at a random size, with `multi_scale`; the same on all ranks."""
         augmentation, padding_mask = self.settings.augmentation, batch.padding_mask if batch.is_padded else None
-        is_strong = augmentation.strong_aug_from <= self._fraction <= augmentation.strong_aug_until
+        is_strong = augmentation.strong_aug_from <= self._fraction < augmentation.strong_aug_until
         if not augmentation.multi_scale or not augmentation.augment or self.settings.overfit or not is_strong:
             return batch.images, padding_mask
         return rescale(

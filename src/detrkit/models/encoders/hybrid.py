@@ -72,8 +72,8 @@ class HybridEncoder(nn.Module):
         fusion_depth: RepVGG blocks per CSP layer.
         fusion_expansion: inner width of the fusing blocks, relative to the width of the maps.
         out_channels: width of the output, projected by a convolution with norm; None for no projection.
-        distillation_dim: channels of the features that a projection of the attended map is trained to predict; None for no
-            projection.
+        distillation_dim: outputs of the projection that RT-DETRv4 distils a teacher with, which is kept for conversion;
+            None for no projection.
 
     Attributes:
         activation_checkpointing: recompute activations in the backward pass.
@@ -126,16 +126,12 @@ class HybridEncoder(nn.Module):
         masks = [features.padding_mask_of(level) if features.padding_invariant else None for level in levels]
         for level, attention in zip(reversed(levels), reversed(self.attention), strict=False):
             maps[level] = self._checkpointed(attention, features, level)
-        student_map = None
-        if self.teacher_projection is not None and self.training:
-            student_map = self.teacher_projection(maps[-1].movedim(1, -1)).movedim(-1, 1)
-
         fused = self._bottom_up(self._top_down(maps, masks), masks)
         if self.output_projection:
             fused = [project(one) for project, one in zip(self.output_projection, fused, strict=True)]
         tokens = torch.cat([one.flatten(2).transpose(1, 2) for one in fused], dim=1)
         positions = torch.zeros_like(tokens[:1, :1, :1]).expand(tokens.shape)  # the decoder has references instead
-        return replace(features, tokens=tokens, positions=positions, student_map=student_map)
+        return replace(features, tokens=tokens, positions=positions)
 
     def _top_down(
         self, maps: list[Float[Tensor, "B D _ _"]], masks: list[Bool[Tensor, "B _ _"] | None]
