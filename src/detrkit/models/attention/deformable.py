@@ -93,7 +93,7 @@ class DeformableAttention(nn.Module):
         offsets = _at_least_float32(self.offset_projection(queries)).unflatten(-1, (self.num_heads, -1, 2))
         weights = _at_least_float32(self.weight_projection(queries)).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         on_maps = [
-            reference[:, :, None, None, :2] + offset * self._unit(reference[:, :, None, None], size, count)
+            reference[:, :, None, None, :2] + self._in_units(offset, reference[:, :, None, None], size, count)
             for offset, reference, size, count in zip(
                 offsets.split(self.num_points, 3), references.unbind(2), sizes, self.num_points, strict=True
             )
@@ -101,13 +101,17 @@ class DeformableAttention(nn.Module):
         return torch.cat(on_maps, dim=3), weights
 
     @staticmethod
-    def _unit(
-        reference: Float[Tensor, "B N 1 1 R"], size: tuple[int, int], num_points: int
-    ) -> Float[Tensor, "*shape 2"]:
-        """Return the unit of offsets (x, y) on one map."""
+    def _in_units(
+        offset: Float[Tensor, "B N M P 2"],
+        reference: Float[Tensor, "B N 1 1 R"],
+        size: tuple[int, int],
+        num_points: int,
+    ) -> Float[Tensor, "B N M P 2"]:
+        """Multiply offsets (x, y) by their unit on one map."""
         if reference.shape[-1] == 4:
-            return reference[..., 2:] * (0.5 / num_points)
-        return torch.stack([torch.ones_like(reference[..., 0]) / side for side in reversed(size)], dim=-1)
+            return offset * (reference[..., 2:] * (0.5 / num_points))
+        height, width = size  # two divisions by numbers take a third of the time of one by a tensor of two elements
+        return torch.stack([offset[..., 0] / width, offset[..., 1] / height], dim=-1)
 
 
 def _at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
