@@ -18,6 +18,7 @@ from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from tests.checkpoints.models import checkpoint_of, small_model
+from tests.parameters import slow_except
 
 
 def outputs(model: DETR) -> torch.Tensor:
@@ -152,9 +153,10 @@ def test_preset_without_published_weights_is_rejected() -> None:
 
 
 HUB_PRESETS = [name for name in HUB_MODELS if name not in REALTIME_HUB_MODELS]
+FAST = ("detr-r50", "deformable-detr-r50", "dfine-n")
 
 
-@pytest.mark.parametrize("preset", [*HUB_PRESETS, "rtdetr-r18", "rtdetrv2-s", "dfine-n"])
+@pytest.mark.parametrize("preset", slow_except(FAST, [*HUB_PRESETS, "rtdetr-r18", "rtdetrv2-s", "dfine-n"]))
 def test_preset_is_downloaded_from_its_hub_repository(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

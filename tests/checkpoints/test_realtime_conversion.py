@@ -20,6 +20,7 @@ from detrkit.errors import CheckpointError
 from detrkit.models.build import model_without_memory
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
+from tests.parameters import slow_except
 
 RTDETR = {"r18vd": "r18", "r34vd": "r34", "r50vd": "r50", "r50vd_m": "r50-m", "r101vd": "r101"}
 V2 = {"s_r18vd": "s", "ms_r34vd": "ms", "m_r50vd_m": "m", "l_r50vd": "l", "x_r101vd": "x", "s_dsp": "s-dsp"}
@@ -33,7 +34,7 @@ PRESET_OF_LIST = {
     **{f"deim_rtdetrv2_{size}": f"deim-rtdetrv2-{size}" for size in ("s", "ms", "m", "l", "x")},
     **{f"rtdetrv4_{size}": f"rtdetrv4-{size}" for size in "sm"},
 }
-FAST = ("rtdetr_r18vd", "rtdetrv2_s_r18vd", "dfine_n", "rtdetrv4_s")
+FAST = ("rtdetr_r18vd", "dfine_n")
 NOT_SHOWN = {
     "activation",
     "sampling",
@@ -55,9 +56,7 @@ def published_entries(shared: Path, name: str, config: ModelConfig) -> dict[str,
     return state
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in PRESET_OF_LIST]
-)
+@pytest.mark.parametrize("name", slow_except(FAST, PRESET_OF_LIST))
 def test_every_published_entry_has_a_place_and_none_is_missing_in_both_directions(name: str, shared: Path) -> None:
     config = PRESETS[PRESET_OF_LIST[name]]
     state, model = published_entries(shared, name, config), model_without_memory(config)

@@ -320,7 +320,7 @@ def _recognise_run(files: Sequence[bytes], folder: Path) -> None:
 
 
 TARGETS = (
-    Target("coco", ("json",), _coco_run, _coco_seeds, _coco_prepare),
+    Target("coco", ("json",), _coco_run, _coco_seeds, _coco_prepare, is_slow=True),
     Target(
         "voc",
         ("xml", "text", "text"),

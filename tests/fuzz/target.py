@@ -30,7 +30,7 @@ class Target:
         seeds: yields inputs, a valid one first; called with a folder to write to, and the folder `../shared/data/nasty`
             or None.
         prepare: writes what does not change from input to input.
-        is_slow: whether preparing takes more than about three seconds.
+        is_slow: whether preparing and the seeds take more than about three seconds.
     """
 
     name: str

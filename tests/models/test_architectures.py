@@ -19,6 +19,7 @@ from detrkit.models.queries.sources import AnchorQueries, PointQueries
 from detrkit.models.queries.two_stage import generate_anchors
 from detrkit.ops.padding import pad_to_batch
 from detrkit.structures import Target
+from tests.parameters import slow_except
 from tests.rounding import assert_equal_up_to_rounding
 
 SUCCESSORS = [
@@ -85,7 +86,10 @@ def test_predictions_have_valid_shapes_and_all_parameters_gradients(name: str) -
     assert not without_gradient
 
 
-@pytest.mark.parametrize("name", [*SUCCESSORS, *MIXTURES])
+FAST = ("conditional-detr-r50", "dab-detr-r50-dc5", "deformable-detr-r50-two-stage", "detrkit-s", "detrkit-m")
+
+
+@pytest.mark.parametrize("name", [*slow_except(FAST, SUCCESSORS), *MIXTURES])
 def test_predictions_are_independent_of_padding_if_padding_invariant(name: str) -> None:
     model = small(name).eval()
     small_image, large_image = torch.randn(3, 75, 90), torch.randn(3, 130, 201)

@@ -62,6 +62,7 @@ def test_samples_equal_the_formula(sampler: object) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [sample, _sample_grids])
 def test_gradients_of_samples_equal_numerical_ones(sampler: object) -> None:
     leaves = [one.requires_grad_() for one in inputs(batch_size=2, num_queries=2)]

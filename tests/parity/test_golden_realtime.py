@@ -15,6 +15,7 @@ from detrkit.models.presets import PRESETS
 from detrkit.models.queries.two_stage import generate_anchors
 from detrkit.postprocess.boxes import top_detections
 from detrkit.structures import Predictions
+from tests.parameters import slow_except
 from tests.parity.modern_golden import (
     PRESET_OF_FILE,
     golden_images,
@@ -24,14 +25,10 @@ from tests.parity.modern_golden import (
     set_train_mode,
 )
 
-FAST = ("rtdetr_r18vd", "rtdetrv2_r18vd", "rtdetrv2_r18vd_dsp", "dfine_n", "dfine_s", "deim_dfine_s")
+FAST = ("rtdetr_r18vd", "rtdetrv2_r18vd_dsp", "dfine_n")
 FAST_IN_TRAINING = ("rtdetr_r18vd", "dfine_n")
 LARGE = ("dfine_m", "dfine_l", "dfine_x")  # rounding errors grow with depth; README-realtime.md has the tolerances
 SIZES = ((480, 640), (640, 427))  # (height, width) of the original images
-
-
-def files(fast: tuple[str, ...], names: tuple[str, ...] = tuple(PRESET_OF_FILE)) -> list[Any]:
-    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
 def logits_tolerance(name: str) -> float:
@@ -77,7 +74,7 @@ def check_predictions(name: str, logits: Tensor, boxes: Tensor, expected_logits:
         assert difference.max() < largest
 
 
-@pytest.mark.parametrize("name", files(FAST))
+@pytest.mark.parametrize("name", slow_except(FAST, PRESET_OF_FILE))
 def test_predictions_equal_those_of_the_authors(name: str, shared: Path) -> None:
     model, golden = golden_model(shared, name), read_golden(shared, name)
     with torch.inference_mode():
@@ -115,7 +112,7 @@ def _check_detections(name: str, predictions: Predictions, rows: Tensor, golden:
         assert best.labels[image][own].tolist() == golden[f"post{image}_labels"][theirs].tolist()
 
 
-@pytest.mark.parametrize("name", files(FAST_IN_TRAINING))
+@pytest.mark.parametrize("name", slow_except(FAST_IN_TRAINING, PRESET_OF_FILE))
 def test_predictions_of_all_layers_and_of_the_encoder_in_training_equal_those_of_the_authors(
     name: str, shared: Path
 ) -> None:

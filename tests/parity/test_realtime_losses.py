@@ -31,12 +31,12 @@ from detrkit.training.build import build_criterion
 from detrkit.training.denoising import ImageNoise, NoisedBoxes, noised_boxes
 from detrkit.training.realtime_recipes import reference_settings
 from detrkit.training.train_step import TrainStep
+from tests.parameters import slow_except
 from tests.parity.modern_golden import PRESET_OF_FILE, formula, golden_images, golden_weights, read_golden
 
 # discrete sampling is trained as a fine-tuning of the bilinear one, without golden losses
 PRESETS = {name: preset for name, preset in PRESET_OF_FILE.items() if name != "rtdetrv2_r18vd_dsp"}
-FAST = ("rtdetr_r18vd", "dfine_n")
-FILES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+FILES = slow_except(("dfine_n",), PRESETS)
 COUNTS, COPIES = [7, 3], 14
 LOSS_NAMES = ("loss_vfl", "loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf")
 

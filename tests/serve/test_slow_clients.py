@@ -140,10 +140,11 @@ def stop(served: Served) -> None:
     ("sent", "answer"),
     [
         (HEAD + b"abc", b"HTTP/1.1 503"),
-        (HEAD.replace(b"/predict", b"/explain") + b"abc", b"HTTP/1.1 503"),
-        (
+        pytest.param(HEAD.replace(b"/predict", b"/explain") + b"abc", b"HTTP/1.1 503", marks=pytest.mark.slow),
+        pytest.param(
             HEAD.replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n") + b"--b",
             b"HTTP/1.1 503",
+            marks=pytest.mark.slow,
         ),
         (b"GET /health HTTP/1.1\r\nHo", b""),
         (b"", b""),

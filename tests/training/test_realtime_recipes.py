@@ -21,6 +21,7 @@ from detrkit.training.planner import plan_model, plan_training
 from detrkit.training.realtime_recipes import published_training
 from detrkit.training.schedule import lr_factor
 from detrkit.training.train_step import MovingAverage
+from tests.parameters import slow_except
 
 # preset: file with the published groups, and elements of weights that only training with a teacher has
 GROUPS = {
@@ -48,7 +49,10 @@ def planned(preset: str, **changes: Any) -> TrainingConfig:
     return plan_training(plan_model(config), set(), 118_287).config.training
 
 
-@pytest.mark.parametrize("preset", GROUPS)
+SMALL = ("rtdetr-r18", "rtdetrv2-s", "dfine-n", "deim-dfine-n", "rtdetrv4-s")
+
+
+@pytest.mark.parametrize("preset", slow_except(SMALL, GROUPS))
 def test_groups_of_parameters_have_the_published_sizes_rates_and_decays(shared: Path, preset: str) -> None:
     with gzip.open(shared / f"golden/modern/state_dict_{GROUPS[preset]}.json.gz", "rt", encoding="utf-8") as file:
         content = json.load(file)

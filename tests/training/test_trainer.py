@@ -337,7 +337,10 @@ RESUMED = {
 AUXILIARY = {"denoising": 2, "contrastive_denoising": True, "query_groups": 2, "hybrid_queries": 12}
 
 
-@pytest.mark.parametrize(("stop_at", "auxiliary"), [(1, {}), (2, {}), (3, {}), (5, {}), (2, AUXILIARY)])
+@pytest.mark.parametrize(
+    ("stop_at", "auxiliary"),
+    [(3, {}), (2, AUXILIARY), *(pytest.param(step, {}, marks=pytest.mark.slow) for step in (1, 2, 5))],
+)
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stop_at: int, auxiliary: dict[str, Any]) -> None:
     settings = SETTINGS.replace(**RESUMED, **auxiliary)
     whole = make_trainer(Checkpoints([0.1, 0.3, 0.2]), settings)
