@@ -70,6 +70,29 @@ def test_groups_of_parameters_have_the_published_sizes_rates_and_decays(shared: 
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("preset", ["deim-dfine-s", "rtdetr-r18"])
+@pytest.mark.parametrize("recipe", ["reference", "auto"])
+def test_half_the_learning_rate_halves_that_of_every_group_of_parameters(preset: str, recipe: str) -> None:
+    published = published_training(preset)
+    assert published is not None
+    config = RunConfig(data="x", model=preset, recipe=recipe, weights="a.pth")
+    slower = config.replace(training=TrainingConfig(lr=published.lr / 2))
+    plans = [plan_training(plan_model(config), set(), 1000), plan_training(plan_model(slower), {"lr"}, 1000)]
+    model = model_without_memory(preset_config(preset))
+    rates = [
+        [(group["lr"], len(group["params"])) for group in build_optimizer(model, plan.config.training).param_groups]
+        for plan in plans
+    ]
+    assert rates[1] == [(rate / 2, count) for rate, count in rates[0]]
+    (scaled,) = [choice for choice in plans[1].choices if choice.name == "backbone_lr"]
+    assert scaled.source == "run"
+    assert scaled.reason == (
+        f"scaled like lr {published.lr / 2:g}: published are lr {published.lr:g} and backbone_lr {published.backbone_lr:g}"
+    )
+    given = slower.replace(training=TrainingConfig(lr=published.lr / 2, backbone_lr=3e-6))
+    assert plan_training(plan_model(given), {"lr", "backbone_lr"}, 1000).config.training["backbone_lr"] == 3e-6
+
+
 @pytest.mark.parametrize("preset", REALTIME_PRESETS)
 def test_every_preset_has_a_published_training(preset: str) -> None:
     assert published_training(preset) is not None

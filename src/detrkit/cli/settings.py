@@ -36,7 +36,7 @@ def _training_options() -> dict[str, Any]:
             name=_ALIASES.get(name),
             group=groups[group],
             consume_multiple=name in ("freeze", "no_weight_decay") or None,
-            negative=() if name in ("freeze", "lr_overrides", "no_weight_decay", "lr_patterns") else None,
+            negative=() if name in ("freeze", "lr_overrides", "no_weight_decay", "lr_factors") else None,
             show_default=CHOSEN_SETTINGS.get(name),
         )
         default = field.get_default(call_default_factory=True)

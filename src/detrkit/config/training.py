@@ -54,9 +54,10 @@ class OptimizerConfig(_Group):
     no_weight_decay: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         default=(), description="parameters without weight decay: regular expressions found in their names"
     )
-    lr_patterns: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    lr_factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
-        description="learning rates of parameters by regular expressions found in their names, over those of their parts",
+        description="factors on lr for parameters, by regular expressions found in their names; the result replaces the "
+        "learning rate of their part",
     )
     clip_grad_norm: float = Field(default=0.1, ge=0, description="maximum norm of the gradient; 0 disables clipping")
     max_nonfinite_steps: int = Field(
@@ -72,7 +73,7 @@ class OptimizerConfig(_Group):
 
     @model_validator(mode="after")
     def _patterns_are_valid(self) -> "OptimizerConfig":
-        for setting, patterns in (("no_weight_decay", self.no_weight_decay), ("lr_patterns", self.lr_patterns)):
+        for setting, patterns in (("no_weight_decay", self.no_weight_decay), ("lr_factors", self.lr_factors)):
             for pattern in patterns:
                 try:
                     re.compile(pattern)
@@ -451,7 +452,7 @@ CHOSEN_SETTINGS: dict[str, Literal["of the model", "planned"]] = {
             "offset_lr_factor",
             "weight_decay",
             "no_weight_decay",
-            "lr_patterns",
+            "lr_factors",
             "clip_grad_norm",
             "photometric",
             "zoom_out",

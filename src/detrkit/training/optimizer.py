@@ -37,7 +37,7 @@ def build_optimizer(model: DETR, settings: TrainingConfig, auxiliary: nn.Module 
         if rate == 0:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
-            rate = _lr_by_pattern(name, settings, rate)
+            rate = _replaced_rate(name, settings, rate)
             rate *= settings.optimizer.offset_lr_factor if _is_offset_parameter(name) else 1.0
             decays = _decays(name, parameter, settings)
             groups.setdefault((rate, decays), []).append(parameter)
@@ -83,10 +83,10 @@ def _parameters_by_part(model: DETR) -> Iterator[tuple[str, str, nn.Parameter]]:
         yield name.partition(".")[0], name, parameter
 
 
-def _lr_by_pattern(name: str, settings: TrainingConfig, default: float) -> float:
-    """Return the learning rate of the first pattern that is found in a name."""
-    patterns = settings.optimizer.lr_patterns
-    return next((rate for pattern, rate in patterns.items() if re.search(pattern, name)), default)
+def _replaced_rate(name: str, settings: TrainingConfig, rate: float) -> float:
+    """Return `lr` times the factor of the first of `lr_factors` that is found in a name, or else the given rate."""
+    optimizer = settings.optimizer
+    return next((factor * optimizer.lr for rule, factor in optimizer.lr_factors.items() if re.search(rule, name)), rate)
 
 
 def _decays(name: str, parameter: nn.Parameter, settings: TrainingConfig) -> bool:

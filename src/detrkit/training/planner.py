@@ -147,12 +147,13 @@ def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
 
 
 def _realtime_defaults(config: RunConfig, model: ModelConfig) -> Defaults:
-    """Return the settings of RT-DETR and its successors."""
+    """Return the settings of RT-DETR and its successors, with learning rates that keep their ratio to a given `lr`."""
+    lr = config.training.explicit.get("lr")
     if config.recipe == "reference":
-        defaults = {**_REFERENCE, **reference_settings(config.model)}
+        defaults = {**_REFERENCE, **reference_settings(config.model, lr)}
         return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
     without_use = _without_use(config.training, model)
-    return {name: one for name, one in common_settings(config.model).items() if name not in without_use}
+    return {name: one for name, one in common_settings(config.model, lr).items() if name not in without_use}
 
 
 def _has_length(config: RunConfig) -> bool:
@@ -198,7 +199,8 @@ def plan_training(config: RunConfig, given: set[str], num_images: int, num_proce
     else:
         choices = [*_length(config, given, num_images, images_per_batch), *_auto(config, given, num_images)]
     of_preset = {
-        name: Choice(name, settings[name], reason, "preset") for name, (_, reason) in _defaults(config, model).items()
+        name: Choice(name, settings[name], reason, "run" if name == "backbone_lr" and "lr" in given else "preset")
+        for name, (_, reason) in _defaults(config, model).items()
     }
     if config.origin == "scratch" and "backbone_lr" in of_preset:
         rate = settings.optimizer.backbone_lr

@@ -135,8 +135,13 @@ def published_training(preset: str) -> PublishedTraining | None:
     return _RTDETR.get(size.removesuffix("-obj2coco")) if family == "rtdetr" else None
 
 
-def common_settings(preset: str) -> Defaults:
-    """Return the settings of a preset in both recipes."""
+def common_settings(preset: str, lr: float | None = None) -> Defaults:
+    """Return the settings of a preset in both recipes.
+
+    Args:
+        preset: its name.
+        lr: learning rate of the run, which that of the backbone follows; None for the published one.
+    """
     is_deim = preset.startswith(("deim-", "rtdetrv4-"))
     settings = dict(COMMON)
     if is_deim:
@@ -147,21 +152,33 @@ def common_settings(preset: str) -> Defaults:
     if training is not None:
         settings |= {
             "lr": (training.lr, _PUBLISHED),
-            "backbone_lr": (training.backbone_lr, _PUBLISHED),
+            "backbone_lr": _backbone_lr(training, lr),
             "weight_decay": (training.weight_decay, ""),
             "multi_scale": (training.multi_scale, ""),
         }
     return settings
 
 
-def reference_settings(preset: str) -> Defaults:
-    """Return the settings of a preset in the recipe "reference", those of both recipes included."""
+def _backbone_lr(training: PublishedTraining, lr: float | None) -> tuple[float, str]:
+    if lr is None or lr == training.lr:
+        return training.backbone_lr, _PUBLISHED
+    rate = training.backbone_lr * (lr / training.lr)
+    return rate, f"scaled like lr {lr:g}: published are lr {training.lr:g} and backbone_lr {training.backbone_lr:g}"
+
+
+def reference_settings(preset: str, lr: float | None = None) -> Defaults:
+    """Return the settings of a preset in the recipe "reference", those of both recipes included.
+
+    Args:
+        preset: its name.
+        lr: learning rate of the run, which that of the backbone follows; None for the published one.
+    """
     training = published_training(preset)
     if training is None:
         return common_settings(preset)
     is_deim = preset.startswith(("deim-", "rtdetrv4-"))
     settings: dict[str, tuple[Any, str]] = {
-        **common_settings(preset),
+        **common_settings(preset, lr),
         "epochs": (training.epochs, _PUBLISHED),
         "lr_scheduler": ("constant", _PUBLISHED),
         # at step t the factor is (t + 1) / warmup
@@ -198,5 +215,5 @@ def _deim(preset: str, training: PublishedTraining) -> Defaults:
         settings["lr_scheduler"] = ("flat_cosine", _PUBLISHED)
         settings["flat_until"] = (flat / training.epochs, "")
     if _NORMS in training.no_weight_decay:
-        settings["lr_patterns"] = ({_BACKBONE_NORMS: training.lr}, "the published groups of parameters")
+        settings["lr_factors"] = ({_BACKBONE_NORMS: 1.0}, "norms of the backbone have lr, as published")
     return settings
