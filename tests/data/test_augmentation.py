@@ -120,7 +120,7 @@ def test_mosaics_have_random_centers_and_other_images() -> None:
     middles = [Mosaic(100)(samples).annotations.boxes[0, 2:].tolist() for _ in range(5)]
     assert any(x != y for x, y in middles)
     strong = StrongAugmentation(100, mosaic=1.0)
-    images = AugmentedDataset(SampleDataset(samples), EvalTransform(100), seed=0, strong=strong, strong_epochs=9)
+    images = AugmentedDataset(SampleDataset(samples), EvalTransform(100), seed=0, strong=strong)
     assert len(images[SampleKey(0, 1)].image.unique()) > 1
 
 
@@ -209,7 +209,6 @@ def test_photometric_distortion_has_its_probability() -> None:
         EvalTransform(48),
         seed=0,
         strong=StrongAugmentation(48, photometric=0.5),
-        strong_epochs=99,
     )
     untouched = EvalTransform(48)(DRAWN[0]).image
     same = sum(torch.equal(images[SampleKey(0, epoch)].image, untouched) for epoch in range(1, 61))
@@ -235,8 +234,8 @@ def test_strong_augmentation_is_off_in_the_last_epochs(name: str) -> None:
         EvalTransform(48),
         seed=0,
         strong=StrongAugmentation(48, **{name: 1.0}),
-        strong_epochs=3,
     )
+    images.strong_epochs = range(1, 4)
     for index in range(6):
         untouched = EvalTransform(48)(DRAWN[index])
         assert torch.equal(images[SampleKey(index, 4)].image, untouched.image)
@@ -297,13 +296,13 @@ def test_sizes_are_distributed_alike_for_batches_and_images() -> None:
 def test_scale_jitter_is_combined_with_flips() -> None:
     strong = StrongAugmentation(48, scale_jitter=1.0)
     plain_images = SampleDataset([plain(1, [0.0, 0, 4, 10])])
-    images = AugmentedDataset(plain_images, EvalTransform(48), seed=0, strong=strong, strong_epochs=200)
+    images = AugmentedDataset(plain_images, EvalTransform(48), seed=0, strong=strong)
     whole = [images[SampleKey(0, epoch)] for epoch in range(1, 100)]
     at_left = [one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48]
     assert any(at_left)
     assert not all(at_left)
     always = replace(strong, orientation=RandomOrientation(horizontal_flip=1.0))
-    images = AugmentedDataset(plain_images, EvalTransform(48), seed=0, strong=always, strong_epochs=200)
+    images = AugmentedDataset(plain_images, EvalTransform(48), seed=0, strong=always)
     whole = [images[SampleKey(0, epoch)] for epoch in range(1, 50)]
     assert not any(one.annotations.boxes[0, 0] == 0 for one in whole if one.image.shape[2] < 48)
 
@@ -392,11 +391,12 @@ def test_epochs_of_strong_augmentation_and_of_mosaics() -> None:
         lambda sample: sample,
         seed=0,
         strong=strong,
-        strong_epochs=4,
         normalization=Normalization(1 / 255),
     )
-    images.first_strong_epoch, images.mosaic_epochs = 2, 3
-    sizes = [tuple(images[SampleKey(0, epoch)].image.shape[1:]) for epoch in range(1, 6)]
+    images.strong_epochs, images.mosaic_epochs = range(2, 5), range(2, 4)
+    samples = [images[SampleKey(0, epoch)] for epoch in range(1, 6)]
+    sizes = [tuple(sample.image.shape[1:]) for sample in samples]
+    assert [sample.is_strong for sample in samples] == [False, True, True, True, False]
     assert sizes[0] == sizes[4] == (8, 8)
     assert sizes[1] == sizes[2] == (16, 16)
     assert sizes[3] not in ((8, 8), (16, 16))

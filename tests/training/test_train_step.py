@@ -7,8 +7,13 @@ import torch
 
 from detrkit import build_model
 from detrkit.config.training import PARTS, TrainingConfig
+from detrkit.data.batching import collate
+from detrkit.data.dataset import SampleDataset
+from detrkit.data.samplers import SampleKey
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.errors import ConfigError, DetrkitError
 from detrkit.training.build import build_criterion
+from detrkit.training.data import training_dataset
 from detrkit.training.duration import strong_epochs
 from detrkit.training.optimizer import build_optimizer
 from detrkit.training.schedule import lr_factor
@@ -226,7 +231,25 @@ def test_batch_norm_of_frozen_stages_keeps_its_statistics() -> None:
 
 @pytest.mark.parametrize(("share", "epochs", "strong"), [(0.9, 4, 3), (0.7, 4, 3), (1, 4, 4), (0.9, 1, 1), (0, 4, 0)])
 def test_last_epoch_has_no_strong_augmentation_unless_all_have_it(share: float, epochs: int, strong: int) -> None:
-    assert strong_epochs(5, TrainingConfig(epochs=epochs, strong_aug_until=share)) == strong
+    assert strong_epochs(5, TrainingConfig(epochs=epochs, strong_aug_until=share))[0] == range(1, strong + 1)
+
+
+def test_batches_are_resized_in_the_epochs_with_strong_augmentation() -> None:
+    settings = SETTINGS.replace(
+        augment=True, keep_aspect_ratio=False, image_size=128, multi_scale=1, epochs=10, strong_aug_from=0.2,
+        strong_aug_until=0.5,
+    )  # fmt: skip
+    samples = SyntheticShapes(2, seed=0, style=SyntheticStyle(size=64)).draw_all()
+    images = training_dataset(SampleDataset(samples), settings)
+    images.strong_epochs, images.mosaic_epochs = strong_epochs(3, settings)
+    train_step = make_train_step(settings, length=30)
+    resized = set()
+    for epoch in range(1, 11):
+        for train_step.step_number in range(3 * epoch - 3, 3 * epoch):
+            batch = collate([images[SampleKey(index, epoch)] for index in range(2)])
+            if train_step._rescaled(batch)[0].shape[2] != 128:
+                resized.add(epoch)
+    assert resized == {3, 4, 5}
 
 
 @pytest.mark.parametrize(

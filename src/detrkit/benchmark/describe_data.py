@@ -100,7 +100,7 @@ def _first_samples(config: RunConfig, data: TrainingData, count: int, epoch: int
     """Return the first training samples of an epoch, and the errors of those that cannot be read."""
     sampler = train_batch_sampler(data.grouping, config.training)
     sampler.epoch = epoch
-    data.train.strong_epochs = strong_epochs(len(sampler), config.training)
+    data.train.strong_epochs, data.train.mosaic_epochs = strong_epochs(len(sampler), config.training)
     keys = [key for batch in sampler for key in batch]
     samples: list[Sample] = []
     errors: list[str] = []

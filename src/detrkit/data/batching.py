@@ -83,4 +83,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image_ids=[sample.image_id for sample in samples],
         sizes=sizes,
         original_sizes=[sample.original_size for sample in samples],
+        is_strong=samples[0].is_strong,
     )

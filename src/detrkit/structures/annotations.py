@@ -36,6 +36,7 @@ class Sample:
         image_id: the dataset's own.
         original_size: (height, width) of the image file in pixels, after EXIF orientation.
         normalization: of the pixels for a model; None is ImageNet's.
+        is_strong: whether strong augmentation was on when it was drawn, that of whole batches (`multi_scale`) included.
     """
 
     image: UInt8[Tensor, "C H W"]
@@ -43,6 +44,7 @@ class Sample:
     image_id: int
     original_size: tuple[int, int]
     normalization: Normalization | None = None
+    is_strong: bool = False
 
 
 @dataclass(frozen=True)

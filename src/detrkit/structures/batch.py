@@ -23,6 +23,7 @@ class Batch:
         image_ids: the dataset's own.
         sizes: (height, width) of each image without padding.
         original_sizes: (height, width) of each image file.
+        is_strong: whether strong augmentation was on when its samples were drawn.
     """
 
     images: Float[Tensor, "B C H W"]
@@ -31,6 +32,7 @@ class Batch:
     image_ids: list[int]
     sizes: list[tuple[int, int]]
     original_sizes: list[tuple[int, int]]
+    is_strong: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device asynchronously."""
@@ -59,7 +61,8 @@ class Batch:
 
     def _select(self, indices: Sequence[int], size: tuple[int, int]) -> Batch:
         height, width = size
-        return Batch(
+        return replace(
+            self,
             images=self.images[list(indices), :, :height, :width],
             padding_mask=self.padding_mask[list(indices), :height, :width],
             targets=[self.targets[index] for index in indices if self.targets],

@@ -150,6 +150,7 @@ def training_dataset(images: Dataset[Sample], settings: TrainingConfig, channels
         orientation,
         augmentation.zoom_out,
         augmentation.iou_crop,
+        multi_scale=augmentation.multi_scale > 0,
         stretches=not settings.keep_aspect_ratio,
     )
     return AugmentedDataset(

@@ -31,25 +31,22 @@ def planned_epochs(num_batches: int, settings: TrainingConfig) -> int:
     return -(-planned_steps(num_batches, settings) // steps_per_epoch(num_batches, settings))
 
 
-def strong_epochs(num_batches: int, settings: TrainingConfig) -> int:
-    """Epochs with strong augmentation, from the first on; never the last of several, unless all are to have it.
+def strong_epochs(num_batches: int, settings: TrainingConfig) -> tuple[range, range]:
+    """Return the epochs with strong augmentation, and those of them with mosaic and MixUp.
 
-    With a time limit, their number is not known: any may have it, until the trainer ends it by the clock.
+    The last of several has none, unless all are to have it. With a time limit, their number is not known: any may have it,
+    until the trainer ends it by the clock.
     """
-    fraction = settings.augmentation.strong_aug_until
+    augmentation = settings.augmentation
+    until = augmentation.strong_aug_until
     if settings.minutes is not None:
-        return sys.maxsize if fraction > 0 else 0
+        every = range(1, sys.maxsize if until > 0 else 1)
+        return every, every
     epochs = planned_epochs(num_batches, settings)
-    rounded = round(fraction * epochs)
-    return min(rounded, epochs - 1) if fraction < 1 and epochs > 1 else rounded
-
-
-def strong_limits(num_batches: int, settings: TrainingConfig) -> tuple[int, int]:
-    """Return the first epoch with strong augmentation, and the last one with mosaic and MixUp; all with a time limit."""
-    if settings.minutes is not None:
-        return 1, sys.maxsize
-    epochs, augmentation = planned_epochs(num_batches, settings), settings.augmentation
-    return 1 + round(augmentation.strong_aug_from * epochs), round(augmentation.mosaic_until * epochs)
+    first, last = 1 + round(augmentation.strong_aug_from * epochs), round(until * epochs)
+    last = min(last, epochs - 1) if until < 1 and epochs > 1 else last
+    last_mosaic = min(last, round(augmentation.mosaic_until * epochs))
+    return range(first, last + 1), range(first, last_mosaic + 1)
 
 
 @dataclass(frozen=True)

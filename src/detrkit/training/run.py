@@ -40,7 +40,7 @@ from detrkit.training.budget import TimeBudget, budget_of
 from detrkit.training.build import build_criterion, build_model_for
 from detrkit.training.callbacks import Callback, TrainingState
 from detrkit.training.data import TrainingData, preprocessing_of
-from detrkit.training.duration import Throughput, measure_evaluation, measure_throughput, strong_epochs, strong_limits
+from detrkit.training.duration import Throughput, measure_evaluation, measure_throughput, strong_epochs
 from detrkit.training.loggers import Logger, LoggerCallback, build_loggers
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan
@@ -139,8 +139,7 @@ class TrainingRun:
         )
         self.preprocessing = preprocessing_of(settings)
         self.budget = budget_of(len(self.loader), settings, started)
-        data.train.strong_epochs = strong_epochs(len(self.loader), settings)
-        data.train.first_strong_epoch, data.train.mosaic_epochs = strong_limits(len(self.loader), settings)
+        data.train.strong_epochs, data.train.mosaic_epochs = strong_epochs(len(self.loader), settings)
         self.train_step = TrainStep(
             self.model, build_criterion(self.model.config, settings), settings, device, self.budget
         )

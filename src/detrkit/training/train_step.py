@@ -90,7 +90,7 @@ class TrainStep:
         self.loss = with_auxiliary_queries(loss, model.config, settings)
         self.settings = settings
         self.device = device
-        self._budget = budget = StepBudget(length) if isinstance(length, int) else length
+        budget = StepBudget(length) if isinstance(length, int) else length
         self.optimizer = build_optimizer(model, settings, self.auxiliary_queries)
         self.schedule = build_schedule(self.optimizer, budget, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.hardware.precision == "float16")
@@ -229,18 +229,11 @@ class TrainStep:
 
     def _rescaled(self, batch: Batch) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B H W"] | None]:
         """Return images and padding mask at a random size, with `multi_scale`; the same on all ranks."""
-        augmentation, padding_mask = self.settings.augmentation, batch.padding_mask if batch.is_padded else None
-        is_strong = augmentation.strong_aug_from <= self._fraction < augmentation.strong_aug_until
-        if not augmentation.multi_scale or not augmentation.augment or self.settings.overfit or not is_strong:
+        padding_mask = batch.padding_mask if batch.is_padded else None
+        repeats = self.settings.augmentation.multi_scale
+        if not repeats or not batch.is_strong:
             return batch.images, padding_mask
-        return rescale(
-            batch.images, padding_mask, augmentation.multi_scale, mix_seeds(self.settings.seed, self.step_number)
-        )
-
-    @property
-    def _fraction(self) -> float:
-        """Part of the run that is over before this step."""
-        return self._budget.fraction_after(self.step_number)
+        return rescale(batch.images, padding_mask, repeats, mix_seeds(self.settings.seed, self.step_number))
 
     def _noised(self, batch: Batch) -> dict[str, NoisedBoxes]:
         if not self.settings.auxiliary_queries.has_denoising:

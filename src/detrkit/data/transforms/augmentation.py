@@ -140,6 +140,7 @@ class StrongAugmentation:
         orientation: flips and rotations of samples with large-scale jitter.
         zoom_out: probability of placing the image on a larger canvas.
         iou_crop: probability of a crop with a minimum IoU with an object.
+        multi_scale: whether whole batches are resized, which the training step does.
         stretches: images are stretched to one size, as in RT-DETR; mosaic and MixUp are then those of DEIM.
     """
 
@@ -151,22 +152,22 @@ class StrongAugmentation:
     orientation: RandomOrientation = field(default_factory=RandomOrientation)
     zoom_out: float = 0.0
     iou_crop: float = 0.0
+    multi_scale: bool = False
     stretches: bool = False
 
     @property
     def changes_anything(self) -> bool:
-        """True if any probability is above 0."""
+        """True if any augmentation is on."""
         probabilities = (self.photometric, self.scale_jitter, self.mosaic, self.mixup, self.zoom_out, self.iou_crop)
-        return max(probabilities) > 0
+        return self.multi_scale or max(probabilities) > 0
 
 
 class AugmentedDataset(Dataset[Sample]):
     """Augmented training samples, the same for the same seed, epoch and image in any process.
 
     Attributes:
-        strong_epochs: last epoch with strong augmentation.
-        first_strong_epoch: first one.
-        mosaic_epochs: last epoch with mosaic and MixUp, if it is earlier.
+        strong_epochs: with strong augmentation, unless the run is in its last part (`SampleKey.is_closing`).
+        mosaic_epochs: those of them with mosaic and MixUp.
     """
 
     def __init__(
@@ -176,7 +177,6 @@ class AugmentedDataset(Dataset[Sample]):
         *,
         seed: int,
         strong: StrongAugmentation | None = None,
-        strong_epochs: int = 0,
         normalization: Normalization | None = None,
     ) -> None:
         """Augment a dataset.
@@ -186,16 +186,13 @@ class AugmentedDataset(Dataset[Sample]):
             transform: applied last to every sample, in every epoch.
             seed: of all randomness.
             strong: augmentation before `transform`.
-            strong_epochs: last epoch with strong augmentation.
             normalization: of the pixels; None is ImageNet's.
         """
         self.images = images
         self.transform = transform
         self.seed = seed
         self.strong = strong if strong is not None and strong.changes_anything else None
-        self.strong_epochs = strong_epochs
-        self.first_strong_epoch = 1
-        self.mosaic_epochs = sys.maxsize
+        self.strong_epochs = self.mosaic_epochs = range(1, sys.maxsize)
         self.normalization = normalization
 
     def __len__(self) -> int:
@@ -207,14 +204,15 @@ class AugmentedDataset(Dataset[Sample]):
             transform = self._transform_for(key)
             torch.default_generator.manual_seed(mix_seeds(self.seed, key.epoch, key.index))
             sample = self.images[key.index]
-            is_strong = self.first_strong_epoch <= key.epoch <= self.strong_epochs and not key.is_closing
-            if self.strong is None or not is_strong:
-                sample = transform(sample)
-            elif key.epoch <= self.mosaic_epochs:
-                sample = self._augment(sample, transform, self.strong)
-            else:
-                sample = self._augment(sample, transform, replace(self.strong, mosaic=0.0, mixup=0.0))
-            return sample if self.normalization is None else replace(sample, normalization=self.normalization)
+            strong = self._strong_for(key)
+            sample = transform(sample) if strong is None else self._augment(sample, transform, strong)
+            normalization = self.normalization or sample.normalization
+            return replace(sample, normalization=normalization, is_strong=strong is not None)
+
+    def _strong_for(self, key: SampleKey) -> StrongAugmentation | None:
+        if self.strong is None or key.is_closing or key.epoch not in self.strong_epochs:
+            return None
+        return self.strong if key.epoch in self.mosaic_epochs else replace(self.strong, mosaic=0.0, mixup=0.0)
 
     def _transform_for(self, key: SampleKey) -> Transform:
         """Return the last transform, with the crop parameters of the sample's batch."""
