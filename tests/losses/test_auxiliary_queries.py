@@ -31,9 +31,9 @@ def objects(*counts: int) -> list[Target]:
     return [Target(torch.rand(count, 4) / 2 + 0.1, torch.randint(3, (count,))) for count in counts]
 
 
-def with_extra(own: Predictions, **extra: list[Predictions]) -> Predictions:
+def with_extra(own: Predictions, copies: int = 1, **extra: list[Predictions]) -> Predictions:
     kinds: dict[str, AuxiliaryKind] = {"group": "group", "hybrid": "hybrid", "denoising": "denoising"}
-    blocks = [AuxiliaryPredictions(kinds[kind], one) for kind, several in extra.items() for one in several]
+    blocks = [AuxiliaryPredictions(kinds[kind], one, copies) for kind, several in extra.items() for one in several]
     return Predictions(own.layer_class_logits, own.layer_boxes, class_scores=own.class_scores, auxiliary=tuple(blocks))
 
 
@@ -44,7 +44,7 @@ def test_denoising_losses_of_one_object_are_exact() -> None:
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
     criterion = AuxiliaryCriterion(SetCriterion(3), has_negatives=True)
     own = predictions(1, 1, 5)
-    output = criterion(with_extra(own, denoising=[block]), [target])
+    output = criterion(with_extra(own, 2, denoising=[block]), [target])
     # the same for all queries, so that weights cancel
     assert float(output.losses["loss_ce_dn"]) == pytest.approx(math.log(4))
     assert float(output.losses["loss_bbox_dn"]) == pytest.approx((0 + 0.2) / 2)
@@ -73,23 +73,23 @@ def test_padding_queries_have_no_denoising_loss(scores: ClassScores, negatives: 
     block = predictions(2, 3, 2 * sides * 3, scores=scores)
     criterion = AuxiliaryCriterion(SetCriterion(3, class_scores=scores), has_negatives=negatives)
     own = predictions(2, 3, 5, seed=1, scores=scores)
-    before = criterion(with_extra(own, denoising=[block]), targets).losses
+    before = criterion(with_extra(own, 2, denoising=[block]), targets).losses
     number = torch.arange(3).repeat(sides * 2)
     is_padding = number[None] >= torch.tensor([1, 3, 0])[:, None]
     logits = torch.where(is_padding[None, ..., None], 7.0, block.layer_class_logits)
     changed = Predictions(logits, block.layer_boxes, class_scores=scores)
-    after = criterion(with_extra(own, denoising=[changed]), targets).losses
+    after = criterion(with_extra(own, 2, denoising=[changed]), targets).losses
     for name in ("loss_ce_dn", "loss_bbox_dn", "loss_giou_dn", "loss_ce_dn_0"):
         assert torch.equal(before[name], after[name])
     logits = torch.where(is_padding[None, ..., None], block.layer_class_logits, 7.0)
     changed = Predictions(logits, block.layer_boxes, class_scores=scores)
-    assert criterion(with_extra(own, denoising=[changed]), targets).losses["loss_ce_dn"] != before["loss_ce_dn"]
+    assert criterion(with_extra(own, 2, denoising=[changed]), targets).losses["loss_ce_dn"] != before["loss_ce_dn"]
 
 
 def test_denoising_without_negatives_is_normalized_by_objects() -> None:
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([1]))
     block = Predictions(torch.zeros(1, 1, 2, 4), target.boxes.expand(2, -1)[None, None])
-    output = AuxiliaryCriterion(SetCriterion(3))(with_extra(predictions(1, 1, 5), denoising=[block]), [target])
+    output = AuxiliaryCriterion(SetCriterion(3))(with_extra(predictions(1, 1, 5), 2, denoising=[block]), [target])
     assert float(output.losses["loss_ce_dn"]) == pytest.approx(math.log(4))
 
 
@@ -98,7 +98,7 @@ def test_identical_copies_add_the_loss_of_one() -> None:
     one, own = predictions(2, 2, 2), predictions(2, 2, 5, seed=1)
     three = Predictions(one.layer_class_logits.repeat(1, 1, 3, 1), one.layer_boxes.repeat(1, 1, 3, 1))
     single = AuxiliaryCriterion(SetCriterion(3))(with_extra(own, denoising=[one]), targets)
-    triple = AuxiliaryCriterion(SetCriterion(3))(with_extra(own, denoising=[three]), targets)
+    triple = AuxiliaryCriterion(SetCriterion(3))(with_extra(own, 3, denoising=[three]), targets)
     torch.testing.assert_close(triple.total, single.total)
 
 

@@ -75,7 +75,7 @@ def predictions(counts: list[int], copies: int = 0, *, has_distributions: bool =
         class_scores="sigmoid",
         proposals=own.proposals,
         distributions=own.distributions,
-        auxiliary=(AuxiliaryPredictions("denoising", noised),),
+        auxiliary=(AuxiliaryPredictions("denoising", noised, copies),),
     )
 
 

@@ -112,7 +112,7 @@ def test_groups_and_padding_are_masked_from_each_other(architecture: str) -> Non
         if isinstance(head, BoxHead):  # as published, some start at zero, and say the same whatever was seen
             torch.nn.init.normal_(head.last.weight)
     with_auxiliary_queries = ModelWithAuxiliaryQueries(
-        model, AuxiliaryQueryGenerator(model.config, settings).eval()
+        model, AuxiliaryQueryGenerator(model.config, settings, model.query_source).eval()
     ).eval()
     noised = noised_boxes(batch, settings, model.config, 0)
     assert noised.fillers is not None
@@ -244,7 +244,7 @@ def test_auxiliary_queries_are_saved_and_resumed_bit_for_bit() -> None:
     for part in ("model", "auxiliary_queries"):
         one, other = whole.state_dict()[part], second.state_dict()[part]
         assert all(torch.equal(one[name], other[name]) for name in one), part
-    start = AuxiliaryQueryGenerator(whole.model.config, whole.settings).state_dict()
+    start = AuxiliaryQueryGenerator(whole.model.config, whole.settings, whole.model.query_source).state_dict()
     assert start.keys() == whole.state_dict()["auxiliary_queries"].keys()
 
 

@@ -11,7 +11,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.explain.stage_descriptions import describe_part
 from detrkit.models.attention.recording import capture_calls
 from detrkit.models.detr import DETR
-from detrkit.models.queries.two_stage import SelectedQueries, TwoStageQueries
+from detrkit.models.queries.two_stage import EncoderQueries
 
 Shape = tuple[int, ...]
 
@@ -58,9 +58,7 @@ def capture_stages(model: DETR) -> Iterator[list[StageIO]]:
     with capture_calls(list(modules.values())) as calls:
         yield stages
     for part, module in modules.items():
-        if part == "query_source" and not isinstance(
-            module, TwoStageQueries | SelectedQueries
-        ):  # embeddings without an input
+        if part == "query_source" and not isinstance(module, EncoderQueries):  # embeddings without an input
             stages.append(_stage(model.config, part, module, {}, module.get_parameter("weight")))
         elif part == "neck.positions" and model.config.is_multi_scale:  # called once per feature map
             arguments, _ = calls[modules["encoder"]]

@@ -14,7 +14,7 @@ from torch import Tensor
 from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion, base_name, is_loss
 from detrkit.losses.matcher import Matches
 from detrkit.ops.transfer import to_device
-from detrkit.structures import AuxiliaryKind, Predictions, Target
+from detrkit.structures import AuxiliaryKind, AuxiliaryPredictions, Predictions, Target
 
 _MASK_LOSSES = ("loss_mask", "loss_dice")  # computed for the model's own queries only
 
@@ -75,7 +75,9 @@ class AuxiliaryCriterion:
         normalizers = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
         boxes_only = [Target(target.boxes, target.labels) for target in targets]
         repeated = self._repeat_objects(boxes_only)
-        group_blocks, hybrid_blocks = _auxiliary(predictions, "group"), _auxiliary(predictions, "hybrid")
+        group_blocks, hybrid_blocks = (
+            [block.predictions for block in auxiliary_of(predictions, kind)] for kind in ("group", "hybrid")
+        )
         # all of them at once: each call of `match` waits for the device
         own_matches, *other_matches = self.criterion.match(
             [
@@ -95,8 +97,8 @@ class AuxiliaryCriterion:
             hybrid, _ = self.criterion.compute_losses(block, repeated, normalizers.hybrid, matched)
             total = total + self.criterion.weighted_sum(hybrid)
             losses.update(_with_suffix(hybrid, "hybrid"))
-        for block in _auxiliary(predictions, "denoising"):
-            denoising = self._denoising_losses(block, boxes_only, normalizers.own)
+        for noised in auxiliary_of(predictions, "denoising"):
+            denoising = self._denoising_losses(noised, boxes_only, normalizers.own)
             total = total + self.criterion.weighted_sum(denoising)
             losses.update(_with_suffix(denoising, "dn"))
         return LossOutput(total, {name: loss.detach() for name, loss in losses.items()}, matches)
@@ -115,11 +117,11 @@ class AuxiliaryCriterion:
         return [Target(target.boxes.repeat(repeats, 1), target.labels.repeat(repeats)) for target in targets]
 
     def _denoising_losses(
-        self, predictions: Predictions, targets: Sequence[Target], normalizers: Normalizers
+        self, noised: AuxiliaryPredictions, targets: Sequence[Target], normalizers: Normalizers
     ) -> LossDict:
         """Losses of denoising queries: query i of a copy is matched to object i; then negatives; the rest is padding."""
         counts = [len(target.labels) for target in targets]
-        copies = num_copies(predictions.boxes.shape[1], counts, has_negatives=self.has_negatives)
+        predictions, copies = noised.predictions, noised.groups
         num_boxes = normalizers.num_boxes * copies
         weight = 1 + self.criterion.eos_coef if self.has_negatives else 1.0
         return self.criterion.loss_for_matches(
@@ -137,17 +139,6 @@ class AuxiliaryCriterion:
         parts = copies * (1 + self.has_negatives)
         number = torch.arange(num_queries // parts, device=counts.device).repeat(parts)
         return number[None] < counts[:, None]
-
-
-def num_copies(num_queries: int, counts: Sequence[int], *, has_negatives: bool) -> int:
-    """Return the number of noised copies: each has a query for every object of the image with the most of them.
-
-    Args:
-        num_queries: denoising queries of an image.
-        counts: number of objects of each image; without any, a copy has a placeholder.
-        has_negatives: each copy also has as many negatives.
-    """
-    return num_queries // ((1 + has_negatives) * max(1, *counts))
 
 
 def denoising_matches(counts: Sequence[int], copies: int, layer_boxes: Float[Tensor, "T B Q 4"]) -> Matches:
@@ -168,8 +159,9 @@ def denoising_matches(counts: Sequence[int], copies: int, layer_boxes: Float[Ten
     return Matches(*(row.flatten() for row in rows))
 
 
-def _auxiliary(predictions: Predictions, kind: AuxiliaryKind) -> list[Predictions]:
-    return [block.predictions for block in predictions.auxiliary if block.kind == kind]
+def auxiliary_of(predictions: Predictions, kind: AuxiliaryKind) -> list[AuxiliaryPredictions]:
+    """Return the predictions of one kind of training-only queries."""
+    return [block for block in predictions.auxiliary if block.kind == kind]
 
 
 def _mean(groups: Sequence[LossDict]) -> LossDict:

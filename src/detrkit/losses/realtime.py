@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, distributed
 
 from detrkit.distributed.collectives import is_distributed
-from detrkit.losses.auxiliary_queries import StepNormalizers, denoising_matches, num_copies
+from detrkit.losses.auxiliary_queries import StepNormalizers, auxiliary_of, denoising_matches
 from detrkit.losses.boxes import box_losses, matched_ious
 from detrkit.losses.classification import class_error, target_classes_of
 from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion
 from detrkit.losses.distributions import distillation_focal, fine_grained_localization, matched_share
 from detrkit.losses.matcher import Matches, MatchingInput, repeat_for_layers, to_matches, union_of_matches
 from detrkit.ops.transfer import to_device
-from detrkit.structures import EdgeDistributions, Predictions, Target
+from detrkit.structures import AuxiliaryPredictions, EdgeDistributions, Predictions, Target
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,8 @@ class RealTimeCriterion:
             scale = len(targets) / norms.num_images
             groups = [self._losses(sets, own, of_boxes, targets, share, scale), {"": of_masks}]
             groups += [
-                self._denoising_losses(block.predictions, targets, norms, share, scale)
-                for block in predictions.auxiliary
-                if block.kind == "denoising"
+                self._denoising_losses(noised, targets, norms, share, scale)
+                for noised in auxiliary_of(predictions, "denoising")
             ]
             total = torch.stack([self._weighted_sum(group) for group in groups]).sum()
             losses = {
@@ -187,18 +186,17 @@ class RealTimeCriterion:
 
     def _denoising_losses(
         self,
-        predictions: Predictions,
+        noised: AuxiliaryPredictions,
         targets: Sequence[Target],
         norms: Normalizers,
         share: float,
         scale: Float[Tensor, ""] | float,
     ) -> dict[str, LossDict]:
         """Losses of denoising queries; 0 in a batch without objects, whose queries are placeholders."""
-        sets = _denoising_sets(predictions)
+        sets = _denoising_sets(noised.predictions)
         counts = [len(target.labels) for target in targets]
-        copies = num_copies(sets.boxes.shape[2], counts, has_negatives=True)
-        matches = denoising_matches(counts, copies, sets.boxes)
-        matching = _Matching(matches, norms.num_boxes * copies)
+        matches = denoising_matches(counts, noised.groups, sets.boxes)
+        matching = _Matching(matches, norms.num_boxes * noised.groups)
         losses = self._losses(sets, matching, matching, targets, share, scale)
         is_empty = not any(counts)
         return {

@@ -104,6 +104,22 @@ class QuerySource(Part, Protocol):
 
 
 @runtime_checkable
+class BoxQuerySource(QuerySource, Protocol):
+    """Provides queries that start from boxes, so that noised boxes can be queries like them (denoising).
+
+    Attributes:
+        denoising_labels: embeddings of noised labels, if published weights contain them, and then denoising queries also
+            attend to the model's own (RT-DETR, D-FINE); or None.
+    """
+
+    denoising_labels: nn.Embedding | None
+
+    def at_boxes(self, content: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q 4"]) -> Queries:
+        """Return queries that start from the logits of given boxes."""
+        ...
+
+
+@runtime_checkable
 class Heads(Part, Protocol):
     """Predicts classes and boxes from the states of the queries."""
 

@@ -234,7 +234,9 @@ class AuxiliaryPredictions:
     Attributes:
         kind: purpose of the queries.
         predictions: of the queries.
+        groups: number of groups of the queries, which do not attend to each other: noised copies of the objects.
     """
 
     kind: AuxiliaryKind
     predictions: Predictions
+    groups: int = 1

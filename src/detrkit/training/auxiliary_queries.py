@@ -21,9 +21,9 @@ from detrkit.models.build import build_query_source
 from detrkit.models.detr import DETR
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.layers import mlp
+from detrkit.models.parts import BoxQuerySource, QuerySource
 from detrkit.models.positions import encode_coordinates
 from detrkit.models.queries.queries import MAX_LOGIT, AuxiliaryQueries, Queries, QueryGroup
-from detrkit.models.queries.two_stage import SelectedQueries, TwoStageQueries
 from detrkit.structures import Predictions
 from detrkit.training.denoising import NoisedBoxes
 
@@ -31,12 +31,13 @@ from detrkit.training.denoising import NoisedBoxes
 class AuxiliaryQueryGenerator(nn.Module):
     """Generates training-only queries, and holds their parameters."""
 
-    def __init__(self, config: ModelConfig, settings: TrainingConfig) -> None:
+    def __init__(self, config: ModelConfig, settings: TrainingConfig, own: QuerySource) -> None:
         """Build the parameters of the enabled kinds of queries.
 
         Args:
             config: of the model.
             settings: of the run.
+            own: query source of the model.
         """
         super().__init__()
         width = config.hidden_dim
@@ -49,15 +50,13 @@ class AuxiliaryQueryGenerator(nn.Module):
             else None
         )
         has_denoising = settings.auxiliary_queries.has_denoising
-        # selected queries have embeddings of noised labels, which are part of published weights
-        has_labels = config.queries == "selected"
+        of_boxes = own if isinstance(own, BoxQuerySource) else None
+        has_labels = of_boxes is not None and of_boxes.denoising_labels is not None
         self.labels = nn.Embedding(config.num_classes, width) if has_denoising and not has_labels else None
-        # anchors and selected queries encode their positions themselves, and two-stage queries have a projection for it
-        has_positions = config.queries in ("anchors", "two_stage", "selected")
-        self.position_head = mlp(2 * width, width, width) if has_denoising and not has_positions else None
-        self.kind = config.queries
+        self.position_head = mlp(2 * width, width, width) if has_denoising and of_boxes is None else None
+        self.has_points = config.queries == "points"
 
-    def forward(self, memory: FeatureMaps, noised: NoisedBoxes | None, own: nn.Module) -> list[AuxiliaryQueries]:
+    def forward(self, memory: FeatureMaps, noised: NoisedBoxes | None, own: QuerySource) -> list[AuxiliaryQueries]:
         """Generate the queries of a batch.
 
         Args:
@@ -73,24 +72,21 @@ class AuxiliaryQueryGenerator(nn.Module):
             queries = self.hybrid(memory)
             extra.append(AuxiliaryQueries(queries, "hybrid", QueryGroup(queries.content.shape[1])))
         if noised is not None:
-            attends_to_own = isinstance(own, SelectedQueries)
-            block = QueryGroup(noised.size, noised.copies, noised.fillers, attends_to_own)
+            block = QueryGroup(noised.size, noised.copies, noised.fillers, attends_to_own=self.labels is None)
             extra.append(AuxiliaryQueries(self._noised_queries(noised, memory.tokens.dtype, own), "denoising", block))
         return extra
 
-    def _noised_queries(self, noised: NoisedBoxes, kind: torch.dtype, own: nn.Module) -> Queries:
+    def _noised_queries(self, noised: NoisedBoxes, kind: torch.dtype, own: QuerySource) -> Queries:
         """Return queries with a label as content and a box as reference."""
-        labels = own.denoising_labels if isinstance(own, SelectedQueries) else self.labels
+        labels = cast(BoxQuerySource, own).denoising_labels if self.labels is None else self.labels
         assert labels is not None, "denoising needs label embeddings"
         content = labels(noised.labels).to(kind)
         reference = torch.logit(noised.boxes).clamp(-MAX_LOGIT, MAX_LOGIT)
-        if isinstance(own, TwoStageQueries):
-            return Queries(content, own.encode_boxes(reference, kind)[0], reference)
         if self.position_head is None:
-            return Queries(content, torch.zeros_like(content), reference)
+            return cast(BoxQuerySource, own).at_boxes(content, reference)
         sine = encode_coordinates(noised.boxes, content.shape[-1] // 2)
         positions = self.position_head(sine.to(kind)).to(kind)
-        return Queries(content, positions, reference[..., :2] if self.kind == "points" else None)
+        return Queries(content, positions, reference[..., :2] if self.has_points else None)
 
 
 class ModelWithAuxiliaryQueries(nn.Module):
@@ -123,7 +119,7 @@ def build_auxiliary_queries(model: DETR, settings: TrainingConfig) -> AuxiliaryQ
     auxiliary = settings.auxiliary_queries
     if not (auxiliary.has_denoising or auxiliary.query_groups > 1 or auxiliary.hybrid_queries):
         return None
-    return AuxiliaryQueryGenerator(model.config, settings)
+    return AuxiliaryQueryGenerator(model.config, settings, model.query_source)
 
 
 def with_auxiliary_queries(

@@ -133,8 +133,8 @@ def _split_auxiliary(predictions: Predictions, queries: Queries) -> Predictions:
     auxiliary = []
     start = first
     for one, size in zip(queries.auxiliary, sizes, strict=True):
-        of_kind = predictions.of_queries(slice(start, start + size))
-        auxiliary.append(AuxiliaryPredictions(one.kind, replace(of_kind, proposals=one.queries.proposals)))
+        of_kind = replace(predictions.of_queries(slice(start, start + size)), proposals=one.queries.proposals)
+        auxiliary.append(AuxiliaryPredictions(one.kind, of_kind, one.group.count))
         start += size
     return replace(predictions.of_queries(slice(0, first)), auxiliary=tuple(auxiliary))
 

@@ -1,7 +1,8 @@
 """Learned query sources: vectors (DETR), vectors with points (Conditional, Deformable DETR), anchor boxes (DAB-DETR)."""
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.layers import in_float32, mlp
@@ -54,6 +55,8 @@ class PointQueries(nn.Module):
 class AnchorQueries(nn.Module):
     """One learned anchor box per query, as logits; the content starts at zero (DAB-DETR)."""
 
+    denoising_labels = None
+
     def __init__(self, num_queries: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_queries, 4))
@@ -64,4 +67,8 @@ class AnchorQueries(nn.Module):
         """Return the same anchors for every image."""
         anchors = self.weight.expand(memory.tokens.shape[0], -1, -1).float()
         zeros = torch.zeros(*anchors.shape[:2], self.width, dtype=memory.tokens.dtype, device=anchors.device)
-        return Queries(zeros, zeros, anchors)
+        return self.at_boxes(zeros, anchors)
+
+    def at_boxes(self, content: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q 4"]) -> Queries:
+        """Return queries that start from given boxes; the decoder computes their positions."""
+        return Queries(content, torch.zeros_like(content), reference)

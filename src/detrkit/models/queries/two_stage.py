@@ -3,7 +3,9 @@
 A class and box head predicts a box for every cell of the encoder's memory; the best are the queries of the decoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,7 +24,77 @@ _MARGIN = 0.01  # relative to the image: anchors that come closer to its edges a
 _INVALID_LOGIT = 1e4  # of invalid anchors: its sigmoid is 1; the published code has infinity
 
 
-class TwoStageQueries(nn.Module):
+class EncoderQueries(nn.Module):
+    """What both kinds of two-stage queries have in common: scores of all cells, and the selection of the best ones.
+
+    Args:
+        num_queries: Q.
+        width: D.
+        num_classes: outputs of the class head.
+        box_head: predicts boxes relative to the anchors.
+
+    Attributes:
+        return_proposals: return the predictions of the encoder, for its loss.
+    """
+
+    def __init__(self, num_queries: int, width: int, num_classes: int, box_head: Callable[[int], BoxHead]) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.return_proposals = True
+        self.memory_projection = nn.Linear(width, width)
+        self.memory_norm = nn.LayerNorm(width)
+        self.class_head = ClassHead(width, num_classes, "sigmoid")
+        self.box_head = box_head(width)
+
+    def _score(
+        self, memory: FeatureMaps
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S 4"], Float[Tensor, "B S K"]]:
+        """Return projected memory, anchor and class logits of every cell."""
+        anchors, is_valid = generate_anchors(memory)
+        projected = self._project(memory.tokens.masked_fill(~is_valid[..., None], 0.0))
+        logits = self.class_head(projected).float()
+        if memory.padding_mask is not None and memory.padding_invariant:  # excluded from selection and loss
+            logits = logits.masked_fill(memory.padding_mask[..., None], -_INVALID_LOGIT)
+        return projected, anchors, logits
+
+    def _select(
+        self,
+        projected: Float[Tensor, "B S D"],
+        anchors: Float[Tensor, "B S 4"],
+        scores: Float[Tensor, "B S"],
+    ) -> "_Selection":
+        """Select the best cells; if there are fewer than queries, the others get zero memory and an invalid anchor."""
+        cells, is_missing = best_cells(scores, self.num_queries)
+        empty = self._project(torch.zeros_like(projected[:, :1]))
+        memory = torch.where(is_missing[..., None], empty, rows_of(projected, cells))
+        own_anchors = rows_of(anchors, cells).masked_fill(is_missing[..., None], _INVALID_LOGIT)
+        return _Selection(cells, is_missing, memory, own_anchors)
+
+    def _boxes(self, projected: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
+        return self.box_head(projected).float() + anchors
+
+    def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        return self.memory_norm(self.memory_projection(tokens))
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The best cells of each image.
+
+    Attributes:
+        cells: their indices.
+        is_missing: True where there are fewer cells than queries.
+        memory: projected memory.
+        anchors: logits.
+    """
+
+    cells: Int64[Tensor, "B Q"]
+    is_missing: Bool[Tensor, "B Q"]
+    memory: Float[Tensor, "B Q D"]
+    anchors: Float[Tensor, "B Q 4"]
+
+
+class TwoStageQueries(EncoderQueries):
     """The encoder's best boxes as references, and content and positions computed from their sine encoding.
 
     detrkit's presets add the memory of the selected cell to the content, as in RT-DETR (arXiv:2304.08069; here with its
@@ -34,22 +106,14 @@ class TwoStageQueries(nn.Module):
         width: D.
         num_classes: outputs of the class head; only the first is used, as objectness.
         content_from_memory: add the memory and the embedding of the rank to the content.
-
-    Attributes:
-        return_proposals: return the predictions for all cells, for the loss.
     """
 
+    denoising_labels = None
     weight: nn.Parameter | None
 
     def __init__(self, num_queries: int, width: int, num_classes: int, *, content_from_memory: bool = False) -> None:
-        super().__init__()
-        self.num_queries = num_queries
-        self.return_proposals = True
-        self.memory_projection = nn.Linear(width, width)
-        self.memory_norm = nn.LayerNorm(width)
-        self.class_head = ClassHead(width, num_classes, "sigmoid")
         # as published, proposals start at their anchors; detrkit's presets learn faster without (benchmarks/RESULTS.md)
-        self.box_head = BoxHead(width, zero_init=not content_from_memory)
+        super().__init__(num_queries, width, num_classes, partial(BoxHead, zero_init=not content_from_memory))
         self.query_projection = nn.Linear(2 * width, 2 * width)
         self.query_norm = nn.LayerNorm(2 * width)
         weight = nn.Parameter(torch.randn(num_queries, width)) if content_from_memory else None
@@ -59,22 +123,22 @@ class TwoStageQueries(nn.Module):
 
     def forward(self, memory: FeatureMaps) -> Queries:
         """Select the best proposals of each image."""
-        anchors, is_valid = generate_anchors(memory)
-        projected = self._project(memory.tokens.masked_fill(~is_valid[..., None], 0.0))
-        logits = self.class_head(projected).float()
-        if memory.padding_mask is not None and memory.padding_invariant:  # excluded from selection and loss
-            logits = logits.masked_fill(memory.padding_mask[..., None], -_INVALID_LOGIT)
-        selected, selected_anchors = self._select(projected, anchors, logits[..., 0])
+        projected, anchors, logits = self._score(memory)
+        selected = self._select(projected, anchors, logits[..., 0])
         # the decoder's losses do not train the proposals
-        reference = self._boxes(selected, selected_anchors).detach()
+        reference = self._boxes(selected.memory, selected.anchors).detach()
         reference = reference.clamp(-MAX_LOGIT, MAX_LOGIT)
         positions, content = self.encode_boxes(reference, projected.dtype)
         if self.weight is not None:
-            content = content + selected + self.weight.to(content.dtype)
+            content = content + selected.memory + self.weight.to(content.dtype)
         proposals = None
         if self.return_proposals:
             proposals = EncoderProposals(logits, self._boxes(projected, anchors).sigmoid())
         return Queries(content, positions, reference, proposals)
+
+    def at_boxes(self, content: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q 4"]) -> Queries:
+        """Return queries that start from given boxes, with the positions of selected ones."""
+        return Queries(content, self.encode_boxes(reference, content.dtype)[0], reference)
 
     def encode_boxes(
         self, reference: Float[Tensor, "B Q 4"], dtype: torch.dtype
@@ -84,29 +148,8 @@ class TwoStageQueries(nn.Module):
         positions, content = self.query_norm(self.query_projection(sine)).chunk(2, dim=-1)
         return positions, content
 
-    def _boxes(self, projected: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
-        return self.box_head(projected).float() + anchors
 
-    def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.memory_norm(self.memory_projection(tokens))
-
-    def _select(
-        self,
-        projected: Float[Tensor, "B S D"],
-        anchors: Float[Tensor, "B S 4"],
-        scores: Float[Tensor, "B S"],
-    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
-        """Select the projected memory and the anchors of the best cells.
-
-        If there are fewer cells than queries, the remaining queries get zero memory and an invalid anchor, as padding.
-        """
-        cells, is_missing = best_cells(scores, self.num_queries)
-        empty = self._project(torch.zeros_like(projected[:, :1]))
-        memory = torch.where(is_missing[..., None], empty, rows_of(projected, cells))
-        return memory, rows_of(anchors, cells).masked_fill(is_missing[..., None], _INVALID_LOGIT)
-
-
-class SelectedQueries(nn.Module):
+class SelectedQueries(EncoderQueries):
     """The encoder's best cells (RT-DETR, arXiv:2304.08069, section 4.3): references are their boxes, content their memory.
 
     Unlike in two-stage Deformable DETR, cells are ranked by their best class, boxes are predicted for the selected cells
@@ -121,42 +164,29 @@ class SelectedQueries(nn.Module):
 
     Attributes:
         denoising_labels: embeddings of the K classes and of padding (zeros), the content of denoising queries in training.
-        return_proposals: return the predictions for the selected cells, for the loss.
     """
 
     def __init__(self, num_queries: int, width: int, num_classes: int, activation: ActivationName = "relu") -> None:
-        super().__init__()
-        self.num_queries = num_queries
-        self.return_proposals = True
-        self.denoising_labels = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
-        self.memory_projection = nn.Linear(width, width)
-        self.memory_norm = nn.LayerNorm(width)
-        self.class_head = ClassHead(width, num_classes, "sigmoid")
-        self.box_head = BoxHead(width, zero_init=True, activation=activation)
+        labels = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
+        super().__init__(num_queries, width, num_classes, partial(BoxHead, zero_init=True, activation=activation))
+        self.denoising_labels = labels
         nn.init.xavier_uniform_(self.memory_projection.weight)
 
     def forward(self, memory: FeatureMaps) -> Queries:
         """Select the best cells of each image."""
-        anchors, is_valid = generate_anchors(memory)
-        projected = self._project(memory.tokens.masked_fill(~is_valid[..., None], 0.0))
-        logits = self.class_head(projected).float()
-        if memory.padding_mask is not None and memory.padding_invariant:  # excluded from selection and loss
-            logits = logits.masked_fill(memory.padding_mask[..., None], -_INVALID_LOGIT)
-        cells, is_missing = best_cells(logits.amax(-1), self.num_queries)
-        empty = self._project(torch.zeros_like(projected[:, :1]))
-        content = torch.where(is_missing[..., None], empty, rows_of(projected, cells))
-        own_anchors = rows_of(anchors, cells).masked_fill(is_missing[..., None], _INVALID_LOGIT)
-        boxes = self.box_head(content).float() + own_anchors
+        projected, anchors, logits = self._score(memory)
+        selected = self._select(projected, anchors, logits.amax(-1))
+        boxes = self._boxes(selected.memory, selected.anchors)
         proposals = None
         if self.return_proposals:
-            own_logits = rows_of(logits, cells).masked_fill(is_missing[..., None], -_INVALID_LOGIT)
-            proposals = EncoderProposals(own_logits, boxes.sigmoid(), class_agnostic=False, cells=cells)
-        content = content.detach()
-        reference = boxes.detach().clamp(-MAX_LOGIT, MAX_LOGIT)
-        return Queries(content, torch.zeros_like(content), reference, proposals)
+            own_logits = rows_of(logits, selected.cells).masked_fill(selected.is_missing[..., None], -_INVALID_LOGIT)
+            proposals = EncoderProposals(own_logits, boxes.sigmoid(), class_agnostic=False, cells=selected.cells)
+        queries = self.at_boxes(selected.memory.detach(), boxes.detach().clamp(-MAX_LOGIT, MAX_LOGIT))
+        return replace(queries, proposals=proposals)
 
-    def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.memory_norm(self.memory_projection(tokens))
+    def at_boxes(self, content: Float[Tensor, "B Q D"], reference: Float[Tensor, "B Q 4"]) -> Queries:
+        """Return queries that start from given boxes; the decoder computes their positions."""
+        return Queries(content, torch.zeros_like(content), reference)
 
 
 def best_cells(scores: Float[Tensor, "B S"], count: int) -> tuple[Int64[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
