@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion, base_name, is_loss
+from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion, base_name, detached, is_loss
 from detrkit.losses.matcher import Matches
 from detrkit.ops.transfer import to_device
 from detrkit.structures import AuxiliaryKind, AuxiliaryPredictions, Predictions, Target
@@ -101,7 +101,7 @@ class AuxiliaryCriterion:
             denoising = self._denoising_losses(noised, boxes_only, normalizers.own)
             total = total + self.criterion.weighted_sum(denoising)
             losses.update(_with_suffix(denoising, "dn"))
-        return LossOutput(total, {name: loss.detach() for name, loss in losses.items()}, matches)
+        return LossOutput(total, detached(losses), matches)
 
     def _average_groups(self, own: LossDict, groups: Sequence[LossDict]) -> Float[Tensor, ""]:
         """Average the total over all groups; mask losses, which only the model's own queries have, are not divided."""

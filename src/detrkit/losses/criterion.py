@@ -166,7 +166,7 @@ class SetCriterion:
             ConfigError: the model's class scores are not of the criterion's kind.
         """
         losses, matches = self.compute_losses(predictions, targets, normalizers)
-        return LossOutput(self.weighted_sum(losses), {name: loss.detach() for name, loss in losses.items()}, matches)
+        return LossOutput(self.weighted_sum(losses), detached(losses), matches)
 
     def match(self, blocks: Sequence[tuple[Predictions, Sequence[Target]]]) -> list[PredictionMatches]:
         """Match the predictions of one or several sets of queries with their targets; waits for the device once.
@@ -285,6 +285,19 @@ class SetCriterion:
         weights = self.classification.query_weights(target_classes)
         return self.weight_dict["loss_ce"] * losses / self._class_normalizer(normalizers), losses / weights
 
+    def query_losses(
+        self,
+        logits: Float[Tensor, "T B Q K1"],
+        boxes: Float[Tensor, "T B Q 4"],
+        matches: Matches,
+        objects: MatchedObjects,
+    ) -> Float[Tensor, "T B Q"]:
+        """Compute the classification loss of every query, neither weighted nor normalised."""
+        index = matches.layers, matches.images, matches.queries
+        target_classes = target_classes_of(logits.shape[:-1], index, objects.labels, self.num_classes)
+        iou = matched_ious(boxes, matches, objects) if self.classification.is_iou_aware else None
+        return self.classification.query_losses(logits, target_classes, iou)
+
     def _layer_losses(
         self,
         logits: Float[Tensor, "T B Q K1"],
@@ -318,10 +331,7 @@ class SetCriterion:
         valid_queries: Bool[Tensor, "B Q"] | None = None,
     ) -> dict[str, Float[Tensor, "T"]]:
         """Classification loss and cardinality error of each layer."""
-        index = matches.layers, matches.images, matches.queries
-        target_classes = target_classes_of(logits.shape[:-1], index, objects.labels, self.num_classes)
-        iou = matched_ious(boxes, matches, objects) if self.classification.is_iou_aware else None
-        losses = self.classification.query_losses(logits, target_classes, iou)
+        losses = self.query_losses(logits, boxes, matches, objects)
         if valid_queries is not None:
             losses = losses * valid_queries
         num_objects = to_device([len(target.labels) for target in targets], logits.device)
@@ -350,6 +360,11 @@ class SetCriterion:
             **box_losses(boxes, matches, objects, normalizers.num_boxes),
         }
         return {f"{name}_enc": values[0] for name, values in losses.items()}
+
+
+def detached(losses: LossDict) -> LossDict:
+    """Return losses without their gradients."""
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def is_loss(name: str) -> bool:

@@ -14,8 +14,8 @@ from torch import Tensor, distributed
 from detrkit.distributed.collectives import is_distributed
 from detrkit.losses.auxiliary_queries import StepNormalizers, auxiliary_of, denoising_matches
 from detrkit.losses.boxes import box_losses, matched_ious
-from detrkit.losses.classification import class_error, target_classes_of
-from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion
+from detrkit.losses.classification import class_error
+from detrkit.losses.criterion import LossDict, LossOutput, Normalizers, SetCriterion, detached
 from detrkit.losses.distributions import distillation_focal, fine_grained_localization, matched_share
 from detrkit.losses.matcher import Matches, MatchingInput, repeat_for_layers, to_matches, union_of_matches
 from detrkit.ops.transfer import to_device
@@ -108,7 +108,7 @@ class RealTimeCriterion:
             layers = own.first(sets.num_layers, of=len(sets.names))
             of_masks = self.criterion.losses_of_masks(predictions, targets, layers, norms)
             if self.criterion.masks_only:
-                return LossOutput(self.criterion.weighted_sum(of_masks), _detached(of_masks), layers)
+                return LossOutput(self.criterion.weighted_sum(of_masks), detached(of_masks), layers)
             share = matched_share(len(of_boxes.matches.layers) // len(sets.names), sets.boxes[0, ..., 0].numel())
             scale = len(targets) / norms.num_images
             groups = [self._losses(sets, own, of_boxes, targets, share, scale), {"": of_masks}]
@@ -121,7 +121,7 @@ class RealTimeCriterion:
                 name + suffix: loss for group in groups for suffix, of in group.items() for name, loss in of.items()
             }
             losses["class_error"] = self._class_error(sets, layers, targets)
-        return LossOutput(total, _detached(losses), layers)
+        return LossOutput(total, detached(losses), layers)
 
     def _match(
         self, sets: _PredictionSets, targets: Sequence[Target], norms: Normalizers
@@ -177,12 +177,9 @@ class RealTimeCriterion:
     def _class_losses(
         self, sets: _PredictionSets, matching: _Matching, targets: Sequence[Target]
     ) -> Float[Tensor, "L"]:
-        matches, classification = matching.matches, self.criterion.classification
-        objects = matches.gather(targets)
-        index = matches.layers, matches.images, matches.queries
-        classes = target_classes_of(sets.logits.shape[:-1], index, objects.labels, self.criterion.num_classes)
-        iou = matched_ious(sets.boxes, matches, objects) if classification.is_iou_aware else None
-        return classification.query_losses(sets.logits, classes, iou).sum((1, 2)) / matching.num_boxes
+        objects = matching.matches.gather(targets)
+        losses = self.criterion.query_losses(sets.logits, sets.boxes, matching.matches, objects)
+        return losses.sum((1, 2)) / matching.num_boxes
 
     def _denoising_losses(
         self,
@@ -274,7 +271,3 @@ def _step_total(
     distributed.all_reduce(sums)
     pairs, objects = sums.clamp(min=1) / distributed.get_world_size()
     return pairs * norms.num_boxes / objects
-
-
-def _detached(losses: LossDict) -> LossDict:
-    return {name: loss.detach() for name, loss in losses.items()}
