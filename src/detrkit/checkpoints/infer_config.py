@@ -12,31 +12,18 @@ from torch import Tensor
 
 from detrkit.checkpoints.adapt import HGNET_STEM, RESNET_STEM, RESNET_VD_STEM
 from detrkit.checkpoints.conversion.architectures import ARCHITECTURES, architecture_of_names
-from detrkit.config.model import BackboneName, ModelConfig
+from detrkit.config.model import ModelConfig
 from detrkit.errors import CheckpointError, ConfigError
+from detrkit.models.backbones import hgnet, resnet
+from detrkit.models.backbones.residual_blocks import Bottleneck
 
 # (number of blocks in each stage, whether they are bottlenecks, whether the stem has three convolutions)
-_RESNETS: dict[tuple[tuple[int, ...], bool, bool], BackboneName] = {
-    ((2, 2, 2, 2), False, False): "resnet18",
-    ((3, 4, 6, 3), False, False): "resnet34",
-    ((3, 4, 6, 3), True, False): "resnet50",
-    ((3, 4, 23, 3), True, False): "resnet101",
-    ((1, 1, 1), False, False): "resnet-tiny",
-    ((2, 2, 2, 2), False, True): "resnet18-vd",
-    ((3, 4, 6, 3), False, True): "resnet34-vd",
-    ((3, 4, 6, 3), True, True): "resnet50-vd",
-    ((3, 4, 23, 3), True, True): "resnet101-vd",
+_RESNETS = {
+    (variant.depths, variant.block is Bottleneck, name.endswith("-vd")): name
+    for name, variant in resnet.VARIANTS.items()
 }
 # (widths at the begin and end of the stem, convolutions per block)
-_HGNETS: dict[tuple[tuple[int, ...], int], BackboneName] = {
-    ((16, 16), 3): "hgnetv2-b0",
-    ((24, 32), 3): "hgnetv2-b1",
-    ((24, 32), 4): "hgnetv2-b2",
-    ((24, 32), 5): "hgnetv2-b3",
-    ((32, 48), 6): "hgnetv2-b4",
-    ((32, 64), 6): "hgnetv2-b5",
-    ((48, 96), 6): "hgnetv2-b6",
-}
+_HGNETS = {(variant.stem, variant.num_layers): name for name, variant in hgnet.VARIANTS.items()}
 
 
 def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
@@ -92,7 +79,7 @@ def _count(state: Mapping[str, Tensor], layers: str) -> int:
     return len({match[1] for name in state if (match := pattern.match(name))})
 
 
-def _backbone(state: Mapping[str, Tensor]) -> tuple[BackboneName, int]:
+def _backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
     """Return the name of the backbone, and its input channels."""
     if (stem := state.get(HGNET_STEM)) is not None:
         return _hgnet(state), stem.shape[1]
@@ -108,10 +95,10 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[BackboneName, int]:
     return name, stem.shape[1]
 
 
-def _hgnet(state: Mapping[str, Tensor]) -> BackboneName:
-    widths = tuple(state[f"backbone.body.stem.stem{part}.convolution.weight"].shape[0] for part in (1, 4))
+def _hgnet(state: Mapping[str, Tensor]) -> str:
+    first, last = (state[f"backbone.body.stem.stem{part}.convolution.weight"].shape[0] for part in (1, 4))
     layers = _count(state, "backbone.body.stages.0.blocks.0.layers")
-    name = _HGNETS.get((widths, layers))
+    name = _HGNETS.get(((first, last), layers))
     if name is None:
-        raise CheckpointError(f"checkpoint: its HGNetV2 has a stem of widths {widths}, expected one of B0 to B6")
+        raise CheckpointError(f"checkpoint: its HGNetV2 has a stem of widths {first, last}, expected one of B0 to B6")
     return name

@@ -18,6 +18,8 @@ from detrkit.checkpoints.conversion.key_mapping import (
     without_step_counters,
 )
 from detrkit.config.model import ModelConfig
+from detrkit.models.backbones.residual_blocks import BasicBlock
+from detrkit.models.backbones.resnet import VARIANTS
 
 MODEL_TYPE = "detr"
 MODEL_CLASS = "DetrForObjectDetection"
@@ -170,6 +172,16 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
 def _output_stride(content: Mapping[str, Any]) -> object:
     backbone = content.get("backbone_config")
     return backbone.get("output_stride") if isinstance(backbone, dict) else None
+
+
+def resnet_config_fields(name: str) -> dict[str, Any]:
+    """Return the sizes of a ResNet or ResNet-vd in the configuration of transformers' own backbone."""
+    variant = VARIANTS[name]
+    return {
+        "depths": list(variant.depths),
+        "hidden_sizes": list(variant.channels),
+        "layer_type": "basic" if variant.block is BasicBlock else "bottleneck",
+    }
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from detrkit.checkpoints.conversion import rtdetr_huggingface, rtdetrv2_huggingface
+from detrkit.checkpoints.conversion import rtdetr_huggingface
 from detrkit.checkpoints.conversion.dfine_official import elan_rules, hgnet_rules
 from detrkit.checkpoints.conversion.key_mapping import Rule, mlp_rules
+from detrkit.checkpoints.conversion.realtime_fields import point_scales
 from detrkit.checkpoints.conversion.rtdetr_huggingface import COMMON_RULES, CONV_NORM
 from detrkit.checkpoints.conversion.rtdetr_official import conv_norm_rules
 from detrkit.config.model import ModelConfig
@@ -73,7 +74,7 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the architecture's own fields of ``config.json``."""
     return {
-        **rtdetr_huggingface.common_config_fields(config),
+        **rtdetr_huggingface.common_config_fields(config, VARIANTS[config.backbone].channels),
         "backbone_config": _backbone_config(config),
         "decoder_n_points": list(config.sampling_points),
         "depth_mult": config.fusion_depth / 3,
@@ -85,7 +86,7 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
     """Return the entries of files that are no weights: the units of the sampling offsets."""
-    return rtdetrv2_huggingface.point_scales(config, "num_points_scale")
+    return point_scales(config, "model.decoder.layers.{layer}.encoder_attn.num_points_scale")
 
 
 def _backbone_config(config: ModelConfig) -> dict[str, Any]:

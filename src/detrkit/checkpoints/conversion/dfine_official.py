@@ -1,7 +1,6 @@
 """D-FINE, DEIM and RT-DETRv4 in the official format (Peterande/D-FINE), whose entries have the same names."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from detrkit.checkpoints.conversion.rtdetr_official import (
     conv_norm_rules,
     csp_rules,
 )
-from detrkit.config.model import ModelConfig
 
 _HGNET_NAMES = (("convolution.", "conv."), ("norm.", "bn."), ("affine.", "lab."))
 _LAYER = "blocks.{n}.layers.{n}."
@@ -79,6 +77,8 @@ _RULES: list[Rule] = [
     *DECODER_RULES,
     *SELECTION_RULES,
 ]
+fields_from_args, args_from_config = rtdetrv2_official.fields_from_args, rtdetrv2_official.args_from_config
+fields_from_state, computed_entries = rtdetrv2_official.fields_from_state, rtdetrv2_official.computed_entries
 
 
 def matches(names: Collection[str]) -> bool:
@@ -98,23 +98,3 @@ def from_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename detrkit's entries to the official ones."""
     renamed = rtdetrv2_official.from_detrkit(state, _RULES)
     return {**renamed, **{f"decoder.decoder.{name}": renamed[f"decoder.{name}"] for name in _BINS}}
-
-
-def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return no fields of `ModelConfig`: official checkpoints hold no arguments of the model."""
-    return {}
-
-
-def args_from_config(config: ModelConfig) -> dict[str, Any]:
-    """Return no training arguments: official checkpoints hold none."""
-    return {}
-
-
-def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of `ModelConfig` that only official entries show, as of RT-DETRv2."""
-    return rtdetrv2_official.fields_from_state(state)
-
-
-def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
-    """Return the entries of official files that are no weights, as of RT-DETRv2."""
-    return rtdetrv2_official.computed_entries(config)

@@ -11,6 +11,7 @@ from torch import Tensor
 from detrkit._internal.files import make_folder, write_tensors, write_text
 from detrkit.checkpoints.conversion import table_transformer_huggingface
 from detrkit.checkpoints.conversion.architectures import architecture_of_config
+from detrkit.checkpoints.conversion.detr_huggingface import resnet_config_fields
 from detrkit.checkpoints.conversion.labels import read_categories
 from detrkit.checkpoints.conversion.preprocessor import preprocessor_settings, read_preprocessing
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE, HuggingFaceConversion, huggingface_conversion
@@ -264,14 +265,10 @@ def _first_level(config: ModelConfig) -> int:
 
 
 def _native_backbone(config: ModelConfig) -> dict[str, Any]:
-    depths = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}.get(config.backbone, (3, 4, 6, 3))
-    is_basic = config.backbone in ("resnet18", "resnet34")
     first = 0 if config.mask_head else _first_level(config) or 3
     return {
         "model_type": "resnet",
-        "depths": list(depths),
-        "hidden_sizes": [64, 128, 256, 512] if is_basic else [256, 512, 1024, 2048],
-        "layer_type": "basic" if is_basic else "bottleneck",
+        **resnet_config_fields(config.backbone),
         "out_features": [f"stage{number + 1}" for number in range(first, 4)],
     }
 

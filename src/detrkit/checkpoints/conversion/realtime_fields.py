@@ -7,7 +7,10 @@ D-FINE's and RT-DETRv2's), how norms of the backbone were trained, discrete samp
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from detrkit.config.model import ModelConfig
 
 # what all of them have in common
 REALTIME_FIELDS: dict[str, Any] = {
@@ -48,6 +51,17 @@ def count_modules(state: Mapping[str, Tensor], name: str) -> int:
 def published_backbone_fields(backbone: str) -> dict[str, Any]:
     """Return whether the published training of a backbone kept its norms and stem frozen."""
     return _FROZEN if backbone in _FROZEN_BACKBONES else _TRAINED
+
+
+def point_scales(config: ModelConfig, name: str) -> dict[str, Tensor]:
+    """Return entries of published files that are no weights: the units of the sampling offsets of every decoder layer.
+
+    Args:
+        config: of the model.
+        name: of an entry, with "{layer}".
+    """
+    scales = torch.tensor([1 / count for count in config.sampling_points for _ in range(count)])
+    return {name.format(layer=layer): scales.clone() for layer in range(config.decoder_layers)}
 
 
 def _encoder_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:

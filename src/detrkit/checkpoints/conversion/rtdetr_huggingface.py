@@ -4,16 +4,24 @@ Reading accepts the names of files and of live models of transformers 5, which d
 files.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion import detr_huggingface
 from detrkit.checkpoints.conversion.deformable_detr_official import ATTENTION_PROJECTIONS
-from detrkit.checkpoints.conversion.detr_huggingface import DECODER, DECODER_LAYER, attention_rules, feed_forward_rules
+from detrkit.checkpoints.conversion.detr_huggingface import (
+    DECODER,
+    DECODER_LAYER,
+    attention_rules,
+    feed_forward_rules,
+    resnet_config_fields,
+)
 from detrkit.checkpoints.conversion.key_mapping import Rule, mlp_rules, rename_from_detrkit, rename_to_detrkit
 from detrkit.checkpoints.conversion.rtdetr_official import conv_norm_rules, csp_rules
 from detrkit.config.model import ModelConfig
+from detrkit.models.backbones import resnet
 
 MODEL_TYPE = "rt_detr"
 MODEL_CLASS = "RTDetrForObjectDetection"
@@ -22,7 +30,6 @@ IMAGE_PROCESSOR = "RTDetrImageProcessor"
 CONV_NORM = (("convolution.", "convolution."), ("norm.", "normalization."))
 _NUMBERED = (("convolution.", "0."), ("norm.", "1."))
 _BACKBONE = "model.backbone.model."
-_DEPTHS = {"resnet18-vd": (2, 2, 2, 2), "resnet34-vd": (3, 4, 6, 3), "resnet50-vd": (3, 4, 6, 3)}
 
 
 def _backbone_rules() -> list[Rule]:
@@ -86,6 +93,7 @@ _RULES: list[Rule] = [
     *conv_norm_rules("encoder.downsample.{n}.", "model.encoder.downsample_convs.{n}."),
     *COMMON_RULES,
 ]
+computed_entries = detr_huggingface.computed_entries
 _COMPUTED = (".n_points_scale", ".num_points_scale")
 _HEADS = ("class_embed.", "bbox_embed.")  # in RT-DETRv2 and D-FINE also outside of the decoder: the same tensors
 
@@ -149,16 +157,22 @@ def fields_from_config(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the architecture's own fields of ``config.json``."""
-    return {**common_config_fields(config), "backbone_config": _backbone_config(config)}
+    channels = resnet.VARIANTS[config.backbone].channels
+    return {**common_config_fields(config, channels), "backbone_config": _backbone_config(config)}
 
 
-def common_config_fields(config: ModelConfig) -> dict[str, Any]:
-    """Return the fields of ``config.json`` that RT-DETR, RT-DETRv2 and D-FINE have in common, besides the backbone."""
+def common_config_fields(config: ModelConfig, channels: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of ``config.json`` that RT-DETR, RT-DETRv2 and D-FINE have in common, besides the backbone.
+
+    Args:
+        config: of the model.
+        channels: of the stages of the backbone.
+    """
     levels, strides = config.num_feature_levels, list(config.strides)
     return {
         "d_model": config.hidden_dim,
         "encoder_hidden_dim": config.encoder_width,
-        "encoder_in_channels": backbone_channels(config)[-levels:],
+        "encoder_in_channels": list(channels[-levels:]),
         "feat_strides": strides,
         "encode_proj_layers": [levels - 1 - number for number in reversed(range(config.attention_levels))],
         "encoder_ffn_dim": config.encoder_dim_feedforward or config.dim_feedforward,
@@ -171,26 +185,5 @@ def common_config_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def backbone_channels(config: ModelConfig) -> list[int]:
-    """Return the channels of the last three stages of a backbone."""
-    if config.backbone in ("resnet18-vd", "resnet34-vd"):
-        return [128, 256, 512]
-    return {"hgnetv2-b0": [256, 512, 1024], "hgnetv2-b1": [256, 512, 1024], "hgnetv2-b2": [384, 768, 1536]}.get(
-        config.backbone, [512, 1024, 2048]
-    )
-
-
 def _backbone_config(config: ModelConfig) -> dict[str, Any]:
-    is_basic = config.backbone in ("resnet18-vd", "resnet34-vd")
-    return {
-        "model_type": "rt_detr_resnet",
-        "depths": list(_DEPTHS.get(config.backbone, (3, 4, 23, 3))),
-        "hidden_sizes": [64, 128, 256, 512] if is_basic else [256, 512, 1024, 2048],
-        "layer_type": "basic" if is_basic else "bottleneck",
-        "out_indices": [2, 3, 4],
-    }
-
-
-def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
-    """Return no entries: all that files hold are weights."""
-    return {}
+    return {"model_type": "rt_detr_resnet", **resnet_config_fields(config.backbone), "out_indices": [2, 3, 4]}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion import detr_official
 from detrkit.checkpoints.conversion.key_mapping import (
     Rule,
     merge_in_proj,
@@ -18,6 +19,7 @@ from detrkit.checkpoints.conversion.key_mapping import (
 )
 from detrkit.config.model import ModelConfig
 
+computed_entries = detr_official.computed_entries
 CONV_NORM = (("convolution.", "conv."), ("norm.", "norm."))
 
 
@@ -156,9 +158,4 @@ def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     is_trained = any(name.startswith("backbone.") and name.endswith("num_batches_tracked") for name in state)
     if is_trained:
         return {"backbone_normalization": "batch", "frozen_backbone_stages": 0}
-    return {}
-
-
-def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
-    """Return no entries: all that official files hold are weights."""
     return {}

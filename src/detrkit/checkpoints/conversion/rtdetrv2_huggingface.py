@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detrkit.checkpoints.conversion import rtdetr_huggingface
+from detrkit.checkpoints.conversion.realtime_fields import point_scales
 from detrkit.config.model import ModelConfig
 
 MODEL_TYPE = "rt_detr_v2"
@@ -52,12 +52,4 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
     """Return the entries of files that are no weights: the units of the sampling offsets."""
-    return point_scales(config, "n_points_scale")
-
-
-def point_scales(config: ModelConfig, name: str) -> dict[str, Tensor]:
-    """Return the units of the sampling offsets of all layers, as entries of that name."""
-    scales = torch.tensor([1 / count for count in config.sampling_points for _ in range(count)])
-    return {
-        f"model.decoder.layers.{layer}.encoder_attn.{name}": scales.clone() for layer in range(config.decoder_layers)
-    }
+    return point_scales(config, "model.decoder.layers.{layer}.encoder_attn.n_points_scale")

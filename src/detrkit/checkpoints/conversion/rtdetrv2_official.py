@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detrkit.checkpoints.conversion import rtdetr_official
 from detrkit.checkpoints.conversion.key_mapping import Rule
+from detrkit.checkpoints.conversion.realtime_fields import point_scales
 from detrkit.checkpoints.conversion.rtdetr_official import (
     CSP_FUSION_RULES,
     DECODER_RULES,
@@ -30,6 +31,7 @@ _RULES: list[Rule] = [
     *DECODER_RULES,
     *SELECTION_RULES,
 ]
+fields_from_args, args_from_config = rtdetr_official.fields_from_args, rtdetr_official.args_from_config
 
 
 def matches(names: Collection[str]) -> bool:
@@ -47,16 +49,6 @@ def from_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule] = _RULES) ->
     return rtdetr_official.from_detrkit(state, rules)
 
 
-def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return no fields of `ModelConfig`: official checkpoints hold no arguments of the model."""
-    return {}
-
-
-def args_from_config(config: ModelConfig) -> dict[str, Any]:
-    """Return no training arguments: official checkpoints hold none."""
-    return {}
-
-
 def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the fields of `ModelConfig` that only official entries show: also the sampling points on each map."""
     scales = state["decoder.decoder.layers.0.cross_attn.num_points_scale"]
@@ -66,12 +58,8 @@ def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
     """Return the entries of official files that are no weights: anchors, and the unit of sampling offsets."""
-    scales = torch.tensor([1 / count for count in config.sampling_points for _ in range(count)])
-    layers = range(config.decoder_layers)
-    return {
-        **_anchors(config.num_feature_levels),
-        **{f"decoder.decoder.layers.{layer}.cross_attn.num_points_scale": scales.clone() for layer in layers},
-    }
+    scales = point_scales(config, "decoder.decoder.layers.{layer}.cross_attn.num_points_scale")
+    return {**_anchors(config.num_feature_levels), **scales}
 
 
 def _points_per_level(scales: Tensor) -> tuple[int, ...]:

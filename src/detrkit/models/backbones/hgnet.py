@@ -41,7 +41,7 @@ class Variant:
     num_layers: int
 
 
-VARIANTS = {
+VARIANTS: dict[str, Variant] = {
     "hgnetv2-b0": Variant((16, 16), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
     "hgnetv2-b1": Variant((24, 32), (32, 48, 96, 192), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
     "hgnetv2-b2": Variant((24, 32), (32, 64, 128, 256), (96, 384, 768, 1536), (1, 1, 3, 1), 4),

@@ -5,6 +5,7 @@ ResNets with torchvision's names of weights, and with frozen batch norm unless t
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -20,13 +21,39 @@ from detrkit.models.layers import checkpointed
 from detrkit.ops.padding import cell_padding_mask, zero_padding
 
 _WIDTHS = (64, 128, 256, 512)
-_TINY_WIDTHS = (32, 64, 128)  # one block per stage and three stages (stride 16, or 8 with dilation), for CPUs
-_BLOCKS_OF_STAGES: dict[str, tuple[Block, tuple[int, ...], tuple[int, ...]]] = {
-    "resnet-tiny": (BasicBlock, (1, 1, 1), _TINY_WIDTHS),
-    "resnet18": (BasicBlock, (2, 2, 2, 2), _WIDTHS),
-    "resnet34": (BasicBlock, (3, 4, 6, 3), _WIDTHS),
-    "resnet50": (Bottleneck, (3, 4, 6, 3), _WIDTHS),
-    "resnet101": (Bottleneck, (3, 4, 23, 3), _WIDTHS),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Sizes of a ResNet or ResNet-vd.
+
+    Attributes:
+        block: class of its blocks.
+        depths: number of blocks of each stage.
+        widths: of the blocks of each stage.
+    """
+
+    block: Block
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = _WIDTHS
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the output of each stage."""
+        return tuple(width * self.block.expansion for width in self.widths)
+
+
+_PUBLISHED = {
+    "resnet18": Variant(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Variant(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Variant(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Variant(Bottleneck, (3, 4, 23, 3)),
+}
+VARIANTS = {
+    # three stages (stride 16, or 8 with dilation), for CPUs
+    "resnet-tiny": Variant(BasicBlock, (1, 1, 1), (32, 64, 128)),
+    **_PUBLISHED,
+    **{f"{name}-vd": variant for name, variant in _PUBLISHED.items()},
 }
 
 
@@ -34,9 +61,7 @@ class ResNetBody(nn.Module):
     """Weights of a ResNet without its classifier.
 
     Args:
-        block: class of its blocks.
-        depths: number of blocks of each stage.
-        widths: of the blocks of each stage.
+        variant: its sizes.
         norm_layer: class of the norms.
         dilation: keep the resolution in the last stage and dilate its convolutions instead.
         in_channels: of the images.
@@ -44,14 +69,13 @@ class ResNetBody(nn.Module):
 
     def __init__(
         self,
-        block: Block,
-        depths: tuple[int, ...],
-        widths: tuple[int, ...],
+        variant: Variant,
         norm_layer: type[nn.Module],
         dilation: bool = False,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        block, depths, widths = variant.block, variant.depths, variant.widths
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(widths[0])
         self.relu = nn.ReLU(inplace=True)
@@ -116,7 +140,7 @@ class ResNetBackbone(nn.Module):
         self.activation_checkpointing = False
         self.padding_invariant = False
         stages = self.stages
-        self.channels = tuple(_output_channels(stage[-1]) for stage in stages)
+        self.channels = VARIANTS[name].channels
         self.strides = tuple(4 * math.prod(_stride(stage[0]) for stage in stages[: i + 1]) for i in range(len(stages)))
         self.first_cell_centers = (0.5,) * len(stages)
         for part in [nn.ModuleList(self.body.stem), *stages][:frozen_stages]:
@@ -124,7 +148,7 @@ class ResNetBackbone(nn.Module):
 
     def _make_body(self, name: str, norm_layer: type[nn.Module], dilation: bool, in_channels: int) -> Any:
         _draw_unused_weights(name)
-        return ResNetBody(*_BLOCKS_OF_STAGES[name], norm_layer, dilation, in_channels)
+        return ResNetBody(VARIANTS[name], norm_layer, dilation, in_channels)
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -155,17 +179,12 @@ def _draw_unused_weights(name: str) -> None:
 
     A seed then gives the same weights for RGB images as with them, on which the recorded results are based.
     """
-    block, _, widths = _BLOCKS_OF_STAGES[name]
+    variant = VARIANTS[name]
     if name == "resnet-tiny":
-        widths = _WIDTHS
-        ResNetBody(block, (1, 1, 1, 1), widths, nn.BatchNorm2d)
-        nn.init.normal_(torch.empty(_TINY_WIDTHS[0], 3, 7, 7))
-    nn.Linear(widths[-1] * block.expansion, 1000)
-
-
-def _output_channels(block: nn.Module) -> int:
-    convolutions = [module for name, module in block.named_children() if name.startswith("conv")]
-    return cast(nn.Conv2d, convolutions[-1]).out_channels
+        first_width, variant = variant.widths[0], Variant(BasicBlock, (1, 1, 1, 1))
+        ResNetBody(variant, nn.BatchNorm2d)
+        nn.init.normal_(torch.empty(first_width, 3, 7, 7))
+    nn.Linear(variant.channels[-1], 1000)
 
 
 def _stride(block: nn.Module) -> int:

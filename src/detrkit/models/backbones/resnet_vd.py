@@ -9,34 +9,25 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrkit.models.backbones.residual_blocks import BasicBlock, Block, Bottleneck, make_stage
-from detrkit.models.backbones.resnet import ResNetBackbone, zero_cells
+from detrkit.models.backbones.residual_blocks import make_stage
+from detrkit.models.backbones.resnet import VARIANTS, ResNetBackbone, Variant, zero_cells
 from detrkit.models.convolution import ConvNorm
 
 _STEM_WIDTHS = (32, 32, 64)
-_WIDTHS = (64, 128, 256, 512)
-_BLOCKS_OF_STAGES: dict[str, tuple[Block, tuple[int, ...]]] = {
-    "resnet18-vd": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34-vd": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50-vd": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101-vd": (Bottleneck, (3, 4, 23, 3)),
-}
 
 
 class ResNetVdBody(nn.Module):
     """Weights of a ResNet-vd without its classifier, initialised as PyTorch's layers are.
 
     Args:
-        block: class of its blocks.
-        depths: number of blocks of each stage.
+        variant: its sizes.
         norm_layer: class of the norms.
         in_channels: of the images.
     """
 
-    def __init__(
-        self, block: Block, depths: tuple[int, ...], norm_layer: type[nn.Module], in_channels: int = 3
-    ) -> None:
+    def __init__(self, variant: Variant, norm_layer: type[nn.Module], in_channels: int = 3) -> None:
         super().__init__()
+        block = variant.block
         self.conv1 = nn.Sequential()
         channels = in_channels
         for number, width in enumerate(_STEM_WIDTHS):
@@ -46,7 +37,7 @@ class ResNetVdBody(nn.Module):
             self.conv1.append(convolution)
             channels = width
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        for number, (depth, width) in enumerate(zip(depths, _WIDTHS, strict=True), start=1):
+        for number, (depth, width) in enumerate(zip(variant.depths, variant.widths, strict=True), start=1):
             stride = 1 if number == 1 else 2
             stage = make_stage(block, channels, width, depth, norm_layer, stride, pooled_shortcut=True)
             self.add_module(f"layer{number}", stage)
@@ -75,4 +66,4 @@ class ResNetVdBackbone(ResNetBackbone):
     """
 
     def _make_body(self, name: str, norm_layer: type[nn.Module], dilation: bool, in_channels: int) -> Any:
-        return ResNetVdBody(*_BLOCKS_OF_STAGES[name], norm_layer, in_channels)
+        return ResNetVdBody(VARIANTS[name], norm_layer, in_channels)
