@@ -36,15 +36,22 @@ Step = Callable[[], float]
 NUM_CLASSES, NUM_OBJECTS = 91, 7
 
 
-def make_batch(batch_size: int, height: int, width: int, device: str) -> Batch:
+def make_batch(
+    batch_size: int,
+    height: int,
+    width: int,
+    device: str,
+    num_objects: int = NUM_OBJECTS,
+    num_classes: int = NUM_CLASSES,
+) -> Batch:
     """Create a batch of noise with random objects."""
     torch.manual_seed(0)
     centers, sizes = (
-        torch.rand(batch_size, NUM_OBJECTS, 2) * 0.6 + 0.2,
-        torch.rand(batch_size, NUM_OBJECTS, 2) * 0.3 + 0.05,
+        torch.rand(batch_size, num_objects, 2) * 0.6 + 0.2,
+        torch.rand(batch_size, num_objects, 2) * 0.3 + 0.05,
     )
     targets = [
-        Target(torch.cat([center, size], 1), torch.randint(NUM_CLASSES, (NUM_OBJECTS,)))
+        Target(torch.cat([center, size], 1), torch.randint(num_classes, (num_objects,)))
         for center, size in zip(centers, sizes, strict=True)
     ]
     shape = (height, width)

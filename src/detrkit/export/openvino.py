@@ -12,14 +12,13 @@ import torch
 from torch.export import ExportedProgram
 
 from detrkit._internal.files import make_folder, write_text
-from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
 from detrkit.data.batching import collate
 from detrkit.errors import ConfigError, ExportError, arg, install_hint
 from detrkit.export.suppress_output import suppress_output
 from detrkit.inference.engines.exported import pad_to_min_side
 from detrkit.inference.engines.metadata import ExportMetadata
-from detrkit.inference.engines.openvino import load_openvino
+from detrkit.inference.engines.openvino import load_openvino, openvino_reason
 from detrkit.structures import Sample
 
 # operations of the heads, post-processing included: between the last hidden layers and the outputs
@@ -50,7 +49,7 @@ def write_openvino(
         with suppress_output():
             network = openvino.convert_model(program)
     except Exception as error:  # its frontends raise many kinds
-        raise ExportError(f"export: OpenVINO cannot express the model ({first_line(error)})") from None
+        raise ExportError(f"export: OpenVINO cannot express the model ({openvino_reason(error)})") from None
     for port, name in zip(network.inputs, metadata.input_names, strict=True):
         _set_name(port, name)
     for port, name in zip(network.outputs, metadata.output_names, strict=True):

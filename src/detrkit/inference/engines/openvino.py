@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
@@ -51,7 +52,7 @@ class OpenVinoSession:
             with self._lock:
                 outputs = self._infer({name: tensor.numpy() for name, tensor in inputs.items()})
         except RuntimeError as error:
-            raise CheckpointError(f"{self.source}: OpenVINO cannot run it ({first_line(error)})") from None
+            raise CheckpointError(f"{self.source}: OpenVINO cannot run it ({openvino_reason(error)})") from None
         if not all(map(len, outputs.values())):  # without AVX it has no layer normalization for inputs of any size
             raise CheckpointError(
                 f"{self.source}: OpenVINO cannot run it on this processor, x86 needs AVX; export it to onnx instead"
@@ -100,7 +101,36 @@ def without_padding(network: Any, shape: tuple[int, ...]) -> Any:
     shapes = {"images": list(shape), "sizes": [batch, 2]}
     names = [parameter.get_any_name() for parameter in fixed.inputs]
     fixed.reshape({name: shapes[name] for name in names})
+    _fold_pools(fixed)
     return fixed
+
+
+def _fold_pools(network: Any) -> None:
+    """Replace average pools of constants, such as the numbers of cells without padding in shortcuts of ResNet-vd.
+
+    OpenVINO 2026.4 does not fold them, and cannot compute those of a single channel in bfloat16.
+    """
+    load_openvino()
+    passes = importlib.import_module("openvino.passes")
+    folding = passes.Manager()
+    folding.register_pass(passes.ConstantFolding())
+    folding.run_passes(network)
+    for node in network.get_ops():
+        if node.get_type_name() != "AvgPool" or node.input_value(0).get_node().get_type_name() != "Constant":
+            continue
+        source, attributes = node.input_value(0).get_node(), node.get_attributes()
+        kernel, stride, pads = (
+            attributes["kernel"],
+            attributes["strides"],
+            attributes["pads_begin"] + attributes["pads_end"],
+        )
+        if len(kernel) != 2 or any(pads) or attributes["rounding_type"] != "floor":
+            continue
+        values = torch.from_numpy(np.array(source.get_data(), dtype=np.float32))
+        pooled = functional.avg_pool2d(values, kernel, stride).numpy()
+        constant = load_openvino().opset13.constant(pooled.astype(source.get_data().dtype))
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(constant.output(0))
 
 
 def load_openvino() -> Any:
@@ -114,6 +144,13 @@ def load_openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError:
         raise ConfigError(f"openvino is not installed; {install_hint('detrkit[openvino]')}") from None
+
+
+def openvino_reason(error: Exception) -> str:
+    """Return the first line of an error of OpenVINO that is not a place in its code."""
+    lines = str(error).splitlines()
+    told = [line for line in lines if line.strip() and not line.startswith(("Exception from ", "Check '"))]
+    return first_line(RuntimeError(told[0])) if told else first_line(error)
 
 
 def precision_hint(precision: ExportPrecision, core: Any) -> str:
@@ -134,7 +171,7 @@ def read_openvino(folder: Path) -> ExportedEngine:
         text = (folder / METADATA_FILE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{folder / METADATA_FILE}: not readable ({first_line(error)}); export it again"
+            f"{folder / METADATA_FILE}: not readable ({openvino_reason(error)}); export it again"
         ) from None
     metadata = ExportMetadata.from_text(text, folder / METADATA_FILE)
     for name in (NETWORK_FILE, WEIGHTS_FILE):
@@ -147,5 +184,7 @@ def read_openvino(folder: Path) -> ExportedEngine:
             raise CheckpointError(f"{folder}: found inputs {names}, expected {metadata.input_names}; export it again")
         session = OpenVinoSession(core, network, metadata.precision, folder)
     except (RuntimeError, ValueError) as error:  # ValueError: names that are not UTF-8
-        raise CheckpointError(f"{folder}: not readable as OpenVINO ({first_line(error)}); export it again") from None
+        raise CheckpointError(
+            f"{folder}: not readable as OpenVINO ({openvino_reason(error)}); export it again"
+        ) from None
     return ExportedEngine(session, metadata, folder)

@@ -1,0 +1,331 @@
+"""Speed of real-time detectors next to transformers.
+
+    python -m benchmarks.modern [--models dfine-n dfine-s rtdetr-r18 rtdetr-r50] [--rounds 20] [--steps 8] [--threads 2]
+
+Prediction: one image of 640 x 640 pixels, 80 classes, the same random weights everywhere: transformers in PyTorch, eager;
+detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn images. All run in one process with
+the same number of threads and take turns, image by image; from the prepared image to class logits and boxes.
+
+Training: seconds and peak memory per step (forward, denoising, losses of all layers, backward, clipping, AdamW) on a batch
+of 4 images of 640 x 640 pixels with 8 objects each. Each library has its own process; they take turns, step by step, after
+the losses without denoising were compared: all of RT-DETR; of D-FINE, those of classes. transformers 5.24 does not have its
+union of matches, leaves out the next to last layer and the distributions of the last one, and pairs the distributions of a
+layer with the boxes of the one before.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.export import Output, measure, predict_with_engine
+from benchmarks.training import Step, make_batch, peak_memory, request, time_step
+from torch import Tensor
+
+import detrkit
+from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit
+from detrkit.checkpoints.conversion.registry import HUGGINGFACE
+from detrkit.checkpoints.native import default_preprocessing
+from detrkit.checkpoints.state_dict import load_state_dict
+from detrkit.config.training import TrainingConfig
+from detrkit.data.categories import contiguous_coco_categories
+from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
+from detrkit.data.transforms.geometry import resize
+from detrkit.export.graph import export_program
+from detrkit.export.onnx import write_onnx
+from detrkit.export.openvino import write_openvino
+from detrkit.inference.engines.load import load_exported
+from detrkit.inference.engines.metadata import ExportPrecision, make_metadata
+from detrkit.inference.engines.torch import TorchEngine
+from detrkit.models.detr import DETR
+from detrkit.models.presets import PRESETS
+from detrkit.structures import Batch
+from detrkit.training.auxiliary_queries import with_auxiliary_queries
+from detrkit.training.build import build_criterion
+from detrkit.training.realtime_recipes import reference_settings
+from detrkit.training.train_step import TrainStep
+
+MODELS = ("dfine-n", "dfine-s", "rtdetr-r18", "rtdetr-r50")
+SIDE, BATCH_SIZE, NUM_CLASSES, NUM_OBJECTS = 640, 4, 80, 8
+# architecture, class and class of the backbone's configuration in transformers
+CLASSES = {
+    "rtdetr-r18": ("rtdetr", "RTDetr", "RTDetrResNetConfig"),
+    "rtdetr-r50": ("rtdetr", "RTDetr", "RTDetrResNetConfig"),
+    "rtdetrv2-s": ("rtdetrv2", "RTDetrV2", "RTDetrResNetConfig"),
+    "dfine-n": ("dfine", "DFine", "HGNetV2Config"),
+    "dfine-s": ("dfine", "DFine", "HGNetV2Config"),
+}
+# weights that move sampling points, by which rounding errors grow from layer to layer
+MOVING = ("sampling_offsets", "offset_projection", "bbox_", "box_head", "output_proj")
+
+
+def build_transformers(preset: str) -> Any:
+    """Build transformers' model of a preset with random weights, in eval mode."""
+    import transformers
+
+    config = PRESETS[preset]
+    architecture, name, backbone = CLASSES[preset]
+    fields: dict[str, Any] = HUGGINGFACE[architecture].config_fields(config)
+    own = {key: value for key, value in fields["backbone_config"].items() if key != "model_type"}
+    fields["backbone_config"] = getattr(transformers, backbone)(**own)
+    settings = getattr(transformers, f"{name}Config")(
+        num_labels=NUM_CLASSES,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        decoder_ffn_dim=config.dim_feedforward,
+        auxiliary_loss=True,
+        **fields,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForObjectDetection")(settings)
+    randomize(model)
+    return model.eval()
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Draw all weights but constants (initial zeros and ones would hide swapped names), and measure the norms' statistics.
+
+    Features of cells have to differ, or equally good cells are selected by rounding errors.
+    """
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            last = name.rpartition(".")[2]
+            if last == "running_var":
+                tensor.uniform_(0.5, 1.5)
+            elif last == "running_mean":
+                tensor.normal_(0, 0.05)
+            elif last in ("up", "reg_scale", "n_points_scale", "num_points_scale") or not tensor.is_floating_point():
+                continue
+            elif tensor.ndim == 1:
+                tensor.add_(0.05 * torch.randn_like(tensor))
+            else:
+                gain = 0.3 if any(part in name for part in MOVING) else (2.0 if tensor.ndim == 4 else 1.0) ** 0.5
+                tensor.normal_(0, gain * tensor[0].numel() ** -0.5)
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+        model.train()(draw_image((320, 320)))
+        model.eval()
+
+
+def draw_image(size: tuple[int, int]) -> Tensor:
+    """Draw an image of waves and noise, in 0 .. 1."""
+    y, x = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
+    waves = torch.stack(
+        [(x / 17 + color).sin() + (y / (23 + color)).cos() + (x * y / 9000).sin() for color in range(3)]
+    )
+    return (0.5 + 0.15 * waves + 0.1 * torch.randn(3, *size)).clamp(0, 1)[None]
+
+
+def build_detrkit(preset: str, converted: Any) -> DETR:
+    """Build detrkit's model with the weights of that of transformers, in eval mode."""
+    model = detrkit.build_model(preset, num_classes=NUM_CLASSES)
+    load_state_dict(model, huggingface_to_detrkit(converted.state_dict()))
+    return model.eval()
+
+
+def differences(output: Output, expected: Output) -> tuple[float, float]:
+    """Return the largest difference of a logit and of a box; queries of equally good cells may be swapped."""
+    rows = torch.cdist(torch.cat(expected, -1)[0], torch.cat(output, -1)[0]).argmin(1)
+    logits, boxes = ((one[0, rows] - other[0]).abs().max() for one, other in zip(output, expected, strict=True))
+    return float(logits), float(boxes)
+
+
+def report_predictions(preset: str, rounds: int) -> None:
+    """Export, compare, measure, print."""
+    converted = build_transformers(preset)
+    model = build_detrkit(preset, converted)
+    image = draw_image((SIDE, SIDE))
+    size = [(SIDE, SIDE)]
+    batch = Batch(image, torch.zeros(1, SIDE, SIDE, dtype=torch.bool), [], [0], size, size)
+
+    def with_transformers(batch: Batch) -> Output:
+        with torch.inference_mode():
+            output = converted(pixel_values=batch.images)
+        return output.logits, output.pred_boxes
+
+    drawn = SyntheticShapes(16, seed=0, style=SyntheticStyle(size=320)).draw_all()
+    calibration = [resize(sample, (SIDE, SIDE)) for sample in drawn]
+    program = export_program(model, postprocess=False)
+    cases = {
+        "transformers, eager": with_transformers,
+        "detrkit, eager": predict_with_engine(TorchEngine(model, torch.device("cpu"), padding_invariant=False)),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+
+        def described(precision: ExportPrecision) -> Any:
+            preprocessing = default_preprocessing(model.config)
+            return make_metadata(
+                model.config, contiguous_coco_categories(), preprocessing, precision, postprocess=False
+            )
+
+        path = Path(folder) / "model.onnx"
+        write_onnx(program, described("float32"), path)
+        cases["ONNX Runtime"] = predict_with_engine(load_exported(path))
+        precisions: tuple[ExportPrecision, ...] = ("float32", "bfloat16", "int8")
+        for precision in precisions:
+            path = Path(folder) / precision
+            write_openvino(program, described(precision), path, calibration)
+            cases[f"OpenVINO, {precision}"] = predict_with_engine(load_exported(path))
+        expected, found = with_transformers(batch), {}
+        for name, predict in cases.items():
+            for _ in range(3):  # warm-up; after the third, engines have a network for this size
+                output = predict(batch)
+            found[name] = differences(output, expected)
+        seconds = measure(cases, batch, rounds)
+    baseline = next(iter(seconds.values()))
+    for name, times in seconds.items():
+        median, minimum = statistics.median(times), min(times)
+        logits, boxes = found[name]
+        print(
+            f"{preset:<11}{name:20} {median * 1000:6.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast "
+            f"(minima {min(baseline) / minimum:5.2f}), differs by {logits:.1e} in logits, {boxes:.1e} in boxes",
+            flush=True,
+        )
+
+
+def labels_of(batch: Batch) -> list[dict[str, Tensor]]:
+    """Return targets as transformers takes them."""
+    return [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+
+
+def training_settings(preset: str) -> TrainingConfig:
+    """Return the published settings of a step, without a moving average of weights, which transformers has not."""
+    published = {name: value for name, (value, _) in reference_settings(preset).items() if not name.startswith("ema_")}
+    constant = {"padding_invariant": False, "lr_scheduler": "constant", "warmup_steps": 0, "multi_scale": 0}
+    return TrainingConfig(**{**published, **constant})
+
+
+def check_losses(preset: str) -> None:
+    """Compare the losses without denoising, with the stored statistics of the norms, and print them.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    converted = build_transformers(preset)
+    model, settings = build_detrkit(preset, converted), training_settings(preset)
+    converted.train().model.config.num_denoising = 0  # all layers are evaluated in training mode only
+    for module in converted.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    batch = training_batch(320)
+    with torch.no_grad():
+        output = converted(batch.images, labels=labels_of(batch))
+        criterion = with_auxiliary_queries(build_criterion(model.config, settings), model.config, settings)
+        actual = criterion(model(batch.images), batch.targets)
+    compared = {"sum": (float(output.loss), float(actual.total))}
+    if not preset.startswith("rtdetr"):
+        compared = {
+            name: (float(output.loss_dict[name]), float(actual.losses[own]))
+            for name, own in dfine_names(model.config.decoder_layers).items()
+        }
+    for name, (expected, found) in compared.items():
+        print(f"{preset:<11}{name:16} transformers {expected:.6f}, detrkit {found:.6f}")
+        assert abs(found - expected) < 1e-4 * abs(expected), name
+
+
+def dfine_names(num_layers: int) -> dict[str, str]:
+    """Return transformers' names of classification losses of D-FINE, and detrkit's, which are the authors'."""
+    layers = {f"loss_vfl_aux_{number + 1}": f"loss_vfl_aux_{number}" for number in range(num_layers - 2)}
+    encoder = {f"loss_vfl_aux_{num_layers - 1}": "loss_vfl_enc_0"}
+    return {"loss_vfl": "loss_vfl", "loss_vfl_aux_0": "loss_vfl_pre", **layers, **encoder}
+
+
+def training_batch(side: int = SIDE) -> Batch:
+    """Create a batch of drawn images with random objects."""
+    batch = make_batch(BATCH_SIZE, side, side, "cpu", num_objects=NUM_OBJECTS, num_classes=NUM_CLASSES)
+    batch.images.copy_(torch.cat([draw_image((side, side)) for _ in range(BATCH_SIZE)]))
+    return batch
+
+
+def make_step(preset: str, library: str) -> Step:
+    """Return a function that runs one training step."""
+    batch = training_batch()
+    converted = build_transformers(preset)
+    if library == "transformers":
+        model = converted.train()
+        trainable = [one for one in model.parameters() if one.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=1e-5, weight_decay=1e-4, fused=True)
+
+        def step() -> float:
+            loss = model(pixel_values=batch.images, labels=labels_of(batch)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trainable, 0.1)
+            optimizer.step()
+            return float(loss.detach())
+
+        return step
+    own, settings = build_detrkit(preset, converted).train(), training_settings(preset)
+    train_step = TrainStep(own, build_criterion(own.config, settings), settings, torch.device("cpu"), length=1000)
+    return lambda: float(train_step.step([batch]).total.detach())
+
+
+def report_training(preset: str, rounds: int, threads: int) -> None:
+    """Print seconds and memory per step; both libraries have their own process, and they take turns."""
+    check_losses(preset)
+    workers = {
+        library: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.modern", "--worker", preset, library, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        for library in ("transformers", "detrkit")
+    }
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for number in range(rounds + 2):
+        for name, worker in workers.items():
+            seconds = float(request(worker, "step"))
+            if number > 1:  # the first rounds allocate memory
+                times[name].append(seconds)
+    memory = {name: request(worker, "memory") for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.communicate()
+    baseline = statistics.median(times["transformers"])
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(
+            f"{preset:<11}{name:<13} {median:6.3f} s per step, {baseline / median:5.2f} times as fast, "
+            f"peak memory {memory[name]} GiB",
+            flush=True,
+        )
+
+
+def run_worker(preset: str, library: str) -> None:
+    """Answer requests for steps and memory."""
+    step = make_step(preset, library)
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            print(f"{peak_memory():.2f}", flush=True)
+        else:
+            print(time_step(step, "cpu"), flush=True)
+
+
+def main() -> None:
+    """Measure predictions, then training steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--rounds", type=int, default=20, help="predictions of each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="training steps of each (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.worker:
+        run_worker(*arguments.worker)
+        return
+    for preset in arguments.models if arguments.rounds else ():
+        report_predictions(preset, arguments.rounds)
+    for preset in arguments.models if arguments.steps else ():
+        report_training(preset, arguments.steps, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
