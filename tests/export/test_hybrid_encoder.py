@@ -51,10 +51,10 @@ def test_every_engine_equals_pytorch(name: str, padding_invariant: bool, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("int8", 0.5)])
 @pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd"])
 def test_openvino_computes_new_and_repeated_sizes_in_fewer_bits(
-    name: str, precision: ExportPrecision, tmp_path: Path
+    name: str, precision: ExportPrecision, tolerance: float, tmp_path: Path
 ) -> None:
     model = model_of(name)
     metadata = metadata_of(model, precision=precision)
@@ -64,7 +64,7 @@ def test_openvino_computes_new_and_repeated_sizes_in_fewer_bits(
     expected = highest_logits(torch_engine(model).predict(batch))
     for _ in range(3):
         actual = highest_logits(engine.predict(batch))
-        assert (actual - expected).abs().median() < 0.1  # bfloat16 has steps of 0.03 at these logits
+        assert (actual - expected).abs().median() < tolerance  # of logits of about -4.4
 
 
 def highest_logits(predictions: Predictions) -> torch.Tensor:
