@@ -51,7 +51,7 @@ def test_every_engine_equals_pytorch(name: str, padding_invariant: bool, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("int8", 0.5)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.3), ("int8", 0.5)])
 @pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd"])
 def test_openvino_computes_new_and_repeated_sizes_in_fewer_bits(
     name: str, precision: ExportPrecision, tolerance: float, tmp_path: Path
