@@ -1,10 +1,12 @@
 """Reading of images: orientation, conversion to RGB, malformed and malicious files."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,15 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from detrkit import DatasetError
-from detrkit.data.images import image_to_tensor, open_image, read_image_file, read_image_size, tensor_to_image
+from detrkit.data.images import (
+    image_to_tensor,
+    open_image,
+    read_image,
+    read_image_bytes,
+    read_image_file,
+    read_image_size,
+    tensor_to_image,
+)
 
 
 def save_with_orientation(path: Path, orientation: int) -> None:
@@ -191,3 +201,21 @@ def test_size_limit_applies_to_all_pages_of_an_upload() -> None:
     assert read_image_file(file, "a.tif", channels=6, max_pixels=2400).shape == (6, 30, 40)
     with pytest.raises(DatasetError, match="40 x 30 pixels of 6 channels, more than the maximum of 1000"):
         read_image_file(file, "a.tif", channels=6, max_pixels=2000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("read", [read_image, read_image_size, read_image_bytes])
+@pytest.mark.parametrize("name", ["pipe.jpg", "pipe.npy"])
+def test_pipe_is_refused_instead_of_waiting_for_its_writer(
+    read: Callable[[Path], object], name: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DatasetError, match=r"pipe\.(jpg|npy): is a pipe or device, expected an image"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".jpg", "a" * 300 + ".npy"])
+def test_name_that_is_too_long_for_a_file_is_that_of_no_file(name: str, tmp_path: Path) -> None:
+    for read in (open_image, read_image, read_image_bytes, read_image_size):
+        with pytest.raises(DatasetError, match="no such file, expected an image"):
+            read(tmp_path / name)

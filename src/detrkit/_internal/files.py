@@ -175,6 +175,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def what_is_at(path: Path) -> str:
+    """Return what is at a path where `is_file` found no file: "is a folder", "is a pipe or device", or "no such file"."""
+    try:
+        return "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "no such file"
+    except OSError:
+        return "no such file"
+
+
 def read_names(path: Path) -> list[str]:
     """Read a list of names, one per line.
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from detrkit._internal.documents import parse_json
 from detrkit._internal.files import write_tensors
 from detrkit.checkpoints.files import HEADER_KEY, read_safetensors
 from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
@@ -256,7 +257,7 @@ def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path)
         CheckpointError: it is malformed, or of another version.
     """
     try:
-        content = json.loads(header)
+        content = parse_json(header)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: has format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         categories = Categories.from_json(content["categories"])
@@ -265,6 +266,6 @@ def checkpoint_from_header(state: Mapping[str, Tensor], header: str, path: Path)
         given = content.get("thresholds")
         thresholds = None if given is None else Thresholds.model_validate(given)
         return Checkpoint(state, config, categories, preprocessing, thresholds)
-    except (KeyError, TypeError, ValueError, ValidationError, ConfigError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: its description is malformed ({reason}); write it again") from None

@@ -237,6 +237,8 @@ def read_array(
         pixels = content.reshape(shape, order="F" if is_fortran_order else "C")
     except ValueError:
         raise DatasetError(f"{where}: truncated; copy it again") from None
+    except OSError as error:
+        raise DatasetError(f"{where}: cannot be read ({error.strerror or error})") from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     return (pixels >> 8).astype(np.uint8) if dtype.itemsize == 2 else np.array(pixels)
 

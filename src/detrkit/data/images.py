@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from detrkit._internal.files import is_file
+from detrkit._internal.files import is_file, what_is_at
 from detrkit.data.decoding import (
     EXIF_ORIENTATION,
     RGB,
@@ -120,7 +120,8 @@ def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
     """
     try:
         if span is None:
-            return path.read_bytes()
+            with _open_file(path) as file:
+                return file.read()
         with path.parent.open("rb") as shard:
             shard.seek(span[0])
             content = shard.read(span[1])
@@ -134,20 +135,24 @@ def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
 @contextmanager
 def _opened(path: Path, span: tuple[int, int] | None) -> Iterator[Image.Image]:
     """Open an image and check its size; errors of decoding become `DatasetError`s."""
-    if span is None and not is_file(path):
-        raise DatasetError(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected an image; check the path"
-        )
     with _open_file(path, span) as file, opened_image(file, path) as image:
         yield image
 
 
 @contextmanager
 def _open_file(path: Path, span: tuple[int, int] | None = None) -> Iterator[ImageFile]:
-    """Open a file for Pillow: as a file, since Pillow maps uncompressed TIFF files from paths and rotates them wrongly."""
+    """Open an image file, or an image inside a shard.
+
+    Pillow is given an open file, too: it maps uncompressed TIFF files from paths, and then rotates them wrongly.
+
+    Raises:
+        DatasetError: it is missing, a folder, or may not be read.
+    """
     if span is not None:
         yield io.BytesIO(read_image_bytes(path, span))
         return
+    if not is_file(path):  # opening a pipe would wait for a writer
+        raise DatasetError(f"{path}: {what_is_at(path)}, expected an image; check the path")
     try:
         file = path.open("rb")
     except OSError as error:
@@ -229,11 +234,8 @@ def array_shape(path: Path, span: tuple[int, int] | None = None) -> tuple[int, i
     Raises:
         DatasetError: it is not such an array.
     """
-    try:
-        with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
-            shape, _, _ = read_array_header(file, path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with _open_file(path, span) as file:
+        shape, _, _ = read_array_header(file, path)
     return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
@@ -254,8 +256,5 @@ def tensor_to_image(image: UInt8[Tensor, "C H W"]) -> Image.Image:
 
 
 def _array_at(path: Path, span: tuple[int, int] | None) -> np.ndarray:
-    try:
-        with path.open("rb") if span is None else io.BytesIO(read_image_bytes(path, span)) as file:
-            return read_array(file, path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with _open_file(path, span) as file:
+        return read_array(file, path)

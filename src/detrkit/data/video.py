@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from detrkit._internal.files import is_file, what_is_at
 from detrkit.data.image_structure import MAX_PIXELS
 from detrkit.errors import ConfigError, DatasetError, import_optional
 
@@ -108,10 +109,8 @@ def open_video(path: Path) -> Iterator[Video]:
         DatasetError: it is missing, not a video, or too large.
         ConfigError: PyAV is not installed.
     """
-    if not path.is_file():
-        raise DatasetError(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a video; check the path"
-        )
+    if not is_file(path):
+        raise DatasetError(f"{path}: {what_is_at(path)}, expected a video; check the path")
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     expected = "expected an MP4, MOV, MKV, WebM or AVI file"
     with _opened(str(path), str(path), expected, options=options) as video:

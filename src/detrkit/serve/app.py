@@ -24,7 +24,7 @@ from detrkit.inference.options import Threshold, parse_threshold
 from detrkit.serve.browser_security import BrowserSecurityMiddleware
 from detrkit.serve.connection_limits import ClientLimitMiddleware, ConnectionLimits, affordable_connections
 from detrkit.serve.hosts import Access
-from detrkit.serve.http_errors import HttpError, http_error_for, shutting_down
+from detrkit.serve.http_errors import HttpError, error_response, http_error_for, shutting_down
 from detrkit.serve.metrics import MetricsMiddleware
 from detrkit.serve.openapi import (
     EXPLAIN_ANSWERS,
@@ -153,15 +153,15 @@ def _add_error_handlers(app: FastAPI) -> None:
         answer = http_error_for(error)
         if answer.status_code == 500:
             _LOG.error("%s", answer.detail, exc_info=error)
-        return JSONResponse({"error": answer.detail}, answer.status_code, answer.headers)
+        return error_response(answer.detail, answer.status_code, answer.headers)
 
     async def answer_wrong_path(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {str(error.detail).lower()}; to send an image: {CURL}"
-        return JSONResponse({"error": message}, error.status_code, error.headers)
+        return error_response(message, error.status_code, error.headers)
 
     async def answer_wrong_query(request: Request, _error: Exception) -> Response:
-        return JSONResponse({"error": f"{request.url.path}: its query cannot be read; expected ?threshold=0.5"}, 400)
+        return error_response(f"{request.url.path}: its query cannot be read; expected ?threshold=0.5", 400)
 
     for kind in (DetrkitError, HttpError):
         app.add_exception_handler(kind, answer_error)

@@ -10,7 +10,6 @@ them, and checked like `Host`.
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detrkit.errors import ConfigError, arg
@@ -23,7 +22,7 @@ from detrkit.serve.hosts import (
     parse_origin,
     url_host,
 )
-from detrkit.serve.http_errors import HttpError
+from detrkit.serve.http_errors import HttpError, error_response
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -76,7 +75,7 @@ class BrowserSecurityMiddleware:
         try:
             self._check(scope, Headers(scope=scope))
         except HttpError as error:
-            await JSONResponse({"error": error.detail}, error.status_code)(scope, receive, send_with_headers)
+            await error_response(error.detail, error.status_code)(scope, receive, send_with_headers)
             return
         await self.app(scope, receive, send_with_headers)
 

@@ -6,7 +6,6 @@ or which do not take their answer. The number of connections is limited by `conn
 """
 
 import asyncio
-import json
 import socket
 import time
 from typing import Any
@@ -16,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from detrkit.serve.connection_limits import ConnectionLimits
-from detrkit.serve.http_errors import HttpError
+from detrkit.serve.http_errors import HttpError, error_response
 
 HEADER_SECONDS = 10.0
 _BACKLOG = 2048
@@ -98,7 +97,7 @@ class LimitedConnection(H11Protocol):
         self._answer_and_close(error)
 
     def _answer_and_close(self, error: HttpError) -> None:
-        body = json.dumps({"error": error.detail}).encode()
+        body = bytes(error_response(error.detail, error.status_code).body)
         headers = {
             "Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close",
             **(error.headers or {}),

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from detrkit.serve.hosts import TrustedProxies
-from detrkit.serve.http_errors import HttpError, too_many_connections, too_many_requests
+from detrkit.serve.http_errors import HttpError, error_response, too_many_connections, too_many_requests
 
 try:
     import resource
@@ -141,7 +140,7 @@ class ClientLimitMiddleware:
             await self.app(scope, receive, send)
         elif not self.limits.begin_request(client):
             error = too_many_requests(self.limits.per_address)
-            await JSONResponse({"error": error.detail}, error.status_code, error.headers)(scope, receive, send)
+            await error_response(error.detail, error.status_code, error.headers)(scope, receive, send)
         else:
             try:
                 await self.app(scope, receive, send)

@@ -1,6 +1,9 @@
 """HTTP errors of the server: a status and one sentence."""
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from detrkit.errors import CheckpointError, ConfigError, DetrkitError
 
@@ -9,6 +12,11 @@ _RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
 class HttpError(HTTPException):
     """An answer with a status of 400 or more, whose detail is a sentence of this server."""
+
+
+def error_response(message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return an answer of a status of 400 or more, whose body is {"error": sentence}."""
+    return JSONResponse({"error": message}, status, headers)
 
 
 def queue_full(max_queue: int) -> HttpError:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from detrkit._internal.documents import parse_json
 from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite, write_tensors, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
@@ -215,7 +216,7 @@ def _digest(split: Split) -> str:
 def _read_plan(folder: Path) -> ShardPlan:
     path = folder / PLAN_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise DatasetError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         return ShardPlan(
@@ -225,7 +226,7 @@ def _read_plan(folder: Path) -> ShardPlan:
             {str(name): int(count) for name, count in content["images"].items()},
             {str(name): str(digest) for name, digest in content["digests"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise DatasetError(f"{path}: not readable ({reason}); write the shards again") from None
 
@@ -290,13 +291,13 @@ def _to_record(
     if image is None:
         raise DatasetError(f"{where}: found no image of the same name before it")
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         boxes = np.array(content["boxes_xyxy"], dtype=np.float32).reshape(-1, 4)
         labels = np.array([label_of[number] for number in content["category_ids"]], dtype=np.int64)
         is_crowd = np.array(content["is_crowd"], dtype=bool).reshape(-1)
         size = (int(content["height"]), int(content["width"]))
         record = Record(int(content["image_id"]), shard / image[0], size, boxes, labels, is_crowd, image[1])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DatasetError(
             f"{where}: malformed ({type(error).__name__}: {str(error)[:80]}); write the shard again"
         ) from None
@@ -318,7 +319,7 @@ def _write_index(path: Path, split: Split) -> None:
 def _read_index(path: Path, shards: dict[str, Path]) -> Split:
     try:
         with safe_open(path, framework="pt") as opened:
-            header = json.loads((opened.metadata() or {})["detrkit"])
+            header = parse_json((opened.metadata() or {})["detrkit"])
             arrays = {name: opened.get_tensor(name) for name in _ARRAYS}
         if header["format"] != FORMAT:
             raise DatasetError(f"{path}: found format {header['format']!r}, expected {FORMAT!r}; update detrkit")
@@ -327,7 +328,7 @@ def _read_index(path: Path, shards: dict[str, Path]) -> Split:
         records = Records(RecordArrays(**arrays), path.parent)
         _check_spans(records, shards, path)
         return Split(records, categories, path.parent)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0][:100]
         raise DatasetError(f"{path}: not readable as an index ({reason}); remove it to scan the shards") from None
 

@@ -3,12 +3,12 @@
 The metadata is untrusted input: every value is checked.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
+from detrkit._internal.documents import parse_json
 from detrkit.checkpoints.native import Preprocessing, Thresholds
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
@@ -95,13 +95,13 @@ class ExportMetadata(BaseModel):
                 f"{source}: its metadata is longer than {_MAX_CHARACTERS} characters; export it again"
             )
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
                 raise CheckpointError(
                     f"{source}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit"
                 )
             metadata = cls.model_validate(content)
-        except (ValidationError, ValueError, ConfigError, RecursionError) as error:
+        except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{source}: its metadata is malformed ({_reason(error)}); export it again") from None
         if len(metadata.categories) != metadata.model.num_classes:
             raise CheckpointError(

@@ -6,7 +6,6 @@ allow lists first (`check_members`), and the loaded graph is run without data to
 tensor before it is computed (`check_memory`).
 """
 
-import json
 import math
 import re
 import zipfile
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from detrkit._internal.documents import parse_json
 from detrkit.checkpoints.export_formats import METADATA_FILE
 
 GRAPH = "models/model.json"
@@ -107,9 +107,9 @@ def check_members(members: Mapping[str, bytes]) -> None:
         ValueError: they contain what no exported network needs.
     """
     for name, (folder, pattern) in _WEIGHT_LISTS.items():
-        for entry in json.loads(members[name])["config"].values():
+        for entry in parse_json(members[name])["config"].values():
             _check_weight(entry, folder, pattern, members)
-    graph = json.loads(members[GRAPH])
+    graph = parse_json(members[GRAPH])
     if graph.get("guards_code"):
         raise ValueError("it contains Python code")
     for key, text in _strings(graph):
