@@ -10,7 +10,8 @@ import torch
 
 from detrkit import Detector, build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
-from detrkit.config.training import PARTS, TrainingConfig
+from detrkit.config.setting_groups import PARTS
+from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.categories import Categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle

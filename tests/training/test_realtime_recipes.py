@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from detrkit.config.run import RunConfig
-from detrkit.config.training import EMAConfig, TrainingConfig
+from detrkit.config.setting_groups import EMAConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.models.build import model_without_memory
 from detrkit.models.presets import PRESETS, preset_config
 from detrkit.models.presets_realtime import REALTIME_PRESETS

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from detrkit import build_model
-from detrkit.config.training import PARTS, TrainingConfig
+from detrkit.config.setting_groups import PARTS
+from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.dataset import SampleDataset
 from detrkit.data.samplers import SampleKey

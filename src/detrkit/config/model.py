@@ -23,7 +23,7 @@ class ModelConfig(BaseModel):
     """Architecture of a model. The defaults are the published DETR with ResNet-50.
 
     Raises:
-        ConfigError: fields contradict each other, see `config.validation.check_model`.
+        ConfigError: fields contradict each other, see `config.model_validation.check_model`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -282,7 +282,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        from detrkit.config.validation import check_model  # which imports this module
+        from detrkit.config.model_validation import check_model  # which imports this module
 
         check_model(self)
         return self

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detrkit.config.training import MAX_UNREADABLE, TrainingConfig
+from detrkit.config.setting_groups import MAX_UNREADABLE
+from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import check_batching, collate
 from detrkit.data.samplers import BatchGrouping, SampleKey, TrainBatchSampler, mix_seeds
 from detrkit.data.transforms.augmentation import AugmentedDataset

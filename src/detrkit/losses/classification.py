@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.config.training import ClassLoss
+from detrkit.config.setting_groups import ClassLoss
 from detrkit.errors import ConfigError, arg
 from detrkit.structures import ClassScores, Target
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detrkit.config.model import ModelConfig
-from detrkit.config.training import AuxiliaryQueriesConfig, TrainingConfig
+from detrkit.config.setting_groups import AuxiliaryQueriesConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.data.samplers import mix_seeds
 from detrkit.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrkit.ops.transfer import to_device_async

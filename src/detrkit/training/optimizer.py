@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from detrkit.config.training import PARTS, TrainingConfig
+from detrkit.config.setting_groups import PARTS
+from detrkit.config.training import TrainingConfig
 from detrkit.errors import ConfigError, arg
 from detrkit.models.detr import DETR
 

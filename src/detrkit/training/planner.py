@@ -11,7 +11,8 @@ from typing import Any, Literal
 from detrkit._internal.text import plural
 from detrkit.config.model import ModelConfig
 from detrkit.config.run import RunConfig
-from detrkit.config.training import BOXES, TrainingConfig
+from detrkit.config.setting_groups import BOXES
+from detrkit.config.training import TrainingConfig
 from detrkit.config.validation import check_run
 from detrkit.models.presets import preset_config
 from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS

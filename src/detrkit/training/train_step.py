@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from detrkit._internal.malloc import keep_freed_memory
-from detrkit.config.training import EMAConfig, TrainingConfig
+from detrkit.config.setting_groups import EMAConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.config.validation import check_auxiliary_queries
 from detrkit.data.samplers import mix_seeds
 from detrkit.distributed.collectives import average_in_place

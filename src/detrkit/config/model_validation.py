@@ -1,0 +1,217 @@
+"""Rules across the fields of a model's configuration. Importing this module does not import torch."""
+
+from collections.abc import Iterable
+
+from detrkit.config.model import ModelConfig
+from detrkit.errors import ConfigError, arg
+
+HYBRID_SETTINGS = (  # of the hybrid encoder only
+    "encoder_dim",
+    "encoder_dim_feedforward",
+    "attention_levels",
+    "fusion_block",
+    "fusion_depth",
+    "fusion_expansion",
+    "memory_projection",
+    "distillation_dim",
+)
+Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
+
+
+def check_rules(rules: Rules) -> None:
+    """Raise the error of the first rule that is broken.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for is_broken, message in rules:
+        if is_broken:
+            raise ConfigError(message)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Check the fields of a model's configuration against each other.
+
+    Raises:
+        ConfigError: two do not fit together.
+    """
+    check_rules(
+        [
+            *_size_rules(model),
+            *_query_rules(model),
+            *_position_rules(model),
+            *_backbone_rules(model),
+            *_hybrid_rules(model),
+        ]
+    )
+
+
+def _size_rules(model: ModelConfig) -> Rules:
+    width, heads = arg("hidden_dim", model.hidden_dim), arg("num_heads", model.num_heads)
+    points = model.points_per_level
+    mask_width = 64 if model.backbone == "resnet-tiny" else 128  # halved at every stage, down to the groups of norms
+    return [
+        (
+            bool(model.hidden_dim % model.num_heads or model.hidden_dim % 4),
+            f"{width} must be a multiple of 4 and of {heads}.",
+        ),
+        (
+            model.is_multi_scale and (model.hidden_dim % 32 != 0 or model.hidden_dim == 32),
+            f"{width} must be 64, 96, 128 and so on: the feature maps of multi-scale models are normalised in 32 groups.",
+        ),
+        (
+            model.mask_head and bool(model.hidden_dim % mask_width or model.num_heads % 8),
+            f"{arg('mask_head', True)} needs {arg('hidden_dim')} to be a multiple of {mask_width} and "
+            f"{arg('num_heads')} of 8 with this backbone, found {model.hidden_dim} and {model.num_heads}.",
+        ),
+        (
+            model.eval_decoder_layers is not None and model.eval_decoder_layers > model.decoder_layers,
+            f"{arg('eval_decoder_layers', model.eval_decoder_layers)} is more than the model has: "
+            f"{arg('decoder_layers', model.decoder_layers)}.",
+        ),
+        (
+            points is not None and len(points) != model.num_feature_levels,
+            f"{arg('points_per_level', points and list(points))} needs a number for each of the "
+            f"{model.num_feature_levels} feature maps.",
+        ),
+    ]
+
+
+def _backbone_rules(model: ModelConfig) -> Rules:
+    backbone = arg("backbone", model.backbone)
+    is_hgnet = model.backbone.startswith("hgnetv2-")
+    return [
+        (
+            model.dilation
+            and (is_hgnet or model.backbone.endswith("-vd") or model.backbone in ("resnet18", "resnet34")),
+            f"{backbone} cannot be dilated; resnet50, resnet101 and resnet-tiny can. Leave out {arg('dilation')}.",
+        ),
+        (
+            model.learnable_affine_block is not None and not is_hgnet,
+            f"{arg('learnable_affine_block', model.learnable_affine_block)} is for HGNetV2 backbones, found {backbone}. "
+            "Leave it out.",
+        ),
+    ]
+
+
+def _hybrid_rules(model: ModelConfig) -> Rules:
+    encoder, width = arg("encoder", model.encoder), arg("encoder_dim", model.encoder_dim)
+    defaults = {name: ModelConfig.model_fields[name].default for name in HYBRID_SETTINGS}
+    only_hybrid = next((name for name, default in defaults.items() if getattr(model, name) != default), None)
+    found = arg(only_hybrid, getattr(model, only_hybrid)) if only_hybrid else ""
+    positions = arg("position_embedding", model.position_embedding)
+    return [
+        (
+            not model.is_hybrid and only_hybrid is not None,
+            f"{found} is for {arg('encoder', 'hybrid')}, found {encoder}. Leave it out.",
+        ),
+        (
+            model.is_hybrid and bool(model.encoder_width % model.num_heads or model.encoder_width % 4),
+            f"{width} must be a multiple of 4 and of {arg('num_heads', model.num_heads)}.",
+        ),
+        (
+            model.is_hybrid and model.decoder in ("dense", "conditional"),
+            f"{encoder} has no position encodings for {arg('decoder', model.decoder)}. Set {arg('decoder', 'deformable')}.",
+        ),
+        (
+            model.is_hybrid and model.num_feature_levels > 3,
+            f"{encoder} fuses at most 3 feature maps, found {arg('num_feature_levels', model.num_feature_levels)}.",
+        ),
+        (
+            model.is_hybrid and model.attention_levels > model.num_feature_levels,
+            f"{arg('attention_levels', model.attention_levels)} exceeds "
+            f"{arg('num_feature_levels', model.num_feature_levels)}.",
+        ),
+        (
+            model.is_hybrid and (model.scaled_positions or model.position_embedding != "sine"),
+            f"{encoder} has sine positions, found {positions} and {arg('scaled_positions', model.scaled_positions)}. Leave "
+            "them out.",
+        ),
+    ]
+
+
+def _query_rules(model: ModelConfig) -> Rules:
+    references = f"Set {arg('queries', 'points')} or {arg('queries', 'anchors')}."
+    queries, two_stage = arg("queries", model.queries), arg("queries", "two_stage")
+    return [
+        (
+            model.queries == "learned" and model.decoder != "dense",
+            f"{arg('decoder', model.decoder)} needs queries with reference points, but {queries} has none. {references}",
+        ),
+        (
+            model.queries == "learned" and model.with_box_refine,
+            f"{arg('with_box_refine', True)} refines reference boxes, but {queries} has none. {references}",
+        ),
+        (
+            model.queries == "two_stage" and not model.with_box_refine,
+            f"{two_stage} selects boxes to refine. Set {arg('with_box_refine', True)}.",
+        ),
+        (
+            model.queries == "two_stage" and model.class_scores != "sigmoid",
+            f"{two_stage} ranks cells by a sigmoid score. Set {arg('class_scores', 'sigmoid')}.",
+        ),
+        *_selected_rules(model),
+        (
+            model.queries != "two_stage" and model.two_stage_content != "box",
+            f"{arg('two_stage_content', model.two_stage_content)} is for {two_stage}, found {queries}. Leave it out.",
+        ),
+        (
+            model.align_cells and not (model.is_deformable or model.queries == "two_stage"),
+            f"{arg('align_cells', True)} is for deformable attention and {two_stage}. Leave it out.",
+        ),
+    ]
+
+
+def _position_rules(model: ModelConfig) -> Rules:
+    positions = arg("position_embedding", model.position_embedding)
+    encoder_adds = model.encoder_positions == "input" or (
+        model.encoder_layers > 0 and model.encoder_positions != "none"
+    )
+    return [
+        (
+            model.is_multi_scale and model.position_embedding != "sine",
+            f"{positions} does not work with several feature maps or deformable attention. Set "
+            f"{arg('position_embedding', 'sine')}.",
+        ),
+        (
+            (model.is_multi_scale or model.queries != "learned") and model.position_injections != {"attention"},
+            f"{arg('encoder_positions')}, {arg('decoder_positions')} and {arg('query_positions')} other than 'attention' "
+            f"need dense attention and {arg('queries', 'learned')}. Leave them out.",
+        ),
+        (
+            model.position_embedding == "learned" and not encoder_adds and model.decoder_positions == "none",
+            f"{positions} cannot be trained if positions are added nowhere. Set {arg('position_embedding', 'none')}.",
+        ),
+    ]
+
+
+def _selected_rules(model: ModelConfig) -> Rules:
+    """Rules for the decoders of RT-DETR and D-FINE."""
+    selected, fine_grained = arg("queries", "selected"), arg("decoder", "fine_grained")
+    is_selected, is_fine_grained = model.queries == "selected", model.decoder == "fine_grained"
+    return [
+        (
+            is_selected and not model.has_deformable_decoder,
+            f"{selected} needs {arg('decoder', 'deformable')} or {fine_grained}, found {arg('decoder', model.decoder)}.",
+        ),
+        (
+            is_selected and not model.with_box_refine,
+            f"{selected} selects boxes to refine. Set {arg('with_box_refine', True)}.",
+        ),
+        (
+            is_selected and model.class_scores != "sigmoid",
+            f"{selected} ranks cells by a sigmoid score. Set {arg('class_scores', 'sigmoid')}.",
+        ),
+        (
+            is_fine_grained and not is_selected,
+            f"{fine_grained} needs {selected}, found {arg('queries', model.queries)}.",
+        ),
+        (
+            is_fine_grained and not model.layerwise_heads,
+            f"{fine_grained} has heads of its own in every layer. Set {arg('layerwise_heads', True)}.",
+        ),
+        (
+            is_fine_grained and model.pre_norm,
+            f"{fine_grained} normalises after its gates. Set {arg('pre_norm', False)}.",
+        ),
+    ]
