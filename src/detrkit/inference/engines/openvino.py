@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.export_formats import METADATA_FILE, NETWORK_FILE
@@ -106,31 +105,37 @@ def without_padding(network: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _fold_pools(network: Any) -> None:
-    """Replace average pools of constants, such as the numbers of cells without padding in shortcuts of ResNet-vd.
+    """Replace average pools that depend on no input by their values: numbers of cells in shortcuts of ResNet-vd.
 
     OpenVINO 2026.4 does not fold them, and cannot compute those of a single channel in bfloat16.
     """
-    load_openvino()
+    openvino = load_openvino()
     passes = importlib.import_module("openvino.passes")
     folding = passes.Manager()
-    folding.register_pass(passes.ConstantFolding())
+    folding.register_pass(passes.ConstantFolding())  # of the sizes of inputs
     folding.run_passes(network)
-    for node in network.get_ops():
-        if node.get_type_name() != "AvgPool" or node.input_value(0).get_node().get_type_name() != "Constant":
-            continue
-        source, attributes = node.input_value(0).get_node(), node.get_attributes()
-        kernel, stride, pads = (
-            attributes["kernel"],
-            attributes["strides"],
-            attributes["pads_begin"] + attributes["pads_end"],
-        )
-        if len(kernel) != 2 or any(pads) or attributes["rounding_type"] != "floor":
-            continue
-        values = torch.from_numpy(np.array(source.get_data(), dtype=np.float32))
-        pooled = functional.avg_pool2d(values, kernel, stride).numpy()
-        constant = load_openvino().opset13.constant(pooled.astype(source.get_data().dtype))
+    pools = [node for node in network.get_ops() if node.get_type_name() == "AvgPool" and not _depends_on_input(node)]
+    if not pools:
+        return
+    subgraph = openvino.Model([openvino.opset13.result(node.output(0)) for node in pools], []).clone()
+    compiled = openvino.Core().compile_model(subgraph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    values = compiled.create_infer_request().infer()
+    for index, node in enumerate(pools):
+        constant = openvino.opset13.constant(np.array(values[index]))
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(constant.output(0))
+
+
+def _depends_on_input(node: Any) -> bool:
+    pending, seen = [node], set()
+    while pending:
+        one = pending.pop()
+        if one.get_type_name() == "Parameter":
+            return True
+        sources = [port.get_node() for port in one.input_values()]
+        pending += [source for source in sources if source.get_name() not in seen]
+        seen.update(source.get_name() for source in sources)
+    return False
 
 
 def load_openvino() -> Any:
