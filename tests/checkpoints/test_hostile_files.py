@@ -282,6 +282,13 @@ def test_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     refused(tmp_path / "a.pth", "not readable as weights")
 
 
+@pytest.mark.parametrize("version", [torch.ones(2), torch.ones(0), [1], "1", None])
+def test_training_state_of_another_version_is_refused(version: object, tmp_path: Path) -> None:
+    torch.save({"format": version, "model": {}}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="not a training state of this version"):
+        read_training_state(tmp_path / "state.pt")
+
+
 def test_training_state_has_the_same_limits(tmp_path: Path) -> None:
     torch.save({"format": 1, "model": {"w": torch.ones(1).expand(10**5, 10**5)}}, tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match=r"as a training state \(its tensors repeat .*start the run again"):

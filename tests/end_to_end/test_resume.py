@@ -238,6 +238,7 @@ def test_state_of_another_config_is_rejected(tmp_path: Path, capsys: pytest.Capt
     wrong += [("progress", {**state["progress"], "epoch": "x"}), ("closing_from", 5), ("random", [])]
     wrong += [("train_step", {**state["train_step"], name: 5}) for name in ("optimizer", "schedule", "model")]
     wrong += [("train_step", {**state["train_step"], "step_number": float("inf")})]
+    wrong += [("num_batches", torch.ones(2)), ("num_steps", torch.ones(2)), ("num_batches", None)]
     for key, value in wrong:
         write_training_state(output / "last" / "state.pt", {**state, key: value})
         assert run(["train", "--resume", str(output)]) == 2

@@ -179,6 +179,7 @@ def read_training_state(path: Path) -> dict[str, Any]:
     except CheckpointError as error:
         reason = error.message.removeprefix(f"{path}: ").partition(";")[0]  # without its own advice
         raise CheckpointError(f"{path}: not readable as a training state ({reason}); start the run again") from None
-    if not isinstance(state, dict) or state.get("format") != _STATE_FORMAT:
+    version = state.get("format") if isinstance(state, dict) else None
+    if not isinstance(version, int) or version != _STATE_FORMAT:  # tensors are compared element by element
         raise CheckpointError(f"{path}: not a training state of this version; start the run again")
     return state

@@ -173,8 +173,9 @@ class TrainingRun:
         """
         state = read_training_state(self.output / STATE_FILE)
         with self._checks_state():
-            num_batches, num_steps, saved = state["num_batches"], state["num_steps"], state["run"]
-            check_same_run(saved, self._description, self.output, self.data)
+            num_batches, num_steps = int(state["num_batches"]), state["num_steps"]
+            num_steps = None if num_steps is None else int(num_steps)
+            check_same_run(state["run"], self._description, self.output, self.data)
         if num_batches != len(self.loader):
             raise ConfigError(
                 f"{self.output}: the data gives {len(self.loader)} batches per epoch, but the run had {num_batches}; "

@@ -127,7 +127,8 @@ def _fold_pools(network: Any) -> None:
 
 
 def _depends_on_input(node: Any) -> bool:
-    pending, seen = [node], set()
+    pending: list[Any] = [node]
+    seen: set[str] = set()
     while pending:
         one = pending.pop()
         if one.get_type_name() == "Parameter":
