@@ -31,7 +31,7 @@ def explain(
     annotations: Path | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     threshold: str = "0.5",
-    figure: Literal["encoder", "decoder", "matching"] | None = None,
+    figure: Literal["encoder", "decoder", "layers", "distributions", "selection", "matching"] | None = None,
     points: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     queries: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     layer: int | None = None,
@@ -60,11 +60,13 @@ def explain(
     threshold
         Minimum score of a detection, 0 to 1; `auto`: the thresholds per class stored by evaluation. The page has a slider.
     figure
-        Figure to write: encoder attention of points, decoder attention of detections, or the matching.
+        Figure to write: encoder attention of points; decoder attention of detections; sampling points, reference and box of
+        one query in all decoder layers; distributions of the edges of its box (D-FINE); selection of cells as queries
+        (two-stage models); or the matching.
     points
         Points of the encoder figure, as x,y in pixels; the centers of the detections by default.
     queries
-        Queries whose attention must be included, counted from 0.
+        Queries whose attention must be included, or that the figure shows, counted from 0.
     layer
         Layer of the figure, counted from 1; the last one by default.
     head
@@ -83,9 +85,12 @@ def explain(
         raise ConfigError(f"{arg('figure', figure)} needs the ground truth; pass {arg('annotations')}.")
     if points and figure != "encoder":
         raise ConfigError(f"{arg('points')} is for {arg('figure', 'encoder')}; on the page, click the image instead.")
-    if figure not in ("encoder", "decoder") and (layer is not None or head is not None):
-        name = "head" if layer is None else "layer"
-        raise ConfigError(f"{arg(name)} is for {arg('figure', 'encoder')} or decoder; the page has sliders instead.")
+    if figure not in ("encoder", "decoder") and layer is not None:
+        instead = "the page has a slider instead" if figure is None else f"omit it for {arg('figure', figure)}"
+        raise ConfigError(f"{arg('layer')} is for {arg('figure', 'encoder')} or decoder; {instead}.")
+    if figure not in ("encoder", "decoder", "layers") and head is not None:
+        instead = "the page has a slider instead" if figure is None else f"omit it for {arg('figure', figure)}"
+        raise ConfigError(f"{arg('head')} is for {arg('figure', 'encoder')}, decoder or layers; {instead}.")
     for file in (image, annotations):
         if file is not None and not file.exists():
             raise DatasetError(f"{file} does not exist; check the path.")

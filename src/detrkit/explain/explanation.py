@@ -17,19 +17,22 @@ from detrkit._internal.text import plural
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import ConfigError, arg
+from detrkit.explain.edges import QueryEdges, query_edges
 from detrkit.explain.masks import Masks
 from detrkit.explain.matching import MatchingExplanation, ObjectOutcome
 from detrkit.explain.stages import StageIO
 from detrkit.inference.batches import MinScores
 from detrkit.inference.options import Threshold
-from detrkit.models.attention.recording import RecordedAttention
+from detrkit.models.attention.recording import RecordedAttention, check_indices
+from detrkit.models.attention.recording_deformable import DeformableAttentionInputs, SamplingPoints
+from detrkit.models.queries.selection import QuerySelection
 from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Annotations, PanopticSegments
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-FigureName = Literal["encoder", "decoder", "matching"]
+FigureName = Literal["encoder", "decoder", "layers", "distributions", "selection", "matching"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,6 +119,58 @@ class Explanation:
         """Return the minimum score of a class."""
         return self.threshold[label] if isinstance(self.threshold, tuple) else self.threshold
 
+    def sampling_points(
+        self, queries: Sequence[int] | None = None, *, layer: int = -1, head: int | None = None
+    ) -> SamplingPoints:
+        """Return the sampling points of queries in the cross-attention of a decoder layer, and their references.
+
+        Args:
+            queries: queries to return; None for all.
+            layer: from 0; negative numbers count from the last.
+            head: from 0; None for all heads.
+
+        Raises:
+            ConfigError: the model attends densely, or there is no such query, layer or head.
+        """
+        self._check_queries(queries or ())
+        inputs = self.attention.inputs("decoder_cross", layer)
+        if not isinstance(inputs, DeformableAttentionInputs):
+            raise ConfigError(
+                f"{self.model_name} has no sampling points: its decoder attends to all cells; explain a model with "
+                "deformable attention, such as Deformable DETR, RT-DETR or D-FINE."
+            )
+        heads = None if head is None else [head]
+        check_indices("head", heads, inputs.module.num_heads)
+        return inputs.sampling_points(heads, queries)
+
+    def edge_distributions(self, query: int) -> QueryEdges:
+        """Return the distributions of the four edges of a query's box after every decoder layer (D-FINE).
+
+        Raises:
+            ConfigError: the model predicts boxes without distributions, or there is no such query.
+        """
+        self._check_queries([query])
+        distributions = self.attention.predictions.distributions
+        if distributions is None:
+            raise ConfigError(
+                f"{self.model_name} has no distributions of edges: its boxes are predicted directly; explain a model of "
+                "D-FINE, DEIM or RT-DETRv4."
+            )
+        return query_edges(distributions, query, self.attention.grid.original)
+
+    def selected_cells(self) -> QuerySelection:
+        """Return the encoder's cells that the queries are from, with their scores, anchors and boxes.
+
+        Raises:
+            ConfigError: the queries of the model are learned.
+        """
+        if self.attention.selection is None:
+            raise ConfigError(
+                f"{self.model_name} selects no cells: its queries are learned, the same for every image; explain a "
+                "two-stage model, such as RT-DETR or D-FINE."
+            )
+        return self.attention.selection
+
     def missed_objects(self) -> list[ObjectOutcome]:
         """Return the objects of the ground truth that are not detected at the threshold; none without ground truth."""
         outcomes = () if self.matching is None else self.matching.outcomes
@@ -161,16 +216,21 @@ class Explanation:
 
         Args:
             name: "encoder" (self-attention of points; paper, figure 3), "decoder" (cross-attention of detections; paper,
-                figure 6) or "matching" (ground truth, matched queries and matching costs).
+                figure 6), "layers" (attention, sampling points, reference and box of one query in every decoder layer),
+                "distributions" (of the edges of one query's box after every decoder layer; D-FINE), "selection" (cells that
+                the queries are from, by feature level; two-stage models) or "matching" (ground truth, matched queries and
+                matching costs).
             points: for "encoder": (x, y) in pixels of the image. Default: the centers of the detections.
-            queries: queries to show. Default: the detections.
-            layer: from 0; negative numbers count from the last.
-            head: from 0; None averages all heads.
+            queries: queries to show; one for "layers" and "distributions". Default: the detections, or the best query.
+            layer: from 0; negative numbers count from the last; for "encoder" and "decoder".
+            head: from 0; None averages all heads; for "encoder", "decoder" and "layers".
 
         Raises:
-            ConfigError: there is nothing to show, or there is no such point, query, layer or head.
+            ConfigError: there is nothing to show, the model does not have what the figure shows, or there is no such point,
+                query, layer or head.
         """
-        from detrkit.explain.figures import FigureOptions, draw_figure
+        from detrkit.explain.figure_parts import FigureOptions
+        from detrkit.explain.figures import draw_figure
 
         self._check_queries(queries)
         return draw_figure(self, name, FigureOptions(tuple(points), tuple(queries), layer, head))

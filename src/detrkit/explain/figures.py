@@ -1,25 +1,31 @@
 """Figures for print.
 
 Encoder attention of points (paper, figure 3), decoder attention of detections (figure 6), the matching, and the tensor
-shapes of a model.
+shapes of a model. Figures of one query's layers and of the selected cells are in `query_figures.py`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.errors import ConfigError, arg, did_you_mean
 from detrkit.explain.explanation import Explanation, FigureName
+from detrkit.explain.figure_parts import (
+    MAX_PANELS,
+    FigureOptions,
+    attention_map,
+    dots,
+    drawn_query,
+    layer_title,
+    level_names,
+    map_size,
+    shown_queries,
+)
+from detrkit.explain.query_figures import distributions_figure, layers_figure, selection_figure
 from detrkit.explain.stages import StageIO
-from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.visualization.draw import color_of
 from detrkit.visualization.figures import (
     DrawnBox,
@@ -35,31 +41,8 @@ from detrkit.visualization.figures import (
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _WHITE = (255, 255, 255)
-_MAX_PANELS = 11
 _MAX_OBJECTS = 10  # columns of the cost matrix that stay legible
 _MAX_UNMATCHED = 4  # unmatched queries shown for comparison
-
-
-@dataclass(frozen=True)
-class FigureOptions:
-    """Contents of a figure.
-
-    Attributes:
-        points: (x, y) in pixels of the image, for "encoder"; empty: centers of the detections.
-        queries: queries to show; empty: the detections.
-        layer: from 0; negative numbers count from the last.
-        head: from 0; None averages all heads.
-    """
-
-    points: tuple[tuple[float, float], ...] = ()
-    queries: tuple[int, ...] = ()
-    layer: int = -1
-    head: int | None = None
-
-    @property
-    def heads(self) -> list[int] | None:
-        """The selected head as a list; None for all."""
-        return None if self.head is None else [self.head]
 
 
 def draw_figure(explanation: Explanation, name: FigureName, options: FigureOptions | None = None) -> Figure:
@@ -72,6 +55,9 @@ def draw_figure(explanation: Explanation, name: FigureName, options: FigureOptio
     drawings: dict[str, Callable[[Explanation, FigureOptions], Figure]] = {
         "encoder": _encoder_figure,
         "decoder": _decoder_figure,
+        "layers": layers_figure,
+        "distributions": distributions_figure,
+        "selection": selection_figure,
         "matching": _matching_figure,
     }
     if name not in drawings:
@@ -98,7 +84,7 @@ def _encoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
     if not explanation.attention.layers["encoder"]:
         raise ConfigError(f"{arg('figure', 'encoder')} cannot be drawn: this model has no encoder layers.")
     boxes = explanation.boxes
-    centers = [(boxes[query, :2] + boxes[query, 2:]) / 2 for query in _shown_queries(explanation, options)]
+    centers = [(boxes[query, :2] + boxes[query, 2:]) / 2 for query in shown_queries(explanation, options)]
     points = options.points or tuple(_clamp((float(x), float(y)), grid.original) for x, y in centers)
     if not points:
         raise ConfigError(
@@ -107,46 +93,38 @@ def _encoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
         )
     panels = [
         Panel(
-            map=_attention_map(explanation, "encoder", options, grid.token_at(*point)),
+            map=attention_map(explanation, "encoder", options, grid.token_at(*point)),
             title=f"from ({point[0]:.0f}, {point[1]:.0f})",
             color=point_color(index),
             point=point,
         )
-        for index, point in enumerate(points[:_MAX_PANELS])
+        for index, point in enumerate(points[:MAX_PANELS])
     ]
-    title = _layer_title("encoder", explanation, options)
-    return draw_panels(explanation.image, _map_size(explanation), panels, [], title)
+    title = layer_title("encoder", explanation, options)
+    return draw_panels(explanation.image, map_size(explanation), panels, [], title)
 
 
 def _decoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
-    queries = _shown_queries(explanation, options)
+    queries = shown_queries(explanation, options)
     if not queries:
         raise ConfigError(
             f"{arg('figure', 'decoder')} has nothing to show: there are no detections at "
             f"{arg('threshold', explanation.given_threshold)}. Lower it, or pass {arg('queries')}."
         )
-    drawn = {query: _drawn_query(explanation, query) for query in queries[:_MAX_PANELS]}
+    drawn = {query: drawn_query(explanation, query) for query in queries[:MAX_PANELS]}
     panels = [
         Panel(
-            _attention_map(explanation, "decoder_cross", options, query),
+            attention_map(explanation, "decoder_cross", options, query),
             f"{query}: {box.caption}",
             box.color,
             box.box,
-            dots=_dots(explanation, options, query),
+            dots=dots(explanation, options, query),
         )
         for query, box in drawn.items()
     ]
-    title = _layer_title("decoder_cross", explanation, options)
-    return draw_panels(explanation.image, _map_size(explanation), panels, list(drawn.values()), title)
-
-
-def _dots(explanation: Explanation, options: FigureOptions, query: int) -> Float[Tensor, "K 3"] | None:
-    """Return (x, y, weight) of the sampling points of a query; None if the attention is dense."""
-    inputs = explanation.attention.inputs("decoder_cross", options.layer)
-    if not isinstance(inputs, DeformableAttentionInputs):
-        return None
-    sampled = inputs.sampling_points(options.heads, [query])
-    return torch.cat([sampled.points, sampled.weights[..., None]], dim=-1).flatten(0, -2)
+    title = layer_title("decoder_cross", explanation, options)
+    boxes = list(drawn.values())
+    return draw_panels(explanation.image, map_size(explanation), panels, boxes, title, level_names(explanation))
 
 
 def _matching_figure(explanation: Explanation, _options: FigureOptions) -> Figure:
@@ -213,40 +191,6 @@ def write_stages_figure(stages: Sequence[StageIO], image: tuple[int, ...], title
     with print_style():
         figure = draw_stages(boxes, arrows, title)
     write_figure(figure, path)
-
-
-def _shown_queries(explanation: Explanation, options: FigureOptions) -> list[int]:
-    """Return the selected queries, or the detections by descending score."""
-    return list(options.queries) or explanation.detected_queries()
-
-
-def _drawn_query(explanation: Explanation, query: int) -> DrawnBox:
-    label = int(explanation.labels[query])
-    caption = f"{explanation.categories.names[label]} {explanation.scores[query]:.2f}"
-    return DrawnBox(tuple(explanation.boxes[query].tolist()), caption, color_of(label))
-
-
-def _attention_map(
-    explanation: Explanation, kind: Literal["encoder", "decoder_cross"], options: FigureOptions, query: int
-) -> Float[Tensor, "h w"]:
-    return explanation.attention.maps(kind, options.layer, heads=options.heads, queries=[query]).mean(0)[0]
-
-
-def _map_size(explanation: Explanation) -> tuple[float, float]:
-    """Return (height, width) of the area that the feature map covers, in pixels of the image."""
-    grid = explanation.attention.grid
-    height, width = (
-        count * grid.stride * whole / side
-        for count, whole, side in zip(grid.cells, grid.original, grid.resized, strict=True)
-    )
-    return height, width
-
-
-def _layer_title(kind: Literal["encoder", "decoder_cross"], explanation: Explanation, options: FigureOptions) -> str:
-    """Name the layer and the head, counted from 1 as on the page."""
-    count = len(explanation.attention.layers[kind])
-    heads = "all heads" if options.head is None else f"head {options.head + 1}"
-    return f"layer {options.layer % count + 1} of {count}, {heads}"
 
 
 def _clamp(point: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:

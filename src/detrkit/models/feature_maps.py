@@ -54,6 +54,20 @@ class FeatureMaps:
             self.tokens[:, tokens], self.positions[:, tokens], mask, (size,), padding_invariant=self.padding_invariant
         )
 
+    def coordinates_of(self, index: int) -> "FeatureMaps":
+        """Return the coordinates of one image of the batch, without features and padding mask."""
+        one = slice(index, index + 1)
+        empty = self.tokens.new_empty(1, 0, self.tokens.shape[2])
+        return replace(
+            self,
+            tokens=empty,
+            positions=empty,
+            padding_mask=None,
+            image_cells=None if self.image_cells is None else self.image_cells[one],
+            image_extents=None if self.image_extents is None else self.image_extents[one],
+            keys=None,
+        )
+
     def padding_mask_of(self, level: int) -> Bool[Tensor, "B h w"] | None:
         """Return the padding mask of one level."""
         if self.padding_mask is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -116,6 +116,22 @@ class EdgeDistributions:
     def after_layer(self, layers: slice) -> EdgeDistributions:
         """Select layers."""
         return replace(self, layer_logits=self.layer_logits[layers], layer_quality=self.layer_quality[layers])
+
+    def select_image(self, index: int) -> EdgeDistributions:
+        """Select one image of the batch."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            layer_logits=self.layer_logits[:, one],
+            references=self.references[one],
+            initial_class_logits=self.initial_class_logits[one],
+            initial_boxes=self.initial_boxes[one],
+            layer_quality=self.layer_quality[:, one],
+        )
+
+    def cpu(self) -> EdgeDistributions:
+        """Copy to the CPU."""
+        return replace(self, **{field.name: getattr(self, field.name).cpu() for field in fields(self)})
 
     def of_queries(self, queries: slice) -> EdgeDistributions:
         """Select queries."""

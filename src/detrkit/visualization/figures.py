@@ -17,6 +17,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL.Image import Image
 from torch import Tensor
@@ -29,7 +30,8 @@ from detrkit.visualization.figure_text import figure_text, font_families
 
 COLUMN_WIDTH = 3.35  # inches, of a paper with two columns
 PAGE_WIDTH = 6.9
-_SMALL = 7.0  # points: the smallest size that is legible in print
+LEVEL_COLORS = ("#77ffee", "#ff8ad8", "#b6f25c", "#8fb8ff", "#ffb86b")  # of feature maps, finest first
+SMALL = 7.0  # points: the smallest size that is legible in print
 _CAPTION = 8.0
 _SMALL_IMAGE = 400  # pixels a side
 _MAX_TITLE = 48  # letters, of a panel
@@ -37,14 +39,31 @@ _MAX_HEADING = 100  # of a page's width
 _STYLE: dict[Any, Any] = {
     "font.size": _CAPTION,
     "axes.titlesize": _CAPTION,
-    "xtick.labelsize": _SMALL,
-    "ytick.labelsize": _SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
     "axes.linewidth": 0.5,
     "svg.fonttype": "path",  # text as paths: no fonts needed
     "svg.hashsalt": "detrkit",  # deterministic ids
     "pdf.fonttype": 42,  # TrueType, as publishers ask for
     "savefig.dpi": 300,
 }
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Sampling points of a query.
+
+    Attributes:
+        values: (x, y, weight) of every point; larger weights are drawn larger.
+        levels: index of the feature map of every point, which gives its color.
+        reference: (x, y) of the point that they are offsets from; a cross.
+        reference_box: xyxy of the box that they are offsets from; dashed. None if the reference is a point.
+    """
+
+    values: Float[Tensor, "K 3"]
+    levels: tuple[int, ...]
+    reference: tuple[float, ...]
+    reference_box: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,8 @@ class Panel:
         color: of box and point.
         box: xyxy in pixels, or None.
         point: x and y of a marked point in pixels, or None.
-        dots: sampling points (x, y, weight); larger weights are drawn larger.
+        dots: sampling points, or None.
+        view: xyxy in pixels of the part of the image to show; None for the whole image.
     """
 
     map: Float[Tensor, "h w"]
@@ -65,7 +85,8 @@ class Panel:
     color: tuple[int, int, int]
     box: tuple[float, ...] | None = None
     point: tuple[float, float] | None = None
-    dots: Float[Tensor, "K 3"] | None = None
+    dots: Dots | None = None
+    view: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,12 @@ def point_color(number: int) -> tuple[int, int, int]:
 
 
 def draw_panels(
-    image: Image, map_size: tuple[float, float], panels: Sequence[Panel], boxes: Sequence[DrawnBox], title: str
+    image: Image,
+    map_size: tuple[float, float],
+    panels: Sequence[Panel],
+    boxes: Sequence[DrawnBox],
+    title: str,
+    level_names: Sequence[str] = (),
 ) -> Figure:
     """Draw an image with boxes and marked points, followed by a panel per heat map.
 
@@ -101,6 +127,7 @@ def draw_panels(
         panels: the maps.
         boxes: on the first panel.
         title: of the first panel.
+        level_names: names of the feature maps, for the legend of sampling points.
     """
     count = 1 + len(panels)
     columns = 2 if count in (1, 2, 4) else 3 if count <= 6 else 4
@@ -109,11 +136,13 @@ def draw_panels(
     side = width / columns
     shape = min(max(image.height / image.width, 0.25), 2.5)
     engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(width, rows * (side * shape + 0.22)), layout=engine)
+    has_legend = len(level_names) > 1 and any(panel.dots is not None for panel in panels)
+    legend_rows = math.ceil(len(level_names) * 1.1 / width) if has_legend else 0
+    figure = Figure(figsize=(width, rows * (side * shape + 0.22) + 0.17 * legend_rows), layout=engine)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    _show_image(axes[0], image, title)
+    show_image(axes[0], image, title)
     for box in boxes:
-        _show_box(axes[0], box)
+        show_box(axes[0], box)
     for panel in panels:
         if panel.point is not None:
             _mark(axes[0], panel.point, panel.color)
@@ -122,7 +151,27 @@ def draw_panels(
         _show_panel(one, grey, map_size, panel)
     for one in axes[count:]:
         one.set_axis_off()
+    if has_legend:
+        add_level_legend(figure, level_names, math.ceil(len(level_names) / legend_rows))
     return figure
+
+
+def add_level_legend(figure: Figure, names: Sequence[str], columns: int) -> None:
+    """Add the colors of the feature maps below a figure with constrained layout."""
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=4, markerfacecolor=level_color(level), markeredgecolor="black",
+               markeredgewidth=0.4, label=name)
+        for level, name in enumerate(names)
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False, borderpad=0,
+        handletextpad=0.1, columnspacing=1, labelspacing=0.2,
+    )  # fmt: skip
+
+
+def level_color(level: int) -> str:
+    """Return the color of a feature map."""
+    return LEVEL_COLORS[level % len(LEVEL_COLORS)]
 
 
 def draw_matching(
@@ -141,9 +190,9 @@ def draw_matching(
     height = max(2.2, 0.17 * len(rows) + 0.8)
     figure = Figure(figsize=(PAGE_WIDTH, min(height, 8)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    _show_image(left, image, "objects (dashed) and matched queries")
+    show_image(left, image, "objects (dashed) and matched queries")
     for box in boxes:
-        _show_box(left, box)
+        show_box(left, box)
     cell_colors = right.imshow(costs, cmap="Blues_r", aspect="auto").to_rgba(costs)
     for (row, column), cost in np.ndenumerate(costs):
         red, green, blue = (round(255 * part) for part in cell_colors[row, column, :3])
@@ -153,7 +202,7 @@ def draw_matching(
             f"{cost:.1f}",
             ha="center",
             va="center",
-            fontsize=_SMALL,
+            fontsize=SMALL,
             color=text_color_on((red, green, blue)),
         )
         if row == column:
@@ -198,9 +247,9 @@ def draw_stages(boxes: Sequence[StageBox], arrows: Sequence[tuple[str, str]], ti
                 edgecolor="#2f62c9", linewidth=0.7,
             )
         )  # fmt: skip
-        axes.text(x, corner[1] + 0.13, box.name, fontsize=_SMALL, fontweight="bold", ha="center", va="center")
+        axes.text(x, corner[1] + 0.13, box.name, fontsize=SMALL, fontweight="bold", ha="center", va="center")
         for number, line in enumerate(box.lines):
-            axes.text(x, corner[1] + 0.29 + 0.14 * number, line, fontsize=_SMALL, ha="center", va="center")
+            axes.text(x, corner[1] + 0.29 + 0.14 * number, line, fontsize=SMALL, ha="center", va="center")
     for start, end in arrows:
         axes.add_patch(_arrow(middle[start], middle[end], (wide - 0.2, tall)))
     return figure
@@ -233,7 +282,8 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], size: tuple[flo
     )
 
 
-def _show_image(axes: Axes, image: Image, title: str) -> None:
+def show_image(axes: Axes, image: Image, title: str) -> None:
+    """Show an image without ticks; coordinates are its pixels."""
     # vector formats embed a small image as it is, a large one resampled to the resolution of print
     interpolation = "none" if max(image.size) <= _SMALL_IMAGE else "antialiased"
     axes.imshow(image, extent=(0, image.width, image.height, 0), interpolation=interpolation)
@@ -242,7 +292,7 @@ def _show_image(axes: Axes, image: Image, title: str) -> None:
 
 
 def _show_panel(axes: Axes, grey: Image, map_size: tuple[float, float], panel: Panel) -> None:
-    _show_image(axes, grey, panel.title)
+    show_image(axes, grey, panel.title)
     values = panel.map.numpy()
     share = values / max(float(values.max()), 1e-12)
     overlay = matplotlib.colormaps["inferno"](share)
@@ -250,20 +300,32 @@ def _show_panel(axes: Axes, grey: Image, map_size: tuple[float, float], panel: P
     axes.imshow(overlay, extent=(0, map_size[1], map_size[0], 0), interpolation="none")
     axes.set(xlim=(0, grey.width), ylim=(grey.height, 0))
     if panel.box is not None:
-        _show_box(axes, DrawnBox(panel.box, "", panel.color))
+        show_box(axes, DrawnBox(panel.box, "", panel.color))
     if panel.dots is not None:
-        left, top, weights = panel.dots.unbind(-1)
-        sizes = 0.5 + 20 * weights.numpy()
-        axes.scatter(left.numpy(), top.numpy(), sizes, "#77ffee", edgecolors="black", linewidths=0.4)
+        _show_dots(axes, panel.dots)
     if panel.point is not None:
         _mark(axes, panel.point, panel.color)
+    if panel.view is not None:
+        left, top, right, bottom = panel.view
+        axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def _show_box(axes: Axes, drawn: DrawnBox) -> None:
+def _show_dots(axes: Axes, dots: Dots) -> None:
+    if dots.reference_box is not None:
+        show_box(axes, DrawnBox(dots.reference_box, "", (255, 255, 255), is_dashed=True), width=0.8)
+    left, top, weights = dots.values.unbind(-1)
+    sizes, colors = 0.5 + 20 * weights.numpy(), [level_color(level) for level in dots.levels]
+    axes.scatter(left.numpy(), top.numpy(), sizes, colors, edgecolors="black", linewidths=0.4)
+    for color, line in (("black", 1.8), ("white", 0.9)):
+        axes.plot(*dots.reference, marker="x", markersize=4, markeredgecolor=color, markeredgewidth=line)
+
+
+def show_box(axes: Axes, drawn: DrawnBox, *, width: float = 1.2) -> None:
+    """Show a box with a dark line below it, and its caption."""
     left, top, right, bottom = drawn.box
-    color = _hex(drawn.color)
+    color = hex_color(drawn.color)
     style = (0, (3, 2)) if drawn.is_dashed else "solid"
-    for edge, line in (("black", 2.2), (color, 1.2)):
+    for edge, line in (("black", width + 1), (color, width)):
         axes.add_patch(
             Rectangle(
                 (left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=line, linestyle=style
@@ -276,12 +338,15 @@ def _show_box(axes: Axes, drawn: DrawnBox) -> None:
         label = {"facecolor": color, "edgecolor": "none", "pad": 0.8}
         ink = text_color_on(drawn.color)
         caption, families = figure_text(drawn.caption), font_families(drawn.caption)
-        axes.text(*place, caption, fontsize=_SMALL, family=families, va=side, color=ink, bbox=label, clip_on=True)
+        axes.text(*place, caption, fontsize=SMALL, family=families, va=side, color=ink, bbox=label, clip_on=True)
 
 
 def _mark(axes: Axes, point: tuple[float, float], color: tuple[int, int, int]) -> None:
-    axes.plot(*point, marker="o", markersize=5, markerfacecolor=_hex(color), markeredgecolor="white", markeredgewidth=1)
+    axes.plot(
+        *point, marker="o", markersize=5, markerfacecolor=hex_color(color), markeredgecolor="white", markeredgewidth=1
+    )
 
 
-def _hex(color: tuple[int, int, int]) -> str:
+def hex_color(color: tuple[int, int, int]) -> str:
+    """Return a color as matplotlib takes it."""
     return "#{:02x}{:02x}{:02x}".format(*color)

@@ -74,13 +74,18 @@ class DeformableAttention(nn.Module):
         values = self.value_projection(features.tokens)
         if features.padding_mask is not None:
             values = values.masked_fill(features.padding_mask[..., None], 0.0)
-        points, weights = self.points(queries, references, features.sizes)
+        points, weights = self.sampled_points(queries, references, features)
         values = values.unflatten(-1, (self.num_heads, -1))
-        if self.is_discrete:
-            points = nearest_cells(points, self.num_points, features)
         sums = sample(values, features.sizes, points, weights.to(values.dtype), self.num_points)
         output: Tensor = self.output_projection(sums)
         return output
+
+    def sampled_points(
+        self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], features: FeatureMaps
+    ) -> tuple[Float[Tensor, "B N M P 2"], Float[Tensor, "B N M P"]]:
+        """Compute the points that are read, as `points`; with discrete sampling, the centers of the nearest cells."""
+        points, weights = self.points(queries, references, features.sizes)
+        return nearest_cells(points, self.num_points, features) if self.is_discrete else points, weights
 
     def points(
         self, queries: Float[Tensor, "B N D"], references: Float[Tensor, "B N L R"], sizes: Sizes

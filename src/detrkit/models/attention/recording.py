@@ -25,6 +25,7 @@ from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.panoptic import PanopticMasks
 from detrkit.models.inference_copy import inference_copy, snapshot
+from detrkit.models.queries.selection import QuerySelection, query_selections
 from detrkit.ops.grid import Grid, stride_of
 from detrkit.structures import Batch, Predictions
 
@@ -72,11 +73,13 @@ class RecordedAttention:
         grid: position of the feature map's cells in the image.
         predictions: predictions for this image (B = 1).
         layers: inputs of the attention layers by kind, first layer first.
+        selection: cells that the queries are from; None if queries are learned.
     """
 
     grid: Grid
     predictions: Predictions
     layers: dict[AttentionKind, tuple[AttentionInputs | DeformableAttentionInputs, ...]]
+    selection: QuerySelection | None = None
 
     def weights(
         self,
@@ -106,8 +109,8 @@ class RecordedAttention:
             ConfigError: there is no such layer, head or query.
         """
         inputs = self.inputs(kind, layer)
-        _check_indices("heads", heads, inputs.module.num_heads)
-        _check_indices("queries", queries, inputs.num_queries)
+        check_indices("heads", heads, inputs.module.num_heads)
+        check_indices("queries", queries, inputs.num_queries)
         return inputs.weights(heads, queries)
 
     def maps(
@@ -142,7 +145,8 @@ class RecordedAttention:
         return total / num_heads
 
 
-def _check_indices(name: str, indices: Sequence[int] | None, count: int) -> None:
+def check_indices(name: str, indices: Sequence[int] | None, count: int) -> None:
+    """Refuse indices that are not in 0 .. count - 1; `name` is that of the argument."""
     for index in indices or ():
         if not 0 <= index < count:
             raise ConfigError(f"{arg(name, index)} is out of range; expected 0 to {count - 1}.")
@@ -238,6 +242,9 @@ def record_attention_of_copy(model: DETR, batch: Batch) -> list[RecordedAttentio
     level = config.num_backbone_levels - 1
     cells = memory.sizes[level]
     first_cell = sum(height * width for height, width in memory.sizes[:level])
+    selections: list[QuerySelection] | list[None] = [None] * len(batch.sizes)
+    if predictions.proposals is not None:
+        selections = query_selections(predictions.proposals, memory, config.num_queries, batch.original_sizes)
     recordings = []
     for index in range(len(batch.sizes)):
         grid = _grid(batch, index, cells, config.strides[level])
@@ -253,7 +260,7 @@ def record_attention_of_copy(model: DETR, batch: Batch) -> list[RecordedAttentio
             for kind, of_kind in modules.items()
         }
         size = batch.sizes[index] if model.padding_invariant and batch.is_padded else None
-        recordings.append(RecordedAttention(grid, _select_image(predictions, index, size), layers))
+        recordings.append(RecordedAttention(grid, _select_image(predictions, index, size), layers, selections[index]))
     return recordings
 
 
@@ -278,13 +285,14 @@ def _grid(batch: Batch, index: int, cells: tuple[int, int], stride: int) -> Grid
 
 def _select_image(predictions: Predictions, index: int, size: tuple[int, int] | None) -> Predictions:
     """Select the predictions of one image; mask inputs are cropped to `size`, or keep their padding if it is None."""
-    one, source = slice(index, index + 1), predictions.mask_source
+    one, source, edges = slice(index, index + 1), predictions.mask_source, predictions.distributions
     return replace(
         predictions,
         layer_class_logits=predictions.layer_class_logits[:, one].cpu(),
         layer_boxes=predictions.layer_boxes[:, one].cpu(),
         mask_source=None if source is None else source.select_image(index, size),
         proposals=None,
+        distributions=None if edges is None else edges.select_image(index).cpu(),
     )
 
 
@@ -319,7 +327,7 @@ def _deformable_inputs(
         module=module,
         queries=arguments["queries"][one],
         references=arguments["references"][one],
-        sizes=arguments["features"].sizes,
+        features=arguments["features"].coordinates_of(index),
         strides=model.config.strides,
         first_centres=model.neck.first_cell_centers,
         grid=grid,

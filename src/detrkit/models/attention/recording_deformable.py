@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detrkit.models.attention.deformable import DeformableAttention
+from detrkit.models.feature_maps import FeatureMaps
+from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.ops.grid import Grid
 
 
@@ -25,12 +27,20 @@ class SamplingPoints:
         weights: attention weights of the points; they sum to 1 for every head and query.
         reference_points: (x, y) of the reference point of every query on every feature level.
         num_points: number of points on each feature map.
+        reference_boxes: box (xyxy) of every query whose center is the reference point, and whose size scales the offsets of
+            the points; None if references are points.
     """
 
     points: Float[Tensor, "M N P 2"]
     weights: Float[Tensor, "M N P"]
     reference_points: Float[Tensor, "N L 2"]
     num_points: tuple[int, ...]
+    reference_boxes: Float[Tensor, "N 4"] | None = None
+
+    @property
+    def levels(self) -> list[int]:
+        """Index of the feature map of every point."""
+        return [level for level, count in enumerate(self.num_points) for _ in range(count)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class DeformableAttentionInputs:
         module: the attention layer.
         queries: attention queries, including their position encoding.
         references: reference points or boxes, relative to each feature map.
-        sizes: (height, width) of each feature map.
+        features: sizes and coordinates of the feature maps.
         strides: pixels of the resized image per cell of each feature map.
         first_centres: distance from the image's edge to the center of the first cell of each feature map, in pixels of
             the resized image.
@@ -54,7 +64,7 @@ class DeformableAttentionInputs:
     module: DeformableAttention
     queries: Float[Tensor, "1 N D"]
     references: Float[Tensor, "1 N L R"]
-    sizes: tuple[tuple[int, int], ...]
+    features: FeatureMaps
     strides: tuple[int, ...]
     first_centres: tuple[float, ...]
     grid: Grid
@@ -74,21 +84,29 @@ class DeformableAttentionInputs:
         """Compute the sampling points of some heads and queries; None selects all."""
         rows = torch.tensor(self.rows if queries is None else [self.rows[query] for query in queries])
         embeddings, references = self.queries[:, rows], self.references[:, rows]
-        points, weights = (tensor[0].cpu() for tensor in self.module.points(embeddings, references, self.sizes))
+        sampled = self.module.sampled_points(embeddings, references, self.features)
+        points, weights = (tensor[0].cpu() for tensor in sampled)
         selected = slice(None) if heads is None else list(heads)
         num_points = self.module.num_points
         levels = [level for level, count in enumerate(num_points) for _ in range(count)]
+        on_maps = references[0].cpu()
         return SamplingPoints(
             points=self._to_image(points, levels).transpose(0, 1)[selected],
             weights=weights.transpose(0, 1)[selected],
-            reference_points=self._to_image(references[0, :, None, :, :2].cpu(), list(range(len(self.sizes))))[:, 0],
+            reference_points=self._to_image(on_maps[:, None, :, :2], list(range(len(num_points))))[:, 0],
             num_points=num_points,
+            reference_boxes=self._boxes_in_image(on_maps[:, 0]) if on_maps.shape[-1] == 4 else None,
         )
+
+    def _boxes_in_image(self, boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N 4"]:
+        """Convert boxes relative to the finest map (cxcywh) to pixels of the original image (xyxy)."""
+        corners = cxcywh_to_xyxy(boxes).unflatten(-1, (2, 2))
+        return self._to_image(corners[:, None], [0, 0])[:, 0].flatten(1)
 
     def _to_image(self, points: Float[Tensor, "N M P 2"], levels: Sequence[int]) -> Float[Tensor, "N M P 2"]:
         """Convert coordinates relative to the feature map of each point to pixels of the original image."""
         resized = torch.tensor(
-            [[w * stride, h * stride] for (h, w), stride in zip(self.sizes, self.strides, strict=True)]
+            [[w * stride, h * stride] for (h, w), stride in zip(self.features.sizes, self.strides, strict=True)]
         )[levels]
         shifts = (torch.tensor(self.first_centres) - torch.tensor(self.strides) / 2)[levels]
         (height, width), (original_height, original_width) = self.grid.resized, self.grid.original

@@ -208,9 +208,9 @@ def rows_of(values: Float[Tensor, "B S C"], rows: Int64[Tensor, "B Q"]) -> Float
 
 def generate_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
     """Compute the logits of a square anchor at every cell, and which anchors are valid: inside of the image."""
-    anchors = _squares(memory.cell_centers())
+    anchors = anchor_squares(memory.cell_centers())
     # with align_cells, the first cells of a ResNet have their centers at the image's edge, but see what is inside
-    inside = anchors if memory.first_cells is None else _squares(memory.cell_centers(aligned=False))
+    inside = anchors if memory.first_cells is None else anchor_squares(memory.cell_centers(aligned=False))
     is_valid = ((inside > _MARGIN) & (inside < 1 - _MARGIN)).all(-1)
     if memory.padding_mask is not None:
         is_valid = is_valid & ~memory.padding_mask
@@ -218,7 +218,7 @@ def generate_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[
     return logits.masked_fill(~is_valid[..., None], _INVALID_LOGIT), is_valid
 
 
-def _squares(centers: Sequence[Float[Tensor, "B _ 2"]]) -> Float[Tensor, "B S 4"]:
+def anchor_squares(centers: Sequence[Float[Tensor, "B _ 2"]]) -> Float[Tensor, "B S 4"]:
     """Place a square at every center; its size doubles from map to map."""
     sizes = [min(_ANCHOR_SIZE * 2.0**level, _MAX_ANCHOR_SIZE) for level in range(len(centers))]
     squares = [
