@@ -27,3 +27,20 @@ def small_detector(**overrides: object) -> Detector:
         head.weight.mul_(scale)
         head.bias.copy_(-scale * logits.mean(0))
     return Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)
+
+
+def realtime_detector(name: str = "dfine-n", **overrides: object) -> Detector:
+    """A real-time detector with random weights: boxes of some size, which every layer changes, and sampling points."""
+    torch.manual_seed(0)
+    sizes = {"num_classes": 3, "num_queries": 12, "hidden_dim": 64, "dim_feedforward": 64}
+    model = build_model(name, **{**sizes, **overrides}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any() and parameter.ndim == 2:
+                parameter.normal_(0, 0.5 * parameter.shape[1] ** -0.5)
+        model.query_source.box_head.last.bias.add_(torch.tensor([0, 0, 1.8, 2.4]))
+        if model.config.decoder == "fine_grained":
+            for head, quality in zip(model.heads.box_head, model.heads.quality_head, strict=True):
+                head.last.weight.mul_(3)
+                torch.nn.init.normal_(quality[-1].weight, 0, 0.5)
+    return Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)

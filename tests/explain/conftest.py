@@ -8,7 +8,7 @@ from detrkit.data.categories import Categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.explain.explain import explain_sample
 from detrkit.explain.explanation import Explanation
-from tests.detectors import NAMES, small_detector
+from tests.detectors import NAMES, realtime_detector, small_detector
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +35,10 @@ def explanation(detector: Detector, sample: Sample) -> Explanation:
     return explain_sample(
         detector, sample, criterion=SetCriterion(3), threshold=0, image_name="<image>.png", model_name="tiny"
     )
+
+
+@pytest.fixture(scope="session")
+def fine_grained(sample: Sample) -> Explanation:
+    """An explanation of D-FINE, with ground truth; every query is a detection."""
+    criterion = SetCriterion(3, class_scores="sigmoid")
+    return explain_sample(realtime_detector(), sample, criterion=criterion, threshold=0, model_name="dfine")

@@ -7,7 +7,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -18,6 +19,7 @@ from detrkit.explain.explanation import Explanation, FigureName
 from detrkit.explain.figures import write_stages_figure
 from detrkit.explain.stages import capture_stages
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
+from detrkit.visualization.draw import level_color
 from detrkit.visualization.figures import COLUMN_WIDTH, PAGE_WIDTH
 
 
@@ -29,9 +31,12 @@ def texts(figure: Figure) -> list[Text]:
 @pytest.mark.parametrize("name", get_args(FigureName))
 @pytest.mark.parametrize("points", [((10.0, 20.0),), tuple((8.0 * i, 5.0 * i) for i in range(9))])
 def test_all_text_is_legible_and_inside_the_figure(
-    name: FigureName, points: tuple[tuple[float, float], ...], explanation: Explanation
+    name: FigureName, points: tuple[tuple[float, float], ...], explanation: Explanation, fine_grained: Explanation
 ) -> None:
-    figure = explanation.figure(name, points=points, queries=(0,) if len(points) == 1 else (0, 1, 2, 3, 4))
+    of_one_query = name in ("layers", "distributions")
+    queries = (len(points),) if of_one_query or len(points) == 1 else (0, 1, 2, 3, 4)
+    source = fine_grained if of_one_query or name == "selection" else explanation
+    figure = source.figure(name, points=points, queries=queries)
     width, height = figure.get_size_inches() * figure.dpi
     assert figure.get_figwidth() in (COLUMN_WIDTH, PAGE_WIDTH)
     for text in texts(figure):
@@ -99,6 +104,10 @@ def test_sampling_points_of_the_chosen_layer_and_head_are_drawn(deformable_detec
         ("encoder", {"points": [(96, 0)]}, 0.5, "is outside the image"),
         ("decoder", {"queries": [9]}, 0.5, "queries=9 is out of range; expected 0 to 8"),
         ("decoder", {"queries": [1], "head": 8}, 0.5, "heads=8 is out of range"),
+        ("layers", {"queries": [1, 2]}, 0.5, "figure='layers' shows one query, but queries has 2"),
+        ("distributions", {}, 0.5, "tiny has no distributions of edges: its boxes are predicted directly"),
+        ("distributions", {"queries": [9]}, 0.5, "queries=9 is out of range"),
+        ("selection", {}, 0.5, "tiny selects no cells: its queries are learned"),
     ],
 )
 def test_figures_without_content_are_rejected(
@@ -106,6 +115,54 @@ def test_figures_without_content_are_rejected(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(explanation, threshold=threshold).figure(name, **options)
+
+
+def test_layers_figure_of_dense_attention_has_a_panel_per_layer_without_points(explanation: Explanation) -> None:
+    figure = explanation.figure("layers", queries=(1,))
+    assert [axes.get_title() for axes in figure.axes[1:]] == [
+        text for text in (text.get_text() for text in texts(figure)) if text.startswith("layer ")
+    ]
+    assert len(figure.axes) == 4
+    assert not figure.findobj(PathCollection)
+
+
+def test_layers_figure_shows_points_colored_by_level_around_the_box(fine_grained: Explanation) -> None:
+    figure = fine_grained.figure("layers", queries=(2,), head=1)
+    for layer, axes in enumerate(figure.axes[1:]):
+        sampled = fine_grained.sampling_points([2], layer=layer, head=1)
+        (dots,) = axes.findobj(PathCollection)
+        np.testing.assert_allclose(dots.get_offsets(), sampled.points[0, 0].numpy(), atol=1e-3)  # type: ignore[attr-defined]
+        colors = [to_hex(color) for color in dots.get_facecolors()]  # type: ignore[attr-defined]
+        assert colors == [level_color(level) for level in [0] * 6 + [1] * 6]
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert 0 <= left < right <= 96
+        assert right - left == pytest.approx(bottom - top)  # the proportions of the image
+
+
+def test_distributions_figure_has_a_chart_per_layer_and_edge(fine_grained: Explanation) -> None:
+    figure, edges = fine_grained.figure("distributions", queries=(5,)), fine_grained.edge_distributions(5)
+    charts = figure.axes[1:]
+    assert len(charts) == 3 * 4
+    assert [chart.get_title() for chart in charts[:5]] == ["left", "top", "right", "bottom", ""]
+    for number, chart in enumerate(charts):
+        layer, edge = divmod(number, 4)
+        heights = [bar.get_height() for bar in chart.patches]  # type: ignore[attr-defined]
+        np.testing.assert_allclose(heights, edges.probabilities[layer, edge].numpy(), rtol=1e-5)
+        moved = float(chart.texts[0].get_text().split()[0])
+        assert moved == pytest.approx(float(edges.moved[layer, edge]), abs=0.051)
+    assert f"{edges.quality[2]:+.2f}" in charts[8].get_ylabel()
+    assert charts[9].get_xticklabels()[2].get_text() == f"{edges.distances[1, -1]:.0f}"
+
+
+def test_selection_figure_has_the_cells_of_all_queries_and_highlights_the_chosen(fine_grained: Explanation) -> None:
+    figure, selection = fine_grained.figure("selection", queries=(3,)), fine_grained.selected_cells()
+    counts = [int((selection.levels == level).sum()) for level in range(2)]
+    assert [axes.get_title().split(": ")[-1] for axes in figure.axes[1:3]] == [str(count) for count in counts]
+    for axes, count in zip(figure.axes[1:3], counts, strict=True):
+        drawn = [path for cells in axes.findobj(PolyCollection) for path in cells.get_paths()]  # type: ignore[attr-defined]
+        assert len(drawn) == count
+    captions = [text.get_text() for text in figure.axes[1 + int(selection.levels[3])].texts]
+    assert captions == [f"3: {selection.scores[3]:.2f}"]
 
 
 def test_matching_figure_needs_ground_truth(detector: Detector, sample: Sample) -> None:

@@ -1,15 +1,25 @@
 """Recorded deformable attention: points, weights and maps are those of the forward pass."""
 
+from typing import cast
+
 import pytest
 import torch
 
 from detrkit import ConfigError, build_model
 from detrkit.data.batching import collate
-from detrkit.models.attention.deformable import DeformableAttention
-from detrkit.models.attention.recording import KINDS, RecordedAttention, record_attention
+from detrkit.models.attention.deformable import DeformableAttention, sample
+from detrkit.models.attention.recording import (
+    KINDS,
+    RecordedAttention,
+    attention_modules,
+    capture_calls,
+    record_attention,
+)
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from detrkit.models.detr import DETR
+from detrkit.ops.boxes import cxcywh_to_xyxy
 from detrkit.structures import Annotations, Batch, Sample
+from tests.detectors import realtime_detector
 
 SMALL = {"num_classes": 3, "num_queries": 6, "encoder_layers": 2, "decoder_layers": 2, "dim_feedforward": 64}
 
@@ -113,3 +123,83 @@ def test_dense_attention_to_several_feature_maps_is_rejected() -> None:
     model = random_model("detr-tiny", num_feature_levels=2, class_scores="sigmoid")
     with pytest.raises(ConfigError, match="attends densely to 2 feature maps"):
         record_attention(model, batch())
+
+
+REALTIME = ["rtdetr-r18", "rtdetrv2-s", "rtdetrv2-s-dsp", "dfine-n", "deim-dfine-n", "rtdetrv2-s-sp2"]
+
+
+@pytest.mark.parametrize("padding_invariant", [False, True])
+@pytest.mark.parametrize("name", [*REALTIME, "deformable-detr-r50-refine"])
+def test_recorded_points_reproduce_the_output_of_the_layer(name: str, padding_invariant: bool) -> None:
+    if name == "deformable-detr-r50-refine":
+        model = random_model(name, num_feature_levels=3, hidden_dim=64)
+    else:
+        model = cast(DETR, realtime_detector(name).model)
+    model.padding_invariant = padding_invariant
+    images = batch()
+    modules = attention_modules(model)["decoder_cross"]
+    with capture_calls(modules) as calls, torch.no_grad():
+        model(images.images, images.padding_mask)
+    for index, attention in enumerate(record_attention(model, images)):
+        for layer, module in enumerate(modules):
+            inputs = attention.inputs("decoder_cross", layer)
+            assert isinstance(inputs, DeformableAttentionInputs)
+            features, sampled = calls[module][0]["features"], inputs.sampling_points()
+            scale = torch.tensor(inputs.grid.original).flip(0) / torch.tensor(inputs.grid.resized).flip(0)
+            # from pixels of the original image to shares of the maps
+            maps = torch.tensor([[w, h] for h, w in features.sizes]) * torch.tensor(inputs.strides)[:, None]
+            shifts = torch.tensor(inputs.first_centres) - torch.tensor(inputs.strides) / 2
+            on_maps = (sampled.points / scale - shifts[sampled.levels, None]) / maps[sampled.levels]
+            values = inputs.module.value_projection(features.tokens[index : index + 1])
+            if features.padding_mask is not None:
+                values = values.masked_fill(features.padding_mask[index : index + 1, :, None], 0.0)
+            points, weights = on_maps.transpose(0, 1)[None], sampled.weights.transpose(0, 1)[None]
+            sums = sample(values.unflatten(-1, (8, -1)), features.sizes, points, weights, sampled.num_points)
+            expected = inputs.module.output_projection(sums)
+            torch.testing.assert_close(expected, inputs.output, rtol=0, atol=1e-4 * float(values.abs().max()))
+
+
+def test_discrete_points_are_centers_of_cells() -> None:
+    model = cast(DETR, realtime_detector("rtdetrv2-s-dsp").model)
+    attention = record_attention(model, batch())[0]
+    sampled = attention.inputs("decoder_cross", 0).sampling_points()  # type: ignore[union-attr]
+    for level, points in enumerate(sampled.points.split(list(sampled.num_points), 2)):
+        cells = points / (2 * (8 << level)) - 0.5  # the image is resized to half
+        torch.testing.assert_close(cells, cells.round(), rtol=0, atol=1e-4)
+    assert sampled.num_points == (4, 4, 4)
+
+
+@pytest.mark.parametrize("name", REALTIME)
+def test_references_of_a_layer_are_the_boxes_of_the_layer_before(name: str) -> None:
+    model = cast(DETR, realtime_detector(name).model)
+    model.padding_invariant = True
+    for attention in record_attention(model, batch()):
+        height, width = attention.grid.original
+        side = torch.tensor([width, height, width, height])
+        assert attention.selection is not None
+        before = attention.selection.boxes
+        for layer, boxes in enumerate(attention.predictions.layer_boxes[:, 0]):
+            sampled = attention.inputs("decoder_cross", layer).sampling_points()  # type: ignore[union-attr]
+            assert sampled.reference_boxes is not None
+            torch.testing.assert_close(sampled.reference_boxes, before, rtol=0, atol=2e-3)
+            centers = sampled.reference_boxes.unflatten(-1, (2, 2)).mean(1)
+            torch.testing.assert_close(sampled.reference_points[:, 0], centers, rtol=0, atol=1e-3)
+            before = cxcywh_to_xyxy(boxes) * side
+
+
+def test_reference_points_without_size_have_no_boxes() -> None:
+    attention = record("deformable-detr-r50")[0]
+    assert attention.inputs("decoder_cross", 0).sampling_points().reference_boxes is None  # type: ignore[union-attr]
+    assert attention.selection is None
+
+
+def test_distributions_are_of_the_image_itself() -> None:
+    model, images = cast(DETR, realtime_detector().model), batch()
+    with torch.no_grad():
+        expected = model(images.images, images.padding_mask).distributions
+    for index, attention in enumerate(record_attention(model, images)):
+        own = attention.predictions.distributions
+        assert own is not None
+        torch.testing.assert_close(own.probabilities[:, 0], expected.probabilities[:, index])
+        torch.testing.assert_close(own.references[0], expected.references[index])
+        torch.testing.assert_close(own.layer_quality[:, 0], expected.layer_quality[:, index])

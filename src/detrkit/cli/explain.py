@@ -85,12 +85,10 @@ def explain(
         raise ConfigError(f"{arg('figure', figure)} needs the ground truth; pass {arg('annotations')}.")
     if points and figure != "encoder":
         raise ConfigError(f"{arg('points')} is for {arg('figure', 'encoder')}; on the page, click the image instead.")
-    if figure not in ("encoder", "decoder") and layer is not None:
-        instead = "the page has a slider instead" if figure is None else f"omit it for {arg('figure', figure)}"
-        raise ConfigError(f"{arg('layer')} is for {arg('figure', 'encoder')} or decoder; {instead}.")
-    if figure not in ("encoder", "decoder", "layers") and head is not None:
-        instead = "the page has a slider instead" if figure is None else f"omit it for {arg('figure', figure)}"
-        raise ConfigError(f"{arg('head')} is for {arg('figure', 'encoder')}, decoder or layers; {instead}.")
+    if layer is not None:
+        _check_figure("layer", figure, ("encoder", "decoder"))
+    if head is not None:
+        _check_figure("head", figure, ("encoder", "decoder", "layers"))
     for file in (image, annotations):
         if file is not None and not file.exists():
             raise DatasetError(f"{file} does not exist; check the path.")
@@ -141,6 +139,14 @@ def _output_path(output: Path | None, figure: str | None, image: Path) -> Path:
         hint = "" if figure else f"; for a figure, pass {arg('figure')}"
         raise ConfigError(f"{arg('output', path)} has the wrong suffix; expected {', '.join(suffixes)}{hint}.")
     return path
+
+
+def _check_figure(option: str, figure: str | None, figures: tuple[str, ...]) -> None:
+    """Refuse an option that the figure or the page does not have."""
+    if figure not in figures:
+        instead = "the page has a slider instead" if figure is None else f"omit it for {arg('figure', figure)}"
+        names = "".join(f", {name}" for name in figures[1:-1]) + f" or {figures[-1]}"
+        raise ConfigError(f"{arg(option)} is for {arg('figure', figures[0])}{names}; {instead}.")
 
 
 def _parse_point(text: str) -> tuple[float, float]:

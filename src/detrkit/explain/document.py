@@ -16,6 +16,7 @@ from detrkit.explain.explanation import Explanation
 from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import MatchingExplanation
 from detrkit.explain.packing import BinaryBlock, max_queries, pack_decoder, pack_encoder, pack_points
+from detrkit.explain.query_packing import levels_of, pack_edges, pack_selection
 from detrkit.explain.stage_descriptions import describe_outputs
 
 _MAX_IMAGE_SIDE = 1066  # pixels
@@ -51,10 +52,11 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
     included = _included_queries(explanation, queries, max_queries(attention, num_mask_values))
     cross, self_attention = pack_decoder(block, attention, included)
     points = pack_points(block, attention, included)
+    edges = pack_edges(block, attention, included)
     encoder = pack_encoder(block, attention)
     matching = explanation.matching
     document = {
-        "version": 2,
+        "version": 3,
         "image": {
             "name": explanation.image_name,
             "size": attention.grid.original,
@@ -63,13 +65,14 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
         "model": {
             "name": explanation.model_name,
             "heads": config.num_heads,
-            "encoderLayers": config.encoder_layers,
-            "decoderLayers": config.decoder_layers,
+            "encoderLayers": len(attention.layers["encoder"]),
+            "decoderLayers": len(attention.layers["decoder_cross"]),  # fewer than in training for rtdetr-r50-m
             "featureLevels": config.num_feature_levels,
             "outputs": {"boxes": config.detections_per_image, "description": describe_outputs(config)},
         },
         "classes": explanation.categories.names,
         "grid": asdict(attention.grid),
+        "levels": levels_of(attention, config.strides),
         "threshold": None if isinstance(explanation.threshold, tuple) else explanation.threshold,
         "classThresholds": explanation.threshold if isinstance(explanation.threshold, tuple) else None,
         "includedQueries": included,
@@ -82,7 +85,9 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
             "self": asdict(self_attention),
             "encoder": None if encoder is None else asdict(encoder),
             "points": None if points is None else asdict(points),
+            "edges": None if edges is None else asdict(edges),
         },
+        "selection": pack_selection(block, attention.selection),
     }
     if masks is not None:
         document["masks"] = _masks(explanation, masks, block, included)

@@ -83,12 +83,16 @@ class PackedPoints:
         points: (queries, layers, heads, points, [x, y]) relative to the image, times `units`.
         weights: attention weights of the points as bytes, which sum to about 255 for every head.
         references: (queries, layers, [x, y]) of the reference points, in the same units.
+        boxes: (queries, layers, [left, top, right, bottom]) of the reference boxes, likewise; None if there are none.
+        counts: number of points on each feature map; points are ordered by map.
         units: units per side of the image.
     """
 
     points: ArrayLocation
     weights: ArrayLocation
     references: ArrayLocation
+    boxes: ArrayLocation | None
+    counts: tuple[int, ...]
     units: int = POINT_UNITS
 
 
@@ -106,6 +110,8 @@ def max_queries(attention: RecordedAttention, num_mask_values: int = 0) -> int:
     per_query = len(layers) * layers[0].module.num_heads * width + num_mask_values
     if isinstance(first := layers[0], DeformableAttentionInputs):
         per_query += len(layers) * first.module.num_heads * sum(first.module.num_points) * _POINT_BYTES
+    if (edges := attention.predictions.distributions) is not None:
+        per_query += edges.layer_logits[:, 0, 0].numel()
     return max(1, min(MAX_QUERIES, _QUERIES_BYTES // per_query))
 
 
@@ -131,14 +137,17 @@ def pack_points(block: BinaryBlock, attention: RecordedAttention, queries: Seque
     points = torch.stack([one.points.transpose(0, 1) for one in sampled], dim=1)
     weights = torch.stack([one.weights.transpose(0, 1) for one in sampled], dim=1)
     references = torch.stack([one.reference_points[:, 0] for one in sampled], dim=1)  # equal on all levels
+    boxes = [one.reference_boxes for one in sampled if one.reference_boxes is not None]
     return PackedPoints(
         block.add(_to_units(points / size)),
         block.add((weights * 255).round().to(torch.uint8).numpy()),
         block.add(_to_units(references / size)),
+        block.add(_to_units((torch.stack(boxes, dim=1).unflatten(-1, (2, 2)) / size).flatten(-2))) if boxes else None,
+        sampled[0].num_points,
     )
 
 
-def _to_units(relative: Float[Tensor, "*N 2"]) -> np.ndarray:
+def _to_units(relative: Float[Tensor, "*N"]) -> np.ndarray:
     limits = torch.iinfo(torch.int16)
     return (relative * POINT_UNITS).round().clamp(limits.min, limits.max).to(torch.int16).numpy()
 

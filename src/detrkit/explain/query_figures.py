@@ -20,7 +20,7 @@ from detrkit.explain.figure_parts import (
     shown_queries,
 )
 from detrkit.visualization.draw import color_of
-from detrkit.visualization.figures import DrawnBox, Panel, draw_panels
+from detrkit.visualization.figures import REFERENCE_COLOR, DrawnBox, Panel, draw_panels
 from detrkit.visualization.query_figures import (
     Cell,
     DistributionRow,
@@ -70,7 +70,7 @@ def distributions_figure(explanation: Explanation, options: FigureOptions) -> Fi
             zip(edges.quality.tolist(), edges.probabilities, edges.moved, strict=True), 1
         )
     ]
-    reference = DrawnBox(tuple(edges.reference.tolist()), "", (255, 255, 255), is_dashed=True)
+    reference = DrawnBox(tuple(edges.reference.tolist()), "", REFERENCE_COLOR, is_dashed=True)
     boxes = [reference, drawn_query(explanation, query)]
     return draw_distributions(explanation.image, boxes, f"query {query}", EDGE_NAMES, edges.distances.numpy(), rows)
 

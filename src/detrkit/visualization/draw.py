@@ -15,6 +15,7 @@ from detrkit.visualization.captions import above, caption_size, draw_caption, fo
 from detrkit.visualization.fonts import Font, shown_width
 
 Color = tuple[int, int, int]
+_LEVEL_COLORS = ("#77ffee", "#ff8ad8", "#b6f25c", "#8fb8ff", "#ffb86b")
 _CELL = 320  # pixels a side of an image on a contact sheet
 _LINE = 22  # pixels for its caption
 _GOLDEN_RATIO = 0.618034  # steps of it around the colour circle give neighbours different hues
@@ -43,6 +44,11 @@ ERROR_COLORS: dict[str, Color] = {
     "both": (250, 120, 180),
     "missed": (255, 255, 80),
 }
+
+
+def level_color(level: int) -> str:
+    """Return the colour of a feature map, the finest is 0."""
+    return _LEVEL_COLORS[level % len(_LEVEL_COLORS)]
 
 
 def color_of(category_id: int) -> Color:

@@ -25,12 +25,12 @@ from torch import Tensor
 from detrkit._internal.files import atomic_write
 from detrkit._internal.provenance import MAKER
 from detrkit.visualization.captions import text_color_on
-from detrkit.visualization.draw import color_of
+from detrkit.visualization.draw import color_of, level_color
 from detrkit.visualization.figure_text import figure_text, font_families
 
 COLUMN_WIDTH = 3.35  # inches, of a paper with two columns
 PAGE_WIDTH = 6.9
-LEVEL_COLORS = ("#77ffee", "#ff8ad8", "#b6f25c", "#8fb8ff", "#ffb86b")  # of feature maps, finest first
+REFERENCE_COLOR = (68, 204, 255)  # of boxes that predictions start from
 SMALL = 7.0  # points: the smallest size that is legible in print
 _CAPTION = 8.0
 _SMALL_IMAGE = 400  # pixels a side
@@ -167,11 +167,6 @@ def add_level_legend(figure: Figure, names: Sequence[str], columns: int) -> None
         handles=handles, loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False, borderpad=0,
         handletextpad=0.1, columnspacing=1, labelspacing=0.2,
     )  # fmt: skip
-
-
-def level_color(level: int) -> str:
-    """Return the color of a feature map."""
-    return LEVEL_COLORS[level % len(LEVEL_COLORS)]
 
 
 def draw_matching(
@@ -312,7 +307,7 @@ def _show_panel(axes: Axes, grey: Image, map_size: tuple[float, float], panel: P
 
 def _show_dots(axes: Axes, dots: Dots) -> None:
     if dots.reference_box is not None:
-        show_box(axes, DrawnBox(dots.reference_box, "", (255, 255, 255), is_dashed=True), width=0.8)
+        show_box(axes, DrawnBox(dots.reference_box, "", REFERENCE_COLOR, is_dashed=True), width=0.8)
     left, top, weights = dots.values.unbind(-1)
     sizes, colors = 0.5 + 20 * weights.numpy(), [level_color(level) for level in dots.levels]
     axes.scatter(left.numpy(), top.numpy(), sizes, colors, edgecolors="black", linewidths=0.4)

@@ -18,13 +18,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from PIL.Image import Image
 
+from detrkit.visualization.draw import level_color
 from detrkit.visualization.figures import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
+    REFERENCE_COLOR,
     SMALL,
     DrawnBox,
     hex_color,
-    level_color,
     show_box,
     show_image,
 )
@@ -171,8 +172,8 @@ def draw_selection(image: Image, levels: Sequence[LevelCells], boxes: Sequence[D
     columns = min(count, 2 if count in (1, 2, 4) else 3)
     rows, width = math.ceil(count / columns), COLUMN_WIDTH if columns == 1 else PAGE_WIDTH
     shape = min(max(image.height / image.width, 0.25), 1.5)
-    engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(width, rows * (width / columns * shape + 0.22)), layout=engine)
+    engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(width, rows * (width / columns * shape + 0.26)), layout=engine)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     highest = max((cell.score for level in levels for cell in level.cells), default=0.0)
     show_image(axes[0], image, title)
@@ -206,7 +207,7 @@ def _highlight(axes: Axes, cell: Cell) -> None:
     if not cell.caption:
         return
     if cell.anchor is not None:
-        show_box(axes, DrawnBox(cell.anchor, "", (255, 255, 255), is_dashed=True))
+        show_box(axes, DrawnBox(cell.anchor, "", REFERENCE_COLOR, is_dashed=True))
     left, top, right, bottom = cell.area
     axes.add_patch(
         Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=hex_color(cell.color), linewidth=1.5)

@@ -23,6 +23,8 @@ _SCRIPTS = (
     "viewer.js",
     _MASKS,
     "layers.js",
+    "edges.js",
+    "selection.js",
     "matching.js",
     "stages.js",
     "start.js",

@@ -2,6 +2,8 @@
 
 const COLOR_STOPS = [[0, 48, 18, 110], [0.3, 150, 30, 120], [0.6, 235, 85, 60], [0.85, 250, 170, 50], [1, 255, 250, 160]];
 
+const REFERENCE_COLOR = "#4cf"; // of boxes that predictions start from
+
 function heatColor(share) {
   let i = 1;
   while (i < COLOR_STOPS.length - 1 && share > COLOR_STOPS[i][0]) i++;
@@ -55,13 +57,14 @@ function drawBox(context, box, scale, color, width, { dash = [], label = "", alp
   context.restore();
 }
 
-// sampling points, their area growing with their weight, and a cross at the reference point
-function drawPoints(context, sampled, scale, color, width) {
+// sampling points, their area growing with their weight, a cross at the reference point, and the reference box, dashed blue
+function drawPoints(context, sampled, scale, colors, width) {
+  if (sampled.box) drawBox(context, sampled.box, scale, REFERENCE_COLOR, width * 0.8, { dash: [width * 3, width * 2] });
   context.save();
   context.strokeStyle = "rgba(0, 0, 0, .75)";
   context.lineWidth = width / 3;
-  context.fillStyle = color;
-  for (const { point, weight } of sampled.points) {
+  for (const { point, weight, level } of sampled.points) {
+    context.fillStyle = colors[level];
     context.beginPath();
     context.arc(point[0] * scale[0], point[1] * scale[1], width * (0.5 + 4 * Math.sqrt(weight)), 0, 2 * Math.PI);
     context.fill();

@@ -15,6 +15,15 @@ const plural = (count, noun, nouns = `${noun}s`) => `${count} ${count === 1 ? no
 // one fixed color per class; golden ratio steps keep neighbouring labels apart
 const colorOf = (label) => `hsl(${((label * 0.618034) % 1) * 360} 90% 58%)`;
 
+// next or previous item, cyclic; the first one if there is no current item
+function neighbourOf(list, current, step) {
+  const index = list.indexOf(current);
+  return index < 0 ? list[0] : list[(index + step + list.length) % list.length];
+}
+
+// number with its sign; zero has a plus
+const signed = (value, digits) => { const text = value.toFixed(digits); return Number(text) < 0 ? text.replace("-", "\u2212") : `+${text.replace("-", "")}`; };
+
 function table(id, headings, rows) {
   const head = element("tr", {}, ...headings.map(([text, kind]) => element("th", { className: kind || "", scope: "col" }, text)));
   for (const row of rows) headings.forEach(([text], i) => row.children[i]?.tagName === "TD" && (row.children[i].dataset.label = text));

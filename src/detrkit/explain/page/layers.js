@@ -5,6 +5,8 @@ function showLayers(viewer) {
   const layers = explanation.queries[query].layers;
   const row = viewer.includedRow(query);
   const numbers = row < 0 ? [explanation.model.decoderLayers - 1] : layers.map((_, i) => i);
+  const points = explanation.maps.points ? ", sampling points of all heads and their reference" : "";
+  byId("layersText").textContent = `Predictions of the chosen query after every decoder layer: cross-attention (mean of the heads)${points}, box and most probable classes.`;
   byId("layers").replaceChildren(...layers.map((prediction, i) => layerCard(viewer, prediction, numbers[i], row)));
   byId("selfAttention").replaceChildren(...(row < 0 ? [] : selfAttentionText(viewer, row)));
 }
@@ -39,7 +41,10 @@ function layerCanvas(viewer, prediction, layer, row) {
   context.drawImage(viewer.image, 0, 0, width, height);
   context.filter = "none";
   if (row >= 0) drawHeat(context, viewer.maps, viewer.maps.cross(row, layer, -1), 0.8, width, height);
-  drawBox(context, prediction.box, [width / imageWidth, height / imageHeight], colorOf(prediction.top[0][0]), 4);
+  const scale = [width / imageWidth, height / imageHeight];
+  drawBox(context, prediction.box, scale, colorOf(prediction.top[0][0]), 4);
+  const sampled = row < 0 ? null : viewer.shownPoints(row, layer, -1);
+  if (sampled) drawPoints(context, sampled, scale, viewer.levelColors(), 2.5);
   return canvas;
 }
 

@@ -39,6 +39,7 @@ class Maps {
     const packed = this.explanation.maps.points;
     if (!packed) return null;
     const [, layers, heads, count] = packed.points.shape;
+    const levels = packed.counts.flatMap((number, level) => Array(number).fill(level));
     const [imageHeight, imageWidth] = this.explanation.image.size;
     const locations = this.array(packed.points), weights = this.array(packed.weights), references = this.array(packed.references);
     const pixels = (values, index) => [(values[2 * index] / packed.units) * imageWidth, (values[2 * index + 1] / packed.units) * imageHeight];
@@ -46,9 +47,24 @@ class Maps {
     const shown = head >= 0 ? [head] : Array.from({ length: heads }, (_, i) => i);
     const points = shown.flatMap((shownHead) => Array.from({ length: count }, (_, i) => {
       const index = (first + shownHead) * count + i;
-      return { point: pixels(locations, index), weight: weights[index] / 255 };
+      return { point: pixels(locations, index), weight: weights[index] / 255, level: levels[i] };
     }));
-    return { points, reference: pixels(references, row * layers + layer) };
+    const boxes = packed.boxes && this.array(packed.boxes), corner = 2 * (row * layers + layer);
+    return { points, reference: pixels(references, row * layers + layer), box: boxes && [...pixels(boxes, corner), ...pixels(boxes, corner + 1)] };
+  }
+
+  // distributions of the four edges of an included query's box; null if the model has none
+  edges(row) {
+    const packed = this.explanation.maps.edges;
+    if (!packed) return null;
+    const [, layers, sides, bins] = packed.probabilities.bytes.shape;
+    const first = row * layers * sides;
+    return {
+      probabilities: Array.from({ length: layers }, (_, layer) => Array.from({ length: sides }, (_, side) => this.row(packed.probabilities, first + layer * sides + side))),
+      distances: Array.from({ length: sides }, (_, side) => this.array(packed.distances).subarray((row * sides + side) * bins, (row * sides + side + 1) * bins)),
+      reference: Array.from(this.array(packed.references).subarray(row * 4, row * 4 + 4)),
+      quality: Array.from(this.array(packed.quality).subarray(row * layers, (row + 1) * layers)),
+    };
   }
 
   cross(row, layer, head) {

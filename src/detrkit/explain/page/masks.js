@@ -32,8 +32,9 @@ class MaskViewer extends Viewer {
   }
 
   choose(query) {
+    if (this.view !== "mask") return super.choose(query);
     this.query = query;
-    this.show(this.view === "mask" ? "mask" : "query");
+    this.show("mask");
   }
 
   // a click chooses the detection with the highest mask probability there
@@ -75,10 +76,13 @@ class MaskViewer extends Viewer {
     this.draw();
   }
 
-  update() {
-    super.update();
-    for (const name of ["layer", "head"]) byId(name).disabled = this.drawsMasks;
-    byId("boxes").setAttribute("aria-label", this.view === "mask" ? "Image. Click, or use the arrow keys, to choose the mask of another detection." : this.view === "segments" ? "Image. Click, or use the arrow keys, to choose a segment." : BOXES_LABEL);
+  get hasLayers() {
+    return super.hasLayers && !this.drawsMasks;
+  }
+
+  boxesLabel() {
+    if (this.view === "mask") return "Image. Click, or use the arrow keys, to choose the mask of another detection.";
+    return this.view === "segments" ? "Image. Click, or use the arrow keys, to choose a segment." : super.boxesLabel();
   }
 
   draw() {
@@ -156,14 +160,6 @@ class MaskViewer extends Viewer {
     }
     [...this.segmentList.children].forEach((item, i) => item.firstChild.setAttribute("aria-pressed", String(this.chosenSegment === i + 1)));
   }
-}
-
-const BOXES_LABEL = "Image. Click, or move with the arrow keys, to see the encoder attention of a cell.";
-
-// next or previous item, cyclic; the first one if there is no current item
-function neighbourOf(list, current, step) {
-  const index = list.indexOf(current);
-  return index < 0 ? list[0] : list[(index + step + list.length) % list.length];
 }
 
 // golden ratio steps keep neighbouring numbers apart; lightness separates similar hues

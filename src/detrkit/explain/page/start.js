@@ -14,6 +14,8 @@ async function startPage(explanation, buffer) {
   const ViewerClass = explanation.masks ? MaskViewer : Viewer;
   const viewer = new ViewerClass(explanation, maps, image, (changed) => {
     showLayers(changed);
+    showEdges(changed);
+    showSelection(changed);
     matching.show(changed);
   });
   viewer.resize();

@@ -4,8 +4,9 @@ class Viewer {
   constructor(explanation, maps, image, onChange) {
     Object.assign(this, { explanation, maps, image, onChange });
     const model = explanation.model;
-    this.numLayers = { query: model.decoderLayers, cell: model.encoderLayers, none: model.decoderLayers };
-    this.layer = { query: model.decoderLayers - 1, cell: Math.max(0, model.encoderLayers - 1), none: model.decoderLayers - 1 };
+    this.numLayers = { query: model.decoderLayers, cell: model.encoderLayers, selection: model.decoderLayers, none: model.decoderLayers };
+    this.layer = { query: model.decoderLayers - 1, cell: Math.max(0, model.encoderLayers - 1), selection: model.decoderLayers - 1, none: model.decoderLayers - 1 };
+    this.shownLevels = new Set(explanation.levels.keys());
     this.head = -1;
     this.threshold = explanation.threshold; // null: every class has its own
     this.view = "query";
@@ -53,11 +54,12 @@ class Viewer {
   connect() {
     const listen = (id, event, handler) => byId(id).addEventListener(event, handler);
     for (const radio of document.querySelectorAll('input[name="view"]')) radio.addEventListener("change", () => this.show(radio.value));
+    document.querySelector('input[value="selection"]').parentElement.hidden = !this.explanation.selection;
     if (!this.explanation.maps.encoder) document.querySelector('input[value="cell"]').disabled = true;
     listen("layer", "input", () => { this.layer[this.view] = byId("layer").valueAsNumber - 1; this.update(); });
     listen("head", "input", () => { this.head = byId("head").valueAsNumber - 1; this.update(); });
     listen("threshold", "input", () => { this.threshold = byId("threshold").valueAsNumber; this.update(); });
-    for (const name of ["opacity", "layerBoxes", "groundTruth", "points"]) listen(name, "input", () => this.update());
+    for (const name of ["opacity", "layerBoxes", "groundTruth", "points", "edges"]) listen(name, "input", () => this.update());
     listen("query", "change", () => this.choose(Number(byId("query").value)));
     listen("boxes", "click", (event) => this.point(event));
     listen("boxes", "pointermove", (event) => { if (event.pointerType === "mouse" && event.buttons & 1) this.point(event); });
@@ -68,7 +70,32 @@ class Viewer {
     byId("threshold").value = this.threshold ?? Math.max(...this.explanation.classThresholds);
     byId("groundTruth").parentElement.hidden = !this.explanation.objects;
     byId("points").parentElement.hidden = !this.explanation.maps.points;
+    if (this.explanation.maps.points?.boxes) byId("pointsName").textContent = "sampling points, reference box (blue)";
+    byId("edges").parentElement.hidden = !this.explanation.maps.edges;
+    if (this.explanation.levels.length > 1) this.listLevels();
     drawColorBar(byId("colorBar"));
+  }
+
+  // choice of the feature levels whose sampling points and cells are drawn, with their colors
+  listLevels() {
+    byId("levels").hidden = false;
+    byId("levels").append(...this.explanation.levels.map(({ cells: [rows, columns], stride, color }, level) => {
+      const box = element("input", { type: "checkbox", checked: true }), dot = element("i");
+      dot.style.background = color;
+      box.addEventListener("input", () => { this.shownLevels[box.checked ? "add" : "delete"](level); this.update(); });
+      const selected = this.explanation.selection ? `, ${plural(cellsOfLevel(this.explanation.selection, level).length, "query", "queries")}` : "";
+      return element("label", {}, box, dot, `level ${level + 1}: ${rows} × ${columns} of ${stride} px${selected}`);
+    }));
+  }
+
+  levelColors() {
+    return this.explanation.levels.map(({ color }) => color);
+  }
+
+  // sampling points of the shown levels, and the reference; null if they are not to be drawn
+  shownPoints(row, layer, head) {
+    const sampled = byId("points").checked ? this.maps.points(row, layer, head) : null;
+    return sampled && { ...sampled, points: sampled.points.filter(({ level }) => this.shownLevels.has(level)) };
   }
 
   // call before the elements it draws on are replaced
@@ -83,16 +110,42 @@ class Viewer {
 
   choose(query) {
     this.query = query;
-    this.show("query");
+    this.show(this.view === "selection" ? "selection" : "query");
+  }
+
+  // whether the view is of a layer and heads
+  get hasLayers() {
+    return this.view !== "selection";
+  }
+
+  boxesLabel() {
+    if (this.view === "selection") return "Image. Click, or use the arrow keys, to choose the cell of another query.";
+    return "Image. Click, or move with the arrow keys, to see the encoder attention of a cell.";
   }
 
   point(event) {
     const bounds = byId("boxes").getBoundingClientRect();
     const [imageHeight, imageWidth] = this.explanation.image.size;
+    if (this.view === "selection") return this.chooseSelected(((event.clientX - bounds.left) / bounds.width) * imageWidth, ((event.clientY - bounds.top) / bounds.height) * imageHeight);
     this.chooseCell(...this.maps.cellAt(((event.clientX - bounds.left) / bounds.width) * imageWidth, ((event.clientY - bounds.top) / bounds.height) * imageHeight));
   }
 
+  // the query whose cell is at a point of the image, the finest if there are several
+  chooseSelected(x, y) {
+    const found = shownCells(this).filter(({ area }) => x >= area[0] && x < area[2] && y >= area[1] && y < area[3]);
+    if (found.length) this.choose(found.reduce((best, cell) => (cell.level < best.level ? cell : best)).query);
+  }
+
+  stepSelected(event) {
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = neighbourOf(shownCells(this).map(({ query }) => query), this.query, step);
+    if (next !== undefined) this.choose(next);
+  }
+
   step(event) {
+    if (this.view === "selection") return this.stepSelected(event);
     const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
     const move = moves[event.key];
     if (!move) return;
@@ -131,6 +184,8 @@ class Viewer {
     document.querySelector(`input[value="${this.view}"]`).checked = true;
     const layer = this.layer[this.view], numLayers = this.numLayers[this.view];
     Object.assign(byId("layer"), { max: Math.max(1, numLayers), value: layer + 1 });
+    for (const name of ["layer", "head"]) byId(name).disabled = !this.hasLayers;
+    byId("boxes").setAttribute("aria-label", this.boxesLabel());
     byId("layerValue").value = `${layer + 1} of ${numLayers}`;
     byId("head").value = this.head + 1;
     byId("headValue").value = this.head < 0 ? "mean" : `${this.head + 1} of ${this.explanation.model.heads}`;
@@ -172,7 +227,7 @@ class Viewer {
     const heat = byId("heat"), map = this.map();
     const context = heat.getContext("2d");
     context.clearRect(0, 0, heat.width, heat.height);
-    byId("image").classList.toggle("dimmed", Boolean(map));
+    byId("image").classList.toggle("dimmed", Boolean(map) || this.view === "selection");
     if (map) drawHeat(context, this.maps, map, byId("opacity").valueAsNumber, heat.width, heat.height);
     const max = map ? argmax(map.values) : 0;
     byId("maxValue").textContent = map ? `${percent(map.values[max])} per cell` : "";
@@ -192,6 +247,7 @@ class Viewer {
       const cell = this.maps.cellBox({ columns: this.maps.columns, pool: 1 }, this.cell[0] * this.maps.columns + this.cell[1]);
       return drawBox(context, cell, scale, "#4cf", line);
     }
+    if (this.view === "selection") return drawSelection(this, context, scale, line);
     for (const query of this.detections()) {
       if (query !== this.query) drawBox(context, this.final(query).box, scale, colorOf(this.final(query).top[0][0]), line, { alpha: this.view === "none" ? 1 : 0.55, label: this.view === "none" ? this.className(query) : "" });
     }
@@ -199,9 +255,11 @@ class Viewer {
     if (byId("layerBoxes").checked) layers.forEach((prediction, i) => drawBox(context, prediction.box, scale, "#4cf", line, { alpha: 0.3 + (0.6 * (i + 1)) / layers.length, label: String(i + 1) }));
     const shown = layers[this.layer[this.view]] || this.final(this.query);
     drawBox(context, shown.box, scale, colorOf(shown.top[0][0]), line * 1.6, { label: `${this.explanation.classes[shown.top[0][0]]} ${shown.top[0][1].toFixed(2)}` });
-    const row = this.view === "query" && byId("points").checked ? this.includedRow(this.query) : -1;
-    const sampled = row < 0 ? null : this.maps.points(row, this.layer.query, this.head);
-    if (sampled) drawPoints(context, sampled, scale, "#7fe", line * 0.8);
+    const row = this.view === "query" ? this.includedRow(this.query) : -1;
+    const sampled = row < 0 ? null : this.shownPoints(row, this.layer.query, this.head);
+    if (sampled) drawPoints(context, sampled, scale, this.levelColors(), line * 0.8);
+    const edges = row >= 0 && byId("edges").checked ? this.maps.edges(row) : null;
+    if (edges) drawEdges(context, edges, this.layer.query, scale, line);
   }
 
   // models with sigmoid scores have no "no object" probability
@@ -211,6 +269,7 @@ class Viewer {
   }
 
   statusText(map, max) {
+    if (this.view === "selection") return selectionText(this);
     const layer = this.layer[this.view] + 1, numLayers = this.numLayers[this.view];
     const head = this.head < 0 ? `mean of ${plural(this.explanation.model.heads, "head")}` : `head ${this.head + 1}`;
     const maxCell = map ? `row ${Math.floor(max / map.columns) + 1}, column ${(max % map.columns) + 1}` : "";
