@@ -12,8 +12,10 @@ from detrkit.explain.matching import MatchingExplanation, explain_matching
 from detrkit.losses.classification import (
     Classification,
     IoUAwareClassification,
+    MatchabilityAwareClassification,
     SigmoidFocalClassification,
     SoftmaxClassification,
+    VarifocalClassification,
 )
 from detrkit.structures import ClassScores
 
@@ -123,6 +125,8 @@ def test_object_that_no_box_overlaps_has_no_best_query() -> None:
         (SoftmaxClassification(2), "\u2212log p", True),
         (SigmoidFocalClassification(2), "focal loss", False),
         (IoUAwareClassification(2), "IoU-aware loss", False),
+        (VarifocalClassification(2), "varifocal loss", False),
+        (MatchabilityAwareClassification(2), "matchability-aware loss", False),
     ],
     ids=repr,
 )

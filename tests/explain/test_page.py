@@ -1,5 +1,6 @@
 """The page in a browser, opened from disk without a network."""
 
+import itertools
 import json
 import math
 import re
@@ -303,3 +304,121 @@ def test_the_page_opens_with_the_thresholds_of_the_classes_and_its_slider_replac
     assert shown.count() == len(scores)
     assert page.locator("#thresholdValue").text_content() == "0.00"
     page.close()
+
+
+@pytest.fixture(scope="module")
+def fine_grained_file(fine_grained: Explanation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "fine_grained.html"
+    fine_grained.to_html(path)
+    return path
+
+
+@pytest.fixture(params=[400, 1280])
+def opened_fine_grained(request: pytest.FixtureRequest, browser: Any, fine_grained_file: Path) -> Iterator[OpenedPage]:
+    page = OpenedPage(browser, fine_grained_file, request.param)
+    yield page
+    assert page.messages == []
+    page.context.close()
+
+
+def test_the_cell_of_the_chosen_query_is_shown_and_can_be_clicked(
+    opened_fine_grained: OpenedPage, fine_grained: Explanation
+) -> None:
+    page, selection = opened_fine_grained, fine_grained.selected_cells()
+    page.page.check('input[value="selection"]')
+    assert page.page.is_disabled("#layer")
+    assert page.page.is_disabled("#head")
+    for query in (0, 5):
+        page.page.select_option("#query", str(query))
+        row, column = selection.positions[query].tolist()
+        status = page.text("#status")
+        assert f"Query {query} is from the cell in row {row + 1}, column {column + 1}" in status
+        assert f"of level {int(selection.levels[query]) + 1} (" in status
+        assert f"score {selection.scores[query]:.2f}" in status
+        assert f"number {query + 1} of 12" in status
+    # a click chooses the finest cell there
+    finest = int(selection.levels.argmin())
+    left, top, right, bottom = (selection.areas[finest] / 96).tolist()
+    page.click_image((left + right) / 2, (top + bottom) / 2)
+    assert f"Query {finest} is from" in page.text("#status")
+    page.page.locator("#boxes").press("ArrowRight")
+    assert f"Query {(finest + 1) % 12} is from" in page.text("#status")
+    assert page.page.is_checked('input[value="selection"]')
+
+
+def test_levels_can_be_hidden(opened_fine_grained: OpenedPage, fine_grained: Explanation) -> None:
+    page, levels = opened_fine_grained, fine_grained.selected_cells().levels
+    labels = page.page.locator("#levels label")
+    assert labels.count() == 2
+    for level in range(2):
+        assert f", {int((levels == level).sum())} quer" in labels.nth(level).inner_text()
+    drawn = 'document.getElementById("boxes").toDataURL()'
+    for view in ("query", "selection"):
+        page.page.check(f'input[value="{view}"]')
+        before = page.page.evaluate(drawn)
+        page.page.locator("#levels input").first.uncheck()
+        assert page.page.evaluate(drawn) != before
+        page.page.locator("#levels input").first.check()
+        assert page.page.evaluate(drawn) == before
+
+
+def test_selection_table_has_level_score_and_box_of_every_detection(
+    opened_fine_grained: OpenedPage, fine_grained: Explanation
+) -> None:
+    page, selection = opened_fine_grained, fine_grained.selected_cells()
+    rows = page.page.locator("#selection tbody tr")
+    assert rows.count() == 12
+    for number, query in enumerate(fine_grained.ranked_queries()[:4]):
+        cells = [text.replace("\u00a0", " ").strip() for text in rows.nth(number).locator("td").all_text_contents()]
+        assert cells[0] == f"query {query}"
+        assert cells[1] == str(int(selection.levels[query]) + 1)
+        assert cells[2] == ", ".join(str(index + 1) for index in selection.positions[query].tolist())
+        assert cells[3].endswith(f" {selection.scores[query]:.2f}")
+        if selection.is_valid[query]:
+            shown = [float(side) for side in cells[4].split(", ")]
+            assert shown == pytest.approx(selection.boxes[query].tolist(), abs=0.51)
+    rows.nth(3).locator("button").click()
+    assert page.page.is_checked('input[value="selection"]')
+    assert rows.nth(3).get_attribute("class") == "chosen"
+
+
+def test_distributions_of_every_layer_are_shown_with_distance_and_quality(
+    opened_fine_grained: OpenedPage, fine_grained: Explanation
+) -> None:
+    page = opened_fine_grained
+    page.page.select_option("#query", "7")
+    edges, cards = fine_grained.edge_distributions(7), page.page.locator("#edgeCards .layer")
+    assert cards.count() == 3
+    for layer in range(3):
+        quality = cards.nth(layer).locator(".quality").inner_text().replace("\u2212", "-")
+        assert float(quality.removeprefix("quality ")) == pytest.approx(float(edges.quality[layer]), abs=0.0051)
+        moved = [text.replace("\u2212", "-") for text in cards.nth(layer).locator("em").all_text_contents()]
+        distances = edges.moved[layer].tolist()
+        # rounded to 0.1, from boxes that are rounded to 0.01
+        assert [float(text.removesuffix(" px")) for text in moved] == pytest.approx(distances, abs=0.057)
+        bars = cards.nth(layer).locator("canvas")
+        assert bars.count() == 4
+    cards.nth(0).click()
+    assert page.text("#layerValue") == "1 of 3"
+    drawn = 'document.getElementById("boxes").toDataURL()'
+    before = page.page.evaluate(drawn)
+    page.page.check("#edges")
+    assert page.page.evaluate(drawn) != before
+
+
+def test_page_of_a_realtime_detector_fits_its_window(opened_fine_grained: OpenedPage) -> None:
+    page = opened_fine_grained.page
+    page.check('input[value="selection"]')
+    wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide[0] <= wide[1]
+    # no control or text is cut off or covers another
+    for selector in ("#levels label", ".checks label:not([hidden])", "#edgeCards .layer", ".views label:not([hidden])"):
+        boxes = [page.locator(selector).nth(number).bounding_box() for number in range(page.locator(selector).count())]
+        for one, other in itertools.pairwise(boxes):
+            is_below = other["y"] >= one["y"] + one["height"] - 1
+            assert is_below or other["x"] >= one["x"] + one["width"] - 1
+
+
+def test_views_of_other_models_are_hidden(opened: OpenedPage) -> None:
+    for selector in ('input[value="selection"]', "#levels", "#edges", "#edgesSection", "#selectionSection"):
+        assert not opened.page.is_visible(selector)

@@ -185,3 +185,13 @@ def test_the_library_names_the_model_that_lacks_distributions(place: Path) -> No
     explanation = detrkit.explain(place / "rtdetr-r18.safetensors", place / "noise.png")
     with pytest.raises(ConfigError, match=r"rtdetr-r18.safetensors has no distributions of edges"):
         explanation.edge_distributions(0)
+
+
+def test_losses_of_weights_from_no_run_are_the_published_ones(place: Path, sample: Sample) -> None:
+    assert sample.annotations is not None
+    weights = place / "dfine-n.safetensors"
+    image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+    for source in (weights, Detector.load(weights)):
+        matching = detrkit.explain(source, image, annotations=sample.annotations).matching
+        assert matching is not None
+        assert matching.class_loss == "varifocal loss"

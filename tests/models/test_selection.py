@@ -1,4 +1,4 @@
-"""Which cells the queries are from: levels, positions, scores, anchors and boxes in pixels of the image."""
+"""Cells that the queries are from: levels, positions, scores, anchors and boxes in pixels of the image."""
 
 import pytest
 import torch

@@ -11,6 +11,7 @@ from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.path_kinds import IMAGES, MODEL, check_kinds
 from detrkit.config.run import load_run_config
+from detrkit.config.training import LossConfig, TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
@@ -30,6 +31,7 @@ from detrkit.models.attention.recording import record_attention_of_copy, with_ow
 from detrkit.postprocess.panoptic import MIN_SCORE
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import build_criterion
+from detrkit.training.realtime_recipes import common_settings
 
 
 def explain(
@@ -181,4 +183,7 @@ def _criterion(source: Path | str | Detector, detector: Detector) -> SetCriterio
         for file in (folder / "config.yaml" for folder in (path, *runs)):
             if file.is_file():
                 return build_criterion(config, load_run_config(file).training)
+    if config.queries == "selected":  # RT-DETR and its descendants
+        cls_loss = common_settings(source if isinstance(source, str) else "")["cls_loss"][0]
+        return build_criterion(config, TrainingConfig(loss=LossConfig(cls_loss=cls_loss)))
     return SetCriterion(config.num_classes, class_scores=config.class_scores)

@@ -1,4 +1,4 @@
-"""What the figures of an explanation have in common: their options, and the attention maps and boxes that they draw."""
+"""Parts that figures of an explanation share: their options, and the attention maps, points and boxes that they draw."""
 
 from dataclasses import dataclass
 from typing import Literal

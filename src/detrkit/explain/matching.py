@@ -149,7 +149,12 @@ def explain_matching(
     )
 
 
+_CLASS_LOSSES = {"loss_vfl": "varifocal loss", "loss_mal": "matchability-aware loss"}
+
+
 def _class_loss_name(classification: Classification) -> str:
+    if classification.name in _CLASS_LOSSES:
+        return _CLASS_LOSSES[classification.name]
     if isinstance(classification, IoUAwareClassification):
         return "IoU-aware loss"
     return "focal loss" if isinstance(classification, SigmoidFocalClassification) else "−log p"  # noqa: RUF001  # minus

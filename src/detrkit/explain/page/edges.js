@@ -3,8 +3,8 @@
 const EDGE_NAMES = ["left", "top", "right", "bottom"];
 const OUTWARDS = [-1, -1, 1, 1];
 
-// expected distance of an edge, in pixels; outwards is positive
-const expected = (probabilities, distances) => probabilities.reduce((sum, probability, bin) => sum + probability * distances[bin], 0) / probabilities.reduce((sum, probability) => sum + probability, 0);
+// expected distance of an edge after a layer, in pixels; outwards is positive. From the box, which has more digits than the probabilities
+const expected = (viewer, edges, layer, side) => OUTWARDS[side] * (viewer.explanation.queries[viewer.query].layers[layer].box[side] - edges.reference[side]);
 
 function showEdges(viewer) {
   byId("edgesSection").hidden = !viewer.explanation.maps.edges;
@@ -24,8 +24,8 @@ function showEdges(viewer) {
 function edgeCard(viewer, edges, layer, highest) {
   const charts = element("div", { className: "charts" });
   EDGE_NAMES.forEach((name, side) => {
-    const moved = `${signed(expected(edges.probabilities[layer][side], edges.distances[side]), 1)} px`;
-    charts.append(element("span", {}, name), edgeChart(edges, layer, side, highest), element("em", {}, moved));
+    const moved = expected(viewer, edges, layer, side);
+    charts.append(element("span", {}, name), edgeChart(edges.probabilities[layer][side], edges.distances[side], moved, highest), element("em", {}, `${signed(moved, 1)} px`));
   });
   const card = element("button", { type: "button", className: "layer" }, element("b", {}, `layer ${layer + 1}`), element("span", { className: "quality" }, `quality ${signed(edges.quality[layer], 2)}`), charts);
   card.setAttribute("aria-pressed", String(viewer.view === "query" && viewer.layer.query === layer));
@@ -38,8 +38,7 @@ function edgeCard(viewer, edges, layer, highest) {
 }
 
 // bars of equal width, one per bin, and lines at zero and at the expected distance
-function edgeChart(edges, layer, side, highest) {
-  const probabilities = edges.probabilities[layer][side], distances = edges.distances[side];
+function edgeChart(probabilities, distances, moved, highest) {
   const bar = 8, width = bar * probabilities.length, height = 64;
   const canvas = element("canvas", { width, height }), context = canvas.getContext("2d");
   const style = getComputedStyle(document.body);
@@ -52,7 +51,7 @@ function edgeChart(edges, layer, side, highest) {
     context.fillRect(bin * bar, height - 1 - share, bar - 1, share);
   });
   context.fillStyle = style.getPropertyValue("--bad");
-  context.fillRect((positionOf(expected(probabilities, distances), distances) + 0.5) * bar - 1.5, 0, 3, height);
+  context.fillRect((positionOf(moved, distances) + 0.5) * bar - 1.5, 0, 3, height);
   return canvas;
 }
 

@@ -44,7 +44,7 @@ function layerCanvas(viewer, prediction, layer, row) {
   const scale = [width / imageWidth, height / imageHeight];
   drawBox(context, prediction.box, scale, colorOf(prediction.top[0][0]), 4);
   const sampled = row < 0 ? null : viewer.shownPoints(row, layer, -1);
-  if (sampled) drawPoints(context, sampled, scale, viewer.levelColors(), 2.5);
+  if (sampled) drawPoints(context, sampled, scale, viewer.levelColors(), 1.8);
   return canvas;
 }
 
