@@ -11,7 +11,8 @@ from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.path_kinds import IMAGES, MODEL, check_kinds
 from detrkit.config.run import load_run_config
-from detrkit.config.training import LossConfig, TrainingConfig
+from detrkit.config.setting_groups import LossConfig
+from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.dataset import DetectionDataset, unannotated
 from detrkit.data.formats.lookup import find_record
