@@ -152,6 +152,14 @@ def test_key_that_is_expensive_to_hash_is_refused(content: bytes, kind: str, tmp
     refused(forge_zip(tmp_path / "a.pth", content), "deeply nested key")
 
 
+@pytest.mark.parametrize("levels", [1, 5000])
+def test_calls_in_many_levels_do_not_exhaust_the_stack(levels: int, tmp_path: Path) -> None:
+    """A tensor of a subclass whose data is made by the same function, and so on."""
+    function, kind = b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch\nTensor\n"
+    nested = (b"(" + function + kind) * levels + b")" + b"Nt" * levels
+    refused(forge_zip(tmp_path / "a.pth", b"\x80\x02" + function + nested + b"R."), "not readable as weights")
+
+
 def test_text_is_not_made_of_nested_lists(tmp_path: Path) -> None:
     nested: list[Any] = []
     for _ in range(64):

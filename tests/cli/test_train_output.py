@@ -130,7 +130,11 @@ def test_command_of_the_next_run_can_be_copied(tmp_path: Path, capsys: pytest.Ca
     assert "Almost nothing" not in capsys.readouterr().out
 
 
-def test_stopped_run_prints_the_command_that_continues_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stopped_run_prints_the_command_that_continues_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["detrkit"])  # whether or not pytest was started as a module, or by uv
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
     print_resume_command(tmp_path)
     assert not capsys.readouterr().out, "nothing was saved"
     for name in ("run", "a run; with spaces"):

@@ -9,101 +9,28 @@ import io
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
-import torch
-
-from detrkit.checkpoints.inert_types import READ_AS, new_list
-from detrkit.errors import CheckpointError, short
+from detrkit.checkpoints.pickle_values import (
+    AnyObject,
+    AnyTensor,
+    CountedTuple,
+    Global,
+    Storage,
+    as_list,
+    check_global,
+    check_key,
+    refuse,
+    refuse_malformed,
+    result_of,
+)
+from detrkit.errors import CheckpointError
 
 MAX_INSTRUCTIONS = 5_000_000  # about 40 per tensor
 MAX_TENSORS = 100_000  # in one file; the largest published detectors have about 1,500
-_MAX_DIMENSIONS = 64  # of a tensor, torch's own limit
-_MAX_KEY_DEPTH = 3  # of tuples that are hashed
-_MAX_KEY_ITEMS = 1000  # in tuples that are hashed, with those of inner tuples
-
-# torch's functions that make ordinary tensors: position of the storage's arguments is the same in all
-_REBUILD = frozenset(("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"))
-_REBUILD_PARAMETER = frozenset(("_rebuild_parameter", "_rebuild_parameter_with_state"))
-_REBUILD_SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-_TENSOR_TYPES = frozenset(("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter"))
-# kinds of tensors that no detector's weights are, by torch's function
-_OTHER_TENSORS = {
-    "_rebuild_sparse_tensor": "sparse",
-    "_rebuild_sparse_csr_tensor": "sparse",
-    "_rebuild_nested_tensor": "nested",
-    "_rebuild_qtensor": "quantized",
-    "_rebuild_meta_tensor_no_storage": "meta",
-    "_rebuild_device_tensor_from_numpy": "NumPy",
-    "_rebuild_device_tensor_from_cpu_tensor": "device",
-    "_rebuild_wrapper_subclass": "wrapped",
-}
-# bytes per element
-_STORAGES = {
-    f"{kind}Storage": size
-    for size, kinds in (
-        (1, "Untyped Bool Byte Char QInt8 QUInt8 QUInt4x2 QUInt2x4"),
-        (2, "Half BFloat16 Short"),
-        (4, "Float Int QInt32"),
-        (8, "Double Long ComplexFloat"),
-        (16, "ComplexDouble"),
-    )
-    for kind in kinds.split()
-}
-_INERT = frozenset(name for _, name in READ_AS)
-_LISTS = frozenset(name for read_as, name in READ_AS if read_as is new_list)
-_SCHEMES = frozenset(
-    f"torch.per_{scheme}"
-    for scheme in (
-        "tensor_affine", "tensor_symmetric", "channel_affine", "channel_symmetric", "channel_affine_float_qparams"
-    )
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Global:
-    """A type or function, by its full name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """A storage of so many bytes, with elements of so many."""
-
-    nbytes: int
-    itemsize: int
-
-
-class _Tensor:
-    """Any ordinary tensor."""
-
-
-class _Object:
-    """Any other object that has no items, or whose items do not matter."""
-
-
-class _Tuple(tuple[Any, ...]):
-    """A tuple that knows how deep it is, and how many items it has with those of inner tuples."""
-
-    depth: int
-    num_items: int
-
-    def __new__(cls, items: Sequence[Any]) -> "_Tuple":
-        made = super().__new__(cls, items)
-        inner = [item for item in items if isinstance(item, _Tuple)]
-        made.depth = 1 + max((item.depth for item in inner), default=0)
-        made.num_items = len(items) + sum(item.num_items for item in inner)
-        return made
-
 
 # persistent id without "storage" -> storage
 FindStorage = Callable[[Sequence[Any]], tuple[int, int]]
-
-
-class RefusedPickleError(CheckpointError):
-    """A pickle that is not read; the message lacks the name of the file."""
 
 
 class _BoundedReader:
@@ -167,46 +94,32 @@ class _Checker:
     def push_global(self, argument: str) -> None:
         module, name = _current_name(*argument.partition(" ")[::2])
         full = f"{module}.{name}"
-        if not (full in _INERT or full in _CALLS or full in _SCHEMES or _is_torch_type(full)):
-            if module == "torch._utils" and name in _OTHER_TENSORS:
-                refuse(
-                    f"holds a {_OTHER_TENSORS[name]} tensor, expected ordinary ones; save dense copies of the weights"
-                )
-            refuse(
-                f"holds an object of type {full.removeprefix('builtins.')}, which is not read, as that could run code of "
-                "the file; where this type is known, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
-            )
-        self.push(_Global(full))
+        check_global(full)
+        self.push(Global(full))
 
     def call(self, _argument: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
             refuse_malformed()
-        self.push(self.result_of(function.name, arguments))
-
-    def result_of(self, name: str, arguments: Sequence[Any]) -> Any:
-        if name in _CALLS:
-            return _CALLS[name](self, arguments)
-        if name not in _INERT:
-            refuse(f"calls {name}, which is no function of torch.save; save the weights again with torch.save")
-        if name == "builtins.frozenset":
-            return _make_set(self, arguments)
-        if name in _LISTS:
-            return []
-        return _Object()
+        made = result_of(function.name, arguments)
+        if isinstance(made, AnyTensor) and not any(made is argument for argument in arguments):  # not of a parameter
+            self.num_tensors += 1
+            if self.num_tensors > MAX_TENSORS:
+                refuse(f"holds more than {MAX_TENSORS:,} tensors; save the weights alone")
+        self.push(made)
 
     def build(self, _argument: Any) -> None:
         self.stack.pop()
-        if not isinstance(self.stack[-1], _Object | dict):  # a tensor's state would replace its storage
+        if not isinstance(self.stack[-1], AnyObject | dict):  # a tensor's state would replace its storage
             refuse_malformed()
 
     def append(self, _argument: Any) -> None:
         item = self.stack.pop()
-        _as_list(self.stack[-1]).append(item)
+        as_list(self.stack[-1]).append(item)
 
     def append_many(self, _argument: Any) -> None:
         items = self.pop_to_mark()
-        _as_list(self.stack[-1]).extend(items)
+        as_list(self.stack[-1]).extend(items)
 
     def set_item(self, _argument: Any) -> None:
         self.stack.pop()
@@ -218,13 +131,13 @@ class _Checker:
 
     def make_tuple(self, size: int | None) -> None:
         if size is None:
-            self.push(_Tuple(self.pop_to_mark()))
+            self.push(CountedTuple(self.pop_to_mark()))
             return
         if len(self.stack) < size:
             refuse_malformed()
         items = self.stack[len(self.stack) - size :]
         del self.stack[len(self.stack) - size :]
-        self.push(_Tuple(items))
+        self.push(CountedTuple(items))
 
     def load_storage(self, _argument: Any) -> None:
         identity = self.stack.pop()
@@ -235,7 +148,7 @@ class _Checker:
             or identity[0] != "storage"
         ):
             refuse_malformed()
-        self.push(_Storage(*self.find_storage(identity[1:])))
+        self.push(Storage(*self.find_storage(identity[1:])))
 
     def remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
@@ -267,147 +180,11 @@ def check_pickle(content: IO[bytes] | bytes, find_storage: FindStorage | None = 
         refuse_malformed()
 
 
-def refuse(reason: str) -> NoReturn:
-    """Raise the error for a pickle that is not read."""
-    raise RefusedPickleError(reason)
-
-
-def refuse_malformed() -> NoReturn:
-    """Raise the error for a pickle that torch.save does not write."""
-    refuse(
-        "not readable as weights (not written by torch.save, or more than tensors and plain values in it); expected "
-        ".safetensors, or a state dict saved by torch"
-    )
-
-
-def storage_itemsize(storage_type: Any) -> int:
-    """Return the bytes per element of a type of storage, such as ``torch.FloatStorage``."""
-    name = storage_type.name.rpartition(".")[2] if isinstance(storage_type, _Global) else ""
-    if name not in _STORAGES:
-        refuse_malformed()
-    return _STORAGES[name]
-
-
-def check_key(key: Any) -> None:
-    """Check that hashing a key takes no time or stack to speak of.
-
-    Raises:
-        RefusedPickleError: it is a tuple of many levels.
-    """
-    if isinstance(key, _Tuple) and (key.depth > _MAX_KEY_DEPTH or key.num_items > _MAX_KEY_ITEMS):
-        refuse("has a deeply nested key, expected names of weights")
-
-
 def _current_name(module: str, name: str) -> tuple[str, str]:
     """Return the names of Python 3, as torch does: pickles of protocol 2 have those of Python 2."""
     return NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
 
 
-def _as_list(value: Any) -> list[Any]:
-    if type(value) is not list:
-        refuse_malformed()
-    return value
-
-
-def _is_torch_type(full: str) -> bool:
-    """Return whether this is a dtype, a type of storage or a type of tensor of torch, none of which is called."""
-    package, _, name = full.rpartition(".")
-    if package not in ("torch", "torch.storage", "torch.cuda", "torch._tensor", "torch.nn.parameter"):
-        return False
-    known = getattr(torch, name, None)
-    return isinstance(known, torch.dtype) or name.endswith(("Storage", "Tensor")) or name == "Parameter"
-
-
-def _make_tensor(checker: _Checker, arguments: Sequence[Any]) -> _Tensor:
-    storage, offset, size, stride = arguments[:4]
-    itemsize = storage.itemsize
-    if len(arguments) > 6 and isinstance(arguments[6], _Global):  # of `_rebuild_tensor_v3`
-        dtype = getattr(torch, arguments[6].name.rpartition(".")[2], None)
-        itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else refuse_malformed()
-    if not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
-        refuse("holds a tensor with a negative or malformed size, stride or offset; get the file again")
-    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
-        refuse_malformed()
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if 0 not in size and (last + 1) * itemsize > storage.nbytes:
-        refuse(
-            f"holds a tensor of shape {short(tuple(size))} that needs {(last + 1) * itemsize:,} bytes of a storage of "
-            f"{storage.nbytes:,}; get the file again"
-        )
-    checker.num_tensors += 1
-    if checker.num_tensors > MAX_TENSORS:
-        refuse(f"holds more than {MAX_TENSORS:,} tensors; save the weights alone")
-    return _Tensor()
-
-
-def _make_parameter(_checker: _Checker, arguments: Sequence[Any]) -> Any:
-    if not arguments or not isinstance(arguments[0], _Tensor):
-        refuse_malformed()
-    return arguments[0]
-
-
-def _make_subclass(checker: _Checker, arguments: Sequence[Any]) -> Any:
-    function, kind, inner, _ = arguments
-    if not isinstance(function, _Global) or not isinstance(kind, _Global) or kind.name not in _TENSOR_TYPES:
-        refuse_malformed()
-    return checker.result_of(function.name, inner)
-
-
-def _make_set(_checker: _Checker, arguments: Sequence[Any]) -> _Object:
-    for item in _as_list(arguments[0]) if arguments else []:
-        check_key(item)
-    return _Object()
-
-
-def _make_ordered_dict(_checker: _Checker, arguments: Sequence[Any]) -> dict[Any, Any]:
-    for pair in _as_list(arguments[0]) if arguments else []:
-        check_key(pair[0])
-    return {}
-
-
-def _make_counter(_checker: _Checker, arguments: Sequence[Any]) -> dict[Any, Any]:
-    if arguments and not isinstance(arguments[0], dict):
-        refuse_malformed()
-    return {}
-
-
-def _make_text_bytes(_checker: _Checker, arguments: Sequence[Any]) -> _Object:
-    """Check the arguments of `bytearray` and of `_codecs.encode`, which writes bytes as text."""
-    if arguments and not isinstance(arguments[0], str | bytes | _Object):
-        refuse("holds an array of bytes of a given size, expected its content; save the weights alone")
-    if any(encoding not in ("latin-1", "latin1", "iso-8859-1") for encoding in arguments[1:]):
-        refuse_malformed()
-    return _Object()
-
-
-def _make_size(_checker: _Checker, arguments: Sequence[Any]) -> _Tuple:
-    items = arguments[0] if arguments else ()
-    if not all(type(item) is int for item in items):
-        refuse_malformed()
-    return _Tuple(tuple(items))
-
-
-def _make_plain(_checker: _Checker, arguments: Sequence[Any]) -> _Object:
-    if not all(isinstance(argument, str | int | float) for argument in arguments):
-        refuse_malformed()
-    return _Object()
-
-
-_CALLS: Mapping[str, Callable[[_Checker, Sequence[Any]], Any]] = {
-    **{f"torch._utils.{name}": _make_tensor for name in _REBUILD},
-    **{f"torch._utils.{name}": _make_parameter for name in _REBUILD_PARAMETER},
-    _REBUILD_SUBCLASS: _make_subclass,
-    "torch.nn.parameter.Parameter": _make_parameter,
-    "torch.Size": _make_size,
-    "torch.device": _make_plain,
-    "torch.serialization._get_layout": _make_plain,
-    "builtins.complex": _make_plain,
-    "builtins.set": _make_set,
-    "builtins.bytearray": _make_text_bytes,
-    "_codecs.encode": _make_text_bytes,
-    "collections.OrderedDict": _make_ordered_dict,
-    "collections.Counter": _make_counter,
-}
 _Handler = Callable[[_Checker, Any], None]
 # the instructions that torch's unpickler knows
 _HANDLERS: Mapping[str, _Handler] = {
@@ -428,7 +205,7 @@ _HANDLERS: Mapping[str, _Handler] = {
     "TUPLE3": lambda checker, _: checker.make_tuple(3),
     "EMPTY_LIST": lambda checker, _: checker.push([]),
     "EMPTY_DICT": lambda checker, _: checker.push({}),
-    "EMPTY_SET": lambda checker, _: checker.push(_Object()),
+    "EMPTY_SET": lambda checker, _: checker.push(AnyObject()),
     "NONE": lambda checker, _: checker.push(None),
     "NEWTRUE": lambda checker, _: checker.push(True),
     "NEWFALSE": lambda checker, _: checker.push(False),

@@ -13,7 +13,7 @@ import torch
 
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.inert_types import READ_AS
-from detrkit.checkpoints.pickle_check import RefusedPickleError
+from detrkit.checkpoints.pickle_values import RefusedPickleError
 from detrkit.checkpoints.tensor_budget import check_content
 from detrkit.checkpoints.torch_archive import check_torch_file
 from detrkit.errors import CheckpointError

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from detrkit.checkpoints.pickle_check import check_pickle, refuse, refuse_malformed, storage_itemsize
+from detrkit.checkpoints.pickle_check import check_pickle
+from detrkit.checkpoints.pickle_values import refuse, refuse_malformed, storage_itemsize
 from detrkit.checkpoints.tensor_budget import budget
 
 MAX_PICKLE = 64 * 2**20  # bytes of one pickle; those of a checkpoint with an optimizer take about 1 MB
