@@ -13,6 +13,7 @@ import detrkit
 from detrkit import Detector, build_model
 from detrkit.config.model import ModelConfig
 from detrkit.config.training import TrainingConfig
+from detrkit.explain.document import page_document
 from detrkit.inference.predict import predict_files
 from detrkit.postprocess.panoptic import Style
 from tests.datasets import write_coco, write_panoptic, write_whole_photos
@@ -124,6 +125,17 @@ def test_attention_explanation_and_stream() -> None:
             assert model.attention(IMAGES[0]).maps(kind, layer=-1).shape[0] > 0
         assert detrkit.explain(model, IMAGES[0], threshold=0.1).threshold == 0.1
         assert len(list(model.stream(IMAGES, batch_size=2, workers=2))) == 2
+
+
+@pytest.mark.parametrize("name", ["dfine-n", "rtdetrv2-s-dsp", "detrkit-s"])
+def test_explanation_of_selected_queries_sampling_points_and_edges(name: str) -> None:
+    with fake_cuda():
+        explanation = detrkit.explain(detector(name, dim_feedforward=64), IMAGES[0], threshold=0)
+        assert len(explanation.selected_cells().levels) == 8
+        assert explanation.sampling_points([2]).reference_boxes is not None
+        if name == "dfine-n":
+            assert explanation.edge_distributions(3).boxes.shape == (1, 4)
+        page_document(explanation)
 
 
 def test_evaluation_and_prediction_of_files(tmp_path: Path) -> None:
