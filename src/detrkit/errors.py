@@ -109,7 +109,7 @@ def did_you_mean(name: str, known: Iterable[str], listed_by: str = "") -> str:
     """
     known = list(known)
     lower = {one.lower(): one for one in reversed(known)}
-    close = get_close_matches(name.lower(), lower, n=1)
+    close = get_close_matches(str(name).lower(), lower, n=1)
     if close:
         return f"did you mean {lower[close[0]]!r}?"
     return f"{listed_by} lists all" if listed_by else f"choose one of {', '.join(known)}"

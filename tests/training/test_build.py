@@ -1,9 +1,18 @@
-"""Criterion of a run: coefficients and matching costs follow the settings."""
+"""Model and criterion of a run: coefficients and matching costs follow the settings."""
 
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit import build_model, state_dict_as_official
+from detrkit.config.run import run_config
 from detrkit.config.training import TrainingConfig
+from detrkit.data.categories import contiguous_coco_categories
 from detrkit.losses.classification import IoUAwareClassification
 from detrkit.models.presets import preset_config
-from detrkit.training.build import build_criterion
+from detrkit.training.build import build_criterion, build_model_for
+from detrkit.training.planner import plan_model
 
 WEIGHTS = {
     "cls_loss_coef": 1.5,
@@ -32,3 +41,16 @@ def test_iou_aware_classification_is_used_in_matching_and_loss() -> None:
     loss = build_criterion(preset_config("detrkit-s"), TrainingConfig(cls_loss="align"))
     assert isinstance(loss.classification, IoUAwareClassification)
     assert loss.matcher.classification is loss.classification
+
+
+@pytest.mark.parametrize(("normalize", "is_warned"), [(None, False), (True, True)])
+def test_weights_of_other_pixels_are_warned_of(
+    normalize: bool | None, is_warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The published weights of real-time detectors are of pixels in 0 .. 1, and so is their training."""
+    path = tmp_path / "dfine.pth"
+    torch.save({"model": state_dict_as_official(build_model("dfine-n"))}, path)
+    given = {} if normalize is None else {"normalize": normalize}
+    config = plan_model(run_config({"data": "x", "model": "dfine-n", "weights": str(path), **given}))
+    build_model_for(config, contiguous_coco_categories())
+    assert any("normalised otherwise" in record.getMessage() for record in caplog.records) is is_warned

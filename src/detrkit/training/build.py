@@ -54,11 +54,13 @@ def build_model_for(
         return model, None
     checkpoint = _read_weights(config.weights, model.config)
     preprocessing, channels = checkpoint.preprocessing, checkpoint.config.in_channels
-    if preprocessing.normalization(channels) != Preprocessing().normalization(channels):
+    normalizes = config.training.normalize
+    if preprocessing.normalization(channels) != Preprocessing(normalize=normalizes).normalization(channels):
         _logger.warning(
-            "%s: these weights were trained on pixels that were normalised otherwise than here, where ImageNet's mean and "
-            "standard deviation are used; the first epochs adapt them",
+            "%s: these weights were trained on pixels that were normalised otherwise than here, where %s; the first epochs "
+            "adapt them",
             config.weights,
+            "ImageNet's mean and standard deviation are used" if normalizes else "they are only scaled to 0 .. 1",
         )
     try:
         adaptation = load_adapted(model, categories, checkpoint.state, checkpoint.categories)
