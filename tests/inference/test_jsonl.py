@@ -75,6 +75,17 @@ def test_file_of_another_program_is_rejected_and_kept(lines: Path) -> None:
         assert lines.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b'{"image": "a.jpg", "error": "\x00x"}\n', b'{"image": "a.jpg", "error": }\n', b'{"image": "a", "error": 1]}\n'],
+)
+def test_malformed_line_with_an_error_is_rejected_and_kept(lines: Path, line: bytes) -> None:
+    lines.write_bytes(line)
+    with pytest.raises(DatasetError, match="line 1: was not written by detrkit"):
+        JsonlWriter(lines, SETTINGS)
+    assert lines.read_bytes() == line
+
+
 def test_second_writer_of_a_file_is_rejected(lines: Path) -> None:
     with JsonlWriter(lines, SETTINGS), pytest.raises(ConfigError, match="another process writes to it"):
         JsonlWriter(lines, SETTINGS)

@@ -102,10 +102,11 @@ class JsonlWriter:
         end = 0
         for number, line in enumerate(self._file, start=1):
             if line.endswith(b"\n"):
-                image = _image_of_line(line, f"{self.path}: line {number}")
+                where = f"{self.path}: line {number}"
+                image = _image_of_line(line, where)
                 self.done.add(image)
-                if b', "error": ' in line:
-                    self.errors[image] = str(parse_json(line)["error"])
+                if b', "error": ' in line and (error := _error_of_line(line, where)) is not None:
+                    self.errors[image] = error
                 end += len(line)
         self._file.truncate(end)
         self._file.seek(end)
@@ -118,7 +119,20 @@ def _image_of_line(line: bytes, where: str) -> str:
             raise ValueError
         return str(json.JSONDecoder().raw_decode(line.decode("utf-8"), len(_LINE_START))[0])
     except ValueError:
-        raise DatasetError(f"{where}: was not written by detrkit; choose another {arg('output')}") from None
+        raise _foreign_line(where) from None
+
+
+def _error_of_line(line: bytes, where: str) -> str | None:
+    """Read why an image could not be read; None if it could."""
+    try:
+        entry = parse_json(line)
+    except ValueError:
+        raise _foreign_line(where) from None
+    return str(entry["error"]) if isinstance(entry, dict) and "error" in entry else None
+
+
+def _foreign_line(where: str) -> DatasetError:
+    return DatasetError(f"{where}: was not written by detrkit; choose another {arg('output')}")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
