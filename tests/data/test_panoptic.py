@@ -1,6 +1,8 @@
 """COCO panoptic: layouts, boxes, crowds, malformed files."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from detrkit.data.checks.fix import fix_dataset
 from detrkit.data.convert import write_dataset
 from detrkit.data.dataset import DetectionDataset, usable_annotations
 from detrkit.data.formats.lookup import find_record
+from detrkit.data.segment_png import read_ids
 from detrkit.data.splits import load_dataset
 from detrkit.data.transforms.geometry import TrainTransform
 from detrkit.errors import DatasetError
@@ -174,6 +177,11 @@ def write_png(path: Path, kind: str) -> None:
         path.write_bytes(path.read_bytes()[:60])
     elif kind == "small":
         Image.new("RGB", (15, 10)).save(path)
+    elif kind == "long chunk":
+        Image.new("RGB", (30, 20)).save(path)
+        content = path.read_bytes()
+        start = content.index(b"IDAT") - 4
+        path.write_bytes(content[:start] + b"\xfe" + content[start + 1 :])
     else:
         Image.new(kind, (30, 20)).save(path)
 
@@ -186,7 +194,8 @@ def write_png(path: Path, kind: str) -> None:
         ("I;16", "gray PNG of 16 bits a channel"),
         ("16", "color PNG of 16 bits a channel"),
         ("jpeg", "is not a PNG"),
-        ("cut off", "cannot be read as a PNG"),
+        ("cut off", "cannot be read as an image"),
+        ("long chunk", "the PNG has [0-9]+ bytes, expected 42[0-9]+ or more"),
         ("small", "has 15 x 10 pixels, its image 30 x 20"),
     ],
 )
@@ -198,7 +207,19 @@ def test_png_without_ids_is_rejected_when_masks_are_read(folder: Path, kind: str
     assert "\n" not in str(caught.value)
     unreadable = [one for one in examine(folder, workers=0, cache=False).findings if "PNGs of segments" in one.title]
     assert [one.severity for one in unreadable] == ["error"]
-    assert message in str(unreadable[0].locations[0])
+    assert re.search(message, str(unreadable[0].locations[0]))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipe_in_the_place_of_a_png_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(DatasetError, match="is a pipe or device, expected an RGB PNG"):
+        read_ids(tmp_path / "1.png", (20, 30))
+
+
+def test_name_that_no_file_system_can_have_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such file"):
+        read_ids(tmp_path / "1\ud800.png", (20, 30))
 
 
 def test_alpha_is_ignored(folder: Path) -> None:

@@ -4,6 +4,7 @@ Some files are small, claim a small size, and yet take minutes or gigabytes: a J
 pixels in a tile of a billion, an icon of 16 pixels that contains a photo. Torch-free, and linear in the size of the file.
 """
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ MAX_SCANS = 100  # of a JPEG: encoders write 1 to about 20, and libtiff has the 
 _MAX_SCANNED = 2**32  # pixels in all scans of a JPEG: 24 scans of the largest image; CMYK has 18
 _MAX_SEGMENTS = 10_000  # of a JPEG: profiles, thumbnails and depth maps take some hundred
 _MAX_FILLERS = 2**16  # bytes between two segments of a JPEG, before its first scan
+_MAX_CUT = 2**26  # bytes that the last chunk of a PNG may lack
 _MAX_CHUNKS = 10_000  # of a PNG, and one more per `_MIN_CHUNK` bytes: usual are pieces of 8 kB
 _MIN_CHUNK = 512
 _MAX_ICON_SIDE = 4096  # pixels; usual are 256 to 1024
@@ -187,8 +189,11 @@ def _segments(content: bytes, where: Path | str, *, is_complete: bool) -> Iterat
 
 
 def _check_chunks(file: ImageFile, where: Path | str) -> None:
-    """Check the number of chunks of a PNG, each of which takes Pillow some microseconds."""
-    position, count = 8, 0
+    """Check the number of chunks of a PNG, each of which takes Pillow some microseconds, and that they fit into the file.
+
+    Pillow allocates what the length of a chunk claims. Files that were cut off are left to it.
+    """
+    end, position, count = file.seek(0, os.SEEK_END), 8, 0
     while True:
         file.seek(position)
         head = file.read(8)
@@ -196,6 +201,8 @@ def _check_chunks(file: ImageFile, where: Path | str) -> None:
             return
         position += 12 + int.from_bytes(head[:4], "big")
         count += 1
+        if position > end + _MAX_CUT:
+            raise DatasetError(f"{where}: the PNG has {end} bytes, expected {position} or more; get it again")
         if count > _MAX_CHUNKS + position // _MIN_CHUNK:
             raise DatasetError(
                 f"{where}: the PNG has {count} or more chunks in its first {position} bytes, expected fewer and larger "

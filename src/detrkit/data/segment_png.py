@@ -12,9 +12,9 @@ from jaxtyping import Int32
 from PIL import Image
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write
+from detrkit._internal.files import atomic_write, is_file, what_is_at
 from detrkit._internal.provenance import provenance_mark
-from detrkit.data.decoding import one_line
+from detrkit.data.decoding import opened_image
 from detrkit.errors import DatasetError
 from detrkit.ops.segments import ids_to_rgb, rgb_to_ids
 
@@ -34,14 +34,16 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
     Raises:
         DatasetError: it is missing, of another kind or size, or damaged.
     """
-    _check_header(path, size)
+    if not is_file(path):  # opening a pipe would wait for a writer
+        raise DatasetError(f"{path}: {what_is_at(path)}, {_EXPECTED}")
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            pixels = np.array(image)
-    except MemoryError:
-        raise DatasetError(f"{path}: does not fit into memory; make image and PNG smaller") from None
-    except Exception as error:  # Pillow's decoders raise errors of any kind on malformed files
-        raise DatasetError(f"{path}: cannot be read as a PNG ({one_line(error)}); export it again") from None
+        with path.open("rb") as file:
+            _check_header(file.read(_HEADER), path, size)
+            file.seek(0)
+            with opened_image(file, path, formats=("PNG",)) as image:
+                pixels = np.array(image)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
     return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
 
 
@@ -51,12 +53,7 @@ def write_ids(path: Path, ids: Int32[Tensor, "H W"]) -> None:
         Image.fromarray(ids_to_rgb(ids).contiguous().cpu().numpy()).save(temporary, "PNG", pnginfo=provenance_mark())
 
 
-def _check_header(path: Path, size: tuple[int, int]) -> None:
-    try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
+def _check_header(header: bytes, path: Path, size: tuple[int, int]) -> None:
     if len(header) < _HEADER or not header.startswith(_SIGNATURE):
         raise DatasetError(f"{path}: is not a PNG, {_EXPECTED}; other formats do not keep ids")
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
