@@ -1,6 +1,7 @@
 """Atomic writes, folders and locks: after a crash a file has its old content or its new, never a part of it."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from detrkit._internal.system import replace, sync
 from detrkit._internal.temporary import sweep, sweep_once, temporary_path
@@ -183,6 +184,29 @@ def what_is_at(path: Path) -> str:
         return "no such file"
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which may be linked to and never end, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder has its own error
+        raise OSError(errno.EINVAL, "is a pipe or device, expected a file", str(path))
+    return path.open("rb")
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Read a text file; see `open_file`.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+        ValueError: it is not in this encoding.
+    """
+    with open_file(path) as file, io.TextIOWrapper(file, encoding=encoding) as text:
+        return text.read()
+
+
 def read_names(path: Path) -> list[str]:
     """Read a list of names, one per line.
 
@@ -190,7 +214,7 @@ def read_names(path: Path) -> list[str]:
         DatasetError: the file is not valid text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, "utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not readable as a list of images ({error}); save it in UTF-8") from None
     return [line.strip() for line in lines if line.strip()]

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write, is_file
+from detrkit._internal.files import atomic_write, is_file, open_file
 from detrkit._internal.text import first_line
 from detrkit.checkpoints.json_files import MAX_JSON, read_json
 from detrkit.checkpoints.pickle_check import MAX_TENSORS
@@ -56,7 +56,7 @@ def _check_header(path: Path) -> None:
     Raises:
         CheckpointError: it is longer than `MAX_JSON`.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
     if MAX_JSON < length < path.stat().st_size:
         raise CheckpointError(f"{path}: has a header of {length:,} bytes, expected at most {MAX_JSON:,}")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit._internal.documents import parse_json
+from detrkit._internal.files import read_text
 from detrkit.errors import CheckpointError
 
 MAX_JSON = 32 * 2**20  # bytes; a ``config.json`` with the names of 100,000 classes takes about 8 MB
@@ -23,7 +24,7 @@ def read_json(path: Path, kind: str = "JSON") -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON:
             raise CheckpointError(f"{path}: has {size:,} bytes, expected at most {MAX_JSON:,}; get the folder again")
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as {kind} ({error}); get the file again") from None
     if not isinstance(content, dict):

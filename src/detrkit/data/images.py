@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from detrkit._internal.files import is_file, what_is_at
+from detrkit._internal.files import is_file, open_file, what_is_at
 from detrkit.data.decoding import (
     EXIF_ORIENTATION,
     RGB,
@@ -122,7 +122,7 @@ def read_image_bytes(path: Path, span: tuple[int, int] | None = None) -> bytes:
         if span is None:
             with _open_file(path) as file:
                 return file.read()
-        with path.parent.open("rb") as shard:
+        with open_file(path.parent) as shard:
             shard.seek(span[0])
             content = shard.read(span[1])
     except OSError as error:

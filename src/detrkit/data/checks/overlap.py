@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
+from detrkit._internal.files import open_file
 from detrkit.data.dataset import SampleSplit, Split
 from detrkit.data.images import read_image_bytes
 from detrkit.errors import DatasetError
@@ -69,7 +70,7 @@ def _size(place: _Place) -> int | None:
 def _head(place: _Place) -> bytes | None:
     path, offset, length = place
     try:
-        with (path if offset < 0 else path.parent).open("rb") as file:
+        with open_file(path if offset < 0 else path.parent) as file:
             file.seek(max(offset, 0))
             return file.read(_HEAD_BYTES if offset < 0 else min(length, _HEAD_BYTES))
     except OSError:

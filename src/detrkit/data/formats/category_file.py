@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from detrkit._internal.documents import parse_json
+from detrkit._internal.files import read_text
 from detrkit.data.categories import Categories
 from detrkit.data.formats.context import ReadContext
 from detrkit.errors import DatasetError
@@ -31,7 +32,7 @@ def read_category_file(folder: Path, context: ReadContext) -> Categories | None:
         return None
     context.opened(path)
     try:
-        return Categories.from_json(parse_json(path.read_text(encoding="utf-8")))
+        return Categories.from_json(parse_json(read_text(path)))
     except (OSError, ValueError):
         raise DatasetError(
             f"{path}: expected a list of objects with 'id' and 'name'; correct it or remove it"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from detrkit._internal.documents import parse_json
+from detrkit._internal.files import read_text
 from detrkit.data.categories import Categories
 from detrkit.data.findings import Location
 from detrkit.data.formats.context import ReadContext
@@ -34,7 +35,7 @@ def read_json(path: Path) -> Any:
         DatasetError: it is missing or malformed.
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(path, "utf-8-sig"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, expected a JSON file; check the path") from None
     except (ValueError, OSError) as error:

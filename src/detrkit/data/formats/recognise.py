@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from detrkit._internal.files import open_file
+
 JsonKind = Literal["coco", "panoptic", "other", "unreadable"]
 _HEAD = 65_536  # bytes of a file that are looked at
 _MAX_FILES = 300  # of a folder
@@ -154,7 +156,7 @@ _FOREIGN = (
 def json_kind(path: Path) -> JsonKind:
     """Return the kind of COCO file that a JSON is, by the keys in it; files may be too large to be parsed for this."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
                 return "unreadable"
             if content.find(b'"segments_info"') >= 0:
@@ -190,7 +192,7 @@ def _matches(known: ForeignFormat, head: str, suffix: str) -> bool:
 
 def _head(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             return opened.read(_HEAD).decode("utf-8-sig", errors="replace")
     except OSError:
         return ""

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from detrkit._internal.documents import parse_json
-from detrkit._internal.files import atomic_write, make_folder, refuse_overwrite, write_tensors, write_text
+from detrkit._internal.files import atomic_write, make_folder, read_text, refuse_overwrite, write_tensors, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.formats.context import ReadContext
@@ -216,7 +216,7 @@ def _digest(split: Split) -> str:
 def _read_plan(folder: Path) -> ShardPlan:
     path = folder / PLAN_FILE
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         if content["format"] != FORMAT:
             raise DatasetError(f"{path}: found format {content['format']!r}, expected {FORMAT!r}; update detrkit")
         return ShardPlan(

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detrkit._internal.files import write_text
+from detrkit._internal.files import open_file, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.findings import Location
@@ -185,11 +185,12 @@ def _read_pages(paths: Sequence[Path], context: ReadContext) -> Iterator[_ImageA
 def _read_page(path: Path, context: ReadContext) -> _ImageAnnotations:
     context.opened(path)
     try:
-        content = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
-    except OSError:
+        with open_file(path) as file:
+            content = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError):
         raise DatasetError(f"{path}: no such file, expected the annotations of an image; check the lists") from None
     # entities can read other files and expand without bounds (zeros: UTF-16)
-    if content is None or b"<!" in content.replace(b"\0", b"").replace(b"<!--", b""):
+    if len(content) > _MAX_BYTES or b"<!" in content.replace(b"\0", b"").replace(b"<!--", b""):
         raise DatasetError(f"{path}: is too large, or declares entities, which annotations do not need; remove them")
     try:
         top = ElementTree.fromstring(content)  # noqa: S314  (declarations were refused above)

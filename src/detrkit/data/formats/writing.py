@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from detrkit._internal.files import make_folder
+from detrkit._internal.files import make_folder, open_file
 from detrkit._internal.system import usable_stem
 from detrkit.data.dataset import SampleSplit, Split
 from detrkit.data.formats.locate import name_key
@@ -95,7 +95,7 @@ def copy_image(path: Path, target: Path) -> None:
         DatasetError: it is not an image.
         OSError: it cannot be read or written.
     """
-    with path.open("rb") as source:
+    with open_file(path) as source:
         check_image_content(source, path)
         source.seek(0)
         with target.open("wb") as copy:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from detrkit._internal.files import read_names, write_text
+from detrkit._internal.files import read_names, read_text, write_text
 from detrkit.data.dataset import Split
 from detrkit.data.findings import Location
 from detrkit.data.formats.category_file import CATEGORIES_FILE, category_file_text
@@ -273,7 +273,7 @@ class _Reader:
 
     def _lines(self, path: Path | None) -> list[str]:
         try:
-            return [] if path is None else path.read_text(encoding="utf-8-sig").splitlines()
+            return [] if path is None else read_text(path, "utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             self.context.error(ObjectError(f"{path}: not readable as text ({error}); save it in UTF-8"))
             return []

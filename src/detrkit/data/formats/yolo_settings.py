@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from detrkit._internal.documents import parse_yaml
-from detrkit._internal.files import read_names
+from detrkit._internal.files import read_names, read_text
 from detrkit.data.categories import Categories
 from detrkit.data.formats.category_file import read_category_file
 from detrkit.data.formats.context import ReadContext
@@ -85,9 +85,7 @@ def find_settings(tree: DatasetFiles) -> Path | None:
 
 def _names_splits(path: Path) -> bool:
     try:
-        return (
-            re.search(r"(?m)^\s*['\"]?(train|val|names|nc)['\"]?\s*:", path.read_text(encoding="utf-8-sig")) is not None
-        )
+        return re.search(r"(?m)^\s*['\"]?(train|val|names|nc)['\"]?\s*:", read_text(path, "utf-8-sig")) is not None
     except (OSError, ValueError):
         return True  # the reader reports the error
 
@@ -150,7 +148,7 @@ _TextLoader.yaml_implicit_resolvers = {
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8-sig"), _TextLoader)
+        content = parse_yaml(read_text(path, "utf-8-sig"), _TextLoader)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file, expected a data.yaml; check the path") from None
     except (OSError, ValueError) as error:
