@@ -50,7 +50,7 @@ def test_evaluate_returns_metrics_and_writes_and_prints_nothing(
     result = detrkit.evaluate(
         weights, folder, workers=0, device="cpu", progress=lambda done, total: steps.append((done, total))
     )
-    assert 0 < result.ap <= result.ap50 <= 1
+    assert 0 < result.ap <= result.ap50 + 1e-12 <= 1 + 2e-12  # means of equal values are rounded differently
     assert result.metrics.values["ap75"] == result.ap75
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert capfd.readouterr() == ("", "")

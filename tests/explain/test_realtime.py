@@ -22,6 +22,7 @@ from detrkit.explain.explanation import Explanation
 from detrkit.explain.page import build_page
 from detrkit.models.detr import DETR
 from tests.detectors import realtime_detector
+from tests.parameters import slow_except
 
 
 def array(page: PageDocument, location: dict[str, Any]) -> torch.Tensor:
@@ -147,7 +148,7 @@ def run(arguments: list[str]) -> int:
     return int(stopped.value.code or 0)
 
 
-@pytest.mark.parametrize("figure", ["layers", "distributions", "selection"])
+@pytest.mark.parametrize("figure", slow_except(("selection",), ["layers", "distributions", "selection"]))
 def test_the_command_writes_the_figures(figure: str, place: Path, tmp_path: Path) -> None:
     output = tmp_path / "figure.svg"
     head = ["--head", "2"] if figure == "layers" else []
