@@ -1,4 +1,4 @@
-r"""Fine-tuning of a real-time detector on few images, beside training from random weights.
+r"""Fine-tuning of a real-time detector on few images, next to training from random weights.
 
     python -m benchmarks.finetuning [--model dfine-n] [--pretraining 1500] [--steps 200] [--size 256] [--seeds 1 2]
 

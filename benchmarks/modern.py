@@ -15,15 +15,21 @@ layer with the boxes of the one before.
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.export import Output, measure, predict_with_engine
-from benchmarks.training import Step, make_batch, peak_memory, request, time_step
+from benchmarks.training import (
+    Step,
+    answer_requests,
+    labels_of,
+    make_batch,
+    measure_workers,
+    start_worker,
+    transformers_step,
+)
 from torch import Tensor
 
 import detrkit
@@ -189,11 +195,6 @@ def report_predictions(preset: str, rounds: int) -> None:
         )
 
 
-def labels_of(batch: Batch) -> list[dict[str, Tensor]]:
-    """Return targets as transformers takes them."""
-    return [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
-
-
 def training_settings(preset: str) -> TrainingConfig:
     """Return the published settings of a step, without a moving average of weights, which transformers has not."""
     published = {name: value for name, (value, _) in reference_settings(preset).items() if not name.startswith("ema_")}
@@ -248,19 +249,7 @@ def make_step(preset: str, library: str) -> Step:
     batch = training_batch()
     converted = build_transformers(preset)
     if library == "transformers":
-        model = converted.train()
-        trainable = [one for one in model.parameters() if one.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=1e-5, weight_decay=1e-4, fused=True)
-
-        def step() -> float:
-            loss = model(pixel_values=batch.images, labels=labels_of(batch)).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trainable, 0.1)
-            optimizer.step()
-            return float(loss.detach())
-
-        return step
+        return transformers_step(converted.train(), batch, "float32")
     own, settings = build_detrkit(preset, converted).train(), training_settings(preset)
     train_step = TrainStep(own, build_criterion(own.config, settings), settings, torch.device("cpu"), length=1000)
     return lambda: float(train_step.step([batch]).total.detach())
@@ -270,42 +259,16 @@ def report_training(preset: str, rounds: int, threads: int) -> None:
     """Print seconds and memory per step; both libraries have their own process, and they take turns."""
     check_losses(preset)
     workers = {
-        library: subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.modern", "--worker", preset, library, "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
+        library: start_worker("benchmarks.modern", "--worker", preset, library, "--threads", str(threads))
         for library in ("transformers", "detrkit")
     }
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for number in range(rounds + 2):
-        for name, worker in workers.items():
-            seconds = float(request(worker, "step"))
-            if number > 1:  # the first rounds allocate memory
-                times[name].append(seconds)
-    memory = {name: request(worker, "memory") for name, worker in workers.items()}
-    for worker in workers.values():
-        worker.communicate()
-    baseline = statistics.median(times["transformers"])
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
+    medians, memory = measure_workers(workers, rounds)
+    for name, median in medians.items():
         print(
-            f"{preset:<11}{name:<13} {median:6.3f} s per step, {baseline / median:5.2f} times as fast, "
+            f"{preset:<11}{name:<13} {median:6.3f} s per step, {medians['transformers'] / median:5.2f} times as fast, "
             f"peak memory {memory[name]} GiB",
             flush=True,
         )
-
-
-def run_worker(preset: str, library: str) -> None:
-    """Answer requests for steps and memory."""
-    step = make_step(preset, library)
-    for line in sys.stdin:
-        if line.strip() == "memory":
-            print(f"{peak_memory():.2f}", flush=True)
-        else:
-            print(time_step(step, "cpu"), flush=True)
 
 
 def main() -> None:
@@ -319,7 +282,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.worker:
-        run_worker(*arguments.worker)
+        answer_requests(make_step(*arguments.worker), "cpu")
         return
     for preset in arguments.models if arguments.rounds else ():
         report_predictions(preset, arguments.rounds)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import detrkit
 from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit
@@ -85,13 +86,18 @@ def build_detrkit(converted: Any) -> DETR:
     return model.train()
 
 
+def labels_of(batch: Batch) -> list[dict[str, Tensor]]:
+    """Return targets as transformers takes them."""
+    return [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+
+
 def transformers_step(model: Any, batch: Batch, precision: str) -> Step:
     """Return a function that runs one training step of transformers."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=1e-4, weight_decay=1e-4, fused=True
     )  # as in their Trainer and in detrkit
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+    labels = labels_of(batch)
     device = batch.images.device.type
 
     def step() -> float:
@@ -120,7 +126,7 @@ def check_equal(device: str) -> None:
     model = build_detrkit(baseline).to(device)
     baseline.to(device)
     counts = [sum(p.numel() for p in one.parameters() if p.requires_grad) for one in (baseline, model)]
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+    labels = labels_of(batch)
     with torch.no_grad():
         expected = float(baseline.eval()(batch.images, (~batch.padding_mask).long(), labels=labels).loss)
         actual = float(SetCriterion(NUM_CLASSES)(model.eval()(batch.images), batch.targets).total)
@@ -135,15 +141,11 @@ def report_steps(device: str, rounds: int) -> None:
     variants = [
         (library, precision) for precision in ("float32", "bfloat16") for library in ("transformers", "detrkit")
     ]
-    workers = {" ".join(variant): start_worker(*variant, device) for variant in variants}
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for round_number in range(rounds + 2):
-        for name, worker in workers.items():
-            seconds = float(request(worker, "step"))
-            if round_number > 1:  # the first rounds allocate memory
-                times[name].append(seconds)
-    memory = {name: request(worker, "memory") for name, worker in workers.items()}
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    workers = {
+        " ".join(variant): start_worker("benchmarks.training", "--worker", *variant, "--device", device)
+        for variant in variants
+    }
+    medians, memory = measure_workers(workers, rounds)
     baseline = medians["transformers float32"]
     for name, seconds in medians.items():
         print(
@@ -151,10 +153,26 @@ def report_steps(device: str, rounds: int) -> None:
         )
 
 
-def start_worker(library: str, precision: str, device: str) -> "subprocess.Popen[str]":
-    """Start a process that runs a step on request."""
-    command = [sys.executable, "-m", "benchmarks.training", "--worker", library, precision, "--device", device]
+def start_worker(module: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a process of a benchmark that runs a step on request."""
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def measure_workers(
+    workers: "dict[str, subprocess.Popen[str]]", rounds: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the median seconds of a step and the peak memory in GiB of every process; they take turns, and end."""
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for round_number in range(rounds + 2):
+        for name, worker in workers.items():
+            seconds = float(request(worker, "step"))
+            if round_number > 1:  # the first rounds allocate memory
+                times[name].append(seconds)
+    memory = {name: request(worker, "memory") for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.communicate()
+    return {name: statistics.median(seconds) for name, seconds in times.items()}, memory
 
 
 def request(worker: "subprocess.Popen[str]", name: str) -> str:
@@ -167,13 +185,18 @@ def request(worker: "subprocess.Popen[str]", name: str) -> str:
 
 
 def run_worker(library: str, precision: str, device: str) -> None:
-    """Answer requests for steps and memory."""
+    """Answer requests of `start_worker`."""
     batch = make_batch(2, 512, 640, device)
     baseline = build_transformers()
     if library == "transformers":
         step = transformers_step(baseline.to(device), batch, precision)
     else:
         step = detrkit_step(build_detrkit(baseline), batch, precision)
+    answer_requests(step, device)
+
+
+def answer_requests(step: Step, device: str) -> None:
+    """Answer requests for steps and memory on standard input."""
     for line in sys.stdin:
         if line.strip() == "memory":
             peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_memory()

@@ -99,7 +99,7 @@ class ExportError(DetrkitError):
     """A model cannot be exported to the requested format."""
 
 
-def did_you_mean(name: str, known: Iterable[str], listed_by: str = "") -> str:
+def did_you_mean(name: object, known: Iterable[str], listed_by: str = "") -> str:
     """Suggest the closest known name, or say where all of them are.
 
     Args:

@@ -1,4 +1,4 @@
-"""Links of a dataset to devices that never end, and pipes that nobody writes to, are not read."""
+"""Links of a dataset to devices that never end, and pipes without a writer, are not read."""
 
 import os
 from pathlib import Path

@@ -213,12 +213,12 @@ def test_png_without_ids_is_rejected_when_masks_are_read(folder: Path, kind: str
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_pipe_in_the_place_of_a_png_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "1.png")
-    with pytest.raises(DatasetError, match="is a pipe or device, expected an RGB PNG"):
+    with pytest.raises(DatasetError, match="is a pipe or device"):
         read_ids(tmp_path / "1.png", (20, 30))
 
 
 def test_name_that_no_file_system_can_have_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no such file"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         read_ids(tmp_path / "1\ud800.png", (20, 30))
 
 

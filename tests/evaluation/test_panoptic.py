@@ -314,7 +314,7 @@ MALFORMED: dict[str, Callable[[Document], Any]] = {
     "expected COCO panoptic results": lambda d: d.pop("annotations"),
     r"annotations\[0\]: found 3, expected COCO panoptic": lambda d: d["annotations"].insert(0, 3),
     "leads out of": lambda d: d["annotations"][0].update(file_name="../x.png"),
-    "no such file": lambda d: d["annotations"][0].update(file_name="x.png"),
+    "cannot be read": lambda d: d["annotations"][0].update(file_name="x.png"),
     r"segments_info: found None": lambda d: d["annotations"][0].pop("segments_info"),
     r"segments_info\[0\]: found 1": lambda d: d["annotations"][0]["segments_info"].insert(0, 1),
     r"id: found 300, expected unique ids from 1 to": lambda d: d["annotations"][0]["segments_info"].append(

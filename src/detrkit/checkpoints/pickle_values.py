@@ -1,4 +1,4 @@
-"""What a pickle of weights holds, as stand-ins that take no memory, and what torch's functions in it would make.
+"""Stand-ins for the values in a pickle of weights, which take no memory, and for the results of torch's functions in it.
 
 Each function checks its arguments: torch's own take any amount of memory for some of them.
 """

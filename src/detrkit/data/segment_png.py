@@ -12,7 +12,7 @@ from jaxtyping import Int32
 from PIL import Image
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write, is_file, what_is_at
+from detrkit._internal.files import atomic_write, open_file
 from detrkit._internal.provenance import provenance_mark
 from detrkit.data.decoding import opened_image
 from detrkit.errors import DatasetError
@@ -34,16 +34,15 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
     Raises:
         DatasetError: it is missing, of another kind or size, or damaged.
     """
-    if not is_file(path):  # opening a pipe would wait for a writer
-        raise DatasetError(f"{path}: {what_is_at(path)}, {_EXPECTED}")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             _check_header(file.read(_HEADER), path, size)
             file.seek(0)
             with opened_image(file, path, formats=("PNG",)) as image:
                 pixels = np.array(image)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}), {_EXPECTED}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{path}: cannot be read ({reason}), {_EXPECTED}") from None
     return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
 
 

@@ -187,8 +187,9 @@ def _read_page(path: Path, context: ReadContext) -> _ImageAnnotations:
     try:
         with open_file(path) as file:
             content = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError):
-        raise DatasetError(f"{path}: no such file, expected the annotations of an image; check the lists") from None
+    except (OSError, ValueError) as error:
+        reason = "no such file" if not path.exists() else str(error)
+        raise DatasetError(f"{path}: {reason}, expected the annotations of an image; check the lists") from None
     # entities can read other files and expand without bounds (zeros: UTF-16)
     if len(content) > _MAX_BYTES or b"<!" in content.replace(b"\0", b"").replace(b"<!--", b""):
         raise DatasetError(f"{path}: is too large, or declares entities, which annotations do not need; remove them")

@@ -25,7 +25,7 @@ _INVALID_LOGIT = 1e4  # of invalid anchors: its sigmoid is 1; the published code
 
 
 class EncoderQueries(nn.Module):
-    """What both kinds of two-stage queries have in common: scores of all cells, and the selection of the best ones.
+    """Base of both kinds of two-stage queries: scores of all cells, and the selection of the best ones.
 
     Args:
         num_queries: Q.
