@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from detrkit.structures import Detections, PanopticSegment, PanopticSegments
 from detrkit.visualization.draw import color_of, draw_boxes, draw_detections, draw_masks, draw_segments
+from detrkit.visualization.figures import DrawnBox, show_box
 
 
 def test_small_boxes_have_thin_lines() -> None:
@@ -59,3 +61,14 @@ def test_ground_truth_is_dashed_and_named_below_detections() -> None:
     found = Detections(torch.tensor([[50.0, 100, 250, 250]]), torch.tensor([0.9]), ones, ones, ("cat",))
     over = np.asarray(draw_detections(image, found, [[50.0, 100, 250, 250]], ["cat"]))
     assert tuple(over[175, 50]) == color_of(1)
+
+
+@pytest.mark.parametrize("left", [0.0, 30.0, 71.0, 96.0])
+def test_caption_of_a_box_in_a_figure_is_inside_the_image(left: float) -> None:
+    figure = Figure(figsize=(4, 4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 100), ylim=(100, 0))
+    show_box(axes, DrawnBox((left, 50.0, 99.0, 80.0), "scissors", (200, 0, 0)))
+    drawn = axes.texts[0].get_window_extent()
+    assert axes.bbox.x0 <= drawn.x0
+    assert drawn.x1 <= axes.bbox.x1

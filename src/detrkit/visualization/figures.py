@@ -328,12 +328,16 @@ def show_box(axes: Axes, drawn: DrawnBox, *, width: float = 1.2) -> None:
         )
     if drawn.caption:
         (low, high), (bottom_edge, _) = axes.get_xlim(), axes.get_ylim()
-        place = min(max(left, low), high), min(max(top, 0), bottom_edge)
+        is_right = left > low + 0.7 * (high - low)  # little room to the right: the caption ends where the box does
+        place = min(max(right if is_right else left, low), high), min(max(top, 0), bottom_edge)
         side = "bottom" if place[1] > 0.1 * bottom_edge else "top"  # above the box, if there is room
         label = {"facecolor": color, "edgecolor": "none", "pad": 0.8}
         ink = text_color_on(drawn.color)
         caption, families = figure_text(drawn.caption), font_families(drawn.caption)
-        axes.text(*place, caption, fontsize=SMALL, family=families, va=side, color=ink, bbox=label, clip_on=True)
+        axes.text(
+            *place, caption, fontsize=SMALL, family=families, ha="right" if is_right else "left", va=side, color=ink,
+            bbox=label, clip_on=True,
+        )  # fmt: skip
 
 
 def _mark(axes: Axes, point: tuple[float, float], color: tuple[int, int, int]) -> None:

@@ -8,7 +8,7 @@ function showStages(explanation) {
   const isPadded = grid.padded.some((side, i) => side !== grid.resized[i]);
   const rows = [
     tableRow(["image", "name"], [`${height} × ${width} px (height × width)`], [sizeText(grid.resized)], ["resized to the size the model was trained with"], ["data/transforms/geometry.py"]),
-    tableRow(["batch", "name"], [sizeText(grid.resized)], [`(1, ${numChannels(stages)}, ${grid.padded.join(", ")})`], [isPadded ? `normalised, and padded to ${sizeText(grid.padded)}` : "normalised; a single image needs no padding"], ["data/batching.py"]),
+    tableRow(["batch", "name"], [sizeText(grid.resized)], [`(1, ${numChannels(stages)}, ${grid.padded.join(", ")})`], [isPadded ? `normalised as in training, and padded to ${sizeText(grid.padded)}` : "normalised as in training; a single image needs no padding"], ["data/batching.py"]),
     ...stages.map((stage) => tableRow([stage.part, "name"], [inputText(stage), "shape"], [lines(stage.outputs.map(shapeText)), "shape"], [stage.description], [element("code", {}, stage.file)])),
     tableRow(["detections", "name"], ["scores, boxes 0 .. 1"], [`${stages.length ? outputs.boxes : 0} boxes in px`], [outputs.description], [element("code", {}, "postprocess/boxes.py")]),
   ];
