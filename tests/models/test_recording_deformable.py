@@ -148,7 +148,7 @@ def test_recorded_points_reproduce_the_output_of_the_layer(name: str, padding_in
             scale = torch.tensor(inputs.grid.original).flip(0) / torch.tensor(inputs.grid.resized).flip(0)
             # from pixels of the original image to shares of the maps
             maps = torch.tensor([[w, h] for h, w in features.sizes]) * torch.tensor(inputs.strides)[:, None]
-            shifts = torch.tensor(inputs.first_centres) - torch.tensor(inputs.strides) / 2
+            shifts = torch.tensor(inputs.first_centers) - torch.tensor(inputs.strides) / 2
             on_maps = (sampled.points / scale - shifts[sampled.levels, None]) / maps[sampled.levels]
             values = inputs.module.value_projection(features.tokens[index : index + 1])
             if features.padding_mask is not None:

@@ -329,7 +329,7 @@ def _deformable_inputs(
         references=arguments["references"][one],
         features=arguments["features"].coordinates_of(index),
         strides=model.config.strides,
-        first_centres=model.neck.first_cell_centers,
+        first_centers=model.neck.first_cell_centers,
         grid=grid,
         level=model.config.num_backbone_levels - 1,
         rows=rows,

@@ -40,7 +40,7 @@ class SamplingPoints:
     @property
     def levels(self) -> list[int]:
         """Index of the feature map of every point."""
-        return [level for level, count in enumerate(self.num_points) for _ in range(count)]
+        return _levels_of(self.num_points)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DeformableAttentionInputs:
         references: reference points or boxes, relative to each feature map.
         features: sizes and coordinates of the feature maps.
         strides: pixels of the resized image per cell of each feature map.
-        first_centres: distance from the image's edge to the center of the first cell of each feature map, in pixels of
+        first_centers: distance from the image's edge to the center of the first cell of each feature map, in pixels of
             the resized image.
         grid: cells of the feature map that attention maps are computed for.
         level: index of that feature map.
@@ -66,7 +66,7 @@ class DeformableAttentionInputs:
     references: Float[Tensor, "1 N L R"]
     features: FeatureMaps
     strides: tuple[int, ...]
-    first_centres: tuple[float, ...]
+    first_centers: tuple[float, ...]
     grid: Grid
     level: int
     rows: range
@@ -88,7 +88,7 @@ class DeformableAttentionInputs:
         points, weights = (tensor[0].cpu() for tensor in sampled)
         selected = slice(None) if heads is None else list(heads)
         num_points = self.module.num_points
-        levels = [level for level, count in enumerate(num_points) for _ in range(count)]
+        levels = _levels_of(num_points)
         on_maps = references[0].cpu()
         return SamplingPoints(
             points=self._to_image(points, levels).transpose(0, 1)[selected],
@@ -108,7 +108,7 @@ class DeformableAttentionInputs:
         resized = torch.tensor(
             [[w * stride, h * stride] for (h, w), stride in zip(self.features.sizes, self.strides, strict=True)]
         )[levels]
-        shifts = (torch.tensor(self.first_centres) - torch.tensor(self.strides) / 2)[levels]
+        shifts = (torch.tensor(self.first_centers) - torch.tensor(self.strides) / 2)[levels]
         (height, width), (original_height, original_width) = self.grid.resized, self.grid.original
         scale = torch.tensor([original_width / width, original_height / height])
         return (points * resized + shifts[:, None]) * scale
@@ -120,7 +120,7 @@ class DeformableAttentionInputs:
         height, width = self.grid.cells
         (resized_height, resized_width), (original_height, original_width) = self.grid.resized, self.grid.original
         to_cells = torch.tensor([resized_width / original_width, resized_height / original_height]) / self.grid.stride
-        first = self.first_centres[self.level] / self.strides[self.level]
+        first = self.first_centers[self.level] / self.strides[self.level]
         x, y = (sampled.points * to_cells - first).unbind(-1)
         weights = sampled.weights
         maps = torch.zeros(*weights.shape[:2], height * width)
@@ -132,3 +132,7 @@ class DeformableAttentionInputs:
                 cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
                 maps.scatter_add_(2, cell, weights * row_share * column_share * is_inside)
         return maps
+
+
+def _levels_of(num_points: Sequence[int]) -> list[int]:
+    return [level for level, count in enumerate(num_points) for _ in range(count)]
