@@ -81,6 +81,16 @@ def test_cells_in_the_padding_have_invalid_anchors() -> None:
     assert (anchors[0] == INVALID_LOGIT).all(-1).tolist() == (~is_valid[0]).tolist()
 
 
+@pytest.mark.parametrize("rounding", [-1e-7, 0.0, 1e-7])
+def test_anchors_at_the_margin_are_invalid_however_an_engine_rounds(
+    monkeypatch: pytest.MonkeyPatch, rounding: float
+) -> None:
+    exact = FeatureMaps.cell_centers  # of 50 columns, the first and last have their centers at 0.01 and 0.99
+    monkeypatch.setattr(FeatureMaps, "cell_centers", lambda self: [one + rounding for one in exact(self)])
+    _, is_valid = generate_anchors(make_features(1, 50))
+    assert is_valid[0].tolist() == [False] + [True] * 48 + [False]
+
+
 @pytest.mark.parametrize("content_from_memory", [False, True])
 def test_queries_without_a_cell_have_empty_memory_and_the_maximum_reference(content_from_memory: bool) -> None:
     source = make_source(4, content_from_memory=content_from_memory)

@@ -20,7 +20,8 @@ from detrkit.structures import EncoderProposals
 
 _ANCHOR_SIZE = 0.05  # of anchors on the finest map, relative to the image; doubled from map to map
 _MAX_ANCHOR_SIZE = 0.9  # from the sixth map on, where a doubled anchor would exceed the image and be invalid
-_MARGIN = 0.01  # relative to the image: anchors that come closer to its edges are invalid
+_MARGIN = 0.01  # relative to the image: anchors that come no further from its edges are invalid
+_ROUNDING = 1e-6  # the first and last of 50 cells are at the margin exactly, which engines round to either side of it
 _INVALID_LOGIT = 1e4  # of invalid anchors: its sigmoid is 1; the published code has infinity
 
 
@@ -211,7 +212,7 @@ def generate_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[
     anchors = anchor_squares(memory.cell_centers())
     # with align_cells, the first cells of a ResNet have their centers at the image's edge, but see what is inside
     inside = anchors if memory.first_cells is None else anchor_squares(memory.cell_centers(aligned=False))
-    is_valid = ((inside > _MARGIN) & (inside < 1 - _MARGIN)).all(-1)
+    is_valid = ((inside > _MARGIN + _ROUNDING) & (inside < 1 - _MARGIN - _ROUNDING)).all(-1)
     if memory.padding_mask is not None:
         is_valid = is_valid & ~memory.padding_mask
     logits = torch.logit(anchors.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
