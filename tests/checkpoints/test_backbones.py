@@ -18,6 +18,7 @@ from detrkit.config.model import HGNetName, ResNetVdName
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 from tests.models.hybrid_models import hybrid_model
+from tests.parameters import slow_except
 
 RULES = {"rtdetr_r18vd": RESNET_VD_RULES, "dfine_n": HGNET_RULES}
 
@@ -31,7 +32,7 @@ def authors_backbone(model: DETR, name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("prefix", ["", "backbone.", "module."])
+@pytest.mark.parametrize("prefix", slow_except(("backbone.",), ["", "backbone.", "module."]))
 def test_names_of_the_authors_are_known(name: str, prefix: str, tmp_path: Path) -> None:
     source, model = hybrid_model(name), hybrid_model(name)
     with torch.no_grad():

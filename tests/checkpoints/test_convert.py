@@ -16,6 +16,9 @@ from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.presets import PRESETS
 from tests.checkpoints.models import CATEGORIES, checkpoint_of, save_model, small_model
+from tests.parameters import slow_except
+
+SUCCESSORS = ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage"]
 
 
 def test_every_preset_has_its_published_architecture() -> None:
@@ -45,7 +48,7 @@ def test_config_that_differs_in_a_fixed_field_has_no_published_architecture(conf
     assert architecture_of_config(config) is None
 
 
-@pytest.mark.parametrize("preset", ["conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage"])
+@pytest.mark.parametrize("preset", slow_except(("deformable-detr-r50-two-stage",), SUCCESSORS))
 @pytest.mark.parametrize(("format", "output"), [("official", "out.pth"), ("huggingface", "out")])
 def test_converted_checkpoint_predicts_the_same(preset: str, format: str, output: str, tmp_path: Path) -> None:
     source = save_model(tmp_path, small_model(preset), CATEGORIES)

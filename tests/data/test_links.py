@@ -17,6 +17,7 @@ from detrkit.data.splits import load_dataset
 from detrkit.errors import DatasetError
 from tests.data.layouts import SIZE, put_coco, put_images, put_labels, put_text, put_xml
 from tests.datasets import write_panoptic
+from tests.parameters import slow_except
 
 NAMES = ("a.png", "b.png", "c.png")
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
@@ -101,7 +102,7 @@ LINKS = [link_image, link_image_relatively, link_by_a_chain, link_folder, link_f
 
 
 @pytest.mark.parametrize("copy", [convert, shard, fix])
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", slow_except((link_by_a_chain, link_folder), LINKS))
 @pytest.mark.parametrize("format", WRITERS)
 def test_what_links_lead_to_is_read_and_not_copied_unasked(
     tmp_path: Path, disk: Path, format: str, link: Callable[[Path, Path], None], copy: Callable[..., None]

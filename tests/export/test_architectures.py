@@ -36,7 +36,7 @@ def model_of(preset: str) -> DETR:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:  # many are initialised to zero
                 parameter.normal_(0, 1.0 if name == "query_source.weight" else 1.5 * parameter.shape[1] ** -0.5)
-            elif parameter.ndim == 4:  # features must differ between images: HGNetV2 initialises filters to small values
+            elif parameter.ndim == 4:  # HGNetV2 initialises filters so small that all images have equal features
                 parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5)
     return model
 

@@ -21,6 +21,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.structures import Target
 from tests.datasets import write_coco
+from tests.parameters import slow_except
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet-tiny",
@@ -111,7 +112,7 @@ ACTIONS: dict[str, Callable[[Detector], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_except(("detr-r50", "dfine-n"), FAMILIES))
 def test_predicting_changes_nothing_of_a_model_in_training(name: str) -> None:
     model, detector = in_training(name)
     before = state_of(model)

@@ -14,6 +14,7 @@ from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.data.categories import default_categories
 from detrkit.models.detr import DETR
 from detrkit.ops.padding import pad_to_batch
+from tests.parameters import slow_except
 from tests.parity.transformers_models import randomize
 
 transformers = pytest.importorskip("transformers")
@@ -54,7 +55,9 @@ def compare(reference: torch.nn.Module, model: DETR) -> float:
 
 
 @pytest.mark.parametrize("backbone", ["timm", "native"])
-@pytest.mark.parametrize("changes", [{}, {"dilation": True}, {"position_embedding_type": "learned"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", slow_except(({},), [{}, {"dilation": True}, {"position_embedding_type": "learned"}]), ids=str
+)
 def test_converted_transformers_weights_give_the_same_outputs(backbone: str, changes: dict[str, object]) -> None:
     if backbone == "native" and "dilation" in changes:
         pytest.skip("their native ResNet knows no dilation")
@@ -71,7 +74,7 @@ def test_converted_transformers_weights_give_the_same_outputs(backbone: str, cha
     assert compare(reference, model) < 1e-4
 
 
-@pytest.mark.parametrize("preset", ["detr-r50", "detr-r50-panoptic"])
+@pytest.mark.parametrize("preset", slow_except(("detr-r50-panoptic",), ["detr-r50", "detr-r50-panoptic"]))
 @pytest.mark.parametrize("native", [False, True], ids=["timm", "native"])
 def test_written_folder_is_read_by_transformers(tmp_path: Path, preset: str, native: bool) -> None:
     torch.manual_seed(0)

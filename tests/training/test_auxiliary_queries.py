@@ -33,6 +33,7 @@ from detrkit.training.auxiliary_queries import (
 from detrkit.training.build import build_criterion
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
 from detrkit.training.train_step import TrainStep
+from tests.parameters import slow_except
 from tests.rounding import assert_equal_up_to_rounding
 
 CPU = torch.device("cpu")
@@ -164,7 +165,7 @@ def test_criterion_has_the_settings_of_auxiliary_queries() -> None:
     assert selected.criterion.matcher.cost_class == 2.0
 
 
-@pytest.mark.parametrize("kind", AUXILIARY)
+@pytest.mark.parametrize("kind", slow_except(("all",), AUXILIARY))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_with_every_kind_of_auxiliary_queries(architecture: str, kind: str) -> None:
     model = small(architecture)

@@ -14,6 +14,7 @@ from detrkit.structures import Batch
 from detrkit.training.budget import StepBudget, TimeBudget, budget_of
 from detrkit.training.callbacks import Callback, TrainingState
 from detrkit.training.trainer import Trainer
+from tests.parameters import slow_except
 from tests.training.steps import SETTINGS, drawn, make_train_step
 from tests.training.test_trainer import Batches, Checkpoints, CountingStep, Recorder
 
@@ -142,9 +143,9 @@ def test_run_ends_within_five_percent_of_its_time_limit(machine: str) -> None:
     assert largest < 0.13, "no part of the schedule is left out"
 
 
-@pytest.mark.parametrize("every", [None, 1, 10, 10**6])
-@pytest.mark.parametrize("evaluation", [0.5, 4.0, 30.0])
-@pytest.mark.parametrize("limit", [120.0, 720.0])
+@pytest.mark.parametrize("every", slow_except((None, 1), [None, 1, 10, 10**6]))
+@pytest.mark.parametrize("evaluation", slow_except((0.5, 30.0), [0.5, 4.0, 30.0]))
+@pytest.mark.parametrize("limit", slow_except((120.0,), [120.0, 720.0]))
 def test_time_limit_includes_evaluations_of_any_cost(every: int | None, evaluation: float, limit: float) -> None:
     simulated = Machine(lambda _now: 0.5, evaluation=evaluation, report=6.0)
     recorder = run(simulated, BY_THE_CLOCK.replace(evaluate_every=every), limit)
