@@ -1,12 +1,16 @@
 """Training steps of RT-DETR and D-FINE: denoising in addition to the model's own queries, and batches of every kind."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import detrkit
 from detrkit import build_model
+from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
@@ -17,6 +21,7 @@ from detrkit.training.auxiliary_queries import ModelWithAuxiliaryQueries, build_
 from detrkit.training.build import build_criterion
 from detrkit.training.denoising import noised_boxes
 from detrkit.training.train_step import TrainStep
+from tests.datasets import write_coco
 from tests.rounding import assert_equal_up_to_rounding
 
 SMALL = {"num_classes": 3, "num_queries": 7, "decoder_layers": 2, "hidden_dim": 64, "dim_feedforward": 32}
@@ -91,3 +96,35 @@ def test_every_trained_weight_gets_a_gradient(name: str, has_denoising: bool, wi
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_train_step(small("rtdetr-r18"), **settings)
+
+
+class StopAfter(detrkit.Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, state: Any) -> None:
+        if state.step == self.steps:
+            state.request_stop()
+
+
+# RT-DETR's batches of random sizes; DEIM's mosaics, MixUp and flat cosine schedule; sizes, crops and denoising of D-FINE
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("dfine-n", "auto"), ("deim-dfine-s", "reference"), ("rtdetr-r18", "reference")]
+)
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, recipe: str, tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "photos", 6, 2)
+    short = {"steps": 6, "batch_size": 2, "image_size": 96, "workers": 0, "gradient_accumulation": 1}
+    model = {key: value for key, value in SMALL.items() if key != "num_classes"}
+
+    def train(output: str, *callbacks: detrkit.Callback) -> Path:
+        path = tmp_path / output
+        detrkit.train(data, name, output=path, recipe=recipe, callbacks=callbacks, loggers=["jsonl"], **short, **model)
+        return path
+
+    whole, interrupted = train("whole"), train("interrupted", StopAfter(4))
+    torch.manual_seed(123)
+    detrkit.resume(interrupted, loggers=["jsonl"])
+    expected, resumed = (load_file(folder / "last" / WEIGHTS_FILE) for folder in (whole, interrupted))
+    assert expected.keys() == resumed.keys()
+    assert [entry for entry in expected if not torch.equal(expected[entry], resumed[entry])] == []
