@@ -44,6 +44,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**state["model"], **{f"average.{name}": tensor for name, tensor in state["average"].items()}}
 
 
+def assert_equal_weights(folder: Path, expected: Path) -> None:
+    actual = weights(folder)
+    assert actual.keys() == weights(expected).keys()
+    for name, tensor in weights(expected).items():
+        assert torch.equal(actual[name], tensor), name
+
+
 def test_two_processes_stop_at_sigterm_and_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, weights = write_whole_photos(tmp_path, num_train=8, num_val=5)
     output = tmp_path / "run"
@@ -178,9 +185,7 @@ def test_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path: Path)
         assert start(chance.uniform(0, 0.15), *arguments) in ((-signal.SIGKILL, 2) if kill else (-signal.SIGKILL,))
         arguments = ["--resume", str(parts)]
     assert start(-1, *arguments) in (0, 2)
-    assert weights(whole).keys() == weights(parts).keys()
-    for name, tensor in weights(whole).items():
-        assert torch.equal(weights(parts)[name], tensor), name
+    assert_equal_weights(parts, whole)
 
 
 def test_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +302,7 @@ def test_run_whose_dataset_was_moved_is_resumed_bit_for_bit(
     capsys.readouterr()
     assert run(["train", "--resume", str(output)]) == 2  # found at its last place: the run has ended
     assert "the run has ended" in capsys.readouterr().err
-    assert weights(whole).keys() == weights(output).keys()
-    for name, tensor in weights(whole).items():
-        assert torch.equal(weights(output)[name], tensor), name
+    assert_equal_weights(output, whole)
 
 
 def test_edited_number_of_steps_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
