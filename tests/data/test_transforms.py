@@ -39,7 +39,7 @@ def check_consistent(sample: Sample, slack: int = 3) -> None:
     boxes, masks = sample.annotations.boxes, sample.annotations.masks
     assert masks is not None
     assert len(boxes) == len(masks) == len(sample.annotations.labels)
-    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] >= -1e-3).all()
     assert (boxes[:, 2:] <= torch.tensor([width, height]) + 1e-3).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert masks.shape[1:] == (height, width)
