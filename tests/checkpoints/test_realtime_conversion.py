@@ -79,9 +79,8 @@ def small(preset: str, **changes: object) -> DETR:
     )
 
 
-@pytest.mark.parametrize(
-    "preset", ["dfine-n", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rtdetr-r18", "rtdetrv2-s"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["dfine-n", "rtdetr-r18", "rtdetrv2-s"])
 def test_weights_survive_the_authors_names_to_the_bit(preset: str) -> None:
     model, other = small(preset), small(preset)
     official = state_dict_as_official(model)
