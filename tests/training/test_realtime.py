@@ -21,6 +21,7 @@ from detrkit.training.auxiliary_queries import ModelWithAuxiliaryQueries, build_
 from detrkit.training.build import build_criterion
 from detrkit.training.denoising import noised_boxes
 from detrkit.training.train_step import TrainStep
+from tests.api.shapes import StopAfter
 from tests.datasets import write_coco
 from tests.rounding import assert_equal_up_to_rounding
 
@@ -96,15 +97,6 @@ def test_every_trained_weight_gets_a_gradient(name: str, has_denoising: bool, wi
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_train_step(small("rtdetr-r18"), **settings)
-
-
-class StopAfter(detrkit.Callback):
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step_end(self, state: Any) -> None:
-        if state.step == self.steps:
-            state.request_stop()
 
 
 # RT-DETR's batches of random sizes; DEIM's mosaics, MixUp and flat cosine schedule; sizes, crops and denoising of D-FINE
