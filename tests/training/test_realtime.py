@@ -109,12 +109,14 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, recipe: 
     short = {"steps": 6, "batch_size": 2, "image_size": 96, "workers": 0, "gradient_accumulation": 1}
     model = {key: value for key, value in SMALL.items() if key != "num_classes"}
 
-    def train(output: str, *callbacks: detrkit.Callback) -> Path:
-        path = tmp_path / output
-        detrkit.train(data, name, output=path, recipe=recipe, callbacks=callbacks, loggers=["jsonl"], **short, **model)
-        return path
+    def train(path: Path, *callbacks: detrkit.Callback) -> detrkit.TrainResult:
+        return detrkit.train(
+            data, name, output=path, recipe=recipe, callbacks=callbacks, loggers=["jsonl"], **short, **model
+        )
 
-    whole, interrupted = train("whole"), train("interrupted", StopAfter(4))
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    assert train(whole).is_complete
+    assert not train(interrupted, StopAfter(4)).is_complete
     torch.manual_seed(123)
     detrkit.resume(interrupted, loggers=["jsonl"])
     expected, resumed = (load_file(folder / "last" / WEIGHTS_FILE) for folder in (whole, interrupted))
