@@ -29,7 +29,7 @@ def test_the_group_all_is_the_union_of_the_extras() -> None:
 
 
 def test_the_source_distribution_says_how_to_report_a_vulnerability() -> None:
-    assert "SECURITY.md" in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert "/SECURITY.md" in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert "(SECURITY.md)" in (ROOT / "README.md").read_text()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import detrkit
 from detrkit import build_model
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.cli import COMMANDS, main
@@ -357,7 +358,7 @@ def test_help_fits_80_columns_and_has_an_example(
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert capsys.readouterr().out.strip() == "0.1.0"
+    assert capsys.readouterr().out.strip() == detrkit.__version__
 
 
 def test_help_of_train_does_not_import_torch() -> None:
