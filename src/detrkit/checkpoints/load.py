@@ -90,9 +90,7 @@ def load_checkpoint(
     return checkpoint
 
 
-def _read_file(
-    path: Path, model: NamedModel | None, key: str | None, fine_tuned: ModelConfig | None
-) -> Checkpoint:
+def _read_file(path: Path, model: NamedModel | None, key: str | None, fine_tuned: ModelConfig | None) -> Checkpoint:
     try:
         return _read_weights(path, model, key, fine_tuned)
     # tensors whose shapes do not fit their names, and malformed settings
@@ -101,9 +99,7 @@ def _read_file(
         raise CheckpointError(f"{path}: its weights are not those of a DETR ({reason}); get the file again") from None
 
 
-def _read_weights(
-    path: Path, model: NamedModel | None, key: str | None, fine_tuned: ModelConfig | None
-) -> Checkpoint:
+def _read_weights(path: Path, model: NamedModel | None, key: str | None, fine_tuned: ModelConfig | None) -> Checkpoint:
     content: Mapping[str, Any]
     if path.name.endswith(INDEX_SUFFIX):
         content = read_sharded(path)
@@ -200,8 +196,8 @@ def _choose_activation(fields: dict[str, Any], path: Path, fine_tuned: ModelConf
         if not named_deim or is_deim:
             return []
         return [
-            f"{path}: the file's name says DEIM, but the model to be trained is of D-FINE, whose activations differ; if the "
-            f"weights are DEIM's, train its model, as in {arg('model', preset)}"
+            f"{path}: the file's name says DEIM, but the model to be trained is of D-FINE, whose activations differ; if "
+            f"the weights are DEIM's, train its model, as in {arg('model', preset)}"
         ]
     return [
         f"{path}: weights of D-FINE and DEIM have the same names and shapes; these are read as {read_as}'s. If they are "
