@@ -36,6 +36,7 @@ from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES
 from detrkit.checkpoints.zoo_realtime import REALTIME_PARAMETERS
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import COCO_NAMES, Categories, contiguous_coco_categories, default_categories
+from detrkit.data.objects365 import OBJECTS365_SLOTS, objects365_categories
 from detrkit.errors import CheckpointError, arg, python_style, render_arguments
 
 _logger = logging.getLogger(__name__)
@@ -207,6 +208,8 @@ def _choose_activation(fields: dict[str, Any], path: Path, fine_tuned: ModelConf
 
 def _default_categories(config: ModelConfig) -> Categories:
     """Return categories for weights without names; RT-DETR and its descendants have 80 classes for COCO."""
+    if config.num_classes == OBJECTS365_SLOTS:
+        return objects365_categories()
     is_coco = config.is_hybrid and config.num_classes == len(COCO_NAMES)
     return contiguous_coco_categories() if is_coco else default_categories(config.num_classes)
 
