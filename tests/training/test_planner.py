@@ -107,7 +107,7 @@ def test_detrkit_presets_have_their_own_defaults() -> None:
     pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
     assert (pretrained["lr"], pretrained["backbone_lr"]) == (1e-3, 5e-4)
     adapted = planned(1000, model="detrkit-m", weights="runs/first").config.training
-    assert (adapted["lr"], adapted["backbone_lr"], adapted.batch_size) == (5e-4, 1e-4, 4)
+    assert (adapted["lr"], adapted["backbone_lr"], adapted.batch_size) == (1e-3, 5e-4, 4)
     published = planned(1000, model="deformable-detr-r50", weights="runs/first").config.training
     assert published["lr"] == 2e-4
     settings = {"class_scores": "softmax", "queries": "points", "two_stage_content": "box", "with_box_refine": False}
@@ -196,8 +196,23 @@ def test_every_choice_has_a_reason_and_a_valid_value() -> None:
         assert plan.config.training[choice.name] == choice.value
         assert str(choice).startswith(f"{choice.name} {choice.value}: ")
     TrainingConfig.model_validate(plan.config.training.model_dump())
-    assert planned(100, weights="runs/first").config.training["freeze"] == ("backbone",)
-    assert planned(1000, weights="runs/first").config.training["freeze"] == ()
+
+
+def test_small_sets_are_fine_tuned_without_changes_of_scale() -> None:
+    def scales(num_images: int, **given: object) -> tuple[object, object, object]:
+        augmentation = planned(num_images, model="dfine-n", **given).config.training
+        return augmentation["photometric"], augmentation["zoom_out"], augmentation["iou_crop"]
+
+    published = (0.5, 0.5, 0.8)
+    assert scales(100, weights="runs/first") == (0.5, 0.0, 0.0)
+    assert scales(300, weights="runs/first") == published
+    assert scales(100) == published
+    assert scales(100, weights="runs/first", recipe="reference") == published
+    assert scales(100, weights="runs/first", training={"iou_crop": 0.2}) == (0.5, 0.0, 0.2)
+    told = [str(one) for one in planned(1, model="dfine-n", weights="runs/first").choices if one.name == "zoom_out"]
+    assert told == ["zoom_out 0.0: higher AP after fine-tuning with 1 image: no zoom-out, no crop by IoU"]
+    unfrozen = planned(100, model="dfine-n", weights="runs/first").config.training
+    assert unfrozen["freeze"] == ()
 
 
 def test_given_settings_are_kept() -> None:
@@ -207,7 +222,6 @@ def test_given_settings_are_kept() -> None:
         "ema_decay": 0.0,
         "evaluate_every": 1,
         "warmup_steps": 0,
-        "freeze": (),
     }
     plan = planned(100, weights="runs/first", training=given)
     assert {name: plan.config.training[name] for name in given} == given
