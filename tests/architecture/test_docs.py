@@ -10,7 +10,7 @@ from detrkit.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/RESULTS.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PATH = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|js|html))(?:: ([^`]+))?`")
