@@ -1,8 +1,13 @@
-"""Makes the pictures of the quickstart from a run of the demo: `python docs/figures/pictures.py runs/demo`.
+"""Makes the pictures of the README and of the quickstart from a run of the demo.
 
-It needs playwright and Chromium for the pictures of pages. The run is only read.
+    detrkit demo
+    python docs/figures/pictures.py runs/demo
+
+The demo takes a few minutes on two cores. The run is only read. All images are drawn by the demo: no photograph is shown.
+Pictures of pages need playwright and Chromium.
 """
 
+import io
 import shutil
 import sys
 import tempfile
@@ -15,6 +20,7 @@ import detrkit
 PLACE = Path(__file__).parents[1] / "pictures"
 WIDTH = 1200  # pixels of the pictures of pages
 DRAWINGS = ("3.png", "6.png", "10.png", "12.png")
+EXPLAINED = "11.png"  # three objects: with the image, four panels
 
 
 def main(run: Path) -> None:
@@ -22,7 +28,13 @@ def main(run: Path) -> None:
     PLACE.mkdir(exist_ok=True)
     detector = detrkit.Detector.load(run)
     drawn = [detector.predict(run / "drawings" / name, threshold="auto").draw() for name in DRAWINGS]
-    save(side_by_side([image.resize((288, 288), Image.Resampling.LANCZOS) for image in drawn], 16), "detections.png")
+    small = [image.resize((288, 288), Image.Resampling.LANCZOS) for image in drawn]
+    save(side_by_side(small, 16), "detections.png")
+    save(grid(small, 2, 16), "detections_grid.png")
+    figure = detrkit.explain(detector, run / "drawings" / EXPLAINED).figure("decoder")
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=200)
+        Image.open(file).convert("RGB").save(PLACE / "attention.png", optimize=True)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "explained.html"
         image = run / "drawings" / "6.png"
@@ -39,6 +51,16 @@ def side_by_side(images: list[Image.Image], gap: int) -> Image.Image:
     for image in images:
         joined.paste(image, (left, 0))
         left += image.width + gap
+    return joined
+
+
+def grid(images: list[Image.Image], columns: int, gap: int) -> Image.Image:
+    """Arrange images of one size in rows, with transparent gaps."""
+    rows = [side_by_side(images[start : start + columns], gap) for start in range(0, len(images), columns)]
+    height = sum(row.height for row in rows) + gap * (len(rows) - 1)
+    joined = Image.new("RGBA", (rows[0].width, height), (0, 0, 0, 0))
+    for index, row in enumerate(rows):
+        joined.paste(row, (0, index * (row.height + gap)))
     return joined
 
 
