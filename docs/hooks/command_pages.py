@@ -38,7 +38,16 @@ def command_page(name: str) -> str:
 
 
 def tidy(page: str, name: str) -> str:
-    """Say how a command is called, and keep patterns such as ``*.jpg`` from being emphasis."""
+    """Say how a command is called, show its example as code, and keep patterns such as ``*.jpg`` from being emphasis."""
     page = re.sub(r"\A# .*", f"# detrkit {name}", page)
-    page = re.sub(r"^Example: `(.+)`$", r"```\n\1\n```", page, flags=re.MULTILINE)
-    return re.sub(rf"^{re.escape(name)}( |$)", rf"detrkit {name}\1", page, flags=re.MULTILINE)
+    page = re.sub(rf"^{re.escape(name)}( |$)", rf"detrkit {name}\1", page, flags=re.MULTILINE)
+    return "\n".join(_line(line) for line in page.splitlines()) + "\n"
+
+
+def _line(line: str) -> str:
+    if example := re.fullmatch(r"Example: `(.+)`", line):
+        return f"```\n{example[1]}\n```"
+    parts = line.split("`")  # code is at odd places
+    return "`".join(
+        part if number % 2 else re.sub(r"(?<=[\w/])\*(?=[.\w])", r"\*", part) for number, part in enumerate(parts)
+    )

@@ -112,7 +112,7 @@ def values_of(annotation: Any, metadata: list[Any]) -> str:
     bounds = [
         f"{mark} {_number(getattr(one, field))}" for kind, mark, field in _BOUNDS for one in _flat(metadata, kind)
     ]
-    pattern = "" if not (found := [one for one in metadata if getattr(one, "pattern", None)]) else "`timm:NAME`"
+    pattern = "`timm:NAME`" if any(getattr(one, "pattern", None) for one in metadata) else ""
     return ", ".join([pattern or name or str(annotation), *bounds])
 
 
