@@ -33,7 +33,7 @@ def main(run: Path) -> None:
     save(grid(small, 2, 16), "detections_grid.png")
     figure = detrkit.explain(detector, run / "drawings" / EXPLAINED).figure("decoder")
     with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=200)
+        figure.savefig(file, format="png", dpi=160)
         Image.open(file).convert("RGB").save(PLACE / "attention.png", optimize=True)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "explained.html"
