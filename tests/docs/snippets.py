@@ -24,6 +24,7 @@ _SHELLS = ("", "bash", "console", "sh", "shell")
 # why commands are not run, by pattern; other tests run most of them
 NEVER_RUN = {
     r"demo\b": "trains for minutes; tests/end_to_end/test_demo.py",
+    r"train .*--resume\b": "needs a run that was stopped; tests/end_to_end/test_resume.py",
     r"benchmark\b": "measures in further processes; tests/benchmark",
     r"serve\b": "runs until it is stopped; tests/serve",
     r".* --slurm ": "needs a cluster; tests/training/test_slurm.py",
