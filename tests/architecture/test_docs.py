@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from detrkit.checkpoints.zoo import ModelInfo, list_models
 from detrkit.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/RESULTS.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PATH = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|js|html))(?:: ([^`]+))?`")
@@ -75,3 +76,23 @@ def test_documented_commands_use_existing_flags(page: Path, monkeypatch: pytest.
         # keys of dict settings, such as --lr-overrides.heads, are matched by the name before the dot
         unknown += [f"{command} {flag}" for flag in flags if not re.search(rf"{flag}(?![\w-])", help_of(command))]
     assert not unknown
+
+
+def readme_row(models: list[ModelInfo]) -> str:
+    """Parameters and published AP of a family as the README shows them; in brackets, AP after training on Objects365."""
+    objects365 = [100 * one.ap for one in models if one.ap and "obj2coco" in one.name]
+    others = sorted(100 * one.ap for one in models if one.ap and "obj2coco" not in one.name)
+    millions = sorted({round(one.parameters / 1e6) for one in models})
+    ap = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (others[0], others[-1]))) if others else ""
+    ap += f" ({max(objects365):.1f})" if objects365 else ""
+    return f"| {' to '.join(str(value) for value in dict.fromkeys((millions[0], millions[-1])))} M | {ap} |"
+
+
+def test_readme_has_parameters_and_published_ap_of_every_family() -> None:
+    families: dict[str, list[ModelInfo]] = {}
+    for model in list_models():
+        families.setdefault(model.family, []).append(model)
+    rows = [line.replace("|  |", "| |") for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    for family, models in families.items():
+        expected = readme_row(models).replace("|  |", "| |")
+        assert [row for row in rows if row.startswith(f"| {family} |") and expected in row], (family, expected)

@@ -18,7 +18,7 @@ from detrkit.models.presets import preset_config
 from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS
 from detrkit.training.realtime_recipes import common_settings, published_training, reference_settings
 
-_MEASURED = "higher AP on small datasets than the published value (benchmarks/RESULTS.md)"
+_MEASURED = "higher AP on small datasets than the published value (docs/results.md)"
 _TINY_MEASURED = "fits synthetic shapes within minutes"
 _PUBLISHED = "as published"
 # value and reason of a setting; "" for one that is not worth a line
@@ -30,7 +30,7 @@ TINY: Defaults = {
     "clip_grad_norm": (1.0, _TINY_MEASURED),
     "cls_loss_coef": (2.0, _TINY_MEASURED),
 }
-# for detrkit's presets on photographs: measured on blood cells and an aquarium (benchmarks/RESULTS.md)
+# for detrkit's presets on photographs: measured on blood cells and an aquarium (docs/results/blood-cells.md)
 OWN: Defaults = {
     "image_size": (320, "a sixth of the pixels of 800 px, for training on a CPU; more for objects below 10 px"),
     "train_scale": (1.25, "training sizes of 0.75 to 1.25 times the evaluation size"),

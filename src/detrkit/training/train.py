@@ -107,6 +107,9 @@ def resume(
         callbacks: as in `train`.
         loggers: as in `train`.
 
+    Returns:
+        As `train`.
+
     Raises:
         DetrkitError: the folder holds no saved run, the run has ended, or its classes, images or settings have changed.
     """
