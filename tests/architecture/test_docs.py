@@ -42,7 +42,9 @@ def test_mentioned_source_files_and_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_to_files_resolve(page: Path) -> None:
-    assert not [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    """Pages of the reference are made by the build of the site, whose test checks its links."""
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not [link for link in missing if not (page.parent / link).resolve().is_relative_to(ROOT / "docs/reference")]
 
 
 def documented_commands(text: str) -> list[str]:
