@@ -95,6 +95,10 @@ class CheckpointError(DetrkitError):
     """A weights file is missing, malformed, or made for another model."""
 
 
+class NonFiniteError(DetrkitError):
+    """Training was ended because losses or gradients were infinite or not a number, several steps in a row."""
+
+
 class ExportError(DetrkitError):
     """A model cannot be exported to the requested format."""
 

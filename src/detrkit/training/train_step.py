@@ -22,7 +22,7 @@ from detrkit.config.training import TrainingConfig
 from detrkit.config.validation import check_auxiliary_queries
 from detrkit.data.samplers import mix_seeds
 from detrkit.distributed.collectives import average_in_place
-from detrkit.errors import ConfigError, DetrkitError, arg
+from detrkit.errors import ConfigError, NonFiniteError, arg
 from detrkit.losses.auxiliary_queries import StepNormalizers
 from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
@@ -130,7 +130,7 @@ class TrainStep:
             The losses, summed over the batches.
 
         Raises:
-            DetrkitError: too many consecutive steps were not finite.
+            NonFiniteError: too many consecutive steps were not finite.
         """
         targets = [target for batch in batches for target in batch.targets]
         normalizers = self.loss.normalizers(targets, self.model.config.num_queries)
@@ -156,7 +156,7 @@ class TrainStep:
         """Wait for the outcome of the last step.
 
         Raises:
-            DetrkitError: too many consecutive steps were not finite.
+            NonFiniteError: too many consecutive steps were not finite.
         """
         if self._last is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -279,7 +279,7 @@ class TrainStep:
         images = ", ".join(map(str, last.image_ids[:8]))
         self.skipped_steps.append(f"step {last.step} skipped: {what} not finite, images {images}")
         if self._nonfinite_steps >= self.settings.optimizer.max_nonfinite_steps:
-            raise DetrkitError(
+            raise NonFiniteError(
                 f"the last {self._nonfinite_steps} steps were not finite ({self.skipped_steps[-1]}); the weights are those "
                 f"before them. Lower {arg('lr')}, or use {arg('precision', 'bfloat16')} instead of float16."
             )
