@@ -150,7 +150,7 @@ def attention() -> str:
         ("DAB-DETR", "scaled by an anchor", _anchor),
         ("Deformable DETR", "points around a point", _points),
         ("RT-DETR", "points in its box", _points_in_box),
-        ("D-FINE", "the same; edges move", _distributions),
+        ("D-FINE", "edges move, too", _distributions),
     ]
     parts, side = [], 126.0
     for number, (name, what, draw) in enumerate(panels):
@@ -300,7 +300,7 @@ def matching() -> str:
         )
     for number, one in enumerate(corners(QUERY_BOXES) * side):
         parts.append(box(one[0], one[1], one[2] - one[0], one[3] - one[1], line=QUERY, dash="4 3"))
-        parts.append(text(one[2] + 4, one[1] + 10, str(number), 12.5, color=QUERY))
+        parts.append(text(one[2] + 3, one[3] - 1, str(number), 12.5, color=QUERY))
     matrix = costs()
     matched = set(zip(*(list(map(int, one)) for one in linear_sum_assignment(matrix)), strict=True))
     left, top, cell = 250.0, 34.0, 38.0

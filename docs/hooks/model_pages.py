@@ -15,9 +15,9 @@ _HEADER = """\
 All models that `detrkit.build_model`, `detrkit train --model` and, where weights were published, `Detector.load` take by
 name. `detrkit models` prints the same list.
 
-AP is the authors' published box AP on COCO val2017; for panoptic models, too. *Weights* says how a download is
-checked ([checkpoints](../guides/checkpoints.md#models-of-the-hub-and-downloads)); without a name of a check, the
-authors offer no direct download, and the licence is that of the weights on their page.
+AP is the box AP on COCO val2017 that the authors published, also for panoptic models. The last column says
+[how a download is checked](../guides/checkpoints.md#models-of-the-hub-and-downloads). Where it is empty, no weights can be
+downloaded by name.
 """
 
 

@@ -1,13 +1,11 @@
 """Files and names that the documentation mentions exist."""
 
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from detrkit.checkpoints.zoo import ModelInfo, list_models
-from detrkit.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -45,39 +43,6 @@ def test_links_to_files_resolve(page: Path) -> None:
     """Pages of the reference are made by the build of the site, whose test checks its links."""
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not [link for link in missing if not (page.parent / link).resolve().is_relative_to(ROOT / "docs/reference")]
-
-
-def documented_commands(text: str) -> list[str]:
-    """Command lines of detrkit in code blocks, continuation lines joined."""
-    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [match[1] for line in lines if (match := re.search(r"\bdetrkit ((?:[a-z-]+)\b.*)", line))]
-
-
-@cache
-def help_of(command: str) -> str:
-    from contextlib import redirect_stdout
-    from io import StringIO
-
-    output = StringIO()
-    with redirect_stdout(output), pytest.raises(SystemExit):
-        main([*command.split(), "--help"])
-    return output.getvalue()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_documented_commands_use_existing_flags(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    unknown = []
-    for line in documented_commands(page.read_text()):
-        command = line.split()[0]
-        if command not in COMMANDS:
-            continue
-        command = "describe data" if line.startswith("describe data") else command
-        flags = re.findall(r"(?<!\S)(--?[a-z][\w-]*)", line)
-        # keys of dict settings, such as --lr-overrides.heads, are matched by the name before the dot
-        unknown += [f"{command} {flag}" for flag in flags if not re.search(rf"{flag}(?![\w-])", help_of(command))]
-    assert not unknown
 
 
 def readme_row(models: list[ModelInfo]) -> str:

@@ -1,10 +1,12 @@
 """Code blocks of README and docs run as written; only trainings are shortened (`tests.docs.snippets`)."""
 
 import ast
+import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -18,6 +20,7 @@ from filelock import FileLock
 from PIL import Image
 
 import detrkit
+import detrkit.export.export as export_module
 from detrkit.checkpoints.export_formats import EXPORT_FORMATS
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
@@ -37,6 +40,9 @@ RUNNABLE = [
     if any(not one.reason and (one.is_python or any(not reason_of(line) for line in one.commands)) for one in found)
 ]
 SIZE = 64
+EXPORTED: dict[
+    tuple[str, str, bool], tuple[Any, Path]
+] = {}  # by format, precision, postprocessing: a result and its copy
 SMALL: dict[str, Any] = {
     "encoder_layers": 1,
     "decoder_layers": 2,
@@ -135,8 +141,14 @@ def build_place(place: Path) -> None:
     for name in ("aquarium", "coco-mini", "tables"):
         shutil.copytree(photos, place / name)
     shutil.rmtree(place / "more")
+    annotations = photos / "annotations" / "instances_val2017.json"  # of photo.jpg, too
+    document = json.loads(annotations.read_text())
+    first = photos / "val2017" / document["images"][0]["file_name"]
+    document["images"][0]["file_name"] = "photo.jpg"
+    annotations.write_text(json.dumps(document))
+    shutil.copy(first.rename(first.with_name("photo.jpg")), place / "photo.jpg")
     (place / "holiday" / "beach").mkdir(parents=True)
-    names = ["photo.jpg", "another.jpg", "street.jpg", "aerial.png", "holiday/1.jpg", "holiday/beach/2.jpg"]
+    names = ["another.jpg", "street.jpg", "aerial.png", "holiday/1.jpg", "holiday/beach/2.jpg"]
     for number, name in enumerate([*names, "coco-mini/train2017/000000030752.jpg"]):
         Image.new("RGB", (96, 64), (40 * number % 256, 90, 120)).save(place / name)
     torch.manual_seed(0)
@@ -179,6 +191,7 @@ def place(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.syspath_prepend(str(tmp_path / "place"))
     monkeypatch.setattr(detrkit, "train", shortened(detrkit.train))
+    monkeypatch.setattr(export_module, "export", once(export_module.export))
     for name in ("evaluate", "examine"):
         monkeypatch.setattr(detrkit, name, without_workers(getattr(detrkit, name)))
     tables: list[dict[str, Any]] = [FORMATS, EXPORT_FORMATS, build.ENCODERS]  # type: ignore[list-item]
@@ -210,6 +223,27 @@ def without_workers(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **options: function(*args, **{**options, "workers": 0})
 
 
+def once(export: Callable[..., Any]) -> Callable[..., Any]:
+    """Export the detector of the runs once for each kind of file, and copy it afterwards."""
+
+    def copied(source: Any, format: str, *, output: Any = None, **options: Any) -> Any:
+        kind = (format, options.get("precision", "float32"), options.get("postprocess", False))
+        if kind not in EXPORTED:
+            result = export(source, format, output=output, **options)
+            if Path(source) in (Path("runs/demo"), Path("runs/first")):
+                kept = Path(tempfile.mkdtemp(), result.path.name)
+                shutil.copytree(result.path, kept) if result.path.is_dir() else shutil.copy(result.path, kept)
+                EXPORTED[kind] = (result, kept)
+            return result
+        result, kept = EXPORTED[kind]
+        path = Path(output or result.path.name)
+        assert not path.exists(), f"{path}: the page exports to it twice"
+        shutil.copytree(kept, path) if kept.is_dir() else shutil.copy(kept, path)
+        return replace(result, path=path)
+
+    return copied
+
+
 def run_python(block: Block, namespace: dict[str, Any]) -> str:
     """Run code; return the value of its last line, as a notebook shows it."""
     if block.title:
@@ -228,6 +262,8 @@ def shorten(arguments: list[str]) -> list[str]:
     """Change a command so that it takes a moment: a training takes one step, from random weights."""
     if "--device" in arguments:
         arguments[arguments.index("--device") + 1] = "cpu"
+    if arguments[0] == "export" and not {"-o", "--output"} & set(arguments):
+        Path("model.onnx").unlink(missing_ok=True)  # of the same in Python, which the page also shows
     if arguments[0] in ("evaluate", "doctor"):
         return [*arguments, "--workers", "0"]
     if arguments[0] != "train" or "--resume" in arguments:
