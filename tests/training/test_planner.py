@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from detrkit import state_dict_as_official
 from detrkit.benchmark.describe_data import _first_samples
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.config.model import ModelConfig
@@ -22,7 +23,7 @@ from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.presets import build_model
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import with_architecture_of_weights
-from detrkit.training.data import TrainingData, training_dataset
+from detrkit.training.data import TrainingData, open_data, training_dataset
 from detrkit.training.duration import Throughput, estimate_duration, planned_steps, steps_per_epoch
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan, plan_model, plan_training
@@ -475,3 +476,17 @@ def test_reference_recipe_follows_each_architecture(model: str, epochs: int, lr_
     assert (training.epochs, training["lr_drop"]) == (epochs, lr_drop)
     assert training.gradient_accumulation * training.batch_size == together
     assert not training.padding_invariant
+
+
+def test_training_images_are_augmented_as_planned(tmp_path: Path) -> None:
+    """The plan is made after the data was opened: the number of images decides on the augmentation."""
+    data = str(write_coco(tmp_path / "photos", num_train=3))
+    model = build_model("dfine-n", num_classes=2)
+    torch.save({"model": state_dict_as_official(model)}, tmp_path / "dfine.pth")
+    config = RunConfig.model_validate({"data": data, "model": "dfine-n", "weights": str(tmp_path / "dfine.pth")})
+    plan, opened = prepare(config)
+    assert plan.config.training["zoom_out"] == 0.0
+    strong = opened.train.strong
+    assert strong is not None
+    assert (strong.photometric, strong.zoom_out, strong.iou_crop) == (0.5, 0.0, 0.0)
+    assert strong == open_data(plan.config).train.strong  # as processes and resumed runs open it
