@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from detrkit.losses.criterion import SetCriterion
     from detrkit.models.detr import DETR
     from detrkit.models.presets import build_model
-    from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
+    from detrkit.structures import Annotations, Batch, Detection, Detections, Predictions, Sample, Target
     from detrkit.training.callbacks import Callback
     from detrkit.training.result import TrainResult
     from detrkit.training.train import resume, train

@@ -58,7 +58,7 @@ class DetrkitError(Exception):
         self.message = message
 
     def render(self, style: ArgumentStyle) -> str:
-        """Return the message with its arguments named in another style, such as the command line's."""
+        """Return the message with its arguments named in another `style`, such as the command line's."""
         return _one_line(render_arguments(self.message, style))
 
 
