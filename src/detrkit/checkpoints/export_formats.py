@@ -5,11 +5,12 @@ A new export format is one module with a writer and a reader, and one entry in `
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from detrkit._internal.files import refuse_overwrite
-from detrkit.errors import ConfigError, arg, check_minimum, did_you_mean
+from detrkit.errors import ConfigError, arg, check_minimum, did_you_mean, install_hint
 
 METADATA_FILE = "detrkit.json"  # of formats that are folders
 NETWORK_FILE = "model.xml"  # of OpenVINO
@@ -28,6 +29,8 @@ class ExportFormat:
         reader: ``module:function`` that opens a path and returns an `ExportedEngine`.
         precisions: names of the precisions that it can hold.
         marker: for folders: name of a file that only this format has.
+        packages: that the writer needs.
+        extra: of detrkit, that installs them.
     """
 
     summary: str
@@ -37,6 +40,8 @@ class ExportFormat:
     reader: str
     precisions: tuple[str, ...] = ("float32",)
     marker: str = ""
+    packages: tuple[str, ...] = ()
+    extra: str = ""
 
     def is_format_of(self, path: Path) -> bool:
         """Return whether a file or folder is in this format, by its name and the files in it."""
@@ -60,6 +65,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         "model.onnx",
         "detrkit.export.onnx:write_onnx",
         "detrkit.inference.engines.onnx:read_onnx",
+        packages=("onnx", "onnxscript"),
+        extra="export",
     ),
     "torch": ExportFormat(
         "one .pt2 file of torch.export",
@@ -76,6 +83,8 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {
         "detrkit.inference.engines.openvino:read_openvino",
         ("float32", "bfloat16", "int8"),
         marker=NETWORK_FILE,
+        packages=("openvino",),
+        extra="openvino",
     ),
 }
 
@@ -106,7 +115,7 @@ def check_export(
         The file or folder to write.
 
     Raises:
-        ConfigError: one is wrong, or they do not fit each other.
+        ConfigError: one is wrong, they do not fit each other, or a package is not installed.
         DatasetError: the output exists.
     """
     if format not in EXPORT_FORMATS:
@@ -130,6 +139,9 @@ def check_export(
         expected = f"a file ending in {chosen.suffix}" if chosen.suffix else "a folder"
         raise ConfigError(f"{output}: expected {expected} for {arg('format', format)}; rename it")
     refuse_overwrite(output)
+    for package in chosen.packages:
+        if find_spec(package) is None:
+            raise ConfigError(f"{arg('format', format)} needs {package}; {install_hint(f'detrkit[{chosen.extra}]')}")
     return output
 
 
