@@ -21,6 +21,29 @@ or the data (one sentence says which), 130 after Ctrl-C.
 """
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the commands to the navigation, below their overview.
+
+    Raises:
+        ValueError: the overview is not there.
+    """
+    section = _section_of(config.nav, f"{FOLDER}/index.md")
+    if section is None:
+        raise ValueError(f"mkdocs.yml: {FOLDER}/index.md is not in the navigation")
+    section += [{name: f"{FOLDER}/{name}.md"} for name in COMMANDS]
+    return config
+
+
+def _section_of(entries: Any, page: str) -> list[Any] | None:
+    """Return the section of the navigation that has a page, or None."""
+    if not isinstance(entries, list):
+        return None
+    if page in entries:
+        return entries
+    nested = (value for entry in entries if isinstance(entry, dict) for value in entry.values())
+    return next((found for one in nested if (found := _section_of(one, page)) is not None), None)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
     rows = "".join(f"| [`{name}`]({name}.md) | {summary} |\n" for name, summary in COMMANDS.items())

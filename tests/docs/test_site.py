@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 import detrkit
 from tests.docs.public_api import NAMES, complaints, functions, public_object
+from tests.explain.test_page import BROWSERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +119,27 @@ def test_pages_of_the_reference_have_an_example(site: Path) -> None:
     references = list((site / "reference" / "api").glob("*.html"))
     assert references
     assert not [path.name for path in references if '<span class="kn">import</span>' not in path.read_text("utf-8")]
+
+
+@pytest.mark.slow
+def test_search_works_when_the_site_is_opened_from_disk(site: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if executable is None:
+        pytest.skip("needs Chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        page = browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((site / "reference" / "models.html").as_uri())
+        page.click(".md-search__input")
+        page.keyboard.type("duplicate detections", delay=20)
+        page.wait_for_selector(".md-search-result__item", timeout=60_000)
+        found = [one.get_attribute("href") for one in page.query_selector_all(".md-search-result__link")]
+        browser.close()
+    assert not errors
+    assert any("guides/troubleshooting.html" in str(link) for link in found)
 
 
 def test_public_api_is_documented() -> None:

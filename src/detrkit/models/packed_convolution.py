@@ -16,6 +16,7 @@ from torch.nn import functional
 from detrkit.models.convolution import Clamp, ConvNorm
 from detrkit.models.detr import DETR
 from detrkit.models.encoders.fusion import RepVGGBlock
+from detrkit.models.fuse import has_hooks
 
 _Activation = tuple[str, tuple[float, ...]]  # name in oneDNN, and its limits
 _NO_ACTIVATION: _Activation = ("none", ())
@@ -83,7 +84,7 @@ def _pack(parent: nn.Module, name: str, activated: nn.Module | None) -> None:
         activated: module whose attribute `activation` is applied to the output next; None for none.
     """
     convolution = parent._modules[name]
-    if type(convolution) is not nn.Conv2d or not isinstance(convolution.padding, tuple) or _has_hooks(convolution):
+    if type(convolution) is not nn.Conv2d or not isinstance(convolution.padding, tuple) or has_hooks(convolution):
         return
     if convolution.padding_mode != "zeros" or convolution.weight.dtype != torch.float32:
         return
@@ -95,7 +96,7 @@ def _pack(parent: nn.Module, name: str, activated: nn.Module | None) -> None:
 
 def _activation_of(module: nn.Module) -> _Activation | None:
     """Return an activation as oneDNN calls it; None if it has none."""
-    if _has_hooks(module):
+    if has_hooks(module):
         return None
     if isinstance(module, nn.ReLU):
         return "relu", ()
@@ -104,10 +105,6 @@ def _activation_of(module: nn.Module) -> _Activation | None:
     if isinstance(module, Clamp):
         return "hardtanh", (module.limit, float("inf")) if module.is_minimum else (-float("inf"), module.limit)
     return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @cache

@@ -137,8 +137,7 @@ def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
         successors = _SUCCESSORS if model.queries != "learned" else {}
         defaults |= {**_REFERENCE, **successors}
         return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
-    own = _OF_PRESETS.get(config.model, {})
-    defaults |= own
+    defaults |= _OF_PRESETS.get(config.model, {})
     without_use = _without_use(config.training, model)
     return {name: default for name, default in defaults.items() if name not in without_use}
 
