@@ -15,6 +15,8 @@ import pytest
 import detrkit
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_NETWORK = ("--no-isolation", "--skip-dependency-check")
+NO_REPOSITORY = {"GITHUB_SERVER_URL": "", "GITHUB_REPOSITORY": ""}
 # the demo with few images
 SHORT_DEMO = """
 import sys
@@ -38,29 +40,35 @@ def run(command: Sequence[object], **environment: str) -> str:
 
 def build(output: Path, **environment: str) -> tuple[Path, Path]:
     """Build the source distribution, and the wheel from it; nothing is downloaded."""
-    command = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", "--outdir", output, ROOT]
-    run(command, **environment)
+    run([sys.executable, "-m", "build", *WITHOUT_NETWORK, "--outdir", output, ROOT], **environment)
     (sdist,), (wheel,) = output.glob("*.tar.gz"), output.glob("*.whl")
     return sdist, wheel
 
 
-def metadata(wheel: Path) -> Message:
+def files_of(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        return Parser().parsestr(archive.read(name).decode())
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def metadata(wheel: Path) -> Message:
+    (text,) = (content for name, content in files_of(wheel).items() if name.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(text.decode())
 
 
 @pytest.mark.slow
 def test_wheel_from_the_source_distribution_runs_the_demo_in_a_new_environment(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="needs hatchling, which the group test installs")
-    sdist, wheel = build(tmp_path / "dist", GITHUB_SERVER_URL="", GITHUB_REPOSITORY="")
+    sdist, wheel = build(tmp_path / "dist", **NO_REPOSITORY)
 
     source = ROOT / "src" / "detrkit"
     files = {path.relative_to(ROOT / "src").as_posix() for path in source.rglob("*") if path.suffix and path.is_file()}
     expected = {name for name in files if not name.endswith(".pyc")}
-    with zipfile.ZipFile(wheel) as archive:
-        assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
-    assert "detrkit/py.typed" in expected
+    assert {"detrkit/py.typed", "detrkit/visualization/templates/page.html", "detrkit/serve/page/live.js"} <= expected
+    content = files_of(wheel)
+    assert {name for name in content if ".dist-info/" not in name} == expected
+    assert content[f"detrkit-{detrkit.__version__}.dist-info/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    run([sys.executable, "-m", "build", "--wheel", *WITHOUT_NETWORK, "--outdir", tmp_path, ROOT], **NO_REPOSITORY)
+    assert files_of(tmp_path / wheel.name) == content, "the wheel of the repository differs from that of the sdist"
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "SECURITY.md", "examples/minimal_detr.py"} <= names

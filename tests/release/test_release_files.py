@@ -42,10 +42,10 @@ def test_changelog_has_the_form_of_keep_a_changelog() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_actions_are_pinned_by_commit_and_jobs_have_no_more_permissions_than_they_need(path: Path) -> None:
+def test_actions_are_pinned_by_major_version_and_jobs_have_no_more_permissions_than_they_need(path: Path) -> None:
     content = workflow(path.name)
     for use in re.findall(r"uses: (.+)", path.read_text()):
-        assert use.startswith("./") or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use), use
+        assert use.startswith("./") or re.fullmatch(r"[\w.-]+/[\w.-]+@(release/)?v\d+", use), use
     assert content["permissions"] in ({}, {"contents": "read"})
     for name, job in content["jobs"].items():
         permissions = {"id-token": "write"} if name == "publish" else {"contents": "read"}
@@ -58,6 +58,9 @@ def test_tag_is_published_after_tests_and_docs_have_passed() -> None:
     assert content[True] == {"push": {"tags": ["v*"]}}  # YAML reads the key `on` as a boolean
     jobs = content["jobs"]
     assert jobs["publish"]["needs"] == ["ci", "build"]
+    assert jobs["publish"]["environment"]["name"] == "pypi"
+    (upload,) = (step for step in jobs["publish"]["steps"] if "pypi-publish" in step["uses"])
+    assert "with" not in upload, "a token"
     assert jobs["ci"]["uses"] == "./.github/workflows/ci.yml"
     assert "workflow_call" in workflow("ci.yml")[True]
     ci = workflow("ci.yml")["jobs"]
