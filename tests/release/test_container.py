@@ -53,7 +53,9 @@ def test_health_check_asks_an_endpoint_that_exists_on_the_exposed_port() -> None
 
 
 def test_image_is_chosen_by_an_argument_and_holds_no_secret_and_no_cache() -> None:
-    assert {value.partition("=")[0] for value in values("ARG")} == {"PYTHON", "DEVICE", "EXTRAS"}
+    assert {value.partition("=")[0] for value in values("ARG")} == {"PYTHON", "DEVICE", "TORCH_INDEX", "EXTRAS"}
+    assert values("FROM")[-1] == "${DEVICE}"
+    assert {"cpu", "cuda"} < {value.rpartition(" AS ")[2] for value in values("FROM")}
     assert not re.search(r"token|password|secret|api_?key", TEXT, re.IGNORECASE)
     installs = [part for value in values("RUN") for part in re.findall(r"pip (?:install|wheel)[^;&]*", value)]
     assert len(installs) == 4
