@@ -137,7 +137,7 @@ report
 # [fine-tune](../docs/guides/training.md) says how, and [blood cells](../docs/guides/blood-cells.md) shows it on BCCD.
 
 # %%
-result = detrkit.train(folder, epochs=1 if SHORT else 30, image_size=320, vertical_flip=0.5, output="runs/cells")
+result = detrkit.train(folder, epochs=1 if SHORT else 25, image_size=240, vertical_flip=0.5, output="runs/cells")
 result
 
 # %% [markdown]

@@ -51,7 +51,7 @@ side_by_side([Image.fromarray(val_images[index].image.permute(1, 2, 0).numpy()) 
 
 # %%
 result = detrkit.train(
-    train_images, val=val_images, epochs=1 if SHORT else 8, image_size=128, batch_size=8, output="runs/shapes"
+    train_images, val=val_images, epochs=1 if SHORT else 6, image_size=128, batch_size=16, output="runs/shapes"
 )
 result
 
@@ -70,12 +70,13 @@ for one in scores.per_class:
 
 # %% [markdown]
 # ## 4. Look at predictions
-# A `Detector` takes paths, Pillow images, arrays and tensors. `threshold="auto"` uses the score thresholds with the
-# highest F1 on the validation images.
+# A `Detector` takes paths, Pillow images, arrays and tensors. The threshold `"auto"` uses the scores with the highest F1
+# on the validation images.
 
 # %%
 detector = detrkit.Detector.load("runs/shapes")
-predictions = [detector.predict(val_images[index].image, threshold="auto") for index in range(4)]
+threshold = 0.05 if SHORT else "auto"
+predictions = [detector.predict(val_images[index].image, threshold=threshold) for index in range(4)]
 side_by_side([detections.draw() for detections in predictions])
 
 # %%
@@ -89,7 +90,7 @@ for one in predictions[0]:
 
 # %%
 sample = val_images[0]
-explanation = detrkit.explain(detector, sample.image, annotations=sample.annotations, threshold="auto")
+explanation = detrkit.explain(detector, sample.image, annotations=sample.annotations, threshold=threshold)
 explanation
 
 # %%
