@@ -37,7 +37,7 @@ def side_by_side(images: list[Image.Image], size: int = 256) -> Image.Image:
 # of the second dataset are not trained on.
 
 # %%
-train_images = SyntheticShapes(24 if SHORT else 2000, seed=0)
+train_images = SyntheticShapes(24 if SHORT else 1500, seed=0)
 val_images = SyntheticShapes(8 if SHORT else 100, seed=1)
 side_by_side([Image.fromarray(val_images[index].image.permute(1, 2, 0).numpy()) for index in range(4)])
 
@@ -51,7 +51,7 @@ side_by_side([Image.fromarray(val_images[index].image.permute(1, 2, 0).numpy()) 
 
 # %%
 result = detrkit.train(
-    train_images, val=val_images, epochs=1 if SHORT else 6, image_size=128, batch_size=16, output="runs/shapes"
+    train_images, val=val_images, epochs=1 if SHORT else 4, image_size=128, batch_size=16, output="runs/shapes"
 )
 result
 
