@@ -28,6 +28,7 @@ import detrkit
 from detrkit.data.synthetic import SyntheticShapes
 
 SHORT = os.environ.get("DETRKIT_SHORT") == "1"  # tests set it: few images and one epoch, so nothing is learned
+plt.rcParams.update({"figure.dpi": 150, "font.size": 8})
 
 # %% [markdown]
 # ## 1. A small DETR
@@ -41,7 +42,7 @@ result = detrkit.train(
     train_images,
     model="detr-tiny",
     val=val_images,
-    epochs=1 if SHORT else 16,
+    epochs=1 if SHORT else 12,
     batch_size=16,
     image_size=64,
     num_queries=12,
@@ -54,7 +55,7 @@ result = detrkit.train(
 result
 
 # %%
-sample = val_images[4]
+sample = val_images[1]
 explanation = detrkit.explain(
     result.detector, sample.image, annotations=sample.annotations, threshold=0.0 if SHORT else 0.5
 )
@@ -93,18 +94,19 @@ own = model.neck.positions(torch.zeros(1, height, width, dtype=torch.bool)).flat
 print(f"{height} x {width} cells, {channels} channels; difference from detrkit: {(positions - own).abs().max():.1e}")
 
 # %% [markdown]
-# Left: the encodings of one column of cells; only the first half of the channels differs. Right: the similarity (cosine)
-# of the encoding of one cell with those of all cells. It is highest at the cell and along its row and its column.
+# Left: the encodings of a column of cells. They differ in the first half of the channels, mostly in the first ones, which
+# have the shortest waves. Right: the similarity (cosine) of the encoding of one cell, the cross, with those of all cells.
+# It falls with the distance.
 
 # %%
 normalized = positions / positions.norm(dim=1, keepdim=True)
-figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), width_ratios=[2, 1, 1, 1], layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(7.5, 1.9), width_ratios=[2, 1, 1, 1], layout="constrained")
 axes[0].imshow(positions.unflatten(0, (height, width))[:, 0], aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
 axes[0].set(title="encodings of a column", xlabel="channel", ylabel="row")
 for axis, (row, column) in zip(axes[1:], [(1, 1), (height // 2, width // 2), (height - 2, 1)], strict=True):
-    axis.imshow((normalized @ normalized[row * width + column]).unflatten(0, (height, width)), vmin=0, vmax=1)
-    axis.plot(column, row, "r+", markersize=12)
-    axis.set(title=f"similar to row {row}, column {column}", xticks=[], yticks=[])
+    axis.imshow((normalized @ normalized[row * width + column]).unflatten(0, (height, width)))
+    axis.plot(column, row, "r+", markersize=10)
+    axis.set(title=f"row {row}, column {column}", xticks=[], yticks=[])
 plt.show()
 
 # %% [markdown]
@@ -127,7 +129,7 @@ maps = attention.maps("encoder", layer=-1, queries=[token])  # (heads, 1, rows, 
 maps.shape, maps.sum((-2, -1)).flatten()
 
 # %%
-figure, axes = plt.subplots(1, len(maps), figsize=(11, 1.8), layout="constrained")
+figure, axes = plt.subplots(1, len(maps), figsize=(7.5, 1.2), layout="constrained")
 for head, axis in enumerate(axes):
     axis.imshow(maps[head, 0])
     axis.set(title=f"head {head}", xticks=[], yticks=[])
@@ -154,7 +156,7 @@ explanation.figure("layers", queries=[query])
 
 # %%
 weights = attention.mean_weights("decoder_self", layer=-1)
-figure, axis = plt.subplots(figsize=(4.2, 3.6), layout="constrained")
+figure, axis = plt.subplots(figsize=(3.4, 2.8), layout="constrained")
 figure.colorbar(axis.imshow(weights, cmap="viridis", vmin=0), label="attention weight")
 axis.set(xlabel="key: query", ylabel="query", xticks=range(len(weights)), yticks=range(len(weights)))
 plt.show()
@@ -186,13 +188,13 @@ print(f"largest difference of the costs from detrkit: {(cost - explanation.match
 # %%
 names = [explanation.categories.names[label] for label in sample.annotations.labels]
 terms = {"class": cost_class, "5 x L1": 5 * cost_bbox, "2 x GIoU": 2 * cost_giou, "total": cost}
-figure, axes = plt.subplots(1, 4, figsize=(11, 3.8), layout="constrained", sharey=True)
+figure, axes = plt.subplots(1, 4, figsize=(7.5, 2.8), layout="constrained", sharey=True)
 for axis, (title, values) in zip(axes, terms.items(), strict=True):
     axis.imshow(values.detach(), aspect="auto", cmap="viridis_r")
     for row, column in matched:
-        axis.plot(column, row, "rx", markersize=8)
-    axis.set(title=title, xticks=range(len(names)), yticks=range(len(cost)))
-    axis.set_xticklabels(names, rotation=45, ha="right")
+        axis.plot(column, row, "rx", markersize=6)
+    axis.set(title=title, yticks=range(len(cost)))
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
 axes[0].set_ylabel("query")
 plt.show()
 

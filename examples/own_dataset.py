@@ -138,8 +138,9 @@ report
 # %% [markdown]
 # ## 3. Train
 # Cells have no up direction, so images may also be flipped vertically. Six epochs are short: afterwards, some cells are
-# still missed or found twice. The notebook trains from random weights. With photographs, start from ImageNet weights or from published ones:
-# [fine-tune](../docs/guides/training.md) says how, and [blood cells](../docs/guides/blood-cells.md) shows it on BCCD.
+# still missed or found twice. The notebook trains from random weights. With photographs, start from ImageNet weights or
+# from published ones: [fine-tune](../docs/guides/training.md) says how, and
+# [blood cells](../docs/guides/blood-cells.md) shows it on BCCD.
 
 # %%
 result = detrkit.train(folder, epochs=1 if SHORT else 6, image_size=240, vertical_flip=0.5, output="runs/cells")
