@@ -50,6 +50,9 @@ result = detrkit.train(
     backbone_lr=1.5e-3,
     clip_grad_norm=1.0,
     eos_coef=0.3,
+    crop=0.0,
+    vertical_flip=0.5,
+    rotate90=0.5,
     output="runs/detr-tiny",
 )
 result

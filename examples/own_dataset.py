@@ -82,11 +82,11 @@ def write_voc(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
     names = iter(range(1, sum(counts.values()) + 1))
     for split, count in counts.items():
         chosen = [str(next(names)) for _ in range(count)]
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(chosen) + "\n")
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(chosen) + "\n", "utf-8")
         for name in chosen:
             image, cells = draw_image(rng)
             image.save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
-            (folder / "Annotations" / f"{name}.xml").write_text(annotation(f"{name}.jpg", image.size, cells))
+            (folder / "Annotations" / f"{name}.xml").write_text(annotation(f"{name}.jpg", image.size, cells), "utf-8")
 
 
 def annotation(file_name: str, size: tuple[int, int], cells: list[tuple[str, tuple]]) -> str:
@@ -111,7 +111,7 @@ Image.open(folder / "JPEGImages" / "1.jpg").resize((640, 480))
 # %%
 def edit(path: Path, pattern: str, replacement: str) -> None:
     """Replace the first match in a file."""
-    path.write_text(re.sub(pattern, replacement, path.read_text(), count=1))
+    path.write_text(re.sub(pattern, replacement, path.read_text("utf-8"), count=1), "utf-8")
 
 
 edit(folder / "Annotations" / "1.xml", "<name>RBC", "<name>RCB")
@@ -163,7 +163,7 @@ for one in scores.per_class:
 # The curves are drawn from `metrics.jsonl`, which has a line of losses per epoch and of metrics per evaluation.
 
 # %%
-lines = [json.loads(line) for line in (result.output / "metrics.jsonl").read_text().splitlines()]
+lines = [json.loads(line) for line in (result.output / "metrics.jsonl").read_text("utf-8").splitlines()]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
 train = [line for line in lines if line["kind"] == "train"]
 left.plot([line["step"] for line in train], [line["loss"] for line in train])
@@ -200,7 +200,7 @@ plt.show()
 
 # %%
 detector = detrkit.Detector.load("runs/cells")
-names = (folder / "ImageSets" / "Main" / "val.txt").read_text().split()[:4]
+names = (folder / "ImageSets" / "Main" / "val.txt").read_text("utf-8").split()[:4]
 predictions = detector.predict([folder / "JPEGImages" / f"{name}.jpg" for name in names], threshold="auto")
 sheet = Image.new("RGB", (1288, 968), "white")
 for number, detections in enumerate(predictions):
