@@ -11,7 +11,7 @@
 #
 # The notebook makes its own folder, with the layout of the public dataset
 # [BCCD](https://github.com/Shenggan/BCCD_Dataset) (blood cells, Pascal VOC format), so it needs no download. With a
-# folder of your own, set `folder` to its path and skip section 1. It takes about 100 seconds of CPU time.
+# folder of your own, set `folder` to its path and skip section 1. It takes about two minutes of processor time.
 
 # %%
 import json
