@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NUM_PICTURES = {"quickstart": 3, "own_dataset": 4, "look_inside": 9}
+NUM_PICTURES = {"quickstart": 3, "own_dataset": 4, "look_inside": 8}
 GUIDE = (EXAMPLES.parent / "docs" / "guides" / "notebooks.md").read_text()
 
 
