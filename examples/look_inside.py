@@ -33,8 +33,8 @@ plt.rcParams.update({"figure.dpi": 150, "font.size": 8})
 # %% [markdown]
 # ## 1. A small DETR
 # `detr-tiny` has the parts of the paper's model in a small size: feature maps with a stride of 8, 2 encoder layers, 3
-# decoder layers, 128 channels. 12 queries are enough for at most 6 shapes. DETR learns
-# slowly, so not all shapes are detected after 12 epochs; this makes the matching more interesting.
+# decoder layers, 128 channels. 12 queries are enough for at most 6 shapes. DETR learns slowly: after 12 epochs, some shapes
+# are still missed.
 
 # %%
 train_images = SyntheticShapes(24 if SHORT else 3000, seed=0)

@@ -2,8 +2,8 @@
 
     python docs/figures/notebooks.py [FOLDER]
 
-It takes about 12 minutes of processor time. FOLDER gets the executed notebooks; without it they are not kept. Needs jupytext,
-nbclient and ipykernel, which the group test installs, and the extra export.
+It takes about 12 minutes of processor time. FOLDER gets the executed notebooks; without it they are not kept. Needs
+jupytext, nbclient and ipykernel, which the group test installs, and the extra export.
 """
 
 import base64
