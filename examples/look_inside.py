@@ -33,8 +33,8 @@ plt.rcParams.update({"figure.dpi": 150, "font.size": 8})
 # %% [markdown]
 # ## 1. A small DETR
 # `detr-tiny` has the parts of the paper's model in a small size: feature maps with a stride of 8, 2 encoder layers, 3
-# decoder layers, 128 channels. 12 queries are enough for at most 6 shapes. DETR learns slowly: after 12 epochs, some shapes
-# are still missed.
+# decoder layers, 128 channels. 12 queries are enough for at most 6 shapes. DETR learns slowly: after 12 epochs, many
+# shapes are still missed.
 
 # %%
 train_images = SyntheticShapes(24 if SHORT else 3000, seed=0)
@@ -115,7 +115,8 @@ plt.show()
 # %% [markdown]
 # ## 3. Encoder: where does a cell look?
 # Self-attention of the last encoder layer, mean of the heads, from four points (figure 3 of the paper). Every cell attends
-# to all cells, and cells of one shape attend to each other: the encoder begins to separate the shapes.
+# to all cells. In the paper's model, the cells of one object attend to each other; after this short training, this has only
+# begun.
 
 # %%
 boxes = sample.annotations.boxes
@@ -140,8 +141,8 @@ plt.show()
 
 # %% [markdown]
 # ## 4. Decoder: where does a query look?
-# Cross-attention of the last decoder layer for each detection (figure 6 of the paper). It is high at the ends of a shape,
-# from which the box follows.
+# Cross-attention of the last decoder layer for each detection (figure 6 of the paper). In the paper's model, it is highest
+# at the ends of an object, which determine its box.
 
 # %%
 explanation.figure("decoder")
@@ -202,7 +203,7 @@ axes[0].set_ylabel("query")
 plt.show()
 
 # %% [markdown]
-# Light cells are cheap, crosses mark the matched pairs. With the image:
+# The lighter a cell, the lower the cost; crosses mark the matched pairs. With the image:
 
 # %%
 explanation.figure("matching")

@@ -87,7 +87,16 @@ def test_documented_commands_use_existing_options() -> None:
 
 def test_options_that_the_guides_mention_exist() -> None:
     known = {name for command in COMMANDS for name in options_of(command)} | options_of("describe data")
-    others = {"--from", "--to", "--host", "--ntasks", "--nproc-per-node", "--extra", "--no-dev"}  # of other programs
+    others = {
+        "--from",
+        "--to",
+        "--host",
+        "--ntasks",
+        "--nproc-per-node",
+        "--extra",
+        "--no-dev",
+        "--build-arg",
+    }  # of other programs
     unknown = [
         (identifier(page), option)
         for page in PAGES
