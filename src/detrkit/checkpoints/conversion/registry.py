@@ -16,6 +16,7 @@ from detrkit.checkpoints.conversion import (
     dab_detr_official,
     deformable_detr_huggingface,
     deformable_detr_official,
+    deimv2_official,
     detr_huggingface,
     detr_official,
     dfine_huggingface,
@@ -90,6 +91,7 @@ OFFICIAL: dict[Architecture, OfficialConversion] = {
     "deformable-detr": deformable_detr_official,
     "rtdetr": rtdetr_official,
     "rtdetrv2": rtdetrv2_official,
+    "deimv2": deimv2_official,  # before D-FINE, whose entries it has, too
     "dfine": dfine_official,
 }
 # the pre-norm variant of DETR is an architecture of its own there

@@ -1,4 +1,4 @@
-"""Decoder of D-FINE (arXiv:2410.13842): edges of boxes are refined from layer to layer as distributions."""
+"""Decoder of D-FINE (arXiv:2410.13842) and DEIMv2: edges of boxes are refined from layer to layer as distributions."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from detrkit.models.queries.queries import Queries
 
 
 class GatedResidual(Residual):
-    """Weighted sum of states and attended memory, whose weights in 0 .. 1 are computed from both, then a layer norm.
+    """Weighted sum of states and attended memory, whose weights in 0 .. 1 are computed from both, then a norm.
 
     It stands in for the residual connection of cross-attention ("target gating layer" in the paper).
     """
@@ -30,15 +30,22 @@ class GatedResidual(Residual):
     def after(self, tokens: Float[Tensor, "B N D"], output: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Combine the states with the output of cross-attention."""
         of_tokens, of_output = self.gate(torch.cat([tokens, output], dim=-1)).sigmoid().chunk(2, dim=-1)
-        return self.norm(of_tokens * tokens + of_output * output)
+        normalized: Tensor = self.norm(of_tokens * tokens + of_output * output)
+        return normalized
 
 
-class GatedDecoderLayer(DeformableDecoderLayer):
-    """Decoder layer with deformable cross-attention without projections, and a gate instead of a residual connection."""
+class FineGrainedDecoderLayer(DeformableDecoderLayer):
+    """Decoder layer with deformable cross-attention without projections.
 
-    def __init__(self, config: LayerConfig) -> None:
+    Args:
+        config: of the layer.
+        gated: cross-attention has a gate instead of a residual connection, as in D-FINE.
+    """
+
+    def __init__(self, config: LayerConfig, *, gated: bool = True) -> None:
         super().__init__(replace(config, value_projection=False))
-        self.cross_attention_residual = GatedResidual(config)
+        if gated:
+            self.cross_attention_residual = GatedResidual(config)
 
 
 class FineGrainedDecoder(TransformerDecoder):
@@ -49,6 +56,7 @@ class FineGrainedDecoder(TransformerDecoder):
         assert queries.reference is not None, "D-FINE's queries are selected cells, which have boxes"
         memory, states = self.prepare(memory), queries.content
         reference = queries.reference.sigmoid()
+        queries = self.query_position_encoding.prepare(queries, reference)
         initial_boxes = initial_states = start = edges = previous = None
         all_states, all_edges, all_boxes, layers = [], [], [], []
         for number, layer in enumerate(self.active_layers):
