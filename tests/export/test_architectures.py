@@ -22,6 +22,8 @@ PRESETS = {
     # the other deformable models use a subset of its parts
     "deformable-detr-r50-two-stage": {"num_feature_levels": 2, "decoder_layers": 1},
     "dfine-n": {"backbone": "hgnetv2-b0", "points_per_level": (2, 3)},
+    "deimv2-atto": {"backbone": "hgnetv2-atto", "encoder_layers": 0, "points_per_level": (3, 2)},
+    "deimv2-n": {"backbone": "hgnetv2-b0", "points_per_level": (2, 3)},
     "rtdetrv2-s-dsp": {},
 }
 SIZES = [[(96, 128)], [(130, 97), (64, 200)], [(40, 75)]]
@@ -43,7 +45,7 @@ def model_of(preset: str) -> DETR:
 
 @pytest.mark.slow
 # Conditional DETR, of which DAB-DETR has all parts, is exported with post-processing below
-@pytest.mark.parametrize("preset", ["dab-detr-r50", "deformable-detr-r50-two-stage", "dfine-n", "rtdetrv2-s-dsp"])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "conditional-detr-r50"])
 def test_every_engine_equals_pytorch(preset: str, tmp_path: Path) -> None:
     model = model_of(preset)
     program, metadata = trace(model), metadata_of(model)

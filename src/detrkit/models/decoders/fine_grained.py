@@ -12,6 +12,7 @@ from detrkit.models.decoders.transformer import TransformerDecoder
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.fine_grained import FineGrainedHeads
 from detrkit.models.layers import LayerConfig, Residual
+from detrkit.models.queries.position_encoding import BoxPositionEncoding
 from detrkit.models.queries.queries import Queries
 
 
@@ -56,6 +57,7 @@ class FineGrainedDecoder(TransformerDecoder):
         assert queries.reference is not None, "D-FINE's queries are selected cells, which have boxes"
         memory, states = self.prepare(memory), queries.content
         reference = queries.reference.sigmoid()
+        assert isinstance(self.query_position_encoding, BoxPositionEncoding)
         queries = self.query_position_encoding.prepare(queries, reference)
         initial_boxes = initial_states = start = edges = previous = None
         all_states, all_edges, all_boxes, layers = [], [], [], []
