@@ -85,6 +85,7 @@ def build_transformers(preset: str) -> Any:
     fields["backbone_config"] = getattr(transformers, backbone)(**own)
     settings = getattr(transformers, f"{name}Config")(
         num_labels=NUM_CLASSES,
+        num_queries=config.num_queries,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         decoder_ffn_dim=config.dim_feedforward,

@@ -56,7 +56,7 @@ class FineGrainedDecoder(TransformerDecoder):
         """Decode all queries in parallel. Arguments as of `TransformerDecoder`."""
         assert queries.reference is not None, "D-FINE's queries are selected cells, which have boxes"
         memory, states = self.prepare(memory), queries.content
-        reference = queries.reference.sigmoid()
+        initial, reference = queries.reference, queries.reference.sigmoid()
         assert isinstance(self.query_position_encoding, BoxPositionEncoding)
         queries = self.query_position_encoding.prepare(queries, reference)
         initial_boxes = initial_states = start = edges = previous = None
@@ -64,7 +64,7 @@ class FineGrainedDecoder(TransformerDecoder):
         for number, layer in enumerate(self.active_layers):
             states = self.run_layer(number, layer, states, queries, reference, memory)
             if start is None or initial_boxes is None:
-                initial_boxes, initial_states = heads.initial_boxes(states, queries.reference), states
+                initial_boxes, initial_states = heads.initial_boxes(states, initial), states
                 start = initial_boxes.detach()
             of_layer = heads.edge_logits(number, states if previous is None else states + previous)
             edges = of_layer if edges is None else edges + of_layer
