@@ -34,10 +34,11 @@ def model_of(preset: str) -> DETR:
     few = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, "dim_feedforward": 32, "hidden_dim": 64}
     settings = {"backbone": "resnet-tiny", "max_detections": 12, **few, **PRESETS[preset]}
     model = build_model(preset, num_classes=len(CATEGORIES), **settings).eval()
+    gain = 1.0 if model.config.decoder_norm == "rms" else 1.5  # RMS norms keep means, which grow with the gain
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:  # many are initialised to zero
-                parameter.normal_(0, 1.0 if name == "query_source.weight" else 1.5 * parameter.shape[1] ** -0.5)
+                parameter.normal_(0, 1.0 if name == "query_source.weight" else gain * parameter.shape[1] ** -0.5)
             elif parameter.ndim == 4:  # HGNetV2 initialises filters so small that all images have equal features
                 parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5)
     return model

@@ -193,11 +193,7 @@ def architecture_of_config(config: ModelConfig) -> Architecture | None:
 
 def architecture_of_names(names: Collection[str]) -> Architecture:
     """Return the published architecture whose parts entries in detrkit's names have."""
-    return next(
-        architecture
-        for architecture, traits in ARCHITECTURES.items()
-        if traits.has(names)
-    )
+    return next(architecture for architecture, traits in ARCHITECTURES.items() if traits.has(names))
 
 
 def architecture_of_model(names: Collection[str], config: ModelConfig) -> Architecture:
