@@ -203,8 +203,8 @@ class ModelConfig(BaseModel):
     )
     cross_attention_gate: bool = Field(
         True,
-        description="fine_grained decoder: gate instead of the residual connection of cross-attention; DEIMv2-Atto to -Pico "
-        "have none",
+        description="fine_grained decoder: gate instead of the residual connection of cross-attention; none in DEIMv2-Atto "
+        "to -Pico",
     )
     shared_box_head: bool = Field(
         False, description="fine_grained decoder: one box head for all layers (DEIMv2-Atto to -Pico)"
