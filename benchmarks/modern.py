@@ -1,6 +1,6 @@
 """Speed of real-time detectors next to transformers.
 
-    python -m benchmarks.modern [--models dfine-n dfine-s rtdetr-r18 rtdetr-r50] [--rounds 20] [--steps 8] [--threads 2]
+    python -m benchmarks.modern [--models dfine-n dfine-s rtdetr-r18 rtdetr-r50 deimv2-atto deimv2-n] [--rounds 20] [--steps 8] [--threads 2]
 
 Prediction: one image of 640 x 640 pixels, 80 classes, the same random weights everywhere: transformers in PyTorch, eager;
 detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn images. All run in one process with
@@ -33,6 +33,7 @@ from benchmarks.training import (
 from torch import Tensor
 
 import detrkit
+from detrkit.checkpoints.conversion import deimv2_huggingface
 from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE
 from detrkit.checkpoints.native import default_preprocessing
@@ -48,14 +49,14 @@ from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.metadata import ExportPrecision, make_metadata
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
-from detrkit.models.presets import PRESETS
+from detrkit.models.presets import preset_config
 from detrkit.structures import Batch
 from detrkit.training.auxiliary_queries import with_auxiliary_queries
 from detrkit.training.build import build_criterion
 from detrkit.training.realtime_recipes import reference_settings
 from detrkit.training.train_step import TrainStep
 
-MODELS = ("dfine-n", "dfine-s", "rtdetr-r18", "rtdetr-r50")
+MODELS = ("dfine-n", "dfine-s", "rtdetr-r18", "rtdetr-r50", "deimv2-atto", "deimv2-n")
 SIDE, BATCH_SIZE, NUM_CLASSES, NUM_OBJECTS = 640, 4, 80, 8
 # architecture, class and class of the backbone's configuration in transformers
 CLASSES = {
@@ -64,7 +65,11 @@ CLASSES = {
     "rtdetrv2-s": ("rtdetrv2", "RTDetrV2", "RTDetrResNetConfig"),
     "dfine-n": ("dfine", "DFine", "HGNetV2Config"),
     "dfine-s": ("dfine", "DFine", "HGNetV2Config"),
+    "deimv2-atto": ("deimv2", "Deimv2", "HGNetV2Config"),
+    "deimv2-n": ("deimv2", "Deimv2", "HGNetV2Config"),
 }
+# settings with which detrkit computes what transformers does
+SETTINGS = {"deimv2": deimv2_huggingface.FIELDS}
 # weights that move sampling points, by which rounding errors grow from layer to layer
 MOVING = ("sampling_offsets", "offset_projection", "bbox_", "box_head", "output_proj")
 
@@ -73,13 +78,14 @@ def build_transformers(preset: str) -> Any:
     """Build transformers' model of a preset with random weights, in eval mode."""
     import transformers
 
-    config = PRESETS[preset]
     architecture, name, backbone = CLASSES[preset]
+    config = preset_config(preset, **settings_of(preset))
     fields: dict[str, Any] = HUGGINGFACE[architecture].config_fields(config)
     own = {key: value for key, value in fields["backbone_config"].items() if key != "model_type"}
     fields["backbone_config"] = getattr(transformers, backbone)(**own)
     settings = getattr(transformers, f"{name}Config")(
         num_labels=NUM_CLASSES,
+        num_queries=config.num_queries,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         decoder_ffn_dim=config.dim_feedforward,
@@ -90,6 +96,11 @@ def build_transformers(preset: str) -> Any:
     model = getattr(transformers, f"{name}ForObjectDetection")(settings)
     randomize(model)
     return model.eval()
+
+
+def settings_of(preset: str) -> dict[str, Any]:
+    """Return the settings of a preset that transformers computes otherwise than its authors."""
+    return dict(SETTINGS.get(CLASSES[preset][0], {}))
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -130,7 +141,7 @@ def draw_image(size: tuple[int, int]) -> Tensor:
 
 def build_detrkit(preset: str, converted: Any) -> DETR:
     """Build detrkit's model with the weights of that of transformers, in eval mode."""
-    model = detrkit.build_model(preset, num_classes=NUM_CLASSES)
+    model = detrkit.build_model(preset, num_classes=NUM_CLASSES, **settings_of(preset))
     load_state_dict(model, huggingface_to_detrkit(converted.state_dict()))
     return model.eval()
 

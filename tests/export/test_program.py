@@ -216,7 +216,14 @@ def test_graph_that_would_fill_the_memory_is_rejected_before_it_runs(path: Path,
         read_program(rewritten(path, tmp_path / "hostile.pt2", with_changed(GRAPH, enlarge)))
 
 
-FAMILIES = ["detr-r50-panoptic", "conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage", "detrkit-m"]
+FAMILIES = [
+    "detr-r50-panoptic",
+    "conditional-detr-r50",
+    "dab-detr-r50",
+    "deformable-detr-r50-two-stage",
+    "detrkit-m",
+    "deimv2-atto",
+]
 
 
 @pytest.mark.slow

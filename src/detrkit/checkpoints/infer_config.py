@@ -22,8 +22,11 @@ _RESNETS = {
     (variant.depths, variant.block is Bottleneck, name.endswith("-vd")): name
     for name, variant in resnet.VARIANTS.items()
 }
-# (widths at the begin and end of the stem, convolutions per block)
-_HGNETS = {(variant.stem, variant.num_layers): name for name, variant in hgnet.VARIANTS.items()}
+# (widths at the begin and end of the stem, channels and blocks of the stages, size of the filters of light convolutions)
+_HGNETS = {
+    (variant.stem, variant.channels, variant.depths, variant.light_kernel_size): name
+    for name, variant in hgnet.VARIANTS.items()
+}
 
 
 def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
@@ -97,8 +100,14 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
 
 def _hgnet(state: Mapping[str, Tensor]) -> str:
     first, last = (state[f"backbone.body.stem.stem{part}.convolution.weight"].shape[0] for part in (1, 4))
-    layers = _count(state, "backbone.body.stages.0.blocks.0.layers")
-    name = _HGNETS.get(((first, last), layers))
+    stages = [f"backbone.body.stages.{stage}" for stage in range(_count(state, "backbone.body.stages"))]
+    channels = tuple(state[f"{one}.blocks.0.aggregation.1.convolution.weight"].shape[0] for one in stages)
+    depths = tuple(_count(state, f"{one}.blocks") for one in stages)
+    kernel_size = state["backbone.body.stages.2.blocks.0.layers.0.depthwise.convolution.weight"].shape[-1]
+    name = _HGNETS.get(((first, last), channels, depths, kernel_size))
     if name is None:
-        raise CheckpointError(f"checkpoint: its HGNetV2 has a stem of widths {first, last}, expected one of B0 to B6")
+        raise CheckpointError(
+            f"checkpoint: its HGNetV2 has a stem of widths {first, last} and {depths} blocks per stage, expected one of "
+            "Atto, Femto, Pico and B0 to B6"
+        )
     return name

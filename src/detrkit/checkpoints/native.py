@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detrkit._internal.documents import parse_json
 from detrkit._internal.files import write_tensors
+from detrkit.checkpoints.conversion.realtime_fields import published_side
 from detrkit.checkpoints.files import HEADER_KEY, read_safetensors
 from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
 from detrkit.config.model import ModelConfig
@@ -135,7 +136,8 @@ def default_preprocessing(config: ModelConfig, image_size: int | None = None) ->
         image_size: shorter side in pixels, or side of the square; default: as published.
     """
     if config.is_hybrid:
-        size = REALTIME_SIZE if image_size is None else (image_size, image_size)
+        side = published_side(config) if image_size is None else image_size
+        size = (side, side)
         return Preprocessing(image_size=min(size), resize="stretch", size=size, normalize=False)
     return Preprocessing() if image_size is None else Preprocessing(image_size=image_size)
 

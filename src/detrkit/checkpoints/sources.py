@@ -9,6 +9,7 @@ from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
 from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
 from detrkit.errors import CheckpointError, did_you_mean
+from detrkit.models.presets_refused import REFUSED_PRESETS
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_SUFFIX = ".index.json"  # of files that list the parts of large models
@@ -212,6 +213,8 @@ def check_source(source: Path | str) -> None:
             )
     elif name in MODEL_NAMES:
         _check_published(name)
+    elif name in REFUSED_PRESETS and not path.is_file():
+        raise CheckpointError(f"{name} is not included: {REFUSED_PRESETS[name]}.")
     elif not path.is_file():
         if HUB_ID.fullmatch(name):
             raise CheckpointError(

@@ -57,6 +57,8 @@ IMAGENET_URLS = {
     "resnet50-vd": f"{_RTDETR}ResNet50_vd_ssld_v2_pretrained_from_paddle.pth",
     "resnet101-vd": f"{_RTDETR}ResNet101_vd_ssld_pretrained_from_paddle.pth",
     **{f"hgnetv2-b{size}": f"{_DFINE}PPHGNetV2_B{size}_stage1.pth" for size in range(7)},
+    # as published: those of B0, of which their stages are parts
+    **{f"hgnetv2-{size}": f"{_DFINE}PPHGNetV2_B0_stage1.pth" for size in ("atto", "femto", "pico")},
 }
 
 
@@ -67,7 +69,7 @@ class ModelInfo:
     Attributes:
         name: of the preset.
         family: architecture: "DETR", "Conditional DETR", "DAB-DETR", "Deformable DETR", "Table Transformer", "RT-DETR",
-            "RT-DETRv2", "D-FINE", "DEIM", "RT-DETRv4" or "detrkit".
+            "RT-DETRv2", "D-FINE", "DEIM", "RT-DETRv4", "DEIMv2" or "detrkit".
         parameters: number of parameters, with the preset's number of classes.
         ap: published AP of the boxes on COCO val2017, 0..1; None if it is unknown.
         code_licence: of the authors' code (SPDX); None if not known here.

@@ -6,16 +6,29 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet-tiny"]
 ResNetVdName = Literal["resnet18-vd", "resnet34-vd", "resnet50-vd", "resnet101-vd"]
-HGNetName = Literal["hgnetv2-b0", "hgnetv2-b1", "hgnetv2-b2", "hgnetv2-b3", "hgnetv2-b4", "hgnetv2-b5", "hgnetv2-b6"]
+HGNetName = Literal[
+    "hgnetv2-atto",
+    "hgnetv2-femto",
+    "hgnetv2-pico",
+    "hgnetv2-b0",
+    "hgnetv2-b1",
+    "hgnetv2-b2",
+    "hgnetv2-b3",
+    "hgnetv2-b4",
+    "hgnetv2-b5",
+    "hgnetv2-b6",
+]
 BackboneName = ResNetName | ResNetVdName | HGNetName
 TIMM = "timm:"  # prefix of the names of timm's backbones
 Normalization = Literal["frozen", "batch"]
 PositionInjection = Literal["attention", "input", "none"]  # where position encodings are added (paper, table 3)
 EncoderName = Literal["dense", "deformable", "hybrid"]
-FusionBlockName = Literal["csp_rep", "rep_ncsp_elan"]
+FusionBlockName = Literal["csp_rep", "rep_ncsp_elan", "rep_ncsp_elan_sum", "lite"]
 QueryName = Literal["learned", "points", "anchors", "two_stage", "selected"]
 DecoderName = Literal["dense", "conditional", "deformable", "fine_grained"]
 SamplingName = Literal["bilinear", "discrete"]
+_THREE_STAGES = ("resnet-tiny", "hgnetv2-atto", "hgnetv2-femto", "hgnetv2-pico")
+_AFFINE_HGNETS = ("atto", "femto", "pico", "b0", "b1", "b2", "b3")  # as published
 _MAX_BACKBONE_LEVELS = 3  # feature maps taken from the backbone; coarser ones are computed from the last
 
 
@@ -44,7 +57,7 @@ class ModelConfig(BaseModel):
     )
     learnable_affine_block: bool | None = Field(
         None,
-        description="HGNetV2: learned scale and bias after every activation; omitted: in B0 to B3, as published",
+        description="HGNetV2: learned scale and bias after every activation; omitted: in Atto to B3, as published",
     )
     dilation: bool = Field(
         False, description="dilate the last stage instead of striding (DC5): stride 16 instead of 32; tiny: 8"
@@ -71,7 +84,7 @@ class ModelConfig(BaseModel):
     pre_norm: bool = Field(False, description="layer norm before each sublayer instead of after it")
     activation: Literal["relu", "prelu", "silu"] = Field(
         "relu",
-        description="activation of the feed-forward networks; silu (DEIM, RT-DETRv4) is also that of the heads",
+        description="activation of the feed-forward networks; silu (DEIM, DEIMv2, RT-DETRv4) is also that of the heads",
     )
     position_temperature: float = Field(
         10_000.0, gt=1, description="ratio of the longest to the shortest wavelength of sine positions (DAB-DETR: 20)"
@@ -96,7 +109,9 @@ class ModelConfig(BaseModel):
     )
     fusion_block: FusionBlockName = Field(
         "csp_rep",
-        description="hybrid encoder: blocks that fuse two maps, of RT-DETR (CSPRepLayer) or D-FINE (RepNCSPELAN4, SCDown)",
+        description="hybrid encoder: blocks that fuse two maps, of RT-DETR (CSPRepLayer) or D-FINE (RepNCSPELAN4, SCDown); "
+        "rep_ncsp_elan_sum: of the sum of two maps (DEIMv2-N); lite: likewise, of the backbone's last map and one that is "
+        "pooled from it (DEIMv2-Atto to -Pico)",
     )
     fusion_depth: int = Field(3, ge=1, le=100, description="hybrid encoder: RepVGG blocks per CSP layer")
     fusion_expansion: float = Field(
@@ -118,7 +133,7 @@ class ModelConfig(BaseModel):
         "dense",
         description="cross-attention of the decoder: as in DETR, with separate content and positions (Conditional DETR), "
         "or over sampling points (Deformable DETR, RT-DETR); fine_grained: also over sampling points, with edges of boxes "
-        "refined as distributions (D-FINE)",
+        "refined as distributions (D-FINE, DEIMv2)",
     )
     eval_decoder_layers: int | None = Field(
         None,
@@ -178,6 +193,30 @@ class ModelConfig(BaseModel):
         le=100,
         description="unit of the distances of edges is the size of the box divided by it, with the fine_grained decoder",
     )
+    decoder_norm: Literal["layer", "rms"] = Field(
+        "layer", description="norms of the fine_grained decoder: layer norm (D-FINE) or RMS norm (DEIMv2)"
+    )
+    decoder_feed_forward: Literal["mlp", "swiglu"] = Field(
+        "mlp",
+        description="feed-forward networks of the fine_grained decoder: two layers (D-FINE), or gated (DEIMv2): half of "
+        "dim_feedforward are gates",
+    )
+    cross_attention_gate: bool = Field(
+        True,
+        description="fine_grained decoder: gate instead of the residual connection of cross-attention; none in DEIMv2-Atto "
+        "to -Pico",
+    )
+    shared_box_head: bool = Field(
+        False, description="fine_grained decoder: one box head for all layers (DEIMv2-Atto to -Pico)"
+    )
+    layerwise_query_positions: bool = Field(
+        True,
+        description="fine_grained decoder: positions of the queries follow the boxes of every layer (D-FINE); false keeps "
+        "those of the selected boxes (DEIMv2)",
+    )
+    selection_projection: bool = Field(
+        True, description="selected queries: project and normalise the memory first (RT-DETR, D-FINE); DEIMv2 does not"
+    )
     max_detections: int = Field(
         100, ge=1, le=100_000, description="detections per image with sigmoid scores: best pairs of query and class"
     )
@@ -208,7 +247,7 @@ class ModelConfig(BaseModel):
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per cell of each feature map of the transformer, finest first."""
-        stages = [4, 8, 16] if self.backbone == "resnet-tiny" else [4, 8, 16, 32]
+        stages = [4, 8, 16] if self.backbone in _THREE_STAGES else [4, 8, 16, 32]
         if self.dilation:
             stages[-1] = stages[-2]
         strides = stages[-self.num_backbone_levels :]
@@ -224,7 +263,7 @@ class ModelConfig(BaseModel):
     @property
     def num_backbone_levels(self) -> int:
         """Number of feature maps that are taken from the backbone."""
-        return min(self.num_feature_levels, _MAX_BACKBONE_LEVELS)
+        return 1 if self.fusion_block == "lite" else min(self.num_feature_levels, _MAX_BACKBONE_LEVELS)
 
     @property
     def is_deformable(self) -> bool:
@@ -270,7 +309,7 @@ class ModelConfig(BaseModel):
     def has_learnable_affine_block(self) -> bool:
         """True if the backbone is an HGNetV2 with a learned scale and bias after every activation."""
         if self.learnable_affine_block is None:
-            return self.backbone in ("hgnetv2-b0", "hgnetv2-b1", "hgnetv2-b2", "hgnetv2-b3")
+            return self.backbone.removeprefix("hgnetv2-") in _AFFINE_HGNETS
         return self.learnable_affine_block
 
     @property

@@ -15,6 +15,13 @@ HYBRID_SETTINGS = (  # of the hybrid encoder only
     "memory_projection",
     "distillation_dim",
 )
+FINE_GRAINED_SETTINGS = (  # of the fine_grained decoder only
+    "decoder_norm",
+    "decoder_feed_forward",
+    "cross_attention_gate",
+    "shared_box_head",
+    "layerwise_query_positions",
+)
 Rules = Iterable[tuple[bool, str]]  # whether a rule is broken, and the message if it is
 
 
@@ -96,8 +103,7 @@ def _backbone_rules(model: ModelConfig) -> Rules:
 
 def _hybrid_rules(model: ModelConfig) -> Rules:
     encoder, width = arg("encoder", model.encoder), arg("encoder_dim", model.encoder_dim)
-    defaults = {name: ModelConfig.model_fields[name].default for name in HYBRID_SETTINGS}
-    only_hybrid = next((name for name, default in defaults.items() if getattr(model, name) != default), None)
+    only_hybrid = _first_changed(model, HYBRID_SETTINGS)
     found = arg(only_hybrid, getattr(model, only_hybrid)) if only_hybrid else ""
     positions = arg("position_embedding", model.position_embedding)
     return [
@@ -118,6 +124,11 @@ def _hybrid_rules(model: ModelConfig) -> Rules:
             f"{encoder} fuses at most 3 feature maps, found {arg('num_feature_levels', model.num_feature_levels)}.",
         ),
         (
+            model.fusion_block == "lite" and model.num_feature_levels != 2,
+            f"{arg('fusion_block', 'lite')} fuses 2 feature maps, found "
+            f"{arg('num_feature_levels', model.num_feature_levels)}.",
+        ),
+        (
             model.is_hybrid and model.attention_levels > model.num_feature_levels,
             f"{arg('attention_levels', model.attention_levels)} exceeds "
             f"{arg('num_feature_levels', model.num_feature_levels)}.",
@@ -128,6 +139,11 @@ def _hybrid_rules(model: ModelConfig) -> Rules:
             "them out.",
         ),
     ]
+
+
+def _first_changed(model: ModelConfig, names: Iterable[str]) -> str | None:
+    """Return the first of the fields that does not have its default value."""
+    return next((name for name in names if getattr(model, name) != ModelConfig.model_fields[name].default), None)
 
 
 def _query_rules(model: ModelConfig) -> Rules:
@@ -186,7 +202,9 @@ def _position_rules(model: ModelConfig) -> Rules:
 
 
 def _selected_rules(model: ModelConfig) -> Rules:
-    """Rules for the decoders of RT-DETR and D-FINE."""
+    """Rules for the decoders of RT-DETR, D-FINE and DEIMv2."""
+    only_fine_grained = _first_changed(model, FINE_GRAINED_SETTINGS)
+    found = arg(only_fine_grained, getattr(model, only_fine_grained)) if only_fine_grained else ""
     selected, fine_grained = arg("queries", "selected"), arg("decoder", "fine_grained")
     is_selected, is_fine_grained = model.queries == "selected", model.decoder == "fine_grained"
     return [
@@ -213,5 +231,18 @@ def _selected_rules(model: ModelConfig) -> Rules:
         (
             is_fine_grained and model.pre_norm,
             f"{fine_grained} normalises after its gates. Set {arg('pre_norm', False)}.",
+        ),
+        (
+            not is_fine_grained and only_fine_grained is not None,
+            f"{found} is for {fine_grained}, found {arg('decoder', model.decoder)}. Leave it out.",
+        ),
+        (
+            model.decoder_feed_forward == "swiglu" and bool(model.dim_feedforward % 2),
+            f"{arg('dim_feedforward', model.dim_feedforward)} must be even with {arg('decoder_feed_forward', 'swiglu')}: "
+            "half of it are gates.",
+        ),
+        (
+            not is_selected and not model.selection_projection,
+            f"{arg('selection_projection', False)} is for {selected}, found {arg('queries', model.queries)}. Leave it out.",
         ),
     ]

@@ -103,13 +103,19 @@ class ScheduleConfig(_Group):
     lr_scheduler: Literal["step", "cosine", "flat_cosine", "constant"] = Field(
         default="step",
         description="'step' divides the learning rates by 10 once, 'cosine' lowers them to 0; 'flat_cosine' halves them "
-        "between flat_until and strong_aug_until (DEIM)",
+        "between flat_until and cosine_until (DEIM)",
     )
     lr_drop: float = Field(
         default=2 / 3, gt=0, le=1, description="fraction of the run after which 'step' divides by 10"
     )
     flat_until: float = Field(
         default=0.5, ge=0, le=1, description="fraction of the run after which 'flat_cosine' lowers the learning rates"
+    )
+    cosine_until: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="fraction of the run after which 'flat_cosine' has halved the learning rates; null: strong_aug_until",
     )
     warmup_steps: int = Field(default=0, ge=0, description="steps of warm-up from 0")
     warmup: Literal["linear", "quadratic"] = Field(default="linear", description="course of the warm-up")
@@ -226,6 +232,17 @@ class LossConfig(_Group):
     )
     ddf_loss_coef: float = Field(
         default=1.5, ge=0, description="weight of the distillation of edge distributions by the last layer (D-FINE)"
+    )
+    match_union: bool = Field(
+        default=True,
+        description="fine_grained decoder: boxes of all layers are trained on the union of their matches (D-FINE); "
+        "false: on each layer's own (DEIMv2-Atto to -Pico)",
+    )
+    quality_matching_from: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="fraction of the run from which sigmoid scores and boxes are matched by score * IoU^4 alone (DEIMv2)",
     )
     look_forward_twice: bool = Field(
         default=False,

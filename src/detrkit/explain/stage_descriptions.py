@@ -39,7 +39,8 @@ def _backbone(config: ModelConfig) -> str:
 
 def _input_projection(config: ModelConfig) -> str:
     further = config.num_feature_levels - config.num_backbone_levels
-    added = f"{plural(further, 'coarser map')} computed from the last one; " if further else ""
+    mean = ", with the mean of its cells added to each" if config.fusion_block == "lite" else ""
+    added = f"{plural(further, 'coarser map')} computed from the last one{mean}; " if further else ""
     cells = "each cell" if config.num_feature_levels == 1 else f"each cell of all {config.num_feature_levels} maps"
     return f"convolutions project the channels to the transformer's width; {added}{cells} becomes a token"
 
@@ -90,7 +91,7 @@ def _queries(config: ModelConfig) -> str:
         return (
             "every cell of the memory proposes a box with class scores; those with the highest scores become the queries "
             "of this image, query 0 from the highest. Each query is the memory of its cell, and its position is computed "
-            "from its box in every layer of the decoder"
+            f"from its box {_of_positions(config)}"
         )
     if config.queries != "two_stage":
         kind = {"learned": "embeddings", "points": "embeddings, each with a point", "anchors": "boxes"}[config.queries]
@@ -101,6 +102,12 @@ def _queries(config: ModelConfig) -> str:
     return (
         "every cell of the memory proposes a box with an object score; the boxes with the highest scores become the "
         f"queries of this image, query 0 from the highest. Each query is {content}"
+    )
+
+
+def _of_positions(config: ModelConfig) -> str:
+    return (
+        "in every layer of the decoder" if config.layerwise_query_positions else "once, for all layers of the decoder"
     )
 
 

@@ -9,9 +9,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.losses.classification import Classification, SoftmaxClassification
-from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou, generalized_iou
 from detrkit.ops.transfer import to_device
 from detrkit.structures import Target
+
+_IOU_EXPONENT = 4  # of the quality, as published (DEIMv2)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ class HungarianMatcher:
         cost_bbox: weight of the L1 distance of the boxes, relative cxcywh.
         cost_giou: weight of -GIoU.
         classification: defines the classification cost. Default: that of softmax scores.
+
+    Attributes:
+        by_quality: the cost is minus the sigmoid score times IoU^4, and nothing else (DEIMv2, late in training).
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class HungarianMatcher:
         self.cost_class = self.classification.default_cost if cost_class is None else cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
+        self.by_quality = False
 
     @torch.no_grad()
     def __call__(
@@ -151,6 +157,8 @@ class HungarianMatcher:
         targets: Sequence[Target],
     ) -> Float[Tensor, "T B Q N"]:
         """Compute the total cost of every query for every object of its image; N is the maximum number of objects."""
+        if self.by_quality:
+            return -match_qualities(layer_class_logits, layer_boxes, targets)
         costs = self.unweighted_costs(layer_class_logits, layer_boxes, targets)
         return self.cost_bbox * costs.distance + self.cost_class * costs.classification - self.cost_giou * costs.giou
 
@@ -161,12 +169,28 @@ class HungarianMatcher:
         targets: Sequence[Target],
     ) -> MatchingCosts:
         """Compute the terms of the cost of every query for every object of its image."""
-        labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
-        boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
-
+        labels, boxes = _padded(targets)
         distance = torch.cdist(layer_boxes, boxes.expand(len(layer_boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
         return MatchingCosts(self.classification.costs(layer_class_logits, labels), distance, giou)
+
+
+def match_qualities(
+    layer_class_logits: Float[Tensor, "T B Q K"], layer_boxes: Float[Tensor, "T B Q 4"], targets: Sequence[Target]
+) -> Float[Tensor, "T B Q N"]:
+    """Compute the score of every object's class times IoU^4, for every query."""
+    labels, boxes = _padded(targets)
+    index = labels[None, :, None].expand(*layer_class_logits.shape[:3], -1)
+    scores = layer_class_logits.gather(-1, index).sigmoid()
+    ious = elementwise_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
+    return scores * ious.clamp(min=0) ** _IOU_EXPONENT
+
+
+def _padded(targets: Sequence[Target]) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N 4"]]:
+    """Stack labels and boxes of images with different numbers of objects."""
+    labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
+    boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
+    return labels, boxes
 
 
 def to_matches(pairs: Sequence[Int64[Tensor, "4 _"]], device: torch.device) -> list[Matches]:

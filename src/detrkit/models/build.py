@@ -21,7 +21,7 @@ from detrkit.models.backbones.resnet_vd import ResNetVdBackbone
 from detrkit.models.backbones.timm import TimmBackbone
 from detrkit.models.decoders.conditional import ConditionalDecoderLayer
 from detrkit.models.decoders.deformable import DeformableDecoderLayer
-from detrkit.models.decoders.fine_grained import FineGrainedDecoder, GatedDecoderLayer
+from detrkit.models.decoders.fine_grained import FineGrainedDecoder, FineGrainedDecoderLayer
 from detrkit.models.decoders.transformer import DecoderLayer, TransformerDecoder
 from detrkit.models.detr import DETR
 from detrkit.models.encoders.deformable import DeformableEncoderLayer
@@ -31,7 +31,13 @@ from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
 from detrkit.models.heads.fine_grained import DistanceBins, FineGrainedHeads, QualityHead
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.models.layers import ActivationName, LayerConfig, mlp
-from detrkit.models.neck import MultiScaleProjection, Neck, NormalizedProjection, SingleScaleProjection
+from detrkit.models.neck import (
+    MultiScaleProjection,
+    Neck,
+    NormalizedProjection,
+    PooledProjection,
+    SingleScaleProjection,
+)
 from detrkit.models.parts import Backbone, Decoder, DETRComponents, Encoder, QuerySource
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
 from detrkit.models.queries.position_encoding import BoxPositionEncoding, QueryPositionEncoding
@@ -139,7 +145,9 @@ def _neck(config: ModelConfig, backbone: Backbone, positions: Positions | None) 
     num_levels = config.num_backbone_levels
     projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection
     channels = backbone.channels[-num_levels:]
-    if config.is_hybrid:
+    if config.fusion_block == "lite":
+        projection = PooledProjection(channels[-1], config.encoder_width)
+    elif config.is_hybrid:
         projection = NormalizedProjection(channels, config.encoder_width)
     elif config.is_multi_scale:
         projection = MultiScaleProjection(channels, config.hidden_dim, config.num_feature_levels)
@@ -172,6 +180,8 @@ def _layer_config(config: ModelConfig) -> LayerConfig:
         num_feature_levels=config.num_feature_levels,
         num_points=config.sampling_points,
         sampling=config.sampling,
+        norm=config.decoder_norm,
+        feed_forward=config.decoder_feed_forward,
     )
 
 
@@ -190,9 +200,16 @@ def _transformer_encoder(config: ModelConfig, layer: Callable[[LayerConfig], Enc
 
 def _hybrid_encoder(config: ModelConfig) -> HybridEncoder:
     width = config.encoder_width
-    feed_forward = config.encoder_dim_feedforward or config.dim_feedforward
+    attention = replace(
+        _layer_config(config),
+        width=width,
+        dim_feedforward=config.encoder_dim_feedforward or config.dim_feedforward,
+        activation="gelu",
+        norm="layer",
+        feed_forward="mlp",
+    )
     return HybridEncoder(
-        replace(_layer_config(config), width=width, dim_feedforward=feed_forward, activation="gelu"),
+        attention,
         num_layers=config.encoder_layers,
         num_levels=config.num_feature_levels,
         attention_levels=config.attention_levels,
@@ -226,7 +243,13 @@ def _transformer_decoder(
 def _query_positions(config: ModelConfig) -> QueryPositionEncoding | BoxPositionEncoding:
     if config.queries == "selected":
         max_value = _MAX_QUERY_POSITION if config.decoder == "fine_grained" else None
-        return BoxPositionEncoding(config.hidden_dim, config.query_position_layers, _head_activation(config), max_value)
+        return BoxPositionEncoding(
+            config.hidden_dim,
+            config.query_position_layers,
+            _head_activation(config),
+            max_value,
+            per_layer=config.layerwise_query_positions,
+        )
     is_conditional = config.decoder == "conditional"
     positions = QueryPositionEncoding(
         config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional
@@ -246,9 +269,10 @@ def _heads(config: ModelConfig) -> DetectionHeads:
     class_heads = [ClassHead(width, config.num_classes, config.class_scores) for _ in range(count)]
     if config.decoder == "fine_grained":
         num_outputs = 4 * (config.reg_max + 1)
+        num_box_heads = 1 if config.shared_box_head else count
         return FineGrainedHeads(
             class_heads,
-            [BoxHead(width, num_outputs, zero_init=True, activation=activation) for _ in range(count)],
+            [BoxHead(width, num_outputs, zero_init=True, activation=activation) for _ in range(num_box_heads)],
             [QualityHead(activation) for _ in range(count)],
             BoxHead(width, zero_init=True, activation=activation),
             DistanceBins(config.reg_max, config.reg_scale),
@@ -275,7 +299,13 @@ def _two_stage(config: ModelConfig) -> TwoStageQueries:
 
 
 def _selected(config: ModelConfig) -> SelectedQueries:
-    return SelectedQueries(config.num_queries, config.hidden_dim, config.num_classes, _head_activation(config))
+    return SelectedQueries(
+        config.num_queries,
+        config.hidden_dim,
+        config.num_classes,
+        _head_activation(config),
+        projected=config.selection_projection,
+    )
 
 
 def _points(config: ModelConfig) -> PointQueries:
@@ -326,7 +356,10 @@ DECODERS: Mapping[str, Callable[[ModelConfig], Decoder]] = {
         config, lambda layer, _: DeformableDecoderLayer(layer), has_norm=config.pre_norm
     ),
     "fine_grained": lambda config: _transformer_decoder(
-        config, lambda layer, _: GatedDecoderLayer(layer), has_norm=False, build=FineGrainedDecoder
+        config,
+        lambda layer, _: FineGrainedDecoderLayer(layer, gated=config.cross_attention_gate),
+        has_norm=False,
+        build=FineGrainedDecoder,
     ),
 }
 QUERY_SOURCES: Mapping[str, Callable[[ModelConfig], QuerySource]] = {

@@ -151,7 +151,7 @@ def _preset_of_run(weights: Path) -> str | None:
 
 def _closest_preset(fields: dict[str, Any]) -> str:
     """Return the preset of the same architecture, whose training settings apply."""
-    names = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim")
+    names = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim", "decoder_norm")
     return next(
         (preset for preset, one in PRESETS.items() if all(getattr(one, name) == fields[name] for name in names)),
         "detr-r50",

@@ -22,7 +22,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, arg, short
 
-_REALTIME_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("rtdetr", "rtdetrv2", "dfine"))
+_REALTIME_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("rtdetr", "rtdetrv2", "dfine", "deimv2"))
 _REALTIME_SETTINGS = {
     "activation_function": "silu",
     "encoder_activation_function": "gelu",
@@ -38,6 +38,8 @@ _REALTIME_SETTINGS = {
     "top_prob_values": 4,
     "lqe_hidden_dim": 64,
     "lqe_layers": 2,
+    "encoder_fuse_op": "sum",
+    "encoder_has_trailing_conv": True,
 }
 
 
@@ -187,10 +189,16 @@ def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
 
 
 def _check_realtime_variant(config: ModelConfig) -> None:
-    is_dfine = config.decoder == "fine_grained"
+    is_dfine, is_deimv2 = config.decoder == "fine_grained", architecture_of_config(config) == "deimv2"
+    kind = "DEIMv2" if is_deimv2 else "D-FINE" if is_dfine else "RT-DETR"
+    position_layers = 3 if is_deimv2 else 2
     unsupported = (
-        (config.activation != "relu", f"activation {config.activation!r}, of DEIM and RT-DETRv4,"),
-        (config.query_position_layers != 2, f"{config.query_position_layers} layers of query positions, of DEIM,"),
+        (config.activation != "relu", f"activation {config.activation!r} of DEIM, DEIMv2 and RT-DETRv4,"),
+        (not config.selection_projection, "the memory as it is for the selection of queries"),
+        (
+            config.query_position_layers != position_layers,
+            f"{config.query_position_layers} layers of query positions, of DEIM,",
+        ),
         (config.distillation_dim is not None, "a projection that learns from a teacher, of RT-DETRv4,"),
         (config.eval_decoder_layers is not None and not is_dfine, "an earlier decoder layer for predictions"),
         (len(set(config.sampling_points)) > 1 and not is_dfine, "different numbers of sampling points"),
@@ -199,8 +207,7 @@ def _check_realtime_variant(config: ModelConfig) -> None:
     for is_used, name in unsupported:
         if is_used:
             raise CheckpointError(
-                f"the model uses {name} which Hugging Face's {'D-FINE' if is_dfine else 'RT-DETR'} does not support; use "
-                f"{arg('to', 'official')}"
+                f"the model uses {name} which Hugging Face's {kind} does not support; use {arg('to', 'official')}"
             )
 
 

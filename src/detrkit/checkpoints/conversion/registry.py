@@ -16,6 +16,8 @@ from detrkit.checkpoints.conversion import (
     dab_detr_official,
     deformable_detr_huggingface,
     deformable_detr_official,
+    deimv2_huggingface,
+    deimv2_official,
     detr_huggingface,
     detr_official,
     dfine_huggingface,
@@ -90,6 +92,7 @@ OFFICIAL: dict[Architecture, OfficialConversion] = {
     "deformable-detr": deformable_detr_official,
     "rtdetr": rtdetr_official,
     "rtdetrv2": rtdetrv2_official,
+    "deimv2": deimv2_official,  # before D-FINE, whose entries it has, too
     "dfine": dfine_official,
 }
 # the pre-norm variant of DETR is an architecture of its own there
@@ -100,6 +103,7 @@ HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConver
     "dab-detr": dab_detr_huggingface,
     "rtdetr": rtdetr_huggingface,  # these also before Deformable DETR, whose attention they have
     "rtdetrv2": rtdetrv2_huggingface,
+    "deimv2": deimv2_huggingface,  # before D-FINE, as above
     "dfine": dfine_huggingface,
     "deformable-detr": deformable_detr_huggingface,
 }

@@ -69,7 +69,7 @@ _OPERATORS = """
     minimum.default mish.default movedim.int mul.Scalar mul.Tensor narrow.default ne.Scalar neg.default
     ones.default ones_like.default pad.default permute.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
     promote_types.default reciprocal.default relu.default relu6.default relu_.default remainder.Scalar
-    repeat.default repeat_interleave.self_int reshape.default round.default rsqrt.default rsub.Scalar
+    repeat.default repeat_interleave.self_int reshape.default rms_norm.default round.default rsqrt.default rsub.Scalar
     scaled_dot_product_attention.default select.int sigmoid.default silu.default silu_.default sin.default
     slice.Tensor softmax.int softplus.default sort.default split.Tensor split_with_sizes.default sqrt.default
     square.default squeeze.dim stack.default sub.Scalar sub.Tensor sum.dim_IntList sym_size.int tanh.default

@@ -33,17 +33,20 @@ class EncoderQueries(nn.Module):
         width: D.
         num_classes: outputs of the class head.
         box_head: predicts boxes relative to the anchors.
+        projected: project and normalise the memory first; False takes it as it is.
 
     Attributes:
         return_proposals: return the predictions of the encoder, for its loss.
     """
 
-    def __init__(self, num_queries: int, width: int, num_classes: int, box_head: Callable[[int], BoxHead]) -> None:
+    def __init__(
+        self, num_queries: int, width: int, num_classes: int, box_head: Callable[[int], BoxHead], projected: bool = True
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.return_proposals = True
-        self.memory_projection = nn.Linear(width, width)
-        self.memory_norm = nn.LayerNorm(width)
+        self.memory_projection: nn.Module = nn.Linear(width, width) if projected else nn.Identity()
+        self.memory_norm: nn.Module = nn.LayerNorm(width) if projected else nn.Identity()
         self.class_head = ClassHead(width, num_classes, "sigmoid")
         self.box_head = box_head(width)
 
@@ -75,7 +78,8 @@ class EncoderQueries(nn.Module):
         return self.box_head(projected).float() + anchors
 
     def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.memory_norm(self.memory_projection(tokens))
+        projected: Tensor = self.memory_norm(self.memory_projection(tokens))
+        return projected
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class TwoStageQueries(EncoderQueries):
         weight = nn.Parameter(torch.randn(num_queries, width)) if content_from_memory else None
         self.register_parameter("weight", weight)
         for projection in (self.memory_projection, self.query_projection):
+            assert isinstance(projection, nn.Linear)
             nn.init.xavier_uniform_(projection.weight)
 
     def forward(self, memory: FeatureMaps) -> Queries:
@@ -162,16 +167,27 @@ class SelectedQueries(EncoderQueries):
         width: D.
         num_classes: K.
         activation: of the box head.
+        projected: project and normalise the memory first, which DEIMv2 does not.
 
     Attributes:
         denoising_labels: embeddings of the K classes and of padding (zeros), the content of denoising queries in training.
     """
 
-    def __init__(self, num_queries: int, width: int, num_classes: int, activation: ActivationName = "relu") -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        width: int,
+        num_classes: int,
+        activation: ActivationName = "relu",
+        *,
+        projected: bool = True,
+    ) -> None:
         labels = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
-        super().__init__(num_queries, width, num_classes, partial(BoxHead, zero_init=True, activation=activation))
+        box_head = partial(BoxHead, zero_init=True, activation=activation)
+        super().__init__(num_queries, width, num_classes, box_head, projected)
         self.denoising_labels = labels
-        nn.init.xavier_uniform_(self.memory_projection.weight)
+        if isinstance(self.memory_projection, nn.Linear):
+            nn.init.xavier_uniform_(self.memory_projection.weight)
 
     def forward(self, memory: FeatureMaps) -> Queries:
         """Select the best cells of each image."""
