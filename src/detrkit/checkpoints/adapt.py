@@ -16,7 +16,8 @@ from detrkit.models.detr import DETR
 RESNET_STEM = "backbone.body.conv1.weight"
 RESNET_VD_STEM = "backbone.body.conv1.0.convolution.weight"
 HGNET_STEM = "backbone.body.stem.stem1.convolution.weight"
-FIRST_CONVOLUTIONS = (RESNET_STEM, RESNET_VD_STEM, HGNET_STEM)
+VIT_STEM = "backbone.patch_embedding.weight"
+FIRST_CONVOLUTIONS = (RESNET_STEM, RESNET_VD_STEM, HGNET_STEM, VIT_STEM)
 # rows per class: of the heads, and of RT-DETR's and D-FINE's encoder and denoising queries, which end with that of padding
 _CLASS_ROWS = ("heads.class_head.", "query_source.class_head.", "query_source.denoising_labels.")
 # the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"

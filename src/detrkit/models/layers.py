@@ -30,6 +30,7 @@ class LayerConfig:
 
     Attributes:
         value_projection: deformable attention projects values and outputs.
+        cross_attention_heads: of deformable cross-attention; None for `num_heads`.
     """
 
     width: int
@@ -42,6 +43,7 @@ class LayerConfig:
     num_points: int | tuple[int, ...] = 4
     sampling: Literal["bilinear", "discrete"] = "bilinear"
     value_projection: bool = True
+    cross_attention_heads: int | None = None
 
     @property
     def points_per_level(self) -> tuple[int, ...]:

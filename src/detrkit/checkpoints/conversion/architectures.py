@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion.foundation_fields import FOUNDATION_FIELDS, foundation_fields
 from detrkit.checkpoints.conversion.realtime_fields import REALTIME_FIELDS, published_backbone_fields, realtime_fields
 from detrkit.config.model import ModelConfig
 
-Architecture = Literal["detr", "conditional-detr", "dab-detr", "deformable-detr", "rtdetr", "rtdetrv2", "dfine"]
+Architecture = Literal[
+    "detr", "conditional-detr", "dab-detr", "deformable-detr", "rtdetr", "rtdetrv2", "dfine", "lwdetr", "rfdetr"
+]
 
 
 def _query_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
@@ -69,7 +72,22 @@ class ArchitectureTraits:
 
 # DEIM and RT-DETRv4 are D-FINE with another activation; DEIM's RT-DETRv2 also encodes positions by another MLP
 _REALTIME_VARIABLE = frozenset({"max_detections", "num_feature_levels", "activation"})
+_FOUNDATION_VARIABLE = frozenset({"max_detections", "num_feature_levels"})
 ARCHITECTURES: dict[Architecture, ArchitectureTraits] = {
+    "rfdetr": ArchitectureTraits(
+        FOUNDATION_FIELDS,
+        "backbone.mask_token",
+        foundation_fields,
+        _FOUNDATION_VARIABLE,
+        lambda config: config.backbone.startswith("dinov2-"),
+    ),
+    "lwdetr": ArchitectureTraits(
+        FOUNDATION_FIELDS,
+        "backbone.class_position",
+        foundation_fields,
+        _FOUNDATION_VARIABLE,
+        lambda config: config.backbone.startswith("vit-"),
+    ),
     "dfine": ArchitectureTraits(
         {**REALTIME_FIELDS, "decoder": "fine_grained", "fusion_block": "rep_ncsp_elan"},
         "heads.initial_box_head.",

@@ -20,6 +20,8 @@ from detrkit.checkpoints.conversion import (
     detr_official,
     dfine_huggingface,
     dfine_official,
+    lwdetr_official,
+    rfdetr_official,
     rtdetr_huggingface,
     rtdetr_official,
     rtdetrv2_huggingface,
@@ -84,6 +86,8 @@ class HuggingFaceConversion(Protocol):
 
 
 OFFICIAL: dict[Architecture, OfficialConversion] = {
+    "lwdetr": lwdetr_official,  # these before Deformable DETR, whose attention they have
+    "rfdetr": rfdetr_official,
     "detr": detr_official,
     "conditional-detr": conditional_detr_official,
     "dab-detr": dab_detr_official,
