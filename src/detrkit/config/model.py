@@ -250,6 +250,16 @@ class ModelConfig(BaseModel):
         return self.patch_size * self.num_windows if self.is_vit else 1
 
     @property
+    def published_side(self) -> int | None:
+        """Side in pixels of the square images that published weights of the architecture expect; None if not square."""
+        if self.is_vit:
+            if self.backbone.startswith("vit-"):
+                return 640
+            divisor = self.size_divisor  # DINOv2's own grid of positions need not fit the windows
+            return -(-self.position_grid * self.patch_size // divisor) * divisor
+        return 640 if self.is_hybrid else None
+
+    @property
     def has_published_positions(self) -> bool:
         """True if positions are added where the published code and Hugging Face's add them."""
         return self.position_embedding != "none" and self.position_injections == {"attention"}

@@ -1,6 +1,6 @@
 """Rules across the fields of a model's configuration. Importing this module does not import torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from detrkit.config.model import PROJECTOR_SCALES, ModelConfig
 from detrkit.errors import ConfigError, arg
@@ -38,6 +38,25 @@ def check_rules(rules: Rules) -> None:
     for is_broken, message in rules:
         if is_broken:
             raise ConfigError(message)
+
+
+def check_image_size(size: Sequence[int], divisor: int) -> None:
+    """Check that an image can be cut into patches and windows of a ViT.
+
+    Args:
+        size: (height, width) in pixels.
+        divisor: see `ModelConfig.size_divisor`.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if all(side and side % divisor == 0 for side in size):
+        return
+    below, above = ([max(divisor, side // divisor * divisor + step) for side in size] for step in (0, divisor))
+    raise ConfigError(
+        f"images of {size[0]} x {size[1]} pixels (height x width) cannot be cut into patches and windows of this model: "
+        f"sides must be multiples of {divisor}. The nearest are {below[0]} x {below[1]} and {above[0]} x {above[1]}."
+    )
 
 
 def check_model(model: ModelConfig) -> None:

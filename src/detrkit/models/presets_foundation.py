@@ -85,13 +85,3 @@ REFUSED_PRESETS: Mapping[str, str] = {
     **dict.fromkeys(("rfdetr-xlarge", "rfdetr-2xlarge", "rfdetr-xl", "rfdetr-2xl"), _PLATFORM),
     **dict.fromkeys(("deimv2-s", "deimv2-m", "deimv2-l", "deimv2-x"), _DINOV3),
 }
-# side of the square images that weights were published for, in pixels
-PUBLISHED_SIZES: Mapping[str, int] = {
-    **{name: 640 for name in FOUNDATION_PRESETS if name.startswith("lwdetr-")},
-    "rfdetr-nano": 384,
-    "rfdetr-small": 512,
-    "rfdetr-medium": 576,
-    "rfdetr-base": 560,
-    "rfdetr-large": 704,
-    "rfdetr-large-deprecated": 560,
-}

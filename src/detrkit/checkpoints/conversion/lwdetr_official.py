@@ -4,7 +4,7 @@ The rules for everything but the backbone are shared by RF-DETR, whose code deri
 groups are one matrix there, and those of positions begin with the position of the class token.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,30 +27,42 @@ from detrkit.config.model import ModelConfig
 
 computed_entries = detr_official.computed_entries
 PREFIX = "backbone.0."
-_CONV_NORM = (("convolution.", "conv."), ("norm.", "bn."))
 
 
-def projector_rules(other: str, levels: str = "stages.{n}.", samplers: str = "stages_sampling.{n}.") -> list[Rule]:
-    """Return rules for the projector; `other` is its prefix in the other format."""
-    own, fuse, stage = "neck.projection.levels.{n}.", "neck.projection.levels.{n}.fuse.", f"{other}{levels}0."
-    sampler, other_sampler = f"{own}samplers.{{n}}.{{n}}.", f"{other}{samplers}{{n}}.{{n}}."
-    return [
-        *(
-            (mine + part, theirs + name)
-            for mine, theirs in (
-                (f"{fuse}conv1.", f"{stage}cv1."),
-                (f"{fuse}conv2.", f"{stage}cv2."),
-                (f"{fuse}blocks.{{n}}.0.", f"{stage}m.{{n}}.cv1."),
-                (f"{fuse}blocks.{{n}}.1.", f"{stage}m.{{n}}.cv2."),
-                (sampler, other_sampler),
-            )
-            for part, name in _CONV_NORM
-        ),
-        (sampler, other_sampler),
-        (f"{own}norm.", f"{other}{levels}1."),
-    ]
+def projector_rules(
+    own: str = "neck.projection.levels.{n}.",
+    *,
+    fuse: str,
+    parts: Sequence[str],
+    norm: str,
+    sampler: str | None = None,
+    conv_norm: Sequence[tuple[str, str]],
+) -> list[Rule]:
+    """Return rules for the projector.
+
+    Args:
+        own: prefix of a level in detrkit.
+        fuse: prefix of its `C2f` in the other format.
+        parts: names there of its first and last convolution, and of the first and second one of its blocks.
+        norm: name there of the level's norm.
+        sampler: prefix there of what resamples the maps; None for none.
+        conv_norm: names of the parts of a `ConvNorm` in detrkit and there.
+    """
+    own_parts = ("conv1.", "conv2.", "blocks.{n}.0.", "blocks.{n}.1.")
+    own_sampler = f"{own}samplers.{{n}}.{{n}}."
+    blocks = [(f"{own}fuse.{mine}", fuse + theirs) for mine, theirs in zip(own_parts, parts, strict=True)]
+    blocks += [] if sampler is None else [(own_sampler, sampler)]
+    rules = [(mine + part, theirs + name) for mine, theirs in blocks for part, name in conv_norm]
+    return [*rules, *([] if sampler is None else [(own_sampler, sampler)]), (f"{own}norm.", norm)]
 
 
+PROJECTOR_RULES = projector_rules(
+    fuse=f"{PREFIX}projector.stages.{{n}}.0.",
+    parts=("cv1.", "cv2.", "m.{n}.cv1.", "m.{n}.cv2."),
+    norm=f"{PREFIX}projector.stages.{{n}}.1.",
+    sampler=f"{PREFIX}projector.stages_sampling.{{n}}.{{n}}.{{n}}.",
+    conv_norm=(("convolution.", "conv."), ("norm.", "bn.")),
+)
 # of the decoder, the heads and the selection of queries
 TRANSFORMER_RULES: list[Rule] = [
     ("decoder.layers.{n}.self_attention.output_projection.", f"{DECODER_LAYER}self_attn.out_proj."),
@@ -89,11 +101,10 @@ _RULES: list[Rule] = [
     (f"{_BLOCK}feed_forward.expand.", f"{_OTHER_BLOCK}mlp.fc1."),
     (f"{_BLOCK}feed_forward.contract.", f"{_OTHER_BLOCK}mlp.fc2."),
     (f"{_BLOCK}feed_forward_scale", f"{_OTHER_BLOCK}gamma_2"),
-    *projector_rules(f"{PREFIX}projector."),
+    *PROJECTOR_RULES,
     *TRANSFORMER_RULES,
 ]
-_PROJECTIONS = ("query_projection", "key_projection", "value_projection")
-_PACKED = "attn.qkv.weight"
+_QKV, _IN_PROJ = ".attn.qkv.weight", ".attn.in_proj_weight"  # query, key and value in one matrix
 
 
 def matches(names: Collection[str]) -> bool:
@@ -103,27 +114,16 @@ def matches(names: Collection[str]) -> bool:
 
 def to_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename official entries to detrkit's."""
-    split: dict[str, Tensor] = {}
-    for name, tensor in without_step_counters(state).items():
-        if name.endswith(_PACKED):
-            prefix = name.removesuffix("qkv.weight")
-            split |= {f"{prefix}{one}.weight": rows for one, rows in zip(_PROJECTIONS, tensor.chunk(3), strict=True)}
-        else:
-            split[name] = tensor
-    return split_tables(rename_to_detrkit(split_in_proj(split), _RULES))
+    packed = {name.replace(_QKV, _IN_PROJ): tensor for name, tensor in without_step_counters(state).items()}
+    return split_tables(rename_to_detrkit(split_in_proj(packed), _RULES))
 
 
 def from_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename detrkit's entries to the official ones."""
-    renamed = merge_in_proj(rename_from_detrkit(merge_tables(state), _RULES))
-    merged: dict[str, Tensor] = {}
-    for name, tensor in renamed.items():
-        prefix, _, projection = name.partition(".attn.")
-        if not name.startswith(PREFIX) or not projection.endswith("_projection.weight"):
-            merged[name] = tensor
-        elif projection.startswith("query"):
-            merged[f"{prefix}.{_PACKED}"] = torch.cat([renamed[f"{prefix}.attn.{one}.weight"] for one in _PROJECTIONS])
-    return merged
+    packed = merge_in_proj(rename_from_detrkit(merge_tables(state), _RULES))
+    return {
+        name.replace(_IN_PROJ, _QKV) if name.startswith(PREFIX) else name: tensor for name, tensor in packed.items()
+    }
 
 
 def split_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,9 @@ from detrkit.checkpoints.conversion import (
     detr_official,
     dfine_huggingface,
     dfine_official,
+    lwdetr_huggingface,
     lwdetr_official,
+    rfdetr_huggingface,
     rfdetr_official,
     rtdetr_huggingface,
     rtdetr_official,
@@ -106,6 +108,8 @@ HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConver
     "rtdetrv2": rtdetrv2_huggingface,
     "dfine": dfine_huggingface,
     "deformable-detr": deformable_detr_huggingface,
+    "lwdetr": lwdetr_huggingface,
+    "rfdetr": rfdetr_huggingface,
 }
 
 

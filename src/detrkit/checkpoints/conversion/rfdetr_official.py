@@ -14,7 +14,7 @@ from detrkit.checkpoints.conversion.key_mapping import (
     split_in_proj,
     without_step_counters,
 )
-from detrkit.checkpoints.conversion.lwdetr_official import PREFIX, TRANSFORMER_RULES, projector_rules
+from detrkit.checkpoints.conversion.lwdetr_official import PREFIX, PROJECTOR_RULES, TRANSFORMER_RULES
 
 _ENCODER = f"{PREFIX}encoder.encoder."
 _EMBEDDINGS = "embeddings."
@@ -57,7 +57,7 @@ _ATTENTION = {
 }
 _RULES: list[Rule] = [
     *dinov2_rules(_ENCODER, _ATTENTION),
-    *projector_rules(f"{PREFIX}projector."),
+    *PROJECTOR_RULES,
     *TRANSFORMER_RULES,
 ]
 fields_from_args, args_from_config = lwdetr_official.fields_from_args, lwdetr_official.args_from_config

@@ -7,7 +7,6 @@ LW-DETR's ViT was pretrained by CAE v2: no class token, no bias of the keys, fea
 DINOv2: a class token, which every window has a copy of, and a norm of the features.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.config.model import ViTName
-from detrkit.errors import ConfigError
+from detrkit.config.model_validation import check_image_size
 from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.interpolation import resize_table
 from detrkit.models.layers import FeedForward, LayerConfig, checkpointed
@@ -88,7 +87,7 @@ class ViTBlock(nn.Module):
         self.feed_forward_scale = nn.Parameter(torch.full((width,), variant.initial_scale))
         self.drop_path = drop_path
 
-    def forward(self, tokens: Float[Tensor, "N S C"], num_together: int, num_windows: int) -> Float[Tensor, "N S C"]:
+    def forward(self, tokens: Float[Tensor, "N S D"], num_together: int, num_windows: int) -> Float[Tensor, "N S D"]:
         """Compute the next state of the tokens.
 
         Args:
@@ -102,7 +101,7 @@ class ViTBlock(nn.Module):
         output = self.feed_forward(self.feed_forward_norm(tokens))
         return torch.addcmul(tokens, self._dropped(output, num_windows), self.feed_forward_scale)
 
-    def _dropped(self, branch: Float[Tensor, "N S C"], num_windows: int) -> Float[Tensor, "N S C"]:
+    def _dropped(self, branch: Float[Tensor, "N S D"], num_windows: int) -> Float[Tensor, "N S D"]:
         """Leave out the branch for some images, and scale it by 1 / (1 - p) for the others."""
         if not self.training or self.drop_path == 0:
             return branch
@@ -189,7 +188,7 @@ class ViTBackbone(nn.Module):
             ConfigError: a side of the images is not a multiple of the patches times the windows.
         """
         if not torch.compiler.is_compiling():
-            check_size((images.shape[-2], images.shape[-1]), self.layout.patch_size * self.layout.num_windows)
+            check_image_size((images.shape[-2], images.shape[-1]), self.layout.patch_size * self.layout.num_windows)
         tokens, grid = self._embed(images)
         num_windows = self.layout.num_windows**2
         features: list[Tensor] = []
@@ -200,7 +199,7 @@ class ViTBackbone(nn.Module):
                 features.append(self._to_map(tokens, grid))
         return features
 
-    def _embed(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "N S C"], tuple[int, int]]:
+    def _embed(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "N S D"], tuple[int, int]]:
         """Return the tokens of all windows, and the number of rows and columns of patches."""
         patches = self.patch_embedding(images)
         height, width = patches.shape[-2:]
@@ -214,14 +213,14 @@ class ViTBackbone(nn.Module):
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
         return tokens, (height, width)
 
-    def _to_windows(self, maps: Float[Tensor, "B h w C"]) -> Float[Tensor, "N S C"]:
+    def _to_windows(self, maps: Float[Tensor, "B h w D"]) -> Float[Tensor, "N S D"]:
         """Partition maps into windows, row by row, and flatten each."""
         count = self.layout.num_windows
         height, width = maps.shape[1] // count, maps.shape[2] // count
         windows = maps.unflatten(2, (count, width)).unflatten(1, (count, height)).transpose(2, 3)
         return windows.reshape(-1, height * width, maps.shape[-1])
 
-    def _to_map(self, tokens: Float[Tensor, "N S C"], grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    def _to_map(self, tokens: Float[Tensor, "N S D"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:
         """Undo `_to_windows` without the tokens that are no patches; channels are last in memory."""
         patches = self.norm(tokens if self.tokens is None else tokens[:, len(self.tokens) :])
         count = self.layout.num_windows
@@ -237,18 +236,3 @@ class ViTBackbone(nn.Module):
                     parameter.requires_grad_(False)
         for block in self.blocks[: max(frozen_stages - 1, 0)]:
             block.requires_grad_(False)
-
-
-def check_size(size: Sequence[int], divisor: int) -> None:
-    """Check that an image can be cut into patches and windows.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if all(side and side % divisor == 0 for side in size):
-        return
-    below, above = ([max(divisor, side // divisor * divisor + step) for side in size] for step in (0, divisor))
-    raise ConfigError(
-        f"images of {size[0]} x {size[1]} pixels (height x width) cannot be cut into the patches and windows of this model: "
-        f"sides must be multiples of {divisor}. The nearest are {below[0]} x {below[1]} and {above[0]} x {above[1]}."
-    )
