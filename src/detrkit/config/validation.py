@@ -116,16 +116,22 @@ def _auxiliary_rules(auxiliary: AuxiliaryQueriesConfig) -> Rules:
 
 
 def _selected_query_rules(model: ModelConfig, auxiliary: AuxiliaryQueriesConfig) -> Rules:
-    """Rules for the denoising queries of RT-DETR and D-FINE."""
+    """Rules for training-only queries of RT-DETR, D-FINE, LW-DETR and RF-DETR."""
     is_selected = model.queries == "selected"
+    makes_queries = auxiliary.query_groups > 1 or auxiliary.hybrid_queries > 0
     return [
+        (
+            model.queries == "mixed" and (auxiliary.has_denoising or makes_queries),
+            f"{arg('query_groups')}, {arg('hybrid_queries')} and denoising do not work with {arg('queries', 'mixed')}, "
+            f"which has groups of its own. Leave them out, or set {arg('group_detr')}.",
+        ),
         (
             is_selected and auxiliary.has_denoising and not auxiliary.contrastive_denoising,
             f"{arg('queries', 'selected')} needs denoising with negatives, as published. Set "
             f"{arg('contrastive_denoising', True)}.",
         ),
         (
-            is_selected and (auxiliary.query_groups > 1 or auxiliary.hybrid_queries > 0),
+            is_selected and makes_queries,
             f"{arg('query_groups')} and {arg('hybrid_queries')} do not work with {arg('queries', 'selected')}, whose "
             "cells are selected once. Leave them out.",
         ),
