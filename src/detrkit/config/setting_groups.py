@@ -181,9 +181,9 @@ class AugmentationConfig(_Group):
         default=0,
         ge=0,
         le=100,
-        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels (ViTs: 3 smaller and "
-        "4 larger multiples of patches x windows); the size itself is drawn so many times as often as any other (RT-DETR: 3); "
-        "0 disables it",
+        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels (ViTs: 3 smaller "
+        "and 4 larger multiples of patches x windows); the size itself is drawn so many times as often as any other "
+        "(RT-DETR: 3); 0 disables it",
     )
     mosaic_until: float = Field(
         default=1.0,
